@@ -1,0 +1,242 @@
+"""Aliases and contracts shared by every room; this module imports nothing of the package.
+
+Shapes are written as in jaxtyping: ``Float[Array, "batch task"]`` is a float array with a row for every individual and a
+column for every task. A *population* is always one more leading axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+__all__ = [
+    "Array",
+    "Episode",
+    "Generator",
+    "Genome",
+    "GenomeSpace",
+    "InputError",
+    "Lineage",
+    "Message",
+    "Outcome",
+    "PRNGKeyArray",
+    "Params",
+    "Progress",
+    "Reply",
+    "Score",
+    "Scores",
+    "Searcher",
+    "Split",
+    "Task",
+    "no_progress",
+]
+
+Params = PyTree[Array]
+"""Weights of one model: any pytree of arrays."""
+
+Genome = PyTree[Array]
+"""What evolution works on. Only its :class:`GenomeSpace` knows what the leaves mean."""
+
+Scores = Float[Array, "batch task"]
+"""``scores[b, k]`` is f_k of individual b, in [0, 1]; a row with a NaN is an individual that could not be evaluated."""
+
+Split = Literal["train", "test"]
+"""The search sees ``train`` only; ``test`` is what is reported."""
+
+
+class InputError(ValueError):
+    """What the user gave (a config, a file, a model, data) can't be used.
+
+    The message is one sentence: what was expected, what came, where, and what to do. The command line prints it and exits
+    with code 2.
+    """
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Search
+
+
+class Lineage(NamedTuple):
+    """Where the children of one ``ask`` come from. A pytree; every leaf has a leading ``batch`` axis.
+
+    Attributes:
+        parents: ids of the two parents, Int ``[batch, 2]``; -1 where there is none.
+        active: index of the active task, Int ``[batch]``; -1 where there is none.
+        key: raw data of the child's own PRNG key, UInt32 ``[batch, 2]``: with the parents it rebuilds the child.
+        omega: the crossover's raw weights ω1, ω2, Float ``[batch, 2]``.
+    """
+
+    parents: Int[Array, "batch 2"]
+    active: Int[Array, " batch"]
+    key: Array
+    omega: Float[Array, "batch 2"]
+
+
+@runtime_checkable
+class GenomeSpace(Protocol):
+    """The set of individuals the search can reach. All methods are pure, jittable and vmappable over ``key`` and genomes."""
+
+    @property
+    def num_experts(self) -> int:
+        """Number K of experts; expert k is the one fine-tuned for task k."""
+        ...
+
+    def expert(self, k: int) -> Genome:
+        """The genome of expert k."""
+        ...
+
+    def crossover(self, parent1: Genome, parent2: Genome, omega: Float[Array, "2"]) -> Genome:
+        """Linear crossover with raw weights ω1, ω2 (see ``operators.crossover_weights``)."""
+        ...
+
+    def mutate(self, key: PRNGKeyArray, genome: Genome, active: Int[Array, ""]) -> Genome:
+        """Mutation of a child while task ``active`` provides quality; the key is consumed."""
+        ...
+
+    def express(self, genome: Genome) -> Params:
+        """The weights of the model that ``genome`` stands for."""
+        ...
+
+
+class Searcher(Protocol):
+    """A black-box optimiser as ask/tell. Pure: the state is one pytree, and nothing else remembers anything."""
+
+    def init(self, genomes: Genome, scores: Scores) -> Any:
+        """The state after the initial individuals (leading axis ``batch``) have been told."""
+        ...
+
+    def ask(self, state: Any, key: PRNGKeyArray, n: int) -> tuple[Genome, Lineage, Any]:
+        """``n`` children (leading axis ``n``), their lineage and the new state; the key is consumed."""
+        ...
+
+    def tell(self, state: Any, genomes: Genome, scores: Scores, lineage: Lineage) -> Any:
+        """The state after the scores of the children of the last ``ask`` are known."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tasks and generation
+
+
+class Message(TypedDict):
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The end of an episode.
+
+    Attributes:
+        value: in [0, 1].
+        reason: one line for the transcript: ``"passed"``, ``"assertion 2 failed"``, ``"wrong answer: …"``.
+    """
+
+    value: float
+    reason: str = ""
+
+
+class Episode(Protocol):
+    """One problem, played as a conversation. Methods may block (sandboxes); one thread at a time calls them."""
+
+    def start(self) -> list[Message]:
+        """Sets the environment up and returns the conversation so far, ending with a user message."""
+        ...
+
+    def step(self, reply: str) -> list[Message] | Score:
+        """Acts on the model's reply: the new messages that follow it, or the score that ends the episode."""
+        ...
+
+    def close(self) -> None:
+        """Frees what ``start`` took; safe to call twice, and before ``start``."""
+        ...
+
+
+class Task(Protocol):
+    """A named set of problems with a train and a test half.
+
+    Attributes:
+        name: as in configs, journals and tables.
+        max_new_tokens: most tokens a reply may have.
+    """
+
+    name: str
+    max_new_tokens: int
+
+    def episodes(self, split: Split) -> Sequence[Episode]:
+        """A fresh episode per problem of the split, always in the same order."""
+        ...
+
+    def demonstrations(self, split: Split) -> list[list[Message]]:
+        """Solved conversations of the split, for fine-tuning: gold solutions replayed through the episodes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a model said.
+
+    Attributes:
+        text: without the stop token.
+        tokens: how many tokens were generated, the stop token included.
+        finish: ``"stop"`` (a stop token), ``"length"`` (the limit) or ``"refused"`` (the prompt does not fit the cache).
+    """
+
+    text: str
+    tokens: int
+    finish: Literal["stop", "length", "refused"]
+
+
+class Generator(Protocol):
+    """Conversations in, replies out; knows nothing of tasks."""
+
+    def generate(self, conversations: Sequence[Sequence[Message]], max_new_tokens: Sequence[int]) -> list[Reply]:
+        """One reply for each conversation, in order, each at most ``max_new_tokens[i]`` tokens."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """An episode that was played to its end.
+
+    Attributes:
+        score: its score.
+        messages: the whole conversation.
+        tokens: tokens generated by the model in all rounds.
+        rounds: how often the model spoke.
+    """
+
+    score: Score
+    messages: tuple[Message, ...]
+    tokens: int
+    rounds: int
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Progress
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+"""``progress(stage, done, total, figures)``: called by long stages, shown by whoever runs them."""
+
+
+def no_progress(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Shows nothing."""
+
+
+def tree_paths(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves of a pytree with their paths as ``"layers/attn/q"``.
+
+    Args:
+        tree: any pytree of dicts, sequences and dataclasses.
+
+    Returns:
+        ``(path, leaf)`` pairs in ``jax.tree`` order.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]

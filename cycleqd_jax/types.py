@@ -11,21 +11,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 __all__ = [
     "Array",
+    "Bool",
     "Episode",
+    "Float",
     "Generator",
     "Genome",
     "GenomeSpace",
     "InputError",
+    "Int",
     "Lineage",
     "Message",
     "Outcome",
     "PRNGKeyArray",
     "Params",
     "Progress",
+    "PyTree",
     "Reply",
     "Score",
     "Scores",
@@ -33,6 +37,7 @@ __all__ = [
     "Split",
     "Task",
     "no_progress",
+    "tree_paths",
 ]
 
 Params = PyTree[Array]
@@ -72,7 +77,7 @@ class Lineage(NamedTuple):
 
     parents: Int[Array, "batch 2"]
     active: Int[Array, " batch"]
-    key: Array
+    key: UInt32[Array, "batch 2"]
     omega: Float[Array, "batch 2"]
 
 
@@ -89,7 +94,7 @@ class GenomeSpace(Protocol):
         """The genome of expert k."""
         ...
 
-    def crossover(self, parent1: Genome, parent2: Genome, omega: Float[Array, "2"]) -> Genome:
+    def crossover(self, parent1: Genome, parent2: Genome, omega: Float[Array, 2]) -> Genome:
         """Linear crossover with raw weights ω1, ω2 (see ``operators.crossover_weights``)."""
         ...
 

@@ -1,0 +1,33 @@
+"""Operators of CycleQD on weights: task vectors, SVD, crossover, mutation, merge.
+
+Everything here works on any pytree of arrays (Flax Linen or NNX states, plain dicts …), is pure, jitted and vmapped across
+stacked matrices, and needs nothing but JAX: other projects are welcome to import this room alone.
+
+A leaf is a *matrix* when the last two axes span one; leading axes are a stack of matrices (layers, experts, heads) that are
+treated one by one. Leaves with ``norm`` or ``bias`` in their path, vectors and scalars are not matrices: SVD mutation lets
+them pass (:func:`is_matrix`, replaceable everywhere by a predicate of your own).
+"""
+
+from cycleqd_jax.operators.crossover import crossover_weights, linear_crossover, normalize_weights
+from cycleqd_jax.operators.merge import merge, softmax_weights, weighted_sum
+from cycleqd_jax.operators.mutation import gaussian_mutation, mutation_coefficients, svd_mutation
+from cycleqd_jax.operators.svd import Factors, compose, factorize, is_matrix
+from cycleqd_jax.operators.task_vector import apply_task_vector, task_vector
+
+__all__ = [
+    "Factors",
+    "apply_task_vector",
+    "compose",
+    "crossover_weights",
+    "factorize",
+    "gaussian_mutation",
+    "is_matrix",
+    "linear_crossover",
+    "merge",
+    "mutation_coefficients",
+    "normalize_weights",
+    "softmax_weights",
+    "svd_mutation",
+    "task_vector",
+    "weighted_sum",
+]

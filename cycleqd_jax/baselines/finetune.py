@@ -1,0 +1,235 @@
+"""Supervised training of the whole model: pretraining of a tiny base, one expert per task, and one model on all data.
+
+AdamW with a linear warm-up and a cosine decay, as the paper's experts were made (β = 0.9, 0.95; the rate rises over the first
+10 % of the steps and falls to 0.2 of its peak). Several steps run per dispatch; weights and moments are float32, whatever the
+model's dtype, and cast once at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from cycleqd_jax.models import llama
+from cycleqd_jax.types import InputError, Params, Progress, no_progress
+
+__all__ = ["Example", "TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss"]
+
+Example = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a conversation, and for each whether it is to be learned (1: a token of a reply) or not (0)."""
+
+_BUCKET = 16  # sequences are padded to a multiple of this: few shapes, so few compilations
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        steps: number of updates.
+        batch_size: conversations per update.
+        learning_rate: the peak.
+        final_ratio: the last learning rate, as a share of the peak.
+        warmup: share of the steps over which the rate rises linearly from 0.
+        betas: decay rates of AdamW's two moments.
+        weight_decay: decoupled, of matrices only (norms' gains are spared).
+        clip: largest global norm of a gradient.
+        steps_per_dispatch: updates that run on the device between two looks at the loss.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    final_ratio: float = 0.2
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    steps_per_dispatch: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "steps_per_dispatch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected {name} of a training to be 1 or more, got {getattr(self, name)}: correct the config")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"expected {name} of a training to be above 0, got {getattr(self, name)}: correct the config")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainMetrics:
+    """What a training was like.
+
+    Attributes:
+        losses: the loss of every step, in nats per learned token, Float ``[steps]``.
+        tokens: tokens seen, padding not counted.
+        seconds: wall time, compilation included.
+    """
+
+    losses: np.ndarray
+    tokens: int
+    seconds: float
+
+
+def learning_rates(options: TrainOptions) -> Float[np.ndarray, " steps"]:
+    """The learning rate of every step."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=options.learning_rate,
+        warmup_steps=int(options.warmup * options.steps),
+        decay_steps=options.steps,
+        end_value=options.final_ratio * options.learning_rate,
+    )
+    # Step n uses the rate after n + 1 ticks: the first update is not lost to a rate of 0.
+    return np.asarray([schedule(step + 1) for step in range(options.steps)], np.float32)
+
+
+def loss(
+    params: Params, config: llama.LlamaConfig, tokens: Int[Array, "batch time"], mask: Float[Array, "batch time"]
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the tokens with ``mask`` 1, each predicted from those before it, in nats."""
+    logits, _ = llama.forward(params, config, tokens[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    weights = mask[:, 1:]
+    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def _decayed(params: Params) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
+
+
+def _optimizer(betas: tuple[float, float], weight_decay: float, clip: float) -> optax.GradientTransformation:
+    """AdamW at a learning rate of 1: the rate of the step is applied by the loop, so that one program serves all schedules."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(1.0, *betas, weight_decay=weight_decay, mask=_decayed))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "optimizer_options"), donate_argnames=("params", "state"))
+def _train(
+    params: Params,
+    state: Any,
+    tokens: Int[Array, "step batch time"],
+    mask: Float[Array, "step batch time"],
+    rates: Float[Array, " step"],
+    count: Int[Array, ""],
+    config: llama.LlamaConfig,
+    optimizer_options: tuple[tuple[float, float], float, float],
+) -> tuple[Params, Any, Float[Array, " step"]]:
+    """``count`` updates, the first of those given; a shorter last dispatch runs the same compiled program."""
+    optimizer = _optimizer(*optimizer_options)
+
+    def update(step: Array, carry: Any) -> Any:
+        params, state, losses = carry
+        value, gradients = jax.value_and_grad(loss)(params, config, tokens[step], mask[step])
+        updates, state = optimizer.update(gradients, state, params)
+        params = jax.tree.map(lambda p, u: p + rates[step] * u, params, updates)
+        return params, state, losses.at[step].set(value)
+
+    return jax.lax.fori_loop(0, count, update, (params, state, jnp.zeros_like(rates)))
+
+
+def _batches(examples: Sequence[Example], options: TrainOptions, seed: int) -> Iterator[np.ndarray]:
+    """Indices of the examples of every step, Int ``[batch]``: one random permutation after another."""
+    rng = np.random.default_rng(seed)
+    order = np.empty(0, np.int64)
+    for _ in range(options.steps):
+        while len(order) < options.batch_size:
+            order = np.concatenate([order, rng.permutation(len(examples))])
+        yield order[: options.batch_size]
+        order = order[options.batch_size :]
+
+
+def _check(examples: Sequence[Example], config: llama.LlamaConfig) -> None:
+    if not examples:
+        raise InputError("expected at least one training example, got none: check the data that the model is trained on")
+    for number, (ids, mask) in enumerate(examples):
+        if len(ids) != len(mask) or len(ids) < 2 or not any(mask[1:]):
+            raise InputError(
+                f"expected 2 or more tokens, as many mask values and one token to learn in training example {number}, got "
+                f"{len(ids)} tokens, {len(mask)} mask values of which {sum(map(bool, mask))} are set: correct the data"
+            )
+        if len(ids) > config.max_position_embeddings:
+            raise InputError(
+                f"expected at most max_position_embeddings = {config.max_position_embeddings} tokens in training example "
+                f"{number}, got {len(ids)}: shorten the data or enlarge the model's context"
+            )
+        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise InputError(
+                f"expected token ids from 0 to {config.vocab_size - 1} in training example {number}, got {min(ids)} to "
+                f"{max(ids)}: use the tokenizer that belongs to the model"
+            )
+
+
+def finetune(
+    params: Params,
+    config: llama.LlamaConfig,
+    examples: Sequence[Example],
+    options: TrainOptions,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    stage: str = "finetune",
+) -> tuple[Params, TrainMetrics]:
+    """Trains all weights on conversations.
+
+    The same arguments give the same bits on the same machine.
+
+    Args:
+        params: the weights to start from; not changed.
+        config: the model.
+        examples: tokenised conversations; they are shuffled, again and again, for as many steps as asked.
+        options: how to train.
+        seed: of the order of the examples.
+        progress: told the loss and the learning rate after every dispatch.
+        stage: the name that progress and errors call this training by.
+
+    Returns:
+        The new weights, of the dtype of the old ones, and the metrics.
+
+    Raises:
+        InputError: for unusable examples, or when the loss is not finite (a learning rate that is too high).
+    """
+    _check(examples, config)
+    start = time.monotonic()
+    dtypes = jax.tree.map(lambda p: p.dtype, params)
+    params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+    # float32 master weights, products in the dtype that the model will run in
+    config = config.replace(dtype="float32", compute_dtype=config.compute_dtype or config.dtype)
+    optimizer_options = (options.betas, options.weight_decay, options.clip)
+    state = _optimizer(*optimizer_options).init(params)
+    rates = learning_rates(options)
+    indices = list(_batches(examples, options, seed))
+    size = min(options.steps_per_dispatch, options.steps)
+    losses: list[float] = []
+    for first in range(0, options.steps, size):
+        chosen = indices[first : first + size]
+        longest = max(len(examples[i][0]) for batch in chosen for i in batch)
+        shape = (size, options.batch_size, -(-longest // _BUCKET) * _BUCKET)
+        tokens, mask, rate = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(size, np.float32)
+        for step, batch in enumerate(chosen):
+            for row, i in enumerate(batch):
+                ids, learned = examples[i]
+                tokens[step, row, : len(ids)] = ids
+                mask[step, row, : len(ids)] = learned
+        rate[: len(chosen)] = rates[first : first + size]
+        params, state, values = _train(
+            params, state, tokens, mask, rate, np.int32(len(chosen)), config=config, optimizer_options=optimizer_options
+        )
+        losses += np.asarray(values)[: len(chosen)].tolist()
+        bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
+        if bad:
+            raise InputError(
+                f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}: lower "
+                f"learning_rate (now {options.learning_rate}) or check the starting weights for NaN and Inf"
+            )
+        progress(stage, len(losses), options.steps, {"loss": losses[-1], "learning_rate": float(rate[len(chosen) - 1])})
+    params = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
+    seen = sum(len(examples[i][0]) for batch in indices for i in batch)
+    return params, TrainMetrics(np.asarray(losses, np.float32), seen, time.monotonic() - start)

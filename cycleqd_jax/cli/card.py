@@ -1,0 +1,74 @@
+"""The model card of an exported merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cycleqd_jax
+from cycleqd_jax.config import RunConfig
+
+__all__ = ["model_card"]
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def model_card(config: RunConfig, folders: Mapping[str, Path], merged: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The README.md of a model folder: Hugging Face metadata, lineage and scores.
+
+    Args:
+        config: of the run.
+        folders: of base and experts, by the names of the results table.
+        merged: the aggregated model's elites, weights and mixing coefficients.
+        results: the results table.
+    """
+    base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
+    meta = {
+        "base_model": [str(folders["base"]), *(str(folders[f"expert/{name}"]) for name in config.task_names)],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "cycleqd"],
+    }
+    names = [*config.task_names, "average"]
+    rows = [
+        f"| {method} | " + " | ".join(_cell(scores["test"][name]) for name in names) + " |"
+        for method, scores in results["methods"].items()
+    ]
+    elites = [
+        f"| {name} | {identity} | {beta:.4f} |"
+        for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True)
+    ]
+    mixing = ""
+    if merged["mixing"] is not None:
+        parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.task_names, merged["mixing"], strict=True))
+        mixing = (
+            f"\nWeights of the experts' task vectors after crossover: {parts}; SVD mutation adds to them matrix by matrix.\n"
+        )
+    return f"""---
+{yaml.safe_dump(meta, sort_keys=False).strip()}
+---
+
+# {config.name}: experts merged by CycleQD
+
+Evolved with cycleqd_jax {cycleqd_jax.__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
+{config.search.generations} generations of {config.search.batch_size}, seed {config.seed}. The weights are
+θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*).
+
+| archive | individual | β |
+|---|---|---|
+{chr(10).join(elites)}
+{mixing}
+## Scores on the test half (%)
+
+| method | {" | ".join(names)} |
+|---|{"---|" * len(names)}
+{chr(10).join(rows)}
+
+`cycleqd run` with the run folder's `config.yaml` makes this model again.
+"""

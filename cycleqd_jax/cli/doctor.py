@@ -1,0 +1,53 @@
+"""``cycleqd doctor``: what this machine has."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+from cycleqd_jax.cli.folder import versions
+from cycleqd_jax.sandbox import detect
+
+__all__ = ["doctor"]
+
+EXTRAS = {
+    "cuda12": ("jax_cuda12_plugin", "NVIDIA GPUs"),
+    "dev": ("hypothesis", "the test suite"),
+}
+
+
+def doctor() -> None:
+    """Prints devices, versions, isolation, data and extras."""
+    print("versions")
+    for name, version in versions().items():
+        print(f"  {name:18} {version}")
+    print(f"  {'system':18} {platform.system()} {platform.release()}, {os.cpu_count()} cores")
+    print("devices")
+    for device in jax.devices():
+        stats = device.memory_stats() or {}
+        memory = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
+        print(f"  {device.platform}:{device.id} {device.device_kind}{memory}")
+    print("isolation of executed replies (the first is taken)")
+    found = detect()
+    for isolation in found:
+        print(f"  {isolation.name:18} {isolation.description}")
+    if not any(isolation.name != "none" for isolation in found):
+        print("  nothing holds here: install bubblewrap (apt-get install bubblewrap)")
+    print("data")
+    data = os.environ.get("CYCLEQD_DATA")
+    if data is None:
+        print("  CYCLEQD_DATA is not set: generated miniature problems only; tests on third-party data are skipped")
+    elif not Path(data).is_dir():
+        print(f"  CYCLEQD_DATA is {data}, which is not a folder")
+    else:
+        for folder in sorted(path for path in Path(data).iterdir() if path.is_dir()):
+            print(f"  {folder.name:18} {', '.join(sorted(path.name for path in folder.glob('*.jsonl')))}")
+    print("extras")
+    for extra, (module, purpose) in EXTRAS.items():
+        there = "installed" if importlib.util.find_spec(module) else f"not installed (pip install 'cycleqd_jax[{extra}]')"
+        print(f"  {extra:18} {purpose}: {there}")

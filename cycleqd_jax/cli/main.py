@@ -1,0 +1,152 @@
+"""Arguments, exit codes and messages of the ``cycleqd`` command; the work is done in ``stages``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cycleqd_jax
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+CycleQD: evolve fine-tuned experts that share a base model into one model with all their skills.
+
+  cycleqd run configs/quickstart.yaml            everything, from nothing to a report; run it again to continue
+  cycleqd run my.yaml seed=1 search.generations=400 output=runs/seed1
+
+Every command that takes a CONFIG takes overrides after it: dotted keys, YAML values, list items by name or number
+(tasks.mbpp.train_size=8). A run folder holds config.yaml, history.jsonl, checkpoints/, grid.json, tables/, transcripts/,
+model/, figures/ and report.html.
+
+exit codes: 0 done · 2 bad input, nothing was written over · 3 the sandbox is broken, run again to continue · 130 interrupted
+"""
+
+STAGES = {
+    "run": "all stages in order; continues where it stopped",
+    "finetune": "train the tiny base if none is given, the experts, and one model on all the data",
+    "evolve": "evolve the archives; continues from journal and checkpoints",
+    "aggregate": "merge the archives' elites and say what they are and how much of each",
+    "evaluate": "score base, experts, merges and CycleQD on both halves; prints the table",
+    "export": "write the aggregated model as a Hugging Face folder",
+    "report": "draw figures, tables and the page of a run folder",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cycleqd", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"cycleqd_jax {cycleqd_jax.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in STAGES.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == "report":
+            command.add_argument("folder", type=Path, nargs="+", help="run folders; several are averaged into one table")
+            continue
+        command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the config")
+        if name == "evaluate":
+            command.add_argument("--model", type=Path, help="score this Hugging Face folder instead, and write nothing")
+    generate = commands.add_parser("generate", help="let a model answer a prompt", description="Let a model answer a prompt.")
+    generate.add_argument("model", metavar="MODEL", help="Hugging Face folder, such as runs/quickstart/model")
+    generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from standard input")
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (256)")
+    doctor = "say which devices, versions, isolation, data and extras there are"
+    commands.add_parser("doctor", help=doctor, description=doctor[0].upper() + doctor[1:] + ".")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from cycleqd_jax.sandbox import InfraError
+    from cycleqd_jax.types import InputError
+
+    try:
+        _dispatch(args)
+    except InputError as error:
+        print(f"cycleqd: {error}", file=sys.stderr)
+        return 2
+    except InfraError as error:
+        print(f"cycleqd: {error}\nNothing was scored by it; the same command continues.", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("\ncycleqd: interrupted; the same command continues.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _dispatch(args: argparse.Namespace) -> None:
+    if args.command == "doctor":
+        from cycleqd_jax.cli.doctor import doctor
+
+        doctor()
+    elif args.command == "generate":
+        from cycleqd_jax.cli.generate import generate
+
+        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+        generate(args.model, prompt, args.max_new_tokens)
+    elif args.command == "report":
+        _report(args.folder)
+    else:
+        _stage(args)
+
+
+def _report(folders: Sequence[Path]) -> None:
+    from cycleqd_jax import report
+
+    for folder in folders:
+        for path in report.write_report(folder):
+            print(path)
+    print(report.results_table(folders))
+
+
+def _stage(args: argparse.Namespace) -> None:
+    from cycleqd_jax import report
+    from cycleqd_jax.cli.stages import Run
+    from cycleqd_jax.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    model = getattr(args, "model", None)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(report.ProgressBar())
+        run = stack.enter_context(Run(config, progress=progress, say=progress.say, claim=model is None))
+        if model is not None:
+            run.evaluate_folder(model)
+            return
+        if args.command in ("run", "finetune"):
+            run.models.train()
+        if args.command in ("run", "evolve"):
+            run.evolve()
+        if args.command == "aggregate":
+            merged = run.merged
+            for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True):
+                progress.say(f"{name}: individual {identity}, weight {beta:.3f}")
+        if args.command == "run":
+            run.results()
+        if args.command == "evaluate":
+            run.evaluate()
+        if args.command in ("run", "export"):
+            progress.say(f"model: {run.export()}")
+        if args.command == "run":
+            run.report()
+    if args.command in ("run", "evaluate"):
+        print(report.results_table([config.folder]))
+    if args.command == "run":
+        print(f"report: {config.folder / 'report.html'}")

@@ -1,0 +1,329 @@
+"""The stages of a run, each of which leaves its result in the run folder or the cache and is skipped where that lies."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cycleqd_jax
+from cycleqd_jax import genome, operators, report, search
+from cycleqd_jax.cli.card import model_card
+from cycleqd_jax.cli.folder import claim_folder, write_json, write_text
+from cycleqd_jax.cli.models import RECIPE, Models
+from cycleqd_jax.config import RunConfig, TaskConfig
+from cycleqd_jax.engine import ChatGenerator, Engine
+from cycleqd_jax.models import chat, hf, llama
+from cycleqd_jax.qd import CycleQD, CycleQDState, EliteSelector, UniformSelector
+from cycleqd_jax.sandbox import Limits, Sandbox
+from cycleqd_jax.tasks import TASKS, miniature
+from cycleqd_jax.types import InputError, Message, Params, Progress, Split, Task
+
+__all__ = ["Run"]
+
+SPLITS: tuple[Split, Split] = ("train", "test")
+MINIATURE_SIZES = {"train": 32, "test": 64, "finetune": 2000}
+
+
+class Run:
+    """One run: its config, and what its stages share. A context manager that closes the sandbox.
+
+    Attributes:
+        config: the config.
+        folder: the run folder.
+        models: base and experts.
+        sandbox: where replies are executed.
+        tasks: the tasks, in order.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, progress: Progress, say: Callable[[str], None] = print, claim: bool = True
+    ) -> None:
+        """Checks everything that can be checked before anything expensive is done, then takes the run folder.
+
+        Args:
+            config: of the run.
+            progress: shown while long stages run.
+            say: for single lines.
+            claim: take the run folder; otherwise nothing is written there.
+
+        Raises:
+            InputError: for anything wrong with config, data, models or run folder.
+            InfraError: when no sandbox holds.
+        """
+        self.config = config
+        self.folder = config.folder
+        self._progress = progress
+        self._say = say
+        for task in config.tasks:
+            if task.kind not in TASKS:
+                raise InputError(f"task {task.name!r} is of the kind {task.kind!r}; known kinds: {', '.join(TASKS)}.")
+        limits = config.sandbox
+        with contextlib.ExitStack() as stack:
+            self.sandbox = stack.enter_context(
+                contextlib.closing(
+                    Sandbox(
+                        limits.isolation,
+                        limits=Limits(
+                            wall_s=limits.wall_s, cpu_s=limits.cpu_s, memory_mb=limits.memory_mb, disk_mb=limits.disk_mb
+                        ),
+                        workers=limits.workers,
+                    )
+                )
+            )
+            self.tasks = [self._task(task) for task in config.tasks]
+            self.models = Models(config, self._lessons, progress)
+            if claim:
+                claim_folder(config)
+            self._stack = stack.pop_all()
+        self._say(f"sandbox: {self.sandbox.isolation.name} ({self.sandbox.isolation.description})")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def workers(self) -> int:
+        """Sandboxes at work at the same time."""
+        return self.config.sandbox.workers or os.cpu_count() or 1
+
+    # Tasks
+
+    def _miniature(self, task: TaskConfig) -> dict[str, Path]:
+        """Files of generated problems; written once, the same for the same seed and sizes."""
+        sizes = {"train": task.train_size or MINIATURE_SIZES["train"], "test": task.test_size or MINIATURE_SIZES["test"]}
+        name = f"{cycleqd_jax.__version__}-{RECIPE}-seed{self.config.seed}-{sizes['train']}-{sizes['test']}"
+        folder = Path(self.config.cache) / "miniature" / name / task.kind
+        wanted = {split: folder / f"{split}.jsonl" for split in SPLITS}
+        if not folder.exists():
+            temporary = folder.with_name(f".{task.kind}.{os.getpid()}")
+            miniature.write(temporary, self.config.seed, sizes["train"], sizes["test"], [task.kind])
+            with contextlib.suppress(OSError):  # another run may have been faster: its files are the same
+                (temporary / task.kind).rename(folder)
+            shutil.rmtree(temporary)
+        return wanted  # type: ignore[return-value]
+
+    def _task(self, task: TaskConfig, finetune: str | None = None) -> Task:
+        options = dict(task.options)
+        if task.train is None:
+            if task.kind not in miniature.TASKS:
+                raise InputError(f"task {task.name!r} needs a train file: there are no miniature problems of its kind.")
+            files: dict[str, Any] = self._miniature(task)
+            options = options if task.kind == "mbpp" else {"prompt": "brief", **options}
+        elif task.test is None:
+            files = {"data": task.train}
+        else:
+            files = {"train": finetune or task.train, "test": task.test}
+        try:
+            return TASKS[task.kind](
+                **files,
+                **options,
+                name=task.name,
+                sandbox=self.sandbox,
+                max_new_tokens=task.max_new_tokens,
+                cache=Path(self.config.cache) / "demonstrations",
+                workers=self.workers,
+            )
+        except TypeError as error:
+            raise InputError(f"task {task.name!r}: the options {options} do not suit its kind ({error}).") from error
+
+    def _lessons(self, task: TaskConfig) -> list[list[Message]]:
+        if task.train is None:
+            return miniature.lessons(task.kind, self.config.seed, task.finetune_size or MINIATURE_SIZES["finetune"])
+        source = self.tasks[self.config.task_names.index(task.name)]
+        if task.finetune is not None:
+            source = self._task(task, task.finetune)
+        self._say(f"replaying gold solutions of {task.name}")
+        found = source.demonstrations("train")
+        if not found:
+            raise InputError(f"none of the gold solutions in {task.finetune or task.train} scores in the sandbox.")
+        return found[: task.finetune_size]
+
+    def evaluator_of(self, config: llama.LlamaConfig, tokenizer: chat.ChatTokenizer) -> search.Evaluator:
+        """An evaluator for models of one architecture and tokenizer."""
+        options = self.config.engine
+        engine = Engine(
+            config,
+            slots=options.slots,
+            max_len=options.max_len,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+        )
+        sizes = {task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks}
+        return search.Evaluator(engine.load, ChatGenerator(engine, tokenizer), self.tasks, sizes=sizes, workers=self.workers)
+
+    @functools.cached_property
+    def evaluator(self) -> search.Evaluator:
+        """Plays all tasks with the models of this run."""
+        return self.evaluator_of(self.models.config, self.models.tokenizer)
+
+    # Search
+
+    @functools.cached_property
+    def space(self) -> genome.ExpertSpace | genome.DenseSpace:
+        """The genome space of the config."""
+        params = self.models.params
+        experts = [params[f"expert/{name}"] for name in self.config.task_names]
+        options = self.config.genome
+        if options.space == "dense":
+            return genome.DenseSpace.from_experts(params["base"], experts, mutation=options.mutation, strength=options.strength)
+        w_max = 0.0 if options.mutation == "none" else options.strength
+        return genome.ExpertSpace.from_experts(params["base"], experts, rank=options.rank, w_max=w_max)
+
+    @functools.cached_property
+    def searcher(self) -> CycleQD:
+        """CycleQD as configured."""
+        options = self.config.search
+        elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
+        bounds = options.bounds
+        return CycleQD(
+            space=self.space,
+            bins=options.bins,
+            mu=options.mu,
+            sigma=options.sigma,
+            selector=elite if options.selection == "elite" else UniformSelector(),
+            bounds=None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in self.config.task_names),
+        )
+
+    @functools.cached_property
+    def final_state(self) -> CycleQDState:
+        """State after the last generation; evolves to there from wherever the run folder stands."""
+        names = self.config.task_names
+        checkpoints = search.Checkpoints(
+            self.folder / "checkpoints", every=self.config.checkpoint.every, keep=self.config.checkpoint.keep
+        )
+        experts = [self.space.expert(k) for k in range(len(names))]
+        with contextlib.closing(checkpoints):
+            state = search.evolve(
+                self.searcher,
+                jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts),
+                self.space.express,
+                self.evaluator,
+                tasks=names,
+                key=jax.random.key(self.config.seed),
+                generations=self.config.search.generations,
+                batch_size=self.config.search.batch_size,
+                journal=search.Journal(self.folder / "history.jsonl"),
+                checkpoints=checkpoints,
+                progress=self._progress,
+            )
+        edges = {name: row.tolist() for name, row in zip(names, np.asarray(state.archives.edges), strict=True)}
+        bounds = {name: [row[0], row[-1]] for name, row in edges.items()}
+        grid = {"tasks": list(names), "bins": state.archives.bins, "bounds": bounds, "edges": edges}
+        write_json(self.folder / "grid.json", grid)
+        return state
+
+    def evolve(self) -> None:
+        """Evolves the archives."""
+        _ = self.final_state
+
+    @functools.cached_property
+    def merged(self) -> dict[str, Any]:
+        """The aggregated model: its ``params``, the ``elites`` it is made of, their weights ``beta``, and ``mixing``."""
+        aggregated, beta, ids = search.aggregate(self.final_state.archives)
+        mixing = aggregated.mixing.tolist() if isinstance(aggregated, genome.ExpertGenome) else None
+        return {
+            "params": self.space.express(aggregated),
+            "elites": ids.tolist(),
+            "beta": beta.tolist(),
+            "mixing": mixing,
+        }
+
+    @functools.cached_property
+    def best_elite(self) -> dict[str, Any]:
+        """The elite of best average on the train half, whichever archive it is in: its ``id`` and ``params``."""
+        archives = self.final_state.archives
+        extra = archives.repertoires.extra_scores
+        means = jnp.where(archives.occupied(), extra["scores"].mean(-1), -jnp.inf)
+        place = jnp.unravel_index(jnp.argmax(means), means.shape)
+        elite = jax.tree.map(lambda leaf: leaf[place], archives.repertoires.genotypes)
+        return {"id": int(extra["id"][place]), "params": self.space.express(elite)}
+
+    # Results
+
+    def contestants(self) -> Iterator[tuple[str, Params]]:
+        """The rows of the results table."""
+        params = self.models.params
+        yield from params.items()
+        taus = [operators.task_vector(params[f"expert/{name}"], params["base"]) for name in self.config.task_names]
+        yield "uniform_merge", operators.merge(params["base"], taus, [1 / len(taus)] * len(taus))
+        yield "cycleqd_best_elite", self.best_elite["params"]
+        yield "cycleqd", self.merged["params"]
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores every row on both halves; writes ``tables/results.json`` and ``transcripts/``."""
+        rows = list(self.contestants())
+        methods: dict[str, dict[str, Any]] = {}
+        for done, (name, params) in enumerate(rows):
+            self._progress("measure", done, len(rows), {})
+            methods[name] = {split: self._score(name, params, split) for split in SPLITS}
+        self._progress("measure", len(rows), len(rows), {})
+        results = {
+            "methods": methods,
+            "tasks": list(self.config.task_names),
+            "seed": self.config.seed,
+            "aggregate": {key: self.merged[key] for key in ("elites", "beta", "mixing")},
+            "best_elite": self.best_elite["id"],
+            "isolation": self.sandbox.isolation.name,
+        }
+        write_json(self.folder / "tables" / "results.json", results)
+        return results
+
+    def _score(self, method: str, params: Params, split: Split) -> dict[str, float | None]:
+        evaluation = self.evaluator(params, split)
+        if evaluation.scores is None:
+            self._say(f"{method} can't be evaluated: {evaluation.error}")
+            return dict.fromkeys((*self.config.task_names, "average"))
+        lines = [
+            {
+                "task": task,
+                "split": split,
+                "method": method,
+                "index": index,
+                "score": outcome.score.value,
+                "reason": outcome.score.reason,
+                "messages": outcome.messages,
+            }
+            for task, outcomes in evaluation.outcomes.items()
+            for index, outcome in enumerate(outcomes)
+        ]
+        path = self.folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        return evaluation.scores | {"average": float(np.mean(list(evaluation.scores.values())))}
+
+    def evaluate_folder(self, folder: Path) -> None:
+        """Scores any Hugging Face folder on both halves and says how it did."""
+        config, params = hf.load(folder)
+        evaluator = self.evaluator_of(config, chat.ChatTokenizer.load(folder))
+        for split in SPLITS:
+            evaluation = evaluator(params, split)
+            scores = evaluation.scores
+            shown = evaluation.error if scores is None else ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            self._say(f"{split}: {shown}")
+
+    def results(self) -> dict[str, Any]:
+        """The results table; evaluated where it is not there yet."""
+        path = self.folder / "tables" / "results.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else self.evaluate()
+
+    def export(self) -> Path:
+        """Writes the aggregated model as a Hugging Face folder, ``model/``."""
+        card = model_card(self.config, self.models.folders, self.merged, self.results())
+        target = self.folder / "model"
+        hf.save(target, self.models.config, self.merged["params"], tokenizer=self.models.tokenizer, card=card)
+        return target
+
+    def report(self) -> list[Path]:
+        """Draws figures, tables and the page from the run folder."""
+        return report.write_report(self.folder)

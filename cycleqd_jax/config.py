@@ -1,0 +1,451 @@
+"""The configuration of a run: frozen dataclasses, read from YAML and changed by dotted ``key=value`` overrides.
+
+Unknown keys, values of the wrong type and values out of range are errors that name the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import types as builtin_types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cycleqd_jax.types import InputError
+
+__all__ = [
+    "CheckpointConfig",
+    "EngineConfig",
+    "GenomeConfig",
+    "ModelConfig",
+    "RunConfig",
+    "SandboxConfig",
+    "SearchConfig",
+    "TaskConfig",
+    "TinyConfig",
+    "TrainConfig",
+    "load_config",
+    "to_dict",
+    "to_yaml",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyConfig:
+    """The embedded default model: a Llama-3 architecture small enough to be trained in a minute.
+
+    Attributes:
+        vocab_size: most tokens of the tokenizer trained with it.
+        hidden_size: width.
+        intermediate_size: width of the MLP.
+        num_layers: decoder layers.
+        num_heads: attention heads.
+        num_kv_heads: key/value heads.
+        problems: how many miniature problems the base is pretrained on.
+        breadth: share of those that may use any phrase, not just the basic ones.
+    """
+
+    vocab_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 352
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    problems: int = 4000
+    breadth: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The base model and its experts.
+
+    Attributes:
+        base: Hugging Face folder of the base model; null trains the tiny one.
+        experts: Hugging Face folder of the expert of each task, by task name; left out, experts are fine-tuned from the base.
+        tiny: the tiny base.
+        dtype: of the weights while evaluating; null keeps that of the files.
+    """
+
+    base: str | None = None
+    experts: dict[str, str] | None = None
+    tiny: TinyConfig = dataclasses.field(default_factory=TinyConfig)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """One task.
+
+    Attributes:
+        name: in journals and tables; unique.
+        kind: ``mbpp``, ``dbbench`` or ``os_interaction``.
+        train: file of the problems the search sees; null takes generated miniature problems.
+        test: file of the problems that are reported; null with ``train`` given splits that file evenly by a hash.
+        train_size: problems of the train half the search is scored on; null takes all.
+        test_size: problems of the test half; null takes all.
+        finetune: file of the problems whose gold solutions the expert is fine-tuned on; null takes the train file, or generated
+            miniature problems.
+        finetune_size: how many of those; null takes all of a file, and 2000 miniature problems.
+        max_new_tokens: most tokens per reply.
+        options: further arguments of the task class, such as ``prompt: agentbench``.
+    """
+
+    name: str
+    kind: str = ""
+    train: str | None = None
+    test: str | None = None
+    train_size: int | None = 32
+    test_size: int | None = 64
+    finetune: str | None = None
+    finetune_size: int | None = None
+    max_new_tokens: int = 64
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Names the kind after the task where none is given."""
+        object.__setattr__(self, "kind", self.kind or self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run with AdamW and a cosine schedule.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: examples per step (paper: 64).
+        learning_rate: peak (paper: 2e-5).
+        final_ratio: the last learning rate, as a share of the peak (paper: 4e-6 / 2e-5 = 0.2).
+        warmup: share of the steps over which the rate rises (paper: 0.1).
+        weight_decay: decoupled.
+        clip: largest global norm of a gradient.
+    """
+
+    steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    final_ratio: float = 0.2
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GenomeConfig:
+    """What evolution works on.
+
+    Attributes:
+        space: ``expert`` (coefficients over the experts) or ``dense`` (task vectors).
+        rank: singular directions kept per matrix in the expert space; null keeps all.
+        mutation: ``svd``, ``gaussian`` (dense only) or ``none``. In the expert space the decomposition is that of the active
+            expert (the reference code's), in the dense space the child's own.
+        strength: w_max of SVD mutation, or σ of Gaussian mutation.
+    """
+
+    space: Literal["expert", "dense"] = "expert"
+    rank: int | None = None
+    mutation: Literal["svd", "gaussian", "none"] = "svd"
+    strength: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """CycleQD (the paper's defaults, but for the number of generations).
+
+    Attributes:
+        generations: T.
+        batch_size: children per generation (paper: 1).
+        selection: of parents: ``elite`` or ``uniform``.
+        alpha_low: α_low of elite sampling.
+        alpha_high: α_high of elite sampling.
+        elite_span: ``paper`` [α_low, α_high], or ``reference`` [α_low, α_low + α_high].
+        mu: μ of the crossover weights.
+        sigma: σ of the crossover weights.
+        bins: bins per archive axis.
+        bounds: fixed ends of the archive axes, ``{task: [low, high]}``; null takes 0.85 × and 1.15 × the experts' extremes.
+    """
+
+    generations: int = 60
+    batch_size: int = 4
+    selection: Literal["elite", "uniform"] = "elite"
+    alpha_low: float = 0.5
+    alpha_high: float = 0.8
+    elite_span: Literal["paper", "reference"] = "paper"
+    mu: float = 1.0
+    sigma: float = 0.03
+    bins: int = 15
+    bounds: dict[str, list[float]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Greedy decoding.
+
+    Attributes:
+        slots: prompts decoded together.
+        max_len: most tokens of prompt and reply.
+    """
+
+    slots: int = 32
+    max_len: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxConfig:
+    """Where the replies are executed.
+
+    Attributes:
+        isolation: ``auto`` takes the strongest there is; ``none``, by name only, runs without isolation.
+        workers: executions at once; null is the number of cores.
+        wall_s: wall-clock limit of one execution, seconds.
+        cpu_s: CPU limit of one execution, seconds.
+        memory_mb: memory limit, MiB.
+        disk_mb: limit on files written, MiB.
+    """
+
+    isolation: str = "auto"
+    workers: int | None = None
+    wall_s: float = 5.0
+    cpu_s: float = 5.0
+    memory_mb: int = 512
+    disk_mb: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Orbax checkpoints.
+
+    Attributes:
+        every: generations between two.
+        keep: how many are kept.
+    """
+
+    every: int = 10
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+        name: of the run.
+        output: the run folder; null is ``runs/<name>``.
+        cache: where trained models and demonstrations are kept for other runs.
+        seed: of everything random.
+        tasks: what is scored; expert k belongs to task k.
+        model: base and experts.
+        pretrain: training of the tiny base.
+        finetune: training of each expert.
+        genome: what evolution works on.
+        search: CycleQD.
+        engine: decoding.
+        sandbox: execution.
+        checkpoint: checkpoints.
+    """
+
+    name: str
+    tasks: tuple[TaskConfig, ...]
+    output: str | None = None
+    cache: str = "runs/cache"
+    seed: int = 0
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    pretrain: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    finetune: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    sandbox: SandboxConfig = dataclasses.field(default_factory=SandboxConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in order."""
+        return tuple(task.name for task in self.tasks)
+
+
+POSITIVE = {
+    "steps", "generations", "bins", "slots", "max_len", "every", "keep", "vocab_size", "hidden_size", "intermediate_size",
+    "num_layers", "num_heads", "num_kv_heads", "problems", "max_new_tokens", "train_size", "test_size", "rank", "workers",
+    "wall_s", "cpu_s", "memory_mb", "disk_mb", "learning_rate", "clip", "batch_size", "finetune_size",
+}  # fmt: skip
+NOT_NEGATIVE = {"seed", "sigma", "strength", "weight_decay", "alpha_low", "alpha_high", "warmup", "final_ratio", "breadth"}
+
+
+def _build(kind: Any, value: Any, key: str) -> Any:
+    """``value`` as plain YAML made into ``kind``, or an InputError that names ``key``."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, key)
+    if origin is builtin_types.UnionType:
+        if value is None and type(None) in args:
+            return None
+        return _build(next(a for a in args if a is not type(None)), value, key)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{key} must be one of {', '.join(map(str, args))}, but is {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise InputError(f"{key} must be a list, but is {value!r}.")
+        return tuple(_build(args[0], item, f"{key}.{i}") for i, item in enumerate(value))
+    if origin is list:
+        if not isinstance(value, list):
+            raise InputError(f"{key} must be a list, but is {value!r}.")
+        return [_build(args[0], item, f"{key}.{i}") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{key} must be a mapping, but is {value!r}.")
+        return {str(k): _build(args[1], v, f"{key}.{k}") for k, v in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
+            value = float(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{key} must be of type {kind.__name__}, but is {value!r}.")
+    last = key.rsplit(".", 1)[-1]
+    if (last in POSITIVE and not value > 0) or (last in NOT_NEGATIVE and not value >= 0) or value in (float("inf"),):
+        raise InputError(
+            f"{key} must be {'positive' if last in POSITIVE else 'zero or positive'} and finite, but is {value!r}."
+        )
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{key or 'the config'} must be a mapping, but is {value!r}.")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(hints)}."
+            raise InputError(f"unknown key {prefix}{name} in the config; {hint}")
+    for field in dataclasses.fields(kind):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in value:
+            raise InputError(f"the config lacks the key {prefix}{field.name}.")
+    return kind(**{name: _build(hints[name], item, f"{prefix}{name}") for name, item in value.items()})
+
+
+def _override(tree: Any, assignment: str) -> None:
+    """Sets ``a.b.0.c=value`` in a tree of dicts and lists; the value is YAML."""
+    dotted, equals, text = assignment.partition("=")
+    if not equals or not dotted:
+        raise InputError(f"an override must read key=value, but is {assignment!r}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of the override {assignment!r} is not YAML.") from error
+    *parents, last = dotted.split(".")
+    for depth, name in enumerate([*parents, last]):
+        here = ".".join(dotted.split(".")[: depth + 1])
+        if isinstance(tree, list):
+            if not name.isdigit() or int(name) >= len(tree):
+                found = [i for i, item in enumerate(tree) if isinstance(item, dict) and item.get("name") == name]
+                if not found:
+                    raise InputError(f"the override {assignment!r} names {here}, but the list has {len(tree)} items.")
+                name = found[0]
+            name = int(name)
+        elif not isinstance(tree, dict):
+            raise InputError(f"the override {assignment!r} reaches into {here}, which is not a mapping.")
+        if depth == len(parents):
+            tree[name] = value
+            return
+        if isinstance(tree, dict) and tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
+
+
+def _check(config: RunConfig) -> None:
+    names = config.task_names
+    if len(names) < 2:
+        raise InputError(f"tasks must list at least two tasks, but lists {len(names)}.")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise InputError(f"task names must be unique, but {duplicates[0]!r} is used {names.count(duplicates[0])} times.")
+    for name in (config.name, *names):
+        if not name or name != Path(name).name or name.startswith("."):
+            raise InputError(f"names of runs and tasks must be plain file names, but one is {name!r}.")
+    experts = config.model.experts
+    if experts is not None:
+        missing = [name for name in names if name not in experts]
+        unknown = [name for name in experts if name not in names]
+        if missing:
+            raise InputError(f"model.experts must name an expert for every task, but lacks {missing[0]!r}.")
+        if unknown:
+            raise InputError(f"model.experts names {unknown[0]!r}, which is not a task; the tasks are {', '.join(names)}.")
+        if config.model.base is None:
+            raise InputError("model.experts is given, but model.base is not: name the folder of the base they were tuned from.")
+    if config.genome.mutation == "gaussian" and config.genome.space != "dense":
+        raise InputError("genome.mutation: gaussian leaves the span of the experts' factors: it needs genome.space: dense.")
+    if config.search.bounds is not None:
+        for name in names:
+            if len(config.search.bounds.get(name, ())) != 2:
+                raise InputError(f"search.bounds must give [low, high] for every task, but does not for {name!r}.")
+    for task in config.tasks:
+        if task.test is not None and task.train is None:
+            raise InputError(f"task {task.name!r} has a test file but no train file.")
+    heads, kv_heads = config.model.tiny.num_heads, config.model.tiny.num_kv_heads
+    if heads % kv_heads or config.model.tiny.hidden_size % (2 * heads):
+        raise InputError(
+            f"model.tiny: num_heads ({heads}) must be a multiple of num_kv_heads ({kv_heads}), and hidden_size "
+            f"({config.model.tiny.hidden_size}) of twice num_heads."
+        )
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML config and applies overrides.
+
+    Args:
+        path: of the YAML file.
+        overrides: ``dotted.key=value`` strings; values are YAML; lists are addressed by index or by an item's ``name``
+            (``tasks.mbpp.train_size=8``).
+
+    Raises:
+        InputError: naming the file or the key.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"the config {path} can't be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        raise InputError(f"the config {path} is not YAML{f' (line {where.line + 1})' if where else ''}.") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"the config {path} must be a mapping of keys, but is {type(tree).__name__}.")
+    tree.pop("versions", None)  # a run folder's resolved config may be run again
+    for assignment in overrides:
+        _override(tree, assignment)
+    config = _build(RunConfig, tree, "")
+    _check(config)
+    return config
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain YAML types, every default written out."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_dict(item) for key, item in config.items()}
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """A config as YAML that :func:`load_config` reads back equal."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)

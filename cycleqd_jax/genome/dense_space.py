@@ -1,0 +1,96 @@
+"""The space of task vectors themselves: for operators that leave the span of the experts' factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.struct
+import jax
+
+from cycleqd_jax.genome.experts import stacked_task_vectors
+from cycleqd_jax.operators import crossover, mutation
+from cycleqd_jax.operators.svd import factorize
+from cycleqd_jax.operators.task_vector import apply_task_vector
+from cycleqd_jax.types import Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree
+
+__all__ = ["DenseSpace"]
+
+
+class DenseSpace(flax.struct.PyTreeNode):
+    """Genomes are task vectors: as large as the model, free to go anywhere; a pytree.
+
+    For small models, the paper's Gaussian ablation, and SVD mutation around the child's own decomposition (the literal reading
+    of the paper's h(θ_child); the reference code takes the active expert's, which is :class:`ExpertSpace`).
+
+    Attributes:
+        base: weights θ_base.
+        task_vectors: τ of the experts, a tree like ``base`` with float32 leaves ``[K, *shape]``.
+        mutation: ``"svd"`` (the child's own), ``"gaussian"`` or ``"none"``.
+        strength: w_max of SVD mutation (paper: 0.3), or the standard deviation σ of Gaussian mutation.
+    """
+
+    base: Params
+    task_vectors: PyTree[Array]
+    mutation: Literal["svd", "gaussian", "none"] = flax.struct.field(pytree_node=False, default="svd")
+    strength: float = flax.struct.field(pytree_node=False, default=0.3)
+
+    @classmethod
+    def from_experts(
+        cls,
+        base: Params,
+        experts: Sequence[Params],
+        *,
+        mutation: Literal["svd", "gaussian", "none"] = "svd",
+        strength: float = 0.3,
+    ) -> DenseSpace:
+        """The space around fine-tuned experts that share a base.
+
+        Args:
+            base: weights θ_base.
+            experts: weights of the expert of each task, in task order.
+            mutation: which mutation.
+            strength: of the mutation, see the class.
+
+        Raises:
+            InputError: see :func:`~cycleqd_jax.genome.experts.stacked_task_vectors`; also for an unknown mutation or a negative
+                strength.
+        """
+        if mutation not in ("svd", "gaussian", "none"):
+            raise InputError(f"mutation must be svd, gaussian or none, but is {mutation!r}.")
+        if not strength >= 0:
+            raise InputError(f"the strength of mutation must be zero or positive, but is {strength}.")
+        taus = stacked_task_vectors(base, experts)
+        return cls(base=base, task_vectors=taus, mutation=mutation, strength=strength)
+
+    @property
+    def num_experts(self) -> int:
+        """Number K of experts."""
+        return jax.tree.leaves(self.task_vectors)[0].shape[0]
+
+    def expert(self, k: int | Int[Array, ""]) -> PyTree[Array]:
+        """τ_k."""
+        return jax.tree.map(lambda tau: tau[k], self.task_vectors)
+
+    def crossover(self, parent1: PyTree, parent2: PyTree, omega: Float[Array, 2]) -> PyTree[Array]:
+        """Linear crossover of task vectors."""
+        return crossover.linear_crossover(parent1, parent2, omega)
+
+    def mutate(self, key: PRNGKeyArray, genome: PyTree, active: int | Int[Array, ""]) -> PyTree[Array]:
+        """Mutation of the child's own task vector; the active task plays no part.
+
+        Args:
+            key: consumed; a typed PRNG key.
+            genome: task vector of the child.
+            active: unused.
+        """
+        del active
+        if self.mutation == "svd":
+            return mutation.svd_mutation(key, genome, factorize(genome), self.strength)
+        if self.mutation == "gaussian":
+            return mutation.gaussian_mutation(key, genome, self.strength)
+        return genome
+
+    def express(self, genome: PyTree[Array]) -> Params:
+        """θ = θ_base + τ, cast to the dtypes of the base."""
+        return apply_task_vector(self.base, genome)

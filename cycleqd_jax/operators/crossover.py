@@ -1,0 +1,62 @@
+"""Linear crossover of task vectors, or of anything that depends on them linearly."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from cycleqd_jax.types import Array, Float, PRNGKeyArray, PyTree
+
+__all__ = ["crossover_weights", "linear_crossover", "normalize_weights"]
+
+MIN_WEIGHT_SUM = 1e-3
+
+
+def crossover_weights(key: PRNGKeyArray, mu: float = 1.0, sigma: float = 0.03) -> Float[Array, 2]:
+    """The raw weights ω1, ω2 ~ N(μ, σ²) of the paper's crossover; they may be negative.
+
+    Args:
+        key: consumed.
+        mu: μ.
+        sigma: σ, the standard deviation.
+    """
+    return mu + sigma * jax.random.normal(key, (2,), jnp.float32)
+
+
+def normalize_weights(omega: Float[Array, 2]) -> Float[Array, 2]:
+    """(ω1, ω2) / (ω1 + ω2): weights that sum to one.
+
+    The reference code divides unguarded. Here a pair whose sum is within 1e-3 of zero, for which the quotient would blow
+    the child up, stands for the mean of the parents.
+
+    Args:
+        omega: raw weights.
+    """
+    total = jnp.sum(omega)
+    safe = jnp.abs(total) >= MIN_WEIGHT_SUM
+    return jnp.where(safe, omega / jnp.where(safe, total, 1.0), 0.5)
+
+
+@jax.jit
+def linear_crossover(parent1: PyTree[Array], parent2: PyTree[Array], omega: Float[Array, 2]) -> PyTree[Array]:
+    """τ_child = ω1/(ω1+ω2) τ_p1 + ω2/(ω1+ω2) τ_p2 (the paper's crossover).
+
+    One pair of weights serves the whole model. Crossing weights θ instead of task vectors τ gives the same child, since
+    the weights sum to one.
+
+    Args:
+        parent1: task vector (or genome) of the first parent.
+        parent2: of the second, the same tree of shapes.
+        omega: raw weights, see :func:`crossover_weights`.
+
+    Returns:
+        The child, float32.
+    """
+    w = normalize_weights(jnp.asarray(omega, jnp.float32))
+
+    # p1 + w2 (p2 − p1) rather than w1 p1 + w2 p2: equal parents have exactly that child
+    def cross(p1: Array, p2: Array) -> Array:
+        p1, p2 = p1.astype(jnp.float32), p2.astype(jnp.float32)
+        return p1 + w[1] * (p2 - p1)
+
+    return jax.tree.map(cross, parent1, parent2)

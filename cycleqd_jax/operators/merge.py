@@ -1,0 +1,60 @@
+"""Weighted merging of many task vectors into one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from cycleqd_jax.operators.task_vector import apply_task_vector, check_same_shapes
+from cycleqd_jax.types import Array, Float, InputError, Params, PyTree
+
+__all__ = ["merge", "softmax_weights", "weighted_sum"]
+
+
+def softmax_weights(fitnesses: Float[Array, " k"]) -> Float[Array, " k"]:
+    """β = softmax(f_1*, …, f_K*): the weights of the paper's aggregation of the archives' elites.
+
+    Args:
+        fitnesses: quality of each archive's elite.
+    """
+    return jax.nn.softmax(jnp.asarray(fitnesses, jnp.float32))
+
+
+@jax.jit
+def weighted_sum(stacked: PyTree[Array], weights: Float[Array, " k"]) -> PyTree[Array]:
+    """Σ_k w_k x_k over the leading axis of every leaf, in float32.
+
+    Args:
+        stacked: a tree whose leaves have a leading axis of K task vectors (or genomes).
+        weights: w, of any sign and sum.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+
+    def total(x: Array) -> Array:
+        return jnp.tensordot(weights, x.astype(jnp.float32), axes=1, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.tree.map(total, stacked)
+
+
+def merge(base: Params, task_vectors: Sequence[PyTree[Array]], weights: Sequence[float] | Array) -> Params:
+    """θ = θ_base + Σ_k w_k τ_k (task arithmetic; uniform merging is w_k = 1/K).
+
+    Args:
+        base: weights θ_base.
+        task_vectors: τ_1 … τ_K, trees like ``base``.
+        weights: w_1 … w_K, of any sign and sum.
+
+    Returns:
+        Weights with the dtypes of ``base``; the sum is taken in float32.
+
+    Raises:
+        InputError: when there is not one weight for each task vector, or a tree differs from the base.
+    """
+    if len(task_vectors) == 0 or len(weights) != len(task_vectors):
+        raise InputError(f"merge needs one weight for each task vector, got {len(weights)} for {len(task_vectors)}.")
+    for k, tau in enumerate(task_vectors):
+        check_same_shapes(tau, base, f"task vector {k}")
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *task_vectors)
+    return apply_task_vector(base, weighted_sum(stacked, jnp.asarray(weights, jnp.float32)))

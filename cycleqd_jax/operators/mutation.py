@@ -1,0 +1,113 @@
+"""Mutation of task vectors: along singular directions (the paper's), or by Gaussian noise (its ablation)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Key
+
+from cycleqd_jax.operators.svd import Factors, MatrixPredicate, compose, is_matrix
+from cycleqd_jax.types import Array, Float, PRNGKeyArray, PyTree
+
+__all__ = ["gaussian_mutation", "matrix_keys", "mutation_coefficients", "svd_mutation"]
+
+
+def matrix_keys(key: PRNGKeyArray, path: str, stack: tuple[int, ...]) -> Key[Array, "*stack"]:
+    """A key for every matrix of a leaf.
+
+    The key of a matrix depends on the leaf's path and the matrix's place in the stack alone: not on the other leaves, on
+    how many layers are stacked after it, or on how the leaf is sharded.
+
+    Args:
+        key: of the individual.
+        path: of the leaf.
+        stack: the leaf's leading axes.
+
+    Returns:
+        Keys of shape ``stack``.
+    """
+    leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    places = jnp.arange(math.prod(stack), dtype=jnp.uint32)
+    return jax.vmap(functools.partial(jax.random.fold_in, leaf_key))(places).reshape(stack)
+
+
+def _per_matrix(sample, keys: Key[Array, "..."], stack: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    return jax.vmap(sample)(keys.reshape(-1)).reshape(*stack, *shape)
+
+
+def mutation_coefficients(
+    key: PRNGKeyArray, path: str, stack: tuple[int, ...], rank: int, w_max: float | Array = 0.3
+) -> Float[Array, "*stack rank"]:
+    """W ~ U[0, w_max]^r, independently for every matrix of a leaf (the paper's SVD-based mutation).
+
+    Args:
+        key: of the individual; a typed PRNG key.
+        path: of the leaf.
+        stack: the leaf's leading axes.
+        rank: r.
+        w_max: upper end of the uniform distribution.
+    """
+    keys = matrix_keys(key, path, stack)
+    return _per_matrix(lambda k: jax.random.uniform(k, (rank,), maxval=w_max), keys, stack, (rank,))
+
+
+@jax.jit
+def svd_mutation(
+    key: PRNGKeyArray, tau: PyTree[Array], factors: Mapping[str, Factors], w_max: float | Array = 0.3
+) -> PyTree[Array]:
+    """τ_l + U_l (Σ_l ⊙ w) V_lᵀ for every matrix l, w ~ U[0, w_max]^r; other leaves pass.
+
+    Whose SVD it is is the caller's choice: the reference code takes the expert of the active task, a literal reading of the
+    paper takes the child's own.
+
+    Args:
+        key: consumed; a typed PRNG key.
+        tau: task vector of the child.
+        factors: from :func:`~cycleqd_jax.operators.factorize`; leaves without factors pass.
+        w_max: upper end of the uniform distribution.
+
+    Returns:
+        The mutated task vector.
+    """
+
+    def mutate(path, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in factors:
+            return leaf
+        f = factors[name]
+        w = mutation_coefficients(key, name, f.s.shape[:-1], f.s.shape[-1], w_max)
+        return leaf + compose(f, w)
+
+    return jax.tree_util.tree_map_with_path(mutate, tau)
+
+
+@functools.partial(jax.jit, static_argnames="predicate")
+def gaussian_mutation(
+    key: PRNGKeyArray, tau: PyTree[Array], sigma: float | Array, predicate: MatrixPredicate = is_matrix
+) -> PyTree[Array]:
+    """τ_l + ε, ε ~ N(0, σ²) for every entry of every matrix l (the paper's ablation); other leaves pass.
+
+    Args:
+        key: consumed; a typed PRNG key.
+        tau: task vector of the child.
+        sigma: standard deviation of the noise, in the units of the weights.
+        predicate: which leaves are matrices.
+
+    Returns:
+        The mutated task vector.
+    """
+
+    def mutate(path, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not predicate(name, leaf):
+            return leaf
+        stack, shape = leaf.shape[:-2], leaf.shape[-2:]
+        noise = _per_matrix(lambda k: jax.random.normal(k, shape), matrix_keys(key, name, stack), stack, shape)
+        return leaf + sigma * noise
+
+    return jax.tree_util.tree_map_with_path(mutate, tau)

@@ -1,0 +1,74 @@
+"""Task vectors τ = θ − θ_base, in float32 whatever the dtype of the weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from cycleqd_jax.types import Array, InputError, Params, PyTree, tree_paths
+
+__all__ = ["apply_task_vector", "check_same_shapes", "task_vector"]
+
+
+def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str = "base") -> None:
+    """Refuses a tree whose leaves are not those of another one.
+
+    Args:
+        tree: the tree to check.
+        like: the tree it must resemble (arrays or ``ShapeDtypeStruct``).
+        what: how to call ``tree`` in the error.
+        of: how to call ``like`` in the error.
+
+    Raises:
+        InputError: naming the first leaf that is missing, unexpected or of another shape.
+    """
+    got, expected = dict(tree_paths(tree)), dict(tree_paths(like))
+    for path in {**expected, **got}:
+        if path not in got:
+            raise InputError(f"{what} lack the leaf {path!r} that the {of} has: they must share one architecture.")
+        if path not in expected:
+            raise InputError(f"{what} have the leaf {path!r} that the {of} lacks: they must share one architecture.")
+        if got[path].shape != expected[path].shape:
+            raise InputError(
+                f"{what}: leaf {path!r} has shape {got[path].shape}, the {of} has {expected[path].shape}: they must share "
+                "one architecture and vocabulary."
+            )
+
+
+@jax.jit
+def _subtract(params: Params, base: Params) -> Params:
+    return jax.tree.map(lambda p, b: p.astype(jnp.float32) - b.astype(jnp.float32), params, base)
+
+
+def task_vector(params: Params, base: Params) -> PyTree[Array]:
+    """τ = θ − θ_base, leaf by leaf.
+
+    The subtraction is done in float32; the reference code does it in bfloat16, which loses most of a small τ.
+
+    Args:
+        params: weights θ of a fine-tuned model.
+        base: weights θ_base of the model it was tuned from, the same tree of shapes.
+
+    Returns:
+        A tree like ``base`` with float32 leaves.
+
+    Raises:
+        InputError: when the trees differ, naming the leaf.
+    """
+    check_same_shapes(params, base)
+    return _subtract(params, base)
+
+
+@jax.jit
+def apply_task_vector(base: Params, tau: PyTree[Array], scale: float | Array = 1.0) -> Params:
+    """θ = θ_base + scale · τ, summed in float32, then cast once to the dtypes of the base.
+
+    Args:
+        base: weights θ_base.
+        tau: a task vector, the same tree of shapes.
+        scale: one factor for the whole model.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+    """
+    return jax.tree.map(lambda b, t: (b.astype(jnp.float32) + scale * t).astype(b.dtype), base, tau)

@@ -1,0 +1,346 @@
+"""The journal of a search, and the archives rebuilt from it by replaying Algorithm 1's insertions in plain numpy.
+
+Nothing here uses the searcher's own code: the report is a second opinion on what the search did.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cycleqd_jax.types import InputError
+
+__all__ = ["Archive", "Grid", "History", "Individual", "Insertion", "load_grid", "load_history"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """How archives are divided into cells.
+
+    Attributes:
+        tasks: names of the K tasks, in order.
+        bins: bins of every axis.
+        bounds: score at the lower edge of the first and the upper edge of the last bin, Float ``[K, 2]``.
+    """
+
+    tasks: tuple[str, ...]
+    bins: int
+    bounds: np.ndarray
+
+    def axes(self, task: int) -> tuple[int, ...]:
+        """The tasks whose scores are the behaviour characteristics f_{j≠k} of archive ``task``, in task order."""
+        return tuple(j for j in range(len(self.tasks)) if j != task)
+
+    def bin(self, scores: np.ndarray) -> np.ndarray:
+        """Equal bins of [lo, hi] on every axis; an edge belongs to the bin above it, values outside to the end bins.
+
+        Args:
+            scores: finite scores, Float ``[..., K]``.
+
+        Returns:
+            Bin of each score on the axis of its task, Int ``[..., K]``.
+        """
+        # Edges and scores in float32, as the searcher holds them: a score on an edge must fall to the same side here.
+        edges = np.linspace(self.bounds[:, 0], self.bounds[:, 1], self.bins + 1, axis=1).astype(np.float32)
+        above = (np.asarray(scores, np.float32)[..., None] >= edges).sum(axis=-1)
+        return np.clip(above - 1, 0, self.bins - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Individual:
+    """One line of the journal.
+
+    Attributes:
+        id: unique number of the individual.
+        generation: -1 for experts, from 0 for children.
+        expert: task whose expert it is; None for children.
+        active: task that was the active archive; None for experts.
+        parents: ids of the parents; -1 where there is none.
+        omega: raw crossover weights ω1, ω2; None where there is no crossover.
+        scores: f_k in [0, 1] in task order; None when it was quarantined.
+        error: why it was quarantined.
+        seconds: time spent per stage.
+    """
+
+    id: int
+    generation: int
+    expert: str | None
+    active: str | None
+    parents: tuple[int, int]
+    omega: tuple[float, float] | None
+    scores: tuple[float, ...] | None
+    error: str | None
+    seconds: Mapping[str, float]
+
+    @property
+    def average(self) -> float:
+        """Mean score over the tasks; NaN when quarantined."""
+        return math.nan if self.scores is None else float(np.mean(self.scores))
+
+
+class Insertion(NamedTuple):
+    """An individual that entered an archive.
+
+    Attributes:
+        task: index of the archive.
+        cell: bins on the archive's axes.
+        row: position of the individual in the journal.
+        replaced: position of the elite it replaced; -1 if the cell was empty.
+    """
+
+    task: int
+    cell: tuple[int, ...]
+    row: int
+    replaced: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """The archive A_k of one task at some generation.
+
+    Attributes:
+        task: index k of the task that gives quality.
+        axes: indices of the tasks that give the behaviour characteristics.
+        bins: bins of every axis.
+        cells: bins on the axes → position of the elite in the journal.
+        quality: f_k of the elite of each cell.
+    """
+
+    task: int
+    axes: tuple[int, ...]
+    bins: int
+    cells: Mapping[tuple[int, ...], int]
+    quality: Mapping[tuple[int, ...], float]
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """The pairs of axis positions to look at it from: one for K ≤ 3 (``(0, 0)`` for K = 2), all pairs beyond."""
+        return list(itertools.combinations(range(len(self.axes)), 2)) or [(0, 0)]
+
+    def project(self, pair: tuple[int, int]) -> np.ndarray:
+        """The best elite over all other axes, seen on two of them; of equals the first in the journal.
+
+        Args:
+            pair: positions in ``axes`` of the horizontal and the vertical axis; equal ones (K = 2) give one row.
+
+        Returns:
+            Position in the journal, Int ``[bins (vertical; 1 for K = 2), bins (horizontal)]``; -1 for empty cells.
+        """
+        x, y = pair
+        rows = np.full((1 if x == y else self.bins, self.bins), -1, np.int64)
+        best: dict[tuple[int, int], tuple[float, int]] = {}
+        for cell, row in self.cells.items():
+            spot = (0 if x == y else cell[y], cell[x])
+            rank = (-self.quality[cell], row)
+            if spot not in best or rank < best[spot]:
+                best[spot] = rank
+                rows[spot] = row
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """A whole journal with the grid it was searched on.
+
+    Attributes:
+        grid: tasks, bins and bounds.
+        individuals: in the order they were told to the searcher; a *row* is a position in it.
+        torn: whether an unfinished last line was left out.
+    """
+
+    grid: Grid
+    individuals: tuple[Individual, ...]
+    torn: bool = False
+
+    @functools.cached_property
+    def row_of(self) -> dict[int, int]:
+        """Individual id → row."""
+        return {one.id: row for row, one in enumerate(self.individuals)}
+
+    @functools.cached_property
+    def scores(self) -> np.ndarray:
+        """Scores in task order, Float ``[N, K]``; rows of NaN are quarantined."""
+        missing = (math.nan,) * len(self.grid.tasks)
+        rows = [one.scores or missing for one in self.individuals]
+        return np.array(rows, np.float64).reshape(len(rows), len(self.grid.tasks))
+
+    @functools.cached_property
+    def clock(self) -> np.ndarray:
+        """Newest generation seen up to each row, Int ``[N]``: the generation itself unless children arrive out of order."""
+        generations = np.array([one.generation for one in self.individuals], np.int64)
+        return np.maximum.accumulate(generations) if len(generations) else generations
+
+    @property
+    def last_generation(self) -> int:
+        """Newest generation; -1 when there are experts only."""
+        return int(self.clock[-1]) if len(self.clock) else -1
+
+    @functools.cached_property
+    def experts(self) -> tuple[int, ...]:
+        """Rows of the experts that have scores."""
+        return tuple(row for row, one in enumerate(self.individuals) if one.expert is not None and one.scores is not None)
+
+    @functools.cached_property
+    def insertions(self) -> tuple[Insertion, ...]:
+        """Algorithm 1's insertions, in order: into A_k at the cell of f_{j≠k} if it is empty or f_k strictly better."""
+        tasks = len(self.grid.tasks)
+        elites: list[dict[tuple[int, ...], int]] = [{} for _ in range(tasks)]
+        done: list[Insertion] = []
+        alive = np.isfinite(self.scores).all(axis=1)
+        quality = self.scores.astype(np.float32)  # what differs by less is a tie to the searcher
+        bins = np.full(self.scores.shape, -1, np.int64)
+        bins[alive] = self.grid.bin(self.scores[alive])
+        axes = [self.grid.axes(k) for k in range(tasks)]
+        for row in np.flatnonzero(alive).tolist():
+            for k in range(tasks):
+                cell = tuple(int(bins[row, j]) for j in axes[k])
+                elite = elites[k].get(cell, -1)
+                if elite < 0 or quality[row, k] > quality[elite, k]:
+                    elites[k][cell] = row
+                    done.append(Insertion(k, cell, row, elite))
+        return tuple(done)
+
+    def archives(self, generation: int | None = None) -> tuple[Archive, ...]:
+        """All archives after ``generation`` (default: the last), one per task."""
+        end = self.last_generation if generation is None else generation
+        cells: list[dict[tuple[int, ...], int]] = [{} for _ in self.grid.tasks]
+        for task, cell, row, _ in self.insertions:
+            if self.clock[row] <= end:
+                cells[task][cell] = row
+        return tuple(
+            Archive(k, self.grid.axes(k), self.grid.bins, cells[k], {c: float(self.scores[r, k]) for c, r in cells[k].items()})
+            for k in range(len(self.grid.tasks))
+        )
+
+    def expert_cells(self, archive: Archive, pair: tuple[int, int]) -> dict[tuple[int, int], list[str]]:
+        """Where the experts fall on a projection: (vertical, horizontal) bin → tasks of the experts there."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for row in self.experts:
+            bins = self.grid.bin(self.scores[row])
+            x, y = (int(bins[archive.axes[i]]) for i in pair)
+            found.setdefault((0 if pair[0] == pair[1] else y, x), []).append(str(self.individuals[row].expert))
+        return found
+
+    def quality_range(self, task: int) -> tuple[float, float]:
+        """Lowest and highest f_k that ever entered archive ``task``: one colour scale for all generations."""
+        values = [self.scores[i.row, task] for i in self.insertions if i.task == task]
+        return (float(min(values)), float(max(values))) if values else (0.0, 1.0)
+
+    @functools.cached_property
+    def mixture(self) -> np.ndarray:
+        """The mixing vector ``a`` of each individual, Float ``[N, K]``: what crossover alone makes of the experts.
+
+        One-hot for experts; ω1/(ω1+ω2) a_p1 + ω2/(ω1+ω2) a_p2 for children; NaN where the journal does not tell.
+        """
+        tasks = self.grid.tasks
+        mix = np.full((len(self.individuals), len(tasks)), np.nan)
+        for row, one in enumerate(self.individuals):
+            if one.expert in tasks:
+                mix[row] = np.eye(len(tasks))[tasks.index(one.expert)]
+            elif one.omega is not None and sum(one.omega) != 0:
+                parents = [self.row_of.get(p, row) for p in one.parents]  # itself: still NaN
+                weights = np.array(one.omega) / sum(one.omega)
+                mix[row] = weights @ mix[parents]
+        return mix
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"expected JSON in {path}, got {error}; restore the file from the run that wrote it") from error
+
+
+def load_grid(folder: Path) -> Grid | None:
+    """The grid of a run folder (``grid.json``), or None if it has none yet.
+
+    Raises:
+        InputError: the file is not a grid.
+    """
+    path = Path(folder) / "grid.json"
+    if not path.exists():
+        return None
+    raw = _read_json(path)
+    try:
+        tasks = tuple(str(task) for task in raw["tasks"])
+        bins = int(raw["bins"])
+        bounds = np.array([raw["bounds"][task] for task in tasks], np.float64).reshape(len(tasks), 2)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"expected tasks, bins and [low, high] bounds for every task in {path}, got {type(error).__name__} {error}; "
+            "run the search again or restore the file"
+        ) from error
+    if len(tasks) < 2 or len(set(tasks)) < len(tasks) or bins < 1 or not np.isfinite(bounds).all():
+        raise InputError(
+            f"expected two or more distinct tasks, one or more bins and finite bounds in {path}, "
+            f"got tasks {tasks}, {bins} bins, bounds {bounds.tolist()}; run the search again or restore the file"
+        )
+    return Grid(tasks, bins, bounds)
+
+
+def _individual(raw: Any, tasks: tuple[str, ...]) -> Individual:
+    """One journal record; raises KeyError, TypeError or ValueError when it is none."""
+    scores = None
+    if raw["scores"] is not None:
+        scores = tuple(float(raw["scores"][task]) for task in tasks)
+        if not all(math.isfinite(score) for score in scores):
+            scores = None
+    parents = raw.get("parents") or (-1, -1)
+    omega = raw.get("omega")
+    return Individual(
+        id=int(raw["id"]),
+        generation=int(raw["generation"]),
+        expert=raw.get("expert"),
+        active=raw.get("active"),
+        parents=(int(parents[0]), int(parents[1])),
+        omega=None if omega is None else (float(omega[0]), float(omega[1])),
+        scores=scores,
+        error=None if raw.get("error") is None else str(raw["error"]),
+        seconds={str(stage): float(seconds) for stage, seconds in (raw.get("seconds") or {}).items()},
+    )
+
+
+def load_history(folder: Path) -> History | None:
+    """The journal of a run folder, or None while ``history.jsonl`` or ``grid.json`` is missing.
+
+    A last line that was cut short (the run was killed, or is writing it right now) is left out.
+
+    Raises:
+        InputError: a line before the last is not a record, or an id comes twice.
+    """
+    path = Path(folder) / "history.jsonl"
+    grid = load_grid(folder)
+    if grid is None or not path.exists():
+        return None
+    lines = path.read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    individuals: list[Individual] = []
+    seen: dict[int, int] = {}
+    torn = False
+    for number, line in enumerate(lines, 1):
+        try:
+            one = _individual(json.loads(line), grid.tasks)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if number == len(lines):
+                torn = True
+                break
+            raise InputError(
+                f"expected a journal record in line {number} of {path}, got {type(error).__name__} {error}; "
+                "remove the line or restore the file"
+            ) from error
+        if one.id in seen:
+            raise InputError(
+                f"expected distinct ids in {path}, got id {one.id} in line {seen[one.id]} and in line {number}; "
+                "remove the line that does not belong to the run"
+            )
+        seen[one.id] = number
+        individuals.append(one)
+    return History(grid, tuple(individuals), torn)

@@ -1,0 +1,293 @@
+"""The Linux calls that Python 3.11 does not offer: namespaces, mounts, capabilities, seccomp.
+
+Every function raises ``OSError`` with the name of the call when the kernel says no.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import os
+import platform
+import socket
+import struct
+
+__all__ = [
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUSER",
+    "CLONE_NEWUTS",
+    "BOX_CAPABILITIES",
+    "MS_BIND",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_PRIVATE",
+    "MS_RDONLY",
+    "MS_REC",
+    "MS_REMOUNT",
+    "become_subreaper",
+    "die_with_parent",
+    "drop_capabilities",
+    "idmapped",
+    "loopback_up",
+    "mount",
+    "no_new_privs",
+    "pivot_root",
+    "read_only",
+    "seccomp",
+    "set_undumpable",
+    "setns",
+    "sethostname",
+    "umount",
+    "unshare",
+]
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+_CLONE_ANY_NAMESPACE = 0x7E020000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+_MNT_DETACH = 2
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_SECCOMP = 22
+
+# CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT AUDIT_WRITE SETFCAP: Docker's
+# default set without NET_RAW and MKNOD. They count in the box's own user namespace only.
+BOX_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31})
+_LAST_CAPABILITY = 63
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.syscall.restype = ctypes.c_long
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Moves this process into new namespaces."""
+    _check(_libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
+
+
+def setns(fd: int, flags: int) -> None:
+    """Joins the namespace behind ``fd``."""
+    _check(_libc.setns(fd, ctypes.c_int(flags)), "setns")
+
+
+def sethostname(name: str) -> None:
+    """Names the machine, in this UTS namespace."""
+    data = name.encode()
+    _check(_libc.sethostname(data, len(data)), "sethostname")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
+    """Mounts ``source`` of filesystem type ``kind`` on ``target``."""
+    result = _libc.mount(
+        source.encode(), target.encode(), kind and kind.encode(), flags, None if options is None else options.encode()
+    )
+    _check(result, f"mount {kind or 'bind'} on {target}")
+
+
+def umount(target: str) -> None:
+    """Detaches what is mounted on ``target``."""
+    _check(_libc.umount2(target.encode(), _MNT_DETACH), f"umount {target}")
+
+
+def pivot_root(root: str, old: str = "") -> None:
+    """Makes ``root`` (a mount point) this mount namespace's ``/``; the old one goes, or to the folder ``old`` in it."""
+    os.chdir(root)
+    _check(_libc.syscall(_number("pivot_root"), b".", old.encode() or b"."), "pivot_root")
+    if not old:
+        umount(".")
+    os.chdir("/")
+
+
+def read_only(target: str) -> None:
+    """Makes the mount on ``target`` and all below it read-only, without set-user-id."""
+    attributes = struct.pack("=QQQQ", 1 | 2, 0, 0, 0)
+    number = _MOUNT_SETATTR
+    _check(_libc.syscall(number, -100, target.encode(), 0x8000, attributes, len(attributes)), f"read-only {target}")
+
+
+def _prctl(option: int, *args: int, what: str) -> None:
+    padded = [ctypes.c_ulong(a) for a in (*args, 0, 0, 0, 0)[:4]]
+    _check(_libc.prctl(ctypes.c_int(option), *padded), what)
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the thread that started it ends."""
+    _prctl(_PR_SET_PDEATHSIG, 9, what="prctl(PDEATHSIG)")
+
+
+def set_undumpable() -> None:
+    """Keeps other processes out of this one's /proc entries and memory."""
+    _prctl(_PR_SET_DUMPABLE, 0, what="prctl(DUMPABLE)")
+
+
+def become_subreaper() -> None:
+    """Has orphaned descendants become children of this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, what="prctl(CHILD_SUBREAPER)")
+
+
+def no_new_privs() -> None:
+    """No program started from here on gains privileges by being started."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, what="prctl(NO_NEW_PRIVS)")
+
+
+def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
+    """Gives up every capability but those in ``keep``, for this process and all it starts."""
+    for capability in range(_LAST_CAPABILITY + 1):
+        if capability not in keep:
+            result = _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+            if result < 0:
+                if ctypes.get_errno() == 22:  # beyond the last capability that this kernel knows
+                    break
+                _check(result, "prctl(CAPBSET_DROP)")
+    mask = sum(1 << capability for capability in keep)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    header = struct.pack("=Ii", 0x20080522, 0)
+    data = struct.pack("=6I", low, low, 0, high, high, 0)
+    _check(_libc.capset(header, data), "capset")
+
+
+def loopback_up() -> None:
+    """Brings ``lo`` up in this network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, 0x8914, struct.pack("16sh14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
+
+
+def idmapped(source: str, target: str, userns: int) -> None:
+    """Mounts the tree ``source`` on ``target`` with its owners shifted by the map of the user namespace ``userns``."""
+    fd = _check(
+        _libc.syscall(_OPEN_TREE, -100, source.encode(), ctypes.c_uint(1 | os.O_CLOEXEC)), f"open_tree {source}"
+    )
+    try:
+        attributes = struct.pack("=QQQQ", 0x00100000, 0, 0, userns)
+        _check(_libc.syscall(_MOUNT_SETATTR, fd, b"", 0x1000, attributes, len(attributes)), "mount_setattr(IDMAP)")
+        _check(_libc.syscall(_MOVE_MOUNT, fd, b"", -100, target.encode(), 4), f"move_mount {target}")
+    finally:
+        os.close(fd)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# System call filter
+
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+# name: (x86_64, aarch64). Nothing a program of ours needs; each is a way out of the limits or a large piece of kernel.
+_DENIED = {
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "ptrace": (101, 117),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "open_by_handle_at": (304, 265),
+    "quotactl": (179, 60),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "prlimit64": (302, 261),
+}
+_CLONE = (56, 220)
+_CLONE3 = (435, 435)
+_SOCKET = (41, 198)
+_SOCKETPAIR = (53, 199)
+_FAMILIES = (1, 2, 10)  # unix, inet, inet6: not netlink, packet, alg, nor vsock, which knows no network namespace
+
+
+def _number(name: str) -> int:
+    return _DENIED[name][_architecture()[1]]
+
+
+def _architecture() -> tuple[int, int]:
+    try:
+        return _ARCHITECTURES[platform.machine()]
+    except KeyError:
+        raise OSError(38, f"no system call table for the machine type {platform.machine()!r}") from None
+
+
+@functools.cache
+def _build_filter() -> bytes:
+    audit, column = _architecture()
+    errno = 0x00050000
+    allow, eperm, enosys, eafnosupport, kill = 0x7FFF0000, errno | 1, errno | 38, errno | 97, 0x80000000
+    load = lambda offset: (0x20, 0, 0, offset)  # noqa: E731
+    equal = lambda value, yes, no: (0x15, yes, no, value)  # noqa: E731
+    ret = lambda value: (0x06, 0, 0, value)  # noqa: E731
+    program = [load(4), equal(audit, 1, 0), ret(kill), load(0), (0x35, 0, 1, 0x40000000), ret(enosys)]
+    for name, numbers in _DENIED.items():
+        if name == "prlimit64":  # reading and setting one's own limits is fine, another process's is not
+            continue
+        program += [equal(numbers[column], 0, 1), ret(eperm)]
+    program += [equal(_CLONE3[column], 0, 1), ret(enosys)]  # its flags are behind a pointer; libc falls back to clone
+    program += [equal(_CLONE[column], 0, 4), load(16), (0x45, 0, 1, _CLONE_ANY_NAMESPACE), ret(eperm), load(0)]
+    program += [equal(_DENIED["prlimit64"][column], 0, 4), load(16), equal(0, 1, 0), ret(eperm), load(0)]
+    for numbers in (_SOCKET, _SOCKETPAIR):
+        program += [equal(numbers[column], 0, 6), load(16)]
+        program += [equal(family, 2 - i, int(i == 2)) for i, family in enumerate(_FAMILIES)]
+        program += [ret(allow), ret(eafnosupport)]
+    program += [ret(allow)]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def seccomp() -> None:
+    """Refuses the system calls that programs here never need, for this process and all it starts."""
+    code = _build_filter()
+    program = _Program(len(code) // 8, code)
+    _check(_libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "prctl(SECCOMP)")

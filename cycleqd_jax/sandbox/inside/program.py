@@ -1,0 +1,99 @@
+"""Runs Python source as ``python -I -S -B main.py`` would, in a forked interpreter that is thrown away afterwards."""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import gc
+import io
+import os
+import sys
+import threading
+import types
+
+__all__ = ["preload", "run"]
+
+_PRELOADED = (
+    "argparse ast bisect cmath collections.abc contextlib copy csv dataclasses datetime decimal encodings.idna enum "
+    "fractions functools heapq inspect itertools json keyword linecache math numbers operator os.path pprint queue random "
+    "re sqlite3 statistics string struct textwrap time timeit traceback typing unicodedata unittest uuid warnings"
+).split()
+
+
+def preload() -> None:
+    """Imports what programs often import: a fork then has it for nothing."""
+    for name in _PRELOADED:
+        try:
+            __import__(name)
+        except ImportError:  # e.g. a Python built without SQLite
+            continue
+
+
+def run(source: str, path: str) -> None:
+    """Runs ``source`` as ``__main__`` with the process's standard streams, and ends the process.
+
+    Args:
+        source: the program.
+        path: where it is written, for tracebacks; its folder must be writable.
+    """
+    # Nothing of ours stays importable, and the program's own threads are all there are.
+    for name in [name for name in sys.modules if name == "inside" or name.startswith("inside.")]:
+        del sys.modules[name]
+    _open_streams()
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=path, __builtins__=builtins)
+    sys.modules["__main__"] = main
+    sys.argv = sys.orig_argv = [path]
+    gc.unfreeze()
+    gc.enable()
+    code = 1
+    try:
+        data = source.encode("utf-8", "surrogatepass")
+        with open(path, "wb") as file:
+            file.write(data)
+        exec(compile(data, path, "exec", dont_inherit=True), main.__dict__)
+        code = 0
+    except SystemExit as exit_:
+        code = _exit_code(exit_.code)
+    except BaseException as error:
+        _report(error)
+    try:
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        atexit._run_exitfuncs()
+    except BaseException as error:
+        _report(error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            code = code or 120  # as the interpreter does
+    os._exit(code)
+
+
+def _open_streams() -> None:
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+    # Line by line, so that both streams keep their order in one pipe.
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        raw = io.BufferedWriter(io.FileIO(fd, "wb", closefd=False))
+        stream = io.TextIOWrapper(raw, "utf-8", errors="backslashreplace" if fd == 2 else "strict", line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _exit_code(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _report(error: BaseException) -> None:
+    frames = error.__traceback__
+    if frames is not None and frames.tb_frame.f_code is run.__code__:
+        frames = frames.tb_next
+    try:
+        sys.excepthook(type(error), error.with_traceback(frames), frames)
+    except BaseException:  # a program may have broken its own hook
+        pass

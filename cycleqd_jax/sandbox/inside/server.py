@@ -1,0 +1,171 @@
+"""The fork server: one single-threaded process that forks a supervisor for every execution.
+
+It never looks at what is asked for: each message on its control socket is one byte and one descriptor, a socket over which
+the supervisor (pid 1 of a fresh PID namespace) talks with the host process. So nothing that runs in a box shares a channel
+with anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+
+from . import frames, linux, program, rootfs, supervisor
+
+__all__ = ["main"]
+
+# The ids of a box are 65,536 from here: in the host's full range of user ids, far from those in use.
+_OWNER_BASE = 1_610_612_736
+_BOX_IDS = 65_536
+_NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
+
+
+def main() -> None:
+    """Serves the control socket on descriptor 0 until its other end, or the host process, is gone."""
+    control = socket.socket(fileno=os.dup(0))
+    watched = socket.recv_fds(control, 1, 1)[1]
+    plan = frames.recv(control)
+    setup = None
+    try:
+        if plan["isolation"] == "userns":
+            _enter_namespaces(plan, control)
+        setup = _Setup(plan)
+        frames.send(control, {"ready": True})
+    except OSError as error:
+        frames.send(control, {"error": str(error)})
+        os._exit(1)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    program.preload()
+    sys.path[:] = [path for path in sys.path if path and path != plan["library"]]
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        _serve(control, watched, setup)
+    finally:
+        setup.close()
+        os._exit(0)
+
+
+class _Setup(supervisor.Setup):
+    """What the fork server knows of its surroundings."""
+
+    def __init__(self, plan: dict) -> None:
+        self.isolated = plan["isolation"] != "none"
+        self.owner, self.id_map = 0, "0 0 1"
+        self.folder = None if self.isolated else tempfile.mkdtemp(prefix="cycleqd-unsandboxed-")
+        self.has_skeleton = False
+        if not self.isolated:
+            return
+        if not plan["new_user"]:
+            if not _ids_available():
+                raise OSError("the user ids that boxes take are not mapped here")
+            self.owner, self.id_map = _OWNER_BASE, f"0 {_OWNER_BASE} {_BOX_IDS}"
+        os.umask(0o022)
+
+    def close(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def make_skeleton(self) -> None:
+        if self.has_skeleton or not self.isolated:
+            return
+        userns = self._example_userns() if self.owner else None
+        try:
+            rootfs.build_skeleton(self.owner, userns)
+        finally:
+            if userns is not None:
+                os.close(userns)
+        self.has_skeleton = True
+
+    def _example_userns(self) -> int:
+        """A descriptor of a user namespace with a box's map."""
+        here, there = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            linux.unshare(linux.CLONE_NEWUSER)
+            there.send(b"u")
+            there.recv(1)
+            os._exit(0)
+        try:
+            there.close()
+            here.recv(1)
+            supervisor.write_maps(child, self.id_map)
+            return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            here.close()
+
+
+def _ids_available() -> bool:
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        for line in file:
+            first, _, count = map(int, line.split())
+            if first <= _OWNER_BASE and first + count >= _OWNER_BASE + _BOX_IDS:
+                return True
+    return False
+
+
+def _enter_namespaces(plan: dict, control: socket.socket) -> None:
+    """What bubblewrap does for the isolation "bwrap": new namespaces around a new root."""
+    uid, gid = os.getuid(), os.getgid()
+    if plan["new_user"]:
+        linux.unshare(linux.CLONE_NEWUSER)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+    linux.unshare(_NAMESPACES)
+    child = os.fork()
+    if child:
+        control.close()
+        for fd in range(3):
+            os.close(fd)
+        os.waitpid(child, 0)
+        os._exit(0)
+    linux.die_with_parent()
+    rootfs.enter_outer(plan)
+
+
+def _serve(control: socket.socket, watched: list[int], setup: _Setup) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors reap themselves
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if setup.isolated else -1
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    for fd in watched:  # a pidfd of the host process: readable when it ends, however it ends
+        poll.register(fd, select.POLLIN)
+    while True:
+        ready = dict(poll.poll())
+        if any(fd in ready for fd in watched):
+            return
+        data, fds, *_ = socket.recv_fds(control, 1, 1)
+        if not data:
+            return
+        if not fds:
+            continue
+        with socket.socket(fileno=fds[0]) as channel:
+            try:
+                if data == b"b":
+                    setup.make_skeleton()
+                if setup.isolated:
+                    linux.unshare(linux.CLONE_NEWPID)
+                if os.fork() == 0:
+                    control.close()
+                    for fd in (*watched, own):
+                        if fd >= 0:
+                            os.close(fd)
+                    supervisor.main(channel, setup)
+                    os._exit(0)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    frames.send(channel, {"infra": str(error)})
+            if setup.isolated:
+                linux.setns(own, linux.CLONE_NEWPID)

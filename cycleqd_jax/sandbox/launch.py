@@ -1,0 +1,162 @@
+"""How the fork server is started under each isolation: what it may see, and the command line that shows it just that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import site
+import sys
+import sysconfig
+from pathlib import Path
+
+from .base import Isolation
+
+__all__ = ["DESCRIPTIONS", "Launch", "launches"]
+
+_INSIDE = Path(__file__).parent / "inside"
+_LIBRARY = "/fs/lib"
+_START = "import sys; sys.path.insert(0, {library!r}); from inside.server import main; main()"
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_LINKS = (
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("/tmp", "/dev/shm"),
+)
+_FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "timezone")
+
+DESCRIPTIONS = {
+    "bwrap": (
+        "bubblewrap: own user, PID, mount, network, IPC and UTS namespaces, a read-only runtime, no capability over the host, "
+        "a system call filter and limits on time, memory, processes and disk hold; flaws of the kernel itself are not covered."
+    ),
+    "userns": (
+        "raw Linux namespaces set up by ourselves (no bubblewrap): the same namespaces, masks, system call filter and limits "
+        "hold; flaws of the kernel itself are not covered."
+    ),
+    "none": (
+        "UNSANDBOXED: programs run as this user and can read, write, connect and kill whatever this user can; only a "
+        "temporary folder, a clean environment, time and per-process memory limits hold."
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One way to start the fork server.
+
+    Attributes:
+        isolation: its name and what it is worth.
+        command: the command line.
+        plan: what the fork server is told first: ``isolation``, ``new_user``, and what its root shows.
+    """
+
+    isolation: Isolation
+    command: tuple[str, ...]
+    plan: dict
+
+
+def launches(name: str) -> list[Launch]:
+    """The ways to start a fork server under the isolation ``name``, best first; none where the machine lacks a tool.
+
+    As root, boxes get a range of user ids of their own; as anyone else (or where the range is missing) a box has one user,
+    who looks like root inside and is the caller outside.
+    """
+    isolation = Isolation(name, DESCRIPTIONS[name])
+    if name == "none":
+        plan = {"isolation": name, "new_user": False, "library": str(_INSIDE.parent)}
+        return [Launch(isolation, _python(str(_INSIDE.parent)), plan)]
+    if sys.platform != "linux":
+        return []
+    users = [False, True] if os.geteuid() == 0 else [True]
+    if name == "userns":
+        return [
+            Launch(isolation, _python(str(_INSIDE.parent)), _plan(name, new_user, str(_INSIDE.parent)))
+            for new_user in users
+        ]
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return []
+    return [
+        Launch(isolation, _bubblewrap(bwrap, plan, new_user), plan)
+        for new_user in users
+        for plan in [_plan(name, new_user, _LIBRARY)]
+    ]
+
+
+def _python(library: str) -> tuple[str, ...]:
+    # As -I, but for the hash seed of the environment: the order of a set of strings is the same in every run.
+    return (_executable(), "-s", "-P", "-S", "-B", "-X", "utf8", "-c", _START.format(library=library))
+
+
+def _executable() -> str:
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def _plan(name: str, new_user: bool, library: str) -> dict:
+    """The outer root: /usr, the Python installation and a few files of /etc, all read-only; everything else is absent."""
+    binds, links = [("/usr", "/usr")], list(_LINKS)
+    for folder in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
+        if os.path.islink(folder):
+            links.append((os.readlink(folder), folder))
+        elif os.path.isdir(folder):
+            binds.append((folder, folder))
+    for path in ("/nix/store", os.path.realpath(sys.base_prefix), os.path.dirname(os.path.dirname(_executable()))):
+        if os.path.isdir(path) and not any(_within(path, target) for _, target in binds):
+            binds.append((path, path))
+    binds += [(f"/etc/{name}", f"/etc/{name}") for name in _FROM_ETC if os.path.exists(f"/etc/{name}")]
+    masks = _masks([target for _, target in binds])
+    binds += [("/etc", "/fs/etc"), (str(_INSIDE), f"{_LIBRARY}/inside")]
+    return {
+        "isolation": name,
+        "new_user": new_user,
+        "library": library,
+        "binds": binds,
+        "links": links,
+        "folders": ["/proc", "/dev", "/tmp", "/fs/box", "/fs/usr", "/fs/skeleton"],
+        "devices": [path for path in _DEVICES if os.path.exists(path)],
+        "masks": masks,
+        "writable": ["/fs/skeleton"],
+    }
+
+
+def _masks(shown: list[str]) -> list[str]:
+    """Folders below those shown that hold other people's packages, this repository, or the caller's work."""
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    packages = [sysconfig.get_path(name, vars=base) for name in ("purelib", "platlib")]
+    private = [*packages, *site.getsitepackages([sys.base_prefix]), str(_INSIDE.parents[2]), os.getcwd(), str(Path.home())]
+    runtime = [*shown, os.path.dirname(os.__file__), _executable()]
+    masks = []
+    for path in map(os.path.realpath, private):
+        hidden = any(_within(path, other) for other in masks)
+        needed = any(_within(other, path) for other in runtime)
+        if os.path.isdir(path) and any(_within(path, other) for other in shown) and not hidden and not needed:
+            masks.append(path)
+    return masks
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _bubblewrap(bwrap: str, plan: dict, new_user: bool) -> tuple[str, ...]:
+    command = [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--as-pid-1", "--cap-add", "ALL"]
+    # Not --die-with-parent: it would follow the thread that starts us, not the process. The fork server watches the process.
+    if new_user:
+        command += ["--unshare-user", "--uid", "0", "--gid", "0"]
+    for folder in plan["folders"]:
+        command += ["--dir", folder]
+    for text, path in plan["links"]:
+        command += ["--symlink", text, path]
+    for source, target in plan["binds"]:
+        command += ["--ro-bind", source, target]
+    for path in plan["devices"]:
+        command += ["--dev-bind", path, path]
+    for path in plan["masks"]:
+        command += ["--tmpfs", path, "--remount-ro", path]
+    for path in plan["writable"]:
+        command += ["--tmpfs", path]
+    command += ["--proc", "/proc", "--remount-ro", "/", "--chdir", "/", "--", *_python(_LIBRARY)]
+    return tuple(command)

@@ -1,0 +1,146 @@
+"""The host's end of one fork server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import threading
+import weakref
+from typing import Any
+
+from .base import InfraError
+from .inside import frames
+from .launch import Launch
+
+__all__ = ["Worker"]
+
+_START_SECONDS = 30.0
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "PYTHONHASHSEED": "0",
+}
+
+
+class Worker:
+    """A running fork server, started in the constructor.
+
+    Raises:
+        InfraError: it does not start.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.control, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        with theirs:
+            try:
+                # Never os.fork: the host process has threads. A session of its own: Ctrl-C is for the host.
+                self.process = subprocess.Popen(
+                    launch.command,
+                    stdin=theirs,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env=_ENVIRONMENT,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self.control.close()
+                raise InfraError(f"could not start {launch.command[0]}: {error}") from error
+        self._finalizer = weakref.finalize(self, _stop, self.control, self.process, os.getpid())
+        self._greet(launch)
+
+    def _greet(self, launch: Launch) -> None:
+        watched = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []
+        try:
+            self.control.settimeout(_START_SECONDS)
+            socket.send_fds(self.control, [b"w"], watched)
+            frames.send(self.control, launch.plan)
+            answer = frames.recv(self.control)
+            self.control.settimeout(None)
+            reason = answer.get("error")
+        except (EOFError, OSError) as error:
+            self.process.kill()
+            reason = _words(self.process) or str(error)
+        finally:
+            for fd in watched:
+                os.close(fd)
+        if reason:
+            self.close()
+            raise InfraError(f"the isolation {launch.isolation.name!r} does not hold here: {reason}")
+
+    def open(self, kind: bytes) -> socket.socket:
+        """A channel to the supervisor of a fresh box.
+
+        Args:
+            kind: ``b"b"`` for a box with a root file system of its own, else ``b"p"``.
+
+        Raises:
+            OSError: the fork server is gone.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, self._lock:
+                socket.send_fds(self.control, [kind], [theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
+        return ours
+
+    def answers(self) -> bool:
+        """Whether the fork server works; tells its end from the end of one box."""
+        try:
+            with self.open(b"p") as channel:
+                channel.settimeout(_START_SECONDS)
+                frames.send(channel, {"kind": "ping", "limits": {"disk_mb": 1}})
+                return "pong" in frames.recv(channel)
+        except (EOFError, OSError):
+            return False
+
+    def close(self) -> None:
+        """Ends the fork server and with it every box it has."""
+        self._finalizer()
+
+
+def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
+    control.close()
+    if os.getpid() != owner:  # a fork of the host process: the fork server is not ours to stop
+        return
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
+
+
+def _words(process: subprocess.Popen[bytes]) -> str:
+    """What a command that failed to start has to say."""
+    if process.stderr is None:
+        return ""
+    with contextlib.suppress(OSError):
+        ready, _, _ = select.select([process.stderr], [], [], 1.0)
+        if ready:
+            return os.read(process.stderr.fileno(), 4096).decode(errors="replace").strip()
+    return ""
+
+
+def ask(channel: socket.socket, message: Any, timeout: float | None) -> Any:
+    """Sends one message and returns the answer.
+
+    Raises:
+        InfraError: the supervisor says that the sandbox does not work.
+        TimeoutError: no answer came in time.
+        EOFError, OSError: the supervisor is gone.
+    """
+    channel.settimeout(timeout)
+    frames.send(channel, message)
+    answer = frames.recv(channel)
+    if "infra" in answer:
+        raise InfraError(f"the sandbox is broken: {answer['infra']}")
+    return answer

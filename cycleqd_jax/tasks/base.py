@@ -1,0 +1,214 @@
+"""What the three tasks share: two halves of checked records, the memo of verdicts, and demonstrations from gold solutions."""
+
+from __future__ import annotations
+
+import abc
+import json
+import os
+import tempfile
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.tasks.memo import Environment, Memo
+from cycleqd_jax.tasks.records import Row, digest, read_rows, split_evenly
+from cycleqd_jax.types import Episode, InputError, Message, Score, Split
+
+__all__ = ["RecordTask", "Solution", "clean", "one_of", "play"]
+
+R = TypeVar("R")
+
+Solution = Generator[str, str, None]
+"""A scripted player: yields replies, is sent what each led to, and returns where it gives up."""
+
+# Part of every fingerprint: to be raised with each change of prompts, parsing or verdicts.
+_VERSION = 1
+
+
+class RecordTask(abc.ABC, Generic[R]):
+    """A task whose problems are the records of a benchmark's files. Implements the ``Task`` contract.
+
+    Attributes:
+        name: as in configs, journals and tables.
+        max_new_tokens: most tokens a reply may have.
+        memo: verdicts seen before, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        sandbox: Sandbox,
+        name: str,
+        max_new_tokens: int = 512,
+        train: str | Path | None = None,
+        test: str | Path | None = None,
+        data: str | Path | None = None,
+        memo: bool = True,
+        cache: str | Path | None = None,
+        workers: int = 4,
+    ) -> None:
+        """Reads and checks all records.
+
+        Args:
+            sandbox: where replies are executed.
+            name: as in configs, journals and tables.
+            max_new_tokens: most tokens a reply may have.
+            train: file with the records the search may see.
+            test: file with the records to report on.
+            data: instead of both, one file to be split evenly (:func:`~cycleqd_jax.tasks.records.split_evenly`).
+            memo: whether verdicts are remembered (:class:`~cycleqd_jax.tasks.memo.Memo`).
+            cache: folder where demonstrations are kept, or None.
+            workers: threads that replay demonstrations.
+
+        Raises:
+            InputError: for a missing or empty file or a malformed record, naming file and line.
+        """
+        if (data is None) != (train is not None and test is not None) or (data is not None and (train or test)):
+            given = {"train": train, "test": test, "data": data}
+            raise InputError(
+                f"task {name!r}: expected either the two files train and test or the one file data, "
+                f"got {', '.join(key for key, value in given.items() if value is not None) or 'none of them'}"
+            )
+        if max_new_tokens < 1:
+            raise InputError(f"task {name!r}: expected max_new_tokens of at least 1, got {max_new_tokens}")
+        self.name = name
+        self.max_new_tokens = max_new_tokens
+        self.memo = Memo() if memo else None
+        self.sandbox = sandbox
+        self._cache = None if cache is None else Path(cache)
+        self._workers = workers
+        if data is not None:
+            halves = split_evenly(read_rows(data))
+        else:
+            assert train is not None
+            assert test is not None
+            halves = (read_rows(train), read_rows(test))
+            _refuse_overlap(name, *halves)
+        self._rows: dict[Split, Sequence[Row]] = {"train": halves[0], "test": halves[1]}
+        self.records: dict[Split, list[R]] = {split: [self.parse(r) for r in rows] for split, rows in self._rows.items()}
+
+    @abc.abstractmethod
+    def parse(self, row: Row) -> R:
+        """The record in a row; raises ``InputError`` where it is malformed."""
+
+    @abc.abstractmethod
+    def environment(self, record: R) -> Environment:
+        """A fresh episode of a record."""
+
+    @abc.abstractmethod
+    def solutions(self, record: R) -> Iterable[Solution]:
+        """Ways to solve a record, best first, for demonstrations."""
+
+    @abc.abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Everything but the record that decides about conversations and verdicts, for fingerprints."""
+
+    def episodes(self, split: Split) -> Sequence[Episode]:
+        """A fresh episode per problem of the split, in file order."""
+        return [self._episode(row, record) for row, record in self._of(split)]
+
+    def demonstrations(self, split: Split) -> list[list[Message]]:
+        """Solved conversations of the split: gold solutions replayed through the episodes, so that observations are real.
+
+        Problems without a solution that scores 1 are left out. With a ``cache`` folder the result is kept there under a
+        digest of records and options.
+
+        Raises:
+            InfraError: where the sandbox is broken.
+        """
+        fingerprint = digest([self._fingerprint(), [row.fingerprint for row in self._rows[split]]])
+        file = None if self._cache is None else self._cache / f"{self.name}-{split}-{fingerprint[:16]}.json"
+        if file is not None and file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        with ThreadPoolExecutor(self._workers) as pool:
+            try:
+                solved = list(pool.map(self._demonstrate, self.records[split]))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        conversations = [messages for messages in solved if messages is not None]
+        if file is not None:
+            _write(file, json.dumps(conversations, ensure_ascii=False))
+        return conversations
+
+    def _demonstrate(self, record: R) -> list[Message] | None:
+        for solution in self.solutions(record):
+            environment = self.environment(record)
+            try:
+                messages, score = play(environment, solution)
+            finally:
+                environment.close()
+            if score is not None and score.value == 1.0:
+                return messages
+        return None
+
+    def _of(self, split: Split) -> Iterable[tuple[Row, R]]:
+        return zip(self._rows[split], self.records[split], strict=True)
+
+    def _episode(self, row: Row, record: R) -> Episode:
+        if self.memo is None:
+            return self.environment(record)
+        problem = digest([self._fingerprint(), row.fingerprint])
+        return self.memo.wrap(problem, lambda: self.environment(record))
+
+    def _fingerprint(self) -> str:
+        return digest([_VERSION, type(self).__name__, self.options()])
+
+
+def play(episode: Episode, solution: Solution) -> tuple[list[Message], Score | None]:
+    """Plays an episode with a scripted player; the caller closes the episode.
+
+    Returns:
+        The conversation, and the score (None where the player gave up).
+    """
+    messages = list(episode.start())
+    reply = next(solution, None)
+    while reply is not None:
+        messages.append({"role": "assistant", "content": reply})
+        result = episode.step(reply)
+        if isinstance(result, Score):
+            solution.close()
+            return messages, result
+        messages.extend(result)
+        try:
+            reply = solution.send(messages[-1]["content"])
+        except StopIteration:
+            reply = None
+    return messages, None
+
+
+def clean(reply: str) -> str:
+    """A reply that every pipe takes: lone surrogates replaced, NUL characters dropped."""
+    return reply.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
+
+
+def one_of(task: str, option: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    """``value``, where it is allowed.
+
+    Raises:
+        InputError: naming the option and what it may be.
+    """
+    if value not in allowed:
+        raise InputError(f"task {task!r}: expected option {option} to be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def _refuse_overlap(name: str, train: Sequence[Row], test: Sequence[Row]) -> None:
+    seen = {row.fingerprint: row.where for row in train}
+    for row in test:
+        if row.fingerprint in seen:
+            raise InputError(
+                f"task {name!r}: expected different records for train and test, got the same one at "
+                f"{seen[row.fingerprint]} and {row.where}; give two halves of the data"
+            )
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(temporary, file)

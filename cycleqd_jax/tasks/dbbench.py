@@ -1,0 +1,376 @@
+"""AgentBench's DBBench: questions about a table, and changes to it, solved with SQL over several rounds."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from cycleqd_jax.sandbox import Killed, Limits, Sandbox
+from cycleqd_jax.tasks.agentbench import DBBENCH_PREFIX
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of
+from cycleqd_jax.tasks.memo import Environment
+from cycleqd_jax.tasks.records import Row
+from cycleqd_jax.types import InputError, Message, Score
+
+__all__ = ["DbBench", "DbRecord", "final_answer", "operation", "parse_answer", "same_answer"]
+
+CHANGES = ("INSERT", "UPDATE", "DELETE")
+"""Types of problem that are judged by the table; all others by the answer."""
+
+_LONGEST_OUTPUT = 800
+_LONGEST_ANSWER = 20_000
+_LONGEST_SQL = 100_000
+_TOLERANCE = 1e-2
+_CHANCE = re.compile(r"random|current_|\bnow\b|julianday|strftime|\bdate|\btime|unixepoch", re.IGNORECASE)
+_NOTHING = {"none", "null", "undefined", "nan", "inf", "infinity", "-inf", "-infinity", ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class DbRecord:
+    """One problem.
+
+    Attributes:
+        question: description and added description.
+        kind: ``"INSERT"``, ``"UPDATE"``, ``"DELETE"``, or a kind of question.
+        labels: answers of a question; gold SQL of a change.
+        md5: fingerprint of the table after the change; None for questions.
+        query: machine-written SQL of a question (often wrong, never used for scoring), or None.
+        table: name of the table.
+        columns: their names.
+        rows: cells as text.
+    """
+
+    question: str
+    kind: str
+    labels: tuple[str, ...]
+    md5: str | None
+    query: str | None
+    table: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class DbBench(RecordTask[DbRecord]):
+    """SQL over several rounds, then a final answer.
+
+    A reply either operates (``Action: Operation`` and a ```` ```sql ```` block; at most ``rounds`` times) or ends the episode
+    (``Final Answer: [...]``, or anything that isn't in the format). Questions are judged by the answer, changes by the table
+    as it stands in the end, whatever ended the episode: both as AgentBench does. The backend is SQLite, every column TEXT and
+    compared without regard to the case of letters as MySQL does; a fresh database for each episode.
+
+    Prompts: ``"agentbench"`` is the published protocol, ``"brief"`` the question alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        sandbox: Sandbox,
+        name: str = "dbbench",
+        max_new_tokens: int = 512,
+        train: str | Path | None = None,
+        test: str | Path | None = None,
+        data: str | Path | None = None,
+        prompt: Literal["agentbench", "brief"] = "agentbench",
+        rounds: int = 5,
+        seconds: float = 5.0,
+        memo: bool = True,
+        cache: str | Path | None = None,
+        workers: int = 4,
+    ) -> None:
+        """Reads and checks all records (see :class:`~cycleqd_jax.tasks.base.RecordTask` for the options not listed here).
+
+        Args:
+            sandbox: where databases live.
+            name: as in configs, journals and tables.
+            max_new_tokens: most tokens a reply may have.
+            train: file with the records the search may see.
+            test: file with the records to report on.
+            data: instead of both, one file to be split evenly.
+            prompt: how the problem is put.
+            rounds: most operations; the reply after the last must be the answer.
+            seconds: time limit of one statement; exceeding it ends the episode with score 0.
+            memo: whether results are remembered.
+            cache: folder where demonstrations are kept, or None.
+            workers: threads that replay demonstrations.
+
+        Raises:
+            InputError: for an unknown option, a missing or empty file, or a malformed record.
+        """
+        self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
+        if rounds < 1:
+            raise InputError(f"task {name!r}: expected option rounds of at least 1, got {rounds}")
+        self.rounds = rounds
+        self.seconds = seconds
+        # One process executes all statements, so its processor time is that of all rounds.
+        self.limits = Limits(wall_s=3 * seconds + 10, cpu_s=seconds * (rounds + 2) + 5)
+        super().__init__(
+            sandbox=sandbox,
+            name=name,
+            max_new_tokens=max_new_tokens,
+            train=train,
+            test=test,
+            data=data,
+            memo=memo,
+            cache=cache,
+            workers=workers,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """What decides about prompts and verdicts."""
+        return {"prompt": self.prompt, "rounds": self.rounds, "seconds": self.seconds}
+
+    def parse(self, row: Row) -> DbRecord:
+        """A DBBench record; fields that scoring doesn't use are ignored."""
+        kinds = row.texts("type")
+        if len(kinds) != 1:
+            raise row.error("exactly one text in field 'type'", json.dumps(kinds))
+        kind = kinds[0]
+        columns = []
+        for column in row.get("table/table_info/columns", list):
+            if not isinstance(column, dict) or not isinstance(column.get("name"), str):
+                raise row.error("objects with a name in field 'table/table_info/columns'", json.dumps(column)[:80])
+            columns.append(column["name"])
+        rows = row.get("table/table_info/rows", list)
+        if not columns or not all(isinstance(cells, list) for cells in rows):
+            raise row.error("columns, and rows that are lists, in field 'table/table_info'", "something else")
+        labels = row.texts("label")
+        md5 = None
+        if kind in CHANGES:
+            match = re.search(r"[0-9a-f]{32}", row.text("answer_md5"))
+            if match is None:
+                raise row.error("an MD5 in field 'answer_md5'", repr(row.text("answer_md5")))
+            md5 = match.group()
+            if len({name.lower() for name in columns}) < len(columns) or not all(columns):
+                raise row.error("columns of different names, none empty", json.dumps(columns)[:200])
+        if not labels:
+            raise row.error("at least one text in field 'label'", "none")
+        return DbRecord(
+            question=row.text("description") + "\n" + row.text("add_description", ""),
+            kind=kind,
+            labels=labels,
+            md5=md5,
+            query=None if kind in CHANGES else row.text("sql/query", None),
+            table=row.text("table/table_name"),
+            columns=tuple(columns),
+            rows=tuple(tuple(map(str, cells)) for cells in rows),
+        )
+
+    def environment(self, record: DbRecord) -> Environment:
+        """A fresh episode of a record."""
+        return DbEpisode(self, record)
+
+    def solutions(self, record: DbRecord) -> Iterable[Solution]:
+        """Changes: the gold SQL. Questions: the record's query where its result is the label, else the label alone."""
+        if record.kind in CHANGES:
+            yield _operate_and_answer(record.labels[0], ["done"])
+            return
+        if record.query:
+            yield _query_and_answer(record.query, record.labels)
+        yield _answer(record.labels)
+
+
+class DbEpisode:
+    """One problem on its own database."""
+
+    def __init__(self, task: DbBench, record: DbRecord) -> None:
+        self.repeatable = True
+        self._task = task
+        self._record = record
+        self._session: Any = None
+        self._operations = 0
+
+    def opening(self) -> list[Message]:
+        """Protocol and question."""
+        prefix = DBBENCH_PREFIX if self._task.prompt == "agentbench" else ()
+        return [*prefix, {"role": "user", "content": self._record.question}]
+
+    def start(self) -> list[Message]:
+        """Builds the database."""
+        record = self._record
+        self._session = self._task.sandbox.session(_server(), limits=self._task.limits)
+        self._session.request({"build": {"name": record.table, "columns": record.columns, "rows": record.rows}})
+        return self.opening()
+
+    def step(self, reply: str) -> list[Message] | Score:
+        """Executes an operation, or judges."""
+        reply = clean(reply)
+        sql = operation(reply) if self._operations < self._task.rounds else None
+        try:
+            if sql is None:
+                return self._judge(reply)
+            if len(sql) > _LONGEST_SQL:
+                return Score(0.0, "the statement is too long")
+            self._operations += 1
+            if _CHANCE.search(sql):
+                self.repeatable = False
+            seconds = self._task.seconds
+            request = {"sql": sql, "seconds": seconds, "characters": _LONGEST_OUTPUT}
+            result = self._session.request(request)
+        except Killed as killed:
+            self.repeatable = False
+            return Score(0.0, f"killed: {killed}")
+        if result["timed_out"]:
+            self.repeatable = False
+            return Score(0.0, "a statement timed out")
+        output = result["output"]
+        if len(output) > _LONGEST_OUTPUT:
+            output = output[:_LONGEST_OUTPUT] + "[TRUNCATED]"
+        return [{"role": "user", "content": output}]
+
+    def close(self) -> None:
+        """Throws the database away."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _judge(self, reply: str) -> Score:
+        record = self._record
+        if record.kind in CHANGES:
+            request = {"md5": {"name": record.table, "columns": record.columns}}
+            md5 = self._session.request(request)["md5"]
+            return Score(1.0, "passed") if md5 == record.md5 else Score(0.0, "the table is not as it should be")
+        answer = final_answer(reply)
+        if answer is None:
+            limit = "Action: Operation" in reply and self._operations >= self._task.rounds
+            return Score(0.0, "round limit" if limit else "neither an operation nor a final answer")
+        if same_answer(answer, record.labels):
+            return Score(1.0, "passed")
+        return Score(0.0, f"wrong answer: {answer.strip()[:100]}")
+
+
+def operation(reply: str) -> str | None:
+    r"""The SQL of a reply that operates, else None.
+
+    As AgentBench: the first ``Action: `` line must be ``Operation``, the statement is the first ```` ```sql ```` block, in one
+    line. Plain searches rather than its regular expressions, which take quadratic time on long replies.
+    """
+    start = reply.find("Action: ")
+    end = reply.find("\n", start)
+    if start < 0 or end < 0 or reply[start + len("Action: ") : end] != "Operation":
+        return None
+    start = reply.find("```sql\n")
+    end = reply.find("\n```", start + len("```sql\n"))
+    if start < 0 or end < 0:
+        return None
+    return reply[start + len("```sql\n") : end].strip().replace("\n", " ")
+
+
+def final_answer(reply: str) -> str | None:
+    """What follows the first ``Final Answer:`` at the start of a line that isn't the first, up to its end; or None."""
+    start = reply.find("\nFinal Answer:")
+    if start < 0:
+        return None
+    start += len("\nFinal Answer:")
+    end = reply.find("\n", start)
+    return reply[start : None if end < 0 else end]
+
+
+def parse_answer(answer: str) -> list[str]:
+    """The answers in a list written as JSON or Python, or badly; anything else is one answer. Nothing is evaluated."""
+    answer = answer.strip()[:_LONGEST_ANSWER]
+    if not (answer.startswith("[") and answer.endswith("]")):
+        return [answer]
+    values: Any = None
+    if answer.count("[") + answer.count("(") + answer.count("{") < 50:  # deep nesting could exhaust the parsers' stack
+        for parser in (json.loads, ast.literal_eval):
+            try:
+                values = parser(answer)
+                break
+            except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+                continue
+    if isinstance(values, list):
+        return [str(v[0]) if isinstance(v, list | tuple) and len(v) == 1 else str(v) for v in values]
+    return _split_badly_written(answer[1:-1])
+
+
+def same_answer(answer: str, labels: Sequence[str]) -> bool:
+    """Whether an answer is right: the rules of AgentBench's result processor, without its ``eval``.
+
+    Cells are compared after trimming blanks, quotes, a percent sign and thousands separators; words for "nothing" are "0". If
+    all are numbers they must match one to one within 0.01, else the sets of texts must be equal. Stricter than AgentBench in
+    one point: an answer left out altogether is no answer, though a label may be "none".
+    """
+    if not answer.strip() or len(answer) > _LONGEST_ANSWER:
+        return False
+    given = [_normal(value) for value in parse_answer(answer)]
+    wanted = [_normal(label) for label in labels]
+    numbers, targets = _numbers(given), _numbers(wanted)
+    if numbers is None or targets is None:
+        return set(given) == set(wanted)
+    for number in numbers:
+        near = next((i for i, target in enumerate(targets) if abs(number - target) <= _TOLERANCE), None)
+        if near is None:
+            return False
+        del targets[near]
+    return not targets
+
+
+def _normal(value: str) -> str:
+    value = value.strip().strip("'\"").strip()
+    if value.endswith("%"):
+        return value[:-1].strip()
+    if not value.startswith("["):
+        value = value.replace(",", "")
+    return "0" if value.lower() in _NOTHING else value
+
+
+def _numbers(values: Sequence[str]) -> list[float] | None:
+    """The values as numbers, None where one isn't."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return None
+
+
+def _split_badly_written(text: str) -> list[str]:
+    """The parts of a list between commas outside quotes."""
+    parts, start, quoted = [], 0, False
+    for position, character in enumerate(text):
+        if character in "\"'":
+            quoted = not quoted
+        elif character == "," and not quoted:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    return [part.strip().strip("'\"") for part in parts if part.strip()]
+
+
+def _operate(sql: str) -> str:
+    statement = " ".join(sql.split("\n")).strip()
+    return f"Action: Operation\n```sql\n{statement}\n```"
+
+
+def _final(answers: Sequence[str]) -> str:
+    return f"Action: Answer\nFinal Answer: {json.dumps(list(answers), ensure_ascii=False)}"
+
+
+def _operate_and_answer(sql: str, answers: Sequence[str]) -> Solution:
+    yield _operate(sql)
+    yield _final(answers)
+
+
+def _query_and_answer(sql: str, labels: Sequence[str]) -> Solution:
+    output = yield _operate(sql)
+    try:
+        rows = ast.literal_eval(output)
+        values = json.dumps([str(row[0]) for row in rows])
+    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, RecursionError):
+        return
+    if same_answer(values, labels):
+        yield _final(labels)
+
+
+def _answer(labels: Sequence[str]) -> Solution:
+    yield _final(labels)
+
+
+@functools.cache
+def _server() -> str:
+    return resources.files(__package__).joinpath("db_server.py").read_text(encoding="utf-8")

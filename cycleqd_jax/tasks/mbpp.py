@@ -1,0 +1,289 @@
+"""MBPP: Python functions, judged by asserts. Reads the full and the sanitized record format."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import json
+import re
+import secrets
+import signal
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from cycleqd_jax.sandbox import InfraError, Limits, Sandbox
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of
+from cycleqd_jax.tasks.memo import Environment
+from cycleqd_jax.tasks.records import Row
+from cycleqd_jax.types import Message, Score
+
+__all__ = ["Mbpp", "MbppRecord", "extract_code"]
+
+_LONGEST_PROGRAM = 200_000
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
+_CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
+# Chance, clocks, other processes, and the hash seed: verdicts on such programs are not remembered.
+_CHANCE = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b|__")
+
+
+@dataclasses.dataclass(frozen=True)
+class MbppRecord:
+    """One problem.
+
+    Attributes:
+        text: what to write, in words.
+        asserts: statements that hold for a right program.
+        code: the gold program.
+        setup: run after the program (some setups use the program's classes) and before the asserts.
+        imports: run before the asserts.
+        names: names of the program or the setup that the asserts use.
+    """
+
+    text: str
+    asserts: tuple[str, ...]
+    code: str
+    setup: str
+    imports: str
+    names: tuple[str, ...]
+
+
+class Mbpp(RecordTask[MbppRecord]):
+    """Single-turn coding: the reply's program must satisfy all asserts.
+
+    Prompts: ``"instruct"`` asks as the MBPP paper does, ``"brief"`` gives the description and the asserts and nothing else.
+    The name of the function is known from the asserts only, so at least one is always shown.
+    """
+
+    def __init__(
+        self,
+        *,
+        sandbox: Sandbox,
+        name: str = "mbpp",
+        max_new_tokens: int = 512,
+        train: str | Path | None = None,
+        test: str | Path | None = None,
+        data: str | Path | None = None,
+        prompt: Literal["instruct", "brief"] = "instruct",
+        shown: Literal["all", "first"] = "all",
+        seconds: float = 10.0,
+        memo: bool = True,
+        cache: str | Path | None = None,
+        workers: int = 4,
+    ) -> None:
+        """Reads and checks all records (see :class:`~cycleqd_jax.tasks.base.RecordTask` for the options not listed here).
+
+        Args:
+            sandbox: where programs run.
+            name: as in configs, journals and tables.
+            max_new_tokens: most tokens a reply may have.
+            train: file with the records the search may see.
+            test: file with the records to report on.
+            data: instead of both, one file to be split evenly.
+            prompt: how the problem is put.
+            shown: which asserts the prompt shows.
+            seconds: time limit of a program with all its asserts.
+            memo: whether verdicts are remembered.
+            cache: folder where demonstrations are kept, or None.
+            workers: threads that replay demonstrations.
+
+        Raises:
+            InputError: for an unknown option, a missing or empty file, or a malformed record.
+        """
+        self.prompt = one_of(name, "prompt", prompt, ("instruct", "brief"))
+        self.shown = one_of(name, "shown", shown, ("all", "first"))
+        self.limits = Limits(wall_s=seconds, cpu_s=seconds)
+        super().__init__(
+            sandbox=sandbox,
+            name=name,
+            max_new_tokens=max_new_tokens,
+            train=train,
+            test=test,
+            data=data,
+            memo=memo,
+            cache=cache,
+            workers=workers,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """What decides about prompts and verdicts."""
+        return {"prompt": self.prompt, "shown": self.shown, "limits": dataclasses.asdict(self.limits)}
+
+    def parse(self, row: Row) -> MbppRecord:
+        """A full (``text``, ``test_setup_code``) or sanitized (``prompt``, ``test_imports``) record."""
+        sanitized = "prompt" in row.fields
+        text = row.text("prompt" if sanitized else "text")
+        code = row.text("code").replace("\r\n", "\n")
+        setup = "" if sanitized else row.text("test_setup_code", "")
+        imports = "\n".join(row.texts("test_imports", ())) if sanitized else ""
+        asserts = tuple(line.strip() for line in row.texts("test_list"))
+        if not text.strip() or not asserts:
+            raise row.error("a description and at least one assert", "none")
+        gold = _tree(row, "code", code).body
+        bound = {*_names(gold), *_names(_tree(row, "test_setup_code", setup).body)}
+        used: set[str] = set()
+        for number, line in enumerate(asserts):
+            tree = _tree(row, f"test_list[{number}]", line)
+            if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+                raise row.error("assert statements in field 'test_list'", repr(line[:80]))
+            used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if not bound & used:
+            raise row.error("asserts that use what the gold code defines", "asserts that use nothing of it")
+        # Modules that the asserts only have through the gold program: no candidate can be expected to import them.
+        modules = [node for node in gold if isinstance(node, ast.Import | ast.ImportFrom) and used & {*_names([node])}]
+        imports = "\n".join([imports, *map(ast.unparse, modules)])
+        names = (bound & used) - {*_names(modules)}
+        return MbppRecord(text, asserts, code, setup, imports, tuple(sorted(names)))
+
+    def environment(self, record: MbppRecord) -> Environment:
+        """A fresh episode of a record."""
+        return MbppEpisode(self, record)
+
+    def solutions(self, record: MbppRecord) -> Iterable[Solution]:
+        """The gold program in a fence."""
+        yield _say(f"```python\n{record.code.strip()}\n```")
+
+    def question(self, record: MbppRecord) -> str:
+        """The user's message."""
+        asserts = "\n".join(record.asserts[: 1 if self.shown == "first" else None])
+        if self.prompt == "brief":
+            return f"{record.text}\n{asserts}"
+        return (
+            f"You are an expert Python programmer, and here is your task: {record.text} "
+            f"Your code should pass these tests:\n\n{asserts}"
+        )
+
+
+class MbppEpisode:
+    """One problem: a question, a reply, a verdict."""
+
+    def __init__(self, task: Mbpp, record: MbppRecord) -> None:
+        self.repeatable = True
+        self._task = task
+        self._record = record
+
+    def opening(self) -> list[Message]:
+        """The question."""
+        return [{"role": "user", "content": self._task.question(self._record)}]
+
+    def start(self) -> list[Message]:
+        """The question; a program's box is made when there is a program."""
+        return self.opening()
+
+    def step(self, reply: str) -> Score:
+        """Runs the reply's program against the asserts."""
+        code = extract_code(clean(reply), self._record.names)
+        if not code.strip():
+            return Score(0.0, "no code")
+        if len(code) > _LONGEST_PROGRAM:
+            return Score(0.0, "the program is too long")
+        if _CHANCE.search(code):
+            self.repeatable = False
+        record = self._record
+        job = json.dumps(
+            {
+                "code": code,
+                "setup": record.setup,
+                "imports": record.imports,
+                "asserts": record.asserts,
+                "names": record.names,
+            }
+        ).encode()
+        nonce = secrets.token_hex(16)
+        stdin = f"{len(job):016x}{job.decode()}{nonce}"
+        done = self._task.sandbox.run_python(_driver(), stdin=stdin, limits=self._task.limits)
+        verdict = None
+        ready = False
+        for line in done.output.splitlines():
+            head, _, rest = line.partition(" ")
+            if head == nonce:
+                ready = True
+                verdict = json.loads(rest) if rest != "ready" else verdict
+        if not ready and done.exit_code != -signal.SIGKILL:
+            # The program only begins after that line: this isn't its doing.
+            raise InfraError(
+                f"the sandbox did not start the test program (exit code {done.exit_code}, timed out: {done.timed_out}): "
+                f"{done.output[-300:]!r}"
+            )
+        if verdict is None:
+            self.repeatable = False
+            return Score(0.0, "timed out" if done.timed_out else "the program ended its box")
+        if verdict["error"] is None and verdict["passed"] == len(record.asserts):
+            return Score(1.0, "passed")
+        if verdict["error"] is None:  # it left by itself, or a limit ended it
+            self.repeatable = False
+            return Score(0.0, "the program ended before the verdict")
+        stage, error = verdict["error"]
+        return Score(0.0, f"{stage} failed: {error}")
+
+    def close(self) -> None:
+        """Nothing is held between steps."""
+
+
+def extract_code(reply: str, names: Iterable[str] = ()) -> str:
+    """The program in a reply.
+
+    Fenced blocks tagged as Python count, untagged ones where there are none. Of several, the first that defines one of
+    ``names`` is taken, else all together. A fence that is never closed lasts to the end; one that was never opened (the
+    reply began inside a block) ends the program. Without fences the program starts at the first line that looks like code.
+    """
+    fences = list(_FENCE.finditer(reply))
+    blocks: list[tuple[str, str]] = []
+    start: re.Match[str] | None = None
+    for fence in fences:
+        if start is None:
+            start = fence
+        else:
+            blocks.append((start.group(1).lower(), reply[start.end() + 1 : fence.start()]))
+            # A tagged fence never closes a block: the one before was left open.
+            start = fence if fence.group(1) else None
+    if start is not None:
+        rest = reply[start.end() + 1 :]
+        if not rest.strip() and len(fences) == 1:
+            return _from_code_line(reply[: start.start()])
+        blocks.append((start.group(1).lower(), rest))
+    blocks = [(tag, code) for tag, code in blocks if code.strip()]
+    if not blocks:
+        return _from_code_line(_FENCE.sub("", reply))
+    tagged = [code for tag, code in blocks if tag in ("python", "py", "python3")]
+    codes = tagged or [code for tag, code in blocks if not tag] or [code for _, code in blocks]
+    wanted = "|".join(map(re.escape, names))
+    if len(codes) > 1 and wanted:
+        defines = re.compile(rf"^[ \t]*(?:(?:async +)?def|class) +(?:{wanted})\b|^(?:{wanted}) *=", re.MULTILINE)
+        codes = next(([code] for code in codes if defines.search(code)), codes)
+    return "\n".join(codes)
+
+
+def _from_code_line(text: str) -> str:
+    match = _CODE_LINE.search(text)
+    return text[match.start() :] if match else ""
+
+
+def _say(*replies: str) -> Solution:
+    yield from replies
+
+
+@functools.cache
+def _driver() -> str:
+    return resources.files(__package__).joinpath("mbpp_driver.py").read_text(encoding="utf-8")
+
+
+def _tree(row: Row, field: str, code: str) -> ast.Module:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise row.error(f"valid Python in field {field!r}", str(error)) from error
+
+
+def _names(body: Iterable[ast.stmt]) -> Iterator[str]:
+    """Names that a program's top level binds."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        else:
+            yield from (n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))

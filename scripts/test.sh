@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Lint, types and tests. Arguments go to pytest: scripts/test.sh -m slow tests/engine
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
+export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/pyright
+exec .venv/bin/pytest -n "${WORKERS:-2}" "$@"

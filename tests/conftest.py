@@ -1,0 +1,91 @@
+"""What every test may rely on: JAX on eight simulated CPU devices, data, hypothesis, and one measure of closeness."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before jax is imported anywhere: sharded code is tested on simulated devices. What the environment says already stays.
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
+if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES_FLAG}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jaxtyping  # noqa: E402
+
+# Shapes and dtypes written in annotations are checked while the tests run, and only then.
+_hook = jaxtyping.install_import_hook(
+    ["cycleqd_jax.operators", "cycleqd_jax.genome", "cycleqd_jax.qd"], "beartype.beartype"
+)
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "default", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of third-party evaluation data; it is not part of the repository."""
+    folder = os.environ.get("CYCLEQD_DATA")
+    if not folder:
+        pytest.skip("CYCLEQD_DATA does not name the folder of third-party evaluation data")
+    if not Path(folder).is_dir():
+        pytest.skip(f"CYCLEQD_DATA names {folder}, which is not a folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """``assert_close(got, want, tol=1e-6, scale=None)`` for trees of arrays.
+
+    The error is relative to the norm of the matrix: for every leaf, and for every matrix of a stack,
+    ‖got − want‖_F ≤ tol · ‖want‖_F in float64. ``scale`` replaces ‖want‖_F where the expected matrix is zero or the outcome of a
+    cancellation.
+    """
+
+    def check(got, want, tol: float = 1e-6, scale: float | None = None) -> None:
+        got, treedef = jax.tree.flatten(got)
+        want, expected_treedef = jax.tree.flatten(want)
+        assert treedef == expected_treedef
+        for g, w in zip(got, want, strict=True):
+            g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+            assert g.shape == w.shape
+            axes = tuple(range(max(w.ndim - 2, 0), w.ndim))
+            error = np.sqrt(((g - w) ** 2).sum(axis=axes))
+            norm = np.sqrt((w**2).sum(axis=axes)) if scale is None else scale
+            assert np.all(error <= tol * norm), f"relative error {np.max(error / np.maximum(norm, 1e-300)):.2e} > {tol:.0e}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_identical():
+    """``assert_identical(got, want)``: the same tree, dtypes and bits."""
+
+    def check(got, want) -> None:
+        assert jax.tree.structure(got) == jax.tree.structure(want)
+        for (path, g), w in zip(jax.tree_util.tree_flatten_with_path(got)[0], jax.tree.leaves(want), strict=True):
+            g, w = np.asarray(g), np.asarray(w)
+            assert g.dtype == w.dtype
+            np.testing.assert_array_equal(g, w, err_msg=jax.tree_util.keystr(path))
+
+    return check
+
+
+@pytest.fixture
+def compilations(caplog):
+    """``compilations(f)`` calls ``f`` and says how many functions were compiled meanwhile."""
+
+    def count(function) -> int:
+        caplog.clear()
+        with jax.log_compiles(True):
+            jax.block_until_ready(function())
+        return sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
+
+    return count

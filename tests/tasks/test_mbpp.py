@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from cycleqd_jax.sandbox import Completed, InfraError
+from cycleqd_jax.tasks import Mbpp
+from cycleqd_jax.tasks.mbpp import extract_code
+from cycleqd_jax.types import InputError, Score
+
+ADD = {
+    "task_id": 1,
+    "text": "Add two numbers.",
+    "code": "def add(a, b):\r\n    return a + b",
+    "test_list": ["assert add(1, 2) == 3", "assert add(2, 2) == 4", "assert set([add(0, 1)]) == set([1])"],
+    "test_setup_code": "",
+    "challenge_test_list": [],
+}
+AREA = {
+    "task_id": 2,
+    "prompt": "Area of a circle.",
+    "code": "def area(r):\n    return 3.14159 * r * r",
+    "test_imports": ["import math"],
+    "test_list": ["assert math.isclose(area(10), 314.159, rel_tol=0.001)"],
+}
+# The setup uses the program's class, the asserts what the setup made.
+NODE = {
+    "task_id": 3,
+    "text": "Depth of a tree.",
+    "code": "class Node:\n  def __init__(self):\n    self.left = None\ndef depth(n):\n  return 1 + depth(n.left) if n else 0",
+    "test_list": ["assert depth(root) == 2"],
+    "test_setup_code": "root = Node()\nroot.left = Node()",
+}
+GOLD = "def add(a, b):\n    return a + b\n"
+
+
+@pytest.fixture
+def task(write, sandbox):
+    return Mbpp(train=write(ADD), test=write(AREA, NODE, name="test.jsonl"), sandbox=sandbox, memo=False)
+
+
+def verdict(task, code, split="train", number=0) -> Score:
+    episode = task.episodes(split)[number]
+    try:
+        assert episode.start()[-1]["role"] == "user"
+        return episode.step(code if "```" in code else f"```python\n{code}\n```")
+    finally:
+        episode.close()
+
+
+# ------------------------------------------------------------------------------------------------ extraction
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        ("```python\nx = 1\n```", "x = 1\n"),
+        ("Sure!\n```py\nx = 1\n```\nThis works.", "x = 1\n"),
+        ("```\nx = 1\n```", "x = 1\n"),
+        ("text\n```python\nx = 1", "x = 1"),
+        ("x = 1\n```", "x = 1\n"),
+        ("x = 1\n```\nexplained", "explained"),
+        ("def f():\n    return 1", "def f():\n    return 1"),
+        ("Here it is:\n\nimport re\ndef f(): pass", "import re\ndef f(): pass"),
+        ("I can not do that.", ""),
+        ("", ""),
+        ("```", ""),
+        ("``````", ""),
+        ("```python\n```", ""),
+        ("```bash\nls\n```\n```python\nx = 1\n```", "x = 1\n"),
+        ("```bash\nls\n```\n```\nx = 1\n```", "x = 1\n"),
+        ("```python\nimport re\n```\nand\n```python\ny = 2\n```", "import re\n\ny = 2\n"),
+        ("```python\nadd(1, 2)\n```\nwith\n```python\ndef add(a): 1\n```\n```python\nadd(3)\n```", "def add(a): 1\n"),
+        ("```python\nx = 1\n```python\ndef add(a): 2", "def add(a): 2"),
+        ("  ```python\nx = 1\n  ```", "x = 1\n"),
+    ],
+)
+def test_extraction(reply, code):
+    assert extract_code(reply, ("add",)) == code
+
+
+@pytest.mark.parametrize(
+    "piece", ["```", "```python\n", "\n```\n", "def ", "a", " ", "x=", "```python\ndef f(): pass\n```\n", "\n"]
+)
+def test_extraction_of_megabytes_is_quick(piece):
+    began = time.monotonic()
+    extract_code(piece * (2_000_000 // len(piece)), ("add", "other"))
+    assert time.monotonic() - began < 5
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+
+
+def test_gold_passes(task):
+    assert verdict(task, GOLD) == Score(1.0, "passed")
+    assert verdict(task, AREA["code"], "test", 0).value == 1.0
+    assert verdict(task, NODE["code"], "test", 1).value == 1.0
+
+
+def test_reasons(task):
+    assert "assert 2 failed" in verdict(task, "def add(a, b): return 3").reason
+    assert "SyntaxError" in verdict(task, "def add(a, b) return 3").reason
+    assert "NameError" in verdict(task, "def plus(a, b): return a + b").reason
+    assert verdict(task, "```").reason == "no code"
+
+
+FORGERIES = {
+    "exit": "exit(0)",
+    "sys.exit": "import sys\nsys.exit(0)",
+    "os._exit": "import os\nos._exit(0)",
+    "exit in call": "def add(a, b):\n    raise SystemExit(0)",
+    "os._exit in call": "import os\ndef add(a, b):\n    os._exit(0)",
+    "print": "print('passed')\nprint('{\"passed\": 3, \"error\": null}')",
+    "print and leave": "import os\nprint('ready')\nprint('{\"passed\": 3, \"error\": null}', flush=True)\nos._exit(0)",
+    "constant": "def add(a, b): return 0",
+    "none": "def add(a, b): pass",
+    "always equal": "class E:\n  def __eq__(s, o): return True\n  def __hash__(s): return 1\ndef add(a, b): return E()",
+    "equal inside": "class E(int):\n  __eq__ = lambda s, o: True\n  __hash__ = lambda s: 1\ndef add(a, b): return E()",
+    "set": "def set(x): return 0\ndef add(a, b): return {1: 3, 2: 4}.get(a, 9)",
+    "builtins.set": "import builtins\nbuiltins.set = lambda x: 0\ndef add(a, b): return {1: 3, 2: 4}.get(a, 9)",
+    "AssertionError": "AssertionError = None\nimport builtins\nbuiltins.AssertionError = Exception\ndef add(a, b): return 0",
+    "trace": "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: None\ndef add(a, b): return 0",
+    "atexit": "import atexit, os\natexit.register(lambda: os._exit(0))\ndef add(a, b): return 0",
+    "fork": "import os\nif os.fork(): os._exit(0)\ndef add(a, b): return 0",
+    "kill parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef add(a, b): return a + b",
+    "stdin": "import sys\nprint(sys.stdin.read())\ndef add(a, b): return 0",
+    "crash": "import ctypes\nctypes.string_at(0)",
+    "recursion": "def add(a, b): return add(b, a)",
+    "answer on all files": (
+        "import os\nfor fd in range(3, 64):\n  for text in (b'?', b'go', b'passed', b'0' * 16):\n"
+        "    try: os.write(fd, text)\n    except OSError: pass\ndef add(a, b): return 0"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forgeries_do_not_pass(task, name):
+    score = verdict(task, FORGERIES[name])
+    assert score.value == 0.0
+    assert score.reason
+
+
+def test_overridden_test_module_does_not_pass(task):
+    assert verdict(task, "import math\nmath.isclose = lambda *a, **k: True\ndef area(r): return 0", "test").value == 0.0
+
+
+def test_prints_and_own_streams_do_not_fail_a_right_program(task):
+    assert verdict(task, "import sys\nprint('x' * 10**6)\nsys.stdout = None\n" + GOLD).value == 1.0
+
+
+def test_endless_program_times_out(write, sandbox):
+    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
+    for code in ("while True: pass", "def add(a, b):\n  import time\n  time.sleep(60)"):
+        began = time.monotonic()
+        assert verdict(task, code).value == 0.0
+        assert time.monotonic() - began < 15
+    assert len(task.memo) == 0
+
+
+def test_odd_characters_are_harmless(task):
+    for reply in ("\ud800", "```python\nx = '\0'\n" + GOLD + "```", "```python\n# \ud800 é ✓\n" + GOLD + "```"):
+        assert isinstance(verdict(task, reply), Score)
+    assert verdict(task, "# \ud800 é ✓\n" + GOLD).value == 1.0
+
+
+def test_huge_program_is_refused_without_a_sandbox(write):
+    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=None)
+    assert "too long" in verdict(task, "x = 1\n" * 1_000_000).reason
+
+
+@pytest.mark.parametrize(
+    "done", [Completed("", 127, False, False, 0.0), Completed("sh: python3: not found", 0, False, False, 0.0)]
+)
+def test_a_judge_that_never_started_is_no_score(write, done):
+    class Broken:
+        def run_python(self, *args, **kwargs):
+            return done
+
+    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=Broken())
+    with pytest.raises(InfraError, match="did not start"):
+        verdict(task, GOLD)
+    assert len(task.memo) == 0
+
+
+# ------------------------------------------------------------------------------------------------ prompts, records
+
+
+def test_prompts(write):
+    paths = {"train": write(ADD), "test": write(AREA, name="t.jsonl"), "sandbox": None}
+    brief = Mbpp(**paths, prompt="brief", shown="first").episodes("train")[0].start()
+    assert brief == [{"role": "user", "content": "Add two numbers.\nassert add(1, 2) == 3"}]
+    full = Mbpp(**paths).episodes("train")[0].start()[0]["content"]
+    assert all(line in full for line in ADD["test_list"])
+    assert ADD["text"] in full
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"text": None}, "'text', got nothing"),
+        ({"text": 5}, "'text', got 5"),
+        ({"code": "def add(:"}, "valid Python in field 'code'"),
+        ({"test_list": []}, "at least one assert"),
+        ({"test_list": "assert add(1, 2) == 3"}, "a list in field 'test_list'"),
+        ({"test_list": ["add(1, 2)"]}, "assert statements"),
+        ({"test_list": ["assert 1 +"]}, "valid Python"),
+        ({"test_list": ["assert other(1) == 2"]}, "what the gold code defines"),
+    ],
+)
+def test_malformed_records_are_named(write, change, words):
+    with pytest.raises(InputError, match=words) as error:
+        Mbpp(train=write(ADD | {"task_id": 7}, ADD | change), test=write(AREA, name="t.jsonl"), sandbox=None)
+    assert "records.jsonl, line 2" in str(error.value)
+
+
+def test_options_are_checked(write):
+    path = write(ADD, AREA)
+    for options, words in [
+        ({"data": path, "prompt": "long"}, "one of instruct, brief"),
+        ({"data": path, "shown": "none"}, "one of all, first"),
+        ({"data": path, "max_new_tokens": 0}, "at least 1"),
+        ({"data": path, "train": path}, "either the two files"),
+        ({"train": path}, "either the two files"),
+        ({}, "either the two files"),
+        ({"train": path, "test": path}, "different records"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            Mbpp(sandbox=None, **options)
+
+
+def test_demonstrations_are_solved_and_cached(write, sandbox, tmp_path):
+    unsolvable = ADD | {"task_id": 9, "code": "def add(a, b): return 0"}
+    paths = {"train": write(ADD, unsolvable), "test": write(AREA, NODE, name="t.jsonl")}
+    first = Mbpp(**paths, sandbox=sandbox, cache=tmp_path / "cache")
+    (talk,) = first.demonstrations("train")
+    assert talk[-1] == {"role": "assistant", "content": f"```python\n{GOLD}```"}
+    assert len(first.demonstrations("test")) == 2
+    again = Mbpp(**paths, sandbox=None, cache=tmp_path / "cache")
+    assert again.demonstrations("train") == [talk]
+    other = Mbpp(**paths, sandbox=None, cache=tmp_path / "cache", shown="first")
+    with pytest.raises(AttributeError):  # other options: nothing in the cache, and there is no sandbox
+        other.demonstrations("train")

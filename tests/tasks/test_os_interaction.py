@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from cycleqd_jax.sandbox import Completed, InfraError
+from cycleqd_jax.tasks import OsInteraction
+from cycleqd_jax.tasks.agentbench import OS_PREFIX
+from cycleqd_jax.tasks.os_interaction import Act, parse_act, same_size
+from cycleqd_jax.types import InputError, Score
+
+INIT = [["bash", "mkdir -p ~/docs\nprintf '%s\\n' one two three > ~/docs/list.txt"]]
+COUNT = {
+    "id": "count",
+    "description": "How many lines are in ~/docs/list.txt?",
+    "init_script": INIT,
+    "check": [None, {"builtin": "integer-match"}],
+    "example_script": ["bash", "wc -l < ~/docs/list.txt"],
+}
+MATCH = {
+    "id": "match",
+    "description": "What is the first line of ~/docs/list.txt?",
+    "init_script": INIT,
+    "start": ["bash", "cd ~/docs\nhere=list.txt"],
+    "match": {"answer": "one", "strip": True},
+    "check": None,
+    "example_script": ["bash", "head -n 1 $here"],
+}
+# argv: the answer, then the outputs of the scripts before.
+STATE = {
+    "id": "state",
+    "description": "Delete ~/docs/list.txt.",
+    "init_script": INIT,
+    "check": [
+        ["bash", 'test ! -e ~/docs/list.txt && test -d ~/docs && echo "$1"'],
+        ["python", "from sys import argv\nassert len(argv) == 3 and argv[2] == argv[1] + '\\n', argv"],
+    ],
+    "example_script": ["bash", "rm ~/docs/list.txt"],
+}
+
+
+@pytest.fixture
+def task(write, sandbox):
+    return OsInteraction(train=write(COUNT, STATE), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
+
+
+def bash(code: str) -> str:
+    return f"Think: hm.\n\nAct: bash\n\n```bash\n{code}\n```"
+
+
+FINISH = "Think: done.\n\nAct: finish"
+
+
+def play(task, replies, split="train", number=0):
+    episode = task.episodes(split)[number]
+    results = []
+    try:
+        episode.start()
+        for reply in replies:
+            result = episode.step(reply)
+            if isinstance(result, Score):
+                return [*results, result]
+            results.append(result[0]["content"])
+    finally:
+        episode.close()
+    return results
+
+
+# ------------------------------------------------------------------------------------------------ replies
+
+
+@pytest.mark.parametrize(
+    ("reply", "act"),
+    [
+        (bash("ls\nwc -l"), Act("bash", "ls\nwc -l")),
+        ("Act: bash\n```bash\na\n```\nand\n```bash\nb\n```", Act("bash", "a\n\nb")),
+        ("Act: bash\n\n```bash\nls", Act("bash", "")),
+        ("Act: bash\n\n```\nls\n```", Act("bash", "")),
+        ("Act: bash", Act("bash", "")),
+        ("Act: Bash(ls)", Act("bash", "")),
+        ("Act:\n\nfinish", Act("commit", None)),
+        (FINISH, Act("commit", None)),
+        ("Act: answer(220)", Act("commit", "220")),
+        ("Act: answer (f(x) and (y)) indeed", Act("commit", "f(x) and (y)")),
+        ("Act: answer()", Act("commit", "")),
+        ("Act: answer(1)\nAct: answer(2)", Act("commit", "2")),
+        ("Act: answer(1)\nAct: answer 2", Act("commit", "1")),
+        ("Act: answer)1(", Act("commit", "")),
+        ("Act: answer(two\nlines)", None),
+        ("Act: dance", None),
+        ("act: finish", None),
+        ("Act:", None),
+        ("", None),
+    ],
+)
+def test_acts(reply, act):
+    assert parse_act(reply) == act
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["Act: ", "Act:\n", "```bash\n", "\n```", "Act: bash\n```bash\n", "Act: answer(", " ", "Act: bash\n```bash\na\n```\n"],
+)
+def test_megabytes_are_quick(piece):
+    began = time.monotonic()
+    parse_act(piece * (2_000_000 // len(piece)))
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("4K", "4096", True),
+        ("1M\n", " 1024K", True),
+        ("512B", "512", True),
+        ("4.0K", "4.0K", False),
+        ("10KB", "10KB", False),
+        ("", "", False),
+        ("x", "x", False),
+        ("9" * 5000, "9" * 5000, False),
+    ],
+)
+def test_sizes(first, second, same):
+    assert same_size(first, second) is same
+
+
+# ------------------------------------------------------------------------------------------------ episodes
+
+
+def test_answers_are_checked(task):
+    output, score = play(task, [bash("wc -l < ~/docs/list.txt"), "Act: answer(3)"])
+    assert output == "The output of the OS:\n\n3"
+    assert score == Score(1.0, "passed")
+    assert play(task, ["Act: answer( 3 )"])[-1].value == 1.0
+    for wrong in ("answer(4)", "answer(three)", "answer()", "answer(None)", "finish", "answer(" + "9" * 6000 + ")"):
+        assert play(task, [f"Act: {wrong}"])[-1].value == 0.0
+
+
+def test_answers_are_matched(task):
+    assert play(task, [bash("head -n 1 $here"), "Act: answer( one )"], "test")[-1].value == 1.0
+    for wrong in ("answer(One)", "answer(one two)", "finish", "answer()"):
+        assert play(task, [f"Act: {wrong}"], "test")[-1].value == 0.0
+
+
+def test_states_are_checked(task):
+    output, score = play(task, [bash("rm ~/docs/list.txt"), FINISH], number=1)
+    assert output == "The output of the OS is empty."
+    assert score.value == 1.0
+    for replies in (
+        [FINISH],
+        ["Act: answer(None)"],
+        [bash("rm -r ~/docs"), FINISH],
+        [bash("exit 0"), FINISH],
+        [bash("rm ~/docs/list.txt"), "I am done."],  # out of format: as AgentBench, not even checked
+    ):
+        assert play(task, replies, number=1)[-1].value == 0.0
+
+
+def test_the_shell_persists_and_boxes_do_not(task):
+    first, second = play(task, [bash("cd /tmp; x=5; touch here"), bash("pwd; echo $x; ls")])
+    assert first == "The output of the OS is empty."
+    assert second == "The output of the OS:\n\n/tmp\n5\nhere"
+    assert "here" not in play(task, [bash("ls -a /tmp")])[0]
+
+
+def test_rounds(task):
+    assert play(task, [bash("true")] * 4 + ["Act: answer(3)"])[-1].value == 1.0
+    results = play(task, [bash("true")] * 9)
+    assert len(results) == 5
+    assert results[-1] == Score(0.0, "round limit")
+
+
+def test_long_output_is_cut_as_published(task):
+    fits, cut = play(task, [bash("printf 'x%.0s' {1..800}"), bash("printf 'x%.0s' {1..801}")])
+    assert fits == "The output of the OS:\n\n" + "x" * 800
+    assert cut == "The output of the OS:\n\n" + "x" * 780 + "\n[truncated because the output is too long]"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sleep 100",
+        "while true; do :; done",
+        "cat",
+        "yes",
+        ":(){ :|:& };: ; sleep 100",
+        "kill -9 -1; kill -9 $$ $PPID 1",
+        "rm -rf --no-preserve-root / 2>/dev/null",
+    ],
+)
+def test_hostile_commands_are_contained(write, sandbox, code):
+    task = OsInteraction(train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
+    began = time.monotonic()
+    results = play(task, [bash(code), "Act: answer(7)"])
+    assert results[-1].value == 0.0
+    assert time.monotonic() - began < 60
+    assert play(task, ["Act: answer(3)"])[-1].value == 1.0
+
+
+def test_odd_replies(task):
+    for reply in (
+        "\ud800",
+        "\0",
+        bash("echo '\ud800\0'"),
+        "x" * 1_000_000,
+        bash("x" * 1_000_000),
+        f"Act: answer({'x' * 10**6})",
+    ):
+        assert play(task, [reply])
+    assert play(task, ["Act: answer(\0003\0)"])[-1].value == 1.0
+
+
+def test_a_check_that_hangs_is_a_wrong_answer(write, sandbox):
+    hangs = COUNT | {"check": [["bash", "sleep 100"]]}
+    task = OsInteraction(train=write(hangs), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
+    assert play(task, [FINISH])[-1] == Score(0.0, "check 1 timed out")
+    assert len(task.memo) == 0
+
+
+def test_an_init_script_that_hangs_is_no_score(write):
+    class Box:
+        closed = False
+
+        def exec(self, argv, **_):
+            return Completed("", None, True, False, 60.0)
+
+        def close(self):
+            self.closed = True
+
+    class Hanging:
+        def box(self, **_):
+            return box
+
+    box = Box()
+    task = OsInteraction(train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=Hanging(), memo=False)
+    with pytest.raises(InfraError, match="init script"):
+        play(task, [FINISH])
+    assert box.closed
+
+
+# ------------------------------------------------------------------------------------------------ prompts, records
+
+
+def test_prompts(write, data_dir):
+    files = {"train": write(COUNT), "test": write(MATCH, name="t.jsonl"), "sandbox": None}
+    brief = OsInteraction(**files, prompt="brief").episodes("train")[0].start()
+    assert brief == [{"role": "user", "content": COUNT["description"]}]
+    *prefix, problem = OsInteraction(**files).episodes("train")[0].start()
+    assert problem["content"].endswith("My problem is:\n\n" + COUNT["description"])
+    assert prefix == list(OS_PREFIX) == json.loads((data_dir / "os_interaction/prompt_prefix.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"description": None}, "'description', got nothing"),
+        ({"check": None}, "either match or a list of checks"),
+        ({"check": []}, "either match or a list of checks"),
+        ({"match": {"answer": "x"}}, "either match or a list of checks"),
+        ({"check": None, "match": {}}, "an answer or a regex"),
+        ({"check": None, "match": {"regex": "("}}, "a regular expression"),
+        ({"check": [{"builtin": "other"}]}, "one of integer-match"),
+        ({"check": [{"builtin": "integer-match"}]}, "a script before a builtin"),
+        ({"check": [["ruby", "1"]]}, "bash or python"),
+        ({"check": ["true"]}, "\\[language, code\\] in field 'check'"),
+        ({"check": [None], "example_script": None}, "an example_script"),
+        ({"init_script": [["bash"]]}, "\\[language, code\\] in field 'init_script'"),
+        ({"init_script": "ls"}, "a list in field 'init_script'"),
+        ({"start": "ls"}, "a list in field 'start'"),
+    ],
+)
+def test_malformed_records_are_named(write, change, words):
+    with pytest.raises(InputError, match=words) as error:
+        OsInteraction(train=write(STATE, COUNT | change), test=write(MATCH, name="t.jsonl"), sandbox=None)
+    assert "records.jsonl, line 2" in str(error.value)
+
+
+def test_demonstrations(task):
+    counted, deleted = task.demonstrations("train")
+    assert [m["content"] for m in counted[-2:]] == [
+        "The output of the OS:\n\n3",
+        "Think: The output is the answer.\n\nAct: answer(3)",
+    ]
+    assert deleted[-1]["content"].endswith("Act: finish")
+    (matched,) = task.demonstrations("test")
+    assert matched[-1]["content"].endswith("Act: answer(one)")

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
+from cycleqd_jax.types import InputError
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "empty file"),
+        ("\n \n", "empty file"),
+        ("[]", "empty file"),
+        ('{"id": 1}\n{"id": 2\n', "line 2"),
+        ('{"id": 1}\n\n[3]\n', "line 3.*JSON object"),
+        ('[{"id": 1}, 7]', "item 2.*JSON object"),
+        ("[" * 100_000, "valid JSON"),
+        ('{"id": 1}\n{"id": 1}\n', "line 2.*id 1"),
+        ("\xff\xfe".encode("latin-1"), "UTF-8"),
+        ("PK\x03\x04", "line 1.*valid JSON"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(tmp_path, content, words):
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=words) as error:
+        read_rows(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "."])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(InputError, match="no file at"):
+        read_rows(tmp_path / name)
+
+
+def test_lines_and_lists_read_the_same(tmp_path):
+    records = [{"id": n, "text": "a\u2028b\n"} for n in range(3)]
+    lines, listed = tmp_path / "a.jsonl", tmp_path / "b.json"
+    lines.write_text("\ufeff" + "\r\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\r\n", newline="")
+    listed.write_text(json.dumps(records, indent=1))
+    assert [row.fields for row in read_rows(lines)] == [row.fields for row in read_rows(listed)] == records
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "words"),
+    [
+        ({}, str, "nothing"),
+        ({"a": {"b": None}}, str, "nothing"),
+        ({"a": {"b": 3}}, str, "a text in field 'a/b', got 3"),
+        ({"a": [1]}, dict, "nothing"),
+        ({"a": {"b": True}}, int, "an integer"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, kind, words):
+    with pytest.raises(InputError, match=words) as error:
+        Row(fields, "file, line 9").get("a/b", kind)
+    assert "file, line 9" in str(error.value)
+
+
+def test_a_list_of_texts_has_texts_only():
+    with pytest.raises(InputError, match="only texts"):
+        Row({"a": ["x", 1]}, "here").texts("a")
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 101])
+def test_split_is_even_disjoint_and_independent_of_order(count):
+    rows = [Row({"id": f"x/{n}"}, "here") for n in range(count)]
+    train, test = split_evenly(rows)
+    assert abs(len(train) - len(test)) == count % 2
+    assert sorted([r.id for r in train + test]) == sorted(r.id for r in rows)
+    shuffled = random.Random(0).sample(rows, count)
+    assert {r.id for r in split_evenly(shuffled)[0]} == {r.id for r in train}
+    assert train == [row for row in rows if row in train]
+
+
+def test_one_record_cannot_be_split():
+    with pytest.raises(InputError, match="at least two"):
+        split_evenly([Row({"id": 1}, "here")])

@@ -37,9 +37,7 @@ RULES: Mapping[str, str | None] = {
 """Logical axis → mesh axis: Megatron's layout over ``tensor``, the other side of every matrix over ``fsdp``."""
 
 
-def make_mesh(
-    *, population: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(*, population: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges devices as ``[population, fsdp, tensor]``.
 
     Args:

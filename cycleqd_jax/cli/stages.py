@@ -205,7 +205,7 @@ class Run:
         )
         experts = [self.space.expert(k) for k in range(len(names))]
         with contextlib.closing(checkpoints):
-            state = search.evolve(
+            return search.evolve(
                 self.searcher,
                 jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts),
                 self.space.express,
@@ -216,13 +216,16 @@ class Run:
                 batch_size=self.config.search.batch_size,
                 journal=search.Journal(self.folder / "history.jsonl"),
                 checkpoints=checkpoints,
+                started=self._write_grid,
                 progress=self._progress,
             )
+
+    def _write_grid(self, state: CycleQDState) -> None:
+        names = self.config.task_names
         edges = {name: row.tolist() for name, row in zip(names, np.asarray(state.archives.edges), strict=True)}
         bounds = {name: [row[0], row[-1]] for name, row in edges.items()}
         grid = {"tasks": list(names), "bins": state.archives.bins, "bounds": bounds, "edges": edges}
         write_json(self.folder / "grid.json", grid)
-        return state
 
     def evolve(self) -> None:
         """Evolves the archives."""
@@ -299,7 +302,7 @@ class Run:
             for index, outcome in enumerate(outcomes)
         ]
         path = self.folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         return evaluation.scores | {"average": float(np.mean(list(evaluation.scores.values())))}
 
     def evaluate_folder(self, folder: Path) -> None:

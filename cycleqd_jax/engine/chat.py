@@ -25,7 +25,8 @@ class ChatGenerator:
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer) -> None:
         if set(engine.stop_ids) != set(tokenizer.stop_ids):
             raise InputError(
-                f"expected an engine with the tokenizer's stop ids {sorted(tokenizer.stop_ids)}, got {sorted(engine.stop_ids)}: "
+                f"expected an engine with the tokenizer's stop ids {sorted(tokenizer.stop_ids)}, got "
+                f"{sorted(engine.stop_ids)}: "
                 "build it with stop_ids=tokenizer.stop_ids"
             )
         self.engine = engine

@@ -15,10 +15,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
 
 from cycleqd_jax.models import llama
-from cycleqd_jax.types import InputError, Params, tree_paths
+from cycleqd_jax.types import Array, Bool, InputError, Int, Params, tree_paths
 
 __all__ = ["Engine", "Generation", "NonFiniteError", "default_buckets"]
 
@@ -92,15 +91,11 @@ def _decode(
         )
 
     def body(state: _State) -> _State:
-        hidden, cache = llama.hidden_states(
-            params, config, state.token[:, None], state.position[:, None], cache=state.cache
-        )
+        hidden, cache = llama.hidden_states(params, config, state.token[:, None], state.position[:, None], cache=state.cache)
         assert cache is not None
         return emit(state._replace(cache=cache, position=state.position + 1), hidden[:, 0])
 
-    hidden, cache = llama.hidden_states(
-        params, config, tokens, cache=llama.init_cache(config, slots, width), lengths=lengths
-    )
+    hidden, cache = llama.hidden_states(params, config, tokens, cache=llama.init_cache(config, slots, width), lengths=lengths)
     assert cache is not None
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     state = _State(
@@ -150,7 +145,8 @@ class Engine:
         outside = [i for i in (*stop_ids, pad_id) if not 0 <= i < config.vocab_size]
         if outside or not stop_ids:
             raise InputError(
-                f"expected one or more stop ids and a pad id below the model's vocabulary size {config.vocab_size}, got stop ids "
+                f"expected one or more stop ids and a pad id below the model's vocabulary size {config.vocab_size}, got stop "
+                "ids "
                 f"{list(stop_ids)} and pad id {pad_id}: check that the tokenizer belongs to the model"
             )
         self.config = config
@@ -161,7 +157,8 @@ class Engine:
         self.buckets = tuple(sorted(buckets)) if buckets else default_buckets(max_len)
         if self.buckets[0] < 1 or self.buckets[-1] < max_len:
             raise InputError(
-                f"expected positive buckets that reach max_len {max_len}, got {list(self.buckets)}: correct the engine's settings"
+                f"expected positive buckets that reach max_len {max_len}, got {list(self.buckets)}: correct the engine's "
+                "settings"
             )
         self._params: Params | None = None
         self._decode = jax.jit(
@@ -171,7 +168,7 @@ class Engine:
     @property
     def compilations(self) -> int:
         """How many programs have been compiled so far: one for each pair of prompt and reply bucket in use."""
-        return self._decode._cache_size()
+        return self._decode._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
     def load(self, params: Params) -> None:
         """Swaps the weights.
@@ -218,7 +215,8 @@ class Engine:
         for i, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
             if not len(prompt) or limit < 1:
                 raise InputError(
-                    f"expected at least one prompt token and a limit of at least 1 for request {i}, got {len(prompt)} tokens and "
+                    f"expected at least one prompt token and a limit of at least 1 for request {i}, got {len(prompt)} tokens "
+                    "and "
                     f"limit {limit}: drop the request"
                 )
             if not 0 <= min(prompt) <= max(prompt) < self.config.vocab_size:

@@ -18,16 +18,16 @@ per kind of matrix. Matrices are stored ``[in, out]`` and used as ``x @ w`` (Hug
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cycleqd_jax.sharding import Axes
-from cycleqd_jax.types import InputError, Params
+from cycleqd_jax.types import Array, Bool, Float, InputError, Int, Params, PRNGKeyArray
 
 __all__ = [
     "KVCache",
@@ -101,7 +101,9 @@ class LlamaConfig:
         for name in ("dtype", "compute_dtype"):
             value = getattr(self, name)
             if value not in DTYPES and not (value is None and name == "compute_dtype"):
-                raise InputError(f"expected one of {', '.join(DTYPES)} for the model's {name}, got {value!r}: choose one of them")
+                raise InputError(
+                    f"expected one of {', '.join(DTYPES)} for the model's {name}, got {value!r}: choose one of them"
+                )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> LlamaConfig:
@@ -305,17 +307,13 @@ def init_cache(config: LlamaConfig, batch: int, length: int) -> KVCache:
     """An empty cache for ``batch`` sequences and ``length`` columns, in the compute dtype."""
     shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
     dtype = config.compute_dtype or config.dtype
-    return KVCache(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32)
-    )
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
 
 def extend_cache(cache: KVCache, length: int) -> KVCache:
     """The cache with ``length`` more empty columns at its end."""
     pad = ((0, 0), (0, 0), (0, 0), (0, length), (0, 0))
-    return cache._replace(
-        k=jnp.pad(cache.k, pad), v=jnp.pad(cache.v, pad), valid=jnp.pad(cache.valid, ((0, 0), (0, length)))
-    )
+    return cache._replace(k=jnp.pad(cache.k, pad), v=jnp.pad(cache.v, pad), valid=jnp.pad(cache.valid, ((0, 0), (0, length))))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -404,53 +402,54 @@ def hidden_states(
     cos, sin = _rope(config, positions)
     steps = jnp.arange(time)
 
-    if cache is None:
-        mask = steps[:, None] >= steps[None, :]  # [time, time]
-        valid = end = None
-    else:
-        new = jnp.ones((batch, time), bool) if lengths is None else steps[None, :] < lengths[:, None]
-        end = cache.end
-        valid = jax.lax.dynamic_update_slice(cache.valid, new, (0, end))
-        columns = jnp.arange(valid.shape[1])
-        causal = columns[None, :] <= end + steps[:, None]
-        mask = (valid[:, None, :] & causal[None])[:, None, None]  # [batch, 1, 1, time, length]
-
     def split_heads(x: Array) -> Array:
         return x.reshape(batch, time, -1, config.head_dim).swapaxes(1, 2)
 
-    def block(carry: Any, layer: Any) -> tuple[Any, None]:
-        x, k_cache, v_cache, i = carry
-        attn, mlp = layer["attn"], layer["mlp"]
+    def project(x: Array, layer: Any) -> tuple[Array, Array, Array]:
         h = _rms_norm(x, layer["input_norm"], config.rms_norm_eps)
-        q = _rotate(split_heads(_linear(h, attn["q"])), cos, sin)
-        k = _rotate(split_heads(_linear(h, attn["k"])), cos, sin)
-        v = split_heads(_linear(h, attn["v"]))
-        if cache is not None:
-            # The whole cache travels in the carry and takes its new columns in place: no copy per layer or step.
-            k_cache = jax.lax.dynamic_update_slice(k_cache, k[None], (i, 0, 0, end, 0))
-            v_cache = jax.lax.dynamic_update_slice(v_cache, v[None], (i, 0, 0, end, 0))
-            k = jax.lax.dynamic_index_in_dim(k_cache, i, keepdims=False)
-            v = jax.lax.dynamic_index_in_dim(v_cache, i, keepdims=False)
-        a = _attend(q, k, v, mask).swapaxes(1, 2).reshape(batch, time, -1)
-        x = x + _linear(a, attn["o"])
-        h = _rms_norm(x, layer["post_norm"], config.rms_norm_eps)
-        h = jax.nn.silu(_linear(h, mlp["gate"])) * _linear(h, mlp["up"])
-        x = x + _linear(h, mlp["down"])
-        return (x, k_cache, v_cache, i + 1), None
+        q, k, v = (split_heads(_linear(h, layer["attn"][name])) for name in "qkv")
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
+    def finish(x: Array, layer: Any, q: Array, k: Array, v: Array, mask: Array) -> Array:
+        a = _attend(q, k, v, mask).swapaxes(1, 2).reshape(batch, time, -1)
+        x = x + _linear(a, layer["attn"]["o"])
+        h = _rms_norm(x, layer["post_norm"], config.rms_norm_eps)
+        h = jax.nn.silu(_linear(h, layer["mlp"]["gate"])) * _linear(h, layer["mlp"]["up"])
+        return x + _linear(h, layer["mlp"]["down"])
+
+    x = params["embed_tokens"][tokens].astype(dtype)
     if cache is None:
+        causal = steps[:, None] >= steps[None, :]  # [time, time]
+
         # Gradients keep the products with weights and recompute the rest: on a CPU 1.4 times as fast as keeping all (which is
         # bound by memory), at a third of the memory. Nothing changes where no gradient is taken.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        block = jax.checkpoint(block, policy=policy, prevent_cse=False)
 
-    x = params["embed_tokens"][tokens].astype(dtype)
-    k_cache, v_cache = (None, None) if cache is None else (cache.k, cache.v)
-    (x, k_cache, v_cache, _), _ = jax.lax.scan(block, (x, k_cache, v_cache, jnp.int32(0)), params["layers"])
-    x = _rms_norm(x, params["norm"], config.rms_norm_eps)
-    if cache is None:
-        return x, None
-    return x, KVCache(k_cache, v_cache, valid, end + time)
+        @functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
+        def block(x: Array, layer: Any) -> tuple[Array, None]:
+            return finish(x, layer, *project(x, layer), causal), None
+
+        x, _ = jax.lax.scan(block, x, params["layers"])
+        return _rms_norm(x, params["norm"], config.rms_norm_eps), None
+
+    end = cache.end
+    new = jnp.ones((batch, time), bool) if lengths is None else steps[None, :] < lengths[:, None]
+    valid = jax.lax.dynamic_update_slice(cache.valid, new, (0, end))
+    seen = jnp.arange(valid.shape[1])[None, :] <= end + steps[:, None]
+    mask = (valid[:, None, :] & seen)[:, None, None]  # [batch, 1, 1, time, length]
+
+    def cached_block(carry: tuple[Array, Array, Array], inputs: Any) -> tuple[tuple[Array, Array, Array], None]:
+        # The whole cache travels in the carry and takes its new columns in place: it is never copied as a whole.
+        x, k_cache, v_cache = carry
+        i, layer = inputs
+        q, k, v = project(x, layer)
+        k_cache = jax.lax.dynamic_update_slice(k_cache, k[None], (i, 0, 0, end, 0))
+        v_cache = jax.lax.dynamic_update_slice(v_cache, v[None], (i, 0, 0, end, 0))
+        return (finish(x, layer, q, k_cache[i], v_cache[i], mask), k_cache, v_cache), None
+
+    inputs = (jnp.arange(config.num_hidden_layers), params["layers"])
+    (x, k_cache, v_cache), _ = jax.lax.scan(cached_block, (x, cache.k, cache.v), inputs)
+    return _rms_norm(x, params["norm"], config.rms_norm_eps), KVCache(k_cache, v_cache, valid, end + time)
 
 
 def unembed(params: Params, config: LlamaConfig, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:

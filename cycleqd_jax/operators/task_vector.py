@@ -20,7 +20,7 @@ def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str 
         of: how to call ``like`` in the error.
 
     Raises:
-        InputError: naming the first leaf that is missing, unexpected or of another shape.
+        InputError: naming the first leaf that is missing, unexpected or of another shape; also for other containers.
     """
     got, expected = dict(tree_paths(tree)), dict(tree_paths(like))
     for path in {**expected, **got}:
@@ -33,6 +33,8 @@ def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str 
                 f"{what}: leaf {path!r} has shape {got[path].shape}, the {of} has {expected[path].shape}: they must share "
                 "one architecture and vocabulary."
             )
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise InputError(f"{what} have the leaves of the {of} in other containers: expected {jax.tree.structure(like)}.")
 
 
 @jax.jit

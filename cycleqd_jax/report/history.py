@@ -29,18 +29,27 @@ class Grid:
         tasks: names of the K tasks, in order.
         bins: bins of every axis.
         bounds: score at the lower edge of the first and the upper edge of the last bin, Float ``[K, 2]``.
+        edges: edges of the bins in float32, as the searcher holds them: a score on an edge must fall to the same side
+            here; Float ``[K, bins + 1]``.
     """
 
     tasks: tuple[str, ...]
     bins: int
     bounds: np.ndarray
+    edges: np.ndarray
+
+    @classmethod
+    def of_bounds(cls, tasks: tuple[str, ...], bins: int, bounds: np.ndarray) -> Grid:
+        """Equal bins between the bounds."""
+        edges = np.linspace(bounds[:, 0], bounds[:, 1], bins + 1, axis=1)
+        return cls(tasks, bins, bounds, edges.astype(np.float32))
 
     def axes(self, task: int) -> tuple[int, ...]:
         """The tasks whose scores are the behaviour characteristics f_{j≠k} of archive ``task``, in task order."""
         return tuple(j for j in range(len(self.tasks)) if j != task)
 
     def bin(self, scores: np.ndarray) -> np.ndarray:
-        """Equal bins of [lo, hi] on every axis; an edge belongs to the bin above it, values outside to the end bins.
+        """Which bin of its axis each score falls into; an edge belongs to the bin above it, values outside to the end bins.
 
         Args:
             scores: finite scores, Float ``[..., K]``.
@@ -48,9 +57,7 @@ class Grid:
         Returns:
             Bin of each score on the axis of its task, Int ``[..., K]``.
         """
-        # Edges and scores in float32, as the searcher holds them: a score on an edge must fall to the same side here.
-        edges = np.linspace(self.bounds[:, 0], self.bounds[:, 1], self.bins + 1, axis=1).astype(np.float32)
-        above = (np.asarray(scores, np.float32)[..., None] >= edges).sum(axis=-1)
+        above = (np.asarray(scores, np.float32)[..., None] >= self.edges).sum(axis=-1)
         return np.clip(above - 1, 0, self.bins - 1)
 
 
@@ -282,7 +289,17 @@ def load_grid(folder: Path) -> Grid | None:
             f"expected two or more distinct tasks, one or more bins and finite bounds in {path}, "
             f"got tasks {tasks}, {bins} bins, bounds {bounds.tolist()}; run the search again or restore the file"
         )
-    return Grid(tasks, bins, bounds)
+    grid = Grid.of_bounds(tasks, bins, bounds)
+    if "edges" in raw:  # the searcher's own, to the last bit
+        try:
+            edges = np.array([raw["edges"][task] for task in tasks], np.float32).reshape(grid.edges.shape)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"expected {bins + 1} edges for every task in {path}, got {type(error).__name__} {error}; "
+                "run the search again or restore the file"
+            ) from error
+        grid = dataclasses.replace(grid, edges=edges)
+    return grid
 
 
 def _individual(raw: Any, tasks: tuple[str, ...]) -> Individual:

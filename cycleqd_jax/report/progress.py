@@ -97,6 +97,17 @@ class ProgressBar:
             if finished:
                 del self._stages[stage]
 
+    def say(self, text: str) -> None:
+        """Writes a line above the bar, which is drawn again at its next step.
+
+        Args:
+            text: one line or several, without the last newline.
+        """
+        with self._lock:
+            self._write(("\r\x1b[K" if self._dirty else "") + text + "\n")
+            self._dirty = False
+            self._drawn = -math.inf
+
     def close(self) -> None:
         """Leaves the terminal on a fresh line; safe to call twice, and the bar may be used again."""
         with self._lock:

@@ -26,6 +26,7 @@ _LABELS = {
     "cmaes": "CMA-ES merge",
     "nsga2": "NSGA-II merge",
     "qd": "QD",
+    "cycleqd_best_elite": "CycleQD, best elite",
     "cycleqd": "CycleQD",
 }
 

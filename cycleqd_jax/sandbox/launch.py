@@ -73,8 +73,7 @@ def launches(name: str) -> list[Launch]:
     users = [False, True] if os.geteuid() == 0 else [True]
     if name == "userns":
         return [
-            Launch(isolation, _python(str(_INSIDE.parent)), _plan(name, new_user, str(_INSIDE.parent)))
-            for new_user in users
+            Launch(isolation, _python(str(_INSIDE.parent)), _plan(name, new_user, str(_INSIDE.parent))) for new_user in users
         ]
     bwrap = shutil.which("bwrap")
     if bwrap is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .base import Completed, InfraError, Isolation, Killed, Limits
-from .launch import DESCRIPTIONS, Launch, launches
+from .launch import Launch, launches
 from .worker import Worker, ask
 
 __all__ = ["Box", "Sandbox", "Session", "Shell", "detect"]
@@ -21,6 +21,7 @@ _ISOLATIONS = ("bwrap", "userns", "none")  # strongest first
 _GRACE_SECONDS = 15.0  # how much later than its clock a supervisor may answer before we call it broken
 _ADVICE = "install bubblewrap (apt-get install bubblewrap), or ask for isolation=none by name to run programs UNSANDBOXED"
 
+_LIMITS = Limits()
 _T = TypeVar("_T")
 
 
@@ -54,9 +55,6 @@ def _find(name: str) -> tuple[Launch, Worker]:
         else:
             return launch, worker
     raise InfraError("; ".join(dict.fromkeys(reasons)))
-
-
-_PROBE = "import os; print(sorted(os.listdir('/proc/self/task')) and os.path.exists({here!r}))"
 
 
 def _probe(worker: Worker, launch: Launch) -> None:
@@ -95,11 +93,11 @@ class Sandbox:
         ValueError: there is no isolation of that name.
     """
 
-    def __init__(self, isolation: str = "auto", *, limits: Limits = Limits(), workers: int | None = None) -> None:
+    def __init__(self, isolation: str = "auto", *, limits: Limits = _LIMITS, workers: int | None = None) -> None:
         if isolation not in ("auto", *_ISOLATIONS):
             raise ValueError(f"expected isolation to be one of auto, {', '.join(_ISOLATIONS)}, got {isolation!r}")
         self.limits = limits
-        self._turn = threading.BoundedSemaphore(workers or len(os.sched_getaffinity(0)))
+        self._turn = threading.BoundedSemaphore(workers or _cores())
         self._lock = threading.Lock()
         self._closed = False
         reasons = []
@@ -203,6 +201,10 @@ class Sandbox:
                 self._worker = Worker(self._launch)
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Resident:
     """What lives in a box between requests."""
 
@@ -212,6 +214,8 @@ class _Resident:
 
     def close(self) -> None:
         """Throws the box away. Safe to call twice."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)  # wakes a thread that still waits for an answer
         self._channel.close()
 
     def __enter__(self: _T) -> _T:

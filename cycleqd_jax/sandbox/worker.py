@@ -41,7 +41,7 @@ class Worker:
                 # Never os.fork: the host process has threads. A session of its own: Ctrl-C is for the host.
                 self.process = subprocess.Popen(
                     launch.command,
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     env=_ENVIRONMENT,

@@ -57,6 +57,7 @@ def evolve(
     batch_size: int,
     journal: Journal,
     checkpoints: Checkpoints | None = None,
+    started: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
 ) -> Any:
     """Runs a search to its end, from wherever its journal and checkpoints say it is.
@@ -76,6 +77,7 @@ def evolve(
         batch_size: children per generation.
         journal: of the run.
         checkpoints: of the run, if wanted.
+        started: told the searcher's first state, once the experts are in.
         progress: told after every individual.
 
     Returns:
@@ -103,6 +105,8 @@ def evolve(
             raise InputError(f"expert {name!r} can't be evaluated: {journal.get(k)['error']}")  # type: ignore[index]
         report(k)
     state = searcher.init(experts, np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32))
+
+    started(state)
 
     first = 0
     if checkpoints is not None and checkpoints.latest() is not None:

@@ -34,6 +34,8 @@ class RecordTask(abc.ABC, Generic[R]):
         name: as in configs, journals and tables.
         max_new_tokens: most tokens a reply may have.
         memo: verdicts seen before, or None.
+        rows: the records as they stand in the files, per split.
+        records: the records as parsed, per split, in the same order.
     """
 
     def __init__(
@@ -86,8 +88,8 @@ class RecordTask(abc.ABC, Generic[R]):
             assert test is not None
             halves = (read_rows(train), read_rows(test))
             _refuse_overlap(name, *halves)
-        self._rows: dict[Split, Sequence[Row]] = {"train": halves[0], "test": halves[1]}
-        self.records: dict[Split, list[R]] = {split: [self.parse(r) for r in rows] for split, rows in self._rows.items()}
+        self.rows: dict[Split, Sequence[Row]] = {"train": halves[0], "test": halves[1]}
+        self.records: dict[Split, list[R]] = {split: [self.parse(r) for r in rows] for split, rows in self.rows.items()}
 
     @abc.abstractmethod
     def parse(self, row: Row) -> R:
@@ -118,7 +120,7 @@ class RecordTask(abc.ABC, Generic[R]):
         Raises:
             InfraError: where the sandbox is broken.
         """
-        fingerprint = digest([self._fingerprint(), [row.fingerprint for row in self._rows[split]]])
+        fingerprint = digest([self._fingerprint(), [row.fingerprint for row in self.rows[split]]])
         file = None if self._cache is None else self._cache / f"{self.name}-{split}-{fingerprint[:16]}.json"
         if file is not None and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
@@ -145,7 +147,7 @@ class RecordTask(abc.ABC, Generic[R]):
         return None
 
     def _of(self, split: Split) -> Iterable[tuple[Row, R]]:
-        return zip(self._rows[split], self.records[split], strict=True)
+        return zip(self.rows[split], self.records[split], strict=True)
 
     def _episode(self, row: Row, record: R) -> Episode:
         if self.memo is None:

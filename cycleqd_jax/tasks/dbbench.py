@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import Killed, Limits, Sandbox
+from cycleqd_jax.sandbox import InfraError, Killed, Limits, Sandbox
 from cycleqd_jax.tasks.agentbench import DBBENCH_PREFIX
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of
 from cycleqd_jax.tasks.memo import Environment
@@ -194,8 +194,12 @@ class DbEpisode:
     def start(self) -> list[Message]:
         """Builds the database."""
         record = self._record
-        self._session = self._task.sandbox.session(_server(), limits=self._task.limits)
-        self._session.request({"build": {"name": record.table, "columns": record.columns, "rows": record.rows}})
+        table = {"name": record.table, "columns": record.columns, "rows": record.rows}
+        try:
+            self._session = self._task.sandbox.session(_server(), limits=self._task.limits)
+            self._session.request({"build": table})
+        except Killed as killed:  # nothing of the model's has run yet
+            raise InfraError(f"the database of {record.table!r} could not be built: {killed}") from killed
         return self.opening()
 
     def step(self, reply: str) -> list[Message] | Score:

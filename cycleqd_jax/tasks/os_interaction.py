@@ -26,6 +26,8 @@ _EMPTY = "The output of the OS is empty."
 _LONGEST_ARGUMENT = 30_000
 _LONGEST_CODE = 100_000
 _SETUP_SECONDS = 60.0
+# Checks are the benchmark's own scripts, some of which search the whole file system.
+_CHECK_SECONDS = 30.0
 # Chance, clocks and other processes.
 _CHANCE = re.compile(
     r"random|shuf|uuid|mktemp|\$\$|\bps\b|\btop\b|pgrep|pidof|/proc|\bdate\b|\btime\b|uptime|sleep|\bnow\b|&\s*$|\bfree\b|\bdf\b|[acm]time"
@@ -34,6 +36,7 @@ _CHANCE = re.compile(
 )
 
 Language = Literal["bash", "python"]
+Ending = Literal["output", "last line", "finish"]
 Builtin = Literal["integer-match", "string-match", "size-match"]
 
 
@@ -123,7 +126,7 @@ class OsInteraction(RecordTask[OsRecord]):
             data: instead of both, one file to be split evenly.
             prompt: how the problem is put.
             rounds: most replies.
-            seconds: time limit of one reply's commands, and of a check; exceeding it ends the episode with score 0.
+            seconds: time limit of one reply's commands; exceeding it ends the episode with score 0.
             memo: whether results are remembered.
             cache: folder where demonstrations are kept, or None.
             workers: threads that replay demonstrations.
@@ -136,7 +139,7 @@ class OsInteraction(RecordTask[OsRecord]):
             raise InputError(f"task {name!r}: expected option rounds of at least 1, got {rounds}")
         self.rounds = rounds
         self.seconds = seconds
-        self.limits = Limits(wall_s=seconds, cpu_s=seconds)
+        self.limits = Limits(wall_s=seconds, cpu_s=max(seconds, _CHECK_SECONDS))
         super().__init__(
             sandbox=sandbox,
             name=name,
@@ -198,8 +201,9 @@ class OsInteraction(RecordTask[OsRecord]):
         if record.example is None or record.example.language != "bash":
             return
         think = self.prompt == "agentbench"
-        for answers in (True, False) if record.asks else (False, True):
-            yield _command_and_end(record.example.code, answers, think)
+        endings: tuple[Ending, ...] = ("output", "last line", "finish")
+        for ending in endings if record.asks else reversed(endings):
+            yield _command_and_end(record.example.code, ending, think)
 
 
 class OsEpisode:
@@ -222,14 +226,18 @@ class OsEpisode:
 
     def start(self) -> list[Message]:
         """Makes the box, and in it what the problem is about."""
-        self._box = self._task.sandbox.box(limits=self._task.limits)
-        for script in self._record.init:
-            done = self._box.exec(script.argv(), timeout=_SETUP_SECONDS)
-            if done.timed_out:
-                raise InfraError(f"an init script took more than {_SETUP_SECONDS:g} s: {script.code[:200]!r}")
-        self._shell = self._box.shell()
-        if self._record.start is not None:
-            self._shell.run(self._record.start.code, timeout=_SETUP_SECONDS)
+        record = self._record
+        try:
+            self._box = self._task.sandbox.box(limits=self._task.limits)
+            self._shell = self._box.shell()
+            done = [(script, self._box.exec(script.argv(), timeout=_SETUP_SECONDS)) for script in record.init]
+            if record.start is not None:
+                done.append((record.start, self._shell.run(record.start.code, timeout=_SETUP_SECONDS)))
+        except Killed as killed:  # nothing of the model's has run yet
+            raise InfraError(f"the system of {record.description[:80]!r} could not be made: {killed}") from killed
+        for script, completed in done:
+            if completed.timed_out:
+                raise InfraError(f"a script that prepares a problem took too long: {script.code[:200]!r}")
         return self.opening()
 
     def step(self, reply: str) -> list[Message] | Score:
@@ -292,7 +300,7 @@ class OsEpisode:
                 if not _BUILTINS[check](arguments[0], arguments[1]):
                     return _verdict(False, answer)
                 continue
-            done = self._box.exec(check.argv(*arguments), timeout=self._task.seconds)
+            done = self._box.exec(check.argv(*arguments), timeout=_CHECK_SECONDS)
             if done.timed_out:
                 self.repeatable = False
                 return Score(0.0, f"check {number} timed out")
@@ -405,13 +413,13 @@ def _check(row: Row, item: Any) -> Script | Builtin | None:
     return _script(row, "check", item)
 
 
-def _command_and_end(command: str, answers: bool, think: bool) -> Solution:
+def _command_and_end(command: str, ending: Ending, think: bool) -> Solution:
     def said(thought: str, act: str) -> str:
         return f"Think: {thought}\n\nAct: {act}" if think else f"Act: {act}"
 
     output = yield said("I run a command for this.", f"bash\n\n```bash\n{command}\n```")
-    _, _, text = output.partition("The output of the OS:\n")
-    if not answers:
+    lines = output.partition("The output of the OS:\n")[2].strip().split("\n")
+    if ending == "finish":
         yield said("The task is done.", "finish")
-    elif text.strip():
-        yield said("The output is the answer.", f"answer({text.strip()})")
+    elif lines[-1] and (len(lines) == 1) == (ending == "output"):  # complaints may stand before the answer
+        yield said("The output is the answer.", f"answer({lines[-1].strip()})")

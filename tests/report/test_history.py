@@ -104,14 +104,14 @@ def test_first_of_equals_stays_and_better_replaces(tmp_path):
 
 
 def test_bins_are_clipped_per_axis_and_an_edge_belongs_above():
-    grid = Grid(("a", "b"), 4, np.array([[0.2, 0.6], [0.0, 1.0]]))
+    grid = Grid.of_bounds(("a", "b"), 4, np.array([[0.2, 0.6], [0.0, 1.0]]))
     assert grid.bin(np.array([[0.0, -1.0], [0.2, 0.25], [0.31, 0.5], [0.6, 1.0], [9.0, 9.0]])).tolist() == [
         [0, 0], [0, 1], [1, 2], [3, 3], [3, 3],
     ]  # fmt: skip
 
 
 def test_axis_without_extent_tells_none_from_some():
-    grid = Grid(("a", "b"), 3, np.array([[0.0, 0.0], [0.0, 1.0]]))
+    grid = Grid.of_bounds(("a", "b"), 3, np.array([[0.0, 0.0], [0.0, 1.0]]))
     low, high = grid.bin(np.array([[-0.1, 0.0], [0.5, 0.0]]))[:, 0].tolist()
     assert (low, high) == (0, 2)
 
@@ -120,12 +120,24 @@ def test_bins_agree_with_the_searchers_archives():
     archive = pytest.importorskip("cycleqd_jax.qd.archive")
     rng = np.random.default_rng(0)
     bounds = archive.expert_bounds(jnp.asarray(rng.integers(0, 41, (3, 3)) / 40, jnp.float32))
-    ours = Grid(("a", "b", "c"), 15, np.array(json.loads(json.dumps(bounds.tolist()))))
+    ours = Grid.of_bounds(("a", "b", "c"), 15, np.array(json.loads(json.dumps(bounds.tolist()))))
     edges = np.linspace(bounds[:, 0], bounds[:, 1], 16).astype(np.float64)
     scores = np.concatenate([rng.uniform(0, 1, (2000, 3)), rng.integers(0, 41, (2000, 3)) / 40, edges])
     empty = archive.Archives.create({"x": jnp.zeros(1)}, jnp.asarray(bounds), 15)
     theirs = empty.bin_indices(jnp.asarray(scores, jnp.float32))
     np.testing.assert_array_equal(ours.bin(scores), theirs)
+
+
+def test_edges_of_the_searcher_count(make_run):
+    folder = make_run(generations=5, bins=2, tasks=TASKS[:2])
+    grid = json.loads((folder / "grid.json").read_text())
+    edges = {task: [grid["bounds"][task][0], grid["bounds"][task][1] * 0.99, grid["bounds"][task][1]] for task in grid["tasks"]}
+    (folder / "grid.json").write_text(json.dumps(grid | {"edges": edges}))
+    history = load_history(folder)
+    assert history.grid.bin(history.scores[0])[0] == 0  # best at its task, and still below the shifted edge
+    (folder / "grid.json").write_text(json.dumps(grid | {"edges": {"mbpp": [0, 1]}}))
+    with pytest.raises(InputError, match="expected 3 edges"):
+        load_history(folder)
 
 
 def test_projection_takes_the_best_over_the_other_axes(make_run):

@@ -16,7 +16,7 @@ DB_UNREACHABLE = {"db/164", "db/180"}
 
 
 def sample(task, split, count):
-    rows = list(zip(task._rows[split], task.records[split], strict=True))
+    rows = list(zip(task.rows[split], task.records[split], strict=True))
     return random.Random(0).sample(rows, min(count, len(rows)))
 
 
@@ -78,6 +78,7 @@ def test_os_interaction(data_dir, sandbox):
         assert answers(task, record, "Act: finish").value == 0.0, row.id
 
 
+@pytest.mark.slow
 def test_os_interaction_standard(data_dir, sandbox):
     task = OsInteraction(data=data_dir / "os_interaction/os_cycleqd.visible.jsonl", sandbox=sandbox, memo=False)
     solved = 0
@@ -135,3 +136,34 @@ def test_an_oracle_solves_all_tasks_together_and_the_memo_spares_the_sandbox(min
     episodes = [e for task in miniatures.values() for e in task.episodes("train")]
     assert rollout(episodes, oracle, [64] * len(episodes)) == first
     assert {name: task.memo.misses for name, task in miniatures.items()} == remembered
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_verdicts_with_and_without_memo_are_equal(miniatures, name):
+    task = miniatures[name]
+    (talk, *_) = task.demonstrations("train")
+    gold = [m["content"] for m in talk if m["role"] == "assistant"]
+    odd = ["", "?", "```python\nx = 1\n```", 'Action: Answer\nFinal Answer: ["0"]', "Act: answer(0)", "Act: finish"]
+    odd += ["Action: Operation\n```sql\nSELECT 1\n```", "Act: bash\n\n```bash\npwd\n```", "Act: bash\n\n```bash\ndate +%N\n```"]
+    rng = random.Random(0)
+
+    def play_random(episode, seed):
+        rng.seed(seed)
+        results = []
+        try:
+            episode.start()
+            while not results or not isinstance(results[-1], Score):
+                results.append(episode.step(rng.choice(odd + 4 * gold)))
+        finally:
+            episode.close()
+        return results
+
+    chance = ("date",)
+    for seed in range(60):
+        with_memo = play_random(task.episodes("train")[seed % 2], seed // 2)
+        without = play_random(task.environment(task.records["train"][seed % 2]), seed // 2)
+        if not any(word in str(results) for results in (with_memo, without) for word in chance):
+            assert [r if isinstance(r, Score) else [m["role"] for m in r] for r in with_memo] == [
+                r if isinstance(r, Score) else [m["role"] for m in r] for r in without
+            ]
+    assert task.memo.hits > 0

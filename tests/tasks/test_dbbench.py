@@ -274,7 +274,7 @@ def test_observations(task):
 )
 def test_nothing_outside_is_reached(task, statement):
     (text,) = play(task, [sql(statement)])
-    assert any(word in text for word in ("not authorized", "no such", "prohibited", "too many attached"))
+    assert any(word in text for word in ("not authorized", "denied", "no such", "prohibited", "too many attached"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cycleqd_jax.sandbox import Completed, InfraError
-from cycleqd_jax.tasks import OsInteraction
+from cycleqd_jax.tasks import OsInteraction, os_interaction
 from cycleqd_jax.tasks.agentbench import OS_PREFIX
 from cycleqd_jax.tasks.os_interaction import Act, parse_act, same_size
 from cycleqd_jax.types import InputError, Score
@@ -212,7 +212,8 @@ def test_odd_replies(task):
     assert play(task, ["Act: answer(\0003\0)"])[-1].value == 1.0
 
 
-def test_a_check_that_hangs_is_a_wrong_answer(write, sandbox):
+def test_a_check_that_hangs_is_a_wrong_answer(write, sandbox, monkeypatch):
+    monkeypatch.setattr(os_interaction, "_CHECK_SECONDS", 1.0)
     hangs = COUNT | {"check": [["bash", "sleep 100"]]}
     task = OsInteraction(train=write(hangs), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
     assert play(task, [FINISH])[-1] == Score(0.0, "check 1 timed out")
@@ -226,6 +227,9 @@ def test_an_init_script_that_hangs_is_no_score(write):
         def exec(self, argv, **_):
             return Completed("", None, True, False, 60.0)
 
+        def shell(self):
+            return None
+
         def close(self):
             self.closed = True
 
@@ -235,7 +239,7 @@ def test_an_init_script_that_hangs_is_no_score(write):
 
     box = Box()
     task = OsInteraction(train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=Hanging(), memo=False)
-    with pytest.raises(InfraError, match="init script"):
+    with pytest.raises(InfraError, match="took too long"):
         play(task, [FINISH])
     assert box.closed
 

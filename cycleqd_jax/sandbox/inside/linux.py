@@ -14,13 +14,13 @@ import socket
 import struct
 
 __all__ = [
+    "BOX_CAPABILITIES",
     "CLONE_NEWIPC",
     "CLONE_NEWNET",
     "CLONE_NEWNS",
     "CLONE_NEWPID",
     "CLONE_NEWUSER",
     "CLONE_NEWUTS",
-    "BOX_CAPABILITIES",
     "MS_BIND",
     "MS_NODEV",
     "MS_NOEXEC",
@@ -39,9 +39,8 @@ __all__ = [
     "pivot_root",
     "read_only",
     "seccomp",
-    "set_undumpable",
-    "setns",
     "sethostname",
+    "setns",
     "umount",
     "unshare",
 ]
@@ -66,7 +65,6 @@ MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -144,11 +142,6 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, 9, what="prctl(PDEATHSIG)")
 
 
-def set_undumpable() -> None:
-    """Keeps other processes out of this one's /proc entries and memory."""
-    _prctl(_PR_SET_DUMPABLE, 0, what="prctl(DUMPABLE)")
-
-
 def become_subreaper() -> None:
     """Has orphaned descendants become children of this process."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, what="prctl(CHILD_SUBREAPER)")
@@ -183,9 +176,7 @@ def loopback_up() -> None:
 
 def idmapped(source: str, target: str, userns: int) -> None:
     """Mounts the tree ``source`` on ``target`` with its owners shifted by the map of the user namespace ``userns``."""
-    fd = _check(
-        _libc.syscall(_OPEN_TREE, -100, source.encode(), ctypes.c_uint(1 | os.O_CLOEXEC)), f"open_tree {source}"
-    )
+    fd = _check(_libc.syscall(_OPEN_TREE, -100, source.encode(), ctypes.c_uint(1 | os.O_CLOEXEC)), f"open_tree {source}")
     try:
         attributes = struct.pack("=QQQQ", 0x00100000, 0, 0, userns)
         _check(_libc.syscall(_MOUNT_SETATTR, fd, b"", 0x1000, attributes, len(attributes)), "mount_setattr(IDMAP)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import gc
 import io
 import os
@@ -13,11 +14,15 @@ import types
 
 __all__ = ["preload", "run"]
 
+# fmt: off
 _PRELOADED = (
-    "argparse ast bisect cmath collections.abc contextlib copy csv dataclasses datetime decimal encodings.idna enum "
-    "fractions functools heapq inspect itertools json keyword linecache math numbers operator os.path pprint queue random "
-    "re sqlite3 statistics string struct textwrap time timeit traceback typing unicodedata unittest uuid warnings"
-).split()
+    "argparse", "ast", "bisect", "cmath", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime",
+    "decimal", "enum", "fractions", "functools", "heapq", "inspect", "itertools", "json", "keyword",
+    "linecache", "math", "numbers", "operator", "pprint", "queue", "random", "re", "sqlite3", "statistics",
+    "string", "struct", "textwrap", "time", "timeit", "traceback", "typing", "unicodedata", "unittest", "uuid",
+    "warnings",
+)
+# fmt: on
 
 
 def preload() -> None:
@@ -93,7 +98,5 @@ def _report(error: BaseException) -> None:
     frames = error.__traceback__
     if frames is not None and frames.tb_frame.f_code is run.__code__:
         frames = frames.tb_next
-    try:
+    with contextlib.suppress(BaseException):  # a program may have broken its own hook
         sys.excepthook(type(error), error.with_traceback(frames), frames)
-    except BaseException:  # a program may have broken its own hook
-        pass

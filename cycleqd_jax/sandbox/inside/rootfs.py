@@ -18,24 +18,43 @@ _BOX = "/fs/box"
 _USR = "/fs/usr"
 
 _LARGEST_ETC_FILE = 1 << 20
-_NOT_FROM_ETC = frozenset(
-    "shadow shadow- gshadow gshadow- passwd passwd- group group- subuid subgid subuid- subgid- hostname hosts mtab "
-    "fstab machine-id resolv.conf environment sudoers sudoers.d ssh NetworkManager wireguard kubernetes docker motd".split()
+# fmt: off
+_NOT_FROM_ETC = frozenset((
+    "shadow", "shadow-", "gshadow", "gshadow-", "passwd", "passwd-", "group", "group-", "subuid", "subgid",
+    "subuid-", "subgid-", "hostname", "hosts", "mtab", "fstab", "machine-id", "resolv.conf", "environment",
+    "sudoers", "sudoers.d", "ssh", "NetworkManager", "wireguard", "kubernetes", "docker", "motd",
+))
+_FOLDERS = (
+    "dev", "proc", "sys", "run", "mnt", "media", "opt", "srv", "home", "boot", "etc", "usr", "var", "var/log",
+    "var/lib", "var/cache", "var/spool",
 )
+# fmt: on
 _PROFILE = """\
 export PS1='\\u@\\h:\\w\\$ '
 alias ll='ls -l'
 """
 
 
-def mount_program(owner: int, disk_mb: int) -> None:
-    """Gives this mount namespace a private /tmp (also its /dev/shm) and a /proc of its own PID namespace."""
+def mount_program(owner: int, disk_mb: int) -> int:
+    """Gives this mount namespace a private /tmp (also its /dev/shm) and a /proc of its own PID namespace.
+
+    Returns:
+        A descriptor of a /proc that can be written to, which nothing in the box sees.
+    """
+    proc = _writable_proc()
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb, "1777"))
+    linux.mount("tmpfs", FS, "tmpfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=4k")
     _mount_proc("/proc")
+    return proc
 
 
-def mount_box(owner: int, disk_mb: int) -> None:
-    """Makes ``/`` of this mount namespace a throwaway Linux: the skeleton and the host's /usr under one tmpfs."""
+def mount_box(owner: int, disk_mb: int) -> int:
+    """Makes ``/`` of this mount namespace a throwaway Linux: the skeleton and the host's /usr under one tmpfs.
+
+    Returns:
+        A descriptor of a /proc that can be written to, which nothing in the box sees.
+    """
+    proc = _writable_proc()
     linux.mount("tmpfs", _BOX, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb, "755"))
     root = f"{_BOX}/root"
     for name in ("root", "upper", "work", "usr", "usr-work"):
@@ -51,6 +70,7 @@ def mount_box(owner: int, disk_mb: int) -> None:
             linux.mount(f"/{name}", f"{root}/{name}", None, linux.MS_BIND)
     _mount_proc(f"{root}/proc")
     linux.pivot_root(root)
+    return proc
 
 
 def _overlay(target: str, lower: str, upper: str, work: str) -> None:
@@ -61,8 +81,21 @@ def _overlay(target: str, lower: str, upper: str, work: str) -> None:
         linux.mount("overlay", target, "overlay", linux.MS_NOSUID, options)
 
 
+_PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+
+
 def _mount_proc(target: str) -> None:
-    linux.mount("proc", target, "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    # Read-only: where the caller's own id is the host's root, /proc/sys would be writable without any capability.
+    linux.mount("proc", target, "proc", _PROC_FLAGS)
+    linux.mount("none", target, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | _PROC_FLAGS)
+
+
+def _writable_proc() -> int:
+    linux.mount("proc", _BOX, "proc", _PROC_FLAGS)
+    try:
+        return os.open(_BOX, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        linux.umount(_BOX)
 
 
 def _tmpfs(owner: int, disk_mb: int, mode: str) -> str:
@@ -83,7 +116,7 @@ def build_skeleton(owner: int, userns: int | None) -> None:
     """
     previous = os.umask(0)
     try:
-        for name in "dev proc sys run mnt media opt srv home boot etc usr var var/log var/lib var/cache var/spool".split():
+        for name in _FOLDERS:
             os.mkdir(f"{SKELETON}/{name}")
         for name in ("tmp", "var/tmp", "run/lock"):
             os.mkdir(f"{SKELETON}/{name}")
@@ -211,7 +244,7 @@ def enter_outer(plan: dict) -> None:
         linux.mount("tmpfs", path, "tmpfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=4k")
     for path in plan["writable"]:
         linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=64m")
-    _mount_proc("/proc")
+    linux.mount("proc", "/proc", "proc", _PROC_FLAGS)
     linux.umount("/host")
     os.rmdir("/host")
     linux.mount("none", "/", None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)

@@ -99,7 +99,11 @@ class _Setup(supervisor.Setup):
         try:
             there.close()
             here.recv(1)
-            supervisor.write_maps(child, self.id_map)
+            proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                supervisor.write_maps(proc, child, self.id_map)
+            finally:
+                os.close(proc)
             return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             here.close()

@@ -13,7 +13,6 @@ import math
 import os
 import resource
 import select
-import shlex
 import shutil
 import signal
 import socket
@@ -23,8 +22,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from . import frames, linux, program, rootfs
+from .output import Gone, Output
+from .residents import BASH_FD, Server, Shell, execute
+from .usage import proportional, resident, sysv_memory
 
-__all__ = ["Setup", "main", "write_maps"]
+__all__ = ["Box", "Setup", "main", "write_maps"]
 
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -39,14 +41,8 @@ _BOX_ENV = {
     "TERM": "dumb",
 }
 _OPEN_FILES = 256
-_FLOOD = 64  # times the output limit: a program that prints more is killed
-_REPLY = 16  # times the output limit: the longest line a session may answer
 _WATCH_SECONDS = 0.05
 _SYNC_FD = 10
-_BASH_FD = 9  # bash keeps an inherited descriptor from its children; they get
-_MARKER_FD = 8  # this one, opened anew
-_QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Setup:
@@ -65,11 +61,14 @@ class Setup:
     folder: str | None
 
 
-def write_maps(pid: int, line: str) -> None:
-    """Gives the new user namespace of process ``pid`` its map of user and group ids."""
+def write_maps(proc: int, pid: int, line: str) -> None:
+    """Gives the new user namespace of process ``pid`` its map of user and group ids, through the /proc behind ``proc``."""
     for name in ("uid_map", "gid_map"):
-        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-            file.write(line)
+        fd = os.open(f"{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
 
 
 def main(channel: socket.socket, setup: Setup) -> None:
@@ -80,29 +79,38 @@ def main(channel: socket.socket, setup: Setup) -> None:
     try:
         request = frames.recv(channel)
         try:
-            box = _Box(channel, setup, request)
+            box = Box(channel, setup, request)
             getattr(box, "serve_" + request["kind"])(request)
-        except _Broken as error:
-            frames.send(channel, {"infra": str(error)})
-    except (EOFError, OSError):
-        pass  # the host process has lost interest
+        except Gone:
+            raise
+        except Exception as error:
+            frames.send(channel, {"infra": str(error) or repr(error)})
+    except (Gone, EOFError, OSError):
+        pass
     finally:
         if box is not None:
             box.end()
         os._exit(0)
 
 
-class _Broken(Exception):
-    """The sandbox does not work."""
+class Box:
+    """The processes of one box, seen from its pid 1.
 
+    Args:
+        channel: the socket to the host process.
+        setup: the fork server's surroundings.
+        request: the first message: ``kind``, ``limits`` and what the kind needs.
 
-class _Box:
+    Raises:
+        OSError: the sandbox does not work.
+    """
+
     def __init__(self, channel: socket.socket, setup: Setup, request: dict) -> None:
         self.channel, self.setup = channel, setup
         self.limits = request["limits"]
         self.userns: int | None = None
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
-        self.shells: dict[int, _Shell] = {}
+        self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
         self.next_watch = time.monotonic() + _WATCH_SECONDS
         self.is_box = request["kind"] == "box"
@@ -114,10 +122,7 @@ class _Box:
         self._write = write
         signal.signal(signal.SIGCHLD, _nothing)
         signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        try:
-            self._prepare()
-        except OSError as error:
-            raise _Broken(str(error)) from error
+        self._prepare()
 
     def _prepare(self) -> None:
         if not self.setup.isolated:
@@ -130,32 +135,35 @@ class _Box:
         linux.loopback_up()
         linux.sethostname("box")
         if self.is_box:
-            rootfs.mount_box(self.setup.owner, self.limits["disk_mb"])
+            self.proc = rootfs.mount_box(self.setup.owner, self.limits["disk_mb"])
             sys.path.clear()  # nothing that a program wrote is ever imported here
             sys.meta_path.clear()
         else:
-            rootfs.mount_program(self.setup.owner, self.limits["disk_mb"])
+            self.proc = rootfs.mount_program(self.setup.owner, self.limits["disk_mb"])
 
     # ----------------------------------------------------------------------------------------------------------------
     # What the host process asks for
 
     def serve_ping(self, request: dict) -> None:
+        """Says that all is well."""
         frames.send(self.channel, {"pong": True})
 
     def serve_python(self, request: dict) -> None:
+        """Runs one program."""
         path = f"{self.folder}/main.py"
         source = request["source"]
         result = self.execute(lambda: program.run(source, path), request["stdin"], self.folder, self.limits["wall_s"])
         frames.send(self.channel, result)
 
     def serve_session(self, request: dict) -> None:
+        """Starts a server and passes lines to it and back."""
         path = f"{self.folder}/main.py"
         source = request["source"]
         stdin, stdout, stderr = self.pipe(), self.pipe(), self.pipe()
         pid = self.spawn(lambda: program.run(source, path), (stdin[0], stdout[1], stderr[1]), self.folder)
         for fd in (stdin[0], stdout[1], stderr[1]):
             os.close(fd)
-        server = _Server(self, pid, stdin[1], stdout[0], stderr[0])
+        server = Server(self, pid, stdin[1], stdout[0], stderr[0])
         frames.send(self.channel, {"ready": True})
         while True:
             request = self.next_request()
@@ -165,6 +173,7 @@ class _Box:
                 return
 
     def serve_box(self, request: dict) -> None:
+        """Runs commands, independent ones and those typed to shells."""
         frames.send(self.channel, {"ready": True})
         while True:
             request = self.next_request()
@@ -173,15 +182,16 @@ class _Box:
                 argv, cwd = request["argv"], request["cwd"]
                 if not self.setup.isolated and cwd == "/":
                     cwd = self.folder
-                result = self.execute(lambda argv=argv: _exec(argv), request["stdin"], cwd, timeout)
+                result = self.execute(lambda argv=argv: execute(argv), request["stdin"], cwd, timeout)
             else:
                 number = request["shell"]
                 if number not in self.shells:
-                    self.shells[number] = _Shell(self)
+                    self.shells[number] = Shell(self)
                 result = self.shells[number].run(request["code"], timeout)
             frames.send(self.channel, result)
 
     def next_request(self) -> dict:
+        """Waits for the host process, while background processes stay within their limits."""
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         poll.register(self.wake, select.POLLIN)
@@ -189,7 +199,10 @@ class _Box:
             ready = dict(poll.poll(1000))
             self.reap()
             if self.channel.fileno() in ready:
-                return frames.recv(self.channel)
+                try:
+                    return frames.recv(self.channel)
+                except (EOFError, OSError) as error:
+                    raise Gone from error
             if self.too_large():
                 self.kill_all()
 
@@ -205,7 +218,7 @@ class _Box:
                 pid = self.spawn(action, (file.fileno(), write, write), cwd)
                 os.close(write)
                 write = -1
-                output = _Output(read, self.limits["output_bytes"])
+                output = Output(read, self.limits["output_bytes"])
                 end, why = begin + wall, ""
                 while pid not in self.dead and not why:
                     why = self.wait([output], end)
@@ -221,7 +234,7 @@ class _Box:
                         os.close(fd)
         status, cpu = self.dead.pop(pid)
         code = os.waitstatus_to_exitcode(status)
-        timed_out = why == "time" or (code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu >= self.limits["cpu_s"])
+        timed_out = why == "time" or (code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu >= 0.9 * self.limits["cpu_s"])
         return output.result(None if timed_out else code, timed_out, seconds)
 
     def pipe(self) -> tuple[int, int]:
@@ -234,26 +247,20 @@ class _Box:
     def spawn(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int:
         """Starts a process inside the box, with nothing but its three streams (and the shell's marker) open."""
         here, there = socket.socketpair()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            raise _Broken(str(error)) from error
+        pid = os.fork()
         if pid == 0:
             self._become_program(there, streams, cwd, marker, action)
         there.close()
         with here:
             if self.setup.isolated:
-                try:
-                    if here.recv(1) == b"u":
-                        write_maps(pid, self.setup.id_map)
-                        if self.is_box:
-                            self.userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-                    here.send(b"g")
-                except OSError as error:
-                    raise _Broken(str(error)) from error
+                if here.recv(1) == b"u":
+                    write_maps(self.proc, pid, self.setup.id_map)
+                    if self.is_box:
+                        self.userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                here.send(b"g")
             message = here.recv(4096)
         if message:
-            raise _Broken(message.decode(errors="replace"))
+            raise OSError(f"a program does not start: {message.decode(errors='replace')}")
         return pid
 
     def _become_program(
@@ -269,9 +276,9 @@ class _Box:
             # Above all descriptors in use first, so that none is overwritten before it was copied.
             sources = (*streams, sync.fileno(), marker)
             high = [os.dup2(fd, 200 + i, inheritable=False) for i, fd in enumerate(sources) if fd >= 0]
-            for target, fd in zip((0, 1, 2, _SYNC_FD, _BASH_FD), high, strict=False):
+            for target, fd in zip((0, 1, 2, _SYNC_FD, BASH_FD), high, strict=False):
                 os.dup2(fd, target, inheritable=target != _SYNC_FD)
-            os.closerange(3, _BASH_FD if marker >= 0 else _SYNC_FD)
+            os.closerange(3, BASH_FD if marker >= 0 else _SYNC_FD)
             os.closerange(_SYNC_FD + 1, 1 << 20)
             sync.detach()
             self._set_limits()
@@ -279,9 +286,6 @@ class _Box:
                 linux.drop_capabilities(linux.BOX_CAPABILITIES if self.is_box else frozenset())
                 linux.no_new_privs()
                 linux.seccomp()
-            with contextlib.suppress(OSError):
-                os.chdir("/")
-                os.chdir(cwd)
             os.environ.clear()
             os.environ.update(self.env)
         except BaseException as error:
@@ -289,6 +293,11 @@ class _Box:
                 os.write(_SYNC_FD if sync.fileno() < 0 else sync.fileno(), (str(error) or repr(error)).encode())
             os._exit(1)
         os.close(_SYNC_FD)
+        try:
+            os.chdir(cwd)
+        except OSError as error:
+            os.write(2, f"{cwd}: {error.strerror}\n".encode("utf-8", "replace"))
+            os._exit(126)
         action()
         os._exit(0)
 
@@ -338,7 +347,7 @@ class _Box:
             if len(self.dead) > 1000:  # orphans nobody asks after
                 self.dead.pop(next(iter(self.dead)))
 
-    def wait(self, outputs: list[_Output], end: float) -> str:
+    def wait(self, outputs: list[Output], end: float) -> str:
         """Waits a moment for output, for the end of a process, and for limits; says which limit is reached."""
         poll = select.poll()
         poll.register(self.wake, select.POLLIN)
@@ -349,7 +358,7 @@ class _Box:
         left = end - time.monotonic()
         ready = dict(poll.poll(1000 * max(0.0, min(left, _WATCH_SECONDS))))
         if self.channel.fileno() in ready:  # nothing is sent while we work: the host process has given up
-            raise EOFError
+            raise Gone
         for fd, output in sources.items():
             if fd in ready and not output.read():
                 return "output"
@@ -370,10 +379,10 @@ class _Box:
         if len(names) > 4 * self.limits["processes"]:
             return True
         most = self.limits["memory_mb"] << 20
-        shared = _sysv_memory()
-        if shared + sum(_resident(name) for name in names) <= most:
+        shared = sysv_memory()
+        if shared + sum(resident(name) for name in names) <= most:
             return False
-        return shared + sum(_proportional(name) for name in names) > most
+        return shared + sum(proportional(name) for name in names) > most
 
     def kill(self, pid: int) -> None:
         """Kills a process and what it started; everything, where that is all there is."""
@@ -408,254 +417,32 @@ class _Box:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class _Output:
-    """What a pipe has brought, up to a limit; the rest is counted and dropped."""
-
-    def __init__(self, fd: int, limit: int) -> None:
-        os.set_blocking(fd, False)
-        self.fd, self.limit = fd, limit
-        self.data, self.total, self.ended = bytearray(), 0, False
-
-    def read(self) -> bool:
-        """Takes what is there; false when it has become a flood."""
-        try:
-            chunk = os.read(self.fd, 1 << 16)
-        except BlockingIOError:
-            return True
-        self.ended = not chunk
-        self.total += len(chunk)
-        if len(self.data) < self.limit:
-            self.data += chunk[: self.limit - len(self.data)]
-        return self.total <= _FLOOD * self.limit
-
-    def drain(self) -> None:
-        """Takes what is still in the pipe, without waiting for more."""
-        before = -1
-        while not self.ended and self.total != before and self.total <= _FLOOD * self.limit:
-            before = self.total
-            self.read()
-
-    def result(self, exit_code: int | None, timed_out: bool, seconds: float) -> dict:
-        return {
-            "output": self.data.decode("utf-8", "replace"),
-            "exit_code": exit_code,
-            "timed_out": timed_out,
-            "truncated": self.total > self.limit,
-            "seconds": seconds,
-        }
-
-
-class _Server:
-    """A program that answers lines with lines."""
-
-    def __init__(self, box: _Box, pid: int, stdin: int, stdout: int, stderr: int) -> None:
-        self.box, self.pid, self.stdin, self.stdout = box, pid, stdin, stdout
-        self.errors = _Output(stderr, 1 << 14)
-        self.limit = _REPLY * box.limits["output_bytes"]
-        for fd in (stdin, stdout):
-            os.set_blocking(fd, False)
-
-    def ask(self, line: bytes, timeout: float) -> dict:
-        """The answer to one line, or why there is none."""
-        box, end = self.box, time.monotonic() + timeout
-        _refill_cpu(self.pid, box.limits["cpu_s"])
-        todo, reply = memoryview(line + b"\n"), bytearray()
-        while not reply.endswith(b"\n"):
-            poll = select.poll()
-            poll.register(self.stdout, select.POLLIN)
-            for fd in (box.channel, box.wake):
-                poll.register(fd, select.POLLIN)
-            if not self.errors.ended:
-                poll.register(self.errors.fd, select.POLLIN)
-            if todo:
-                poll.register(self.stdin, select.POLLOUT)
-            left = end - time.monotonic()
-            ready = dict(poll.poll(1000 * max(0.0, min(left, _WATCH_SECONDS))))
-            if box.channel.fileno() in ready:
-                raise EOFError
-            if self.errors.fd in ready and not self.errors.read():
-                return {"killed": "it printed too much"}
-            if self.stdin in ready:
-                try:
-                    todo = todo[os.write(self.stdin, todo[:65536]) :]
-                except OSError:
-                    todo = memoryview(b"")
-            if self.stdout in ready:
-                chunk = os.read(self.stdout, 1 << 16)
-                if not chunk:
-                    return {"killed": self._last_words()}
-                reply += chunk
-                if len(reply) > self.limit:
-                    return {"killed": f"its answer is longer than {self.limit} bytes"}
-                continue
-            box.reap()
-            if self.pid in box.dead:
-                return {"killed": self._last_words()}
-            if left <= 0:
-                return {"killed": f"it took longer than {timeout:g} s"}
-            if not ready and box.too_large():
-                return {"killed": f"it took more than {box.limits['memory_mb']} MB"}
-        return {"line": reply.decode("utf-8", "replace")}
-
-    def _last_words(self) -> str:
-        end = time.monotonic() + 0.2
-        while self.pid not in self.box.dead and time.monotonic() < end:
-            self.box.wait([], end)
-        self.errors.drain()
-        status = self.box.dead.get(self.pid, (9, 0.0))[0]
-        words = self.errors.data.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-        return f"its server ended with exit code {os.waitstatus_to_exitcode(status)}" + (f": {words}" if words else "")
-
-
-class _Shell:
-    """An interactive login shell that reads its commands from a pipe, as if they were typed."""
-
-    def __init__(self, box: _Box) -> None:
-        self.box = box
-        self.pid = -1
-
-    def run(self, code: str, timeout: float) -> dict:
-        """Types one command and waits until the shell has done it."""
-        begin = time.monotonic()
-        if self.pid < 0:
-            self._start()
-            hello = self._type(f"exec {_MARKER_FD}>/proc/self/fd/{_BASH_FD}; {_QUIET}", 10.0)
-            if hello["exit_code"] != 0:
-                raise _Broken(f"the shell does not start: {hello['output'][-500:]}")
-        result = self._type(f"eval {shlex.quote(code.replace(chr(0), ''))}", timeout)
-        result["seconds"] = time.monotonic() - begin
-        return result
-
-    def _start(self) -> None:
-        stdin, stdout, marker = self.box.pipe(), self.box.pipe(), self.box.pipe()
-        argv = ["bash", "--login", "--noediting", "-i"]
-        cwd = "/" if self.box.setup.isolated else self.box.folder
-        try:
-            self.pid = self.box.spawn(lambda: _exec(argv), (stdin[0], stdout[1], stdout[1]), cwd, marker[1])
-        finally:
-            for fd in (stdin[0], stdout[1], marker[1]):
-                os.close(fd)
-        self.stdin, self.stdout, self.marker = stdin[1], stdout[0], marker[0]
-        os.set_blocking(self.stdin, False)
-
-    def _type(self, command: str, timeout: float) -> dict:
-        box, begin = self.box, time.monotonic()
-        token = os.urandom(8).hex()
-        # The marker is on a line of its own: after `su` it is the new shell that reads and prints it.
-        text = f"{command}\n{{ printf '{token} %d\\n' $? >&{_MARKER_FD}; }} 2>/dev/null\n"
-        todo = memoryview(text.encode("utf-8", "replace"))
-        output, marker = _Output(self.stdout, box.limits["output_bytes"]), _Output(self.marker, 1 << 16)
-        _refill_cpu(self.pid, box.limits["cpu_s"])
-        end, why, code = begin + timeout, "", None
-        while not why and code is None and self.pid not in box.dead:
-            if todo:
-                try:
-                    todo = todo[os.write(self.stdin, todo[:4096]) :]
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    todo = memoryview(b"")
-            why = box.wait([output, marker], min(end, time.monotonic() + 0.002) if todo else end)
-            if why == "time" and time.monotonic() < end:
-                why = ""
-            for line in marker.data.decode("ascii", "replace").splitlines():
-                word, _, number = line.partition(" ")
-                if word == token and number.isdigit():
-                    code = int(number)
-        seconds = time.monotonic() - begin
-        if code is None:
-            if self.pid not in box.dead:
-                box.kill(self.pid)
-                while self.pid not in box.dead:
-                    box.wait([], math.inf)
-            status = box.dead.pop(self.pid)[0]
-            code = None if why == "time" else os.waitstatus_to_exitcode(status)
-            output.drain()
-            for fd in (self.stdin, self.stdout, self.marker):
-                os.close(fd)
-            self.pid = -1
-        else:
-            output.drain()
-        return output.result(code, why == "time", seconds)
-
-
 def _nothing(number: int, frame: object) -> None:
     """A handler, so that the wake-up descriptor hears of SIGCHLD."""
 
 
-def _exec(argv: list[str]) -> None:
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        os.execvp(argv[0], argv)
-    except OSError as error:
-        os.write(2, f"{argv[0]}: {error.strerror}\n".encode("utf-8", "replace"))
-    except ValueError as error:  # a NUL in an argument
-        os.write(2, f"{error}\n".encode("utf-8", "replace"))
-    os._exit(127)
-
-
 @contextlib.contextmanager
 def _input(text: str) -> Iterator[io.FileIO]:
-    data = text.encode("utf-8", "surrogatepass")
-    if not data:
-        file = open("/dev/null", "rb", buffering=0)
-    elif hasattr(os, "memfd_create"):
-        file = open(os.memfd_create("stdin"), "w+b", buffering=0)
+    if not text:
+        with open("/dev/null", "rb", buffering=0) as file:
+            yield file
+        return
+    view = memoryview(text.encode("utf-8", "surrogatepass"))
+    if hasattr(os, "memfd_create"):
+        where = os.memfd_create("stdin")
     else:
-        file = tempfile.TemporaryFile(buffering=0)
-    with file:
-        view = memoryview(data)
+        where, path = tempfile.mkstemp()
+        os.unlink(path)
+    with open(where, "w+b", buffering=0) as file:
         while view:
             view = view[file.write(view) :]
-        if data:
-            file.seek(0)
+        file.seek(0)
         yield file
-
-
-def _refill_cpu(pid: int, seconds: float) -> None:
-    """Lets a long-lived process compute for ``seconds`` more."""
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rsplit(b")", 1)[1].split()
-        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        _, hard = resource.prlimit(pid, resource.RLIMIT_CPU)
-        resource.prlimit(pid, resource.RLIMIT_CPU, (math.ceil(used + seconds), hard))
 
 
 def _children() -> list[int]:
     try:
-        with open("/proc/self/task/%d/children" % os.getpid(), encoding="ascii") as file:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
             return [int(pid) for pid in file.read().split()]
     except OSError:  # not Linux
         return []
-
-
-def _resident(pid: str) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
-
-
-def _proportional(pid: str) -> int:
-    """As ``_resident``, but memory shared by n processes counts 1/n."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) << 10
-    except (OSError, IndexError):
-        pass
-    return 0
-
-
-def _sysv_memory() -> int:
-    """Memory of System V segments in this IPC namespace, which need not be mapped to be held."""
-    try:
-        with open("/proc/sysvipc/shm", "rb") as file:
-            head, *rows = (line.split() for line in file)
-        return sum(int(row[head.index(b"rss")]) for row in rows)
-    except (OSError, ValueError):
-        return 0

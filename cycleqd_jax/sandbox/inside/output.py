@@ -1,0 +1,51 @@
+"""What a program prints, kept up to a limit."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["Gone", "Output"]
+
+_FLOOD = 64  # times the output limit: a program that prints more is killed
+
+
+class Gone(Exception):
+    """The host process has lost interest."""
+
+
+class Output:
+    """What a pipe has brought, up to a limit; the rest is counted and dropped."""
+
+    def __init__(self, fd: int, limit: int) -> None:
+        os.set_blocking(fd, False)
+        self.fd, self.limit = fd, limit
+        self.data, self.total, self.ended = bytearray(), 0, False
+
+    def read(self) -> bool:
+        """Takes what is there; false when it has become a flood."""
+        try:
+            chunk = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return True
+        self.ended = not chunk
+        self.total += len(chunk)
+        if len(self.data) < self.limit:
+            self.data += chunk[: self.limit - len(self.data)]
+        return self.total <= _FLOOD * self.limit
+
+    def drain(self) -> None:
+        """Takes what is still in the pipe, without waiting for more."""
+        before = -1
+        while not self.ended and self.total != before and self.total <= _FLOOD * self.limit:
+            before = self.total
+            self.read()
+
+    def result(self, exit_code: int | None, timed_out: bool, seconds: float) -> dict:
+        """The fields of a ``Completed``."""
+        return {
+            "output": self.data.decode("utf-8", "replace"),
+            "exit_code": exit_code,
+            "timed_out": timed_out,
+            "truncated": self.total > self.limit,
+            "seconds": seconds,
+        }

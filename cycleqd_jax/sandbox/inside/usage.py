@@ -1,0 +1,53 @@
+"""What processes have used so far, read from /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+
+__all__ = ["proportional", "refill_cpu", "resident", "sysv_memory"]
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident(pid: str) -> int:
+    """Bytes of memory that a process holds, shared ones included."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def proportional(pid: str) -> int:
+    """As ``resident``, but memory shared by n processes counts 1/n."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) << 10
+    except (OSError, IndexError):
+        pass
+    return 0
+
+
+def sysv_memory() -> int:
+    """Memory of System V segments in this IPC namespace, which need not be mapped to be held."""
+    try:
+        with open("/proc/sysvipc/shm", "rb") as file:
+            head, *rows = (line.split() for line in file)
+        return sum(int(row[head.index(b"rss")]) for row in rows)
+    except (OSError, ValueError):
+        return 0
+
+
+def refill_cpu(pid: int, seconds: float) -> None:
+    """Lets a long-lived process compute for ``seconds`` more."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        _, hard = resource.prlimit(pid, resource.RLIMIT_CPU)
+        resource.prlimit(pid, resource.RLIMIT_CPU, (math.ceil(used + seconds), hard))

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cycleqd_jax.cli import main
+
+TASKS = ("mbpp", "dbbench", "os_interaction")
+
+
+def small_config(folder: Path, **changes) -> dict:
+    """A config of the whole loop that takes seconds: everything is real but the amount of training."""
+    config = {
+        "name": "small",
+        "output": str(folder / "run"),
+        "cache": str(folder / "cache"),
+        "tasks": [{"name": n, "train_size": 6, "test_size": 6, "finetune_size": 120, "max_new_tokens": 24} for n in TASKS],
+        "model": {
+            "tiny": {
+                "vocab_size": 384,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_layers": 2,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "problems": 120,
+            }
+        },
+        "pretrain": {"steps": 24, "batch_size": 16, "learning_rate": 5e-3},
+        "finetune": {"steps": 8, "batch_size": 16, "learning_rate": 2e-3},
+        "search": {"generations": 4, "batch_size": 2},
+        "engine": {"slots": 9, "max_len": 192},
+        "checkpoint": {"every": 2},
+    }
+    for key, value in changes.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) and isinstance(config.get(key), dict) else value
+    return config
+
+
+def write_config(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(small_config(folder, **changes)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder with ``config.yaml``, ``cache/`` and a finished ``run/``."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(["run", str(write_config(folder))]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(finished, tmp_path) -> Path:
+    """A folder of one's own whose cache has the trained models already."""
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+    return tmp_path

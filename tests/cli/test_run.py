@@ -1,0 +1,135 @@
+"""The whole loop through the command line, small but real: trained models, executed replies, files on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cycleqd_jax.cli import main
+
+from .conftest import TASKS, write_config
+
+METHODS = {"base", *(f"expert/{t}" for t in TASKS), "finetune_all", "uniform_merge", "cycleqd", "cycleqd_best_elite"}
+
+
+def history(run: Path) -> list[dict]:
+    """The journal without wall times."""
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (run / "history.jsonl").open()]
+
+
+def start(config: Path, *overrides: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "cycleqd_jax.cli", "evolve", str(config), *overrides]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_run_leaves_everything(finished):
+    run = finished / "run"
+    for name in ("config.yaml", "history.jsonl", "grid.json", "checkpoints", "model", "report.html", "figures", "transcripts"):
+        assert (run / name).exists(), name
+    results = json.loads((run / "tables" / "results.json").read_text())
+    assert set(results["methods"]) == METHODS
+    for scores in results["methods"].values():
+        for split in ("train", "test"):
+            values = [scores[split][task] for task in TASKS]
+            assert all(0 <= value <= 1 for value in values)
+            assert scores[split]["average"] == pytest.approx(np.mean(values))
+    lines = history(run)
+    assert [line["id"] for line in lines] == list(range(3 + 4 * 2))
+    assert [line["expert"] for line in lines[:3]] == list(TASKS)
+    assert [line["active"] for line in lines[3:]] == [TASKS[t % 3] for t in range(4) for _ in range(2)]
+    assert all(len(line["items"][task]) == 6 for line in lines for task in TASKS)
+    assert "versions" in yaml.safe_load((run / "config.yaml").read_text())
+    card = (run / "model" / "README.md").read_text()
+    meta = yaml.safe_load(card.split("---")[1])
+    assert meta["tags"][0] == "merge"
+    assert len(meta["base_model"]) == 4
+
+
+def test_run_again_changes_nothing(finished, capsys):
+    files = {path: path.read_bytes() for path in (finished / "run").rglob("*.json*") if "checkpoints" not in str(path)}
+    assert main(["run", str(finished / "config.yaml")]) == 0
+    assert {path: path.read_bytes() for path in files} == files
+    assert "cycleqd" in capsys.readouterr().out
+
+
+def test_the_exported_model_is_what_transformers_loads(finished):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cycleqd_jax.models import chat, hf, llama
+
+    folder = finished / "run" / "model"
+    config, params = hf.load(folder)
+    messages = [{"role": "user", "content": "How many files are there?"}]
+    ids = chat.ChatTokenizer.load(folder).encode(messages)
+    assert AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == ids
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor([ids])).logits[0].numpy()
+    ours, _ = llama.forward(params, config, np.asarray([ids]))
+    np.testing.assert_allclose(np.asarray(ours[0]), theirs, atol=1e-4, rtol=0)
+
+
+def test_the_exported_model_scores_as_in_the_table(finished, capsys):
+    assert main(["evaluate", str(finished / "config.yaml"), "--model", str(finished / "run" / "model")]) == 0
+    out = capsys.readouterr().out
+    table = json.loads((finished / "run" / "tables" / "results.json").read_text())["methods"]["cycleqd"]
+    for split in ("train", "test"):
+        assert f"{split}: " + ", ".join(f"{t} {table[split][t]:.3f}" for t in TASKS) in out
+
+
+def test_killed_at_any_time_it_ends_the_same(finished, trained):
+    config = write_config(trained)
+    for survived in (1, 4, 8):  # while experts are evaluated, between checkpoints, after one
+        process = start(config)
+        deadline = time.monotonic() + 120
+        journal = trained / "run" / "history.jsonl"
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= survived:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert len(history(trained / "run")) < 3 + 4 * 2
+    assert main(["run", str(config)]) == 0
+    assert history(trained / "run") == history(finished / "run")
+    for name in ("tables/results.json", "grid.json", "model/model.safetensors"):
+        assert (trained / "run" / name).read_bytes() == (finished / "run" / name).read_bytes()
+
+
+def test_one_thread_finds_the_same_archives(finished, trained):
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+    process = start(write_config(trained), "sandbox.workers=1", XLA_FLAGS=flags, OMP_NUM_THREADS="1")
+    output = process.communicate(timeout=280)[0].decode()
+    assert process.returncode == 0, output
+    assert history(trained / "run") == history(finished / "run")
+
+
+def test_other_seeds_find_others(finished, trained):
+    assert main(["evolve", str(write_config(trained, seed=0)), "search.sigma=0.5"]) == 0
+    assert [h["omega"] for h in history(trained / "run")] != [h["omega"] for h in history(finished / "run")]
+
+
+def test_stages_one_by_one(finished, trained, capsys):
+    config = str(write_config(trained))
+    for stage in ("finetune", "evolve", "aggregate", "evaluate", "export"):
+        assert main([stage, config]) == 0
+    assert main(["report", str(trained / "run"), str(finished / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "weight" in out
+    assert (trained / "run" / "report.html").exists()
+    assert (trained / "run/model/model.safetensors").read_bytes() == (finished / "run/model/model.safetensors").read_bytes()
+
+
+def test_generate(finished, capsys):
+    assert main(["generate", str(finished / "run" / "model"), "How many files?", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.endswith("\n")

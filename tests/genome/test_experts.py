@@ -1,0 +1,76 @@
+"""Experts that can't be merged are refused by name and leaf, before anything is computed."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cycleqd_jax.genome import DenseSpace, ExpertSpace
+from cycleqd_jax.types import InputError
+
+SPACES = [ExpertSpace, DenseSpace]
+
+
+def model(seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return {"layers": {"q": jnp.asarray(rng.normal(size=(2, 4, 3)), dtype)}, "norm": jnp.asarray(rng.normal(size=4), dtype)}
+
+
+def with_leaf(**leaves):
+    return {**model(1), **leaves}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (with_leaf(norm=jnp.zeros(5)), r"expert 1.*'norm'.*\(5,\).*\(4,\)"),
+        (with_leaf(norm=jnp.zeros(4, jnp.bfloat16)), "expert 1.*'norm'.*bfloat16.*float32"),
+        (with_leaf(layers={}), "expert 1.*lack.*'layers/q'"),
+        (with_leaf(lm_head=jnp.zeros((4, 9))), "expert 1.*'lm_head'"),
+        (with_leaf(norm=jnp.asarray([1, jnp.nan, 1, 1])), "expert 1.*'norm'.*NaN or infinity"),
+        (with_leaf(norm=jnp.asarray([1, jnp.inf, 1, 1])), "expert 1.*'norm'.*NaN or infinity"),
+        (with_leaf(norm=jnp.asarray([jnp.inf, -jnp.inf, 1, 1])), "expert 1.*'norm'.*NaN or infinity"),
+    ],
+)
+def test_bad_experts(space, bad, message):
+    with pytest.raises(InputError, match=message):
+        space.from_experts(model(0), [model(1), bad])
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_broken_base_is_called_the_base(space):
+    with pytest.raises(InputError, match="the base.*'norm'.*NaN"):
+        space.from_experts({**model(0), "norm": jnp.full(4, jnp.nan)}, [model(1), model(2)])
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("count", [0, 1])
+def test_at_least_two_experts(space, count):
+    with pytest.raises(InputError, match=f"two experts, got {count}"):
+        space.from_experts(model(0), [model(1)] * count)
+
+
+def test_large_finite_weights_are_not_called_infinite():
+    huge = with_leaf(norm=jnp.full(4, 1e38))  # their sum overflows float32
+    assert DenseSpace.from_experts(model(0), [model(1), huge]).num_experts == 2
+
+
+def test_a_tree_of_other_containers_is_refused_as_input():
+    """Equal paths in other containers are still another tree: the error must be ours, not one from inside JAX."""
+    as_list, as_tuple = {"w": [jnp.zeros((3, 3))]}, {"w": (jnp.zeros((3, 3)),)}
+    with pytest.raises(InputError, match="expert 0"):
+        ExpertSpace.from_experts(as_list, [as_tuple, as_tuple])
+
+
+@pytest.mark.parametrize("w_max", [-0.1, float("nan")])
+def test_w_max_must_not_be_negative(w_max):
+    with pytest.raises(InputError, match="w_max"):
+        ExpertSpace.from_experts(model(0), [model(1), model(2)], w_max=w_max)
+
+
+def test_task_vectors_are_float32_whatever_the_weights():
+    space = ExpertSpace.from_experts(model(0, jnp.bfloat16), [model(1, jnp.bfloat16), model(2, jnp.bfloat16)])
+    assert {leaf.dtype for leaf in jax.tree.leaves((space.task_vectors, space.factors))} == {jnp.dtype(jnp.float32)}

@@ -1,0 +1,96 @@
+"""Algorithm 1 of the paper in plain Python: dicts of cells, loops, exact fractions; no arrays, no tricks."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+
+class PlainArchives:
+    """A_1 … A_K as dicts from a cell (a tuple of bins) to an individual ``{"id", "genome", "scores"}``."""
+
+    def __init__(self, bounds, bins):
+        self.bins = bins
+        self.edges = []
+        for low, high in bounds:
+            low, high = Fraction(float(low)), Fraction(float(high))
+            # as float32, in which scores are kept: a score on an edge is on it exactly
+            self.edges.append([float(np.float32(float(low + (high - low) * i / bins))) for i in range(bins + 1)])
+        self.archives = [{} for _ in bounds]
+
+    def bin(self, task, score):
+        for i in reversed(range(1, self.bins)):  # the end bins take all that is outside
+            if score >= self.edges[task][i]:
+                return i
+        return 0
+
+    def cell(self, task, scores):
+        return tuple(self.bin(j, f) for j, f in enumerate(scores) if j != task)
+
+    def insert(self, individual):
+        if not all(math.isfinite(f) for f in individual["scores"]):
+            return
+        for k, archive in enumerate(self.archives):
+            cell = self.cell(k, individual["scores"])
+            if cell not in archive or individual["scores"][k] > archive[cell]["scores"][k]:
+                archive[cell] = individual
+
+
+def paper_gammas(members, low, high, span):
+    """γ_j = Π_k (α_low + norm(f_jk) (α_high − α_low)), min–max normalised over the members of the archive."""
+    gammas = []
+    for member in members:
+        gamma = 1.0
+        for k, f in enumerate(member["scores"]):
+            column = [other["scores"][k] for other in members]
+            width = max(column) - min(column)
+            norm = (f - min(column)) / width if width > 0 else 0.0
+            gamma *= low + norm * (high if span == "reference" else high - low)
+        gammas.append(gamma)
+    return gammas
+
+
+def compare(archives, plain, case=None):
+    """Every cell of the QDax archives holds exactly the plain one's individual, and all of it."""
+    r = archives.repertoires
+    tasks = len(plain.archives)
+    leaves = {
+        "fitness": r.fitnesses,
+        "descriptors": r.descriptors,
+        "scores": r.extra_scores["scores"],
+        "id": r.extra_scores["id"],
+        "genome": r.genotypes,
+        "centroids": r.centroids,
+    }
+    leaves = {name: np.asarray(leaf if case is None else leaf[case]) for name, leaf in leaves.items()}
+    for k, archive in enumerate(plain.archives):
+        found = {}
+        for c in np.flatnonzero(leaves["fitness"][k, :, 0] > -np.inf):
+            others = [j for j in range(tasks) if j != k]
+            cell = tuple(plain.bin(j, float(f)) for j, f in zip(others, leaves["centroids"][k, c], strict=True))
+            assert cell not in found
+            found[cell] = c
+        assert set(found) == set(archive)
+        for cell, individual in archive.items():
+            c, scores = found[cell], individual["scores"]
+            assert leaves["id"][k, c] == individual["id"]
+            assert leaves["fitness"][k, c, 0] == scores[k]
+            assert leaves["scores"][k, c].tolist() == scores
+            assert leaves["descriptors"][k, c].tolist() == [f for j, f in enumerate(scores) if j != k]
+            assert leaves["genome"][k, c].tolist() == individual["genome"]
+
+
+class Plain:
+    """What the tests take from here."""
+
+    Archives = PlainArchives
+    gammas = staticmethod(paper_gammas)
+    compare = staticmethod(compare)
+
+
+@pytest.fixture(scope="session")
+def plain():
+    return Plain

@@ -114,7 +114,7 @@ def _report(folders: Sequence[Path]) -> None:
     for folder in folders:
         for path in report.write_report(folder):
             print(path)
-    print(report.results_table(folders))
+    print(report.results_table(folders).text(color=sys.stdout.isatty()))
 
 
 def _stage(args: argparse.Namespace) -> None:
@@ -147,6 +147,6 @@ def _stage(args: argparse.Namespace) -> None:
         if args.command == "run":
             run.report()
     if args.command in ("run", "evaluate"):
-        print(report.results_table([config.folder]))
+        print(report.results_table([config.folder]).text(color=sys.stdout.isatty()))
     if args.command == "run":
         print(f"report: {config.folder / 'report.html'}")

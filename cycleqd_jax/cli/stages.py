@@ -31,6 +31,11 @@ from cycleqd_jax.types import InputError, Message, Params, Progress, Split, Task
 __all__ = ["Run"]
 
 SPLITS: tuple[Split, Split] = ("train", "test")
+BRIEF = {
+    "mbpp": {"prompt": "brief", "shown": "first"},
+    "dbbench": {"prompt": "brief"},
+    "os_interaction": {"prompt": "brief"},
+}  # how miniature problems are put: as in miniature's own lessons
 MINIATURE_SIZES = {"train": 32, "test": 64, "finetune": 2000}
 
 
@@ -120,7 +125,7 @@ class Run:
             if task.kind not in miniature.TASKS:
                 raise InputError(f"task {task.name!r} needs a train file: there are no miniature problems of its kind.")
             files: dict[str, Any] = self._miniature(task)
-            options = options if task.kind == "mbpp" else {"prompt": "brief", **options}
+            options = {**BRIEF[task.kind], **options}
         elif task.test is None:
             files = {"data": task.train}
         else:

@@ -63,13 +63,17 @@ class CycleQD(flax.struct.PyTreeNode):
             scores: ``[batch, K]``.
 
         Raises:
-            InputError: with fewer than two tasks, fewer experts than tasks, or an expert without finite scores.
+            InputError: with fewer than two tasks, fewer experts than tasks, another number of genomes than of scores, or an expert
+                without finite scores.
         """
         scores = np.asarray(scores, np.float32)
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise InputError(f"CycleQD needs the scores of at least two tasks, got an array of shape {scores.shape}.")
         if scores.shape[0] < scores.shape[1]:
             raise InputError(f"CycleQD needs an expert for each of its {scores.shape[1]} tasks, got {scores.shape[0]}.")
+        count = jax.tree.leaves(genomes)[0].shape[0]
+        if count != scores.shape[0]:
+            raise InputError(f"CycleQD needs one row of scores for each initial individual, got {scores.shape[0]} for {count}.")
         if not np.isfinite(scores).all():
             broken = np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist()
             raise InputError(f"the scores of every expert must be finite, but those of {broken} are not.")

@@ -40,7 +40,9 @@ def elite_weights(
     width = high - low
     norm = jnp.where(width > 0, (scores - low) / jnp.where(width > 0, width, 1.0), 0.0)
     extent = alpha_high if span == "reference" else alpha_high - alpha_low
-    return jnp.where(occupied, jnp.prod(alpha_low + norm * extent, axis=1), 0.0)
+    gamma = jnp.prod(alpha_low + norm * extent, axis=1)
+    # with α_low = 0 a member may have γ = 0: it comes after all others, but before an empty cell
+    return jnp.where(occupied, jnp.maximum(gamma, jnp.finfo(gamma.dtype).tiny), 0.0)
 
 
 class DistinctSelector(Selector[MapElitesRepertoire], abc.ABC):

@@ -108,13 +108,15 @@ def _plan(name: str, new_user: bool, library: str) -> dict:
     binds += [(f"/etc/{name}", f"/etc/{name}") for name in _FROM_ETC if os.path.exists(f"/etc/{name}")]
     masks = _masks([target for _, target in binds])
     binds += [("/etc", "/fs/etc"), (str(_INSIDE), f"{_LIBRARY}/inside")]
+    # Named, because bubblewrap gives the folders above a bind mount modes that shut other users out.
+    parents = sorted({str(parent) for _, target in binds for parent in Path(target).parents} - {"/"})
     return {
         "isolation": name,
         "new_user": new_user,
         "library": library,
         "binds": binds,
         "links": links,
-        "folders": ["/proc", "/dev", "/tmp", "/fs/box", "/fs/usr", "/fs/skeleton"],
+        "folders": [*parents, "/proc", "/dev", "/tmp", "/fs/box", "/fs/usr", "/fs/skeleton"],
         "devices": [path for path in _DEVICES if os.path.exists(path)],
         "masks": masks,
         "writable": ["/fs/skeleton"],

@@ -62,7 +62,7 @@ def _probe(worker: Worker, launch: Launch) -> None:
     sealed = launch.isolation.name != "none"
     here = os.path.abspath(__file__)
     with worker.open(b"p") as channel:
-        source = f"import os; print(os.path.exists({here!r}), os.getpid() < 10)"
+        source = f"import os, colorsys; print(os.path.exists({here!r}), os.getpid() < 10)"
         message = {"kind": "python", "limits": limits, "source": source, "stdin": ""}
         answer = ask(channel, message, 2 * _GRACE_SECONDS)
     if answer["exit_code"] != 0 or (sealed and answer["output"].split() != ["False", "True"]):

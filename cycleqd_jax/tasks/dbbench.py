@@ -377,4 +377,4 @@ def _answer(labels: Sequence[str]) -> Solution:
 
 @functools.cache
 def _server() -> str:
-    return resources.files(__package__).joinpath("db_server.py").read_text(encoding="utf-8")
+    return resources.files("cycleqd_jax.tasks").joinpath("db_server.py").read_text(encoding="utf-8")

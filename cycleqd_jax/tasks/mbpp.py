@@ -28,7 +28,7 @@ _LONGEST_PROGRAM = 200_000
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
 # Chance, clocks, other processes, and the hash seed: verdicts on such programs are not remembered.
-_CHANCE = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b|__")
+_CHANCE = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Mbpp(RecordTask[MbppRecord]):
         data: str | Path | None = None,
         prompt: Literal["instruct", "brief"] = "instruct",
         shown: Literal["all", "first"] = "all",
-        seconds: float = 10.0,
+        seconds: float = 5.0,
         memo: bool = True,
         cache: str | Path | None = None,
         workers: int = 4,
@@ -269,7 +269,7 @@ def _say(*replies: str) -> Solution:
 
 @functools.cache
 def _driver() -> str:
-    return resources.files(__package__).joinpath("mbpp_driver.py").read_text(encoding="utf-8")
+    return resources.files("cycleqd_jax.tasks").joinpath("mbpp_driver.py").read_text(encoding="utf-8")
 
 
 def _tree(row: Row, field: str, code: str) -> ast.Module:

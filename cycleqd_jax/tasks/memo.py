@@ -121,7 +121,8 @@ class MemoEpisode:
         """Acts on the reply, or recalls what came of it."""
         # Chained digests of fixed length: sequences of replies can't be confused by how they are cut.
         key = hashlib.sha256(self._key + hashlib.sha256(reply.encode("utf-8", "surrogatepass")).digest()).digest()
-        result = self._memo.get(self._problem, key) if self._trusted else None
+        trusted = self._trusted
+        result = self._memo.get(self._problem, key) if trusted else None
         if result is not None:
             self._past.append((reply, result))
         else:
@@ -133,7 +134,8 @@ class MemoEpisode:
                 self._trusted = self._trusted and self._environment.repeatable
                 remember = result if self._trusted else None
             finally:
-                self._memo.put(self._problem, key, remember)
+                if trusted:
+                    self._memo.put(self._problem, key, remember)
         self._key = key
         return result if isinstance(result, Score) else list(result)
 

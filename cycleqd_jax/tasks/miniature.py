@@ -302,10 +302,6 @@ def _dbbench(rng: random.Random, basic: bool) -> _Problem | None:
     return _Problem(sql, record, _conversation(f"{text}\n{described}", operation, str(result), final))
 
 
-def _quoted(name: str) -> str:
-    return f'"{name}"'
-
-
 def _table_md5(rows: Sequence[Sequence[str]]) -> str:
     """The fingerprint of a table's rows that DBBench compares (the order of rows is of no matter)."""
     hashes = sorted(hashlib.md5(",".join(row).encode()).hexdigest()[:5] for row in rows)
@@ -439,7 +435,7 @@ def _problems(task: str, pool: Pool, seed: int, breadth: float = 1.0) -> Iterato
             yield problem
 
 
-def _numbered(task: str, split: Literal["train", "test"], number: int, record: Record) -> Record:
+def _numbered(task: str, split: str, number: int, record: Record) -> Record:
     if task == "mbpp":
         return {"task_id": number, **record}
     return {"id": f"{task}/{split}/{number}", "index": number, **record}
@@ -464,23 +460,24 @@ def generate(seed: int, train: int, test: int, tasks: Sequence[str] = TASKS) -> 
     if train < 0 or test < 0:
         raise InputError(f"expected numbers of problems that are 0 or more, got train={train}, test={test}")
     return {
-        task: {split: _distinct(task, split, seed, count) for split, count in (("train", train), ("test", test))}
+        task: {
+            split: [_numbered(task, split, n, p.record) for n, p in enumerate(_distinct(task, split, seed, count), start=1)]
+            for split, count in (("train", train), ("test", test))
+        }
         for task in tasks
     }
 
 
-def _distinct(task: str, split: Literal["train", "test"], seed: int, count: int) -> list[Record]:
-    records: list[Record] = []
-    seen: set[str] = set()
-    problems = _problems(task, split, seed)
-    for _ in range(100 * count + 1000):
-        if len(records) == count:
-            return records
+def _distinct(task: str, pool: Pool, seed: int, count: int) -> list[_Problem]:
+    """``count`` problems of different programs."""
+    found: dict[str, _Problem] = {}
+    problems = _problems(task, pool, seed)
+    for _ in range(20 * count + 1000):
+        if len(found) == count:
+            return list(found.values())
         problem = next(problems)
-        if problem.program not in seen:
-            seen.add(problem.program)
-            records.append(_numbered(task, split, len(records) + 1, problem.record))
-    raise InputError(f"expected at most {len(seen)} different {split} problems of {task} to be asked for, got {count}")
+        found.setdefault(problem.program, problem)
+    raise InputError(f"expected at most {len(found)} different {pool} problems of {task} to be asked for, got {count}")
 
 
 def write(folder: str | Path, seed: int, train: int, test: int, tasks: Sequence[str] = TASKS) -> dict[str, dict[str, Path]]:

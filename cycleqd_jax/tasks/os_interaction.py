@@ -36,7 +36,6 @@ _CHANCE = re.compile(
 )
 
 Language = Literal["bash", "python"]
-Ending = Literal["output", "last line", "finish"]
 Builtin = Literal["integer-match", "string-match", "size-match"]
 
 
@@ -201,9 +200,8 @@ class OsInteraction(RecordTask[OsRecord]):
         if record.example is None or record.example.language != "bash":
             return
         think = self.prompt == "agentbench"
-        endings: tuple[Ending, ...] = ("output", "last line", "finish")
-        for ending in endings if record.asks else reversed(endings):
-            yield _command_and_end(record.example.code, ending, think)
+        for answers in (True, False) if record.asks else (False, True):
+            yield _command_and_end(record.example.code, answers, think)
 
 
 class OsEpisode:
@@ -413,13 +411,13 @@ def _check(row: Row, item: Any) -> Script | Builtin | None:
     return _script(row, "check", item)
 
 
-def _command_and_end(command: str, ending: Ending, think: bool) -> Solution:
+def _command_and_end(command: str, answers: bool, think: bool) -> Solution:
     def said(thought: str, act: str) -> str:
         return f"Think: {thought}\n\nAct: {act}" if think else f"Act: {act}"
 
     output = yield said("I run a command for this.", f"bash\n\n```bash\n{command}\n```")
-    lines = output.partition("The output of the OS:\n")[2].strip().split("\n")
-    if ending == "finish":
+    text = output.partition("The output of the OS:\n")[2].strip()
+    if not answers:
         yield said("The task is done.", "finish")
-    elif lines[-1] and (len(lines) == 1) == (ending == "output"):  # complaints may stand before the answer
-        yield said("The output is the answer.", f"answer({lines[-1].strip()})")
+    elif text and "\n" not in text:  # an answer is one line
+        yield said("The output is the answer.", f"answer({text})")

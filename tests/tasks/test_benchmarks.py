@@ -148,22 +148,20 @@ def test_verdicts_with_and_without_memo_are_equal(miniatures, name):
     rng = random.Random(0)
 
     def play_random(episode, seed):
+        """Replies and results; what the clock said is left out."""
         rng.seed(seed)
         results = []
         try:
             episode.start()
-            while not results or not isinstance(results[-1], Score):
-                results.append(episode.step(rng.choice(odd + 4 * gold)))
+            while not results or not isinstance(results[-1][1], Score):
+                reply = rng.choice(odd + 4 * gold)
+                result = episode.step(reply)
+                results.append((reply, None if "date" in reply and not isinstance(result, Score) else result))
         finally:
             episode.close()
         return results
 
-    chance = ("date",)
     for seed in range(60):
-        with_memo = play_random(task.episodes("train")[seed % 2], seed // 2)
-        without = play_random(task.environment(task.records["train"][seed % 2]), seed // 2)
-        if not any(word in str(results) for results in (with_memo, without) for word in chance):
-            assert [r if isinstance(r, Score) else [m["role"] for m in r] for r in with_memo] == [
-                r if isinstance(r, Score) else [m["role"] for m in r] for r in without
-            ]
-    assert task.memo.hits > 0
+        with_memo = play_random(task.episodes("train")[seed % 2], seed // 4)
+        assert with_memo == play_random(task.environment(task.records["train"][seed % 2]), seed // 4)
+    assert task.memo.hits > task.memo.misses / 2

@@ -137,9 +137,9 @@ def _prctl(option: int, *args: int, what: str) -> None:
     _check(_libc.prctl(ctypes.c_int(option), *padded), what)
 
 
-def die_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends."""
-    _prctl(_PR_SET_PDEATHSIG, 9, what="prctl(PDEATHSIG)")
+def die_with_parent(signal: int = 9) -> None:
+    """Has the kernel send this process a signal when the thread that started it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal, what="prctl(PDEATHSIG)")
 
 
 def become_subreaper() -> None:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import jax
+import pytest
+
+from cycleqd_jax.engine import ChatGenerator, Engine
+from cycleqd_jax.models import chat, llama
+from cycleqd_jax.types import InputError
+
+
+def model_of(tokenizer, max_len=128):
+    config = llama.LlamaConfig(
+        tokenizer.vocab_size, 32, 64, 2, 4, 2, 8, max_position_embeddings=max_len, initializer_range=0.4, tie_word_embeddings=True
+    )
+    engine = Engine(config, slots=4, max_len=max_len, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+    engine.load(llama.init_params(config, jax.random.key(0)))
+    return engine
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return chat.train_tiny_tokenizer(["SELECT a FROM b", "def f(x): return x"] * 4, 300)
+
+
+def test_conversations_in_replies_out(tokenizer):
+    engine = model_of(tokenizer)
+    conversations = [[{"role": "user", "content": text}] for text in ("hello", "1 + 1 = ", "x" * 500, "ls")]
+    limits = [8, 30, 8, 1]
+    replies = ChatGenerator(engine, tokenizer).generate(conversations, limits)
+    assert [reply.finish == "refused" for reply in replies] == [False, False, True, False]
+    assert (replies[2].text, replies[2].tokens) == ("", 0)
+    wanted = engine.generate([tokenizer.encode(conversation) for conversation in conversations], limits)
+    for reply, generation, limit in zip(replies, wanted, limits, strict=True):
+        said = generation.ids[:-1] if generation.finish == "stop" else generation.ids
+        assert reply.text == tokenizer.decode(said)
+        assert reply.tokens == len(generation.ids) <= limit
+
+
+def test_the_stop_token_is_counted_and_not_said(tokenizer):
+    # A model that says nothing but <|eot_id|>: the head of every other token is below it.
+    engine = model_of(tokenizer)
+    config = engine.config.replace(tie_word_embeddings=False)
+    params = llama.init_params(config, jax.random.key(0))
+    head = params["lm_head"] * 0
+    params["norm"] = params["norm"] * 0 + 1
+    params["lm_head"] = head.at[:, tokenizer.stop_ids[-1]].set(0.0).at[:, 7].set(0.0)
+    engine = Engine(config, slots=2, max_len=64, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+    engine.load(params)
+    # All logits are equal: the first id wins, which is the begin-of-text token; it is special, and leaves no text.
+    (reply,) = ChatGenerator(engine, tokenizer).generate([[{"role": "user", "content": "hi"}]], [5])
+    assert (reply.text, reply.tokens, reply.finish) == ("", 5, "length")
+    stop_first = {**params, "embed_tokens": params["embed_tokens"] * 0 + 1}
+    stop_first["lm_head"] = head.at[:, tokenizer.stop_ids[-1]].set(1.0)
+    stop_first["layers"] = jax.tree.map(lambda leaf: leaf * 0, params["layers"])
+    engine.load(stop_first)
+    (reply,) = ChatGenerator(engine, tokenizer).generate([[{"role": "user", "content": "hi"}]], [5])
+    assert (reply.text, reply.tokens, reply.finish) == ("", 1, "stop")
+
+
+def test_an_engine_that_stops_elsewhere_is_refused(tokenizer):
+    engine = model_of(tokenizer)
+    other = Engine(engine.config, slots=4, max_len=64, stop_ids=(9,), pad_id=0)
+    with pytest.raises(InputError, match=r"stop ids \[1, 4\], got \[9\]"):
+        ChatGenerator(other, tokenizer)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import jax
+import pytest
+
+from cycleqd_jax.models import chat, llama
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "Write a function add(a, b) that returns the sum of 12 and 345."}],
+    [
+        {"role": "system", "content": "You answer in SQL."},
+        {"role": "user", "content": "How old is 'Bob'?\n\nTable: people (name, age)\n"},
+        {"role": "assistant", "content": "SELECT age FROM people WHERE name = 'Bob';"},
+        {"role": "user", "content": "[(41,)]"},
+        {"role": "assistant", "content": "  41 \n"},
+    ],
+    [{"role": "user", "content": "Größe? 日本\t<tag> {x: [1, 2]}\r\n  indented"}, {"role": "assistant", "content": ""}],
+]
+
+
+def config_of(**changes) -> llama.LlamaConfig:
+    sizes = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }
+    return llama.LlamaConfig(**(sizes | changes))
+
+
+@pytest.fixture(scope="session")
+def conversations():
+    return CONVERSATIONS
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    return config_of
+
+
+@pytest.fixture(scope="session")
+def make_params():
+    def params(config, seed=0):
+        made = llama.init_params(config, jax.random.key(seed))
+        # Norms that are not all ones: a test must see whether they are applied.
+        return jax.tree.map(lambda leaf: leaf + (leaf == 1) * jax.random.normal(jax.random.key(9), leaf.shape, leaf.dtype) / 4, made)
+
+    return params
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    texts = [message["content"] for conversation in CONVERSATIONS for message in conversation]
+    return chat.train_tiny_tokenizer(texts * 4, 400)

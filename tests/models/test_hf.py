@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cycleqd_jax.models import hf, llama
+from cycleqd_jax.types import InputError
+
+
+@pytest.fixture
+def folder(tmp_path, make_config, make_params, tokenizer):
+    config = make_config(vocab_size=tokenizer.vocab_size)
+    hf.save(tmp_path / "model", config, make_params(config), tokenizer=tokenizer, card="# A model\n")
+    return tmp_path / "model"
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_round_trip_is_bit_exact(tmp_path, make_config, make_params, assert_identical, dtype, tied):
+    config = make_config(dtype=dtype, tie_word_embeddings=tied)
+    params = make_params(config)
+    hf.save(tmp_path / "one", config, params)
+    hf.save(tmp_path / "many", config, params, max_shard_bytes=20_000)
+    assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 3
+    for name in ("one", "many"):
+        got_config, got = hf.load(tmp_path / name)
+        assert got_config == config
+        assert_identical(got, params)
+    assert ("lm_head.weight" in load_file(tmp_path / "one" / "model.safetensors")) == (not tied)
+
+
+def test_cast_on_save(tmp_path, make_config, make_params, assert_identical):
+    config = make_config()
+    params = make_params(config)
+    hf.save(tmp_path / "m", config, params, dtype="bfloat16")
+    got_config, got = hf.load(tmp_path / "m")
+    assert got_config.dtype == "bfloat16"
+    assert_identical(got, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_transformers_gives_our_logits(tmp_path, make_config, make_params, tokenizer, conversations, tied, sharded):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = make_config(vocab_size=tokenizer.vocab_size, tie_word_embeddings=tied)
+    params = make_params(config)
+    hf.save(tmp_path / "m", config, params, tokenizer=tokenizer, max_shard_bytes=30_000 if sharded else 10**9)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.float32
+    assert set(model.generation_config.eos_token_id) == set(tokenizer.stop_ids)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "m").apply_chat_template(conversations[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        want = model(ids).logits.numpy()
+    got, _ = llama.forward(params, config, jnp.asarray(ids.numpy()))
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_what_transformers_wrote_is_read(tmp_path, make_config, make_params, assert_identical):
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    config = make_config(tie_word_embeddings=True, rope_scaling=llama.Llama3RopeScaling(8.0, 1.0, 4.0, 16))
+    params = make_params(config)
+    hf.save(tmp_path / "ours", config, params)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    got_config, got = hf.load(tmp_path / "theirs")
+    assert got_config == config
+    assert_identical(got, params)
+
+
+def test_files_of_a_saved_model(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]  # nothing is left of the work
+
+
+def test_a_failed_save_leaves_what_was_there(folder, make_config, make_params):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = make_config()
+    params = make_params(config)
+    params["norm"] = params["norm"].at[3].set(jnp.nan)
+    with pytest.raises(InputError, match=r"finite.*model\.norm\.weight"):
+        hf.save(folder, config, params)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    hf.save(folder, config, make_params(config))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_save_overwrites_nothing_but_models(tmp_path, make_config, make_params):
+    config = make_config()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "dear diary.txt").write_text("…", encoding="utf-8")
+    with pytest.raises(InputError, match="notes"):
+        hf.save(tmp_path / "notes", config, make_params(config))
+
+
+def test_overflow_of_a_cast_is_refused(tmp_path, make_config, make_params):
+    config = make_config()
+    params = make_params(config)
+    params["norm"] = params["norm"].at[0].set(1e6)
+    with pytest.raises(InputError, match="finite.*float16"), np.errstate(over="ignore"):
+        hf.save(tmp_path / "m", config, params, dtype="float16")
+    assert not (tmp_path / "m").exists()
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(tmp_path, make_config, make_params, dtype, value):
+    config = make_config(dtype=dtype)
+    hf.save(tmp_path / "m", config, make_params(config))
+
+    def change(tensors):
+        tensors[Q] = tensors[Q].copy()
+        tensors[Q][2, 3] = value
+
+    edit_weights(tmp_path / "m", change)
+    with pytest.raises(InputError, match=rf"NaN or Inf.*{Q}.*model\.safetensors"):
+        hf.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop(Q), f"no {Q}"),
+        (lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": t[Q][0].copy()}), "q_proj.bias"),
+        (lambda t: t.update({Q: t[Q][:-1].copy()}), rf"\[32, 32\].*{Q}.*\[31, 32\]"),
+        (lambda t: t.update({Q: t[Q].astype(np.float16)}), "one dtype.*F16"),
+        (lambda t: t.update({Q: t[Q].astype(np.int8)}), f"{Q}.*I8"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config(folder, change, named):
+    edit_weights(folder, change)
+    with pytest.raises(InputError, match=named):
+        hf.load(folder)
+    with pytest.raises(InputError, match=named):
+        hf.check_compatible(folder, [])
+
+
+def truncate(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda f: truncate(f, -1000), "whole safetensors.*model.safetensors"),
+        (lambda f: truncate(f, 100), "whole safetensors.*100 bytes"),
+        (lambda f: truncate(f, 3), "whole safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x04" + bytes(7) + b"[[[["), "unreadable header"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors.*neither"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin.*save_pretrained"),
+        (lambda f: (f / "config.json").unlink(), "config.json"),
+        (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "JSON in .*config.json"),
+        (lambda f: shutil.rmtree(f), "not a folder"),
+    ],
+)
+def test_broken_folders(folder, spoil, named):
+    spoil(folder)
+    with pytest.raises(InputError, match=named):
+        hf.load(folder)
+
+
+def test_broken_shards(tmp_path, make_config, make_params):
+    config = make_config()
+    hf.save(tmp_path / "m", config, make_params(config), max_shard_bytes=20_000)
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    good = json.loads(index.read_text(encoding="utf-8"))
+    shard = good["weight_map"][Q]
+    other = next(file for file in good["weight_map"].values() if file != shard)
+
+    bad = good | {"weight_map": good["weight_map"] | {Q: other}}
+    index.write_text(json.dumps(bad), encoding="utf-8")
+    with pytest.raises(InputError, match=f"{Q}.*{other}"):
+        hf.load(tmp_path / "m")
+    for name in ("../elsewhere.safetensors", "absent.safetensors"):
+        bad = good | {"weight_map": good["weight_map"] | {Q: name}}
+        index.write_text(json.dumps(bad), encoding="utf-8")
+        with pytest.raises(InputError, match="shard"):
+            hf.load(tmp_path / "m")
+    index.write_text(json.dumps(good), encoding="utf-8")
+    hf.load(tmp_path / "m")
+    (tmp_path / "m" / shard).unlink()
+    with pytest.raises(InputError, match=shard):
+        hf.load(tmp_path / "m")
+
+
+def test_tied_head_that_is_there_twice(tmp_path, make_config, make_params, assert_identical):
+    config = make_config(tie_word_embeddings=True)
+    params = make_params(config)
+    hf.save(tmp_path / "m", config, params)
+    edit_weights(tmp_path / "m", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+    assert_identical(hf.load(tmp_path / "m")[1], params)
+    edit_weights(tmp_path / "m", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
+    with pytest.raises(InputError, match="ties them"):
+        hf.load(tmp_path / "m")
+
+
+class TestCompatible:
+    @pytest.fixture
+    def pair(self, folder):
+        shutil.copytree(folder, folder.parent / "expert")
+        return folder, folder.parent / "expert"
+
+    def test_fine_tunings_are(self, pair):
+        base, expert = pair
+        hf.check_compatible(base, [expert, base])
+        (expert / "tokenizer.json").unlink()
+        hf.check_compatible(base, [expert])
+
+    def test_no_weight_is_read(self, pair):
+        base, expert = pair
+        edit_weights(expert, lambda t: t.update({Q: t[Q] * np.nan}))
+        hf.check_compatible(base, [expert])
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"hidden_size": 24}, "hidden_size 32.*24"),
+            ({"num_hidden_layers": 2}, "num_hidden_layers 3.*2"),
+            ({"vocab_size": 98}, "vocab_size.*98"),
+            ({"rope_theta": 1e4}, "rope_theta 500000.*10000"),
+            ({"dtype": "bfloat16"}, "dtype 'float32'.*'bfloat16'"),
+            ({"tie_word_embeddings": True}, "tie_word_embeddings False.*True"),
+        ],
+    )
+    def test_other_models_are_not(self, pair, make_config, make_params, tokenizer, changes, named):
+        base, expert = pair
+        config = make_config(**({"vocab_size": tokenizer.vocab_size} | changes))
+        hf.save(expert, config, make_params(config))
+        with pytest.raises(InputError, match=f"expert.*{named}"):
+            hf.check_compatible(base, [base, expert])
+
+    def test_other_tokenizer(self, pair):
+        base, expert = pair
+        tokenizer = json.loads((expert / "tokenizer.json").read_text(encoding="utf-8"))
+        vocabulary = tokenizer["model"]["vocab"]
+        a, b = sorted(vocabulary)[-2:]
+        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+        (expert / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+        with pytest.raises(InputError, match=f"tokenizer.*{vocabulary[a]}.*{vocabulary[b]}"):
+            hf.check_compatible(base, [expert])

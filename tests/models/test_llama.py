@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cycleqd_jax.models import llama
+from cycleqd_jax.types import InputError, tree_paths
+
+SCALING = llama.Llama3RopeScaling(8.0, 1.0, 4.0, 16)
+VARIANTS = {
+    "gqa": {},
+    "tied": {"tie_word_embeddings": True, "rope_theta": 10000.0},
+    "mqa, unusual head_dim": {"num_key_value_heads": 1, "head_dim": 6, "rms_norm_eps": 1e-3},
+    "mha": {"num_key_value_heads": 4},
+    "llama3 rope": {"rope_scaling": SCALING, "head_dim": 16, "rope_theta": 100.0},
+}
+
+
+def tokens_of(config, batch=3, time=40, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, time)).astype(np.int32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, variant):
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from cycleqd_jax.models.hf import _HF_NAMES
+
+    config = make_config(**VARIANTS[variant])
+    params = make_params(config)
+    # Straight from the dictionary: this test knows nothing of files.
+    model = LlamaForCausalLM(LlamaConfig.from_dict(config.to_hf())).eval()
+    state = {}
+    for path, leaf in tree_paths(params):
+        name, transpose = _HF_NAMES[path]
+        for i, part in enumerate(leaf if "{}" in name else [leaf]):
+            state[name.format(i)] = torch.tensor(np.asarray(part.T if transpose else part))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    model.tie_weights()
+    tokens = tokens_of(config)
+    with torch.no_grad():
+        want = model(torch.tensor(tokens).long()).logits.numpy()
+    got, _ = llama.forward(params, config, tokens)
+    assert got.dtype == jnp.float32
+    assert np.abs(want).max() > 0.5
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_prefill_and_cached_steps_equal_the_full_forward(make_config, make_params, variant):
+    config = make_config(**VARIANTS[variant])
+    params = make_params(config)
+    tokens, lengths = tokens_of(config), np.asarray([5, 1, 9])
+    full, _ = llama.forward(params, config, tokens)
+    step = jax.jit(functools.partial(llama.forward, config=config), static_argnames=())
+
+    # Ragged prompts in a padded prefill, then every sequence goes on from its own end.
+    width = 12
+    cache = llama.init_cache(config, 3, width)
+    prompt = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 7)
+    logits, cache = llama.forward(params, config, prompt, cache=cache, lengths=lengths)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(logits[row, :length], full[row, :length], atol=2e-5)
+    cache = llama.extend_cache(cache, 25)
+    for i in range(25):
+        position = lengths + i
+        token = tokens[np.arange(3), position]
+        logits, cache = step(params, tokens=token[:, None], positions=position[:, None], cache=cache)
+        np.testing.assert_allclose(logits[:, 0], full[np.arange(3), position], atol=2e-5)
+
+
+def test_padding_and_neighbours_change_nothing(make_config, make_params):
+    config = make_config()
+    params = make_params(config)
+    tokens = tokens_of(config)
+    want, _ = llama.forward(params, config, tokens[:1, :10])
+    got, _ = llama.forward(params, config, tokens)
+    np.testing.assert_allclose(got[:1, :10], want, atol=1e-5)
+
+
+def test_gradient_equals_that_of_a_cached_pass(make_config, make_params):
+    # Two code paths, one of them rematerialised: the same function, so the same gradient.
+    config = make_config(tie_word_embeddings=True)
+    params = make_params(config)
+    tokens = tokens_of(config, 2, 12)
+
+    def loss(params, cached):
+        cache = llama.init_cache(config, 2, 12) if cached else None
+        logits, _ = llama.forward(params, config, tokens, cache=cache)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], -1).mean()
+
+    plain, cached = (jax.grad(loss)(params, flag) for flag in (False, True))
+    for (path, a), b in zip(tree_paths(plain), jax.tree.leaves(cached), strict=True):
+        assert np.abs(a).max() > 0, path
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=path)
+
+
+def test_dtype_policy(make_config):
+    config = make_config(dtype="bfloat16")
+    params = llama.init_params(config, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    hidden, cache = llama.hidden_states(params, config, tokens_of(config), cache=llama.init_cache(config, 3, 40))
+    assert hidden.dtype == cache.k.dtype == jnp.bfloat16
+    assert llama.unembed(params, config, hidden).dtype == jnp.float32
+    wide = config.replace(compute_dtype="float32")
+    hidden32, _ = llama.hidden_states(params, wide, tokens_of(config))
+    assert hidden32.dtype == jnp.float32
+    np.testing.assert_allclose(hidden.astype(np.float32), hidden32, atol=0.15)
+
+
+def test_weights_are_declared_once(make_config):
+    for tied in (False, True):
+        config = make_config(tie_word_embeddings=tied)
+        params = llama.init_params(config, jax.random.key(0))
+        abstract = llama.abstract_params(config)
+        assert jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), params, abstract)
+        assert llama.num_params(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert ("lm_head" in params) == (not tied)
+        axes = jax.tree.leaves(llama.logical_axes(config), is_leaf=lambda node: isinstance(node, tuple))
+        for (path, leaf), names in zip(tree_paths(params), axes, strict=True):
+            assert leaf.ndim == len(names), path
+            assert ("norm" in path) == (leaf.ndim - path.startswith("layers") == 1), path
+
+
+def test_config_round_trip(make_config):
+    for variant in VARIANTS.values():
+        config = make_config(**variant, eos_token_id=(3, 4), bos_token_id=1, dtype="bfloat16")
+        assert llama.LlamaConfig.from_hf(config.to_hf()) == config
+
+
+def test_transformers_reads_the_config_as_this_model(make_config):
+    from transformers import LlamaConfig
+
+    config = make_config(rope_scaling=SCALING, dtype="bfloat16", tie_word_embeddings=True)
+    theirs = LlamaConfig.from_dict(config.to_hf())
+    assert theirs.rope_parameters["rope_type"] == "llama3"
+    assert theirs.rope_parameters["rope_theta"] == config.rope_theta
+    assert str(theirs.dtype) == "torch.bfloat16"
+    # and what transformers 5 writes, with the rope in one dictionary, is read back
+    assert llama.LlamaConfig.from_hf(theirs.to_dict()).replace(bos_token_id=None, eos_token_id=None) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "qwen2"}, "model_type.*qwen2"),
+        ({"attention_bias": True}, "attention_bias.*True"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"sliding_window": 4096}, "sliding_window.*4096"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_act": "gelu"}, "hidden_act.*gelu"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.*linear"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling.*low_freq_factor|low_freq_factor.*rope_scaling"),
+        ({"head_dim": 7}, "even head_dim.*7"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads.*4 and 3"),
+        ({"vocab_size": 0}, "vocab_size.*0"),
+        ({"torch_dtype": "float64"}, "dtype.*float64"),
+    ],
+)
+def test_what_can_not_be_computed_is_refused_by_name(make_config, changes, named):
+    with pytest.raises(InputError, match=named):
+        llama.LlamaConfig.from_hf(make_config().to_hf() | changes)
+
+
+def test_incomplete_config_is_refused(make_config):
+    config = make_config().to_hf()
+    del config["hidden_size"]
+    with pytest.raises(InputError, match="hidden_size"):
+        llama.LlamaConfig.from_hf(config)

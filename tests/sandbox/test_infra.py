@@ -1,0 +1,125 @@
+"""A broken sandbox is an error of its own, mended once where it can be, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import cycleqd_jax.sandbox.launch as launch_module
+from cycleqd_jax.sandbox import InfraError, Sandbox
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    pids = [pid]
+    for parent in pids:
+        try:
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                pids += map(int, (task / "children").read_text().split())
+        except OSError:
+            continue
+    return pids
+
+
+def _kill_from_outside(sandbox: Sandbox) -> None:
+    for pid in reversed(_family(sandbox._worker.process.pid)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _mounts() -> int:
+    return len(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match="isolation"):
+        Sandbox("docker")
+
+
+def test_nothing_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cycleqd_jax.sandbox.sandbox.launches", lambda name: [])
+    with pytest.raises(InfraError, match=r"apt-get install bubblewrap.*isolation=none"):
+        Sandbox()
+
+
+def test_bubblewrap_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: no permissions' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(launch_module.shutil, "which", lambda name: str(fake))
+    with pytest.raises(InfraError, match="bwrap: no permissions"):
+        Sandbox("bwrap")
+    monkeypatch.setattr(launch_module.shutil, "which", lambda name: str(tmp_path / "missing"))
+    with pytest.raises(InfraError, match="could not start"):
+        Sandbox("bwrap")
+
+
+def test_auto_never_means_none() -> None:
+    try:
+        with Sandbox() as sandbox:
+            assert sandbox.isolation.name in ("bwrap", "userns")
+    except InfraError as error:
+        pytest.skip(f"nothing holds here: {error}")
+
+
+def test_killed_from_outside_is_mended_once(sandbox: Sandbox) -> None:
+    with Sandbox(sandbox.isolation.name) as victim:
+        box = victim.box()
+        session = victim.session("import sys\nfor _ in sys.stdin: print(1, flush=True)")
+        assert session.request(0) == 1
+        _kill_from_outside(victim)
+        assert victim.run_python("print(1)").output == "1\n"
+        for call in (lambda: box.exec(["true"]), lambda: session.request(0)):
+            with pytest.raises(InfraError, match="broken"):
+                call()
+        box.close()
+        session.close()
+        with victim.box() as fresh:
+            assert fresh.exec(["true"]).ok
+
+
+def test_what_cannot_be_mended_is_said(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(sandbox.isolation.name) as victim:
+        _kill_from_outside(victim)
+        broken = victim._launch.__class__(victim._launch.isolation, ("/no/such/program",), victim._launch.plan)
+        monkeypatch.setattr(victim, "_launch", broken)
+        for _ in range(2):
+            with pytest.raises(InfraError, match="could not start"):
+                victim.run_python("print(1)")
+
+
+def test_use_after_close(sandbox: Sandbox) -> None:
+    closed = Sandbox(sandbox.isolation.name)
+    box = closed.box()
+    closed.close()
+    closed.close()
+    with pytest.raises(InfraError, match="closed"):
+        closed.run_python("print(1)")
+    with pytest.raises(InfraError):
+        box.exec(["true"])
+    box.close()
+
+
+def test_close_leaves_nothing(sandbox: Sandbox) -> None:
+    folders, mounts, files = set(os.listdir(tempfile.gettempdir())), _mounts(), len(os.listdir("/proc/self/fd"))
+    with Sandbox(sandbox.isolation.name) as other:
+        boxes = [other.box() for _ in range(3)]
+        for box in boxes:
+            box.exec(["sh", "-c", "sleep 300 & echo x > leak-of-a-box"])
+        other.run_python("import os\nif os.fork(): os._exit(0)\nos.setsid()\nimport time; time.sleep(300)")
+        family = _family(other._worker.process.pid)
+        assert len(family) > 3
+        boxes[0].close()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+    for box in boxes:
+        box.close()
+    assert _mounts() == mounts
+    assert len(os.listdir("/proc/self/fd")) <= files
+    assert not {name for name in set(os.listdir(tempfile.gettempdir())) - folders if "cycleqd" in name or "leak" in name}

@@ -46,18 +46,22 @@ class TinyConfig:
         num_layers: decoder layers.
         num_heads: attention heads.
         num_kv_heads: key/value heads.
+        rope_theta: base of the rotary frequencies.
+        initializer_range: standard deviation of the initial weights; 0.02, as is usual, learns too slowly at this size.
         problems: how many miniature problems the base is pretrained on.
         breadth: share of those that may use any phrase, not just the basic ones.
     """
 
-    vocab_size: int = 512
-    hidden_size: int = 128
-    intermediate_size: int = 352
-    num_layers: int = 4
-    num_heads: int = 4
+    vocab_size: int = 768
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_layers: int = 2
+    num_heads: int = 6
     num_kv_heads: int = 2
-    problems: int = 4000
-    breadth: float = 0.1
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.08
+    problems: int = 12000
+    breadth: float = 0.06
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +280,7 @@ class RunConfig:
 POSITIVE = {
     "steps", "generations", "bins", "slots", "max_len", "every", "keep", "vocab_size", "hidden_size", "intermediate_size",
     "num_layers", "num_heads", "num_kv_heads", "problems", "max_new_tokens", "train_size", "test_size", "rank", "workers",
-    "wall_s", "cpu_s", "memory_mb", "disk_mb", "learning_rate", "clip", "batch_size", "finetune_size",
+    "wall_s", "cpu_s", "rope_theta", "initializer_range", "memory_mb", "disk_mb", "learning_rate", "clip", "batch_size", "finetune_size",
 }  # fmt: skip
 NOT_NEGATIVE = {"seed", "sigma", "strength", "weight_decay", "alpha_low", "alpha_high", "warmup", "final_ratio", "breadth"}
 

@@ -45,8 +45,8 @@ def assert_close():
     """``assert_close(got, want, tol=1e-6, scale=None)`` for trees of arrays.
 
     The error is relative to the norm of the matrix: for every leaf, and for every matrix of a stack,
-    ‖got − want‖_F ≤ tol · ‖want‖_F in float64. ``scale`` replaces ‖want‖_F where the expected matrix is zero or the outcome of a
-    cancellation.
+    ‖got − want‖_F ≤ tol · ‖want‖_F in float64. ``scale`` replaces ‖want‖_F where the expected matrix is zero or the
+    outcome of a cancellation.
     """
 
     def check(got, want, tol: float = 1e-6, scale: float | None = None) -> None:

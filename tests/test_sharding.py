@@ -42,7 +42,7 @@ def test_what_does_not_divide_is_refused():
         pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")
     mesh = sharding.make_mesh(fsdp=2, tensor=4)
     config = CONFIG.replace(vocab_size=66)
-    with pytest.raises(InputError, match="'vocab'.*embed_tokens.*4 devices.*66"):
+    with pytest.raises(InputError, match=r"'vocab'.*embed_tokens.*4 devices.*66"):
         sharding.shardings(mesh, llama.abstract_params(config), llama.logical_axes(config))
 
 

@@ -59,7 +59,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "steps_per_dispatch"):
             if getattr(self, name) < 1:
-                raise InputError(f"expected {name} of a training to be 1 or more, got {getattr(self, name)}: correct the config")
+                raise InputError(
+                    f"expected {name} of a training to be 1 or more, got {getattr(self, name)}: correct the config"
+                )
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} of a training to be above 0, got {getattr(self, name)}: correct the config")

@@ -137,6 +137,8 @@ class Models:
             num_key_value_heads=tiny.num_kv_heads,
             head_dim=tiny.hidden_size // tiny.num_heads,
             max_position_embeddings=self._config.engine.max_len,
+            rope_theta=tiny.rope_theta,
+            initializer_range=tiny.initializer_range,
             tie_word_embeddings=True,
         )
         params = llama.init_params(config, jax.random.key(seed))

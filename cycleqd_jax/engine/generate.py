@@ -161,6 +161,7 @@ class Engine:
                 "settings"
             )
         self._params: Params | None = None
+        self._expected = _shapes(llama.abstract_params(config))
         self._decode = jax.jit(
             functools.partial(_decode, config=config, stop_ids=self.stop_ids, pad_id=pad_id), static_argnames=("new",)
         )
@@ -179,8 +180,7 @@ class Engine:
         Raises:
             InputError: names, shapes or dtypes are not those of the config.
         """
-        expected = {path: (leaf.shape, leaf.dtype) for path, leaf in tree_paths(llama.abstract_params(self.config))}
-        got = {path: (leaf.shape, leaf.dtype) for path, leaf in tree_paths(params)}
+        expected, got = self._expected, _shapes(params)
         for path in expected | got:
             if expected.get(path) != got.get(path):
                 raise InputError(
@@ -252,6 +252,10 @@ class Engine:
 
     def _bucket(self, size: int) -> int:
         return next((bucket for bucket in self.buckets if bucket >= size), self.buckets[-1])
+
+
+def _shapes(params: Params) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    return {path: (leaf.shape, leaf.dtype) for path, leaf in tree_paths(params)}
 
 
 def _describe(leaf: tuple[tuple[int, ...], np.dtype] | None) -> str:

@@ -354,9 +354,30 @@ def _matmul(x: Array, w: Array, **kwargs: Any) -> Array:
     return jnp.matmul(x, w, precision=precision, **kwargs)
 
 
-def _linear(x: Array, w: Array, **kwargs: Any) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, w: Array, dtype: Any) -> Array:
+    return _matmul(x, w, preferred_element_type=dtype)
+
+
+def _product_forward(x: Array, w: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, w, dtype), (x, w)
+
+
+def _product_backward(dtype: Any, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    # The barriers keep the transposes out of the products. Otherwise XLA's CPU backend contracts the rows in an order that depends
+    # on the number of threads: the same training would give other weights on another machine.
+    x, w = residuals
+    dy = dy.astype(x.dtype)
+    dw = _matmul(jax.lax.optimization_barrier(x.T), dy)
+    return _matmul(dy, w.T), jax.lax.optimization_barrier(dw)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _linear(x: Array, w: Array, dtype: Any = None) -> Array:
     # Flat rows: XLA's CPU backend takes three times as long for the gradient when two axes are contracted.
-    rows = _matmul(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), **kwargs)
+    rows = _product(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), dtype or x.dtype)
     return rows.reshape(*x.shape[:-1], w.shape[-1])
 
 
@@ -455,7 +476,7 @@ def hidden_states(
 def unembed(params: Params, config: LlamaConfig, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
     """Logits in float32 of the states that :func:`hidden_states` returns."""
     head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
-    return _linear(x, head, preferred_element_type=jnp.float32)
+    return _linear(x, head, jnp.float32)
 
 
 def forward(

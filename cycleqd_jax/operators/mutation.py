@@ -36,7 +36,7 @@ def matrix_keys(key: PRNGKeyArray, path: str, stack: tuple[int, ...]) -> Key[Arr
     return jax.vmap(functools.partial(jax.random.fold_in, leaf_key))(places).reshape(stack)
 
 
-def _per_matrix(sample, keys: Key[Array, "..."], stack: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+def _per_matrix(sample, keys: Key[Array, ...], stack: tuple[int, ...], shape: tuple[int, ...]) -> Array:
     return jax.vmap(sample)(keys.reshape(-1)).reshape(*stack, *shape)
 
 

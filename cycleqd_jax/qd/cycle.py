@@ -63,8 +63,8 @@ class CycleQD(flax.struct.PyTreeNode):
             scores: ``[batch, K]``.
 
         Raises:
-            InputError: with fewer than two tasks, fewer experts than tasks, another number of genomes than of scores, or an expert
-                without finite scores.
+            InputError: with fewer than two tasks, fewer experts than tasks, another number of genomes than of scores, or an
+                expert without finite scores.
         """
         scores = np.asarray(scores, np.float32)
         if scores.ndim != 2 or scores.shape[1] < 2:

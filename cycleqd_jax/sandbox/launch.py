@@ -16,6 +16,7 @@ __all__ = ["DESCRIPTIONS", "Launch", "launches"]
 
 _INSIDE = Path(__file__).parent / "inside"
 _LIBRARY = "/fs/lib"
+_NOBODY = 65534
 _START = "import sys; sys.path.insert(0, {library!r}); from inside.server import main; main()"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _LINKS = (
@@ -51,18 +52,21 @@ class Launch:
         isolation: its name and what it is worth.
         command: the command line.
         plan: what the fork server is told first: ``isolation``, ``new_user``, and what its root shows.
+        user: the user id to start as; None for the caller's.
     """
 
     isolation: Isolation
     command: tuple[str, ...]
     plan: dict
+    user: int | None = None
 
 
 def launches(name: str) -> list[Launch]:
     """The ways to start a fork server under the isolation ``name``, best first; none where the machine lacks a tool.
 
-    As root, boxes get a range of user ids of their own; as anyone else (or where the range is missing) a box has one user,
-    who looks like root inside and is the caller outside.
+    As root, boxes get a range of user ids of their own. As anyone else a box has one user, who looks like root inside and is
+    the caller outside. A root who may not do the former does the latter as the user nobody: what runs in a box is never the
+    host's root, not even one without capabilities (it could still change what root owns).
     """
     isolation = Isolation(name, DESCRIPTIONS[name])
     if name == "none":
@@ -70,19 +74,16 @@ def launches(name: str) -> list[Launch]:
         return [Launch(isolation, _python(str(_INSIDE.parent)), plan)]
     if sys.platform != "linux":
         return []
-    users = [False, True] if os.geteuid() == 0 else [True]
-    if name == "userns":
-        return [
-            Launch(isolation, _python(str(_INSIDE.parent)), _plan(name, new_user, str(_INSIDE.parent))) for new_user in users
-        ]
+    root = os.geteuid() == 0
     bwrap = shutil.which("bwrap")
-    if bwrap is None:
+    if name == "bwrap" and bwrap is None:
         return []
-    return [
-        Launch(isolation, _bubblewrap(bwrap, plan, new_user), plan)
-        for new_user in users
-        for plan in [_plan(name, new_user, _LIBRARY)]
-    ]
+    found = []
+    for new_user in (False, True) if root else (True,):
+        plan = _plan(name, new_user, _LIBRARY if name == "bwrap" else str(_INSIDE.parent))
+        command = _bubblewrap(bwrap, plan, new_user) if name == "bwrap" and bwrap else _python(str(_INSIDE.parent))
+        found.append(Launch(isolation, command, plan, _NOBODY if root and new_user else None))
+    return found
 
 
 def _python(library: str) -> tuple[str, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import weakref
 from typing import Any
@@ -47,25 +49,30 @@ class Worker:
                     env=_ENVIRONMENT,
                     cwd="/",
                     start_new_session=True,
+                    user=launch.user,
+                    group=launch.user,
+                    extra_groups=None if launch.user is None else [],
                 )
             except OSError as error:
                 self.control.close()
                 raise InfraError(f"could not start {launch.command[0]}: {error}") from error
-        self._finalizer = weakref.finalize(self, _stop, self.control, self.process, os.getpid())
-        self._greet(launch)
+        # Ours and the fork server's to remove: either may be killed.
+        folder = tempfile.mkdtemp(prefix="cycleqd-unsandboxed-") if launch.isolation.name == "none" else None
+        self._finalizer = weakref.finalize(self, _stop, self.control, self.process, os.getpid(), folder)
+        self._greet(launch, folder)
 
-    def _greet(self, launch: Launch) -> None:
+    def _greet(self, launch: Launch, folder: str | None) -> None:
         watched = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []
         try:
             self.control.settimeout(_START_SECONDS)
             socket.send_fds(self.control, [b"w"], watched)
-            frames.send(self.control, launch.plan)
+            frames.send(self.control, {**launch.plan, "folder": folder})
             answer = frames.recv(self.control)
             self.control.settimeout(None)
             reason = answer.get("error")
         except (EOFError, OSError) as error:
-            self.process.kill()
             reason = _words(self.process) or str(error)
+            self.process.kill()
         finally:
             for fd in watched:
                 os.close(fd)
@@ -106,7 +113,7 @@ class Worker:
         self._finalizer()
 
 
-def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
+def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int, folder: str | None) -> None:
     control.close()
     if os.getpid() != owner:  # a fork of the host process: the fork server is not ours to stop
         return
@@ -117,6 +124,8 @@ def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int) 
         process.wait()
     if process.stderr is not None:
         process.stderr.close()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _words(process: subprocess.Popen[bytes]) -> str:

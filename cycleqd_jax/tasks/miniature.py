@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cycleqd_jax.types import InputError, Message
+from cycleqd_jax.types import InputError, Message, Split
 
 __all__ = ["TASKS", "generate", "lessons", "pretraining", "write"]
 
@@ -158,7 +158,7 @@ def _mbpp(rng: random.Random, basic: bool) -> _Problem | None:
     def draw(phrases: Sequence[_Phrase]) -> _Phrase:
         phrase = rng.choice([p for p in phrases if p.basic or not basic])
         values = {"n": str(rng.randint(2, 9)), "c": rng.choice(_LETTERS)}
-        return _Phrase(*(_fill(text, values) for text in (phrase.text, phrase.code)))
+        return _Phrase(_fill(phrase.text, values), _fill(phrase.code, values))
 
     kept, mapped, reduced = draw(domain.filters), draw(domain.maps), draw(domain.reductions)
     body = reduced.code.replace("{}", f"{mapped.code} for i in x{kept.code}")
@@ -226,7 +226,8 @@ _QUERIES = (
            "SELECT MAX({num}) FROM {table}", basic=True),
     _Query("aggregation-MIN", ("What is the lowest {num}?", "Tell me the lowest {num}."),
            "SELECT MIN({num}) FROM {table}"),
-    _Query("aggregation-MAX", ("What is the highest {num} with {txt} {value}?", "Tell me the highest {num} with {txt} {value}."),
+    _Query("aggregation-MAX",
+           ("What is the highest {num} with {txt} {value}?", "Tell me the highest {num} with {txt} {value}."),
            "SELECT MAX({num}) FROM {table} WHERE {txt} = '{value}'"),
     _Query("ranking", ("Who has the highest {num}?", "Tell me who has the highest {num}."),
            "SELECT name FROM {table} ORDER BY {num} DESC LIMIT 1"),
@@ -459,10 +460,11 @@ def generate(seed: int, train: int, test: int, tasks: Sequence[str] = TASKS) -> 
     """
     if train < 0 or test < 0:
         raise InputError(f"expected numbers of problems that are 0 or more, got train={train}, test={test}")
+    sizes: dict[Split, int] = {"train": train, "test": test}
     return {
         task: {
             split: [_numbered(task, split, n, p.record) for n, p in enumerate(_distinct(task, split, seed, count), start=1)]
-            for split, count in (("train", train), ("test", test))
+            for split, count in sizes.items()
         }
         for task in tasks
     }
@@ -472,11 +474,13 @@ def _distinct(task: str, pool: Pool, seed: int, count: int) -> list[_Problem]:
     """``count`` problems of different programs."""
     found: dict[str, _Problem] = {}
     problems = _problems(task, pool, seed)
-    for _ in range(20 * count + 1000):
-        if len(found) == count:
-            return list(found.values())
+    fruitless = 0
+    while len(found) < count and fruitless < 1000:
         problem = next(problems)
+        fruitless = fruitless + 1 if problem.program in found else 0
         found.setdefault(problem.program, problem)
+    if len(found) == count:
+        return list(found.values())
     raise InputError(f"expected at most {len(found)} different {pool} problems of {task} to be asked for, got {count}")
 
 

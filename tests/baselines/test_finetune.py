@@ -99,9 +99,7 @@ def test_reproducible_to_the_bit(params, examples):
 
 
 def test_dispatches_do_not_matter(params, examples):
-    runs = [
-        finetune(params, CONFIG, examples, TrainOptions(6, 8, 1e-2, steps_per_dispatch=size))[0] for size in (1, 4, 6)
-    ]
+    runs = [finetune(params, CONFIG, examples, TrainOptions(6, 8, 1e-2, steps_per_dispatch=size))[0] for size in (1, 4, 6)]
     jax.tree.map(lambda *leaves: [np.testing.assert_allclose(leaf, leaves[0], atol=1e-5) for leaf in leaves], *runs)
 
 
@@ -131,8 +129,8 @@ def test_bfloat16_weights_keep_their_dtype(examples):
 
 
 def test_divergence_is_said(params, examples):
-    with pytest.raises(InputError, match=r"finite loss in pretraining, got nan at step \d+ of 8"):
-        bad = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
+    bad = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
+    with pytest.raises(InputError, match=r"finite loss in pretraining, got nan at step 1 of 8"):
         finetune(bad, CONFIG, examples, TrainOptions(8, 4, 1e-2), stage="pretraining")
 
 

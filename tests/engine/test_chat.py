@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from cycleqd_jax.engine import ChatGenerator, Engine
@@ -10,7 +11,16 @@ from cycleqd_jax.types import InputError
 
 def model_of(tokenizer, max_len=128):
     config = llama.LlamaConfig(
-        tokenizer.vocab_size, 32, 64, 2, 4, 2, 8, max_position_embeddings=max_len, initializer_range=0.4, tie_word_embeddings=True
+        tokenizer.vocab_size,
+        32,
+        64,
+        2,
+        4,
+        2,
+        8,
+        max_position_embeddings=max_len,
+        initializer_range=0.4,
+        tie_word_embeddings=True,
     )
     engine = Engine(config, slots=4, max_len=max_len, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
     engine.load(llama.init_params(config, jax.random.key(0)))
@@ -37,24 +47,16 @@ def test_conversations_in_replies_out(tokenizer):
 
 
 def test_the_stop_token_is_counted_and_not_said(tokenizer):
-    # A model that says nothing but <|eot_id|>: the head of every other token is below it.
-    engine = model_of(tokenizer)
-    config = engine.config.replace(tie_word_embeddings=False)
-    params = llama.init_params(config, jax.random.key(0))
-    head = params["lm_head"] * 0
-    params["norm"] = params["norm"] * 0 + 1
-    params["lm_head"] = head.at[:, tokenizer.stop_ids[-1]].set(0.0).at[:, 7].set(0.0)
+    # Layers that add nothing, embeddings that are all ones: the head alone says what comes, and it says one thing.
+    config = model_of(tokenizer).config.replace(tie_word_embeddings=False)
+    params = jax.tree.map(jnp.zeros_like, llama.init_params(config, jax.random.key(0)))
+    params |= {"embed_tokens": params["embed_tokens"] + 1, "norm": params["norm"] + 1}
     engine = Engine(config, slots=2, max_len=64, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
-    engine.load(params)
-    # All logits are equal: the first id wins, which is the begin-of-text token; it is special, and leaves no text.
-    (reply,) = ChatGenerator(engine, tokenizer).generate([[{"role": "user", "content": "hi"}]], [5])
-    assert (reply.text, reply.tokens, reply.finish) == ("", 5, "length")
-    stop_first = {**params, "embed_tokens": params["embed_tokens"] * 0 + 1}
-    stop_first["lm_head"] = head.at[:, tokenizer.stop_ids[-1]].set(1.0)
-    stop_first["layers"] = jax.tree.map(lambda leaf: leaf * 0, params["layers"])
-    engine.load(stop_first)
-    (reply,) = ChatGenerator(engine, tokenizer).generate([[{"role": "user", "content": "hi"}]], [5])
-    assert (reply.text, reply.tokens, reply.finish) == ("", 1, "stop")
+    letter = tokenizer._tokenizer.convert_tokens_to_ids("x")
+    for token, said in ((letter, ("xxxxx", 5, "length")), (tokenizer.stop_ids[-1], ("", 1, "stop"))):
+        engine.load(params | {"lm_head": params["lm_head"].at[:, token].set(1.0)})
+        (reply,) = ChatGenerator(engine, tokenizer).generate([[{"role": "user", "content": "hi"}]], [5])
+        assert (reply.text, reply.tokens, reply.finish) == said
 
 
 def test_an_engine_that_stops_elsewhere_is_refused(tokenizer):

@@ -94,10 +94,11 @@ def test_half_precision_experts_express_to_themselves_exactly(dtype, assert_iden
         assert_identical(space.express(space.expert(k)), model(1 + k, dtype))
 
 
-@settings(max_examples=12)
-@given(seeds, st.integers(2, 4), st.sampled_from([None, 2]), st.integers(10, 14))
-def test_lineages_against_dense_algebra(assert_close, seed, experts, rank, depth):
+@settings(max_examples=8)
+@given(seeds, st.sampled_from([(3, None), (2, 2)]), st.integers(10, 14))
+def test_lineages_against_dense_algebra(assert_close, seed, kind, depth):
     """A random genealogy: every individual equals its dense rendering, however deep it lies."""
+    experts, rank = kind
     space = make_space(0, experts, rank=rank)
     dense = Dense(space)
     genomes, taus = [space.expert(k) for k in range(experts)], list(dense.taus)

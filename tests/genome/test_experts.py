@@ -42,7 +42,7 @@ def test_bad_experts(space, bad, message):
 
 @pytest.mark.parametrize("space", SPACES)
 def test_a_broken_base_is_called_the_base(space):
-    with pytest.raises(InputError, match="the base.*'norm'.*NaN"):
+    with pytest.raises(InputError, match=r"the base.*'norm'.*NaN"):
         space.from_experts({**model(0), "norm": jnp.full(4, jnp.nan)}, [model(1), model(2)])
 
 

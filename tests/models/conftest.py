@@ -48,7 +48,9 @@ def make_params():
     def params(config, seed=0):
         made = llama.init_params(config, jax.random.key(seed))
         # Norms that are not all ones: a test must see whether they are applied.
-        return jax.tree.map(lambda leaf: leaf + (leaf == 1) * jax.random.normal(jax.random.key(9), leaf.shape, leaf.dtype) / 4, made)
+        return jax.tree.map(
+            lambda leaf: leaf + (leaf == 1) * jax.random.normal(jax.random.key(9), leaf.shape, leaf.dtype) / 4, made
+        )
 
     return params
 

@@ -91,7 +91,7 @@ def test_training_refuses_what_generation_would_not_feed(tokenizer, conversation
 def test_what_the_template_refuses(tokenizer, conversations):
     other = chat.train_tiny_tokenizer(["a"], 300)
     other._tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(InputError, match="system, user.*not supported"):
+    with pytest.raises(InputError, match=r"system, user.*not supported"):
         other.encode(conversations[1])
 
 
@@ -114,7 +114,7 @@ def test_names_and_numbers_have_one_spelling(tokenizer):
 
 
 def test_vocabulary_sizes():
-    with pytest.raises(InputError, match="at least 261.*200"):
+    with pytest.raises(InputError, match=r"at least 261.*200"):
         chat.train_tiny_tokenizer(["a"], 200)
     assert chat.train_tiny_tokenizer(["some words, " * 50], 280).vocab_size <= 280
 

@@ -122,7 +122,7 @@ def test_overflow_of_a_cast_is_refused(tmp_path, make_config, make_params):
     config = make_config()
     params = make_params(config)
     params["norm"] = params["norm"].at[0].set(1e6)
-    with pytest.raises(InputError, match="finite.*float16"), np.errstate(over="ignore"):
+    with pytest.raises(InputError, match=r"finite.*float16"), np.errstate(over="ignore"):
         hf.save(tmp_path / "m", config, params, dtype="float16")
     assert not (tmp_path / "m").exists()
 

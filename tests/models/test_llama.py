@@ -157,7 +157,10 @@ def test_transformers_reads_the_config_as_this_model(make_config):
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act.*gelu"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.*linear"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling.*low_freq_factor|low_freq_factor.*rope_scaling"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}},
+            "rope_scaling.*low_freq_factor|low_freq_factor.*rope_scaling",
+        ),
         ({"head_dim": 7}, "even head_dim.*7"),
         ({"num_key_value_heads": 3}, "num_key_value_heads.*4 and 3"),
         ({"vocab_size": 0}, "vocab_size.*0"),

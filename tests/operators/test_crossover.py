@@ -18,9 +18,7 @@ weights = st.floats(-2, 2, width=32)
 def tree(seed, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
     shapes = {"w": (2, 5, 4), "b": (4,), "nested": [(3, 3), ()]}
-    return jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s), dtype), shapes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), dtype), shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def dense(p1, p2, w1, w2):
@@ -75,18 +73,14 @@ def test_crossing_weights_is_crossing_task_vectors(assert_close):
     base, p1, p2 = tree(0), tree(1), tree(2)
     w = omega(1.3, 0.9)
     plus_base = [jax.tree.map(jnp.add, base, p) for p in (p1, p2)]
-    assert_close(
-        linear_crossover(*plus_base, w)["w"], jax.tree.map(jnp.add, base, linear_crossover(p1, p2, w))["w"]
-    )
+    assert_close(linear_crossover(*plus_base, w)["w"], jax.tree.map(jnp.add, base, linear_crossover(p1, p2, w))["w"])
 
 
 @pytest.mark.parametrize("pair", [(1.0, -1.0), (0.0, 0.0), (1e-4, 1e-4), (-0.5, 0.5005)])
 def test_weights_that_cancel_give_the_mean(assert_close, pair):
     np.testing.assert_array_equal(normalize_weights(omega(*pair)), [0.5, 0.5])
     p1, p2 = tree(0), tree(1)
-    assert_close(
-        linear_crossover(p1, p2, omega(*pair)), jax.tree.map(lambda a, b: (np.float64(a) + b) / 2, p1, p2), scale=1.0
-    )
+    assert_close(linear_crossover(p1, p2, omega(*pair)), jax.tree.map(lambda a, b: (np.float64(a) + b) / 2, p1, p2), scale=1.0)
 
 
 @settings(max_examples=50)

@@ -39,9 +39,7 @@ def test_against_float64(assert_close, seed, count):
     assert_close(merge(base, taus, jnp.asarray(w)), want, scale=1 + float(np.abs(w).sum()))
     assert_close(merge(base, taus, w.tolist()), want, scale=1 + float(np.abs(w).sum()))
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *taus)
-    assert_close(
-        apply_task_vector(base, weighted_sum(stacked, jnp.asarray(w))), want, scale=1 + float(np.abs(w).sum())
-    )
+    assert_close(apply_task_vector(base, weighted_sum(stacked, jnp.asarray(w))), want, scale=1 + float(np.abs(w).sum()))
 
 
 @settings(max_examples=20)
@@ -109,7 +107,7 @@ def test_one_weight_for_each_task_vector(count, w):
 def test_a_task_vector_of_another_shape_is_named():
     base, good, bad = trees(0, 3)
     bad["norm"] = jnp.zeros(9)
-    with pytest.raises(InputError, match="task vector 1.*'norm'"):
+    with pytest.raises(InputError, match=r"task vector 1.*'norm'"):
         merge(base, [good, bad], [0.5, 0.5])
 
 

@@ -23,9 +23,7 @@ def task_vector(seed, dtype=jnp.float32):
         "norm": (4,),
         "scale": (),
     }
-    return jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s), dtype), shapes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), dtype), shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 MATRICES = ("embed", "layers/q", "layers/experts")
@@ -105,9 +103,7 @@ def test_a_leaf_is_mutated_alike_whatever_surrounds_it(assert_identical):
         svd_mutation(key, alone, {"layers/q": factors["layers/q"]})["layers"]["q"],
         svd_mutation(key, tau, factors)["layers"]["q"],
     )
-    assert_identical(
-        gaussian_mutation(key, alone, 0.1)["layers"]["q"], gaussian_mutation(key, tau, 0.1)["layers"]["q"]
-    )
+    assert_identical(gaussian_mutation(key, alone, 0.1)["layers"]["q"], gaussian_mutation(key, tau, 0.1)["layers"]["q"])
 
 
 def test_matrices_and_leaves_draw_independently():
@@ -133,16 +129,16 @@ def test_coefficients_are_uniform(w_max):
 
 
 def test_jit_is_eager(assert_close):
-    key, tau = jax.random.key(3), task_vector(0)
-    factors = factorize(task_vector(1))
+    key, tau = jax.random.key(3), {name: task_vector(0)["layers"][name] for name in ("q", "bias")}
+    factors = factorize({"q": task_vector(1)["layers"]["q"]})
     with jax.disable_jit():
         eager = svd_mutation(key, tau, factors), gaussian_mutation(key, tau, 0.1)
     assert_close((svd_mutation(key, tau, factors), gaussian_mutation(key, tau, 0.1)), eager)
 
 
 def test_vmapped_is_the_loop(assert_close, assert_identical):
-    keys, factors = jax.random.split(jax.random.key(0), 4), factorize(task_vector(9))
-    population = jax.tree.map(lambda *x: jnp.stack(x), *(task_vector(i) for i in range(4)))
+    keys, factors = jax.random.split(jax.random.key(0), 4), factorize({"q": task_vector(9)["layers"]["q"]})
+    population = {name: jnp.stack([task_vector(i)["layers"][name] for i in range(4)]) for name in ("q", "bias")}
     batch = jax.vmap(svd_mutation, in_axes=(0, 0, None))(keys, population, factors)
     noisy = jax.vmap(gaussian_mutation, in_axes=(0, 0, None))(keys, population, 0.1)
     draws = jax.vmap(lambda key: mutation_coefficients(key, "w", (3,), 4))(keys)

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cycleqd_jax.operators import Factors, apply_task_vector, compose, factorize, linear_crossover, merge, svd_mutation, task_vector
+from cycleqd_jax.operators import (
+    Factors,
+    apply_task_vector,
+    compose,
+    factorize,
+    linear_crossover,
+    merge,
+    svd_mutation,
+    task_vector,
+)
 from cycleqd_jax.types import tree_paths
 
 
@@ -46,7 +55,9 @@ def nnx_state(seed):
 
 def lists(seed):
     keys = jax.random.split(jax.random.key(seed), 3)
-    return (Block([jax.random.normal(keys[0], (4, 5)), jax.random.normal(keys[1], (2, 3, 3))], jax.random.normal(keys[2], (5,))),)
+    return (
+        Block([jax.random.normal(keys[0], (4, 5)), jax.random.normal(keys[1], (2, 3, 3))], jax.random.normal(keys[2], (5,))),
+    )
 
 
 def half(seed):

@@ -91,7 +91,7 @@ def test_rank_beyond_the_matrix_keeps_all(assert_identical):
 
 @pytest.mark.parametrize("rank", [0, -1])
 def test_rank_must_be_positive(rank):
-    with pytest.raises(InputError, match=f"rank.*{rank}"):
+    with pytest.raises(InputError, match=rf"rank.*{rank}"):
         factorize({"w": jnp.zeros((3, 3))}, rank)
 
 

@@ -31,7 +31,9 @@ def test_against_float64(assert_close, seed, scale):
     assert_close(task_vector(params, base), jax.tree.map(np.subtract, *f64), scale=scale + 1)
     assert_close(apply_task_vector(base, task_vector(params, base)), params)
     assert_close(
-        apply_task_vector(base, tau, -0.5), jax.tree.map(lambda b, t: np.float64(b) - 0.5 * np.float64(t), base, tau), scale=2 + scale
+        apply_task_vector(base, tau, -0.5),
+        jax.tree.map(lambda b, t: np.float64(b) - 0.5 * np.float64(t), base, tau),
+        scale=2 + scale,
     )
 
 
@@ -63,7 +65,7 @@ def test_mismatched_trees_are_refused_by_leaf():
     rng = np.random.default_rng(0)
     base = model(rng)
     missing = {**base, "layers": {"q": base["layers"]["q"]}}
-    with pytest.raises(InputError, match="layers/norm.*share one architecture"):
+    with pytest.raises(InputError, match=r"layers/norm.*share one architecture"):
         task_vector(missing, base)
     with pytest.raises(InputError, match="lm_head"):
         task_vector({**base, "lm_head": base["embed"]}, base)

@@ -12,6 +12,7 @@ from cycleqd_jax.qd.archive import cell_winners, expert_bounds
 from cycleqd_jax.types import InputError
 
 WIDTH = 3  # of a genotype
+add = jax.jit(Archives.add)
 
 
 def random_scores(rng, bounds, bins, shape):
@@ -32,18 +33,19 @@ def random_scores(rng, bounds, bins, shape):
     return scores
 
 
-CASES = 130
+CASES = 220
 GENERATIONS = 5
 
 
-@pytest.mark.parametrize(
-    ("tasks", "bins", "batch"), [(2, 1, 3), (2, 4, 7), (2, 15, 1), (3, 3, 8), (3, 15, 4), (3, 5, 16), (4, 3, 5), (4, 7, 2)]
-)
+@pytest.mark.parametrize(("tasks", "bins", "batch"), [(2, 1, 3), (2, 15, 1), (3, 5, 16), (3, 15, 4), (4, 3, 5)])
 def test_thousands_of_cases_against_algorithm_1(plain, tasks, bins, batch):
     rng = np.random.default_rng([tasks, bins, batch])
     genome = jnp.zeros(WIDTH)
-    add = jax.jit(jax.vmap(Archives.add))
-    for ends in ([(0.0, 1.0)] * tasks, [(round(rng.uniform(0, 0.4), 2), round(rng.uniform(0.5, 1.2), 2)) for _ in range(tasks)]):
+    add_to_all = jax.jit(jax.vmap(Archives.add))
+    for ends in (
+        [(0.0, 1.0)] * tasks,
+        [(round(rng.uniform(0, 0.4), 2), round(rng.uniform(0.5, 1.2), 2)) for _ in range(tasks)],
+    ):
         bounds = np.asarray(ends, np.float32)
         empty = Archives.create(genome, bounds, bins)
         archives = jax.tree.map(lambda x: jnp.broadcast_to(x, (CASES, *x.shape)), empty)
@@ -52,7 +54,7 @@ def test_thousands_of_cases_against_algorithm_1(plain, tasks, bins, batch):
             scores = random_scores(rng, bounds, bins, (CASES, batch))
             genomes = rng.normal(size=(CASES, batch, WIDTH)).astype(np.float32)
             ids = generation * batch + np.broadcast_to(np.arange(batch), (CASES, batch))
-            archives = add(archives, genomes, scores, ids)
+            archives = add_to_all(archives, genomes, scores, ids)
             for reference, g, f, i in zip(references, genomes.tolist(), scores.tolist(), ids.tolist(), strict=True):
                 for row in zip(g, f, i, strict=True):
                     reference.insert(dict(zip(("genome", "scores", "id"), row, strict=True)))
@@ -67,7 +69,6 @@ def test_a_batch_is_inserted_as_if_one_by_one(assert_identical):
     scores = random_scores(rng, bounds, 4, (40,))
     genomes, ids = {"w": jnp.asarray(rng.normal(size=(40, 2, 2)), jnp.float32)}, jnp.arange(40)
     empty = Archives.create({"w": jnp.zeros((2, 2))}, bounds, 4)
-    add = jax.jit(Archives.add)
     at_once = add(empty, genomes, scores, ids)
     for size in (1, 8):
         archives = empty
@@ -75,17 +76,15 @@ def test_a_batch_is_inserted_as_if_one_by_one(assert_identical):
             part = slice(start, start + size)
             archives = add(archives, jax.tree.map(lambda x, p=part: x[p], genomes), scores[part], ids[part])
         assert_identical(archives, at_once)
-    with jax.disable_jit():
-        assert_identical(Archives.add(empty, genomes, scores, ids), at_once)
 
 
 def test_ties_go_to_the_earliest_and_incumbents_stay():
     archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 2), 2)
     genomes = jnp.arange(4.0)[:, None]
     scores = np.asarray([[0.5, 0.2], [0.7, 0.2], [0.7, 0.3], [0.7, 0.1]], np.float32)
-    archives = archives.add(genomes, scores, jnp.arange(4))
+    archives = add(archives, genomes, scores, jnp.arange(4))
     assert archives[0].extra_scores["id"][0] == 1
-    archives = archives.add(genomes, scores, 10 + jnp.arange(4))
+    archives = add(archives, genomes, scores, 10 + jnp.arange(4))
     assert archives[0].extra_scores["id"][0] == 1
     assert archives[0].genotypes[0, 0] == 1
 
@@ -107,11 +106,11 @@ def test_the_cell_is_that_of_the_nearest_centroid():
     position = rng.integers(0, bins, size=(200, 4)) + rng.uniform(0.02, 0.98, size=(200, 4))
     scores = (bounds[:, 0] + position / bins * (bounds[:, 1] - bounds[:, 0])).astype(np.float32)
     assert np.array_equal(archives.bin_indices(jnp.asarray(scores)), position.astype(int))
-    for row in scores:
-        one = archives.add(jnp.zeros((1, 1)), row[None], jnp.asarray([0]))
-        for k in range(4):
-            descriptors = jnp.asarray(np.delete(row, k))[None]
-            assert np.flatnonzero(one.occupied()[k]).tolist() == get_cells_indices(descriptors, one[k].centroids).tolist()
+    alone = jax.jit(jax.vmap(lambda row: archives.add(jnp.zeros((1, 1)), row[None], jnp.zeros(1, int)).occupied()))(scores)
+    assert np.all(np.sum(alone, axis=-1) == 1)
+    for k in range(4):
+        expected = get_cells_indices(jnp.asarray(np.delete(scores, k, axis=1)), archives[k].centroids)
+        assert np.argmax(alone[:, k], axis=-1).tolist() == expected.tolist()
 
 
 def test_edges_and_clipping():
@@ -132,7 +131,8 @@ def test_expert_bounds_are_the_papers():
 def test_best_is_the_elite_of_each_archive():
     rng = np.random.default_rng(0)
     scores = rng.uniform(size=(50, 3)).astype(np.float32)
-    archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 3), 5).add(jnp.arange(50.0)[:, None], scores, jnp.arange(50))
+    archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 3), 5)
+    archives = add(archives, jnp.arange(50.0)[:, None], scores, jnp.arange(50))
     genomes, best, ids = archives.best()
     assert ids.tolist() == scores.argmax(axis=0).tolist()
     np.testing.assert_array_equal(best, scores[scores.argmax(axis=0)])
@@ -158,7 +158,6 @@ def test_bad_grids(bounds, bins, message):
 
 
 def test_no_recompilation(compilations):
-    add = jax.jit(Archives.add)
     archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 2), 5)
     batch = jnp.zeros((2, 1)), jnp.zeros((2, 2)), jnp.arange(2)
     archives = add(archives, *batch)

@@ -43,20 +43,17 @@ def searcher(tasks, **options):
     return CycleQD(space, **options)
 
 
-ask = jax.jit(lambda algorithm, state, key, n: algorithm.ask(state, key, n), static_argnums=3)
-
-
 def rows(tree, j):
     return jax.tree.map(lambda x: x[j], tree)
 
 
 @pytest.mark.parametrize(
     ("tasks", "batch", "selector"),
-    [(2, 1, EliteSelector()), (2, 5, UniformSelector()), (3, 1, UniformSelector()), (3, 4, EliteSelector()), (4, 3, EliteSelector())],
+    [(2, 5, UniformSelector()), (3, 1, EliteSelector()), (4, 3, EliteSelector())],
 )
 def test_a_search_is_algorithm_1(plain, assert_identical, tasks, batch, selector):
     algorithm = searcher(tasks, bins=5, selector=selector)
-    for seed in range(6):
+    for seed in range(8):
         rng = np.random.default_rng([tasks, batch, seed])
 
         def score(shape, rng=rng):
@@ -66,7 +63,9 @@ def test_a_search_is_algorithm_1(plain, assert_identical, tasks, batch, selector
         f = score((tasks, tasks))
         state = algorithm.init(algorithm.space.experts, f)
         exact = np.asarray(f, np.float64)
-        bounds = [(0.85 * low, 1.15 * high) if high > 0 else (0, 1) for low, high in zip(exact.min(0), exact.max(0), strict=True)]
+        bounds = [
+            (0.85 * low, 1.15 * high) if high > 0 else (0, 1) for low, high in zip(exact.min(0), exact.max(0), strict=True)
+        ]
         reference = plain.Archives(np.float32(bounds), 5)
         everyone = []
 
@@ -95,9 +94,7 @@ def test_a_search_is_algorithm_1(plain, assert_identical, tasks, batch, selector
                 _, cross_key, mutate_key = jax.random.split(child_key, 3)
                 np.testing.assert_allclose(lineage.omega[j], crossover_weights(cross_key), rtol=1e-6)
                 first, second = (jnp.asarray(everyone[p]["genome"], jnp.float32) for p in parents)
-                child = algorithm.space.mutate(
-                    mutate_key, algorithm.space.crossover(first, second, lineage.omega[j]), active
-                )
+                child = algorithm.space.mutate(mutate_key, algorithm.space.crossover(first, second, lineage.omega[j]), active)
                 np.testing.assert_allclose(genomes[j], child, rtol=1e-6, atol=1e-6)
             scores = score((batch, tasks))
             if t == 1:
@@ -114,15 +111,6 @@ def started(algorithm, seed=0):
 
 
 def test_children_do_not_depend_on_how_many_are_asked_for(assert_identical):
-    algorithm = searcher(3)
-    state, key = started(algorithm), jax.random.key(7)
-    genomes, lineage, _ = algorithm.ask(state, key, 6)
-    for n in (1, 2, 5):
-        fewer, fewer_lineage, _ = algorithm.ask(state, key, n)
-        assert_identical((fewer, fewer_lineage), rows((genomes, lineage), slice(0, n)))
-
-
-def test_children_of_experts_do_not_depend_on_how_many_are_asked_for(assert_identical):
     rng = np.random.default_rng(0)
     models = [{"w": jnp.asarray(rng.normal(size=(2, 6, 5)), jnp.float32)} for _ in range(4)]
     space = ExpertSpace.from_experts(models[0], models[1:])
@@ -141,9 +129,6 @@ def test_asking_is_reproducible_and_keys_matter(assert_identical):
     state = started(algorithm)
     one = algorithm.ask(state, jax.random.key(0), 3)
     assert_identical(algorithm.ask(state, jax.random.key(0), 3), one)
-    with jax.disable_jit():
-        lineage = algorithm.ask(state, jax.random.key(0), 3)[1]
-    assert_identical(lineage.parents, one[1].parents)
     other = algorithm.ask(state, jax.random.key(1), 3)
     assert not np.array_equal(one[0], other[0])
     assert len(np.unique(np.asarray(one[0])[:, 0])) == 3

@@ -73,6 +73,8 @@ def test_stdin(sandbox: Sandbox) -> None:
     assert done.output == "400000\n"
     assert sandbox.run_python("print(repr(input()))", stdin="x").output == "'x'\n"
     assert "EOFError" in sandbox.run_python("input()").output
+    named = "open('/dev/stdout', 'w').write(open('/dev/stdin').read()); open('/dev/stderr', 'w').write('err')"
+    assert sandbox.run_python(named, stdin="in ").output == "in err"
 
 
 def test_runs_share_nothing(sandbox: Sandbox) -> None:

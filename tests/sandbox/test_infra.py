@@ -35,6 +35,10 @@ def _mounts() -> int:
     return len(Path("/proc/self/mountinfo").read_text().splitlines())
 
 
+def _folders() -> set[str]:
+    return {name for name in os.listdir(tempfile.gettempdir()) if "cycleqd" in name or "leak" in name}
+
+
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="isolation"):
         Sandbox("docker")
@@ -67,6 +71,7 @@ def test_auto_never_means_none() -> None:
 
 
 def test_killed_from_outside_is_mended_once(sandbox: Sandbox) -> None:
+    before = _folders()
     with Sandbox(sandbox.isolation.name) as victim:
         box = victim.box()
         session = victim.session("import sys\nfor _ in sys.stdin: print(1, flush=True)")
@@ -80,6 +85,7 @@ def test_killed_from_outside_is_mended_once(sandbox: Sandbox) -> None:
         session.close()
         with victim.box() as fresh:
             assert fresh.exec(["true"]).ok
+    assert _folders() <= before
 
 
 def test_what_cannot_be_mended_is_said(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +111,7 @@ def test_use_after_close(sandbox: Sandbox) -> None:
 
 
 def test_close_leaves_nothing(sandbox: Sandbox) -> None:
-    folders, mounts, files = set(os.listdir(tempfile.gettempdir())), _mounts(), len(os.listdir("/proc/self/fd"))
+    folders, mounts, files = _folders(), _mounts(), len(os.listdir("/proc/self/fd"))
     with Sandbox(sandbox.isolation.name) as other:
         boxes = [other.box() for _ in range(3)]
         for box in boxes:
@@ -122,4 +128,4 @@ def test_close_leaves_nothing(sandbox: Sandbox) -> None:
         box.close()
     assert _mounts() == mounts
     assert len(os.listdir("/proc/self/fd")) <= files
-    assert not {name for name in set(os.listdir(tempfile.gettempdir())) - folders if "cycleqd" in name or "leak" in name}
+    assert _folders() <= folders

@@ -78,7 +78,9 @@ def test_problems_ask_for_what_lessons_have_taught_in_parts(records, task):
     known = {word for c in lessons for message in c for word in message["content"].replace("'", " ").split()}
     for record in records[task]["test"]:
         wanted = {*record.get("description", record.get("text", "")).split(), *_program(task, record).replace("'", " ").split()}
-        unknown = {word for word in wanted if word not in known and not any(character in "/,.'0123456789" for character in word)}
+        unknown = {
+            word for word in wanted if word not in known and not any(character in "/,.'0123456789" for character in word)
+        }
         assert not unknown
 
 
@@ -168,5 +170,11 @@ def test_bad_requests():
         mini.lessons("chess", 0, 1)
     with pytest.raises(InputError, match="0 or more, got train=-1"):
         mini.generate(0, -1, 1)
-    with pytest.raises(InputError, match="different test problems of mbpp to be asked for, got 100000"):
-        mini._distinct("mbpp", "test", 0, 100000)
+
+
+def test_more_problems_than_there_are(monkeypatch):
+    problem = next(mini._problems("mbpp", "test", 0))
+    monkeypatch.setitem(mini._DRAW, "mbpp", lambda rng, basic: problem)
+    assert len(mini.generate(0, 0, 1, ["mbpp"])["mbpp"]["test"]) == 1
+    with pytest.raises(InputError, match="at most 1 different test problems of mbpp to be asked for, got 2"):
+        mini.generate(0, 0, 2, ["mbpp"])

@@ -30,6 +30,7 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "become_subreaper",
+    "build_filter",
     "die_with_parent",
     "drop_capabilities",
     "idmapped",
@@ -39,6 +40,7 @@ __all__ = [
     "pivot_root",
     "read_only",
     "seccomp",
+    "set_dumpable",
     "sethostname",
     "setns",
     "umount",
@@ -65,14 +67,16 @@ MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 
 # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT AUDIT_WRITE SETFCAP: Docker's
-# default set without NET_RAW and MKNOD. They count in the box's own user namespace only.
-BOX_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31})
+# default set without NET_RAW and MKNOD; and SYS_PTRACE, without which root would not see other users' processes. They count
+# in the box's own user namespace only.
+BOX_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 19, 29, 31})
 _LAST_CAPABILITY = 63
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -140,6 +144,11 @@ def _prctl(option: int, *args: int, what: str) -> None:
 def die_with_parent(signal: int = 9) -> None:
     """Has the kernel send this process a signal when the thread that started it ends."""
     _prctl(_PR_SET_PDEATHSIG, signal, what="prctl(PDEATHSIG)")
+
+
+def set_dumpable() -> None:
+    """Gives this process its own /proc/self back, which a change of user takes away."""
+    _prctl(_PR_SET_DUMPABLE, 1, what="prctl(DUMPABLE)")
 
 
 def become_subreaper() -> None:
@@ -250,7 +259,8 @@ def _architecture() -> tuple[int, int]:
 
 
 @functools.cache
-def _build_filter() -> bytes:
+def build_filter() -> bytes:
+    """The filter of :func:`seccomp`; built once, so that forks find it ready."""
     audit, column = _architecture()
     errno = 0x00050000
     allow, eperm, enosys, eafnosupport, kill = 0x7FFF0000, errno | 1, errno | 38, errno | 97, 0x80000000
@@ -279,6 +289,6 @@ class _Program(ctypes.Structure):
 
 def seccomp() -> None:
     """Refuses the system calls that programs here never need, for this process and all it starts."""
-    code = _build_filter()
+    code = build_filter()
     program = _Program(len(code) // 8, code)
     _check(_libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "prctl(SECCOMP)")

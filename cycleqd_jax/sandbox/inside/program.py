@@ -49,8 +49,7 @@ def run(source: str, path: str) -> None:
     main.__dict__.update(__file__=path, __builtins__=builtins)
     sys.modules["__main__"] = main
     sys.argv = sys.orig_argv = [path]
-    gc.unfreeze()
-    gc.enable()
+    gc.enable()  # what was there before stays frozen: no collection ever walks it
     code = 1
     try:
         data = source.encode("utf-8", "surrogatepass")

@@ -61,9 +61,11 @@ def mount_box(owner: int, disk_mb: int) -> int:
         os.mkdir(f"{_BOX}/{name}")
     for name in ("upper", "usr"):  # an upper layer's top directory is the root directory that everyone sees
         os.chown(f"{_BOX}/{name}", owner, owner)
-    _overlay(root, SKELETON, f"{_BOX}/upper", f"{_BOX}/work")
+    # Where a box's root is the caller, trusted attributes are out of reach and the overlay keeps its notes in user ones.
+    notes = "" if owner else ",userxattr"
+    _overlay(root, SKELETON, f"{_BOX}/upper", f"{_BOX}/work", notes)
     lower = f"{SKELETON}/usr:{_USR}" if os.path.isdir(f"{_USR}/bin") else f"{SKELETON}/usr:/usr"
-    _overlay(f"{root}/usr", lower, f"{_BOX}/usr", f"{_BOX}/usr-work")
+    _overlay(f"{root}/usr", lower, f"{_BOX}/usr", f"{_BOX}/usr-work", notes)
     linux.mount("/dev", f"{root}/dev", None, linux.MS_BIND | linux.MS_REC)
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         if not os.path.islink(f"/{name}") and os.path.isdir(f"/{name}"):
@@ -73,11 +75,11 @@ def mount_box(owner: int, disk_mb: int) -> int:
     return proc
 
 
-def _overlay(target: str, lower: str, upper: str, work: str) -> None:
+def _overlay(target: str, lower: str, upper: str, work: str, notes: str) -> None:
     options = f"lowerdir={lower},upperdir={upper},workdir={work}"
     try:
-        linux.mount("overlay", target, "overlay", linux.MS_NOSUID, options + ",userxattr" * (os.getuid() != 0))
-    except OSError:
+        linux.mount("overlay", target, "overlay", linux.MS_NOSUID, options + notes)
+    except OSError:  # a kernel whose tmpfs has no user attributes: a directory of the host can't be replaced by a new one
         linux.mount("overlay", target, "overlay", linux.MS_NOSUID, options)
 
 
@@ -85,8 +87,9 @@ _PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
 def _mount_proc(target: str) -> None:
-    # Read-only: where the caller's own id is the host's root, /proc/sys would be writable without any capability.
-    linux.mount("proc", target, "proc", _PROC_FLAGS)
+    # What a box may not look into (its supervisor, drivers) is not there at all, so that `find /` finds no fault with it.
+    linux.mount("proc", target, "proc", _PROC_FLAGS, "hidepid=2")
+    linux.mount("tmpfs", f"{target}/tty", "tmpfs", _PROC_FLAGS | linux.MS_RDONLY, "mode=755,size=4k")
     linux.mount("none", target, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | _PROC_FLAGS)
 
 

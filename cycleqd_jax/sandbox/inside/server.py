@@ -15,15 +15,14 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 
 from . import frames, linux, program, rootfs, supervisor
 
 __all__ = ["main"]
 
-# The ids of a box are 65,536 from here: in the host's full range of user ids, far from those in use.
-_OWNER_BASE = 1_610_612_736
-_BOX_IDS = 65_536
+# First and number of a box's user ids: far from those in use where root has all of them, else (in a container that has
+# 65,536) the upper half.
+_BOX_IDS = ((1_610_612_736, 65_536), (32_768, 32_768))
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 
 
@@ -45,6 +44,8 @@ def main() -> None:
     for fd in range(3):
         os.dup2(null, fd)
     program.preload()
+    if setup.isolated:
+        linux.build_filter()
     sys.path[:] = [path for path in sys.path if path and path != plan["library"]]
     gc.collect()
     gc.freeze()
@@ -62,14 +63,15 @@ class _Setup(supervisor.Setup):
     def __init__(self, plan: dict) -> None:
         self.isolated = plan["isolation"] != "none"
         self.owner, self.id_map = 0, "0 0 1"
-        self.folder = None if self.isolated else tempfile.mkdtemp(prefix="cycleqd-unsandboxed-")
+        self.folder = plan["folder"]
         self.has_skeleton = False
         if not self.isolated:
             return
         if not plan["new_user"]:
-            if not _ids_available():
-                raise OSError("the user ids that boxes take are not mapped here")
-            self.owner, self.id_map = _OWNER_BASE, f"0 {_OWNER_BASE} {_BOX_IDS}"
+            self.owner, count = _free_ids()
+            self.id_map = f"0 {self.owner} {count}"
+        for path in plan["devices"]:  # written to, but not changed; bubblewrap's --remount-ro would close them altogether
+            linux.read_only(path)
         os.umask(0o022)
 
     def close(self) -> None:
@@ -109,13 +111,14 @@ class _Setup(supervisor.Setup):
             here.close()
 
 
-def _ids_available() -> bool:
+def _free_ids() -> tuple[int, int]:
+    """First and number of the user ids for boxes."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
-        for line in file:
-            first, _, count = map(int, line.split())
-            if first <= _OWNER_BASE and first + count >= _OWNER_BASE + _BOX_IDS:
-                return True
-    return False
+        mapped = [tuple(map(int, line.split())) for line in file]
+    for first, count in _BOX_IDS:
+        if any(start <= first and first + count <= start + size for start, _, size in mapped):
+            return first, count
+    raise OSError("there are no user ids for boxes: this root has fewer than 65,536")
 
 
 def _enter_namespaces(plan: dict, control: socket.socket) -> None:

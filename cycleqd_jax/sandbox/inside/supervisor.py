@@ -288,6 +288,7 @@ class Box:
             self._set_limits()
             if self.setup.isolated:
                 linux.drop_capabilities(linux.BOX_CAPABILITIES if self.is_box else frozenset())
+                linux.set_dumpable()
                 linux.no_new_privs()
                 linux.seccomp()
             os.environ.clear()

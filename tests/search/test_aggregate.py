@@ -1,0 +1,54 @@
+"""Aggregation against numpy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cycleqd_jax.qd import Archives
+from cycleqd_jax.search import aggregate
+
+
+def filled(genomes, scores):
+    bounds = np.asarray([(0, 1)] * scores.shape[1])
+    archives = Archives.create(jax.tree.map(lambda x: x[0], genomes), bounds, 5)
+    return jax.jit(Archives.add)(archives, genomes, scores, jnp.arange(len(scores)))
+
+
+def test_against_numpy(assert_close):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        scores = rng.uniform(size=(20, 3)).astype(np.float32)
+        genomes = {
+            "w": jnp.asarray(rng.normal(size=(20, 2, 4, 3)), jnp.float32),
+            "v": jnp.asarray(rng.normal(size=(20, 5)), jnp.float32),
+        }
+        genome, beta, ids = aggregate(filled(genomes, scores))
+        best = scores.argmax(axis=0)
+        assert ids.tolist() == best.tolist()
+        f = np.float64(scores.max(axis=0))
+        expected = np.exp(f) / np.exp(f).sum()
+        np.testing.assert_allclose(beta, expected, rtol=1e-6)
+        want = jax.tree.map(lambda x: np.tensordot(expected, np.asarray(x, np.float64)[best], axes=1), genomes)
+        assert_close(genome, want, 2e-6)
+
+
+def test_one_elite_of_all_archives_is_the_aggregate(assert_close):
+    scores = np.asarray([[0.9, 0.9], [0.1, 0.2]], np.float32)
+    genomes = jnp.asarray([[1.0, 2.0], [5.0, 6.0]])
+    genome, beta, ids = aggregate(filled(genomes, scores))
+    assert ids.tolist() == [0, 0]
+    assert_close(genome, genomes[0])
+    np.testing.assert_allclose(beta, [0.5, 0.5])
+
+
+def test_the_aggregate_of_genomes_is_that_of_task_vectors(space, new_run, assert_close):
+    """Aggregating coefficients and expressing is expressing and averaging weights with β (they sum to one)."""
+    state = new_run().evolve()
+    genome, beta, _ = aggregate(state.archives)
+    elites = state.archives.best()[0]
+    models = [space.express(jax.tree.map(lambda x, k=k: x[k], elites)) for k in range(3)]
+    b = np.asarray(beta, np.float64)
+    want = jax.tree.map(lambda *x: sum(w * np.asarray(m, np.float64) for w, m in zip(b, x, strict=True)), *models)
+    assert_close(space.express(genome), want, 2e-6)

@@ -1,0 +1,276 @@
+"""The loop: what it writes, and that killing it anywhere changes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cycleqd_jax.genome import DenseSpace
+from cycleqd_jax.qd import CycleQD, UniformSelector
+from cycleqd_jax.types import InputError
+
+GENERATIONS, BATCH = 4, 2
+INDIVIDUALS = 3 + GENERATIONS * BATCH
+
+
+@pytest.fixture
+def uninterrupted(new_run):
+    run = new_run("uninterrupted")
+    return run.evolve(), run.lines()
+
+
+def test_the_journal_of_a_search(new_run, uninterrupted):
+    state, lines = uninterrupted
+    assert [line["id"] for line in lines] == list(range(INDIVIDUALS))
+    for k, line in enumerate(lines[:3]):
+        assert (line["generation"], line["expert"], line["active"], line["parents"]) == (-1, new_run.tasks[k], None, [-1, -1])
+    for i, line in enumerate(lines[3:]):
+        t = i // BATCH
+        assert (line["generation"], line["expert"], line["active"]) == (t, None, new_run.tasks[t % 3])
+        assert all(0 <= parent < 3 + t * BATCH for parent in line["parents"])
+        assert len(line["key"]) == len(line["omega"]) == 2
+        assert line["error"] is None
+        assert set(line["scores"]) == set(line["items"]) == set(new_run.tasks)
+        for task in new_run.tasks:
+            assert line["scores"][task] == pytest.approx(np.mean(line["items"][task]), abs=1e-12)
+    assert int(state.generation) == GENERATIONS
+    assert int(state.next_id) == INDIVIDUALS
+
+
+def test_the_archives_hold_what_the_journal_says(new_run, uninterrupted):
+    state, lines = uninterrupted
+    scores, ids = (np.asarray(state.archives.repertoires.extra_scores[name]) for name in ("scores", "id"))
+    occupied = np.asarray(state.archives.occupied())
+    assert occupied.any(axis=1).all()
+    for k, c in zip(*np.nonzero(occupied), strict=True):
+        expected = [lines[ids[k, c]]["scores"][task] for task in new_run.tasks]
+        np.testing.assert_array_equal(scores[k, c], np.float32(expected))
+
+
+def test_the_same_again(new_run, uninterrupted, assert_identical):
+    run = new_run("again")
+    assert_identical(run.evolve(every=2), uninterrupted[0])
+    assert run.lines() == uninterrupted[1]
+    other = new_run("other seed")
+    other.evolve(seed=1)
+    assert other.lines() != uninterrupted[1]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, None])
+def test_killed_at_any_individual_and_resumed(new_run, uninterrupted, assert_identical, every):
+    for s in range(INDIVIDUALS):
+        run = new_run(f"killed at {s}")
+        with pytest.raises(new_run.Killed):
+            run.evolve(new_run.Evaluator(dies_at=s), every=every)
+        assert len(run.lines()) == s
+        rest = new_run.Evaluator()
+        state = run.evolve(rest, every=every)
+        assert rest.calls == INDIVIDUALS - s  # nobody is evaluated twice
+        assert run.lines() == uninterrupted[1]
+        assert_identical(state, uninterrupted[0])
+
+
+def test_killed_again_and_again(new_run, uninterrupted, assert_identical):
+    run = new_run()
+    for _ in range(INDIVIDUALS - 1):
+        with pytest.raises(new_run.Killed):
+            run.evolve(new_run.Evaluator(dies_at=1), every=2)
+    assert_identical(run.evolve(new_run.Evaluator(dies_at=1), every=2), uninterrupted[0])
+    assert run.lines() == uninterrupted[1]
+
+
+def test_killed_while_writing_the_journal(new_run, uninterrupted, assert_identical):
+    run = new_run()
+    with pytest.raises(new_run.Killed):
+        run.evolve(new_run.Evaluator(dies_at=8), every=2)
+    path = run.folder / "history.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert_identical(run.evolve(every=2), uninterrupted[0])
+    assert run.lines() == uninterrupted[1]
+
+
+def test_checkpoints_that_were_lost_are_not_missed(new_run, uninterrupted, assert_identical):
+    run = new_run()
+    run.evolve()
+    nobody = new_run.Evaluator(dies_at=0)
+    assert_identical(run.evolve(nobody, every=1), uninterrupted[0])
+
+
+def test_more_generations_continue_a_finished_search(new_run, uninterrupted, assert_identical):
+    run = new_run()
+    run.evolve(generations=2, every=2)
+    assert_identical(run.evolve(every=2), uninterrupted[0])
+    assert run.lines() == uninterrupted[1]
+
+
+def test_the_quarantined_are_recorded_and_never_told_as_zero(new_run, uninterrupted):
+    by_weights = uninterrupted[1]
+    run, seen = new_run(), []
+
+    def broken(weights):
+        seen.append(weights)
+        return len(seen) in (5, 8)  # individuals 4 and 7
+
+    state = run.evolve(new_run.Evaluator(broken=broken))
+    lines = run.lines()
+    assert [line["id"] for line in lines if line["scores"] is None] == [4, 7]
+    for i in (4, 7):
+        assert (lines[i]["error"], lines[i]["items"]) == ("the logits are not finite", {})
+    assert lines[:4] == by_weights[:4]
+    occupied, ids = np.asarray(state.archives.occupied()), np.asarray(state.archives.repertoires.extra_scores["id"])
+    assert not set(ids[occupied].tolist()) & {4, 7}
+    assert np.isfinite(np.asarray(state.archives.repertoires.extra_scores["scores"])).all()
+    assert int(state.next_id) == INDIVIDUALS
+    assert not {4, 7} & {parent for line in lines for parent in line["parents"]}
+
+
+def test_resuming_with_quarantined_children(new_run, space, assert_identical):
+    def residue(weights):
+        return int(np.abs(weights).sum() * 1e4) % 4
+
+    experts = {residue(np.asarray(space.express(space.expert(k))["w"], np.float64)) for k in range(3)}
+
+    def broken(weights):
+        return residue(weights) == min(set(range(4)) - experts)
+
+    whole = new_run("whole")
+    state = whole.evolve(new_run.Evaluator(broken=broken), generations=6)
+    lines = whole.lines()
+    assert any(line["scores"] is None for line in lines[3:])
+    run = new_run("killed")
+    with pytest.raises(new_run.Killed):
+        run.evolve(new_run.Evaluator(dies_at=11, broken=broken), generations=6, every=2)
+    assert_identical(run.evolve(new_run.Evaluator(broken=broken), generations=6, every=2), state)
+    assert run.lines() == lines
+
+
+def test_an_expert_that_cannot_be_evaluated(new_run):
+    run = new_run()
+    for _ in range(2):  # also from the journal
+        with pytest.raises(InputError, match=r"'coding'.*logits are not finite"):
+            run.evolve(new_run.Evaluator(broken=lambda weights: True))
+
+
+def test_progress_counts_every_individual(new_run):
+    seen = []
+    run = new_run()
+    run.evolve(progress=lambda *args: seen.append(args))
+    assert [done for _, done, _, _ in seen] == list(range(1, INDIVIDUALS + 1))
+    assert {(stage, total) for stage, _, total, _ in seen} == {("evolve", INDIVIDUALS)}
+    best = [figures["best average"] for *_, figures in seen]
+    averages = [np.mean([line["scores"][task] for task in new_run.tasks]) for line in run.lines()]
+    np.testing.assert_allclose(best, np.maximum.accumulate(averages))
+
+
+def test_progress_after_a_restart_remembers_the_best(new_run):
+    run = new_run()
+    run.evolve(generations=3, every=1)
+    before = max(np.mean(list(line["scores"].values())) for line in run.lines())
+    seen = []
+    run.evolve(every=1, progress=lambda stage, done, total, figures: seen.append(figures["best average"]))
+    assert seen[-1] >= before - 1e-12
+
+
+# ------------------------------------------------------------------------------------------------ folders of other runs
+
+
+def copied(new_run, name="copy", **options):
+    """A run that was killed in its third generation."""
+    run = new_run(name)
+    with pytest.raises(new_run.Killed):
+        run.evolve(new_run.Evaluator(dies_at=8), **options)
+    return run
+
+
+@pytest.mark.parametrize("every", [1, None])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"batch_size": 3},
+        {"tasks": ("coding", "db", "shell")},
+        {"tasks": ("db", "coding", "os")},
+    ],
+)
+def test_a_folder_of_another_run_is_refused(new_run, every, other):
+    run = copied(new_run, every=every)
+    before = run.lines()
+    with pytest.raises(InputError, match=r"journal|checkpoint"):
+        run.evolve(every=every, **other)
+    assert run.lines() == before
+
+
+@pytest.mark.parametrize("options", [{"mu": 2.0}, {"sigma": 0.5}])
+def test_a_journal_of_other_crossover_weights_is_refused(new_run, space, options):
+    run = copied(new_run)
+    with pytest.raises(InputError, match="journal"):
+        run.evolve(searcher=CycleQD(space, bins=5, **options))
+
+
+def test_a_journal_of_another_selection_is_refused(new_run, space):
+    run = copied(new_run)
+    path = run.folder / "history.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[4]["parents"] = lines[4]["parents"][::-1]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"parents.*individual 4"):
+        run.evolve(searcher=CycleQD(space, bins=5, selector=UniformSelector()))
+
+
+def test_a_checkpoint_without_its_journal_is_refused(new_run):
+    run = copied(new_run, every=1)
+    (run.folder / "history.jsonl").unlink()
+    with pytest.raises(InputError, match=r"ends at individual.*before the checkpoint"):
+        run.evolve(every=1)
+
+
+@pytest.mark.parametrize("bins", [4, 6])
+def test_a_checkpoint_of_other_archives_is_refused(new_run, space, bins):
+    run = copied(new_run, every=1)
+    with pytest.raises(InputError, match="checkpoint"):
+        run.evolve(every=1, searcher=CycleQD(space, bins=bins))
+
+
+def test_a_checkpoint_of_another_space_is_refused(new_run, space):
+    run = copied(new_run, every=1)
+    run.space = DenseSpace(base=space.base, task_vectors=space.task_vectors)
+    with pytest.raises(InputError, match="checkpoint"):
+        run.evolve(every=1)
+
+
+def test_a_checkpoint_of_another_schema_is_refused(new_run, monkeypatch):
+    run = copied(new_run, every=1)
+    import cycleqd_jax.search.checkpoint as module
+
+    monkeypatch.setattr(module, "SCHEMA", module.SCHEMA + 1)
+    with pytest.raises(InputError, match=rf"schema {module.SCHEMA - 1}.*reads {module.SCHEMA}"):
+        run.evolve(every=1)
+
+
+# ----------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_old_checkpoints_are_removed_and_the_last_generation_is_kept(new_run):
+    run = new_run()
+    run.evolve(every=3, generations=4)
+    steps = sorted(int(path.name) for path in (run.folder / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == [3, 4]
+    run.evolve(every=1, generations=6)
+    steps = sorted(int(path.name) for path in (run.folder / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == [5, 6]
+
+
+def test_the_expressed_weights_are_those_of_the_journalled_scores(new_run, space):
+    """Every individual can be rebuilt from the archive, and scores what the journal says."""
+    run = new_run()
+    state = run.evolve()
+    lines = run.lines()
+    genomes, _, ids = state.archives.best()
+    evaluate = new_run.Evaluator()
+    for k, identity in enumerate(ids.tolist()):
+        genome = jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), genomes)
+        assert evaluate(space.express(genome)).scores == lines[identity]["scores"]

@@ -279,8 +279,9 @@ class RunConfig:
 
 POSITIVE = {
     "steps", "generations", "bins", "slots", "max_len", "every", "keep", "vocab_size", "hidden_size", "intermediate_size",
-    "num_layers", "num_heads", "num_kv_heads", "problems", "max_new_tokens", "train_size", "test_size", "rank", "workers",
-    "wall_s", "cpu_s", "rope_theta", "initializer_range", "memory_mb", "disk_mb", "learning_rate", "clip", "batch_size", "finetune_size",
+    "num_layers", "num_heads", "num_kv_heads", "problems", "max_new_tokens", "train_size", "test_size", "finetune_size", "rank",
+    "workers", "wall_s", "cpu_s", "memory_mb", "disk_mb", "learning_rate", "clip", "batch_size", "rope_theta",
+    "initializer_range",
 }  # fmt: skip
 NOT_NEGATIVE = {"seed", "sigma", "strength", "weight_decay", "alpha_low", "alpha_high", "warmup", "final_ratio", "breadth"}
 
@@ -319,8 +320,8 @@ def _build(kind: Any, value: Any, key: str) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{key} must be of type {kind.__name__}, but is {value!r}.")
-    last = key.rsplit(".", 1)[-1]
-    if (last in POSITIVE and not value > 0) or (last in NOT_NEGATIVE and not value >= 0) or value in (float("inf"),):
+    last, number = key.rsplit(".", 1)[-1], typing.cast(float, value)
+    if (last in POSITIVE and not number > 0) or (last in NOT_NEGATIVE and not number >= 0) or number == float("inf"):
         raise InputError(
             f"{key} must be {'positive' if last in POSITIVE else 'zero or positive'} and finite, but is {value!r}."
         )
@@ -361,16 +362,18 @@ def _override(tree: Any, assignment: str) -> None:
                 found = [i for i, item in enumerate(tree) if isinstance(item, dict) and item.get("name") == name]
                 if not found:
                     raise InputError(f"the override {assignment!r} names {here}, but the list has {len(tree)} items.")
-                name = found[0]
-            name = int(name)
+                name = str(found[0])
+            place: Any = int(name)
         elif not isinstance(tree, dict):
             raise InputError(f"the override {assignment!r} reaches into {here}, which is not a mapping.")
+        else:
+            place = name
         if depth == len(parents):
-            tree[name] = value
+            tree[place] = value
             return
-        if isinstance(tree, dict) and tree.get(name) is None:
-            tree[name] = {}
-        tree = tree[name]
+        if isinstance(tree, dict) and tree.get(place) is None:
+            tree[place] = {}
+        tree = tree[place]
 
 
 def _check(config: RunConfig) -> None:

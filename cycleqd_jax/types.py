@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 __all__ = [
@@ -46,7 +47,7 @@ Params = PyTree[Array]
 Genome = PyTree[Array]
 """What evolution works on. Only its :class:`GenomeSpace` knows what the leaves mean."""
 
-Scores = Float[Array, "batch task"]
+Scores = Float[Array | np.ndarray, "batch task"]
 """``scores[b, k]`` is f_k of individual b, in [0, 1]; a row with a NaN is an individual that could not be evaluated."""
 
 Split = Literal["train", "test"]

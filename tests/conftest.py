@@ -13,9 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jaxtyping  # noqa: E402
 
-# Shapes and dtypes written in annotations are checked while the tests run, and only then.
-# Operators alone: the other rooms are given
-# numpy arrays and plain values by their contracts, and say themselves what is wrong with them.
+# Shapes and dtypes written in annotations are checked while the tests run, and only then. In the operators alone: the other
+# rooms are given numpy arrays and plain values by their contracts, and say themselves what is wrong with them.
 _hook = jaxtyping.install_import_hook("cycleqd_jax.operators", "beartype.beartype")
 
 import hypothesis  # noqa: E402

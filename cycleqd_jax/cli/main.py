@@ -28,7 +28,7 @@ exit codes: 0 done · 2 bad input, nothing was written over · 3 the sandbox is 
 
 STAGES = {
     "run": "all stages in order; continues where it stopped",
-    "finetune": "train the tiny base if none is given, the experts, and one model on all the data",
+    "finetune": "train the tiny base if none is given, the experts, and their rivals on all the data",
     "evolve": "evolve the archives; continues from journal and checkpoints",
     "aggregate": "merge the archives' elites and say what they are and how much of each",
     "evaluate": "score base, experts, merges and CycleQD on both halves; prints the table",

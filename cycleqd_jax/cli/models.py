@@ -23,6 +23,9 @@ __all__ = ["Models"]
 RECIPE = 1
 """Part of every cached model's name; raised whenever the same config would train other models."""
 
+ALL_DATA = ("finetune_all", "finetune_all_longer")
+"""Models fine-tuned on the data of all tasks, shuffled: for as many steps as one expert, and as all experts together."""
+
 Lessons = Callable[[TaskConfig], list[list[Message]]]
 """Solved conversations to fine-tune the expert of a task on."""
 
@@ -39,14 +42,14 @@ def _file_identity(path: str | Path) -> list[Any]:
 
 
 class Models:
-    """Base, experts and the model tuned on all data of one config.
+    """Base, experts and the models tuned on all data of one config.
 
     Trained models are cached under a name that says what they depend on, so that runs that differ in their search alone share
     them.
 
     Attributes:
-        folders: Hugging Face folders by the names of the results table: ``base``, ``expert/<task>``, ``finetune_all``;
-            those that are trained may not be there yet.
+        folders: Hugging Face folders by the names of the results table: ``base``, ``expert/<task>`` and, unless experts are
+            given, those of :data:`ALL_DATA`; what is trained may not be there yet.
     """
 
     def __init__(self, config: RunConfig, lessons: Lessons, progress: Progress) -> None:
@@ -96,16 +99,14 @@ class Models:
             return folders | {f"expert/{name}": Path(config.model.experts[name]) for name in config.task_names}
         for task in config.tasks:
             folders[f"expert/{task.name}"] = cached(f"expert-{task.name}", data(task), tree["finetune"])
-        folders["finetune_all"] = cached("finetune-all", [data(task) for task in config.tasks], tree["finetune"])
+        for name in ALL_DATA:
+            folders[name] = cached(name, [data(task) for task in config.tasks], tree["finetune"])
         return folders
 
     # Training
 
     def train(self) -> None:
-        """Trains what there is no folder for: the tiny base, an expert per task, and one model on all the data.
-
-        The last has as many steps as all experts together, on their data shuffled together.
-        """
+        """Trains what there is no folder for: the tiny base, an expert per task, and the models of :data:`ALL_DATA`."""
         if all(folder.exists() for folder in self.folders.values()):
             return
         if not self.folders["base"].exists():
@@ -117,7 +118,10 @@ class Models:
         jobs = [(f"expert/{task.name}", examples[task.name], options, f"expert {task.name}") for task in tasks]
         everything = [example for group in examples.values() for example in group]
         longer = dataclasses.replace(options, steps=options.steps * len(tasks))
-        jobs.append(("finetune_all", everything, longer, "fine-tune on all"))
+        jobs += [
+            (name, everything, train, f"all data, {train.steps} steps")
+            for name, train in zip(ALL_DATA, (options, longer), strict=True)
+        ]
         for number, (name, data, train, stage) in enumerate(jobs, 1):
             if not self.folders[name].exists():
                 params = self._train(base, config, data, train, number, stage)

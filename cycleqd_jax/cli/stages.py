@@ -165,7 +165,7 @@ class Run:
             stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id,
         )
-        sizes = {task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks}
+        sizes: Any = {task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks}
         return search.Evaluator(engine.load, ChatGenerator(engine, tokenizer), self.tasks, sizes=sizes, workers=self.workers)
 
     @functools.cached_property
@@ -251,12 +251,8 @@ class Run:
     @functools.cached_property
     def best_elite(self) -> dict[str, Any]:
         """The elite of best average on the train half, whichever archive it is in: its ``id`` and ``params``."""
-        archives = self.final_state.archives
-        extra = archives.repertoires.extra_scores
-        means = jnp.where(archives.occupied(), extra["scores"].mean(-1), -jnp.inf)
-        place = jnp.unravel_index(jnp.argmax(means), means.shape)
-        elite = jax.tree.map(lambda leaf: leaf[place], archives.repertoires.genotypes)
-        return {"id": int(extra["id"][place]), "params": self.space.express(elite)}
+        elite, _, identity = self.final_state.archives.best_on_average()
+        return {"id": int(identity), "params": self.space.express(elite)}
 
     # Results
 
@@ -308,7 +304,7 @@ class Run:
         ]
         path = self.folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-        return evaluation.scores | {"average": float(np.mean(list(evaluation.scores.values())))}
+        return {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}
 
     def evaluate_folder(self, folder: Path) -> None:
         """Scores any Hugging Face folder on both halves and says how it did."""

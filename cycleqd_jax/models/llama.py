@@ -364,8 +364,8 @@ def _product_forward(x: Array, w: Array, dtype: Any) -> tuple[Array, tuple[Array
 
 
 def _product_backward(dtype: Any, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    # The barriers keep the transposes out of the products. Otherwise XLA's CPU backend contracts the rows in an order that depends
-    # on the number of threads: the same training would give other weights on another machine.
+    # The barriers keep the transposes out of the products. Otherwise XLA's CPU backend contracts the rows in an order that
+    # depends on the number of threads: the same training would give other weights on another machine.
     x, w = residuals
     dy = dy.astype(x.dtype)
     dw = _matmul(jax.lax.optimization_barrier(x.T), dy)
@@ -377,7 +377,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 def _linear(x: Array, w: Array, dtype: Any = None) -> Array:
     # Flat rows: XLA's CPU backend takes three times as long for the gradient when two axes are contracted.
-    rows = _product(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), dtype or x.dtype)
+    rows: Any = _product(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), dtype or x.dtype)
     return rows.reshape(*x.shape[:-1], w.shape[-1])
 
 

@@ -6,6 +6,8 @@ scores f_{j≠k}, in task order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -30,9 +32,9 @@ def expert_bounds(scores: Scores, low: float = 0.85, high: float = 1.15) -> np.n
     Returns:
         ``[task, 2]`` float32. A task on which every expert scores zero would have an axis of no length: it gets [0, 1].
     """
-    scores = np.asarray(scores, np.float64)
-    scores = scores[np.isfinite(scores).all(axis=1)]
-    bounds = np.stack([low * scores.min(0), high * scores.max(0)], axis=1)
+    table = np.asarray(scores, np.float64)
+    table = table[np.isfinite(table).all(axis=1)]
+    bounds = np.stack([low * table.min(0), high * table.max(0)], axis=1)
     bounds[bounds[:, 1] <= bounds[:, 0]] = (0.0, 1.0)
     return bounds.astype(np.float32)
 
@@ -69,7 +71,7 @@ class Archives(flax.struct.PyTreeNode):
     edges: Float[Array, "task edge"]
 
     @classmethod
-    def create(cls, genome: Genome, bounds: Float[Array, "task 2"], bins: int = 15) -> Archives:
+    def create(cls, genome: Genome, bounds: Float[Array | np.ndarray, "task 2"], bins: int = 15) -> Archives:
         """Empty archives.
 
         Args:
@@ -80,23 +82,23 @@ class Archives(flax.struct.PyTreeNode):
         Raises:
             InputError: with fewer than two tasks, no bins, an empty axis, or more than a million cells per archive.
         """
-        bounds = np.asarray(bounds, np.float64)
-        tasks = len(bounds)
-        if bounds.ndim != 2 or bounds.shape[1] != 2 or tasks < 2:
+        ends = np.asarray(bounds, np.float64)
+        tasks = len(ends)
+        if ends.ndim != 2 or ends.shape[1] != 2 or tasks < 2:
             raise InputError(
-                f"archives need a lower and an upper bound for each of at least two tasks, got shape {bounds.shape}."
+                f"archives need a lower and an upper bound for each of at least two tasks, got shape {ends.shape}."
             )
-        if not (np.isfinite(bounds).all() and (bounds[:, 0] < bounds[:, 1]).all()):
-            raise InputError(f"every archive axis needs a finite lower bound below its upper bound, got {bounds.tolist()}.")
+        if not (np.isfinite(ends).all() and (ends[:, 0] < ends[:, 1]).all()):
+            raise InputError(f"every archive axis needs a finite lower bound below its upper bound, got {ends.tolist()}.")
         if bins < 1 or bins ** (tasks - 1) > MAX_CELLS:
             raise InputError(
                 f"{bins} bins on {tasks - 1} axes make {bins ** (tasks - 1)} cells per archive: choose bins so that there are "
                 f"between 1 and {MAX_CELLS}."
             )
-        edges = jnp.asarray(np.linspace(bounds[:, 0], bounds[:, 1], bins + 1, axis=1), jnp.float32)
+        edges = jnp.asarray(np.linspace(ends[:, 0], ends[:, 1], bins + 1, axis=1), jnp.float32)
 
         def empty(k: int) -> MapElitesRepertoire:
-            axes = np.delete(bounds, k, axis=0)
+            axes = np.delete(ends, k, axis=0)
             centroids = compute_euclidean_centroids((bins,) * (tasks - 1), axes[:, 0].tolist(), axes[:, 1].tolist())
             extra = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
             return MapElitesRepertoire.init_default(genome, centroids, extra, tuple(extra))
@@ -145,7 +147,7 @@ class Archives(flax.struct.PyTreeNode):
         bins = self.bin_indices(scores)
         low, high = self.edges[:, 0], self.edges[:, -1]
         centres = low + (bins + 0.5) / self.bins * (high - low)
-        extra = {"scores": scores, "id": jnp.asarray(ids, jnp.int32)}
+        extra: Any = {"scores": scores, "id": jnp.asarray(ids, jnp.int32)}
 
         def insert(repertoire: MapElitesRepertoire, k: Array) -> MapElitesRepertoire:
             others = jnp.arange(self.num_tasks - 1)
@@ -156,9 +158,22 @@ class Archives(flax.struct.PyTreeNode):
             # Binned by its own edges an individual goes to QDax at the centre of its cell: nearest-centroid search then has
             # no ties to break at bin edges. The true descriptors are put back afterwards.
             added = repertoire.add(genomes, centres[:, others], fitness, extra)
-            return added.replace(descriptors=added.extra_scores["scores"][:, others])
+            kept: Any = added.extra_scores
+            return added.replace(descriptors=kept["scores"][:, others])
 
         return self.replace(repertoires=jax.vmap(insert)(self.repertoires, jnp.arange(self.num_tasks)))
+
+    @property
+    def scores(self) -> Float[Array, "task cell task"]:
+        """All K scores of the elite in each cell; zeros where it is empty."""
+        kept: Any = self.repertoires.extra_scores
+        return kept["scores"]
+
+    @property
+    def ids(self) -> Int[Array, "task cell"]:
+        """Id of the elite in each cell; zero where it is empty."""
+        kept: Any = self.repertoires.extra_scores
+        return kept["id"]
 
     def occupied(self) -> Bool[Array, "task cell"]:
         """Which cells hold an elite."""
@@ -173,9 +188,14 @@ class Archives(flax.struct.PyTreeNode):
         Returns:
             Genomes (leading axis K), scores ``[K, K]`` and ids ``[K]``.
         """
-        r = self.repertoires
-        fitness = r.fitnesses[..., 0]
+        fitness = self.repertoires.fitnesses[..., 0]
         leading = fitness == jnp.max(fitness, axis=1, keepdims=True)
-        cells = jnp.argmax(jnp.where(leading, jnp.mean(r.extra_scores["scores"], axis=-1), -jnp.inf), axis=1)
+        cells = jnp.argmax(jnp.where(leading, jnp.mean(self.scores, axis=-1), -jnp.inf), axis=1)
         rows = jnp.arange(self.num_tasks)
-        return jax.tree.map(lambda x: x[rows, cells], (r.genotypes, r.extra_scores["scores"], r.extra_scores["id"]))
+        return jax.tree.map(lambda x: x[rows, cells], (self.repertoires.genotypes, self.scores, self.ids))
+
+    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
+        """The elite of best average over all tasks, whichever archive it is in: its genome, scores and id."""
+        means = jnp.where(self.occupied(), jnp.mean(self.scores, axis=-1), -jnp.inf)
+        place = jnp.unravel_index(jnp.argmax(means), means.shape)
+        return jax.tree.map(lambda x: x[place], (self.repertoires.genotypes, self.scores, self.ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -66,22 +67,22 @@ class CycleQD(flax.struct.PyTreeNode):
             InputError: with fewer than two tasks, fewer experts than tasks, another number of genomes than of scores, or an
                 expert without finite scores.
         """
-        scores = np.asarray(scores, np.float32)
-        if scores.ndim != 2 or scores.shape[1] < 2:
-            raise InputError(f"CycleQD needs the scores of at least two tasks, got an array of shape {scores.shape}.")
-        if scores.shape[0] < scores.shape[1]:
-            raise InputError(f"CycleQD needs an expert for each of its {scores.shape[1]} tasks, got {scores.shape[0]}.")
+        table = np.asarray(scores, np.float32)
+        if table.ndim != 2 or table.shape[1] < 2:
+            raise InputError(f"CycleQD needs the scores of at least two tasks, got an array of shape {table.shape}.")
+        if table.shape[0] < table.shape[1]:
+            raise InputError(f"CycleQD needs an expert for each of its {table.shape[1]} tasks, got {table.shape[0]}.")
         count = jax.tree.leaves(genomes)[0].shape[0]
-        if count != scores.shape[0]:
-            raise InputError(f"CycleQD needs one row of scores for each initial individual, got {scores.shape[0]} for {count}.")
-        if not np.isfinite(scores).all():
-            broken = np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist()
+        if count != table.shape[0]:
+            raise InputError(f"CycleQD needs one row of scores for each initial individual, got {table.shape[0]} for {count}.")
+        if not np.isfinite(table).all():
+            broken = np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()
             raise InputError(f"the scores of every expert must be finite, but those of {broken} are not.")
-        bounds = expert_bounds(scores) if self.bounds is None else np.asarray(self.bounds, np.float32)
-        if len(bounds) != scores.shape[1]:
-            raise InputError(f"bounds must name a range for each of {scores.shape[1]} tasks, got {len(bounds)}.")
+        bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
+        if len(bounds) != table.shape[1]:
+            raise InputError(f"bounds must name a range for each of {table.shape[1]} tasks, got {len(bounds)}.")
         archives = Archives.create(jax.tree.map(lambda leaf: leaf[0], genomes), bounds, self.bins)
-        return _insert(CycleQDState(archives, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(scores))
+        return _insert(CycleQDState(archives, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")
     def ask(self, state: CycleQDState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, CycleQDState]:
@@ -107,7 +108,7 @@ class CycleQD(flax.struct.PyTreeNode):
         def child(j: Array) -> tuple[Genome, Lineage]:
             child_key = jax.random.fold_in(key, j)
             select_key, cross_key, mutate_key = jax.random.split(child_key, 3)
-            parents = self.selector.select(archive, select_key, 2)
+            parents: Any = self.selector.select(archive, select_key, 2)
             first = jax.tree.map(lambda leaf: leaf[active, parents.genotypes[0]], repertoires.genotypes)
             second = jax.tree.map(lambda leaf: leaf[active, parents.genotypes[1]], repertoires.genotypes)
             omega = crossover_weights(cross_key, self.mu, self.sigma)

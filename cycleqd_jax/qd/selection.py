@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,8 @@ class EliteSelector(DistinctSelector):
     def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
         """γ of each cell."""
         occupied = repertoire.fitnesses[:, 0] > -jnp.inf
-        return elite_weights(repertoire.extra_scores["scores"], occupied, self.alpha_low, self.alpha_high, self.span)
+        kept: Any = repertoire.extra_scores
+        return elite_weights(kept["scores"], occupied, self.alpha_low, self.alpha_high, self.span)
 
 
 @dataclasses.dataclass(frozen=True)

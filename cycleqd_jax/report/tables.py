@@ -20,7 +20,8 @@ AVERAGE = "average"
 _SPLITS = ("test", "train")
 _LABELS = {
     "base": "Base model",
-    "finetune_all": "Fine-tuning on all data",
+    "finetune_all": "Fine-tuned on all data (steps of one expert)",
+    "finetune_all_longer": "Fine-tuned on all data (steps of all experts)",
     "uniform_merge": "Uniform merge",
     "gradient_merge": "Merge by gradient descent",
     "cmaes": "CMA-ES merge",

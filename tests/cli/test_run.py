@@ -18,7 +18,15 @@ from cycleqd_jax.cli import main
 
 from .conftest import TASKS, write_config
 
-METHODS = {"base", *(f"expert/{t}" for t in TASKS), "finetune_all", "uniform_merge", "cycleqd", "cycleqd_best_elite"}
+METHODS = {
+    "base",
+    *(f"expert/{t}" for t in TASKS),
+    "finetune_all",
+    "finetune_all_longer",
+    "uniform_merge",
+    "cycleqd",
+    "cycleqd_best_elite",
+}
 
 
 def history(run: Path) -> list[dict]:

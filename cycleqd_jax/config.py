@@ -211,7 +211,7 @@ class SandboxConfig:
         disk_mb: limit on files written, MiB.
     """
 
-    isolation: str = "auto"
+    isolation: Literal["auto", "bwrap", "userns", "none"] = "auto"
     workers: int | None = None
     wall_s: float = 5.0
     cpu_s: float = 5.0

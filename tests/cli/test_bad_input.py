@@ -37,7 +37,7 @@ def refused(capsys, *argv: str) -> str:
         ("model.base=/nowhere", "/nowhere"),
         ("tasks.0.train=/nowhere.jsonl", "/nowhere.jsonl"),
         ("genome.mutation=gaussian", "genome.mutation"),
-        ("sandbox.isolation=magic", "magic"),
+        ("sandbox.isolation=magic", "sandbox.isolation"),
         ("seed", "key=value"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -34,9 +33,9 @@ def history(run: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (run / "history.jsonl").open()]
 
 
-def start(config: Path, *overrides: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cycleqd_jax.cli", "evolve", str(config), *overrides]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(config: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "cycleqd_jax.cli", "evolve", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def test_run_leaves_everything(finished):
@@ -115,10 +114,11 @@ def test_killed_at_any_time_it_ends_the_same(finished, trained):
 
 
 def test_one_thread_finds_the_same_archives(finished, trained):
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    process = start(write_config(trained), "sandbox.workers=1", XLA_FLAGS=flags, OMP_NUM_THREADS="1")
-    output = process.communicate(timeout=280)[0].decode()
-    assert process.returncode == 0, output
+    config = write_config(trained)
+    code = "import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from cycleqd_jax.cli import main"
+    command = [sys.executable, "-c", f"{code}; sys.exit(main(['evolve', {str(config)!r}, 'sandbox.workers=1']))"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
     assert history(trained / "run") == history(finished / "run")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import types as builtin_types
 import typing
 from collections.abc import Mapping, Sequence
@@ -277,6 +278,8 @@ class RunConfig:
         return tuple(task.name for task in self.tasks)
 
 
+MAX_CELLS = 1_000_000  # per archive, as in qd.archive
+
 POSITIVE = {
     "steps", "generations", "bins", "slots", "max_len", "every", "keep", "vocab_size", "hidden_size", "intermediate_size",
     "num_layers", "num_heads", "num_kv_heads", "problems", "max_new_tokens", "train_size", "test_size", "finetune_size", "rank",
@@ -291,7 +294,7 @@ def _build(kind: Any, value: Any, key: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, key)
-    if origin is builtin_types.UnionType:
+    if origin in (builtin_types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
         return _build(next(a for a in args if a is not type(None)), value, key)
@@ -320,11 +323,11 @@ def _build(kind: Any, value: Any, key: str) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{key} must be of type {kind.__name__}, but is {value!r}.")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{key} must be finite, but is {value!r}.")
     last, number = key.rsplit(".", 1)[-1], typing.cast(float, value)
-    if (last in POSITIVE and not number > 0) or (last in NOT_NEGATIVE and not number >= 0) or number == float("inf"):
-        raise InputError(
-            f"{key} must be {'positive' if last in POSITIVE else 'zero or positive'} and finite, but is {value!r}."
-        )
+    if (last in POSITIVE and not number > 0) or (last in NOT_NEGATIVE and not number >= 0):
+        raise InputError(f"{key} must be {'positive' if last in POSITIVE else 'zero or positive'}, but is {value!r}.")
     return value
 
 
@@ -402,6 +405,19 @@ def _check(config: RunConfig) -> None:
         for name in names:
             if len(config.search.bounds.get(name, ())) != 2:
                 raise InputError(f"search.bounds must give [low, high] for every task, but does not for {name!r}.")
+            low, high = config.search.bounds[name]
+            if not low < high:
+                raise InputError(f"search.bounds.{name} must be [low, high] with low < high, but is [{low}, {high}].")
+        unknown = [name for name in config.search.bounds if name not in names]
+        if unknown:
+            raise InputError(f"search.bounds names {unknown[0]!r}, which is not a task; the tasks are {', '.join(names)}.")
+    if config.search.alpha_low > config.search.alpha_high and config.search.elite_span == "paper":
+        raise InputError(
+            f"search.alpha_low ({config.search.alpha_low}) must not be above search.alpha_high ({config.search.alpha_high})."
+        )
+    cells = config.search.bins ** (len(names) - 1)
+    if cells > MAX_CELLS:
+        raise InputError(f"search.bins: {config.search.bins} makes {cells} cells per archive: the most is {MAX_CELLS}.")
     for task in config.tasks:
         if task.test is not None and task.train is None:
             raise InputError(f"task {task.name!r} has a test file but no train file.")
@@ -411,6 +427,17 @@ def _check(config: RunConfig) -> None:
             f"model.tiny: num_heads ({heads}) must be a multiple of num_kv_heads ({kv_heads}), and hidden_size "
             f"({config.model.tiny.hidden_size}) of twice num_heads."
         )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML, in which a key given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise InputError(f"the config has the key {key!r} twice (line {node.value[i][0].start_mark.line + 1}).")
+        return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -426,7 +453,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        tree = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
     except OSError as error:
         raise InputError(f"the config {path} can't be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -128,7 +128,8 @@ def _stage(args: argparse.Namespace) -> None:
         progress = stack.enter_context(report.ProgressBar())
         run = stack.enter_context(Run(config, progress=progress, say=progress.say, claim=model is None))
         if model is not None:
-            run.evaluate_folder(model)
+            for split, shown in run.evaluate_folder(model):
+                print(f"{split}: {shown}")
             return
         if args.command in ("run", "finetune"):
             run.models.train()
@@ -137,13 +138,13 @@ def _stage(args: argparse.Namespace) -> None:
         if args.command == "aggregate":
             merged = run.merged
             for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True):
-                progress.say(f"{name}: individual {identity}, weight {beta:.3f}")
+                print(f"{name}: individual {identity}, weight {beta:.3f}")
         if args.command == "run":
             run.results()
         if args.command == "evaluate":
             run.evaluate()
         if args.command in ("run", "export"):
-            progress.say(f"model: {run.export()}")
+            print(f"model: {run.export()}")
         if args.command == "run":
             run.report()
     if args.command in ("run", "evaluate"):

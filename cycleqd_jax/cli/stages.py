@@ -87,6 +87,8 @@ class Run:
             )
             self.tasks = [self._task(task) for task in config.tasks]
             self.models = Models(config, self._lessons, progress)
+            if config.model.experts is not None:
+                _ = self.models.params  # weights that are no numbers are found before the run folder is taken
             if claim:
                 claim_folder(config)
             self._stack = stack.pop_all()
@@ -306,15 +308,17 @@ class Run:
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         return {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}
 
-    def evaluate_folder(self, folder: Path) -> None:
-        """Scores any Hugging Face folder on both halves and says how it did."""
+    def evaluate_folder(self, folder: Path) -> Iterator[tuple[Split, str]]:
+        """Scores any Hugging Face folder on both halves; yields how it did, as text."""
         config, params = hf.load(folder)
         evaluator = self.evaluator_of(config, chat.ChatTokenizer.load(folder))
         for split in SPLITS:
             evaluation = evaluator(params, split)
             scores = evaluation.scores
-            shown = evaluation.error if scores is None else ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            self._say(f"{split}: {shown}")
+            yield (
+                split,
+                str(evaluation.error) if scores is None else ", ".join(f"{name} {value:.3f}" for name, value in scores.items()),
+            )
 
     def results(self) -> dict[str, Any]:
         """The results table; evaluated where it is not there yet."""

@@ -8,12 +8,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from cycleqd_jax.types import InputError, PRNGKeyArray
+from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 
 __all__ = ["SCHEMA", "Checkpoints"]
 
 SCHEMA = 1
 """Version of what a checkpoint holds; raised with every incompatible change."""
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in tree_paths(tree)}
 
 
 class Checkpoints:
@@ -47,7 +51,7 @@ class Checkpoints:
             return
         items = ocp.args.Composite(
             search=ocp.args.StandardSave({"state": state, "key_data": jax.random.key_data(key)}),
-            meta=ocp.args.JsonSave({"schema": SCHEMA}),
+            meta=ocp.args.JsonSave({"schema": SCHEMA, "leaves": _leaves(state)}),
         )
         self._manager.save(step, args=items)
         self._manager.wait_until_finished()
@@ -74,6 +78,11 @@ class Checkpoints:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta["schema"] != SCHEMA:
             raise InputError(f"the checkpoint {self.folder} has schema {meta['schema']}, this version reads {SCHEMA}.")
+        if meta["leaves"] != _leaves(like):
+            raise InputError(
+                f"the checkpoint {self.folder} holds a state of other leaves or shapes than this run's: the folder belongs to "
+                "another config."
+            )
         data = jax.random.key_data(key)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like, "key_data": data})
         found = self._manager.restore(step, args=ocp.args.Composite(search=ocp.args.StandardRestore(target)))["search"]

@@ -37,7 +37,7 @@ def _row(tree: Genome, j: int) -> Genome:
 
 
 def _check_lineage(record: dict[str, Any], expected: dict[str, Any], journal: Journal) -> None:
-    for name in ("generation", "active", "parents", "key"):
+    for name in ("generation", "active", "parents", "key", "omega"):
         if record.get(name) != expected[name]:
             raise InputError(
                 f"the journal {journal.path} says {name} = {record.get(name)} of individual {expected['id']}, this run makes "
@@ -99,7 +99,13 @@ def evolve(
     for k in range(count):
         name = tasks[k] if k < len(tasks) else f"expert {k}"
         head = {"id": k, "generation": -1, "expert": name, "active": None, "parents": [-1, -1], "omega": None, "key": None}
-        if journal.get(k) is None:
+        record = journal.get(k)
+        if record is not None and (record.get("expert") != name or set(record["scores"] or tasks) != set(tasks)):
+            raise InputError(
+                f"the journal {journal.path} has individual {k} as expert {record.get('expert')!r}, this run as {name!r} on "
+                f"the tasks {', '.join(tasks)}: the folder belongs to another config."
+            )
+        if record is None:
             journal.append({**head, **_evaluate(express, evaluate, _row(experts, k))})
         if math.isnan(journal.scores(k, tasks)[0]):
             raise InputError(f"expert {name!r} can't be evaluated: {journal.get(k)['error']}")  # type: ignore[index]

@@ -17,22 +17,22 @@ def small_config(folder: Path, **changes) -> dict:
         "name": "small",
         "output": str(folder / "run"),
         "cache": str(folder / "cache"),
-        "tasks": [{"name": n, "train_size": 6, "test_size": 6, "finetune_size": 120, "max_new_tokens": 24} for n in TASKS],
+        "tasks": [{"name": n, "train_size": 8, "test_size": 8, "finetune_size": 600, "max_new_tokens": 40} for n in TASKS],
         "model": {
             "tiny": {
-                "vocab_size": 384,
-                "hidden_size": 32,
-                "intermediate_size": 64,
+                "vocab_size": 512,
+                "hidden_size": 96,
+                "intermediate_size": 192,
                 "num_layers": 2,
-                "num_heads": 2,
+                "num_heads": 3,
                 "num_kv_heads": 1,
-                "problems": 120,
+                "problems": 3000,
             }
         },
-        "pretrain": {"steps": 24, "batch_size": 16, "learning_rate": 5e-3},
-        "finetune": {"steps": 8, "batch_size": 16, "learning_rate": 2e-3},
+        "pretrain": {"steps": 240, "batch_size": 32, "learning_rate": 4e-3},
+        "finetune": {"steps": 48, "batch_size": 32, "learning_rate": 1e-3},
         "search": {"generations": 4, "batch_size": 2},
-        "engine": {"slots": 9, "max_len": 192},
+        "engine": {"slots": 24, "max_len": 160},
         "checkpoint": {"every": 2},
     }
     for key, value in changes.items():

@@ -91,8 +91,8 @@ def change_weights(folder, change) -> None:
 def test_experts_given_as_folders(experts, finished):
     path, _ = experts
     assert main(["evolve", str(path)]) == 0
-    run = json.loads((path.parent / "run" / "history.jsonl").open().readline())
-    assert run["scores"] == json.loads((finished / "run" / "history.jsonl").open().readline())["scores"]
+    run = json.loads((path.parent / "run" / "history.jsonl").read_text().splitlines()[0])
+    assert run["scores"] == json.loads((finished / "run" / "history.jsonl").read_text().splitlines()[0])["scores"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,9 @@ def test_fewer_experts_than_tasks(experts, capsys):
     assert "dbbench" in refused(capsys, "run", str(path))
 
 
-@pytest.mark.parametrize(("content", "named"), [("", "empty"), ('{"task_id": 1}\n', ":1"), ("{}\nnot json\n", ":")])
+@pytest.mark.parametrize(
+    ("content", "named"), [("", "empty"), ('{"task_id": 1}\n' * 2, "line 1"), ('{"id": 1}\nnot json\n', "line 2")]
+)
 def test_data(tmp_path, capsys, content, named):
     (tmp_path / "data.jsonl").write_text(content)
     error = refused(capsys, "run", str(write_config(tmp_path)), f"tasks.mbpp.train={tmp_path / 'data.jsonl'}")

@@ -30,7 +30,10 @@ METHODS = {
 
 def history(run: Path) -> list[dict]:
     """The journal without wall times."""
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (run / "history.jsonl").open()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "seconds"}
+        for line in (run / "history.jsonl").read_text().splitlines()
+    ]
 
 
 def start(config: Path) -> subprocess.Popen:
@@ -50,10 +53,11 @@ def test_run_leaves_everything(finished):
             assert all(0 <= value <= 1 for value in values)
             assert scores[split]["average"] == pytest.approx(np.mean(values))
     lines = history(run)
+    assert len({tuple(line["scores"].values()) for line in lines}) > 3, "scores so alike that no test here could fail"
     assert [line["id"] for line in lines] == list(range(3 + 4 * 2))
     assert [line["expert"] for line in lines[:3]] == list(TASKS)
     assert [line["active"] for line in lines[3:]] == [TASKS[t % 3] for t in range(4) for _ in range(2)]
-    assert all(len(line["items"][task]) == 6 for line in lines for task in TASKS)
+    assert all(len(line["items"][task]) == 8 for line in lines for task in TASKS)
     assert "versions" in yaml.safe_load((run / "config.yaml").read_text())
     card = (run / "model" / "README.md").read_text()
     meta = yaml.safe_load(card.split("---")[1])
@@ -65,7 +69,7 @@ def test_run_again_changes_nothing(finished, capsys):
     files = {path: path.read_bytes() for path in (finished / "run").rglob("*.json*") if "checkpoints" not in str(path)}
     assert main(["run", str(finished / "config.yaml")]) == 0
     assert {path: path.read_bytes() for path in files} == files
-    assert "cycleqd" in capsys.readouterr().out
+    assert "CycleQD" in capsys.readouterr().out
 
 
 def test_the_exported_model_is_what_transformers_loads(finished):

@@ -95,6 +95,17 @@ def test_experts_given_as_folders(experts, finished):
     assert run["scores"] == json.loads((finished / "run" / "history.jsonl").read_text().splitlines()[0])["scores"]
 
 
+def test_two_tasks(experts):
+    path, _ = experts
+    config = yaml.safe_load(path.read_text())
+    config["tasks"] = config["tasks"][:2]
+    del config["model"]["experts"][TASKS[2]]
+    path.write_text(yaml.safe_dump(config))
+    assert main(["run", str(path)]) == 0
+    results = json.loads((path.parent / "run" / "tables" / "results.json").read_text())
+    assert set(results["methods"]["cycleqd"]["test"]) == {*TASKS[:2], "average"}
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [

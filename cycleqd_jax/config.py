@@ -62,7 +62,7 @@ class TinyConfig:
     rope_theta: float = 10000.0
     initializer_range: float = 0.08
     problems: int = 12000
-    breadth: float = 0.06
+    breadth: float = 0.05
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,13 +148,13 @@ class GenomeConfig:
         rank: singular directions kept per matrix in the expert space; null keeps all.
         mutation: ``svd``, ``gaussian`` (dense only) or ``none``. In the expert space the decomposition is that of the active
             expert (the reference code's), in the dense space the child's own.
-        strength: w_max of SVD mutation, or σ of Gaussian mutation.
+        strength: w_max of SVD mutation (null: the paper's 0.3), or σ of Gaussian mutation, in the units of the weights.
     """
 
     space: Literal["expert", "dense"] = "expert"
     rank: int | None = None
     mutation: Literal["svd", "gaussian", "none"] = "svd"
-    strength: float = 0.3
+    strength: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +246,8 @@ class RunConfig:
         model: base and experts.
         pretrain: training of the tiny base.
         finetune: training of each expert.
+        baselines: rivals to train and to measure beside CycleQD: ``finetune_all`` (one model on the data of all tasks, as many
+            steps as an expert) and ``finetune_all_longer`` (as many as all experts together).
         genome: what evolution works on.
         search: CycleQD.
         engine: decoding.
@@ -261,6 +263,7 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     pretrain: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     finetune: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    baselines: tuple[Literal["finetune_all", "finetune_all_longer"], ...] = ()
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
@@ -279,6 +282,7 @@ class RunConfig:
 
 
 MAX_CELLS = 1_000_000  # per archive, as in qd.archive
+MIN_VOCABULARY = 261  # 256 bytes and five special tokens
 
 POSITIVE = {
     "steps", "generations", "bins", "slots", "max_len", "every", "keep", "vocab_size", "hidden_size", "intermediate_size",
@@ -320,13 +324,14 @@ def _build(kind: Any, value: Any, key: str) -> Any:
         with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
             value = float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{key} must be of type {kind.__name__}, but is {value!r}.")
-    if kind is float and not math.isfinite(value):
+    if kind is float and not math.isfinite(typing.cast(float, value)):
         raise InputError(f"{key} must be finite, but is {value!r}.")
     last, number = key.rsplit(".", 1)[-1], typing.cast(float, value)
-    if (last in POSITIVE and not number > 0) or (last in NOT_NEGATIVE and not number >= 0):
+    if kind in (int, float) and ((last in POSITIVE and not number > 0) or (last in NOT_NEGATIVE and not number >= 0)):
         raise InputError(f"{key} must be {'positive' if last in POSITIVE else 'zero or positive'}, but is {value!r}.")
     return value
 
@@ -389,7 +394,29 @@ def _check(config: RunConfig) -> None:
     for name in (config.name, *names):
         if not name or name != Path(name).name or name.startswith("."):
             raise InputError(f"names of runs and tasks must be plain file names, but one is {name!r}.")
+    if "average" in names:
+        raise InputError("no task may be named 'average': that is the last column of every table.")
+    if config.seed >= 2**32:
+        raise InputError(f"seed must be below 2**32, but is {config.seed}.")
+    for name, train in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+        if train.warmup >= 1 or train.final_ratio > 1:
+            raise InputError(f"{name}.warmup must be below 1 and {name}.final_ratio at most 1: they are shares.")
+    tiny = config.model.tiny
+    if tiny.breadth > 1:
+        raise InputError(f"model.tiny.breadth must be at most 1, but is {tiny.breadth}: it is a share.")
+    if tiny.vocab_size < MIN_VOCABULARY:
+        raise InputError(f"model.tiny.vocab_size must be at least {MIN_VOCABULARY}, but is {tiny.vocab_size}.")
+    for task in config.tasks:
+        if task.max_new_tokens >= config.engine.max_len:
+            raise InputError(
+                f"engine.max_len ({config.engine.max_len}) must exceed max_new_tokens of task {task.name!r} "
+                f"({task.max_new_tokens}): it holds prompt and reply."
+            )
+    if len(set(config.baselines)) < len(config.baselines):
+        raise InputError("baselines names one of them twice.")
     experts = config.model.experts
+    if experts is not None and config.baselines:
+        raise InputError(f"{config.baselines[0]} is fine-tuned beside the experts: it can't be made when experts are given.")
     if experts is not None:
         missing = [name for name in names if name not in experts]
         unknown = [name for name in experts if name not in names]
@@ -401,6 +428,10 @@ def _check(config: RunConfig) -> None:
             raise InputError("model.experts is given, but model.base is not: name the folder of the base they were tuned from.")
     if config.genome.mutation == "gaussian" and config.genome.space != "dense":
         raise InputError("genome.mutation: gaussian leaves the span of the experts' factors: it needs genome.space: dense.")
+    if config.genome.mutation == "gaussian" and config.genome.strength is None:
+        raise InputError("genome.mutation: gaussian needs genome.strength, its σ in the units of the weights (0.001, say).")
+    if config.genome.space == "dense" and config.genome.rank is not None:
+        raise InputError("genome.rank is of the expert space: leave it out with genome.space: dense.")
     if config.search.bounds is not None:
         for name in names:
             if len(config.search.bounds.get(name, ())) != 2:
@@ -421,11 +452,10 @@ def _check(config: RunConfig) -> None:
     for task in config.tasks:
         if task.test is not None and task.train is None:
             raise InputError(f"task {task.name!r} has a test file but no train file.")
-    heads, kv_heads = config.model.tiny.num_heads, config.model.tiny.num_kv_heads
-    if heads % kv_heads or config.model.tiny.hidden_size % (2 * heads):
+    if tiny.num_heads % tiny.num_kv_heads or tiny.hidden_size % (2 * tiny.num_heads):
         raise InputError(
-            f"model.tiny: num_heads ({heads}) must be a multiple of num_kv_heads ({kv_heads}), and hidden_size "
-            f"({config.model.tiny.hidden_size}) of twice num_heads."
+            f"model.tiny: num_heads ({tiny.num_heads}) must be a multiple of num_kv_heads ({tiny.num_kv_heads}), and "
+            f"hidden_size ({tiny.hidden_size}) of twice num_heads."
         )
 
 

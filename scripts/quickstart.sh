@@ -3,4 +3,4 @@
 # Arguments are overrides of the config: scripts/quickstart.sh seed=1 output=runs/seed1
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""
-exec .venv/bin/cycleqd run configs/quickstart.yaml "$@"
+exec .venv/bin/python -m cycleqd_jax.cli run configs/quickstart.yaml "$@"

@@ -1,11 +1,15 @@
-"""The run folder: which config it belongs to, and whether this one may go on in it."""
+"""The run folder: which config and inputs it belongs to, who works in it, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +19,54 @@ import cycleqd_jax
 from cycleqd_jax.config import RunConfig, to_dict
 from cycleqd_jax.types import InputError
 
-__all__ = ["claim_folder", "write_json", "write_text"]
+__all__ = ["check_folder", "check_inputs", "claim_folder", "digest", "folder_digest", "locked", "make_folder"]
+__all__ += ["versions", "write_json", "write_text"]
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
 
-# What may differ between a run and its continuation: where things lie and how fast they go, never what comes out.
-FREE = {"output", "cache", "sandbox.workers", "checkpoint.every", "checkpoint.keep"}
+FREE = {"output", "cache", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
+"""What may differ between a run and its continuation: where things lie and how fast they go, never what comes out."""
+
+SAMPLE = 1 << 20
 
 
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
     found = {"cycleqd_jax": cycleqd_jax.__version__, "python": platform.python_version()}
-    for name in VERSIONED:
-        found[name] = importlib.metadata.version(name)
-    return found
+    return found | {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def folder_digest(folder: str | Path) -> str:
+    """Sixteen hexadecimal digits that stand for the content of a model folder.
+
+    Files up to 64 MiB are read whole; of larger ones the size and 64 samples of 1 MiB, spread evenly, as reading 16 GB
+    would take minutes.
+    """
+    total = hashlib.sha256()
+    for file in sorted(path for path in Path(folder).iterdir() if path.is_file() and path.suffix in (".json", ".safetensors")):
+        size = file.stat().st_size
+        total.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= 64 * SAMPLE:
+                total.update(stream.read())
+            else:
+                for i in range(64):
+                    stream.seek((size - SAMPLE) * i // 63)
+                    total.update(stream.read(SAMPLE))
+    return total.hexdigest()[:16]
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, or says in a sentence why that can't be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {path} can't be made: {error.strerror or error}.") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,6 +82,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Holds a lock file; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: of the lock file.
+        wait: for whoever holds it; otherwise that is an error.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise InputError(f"another process is at work in {path.parent}: wait for it, or choose another output.") from error
+        yield
+
+
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
         return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
@@ -52,33 +109,65 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: tree}
 
 
-def claim_folder(config: RunConfig) -> None:
-    """Makes the run folder, or makes sure that it is this config's own.
-
-    Args:
-        config: of the run.
+def check_folder(config: RunConfig) -> None:
+    """Makes sure that a run may go on, or begin, in its folder; writes nothing.
 
     Raises:
-        InputError: when the folder holds something else than a run, or a run of another config; nothing is written then.
+        InputError: when the folder holds something else than a run, or a run of another config that has scores.
     """
     folder = config.folder
     file = folder / "config.yaml"
-    mine = to_dict(config)
-    if file.exists():
-        try:
-            other = yaml.safe_load(file.read_text("utf-8"))
-            assert isinstance(other, dict)
-        except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
-            raise InputError(f"{file} is not the config of a run: choose another output folder.") from error
-        other.pop("versions", None)
-        here, there = _flat(mine), _flat(other)
-        for key in sorted(here.keys() | there.keys()):
-            if key not in FREE and here.get(key, "<absent>") != there.get(key, "<absent>"):
-                raise InputError(
-                    f"the run folder {folder} belongs to another config: its {key} is {there.get(key, '<absent>')!r}, now it "
-                    f"is {here.get(key, '<absent>')!r}. Choose another output, or continue with the old value."
-                )
+    if not file.exists():
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+            raise InputError(f"the output {folder} exists and is not a run folder: choose another output.")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"the output {folder} exists and is not a run folder: choose another output.")
-    write_text(file, yaml.safe_dump({**mine, "versions": versions()}, sort_keys=False, allow_unicode=True))
+    try:
+        other = yaml.safe_load(file.read_text("utf-8"))
+        assert isinstance(other, dict)
+    except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
+        raise InputError(f"{file} is not the config of a run: choose another output folder.") from error
+    if not (folder / "history.jsonl").exists():
+        return
+    other.pop("versions", None)
+    here, there = _flat(to_dict(config)), _flat(other)
+    for key in sorted(here.keys() | there.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if not free and here.get(key, "<absent>") != there.get(key, "<absent>"):
+            raise InputError(
+                f"the run folder {folder} belongs to another config: its {key} is {there.get(key, '<absent>')!r}, now it is "
+                f"{here.get(key, '<absent>')!r}. Choose another output, or continue with the old value."
+            )
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed."""
+    file = config.folder / "config.yaml"
+    if not (config.folder / "history.jsonl").exists():
+        write_text(file, yaml.safe_dump({**to_dict(config), "versions": versions()}, sort_keys=False, allow_unicode=True))
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Records what a run's scores depend on beside its config, or compares it with what was recorded.
+
+    Args:
+        folder: of the run.
+        inputs: digests of models and problems, by name.
+        say: told of versions that have changed.
+
+    Raises:
+        InputError: when a model or a problem is not what it was.
+    """
+    file = folder / "inputs.json"
+    if not file.exists():
+        write_json(file, {**inputs, "versions": versions()})
+        return
+    before = json.loads(file.read_text("utf-8"))
+    for name, value in inputs.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{name} is not what it was when the run in {folder} began (digest {before.get(name)}, now {value}): restore "
+                "it, or choose another output."
+            )
+    changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
+    if changed:
+        say(f"versions changed since this run began, so it may not continue bit for bit: {', '.join(changed)}")

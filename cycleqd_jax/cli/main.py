@@ -20,19 +20,19 @@ CycleQD: evolve fine-tuned experts that share a base model into one model with a
   cycleqd run my.yaml seed=1 search.generations=400 output=runs/seed1
 
 Every command that takes a CONFIG takes overrides after it: dotted keys, YAML values, list items by name or number
-(tasks.mbpp.train_size=8). A run folder holds config.yaml, history.jsonl, checkpoints/, grid.json, tables/, transcripts/,
-model/, figures/ and report.html.
+(tasks.mbpp.train_size=8). A run folder holds config.yaml, inputs.json, history.jsonl, checkpoints/, grid.json, tables/,
+transcripts/, model/, figures/ and report.html.
 
 exit codes: 0 done · 2 bad input, nothing was written over · 3 the sandbox is broken, run again to continue · 130 interrupted
 """
 
 STAGES = {
     "run": "all stages in order; continues where it stopped",
-    "finetune": "train the tiny base if none is given, the experts, and their rivals on all the data",
+    "finetune": "train what is not given or cached: the tiny base, the experts, and the config's baselines",
     "evolve": "evolve the archives; continues from journal and checkpoints",
-    "aggregate": "merge the archives' elites and say what they are and how much of each",
-    "evaluate": "score base, experts, merges and CycleQD on both halves; prints the table",
-    "export": "write the aggregated model as a Hugging Face folder",
+    "aggregate": "merge the archives' elites and say what they are and how much of each (evolves first, if need be)",
+    "evaluate": "score base, experts, merges and CycleQD on both halves; prints the table (evolves first, if need be)",
+    "export": "write the aggregated model as a Hugging Face folder (evolves and evaluates first, if need be)",
     "report": "draw figures, tables and the page of a run folder",
 }
 
@@ -70,8 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides that stand behind an option
+        args.overrides += rest
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # LAPACK's last bits depend on it: a run repeats on any number of cores
     from cycleqd_jax.sandbox import InfraError
     from cycleqd_jax.types import InputError
 
@@ -114,7 +120,9 @@ def _report(folders: Sequence[Path]) -> None:
     for folder in folders:
         for path in report.write_report(folder):
             print(path)
-    print(report.results_table(folders).text(color=sys.stdout.isatty()))
+    done = [folder for folder in folders if (folder / "tables" / "results.json").exists()]
+    if done:
+        print(report.results_table(done).text(color=sys.stdout.isatty()))
 
 
 def _stage(args: argparse.Namespace) -> None:
@@ -126,7 +134,7 @@ def _stage(args: argparse.Namespace) -> None:
     model = getattr(args, "model", None)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(report.ProgressBar())
-        run = stack.enter_context(Run(config, progress=progress, say=progress.say, claim=model is None))
+        run = stack.enter_context(Run(config, progress=progress, say=progress.say, writes=model is None))
         if model is not None:
             for split, shown in run.evaluate_folder(model):
                 print(f"{split}: {shown}")

@@ -2,66 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from cycleqd_jax import baselines
-from cycleqd_jax.config import RunConfig, TaskConfig, TrainConfig, to_dict
+from cycleqd_jax.cli.folder import digest, folder_digest, locked
+from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
 from cycleqd_jax.models import chat, hf, llama
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import InputError, Message, Params, Progress
 
-__all__ = ["Models"]
+__all__ = ["Lessons", "Models"]
 
-RECIPE = 1
+RECIPE = 2
 """Part of every cached model's name; raised whenever the same config would train other models."""
 
-ALL_DATA = ("finetune_all", "finetune_all_longer")
-"""Models fine-tuned on the data of all tasks, shuffled: for as many steps as one expert, and as all experts together."""
 
-Lessons = Callable[[TaskConfig], list[list[Message]]]
-"""Solved conversations to fine-tune the expert of a task on."""
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """Solved conversations to fine-tune the expert of a task on.
 
+    Attributes:
+        identity: changes whenever they do.
+        load: makes or reads them.
+    """
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _file_identity(path: str | Path) -> list[Any]:
-    """Names, sizes and times of a file, or of those in a folder (reading 16 GB to hash them would take minutes)."""
-    path = Path(path)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    identity: Any
+    load: Callable[[], list[list[Message]]]
 
 
 class Models:
-    """Base, experts and the models tuned on all data of one config.
+    """Base, experts and rivals of one config.
 
     Trained models are cached under a name that says what they depend on, so that runs that differ in their search alone share
     them.
 
     Attributes:
-        folders: Hugging Face folders by the names of the results table: ``base``, ``expert/<task>`` and, unless experts are
-            given, those of :data:`ALL_DATA`; what is trained may not be there yet.
+        folders: Hugging Face folders of ``base`` and ``expert/<task>``, which every search needs.
+        rivals: those of the config's ``baselines``, which are measured if they are there.
     """
 
-    def __init__(self, config: RunConfig, lessons: Lessons, progress: Progress) -> None:
-        """Checks that base and experts that are given belong together, from their headers alone.
+    def __init__(self, config: RunConfig, lessons: Mapping[str, Lessons], progress: Progress) -> None:
+        """Checks models that are given, from their headers alone.
 
         Args:
             config: of the run.
-            lessons: asked where an expert has to be trained.
+            lessons: of every task, by name.
             progress: shown while training.
 
         Raises:
-            InputError: when they do not, or can't be read.
+            InputError: when they can't be read, do not belong together, or do not suit the engine.
         """
         self._config = config
         self._lessons = lessons
@@ -69,63 +66,80 @@ class Models:
         model = config.model
         if model.base is not None:
             hf.check_compatible(model.base, [model.experts[name] for name in config.task_names] if model.experts else [])
-        self.folders = self._name_folders()
+            limit = hf.read_config(model.base).max_position_embeddings
+            if config.engine.max_len > limit:
+                raise InputError(f"engine.max_len is {config.engine.max_len}, but the base {model.base} has {limit} positions.")
+            _ = self.tokenizer
+        self.folders, self.rivals = self._name_folders()
 
-    def _name_folders(self) -> dict[str, Path]:
+    def _name_folders(self) -> tuple[dict[str, Path], dict[str, Path]]:
         config, tree = self._config, to_dict(self._config)
         given = config.model.base
-        base = {"recipe": RECIPE, "seed": config.seed}
+        source: dict[str, Any] = {"recipe": RECIPE, "seed": config.seed}
         if given is None:
             kinds = [task.kind for task in config.tasks]
-            base |= {
+            source |= {
                 "tiny": tree["model"]["tiny"],
                 "pretrain": tree["pretrain"],
                 "kinds": kinds,
                 "length": config.engine.max_len,
             }
         else:
-            base |= {"base": _file_identity(given)}
+            source |= {"base": folder_digest(given)}
 
         def cached(name: str, *depends: Any) -> Path:
-            return Path(config.cache) / "models" / f"{name}-{_digest([base, *depends])}"
-
-        def data(task: TaskConfig) -> Any:
-            file = task.finetune or task.train
-            size = {"kind": task.kind, "size": task.finetune_size}
-            return size if file is None else {**size, "file": _file_identity(file), "options": task.options}
+            return Path(config.cache) / "models" / f"{name}-{digest([source, *depends])}"
 
         folders = {"base": cached("base") if given is None else Path(given)}
         if config.model.experts is not None:
-            return folders | {f"expert/{name}": Path(config.model.experts[name]) for name in config.task_names}
-        for task in config.tasks:
-            folders[f"expert/{task.name}"] = cached(f"expert-{task.name}", data(task), tree["finetune"])
-        for name in ALL_DATA:
-            folders[name] = cached(name, [data(task) for task in config.tasks], tree["finetune"])
-        return folders
+            return folders | {f"expert/{name}": Path(config.model.experts[name]) for name in config.task_names}, {}
+        for name in config.task_names:
+            folders[f"expert/{name}"] = cached(f"expert-{name}", self._lessons[name].identity, tree["finetune"])
+        everything = [self._lessons[name].identity for name in config.task_names]
+        return folders, {name: cached(name, everything, tree["finetune"]) for name in config.baselines}
 
     # Training
 
-    def train(self) -> None:
-        """Trains what there is no folder for: the tiny base, an expert per task, and the models of :data:`ALL_DATA`."""
-        if all(folder.exists() for folder in self.folders.values()):
+    def train(self, rivals: bool = True) -> None:
+        """Trains what there is no folder for: the tiny base, an expert per task, and the rivals.
+
+        Args:
+            rivals: train them too.
+        """
+        wanted = self.folders | (self.rivals if rivals else {})
+        if all(folder.exists() for folder in wanted.values()):
             return
-        if not self.folders["base"].exists():
-            self._pretrain(self.folders["base"])
+        with self._making(self.folders["base"]) as missing:
+            if missing:
+                self._pretrain(self.folders["base"])
         config, base = hf.load(self.folders["base"])
-        tokenizer = chat.ChatTokenizer.load(self.folders["base"])
-        tasks, options = self._config.tasks, self._config.finetune
-        examples = {task.name: [tokenizer.encode_for_training(c) for c in self._lessons(task)] for task in tasks}
-        jobs = [(f"expert/{task.name}", examples[task.name], options, f"expert {task.name}") for task in tasks]
-        everything = [example for group in examples.values() for example in group]
-        longer = dataclasses.replace(options, steps=options.steps * len(tasks))
-        jobs += [
-            (name, everything, train, f"all data, {train.steps} steps")
-            for name, train in zip(ALL_DATA, (options, longer), strict=True)
-        ]
-        for number, (name, data, train, stage) in enumerate(jobs, 1):
-            if not self.folders[name].exists():
-                params = self._train(base, config, data, train, number, stage)
-                hf.save(self.folders[name], config, params, tokenizer=tokenizer)
+        for name, folder in wanted.items():
+            if name == "base":
+                continue
+            with self._making(folder) as missing:
+                if missing:
+                    options, tasks = self._config.finetune, [name.removeprefix("expert/")]
+                    if name in self.rivals:
+                        tasks = list(self._config.task_names)
+                    if name == "finetune_all_longer":
+                        options = dataclasses.replace(options, steps=options.steps * len(tasks))
+                    examples = [example for task in tasks for example in self._examples(task)]
+                    params = self._train(base, config, examples, options, folder, name.replace("_", " ").replace("/", " "))
+                    hf.save(folder, config, params, tokenizer=self.tokenizer)
+
+    @contextlib.contextmanager
+    def _making(self, folder: Path) -> Iterator[bool]:
+        """Whether a model is still to be made; another run that makes the same one is waited for."""
+        if folder.exists():
+            yield False
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f".{folder.name}.lock"), wait=True):
+            yield not folder.exists()
+
+    @functools.cache  # noqa: B019 (one Models per run)
+    def _examples(self, task: str) -> list[Any]:
+        return [self.tokenizer.encode_for_training(conversation) for conversation in self._lessons[task].load()]
 
     def _pretrain(self, folder: Path) -> None:
         tiny, seed = self._config.model.tiny, self._config.seed
@@ -147,43 +161,49 @@ class Models:
         )
         params = llama.init_params(config, jax.random.key(seed))
         examples = [tokenizer.encode_for_training(conversation) for conversation in corpus]
-        params = self._train(params, config, examples, self._config.pretrain, 0, "pretrain")
+        params = self._train(params, config, examples, self._config.pretrain, folder, "pretrain")
         hf.save(folder, config, params, tokenizer=tokenizer)
 
     def _train(
-        self, params: Params, config: llama.LlamaConfig, examples: Sequence[Any], train: TrainConfig, number: int, stage: str
+        self, params: Params, config: llama.LlamaConfig, examples: Sequence[Any], train: TrainConfig, folder: Path, stage: str
     ) -> Params:
         options = baselines.TrainOptions(**to_dict(train))
-        seed = self._config.seed * 1000 + number
+        seed = zlib.crc32(folder.name.encode())  # the name says all that the model depends on, and so does its seed
         return baselines.finetune(params, config, examples, options, seed=seed, progress=self._progress, stage=stage)[0]
 
     # Loading
 
-    @functools.cached_property
-    def _loaded(self) -> tuple[llama.LlamaConfig, dict[str, Params]]:
-        missing = [name for name, folder in self.folders.items() if not folder.exists()]
-        if missing:
-            raise InputError(f"there is no model for {missing[0]} yet: run `cycleqd finetune` with this config first.")
+    def _load(self, name: str, folder: Path) -> tuple[llama.LlamaConfig, Params]:
+        if not folder.exists():
+            raise InputError(f"there is no model for {name} yet: run `cycleqd finetune` with this config first.")
+        config, params = hf.load(folder)
         dtype = self._config.model.dtype
-        loaded: dict[str, Params] = {}
-        configs: dict[str, llama.LlamaConfig] = {}
-        for name, folder in self.folders.items():
-            config, params = hf.load(folder)
-            configs[name] = config if dtype is None else dataclasses.replace(config, dtype=dtype)
-            loaded[name] = params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return configs["base"], loaded
+        if dtype is None:
+            return config, params
+        return dataclasses.replace(config, dtype=dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    @functools.cached_property
+    def _loaded(self) -> dict[str, tuple[llama.LlamaConfig, Params]]:
+        return {name: self._load(name, folder) for name, folder in self.folders.items()}
 
     @property
     def config(self) -> llama.LlamaConfig:
         """Architecture of the base, and so of all."""
-        return self._loaded[0]
+        return self._loaded["base"][0]
 
     @property
     def params(self) -> dict[str, Params]:
-        """Weights, by the names of the results table."""
-        return self._loaded[1]
+        """Weights of base and experts, by the names of the results table."""
+        return {name: params for name, (_, params) in self._loaded.items()}
+
+    def load_rivals(self) -> Iterator[tuple[str, Params]]:
+        """Weights of those rivals that have been trained."""
+        for name, folder in self.rivals.items():
+            if folder.exists():
+                yield name, self._load(name, folder)[1]
 
     @functools.cached_property
     def tokenizer(self) -> chat.ChatTokenizer:
         """Tokenizer and chat template of the base."""
-        return chat.ChatTokenizer.load(self.folders["base"])
+        given = self._config.model.base
+        return chat.ChatTokenizer.load(self.folders["base"] if given is None else given)

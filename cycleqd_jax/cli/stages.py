@@ -18,15 +18,25 @@ import numpy as np
 import cycleqd_jax
 from cycleqd_jax import genome, operators, report, search
 from cycleqd_jax.cli.card import model_card
-from cycleqd_jax.cli.folder import claim_folder, write_json, write_text
-from cycleqd_jax.cli.models import RECIPE, Models
+from cycleqd_jax.cli.folder import (
+    check_folder,
+    check_inputs,
+    claim_folder,
+    digest,
+    folder_digest,
+    locked,
+    make_folder,
+    write_json,
+    write_text,
+)
+from cycleqd_jax.cli.models import RECIPE, Lessons, Models
 from cycleqd_jax.config import RunConfig, TaskConfig
 from cycleqd_jax.engine import ChatGenerator, Engine
 from cycleqd_jax.models import chat, hf, llama
-from cycleqd_jax.qd import CycleQD, CycleQDState, EliteSelector, UniformSelector
+from cycleqd_jax.qd import CycleQD, CycleQDState, EliteSelector, UniformSelector, aggregate
 from cycleqd_jax.sandbox import Limits, Sandbox
-from cycleqd_jax.tasks import TASKS, miniature
-from cycleqd_jax.types import InputError, Message, Params, Progress, Split, Task
+from cycleqd_jax.tasks import TASKS, RecordTask, miniature
+from cycleqd_jax.types import InputError, Params, Progress, Split
 
 __all__ = ["Run"]
 
@@ -36,6 +46,7 @@ BRIEF = {
     "dbbench": {"prompt": "brief"},
     "os_interaction": {"prompt": "brief"},
 }  # how miniature problems are put: as in miniature's own lessons
+PAPER_W_MAX = 0.3
 MINIATURE_SIZES = {"train": 32, "test": 64, "finetune": 2000}
 
 
@@ -51,15 +62,15 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, *, progress: Progress, say: Callable[[str], None] = print, claim: bool = True
+        self, config: RunConfig, *, progress: Progress, say: Callable[[str], None] = print, writes: bool = True
     ) -> None:
-        """Checks everything that can be checked before anything expensive is done, then takes the run folder.
+        """Checks everything that can be checked before anything expensive is done.
 
         Args:
             config: of the run.
             progress: shown while long stages run.
             say: for single lines.
-            claim: take the run folder; otherwise nothing is written there.
+            writes: this process works in the run folder, alone.
 
         Raises:
             InputError: for anything wrong with config, data, models or run folder.
@@ -72,25 +83,21 @@ class Run:
         for task in config.tasks:
             if task.kind not in TASKS:
                 raise InputError(f"task {task.name!r} is of the kind {task.kind!r}; known kinds: {', '.join(TASKS)}.")
-        limits = config.sandbox
         with contextlib.ExitStack() as stack:
-            self.sandbox = stack.enter_context(
-                contextlib.closing(
-                    Sandbox(
-                        limits.isolation,
-                        limits=Limits(
-                            wall_s=limits.wall_s, cpu_s=limits.cpu_s, memory_mb=limits.memory_mb, disk_mb=limits.disk_mb
-                        ),
-                        workers=limits.workers,
-                    )
-                )
-            )
+            if writes:
+                check_folder(config)
+            make_folder(Path(config.cache))
+            limits = config.sandbox
+            limits = Limits(wall_s=limits.wall_s, cpu_s=limits.cpu_s, memory_mb=limits.memory_mb, disk_mb=limits.disk_mb)
+            self.sandbox = Sandbox(config.sandbox.isolation, limits=limits, workers=config.sandbox.workers)
+            stack.callback(self.sandbox.close)
             self.tasks = [self._task(task) for task in config.tasks]
-            self.models = Models(config, self._lessons, progress)
+            self.models = Models(config, {task.name: self._lessons(task) for task in config.tasks}, progress)
             if config.model.experts is not None:
-                _ = self.models.params  # weights that are no numbers are found before the run folder is taken
-            if claim:
-                claim_folder(config)
+                _ = self.models.params  # weights that are no numbers are found before anything is written
+            if writes:
+                make_folder(self.folder)
+                stack.enter_context(locked(self.folder / ".lock", wait=False))
             self._stack = stack.pop_all()
         self._say(f"sandbox: {self.sandbox.isolation.name} ({self.sandbox.isolation.description})")
 
@@ -121,20 +128,19 @@ class Run:
             shutil.rmtree(temporary)
         return wanted  # type: ignore[return-value]
 
-    def _task(self, task: TaskConfig, finetune: str | None = None) -> Task:
-        options = dict(task.options)
+    def _files(self, task: TaskConfig) -> dict[str, Any]:
+        """Where the problems of a task lie."""
         if task.train is None:
             if task.kind not in miniature.TASKS:
                 raise InputError(f"task {task.name!r} needs a train file: there are no miniature problems of its kind.")
-            files: dict[str, Any] = self._miniature(task)
-            options = {**BRIEF[task.kind], **options}
-        elif task.test is None:
-            files = {"data": task.train}
-        else:
-            files = {"train": finetune or task.train, "test": task.test}
+            return dict(self._miniature(task))
+        return {"data": task.train} if task.test is None else {"train": task.train, "test": task.test}
+
+    def _task(self, task: TaskConfig, **files: Any) -> RecordTask[Any]:
+        options = {**(BRIEF[task.kind] if task.train is None else {}), **task.options}
         try:
             return TASKS[task.kind](
-                **files,
+                **(files or self._files(task)),
                 **options,
                 name=task.name,
                 sandbox=self.sandbox,
@@ -145,17 +151,26 @@ class Run:
         except TypeError as error:
             raise InputError(f"task {task.name!r}: the options {options} do not suit its kind ({error}).") from error
 
-    def _lessons(self, task: TaskConfig) -> list[list[Message]]:
-        if task.train is None:
-            return miniature.lessons(task.kind, self.config.seed, task.finetune_size or MINIATURE_SIZES["finetune"])
+    def _lessons(self, task: TaskConfig) -> Lessons:
+        """What the expert of a task is fine-tuned on; a file that is named is read, and checked, at once."""
+        if task.train is None and task.finetune is None:
+            size = task.finetune_size or MINIATURE_SIZES["finetune"]
+            identity = {"miniature": task.kind, "seed": self.config.seed, "size": size}
+            return Lessons(identity, lambda: miniature.lessons(task.kind, self.config.seed, size))
         source = self.tasks[self.config.task_names.index(task.name)]
         if task.finetune is not None:
-            source = self._task(task, task.finetune)
-        self._say(f"replaying gold solutions of {task.name}")
-        found = source.demonstrations("train")
-        if not found:
-            raise InputError(f"none of the gold solutions in {task.finetune or task.train} scores in the sandbox.")
-        return found[: task.finetune_size]
+            files = self._files(task)  # none of whose test problems may be learned
+            source = self._task(task, train=task.finetune, test=files.get("test", task.train))
+
+        def load() -> list[Any]:
+            self._say(f"replaying gold solutions of {task.name}")
+            found = source.demonstrations("train")
+            if not found:
+                raise InputError(f"none of the gold solutions in {task.finetune or task.train} scores in the sandbox.")
+            return found[: task.finetune_size]
+
+        rows = [row.fingerprint for row in source.rows["train"]]
+        return Lessons({"kind": task.kind, "size": task.finetune_size, "options": source.options(), "rows": digest(rows)}, load)
 
     def evaluator_of(self, config: llama.LlamaConfig, tokenizer: chat.ChatTokenizer) -> search.Evaluator:
         """An evaluator for models of one architecture and tokenizer."""
@@ -183,9 +198,10 @@ class Run:
         params = self.models.params
         experts = [params[f"expert/{name}"] for name in self.config.task_names]
         options = self.config.genome
+        strength = PAPER_W_MAX if options.strength is None else options.strength
         if options.space == "dense":
-            return genome.DenseSpace.from_experts(params["base"], experts, mutation=options.mutation, strength=options.strength)
-        w_max = 0.0 if options.mutation == "none" else options.strength
+            return genome.DenseSpace.from_experts(params["base"], experts, mutation=options.mutation, strength=strength)
+        w_max = 0.0 if options.mutation == "none" else strength
         return genome.ExpertSpace.from_experts(params["base"], experts, rank=options.rank, w_max=w_max)
 
     @functools.cached_property
@@ -206,17 +222,23 @@ class Run:
     @functools.cached_property
     def final_state(self) -> CycleQDState:
         """State after the last generation; evolves to there from wherever the run folder stands."""
+        evaluator = self.evaluator  # and with it the models: nothing is written before they are there
         names = self.config.task_names
         checkpoints = search.Checkpoints(
             self.folder / "checkpoints", every=self.config.checkpoint.every, keep=self.config.checkpoint.keep
         )
         experts = [self.space.expert(k) for k in range(len(names))]
+        claim_folder(self.config)
+        inputs: dict[str, Any] = {name: folder_digest(folder) for name, folder in self.models.folders.items()}
+        for task in self.tasks:
+            inputs |= {f"{task.name}/{split}": digest([row.fingerprint for row in task.rows[split]]) for split in SPLITS}
+        check_inputs(self.folder, inputs, self._say)
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher,
                 jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts),
                 self.space.express,
-                self.evaluator,
+                evaluator,
                 tasks=names,
                 key=jax.random.key(self.config.seed),
                 generations=self.config.search.generations,
@@ -241,7 +263,7 @@ class Run:
     @functools.cached_property
     def merged(self) -> dict[str, Any]:
         """The aggregated model: its ``params``, the ``elites`` it is made of, their weights ``beta``, and ``mixing``."""
-        aggregated, beta, ids = search.aggregate(self.final_state.archives)
+        aggregated, beta, ids = aggregate(self.final_state.archives)
         mixing = aggregated.mixing.tolist() if isinstance(aggregated, genome.ExpertGenome) else None
         return {
             "params": self.space.express(aggregated),
@@ -262,6 +284,7 @@ class Run:
         """The rows of the results table."""
         params = self.models.params
         yield from params.items()
+        yield from self.models.load_rivals()
         taus = [operators.task_vector(params[f"expert/{name}"], params["base"]) for name in self.config.task_names]
         yield "uniform_merge", operators.merge(params["base"], taus, [1 / len(taus)] * len(taus))
         yield "cycleqd_best_elite", self.best_elite["params"]

@@ -70,6 +70,8 @@ class DenseSpace(flax.struct.PyTreeNode):
 
     def expert(self, k: int | Int[Array, ""]) -> PyTree[Array]:
         """τ_k."""
+        if isinstance(k, int) and not 0 <= k < self.num_experts:
+            raise InputError(f"there are experts 0 to {self.num_experts - 1}, but expert {k} was asked for.")
         return jax.tree.map(lambda tau: tau[k], self.task_vectors)
 
     def crossover(self, parent1: PyTree, parent2: PyTree, omega: Float[Array, 2]) -> PyTree[Array]:

@@ -97,6 +97,8 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
     def expert(self, k: int | Int[Array, ""]) -> ExpertGenome:
         """The genome of expert k: a = e_k, d = 0."""
+        if isinstance(k, int) and not 0 <= k < self.num_experts:
+            raise InputError(f"there are experts 0 to {self.num_experts - 1}, but expert {k} was asked for.")
         mixing = jax.nn.one_hot(k, self.num_experts, dtype=jnp.float32)
         return ExpertGenome(mixing, {path: jnp.zeros_like(f.s) for path, f in self.factors.items()})
 

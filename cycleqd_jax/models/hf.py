@@ -25,7 +25,7 @@ from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.weights_file import DTYPES, TensorInfo, all_finite, read_headers, read_json, read_tensor
 from cycleqd_jax.types import InputError, Params, tree_paths
 
-__all__ = ["check_compatible", "load", "save"]
+__all__ = ["check_compatible", "load", "read_config", "save"]
 
 # Our path, Hugging Face's name ({} is the layer), and whether the matrix is transposed between the two.
 _NAMES = (
@@ -139,6 +139,15 @@ def save(
         os.rename(new, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def read_config(folder: str | Path) -> LlamaConfig:
+    """The config of a model folder, from its headers alone.
+
+    Raises:
+        InputError: the folder can't be read as a model.
+    """
+    return _inspect(Path(folder))[0]
 
 
 def check_compatible(base: str | Path, experts: Sequence[str | Path]) -> None:

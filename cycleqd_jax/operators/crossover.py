@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from cycleqd_jax.operators.task_vector import check_same_shapes
 from cycleqd_jax.types import Array, Float, PRNGKeyArray, PyTree
 
 __all__ = ["crossover_weights", "linear_crossover", "normalize_weights"]
@@ -51,7 +52,11 @@ def linear_crossover(parent1: PyTree[Array], parent2: PyTree[Array], omega: Floa
 
     Returns:
         The child, float32.
+
+    Raises:
+        InputError: when the trees differ, naming the leaf.
     """
+    check_same_shapes(parent2, parent1, "the second parent", "first parent")
     w = normalize_weights(jnp.asarray(omega, jnp.float32))
 
     # p1 + w2 (p2 − p1) rather than w1 p1 + w2 p2: equal parents have exactly that child

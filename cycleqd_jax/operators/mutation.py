@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Key
 
 from cycleqd_jax.operators.svd import Factors, MatrixPredicate, compose, is_matrix
-from cycleqd_jax.types import Array, Float, PRNGKeyArray, PyTree
+from cycleqd_jax.types import Array, Float, InputError, PRNGKeyArray, PyTree, tree_paths
 
 __all__ = ["gaussian_mutation", "matrix_keys", "mutation_coefficients", "svd_mutation"]
 
@@ -53,7 +53,7 @@ def mutation_coefficients(
         w_max: upper end of the uniform distribution.
     """
     keys = matrix_keys(key, path, stack)
-    return _per_matrix(lambda k: jax.random.uniform(k, (rank,), maxval=w_max), keys, stack, (rank,))
+    return _per_matrix(lambda k: jax.random.uniform(k, (rank,), jnp.float32, maxval=w_max), keys, stack, (rank,))
 
 
 @jax.jit
@@ -73,7 +73,14 @@ def svd_mutation(
 
     Returns:
         The mutated task vector.
+
+    Raises:
+        InputError: when there are factors of a leaf that ``tau`` does not have.
     """
+    stray = sorted(set(factors) - {path for path, _ in tree_paths(tau)})
+    if stray:
+        raise InputError(f"the factors have {stray[0]!r}, which is no leaf of the task vector: factorize a tree like it.")
+    w_max = jnp.asarray(w_max, jnp.float32)
 
     def mutate(path, leaf: Array) -> Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -107,7 +114,7 @@ def gaussian_mutation(
         if not predicate(name, leaf):
             return leaf
         stack, shape = leaf.shape[:-2], leaf.shape[-2:]
-        noise = _per_matrix(lambda k: jax.random.normal(k, shape), matrix_keys(key, name, stack), stack, shape)
-        return leaf + sigma * noise
+        noise = _per_matrix(lambda k: jax.random.normal(k, shape, jnp.float32), matrix_keys(key, name, stack), stack, shape)
+        return leaf + jnp.asarray(sigma, jnp.float32) * noise
 
     return jax.tree_util.tree_map_with_path(mutate, tau)

@@ -56,6 +56,9 @@ def _truncated_svd(matrices: Float[Array, "*stack m n"], rank: int) -> Factors:
 def factorize(tau: PyTree[Array], rank: int | None = None, predicate: MatrixPredicate = is_matrix) -> dict[str, Factors]:
     """τ_l = U_l Σ_l V_lᵀ for every matrix l of a task vector.
 
+    On CPU the last bits depend on how many threads LAPACK uses; runs of the ``cycleqd`` command set it to one
+    (``OPENBLAS_NUM_THREADS=1`` before SciPy is imported), so that they repeat on any number of cores.
+
     Args:
         tau: a task vector (see :func:`~cycleqd_jax.operators.task_vector`).
         rank: keep the leading ``rank`` directions of each matrix; None keeps all ``min(m, n)``, which is exact. A rank above

@@ -20,7 +20,8 @@ def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str 
         of: how to call ``like`` in the error.
 
     Raises:
-        InputError: naming the first leaf that is missing, unexpected or of another shape; also for other containers.
+        InputError: naming the first leaf that is missing, unexpected, of another shape or not floating point; also for other
+            containers.
     """
     got, expected = dict(tree_paths(tree)), dict(tree_paths(like))
     for path in {**expected, **got}:
@@ -32,6 +33,11 @@ def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str 
             raise InputError(
                 f"{what}: leaf {path!r} has shape {got[path].shape}, the {of} has {expected[path].shape}: they must share "
                 "one architecture and vocabulary."
+            )
+        if not jnp.issubdtype(got[path].dtype, jnp.floating):
+            raise InputError(
+                f"{what}: leaf {path!r} has dtype {got[path].dtype}: pass the weights alone, without counters and random "
+                "states (of a Flax NNX model, nnx.state(model, nnx.Param))."
             )
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise InputError(f"{what} have the leaves of the {of} in other containers: expected {jax.tree.structure(like)}.")
@@ -73,4 +79,5 @@ def apply_task_vector(base: Params, tau: PyTree[Array], scale: float | Array = 1
     Returns:
         Weights with the dtypes of ``base``.
     """
+    scale = jnp.asarray(scale, jnp.float32)
     return jax.tree.map(lambda b, t: (b.astype(jnp.float32) + scale * t).astype(b.dtype), base, tau)

@@ -79,6 +79,8 @@ class CycleQD(flax.struct.PyTreeNode):
             broken = np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()
             raise InputError(f"the scores of every expert must be finite, but those of {broken} are not.")
         bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
+        if self.bounds is not None and not isinstance(self.bounds, tuple):
+            raise InputError(f"bounds must be a tuple of (low, high) tuples, got {type(self.bounds).__name__}.")
         if len(bounds) != table.shape[1]:
             raise InputError(f"bounds must name a range for each of {table.shape[1]} tasks, got {len(bounds)}.")
         archives = Archives.create(jax.tree.map(lambda leaf: leaf[0], genomes), bounds, self.bins)
@@ -98,6 +100,8 @@ class CycleQD(flax.struct.PyTreeNode):
         Returns:
             Genomes (leading axis ``n``), their lineage, and the state.
         """
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            raise InputError(f"ask needs a typed key, from jax.random.key, got an array of dtype {key.dtype}.")
         active = state.generation % state.archives.num_tasks
         repertoires = state.archives.repertoires
         cells = jnp.arange(repertoires.fitnesses.shape[1])

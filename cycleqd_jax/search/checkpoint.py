@@ -85,7 +85,13 @@ class Checkpoints:
             )
         data = jax.random.key_data(key)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like, "key_data": data})
-        found = self._manager.restore(step, args=ocp.args.Composite(search=ocp.args.StandardRestore(target)))["search"]
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(search=ocp.args.StandardRestore(target)))["search"]
+        except Exception as error:  # orbax and tensorstore raise what they like
+            raise InputError(
+                f"the checkpoint {self.folder / str(step)} can't be read: remove it, and the run goes on from the one before, "
+                "or from the journal alone."
+            ) from error
         if not bool((found["key_data"] == data).all()):
             raise InputError(f"the checkpoint {self.folder} belongs to a run with another seed.")
         return step, found["state"]

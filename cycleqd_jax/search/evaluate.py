@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cycleqd_jax.engine import NonFiniteError
 from cycleqd_jax.tasks import rollout
-from cycleqd_jax.types import Episode, Generator, Outcome, Params, Split, Task
+from cycleqd_jax.types import Episode, Generator, InputError, Message, Outcome, Params, Reply, Split, Task
 
 __all__ = ["Evaluation", "Evaluator"]
 
@@ -39,6 +39,26 @@ class Evaluation:
         if self.error is not None:
             return None
         return {name: statistics.fmean(values) for name, values in self.items.items()}
+
+
+class _FirstPromptsFit:
+    """A generator that refuses problems whose very first prompt does not fit: they would score zero whatever the model."""
+
+    def __init__(self, generator: Generator, names: Sequence[str]) -> None:
+        self._generator = generator
+        self._names: Sequence[str] | None = names
+
+    def generate(self, conversations: Sequence[Sequence[Message]], max_new_tokens: Sequence[int]) -> list[Reply]:
+        replies = self._generator.generate(conversations, max_new_tokens)
+        if self._names is not None:
+            refused = [i for i, reply in enumerate(replies) if reply.finish == "refused"]
+            if refused:
+                raise InputError(
+                    f"{len(refused)} prompts, the first of them of task {self._names[refused[0]]!r}, leave no room for a reply "
+                    "in engine.max_len: raise it."
+                )
+            self._names = None
+        return replies
 
 
 class Evaluator:
@@ -88,6 +108,7 @@ class Evaluator:
             The evaluation; a model whose logits are not finite has ``error`` set.
 
         Raises:
+            InputError: when the first prompt of a problem does not fit the engine's cache.
             InfraError: when a sandbox is broken; nothing is known of the model then.
         """
         start = time.perf_counter()
@@ -96,7 +117,9 @@ class Evaluator:
         limits = [task.max_new_tokens for task in self.tasks for _ in played[task.name]]
         try:
             self._load(params)
-            outcomes = iter(rollout(episodes, self._generator, limits, workers=self._workers))
+            names = [task.name for task in self.tasks for _ in played[task.name]]
+            generator = _FirstPromptsFit(self._generator, names)
+            outcomes = iter(rollout(episodes, generator, limits, workers=self._workers))
         except NonFiniteError as error:
             return Evaluation({}, str(error), {"evaluate": time.perf_counter() - start})
         by_task = {name: [next(outcomes) for _ in group] for name, group in played.items()}

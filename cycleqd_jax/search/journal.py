@@ -13,6 +13,10 @@ from cycleqd_jax.types import InputError
 __all__ = ["Journal"]
 
 
+FIELDS = {"id", "generation", "expert", "active", "parents", "omega", "key", "scores", "error", "items", "seconds"}
+"""What every line has."""
+
+
 class Journal:
     """``history.jsonl``, append-only.
 
@@ -36,10 +40,17 @@ class Journal:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
+                missing = FIELDS - record.keys()
+                if (
+                    missing
+                    or record["id"] in self._records
+                    or not (record["scores"] is None or isinstance(record["scores"], dict))
+                ):
+                    raise ValueError(missing)
                 self._records[record["id"]] = record
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, AttributeError, TypeError) as error:
                 raise InputError(
-                    f"the journal {self.path}, line {number}, is not a JSON record with an id: restore it or remove the run."
+                    f"the journal {self.path}, line {number}, is no record of one more individual: restore it or remove the run."
                 ) from error
         if torn:
             with self.path.open("r+b") as file:
@@ -63,6 +74,17 @@ class Journal:
         self._records[record["id"]] = json.loads(line)
 
     def scores(self, identity: int, tasks: Sequence[str]) -> list[float]:
-        """The scores of an individual in the order of ``tasks``; NaN if it was quarantined."""
+        """The scores of an individual in the order of ``tasks``; NaN if it was quarantined.
+
+        Raises:
+            InputError: when they are of other tasks.
+        """
         scores = self._records[identity]["scores"]
-        return [float("nan")] * len(tasks) if scores is None else [scores[task] for task in tasks]
+        if scores is None:
+            return [float("nan")] * len(tasks)
+        if scores.keys() != set(tasks):
+            raise InputError(
+                f"the journal {self.path} has scores of {', '.join(scores)} for individual {identity}, this run of "
+                f"{', '.join(tasks)}: the folder belongs to another config."
+            )
+        return [scores[task] for task in tasks]

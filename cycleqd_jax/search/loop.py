@@ -90,6 +90,13 @@ def evolve(
     total = count + generations * batch_size
     best = -np.inf
 
+    told = 0 if checkpoints is None else checkpoints.latest() or 0
+    if told and len(journal) < count + told * batch_size:
+        raise InputError(
+            f"the journal {journal.path} has {len(journal)} individuals, fewer than its checkpoint of generation {told}: "
+            "restore the journal, or remove the run folder's checkpoints to search again."
+        )
+
     def report(identity: int) -> None:
         nonlocal best
         scores = journal.scores(identity, tasks)
@@ -100,10 +107,10 @@ def evolve(
         name = tasks[k] if k < len(tasks) else f"expert {k}"
         head = {"id": k, "generation": -1, "expert": name, "active": None, "parents": [-1, -1], "omega": None, "key": None}
         record = journal.get(k)
-        if record is not None and (record.get("expert") != name or set(record["scores"] or tasks) != set(tasks)):
+        if record is not None and record["expert"] != name:
             raise InputError(
-                f"the journal {journal.path} has individual {k} as expert {record.get('expert')!r}, this run as {name!r} on "
-                f"the tasks {', '.join(tasks)}: the folder belongs to another config."
+                f"the journal {journal.path} has individual {k} as expert {record['expert']!r}, this run as {name!r}: the "
+                "folder belongs to another config."
             )
         if record is None:
             journal.append({**head, **_evaluate(express, evaluate, _row(experts, k))})
@@ -115,14 +122,9 @@ def evolve(
     started(state)
 
     first = 0
-    if checkpoints is not None and checkpoints.latest() is not None:
+    if told:
+        assert checkpoints is not None
         first, state = checkpoints.restore(state, key)
-        known = len(journal)
-        if known < count + first * batch_size:
-            raise InputError(
-                f"the journal {journal.path} ends at individual {known - 1}, before the checkpoint of generation {first}: "
-                "restore the journal, or remove the run folder's checkpoints to search again."
-            )
 
     for t in range(first, generations):
         genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), batch_size)

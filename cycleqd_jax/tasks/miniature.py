@@ -3,8 +3,8 @@
 They are the embedded default: real problems (Python functions judged by asserts, SQL on a table, shell commands on files)
 with prompts and answers so short that a model of about a million parameters learns them in a minute. A problem is a
 composition of a few phrases, each of which stands for a piece of the program, with words and numbers to be copied; problems
-of the three splits (``train``, ``test`` and the *lessons* that models are trained on) never have the same gold program, so
-a test problem asks for a combination that was never seen.
+of the three splits (``train``, ``test`` and the *lessons* that models are trained on) never have the same gold program (nor,
+for Python functions, another program of the same function), so a test problem asks for a combination that was never seen.
 
 Phrases are either *basic* or not. A pretraining corpus (:func:`pretraining`) has mostly the basic ones, in all three formats;
 an expert's lessons (:func:`lessons`) have all phrases of one task.
@@ -13,7 +13,9 @@ an expert's lessons (:func:`lessons`) have all phrases of one task.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import random
 import sqlite3
@@ -38,7 +40,7 @@ class _Problem:
     """One problem with its gold conversation.
 
     Attributes:
-        program: the gold program, without names that carry no meaning; problems of equal program are in the same split.
+        program: the gold program, or what it does; problems of which this is equal are in the same split.
         record: the record, in the benchmark's format, without its number.
         conversation: the problem solved, message by message.
     """
@@ -78,7 +80,7 @@ class _Domain:
     filters: Sequence[_Phrase]
     maps: Sequence[_Phrase]
     reductions: Sequence[_Phrase]
-    item: Callable[[random.Random], Any]
+    items: Sequence[Any]
 
 
 _MBPP_NAMES = ("solve", "run", "calc", "find", "work", "make", "pick", "task")
@@ -119,7 +121,7 @@ _NUMBERS = _Domain(
         _Phrase("a sorted list of", "sorted([{}])"),
         _Phrase("a reversed list of", "[{}][::-1]"),
     ),
-    item=lambda rng: rng.randint(-9, 20),
+    items=range(-9, 21),
 )
 
 _STRINGS = _Domain(
@@ -147,7 +149,7 @@ _STRINGS = _Domain(
         _Phrase("a sorted list of", "sorted([{}])"),
         _Phrase("a reversed list of", "[{}][::-1]"),
     ),
-    item=lambda rng: rng.choice(_WORDS),
+    items=_WORDS,
 )
 
 
@@ -161,19 +163,25 @@ def _mbpp(rng: random.Random, basic: bool) -> _Problem | None:
         return _Phrase(_fill(phrase.text, values), _fill(phrase.code, values))
 
     kept, mapped, reduced = draw(domain.filters), draw(domain.maps), draw(domain.reductions)
-    body = reduced.code.replace("{}", f"{mapped.code} for i in x{kept.code}")
+    if reduced.code == "len([{}])":  # no assert can tell whether what is counted was mapped
+        mapped = domain.maps[0]
+    body = _body(kept.code, mapped.code, reduced.code)
     name = rng.choice(_MBPP_NAMES)
-    function: Callable[[list[Any]], Any] = eval(f"lambda x: {body}")
-    unfiltered = eval(f"lambda x: {reduced.code.replace('{}', mapped.code + ' for i in x')}")
+    unfiltered = _body("", mapped.code, reduced.code)
+    codes = itertools.product((kept.code, ""), (mapped.code, "i"), (reduced.code, "[{}]"))
+    shorter = {_body(*some) for some in codes} - {body}  # programs of some of the phrases only
     cases: list[tuple[list[Any], Any]] = []
     for _ in range(12):
-        values = [domain.item(rng) for _ in range(rng.randint(3, 4))]
-        try:
-            result = function(values)
-        except (ValueError, IndexError):  # nothing passes the filter
+        values = [rng.choice(domain.items) for _ in range(rng.randint(3, 4))]
+        result = _result(body, values)
+        if result is None or result in ([], *(r for _, r in cases)):
             continue
-        if result not in ([], *(r for _, r in cases)) and (len(cases) > 1 or not kept.code or result != unfiltered(values)):
-            cases.append((values, result))
+        agreeing = {program for program in shorter if _result(program, values) == result}
+        # The filter shows in the first two asserts already, and all three together fail every shorter program.
+        if agreeing if len(cases) == 2 else kept.code and _result(unfiltered, values) == result:
+            continue
+        shorter = agreeing
+        cases.append((values, result))
         if len(cases) == 3:
             break
     else:
@@ -182,7 +190,35 @@ def _mbpp(rng: random.Random, basic: bool) -> _Problem | None:
     code = f"def {name}(x):\n    return {body}"
     text = f"Return {reduced.text} {mapped.text}{kept.text}."
     record = {"text": text, "code": code, "test_list": tests, "test_setup_code": "", "challenge_test_list": []}
-    return _Problem(body, record, _conversation(f"{text}\n{tests[0]}", f"```python\n{code}\n```"))
+    return _Problem(_behaviour(body, domain), record, _conversation(f"{text}\n{tests[0]}", f"```python\n{code}\n```"))
+
+
+def _body(kept: str, mapped: str, reduced: str) -> str:
+    """The program of three phrases."""
+    return reduced.replace("{}", f"{mapped} for i in x{kept}")
+
+
+@functools.cache
+def _function(body: str) -> Callable[[list[Any]], Any]:
+    return eval(f"lambda x: {body}")
+
+
+def _result(body: str, values: list[Any]) -> Any:
+    """What a program returns, or None where it fails: nothing passes its filter."""
+    try:
+        return _function(body)(values)
+    except (ValueError, IndexError):
+        return None
+
+
+def _behaviour(body: str, domain: _Domain) -> str:
+    """What a program does to each item, which tells its filter and map, and to some lists, which tell its reduction.
+
+    ``i * 5`` and ``i * 6`` are different programs, but to count them is the same function.
+    """
+    rng = random.Random(0)
+    several = [[rng.choice(domain.items) for _ in range(size)] for size in range(2, 22)]
+    return repr([_result(body, values) for values in (*([item] for item in domain.items), *several)])
 
 
 def _fill(text: str, values: dict[str, str]) -> str:
@@ -254,7 +290,8 @@ def _dbbench(rng: random.Random, basic: bool) -> _Problem | None:
     """A random problem, or None where the question drawn has no answer."""
     query = rng.choice([q for q in _QUERIES if q.basic or not basic])
     table, num, txt = rng.choice(_TABLES), rng.choice(_NUMERIC), rng.choice(_TEXTUAL)
-    size = rng.randint(3, 5)
+    # Tables of many sizes where rows are counted, lest one answer be right for many problems.
+    size = rng.randint(3, 9 if query.type == "counting" else 5)
     people = rng.sample(_WHO, size + 1)
     numbers = rng.sample(range(11, 90), size + 1)
     some = rng.sample(_VALUES, 3)
@@ -374,12 +411,13 @@ def _os_interaction(rng: random.Random, basic: bool) -> _Problem | None:
     command = rng.choice([c for c in _COMMANDS if c.basic or not basic])
     folder = f"~/{rng.choice(_FOLDERS)}"
     file = f"{folder}/{rng.choice(_STEMS)}.{rng.choice(_ENDINGS)}"
-    size = rng.randint(3, 5)
+    # Folders and files of many sizes where something is counted, lest one answer be right for many problems.
+    size = rng.randint(3, 9 if command.texts[0].startswith("How many") else 5)
     if command.content == "numbers":
         lines = [str(number) for number in rng.sample(range(2, 99), size)]
     elif command.content == "folder":
         endings = rng.sample(_ENDINGS, 2)
-        lines = [f"{stem}.{rng.choice(endings)}" for stem in rng.sample(_STEMS, rng.randint(1, 6))]
+        lines = [f"{stem}.{rng.choice(endings)}" for stem in rng.sample(_STEMS, rng.randint(1, 9))]
     else:
         some = rng.sample(_LINES, 4)
         lines = [" ".join(rng.choices(some, k=rng.choice((1, 1, 2)))) for _ in range(size)]

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cycleqd_jax.qd import Archives
-from cycleqd_jax.search import aggregate
+from cycleqd_jax.qd import Archives, aggregate
 
 
 def filled(genomes, scores):

@@ -38,7 +38,7 @@ def test_defaults_are_the_papers(write):
         "expert",
         None,
         "svd",
-        0.3,
+        None,
     )
     s = config.search
     assert (s.alpha_low, s.alpha_high, s.elite_span, s.mu, s.sigma, s.bins, s.selection) == (
@@ -58,7 +58,7 @@ def test_defaults_are_the_papers(write):
         {},
         {"output": "elsewhere", "seed": 7, "search": {"bounds": {"mbpp": [0, 1], "dbbench": [0.1, 0.9], "os": [0, 0.5]}}},
         {"model": {"base": "b", "experts": {"mbpp": "x", "dbbench": "y", "os": "z"}, "dtype": "bfloat16"}},
-        {"genome": {"space": "dense", "mutation": "gaussian", "strength": 1e-3, "rank": 4}, "pretrain": {"learning_rate": 3}},
+        {"genome": {"space": "dense", "mutation": "gaussian", "strength": 1e-3}, "pretrain": {"learning_rate": 3}},
         {"name": "naïve", "sandbox": {"workers": 3, "wall_s": 2}, "checkpoint": {"every": 1}},
     ],
 )
@@ -169,6 +169,16 @@ def test_bad_overrides(write, override, message):
         ({"search": {"bounds": {"mbpp": [0, 1], "dbbench": [0, 1], "os": [0, float("nan")]}}}, "search.bounds.*os"),
         ({"search": {"bounds": {"mbpp": [0, 1], "dbbench": [0, 1], "os": [0, 1], "sql": [0, 1]}}}, "search.bounds.*sql"),
         ({"search": {"bins": 2000}}, "search.bins|bins"),
+        ({"seed": 2**32}, "seed must be below"),
+        ({"finetune": {"warmup": 1}}, "finetune.warmup"),
+        ({"pretrain": {"final_ratio": 2}}, "pretrain.final_ratio"),
+        ({"model": {"tiny": {"vocab_size": 100}}}, "model.tiny.vocab_size"),
+        ({"model": {"tiny": {"breadth": 1.5}}}, "model.tiny.breadth"),
+        ({"engine": {"max_len": 32}}, "engine.max_len"),
+        ({"baselines": ["finetune_some"]}, "baselines.0 must be one of"),
+        ({"baselines": ["finetune_all", "finetune_all"]}, "twice"),
+        ({"genome": {"space": "dense", "mutation": "gaussian"}}, "genome.strength"),
+        ({"genome": {"space": "dense", "rank": 4}}, "genome.rank"),
         ({"genome": {"rank": 0}}, "genome.rank must be positive"),
         ({"genome": {"space": "sparse"}}, "genome.space must be one of expert, dense"),
         ({"genome": {"mutation": "gaussian"}}, "genome.mutation.*genome.space"),

@@ -133,8 +133,9 @@ class Models:
         if folder.exists():
             yield False
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock"), wait=True):
+        locks = Path(self._config.cache) / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with locked(locks / folder.name, wait=True):
             yield not folder.exists()
 
     @functools.cache  # noqa: B019 (one Models per run)

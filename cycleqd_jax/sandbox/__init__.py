@@ -14,7 +14,11 @@ the fork server does.
 
 Holds (tests/sandbox attack each): a program can't read the host's files, environment or processes, reach a network (abstract
 and vsock sockets included), signal or trace anything outside its box, meet another box, outlive its box, go beyond its
-limits of time, memory, processes, disk and output, or report a result that it did not have.
+limits of time, memory, processes, disk and output, or report a result that it did not have. Nor can it turn its own fault
+into an error of the sandbox: a box in which nothing starts any more, or which no longer answers, is ``Killed``.
+
+A command whose result is a verdict on earlier ones is to be run with ``trusted=True``: what runs in the box may have replaced
+the programs of the system, and then it is ``Killed`` too.
 
 Does not hold, so do not rely on it:
 
@@ -25,6 +29,8 @@ Does not hold, so do not rely on it:
   that the kernel holds for open pipes and sockets (hundreds of megabytes at most, with 256 descriptors per process) are
   bounded by the number of descriptors only. Each execution may take ``memory_mb + disk_mb``.
 * Output comes from one program: what it prints to pretend that a *test* passed is for the task to see through.
+* A trusted command that itself runs, or believes, what users wrote (their scripts, /etc/passwd, a program that the system
+  did not have) is as good as that.
 * The server script of a session is trusted: it speaks on the same pipe that is its stdout.
 * Boxes have no network, no /sys, no terminal device (pseudo-terminals), no setuid programs, no package databases; without
   root on the host a box has a single user (useradd works, su and chown do not), and files below /usr belong to nobody.

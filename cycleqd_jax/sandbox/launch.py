@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
 import site
@@ -103,8 +104,8 @@ def _plan(name: str, new_user: bool, library: str) -> dict:
             links.append((os.readlink(folder), folder))
         elif os.path.isdir(folder):
             binds.append((folder, folder))
-    for path in ("/nix/store", os.path.realpath(sys.base_prefix), os.path.dirname(os.path.dirname(_executable()))):
-        if os.path.isdir(path) and not any(_within(path, target) for _, target in binds):
+    for path in ("/nix/store", *_runtime()):
+        if os.path.exists(path) and not any(_within(path, target) for _, target in binds):
             binds.append((path, path))
     binds += [(f"/etc/{name}", f"/etc/{name}") for name in _FROM_ETC if os.path.exists(f"/etc/{name}")]
     masks = _masks([target for _, target in binds])
@@ -122,6 +123,22 @@ def _plan(name: str, new_user: bool, library: str) -> dict:
         "masks": masks,
         "writable": ["/fs/skeleton"],
     }
+
+
+def _runtime() -> list[str]:
+    """The Python installation; where the caller's home or work lies in it, only what an interpreter needs."""
+    executable, private = _executable(), [os.path.realpath(path) for path in (Path.home(), os.getcwd())]
+    found = []
+    for prefix in dict.fromkeys((os.path.realpath(sys.base_prefix), os.path.dirname(os.path.dirname(executable)))):
+        if not any(_within(path, prefix) for path in private):
+            found.append(prefix)
+            continue
+        library = "python{}.{}".format(*sys.version_info)
+        for folder in dict.fromkeys(("lib", sys.platlibdir)):
+            libraries = os.path.join(prefix, folder)
+            found += [os.path.join(libraries, library), *sorted(glob.glob(f"{glob.escape(libraries)}/lib*.so*"))]
+        found.append(executable)
+    return found
 
 
 def _masks(shown: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from .worker import Worker, ask
 __all__ = ["Box", "Sandbox", "Session", "Shell", "detect"]
 
 _ISOLATIONS = ("bwrap", "userns", "none")  # strongest first
-_GRACE_SECONDS = 15.0  # how much later than its clock a supervisor may answer before we call it broken
+_GRACE_SECONDS = 30.0  # how much later than its clock a supervisor may answer before we call it broken
 _ADVICE = "install bubblewrap (apt-get install bubblewrap), or ask for isolation=none by name to run programs UNSANDBOXED"
 
 _LIMITS = Limits()
@@ -49,7 +49,7 @@ def _find(name: str) -> tuple[Launch, Worker]:
             continue
         try:
             _probe(worker, launch)
-        except (InfraError, EOFError, OSError) as error:
+        except (InfraError, Killed, EOFError, OSError) as error:
             worker.close()
             reasons.append(f"the isolation {name!r} does not hold here: {error}")
         else:
@@ -70,7 +70,8 @@ def _probe(worker: Worker, launch: Launch) -> None:
     with worker.open(b"b") as channel:
         ask(channel, {"kind": "box", "limits": limits}, 2 * _GRACE_SECONDS)
         script = "echo probe > /etc/probe && test ! -s /etc/sudoers && id -u" if sealed else "id -u"
-        message = {"do": "exec", "argv": ["sh", "-c", script], "stdin": "", "cwd": "/", "timeout": _GRACE_SECONDS}
+        message = {"do": "exec", "argv": ["sh", "-c", script], "stdin": "", "cwd": "/"}
+        message |= {"timeout": _GRACE_SECONDS, "trusted": sealed}
         answer = ask(channel, message, 2 * _GRACE_SECONDS)
     if answer["exit_code"] != 0 or (sealed and answer["output"].strip() != "0"):
         raise InfraError(f"a first box ended with {answer}")
@@ -182,10 +183,12 @@ class Sandbox:
                 if channel is not None:
                     channel.close()
                 reason = str(error) or type(error).__name__
-                if isinstance(error, EOFError | ConnectionError) and worker.answers():
-                    raise Killed("the box died of what ran in it") from error
-                if not isinstance(error, InfraError):
+                if isinstance(error, InfraError):
+                    continue
+                if not worker.answers():
                     self._replace(worker)
+                elif message["kind"] == "python":  # nothing else has run anything yet
+                    raise Killed("the box died of what ran in it") from error
         raise InfraError(f"the sandbox is broken, and starting it anew did not help: {reason}")
 
     def _current(self) -> Worker:
@@ -231,9 +234,12 @@ class _Resident:
             with self._sandbox._turn:
                 try:
                     return ask(self._channel, message, timeout + _GRACE_SECONDS)
+                except Killed:
+                    self.close()
+                    raise
                 except (EOFError, OSError) as error:
                     self._channel.close()
-                    if not isinstance(error, TimeoutError) and self._worker.answers():
+                    if self._worker.answers():  # so only this box is gone, or answers no more
                         raise Killed("the box died of what ran in it") from error
                     self._sandbox._replace(self._worker)
                     raise InfraError(f"the sandbox is broken: {error or type(error).__name__}") from error
@@ -255,9 +261,6 @@ class Session(_Resident):
         """
         timeout = timeout or self.limits.wall_s
         answer = self._ask({"line": json.dumps(obj), "timeout": timeout}, timeout)
-        if "killed" in answer:
-            self.close()
-            raise Killed(answer["killed"])
         try:
             return json.loads(answer["line"])
         except ValueError as error:
@@ -272,21 +275,30 @@ class Box(_Resident):
         super().__init__(sandbox, worker, channel, limits)
         self._shells = itertools.count()
 
-    def exec(self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None) -> Completed:
+    def exec(
+        self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
+    ) -> Completed:
         """Runs one command; exit code 127 where there is no such program.
+
+        A trusted command is one of ours whose result decides something, after commands that nobody has read. All else in the
+        box stands still meanwhile, Python does not load users' modules, and where what it relies on (a program, library or
+        setting of the system) is not as it was when the box was made, it does not count. Under the isolation ``none`` it is a
+        command as any other.
 
         Args:
             argv: the program (looked up in PATH) and its arguments.
             stdin: what it reads.
             cwd: its folder.
             timeout: seconds; by default ``limits.wall_s``.
+            trusted: whether the box's programs must be those of the host.
 
         Raises:
-            Killed: what ran in this box has ended the box.
+            Killed: what ran in this box has ended the box, keeps programs from starting, or has changed what a trusted command
+                relies on.
             InfraError: the sandbox is broken.
         """
         timeout = timeout or self.limits.wall_s
-        message = {"do": "exec", "argv": list(argv), "stdin": stdin, "cwd": cwd, "timeout": timeout}
+        message = {"do": "exec", "argv": list(argv), "stdin": stdin, "cwd": cwd, "timeout": timeout, "trusted": trusted}
         return Completed(**self._ask(message, timeout))
 
     def shell(self) -> Shell:
@@ -313,7 +325,7 @@ class Shell:
             timeout: seconds; by default ``limits.wall_s``.
 
         Raises:
-            Killed: what ran in this box has ended the box.
+            Killed: what ran in this box has ended the box, or keeps the shell from starting.
             InfraError: the sandbox is broken.
         """
         if self._dead:

@@ -13,7 +13,7 @@ import threading
 import weakref
 from typing import Any
 
-from .base import InfraError
+from .base import InfraError, Killed
 from .inside import frames
 from .launch import Launch
 
@@ -143,6 +143,7 @@ def ask(channel: socket.socket, message: Any, timeout: float | None) -> Any:
     """Sends one message and returns the answer.
 
     Raises:
+        Killed: the supervisor says that what runs in the box is at fault.
         InfraError: the supervisor says that the sandbox does not work.
         TimeoutError: no answer came in time.
         EOFError, OSError: the supervisor is gone.
@@ -150,6 +151,8 @@ def ask(channel: socket.socket, message: Any, timeout: float | None) -> Any:
     channel.settimeout(timeout)
     frames.send(channel, message)
     answer = frames.recv(channel)
+    if "killed" in answer:
+        raise Killed(answer["killed"])
     if "infra" in answer:
         raise InfraError(f"the sandbox is broken: {answer['infra']}")
     return answer

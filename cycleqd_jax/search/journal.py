@@ -50,7 +50,7 @@ class Journal:
                 self._records[record["id"]] = record
             except (ValueError, AttributeError, TypeError) as error:
                 raise InputError(
-                    f"the journal {self.path}, line {number}, is no record of one more individual: restore it or remove the run."
+                    f"the journal {self.path}, line {number}, is no record of one more individual: restore it."
                 ) from error
         if torn:
             with self.path.open("r+b") as file:

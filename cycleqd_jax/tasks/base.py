@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
@@ -16,7 +18,7 @@ from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.records import Row, digest, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
-__all__ = ["RecordTask", "Solution", "clean", "one_of", "play"]
+__all__ = ["RecordTask", "Solution", "clean", "one_of", "play", "whole"]
 
 R = TypeVar("R")
 
@@ -24,7 +26,7 @@ Solution = Generator[str, str, None]
 """A scripted player: yields replies, is sent what each led to, and returns where it gives up."""
 
 # Part of every fingerprint: to be raised with each change of prompts, parsing or verdicts.
-_VERSION = 1
+_VERSION = 2
 
 
 class RecordTask(abc.ABC, Generic[R]):
@@ -33,6 +35,7 @@ class RecordTask(abc.ABC, Generic[R]):
     Attributes:
         name: as in configs, journals and tables.
         max_new_tokens: most tokens a reply may have.
+        limits: the sandbox's, with the time limits of this task.
         memo: verdicts seen before, or None.
         rows: the records as they stand in the files, per split.
         records: the records as parsed, per split, in the same order.
@@ -47,6 +50,7 @@ class RecordTask(abc.ABC, Generic[R]):
         train: str | Path | None = None,
         test: str | Path | None = None,
         data: str | Path | None = None,
+        seconds: float | None = None,
         memo: bool = True,
         cache: str | Path | None = None,
         workers: int = 4,
@@ -60,27 +64,34 @@ class RecordTask(abc.ABC, Generic[R]):
             train: file with the records the search may see.
             test: file with the records to report on.
             data: instead of both, one file to be split evenly (:func:`~cycleqd_jax.tasks.records.split_evenly`).
+            seconds: time limit of one execution, instead of the sandbox's.
             memo: whether verdicts are remembered (:class:`~cycleqd_jax.tasks.memo.Memo`).
             cache: folder where demonstrations are kept, or None.
             workers: threads that replay demonstrations.
 
         Raises:
-            InputError: for a missing or empty file or a malformed record, naming file and line.
+            InputError: for a missing or empty file or a malformed record, naming file and line, or for an option that isn't
+                of its type, naming task and option.
         """
+        for option, path in {"train": train, "test": test, "data": data, "cache": cache}.items():
+            if not isinstance(path, str | Path | None):
+                raise InputError(f"task {name!r}: expected option {option} to be a path or null, got {path!r}")
         if (data is None) != (train is not None and test is not None) or (data is not None and (train or test)):
             given = {"train": train, "test": test, "data": data}
             raise InputError(
                 f"task {name!r}: expected either the two files train and test or the one file data, "
                 f"got {', '.join(key for key, value in given.items() if value is not None) or 'none of them'}"
             )
-        if max_new_tokens < 1:
-            raise InputError(f"task {name!r}: expected max_new_tokens of at least 1, got {max_new_tokens}")
         self.name = name
-        self.max_new_tokens = max_new_tokens
-        self.memo = Memo() if memo else None
+        self.max_new_tokens = whole(name, "max_new_tokens", max_new_tokens)
+        self.memo = Memo() if _flag(name, "memo", memo) else None
         self.sandbox = sandbox
+        self.limits = sandbox.limits
+        if seconds is not None:
+            seconds = _duration(name, "seconds", seconds)
+            self.limits = dataclasses.replace(self.limits, wall_s=seconds, cpu_s=seconds)
         self._cache = None if cache is None else Path(cache)
-        self._workers = workers
+        self._workers = whole(name, "workers", workers)
         if data is not None:
             halves = split_evenly(read_rows(data))
         else:
@@ -105,7 +116,7 @@ class RecordTask(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def options(self) -> dict[str, Any]:
-        """Everything but the record that decides about conversations and verdicts, for fingerprints."""
+        """Everything but the record that decides about conversations and verdicts, the limits too, for fingerprints."""
 
     def episodes(self, split: Split) -> Sequence[Episode]:
         """A fresh episode per problem of the split, in file order."""
@@ -195,6 +206,30 @@ def one_of(task: str, option: str, value: Any, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
         raise InputError(f"task {task!r}: expected option {option} to be one of {', '.join(allowed)}, got {value!r}")
     return value
+
+
+def whole(task: str, option: str, value: Any) -> int:
+    """``value``, where it is a whole number of at least 1.
+
+    Raises:
+        InputError: naming task and option.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"task {task!r}: expected option {option} to be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _flag(task: str, option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"task {task!r}: expected option {option} to be true or false, got {value!r}")
+    return value
+
+
+def _duration(task: str, option: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise InputError(f"task {task!r}: expected option {option} to be a finite number above 0 or null, got {value!r}")
+    return float(value)
 
 
 def _refuse_overlap(name: str, train: Sequence[Row], test: Sequence[Row]) -> None:

@@ -12,12 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import InfraError, Killed, Limits, Sandbox
+from cycleqd_jax.sandbox import InfraError, Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import DBBENCH_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of, whole
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.records import Row
-from cycleqd_jax.types import InputError, Message, Score
+from cycleqd_jax.types import Message, Score
 
 __all__ = ["DbBench", "DbRecord", "final_answer", "operation", "parse_answer", "same_answer"]
 
@@ -79,7 +79,7 @@ class DbBench(RecordTask[DbRecord]):
         data: str | Path | None = None,
         prompt: Literal["agentbench", "brief"] = "agentbench",
         rounds: int = 5,
-        seconds: float = 5.0,
+        seconds: float | None = None,
         memo: bool = True,
         cache: str | Path | None = None,
         workers: int = 4,
@@ -95,7 +95,7 @@ class DbBench(RecordTask[DbRecord]):
             data: instead of both, one file to be split evenly.
             prompt: how the problem is put.
             rounds: most operations; the reply after the last must be the answer.
-            seconds: time limit of one statement; exceeding it ends the episode with score 0.
+            seconds: time limit of one statement, instead of the sandbox's; exceeding it ends the episode with score 0.
             memo: whether results are remembered.
             cache: folder where demonstrations are kept, or None.
             workers: threads that replay demonstrations.
@@ -104,12 +104,7 @@ class DbBench(RecordTask[DbRecord]):
             InputError: for an unknown option, a missing or empty file, or a malformed record.
         """
         self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
-        if rounds < 1:
-            raise InputError(f"task {name!r}: expected option rounds of at least 1, got {rounds}")
-        self.rounds = rounds
-        self.seconds = seconds
-        # One process executes all statements, so its processor time is that of all rounds.
-        self.limits = Limits(wall_s=3 * seconds + 10, cpu_s=seconds * (rounds + 2) + 5)
+        self.rounds = whole(name, "rounds", rounds)
         super().__init__(
             sandbox=sandbox,
             name=name,
@@ -117,14 +112,25 @@ class DbBench(RecordTask[DbRecord]):
             train=train,
             test=test,
             data=data,
+            seconds=seconds,
             memo=memo,
             cache=cache,
             workers=workers,
         )
+        self.seconds = self.limits.wall_s
+        # One process executes all statements, so its processor time is that of all rounds.
+        self.limits = dataclasses.replace(
+            self.limits, wall_s=3 * self.seconds + 10, cpu_s=self.limits.cpu_s * (self.rounds + 2) + 5
+        )
 
     def options(self) -> dict[str, Any]:
         """What decides about prompts and verdicts."""
-        return {"prompt": self.prompt, "rounds": self.rounds, "seconds": self.seconds}
+        return {
+            "prompt": self.prompt,
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "limits": dataclasses.asdict(self.limits),
+        }
 
     def parse(self, row: Row) -> DbRecord:
         """A DBBench record; fields that scoring doesn't use are ignored."""

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import InfraError, Killed, Limits, Sandbox
+from cycleqd_jax.sandbox import InfraError, Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import OS_LEAD, OS_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of, whole
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.records import Row
-from cycleqd_jax.types import InputError, Message, Score
+from cycleqd_jax.types import Message, Score
 
 __all__ = ["Act", "OsInteraction", "OsRecord", "Script", "parse_act", "same_size"]
 
@@ -109,7 +109,7 @@ class OsInteraction(RecordTask[OsRecord]):
         data: str | Path | None = None,
         prompt: Literal["agentbench", "brief"] = "agentbench",
         rounds: int = 5,
-        seconds: float = 5.0,
+        seconds: float | None = None,
         memo: bool = True,
         cache: str | Path | None = None,
         workers: int = 4,
@@ -125,7 +125,7 @@ class OsInteraction(RecordTask[OsRecord]):
             data: instead of both, one file to be split evenly.
             prompt: how the problem is put.
             rounds: most replies.
-            seconds: time limit of one reply's commands; exceeding it ends the episode with score 0.
+            seconds: time limit of one reply's commands, instead of the sandbox's; exceeding it ends the episode with score 0.
             memo: whether results are remembered.
             cache: folder where demonstrations are kept, or None.
             workers: threads that replay demonstrations.
@@ -134,11 +134,7 @@ class OsInteraction(RecordTask[OsRecord]):
             InputError: for an unknown option, a missing or empty file, or a malformed record.
         """
         self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
-        if rounds < 1:
-            raise InputError(f"task {name!r}: expected option rounds of at least 1, got {rounds}")
-        self.rounds = rounds
-        self.seconds = seconds
-        self.limits = Limits(wall_s=seconds, cpu_s=max(seconds, _CHECK_SECONDS))
+        self.rounds = whole(name, "rounds", rounds)
         super().__init__(
             sandbox=sandbox,
             name=name,
@@ -146,14 +142,22 @@ class OsInteraction(RecordTask[OsRecord]):
             train=train,
             test=test,
             data=data,
+            seconds=seconds,
             memo=memo,
             cache=cache,
             workers=workers,
         )
+        self.seconds = self.limits.wall_s
+        self.limits = dataclasses.replace(self.limits, cpu_s=max(self.limits.cpu_s, _CHECK_SECONDS))
 
     def options(self) -> dict[str, Any]:
         """What decides about prompts and verdicts."""
-        return {"prompt": self.prompt, "rounds": self.rounds, "seconds": self.seconds}
+        return {
+            "prompt": self.prompt,
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "limits": dataclasses.asdict(self.limits),
+        }
 
     def parse(self, row: Row) -> OsRecord:
         """A record of AgentBench's OS tasks, standard or training."""
@@ -298,7 +302,7 @@ class OsEpisode:
                 if not _BUILTINS[check](arguments[0], arguments[1]):
                     return _verdict(False, answer)
                 continue
-            done = self._box.exec(check.argv(*arguments), timeout=_CHECK_SECONDS)
+            done = self._box.exec(check.argv(*arguments), timeout=_CHECK_SECONDS, trusted=True)
             if done.timed_out:
                 self.repeatable = False
                 return Score(0.0, f"check {number} timed out")

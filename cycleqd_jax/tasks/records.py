@@ -146,7 +146,15 @@ def _loads(text: str, where: str) -> Any:
 def _row(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a record (a JSON object), got {_shown(value)}; mend or remove it")
-    return Row(value, where)
+    row = Row(value, where)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        found = error.object[max(0, error.start - 20) : error.end + 20]
+        raise row.error("characters that UTF-8 has in all texts", f"a lone surrogate at {found!a}") from error
+    except RecursionError as error:
+        raise row.error("valid JSON", "too deep nesting") from error
+    return row
 
 
 def _shown(value: Any) -> str:

@@ -11,15 +11,19 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.cli import main
+from cycleqd_jax.cli.folder import locked
+from cycleqd_jax.cli.stages import Run
+from cycleqd_jax.config import load_config
+from cycleqd_jax.types import no_progress
 
 from .conftest import TASKS, small_config, write_config
 
 
 def refused(capsys, *argv: str) -> str:
     assert main(list(argv)) == 2
-    error = capsys.readouterr().err
+    *before, error = capsys.readouterr().err.splitlines()
     assert error.startswith("cycleqd: ")
-    assert error.count("\n") == 1, error
+    assert all(line.startswith("sandbox: ") for line in before), before
     return error
 
 
@@ -37,6 +41,10 @@ def refused(capsys, *argv: str) -> str:
         ("model.base=/nowhere", "/nowhere"),
         ("tasks.0.train=/nowhere.jsonl", "/nowhere.jsonl"),
         ("genome.mutation=gaussian", "genome.mutation"),
+        ("tasks.0.finetune=/nowhere.jsonl", "/nowhere.jsonl"),
+        ("engine.max_len=20", "engine.max_len"),
+        ("seed=99999999999999999999", "seed"),
+        ("finetune.warmup=1", "finetune.warmup"),
         ("sandbox.isolation=magic", "sandbox.isolation"),
         ("seed", "key=value"),
     ],
@@ -66,6 +74,88 @@ def test_folder_of_something_else(tmp_path, capsys):
     (tmp_path / "run" / "thesis.tex").write_text("precious")
     assert "not a run folder" in refused(capsys, "run", str(config))
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_two_at_once(finished, capsys):
+    with locked(finished / "run" / ".lock", wait=False):
+        assert "another process" in refused(capsys, "run", str(finished / "config.yaml"))
+
+
+def test_a_mistake_may_be_corrected(trained, capsys):
+    config = str(write_config(trained))
+    assert "seed" not in refused(capsys, "evaluate", config, "seed=7", "model.tiny.hidden_size=36")
+    assert main(["evolve", config]) == 0
+
+
+def test_another_file_in_the_place_of_an_input(experts, capsys):
+    path, models = experts
+    assert main(["evolve", str(path)]) == 0
+    capsys.readouterr()
+    journal = (path.parent / "run" / "history.jsonl").read_bytes()
+
+    def spoil(weights):
+        weights["model.norm.weight"] += 1
+        return weights
+
+    change_weights(models["expert-dbbench"], spoil)
+    assert main(["evolve", str(path)]) == 2
+    assert "expert/dbbench is not what it was" in capsys.readouterr().err
+    assert (path.parent / "run" / "history.jsonl").read_bytes() == journal
+
+
+def mbpp_records(path, numbers):
+    lines = [
+        {
+            "task_id": n,
+            "text": f"Return x plus {n}.",
+            "code": f"def f(x):\n    return x + {n}",
+            "test_setup_code": "",
+            "test_list": [f"assert f(1) == {n + 1}"],
+            "challenge_test_list": [],
+        }
+        for n in numbers
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def stages(folder, **changes) -> Run:
+    return Run(load_config(write_config(folder, **changes)), progress=no_progress, say=lambda text: None)
+
+
+@pytest.mark.parametrize("halves", [("train", "test"), ("train",), ()])
+def test_lessons_come_from_the_file_that_is_named(tmp_path, halves):
+    files = {half: mbpp_records(tmp_path / f"{half}.jsonl", range(10 * i, 10 * i + 6)) for i, half in enumerate(halves)}
+    files["finetune"] = mbpp_records(tmp_path / "finetune.jsonl", range(50, 54))
+    tasks = small_config(tmp_path)["tasks"]
+    tasks[0] |= files
+    with stages(tmp_path, tasks=tasks) as run:
+        lessons = run._lessons(run.config.tasks[0]).load()
+    assert len(lessons) == 4
+    assert all(f"Return x plus {n}." in lesson[0]["content"] for n, lesson in zip(range(50, 54), lessons, strict=True))
+
+
+def test_lessons_may_not_be_test_problems(tmp_path, capsys):
+    data = mbpp_records(tmp_path / "data.jsonl", range(6))
+    finetune = mbpp_records(tmp_path / "finetune.jsonl", range(5, 8))
+    config = str(write_config(tmp_path))
+    assert "line 1" in refused(capsys, "run", config, f"tasks.mbpp.train={data}", f"tasks.mbpp.finetune={finetune}")
+
+
+def test_experts_of_half_a_file_and_of_all_of_it_are_not_the_same(tmp_path):
+    data, other = mbpp_records(tmp_path / "a.jsonl", range(8)), mbpp_records(tmp_path / "b.jsonl", range(20, 28))
+    tasks = small_config(tmp_path)["tasks"]
+    tasks[0]["train"] = data
+    with stages(tmp_path, tasks=tasks) as run:
+        half = run.models.folders["expert/mbpp"]
+    tasks[0]["test"] = other
+    with stages(tmp_path, tasks=tasks) as run:
+        assert run.models.folders["expert/mbpp"] != half
+
+
+@pytest.mark.parametrize("key", ["output", "cache"])
+def test_folders_that_cannot_be_made(tmp_path, capsys, key):
+    assert "/dev/null/x" in refused(capsys, "run", str(write_config(tmp_path)), f"{key}=/dev/null/x")
 
 
 @pytest.fixture

@@ -90,7 +90,8 @@ def test_the_exported_model_is_what_transformers_loads(finished):
 
 
 def test_the_exported_model_scores_as_in_the_table(finished, capsys):
-    assert main(["evaluate", str(finished / "config.yaml"), "--model", str(finished / "run" / "model")]) == 0
+    model = str(finished / "run" / "model")
+    assert main(["evaluate", str(finished / "config.yaml"), "--model", model, "sandbox.workers=2"]) == 0
     out = capsys.readouterr().out
     table = json.loads((finished / "run" / "tables" / "results.json").read_text())["methods"]["cycleqd"]
     for split in ("train", "test"):
@@ -124,6 +125,8 @@ def test_one_thread_finds_the_same_archives(finished, trained):
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr
     assert history(trained / "run") == history(finished / "run")
+    assert main(["export", str(config)]) == 0
+    assert (trained / "run/model/model.safetensors").read_bytes() == (finished / "run/model/model.safetensors").read_bytes()
 
 
 def test_other_seeds_find_others(finished, trained):
@@ -140,6 +143,31 @@ def test_stages_one_by_one(finished, trained, capsys):
     assert "weight" in out
     assert (trained / "run" / "report.html").exists()
     assert (trained / "run/model/model.safetensors").read_bytes() == (finished / "run/model/model.safetensors").read_bytes()
+
+
+def test_a_run_under_way_has_a_report(trained, capsys):
+    assert main(["evolve", str(write_config(trained))]) == 0
+    assert main(["report", str(trained / "run")]) == 0
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_factors_do_not_depend_on_the_number_of_threads(tmp_path):
+    code = """
+import os, sys
+cores = sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]
+os.sched_setaffinity(0, cores)
+from cycleqd_jax.cli import main
+try:
+    main(["--version"])  # what every command sets up
+except SystemExit:
+    pass
+import hashlib, jax, numpy as np
+from cycleqd_jax.operators import factorize
+tau = {"w": jax.random.normal(jax.random.key(0), (3, 768, 192))}
+print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in factorize(tau)["w"])).hexdigest())
+"""
+    runs = [subprocess.run([sys.executable, "-c", code, n], capture_output=True, text=True, check=True) for n in ("1", "2")]
+    assert runs[0].stdout.split()[-1] == runs[1].stdout.split()[-1]
 
 
 def test_generate(finished, capsys):

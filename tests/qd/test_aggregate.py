@@ -42,12 +42,6 @@ def test_one_elite_of_all_archives_is_the_aggregate(assert_close):
     np.testing.assert_allclose(beta, [0.5, 0.5])
 
 
-def test_the_aggregate_of_genomes_is_that_of_task_vectors(space, new_run, assert_close):
-    """Aggregating coefficients and expressing is expressing and averaging weights with β (they sum to one)."""
-    state = new_run().evolve()
-    genome, beta, _ = aggregate(state.archives)
-    elites = state.archives.best()[0]
-    models = [space.express(jax.tree.map(lambda x, k=k: x[k], elites)) for k in range(3)]
-    b = np.asarray(beta, np.float64)
-    want = jax.tree.map(lambda *x: sum(w * np.asarray(m, np.float64) for w, m in zip(b, x, strict=True)), *models)
-    assert_close(space.express(genome), want, 2e-6)
+def test_of_equals_in_quality_the_all_rounder_stands_for_the_archive():
+    scores = np.asarray([[0.9, 0.1], [0.9, 0.6], [0.2, 0.8]], np.float32)
+    assert aggregate(filled(jnp.eye(3), scores))[2].tolist() == [1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import cycleqd_jax.sandbox.launch as launch_module
-from cycleqd_jax.sandbox import InfraError, Sandbox
+from cycleqd_jax.sandbox import InfraError, Killed, Sandbox
 
 
 def _family(pid: int) -> list[int]:
@@ -129,3 +130,36 @@ def test_close_leaves_nothing(sandbox: Sandbox) -> None:
     assert _mounts() == mounts
     assert len(os.listdir("/proc/self/fd")) <= files
     assert _folders() <= folders
+
+
+def test_a_box_that_hangs_is_ended_alone(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cycleqd_jax.sandbox.sandbox._GRACE_SECONDS", 0.2)
+    with Sandbox(sandbox.isolation.name) as other, other.box() as neighbour:
+        assert neighbour.exec(["true"]).ok
+        before = set(_family(other._worker.process.pid))
+        box = other.box()
+        supervisors = set(_family(other._worker.process.pid)) - before
+        assert supervisors
+        for pid in supervisors:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(Killed):
+            box.exec(["true"], timeout=0.1)
+        assert neighbour.exec(["true"]).ok
+        for pid in supervisors:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_python_in_the_home_does_not_show_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = "python{}.{}".format(*sys.version_info)
+    needed = [tmp_path / "bin" / version, tmp_path / "lib" / version / "os.py", tmp_path / "lib" / "libpython3.so.1.0"]
+    for path in (*needed, tmp_path / "secret", tmp_path / "bin" / "secret", tmp_path / "lib" / "secret"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(launch_module, "_executable", lambda: str(needed[0]))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    for home, work in ((tmp_path, "/"), ("/", tmp_path / "bin")):
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.chdir(work)
+        binds = [source for source, _ in launch_module._plan("userns", False, "/library")["binds"]]
+        shown = [path for path in tmp_path.rglob("*") if path.is_file() and any(path.is_relative_to(bind) for bind in binds)]
+        assert sorted(shown) == sorted(needed)

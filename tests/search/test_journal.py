@@ -8,11 +8,12 @@ import math
 import pytest
 
 from cycleqd_jax.search import Journal
+from cycleqd_jax.search.journal import FIELDS
 from cycleqd_jax.types import InputError
 
 
 def record(identity, **more):
-    return {"id": identity, "scores": {"a": 0.25, "b": 1 / 3}, **more}
+    return dict.fromkeys(FIELDS) | {"id": identity, "scores": {"a": 0.25, "b": 1 / 3}, **more}
 
 
 def test_append_and_read_back(tmp_path):
@@ -59,7 +60,7 @@ def test_a_line_that_lacks_only_its_newline_is_torn(tmp_path):
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize("bad", ["{", "[1, 2]", '{"scores": {}}', "7", "", "\udc80"])
+@pytest.mark.parametrize("bad", ["{", "[1, 2]", '{"id": 1, "scores": {}}', "7", "", "\udc80", json.dumps(record(0))])
 def test_a_broken_line_elsewhere_is_named(tmp_path, bad):
     path = tmp_path / "history.jsonl"
     lines = [json.dumps(record(0)), bad, json.dumps(record(2)), ""]
@@ -76,12 +77,19 @@ def test_values_that_are_no_json_are_refused(tmp_path, value):
     journal.append(record(0))
     before = journal.path.read_bytes()
     with pytest.raises(ValueError, match="JSON"):
-        journal.append({"id": 1, "scores": {"a": value}})
+        journal.append(record(1, scores={"a": value}))
     assert journal.path.read_bytes() == before
     assert journal.get(1) is None
 
 
 def test_the_quarantined_have_nan(tmp_path):
     journal = Journal(tmp_path / "history.jsonl")
-    journal.append({"id": 0, "scores": None, "error": "not finite"})
+    journal.append(record(0, scores=None, error="not finite"))
     assert all(math.isnan(f) for f in journal.scores(0, ["a", "b"]))
+
+
+def test_scores_of_other_tasks_are_refused(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    journal.append(record(0))
+    with pytest.raises(InputError, match="another config"):
+        journal.scores(0, ["a", "c"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.genome import DenseSpace
-from cycleqd_jax.qd import CycleQD, UniformSelector
+from cycleqd_jax.qd import CycleQD, UniformSelector, aggregate
 from cycleqd_jax.types import InputError
 
 GENERATIONS, BATCH = 4, 2
@@ -224,7 +224,7 @@ def test_a_journal_of_another_selection_is_refused(new_run, space):
 def test_a_checkpoint_without_its_journal_is_refused(new_run):
     run = copied(new_run, every=1)
     (run.folder / "history.jsonl").unlink()
-    with pytest.raises(InputError, match=r"ends at individual.*before the checkpoint"):
+    with pytest.raises(InputError, match=r"0 individuals, fewer than its checkpoint"):
         run.evolve(every=1)
 
 
@@ -274,3 +274,14 @@ def test_the_expressed_weights_are_those_of_the_journalled_scores(new_run, space
     for k, identity in enumerate(ids.tolist()):
         genome = jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), genomes)
         assert evaluate(space.express(genome)).scores == lines[identity]["scores"]
+
+
+def test_the_aggregate_of_genomes_is_that_of_task_vectors(space, new_run, assert_close):
+    """Aggregating coefficients and expressing is expressing and averaging weights with β (they sum to one)."""
+    state = new_run().evolve()
+    genome, beta, _ = aggregate(state.archives)
+    elites = state.archives.best()[0]
+    models = [space.express(jax.tree.map(lambda x, k=k: x[k], elites)) for k in range(3)]
+    b = np.asarray(beta, np.float64)
+    want = jax.tree.map(lambda *x: sum(w * np.asarray(m, np.float64) for w, m in zip(b, x, strict=True)), *models)
+    assert_close(space.express(genome), want, 2e-6)

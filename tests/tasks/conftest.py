@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 
-from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.sandbox import Limits, Sandbox
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox() as box:
         yield box
+
+
+class Nowhere:
+    """Where nothing can run: for tests that must not get that far."""
+
+    limits = Limits()
+
+
+@pytest.fixture
+def nowhere() -> Nowhere:
+    return Nowhere()
 
 
 @pytest.fixture

@@ -307,8 +307,8 @@ def test_odd_replies(task):
 # ------------------------------------------------------------------------------------------------ prompts, records
 
 
-def test_prompts(write):
-    files = {"train": write(ASK), "test": write(NONE, name="t.jsonl"), "sandbox": None, "memo": True}
+def test_prompts(write, nowhere):
+    files = {"train": write(ASK), "test": write(NONE, name="t.jsonl"), "sandbox": nowhere, "memo": True}
     question = {"role": "user", "content": "How old is Eve?\nThe table is the `staff`."}
     assert DbBench(**files, prompt="brief").episodes("train")[0].start() == [question]
     protocol, ok, last = DbBench(**files).episodes("train")[0].start()
@@ -335,9 +335,9 @@ def test_prompts(write):
         ({"description": None}, "'description', got nothing"),
     ],
 )
-def test_malformed_records_are_named(write, change, words):
+def test_malformed_records_are_named(write, change, words, nowhere):
     with pytest.raises(InputError, match=words) as error:
-        DbBench(train=write(ASK, INSERT | change), test=write(NONE, name="t.jsonl"), sandbox=None)
+        DbBench(train=write(ASK, INSERT | change), test=write(NONE, name="t.jsonl"), sandbox=nowhere)
     assert "records.jsonl, line 2" in str(error.value)
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cycleqd_jax.sandbox import Completed, InfraError
+from cycleqd_jax.sandbox import Completed, InfraError, Limits
 from cycleqd_jax.tasks import Mbpp
 from cycleqd_jax.tasks.mbpp import extract_code
 from cycleqd_jax.types import InputError, Score
@@ -141,6 +141,93 @@ def test_forgeries_do_not_pass(task, name):
     assert score.reason
 
 
+# Programs of one argument whose results, one way or another, decide themselves what they are equal to.
+E = "class E:\n  def __eq__(s, o): return True\n  def __hash__(s): return 1\n"
+EQUAL_TO_ALL = {
+    "class": "class f(E):\n  def __init__(s, x): pass",
+    "callable": "class F:\n  def __call__(s, x): return E()\nf = F()",
+    "partial": "import functools\nf = functools.partial(lambda x: E())",
+    "cached": "import functools\nf = functools.cache(lambda x: E())",
+    "mock.ANY": "from unittest.mock import ANY\ndef f(x): return ANY",
+    "compiled": "exec(compile('class G:\\n def __eq__(s, o): return True', 'x', 'exec'))\ndef f(x): return G()",
+    "unequal to nothing": "class G:\n  def __ne__(s, o): return False\n  __eq__ = E.__eq__\ndef f(x): return G()",
+    "native method": "class G(float):\n  __eq__ = float.__ge__\ndef f(x): return G('inf')",
+    "metaclass": (
+        "class M(type):\n  def __eq__(c, o): return True\n  __hash__ = lambda c: hash(int)\n  __mro__ = (int, object)\n"
+        "class G(E, metaclass=M): pass\ndef f(x): return G()"
+    ),
+    "a class itself": "class M(type):\n  __eq__ = E.__eq__\nclass f(metaclass=M):\n  def __new__(c, x): return f",
+    "said to be of a module": (
+        "import fractions\nclass Fraction(E):\n  __module__ = 'fractions'\nfractions.Fraction = Fraction\n"
+        "def f(x): return Fraction()"
+    ),
+    "patched": "from fractions import Fraction\nFraction.__eq__ = lambda s, o: True\ndef f(x): return Fraction(7)",
+    "patched code": (
+        "from fractions import Fraction\nFraction.__eq__.__code__ = (lambda a, b: True).__code__\ndef f(x): return Fraction(7)"
+    ),
+    "hollow": "from fractions import Fraction\ndef f(x):\n  y = Fraction(1)\n  y._numerator = E()\n  return y",
+    "proxy": "import weakref\ne = E()\ndef f(x): return weakref.proxy(e)",
+}
+
+
+@pytest.mark.parametrize("name", EQUAL_TO_ALL)
+def test_what_is_equal_to_all_does_not_pass(write, sandbox, name):
+    record = {
+        "task_id": 1,
+        "text": "?",
+        "code": "def f(x): return x + 1",
+        "test_list": ["assert f(1) == 2", "assert f(0) == 1"],
+    }
+    task = Mbpp(train=write(record), test=write(AREA, name="t.jsonl"), sandbox=sandbox, memo=False)
+    score = verdict(task, E + EQUAL_TO_ALL[name])
+    assert score.value == 0.0
+    assert "Forged: the result defines its own __" in score.reason
+
+
+# How the published asserts consume a result, each with a right program and one whose result decides itself.
+CONSUMERS = {
+    "list(f(4)) == [0, 1, 2, 3]": ("return iter(range(n))", "yield from [E()] * 4"),
+    "f(4)[0][0][0][0][0][0] == 4": ("return [[[[[[n]]]]]]", "return [[[[[[E()]]]]]]"),
+    "f(4) == {4: {'a': [4]}}": ("return {n: {'a': [n]}}", "return {n: {'a': [E()]}}"),
+    "f(4) == deque([4])": ("return deque([n])", "return deque([E()])"),
+    "f(4) == Counter('aab')": ("return Counter('aba')", "return Counter({'a': E(), 'b': E()})"),
+    "f(4).items() == {4: 4}.items()": ("return {n: n}", "return {E(): E()}"),
+    "abs(f(4) - 2.5) < 0.1": ("return Fraction(5, 2)", "return E()"),
+    "2.5 < f(4)": ("return Decimal(n)", "return E()"),
+    "4 in f(4)": ("return [n]", "return E()"),
+    "-f(4) == -4": ("return n", "return E()"),
+    "f(4) == (4, 5)": ("return P(n, 5)", "return P(n, E())"),
+    "f([Pair(4, 1), Pair(2, 2)]) == 4": ("return max(n, key=lambda pair: pair.a).a", "return E()"),
+}
+CONSUMED = """
+from collections import Counter, deque, namedtuple
+from decimal import Decimal
+from fractions import Fraction
+P = namedtuple("P", "a b")
+class Pair(P):  # an argument may have operators of its own
+    def __lt__(self, other): return True
+class E:
+    def yes(*_): return True
+    __eq__ = __lt__ = __gt__ = __contains__ = yes
+    def __hash__(self): return hash(4)
+    def __sub__(self, _): return 0
+    def __neg__(self): return -4
+def f(n):
+    """
+
+
+@pytest.mark.parametrize("line", CONSUMERS)
+def test_results_are_judged_by_native_equality(write, sandbox, line):
+    right, forged = CONSUMERS[line]
+    imports = ["from collections import Counter, deque"]
+    record = {"task_id": 1, "prompt": "?", "code": CONSUMED + right, "test_imports": imports, "test_list": [f"assert {line}"]}
+    task = Mbpp(train=write(record), test=write(AREA, name="t.jsonl"), sandbox=sandbox, memo=False)
+    assert verdict(task, CONSUMED + right) == Score(1.0, "passed")
+    score = verdict(task, CONSUMED + forged)
+    assert score.value == 0.0
+    assert "Forged: the result defines its own __" in score.reason
+
+
 def test_overridden_test_module_does_not_pass(task):
     assert verdict(task, "import math\nmath.isclose = lambda *a, **k: True\ndef area(r): return 0", "test").value == 0.0
 
@@ -164,8 +251,8 @@ def test_odd_characters_are_harmless(task):
     assert verdict(task, "# \ud800 é ✓\n" + GOLD).value == 1.0
 
 
-def test_huge_program_is_refused_without_a_sandbox(write):
-    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=None)
+def test_huge_program_is_refused_without_a_sandbox(write, nowhere):
+    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=nowhere)
     assert "too long" in verdict(task, "x = 1\n" * 1_000_000).reason
 
 
@@ -174,6 +261,8 @@ def test_huge_program_is_refused_without_a_sandbox(write):
 )
 def test_a_judge_that_never_started_is_no_score(write, done):
     class Broken:
+        limits = Limits()
+
         def run_python(self, *args, **kwargs):
             return done
 
@@ -183,11 +272,34 @@ def test_a_judge_that_never_started_is_no_score(write, done):
     assert len(task.memo) == 0
 
 
+class Slow:
+    """Starts test programs in so many seconds."""
+
+    def __init__(self, sandbox, seconds):
+        self.sandbox, self.seconds, self.limits, self.asked = sandbox, seconds, sandbox.limits, []
+
+    def run_python(self, source, *, stdin, limits):
+        self.asked.append(limits.wall_s)
+        if limits.wall_s < self.seconds:
+            return Completed("", None, True, False, limits.wall_s)
+        return self.sandbox.run_python(source, stdin=stdin, limits=limits)
+
+
+def test_a_judge_that_is_slow_to_start_gets_more_time_once(write, sandbox):
+    paths = {"train": write(ADD), "test": write(AREA, name="t.jsonl")}
+    slow, dead = Slow(sandbox, 20), Slow(sandbox, 60)
+    assert verdict(Mbpp(**paths, sandbox=slow, seconds=2), GOLD).value == 1.0
+    assert slow.asked == [2, 32]
+    with pytest.raises(InfraError, match="did not start"):
+        verdict(Mbpp(**paths, sandbox=dead, seconds=2), GOLD)
+    assert dead.asked == [2, 32]
+
+
 # ------------------------------------------------------------------------------------------------ prompts, records
 
 
-def test_prompts(write):
-    paths = {"train": write(ADD), "test": write(AREA, name="t.jsonl"), "sandbox": None}
+def test_prompts(write, nowhere):
+    paths = {"train": write(ADD), "test": write(AREA, name="t.jsonl"), "sandbox": nowhere}
     brief = Mbpp(**paths, prompt="brief", shown="first").episodes("train")[0].start()
     assert brief == [{"role": "user", "content": "Add two numbers.\nassert add(1, 2) == 3"}]
     full = Mbpp(**paths).episodes("train")[0].start()[0]["content"]
@@ -208,13 +320,13 @@ def test_prompts(write):
         ({"test_list": ["assert other(1) == 2"]}, "what the gold code defines"),
     ],
 )
-def test_malformed_records_are_named(write, change, words):
+def test_malformed_records_are_named(write, change, words, nowhere):
     with pytest.raises(InputError, match=words) as error:
-        Mbpp(train=write(ADD | {"task_id": 7}, ADD | change), test=write(AREA, name="t.jsonl"), sandbox=None)
+        Mbpp(train=write(ADD | {"task_id": 7}, ADD | change), test=write(AREA, name="t.jsonl"), sandbox=nowhere)
     assert "records.jsonl, line 2" in str(error.value)
 
 
-def test_options_are_checked(write):
+def test_options_are_checked(write, nowhere):
     path = write(ADD, AREA)
     for options, words in [
         ({"data": path, "prompt": "long"}, "one of instruct, brief"),
@@ -226,18 +338,18 @@ def test_options_are_checked(write):
         ({"train": path, "test": path}, "different records"),
     ]:
         with pytest.raises(InputError, match=words):
-            Mbpp(sandbox=None, **options)
+            Mbpp(sandbox=nowhere, **options)
 
 
-def test_demonstrations_are_solved_and_cached(write, sandbox, tmp_path):
+def test_demonstrations_are_solved_and_cached(write, sandbox, tmp_path, nowhere):
     unsolvable = ADD | {"task_id": 9, "code": "def add(a, b): return 0"}
     paths = {"train": write(ADD, unsolvable), "test": write(AREA, NODE, name="t.jsonl")}
     first = Mbpp(**paths, sandbox=sandbox, cache=tmp_path / "cache")
     (talk,) = first.demonstrations("train")
     assert talk[-1] == {"role": "assistant", "content": f"```python\n{GOLD}```"}
     assert len(first.demonstrations("test")) == 2
-    again = Mbpp(**paths, sandbox=None, cache=tmp_path / "cache")
+    again = Mbpp(**paths, sandbox=nowhere, cache=tmp_path / "cache")
     assert again.demonstrations("train") == [talk]
-    other = Mbpp(**paths, sandbox=None, cache=tmp_path / "cache", shown="first")
+    other = Mbpp(**paths, sandbox=nowhere, cache=tmp_path / "cache", shown="first")
     with pytest.raises(AttributeError):  # other options: nothing in the cache, and there is no sandbox
         other.demonstrations("train")

@@ -1,16 +1,21 @@
 """The embedded default: disjoint, compositional, solvable by its gold programs and by nothing constant."""
 
+import collections
 import itertools
 import json
+import random
+import re
 
 import pytest
 
-from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import TASKS, rollout
 from cycleqd_jax.tasks import miniature as mini
 from cycleqd_jax.types import InputError, Reply
 
 PROBLEMS = {"train": 40, "test": 60}
+# Replays in the sandbox: of a few problems, and, where there is time, of as many as the quick start has.
+FEW = pytest.param({"train": 10, "test": 15}, id="few")
+MANY = pytest.param({"train": 32, "test": 128}, id="many", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -18,20 +23,16 @@ def records():
     return mini.generate(seed=0, train=PROBLEMS["train"], test=PROBLEMS["test"])
 
 
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    paths = mini.write(tmp_path_factory.mktemp("data"), 0, PROBLEMS["train"], PROBLEMS["test"])
-    with Sandbox() as sandbox:
-        yield {
-            name: TASKS[name](
-                sandbox=sandbox,
-                prompt="brief",
-                max_new_tokens=64,
-                **({"shown": "first"} if name == "mbpp" else {}),
-                **paths[name],
-            )
-            for name in mini.TASKS
-        }
+@pytest.fixture
+def make(tmp_path, sandbox):
+    """A task of the first so many problems."""
+
+    def make_task(name, counts):
+        options = {"shown": "first"} if name == "mbpp" else {}
+        files = mini.write(tmp_path, 0, counts["train"], counts["test"], [name])[name]
+        return TASKS[name](sandbox=sandbox, prompt="brief", max_new_tokens=64, **options, **files)
+
+    return make_task
 
 
 class _Always:
@@ -84,44 +85,92 @@ def test_problems_ask_for_what_lessons_have_taught_in_parts(records, task):
         assert not unknown
 
 
+@pytest.mark.parametrize("counts", [FEW, MANY])
 @pytest.mark.parametrize("task", mini.TASKS)
-def test_gold_solutions_score_one_and_lessons_look_like_demonstrations(tasks, records, task):
+def test_gold_solutions_score_one_and_lessons_look_like_demonstrations(make, task, counts):
     """``demonstrations`` keeps what scored 1 when really executed; lessons are in the very same format."""
-    rendered = {split: mini._distinct(task, split, 0, count) for split, count in PROBLEMS.items()}
-    for split, count in PROBLEMS.items():
-        demonstrations = tasks[task].demonstrations(split)
+    rendered = {split: mini._distinct(task, split, 0, count) for split, count in counts.items()}
+    for split, count in counts.items():
+        demonstrations = make(task, counts).demonstrations(split)
         assert len(demonstrations) == count
         assert demonstrations == [problem.conversation for problem in rendered[split]]
 
 
-@pytest.mark.parametrize("task", mini.TASKS)
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "",
-        "```python\ndef solve(x):\n    return 1\n```",
-        "```python\ndef solve(x):\n    return x\n```",
-        'Action: Answer\nFinal Answer: ["done"]',
-        "Action: Operation\n```sql\nSELECT 1\n```",
-        "Act: finish",
-        "Act: bash\n\n```bash\nls ~\n```",
-    ],
+CONSTANTS = (
+    "",
+    "```python\ndef solve(x):\n    return 1\n```",
+    "```python\ndef solve(x):\n    return x\n```",
+    'Action: Answer\nFinal Answer: ["done"]',
+    "Action: Operation\n```sql\nSELECT 1\n```",
+    "Act: finish",
+    "Act: bash\n\n```bash\nls ~\n```",
 )
-def test_constants_score_nothing(tasks, task, reply):
-    episodes = tasks[task].episodes("test")
-    outcomes = rollout(episodes, _Always(reply), [64] * len(episodes))
-    assert sum(outcome.score.value for outcome in outcomes) == 0
 
 
+@pytest.mark.parametrize("counts", [FEW, MANY])
 @pytest.mark.parametrize("task", mini.TASKS)
-def test_one_answer_is_right_for_few(tasks, task):
-    best = 0.0
-    for answer in range(6):
-        text = f'Act: answer({answer})\nAction: Answer\nFinal Answer: ["{answer}"]'
-        episodes = tasks[task].episodes("test")
-        scores = [o.score.value for o in rollout(episodes, _Always(text), [64] * len(episodes))]
-        best = max(best, sum(scores) / len(scores))
-    assert best < 0.2
+def test_constants_score_nothing(make, task, counts):
+    for reply in CONSTANTS:
+        episodes = make(task, counts).episodes("test")
+        outcomes = rollout(episodes, _Always(reply), [64] * len(episodes))
+        assert [outcome.score.value for outcome in outcomes] == [0.0] * counts["test"], reply
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_answer_is_right_for_few(seed):
+    records = mini.generate(seed, 0, 128, ["dbbench", "os_interaction"])
+    answers = {
+        "dbbench": [str(r["label"]) for r in records["dbbench"]["test"] if "answer_md5" not in r],
+        "os_interaction": [r["match"]["answer"] for r in records["os_interaction"]["test"] if r["match"]],
+    }
+    for task, given in answers.items():
+        ((best, times),) = collections.Counter(given).most_common(1)
+        assert times <= 0.1 * 128, (task, best)
+
+
+# The phrases of a program: reduction, map, filter, the rest of the reduction.
+_PHRASES = re.compile(r"(.*?\[)(.*?) for i in x(| if .*?)(\](?:\)|\[0\]|\[-1\]|\[::-1\])?)$")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_program_of_fewer_phrases_passes(seed):
+    for record in mini.generate(seed, 32, 128, ["mbpp"])["mbpp"]["test"]:
+        start, mapped, kept, end = _PHRASES.match(_program("mbpp", record)).groups()
+        name = record["code"].split()[1].split("(")[0]
+        for s, m, k, e in itertools.product((start, "["), (mapped, "i"), (kept, ""), (end, "]")):
+            body = f"{s}{m} for i in x{k}{e}"
+            if (s == start) == (e == end) and body != _program("mbpp", record):
+                assert not _passes(record, name, body), (record, body)
+
+
+def _passes(record, name, body):
+    namespace = {}
+    exec(f"def {name}(x): return {body}", namespace)
+    try:
+        for line in record["test_list"]:
+            exec(line, namespace)
+    except (AssertionError, TypeError, ValueError, IndexError):
+        return False
+    return True
+
+
+def test_equal_functions_are_in_the_same_split():
+    """Programs that do the same to lists of all sizes, like counts of what was multiplied, never are in different splits."""
+    rng = random.Random(1)
+    lists = {
+        kind: [[rng.choice(items) for _ in range(rng.randint(1, 6))] for _ in range(300)]
+        for kind, items in (("numbers", mini._NUMBERS.items), ("words", mini._STRINGS.items))
+    }
+    codes = {"lessons": {_reply_program("mbpp", c) for c in mini.lessons("mbpp", 0, 1500)}}
+    for pool, seed in itertools.product(("train", "test"), (0, 1)):
+        programs = {_program("mbpp", record) for record in mini.generate(seed, 100, 100, ["mbpp"])["mbpp"][pool]}
+        codes.setdefault(pool, set()).update(programs)
+    found = {}
+    for pool, programs in codes.items():
+        for program in programs:
+            kind = "words" if re.search(r"'|\bi\[|len\(i|upper", program) else "numbers"
+            does = str([mini._result(program, values) for values in lists[kind]])
+            assert found.setdefault(program, pool) == found.setdefault(does, pool) == pool, program
 
 
 def test_records_have_the_published_fields(records):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cycleqd_jax.sandbox import Completed, InfraError
+from cycleqd_jax.sandbox import Completed, InfraError, Limits
 from cycleqd_jax.tasks import OsInteraction, os_interaction
 from cycleqd_jax.tasks.agentbench import OS_PREFIX
 from cycleqd_jax.tasks.os_interaction import Act, parse_act, same_size
@@ -158,6 +158,30 @@ def test_states_are_checked(task):
         assert play(task, replies, number=1)[-1].value == 0.0
 
 
+# Replaced programs hold whatever a check asks; what a check relies on is the box's own as it was made.
+UNIVERSAL = {
+    "mv over bash": "cp /bin/true /tmp/b; mv -f /tmp/b /usr/bin/bash",
+    "link over bash": "ln -sf true /usr/bin/bash",
+    "many programs": "cd /usr/bin; for f in bash cat cmp grep python3 test; do cp true /tmp/b; mv -f /tmp/b $f; done",
+    "first in the path": "cp /bin/true /usr/local/sbin/bash",
+}
+
+
+@pytest.mark.parametrize("name", UNIVERSAL)
+@pytest.mark.parametrize("language", ["bash", "python"])
+def test_replaced_programs_hold_no_check(write, sandbox, name, language):
+    if sandbox.isolation.name == "none":
+        pytest.skip("without isolation the programs are the host's")
+    checks = {"bash": ["bash", "test -e /tmp/wanted"], "python": ["python", "open('/tmp/wanted')"]}
+    record = STATE | {"check": [checks[language]]}
+    task = OsInteraction(train=write(record), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
+    assert play(task, [bash("touch /tmp/wanted"), FINISH])[-1].value == 1.0
+    attack = UNIVERSAL[name] if language == "bash" else UNIVERSAL[name].replace("/bash", "/python3")
+    score = play(task, [bash(attack), FINISH])[-1]
+    assert score.value == 0.0
+    assert score.reason.startswith("killed: ")
+
+
 def test_the_shell_persists_and_boxes_do_not(task):
     first, second = play(task, [bash("cd /tmp; x=5; touch here"), bash("pwd; echo $x; ls")])
     assert first == "The output of the OS is empty."
@@ -234,6 +258,8 @@ def test_an_init_script_that_hangs_is_no_score(write):
             self.closed = True
 
     class Hanging:
+        limits = Limits()
+
         def box(self, **_):
             return box
 
@@ -247,8 +273,8 @@ def test_an_init_script_that_hangs_is_no_score(write):
 # ------------------------------------------------------------------------------------------------ prompts, records
 
 
-def test_prompts(write):
-    files = {"train": write(COUNT), "test": write(MATCH, name="t.jsonl"), "sandbox": None}
+def test_prompts(write, nowhere):
+    files = {"train": write(COUNT), "test": write(MATCH, name="t.jsonl"), "sandbox": nowhere}
     brief = OsInteraction(**files, prompt="brief").episodes("train")[0].start()
     assert brief == [{"role": "user", "content": COUNT["description"]}]
     *prefix, problem = OsInteraction(**files).episodes("train")[0].start()
@@ -279,9 +305,9 @@ def test_the_fixed_prompt_is_the_published_one(data_dir):
         ({"start": "ls"}, "a list in field 'start'"),
     ],
 )
-def test_malformed_records_are_named(write, change, words):
+def test_malformed_records_are_named(write, change, words, nowhere):
     with pytest.raises(InputError, match=words) as error:
-        OsInteraction(train=write(STATE, COUNT | change), test=write(MATCH, name="t.jsonl"), sandbox=None)
+        OsInteraction(train=write(STATE, COUNT | change), test=write(MATCH, name="t.jsonl"), sandbox=nowhere)
     assert "records.jsonl, line 2" in str(error.value)
 
 

@@ -22,6 +22,10 @@ from cycleqd_jax.types import InputError
         ('{"id": 1}\n{"id": 1}\n', "line 2.*id 1"),
         ("\xff\xfe".encode("latin-1"), "UTF-8"),
         ("PK\x03\x04", "line 1.*valid JSON"),
+        ('{"id": 1}\n{"id": "a\\ud800b"}\n', r"line 2: expected characters that UTF-8 has .* '.*a\\ud800b.*'"),
+        ('{"id": 1, "table": {"rows": [["x", "\\udfff"]]}}\n', "line 1.*lone surrogate"),
+        ('{"id": 1, "\\ud801": 2}\n', "line 1.*lone surrogate"),
+        ('[{"id": 1}, {"id": 2, "text": ["\\udc00\\ud800"]}]', "item 2.*lone surrogate"),
     ],
 )
 def test_bad_files_are_named_with_the_line(tmp_path, content, words):
@@ -36,6 +40,12 @@ def test_bad_files_are_named_with_the_line(tmp_path, content, words):
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(InputError, match="no file at"):
         read_rows(tmp_path / name)
+
+
+def test_pairs_of_surrogates_are_characters(tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"id": 1, "text": "\\ud83d\\ude00"}\n')
+    assert read_rows(path)[0].text("text") == "\U0001f600"
 
 
 def test_lines_and_lists_read_the_same(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import select
 import shlex
@@ -105,6 +104,7 @@ class Shell:
             hello = self._type(f"exec {_MARKER_FD}>/proc/self/fd/{BASH_FD}; {_QUIET}", 10.0)
             if hello["exit_code"] != 0:
                 raise OSError(f"the shell does not start: {hello['output'][-500:]}")
+            self.box.used = True
         result = self._type(f"eval {shlex.quote(code.replace(chr(0), ''))}", timeout)
         result["seconds"] = time.monotonic() - begin
         return result
@@ -149,10 +149,7 @@ class Shell:
                     code = int(number)
         seconds = time.monotonic() - begin
         if code is None:
-            if self.pid not in box.dead:
-                box.kill(self.pid)
-                while self.pid not in box.dead:
-                    box.wait([], math.inf)
+            box.finish(self.pid)
             status = box.dead.pop(self.pid)[0]
             code = None if why == "time" else os.waitstatus_to_exitcode(status)
             output.drain()

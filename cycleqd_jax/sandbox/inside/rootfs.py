@@ -8,6 +8,7 @@ import shutil
 import stat
 
 from . import linux
+from .guard import Guard
 
 __all__ = ["ETC", "FS", "SKELETON", "build_skeleton", "enter_outer", "mount_box", "mount_program"]
 
@@ -48,11 +49,11 @@ def mount_program(owner: int, disk_mb: int) -> int:
     return proc
 
 
-def mount_box(owner: int, disk_mb: int) -> int:
+def mount_box(owner: int, disk_mb: int) -> tuple[int, Guard]:
     """Makes ``/`` of this mount namespace a throwaway Linux: the skeleton and the host's /usr under one tmpfs.
 
     Returns:
-        A descriptor of a /proc that can be written to, which nothing in the box sees.
+        A descriptor of a /proc that can be written to, which nothing in the box sees, and the guard over its layers.
     """
     proc = _writable_proc()
     linux.mount("tmpfs", _BOX, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb, "755"))
@@ -64,15 +65,16 @@ def mount_box(owner: int, disk_mb: int) -> int:
     # Where a box's root is the caller, trusted attributes are out of reach and the overlay keeps its notes in user ones.
     notes = "" if owner else ",userxattr"
     _overlay(root, SKELETON, f"{_BOX}/upper", f"{_BOX}/work", notes)
-    lower = f"{SKELETON}/usr:{_USR}" if os.path.isdir(f"{_USR}/bin") else f"{SKELETON}/usr:/usr"
-    _overlay(f"{root}/usr", lower, f"{_BOX}/usr", f"{_BOX}/usr-work", notes)
+    lowers = (f"{SKELETON}/usr", _USR if os.path.isdir(f"{_USR}/bin") else "/usr")
+    _overlay(f"{root}/usr", ":".join(lowers), f"{_BOX}/usr", f"{_BOX}/usr-work", notes)
+    guard = Guard((f"{_BOX}/upper", SKELETON), (f"{_BOX}/usr", *lowers))
     linux.mount("/dev", f"{root}/dev", None, linux.MS_BIND | linux.MS_REC)
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         if not os.path.islink(f"/{name}") and os.path.isdir(f"/{name}"):
             linux.mount(f"/{name}", f"{root}/{name}", None, linux.MS_BIND)
     _mount_proc(f"{root}/proc")
     linux.pivot_root(root)
-    return proc
+    return proc, guard
 
 
 def _overlay(target: str, lower: str, upper: str, work: str, notes: str) -> None:

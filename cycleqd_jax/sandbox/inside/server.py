@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 
-from . import frames, linux, program, rootfs, supervisor
+from . import entry, frames, linux, program, rootfs, supervisor
 
 __all__ = ["main"]
 
@@ -103,7 +103,7 @@ class _Setup(supervisor.Setup):
             here.recv(1)
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                supervisor.write_maps(proc, child, self.id_map)
+                entry.write_maps(proc, child, self.id_map)
             finally:
                 os.close(proc)
             return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

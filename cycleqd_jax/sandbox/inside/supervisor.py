@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import math
 import os
-import resource
 import select
 import shutil
 import signal
@@ -22,11 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from . import frames, linux, program, rootfs
+from .entry import Entry
+from .guard import Guard, isolate
 from .output import Gone, Output
-from .residents import BASH_FD, Server, Shell, execute
-from .usage import proportional, resident, sysv_memory
+from .residents import Server, Shell, execute
+from .usage import exceeds
 
-__all__ = ["Box", "Setup", "main", "write_maps"]
+__all__ = ["Box", "Setup", "main"]
 
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -40,9 +40,9 @@ _BOX_ENV = {
     "LANG": "C.UTF-8",
     "TERM": "dumb",
 }
-_OPEN_FILES = 256
 _WATCH_SECONDS = 0.05
-_SYNC_FD = 10
+_END_SECONDS = 5.0  # for a killed process to end
+_MOST_DEAD = 4096  # to collect at a time: a storm of forks must not keep us from the clock
 
 
 class Setup:
@@ -61,16 +61,6 @@ class Setup:
     folder: str | None
 
 
-def write_maps(proc: int, pid: int, line: str) -> None:
-    """Gives the new user namespace of process ``pid`` its map of user and group ids, through the /proc behind ``proc``."""
-    for name in ("uid_map", "gid_map"):
-        fd = os.open(f"{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
-        try:
-            os.write(fd, line.encode())
-        finally:
-            os.close(fd)
-
-
 def main(channel: socket.socket, setup: Setup) -> None:
     """Serves one box over ``channel`` until the host process closes it; never returns."""
     gc.disable()
@@ -84,7 +74,9 @@ def main(channel: socket.socket, setup: Setup) -> None:
         except Gone:
             raise
         except Exception as error:
-            frames.send(channel, {"infra": str(error) or repr(error)})
+            # What has run in the box before may be why: then it is not the sandbox that is broken.
+            fault = "killed" if isinstance(error, OSError) and box is not None and box.used else "infra"
+            frames.send(channel, {fault: str(error) or repr(error)})
     except (Gone, EOFError, OSError):
         pass
     finally:
@@ -108,13 +100,13 @@ class Box:
     def __init__(self, channel: socket.socket, setup: Setup, request: dict) -> None:
         self.channel, self.setup = channel, setup
         self.limits = request["limits"]
-        self.userns: int | None = None
+        self.used = False  # whether anything that we were asked to run has begun
+        self.living: set[int] = set()
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
         self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
         self.next_watch = time.monotonic() + _WATCH_SECONDS
         self.is_box = request["kind"] == "box"
-        self.long_lived = request["kind"] != "python"
         self.env = dict(_BOX_ENV if self.is_box else _PROGRAM_ENV)
         self.wake, write = socket.socketpair()
         self.wake.setblocking(False)
@@ -122,9 +114,10 @@ class Box:
         self._write = write
         signal.signal(signal.SIGCHLD, _nothing)
         signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-        self._prepare()
+        self.proc, self.guard = self._prepare()
+        self.entry = Entry(request["kind"], self.limits, self.env, self.proc, setup.owner, setup.id_map)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> tuple[int | None, Guard | None]:
         if not self.setup.isolated:
             self.folder = tempfile.mkdtemp(dir=self.setup.folder)
             self.env["HOME"] = self.folder
@@ -133,16 +126,16 @@ class Box:
                 # No PID namespace ends with the fork server: tidy up when it ends.
                 signal.signal(signal.SIGTERM, _give_up)
                 linux.die_with_parent(signal.SIGTERM)
-            return
+            return None, None
         linux.unshare(_NAMESPACES)
         linux.loopback_up()
         linux.sethostname("box")
-        if self.is_box:
-            self.proc = rootfs.mount_box(self.setup.owner, self.limits["disk_mb"])
-            sys.path.clear()  # nothing that a program wrote is ever imported here
-            sys.meta_path.clear()
-        else:
-            self.proc = rootfs.mount_program(self.setup.owner, self.limits["disk_mb"])
+        if not self.is_box:
+            return rootfs.mount_program(self.setup.owner, self.limits["disk_mb"]), None
+        mounted = rootfs.mount_box(self.setup.owner, self.limits["disk_mb"])
+        sys.path.clear()  # nothing that a program wrote is ever imported here
+        sys.meta_path.clear()
+        return mounted
 
     # ----------------------------------------------------------------------------------------------------------------
     # What the host process asks for
@@ -182,10 +175,9 @@ class Box:
             request = self.next_request()
             timeout = request.get("timeout") or self.limits["wall_s"]
             if request["do"] == "exec":
-                argv, cwd = request["argv"], request["cwd"]
-                if not self.setup.isolated and cwd == "/":
-                    cwd = self.folder
-                result = self.execute(lambda argv=argv: execute(argv), request["stdin"], cwd, timeout)
+                cwd = self.folder if not self.setup.isolated and request["cwd"] == "/" else request["cwd"]
+                run = self.execute_trusted if request["trusted"] else self.execute_command
+                result = run(request["argv"], request["stdin"], cwd, timeout)
             else:
                 number = request["shell"]
                 if number not in self.shells:
@@ -212,6 +204,25 @@ class Box:
     # ----------------------------------------------------------------------------------------------------------------
     # Processes
 
+    def execute_command(self, argv: list[str], stdin: str, cwd: str, wall: float) -> dict:
+        """Runs a command."""
+        return self.execute(lambda: execute(argv), stdin, cwd, wall)
+
+    def execute_trusted(self, argv: list[str], stdin: str, cwd: str, wall: float) -> dict:
+        """Runs a command of ours while all else stands still, where nothing was changed that it relies on."""
+        if self.guard is None:
+            return self.execute_command(argv, stdin, cwd, wall)
+        self.signal_all(signal.SIGSTOP)
+        # Twice, because a program that was stopped may have been about to write, and the command may run what users wrote.
+        changed = self.guard.tampered()
+        if not changed:
+            result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
+            changed = self.guard.tampered()
+        if changed:
+            raise OSError(f"{changed} was changed")
+        self.signal_all(signal.SIGCONT)
+        return result
+
     def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
         """Runs one process to its end, or to the end of its limits."""
         with _input(stdin) as file:
@@ -225,10 +236,7 @@ class Box:
                 end, why = begin + wall, ""
                 while pid not in self.dead and not why:
                     why = self.wait([output], end)
-                if pid not in self.dead:
-                    self.kill(pid)
-                    while pid not in self.dead:
-                        self.wait([], math.inf)
+                self.finish(pid)
                 seconds = time.monotonic() - begin
                 output.drain()
             finally:
@@ -249,108 +257,26 @@ class Box:
         return read, write
 
     def spawn(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int:
-        """Starts a process inside the box, with nothing but its three streams (and the shell's marker) open."""
-        here, there = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
-            self._become_program(there, streams, cwd, marker, action)
-        there.close()
-        with here:
-            if self.setup.isolated:
-                if here.recv(1) == b"u":
-                    write_maps(self.proc, pid, self.setup.id_map)
-                    if self.is_box:
-                        self.userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-                here.send(b"g")
-            message = here.recv(4096)
-        if message:
-            raise OSError(f"a program does not start: {message.decode(errors='replace')}")
+        """Starts a process inside the box, see :meth:`Entry.start`, whose end :attr:`dead` will tell."""
+        pid = self.entry.start(action, streams, cwd, marker)
+        self.living.add(pid)
+        self.used = self.used or marker < 0  # a shell does nothing before it is typed to
         return pid
-
-    def _become_program(
-        self, sync: socket.socket, streams: tuple[int, int, int], cwd: str, marker: int, action: Callable[[], None]
-    ) -> None:
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            os.setsid()
-            if self.setup.isolated:
-                self._enter_user_namespace(sync)
-            # Above all descriptors in use first, so that none is overwritten before it was copied.
-            sources = (*streams, sync.fileno(), marker)
-            high = [os.dup2(fd, 200 + i, inheritable=False) for i, fd in enumerate(sources) if fd >= 0]
-            for target, fd in zip((0, 1, 2, _SYNC_FD, BASH_FD), high, strict=False):
-                os.dup2(fd, target, inheritable=target != _SYNC_FD)
-            os.closerange(3, BASH_FD if marker >= 0 else _SYNC_FD)
-            os.closerange(_SYNC_FD + 1, 1 << 20)
-            sync.detach()
-            self._set_limits()
-            if self.setup.isolated:
-                linux.drop_capabilities(linux.BOX_CAPABILITIES if self.is_box else frozenset())
-                linux.set_dumpable()
-                linux.no_new_privs()
-                linux.seccomp()
-            os.environ.clear()
-            os.environ.update(self.env)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.write(_SYNC_FD if sync.fileno() < 0 else sync.fileno(), (str(error) or repr(error)).encode())
-            os._exit(1)
-        os.close(_SYNC_FD)
-        try:
-            os.chdir(cwd)
-        except OSError as error:
-            os.write(2, f"{cwd}: {error.strerror}\n".encode("utf-8", "replace"))
-            os._exit(126)
-        action()
-        os._exit(0)
-
-    def _enter_user_namespace(self, sync: socket.socket) -> None:
-        if self.userns is None:
-            linux.unshare(linux.CLONE_NEWUSER)
-            sync.send(b"u")
-        else:
-            linux.setns(self.userns, linux.CLONE_NEWUSER)
-            sync.send(b"j")
-        sync.recv(1)
-        if self.setup.owner:
-            os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-
-    def _set_limits(self) -> None:
-        limits, cpu = self.limits, max(1, math.ceil(self.limits["cpu_s"]))
-        memory, disk = limits["memory_mb"] << 20, limits["disk_mb"] << 20
-        values = [
-            (resource.RLIMIT_CPU, cpu, resource.RLIM_INFINITY if self.long_lived else cpu + 1),
-            (resource.RLIMIT_AS, memory, memory),
-            (resource.RLIMIT_FSIZE, disk, disk),
-            (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
-            (resource.RLIMIT_CORE, 0, 0),
-        ]
-        if self.setup.isolated:
-            values.append((resource.RLIMIT_NPROC, limits["processes"], limits["processes"]))
-        for what, soft, hard in values:
-            _, most = resource.getrlimit(what)
-            if most != resource.RLIM_INFINITY:
-                soft, hard = min(soft, most), most if hard == resource.RLIM_INFINITY else min(hard, most)
-            resource.setrlimit(what, (soft, hard))
 
     def reap(self) -> None:
         """Collects every child that has ended, ours and orphans alike."""
         with contextlib.suppress(BlockingIOError):
             self.wake.recv(4096)
-        while True:
+        for _ in range(_MOST_DEAD):
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            self.dead[pid] = status, usage.ru_utime + usage.ru_stime
-            if len(self.dead) > 1000:  # orphans nobody asks after
-                self.dead.pop(next(iter(self.dead)))
+            if pid in self.living:  # else an orphan nobody asks after
+                self.living.remove(pid)
+                self.dead[pid] = status, usage.ru_utime + usage.ru_stime
 
     def wait(self, outputs: list[Output], end: float) -> str:
         """Waits a moment for output, for the end of a process, and for limits; says which limit is reached."""
@@ -380,14 +306,20 @@ class Box:
         """Whether all processes together have too much memory, or are too many."""
         if not self.setup.isolated:
             return False
-        names = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-        if len(names) > 4 * self.limits["processes"]:
-            return True
-        most = self.limits["memory_mb"] << 20
-        shared = sysv_memory()
-        if shared + sum(resident(name) for name in names) <= most:
-            return False
-        return shared + sum(proportional(name) for name in names) > most
+        return exceeds(self.limits["processes"], self.limits["memory_mb"])
+
+    def finish(self, pid: int) -> None:
+        """Kills a process, where it still runs, and waits for its end.
+
+        Raises:
+            OSError: it does not end.
+        """
+        if pid not in self.dead:
+            self.kill(pid)
+            end = time.monotonic() + _END_SECONDS
+            while pid not in self.dead:
+                if self.wait([], end) == "time" and pid not in self.dead:
+                    raise OSError("a killed process does not end")
 
     def kill(self, pid: int) -> None:
         """Kills a process and what it started; everything, where that is all there is."""
@@ -397,11 +329,15 @@ class Box:
         else:
             self.kill_all()
 
+    def signal_all(self, number: int) -> None:
+        """Sends a signal to all processes of the box."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)
+
     def kill_all(self) -> None:
         """Kills everything in the box."""
         if self.setup.isolated:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
+            self.signal_all(signal.SIGKILL)
             return
         # Unsandboxed: children, and orphans as they become our children, until there are none.
         for _ in range(100):

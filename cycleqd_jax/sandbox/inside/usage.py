@@ -7,12 +7,23 @@ import math
 import os
 import resource
 
-__all__ = ["proportional", "refill_cpu", "resident", "sysv_memory"]
+__all__ = ["exceeds", "refill_cpu"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def resident(pid: str) -> int:
+def exceeds(processes: int, memory_mb: int) -> bool:
+    """Whether all processes of this PID namespace but its first have more memory together, or are four times as many."""
+    names = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+    if len(names) > 4 * processes:
+        return True
+    most, shared = memory_mb << 20, _sysv_memory()
+    if shared + sum(_resident(name) for name in names) <= most:
+        return False
+    return shared + sum(_proportional(name) for name in names) > most
+
+
+def _resident(pid: str) -> int:
     """Bytes of memory that a process holds, shared ones included."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
@@ -21,8 +32,8 @@ def resident(pid: str) -> int:
         return 0
 
 
-def proportional(pid: str) -> int:
-    """As ``resident``, but memory shared by n processes counts 1/n."""
+def _proportional(pid: str) -> int:
+    """As ``_resident``, but memory shared by n processes counts 1/n."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
@@ -33,7 +44,7 @@ def proportional(pid: str) -> int:
     return 0
 
 
-def sysv_memory() -> int:
+def _sysv_memory() -> int:
     """Memory of System V segments in this IPC namespace, which need not be mapped to be held."""
     try:
         with open("/proc/sysvipc/shm", "rb") as file:

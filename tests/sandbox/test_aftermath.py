@@ -1,0 +1,177 @@
+"""What commands of a box may do to those that follow: never an error of the sandbox, and no verdict that is not earned."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from cycleqd_jax.sandbox import Box, Killed, Limits, Sandbox
+
+_SIGNALS = """
+import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+time.sleep(0.2)
+while True:
+    try: os.kill(-1, {number})
+    except OSError: pass"""
+_DEEP = """
+import os
+os.chdir('/usr')
+for _ in range(3000):
+    os.mkdir('d'); os.chdir('d')"""
+_FAKE = "printf '#!/bin/sh\\nexit 0\\n' > /tmp/fake; chmod 755 /tmp/fake"
+_LIBRARIES = "dirname $(readlink -f $(ldd /usr/bin/bash | grep -o '/[^ ]*/libc[.][^ ]*'))"
+_REFUSED = ("Permission denied", "Operation not permitted", "Value too large")
+
+
+def _run(box: Box, script: str) -> bool:
+    """Runs an attack; false where the box refuses: without root on the host, what lies in folders of /usr belongs to nobody."""
+    output = box.exec(["bash", "-c", script], timeout=20).output
+    return os.getuid() == 0 or not any(words in output for words in _REFUSED)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo 'exit 1' >> ~/.profile; exit",
+        "chmod 0 /usr/bin/bash; exit",
+        "mv /usr/bin/bash /usr/bin/bash2; exit",
+        "rm -rf /lib64 /lib; exit",
+        pytest.param("echo 'sleep 30' >> ~/.profile; exit", marks=pytest.mark.slow),
+    ],
+)
+def test_a_shell_that_no_longer_starts(sealed: Sandbox, command: str) -> None:
+    with sealed.box() as box:
+        shell = box.shell()
+        said = shell.run(command).output
+        if os.getuid() and any(words in said for words in _REFUSED):
+            pytest.skip("without root on the host, programs cannot be changed in place")
+        with pytest.raises(Killed, match="the shell does not start"):
+            shell.run("ls")
+        with pytest.raises(Killed, match="closed"):
+            box.exec(["true"])
+
+
+def test_a_process_that_died_unnoticed_among_orphans(sealed: Sandbox) -> None:
+    with sealed.box() as box:
+        shell = box.shell()
+        shell.run("(sleep 0.1; kill -9 $$; for i in {1..2500}; do (true &); done; touch /tmp/done) >/dev/null 2>&1 &")
+        deadline = time.monotonic() + 30
+        while not box.exec(["test", "-e", "/tmp/done"]).ok and time.monotonic() < deadline:
+            time.sleep(0.1)
+        begin = time.monotonic()
+        assert shell.run("ls", timeout=1).exit_code == -9
+        assert time.monotonic() - begin < 5
+        assert shell.run("echo anew").output == "anew\n"
+
+
+@pytest.mark.parametrize("number", [9, pytest.param(19, marks=pytest.mark.slow)])
+def test_signals_to_whatever_starts(sealed: Sandbox, number: int) -> None:
+    with sealed.box() as neighbour, sealed.box() as box:
+        box.exec(["python3", "-c", _SIGNALS.format(number=number)])
+        time.sleep(0.3)
+        try:
+            for _ in range(60):
+                box.exec(["true"], timeout=0.2)
+        except Killed:
+            pass
+        assert neighbour.exec(["true"]).ok
+
+
+def test_trusted_commands_are_commands(sandbox: Sandbox) -> None:
+    with sandbox.box() as box:
+        code = "import json, os, sys; print(sys.argv[1:], input(), os.getcwd())"
+        done = box.exec(["python3", "-c", code, "a b"], stdin="in\n", cwd="/usr", trusted=True)
+        assert done.output == "['a b'] in /usr\n"
+        assert box.exec(["bash", "-c", "exit 3"], trusted=True).exit_code == 3
+        assert box.exec(["sleep", "9"], timeout=0.2, trusted=True).timed_out
+
+
+def test_trusted_commands_after_ordinary_work(sealed: Sandbox) -> None:
+    with sealed.box() as box:
+        shell = box.shell()
+        script = """
+        useradd -m ann; echo 1 > /usr/stock.log; echo 10.0.0.1 x >> /etc/hosts; mkdir -p /usr/local/tools/lib
+        printf '#!/bin/bash\\necho mine' > /usr/local/bin/count-all; chmod +x /usr/local/bin/count-all
+        ln -s /usr/local/bin/count-all /usr/bin/count-all2; touch /lib.txt; rm -rf /usr/local/tools
+        python3 -c 'import json, email.message, xml.dom'"""
+        shell.run(script)
+        shell.run("touch /tmp/beat; sleep 300 & while sleep 0.02; do echo x >> /tmp/beat; done &")
+        check = "count-all && count-all2 && id -un ann && cat /usr/stock.log && pgrep -xc 'sleep' > /dev/null"
+        assert box.exec(["bash", "-c", check], trusted=True).output == "mine\nmine\nann\n1\n"
+        beats = "import time; n = lambda: len(open('/tmp/beat').read()); a = n(); time.sleep(0.2); print(n() - a)"
+        assert box.exec(["python3", "-c", beats], trusted=True).output == "0\n"
+        assert box.exec(["python3", "-c", beats]).output != "0\n"
+        assert shell.run("echo here").output == "here\n"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "cp /bin/true /tmp/b; mv -f /tmp/b /usr/bin/bash",
+        f"{_FAKE}; cp /tmp/fake /usr/local/bin/grep",
+        f"{_FAKE}; cp /tmp/fake /usr/local/sbin/bash",
+        f"{_FAKE}; rm -rf /usr/local/sbin; mkdir /tmp/s; mv /tmp/fake /tmp/s/bash; ln -s /tmp/s /usr/local/sbin",
+        "echo /tmp/x.so > /etc/ld.so.preload",
+        "ldconfig; echo >> /etc/ld.so.cache",
+        f"cd $({_LIBRARIES}); cp libc.so.6 libc2; mv libc2 libc.so.6",
+        f"cd $({_LIBRARIES}); mkdir -p glibc-hwcaps/x86-64-v2; cp libc.so.6 glibc-hwcaps/x86-64-v2/",
+        "rm /bin; mkdir /bin; cp /usr/bin/true /bin/sh",
+        "rm /lib64; cp -r /usr/lib64 /lib64",
+        "cp -r /etc/alternatives /tmp/a; rm -rf /etc/alternatives; mkdir /etc/alternatives",
+        "echo 'home = /tmp' > /usr/bin/pyvenv.cfg",
+        "echo 'home = /tmp' > /usr/pyvenv.cfg",
+        "d=$(python3 -c 'import os; print(os.path.dirname(os.__file__))'); echo 'raise SystemExit' > $d/usercustomize.py",
+        "d=$(python3 -c 'import os; print(os.path.dirname(os.__file__))'); chmod 0 $d/json; rm -r $d/json; mkdir $d/json",
+        "mkdir -p /usr/local/lib/python3.99/dist-packages; touch /usr/local/lib/python3.99/dist-packages/x.pth",
+        f'python3 -c "{_DEEP}"',
+    ],
+)
+def test_trusted_commands_do_not_run_where_programs_were_changed(sealed: Sandbox, attack: str) -> None:
+    with sealed.box() as box:
+        assert box.exec(["bash", "-c", "exit 5"], trusted=True).exit_code == 5
+        if _run(box, attack):
+            with pytest.raises(Killed, match=r"was changed|too long"):
+                box.exec(["bash", "-c", "exit 5"], trusted=True)
+        else:
+            assert box.exec(["bash", "-c", "exit 5"], trusted=True).exit_code == 5
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "for m in json re os usercustomize sitecustomize; do echo 'raise SystemExit(0)' > /$m.py; done",
+        "d=$(python3 -m site --user-site); mkdir -p $d; echo 'raise SystemExit' | tee $d/usercustomize.py > $d/x.py; "
+        "echo 'import os; os._exit(0)' > $d/x.pth",
+        "echo 'exit 0' | tee -a ~/.bashrc ~/.profile ~/.bash_profile ~/.bash_env /etc/profile > /etc/bash.bashrc",
+        # Bytecode of a module that exits, with the header that makes it pass for the one of json.
+        """python3 -c "
+import glob, json, marshal, os, sys, importlib.util as u
+path = u.cache_from_source(json.__file__)
+head = open(path, 'rb').read(16) if os.path.exists(path) else None
+if head is None:
+    stat = os.stat(json.__file__)
+    head = u.MAGIC_NUMBER + bytes(4) + int(stat.st_mtime).to_bytes(4, 'little') + stat.st_size.to_bytes(4, 'little')
+os.makedirs(os.path.dirname(path), exist_ok=True)
+open(path, 'wb').write(head + marshal.dumps(compile('import os; os._exit(0)', 'x', 'exec')))
+" """,
+    ],
+)
+def test_trusted_commands_do_not_load_what_users_wrote(sealed: Sandbox, attack: str) -> None:
+    with sealed.box() as box:
+        _run(box, attack)
+        assert box.exec(["python3", "-c", "import json, re, os, sys; sys.exit(5)"], trusted=True).exit_code == 5
+        assert box.exec(["bash", "-c", "exit 5"], trusted=True).exit_code == 5
+        nested = "python3 -c 'import json, sys; sys.exit(5)'"
+        assert box.exec(["bash", "-c", nested], cwd="/usr", trusted=True).exit_code == 5
+
+
+def test_changes_behind_a_trusted_command_are_seen(sealed: Sandbox) -> None:
+    """A command that runs what users wrote, which puts a fake where the next word of the command looks for it."""
+    with sealed.box(limits=Limits(wall_s=10)) as box:
+        _run(box, f"{_FAKE}; printf '#!/bin/sh\\ncp /tmp/fake /usr/local/bin/grep' > /root/mine; chmod +x /root/mine")
+        with pytest.raises(Killed, match="grep was changed"):
+            box.exec(["bash", "-c", "/root/mine; grep -q secret /etc/passwd"], trusted=True)

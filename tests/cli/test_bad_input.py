@@ -18,6 +18,8 @@ from cycleqd_jax.types import no_progress
 
 from .conftest import TASKS, small_config, write_config
 
+pytestmark = pytest.mark.xdist_group("cli")  # one worker, which makes the finished run once
+
 
 def refused(capsys, *argv: str) -> str:
     assert main(list(argv)) == 2
@@ -43,6 +45,7 @@ def refused(capsys, *argv: str) -> str:
         ("genome.mutation=gaussian", "genome.mutation"),
         ("tasks.0.finetune=/nowhere.jsonl", "/nowhere.jsonl"),
         ("engine.max_len=20", "engine.max_len"),
+        ("baselines=[finetune_none]", "baselines"),
         ("seed=99999999999999999999", "seed"),
         ("finetune.warmup=1", "finetune.warmup"),
         ("sandbox.isolation=magic", "sandbox.isolation"),
@@ -167,6 +170,7 @@ def experts(finished, tmp_path):
         models[name] = tmp_path / name
         shutil.copytree(folder, models[name])
     config = small_config(tmp_path)
+    del config["baselines"]
     config["model"] = {"base": str(models["base"]), "experts": {t: str(models[f"expert-{t}"]) for t in TASKS}}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -6,4 +6,4 @@ export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright --pythonpath .venv/bin/python
-exec .venv/bin/pytest -n "${WORKERS:-2}" --dist loadgroup "$@"
+exec .venv/bin/pytest -n "${WORKERS:-2}" "$@"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -50,9 +52,17 @@ def write_config(folder: Path, **changes) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A folder with ``config.yaml``, ``cache/`` and a finished ``run/``."""
-    folder = tmp_path_factory.mktemp("finished")
-    assert main(["run", str(write_config(folder))]) == 0
+    """A folder with ``config.yaml``, ``cache/`` and a finished ``run/``, made once for all workers of a test run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "finished"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            assert main(["run", str(write_config(folder))]) == 0
+            (folder / "done").touch()
     return folder
 
 

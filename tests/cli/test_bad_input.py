@@ -18,8 +18,6 @@ from cycleqd_jax.types import no_progress
 
 from .conftest import TASKS, small_config, write_config
 
-pytestmark = pytest.mark.xdist_group("cli")  # one worker, which makes the finished run once
-
 
 def refused(capsys, *argv: str) -> str:
     assert main(list(argv)) == 2

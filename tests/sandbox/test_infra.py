@@ -36,6 +36,12 @@ def _mounts() -> int:
     return len(Path("/proc/self/mountinfo").read_text().splitlines())
 
 
+@pytest.fixture(autouse=True)
+def _own_temporary_folder(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that run beside these leave their own folders in the common one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 def _folders() -> set[str]:
     return {name for name in os.listdir(tempfile.gettempdir()) if "cycleqd" in name or "leak" in name}
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, leaf_path
 
 __all__ = ["MESH_AXES", "RULES", "Axes", "make_mesh", "partition_spec", "shardings"]
 
@@ -114,7 +114,7 @@ def shardings(mesh: Mesh, shapes: Any, axes: Any, rules: Mapping[str, str | None
 
     def leaf(path: Any, array: Any, names: Axes) -> NamedSharding:
         spec = partition_spec(names, rules)
-        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        where = leaf_path(path)
         if len(names) != len(array.shape):
             raise InputError(f"expected {len(array.shape)} logical axes for {where}, got {names}: name every dimension")
         for size, name, target in zip(array.shape, names, spec, strict=True):

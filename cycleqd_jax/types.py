@@ -37,6 +37,7 @@ __all__ = [
     "Searcher",
     "Split",
     "Task",
+    "leaf_path",
     "no_progress",
     "tree_paths",
 ]
@@ -235,6 +236,11 @@ def no_progress(stage: str, done: int, total: int, figures: Mapping[str, float])
     """Shows nothing."""
 
 
+def leaf_path(path: tuple[Any, ...]) -> str:
+    """A key path of ``jax.tree_util`` as ``"layers/attn/q"``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def tree_paths(tree: PyTree) -> list[tuple[str, Any]]:
     """The leaves of a pytree with their paths as ``"layers/attn/q"``.
 
@@ -245,4 +251,4 @@ def tree_paths(tree: PyTree) -> list[tuple[str, Any]]:
         ``(path, leaf)`` pairs in ``jax.tree`` order.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+    return [(leaf_path(path), leaf) for path, leaf in leaves]

@@ -8,7 +8,7 @@ from typing import Literal
 import flax.struct
 import jax
 
-from cycleqd_jax.genome.experts import stacked_task_vectors
+from cycleqd_jax.genome.experts import check_expert, stacked_task_vectors
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import factorize
 from cycleqd_jax.operators.task_vector import apply_task_vector
@@ -70,8 +70,7 @@ class DenseSpace(flax.struct.PyTreeNode):
 
     def expert(self, k: int | Int[Array, ""]) -> PyTree[Array]:
         """τ_k."""
-        if isinstance(k, int) and not 0 <= k < self.num_experts:
-            raise InputError(f"there are experts 0 to {self.num_experts - 1}, but expert {k} was asked for.")
+        check_expert(k, self.num_experts)
         return jax.tree.map(lambda tau: tau[k], self.task_vectors)
 
     def crossover(self, parent1: PyTree, parent2: PyTree, omega: Float[Array, 2]) -> PyTree[Array]:

@@ -17,10 +17,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from cycleqd_jax.genome.experts import stacked_task_vectors
+from cycleqd_jax.genome.experts import check_expert, stacked_task_vectors
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import HIGHEST, Factors, MatrixPredicate, factorize, is_matrix
-from cycleqd_jax.types import Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree
+from cycleqd_jax.types import Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, leaf_path, tree_paths
 
 __all__ = ["ExpertGenome", "ExpertSpace"]
 
@@ -82,11 +82,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         taus = stacked_task_vectors(base, experts)
         # decided on the leaves of the model: the stacked ones have one more axis, which would make matrices of vectors
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), taus)
-        chosen = {
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, leaf in jax.tree_util.tree_flatten_with_path(one)[0]
-            if predicate(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        }
+        chosen = {path for path, leaf in tree_paths(one) if predicate(path, leaf)}
         factors = factorize(taus, rank, lambda path, _: path in chosen)
         return cls(base=base, task_vectors=taus, factors=factors, w_max=w_max)
 
@@ -97,8 +93,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
     def expert(self, k: int | Int[Array, ""]) -> ExpertGenome:
         """The genome of expert k: a = e_k, d = 0."""
-        if isinstance(k, int) and not 0 <= k < self.num_experts:
-            raise InputError(f"there are experts 0 to {self.num_experts - 1}, but expert {k} was asked for.")
+        check_expert(k, self.num_experts)
         mixing = jax.nn.one_hot(k, self.num_experts, dtype=jnp.float32)
         return ExpertGenome(mixing, {path: jnp.zeros_like(f.s) for path, f in self.factors.items()})
 
@@ -131,7 +126,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
         def leaf(path, base: Array, tau: Array) -> Array:
             total = base.astype(jnp.float32) + jnp.tensordot(genome.mixing, tau, axes=1, precision=HIGHEST)
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = leaf_path(path)
             if name in self.factors:
                 f = self.factors[name]
                 scale = genome.mutation[name] * f.s

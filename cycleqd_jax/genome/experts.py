@@ -6,12 +6,21 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cycleqd_jax.operators.task_vector import check_same_shapes, task_vector
-from cycleqd_jax.types import Array, InputError, Params, PyTree, tree_paths
+from cycleqd_jax.types import Array, InputError, Int, Params, PyTree, tree_paths
 
-__all__ = ["stacked_task_vectors"]
+__all__ = ["check_expert", "stacked_task_vectors"]
+
+
+def check_expert(k: int | Int[Array, ""], count: int) -> None:
+    """Refuses the number of an expert that is not there; a traced one can't be looked at.
+
+    Raises:
+        InputError: when ``k`` is not in 0 … count − 1.
+    """
+    if isinstance(k, int) and not 0 <= k < count:
+        raise InputError(f"there are experts 0 to {count - 1}, but expert {k} was asked for.")
 
 
 def stacked_task_vectors(base: Params, experts: Sequence[Params]) -> PyTree[Array]:
@@ -38,7 +47,7 @@ def stacked_task_vectors(base: Params, experts: Sequence[Params]) -> PyTree[Arra
                 raise InputError(
                     f"{name}: leaf {path!r} has dtype {leaf.dtype}, the base has {reference[path].dtype}: convert one of them."
                 )
-            if not np.isfinite(jax.device_get(jnp.sum(leaf.astype(jnp.float32)))) and not bool(jnp.all(jnp.isfinite(leaf))):
+            if not bool(jnp.all(jnp.isfinite(leaf))):
                 raise InputError(f"{name}: leaf {path!r} holds NaN or infinity: the checkpoint is broken.")
     taus = [task_vector(expert, base) for expert in experts]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *taus)

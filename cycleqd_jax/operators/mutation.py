@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Key
 
 from cycleqd_jax.operators.svd import Factors, MatrixPredicate, compose, is_matrix
-from cycleqd_jax.types import Array, Float, InputError, PRNGKeyArray, PyTree, tree_paths
+from cycleqd_jax.types import Array, Float, InputError, PRNGKeyArray, PyTree, leaf_path, tree_paths
 
 __all__ = ["gaussian_mutation", "matrix_keys", "mutation_coefficients", "svd_mutation"]
 
@@ -83,7 +83,7 @@ def svd_mutation(
     w_max = jnp.asarray(w_max, jnp.float32)
 
     def mutate(path, leaf: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = leaf_path(path)
         if name not in factors:
             return leaf
         f = factors[name]
@@ -110,7 +110,7 @@ def gaussian_mutation(
     """
 
     def mutate(path, leaf: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = leaf_path(path)
         if not predicate(name, leaf):
             return leaf
         stack, shape = leaf.shape[:-2], leaf.shape[-2:]

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 __all__ = [
+    "Adapter",
     "Array",
     "Bool",
     "Episode",
@@ -25,6 +26,7 @@ __all__ = [
     "InputError",
     "Int",
     "Lineage",
+    "LowRank",
     "Message",
     "Outcome",
     "PRNGKeyArray",
@@ -44,6 +46,30 @@ __all__ = [
 
 Params = PyTree[Array]
 """Weights of one model: any pytree of arrays."""
+
+class LowRank(NamedTuple):
+    """The product ``a @ b`` of two thin matrices, for every matrix of a stack: an update by LoRA.
+
+    Attributes:
+        a: ``[*stack, m, r]``, the scale included.
+        b: ``[*stack, r, n]``.
+    """
+
+    a: Float[Array | np.ndarray, "*stack m r"]
+    b: Float[Array | np.ndarray, "*stack r n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An expert as what it adds to its base: θ = θ_base + update, leaf by leaf.
+
+    Attributes:
+        updates: by the path of the base's leaf (``"layers/attn/q"``): a :class:`LowRank`, or an array of the leaf's shape.
+            Leaves that are not named are those of the base.
+    """
+
+    updates: Mapping[str, LowRank | Array | np.ndarray]
+
 
 Genome = PyTree[Array]
 """What evolution works on. Only its :class:`GenomeSpace` knows what the leaves mean."""

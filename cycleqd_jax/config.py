@@ -70,14 +70,21 @@ class ModelConfig:
     """The base model and its experts.
 
     Attributes:
-        base: Hugging Face folder of the base model; null trains the tiny one.
-        experts: Hugging Face folder of the expert of each task, by task name; left out, experts are fine-tuned from the base.
+        base: the base model: a Hugging Face folder, a .gguf file, or a repository of the hub (``owner/name`` or
+            ``owner/name@revision``); null trains the tiny one.
+        experts: the expert of each task, by task name: likewise, or a folder or repository of a LoRA adapter (PEFT); left out,
+            experts are fine-tuned from the base.
+        tokenizer: the model whose tokenizer and chat template are used, where those of base and experts differ; null is the
+            base's.
+        vocab_size: rows that are kept of every embedding and head, where vocabularies were padded; null keeps all.
         tiny: the tiny base.
         dtype: of the weights while evaluating; null keeps that of the files.
     """
 
     base: str | None = None
     experts: dict[str, str] | None = None
+    tokenizer: str | None = None
+    vocab_size: int | None = None
     tiny: TinyConfig = dataclasses.field(default_factory=TinyConfig)
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
@@ -149,12 +156,15 @@ class GenomeConfig:
         mutation: ``svd``, ``gaussian`` (dense only) or ``none``. In the expert space the decomposition is that of the active
             expert (the reference code's), in the dense space the child's own.
         strength: w_max of SVD mutation (null: the paper's 0.3), or σ of Gaussian mutation, in the units of the weights.
+        densify: multiply an adapter's update out where another expert changes the whole matrix (expert space; it is refused
+            otherwise).
     """
 
     space: Literal["expert", "dense"] = "expert"
     rank: int | None = None
     mutation: Literal["svd", "gaussian", "none"] = "svd"
     strength: float | None = None
+    densify: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,7 @@ __all__ = [
 Params = PyTree[Array]
 """Weights of one model: any pytree of arrays."""
 
+
 class LowRank(NamedTuple):
     """The product ``a @ b`` of two thin matrices, for every matrix of a stack: an update by LoRA.
 

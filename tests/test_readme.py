@@ -5,16 +5,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jax
+
+from cycleqd_jax.models import hf, llama
+
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_examples(capsys):
+def test_examples(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = llama.LlamaConfig(64, 32, 48, 2, 4, 2, 8)  # in the place of the quickstart's
+    hf.save("runs/quickstart/model", config, llama.init_params(config, jax.random.key(0)))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) >= 2
+    assert len(blocks) >= 3
     namespace: dict = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)
     experts = namespace["evaluate"](namespace["genomes"]).mean(1)
     merged = namespace["scores"](namespace["merged"]).mean()
     assert float(merged) > 2 * float(experts.max())
+    assert namespace["logits"].shape == (1, 8, 64)
+    assert hf.load("runs/copy")[0].dtype == "bfloat16"
     assert "CycleQD" in capsys.readouterr().out

@@ -158,9 +158,9 @@ def _check(examples: Sequence[Example], config: llama.LlamaConfig) -> None:
                 f"expected 2 or more tokens, as many mask values and one token to learn in training example {number}, got "
                 f"{len(ids)} tokens, {len(mask)} mask values of which {sum(map(bool, mask))} are set: correct the data"
             )
-        if len(ids) > config.max_position_embeddings:
+        if len(ids) > config.context_length:
             raise InputError(
-                f"expected at most max_position_embeddings = {config.max_position_embeddings} tokens in training example "
+                f"expected at most the model's context_length = {config.context_length} tokens in training example "
                 f"{number}, got {len(ids)}: shorten the data or enlarge the model's context"
             )
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def model_card(config: RunConfig, folders: Mapping[str, Path], merged: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def model_card(
+    config: RunConfig,
+    folders: Mapping[str, Path],
+    merged: Mapping[str, Any],
+    results: Mapping[str, Any],
+    command: Sequence[str],
+) -> str:
     """The README.md of a model folder: Hugging Face metadata, lineage and scores.
 
     Args:
@@ -26,10 +33,12 @@ def model_card(config: RunConfig, folders: Mapping[str, Path], merged: Mapping[s
         folders: of base and experts, by the names of the results table.
         merged: the aggregated model's elites, weights and mixing coefficients.
         results: the results table.
+        command: arguments of ``cycleqd``.
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
+    given = {"base": config.model.base} | {f"expert/{name}": path for name, path in (config.model.experts or {}).items()}
     meta = {
-        "base_model": [str(folders["base"]), *(str(folders[f"expert/{name}"]) for name in config.task_names)],
+        "base_model": [str(given.get(name) or folder) for name, folder in folders.items()],
         "base_model_relation": "merge",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -40,6 +49,7 @@ def model_card(config: RunConfig, folders: Mapping[str, Path], merged: Mapping[s
         f"| {method} | " + " | ".join(_cell(scores["test"][name]) for name in names) + " |"
         for method, scores in results["methods"].items()
     ]
+    models = "\n".join(f"| {name} | {given.get(name) or folder} |" for name, folder in folders.items())
     elites = [
         f"| {name} | {identity} | {beta:.4f} |"
         for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True)
@@ -60,6 +70,10 @@ Evolved with cycleqd_jax {cycleqd_jax.__version__} from experts for {", ".join(c
 {config.search.generations} generations of {config.search.batch_size}, seed {config.seed}. The weights are
 θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*).
 
+| model | from |
+|---|---|
+{models}
+
 | archive | individual | β |
 |---|---|---|
 {chr(10).join(elites)}
@@ -70,5 +84,5 @@ Evolved with cycleqd_jax {cycleqd_jax.__version__} from experts for {", ".join(c
 |---|{"---|" * len(names)}
 {chr(10).join(rows)}
 
-`cycleqd run` with the run folder's `config.yaml` makes this model again.
+Made by `{shlex.join(["cycleqd", *command])}`; `cycleqd run` with the run folder's `config.yaml` makes it again.
 """

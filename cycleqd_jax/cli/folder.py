@@ -17,6 +17,8 @@ import yaml
 
 import cycleqd_jax
 from cycleqd_jax.config import RunConfig, to_dict
+from cycleqd_jax.models.chat import FILES
+from cycleqd_jax.models.weights_file import INDEX, weight_files
 from cycleqd_jax.types import InputError
 
 __all__ = ["check_folder", "check_inputs", "claim_folder", "digest", "folder_digest", "locked", "make_folder"]
@@ -42,13 +44,17 @@ def digest(value: Any) -> str:
 
 
 def folder_digest(folder: str | Path) -> str:
-    """Sixteen hexadecimal digits that stand for the content of a model folder.
+    """Sixteen hexadecimal digits that stand for the content of a model folder or file.
 
+    Of a folder, what a model is read from: other programs add files of their own to the hub's cache.
     Files up to 64 MiB are read whole; of larger ones the size and 64 samples of 1 MiB, spread evenly, as reading 16 GB
     would take minutes.
     """
     total = hashlib.sha256()
-    for file in sorted(path for path in Path(folder).iterdir() if path.is_file() and path.suffix in (".json", ".safetensors")):
+    folder = Path(folder)
+    names = {"config.json", INDEX, *weight_files(folder), "adapter_config.json", "adapter_model.safetensors", *FILES}
+    found = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.name in names)
+    for file in filter(Path.is_file, found):
         size = file.stat().st_size
         total.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:

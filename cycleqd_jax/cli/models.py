@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +13,22 @@ from typing import Any
 
 import jax
 
-from cycleqd_jax import baselines
+from cycleqd_jax import baselines, operators
 from cycleqd_jax.cli.folder import digest, folder_digest, locked
 from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
-from cycleqd_jax.models import chat, hf, llama
+from cycleqd_jax.models import chat, hf, llama, peft
+from cycleqd_jax.models.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.preflight import local_folder, preflight
 from cycleqd_jax.tasks import miniature
-from cycleqd_jax.types import InputError, Message, Params, Progress
+from cycleqd_jax.types import Adapter, InputError, Message, Params, Progress
 
 __all__ = ["Lessons", "Models"]
 
 RECIPE = 2
 """Part of every cached model's name; raised whenever the same config would train other models."""
+
+STRANGER = 0.7
+"""‖τ‖ / ‖θ_base‖ above which an expert is probably not the base's: of two unrelated models it is about √2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +55,16 @@ class Models:
         rivals: those of the config's ``baselines``, which are measured if they are there.
     """
 
-    def __init__(self, config: RunConfig, lessons: Mapping[str, Lessons], progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, lessons: Mapping[str, Lessons], progress: Progress, say: Callable[[str], None] = print
+    ) -> None:
         """Checks models that are given, from their headers alone.
 
         Args:
             config: of the run.
             lessons: of every task, by name.
             progress: shown while training.
+            say: for single lines.
 
         Raises:
             InputError: when they can't be read, do not belong together, or do not suit the engine.
@@ -63,18 +72,22 @@ class Models:
         self._config = config
         self._lessons = lessons
         self._progress = progress
+        self._say = say
         model = config.model
         if model.base is not None:
-            hf.check_compatible(model.base, [model.experts[name] for name in config.task_names] if model.experts else [])
-            limit = hf.read_config(model.base).max_position_embeddings
+            experts = [model.experts[name] for name in config.task_names] if model.experts else []
+            checked = preflight(model.base, experts, dtype=model.dtype, vocab_size=model.vocab_size, tokenizer=model.tokenizer)
+            limit = checked.config.context_length
             if config.engine.max_len > limit:
                 raise InputError(f"engine.max_len is {config.engine.max_len}, but the base {model.base} has {limit} positions.")
+            _check_space(config.folder, checked.base.nbytes)
             _ = self.tokenizer
         self.folders, self.rivals = self._name_folders()
 
     def _name_folders(self) -> tuple[dict[str, Path], dict[str, Path]]:
         config, tree = self._config, to_dict(self._config)
         given = config.model.base
+        base: Path | None = None
         source: dict[str, Any] = {"recipe": RECIPE, "seed": config.seed}
         if given is None:
             kinds = [task.kind for task in config.tasks]
@@ -85,14 +98,18 @@ class Models:
                 "length": config.engine.max_len,
             }
         else:
-            source |= {"base": folder_digest(given)}
+            base = local_folder(given, weights=True)
+            # what is trained from it depends on these too; left out where null, so that older caches keep their names
+            chosen = {key: tree["model"][key] for key in ("tokenizer", "vocab_size") if tree["model"][key] is not None}
+            source |= {"base": folder_digest(base), **chosen}
 
         def cached(name: str, *depends: Any) -> Path:
             return Path(config.cache) / "models" / f"{name}-{digest([source, *depends])}"
 
-        folders = {"base": cached("base") if given is None else Path(given)}
+        folders = {"base": cached("base") if base is None else base}
         if config.model.experts is not None:
-            return folders | {f"expert/{name}": Path(config.model.experts[name]) for name in config.task_names}, {}
+            experts = {name: local_folder(config.model.experts[name], weights=True) for name in config.task_names}
+            return folders | {f"expert/{name}": folder for name, folder in experts.items()}, {}
         for name in config.task_names:
             folders[f"expert/{name}"] = cached(f"expert-{name}", self._lessons[name].identity, tree["finetune"])
         everything = [self._lessons[name].identity for name in config.task_names]
@@ -112,7 +129,7 @@ class Models:
         with self._making(self.folders["base"]) as missing:
             if missing:
                 self._pretrain(self.folders["base"])
-        config, base = hf.load(self.folders["base"])
+        config, base = self._read(self.folders["base"], None)
         for name, folder in wanted.items():
             if name == "base":
                 continue
@@ -174,28 +191,56 @@ class Models:
 
     # Loading
 
+    def _read(self, folder: Path, dtype: str | None) -> tuple[llama.LlamaConfig, Params]:
+        vocab_size = self._config.model.vocab_size
+        return hf.load(folder, dtype=dtype, vocab_size=vocab_size)
+
     def _load(self, name: str, folder: Path) -> tuple[llama.LlamaConfig, Params]:
         if not folder.exists():
             raise InputError(f"there is no model for {name} yet: run `cycleqd finetune` with this config first.")
-        config, params = hf.load(folder)
-        dtype = self._config.model.dtype
-        if dtype is None:
-            return config, params
-        return dataclasses.replace(config, dtype=dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return self._read(folder, self._config.model.dtype)
 
     @functools.cached_property
-    def _loaded(self) -> dict[str, tuple[llama.LlamaConfig, Params]]:
-        return {name: self._load(name, folder) for name, folder in self.folders.items()}
+    def _base(self) -> tuple[llama.LlamaConfig, Params]:
+        return self._load("base", self.folders["base"])
+
+    @functools.cached_property
+    def experts(self) -> list[Params | Adapter]:
+        """What the genome space is made of: the weights of every expert, or its adapter as it is; in task order."""
+        config, base = self._base
+        experts: list[Params | Adapter] = []
+        for task in self._config.task_names:
+            name = f"expert/{task}"
+            folder = self.folders[name]
+            if peft.is_adapter(folder):
+                whole = open_checkpoint(self.folders["base"]).config  # adapters know nothing of a cut vocabulary
+                experts.append(peft.load_adapter(folder, whole, base, vocab_size=config.vocab_size))
+                continue
+            params = self._load(name, folder)[1]
+            distance = operators.relative_norm(params, base)
+            if distance > STRANGER:
+                self._say(
+                    f"warning: the expert {folder} is {distance:.2f} × the norm of the base away from {self.folders['base']}: "
+                    "is that the base it was fine-tuned from?"
+                )
+            experts.append(params)
+        return experts
 
     @property
     def config(self) -> llama.LlamaConfig:
         """Architecture of the base, and so of all."""
-        return self._loaded["base"][0]
+        return self._base[0]
 
     @property
-    def params(self) -> dict[str, Params]:
-        """Weights of base and experts, by the names of the results table."""
-        return {name: params for name, (_, params) in self._loaded.items()}
+    def base(self) -> Params:
+        """Weights of the base."""
+        return self._base[1]
+
+    @property
+    def expert_params(self) -> Iterator[tuple[str, Params]]:
+        """The weights of every expert, by the name of its task; adapters are merged one at a time."""
+        for task, expert in zip(self._config.task_names, self.experts, strict=True):
+            yield task, operators.apply_adapter(self.base, expert) if isinstance(expert, Adapter) else expert
 
     def load_rivals(self) -> Iterator[tuple[str, Params]]:
         """Weights of those rivals that have been trained."""
@@ -205,6 +250,17 @@ class Models:
 
     @functools.cached_property
     def tokenizer(self) -> chat.ChatTokenizer:
-        """Tokenizer and chat template of the base."""
-        given = self._config.model.base
-        return chat.ChatTokenizer.load(self.folders["base"] if given is None else given)
+        """Tokenizer and chat template of all models."""
+        model = self._config.model
+        return load_tokenizer(model.tokenizer or model.base or self.folders["base"])
+
+
+def _check_space(folder: Path, nbytes: int) -> None:
+    """Refuses a run whose exported model would not fit its disk."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < nbytes:
+        raise InputError(
+            f"expected {nbytes / 1e9:.1f} GB of space for the evolved model in {folder}, got {free / 1e9:.1f} GB: choose "
+            "another output or free some"
+        )

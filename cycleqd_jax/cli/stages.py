@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from cycleqd_jax.cli.models import RECIPE, Lessons, Models
 from cycleqd_jax.config import RunConfig, TaskConfig
 from cycleqd_jax.engine import ChatGenerator, Engine
 from cycleqd_jax.models import chat, hf, llama
+from cycleqd_jax.models.checkpoint import load_tokenizer
 from cycleqd_jax.qd import CycleQD, CycleQDState, EliteSelector, UniformSelector, aggregate
 from cycleqd_jax.sandbox import Limits, Sandbox
 from cycleqd_jax.tasks import TASKS, RecordTask, miniature
@@ -92,9 +94,9 @@ class Run:
             self.sandbox = Sandbox(config.sandbox.isolation, limits=limits, workers=config.sandbox.workers)
             stack.callback(self.sandbox.close)
             self.tasks = [self._task(task) for task in config.tasks]
-            self.models = Models(config, {task.name: self._lessons(task) for task in config.tasks}, progress)
+            self.models = Models(config, {task.name: self._lessons(task) for task in config.tasks}, progress, say)
             if config.model.experts is not None:
-                _ = self.models.params  # weights that are no numbers are found before anything is written
+                _ = self.models.experts  # weights that are no numbers are found before anything is written
             if writes:
                 make_folder(self.folder)
                 stack.enter_context(locked(self.folder / ".lock", wait=False))
@@ -195,14 +197,13 @@ class Run:
     @functools.cached_property
     def space(self) -> genome.ExpertSpace | genome.DenseSpace:
         """The genome space of the config."""
-        params = self.models.params
-        experts = [params[f"expert/{name}"] for name in self.config.task_names]
+        base, experts = self.models.base, self.models.experts
         options = self.config.genome
         strength = PAPER_W_MAX if options.strength is None else options.strength
         if options.space == "dense":
-            return genome.DenseSpace.from_experts(params["base"], experts, mutation=options.mutation, strength=strength)
+            return genome.DenseSpace.from_experts(base, experts, mutation=options.mutation, strength=strength)
         w_max = 0.0 if options.mutation == "none" else strength
-        return genome.ExpertSpace.from_experts(params["base"], experts, rank=options.rank, w_max=w_max)
+        return genome.ExpertSpace.from_experts(base, experts, rank=options.rank, w_max=w_max, densify=options.densify)
 
     @functools.cached_property
     def searcher(self) -> CycleQD:
@@ -282,11 +283,13 @@ class Run:
 
     def contestants(self) -> Iterator[tuple[str, Params]]:
         """The rows of the results table."""
-        params = self.models.params
-        yield from params.items()
+        base = self.models.base
+        yield "base", base
+        for task, params in self.models.expert_params:
+            yield f"expert/{task}", params
         yield from self.models.load_rivals()
-        taus = [operators.task_vector(params[f"expert/{name}"], params["base"]) for name in self.config.task_names]
-        yield "uniform_merge", operators.merge(params["base"], taus, [1 / len(taus)] * len(taus))
+        taus = [operators.task_vector(params, base) for _, params in self.models.expert_params]
+        yield "uniform_merge", operators.merge(base, taus, [1 / len(taus)] * len(taus))
         yield "cycleqd_best_elite", self.best_elite["params"]
         yield "cycleqd", self.merged["params"]
 
@@ -331,10 +334,10 @@ class Run:
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         return {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}
 
-    def evaluate_folder(self, folder: Path) -> Iterator[tuple[Split, str]]:
-        """Scores any Hugging Face folder on both halves; yields how it did, as text."""
+    def evaluate_folder(self, folder: str | Path) -> Iterator[tuple[Split, str]]:
+        """Scores any model on both halves; yields how it did, as text."""
         config, params = hf.load(folder)
-        evaluator = self.evaluator_of(config, chat.ChatTokenizer.load(folder))
+        evaluator = self.evaluator_of(config, load_tokenizer(folder))
         for split in SPLITS:
             evaluation = evaluator(params, split)
             scores = evaluation.scores
@@ -350,7 +353,7 @@ class Run:
 
     def export(self) -> Path:
         """Writes the aggregated model as a Hugging Face folder, ``model/``."""
-        card = model_card(self.config, self.models.folders, self.merged, self.results())
+        card = model_card(self.config, self.models.folders, self.merged, self.results(), sys.argv[1:])
         target = self.folder / "model"
         hf.save(target, self.models.config, self.merged["params"], tokenizer=self.models.tokenizer, card=card)
         return target

@@ -137,9 +137,9 @@ class Engine:
         pad_id: int,
         buckets: Sequence[int] | None = None,
     ) -> None:
-        if slots < 1 or not 2 <= max_len <= config.max_position_embeddings:
+        if slots < 1 or not 2 <= max_len <= config.context_length:
             raise InputError(
-                f"expected at least 1 slot and a max_len from 2 to the model's {config.max_position_embeddings} positions, got "
+                f"expected at least 1 slot and a max_len from 2 to the model's {config.context_length} positions, got "
                 f"{slots} slots and max_len {max_len}: correct the engine's settings"
             )
         outside = [i for i in (*stop_ids, pad_id) if not 0 <= i < config.vocab_size]

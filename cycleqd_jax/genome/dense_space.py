@@ -8,11 +8,11 @@ from typing import Literal
 import flax.struct
 import jax
 
-from cycleqd_jax.genome.experts import check_expert, stacked_task_vectors
+from cycleqd_jax.genome.experts import check_expert, check_experts, stacked_task_vectors
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import factorize
 from cycleqd_jax.operators.task_vector import apply_task_vector
-from cycleqd_jax.types import Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree
+from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, tree_paths
 
 __all__ = ["DenseSpace"]
 
@@ -39,7 +39,7 @@ class DenseSpace(flax.struct.PyTreeNode):
     def from_experts(
         cls,
         base: Params,
-        experts: Sequence[Params],
+        experts: Sequence[Params | Adapter],
         *,
         mutation: Literal["svd", "gaussian", "none"] = "svd",
         strength: float = 0.3,
@@ -48,20 +48,22 @@ class DenseSpace(flax.struct.PyTreeNode):
 
         Args:
             base: weights θ_base.
-            experts: weights of the expert of each task, in task order.
+            experts: of each task, in task order: its weights, or an adapter, which is multiplied out.
             mutation: which mutation.
             strength: of the mutation, see the class.
 
         Raises:
-            InputError: see :func:`~cycleqd_jax.genome.experts.stacked_task_vectors`; also for an unknown mutation or a negative
+            InputError: see :func:`~cycleqd_jax.genome.experts.check_experts`; also for an unknown mutation or a negative
                 strength.
         """
         if mutation not in ("svd", "gaussian", "none"):
             raise InputError(f"mutation must be svd, gaussian or none, but is {mutation!r}.")
         if not strength >= 0:
             raise InputError(f"the strength of mutation must be zero or positive, but is {strength}.")
+        check_experts(base, experts)
         taus = stacked_task_vectors(base, experts)
-        return cls(base=base, task_vectors=taus, mutation=mutation, strength=strength)
+        tree = jax.tree.unflatten(jax.tree.structure(base), [taus[path] for path, _ in tree_paths(base)])
+        return cls(base=base, task_vectors=tree, mutation=mutation, strength=strength)
 
     @property
     def num_experts(self) -> int:

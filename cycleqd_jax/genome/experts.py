@@ -1,16 +1,18 @@
-"""What both genome spaces need of their experts: checked, stacked task vectors."""
+"""What both genome spaces need of their experts: checked, sorted into dense and low-rank updates, and stacked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from cycleqd_jax.operators.adapter import check_updates, dense_update
+from cycleqd_jax.operators.svd import Factors, factorize_low_rank
 from cycleqd_jax.operators.task_vector import check_same_shapes, task_vector
-from cycleqd_jax.types import Array, InputError, Int, Params, PyTree, tree_paths
+from cycleqd_jax.types import Adapter, Array, InputError, Int, LowRank, Params, tree_paths
 
-__all__ = ["check_expert", "stacked_task_vectors"]
+__all__ = ["check_expert", "check_experts", "sort_leaves", "stacked_factors", "stacked_task_vectors"]
 
 
 def check_expert(k: int | Int[Array, ""], count: int) -> None:
@@ -23,15 +25,12 @@ def check_expert(k: int | Int[Array, ""], count: int) -> None:
         raise InputError(f"there are experts 0 to {count - 1}, but expert {k} was asked for.")
 
 
-def stacked_task_vectors(base: Params, experts: Sequence[Params]) -> PyTree[Array]:
-    """τ_1 … τ_K of the experts on a leading axis.
+def check_experts(base: Params, experts: Sequence[Params | Adapter]) -> None:
+    """Refuses experts that can't be merged.
 
     Args:
         base: weights of the base model.
-        experts: weights of each expert, trees like ``base``.
-
-    Returns:
-        A tree like ``base`` with float32 leaves ``[K, *shape]``.
+        experts: weights of each expert, trees like ``base``, or what it adds to the base.
 
     Raises:
         InputError: with fewer than two experts, or when one differs from the base in structure, shape or dtype, or holds NaN
@@ -40,14 +39,117 @@ def stacked_task_vectors(base: Params, experts: Sequence[Params]) -> PyTree[Arra
     if len(experts) < 2:
         raise InputError(f"evolution by merging needs at least two experts, got {len(experts)}.")
     reference = dict(tree_paths(base))
-    for name, params in [("the base", base), *((f"expert {k}", expert) for k, expert in enumerate(experts))]:
-        check_same_shapes(params, base, name)
-        for path, leaf in tree_paths(params):
+    for name, expert in [("the base", base), *((f"expert {k}", expert) for k, expert in enumerate(experts))]:
+        if isinstance(expert, Adapter):
+            check_updates(expert, base, name)
+            for path, update in expert.updates.items():
+                if not all(bool(jnp.all(jnp.isfinite(part))) for part in jax.tree.leaves(update)):
+                    raise InputError(f"{name}: its update of {path!r} holds NaN or infinity: the adapter is broken.")
+            continue
+        check_same_shapes(expert, base, name)
+        for path, leaf in tree_paths(expert):
             if leaf.dtype != reference[path].dtype:
                 raise InputError(
                     f"{name}: leaf {path!r} has dtype {leaf.dtype}, the base has {reference[path].dtype}: convert one of them."
                 )
             if not bool(jnp.all(jnp.isfinite(leaf))):
                 raise InputError(f"{name}: leaf {path!r} holds NaN or infinity: the checkpoint is broken.")
-    taus = [task_vector(expert, base) for expert in experts]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *taus)
+
+
+def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool) -> tuple[list[str], list[str]]:
+    """Which leaves are held as task vectors, and which as factors; leaves that no expert changes are neither.
+
+    Args:
+        base: weights of the base model.
+        experts: see :func:`check_experts`, which they passed. One that is given as weights changes every leaf.
+        densify: leaves that some experts change by low-rank updates and others otherwise are dense.
+
+    Returns:
+        The paths of dense leaves and those of low-rank leaves, in the order of the base.
+
+    Raises:
+        InputError: there is such a leaf and ``densify`` is false, or no expert changes any leaf.
+    """
+    dense, low_rank = [], []
+    for path, leaf in tree_paths(base):
+        by_factors, otherwise = [], []
+        for k, expert in enumerate(experts):
+            if not isinstance(expert, Adapter):
+                otherwise.append(k)
+            elif path in expert.updates:
+                (by_factors if isinstance(expert.updates[path], LowRank) else otherwise).append(k)
+        if by_factors and otherwise and not densify:
+            raise InputError(
+                f"expert {by_factors[0]} changes {path!r} by a low-rank update, but expert {otherwise[0]} changes all of it: "
+                f"give densify=True if the update may become an array of shape {tuple(leaf.shape)}, or give all as adapters."
+            )
+        if otherwise:
+            dense.append(path)
+        elif by_factors:
+            low_rank.append(path)
+    if not dense and not low_rank:
+        raise InputError("none of the experts changes any leaf of the base: there is nothing to merge.")
+    return dense, low_rank
+
+
+def stacked_task_vectors(
+    base: Params, experts: Sequence[Params | Adapter], paths: Collection[str] | None = None
+) -> dict[str, Array]:
+    """τ_1 … τ_K of the experts on a leading axis, by the path of the leaf.
+
+    Args:
+        base: weights of the base model.
+        experts: see :func:`check_experts`, which they passed. Low-rank updates are multiplied out.
+        paths: of which leaves; all by default.
+
+    Returns:
+        Arrays ``[K, *shape]``, float32.
+    """
+    leaves = dict(tree_paths(base))
+    wanted = list(leaves) if paths is None else list(paths)
+
+    def task_vectors(expert: Params | Adapter) -> dict[str, Array]:
+        if not isinstance(expert, Adapter):
+            return dict(tree_paths(task_vector(expert, base)))
+        return {
+            path: dense_update(expert.updates[path]) if path in expert.updates else jnp.zeros(leaves[path].shape, jnp.float32)
+            for path in wanted
+        }
+
+    if not wanted:
+        return {}
+    taus = [task_vectors(expert) for expert in experts]
+    return {path: jnp.stack([tau[path] for tau in taus]) for path in wanted}
+
+
+def stacked_factors(base: Params, experts: Sequence[Params | Adapter], paths: Collection[str]) -> dict[str, Factors]:
+    """SVD of the experts' low-rank updates on a leading axis, by the path of the leaf; nothing of a leaf's size is made.
+
+    Args:
+        base: weights of the base model.
+        experts: see :func:`check_experts`, which they passed.
+        paths: of leaves that are changed by low-rank updates alone.
+
+    Returns:
+        u ``[K, *stack, m, R]``, s ``[K, *stack, R]`` and vt ``[K, *stack, R, n]``, float32. R is the largest rank among the
+        experts; what an expert lacks of it is zero, and all is where it does not change the leaf.
+    """
+    leaves = dict(tree_paths(base))
+
+    def padded(factors: Factors, rank: int) -> Factors:
+        def pad(x: Array, axis: int) -> Array:
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (0, rank - x.shape[axis])
+            return jnp.pad(x, widths)
+
+        return Factors(pad(factors.u, -1), pad(factors.s, -1), pad(factors.vt, -2))
+
+    def stacked(path: str) -> Factors:
+        *stack, m, n = leaves[path].shape
+        nothing = Factors(*(jnp.zeros((*stack, *shape), jnp.float32) for shape in ((m, 0), (0,), (0, n))))
+        updates = [expert.updates.get(path) if isinstance(expert, Adapter) else None for expert in experts]
+        factors = [factorize_low_rank(update) if isinstance(update, LowRank) else nothing for update in updates]
+        rank = max(f.s.shape[-1] for f in factors)
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *(padded(f, rank) for f in factors))
+
+    return {path: stacked(path) for path in paths}

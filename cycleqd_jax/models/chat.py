@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.types import InputError, Message
 
-__all__ = ["LLAMA3_TEMPLATE", "ChatTokenizer", "train_tiny_tokenizer"]
+__all__ = ["FILES", "LLAMA3_TEMPLATE", "ChatTokenizer", "train_tiny_tokenizer"]
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
+FILES += ("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json")
+"""What a tokenizer may consist of."""
 
 LLAMA3_TEMPLATE = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
@@ -40,14 +45,16 @@ class ChatTokenizer:
         tokenizer: a ``transformers`` tokenizer that has a chat template.
         stop_ids: tokens that end a reply.
         pad_id: fills empty places of a batch.
+        folder: whose files it was read from, if any.
 
     Attributes:
         stop_ids: ascending.
         pad_id: see above.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: Iterable[int], pad_id: int) -> None:
+    def __init__(self, tokenizer: Any, stop_ids: Iterable[int], pad_id: int, folder: Path | None = None) -> None:
         self._tokenizer = tokenizer
+        self._folder = folder
         self.stop_ids: tuple[int, ...] = tuple(sorted(set(stop_ids)))
         self.pad_id = pad_id
         # The first prompts of all episodes come again for every individual.
@@ -99,17 +106,28 @@ class ChatTokenizer:
                 "a reply"
             )
         pads = (tokenizer.pad_token_id, generation.get("pad_token_id"), stop_ids[0])
-        return cls(tokenizer, stop_ids, next(pad for pad in pads if pad is not None))
+        return cls(tokenizer, stop_ids, next(pad for pad in pads if pad is not None), folder)
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer files, the chat template and ``generation_config.json`` to a folder, which is made if need be."""
+        """Writes tokenizer files, the chat template and ``generation_config.json`` to a folder, which is made if need be.
+
+        The files it was read from are copied byte for byte.
+        """
         folder = Path(folder)
-        self._tokenizer.save_pretrained(folder)
-        path = folder / "tokenizer_config.json"
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name of it, unknown to transformers 4
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._folder is not None:
+            for name in FILES:
+                if (self._folder / name).is_file():
+                    shutil.copyfile(self._folder / name, folder / name)
+            if (folder / "generation_config.json").exists():
+                return
+        else:
+            self._tokenizer.save_pretrained(folder)
+            path = folder / "tokenizer_config.json"
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name of it, unknown to transformers 4
+                settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+                path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         generation = {
             "bos_token_id": self.bos_id,
             "do_sample": False,
@@ -122,6 +140,19 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """How many ids there are, special tokens included; a model's ``vocab_size`` must be at least this."""
         return len(self._tokenizer)
+
+    def token(self, i: int) -> str:
+        """The token of an id, as the vocabulary writes it."""
+        return self._tokenizer.convert_ids_to_tokens(i)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template."""
+        return self._tokenizer.chat_template
+
+    def backend_json(self) -> dict[str, Any]:
+        """The content of its ``tokenizer.json``, which a checkpoint may lack."""
+        return json.loads(self._tokenizer.backend_tokenizer.to_str())
 
     @property
     def bos_id(self) -> int | None:

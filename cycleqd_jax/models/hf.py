@@ -1,85 +1,78 @@
-"""Hugging Face folders in and out: ``config.json``, safetensors, tokenizer files, model card.
-
-One table names every weight on both sides; reading, writing and checking all go through it.
-"""
+"""Models in and out, tensor by tensor: never more of one on the host than its largest stacked weight."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.chat import ChatTokenizer
-from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.models.weights_file import DTYPES, TensorInfo, all_finite, read_headers, read_json, read_tensor
+from cycleqd_jax.models.checkpoint import Checkpoint, open_checkpoint
+from cycleqd_jax.models.config import LlamaConfig
+from cycleqd_jax.models.names import EMBEDDING, HEAD, NAMES
+from cycleqd_jax.models.weights_file import DTYPES, INDEX, Tensor, all_finite, transpose, write_safetensors
 from cycleqd_jax.types import InputError, Params, tree_paths
 
-__all__ = ["check_compatible", "load", "read_config", "save"]
+__all__ = ["load", "save"]
 
-# Our path, Hugging Face's name ({} is the layer), and whether the matrix is transposed between the two.
-_NAMES = (
-    ("embed_tokens", "model.embed_tokens.weight", False),
-    ("layers/input_norm", "model.layers.{}.input_layernorm.weight", False),
-    ("layers/attn/q", "model.layers.{}.self_attn.q_proj.weight", True),
-    ("layers/attn/k", "model.layers.{}.self_attn.k_proj.weight", True),
-    ("layers/attn/v", "model.layers.{}.self_attn.v_proj.weight", True),
-    ("layers/attn/o", "model.layers.{}.self_attn.o_proj.weight", True),
-    ("layers/post_norm", "model.layers.{}.post_attention_layernorm.weight", False),
-    ("layers/mlp/gate", "model.layers.{}.mlp.gate_proj.weight", True),
-    ("layers/mlp/up", "model.layers.{}.mlp.up_proj.weight", True),
-    ("layers/mlp/down", "model.layers.{}.mlp.down_proj.weight", True),
-    ("norm", "model.norm.weight", False),
-    ("lm_head", "lm_head.weight", True),
-)
-_HF_NAMES = {path: (name, transpose) for path, name, transpose in _NAMES}
-_TIED_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_CHUNK = 8 << 20  # bytes read at once
 
 
-def load(folder: str | Path) -> tuple[LlamaConfig, Params]:
+def load(
+    model: str | Path | Checkpoint,
+    *,
+    dtype: str | None = None,
+    vocab_size: int | None = None,
+    shardings: Any = None,
+) -> tuple[LlamaConfig, Params]:
     """Reads a model.
 
+    Weights are read in pieces and go to the devices one stacked weight at a time; each device's part is read once.
+
     Args:
-        folder: a Hugging Face folder with ``config.json`` and safetensors, in one file or sharded.
+        model: see :func:`~cycleqd_jax.models.checkpoint.open_checkpoint`.
+        dtype: of the weights; that of the files by default, bit for bit.
+        vocab_size: keep the first rows of the embedding and the head, for vocabularies that were padded; all by default.
+        shardings: where the weights go: a tree of ``jax.sharding.Sharding`` like the weights
+            (:func:`cycleqd_jax.sharding.shardings`), or a function that makes it of the config; JAX's default device if none.
 
     Returns:
-        The config, with the dtype that the tensors have, and the weights in that dtype, bit for bit.
+        The config, with the dtype and the vocabulary that the weights have, and the weights.
 
     Raises:
-        InputError: something is missing, superfluous, broken, of another shape, of mixed or unknown dtype, NaN or infinite.
+        InputError: what :func:`~cycleqd_jax.models.checkpoint.open_checkpoint` raises; or weights are NaN or infinite, or have
+            different dtypes and none is asked for; or ``vocab_size`` is more than there are.
     """
-    config, headers = _inspect(Path(folder))
-
-    def leaf(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
-        pattern, transpose = _HF_NAMES[path]
-        array = np.empty(shape.shape, shape.dtype)
-        views = array if "{}" in pattern else array[None]
-        for i in range(len(views)):
-            name = pattern.format(i)
-            tensor = read_tensor(name, headers[name])
-            views[i] = tensor.T if transpose else tensor
-        return jnp.asarray(array)
-
-    if config.tie_word_embeddings and _TIED_HEAD in headers:
-        head, embedding = (read_tensor(name, headers[name]) for name in (_TIED_HEAD, _EMBEDDING))
-        if not np.array_equal(head, embedding):
-            raise InputError(
-                f"expected {_TIED_HEAD} to equal {_EMBEDDING} in {folder}, whose config ties them, got different weights: set "
-                "tie_word_embeddings to false or remove the head"
-            )
-    leaves = tree_paths(llama.abstract_params(config))
-    treedef = jax.tree.structure(llama.abstract_params(config))
-    return config, treedef.unflatten([leaf(path, shape) for path, shape in leaves])
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    config, tensors = checkpoint.config, checkpoint.tensors
+    kinds = {tensors[name].dtype: name for name in checkpoint.names}
+    if len(kinds) > 1 and dtype is None:
+        found = ", ".join(f"{kind} for {name}" for kind, name in sorted(kinds.items()))
+        raise InputError(
+            f"expected one dtype for all weights in {checkpoint.where}, got {found}: say which dtype to read them in"
+        )
+    if vocab_size is not None and not 0 < vocab_size <= config.vocab_size:
+        raise InputError(
+            f"expected a vocab_size from 1 to the {config.vocab_size} rows of {checkpoint.where}, got {vocab_size}: choose the "
+            "smallest vocabulary of base and experts"
+        )
+    config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
+    if config.tie_word_embeddings and HEAD in tensors:
+        _check_tied(tensors[HEAD], tensors[EMBEDDING])
+    shapes = llama.abstract_params(config)
+    target = shardings(config) if callable(shardings) else shardings
+    targets = [None] * len(jax.tree.leaves(shapes)) if target is None else jax.tree.leaves(target)
+    leaves = [_leaf(tensors, path, leaf, where) for (path, leaf), where in zip(tree_paths(shapes), targets, strict=True)]
+    return config, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def save(
@@ -92,7 +85,7 @@ def save(
     card: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a model that ``transformers.AutoModelForCausalLM.from_pretrained`` reads.
+    """Writes a model that transformers, vLLM and what else reads Hugging Face folders can load.
 
     The folder appears whole or not at all: it is written beside its place and then renamed. A model that was there before is
     replaced.
@@ -102,7 +95,8 @@ def save(
         config: of the model.
         params: the weights; a tied head is written once.
         dtype: cast to this one; as they are by default.
-        tokenizer: its files and ``generation_config.json`` are written too, and its special tokens noted in the config.
+        tokenizer: its files (those it was read from, byte for byte) and ``generation_config.json`` are written too, and its
+            special tokens noted in the config.
         card: text of the model card, ``README.md``.
         max_shard_bytes: a file gets no more than this, unless one tensor is larger.
 
@@ -141,163 +135,137 @@ def save(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def read_config(folder: str | Path) -> LlamaConfig:
-    """The config of a model folder, from its headers alone.
-
-    Raises:
-        InputError: the folder can't be read as a model.
-    """
-    return _inspect(Path(folder))[0]
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
-def check_compatible(base: str | Path, experts: Sequence[str | Path]) -> None:
-    """Checks that experts are fine-tunings of one base, from configs, headers and tokenizers alone: no weight is read.
+def _leaf(tensors: Any, path: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """One of our weights, from the tensors of its layers."""
+    pattern, transposed = NAMES[path]
+    stacked = NAMES[path].stacked
 
-    Args:
-        base: folder of the base model.
-        experts: folders of the experts; one without tokenizer files is taken to use the base's.
+    def block(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = [slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
+        array = np.empty([part.stop - part.start for part in ranges], leaf.dtype)
+        if not stacked:
+            _read(pattern, tensors[pattern], array, ranges, transposed)
+            return array
+        for i, view in zip(range(ranges[0].start, ranges[0].stop), array, strict=True):
+            name = pattern.format(i)
+            _read(name, tensors[name], view, ranges[1:], transposed)
+        return array
 
-    Raises:
-        InputError: a folder can't be read as a model; or an expert has another architecture, vocabulary, dtype or tokenizer
-            than the base, with both values.
-    """
-    base = Path(base)
-    config, _ = _inspect(base)
-    vocabulary = _vocabulary(base)
-    for expert in map(Path, experts):
-        other, _ = _inspect(expert)
-        for field in dataclasses.fields(LlamaConfig):
-            if field.name.endswith("_token_id") or field.name in ("initializer_range", "max_position_embeddings"):
-                continue  # neither changes what a weight means
-            ours, theirs = getattr(config, field.name), getattr(other, field.name)
-            if ours != theirs:
-                raise InputError(
-                    f"expected the expert {expert} to have the base's {field.name} {ours!r} ({base}), got {theirs!r}: all "
-                    "models must "
-                    "be fine-tunings of one base in one dtype"
-                )
-        theirs = _vocabulary(expert)
-        if vocabulary is not None and theirs is not None and vocabulary != theirs:
-            token = min(token for token in vocabulary.keys() | theirs.keys() if vocabulary.get(token) != theirs.get(token))
+    whole = (slice(None),) * len(leaf.shape)
+    if sharding is None:
+        return jax.block_until_ready(jax.device_put(block(whole)))
+    # One block at a time is on the host: devices that hold the same part get it together.
+    parts: dict[Any, list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        key = tuple((part.start, part.stop) for part in index or whole)
+        parts.setdefault(key, []).append(device)
+    arrays = []
+    for key, devices in parts.items():
+        array = block(tuple(slice(*bounds) for bounds in key))
+        arrays += [jax.block_until_ready(jax.device_put(array, device)) for device in devices]
+        del array
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+
+def _read(name: str, tensor: Tensor, target: np.ndarray, ranges: list[slice], transposed: bool) -> None:
+    """Fills ``target`` with a part of a tensor, in chunks, cast to its dtype."""
+    rows, *columns = ranges[::-1] if transposed else ranges
+    step = max(1, _CHUNK // (math.prod(tensor.shape[1:]) * DTYPES[tensor.dtype].itemsize))
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        part = tensor.read(start, stop)
+        if not all_finite(part):
             raise InputError(
-                f"expected the expert {expert} to have the tokenizer of the base {base}, got id {theirs.get(token)} for the "
-                "token "
-                f"{token!r} where the base has {vocabulary.get(token)}: all models must be fine-tunings of one base"
+                f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound checkpoint"
+            )
+        part = part[(slice(None), *columns)]
+        with np.errstate(over="ignore"):
+            cast = part.astype(target.dtype, copy=False)
+        if cast is not part and not all_finite(cast):
+            raise InputError(
+                f"expected weights within the range of {target.dtype}, got larger ones in tensor {name} of {tensor.file}: "
+                "choose another dtype"
+            )
+        here = slice(start - rows.start, stop - rows.start)
+        if transposed:
+            transpose(cast, target[:, here])
+        else:
+            target[here] = cast
+
+
+def _check_tied(head: Tensor, embedding: Tensor) -> None:
+    """Refuses a head that differs from the embedding it is said to be."""
+    step = max(1, _CHUNK // (head.shape[1] * 4))
+    for start in range(0, head.shape[0], step):
+        stop = min(start + step, head.shape[0])
+        if not np.array_equal(head.read(start, stop), embedding.read(start, stop)):
+            raise InputError(
+                f"expected {HEAD} to equal {EMBEDDING} in {head.file}, whose config ties them, got different weights: set "
+                "tie_word_embeddings to false or remove the head"
             )
 
 
-def _inspect(folder: Path) -> tuple[LlamaConfig, dict[str, TensorInfo]]:
-    """Config and tensor headers of a folder that fit each other."""
-    if not folder.is_dir():
-        raise InputError(f"expected a Hugging Face model folder, got {folder}, which is not a folder: correct the path")
-    config = LlamaConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
-    headers = read_headers(folder)
-    expected = _expected_shapes(config)
-    superfluous = [name for name in headers if name not in expected and not name.endswith("rotary_emb.inv_freq")]
-    if config.tie_word_embeddings and _TIED_HEAD in superfluous:
-        superfluous.remove(_TIED_HEAD)
-    missing = [name for name in expected if name not in headers]
-    if missing or superfluous:
-        what = f"no {missing[0]}" if missing else f"an unknown {superfluous[0]} in {headers[superfluous[0]].file}"
-        count = len(missing) + len(superfluous)
-        raise InputError(
-            f"expected the {len(expected)} tensors of the Llama model that {folder / 'config.json'} describes, got {what} "
-            f"({count} such in all): correct the config or restore the weights"
-        )
-    for name, shape in expected.items():
-        info = headers[name]
-        if info.shape != shape:
-            raise InputError(
-                f"expected shape {list(shape)} for tensor {name} in {info.file}, got {list(info.shape)}: correct the config or "
-                "restore "
-                "the weights"
-            )
-        if info.dtype not in DTYPES:
-            raise InputError(
-                f"expected dtype {', '.join(DTYPES)} for tensor {name} in {info.file}, got {info.dtype}: use an unquantised "
-                "checkpoint"
-            )
-    kinds = {headers[name].dtype: name for name in expected}
-    if len(kinds) > 1:
-        found = ", ".join(f"{dtype} for {name}" for dtype, name in sorted(kinds.items()))
-        raise InputError(f"expected one dtype for all weights in {folder}, got {found}: convert the model to one dtype")
-    return config.replace(dtype=DTYPES[next(iter(kinds))].name), headers
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
 
 
-def _expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for path, leaf in tree_paths(llama.abstract_params(config)):
-        pattern, transpose = _HF_NAMES[path]
-        layers, shape = (leaf.shape[0], leaf.shape[1:]) if "{}" in pattern else (1, leaf.shape)
-        for i in range(layers):
-            shapes[pattern.format(i)] = shape[::-1] if transpose else shape
-    return shapes
-
-
-def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's tensors in its own order of layers, one at a time."""
+def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """Hugging Face's tensors in its own order of layers: name, shape there, and what fetches it."""
     leaves = dict(tree_paths(params))
-    dtype = jnp.dtype(config.dtype)
+    dtype = np.dtype(config.dtype)
 
-    def tensor(path: str, layer: int | None) -> tuple[str, np.ndarray]:
-        pattern, transpose = _HF_NAMES[path]
-        name = pattern.format(layer)
-        array = np.asarray(leaves[path] if layer is None else leaves[path][layer]).astype(dtype)
-        if not all_finite(array):
-            raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} as {dtype}: nothing was written")
-        return name, np.ascontiguousarray(array.T if transpose else array)
+    def entry(path: str, layer: int | None) -> tuple[str, tuple[int, ...], Any]:
+        pattern, transposed = NAMES[path]
+        name, leaf = pattern.format(layer), leaves[path]
+        shape = leaf.shape if layer is None else leaf.shape[1:]
 
-    stacked = [path for path in leaves if path.startswith("layers/")]
+        def fetch() -> np.ndarray:
+            with np.errstate(over="ignore"):
+                array = np.asarray(leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
+            if not all_finite(array):
+                raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} as {dtype}: nothing was written")
+            if not transposed:
+                return array
+            target = np.empty(shape[::-1], dtype)
+            transpose(array, target)
+            return target
+
+        return name, shape[::-1] if transposed else shape, fetch
+
+    stacked = [path for path in leaves if NAMES[path].stacked]
     for path in leaves:
         if path not in stacked:
-            yield tensor(path, None)
+            yield entry(path, None)
     for layer in range(config.num_hidden_layers):
         for path in stacked:
-            yield tensor(path, layer)
+            yield entry(path, layer)
 
 
 def _write_weights(folder: Path, config: LlamaConfig, params: Params, max_shard_bytes: int) -> None:
-    shard: dict[str, np.ndarray] = {}
-    shards: list[list[str]] = []
+    dtype = np.dtype(config.dtype)
+    shards: list[list[tuple[str, tuple[int, ...], Any]]] = [[]]
     total = size = 0
-
-    def flush() -> None:
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard.clear()
-
-    for name, array in _tensors(config, params):
-        if shard and size + array.nbytes > max_shard_bytes:
-            flush()
+    for entry in _tensors(config, params):
+        nbytes = math.prod(entry[1]) * dtype.itemsize
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
             size = 0
-        shard[name] = array
-        size += array.nbytes
-        total += array.nbytes
-    flush()
-    if len(shards) == 1:
-        os.rename(folder / "shard-0", folder / "model.safetensors")
-        return
+        shards[-1].append(entry)
+        size += nbytes
+        total += nbytes
     weight_map = {}
-    for i, names in enumerate(shards):
-        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        os.rename(folder / f"shard-{i}", folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for i, shard in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        shapes = {name: shape for name, shape, _ in shard}
+        write_safetensors(folder / file, shapes, dtype, (fetch() for _, _, fetch in shard))
+        weight_map |= dict.fromkeys(shapes, file)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _vocabulary(folder: Path) -> dict[str, int] | None:
-    """Token → id of a fast tokenizer, added tokens included; ``None`` where there is none."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    tokenizer = read_json(path)
-    try:
-        vocabulary = tokenizer["model"]["vocab"]
-        pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((token, i) for i, (token, _) in enumerate(vocabulary))
-        return {**dict(pairs), **{token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"expected a tokenizers file with a vocabulary in {path}, got {error!r}: restore the file") from error

@@ -13,11 +13,13 @@ per kind of matrix. Matrices are stored ``[in, out]`` and used as ``x @ w`` (Hug
     layers/mlp/down         [layer, hidden, embed]
     norm                    [embed]
     lm_head                 [embed, vocab]      absent when the head is tied to embed_tokens
+
+What some relatives have besides (see :class:`LlamaConfig`): ``layers/attn/q_bias``, ``k_bias``, ``v_bias``, ``o_bias`` and
+``layers/mlp/gate_bias``, ``up_bias``, ``down_bias`` ``[layer, out]``; ``layers/attn/q_norm``, ``k_norm`` ``[layer, head_dim]``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -26,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cycleqd_jax.models.config import Llama3RopeScaling, LlamaConfig
 from cycleqd_jax.sharding import Axes
 from cycleqd_jax.types import Array, Bool, Float, InputError, Int, Params, PRNGKeyArray
 
@@ -44,154 +47,6 @@ __all__ = [
     "unembed",
 ]
 
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3RopeScaling:
-    """Llama 3.1's stretching of the low RoPE frequencies; the fields are Hugging Face's."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """The shape of a model and its dtype policy; fields are named as in Hugging Face's ``config.json``.
-
-    Attributes:
-        dtype: of the weights: float32, bfloat16 or float16.
-        compute_dtype: of activations and matrix products; ``None`` is that of the weights. Norms, softmax and logits are
-            float32 always.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 500000.0
-    rope_scaling: Llama3RopeScaling | None = None
-    tie_word_embeddings: bool = False
-    initializer_range: float = 0.02
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
-    dtype: str = "float32"
-    compute_dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self)[:7]:
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"expected a positive integer for the model's {field.name}, got {value!r}: correct the config")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InputError(
-                f"expected num_attention_heads to be a multiple of num_key_value_heads, got {self.num_attention_heads} and "
-                f"{self.num_key_value_heads}: correct the model's config"
-            )
-        if self.head_dim % 2:
-            raise InputError(f"expected an even head_dim (RoPE turns pairs), got {self.head_dim}: correct the model's config")
-        for name in ("dtype", "compute_dtype"):
-            value = getattr(self, name)
-            if value not in DTYPES and not (value is None and name == "compute_dtype"):
-                raise InputError(
-                    f"expected one of {', '.join(DTYPES)} for the model's {name}, got {value!r}: choose one of them"
-                )
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> LlamaConfig:
-        """Reads the contents of a Hugging Face ``config.json``.
-
-        Args:
-            config: the parsed JSON, in the layout of transformers 4 or 5.
-            where: the file, for messages.
-
-        Raises:
-            InputError: the model type, or an option that changes the computation, is not supported; or a field is missing.
-        """
-
-        def refuse(name: str, expected: str) -> InputError:
-            return InputError(
-                f"expected {expected} for {name!r} in {where}, got {config.get(name)!r}: this model can't be computed here, "
-                "choose a plain Llama checkpoint"
-            )
-
-        if config.get("model_type") != "llama":
-            raise refuse("model_type", "'llama'")
-        for name in ("attention_bias", "mlp_bias", "sliding_window", "quantization_config"):
-            if config.get(name):
-                raise refuse(name, "false or nothing")
-        if config.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise refuse("hidden_act", "'silu'")
-        if config.get("pretraining_tp", 1) != 1:
-            raise refuse("pretraining_tp", "1")
-        if config.get("partial_rotary_factor", 1.0) != 1.0:
-            raise refuse("partial_rotary_factor", "1.0")
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        for name in names:
-            if name not in config:
-                raise InputError(f"expected {name!r} in {where}, got none: the model's config is incomplete, restore it")
-        heads = config["num_attention_heads"]
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        rope_key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "llama3"):
-            raise refuse(rope_key, "rope_type 'default' or 'llama3'")
-        scaling = None
-        if rope_type == "llama3":
-            fields = [field.name for field in dataclasses.fields(Llama3RopeScaling)]
-            missing = [name for name in fields if name not in rope]
-            if missing:
-                raise refuse(rope_key, f"all of {', '.join(fields)}")
-            scaling = Llama3RopeScaling(**{name: rope[name] for name in fields})
-        eos = config.get("eos_token_id")
-        return cls(
-            **{name: config[name] for name in names},
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            max_position_embeddings=config.get("max_position_embeddings", 2048),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-            rope_scaling=scaling,
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            initializer_range=config.get("initializer_range", 0.02),
-            bos_token_id=config.get("bos_token_id"),
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            pad_token_id=config.get("pad_token_id"),
-            dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` that transformers 4 and 5 (and what builds on them) read as this model."""
-        fields = dataclasses.asdict(self)
-        fields.pop("compute_dtype")
-        dtype = fields.pop("dtype")
-        if isinstance(self.eos_token_id, tuple):
-            fields["eos_token_id"] = list(self.eos_token_id)
-        if self.rope_scaling is not None:
-            fields["rope_scaling"] = {"rope_type": "llama3", **fields["rope_scaling"]}
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "hidden_act": "silu",
-            **fields,
-            "torch_dtype": dtype,
-        }
-
-    def replace(self, **changes: Any) -> LlamaConfig:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Weights
 
@@ -199,7 +54,7 @@ class LlamaConfig:
 class _Weight(NamedTuple):
     shape: tuple[int, ...]
     axes: Axes
-    std: float | None  # None: a norm's gain, which starts at one
+    std: float | None  # None: a norm's gain, which starts at one; 0: a bias
 
 
 def _weights(config: LlamaConfig) -> dict[str, Any]:
@@ -212,6 +67,9 @@ def _weights(config: LlamaConfig) -> dict[str, Any]:
 
     def norm() -> _Weight:
         return _Weight((layers, c.hidden_size), ("layer", "embed"), None)
+
+    def head_norm() -> _Weight:
+        return _Weight((layers, c.head_dim), ("layer", None), None)
 
     def matrix(rows: int, columns: int, axes: Axes, std: float) -> _Weight:
         return _Weight((layers, rows, columns), ("layer", *axes), std)
@@ -235,6 +93,13 @@ def _weights(config: LlamaConfig) -> dict[str, Any]:
         },
         "norm": _Weight((c.hidden_size,), ("embed",), None),
     }
+    attn, mlp = tree["layers"]["attn"], tree["layers"]["mlp"]
+    biased = [(attn, name) for name in "qkv" if c.attention_bias] + [(attn, "o")] * c.attention_out_bias
+    biased += [(mlp, name) for name in ("gate", "up", "down") if c.mlp_bias]
+    for group, name in biased:
+        group[f"{name}_bias"] = _Weight((layers, group[name].shape[-1]), ("layer", group[name].axes[-1]), 0.0)
+    if c.qk_norm:
+        attn |= {"q_norm": head_norm(), "k_norm": head_norm()}
     if not c.tie_word_embeddings:
         tree["lm_head"] = _Weight((c.hidden_size, c.vocab_size), ("embed", "vocab"), std)
     return tree
@@ -245,7 +110,7 @@ def _is_weight(node: Any) -> bool:
 
 
 def init_params(config: LlamaConfig, key: PRNGKeyArray) -> Params:
-    """Random weights: normal with ``initializer_range``, norms at one; drawn in float32 and cast once.
+    """Random weights: normal with ``initializer_range``, norms at one, biases at zero; drawn in float32 and cast once.
 
     Args:
         config: the model.
@@ -381,6 +246,11 @@ def _linear(x: Array, w: Array, dtype: Any = None) -> Array:
     return rows.reshape(*x.shape[:-1], w.shape[-1])
 
 
+def _project(x: Array, weights: Mapping[str, Array], name: str) -> Array:
+    y, bias = _linear(x, weights[name]), weights.get(f"{name}_bias")
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
 def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """Grouped-query attention; q ``[batch, heads, time, head_dim]``, k and v ``[batch, kv_heads, length, head_dim]``."""
     batch, heads, time, head_dim = q.shape
@@ -415,8 +285,17 @@ def hidden_states(
 
     Returns:
         The states in the compute dtype, and the cache with the new columns (``None`` without one).
+
+    Raises:
+        InputError: more tokens than the model's sliding window. With a cache nothing but ``config.context_length`` says that
+            positions stay within it.
     """
     batch, time = tokens.shape
+    if config.sliding_window is not None and time > config.sliding_window:
+        raise InputError(
+            f"expected at most sliding_window = {config.sliding_window} tokens, got {time}: beyond it this model attends to a "
+            "window, which is not supported; use shorter texts"
+        )
     dtype = jnp.dtype(config.compute_dtype or config.dtype)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
@@ -428,15 +307,18 @@ def hidden_states(
 
     def project(x: Array, layer: Any) -> tuple[Array, Array, Array]:
         h = _rms_norm(x, layer["input_norm"], config.rms_norm_eps)
-        q, k, v = (split_heads(_linear(h, layer["attn"][name])) for name in "qkv")
+        q, k, v = (split_heads(_project(h, layer["attn"], name)) for name in "qkv")
+        if config.qk_norm:
+            q = _rms_norm(q, layer["attn"]["q_norm"], config.rms_norm_eps)
+            k = _rms_norm(k, layer["attn"]["k_norm"], config.rms_norm_eps)
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
     def finish(x: Array, layer: Any, q: Array, k: Array, v: Array, mask: Array) -> Array:
         a = _attend(q, k, v, mask).swapaxes(1, 2).reshape(batch, time, -1)
-        x = x + _linear(a, layer["attn"]["o"])
+        x = x + _project(a, layer["attn"], "o")
         h = _rms_norm(x, layer["post_norm"], config.rms_norm_eps)
-        h = jax.nn.silu(_linear(h, layer["mlp"]["gate"])) * _linear(h, layer["mlp"]["up"])
-        return x + _linear(h, layer["mlp"]["down"])
+        h = jax.nn.silu(_project(h, layer["mlp"], "gate")) * _project(h, layer["mlp"], "up")
+        return x + _project(h, layer["mlp"], "down")
 
     x = params["embed_tokens"][tokens].astype(dtype)
     if cache is None:

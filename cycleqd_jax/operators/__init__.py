@@ -1,4 +1,4 @@
-"""Operators of CycleQD on weights: task vectors, SVD, crossover, mutation, merge.
+"""Operators of CycleQD on weights: task vectors, adapters, SVD, crossover, mutation, merge.
 
 Everything here works on any pytree of arrays (Flax Linen or NNX states, plain dicts …), is pure, jitted and vmapped across
 stacked matrices, and needs nothing but JAX: other projects are welcome to import this room alone.
@@ -8,24 +8,29 @@ treated one by one. Leaves with ``norm`` or ``bias`` in their path, vectors and 
 them pass (:func:`is_matrix`, replaceable everywhere by a predicate of your own).
 """
 
+from cycleqd_jax.operators.adapter import apply_adapter, dense_update
 from cycleqd_jax.operators.crossover import crossover_weights, linear_crossover, normalize_weights
 from cycleqd_jax.operators.merge import merge, softmax_weights, weighted_sum
 from cycleqd_jax.operators.mutation import gaussian_mutation, mutation_coefficients, svd_mutation
-from cycleqd_jax.operators.svd import Factors, compose, factorize, is_matrix
-from cycleqd_jax.operators.task_vector import apply_task_vector, task_vector
+from cycleqd_jax.operators.svd import Factors, compose, factorize, factorize_low_rank, is_matrix
+from cycleqd_jax.operators.task_vector import apply_task_vector, relative_norm, task_vector
 
 __all__ = [
     "Factors",
+    "apply_adapter",
     "apply_task_vector",
     "compose",
     "crossover_weights",
+    "dense_update",
     "factorize",
+    "factorize_low_rank",
     "gaussian_mutation",
     "is_matrix",
     "linear_crossover",
     "merge",
     "mutation_coefficients",
     "normalize_weights",
+    "relative_norm",
     "softmax_weights",
     "svd_mutation",
     "task_vector",

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cycleqd_jax.types import Array, Float, InputError, PyTree, tree_paths
+from cycleqd_jax.types import Array, Float, InputError, LowRank, PyTree, tree_paths
 
-__all__ = ["Factors", "MatrixPredicate", "compose", "factorize", "is_matrix"]
+__all__ = ["Factors", "MatrixPredicate", "compose", "factorize", "factorize_low_rank", "is_matrix"]
 
-MatrixPredicate = Callable[[str, Array], bool]
+MatrixPredicate = Callable[[str, Array | jax.ShapeDtypeStruct], bool]
 """``predicate(path, leaf)``: does SVD mutation act on this leaf? Paths read ``"layers/attn/q"``."""
 
 HIGHEST = jax.lax.Precision.HIGHEST  # TensorFloat-32 would round the factors to 10 bits
@@ -79,6 +79,25 @@ def factorize(tau: PyTree[Array], rank: int | None = None, predicate: MatrixPred
             full = min(leaf.shape[-2:])
             factors[path] = _truncated_svd(leaf, full if rank is None else min(rank, full))
     return factors
+
+
+@jax.jit
+def factorize_low_rank(update: LowRank) -> Factors:
+    """A B = U Σ Vᵀ for every matrix of a low-rank update, from its factors: the product is never formed.
+
+    With A = Q_a R_a and Bᵀ = Q_b R_b, the decomposition of the small core R_a R_bᵀ = U' Σ V'ᵀ gives U = Q_a U' and
+    Vᵀ = (Q_b V')ᵀ, exactly. What :func:`factorize` says of the last bits on CPU holds here too.
+
+    Args:
+        update: a ``[*stack, m, r]`` and b ``[*stack, r, n]``.
+
+    Returns:
+        Factors of ``min(m, n, r)`` directions, float32. Zero columns of a, or rows of b, give zero singular values.
+    """
+    qa, ra = jnp.linalg.qr(update.a.astype(jnp.float32))
+    qb, rb = jnp.linalg.qr(jnp.swapaxes(update.b.astype(jnp.float32), -1, -2))
+    u, s, vt = jnp.linalg.svd(jnp.matmul(ra, jnp.swapaxes(rb, -1, -2), precision=HIGHEST), full_matrices=False)
+    return Factors(jnp.matmul(qa, u, precision=HIGHEST), s, jnp.matmul(vt, jnp.swapaxes(qb, -1, -2), precision=HIGHEST))
 
 
 def compose(factors: Factors, coefficients: Float[Array, "*stack r"] | None = None) -> Float[Array, "*stack m n"]:

@@ -141,7 +141,7 @@ def test_divergence_is_said(params, examples):
         ([([1, 2], [0, 1]), ([1, 2, 3], [0, 1])], "example 1, got 3 tokens, 2 mask values"),
         ([([1, 2], [1, 0])], "one token to learn in training example 0"),
         ([([1, 40], [0, 1])], "from 0 to 39 in training example 0"),
-        ([([1] * 3000, [1] * 3000)], "max_position_embeddings = 2048"),
+        ([([1] * 3000, [1] * 3000)], "context_length = 2048"),
     ],
 )
 def test_unusable_examples(params, examples, message):

@@ -47,9 +47,10 @@ def make_config():
 def make_params():
     def params(config, seed=0):
         made = llama.init_params(config, jax.random.key(seed))
-        # Norms that are not all ones: a test must see whether they are applied.
+        # Norms that are not all ones, biases that are not zero: a test must see whether they are applied.
         return jax.tree.map(
-            lambda leaf: leaf + (leaf == 1) * jax.random.normal(jax.random.key(9), leaf.shape, leaf.dtype) / 4, made
+            lambda leaf: leaf + ((leaf == 1) | (leaf == 0)) * jax.random.normal(jax.random.key(9), leaf.shape, leaf.dtype) / 4,
+            made,
         )
 
     return params

@@ -29,7 +29,7 @@ def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, va
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from cycleqd_jax.models.hf import _HF_NAMES
+    from cycleqd_jax.models.names import NAMES
 
     config = make_config(**VARIANTS[variant])
     params = make_params(config)
@@ -37,7 +37,7 @@ def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, va
     model = LlamaForCausalLM(LlamaConfig.from_dict(config.to_hf())).eval()
     state = {}
     for path, leaf in tree_paths(params):
-        name, transpose = _HF_NAMES[path]
+        name, transpose = NAMES[path]
         for i, part in enumerate(leaf if "{}" in name else [leaf]):
             state[name.format(i)] = torch.tensor(np.asarray(part.T if transpose else part))
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -150,10 +150,12 @@ def test_transformers_reads_the_config_as_this_model(make_config):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "qwen2"}, "model_type.*qwen2"),
-        ({"attention_bias": True}, "attention_bias.*True"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"sliding_window": 4096}, "sliding_window.*4096"),
+        ({"model_type": "gemma2"}, "llama, mistral, qwen2, qwen3 for 'model_type'.*gemma2"),
+        ({"model_type": None}, "model_type"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types.*chunked"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": None, "rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters.*yarn"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act.*gelu"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.*linear"),

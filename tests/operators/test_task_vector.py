@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cycleqd_jax.operators import apply_task_vector, task_vector
+from cycleqd_jax.operators import apply_task_vector, relative_norm, task_vector
 from cycleqd_jax.operators.task_vector import check_same_shapes
 from cycleqd_jax.types import InputError
 
@@ -86,3 +86,12 @@ def test_no_recompilation(compilations):
     apply_task_vector(trees[0], trees[1], 0.5)
     assert compilations(lambda: task_vector(trees[2], trees[3])) == 0
     assert compilations(lambda: apply_task_vector(trees[2], trees[3], 0.7)) == 0
+
+
+def test_relative_norm():
+    base = {"w": jnp.asarray([[3.0, 0.0], [0.0, 4.0]]), "norm": jnp.ones(100)}
+    params = {"w": base["w"] + jnp.asarray([[0.0, 0.3], [0.4, 0.0]]), "norm": jnp.zeros(100)}
+    assert relative_norm(params, base) == pytest.approx(0.1)
+    assert relative_norm(base, base) == 0
+    with pytest.raises(InputError, match="lack the leaf 'norm'"):
+        relative_norm({"w": base["w"]}, base)

@@ -1,0 +1,112 @@
+"""How far a model is from another one, tensor by tensor and in pieces: neither is ever in memory as a whole."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cycleqd_jax.models.checkpoint import Checkpoint
+from cycleqd_jax.models.names import NAMES
+from cycleqd_jax.models.weights_file import DTYPES, all_finite
+from cycleqd_jax.types import Adapter, InputError, LowRank
+
+__all__ = ["Distance", "adapter_norms", "distances"]
+
+_CHUNK = 8 << 20  # bytes read at once
+
+
+class Distance(NamedTuple):
+    """Sums of squares over one tensor, of which norms are made: they add up over tensors.
+
+    Attributes:
+        tau: ‖θ − θ_base‖².
+        base: ‖θ_base‖².
+    """
+
+    tau: float
+    base: float
+
+    @property
+    def relative(self) -> float:
+        """‖θ − θ_base‖ / ‖θ_base‖; infinite where the base is zero and the model is not."""
+        if self.base == 0:
+            return 0.0 if self.tau == 0 else math.inf
+        return math.sqrt(self.tau / self.base)
+
+    def __add__(self, other: Distance) -> Distance:  # type: ignore[override]
+        return Distance(self.tau + other.tau, self.base + other.base)
+
+
+def distances(model: Checkpoint, base: Checkpoint) -> dict[tuple[str, int | None], Distance]:
+    """The task vector's norm of every tensor.
+
+    Args:
+        model: the fine-tuned model.
+        base: the model it was tuned from.
+
+    Returns:
+        By our path of the weight and the layer (None for what has none).
+
+    Raises:
+        InputError: their tensors differ in name or shape, or hold NaN or infinity.
+    """
+    shapes = [{name: c.tensors[name].shape for name in c.names} for c in (model, base)]
+    for name in shapes[0].keys() | shapes[1].keys():
+        here, there = shapes[0].get(name), shapes[1].get(name)
+        if here != there:
+            raise InputError(
+                f"expected {model.name} to have the tensors of {base.name}, got {'none' if here is None else list(here)} for "
+                f"{name} where the latter has {'none' if there is None else list(there)}: compare with the model's own base"
+            )
+    found = {}
+    for path, (pattern, _) in NAMES.items():
+        layers = range(base.config.num_hidden_layers) if NAMES[path].stacked else (None,)
+        for layer in layers:
+            name = pattern.format(layer)
+            if name in shapes[1]:
+                found[path, layer] = _distance(name, model, base)
+    return found
+
+
+def _distance(name: str, model: Checkpoint, base: Checkpoint) -> Distance:
+    ours, theirs = model.tensors[name], base.tensors[name]
+    step = max(1, _CHUNK // (math.prod(ours.shape[1:]) * DTYPES[ours.dtype].itemsize))
+    total = Distance(0.0, 0.0)
+    for start in range(0, ours.shape[0], step):
+        stop = min(start + step, ours.shape[0])
+        parts = []
+        for tensor in (ours, theirs):
+            part = tensor.read(start, stop)
+            if not all_finite(part):
+                raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound one")
+            parts.append(part.astype(np.float32).ravel())
+        tau = parts[0] - parts[1]
+        total += Distance(float(np.dot(tau, tau)), float(np.dot(parts[1], parts[1])))
+    return total
+
+
+def adapter_norms(adapter: Adapter) -> dict[tuple[str, int | None], float]:
+    """‖τ‖ of every tensor that an adapter changes, from its factors: ‖A B‖² = tr((AᵀA)(B Bᵀ)).
+
+    Args:
+        adapter: of a model; updates of ``layers/…`` have a leading layer axis.
+
+    Returns:
+        By our path of the weight and the layer (None for what has none).
+    """
+    norms: dict[tuple[str, int | None], float] = {}
+    for path, update in adapter.updates.items():
+        for layer in range(_layers(update)) if path.startswith("layers/") else (None,):
+            if isinstance(update, LowRank):
+                a, b = (np.asarray(x if layer is None else x[layer], np.float64) for x in update)
+                square = float(np.sum((a.T @ a) * (b @ b.T)))
+            else:
+                square = float(np.sum(np.square(np.asarray(update if layer is None else update[layer], np.float64))))
+            norms[path, layer] = math.sqrt(max(square, 0.0))
+    return norms
+
+
+def _layers(update: Any) -> int:
+    return (update.a if isinstance(update, LowRank) else update).shape[0]

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cycleqd_jax.engine import ChatGenerator, Detokenizer, Engine, NonFiniteError, stream, stream_reply, stream_tokens
+from cycleqd_jax.models import chat, llama
+from cycleqd_jax.types import InputError
+
+CONFIG = llama.LlamaConfig(48, 32, 64, 2, 4, 2, 8, max_position_embeddings=64, initializer_range=0.4, tie_word_embeddings=True)
+STOPS = (3, 5)
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return llama.init_params(CONFIG, jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Bytes beyond ASCII are tokens of their own."""
+    return chat.train_tiny_tokenizer(["SELECT a FROM b", "def f(x): return x"] * 4, 300)
+
+
+def scripted(tokenizer, text, stop=True):
+    """A model that answers with ``text``, whose tokens differ, and begins it again if it is not to stop."""
+    ids = tokenizer._tokenizer.encode(text, add_special_tokens=False)
+    assert len(set(ids)) == len(ids)
+    size = tokenizer.vocab_size
+    config = llama.LlamaConfig(size, size + size % 2, 2, 1, 1, 1, 2, max_position_embeddings=128)
+    params = jax.tree.map(jnp.zeros_like, llama.init_params(config, jax.random.key(0)))
+    # Layers add nothing: the head sees which token was the last, and knows which one follows.
+    following = dict(zip(ids, [*ids[1:], tokenizer.stop_ids[0] if stop else ids[0]], strict=True))
+    following[tokenizer.encode(HELLO)[-1]] = ids[0]
+    head = np.zeros((config.hidden_size, size), np.float32)
+    head[list(following), list(following.values())] = 1
+    embedding = jnp.eye(size, config.hidden_size)
+    return config, params | {"embed_tokens": embedding, "norm": params["norm"] + 1, "lm_head": jnp.asarray(head)}
+
+
+@pytest.fixture(scope="module")
+def reply_of_engine(tokenizer):
+    config, _ = scripted(tokenizer, "x")
+    engine = Engine(config, slots=1, max_len=128, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+
+    def reply(params, limit):
+        engine.load(params)
+        return ChatGenerator(engine, tokenizer).generate([HELLO], [limit])[0].text
+
+    return reply
+
+
+def test_the_tokens_are_the_engine_s(params):
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 48, rng.integers(1, 33)).tolist() for _ in range(12)] + [[1] * 55]
+    limits = [*rng.integers(1, 30, 12).tolist(), 30]  # the last is cut where the context ends
+    engine = Engine(CONFIG, slots=4, max_len=64, stop_ids=STOPS, pad_id=0)
+    engine.load(params)
+    wanted = engine.generate(prompts, limits)
+    assert {result.finish for result in wanted} == {"stop", "length"}
+    for prompt, limit, want in zip(prompts, limits, wanted, strict=True):
+        for steps in (1, 4):
+            lists = list(stream_tokens(params, CONFIG, prompt, max_new_tokens=limit, stop_ids=STOPS, tokens_per_step=steps))
+            assert tuple(i for ids in lists for i in ids) == want.ids
+            sizes = [len(ids) for ids in lists]
+            assert sizes[0] == 1
+            assert all(size == steps for size in sizes[1:-1])
+            assert 1 <= sizes[-1] <= steps
+
+
+def test_nothing_is_compiled_twice(params, compilations):
+    def run(params, prompt, limit):
+        return lambda: list(stream_tokens(params, CONFIG, prompt, max_new_tokens=limit, stop_ids=[9], tokens_per_step=3))
+
+    other = llama.init_params(CONFIG, jax.random.key(2))
+    assert compilations(run(params, [7] * 9, 12)) == 2
+    assert compilations(run(other, [8] * 14, 17)) == 0
+
+
+def test_the_device_is_asked_for_no_more_than_is_read(tokenizer, monkeypatch):
+    config, params = scripted(tokenizer, "abcdef", stop=False)
+    asked = []
+    advance = stream._advance
+    monkeypatch.setattr(stream, "_advance", lambda *a, **k: asked.append(1) or advance(*a, **k))
+    pieces = stream_reply(params, config, tokenizer, HELLO, max_new_tokens=30, tokens_per_step=5)
+    assert [tuple(piece) for piece in islice(pieces, 3)] == [("a", 1), ("bcdef", 6), ("abcde", 11)]
+    assert len(asked) == 2
+
+
+def test_logits_that_are_not_finite(tokenizer):
+    config, params = scripted(tokenizer, "abcdef", stop=False)
+    for sign, said in (("\n\n", ""), ("a", "a"), ("c", "abc")):
+        broken = tokenizer._tokenizer.encode(sign, add_special_tokens=False)
+        embedding = params["embed_tokens"].at[jnp.asarray(broken)].set(jnp.nan)
+        pieces = stream_reply(
+            params | {"embed_tokens": embedding}, config, tokenizer, HELLO, max_new_tokens=9, tokens_per_step=1
+        )
+        for letter in said:
+            assert next(pieces).text == letter
+        with pytest.raises(NonFiniteError):
+            next(pieces)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_no_half_characters_and_no_stop_token(tokenizer, reply_of_engine, steps):
+    text = "aé€😀b"  # 1, 2, 3, 4 and 1 bytes, a token each
+    config, params = scripted(tokenizer, text)
+    pieces = list(stream_reply(params, config, tokenizer, HELLO, max_new_tokens=30, tokens_per_step=steps))
+    assert "".join(piece.text for piece in pieces) == reply_of_engine(params, 30) == text
+    wanted = {
+        1: [("a", 1), ("é", 3), ("€", 6), ("😀", 10), ("b", 11)],
+        5: [("a", 1), ("é€", 6), ("😀b", 11)],
+    }
+    assert pieces == wanted[steps]
+
+
+def test_a_reply_cut_within_a_character(tokenizer, reply_of_engine):
+    config, params = scripted(tokenizer, "aé€😀b")
+    said = [piece.text for piece in stream_reply(params, config, tokenizer, HELLO, max_new_tokens=8, tokens_per_step=1)]
+    assert said == ["a", "é", "€", "\N{REPLACEMENT CHARACTER}"]
+    assert "".join(said) == reply_of_engine(params, 8)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes", "named"),
+    [
+        ([], {}, "got 0,"),
+        ([1], {"max_new_tokens": 0}, "got 1, 0 and 4"),
+        ([1], {"tokens_per_step": 0}, "got 1, 5 and 0"),
+        ([1, 48], {}, r"vocabulary size 48, got \[48\]"),
+        ([1], {"stop_ids": ()}, "no stop id"),
+        ([1], {"stop_ids": (-1,)}, r"got \[-1\]"),
+        ([1] * 64, {}, "64 tokens"),
+    ],
+)
+def test_requests_that_can_not_be(params, prompt, changes, named):
+    with pytest.raises(InputError, match=named):  # at once, not when the first token is asked for
+        stream_tokens(params, CONFIG, prompt, **({"max_new_tokens": 5, "stop_ids": STOPS} | changes))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_no_half_characters_and_no_stop_token(tokenizer, steps):
+    text = "a é€😀 b"  # 1, 2, 3 and 4 bytes, a token each
+    config, params = scripted(tokenizer, text.replace(" ", ""))
+    pieces = list(stream_reply(params, config, tokenizer, HELLO, max_new_tokens=60, tokens_per_step=steps))
+    said = [piece.text for piece in pieces]
+    assert "".join(said) == reply_of_engine(config, params, tokenizer, 60) == "aé€😀b"
+    assert all(said)
+    assert len(said) > 1
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(said)
+    counts = [piece.tokens for piece in pieces]
+    assert counts == sorted(counts)
+    if steps == 1:
+        assert pieces == [("a", 1), ("é", 3), ("€", 6), ("😀", 10), ("b", 11)]
+
+
+def test_a_reply_cut_within_a_character(tokenizer):
+    config, params = scripted(tokenizer, "aé€😀b")
+    said = [piece.text for piece in stream_reply(params, config, tokenizer, HELLO, max_new_tokens=8, tokens_per_step=1)]
+    assert said == ["a", "é", "€", "\N{REPLACEMENT CHARACTER}"]
+    assert "".join(said) == reply_of_engine(config, params, tokenizer, 8)
+
+
+def sentencepiece_like():
+    """Spaces are part of tokens and dropped at the beginning; characters it does not know are tokens of bytes, as in Llama "
+    "2."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    signs = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *"abcé"]
+    tokenizer = Tokenizer(models.BPE({sign: i for i, sign in enumerate(signs)}, [], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # type: ignore
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)  # type: ignore
+    return tokenizer
+
+
+def said_of(decode, ids, cuts):
+    detokenizer = Detokenizer(decode)
+    bounds = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
+    said = [detokenizer.add(ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return said, detokenizer.end()
+
+
+@given(
+    text=st.text(st.sampled_from("ab c\n  é€😀日本語\u0301\u200d'"), max_size=20), cuts=st.lists(st.integers(0, 99), max_size=8)
+)
+def test_any_text_in_any_lists(tokenizer, text, cuts):
+    for codec in (tokenizer._tokenizer.backend_tokenizer, sentencepiece_like()):
+        ids = codec.encode(text, add_special_tokens=False).ids
+        said, rest = said_of(codec.decode, ids, cuts)
+        assert "".join(said) == codec.decode(ids)
+        assert rest == ""
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(said)
+
+
+@given(data=st.data())
+def test_any_tokens_in_any_lists(tokenizer, data):
+    """Special tokens, and bytes that are no characters."""
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
+    said, rest = said_of(tokenizer.decode, ids, data.draw(st.lists(st.integers(0, 99), max_size=8)))
+    assert "".join([*said, rest]) == tokenizer.decode(ids)
+    assert not any(text.endswith("\N{REPLACEMENT CHARACTER}") for text in said)

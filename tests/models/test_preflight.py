@@ -1,0 +1,202 @@
+"""Models that do not belong together are refused before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cycleqd_jax.models import hf
+from cycleqd_jax.models.checkpoint import open_checkpoint
+from cycleqd_jax.models.preflight import preflight
+from cycleqd_jax.types import InputError
+
+
+@pytest.fixture
+def pair(tmp_path, make_config, make_params, tokenizer):
+    config = make_config(vocab_size=tokenizer.vocab_size)
+    hf.save(tmp_path / "base", config, make_params(config), tokenizer=tokenizer)
+    shutil.copytree(tmp_path / "base", tmp_path / "expert")
+    return tmp_path / "base", tmp_path / "expert"
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_fine_tunings_belong_together(pair, make_config):
+    base, expert = pair
+    found = preflight(base, [expert, base])
+    assert found.config == open_checkpoint(base).config
+    assert [model.where for model in found.experts] == [expert, base]
+    assert found.base.nbytes == (base / "model.safetensors").stat().st_size - header_size(base)
+    (expert / "tokenizer.json").unlink()
+    preflight(base, [expert])
+
+
+def header_size(folder):
+    return 8 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+
+
+def test_no_weight_is_read(pair):
+    base, expert = pair
+    tensors = load_file(expert / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * np.nan
+    save_file(tensors, expert / "model.safetensors")
+    preflight(base, [expert])
+    with pytest.raises(InputError, match="NaN or Inf in tensor model.norm.weight"):
+        hf.load(expert)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_size": 24}, "hidden_size 32.*24"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers 3.*2"),
+        ({"rope_theta": 1e4}, "rope_theta 500000.*10000"),
+        ({"dtype": "bfloat16"}, "dtype 'float32'.*'bfloat16'.*model.dtype"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings False.*True"),
+        ({"model_type": "mistral"}, "model_type 'llama'.*'mistral'"),
+        ({"model_type": "qwen3", "qk_norm": True}, "'qwen3'"),
+        ({"attention_bias": True, "attention_out_bias": True}, "attention_bias False.*True"),
+    ],
+)
+def test_other_architectures_are_refused(pair, make_config, make_params, tokenizer, changes, named):
+    base, expert = pair
+    config = make_config(**({"vocab_size": tokenizer.vocab_size} | changes))
+    hf.save(expert, config, make_params(config))
+    with pytest.raises(InputError, match=f"expert.*{named}"):
+        preflight(base, [base, expert])
+
+
+def test_a_dtype_by_name_settles_dtypes(pair, make_config, make_params, tokenizer):
+    base, expert = pair
+    config = make_config(vocab_size=tokenizer.vocab_size, dtype="bfloat16")
+    hf.save(expert, config, make_params(config))
+    assert preflight(base, [expert], dtype="float32").config.dtype == "float32"
+    assert hf.load(expert, dtype="float32")[1]["norm"].dtype == jnp.float32
+
+
+def test_padded_vocabularies(pair, make_config, make_params, tokenizer):
+    base, expert = pair
+    size = tokenizer.vocab_size
+    config = make_config(vocab_size=size + 5)
+    hf.save(expert, config, make_params(config), tokenizer=tokenizer)
+    with pytest.raises(InputError, match=rf"expert.*vocab_size {size}.*got {size + 5}.*model.vocab_size={size}"):
+        preflight(base, [expert])
+    assert preflight(base, [expert], vocab_size=size).config.vocab_size == size
+    with pytest.raises(InputError, match=rf"at most {size}.*base.*{size + 5}"):
+        preflight(base, [expert], vocab_size=size + 5)
+    with pytest.raises(InputError, match=rf"id {size - 1} where vocab_size is {size - 1}"):
+        preflight(base, [expert], vocab_size=size - 1)
+
+
+def test_other_vocabulary(pair):
+    base, expert = pair
+
+    def swap(content):
+        vocabulary = content["model"]["vocab"]
+        a, b = sorted(vocabulary)[-2:]
+        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+
+    edit_json(expert / "tokenizer.json", swap)
+    ids = json.loads((expert / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    last = max(ids)
+    second = sorted(ids)[-2]
+    with pytest.raises(InputError, match=f"expert.*id {ids[second]} for the token '{second}'.*latter has id {ids[last]}"):
+        preflight(base, [expert])
+
+
+@pytest.mark.parametrize("part", ["merges", "pre_tokenizer", "normalizer"])
+def test_same_vocabulary_but_other_ids_for_a_text(pair, part):
+    base, expert = pair
+
+    def change(content):
+        if part == "merges":
+            content["model"]["merges"].reverse()
+        else:
+            content[part] = {"type": "Lowercase"}
+
+    edit_json(expert / "tokenizer.json", change)
+    with pytest.raises(InputError, match=f"expert.*as its {part}"):
+        preflight(base, [expert])
+
+
+def test_merges_may_be_written_in_two_ways(pair):
+    base, expert = pair
+
+    def change(content):
+        pairs = content["model"]["merges"]
+        content["model"]["merges"] = [" ".join(pair) if isinstance(pair, list) else pair.split(" ") for pair in pairs]
+
+    edit_json(expert / "tokenizer.json", change)
+    preflight(base, [expert])
+
+
+def test_chat_templates(pair):
+    base, expert = pair
+    template = (expert / "chat_template.jinja").read_text(encoding="utf-8")
+    (expert / "chat_template.jinja").write_text(template.replace("<|eot_id|>", "<|end|>"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"chat template.*<\|end\|>.*<\|eot_id\|>.*model.tokenizer"):
+        preflight(base, [expert])
+    preflight(base, [expert], tokenizer=base)
+    # the same template in its other two places
+    (expert / "chat_template.jinja").unlink()
+    edit_json(expert / "tokenizer_config.json", lambda c: c.update(chat_template=template))
+    preflight(base, [expert])
+    edit_json(expert / "tokenizer_config.json", lambda c: c.update(chat_template=[{"name": "default", "template": template}]))
+    preflight(base, [expert])
+    edit_json(expert / "tokenizer_config.json", lambda c: c.pop("chat_template"))
+    with pytest.raises(InputError, match=r"chat template.*got none"):
+        preflight(base, [expert])
+    (expert / "chat_template.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    preflight(base, [expert])
+
+
+def test_the_chosen_tokenizer_must_fit_too(pair, tmp_path):
+    base, expert = pair
+    edit_json(expert / "tokenizer.json", lambda c: c["model"]["merges"].reverse())
+    with pytest.raises(InputError, match="merges"):
+        preflight(base, [base], tokenizer=expert)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match="tokenizer files in .*nothing"):
+        preflight(base, [base], tokenizer=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda f: (f / "tokenizer.json").write_text("[", encoding="utf-8"), "JSON in .*tokenizer.json"),
+        (lambda f: edit_json(f / "tokenizer.json", lambda c: c.pop("model")), "tokenizer.json"),
+        (lambda f: edit_json(f / "config.json", lambda c: c.update(hidden_size=31)), "hidden_size|shape"),
+        (lambda f: shutil.rmtree(f), "which is none"),
+    ],
+)
+def test_broken_experts(pair, spoil, named):
+    base, expert = pair
+    spoil(expert)
+    with pytest.raises(InputError, match=named):
+        preflight(base, [expert])
+
+
+def test_tokenizer_files_are_copied_byte_for_byte(pair, make_config, tmp_path):
+    from cycleqd_jax.models.chat import ChatTokenizer
+
+    base, _ = pair
+    (base / "special_tokens_map.json").write_text('{"bos_token":   "<|begin_of_text|>"}', encoding="utf-8")
+    edit_json(base / "tokenizer_config.json", lambda c: c.update(a_key_of_the_future=1))
+    edit_json(base / "generation_config.json", lambda c: c.update(temperature=0.6))
+    config, params = hf.load(base)
+    hf.save(tmp_path / "out", config, params, tokenizer=ChatTokenizer.load(base))
+    copied = [path.name for path in base.iterdir() if path.name not in ("model.safetensors", "config.json")]
+    assert len(copied) == 5
+    for name in copied:
+        assert (base / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    assert jax.tree.structure(hf.load(tmp_path / "out")[1]) == jax.tree.structure(params)

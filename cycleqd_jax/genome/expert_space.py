@@ -16,17 +16,23 @@ and nothing of the size of the leaf is held for any expert. A leaf that no exper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from cycleqd_jax.genome.experts import check_expert, check_experts, sort_leaves, stacked_factors, stacked_task_vectors
+from cycleqd_jax.genome.basis import Basis, dense_bases, low_rank_bases
+from cycleqd_jax.genome.experts import check_expert, check_experts, sort_leaves
+from cycleqd_jax.genome.express import Parts, express_leaf
 from cycleqd_jax.operators import crossover, mutation
-from cycleqd_jax.operators.svd import HIGHEST, Factors, MatrixPredicate, factorize, is_matrix
-from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, leaf_path, tree_paths
+from cycleqd_jax.operators.adapter import dense_update
+from cycleqd_jax.operators.svd import MatrixPredicate, Method, is_matrix
+from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, leaf_path, tree_paths
 
 __all__ = ["ExpertGenome", "ExpertSpace"]
 
@@ -50,19 +56,28 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
     Attributes:
         base: weights θ_base.
-        task_vectors: τ, for the path of every leaf that some expert changes densely, float32 ``[K, *shape]``.
-        factors: for the path of every matrix leaf that experts change, the singular directions that mutation acts on, with a
-            leading axis of experts. Of a leaf without task vectors they are the experts' updates themselves.
-        remainders: of leaves without task vectors, the directions that mutation leaves alone: those beyond the rank, or all
-            where the predicate says so.
+        experts: θ_1 … θ_K of every leaf of which all experts have weights, by path, in the base's dtype: the arrays that were
+            given, not copies.
+        updates: τ_1 … τ_K, float32, of every leaf that some adapter changes as a whole (None for an expert that does not).
+        bases: the singular directions that mutation acts on, of every matrix leaf that experts change. Of a leaf that has
+            neither experts nor updates they are the experts' changes themselves.
+        remainders: of such a leaf, the directions that mutation leaves alone: those beyond the rank, or all where the predicate
+            says so.
+        num_experts: number K of experts.
         w_max: upper end of the mutation's uniform distribution; 0 switches mutation off.
+        mesh: where the arrays live (:meth:`shard`); None is one device.
+        specs: of every leaf of the base on the mesh, by path.
     """
 
     base: Params
-    task_vectors: dict[str, Array]
-    factors: dict[str, Factors]
-    remainders: dict[str, Factors] = flax.struct.field(default_factory=dict)
+    experts: dict[str, tuple[Array, ...]]
+    updates: dict[str, tuple[Array | None, ...]]
+    bases: dict[str, Basis]
+    remainders: dict[str, Basis]
+    num_experts: int = flax.struct.field(pytree_node=False)
     w_max: float = flax.struct.field(pytree_node=False, default=0.3)
+    mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
+    specs: tuple[tuple[str, P], ...] = flax.struct.field(pytree_node=False, default=())
 
     @classmethod
     def from_experts(
@@ -74,6 +89,8 @@ class ExpertSpace(flax.struct.PyTreeNode):
         w_max: float = 0.3,
         predicate: MatrixPredicate = is_matrix,
         densify: bool = False,
+        method: Method = "svd",
+        bases: Mapping[str, Basis] | None = None,
     ) -> ExpertSpace:
         """The space spanned by fine-tuned experts that share a base.
 
@@ -87,39 +104,100 @@ class ExpertSpace(flax.struct.PyTreeNode):
             predicate: which leaves mutation acts on.
             densify: multiply low-rank updates out where another expert changes the whole leaf, as every expert does that is
                 given by its weights. They are refused otherwise.
+            method: how leaves that experts change as a whole are decomposed: see :func:`~cycleqd_jax.operators.svd.factorize`.
+            bases: of those leaves, when they have been decomposed before.
 
         Raises:
             InputError: see :func:`~cycleqd_jax.genome.experts.check_experts` and
-                :func:`~cycleqd_jax.genome.experts.sort_leaves`; also for a negative ``w_max`` or a ``rank`` below one.
+                :func:`~cycleqd_jax.genome.experts.sort_leaves`; also for a negative ``w_max``, a ``rank`` below one, or bases
+                that are not those of these leaves.
         """
         if not w_max >= 0:
             raise InputError(f"w_max must be zero or positive, but is {w_max}.")
+        if rank is not None and rank < 1:
+            raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
         check_experts(base, experts)
         dense, low_rank = sort_leaves(base, experts, densify)
-        # decided on the leaves of the model: the stacked ones have one more axis, which would make matrices of vectors
-        one = {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in tree_paths(base)}
-        chosen = {path for path in (*dense, *low_rank) if predicate(path, one[path])}
-        taus = stacked_task_vectors(base, experts, dense)
-        factors, remainders = factorize(taus, rank, lambda path, _: path in chosen), {}
-        for path, whole in stacked_factors(base, experts, low_rank).items():
+        leaves = dict(tree_paths(base))
+        chosen = {path for path in (*dense, *low_rank) if predicate(path, _shape(leaves[path]))}
+        wanted = [path for path in dense if path in chosen]
+        if bases is None:
+            bases = {path: basis for path, basis, _ in dense_bases(base, experts, wanted, rank, method)}
+        _check_bases(bases, {path: leaves[path] for path in wanted}, len(experts))
+
+        weights = [None if isinstance(expert, Adapter) else dict(tree_paths(expert)) for expert in experts]
+        given: dict[str, tuple[Array, ...]] = {}
+        updates: dict[str, tuple[Array | None, ...]] = {}
+        for path in dense:
+            if all(tree is not None for tree in weights):
+                given[path] = tuple(tree[path] for tree in weights if tree is not None)
+            else:
+                updates[path] = tuple(_update(path, leaves[path], expert) for expert in experts)
+        found, remainders = dict(bases), {}
+        for path, whole in low_rank_bases(base, experts, low_rank):
             full = whole.s.shape[-1]
             kept = 0 if path not in chosen else full if rank is None else min(rank, full)
             if kept > 0:
-                factors[path] = _directions(whole, slice(0, kept))
+                found[path] = whole.directions(slice(0, kept))
             if kept < full:
-                remainders[path] = _directions(whole, slice(kept, full))
-        return cls(base=base, task_vectors=taus, factors=factors, remainders=remainders, w_max=w_max)
+                remainders[path] = whole.directions(slice(kept, full))
+        return cls(base, given, updates, found, remainders, num_experts=len(experts), w_max=w_max)
 
-    @property
-    def num_experts(self) -> int:
-        """Number K of experts."""
-        return jax.tree.leaves((self.task_vectors, self.factors, self.remainders))[0].shape[0]
+    def shard(self, mesh: Mesh, specs: PyTree[P]) -> ExpertSpace:
+        """The same space with its arrays spread over a mesh, as expressed weights will be; nothing moves between devices then.
+
+        Args:
+            mesh: the devices.
+            specs: a tree like the base with the ``PartitionSpec`` of every leaf, or with its ``NamedSharding``
+                (:func:`cycleqd_jax.sharding.shardings`).
+
+        Raises:
+            InputError: the tree is not like the base.
+        """
+        flat = {path: getattr(spec, "spec", spec) for path, spec in tree_paths(specs)}
+        if flat.keys() != dict(tree_paths(self.base)).keys():
+            raise InputError(
+                "expected a partition spec for every leaf of the base, got another tree: build it from the base's axes"
+            )
+        placed = self.replace(mesh=mesh, specs=tuple(flat.items()))
+
+        def put(x: PyTree, spec: PyTree) -> PyTree:
+            shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda s: isinstance(s, P))
+            return jax.device_put(x, shardings)
+
+        parts = {path: put(self._parts(path), placed._parts_specs(path)) for path in flat}
+        base = jax.tree_util.tree_map_with_path(lambda path, _: parts[leaf_path(path)].base, self.base)
+        return placed.replace(
+            base=base,
+            experts={path: parts[path].experts for path in self.experts},
+            updates={path: parts[path].updates for path in self.updates},
+            bases={path: parts[path].bases[0] for path in self.bases},
+            remainders={path: parts[path].bases[-1] for path in self.remainders},
+        )
+
+    def task_vector(self, k: int) -> dict[str, Array]:
+        """τ_k of every leaf that experts change, multiplied out, float32, by path; for tests and reports."""
+        genome = self.expert(k)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), self.base)
+        leaves = dict(tree_paths(self.base))
+        found = {}
+        for path, _ in tree_paths(zero):
+            parts = self._parts(path)
+            if parts.experts:
+                found[path] = parts.experts[k].astype(jnp.float32) - leaves[path].astype(jnp.float32)
+            elif parts.updates:
+                update = parts.updates[k]
+                found[path] = jnp.zeros(leaves[path].shape, jnp.float32) if update is None else update
+            elif parts.bases:
+                nothing = parts._replace(base=jnp.zeros(leaves[path].shape, jnp.float32))
+                found[path] = express_leaf(nothing, genome.mixing, self._coefficients(path, genome))
+        return found
 
     def expert(self, k: int | Int[Array, ""]) -> ExpertGenome:
         """The genome of expert k: a = e_k, d = 0."""
         check_expert(k, self.num_experts)
         mixing = jax.nn.one_hot(k, self.num_experts, dtype=jnp.float32)
-        return ExpertGenome(mixing, {path: jnp.zeros_like(f.s) for path, f in self.factors.items()})
+        return ExpertGenome(mixing, {path: jnp.zeros_like(b.s) for path, b in self.bases.items()})
 
     def crossover(self, parent1: ExpertGenome, parent2: ExpertGenome, omega: Float[Array, 2]) -> ExpertGenome:
         """Linear crossover; equal to crossing the weights."""
@@ -140,36 +218,115 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
         return genome._replace(mutation={path: add(path, d) for path, d in genome.mutation.items()})
 
-    @jax.jit
-    def express(self, genome: ExpertGenome) -> Params:
-        """The weights θ of a genome: float32 sums, cast once to the dtypes of the base.
+    def express(self, genome: ExpertGenome, out: Params | None = None) -> Params:
+        """The weights θ of a genome: float32 sums, cast once to the dtypes of the base; one jitted program.
 
         Args:
-            genome: one individual; use ``jax.vmap(space.express)`` for a population.
+            genome: one individual; for a population see :meth:`express_population`.
+            out: weights that are not needed any more, as expressed before: their buffers are written over.
         """
+        return _express(self, genome) if out is None else _express_into(self, genome, out)
 
-        def along(f: Factors, c: Array) -> Array:
-            return jnp.einsum("k...mr,k...r,k...rn->...mn", f.u, c * f.s, f.vt, precision=HIGHEST)
+    def express_population(self, genomes: ExpertGenome) -> Params:
+        """The weights of several genomes.
 
-        def mixing(f: Factors) -> Array:
-            return jnp.reshape(genome.mixing, (-1, *(1,) * (f.s.ndim - 1)))
+        Args:
+            genomes: with a leading axis of individuals; on a mesh it is spread over the axis ``"population"``.
 
-        def leaf(path, base: Array) -> Array:
-            name = leaf_path(path)
-            total = base.astype(jnp.float32)
-            dense = name in self.task_vectors
-            if dense:
-                total += jnp.tensordot(genome.mixing, self.task_vectors[name], axes=1, precision=HIGHEST)
-            if name in self.factors:
-                f, d = self.factors[name], genome.mutation[name]
-                total += along(f, d if dense else mixing(f) + d)
-            if name in self.remainders:
-                f = self.remainders[name]
-                total += along(f, mixing(f))
-            return total.astype(base.dtype)
+        Returns:
+            Leaves ``[individual, *shape]``.
+        """
+        return _express_population(self, genomes)
 
-        return jax.tree_util.tree_map_with_path(leaf, self.base)
+    # What a leaf is made of, and where that lives
+
+    def _parts(self, path: str) -> Parts:
+        bases = (self.bases.get(path), self.remainders.get(path))
+        return Parts(
+            dict(tree_paths(self.base))[path],
+            self.experts.get(path, ()),
+            self.updates.get(path, ()),
+            tuple(basis for basis in bases if basis is not None),
+        )
+
+    def _coefficients(self, path: str, genome: ExpertGenome) -> tuple[Array, ...]:
+        """The coefficients c of every basis of a leaf: d, and a where the basis is the experts' change itself."""
+        itself = path not in self.experts and path not in self.updates
+
+        def coefficients(basis: Basis, d: Array | None) -> Array:
+            mixing = genome.mixing.reshape(-1, *(1,) * (basis.s.ndim - 1))
+            c = jnp.zeros(basis.s.shape, jnp.float32) if d is None else d
+            return c + mixing if itself else c
+
+        pairs = ((self.bases.get(path), genome.mutation.get(path)), (self.remainders.get(path), None))
+        return tuple(coefficients(basis, d) for basis, d in pairs if basis is not None)
+
+    def _parts_specs(self, path: str) -> Any:
+        """The :meth:`_parts` of a leaf with partition specs in the place of arrays."""
+        spec = dict(self.specs)[path]
+        parts = self._parts(path)
+        axes = (*spec, *(None,) * (parts.base.ndim - len(spec)))
+        *stack, m, n = axes if len(axes) > 1 else (None, None)
+        basis: Any = (P(*stack, m, None, None), P(None, *stack, None), P(*stack, None, None, n))
+        updates: Any = tuple(None if update is None else spec for update in parts.updates)
+        places: Any = (spec, (spec,) * len(parts.experts), updates, (Basis(*basis),) * len(parts.bases))
+        return Parts(*places)
+
+    def _express_leaf(self, path: str, genome: ExpertGenome) -> Array:
+        parts, coefficients = self._parts(path), self._coefficients(path, genome)
+        if self.mesh is None:
+            return express_leaf(parts, genome.mixing, coefficients)
+        # Each device makes its own part of the leaf of its own parts: what is split is never a summed axis.
+        specs = self._parts_specs(path)
+        local = jax.shard_map(
+            express_leaf,
+            mesh=self.mesh,
+            in_specs=(specs, P(), tuple(b.s for b in specs.bases)),
+            out_specs=specs.base,
+        )
+        return local(parts, genome.mixing, coefficients)
 
 
-def _directions(factors: Factors, some: slice) -> Factors:
-    return Factors(factors.u[..., :, some], factors.s[..., some], factors.vt[..., some, :])
+def _express_all(space: ExpertSpace, genome: ExpertGenome) -> Params:
+    return jax.tree_util.tree_map_with_path(lambda path, _: space._express_leaf(leaf_path(path), genome), space.base)
+
+
+_express = jax.jit(_express_all)
+
+
+@functools.partial(jax.jit, donate_argnames="out", keep_unused=True)
+def _express_into(space: ExpertSpace, genome: ExpertGenome, out: Params) -> Params:
+    del out  # its memory is what is wanted
+    return _express_all(space, genome)
+
+
+@jax.jit
+def _express_population(space: ExpertSpace, genomes: ExpertGenome) -> Params:
+    name = None if space.mesh is None else "population"
+    return jax.vmap(functools.partial(_express_all, space), spmd_axis_name=name)(genomes)
+
+
+def _shape(leaf: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+
+
+def _update(path: str, leaf: Array, expert: Params | Adapter) -> Array | None:
+    """τ_k of a leaf that experts change in different ways; None where this one does not."""
+    if isinstance(expert, Adapter):
+        return dense_update(expert.updates[path]) if path in expert.updates else None
+    return dict(tree_paths(expert))[path].astype(jnp.float32) - leaf.astype(jnp.float32)
+
+
+def _check_bases(bases: Mapping[str, Basis], leaves: Mapping[str, Array], experts: int) -> None:
+    if bases.keys() != leaves.keys():
+        odd = sorted(bases.keys() ^ leaves.keys())[0]
+        raise InputError(f"the bases are those of other leaves than experts change here: {odd!r} is in one of them alone.")
+    for path, basis in bases.items():
+        *stack, m, n = leaves[path].shape
+        rank = basis.s.shape[-1]
+        expected = ((*stack, m, experts, rank), (experts, *stack, rank), (*stack, experts, rank, n))
+        if tuple(tuple(x.shape) for x in basis) != expected:
+            raise InputError(
+                f"the basis of {path!r} has the shapes {[tuple(x.shape) for x in basis]}, but for {experts} experts it needs "
+                f"{list(expected)}: it is the basis of other experts."
+            )

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.operators.adapter import check_updates, dense_update
-from cycleqd_jax.operators.svd import Factors, factorize_low_rank
 from cycleqd_jax.operators.task_vector import check_same_shapes, task_vector
 from cycleqd_jax.types import Adapter, Array, InputError, Int, LowRank, Params, tree_paths
 
-__all__ = ["check_expert", "check_experts", "sort_leaves", "stacked_factors", "stacked_task_vectors"]
+__all__ = ["check_expert", "check_experts", "sort_leaves", "stacked_task_vectors"]
 
 
 def check_expert(k: int | Int[Array, ""], count: int) -> None:
@@ -120,36 +119,3 @@ def stacked_task_vectors(
         return {}
     taus = [task_vectors(expert) for expert in experts]
     return {path: jnp.stack([tau[path] for tau in taus]) for path in wanted}
-
-
-def stacked_factors(base: Params, experts: Sequence[Params | Adapter], paths: Collection[str]) -> dict[str, Factors]:
-    """SVD of the experts' low-rank updates on a leading axis, by the path of the leaf; nothing of a leaf's size is made.
-
-    Args:
-        base: weights of the base model.
-        experts: see :func:`check_experts`, which they passed.
-        paths: of leaves that are changed by low-rank updates alone.
-
-    Returns:
-        u ``[K, *stack, m, R]``, s ``[K, *stack, R]`` and vt ``[K, *stack, R, n]``, float32. R is the largest rank among the
-        experts; what an expert lacks of it is zero, and all is where it does not change the leaf.
-    """
-    leaves = dict(tree_paths(base))
-
-    def padded(factors: Factors, rank: int) -> Factors:
-        def pad(x: Array, axis: int) -> Array:
-            widths = [(0, 0)] * x.ndim
-            widths[axis] = (0, rank - x.shape[axis])
-            return jnp.pad(x, widths)
-
-        return Factors(pad(factors.u, -1), pad(factors.s, -1), pad(factors.vt, -2))
-
-    def stacked(path: str) -> Factors:
-        *stack, m, n = leaves[path].shape
-        nothing = Factors(*(jnp.zeros((*stack, *shape), jnp.float32) for shape in ((m, 0), (0,), (0, n))))
-        updates = [expert.updates.get(path) if isinstance(expert, Adapter) else None for expert in experts]
-        factors = [factorize_low_rank(update) if isinstance(update, LowRank) else nothing for update in updates]
-        rank = max(f.s.shape[-1] for f in factors)
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *(padded(f, rank) for f in factors))
-
-    return {path: stacked(path) for path in paths}

@@ -49,7 +49,7 @@ def test_what_a_model_is(pair, capsys):
 
 
 def test_how_far_it_is_from_its_base(pair, capsys):
-    folder, config, base, expert = pair
+    folder, _, base, expert = pair
     facts = inspected(capsys, folder / "expert", "--base", folder / "base")["task_vector"]
     tau = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), expert, base)
     norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(tau)))

@@ -109,7 +109,7 @@ def test_a_disk_without_space_is_refused_early(folder, monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match="0.0 GB of space for the evolved model"):
+    with pytest.raises(InputError, match=r"0\.0 GB of space for the evolved model"):
         models_of(folder, "near", "near")
 
 

@@ -110,15 +110,16 @@ def space_mixing(space, genome):
 
 def test_nothing_dense_is_held():
     space = make_space()
-    assert space.task_vectors == {}
+    assert space.experts == space.updates == {}
     assert space.remainders == {}
     leaves, genome = dict(tree_paths(space.base)), space.expert(0)
-    for path, factors in space.factors.items():
+    for path, basis in space.bases.items():
         ranks = [ranks.get(path, 0) for ranks in RANKS]
         *stack, m, n = leaves[path].shape
-        assert [part.shape for part in factors] == [(3, *stack, *s) for s in ((m, max(ranks)), (max(ranks),), (max(ranks), n))]
-        assert genome.mutation[path].shape == factors.s.shape
-    assert "head" not in space.factors
+        rank = max(ranks)
+        assert [part.shape for part in basis] == [(*stack, m, 3, rank), (3, *stack, rank), (*stack, 3, rank, n)]
+        assert genome.mutation[path].shape == basis.s.shape
+    assert "head" not in space.bases
 
 
 def test_expressing_makes_no_stack_of_task_vectors():
@@ -130,12 +131,12 @@ def test_expressing_makes_no_stack_of_task_vectors():
     def real(leaf, shape):
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
-    factors = space.factors["layers/gate"]
+    basis = space.bases["layers/gate"]
     shaped = space.replace(
         base={"layers": {"gate": real(base["layers"]["gate"], (layers, m, n))}},
-        factors={
-            "layers/gate": type(factors)(
-                real(factors.u, (3, layers, m, r)), real(factors.s, (3, layers, r)), real(factors.vt, (3, layers, r, n))
+        bases={
+            "layers/gate": type(basis)(
+                real(basis.u, (layers, m, 3, r)), real(basis.s, (3, layers, r)), real(basis.vt, (layers, 3, r, n))
             )
         },
     )
@@ -154,7 +155,7 @@ def test_expressing_makes_no_stack_of_task_vectors():
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_truncation_leaves_crossover_exact(assert_close, rank):
     full, truncated = make_space(), make_space(rank=rank)
-    assert set(truncated.remainders) == {path for path, f in full.factors.items() if f.s.shape[-1] > rank}
+    assert set(truncated.remainders) == {path for path, f in full.bases.items() if f.s.shape[-1] > rank}
     omega = jnp.asarray([1.1, 0.9])
     child, want = (crossover(space, space.expert(0), space.expert(1), omega) for space in (truncated, full))
     assert_close(truncated.express(child), full.express(want), 2e-6)
@@ -162,7 +163,7 @@ def test_truncation_leaves_crossover_exact(assert_close, rank):
     for active in range(3):
         mutant = mutate(truncated, jax.random.key(0), child, active)
         after, before = dict(tree_paths(truncated.express(mutant))), dict(tree_paths(truncated.express(child)))
-        for path in truncated.factors:
+        for path in truncated.bases:
             difference = np.asarray(after[path], np.float64) - np.asarray(before[path], np.float64)
             s = np.linalg.svd(difference, compute_uv=False)
             assert np.all(s[..., rank:] < 1e-5)
@@ -184,8 +185,8 @@ def test_padded_directions_have_no_effect(assert_identical):
 
 def test_a_predicate_keeps_mutation_off_but_not_crossover(assert_close, assert_identical):
     space, full = make_space(predicate=lambda path, leaf: path == "layers/k"), make_space()
-    assert set(space.factors) == {"layers/k"}
-    assert set(space.remainders) == set(full.factors) - {"layers/k"}
+    assert set(space.bases) == {"layers/k"}
+    assert set(space.remainders) == set(full.bases) - {"layers/k"}
     omega = jnp.asarray([1.0, 0.8])
     child, want = (crossover(s, s.expert(0), s.expert(1), omega) for s in (space, full))
     assert_close(space.express(child), full.express(want), 2e-6)
@@ -234,8 +235,12 @@ def test_whole_updates_are_dense_leaves_beside_low_rank_ones(assert_close):
     base = base_model()
     experts = [make_adapter(1, RANKS[0], ["norm", "head"]), make_adapter(2, RANKS[1]), make_adapter(3, {}, ["head"])]
     space = ExpertSpace.from_experts(base, experts)
-    assert {path: tau.shape for path, tau in space.task_vectors.items()} == {"head": (3, 8, 12), "norm": (3, 8)}
-    assert set(space.factors) == {"embed", "head", "layers/q", "layers/k", "layers/experts"}
+    assert {path: [tau is not None for tau in taus] for path, taus in space.updates.items()} == {
+        "head": [True, True, True] if RANKS[1].get("head") else [True, False, True],
+        "norm": [True, False, False],
+    }
+    assert not space.experts
+    assert set(space.bases) == {"embed", "head", "layers/q", "layers/k", "layers/experts"}
     dense = ExpertSpace.from_experts(base, [apply_adapter(base, adapter) for adapter in experts])
     for seed in range(5):
         assert_close(space.express(lineage(space, seed)), dense.express(lineage(dense, seed)), 1e-5)
@@ -251,7 +256,7 @@ def test_low_rank_and_dense_of_one_leaf_are_refused_unless_asked_for(assert_clos
     assert ("'layers/q'" in str(caught.value)) or whole == "a model"
     space = ExpertSpace.from_experts(base, experts, densify=True)
     everything = {path for path, _ in tree_paths(base)}
-    assert set(space.task_vectors) == (everything if whole == "a model" else {"layers/q", "norm"})
+    assert set(space.updates) == (everything if whole == "a model" else {"layers/q", "norm"})
     models = [apply_adapter(base, e) if isinstance(e, Adapter) else e for e in experts]
     want = ExpertSpace.from_experts(base, models)
     for seed in range(5):

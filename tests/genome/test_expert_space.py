@@ -47,8 +47,11 @@ class Dense:
 
     def __init__(self, space):
         self.base = f64(space.base)
-        self.taus = [{p: t[k] for p, t in f64(space.task_vectors).items()} for k in range(space.num_experts)]
-        self.factors = {p: tuple(np.asarray(x, np.float64) for x in f) for p, f in space.factors.items()}
+        self.taus = [f64(space.task_vector(k)) for k in range(space.num_experts)]
+        self.factors = {
+            path: [tuple(np.asarray(x, np.float64) for x in basis.of(k)) for k in range(space.num_experts)]
+            for path, basis in space.bases.items()
+        }
         self.w_max = space.w_max
 
     def crossover(self, p1, p2, omega):
@@ -57,8 +60,8 @@ class Dense:
 
     def mutate(self, key, tau, active):
         child = dict(tau)
-        for path, (u, s, vt) in self.factors.items():
-            u, s, vt = u[active], s[active], vt[active]
+        for path, factors in self.factors.items():
+            u, s, vt = factors[active]
             w = np.asarray(mutation_coefficients(key, path, s.shape[:-1], s.shape[-1], self.w_max), np.float64)
             child[path] = child[path] + u @ ((s * w)[..., None] * vt)
         return child
@@ -71,7 +74,7 @@ def test_is_a_genome_space():
     space = make_space()
     assert isinstance(space, GenomeSpace)
     assert space.num_experts == 3
-    assert set(space.factors) == set(MATRICES)
+    assert set(space.bases) == set(MATRICES)
     genome = space.expert(1)
     assert genome.mixing.shape == (3,)
     assert {p: d.shape for p, d in genome.mutation.items()} == {
@@ -200,7 +203,7 @@ def test_truncated_rank_leaves_crossover_exact(assert_close):
 
 
 def test_rank_beyond_the_matrices_is_full_rank(assert_identical):
-    assert_identical(make_space(rank=1000).factors, make_space().factors)
+    assert_identical(make_space(rank=1000).bases, make_space().bases)
 
 
 def test_zero_task_vectors(assert_identical):
@@ -232,5 +235,5 @@ def test_predicate_chooses_the_matrices_of_the_model_not_of_the_stack():
         return path == "embed"
 
     space = make_space(predicate=predicate)
-    assert set(space.factors) == {"embed"}
+    assert set(space.bases) == {"embed"}
     assert seen == {path: leaf.shape for path, leaf in tree_paths(model(0))}

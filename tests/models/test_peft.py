@@ -228,7 +228,7 @@ def test_adapters_as_experts(base, tmp_path, assert_close):
     base.train(tmp_path / "1", seed=1, target_modules=["q_proj", "v_proj"], r=6, layers_to_transform=[1])
     adapters = [peft.load_adapter(tmp_path / str(k), base.config, base.params) for k in range(2)]
     space = ExpertSpace.from_experts(base.params, adapters)
-    assert space.task_vectors == {}
+    assert space.experts == space.updates == {}
     for k in range(2):
         assert_close(space.express(space.expert(k)), base.merged_by_peft(tmp_path / str(k), tmp_path / "merged"), 2e-6)
 

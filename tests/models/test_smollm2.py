@@ -109,8 +109,23 @@ def test_logits_equal_transformers(ours, theirs, tokenizer, questions):
         np.testing.assert_allclose(row[: len(prompt)], expected, rtol=0, atol=2e-4)
 
 
+def their_replies(model, prompts: list[list[int]], stop_id: int, rows: int = 10) -> list[list[int]]:
+    """``generate`` of transformers, ``rows`` prompts of about one length at a time; each up to its stop token."""
+    replies: dict[int, list[int]] = {}
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for members in (order[at : at + rows] for at in range(0, len(order), rows)):
+        width = max(len(prompts[i]) for i in members)
+        tokens = torch.tensor([[stop_id] * (width - len(prompts[i])) + prompts[i] for i in members])
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in members])
+        with torch.no_grad():
+            ids = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS)
+        for i, row in zip(members, ids[:, width:].tolist(), strict=True):
+            replies[i] = row[: row.index(stop_id) + 1] if stop_id in row else row
+    return [replies[i] for i in range(len(prompts))]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_greedy_replies_equal_transformers(ours, theirs, tokenizer, questions, capsys):
     config, params = ours
     prompts = [tokenizer.encode([{"role": "user", "content": question}]) for question in questions]
@@ -118,20 +133,11 @@ def test_greedy_replies_equal_transformers(ours, theirs, tokenizer, questions, c
     engine.load(params)
     start = time.perf_counter()
     got = [list(generation.ids) for generation in engine.generate(prompts, [NEW_TOKENS] * len(prompts))]
-    seconds = time.perf_counter() - start
-
+    with capsys.disabled():
+        print(f"\n{len(prompts)} replies: {time.perf_counter() - start:.0f} s, compilation included", flush=True)
     start = time.perf_counter()
-    expected = []
-    for prompt in prompts:
-        with torch.no_grad():
-            ids = theirs.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                do_sample=False,
-                max_new_tokens=NEW_TOKENS,
-            )
-        expected.append(ids[0, len(prompt) :].tolist())
-    their_seconds = time.perf_counter() - start
+    expected = their_replies(theirs, prompts, tokenizer.stop_ids[0])
+    seconds = time.perf_counter() - start
 
     gaps = {}
     for i, (prompt, g, e) in enumerate(zip(prompts, got, expected, strict=True)):
@@ -141,10 +147,10 @@ def test_greedy_replies_equal_transformers(ours, theirs, tokenizer, questions, c
                 logits = theirs(torch.tensor([prompt + e[:same]])).logits[0, -1]
             gaps[i] = (same, float(logits[e[same]] - logits[g[same]]))
     with capsys.disabled():
-        print(f"\n{len(prompts)} replies: {seconds:.0f} s (compilation included), transformers {their_seconds:.0f} s")
+        print(f"transformers: {seconds:.0f} s; {len(gaps)} replies differ")
         for i, (same, gap) in gaps.items():
             print(f"prompt {i} differs from token {same} on, logit gap {gap:.2e}")
         for i in (1, 30):
             print(f"--- {questions[i]}\n>>> {tokenizer.decode(got[i])}")
-    assert all(gap < TIE for _, gap in gaps.values()), gaps
+    assert all(abs(gap) < TIE for _, gap in gaps.values()), gaps
     assert any(ids[-1] in tokenizer.stop_ids for ids in got), "no reply ends"

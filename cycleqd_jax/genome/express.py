@@ -15,7 +15,7 @@ from cycleqd_jax.types import Array, Float
 
 __all__ = ["Parts", "express_leaf"]
 
-_BLOCK = 1 << 26
+_BLOCK = 1 << 24
 """Numbers of a temporary: a matrix that is larger (an embedding) is made in blocks of rows."""
 
 

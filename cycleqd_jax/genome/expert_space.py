@@ -32,6 +32,7 @@ from cycleqd_jax.genome.express import Parts, express_leaf
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import MatrixPredicate, Method, is_matrix
+from cycleqd_jax.operators.task_vector import check_same_shapes
 from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, leaf_path, tree_paths
 
 __all__ = ["ExpertGenome", "ExpertSpace"]
@@ -224,8 +225,14 @@ class ExpertSpace(flax.struct.PyTreeNode):
         Args:
             genome: one individual; for a population see :meth:`express_population`.
             out: weights that are not needed any more, as expressed before: their buffers are written over.
+
+        Raises:
+            InputError: ``out`` is not like the base.
         """
-        return _express(self, genome) if out is None else _express_into(self, genome, out)
+        if out is None:
+            return _express(self, genome)
+        check_same_shapes(out, self.base, "the weights to write over")
+        return _express_into(self, genome, out)
 
     def express_population(self, genomes: ExpertGenome) -> Params:
         """The weights of several genomes.
@@ -283,6 +290,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
             mesh=self.mesh,
             in_specs=(specs, P(), tuple(b.s for b in specs.bases)),
             out_specs=specs.base,
+            check_vma=False,  # a vmapped population is one more mesh axis, which the check does not know of
         )
         return local(parts, genome.mixing, coefficients)
 

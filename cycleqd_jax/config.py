@@ -153,6 +153,9 @@ class GenomeConfig:
     Attributes:
         space: ``expert`` (coefficients over the experts) or ``dense`` (task vectors).
         rank: singular directions kept per matrix in the expert space; null keeps all.
+        method: how the experts' matrices are decomposed (expert space): ``svd`` (exact), ``gram`` (several times as fast; the
+            smallest directions are mixed) or ``randomized`` (the leading ``rank`` alone, by products); see
+            ``operators.decompose``. Adapters have their factors.
         mutation: ``svd``, ``gaussian`` (dense only) or ``none``. In the expert space the decomposition is that of the active
             expert (the reference code's), in the dense space the child's own.
         strength: w_max of SVD mutation (null: the paper's 0.3), or σ of Gaussian mutation, in the units of the weights.
@@ -162,6 +165,7 @@ class GenomeConfig:
 
     space: Literal["expert", "dense"] = "expert"
     rank: int | None = None
+    method: Literal["svd", "gram", "randomized"] = "svd"
     mutation: Literal["svd", "gaussian", "none"] = "svd"
     strength: float | None = None
     densify: bool = False
@@ -250,7 +254,7 @@ class RunConfig:
     Attributes:
         name: of the run.
         output: the run folder; null is ``runs/<name>``.
-        cache: where trained models and demonstrations are kept for other runs.
+        cache: where trained models, bases and demonstrations are kept for other runs.
         seed: of everything random.
         tasks: what is scored; expert k belongs to task k.
         model: base and experts.
@@ -442,6 +446,10 @@ def _check(config: RunConfig) -> None:
         raise InputError("genome.mutation: gaussian needs genome.strength, its σ in the units of the weights (0.001, say).")
     if config.genome.space == "dense" and config.genome.rank is not None:
         raise InputError("genome.rank is of the expert space: leave it out with genome.space: dense.")
+    if config.genome.space == "dense" and config.genome.method != "svd":
+        raise InputError("genome.method is of the expert space: leave it out with genome.space: dense.")
+    if config.genome.method == "randomized" and config.genome.rank is None:
+        raise InputError("genome.method: randomized finds the leading directions alone: it needs genome.rank (256, say).")
     if config.search.bounds is not None:
         for name in names:
             if len(config.search.bounds.get(name, ())) != 2:

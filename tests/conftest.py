@@ -21,11 +21,34 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory) -> dict[str, str]:
+    """What one test has compiled no other test of this session compiles again, in whichever worker: it lies in a folder.
+
+    Returns:
+        The environment of a process that is to use the folder too. Others that tests start do not: XLA compiles for a number of
+        threads, and finds the program again whatever the number is. Where that is what a test is about, it compiles its own.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    settings = {
+        "jax_compilation_cache_dir": str(shared / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # if anything was compiled while tests were collected, it was settled that there is none
+    return {name.upper(): str(value) for name, value in settings.items()}
 
 
 @pytest.fixture(scope="session")

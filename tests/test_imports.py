@@ -28,6 +28,7 @@ ARROWS = {
     "sandbox": set(),
     "tasks": {"types", "sandbox"},
     "search": {"types", "config", "operators", "genome", "qd", "models", "engine", "tasks", "sandbox"},
+    "plan": {"types", "sharding", "operators", "genome", "models", "engine"},
     "baselines": {"types", "operators", "qd", "models", "genome"},
     "report": {"types"},
     "cli": EVERYTHING,

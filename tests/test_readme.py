@@ -9,15 +9,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cycleqd_jax.models import hf, llama
+from cycleqd_jax.models import chat, hf, llama
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def test_examples(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = llama.LlamaConfig(64, 32, 48, 2, 4, 2, 8)  # in the place of the quickstart's
-    hf.save("runs/quickstart/model", config, llama.init_params(config, jax.random.key(0)))
+    tokenizer = chat.train_tiny_tokenizer(["Hello"], 300)  # in the place of the quickstart's
+    config = llama.LlamaConfig(304, 32, 48, 2, 4, 2, 8)
+    hf.save("runs/quickstart/model", config, llama.init_params(config, jax.random.key(0)), tokenizer=tokenizer)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert len(blocks) >= 4
     namespace: dict = {}
@@ -33,6 +34,6 @@ def test_examples(capsys, tmp_path, monkeypatch):
     for got, want in zip(jax.tree.leaves(nnx.state(namespace["mlp"], nnx.Param)), halfway, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
     assert namespace["answers"].shape == (5, 3)
-    assert namespace["logits"].shape == (1, 8, 64)
+    assert namespace["logits"].shape == (8, 8, 304)
     assert hf.load("runs/copy")[0].dtype == "bfloat16"
     assert "CycleQD" in capsys.readouterr().out

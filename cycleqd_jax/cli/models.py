@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from cycleqd_jax import baselines, operators
 from cycleqd_jax.cli.folder import digest, folder_digest, locked
 from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
-from cycleqd_jax.models import chat, hf, llama, peft
+from cycleqd_jax.models import chat, compare, hf, llama, peft
 from cycleqd_jax.models.checkpoint import load_tokenizer, open_checkpoint
-from cycleqd_jax.models.preflight import local_folder, preflight
+from cycleqd_jax.models.preflight import Preflight, local_folder, preflight
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Adapter, InputError, Message, Params, Progress
 
@@ -77,12 +80,26 @@ class Models:
         if model.base is not None:
             experts = [model.experts[name] for name in config.task_names] if model.experts else []
             checked = preflight(model.base, experts, dtype=model.dtype, vocab_size=model.vocab_size, tokenizer=model.tokenizer)
-            limit = checked.config.context_length
+            limit = checked.context_length
             if config.engine.max_len > limit:
                 raise InputError(f"engine.max_len is {config.engine.max_len}, but the base {model.base} has {limit} positions.")
-            _check_space(config.folder, checked.base.nbytes)
+            self._check_needs(checked)
             _ = self.tokenizer
         self.folders, self.rivals = self._name_folders()
+
+    def _check_needs(self, checked: Preflight) -> None:
+        """Refuses what will not fit the disks, and warns of what will hardly fit the memory."""
+        if checked.download_bytes:
+            _check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
+        _check_space(self._config.folder, checked.model_bytes, "the evolved model")
+        models = 2 + sum(not isinstance(expert, Path) for expert in checked.experts)  # base, experts, and the child
+        device = jax.devices()[0]
+        total = (device.memory_stats() or {}).get("bytes_limit", 0) * len(jax.devices()) or _host_memory()
+        if total and models * checked.model_bytes > total:
+            self._say(
+                f"warning: {models} models of {checked.model_bytes / 1e9:.1f} GB are more than the {total / 1e9:.1f} GB of "
+                "memory here; `cycleqd plan` says what would fit"
+            )
 
     def _name_folders(self) -> tuple[dict[str, Path], dict[str, Path]]:
         config, tree = self._config, to_dict(self._config)
@@ -213,18 +230,29 @@ class Models:
             name = f"expert/{task}"
             folder = self.folders[name]
             if peft.is_adapter(folder):
+                self._warn_of_base(folder)
                 whole = open_checkpoint(self.folders["base"]).config  # adapters know nothing of a cut vocabulary
-                experts.append(peft.load_adapter(folder, whole, base, vocab_size=config.vocab_size))
+                adapter = peft.load_adapter(folder, whole, base, vocab_size=config.vocab_size)
+                norm = math.hypot(*compare.adapter_norms(adapter).values())
+                self._warn_of_stranger(folder, norm / operators.matrix_norm(base))
+                experts.append(adapter)
                 continue
             params = self._load(name, folder)[1]
-            distance = operators.relative_norm(params, base)
-            if distance > STRANGER:
-                self._say(
-                    f"warning: the expert {folder} is {distance:.2f} × the norm of the base away from {self.folders['base']}: "
-                    "is that the base it was fine-tuned from?"
-                )
+            self._warn_of_stranger(folder, operators.relative_norm(params, base))
             experts.append(params)
         return experts
+
+    def _warn_of_stranger(self, folder: Path, distance: float) -> None:
+        if distance > STRANGER:
+            self._say(
+                f"warning: the expert {folder} is {distance:.2f} × the norm of the base away from {self.folders['base']}: is "
+                "that the base it was fine-tuned from?"
+            )
+
+    def _warn_of_base(self, folder: Path) -> None:
+        said, given = peft.adapter_base(folder), str(self._config.model.base)
+        if said is not None and Path(said).name != Path(given.partition("@")[0]).name:
+            self._say(f"warning: the adapter {folder} says that it was trained on {said}, but the base is {given}")
 
     @property
     def config(self) -> llama.LlamaConfig:
@@ -255,12 +283,17 @@ class Models:
         return load_tokenizer(model.tokenizer or model.base or self.folders["base"])
 
 
-def _check_space(folder: Path, nbytes: int) -> None:
-    """Refuses a run whose exported model would not fit its disk."""
+def _host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_space(folder: Path, nbytes: int, what: str) -> None:
+    """Refuses a run whose files would not fit the disk."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < nbytes:
         raise InputError(
-            f"expected {nbytes / 1e9:.1f} GB of space for the evolved model in {folder}, got {free / 1e9:.1f} GB: choose "
-            "another output or free some"
+            f"expected {nbytes / 1e9:.1f} GB of space for {what} in {folder}, got {free / 1e9:.1f} GB: choose another place or "
+            "free some"
         )

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import cycleqd_jax
-from cycleqd_jax import genome, operators, report, search
+from cycleqd_jax import genome, report, search
+from cycleqd_jax.cli.basis import Stored, experts_of, stored_bases
 from cycleqd_jax.cli.card import model_card
 from cycleqd_jax.cli.folder import (
     check_folder,
@@ -64,7 +64,13 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, *, progress: Progress, say: Callable[[str], None] = print, writes: bool = True
+        self,
+        config: RunConfig,
+        *,
+        progress: Progress,
+        say: Callable[[str], None] = print,
+        writes: bool = True,
+        command: Sequence[str] = ("run", "config.yaml"),
     ) -> None:
         """Checks everything that can be checked before anything expensive is done.
 
@@ -73,6 +79,7 @@ class Run:
             progress: shown while long stages run.
             say: for single lines.
             writes: this process works in the run folder, alone.
+            command: arguments of ``cycleqd``, for the model card.
 
         Raises:
             InputError: for anything wrong with config, data, models or run folder.
@@ -82,6 +89,7 @@ class Run:
         self.folder = config.folder
         self._progress = progress
         self._say = say
+        self._command = command
         for task in config.tasks:
             if task.kind not in TASKS:
                 raise InputError(f"task {task.name!r} is of the kind {task.kind!r}; known kinds: {', '.join(TASKS)}.")
@@ -203,7 +211,36 @@ class Run:
         if options.space == "dense":
             return genome.DenseSpace.from_experts(base, experts, mutation=options.mutation, strength=strength)
         w_max = 0.0 if options.mutation == "none" else strength
-        return genome.ExpertSpace.from_experts(base, experts, rank=options.rank, w_max=w_max, densify=options.densify)
+        return genome.ExpertSpace.from_experts(
+            base,
+            experts,
+            rank=options.rank,
+            w_max=w_max,
+            densify=options.densify,
+            method=options.method,
+            bases=self.basis.bases,
+        )
+
+    @functools.cached_property
+    def basis(self) -> Stored:
+        """The experts' singular directions; decomposed where the cache does not have them."""
+        experts = experts_of(self.config, self.models)
+        return stored_bases(experts, Path(self.config.cache), self._progress, self._say)
+
+    def write_basis(self) -> dict[str, Any]:
+        """Writes ``tables/basis.json``: what is known of the basis; says so when it is not the one the run began with."""
+        facts = {"experts": list(self.config.task_names), "store": str(self.basis.folder), **self.basis.facts}
+        file = self.folder / "tables" / "basis.json"
+        if file.exists() and json.loads(file.read_text("utf-8"))["checksum"] != facts["checksum"]:
+            self._say("the basis was made anew since this run began, and its last bits differ: it may not continue bit for bit")
+        write_json(file, facts)
+        return facts
+
+    def build_basis(self) -> dict[str, Any]:
+        """The stage alone: what is known of the basis."""
+        _ = self.basis
+        claim_folder(self.config)
+        return self.write_basis()
 
     @functools.cached_property
     def searcher(self) -> CycleQD:
@@ -234,6 +271,8 @@ class Run:
         for task in self.tasks:
             inputs |= {f"{task.name}/{split}": digest([row.fingerprint for row in task.rows[split]]) for split in SPLITS}
         check_inputs(self.folder, inputs, self._say)
+        if self.config.genome.space == "expert":
+            self.write_basis()
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher,
@@ -288,8 +327,8 @@ class Run:
         for task, params in self.models.expert_params:
             yield f"expert/{task}", params
         yield from self.models.load_rivals()
-        taus = [operators.task_vector(params, base) for _, params in self.models.expert_params]
-        yield "uniform_merge", operators.merge(base, taus, [1 / len(taus)] * len(taus))
+        experts = [self.space.expert(k) for k in range(self.space.num_experts)]
+        yield "uniform_merge", self.space.express(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
         yield "cycleqd_best_elite", self.best_elite["params"]
         yield "cycleqd", self.merged["params"]
 
@@ -353,7 +392,7 @@ class Run:
 
     def export(self) -> Path:
         """Writes the aggregated model as a Hugging Face folder, ``model/``."""
-        card = model_card(self.config, self.models.folders, self.merged, self.results(), sys.argv[1:])
+        card = model_card(self.config, self.models.folders, self.merged, self.results(), self._command)
         target = self.folder / "model"
         hf.save(target, self.models.config, self.merged["params"], tokenizer=self.models.tokenizer, card=card)
         return target

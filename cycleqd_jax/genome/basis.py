@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from cycleqd_jax.genome.experts import sort_leaves
 from cycleqd_jax.operators.adapter import dense_update
-from cycleqd_jax.operators.svd import Factors, Method, factorize, factorize_low_rank
-from cycleqd_jax.types import Adapter, Array, Float, LowRank, Params, tree_paths
+from cycleqd_jax.operators.svd import Factors, MatrixPredicate, Method, decompose, factorize_low_rank, is_matrix
+from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, LowRank, Params, tree_paths
 
-__all__ = ["Basis", "basis_of", "dense_bases", "low_rank_bases"]
+__all__ = ["Basis", "basis_of", "change_at", "changes_of", "dense_bases", "low_rank_bases", "matrix_leaves"]
 
 
 class Basis(NamedTuple):
@@ -45,37 +52,118 @@ def basis_of(factors: Sequence[Factors]) -> Basis:
     )
 
 
-def _update(path: str, leaf: Array, expert: Params | Adapter) -> Array:
-    """τ_k of one leaf, float32."""
-    if isinstance(expert, Adapter):
-        update = expert.updates.get(path)
-        return jnp.zeros(leaf.shape, jnp.float32) if update is None else dense_update(update)
-    return dict(tree_paths(expert))[path].astype(jnp.float32) - leaf.astype(jnp.float32)
+def matrix_leaves(
+    base: Params, experts: Sequence[Params | Adapter], *, densify: bool = False, predicate: MatrixPredicate = is_matrix
+) -> tuple[list[str], list[str]]:
+    """The leaves whose singular directions mutation acts on.
+
+    Args:
+        base: weights θ_base.
+        experts: of each task.
+        densify: see :func:`~cycleqd_jax.genome.experts.sort_leaves`.
+        predicate: which leaves are matrices.
+
+    Returns:
+        The paths of those that some expert changes as a whole (:func:`dense_bases` decomposes them), and of those that are
+        changed by low-rank updates alone (:func:`low_rank_bases`); in the order of the base.
+
+    Raises:
+        InputError: see :func:`~cycleqd_jax.genome.experts.sort_leaves`.
+    """
+    leaves = {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in tree_paths(base)}
+    dense, low_rank = sort_leaves(base, experts, densify)
+    return tuple([path for path in paths if predicate(path, leaves[path])] for paths in (dense, low_rank))  # type: ignore
+
+
+@functools.partial(jax.jit, static_argnames="weights")
+def change_at(base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool) -> Array:
+    """τ of one matrix of a leaf, float32; nothing larger than it is made.
+
+    Args:
+        base: θ_base of the leaf, ``[*stack, *rest]``.
+        change: what the expert makes of it, see :func:`changes_of`.
+        at: place of the matrix in the stack; ``()`` is all of the leaf.
+        weights: ``change`` is θ, not τ.
+    """
+    if change is None:
+        return jnp.zeros(base.shape[len(at) :], jnp.float32)
+    if isinstance(change, LowRank):
+        return dense_update(LowRank(change.a[at], change.b[at]))
+    tau = change[at].astype(jnp.float32)
+    return tau - base[at].astype(jnp.float32) if weights else tau
+
+
+def changes_of(path: str, experts: Sequence[Params | Adapter]) -> list[tuple[LowRank | Array | None, bool]]:
+    """What every expert makes of a leaf: its weights there (and True), or what it adds, None being nothing (and False)."""
+    return [
+        (_on_device(expert.updates.get(path)), False) if isinstance(expert, Adapter) else (dict(tree_paths(expert))[path], True)
+        for expert in experts
+    ]
+
+
+def _on_device(change: Any) -> Any:
+    return jax.tree.map(jnp.asarray, change)
 
 
 def dense_bases(
-    base: Params, experts: Sequence[Params | Adapter], paths: Sequence[str], rank: int | None, method: Method = "svd"
-) -> Iterator[tuple[str, Basis, Float[Array, "k ..."]]]:
-    """Decomposes the task vectors of leaves, one leaf of one expert at a time.
+    base: Params,
+    experts: Sequence[Params | Adapter],
+    paths: Sequence[str],
+    rank: int | None,
+    method: Method = "svd",
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[str, Basis, Float[np.ndarray, "k ..."]]]:
+    """Decomposes the task vectors of leaves, one matrix of one expert at a time on each device.
 
     Args:
         base: weights θ_base.
         experts: of each task.
         paths: of the leaves.
         rank: directions kept; None keeps all.
-        method: see :func:`~cycleqd_jax.operators.svd.factorize`.
+        method: see :func:`~cycleqd_jax.operators.svd.decompose`.
+        mesh: decompose as many matrices at a time as it has devices, whatever its axes; of one process. On CPU the result is
+            that of one device, bit for bit.
 
     Yields:
-        The path, the basis, and ‖τ_k‖² of every matrix: how much of it the basis holds is ``sum(s**2) / ‖τ_k‖²``.
+        The path, the basis, and ‖τ_k‖² of every matrix, in float64: how much of it the basis holds is
+        ``sum(s**2) / ‖τ_k‖²``. A basis lies on the default device, or in the host's memory where a mesh is given: it may be
+        larger than any of its devices, and :meth:`~cycleqd_jax.genome.ExpertSpace.shard` is what spreads it.
+
+    Raises:
+        InputError: a matrix has no decomposition, because its task vector is infinite.
     """
     leaves = dict(tree_paths(base))
+    width = 1 if mesh is None else mesh.size
     for path in paths:
-        factors, energies = [], []
-        for expert in experts:
-            tau = _update(path, leaves[path], expert)
-            factors.append(factorize({path: tau}, rank, lambda *_: True, method=method)[path])
-            energies.append(jnp.sum(jnp.square(tau), axis=(-2, -1)))
-        yield path, basis_of(factors), jnp.stack(energies)
+        leaf, changes = leaves[path], changes_of(path, experts)
+        *stack, m, n = leaf.shape
+        full = min(m, n)
+        r, count = full if rank is None else min(rank, full), math.prod(stack)
+        u = np.empty((count, m, len(experts), r), np.float32)
+        s = np.empty((len(experts), count, r), np.float32)
+        vt = np.empty((count, len(experts), r, n), np.float32)
+        energies = np.empty((len(experts), count))
+        places = [np.unravel_index(i, stack) if stack else () for i in range(count)]
+        work = [(k, i) for i in range(count) for k in range(len(experts))]
+        for start in range(0, len(work), width):
+            part = work[start : start + width]
+            taus = [change_at(leaf, changes[k][0], places[i], changes[k][1]) for k, i in part]
+            batch = jnp.stack(taus + [jnp.zeros((m, n), jnp.float32)] * (width - len(part)))  # one shape: compiled once
+            if mesh is not None:
+                batch = jax.device_put(batch, NamedSharding(mesh, P(mesh.axis_names)))
+            found = jax.tree.map(np.asarray, decompose(batch, rank, method, mesh))
+            for j, (k, i) in enumerate(part):
+                if not np.isfinite(found.s[j]).all():
+                    raise InputError(f"expert {k}: its change of {path!r} can't be decomposed: it is not finite.")
+                u[i, :, k], s[k, i], vt[i, k] = found.u[j], found.s[j], found.vt[j]
+                energies[k, i] = np.asarray(_row_squares(taus[j])).sum(dtype=np.float64)
+        host: Any = (u.reshape(*stack, m, -1, r), s.reshape(-1, *stack, r), vt.reshape(*stack, len(experts), r, n))
+        yield path, Basis(*(host if mesh is not None else map(jnp.asarray, host))), energies.reshape(-1, *stack)
+
+
+@jax.jit
+def _row_squares(x: Array) -> Array:
+    return jnp.sum(jnp.square(x), axis=-1)
 
 
 def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Sequence[str]) -> Iterator[tuple[str, Basis]]:

@@ -279,24 +279,27 @@ class ExpertSpace(flax.struct.PyTreeNode):
         places: Any = (spec, (spec,) * len(parts.experts), updates, (Basis(*basis),) * len(parts.bases))
         return Parts(*places)
 
-    def _express_leaf(self, path: str, genome: ExpertGenome) -> Array:
+    def _express_leaf(self, path: str, genome: ExpertGenome, out: Array | None) -> Array:
         parts, coefficients = self._parts(path), self._coefficients(path, genome)
         if self.mesh is None:
-            return express_leaf(parts, genome.mixing, coefficients)
+            return express_leaf(parts, genome.mixing, coefficients, out)
         # Each device makes its own part of the leaf of its own parts: what is split is never a summed axis.
         specs = self._parts_specs(path)
         local = jax.shard_map(
             express_leaf,
             mesh=self.mesh,
-            in_specs=(specs, P(), tuple(b.s for b in specs.bases)),
+            in_specs=(specs, P(), tuple(b.s for b in specs.bases), specs.base),
             out_specs=specs.base,
             check_vma=False,  # a vmapped population is one more mesh axis, which the check does not know of
         )
-        return local(parts, genome.mixing, coefficients)
+        return local(parts, genome.mixing, coefficients, jnp.zeros_like(parts.base) if out is None else out)
 
 
-def _express_all(space: ExpertSpace, genome: ExpertGenome) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, _: space._express_leaf(leaf_path(path), genome), space.base)
+def _express_all(space: ExpertSpace, genome: ExpertGenome, out: Params | None = None) -> Params:
+    leaves = {} if out is None else dict(tree_paths(out))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: space._express_leaf(leaf_path(path), genome, leaves.get(leaf_path(path))), space.base
+    )
 
 
 _express = jax.jit(_express_all)
@@ -304,8 +307,7 @@ _express = jax.jit(_express_all)
 
 @functools.partial(jax.jit, donate_argnames="out", keep_unused=True)
 def _express_into(space: ExpertSpace, genome: ExpertGenome, out: Params) -> Params:
-    del out  # its memory is what is wanted
-    return _express_all(space, genome)
+    return _express_all(space, genome, out)
 
 
 @jax.jit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -13,10 +12,10 @@ from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.operators.svd import HIGHEST
 from cycleqd_jax.types import Array, Float
 
-__all__ = ["Parts", "express_leaf"]
+__all__ = ["Parts", "block_shape", "express_leaf"]
 
 _BLOCK = 1 << 24
-"""Numbers of a temporary: a matrix that is larger (an embedding) is made in blocks of rows."""
+"""Numbers of a temporary: a matrix that is larger (an embedding, a head) is made in blocks of its longer side."""
 
 
 class Parts(NamedTuple):
@@ -35,13 +34,19 @@ class Parts(NamedTuple):
     bases: tuple[Basis, ...]
 
 
-def express_leaf(parts: Parts, mixing: Float[Array, " k"], coefficients: tuple[Float[Array, "k *stack r"], ...]) -> Array:
+def express_leaf(
+    parts: Parts,
+    mixing: Float[Array, " k"],
+    coefficients: tuple[Float[Array, "k *stack r"], ...],
+    out: Array | None = None,
+) -> Array:
     """θ = θ_base + Σ_k a_k τ_k + Σ_k U_k diag(c_k ⊙ s_k) V_kᵀ, summed in float32 and cast once.
 
     Args:
         parts: of the leaf.
         mixing: a.
         coefficients: c, for every basis.
+        out: an array like the leaf whose memory is written over, block by block; without, one of zeros is made first.
 
     Returns:
         A leaf like the base.
@@ -49,12 +54,13 @@ def express_leaf(parts: Parts, mixing: Float[Array, " k"], coefficients: tuple[F
     if not parts.bases:
         return _mix(parts, mixing, 0.0).astype(parts.base.dtype)
     *stack, m, n = parts.base.shape
-    blocks = 1 if stack else _blocks(m, n)
-    rows = m // blocks
-    count = math.prod(stack) * blocks
+    count = math.prod(stack)
+    width = max(b.s.shape[0] * b.s.shape[-1] for b in parts.bases)
+    rows, columns = (m, n) if stack else block_shape(m, n, width)
+    blocks = m // rows * (n // columns)
 
     def matrices(x: Array | None) -> Array | None:
-        return None if x is None else x.reshape(count, rows, n)
+        return None if x is None else x.reshape(count, m, n)
 
     whole = Parts(
         matrices(parts.base),  # type: ignore[arg-type]
@@ -62,24 +68,33 @@ def express_leaf(parts: Parts, mixing: Float[Array, " k"], coefficients: tuple[F
         tuple(map(matrices, parts.updates)),
         (),
     )
-    lefts = [b.u.reshape(count, rows, -1) for b in parts.bases]
-    rights = [b.vt.reshape(count // blocks, -1, n) for b in parts.bases]
-    scales = [
-        jnp.moveaxis(c * b.s, 0, -2).reshape(count // blocks, -1, 1) for b, c in zip(parts.bases, coefficients, strict=True)
-    ]
+    lefts = [b.u.reshape(count, m, -1) for b in parts.bases]
+    rights = [b.vt.reshape(count, -1, n) for b in parts.bases]
+    scales = [jnp.moveaxis(c * b.s, 0, -2).reshape(count, -1) for b, c in zip(parts.bases, coefficients, strict=True)]
 
-    def one(i: Array) -> Array:
-        def at(i: Array, x: Array) -> Array:
-            return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    def write(j: Array, made: Array) -> Array:
+        i, block = j // blocks, j % blocks
+        row, column = (block * rows, 0) if m >= n else (0, block * columns)
+
+        def cut(x: Array, row: Array | int, column: Array | int, rows: int, columns: int) -> Array:
+            return jax.lax.dynamic_slice(x, (i, row, column), (1, rows, columns))[0]
 
         product = 0.0
         for left, right, scale in zip(lefts, rights, scales, strict=True):
-            scaled = at(i // blocks, scale) * at(i // blocks, right)  # diag(c ⊙ s) Vᵀ
-            product += jnp.matmul(at(i, left), scaled, precision=HIGHEST, preferred_element_type=jnp.float32)
-        return _mix(jax.tree.map(functools.partial(at, i), whole), mixing, product).astype(parts.base.dtype)
+            directions = scale.shape[-1]
+            u, vt = cut(left, row, 0, rows, directions), cut(right, 0, column, directions, columns)
+            diagonal = jax.lax.dynamic_index_in_dim(scale, i, keepdims=False)
+            if rows <= columns:  # diag(c ⊙ s) goes to the smaller factor
+                u = u * diagonal[None, :]
+            else:
+                vt = diagonal[:, None] * vt
+            product += jnp.matmul(u, vt, precision=HIGHEST, preferred_element_type=jnp.float32)
+        here = jax.tree.map(lambda x: cut(x, row, column, rows, columns), whole)
+        theta = _mix(here, mixing, product).astype(parts.base.dtype)
+        return jax.lax.dynamic_update_slice(made, theta[None], (i, row, column))
 
-    made = one(jnp.int32(0))[None] if count == 1 else jax.lax.map(one, jnp.arange(count))
-    return made.reshape(parts.base.shape)
+    made = jnp.zeros_like(parts.base) if out is None else out
+    return jax.lax.fori_loop(0, count * blocks, write, made.reshape(count, m, n)).reshape(parts.base.shape)
 
 
 def _mix(parts: Parts, mixing: Array, product: Array | float) -> Array:
@@ -93,6 +108,17 @@ def _mix(parts: Parts, mixing: Array, product: Array | float) -> Array:
     return total
 
 
-def _blocks(m: int, n: int) -> int:
-    """The fewest equal blocks of rows that are no larger than :data:`_BLOCK`."""
-    return next(b for b in range(1, m + 1) if m % b == 0 and (m // b) * n <= max(_BLOCK, n))
+def block_shape(m: int, n: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the blocks that a matrix outside of a stack is made in.
+
+    The longer side is cut, so that what is read again for every block is the shorter factor: into the fewest equal parts of
+    which neither the product nor its factor is larger than :data:`_BLOCK`.
+
+    Args:
+        m: rows of the matrix.
+        n: its columns.
+        width: K r, the inner dimension of the product.
+    """
+    long, short = max(m, n), max(min(m, n), width)
+    blocks = next(b for b in range(1, long + 1) if long % b == 0 and (long // b) * short <= max(_BLOCK, short))
+    return (m // blocks, n) if m >= n else (m, n // blocks)

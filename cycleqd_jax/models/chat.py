@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cycleqd_jax.models.weights_file import read_json
 from cycleqd_jax.types import InputError, Message
 
 __all__ = ["FILES", "LLAMA3_TEMPLATE", "ChatTokenizer", "train_tiny_tokenizer"]
@@ -67,7 +68,8 @@ class ChatTokenizer:
         Stop tokens are ``eos_token_id`` of ``generation_config.json``; without it, the tokenizer's own.
 
         Raises:
-            InputError: there is no tokenizer, no chat template or no stop token.
+            InputError: there is no tokenizer, no chat template or no stop token, or ``generation_config.json`` is broken or
+                names a token that there is not.
         """
         folder = Path(folder)
         if not (folder / "tokenizer_config.json").is_file():
@@ -81,9 +83,8 @@ class ChatTokenizer:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever the file at fault made it raise
             raise InputError(
-                f"expected a tokenizer that transformers can read in {folder}, got {type(error).__name__}: {error}; restore "
-                "the "
-                "tokenizer files"
+                f"expected a tokenizer that transformers can read in {folder}, got {type(error).__name__}: "
+                f"{_short(str(error))}; restore the tokenizer files"
             ) from error
         if not tokenizer.chat_template:
             raise InputError(
@@ -91,22 +92,29 @@ class ChatTokenizer:
                 "chat_template.jinja"
             )
         path = folder / "generation_config.json"
-        generation = {}
-        if path.is_file():
-            try:
-                generation = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InputError(f"expected JSON in {path}, got {error}: restore the file") from error
+        generation = read_json(path) if path.is_file() else {}
         eos = generation.get("eos_token_id")
-        eos = tokenizer.eos_token_id if eos is None else eos
-        stop_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        if not stop_ids:
+        if eos is None:
+            eos = tokenizer.eos_token_id
+        if eos is None:
             raise InputError(
                 f"expected eos_token_id in {path} or an eos_token in tokenizer_config.json, got neither: say which token ends "
                 "a reply"
             )
+        stop_ids = eos if isinstance(eos, list) else [eos]
+        if not stop_ids or not all(_is_token(tokenizer, i) for i in stop_ids):
+            raise InputError(
+                f"expected the id of a token, or a list of ids, as eos_token_id in {path}, got {_short(json.dumps(eos))} where "
+                f"the tokenizer has {len(tokenizer)} tokens: say which token ends a reply"
+            )
         pads = (tokenizer.pad_token_id, generation.get("pad_token_id"), stop_ids[0])
-        return cls(tokenizer, stop_ids, next(pad for pad in pads if pad is not None), folder)
+        pad = next(pad for pad in pads if pad is not None)
+        if not _is_token(tokenizer, pad):
+            raise InputError(
+                f"expected the id of a token as pad_token_id in {path}, got {_short(json.dumps(pad))} where the tokenizer has "
+                f"{len(tokenizer)} tokens: correct or remove it"
+            )
+        return cls(tokenizer, stop_ids, pad, folder)
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer files, the chat template and ``generation_config.json`` to a folder, which is made if need be.
@@ -198,8 +206,8 @@ class ChatTokenizer:
             if ids[: len(prompt)] != prompt or end == len(ids):
                 raise InputError(
                     "expected a chat template that continues a conversation without rewriting it and ends every reply with a "
-                    "stop "
-                    f"token {list(self.stop_ids)}, got another rendering of message {i}: use a plain chat template for training"
+                    f"stop token {list(self.stop_ids)}, got another rendering of message {i}: use a plain chat template for "
+                    "training"
                 )
             mask[len(prompt) : end + 1] = [True] * (end + 1 - len(prompt))
         if not any(mask):
@@ -211,8 +219,6 @@ class ChatTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _encode(self, messages: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> tuple[int, ...]:
-        from jinja2 import TemplateError
-
         try:
             ids = self._tokenizer.apply_chat_template(
                 [{"role": role, "content": content} for role, content in messages],
@@ -220,14 +226,23 @@ class ChatTokenizer:
                 tokenize=True,
                 return_dict=False,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it raises TemplateError, or whatever goes wrong in it
             roles = ", ".join(role for role, _ in messages)
             raise InputError(
-                f"expected a conversation that the chat template accepts, got messages of {roles}: {error}; change the "
-                "conversation or "
-                "the template"
+                f"expected a conversation that the chat template accepts, got messages of {roles}: "
+                f"{type(error).__name__}: {_short(str(error))}; change the conversation or the template"
             ) from error
         return tuple(ids)
+
+
+def _is_token(tokenizer: Any, i: Any) -> bool:
+    """Whether this is the id of a token; those that were added may lie beyond gaps."""
+    return type(i) is int and (0 <= i < len(tokenizer) or i in tokenizer.added_tokens_decoder)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
@@ -253,8 +268,7 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer
     if vocab_size < len(alphabet) + len(_SPECIAL):
         raise InputError(
             f"expected a vocabulary of at least {len(alphabet) + len(_SPECIAL)} (every byte and the special tokens), got "
-            f"{vocab_size}: "
-            "choose a larger one"
+            f"{vocab_size}: choose a larger one"
         )
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_PATTERN), "isolated")

@@ -39,6 +39,11 @@ class Checkpoint:
         return sum(math.prod(self.tensors[name].shape) * DTYPES[self.tensors[name].dtype].itemsize for name in self.names)
 
     @property
+    def here(self) -> bool:
+        """Whether the weights are on this machine."""
+        return all(isinstance(tensor.file, Path) for tensor in self.tensors.values())
+
+    @property
     def names(self) -> list[str]:
         """The tensors that the model is made of, in the order of Hugging Face's modules."""
         return list(hf_shapes(self.config))
@@ -63,13 +68,7 @@ def open_checkpoint(model: str | Path, *, weights: bool = True) -> Checkpoint:
 
         raw, tensors = gguf.read_gguf(path)
         return _fit(path, str(model), LlamaConfig.from_hf(raw, str(path)), tensors)
-    if path.exists() or not hub.is_repository(model):
-        if not path.is_dir():
-            what = "which is a file of another kind" if path.exists() else "which is none, as there is no such folder"
-            raise InputError(
-                f"expected a Hugging Face model folder, a .gguf file or a repository owner/name, got {model}, {what}: correct "
-                "the path"
-            )
+    if _is_local(model):
         return _fit(path, str(model), _read_config(path, str(model)), read_headers(path))
     name = str(model)
     folder = hub.download(name)
@@ -92,21 +91,47 @@ def load_tokenizer(model: str | Path) -> ChatTokenizer:
         from cycleqd_jax.models import gguf
 
         return gguf.gguf_tokenizer(path)
-    if not path.exists() and hub.is_repository(model):
-        return ChatTokenizer.load(hub.download(str(model)))
-    return ChatTokenizer.load(path)
+    return ChatTokenizer.load(path if _is_local(model) else hub.download(str(model)))
+
+
+def _is_local(model: str | Path) -> bool:
+    """Whether this is a folder, and not the name of a repository.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        kind = "folder" if (path := Path(model)).is_dir() else "file" if path.exists() else "none"
+    except OSError as error:  # a name that is too long, or a folder that may not be read
+        raise InputError(f"expected a model, got {str(model)[:200]}, which can't be read ({error.strerror})") from error
+    if kind == "folder" and str(model):  # an empty name would be the folder one is in
+        return True
+    if kind == "none" and hub.is_repository(model):
+        return False
+    what = {"file": "which is a file of another kind", "none": "which is none, as there is no such folder"}
+    raise InputError(
+        "expected a Hugging Face model folder, a .gguf file or a repository owner/name, got "
+        f"{f'{model}, {what[kind]}' if str(model) else 'an empty name'}: correct the path"
+    )
 
 
 def _read_config(folder: Path, name: str) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
-        what = "a LoRA adapter" if (folder / "adapter_config.json").is_file() else "no config.json"
-        raise InputError(f"expected a Hugging Face model, got {what} in {name}: correct the name; of a GGUF file give its path")
+        what, advice = "no config.json", "correct the name; of a GGUF file give its path"
+        if (folder / "adapter_config.json").is_file():
+            what, advice = "a LoRA adapter", "give a whole model, such as the adapter merged into its base"
+        raise InputError(f"expected a Hugging Face model, got {what} in {name}: {advice}")
     return LlamaConfig.from_hf(read_json(path), str(Path(name) / path.name))
 
 
 def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> Checkpoint:
     """Config and tensors, checked to fit each other."""
+    if config.num_hidden_layers > len(tensors):  # before the names of so many are made
+        raise InputError(
+            f"expected tensors for {config.num_hidden_layers} layers, as the config of {name} says, got {len(tensors)} "
+            "tensors: correct the config or restore the weights"
+        )
     expected = hf_shapes(config)
     superfluous = [name for name in tensors if name not in expected and not name.endswith("rotary_emb.inv_freq")]
     if config.tie_word_embeddings and HEAD in superfluous:

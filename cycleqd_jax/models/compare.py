@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from cycleqd_jax.models.names import NAMES
 from cycleqd_jax.models.weights_file import DTYPES, all_finite
 from cycleqd_jax.types import Adapter, InputError, LowRank
 
-__all__ = ["Distance", "adapter_norms", "distances"]
+__all__ = ["Distance", "adapter_norms", "distances", "norms"]
 
 _CHUNK = 8 << 20  # bytes read at once
 
@@ -60,30 +61,47 @@ def distances(model: Checkpoint, base: Checkpoint) -> dict[tuple[str, int | None
                 f"expected {model.name} to have the tensors of {base.name}, got {'none' if here is None else list(here)} for "
                 f"{name} where the latter has {'none' if there is None else list(there)}: compare with the model's own base"
             )
-    found = {}
+    return {key: _distance(name, model, base) for key, name in _names(base)}
+
+
+def norms(base: Checkpoint) -> dict[tuple[str, int | None], Distance]:
+    """The norm of every tensor of a model, as the distance of nothing from it.
+
+    Args:
+        base: the model.
+
+    Returns:
+        By our path of the weight and the layer (None for what has none).
+
+    Raises:
+        InputError: tensors hold NaN or infinity.
+    """
+    return {key: _distance(name, None, base) for key, name in _names(base)}
+
+
+def _names(base: Checkpoint) -> Iterator[tuple[tuple[str, int | None], str]]:
+    known = set(base.names)
     for path, (pattern, _) in NAMES.items():
-        layers = range(base.config.num_hidden_layers) if NAMES[path].stacked else (None,)
-        for layer in layers:
-            name = pattern.format(layer)
-            if name in shapes[1]:
-                found[path, layer] = _distance(name, model, base)
-    return found
+        for layer in range(base.config.num_hidden_layers) if NAMES[path].stacked else (None,):
+            if (name := pattern.format(layer)) in known:
+                yield (path, layer), name
 
 
-def _distance(name: str, model: Checkpoint, base: Checkpoint) -> Distance:
-    ours, theirs = model.tensors[name], base.tensors[name]
+def _distance(name: str, model: Checkpoint | None, base: Checkpoint) -> Distance:
+    tensors = [checkpoint.tensors[name] for checkpoint in (model, base) if checkpoint is not None]
+    ours = tensors[-1]
     step = max(1, _CHUNK // (math.prod(ours.shape[1:]) * DTYPES[ours.dtype].itemsize))
     total = Distance(0.0, 0.0)
     for start in range(0, ours.shape[0], step):
         stop = min(start + step, ours.shape[0])
         parts = []
-        for tensor in (ours, theirs):
+        for tensor in tensors:
             part = tensor.read(start, stop)
             if not all_finite(part):
                 raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound one")
             parts.append(part.astype(np.float32).ravel())
-        tau = parts[0] - parts[1]
-        total += Distance(float(np.dot(tau, tau)), float(np.dot(parts[1], parts[1])))
+        tau = parts[0] - parts[1] if model is not None else np.zeros(0, np.float32)
+        total += Distance(float(np.dot(tau, tau)), float(np.dot(parts[-1], parts[-1])))
     return total
 
 

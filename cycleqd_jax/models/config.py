@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from cycleqd_jax.types import InputError
@@ -20,7 +22,7 @@ class _Family(NamedTuple):
     context: int  # max_position_embeddings where config.json has none; likewise the next ones
     kv_heads: int | None  # None: as many as heads
     head_dim: int | None  # None: hidden_size / heads
-    window: int | None
+    window: int | None  # of Qwen only where use_sliding_window is on
     bias: str | None = None  # the key that switches biases of q, k, v and o on; None: q, k and v have them always or never
     qkv_bias: bool = False
     mlp_bias: bool = False  # whether there is a switch for it
@@ -30,10 +32,15 @@ class _Family(NamedTuple):
 FAMILIES: Mapping[str, _Family] = {
     "llama": _Family("LlamaForCausalLM", 2048, None, None, None, bias="attention_bias", mlp_bias=True),
     "mistral": _Family("MistralForCausalLM", 131072, 8, None, 4096),
-    "qwen2": _Family("Qwen2ForCausalLM", 32768, 32, None, None, qkv_bias=True),
-    "qwen3": _Family("Qwen3ForCausalLM", 32768, 32, 128, None, bias="attention_bias", qk_norm=True),
+    "qwen2": _Family("Qwen2ForCausalLM", 32768, 32, None, 4096, qkv_bias=True),
+    "qwen3": _Family("Qwen3ForCausalLM", 32768, 32, 128, 4096, bias="attention_bias", qk_norm=True),
 }
 """What sets the supported ``model_type`` apart, with transformers' defaults."""
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_SIZES += ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "attention_out_bias", "mlp_bias", "qk_norm")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +65,8 @@ class LlamaConfig:
         qk_norm: q and k of every head are normed before RoPE (Qwen3).
         sliding_window: tokens a layer sees (Mistral 7B v0.1). Up to as many tokens it makes no difference; longer texts are
             refused.
+        bos_token_id: as the file has it, like the next two: they may lie outside the vocabulary, and nothing is computed with
+            them.
         dtype: of the weights: float32, bfloat16 or float16.
         compute_dtype: of activations and matrix products; ``None`` is that of the weights. Norms, softmax and logits are
             float32 always.
@@ -91,29 +100,7 @@ class LlamaConfig:
     source: str | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self)[:8]:
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"expected a positive integer for the model's {field.name}, got {value!r}: correct the config")
-        for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise InputError(f"expected a positive number for the model's {name}, got {value!r}: correct the config")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InputError(
-                f"expected num_attention_heads to be a multiple of num_key_value_heads, got {self.num_attention_heads} and "
-                f"{self.num_key_value_heads}: correct the model's config"
-            )
-        if self.head_dim % 2:
-            raise InputError(f"expected an even head_dim (RoPE turns pairs), got {self.head_dim}: correct the model's config")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise InputError(f"expected a positive sliding_window, got {self.sliding_window}: correct the model's config")
-        for name, known in (("dtype", DTYPES), ("compute_dtype", (*DTYPES, None)), ("model_type", tuple(FAMILIES))):
-            value = getattr(self, name)
-            if value not in known:
-                raise InputError(
-                    f"expected one of {', '.join(filter(None, known))} for the model's {name}, got {value!r}: choose one"
-                )
+        _check(vars(self), "the model's config")
 
     @property
     def context_length(self) -> int:
@@ -129,14 +116,15 @@ class LlamaConfig:
             where: the file, for messages.
 
         Raises:
-            InputError: the model type, or an option that changes the computation, is not supported; or a field is missing.
+            InputError: the model type, or an option that changes the computation, is not supported; or a field is missing or no
+                value that it can have.
         """
+        advice = "this model can't be computed here, choose a plain checkpoint of a supported family"
+        refuse = functools.partial(_refusal, where=where, advice=advice)
 
-        def refuse(name: str, expected: str, value: Any) -> InputError:
-            return InputError(
-                f"expected {expected} for {name!r} in {where}, got {value!r}: this model can't be computed here, choose a "
-                "plain checkpoint of a supported family"
-            )
+        def given(name: str, default: Any) -> Any:
+            value = config.get(name)
+            return default if value is None else value
 
         kind = config.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
@@ -146,70 +134,67 @@ class LlamaConfig:
             raise refuse("quantization_config", "nothing", config["quantization_config"])
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise refuse("hidden_act", "'silu'", config["hidden_act"])
-        required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        required = _SIZES[:5]
         for name in required:
             if config.get(name) is None:
                 raise InputError(f"expected {name!r} in {where}, got none: the model's config is incomplete, restore it")
+            _check_size(name, config[name], where)
+        for name in ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"):
+            _check_switch(name, given(name, False), where)
 
-        def given(name: str, default: Any) -> Any:
-            value = config.get(name)
-            return default if value is None else value
-
-        rope_key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        rope = config.get(rope_key) or {}
-        if not isinstance(rope, Mapping):
-            raise refuse(rope_key, "an object", rope)
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "llama3"):
-            raise refuse(rope_key, "rope_type 'default' or 'llama3'", rope)
-        for name, values in (("partial_rotary_factor", config), (rope_key, rope)):
-            if values.get("partial_rotary_factor", 1.0) != 1.0:
-                raise refuse(name, "a partial_rotary_factor of 1.0", values["partial_rotary_factor"])
-        scaling = None
-        if rope_type == "llama3":
-            fields = [field.name for field in dataclasses.fields(Llama3RopeScaling)]
-            missing = [name for name in fields if name not in rope]
-            if missing:
-                raise refuse(rope_key, f"all of {', '.join(fields)}", rope)
-            scaling = Llama3RopeScaling(**{name: rope[name] for name in fields})
-
+        theta, scaling = _read_rope(config, where, refuse)
         window = config.get("sliding_window", family.window)
-        if kind.startswith("qwen") and not config.get("use_sliding_window", False):
+        if kind.startswith("qwen") and not config.get("use_sliding_window"):
             window = None  # there, but not used
-        layers = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
-        if layers:
-            raise refuse("layer_types", "full_attention or sliding_attention", sorted(layers)[0])
+        layers = given("layer_types", [])
+        if not isinstance(layers, list):
+            raise _refusal("layer_types", "a list", layers, where)
+        for layer in layers:
+            if layer not in ("full_attention", "sliding_attention"):
+                raise refuse("layer_types", "full_attention or sliding_attention", layer)
 
         heads = config["num_attention_heads"]
         bias = bool(family.bias and config.get(family.bias))
         eos = config.get("eos_token_id")
-        return cls(
+        try:
+            source = json.dumps(config)
+        except RecursionError as error:
+            raise InputError(
+                f"expected a plain model config in {where}, got one that is nested too deeply: restore it"
+            ) from error
+        fields = {
             **{name: config[name] for name in required},
-            model_type=kind,
-            num_key_value_heads=given("num_key_value_heads", family.kv_heads or heads),
-            head_dim=given("head_dim", family.head_dim or config["hidden_size"] // heads),
-            max_position_embeddings=given("max_position_embeddings", family.context),
-            rms_norm_eps=given("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta", given("rope_theta", 10000.0))),
-            rope_scaling=scaling,
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            initializer_range=given("initializer_range", 0.02),
-            bos_token_id=config.get("bos_token_id"),
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            pad_token_id=config.get("pad_token_id"),
-            dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
-            attention_bias=family.qkv_bias or bias,
-            attention_out_bias=bias,
-            mlp_bias=family.mlp_bias and bool(config.get("mlp_bias")),
-            qk_norm=family.qk_norm,
-            sliding_window=window,
-            source=json.dumps(config),
-        )
+            "model_type": kind,
+            # transformers takes null as the number of heads, in every family
+            "num_key_value_heads": given("num_key_value_heads", heads)
+            if "num_key_value_heads" in config
+            else family.kv_heads or heads,
+            "head_dim": given("head_dim", family.head_dim or config["hidden_size"] // heads),
+            "max_position_embeddings": given("max_position_embeddings", family.context),
+            "rms_norm_eps": given("rms_norm_eps", 1e-6),
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "tie_word_embeddings": given("tie_word_embeddings", False),
+            "initializer_range": given("initializer_range", 0.02),
+            "bos_token_id": config.get("bos_token_id"),
+            "eos_token_id": tuple(eos) if isinstance(eos, list) else eos,
+            "pad_token_id": config.get("pad_token_id"),
+            "dtype": str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
+            "compute_dtype": None,
+            "attention_bias": family.qkv_bias or bias,
+            "attention_out_bias": bias,
+            "mlp_bias": family.mlp_bias and given("mlp_bias", False),
+            "qk_norm": family.qk_norm,
+            "sliding_window": window,
+        }
+        _check(fields, where)
+        return cls(**fields, source=source)
 
     def to_hf(self) -> dict[str, Any]:
         """The ``config.json`` that transformers 4 and 5 (and what builds on them) read as this model.
 
-        What :meth:`from_hf` read and does not compute with is written again as it was.
+        What :meth:`from_hf` read and does not compute with is written again as it was; but for bos, eos and pad ids outside the
+        vocabulary, which may have been cut since: they are left out (null), as transformers refuses to build such a model.
         """
         family = FAMILIES[self.model_type]
         fields = dataclasses.asdict(self)
@@ -224,8 +209,10 @@ class LlamaConfig:
         ):
             fields.pop(name)
         dtype = fields.pop("dtype")
-        if isinstance(self.eos_token_id, tuple):
-            fields["eos_token_id"] = list(self.eos_token_id)
+        for name in _TOKENS:
+            value = getattr(self, name)
+            kept = [i for i in (value if isinstance(value, tuple) else (value,)) if i is not None and 0 <= i < self.vocab_size]
+            fields[name] = (kept if isinstance(value, tuple) else kept[0]) if kept else None
         if self.rope_scaling is not None:
             fields["rope_scaling"] = {"rope_type": "llama3", **fields["rope_scaling"]}
         if family.bias:
@@ -244,3 +231,97 @@ class LlamaConfig:
     def replace(self, **changes: Any) -> LlamaConfig:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading and checking
+
+
+def _read_rope(
+    config: Mapping[str, Any], where: str, refuse: Callable[[str, str, Any], InputError]
+) -> tuple[float, Llama3RopeScaling | None]:
+    """The base of the RoPE frequencies and their scaling, in the layout of transformers 4 or 5."""
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"  # of both, transformers takes the former
+    rope = config.get(key) or {}
+    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+        raise refuse(key, "one object for all layers", rope)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise refuse(key, "rope_type 'default' or 'llama3'", rope)
+    for name, values in (("partial_rotary_factor", config), (key, rope)):
+        if values.get("partial_rotary_factor") not in (None, 1.0):
+            raise refuse(name, "a partial_rotary_factor of 1.0", values["partial_rotary_factor"])
+    theta = next((value for value in (rope.get("rope_theta"), config.get("rope_theta")) if value is not None), 10000.0)
+    _check_number("rope_theta", theta, where)
+    if kind == "default":
+        return float(theta), None
+    fields = [field.name for field in dataclasses.fields(Llama3RopeScaling)]
+    if any(name not in rope for name in fields):
+        raise refuse(key, f"all of {', '.join(fields)}", rope)
+    scaling = Llama3RopeScaling(**{name: rope[name] for name in fields})
+    _check_scaling(key, scaling, where)
+    return float(theta), scaling
+
+
+def _check(fields: Mapping[str, Any], where: str) -> None:
+    """Refuses what a :class:`LlamaConfig` can't have."""
+    for name in _SIZES:
+        _check_size(name, fields[name], where)
+    for name in ("rms_norm_eps", "rope_theta"):
+        _check_number(name, fields[name], where)
+    _check_number("initializer_range", fields["initializer_range"], where, zero=True)
+    for name in _SWITCHES:
+        _check_switch(name, fields[name], where)
+    heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
+    if heads % kv_heads:
+        raise InputError(
+            f"expected num_attention_heads to be a multiple of num_key_value_heads in {where}, got {heads} and {kv_heads}: "
+            "correct the config"
+        )
+    if fields["head_dim"] % 2:
+        raise _refusal("head_dim", "an even head_dim (RoPE turns pairs)", fields["head_dim"], where)
+    if fields["sliding_window"] is not None:
+        _check_size("sliding_window", fields["sliding_window"], where)
+    if fields["rope_scaling"] is not None:
+        _check_scaling("rope_scaling", fields["rope_scaling"], where)
+    for name in _TOKENS:
+        value = fields[name]
+        many = name == "eos_token_id" and isinstance(value, tuple)
+        if value is not None and not all(isinstance(i, int) and not isinstance(i, bool) for i in (value if many else (value,))):
+            expected = "the id of a token or a list of ids" if name == "eos_token_id" else "the id of a token"
+            raise _refusal(name, expected, list(value) if many else value, where)
+    for name, known in (("dtype", DTYPES), ("compute_dtype", (*DTYPES, None)), ("model_type", tuple(FAMILIES))):
+        if fields[name] not in known:
+            raise _refusal(name, f"one of {', '.join(filter(None, known))}", fields[name], where)
+
+
+def _check_size(name: str, value: Any, where: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        raise _refusal(name, "a positive integer", value, where)
+
+
+def _check_number(name: str, value: Any, where: str, zero: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # no float has more digits
+    if not number or not (value >= 0 if zero else value > 0):
+        raise _refusal(name, "a number that is not negative" if zero else "a positive number", value, where)
+
+
+def _check_switch(name: str, value: Any, where: str) -> None:
+    if not isinstance(value, bool):
+        raise _refusal(name, "true or false", value, where)
+
+
+def _check_scaling(key: str, scaling: Llama3RopeScaling, where: str) -> None:
+    for name in ("factor", "low_freq_factor", "high_freq_factor"):
+        _check_number(f"{key}.{name}", getattr(scaling, name), where)
+    _check_size(f"{key}.original_max_position_embeddings", scaling.original_max_position_embeddings, where)
+    if not scaling.low_freq_factor < scaling.high_freq_factor:
+        expected = f"more than the low_freq_factor of {scaling.low_freq_factor!r}"
+        raise _refusal(f"{key}.high_freq_factor", expected, scaling.high_freq_factor, where)
+
+
+def _refusal(name: str, expected: str, value: Any, where: str, advice: str = "correct the config") -> InputError:
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlong = 100
+    shown.maxdict = 10
+    return InputError(f"expected {expected} for {name!r} in {where}, got {shown.repr(value)}: {advice}")

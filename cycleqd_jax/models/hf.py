@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cycleqd_jax.models import llama
-from cycleqd_jax.models.chat import ChatTokenizer
+from cycleqd_jax.models.chat import FILES, ChatTokenizer
 from cycleqd_jax.models.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.config import LlamaConfig
 from cycleqd_jax.models.names import EMBEDDING, HEAD, NAMES
 from cycleqd_jax.models.weights_file import DTYPES, INDEX, Tensor, all_finite, transpose, write_safetensors
 from cycleqd_jax.types import InputError, Params, tree_paths
 
-__all__ = ["load", "save"]
+__all__ = ["check_target", "load", "load_weights", "save"]
 
+_WRITTEN = re.compile(r"config\.json|README\.md|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _CHUNK = 8 << 20  # bytes read at once
 
 
@@ -36,11 +38,12 @@ def load(
 ) -> tuple[LlamaConfig, Params]:
     """Reads a model.
 
-    Weights are read in pieces and go to the devices one stacked weight at a time; each device's part is read once.
+    Weights are read in pieces, once, and go to the devices one stacked weight at a time.
 
     Args:
         model: see :func:`~cycleqd_jax.models.checkpoint.open_checkpoint`.
-        dtype: of the weights; that of the files by default, bit for bit.
+        dtype: of the weights; that of the files by default, bit for bit. Of files with several dtypes it is the one that most
+            weights have (a 16-bit GGUF file keeps its norms in float32).
         vocab_size: keep the first rows of the embedding and the head, for vocabularies that were padded; all by default.
         shardings: where the weights go: a tree of ``jax.sharding.Sharding`` like the weights
             (:func:`cycleqd_jax.sharding.shardings`), or a function that makes it of the config; JAX's default device if none.
@@ -49,17 +52,11 @@ def load(
         The config, with the dtype and the vocabulary that the weights have, and the weights.
 
     Raises:
-        InputError: what :func:`~cycleqd_jax.models.checkpoint.open_checkpoint` raises; or weights are NaN or infinite, or have
-            different dtypes and none is asked for; or ``vocab_size`` is more than there are.
+        InputError: what :func:`~cycleqd_jax.models.checkpoint.open_checkpoint` raises; or weights are NaN or infinite (after
+            the cast); or ``vocab_size`` is more than there are.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     config, tensors = checkpoint.config, checkpoint.tensors
-    kinds = {tensors[name].dtype: name for name in checkpoint.names}
-    if len(kinds) > 1 and dtype is None:
-        found = ", ".join(f"{kind} for {name}" for kind, name in sorted(kinds.items()))
-        raise InputError(
-            f"expected one dtype for all weights in {checkpoint.where}, got {found}: say which dtype to read them in"
-        )
     if vocab_size is not None and not 0 < vocab_size <= config.vocab_size:
         raise InputError(
             f"expected a vocab_size from 1 to the {config.vocab_size} rows of {checkpoint.where}, got {vocab_size}: choose the "
@@ -71,7 +68,7 @@ def load(
     shapes = llama.abstract_params(config)
     target = shardings(config) if callable(shardings) else shardings
     targets = [None] * len(jax.tree.leaves(shapes)) if target is None else jax.tree.leaves(target)
-    leaves = [_leaf(tensors, path, leaf, where) for (path, leaf), where in zip(tree_paths(shapes), targets, strict=True)]
+    leaves = [_read_leaf(tensors, path, leaf, where) for (path, leaf), where in zip(tree_paths(shapes), targets, strict=True)]
     return config, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
@@ -94,7 +91,7 @@ def save(
         folder: where to.
         config: of the model.
         params: the weights; a tied head is written once.
-        dtype: cast to this one; as they are by default.
+        dtype: cast to this one; the config's by default.
         tokenizer: its files (those it was read from, byte for byte) and ``generation_config.json`` are written too, and its
             special tokens noted in the config.
         card: text of the model card, ``README.md``.
@@ -103,22 +100,18 @@ def save(
     Raises:
         InputError: ``folder`` is something other than a model folder, or weights are NaN or infinite (after the cast).
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and ((folder / "config.json").is_file() or not any(folder.iterdir()))):
-        raise InputError(
-            f"expected a new place or a model folder to replace, got {folder} with other content: choose another place"
-        )
+    folder = check_target(folder)
     config = config.replace(dtype=dtype or config.dtype)
     if tokenizer is not None:
-        defaults = {
-            "bos_token_id": tokenizer.bos_id,
-            "eos_token_id": tokenizer.stop_ids,
-            "pad_token_id": tokenizer.pad_id,
-        }
+        # not the padding token: in the config it takes the gradient from its embedding, and it may be a stop token
+        defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.stop_ids}
         config = config.replace(**{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"the model folder {folder} can't be made: {error.strerror or error}.") from error
     try:
         new = work / folder.name
         new.mkdir()
@@ -130,71 +123,134 @@ def save(
             (new / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             os.rename(folder, work / "replaced")
-        os.rename(new, folder)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if (work / "replaced").exists():
+                os.rename(work / "replaced", folder)
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def check_target(folder: str | Path) -> Path:
+    """Where :func:`save` will write, symbolic links resolved.
+
+    Args:
+        folder: a new place, an empty folder, or a model folder, which will be replaced.
+
+    Raises:
+        InputError: the place holds anything that a model folder does not consist of.
+    """
+    place = Path(os.path.realpath(folder))
+    if place.exists() or place.is_symlink():
+        entries = sorted(path.name for path in place.iterdir()) if place.is_dir() else [place.name]
+        if not place.is_dir():
+            raise InputError(f"expected a folder to write a model to, got the file {folder}: choose another place")
+        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or name in FILES)]
+        if foreign or (entries and "config.json" not in entries):
+            raise InputError(
+                f"expected a new place or a model folder to replace, got {folder}, which holds {(foreign or entries)[0]}: "
+                "choose another place"
+            )
+    return place
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Reading
 
 
-def _leaf(tensors: Any, path: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def load_weights(checkpoint: Checkpoint, paths: Iterable[str]) -> dict[str, jax.Array]:
+    """Some weights of a model.
+
+    Args:
+        checkpoint: the model.
+        paths: of the weights, such as ``"layers/attn/q"``.
+
+    Returns:
+        The weights by path, in the config's dtype, on JAX's default device.
+
+    Raises:
+        InputError: they are NaN or infinite.
+    """
+    shapes = dict(tree_paths(llama.abstract_params(checkpoint.config)))
+    return {path: _read_leaf(checkpoint.tensors, path, shapes[path], None) for path in paths}
+
+
+class _Part(NamedTuple):
+    """A part of a leaf that some devices hold."""
+
+    ranges: tuple[slice, ...]
+    array: np.ndarray
+    devices: list[Any]
+
+
+def _read_leaf(
+    tensors: Mapping[str, Tensor], path: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
     """One of our weights, from the tensors of its layers."""
     pattern, transposed = NAMES[path]
-    stacked = NAMES[path].stacked
+    parts: dict[Any, _Part] = {}
+    places: Mapping[Any, Any] = {None: None}
+    if sharding is not None:
+        places = sharding.addressable_devices_indices_map(leaf.shape)
+    for device, index in places.items():
+        index = index or (slice(None),) * len(leaf.shape)
+        ranges = tuple(slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
+        key = tuple((part.start, part.stop) for part in ranges)
+        if key not in parts:
+            parts[key] = _Part(ranges, np.empty([part.stop - part.start for part in ranges], leaf.dtype), [])
+        parts[key].devices.append(device)
 
-    def block(index: tuple[slice, ...]) -> np.ndarray:
-        ranges = [slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
-        array = np.empty([part.stop - part.start for part in ranges], leaf.dtype)
-        if not stacked:
-            _read(pattern, tensors[pattern], array, ranges, transposed)
-            return array
-        for i, view in zip(range(ranges[0].start, ranges[0].stop), array, strict=True):
-            name = pattern.format(i)
-            _read(name, tensors[name], view, ranges[1:], transposed)
-        return array
+    if NAMES[path].stacked:
+        for layer in range(leaf.shape[0]):
+            here = [
+                (part.array[layer - part.ranges[0].start], part.ranges[1:])
+                for part in parts.values()
+                if part.ranges[0].start <= layer < part.ranges[0].stop
+            ]
+            if here:
+                name = pattern.format(layer)
+                _read_tensor(name, tensors[name], here, transposed)
+    else:
+        _read_tensor(pattern, tensors[pattern], [(part.array, part.ranges) for part in parts.values()], transposed)
 
-    whole = (slice(None),) * len(leaf.shape)
     if sharding is None:
-        return jax.block_until_ready(jax.device_put(block(whole)))
-    # One block at a time is on the host: devices that hold the same part get it together.
-    parts: dict[Any, list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
-        key = tuple((part.start, part.stop) for part in index or whole)
-        parts.setdefault(key, []).append(device)
+        return jax.block_until_ready(jax.device_put(next(iter(parts.values())).array))
     arrays = []
-    for key, devices in parts.items():
-        array = block(tuple(slice(*bounds) for bounds in key))
-        arrays += [jax.block_until_ready(jax.device_put(array, device)) for device in devices]
-        del array
+    while parts:  # what is on its devices leaves the host
+        part = parts.pop(next(iter(parts)))
+        arrays += [jax.block_until_ready(jax.device_put(part.array, device)) for device in part.devices]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
-def _read(name: str, tensor: Tensor, target: np.ndarray, ranges: list[slice], transposed: bool) -> None:
-    """Fills ``target`` with a part of a tensor, in chunks, cast to its dtype."""
-    rows, *columns = ranges[::-1] if transposed else ranges
+def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tuple[slice, ...]]], transposed: bool) -> None:
+    """Fills arrays with parts of a tensor, cast to their dtype; the tensor is read once, in chunks of rows."""
+    wanted = [(target, ranges[::-1] if transposed else ranges) for target, ranges in targets]
+    first, last = min(r[0].start for _, r in wanted), max(r[0].stop for _, r in wanted)
     step = max(1, _CHUNK // (math.prod(tensor.shape[1:]) * DTYPES[tensor.dtype].itemsize))
-    for start in range(rows.start, rows.stop, step):
-        stop = min(start + step, rows.stop)
-        part = tensor.read(start, stop)
-        if not all_finite(part):
-            raise InputError(
-                f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound checkpoint"
-            )
-        part = part[(slice(None), *columns)]
+    for start in range(first, last, step):
+        stop = min(start + step, last)
+        chunk = tensor.read(start, stop)
+        if not all_finite(chunk):
+            raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound one")
         with np.errstate(over="ignore"):
-            cast = part.astype(target.dtype, copy=False)
-        if cast is not part and not all_finite(cast):
+            cast = chunk.astype(wanted[0][0].dtype, copy=False)
+        if cast is not chunk and not all_finite(cast):
             raise InputError(
-                f"expected weights within the range of {target.dtype}, got larger ones in tensor {name} of {tensor.file}: "
-                "choose another dtype"
+                f"expected weights within the range of {cast.dtype}, got larger ones in tensor {name} of {tensor.file}: choose "
+                "another dtype"
             )
-        here = slice(start - rows.start, stop - rows.start)
-        if transposed:
-            transpose(cast, target[:, here])
-        else:
-            target[here] = cast
+        for target, (rows, *columns) in wanted:
+            begin, end = max(start, rows.start), min(stop, rows.stop)
+            if begin >= end:
+                continue
+            part = cast[(slice(begin - start, end - start), *columns)]
+            here = slice(begin - rows.start, end - rows.start)
+            if transposed:
+                transpose(part, target[:, here])
+            else:
+                target[here] = part
 
 
 def _check_tied(head: Tensor, embedding: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Repositories on the Hugging Face hub: judged by their headers, then downloaded into huggingface_hub's cache.
 
 Everything goes through ``huggingface_hub``: its cache, token, endpoint (``HF_ENDPOINT``) and offline mode
-(``HF_HUB_OFFLINE=1``, which uses what the cache has) are honoured. A revision is resolved once, by :func:`download`; what
-follows is of that commit, whatever happens to the branch meanwhile.
+(``HF_HUB_OFFLINE=1``, which uses what the cache has) are honoured. A revision is resolved once in a process, by
+:func:`download`; what follows is of that commit, whatever happens to the branch meanwhile: what was checked is what is loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cycleqd_jax.models.weights_file import (
 )
 from cycleqd_jax.types import InputError
 
-__all__ = ["download", "download_weights", "headers", "is_repository"]
+__all__ = ["download", "download_weights", "forget", "headers", "is_repository"]
 
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", re.ASCII)
 
@@ -43,6 +43,8 @@ _NO_SAFETENSORS = (
     "expected {file} in the repository {name}, got none: choose a repository or revision that has it; pickled weights run code "
     "when they are read, convert them with transformers, from_pretrained(name).save_pretrained(folder)"
 )
+
+_snapshots: dict[tuple[str, str], Path] = {}  # by repository and revision
 
 
 class _RemoteTensor:
@@ -63,6 +65,8 @@ def is_repository(name: str | Path) -> bool:
 def download(name: str) -> Path:
     """Downloads configs and tokenizer of a repository, as far as they are not in the cache.
 
+    The same name is the same commit for as long as the process lives, or until :func:`forget`.
+
     Args:
         name: ``owner/name`` or ``owner/name@revision``.
 
@@ -73,7 +77,15 @@ def download(name: str) -> Path:
         InputError: no such repository, no access, or no network and not in the cache.
     """
     repository, _, revision = name.partition("@")
-    return _snapshot(name, repository, revision or None, _SMALL, quiet=True)
+    key = repository, revision or "main"
+    if key not in _snapshots:
+        _snapshots[key] = _snapshot(name, *key, _SMALL, quiet=True)
+    return _snapshots[key]
+
+
+def forget() -> None:
+    """Lets branches be looked up anew."""
+    _snapshots.clear()
 
 
 def headers(name: str, folder: Path) -> Mapping[str, Tensor]:
@@ -156,7 +168,7 @@ def _missing(folder: Path) -> list[str]:
     return [file for file in _weight_files(folder) if not (folder / file).is_file()]
 
 
-def _snapshot(name: str, repository: str, revision: str | None, files: list[str], quiet: bool = False) -> Path:
+def _snapshot(name: str, repository: str, revision: str, files: list[str], quiet: bool = False) -> Path:
     import huggingface_hub
     from huggingface_hub.utils import tqdm
 

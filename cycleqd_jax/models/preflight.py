@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.models import hub, peft
+import numpy as np
+
+from cycleqd_jax.models import hub, llama, peft
 from cycleqd_jax.models.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
 from cycleqd_jax.models.config import LlamaConfig
 from cycleqd_jax.models.weights_file import read_json
@@ -36,9 +38,24 @@ class Preflight:
     experts: tuple[Checkpoint | Path, ...]
 
     @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Base and experts, but for adapters."""
+        return [model for model in (self.base, *self.experts) if isinstance(model, Checkpoint)]
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that every model can read."""
+        return min(model.config.context_length for model in self.checkpoints)
+
+    @property
     def download_bytes(self) -> int:
-        """Weights of all models together."""
-        return sum(model.nbytes for model in (self.base, *self.experts) if isinstance(model, Checkpoint))
+        """Weights that are still to be downloaded."""
+        return sum(model.nbytes for model in self.checkpoints if not model.here)
+
+    @property
+    def model_bytes(self) -> int:
+        """Weights of one model of the run."""
+        return llama.num_params(self.config) * np.dtype(self.config.dtype).itemsize
 
 
 def local_folder(model: str | Path, *, weights: bool) -> Path:
@@ -149,7 +166,7 @@ def _tokenizer_facts(model: str | Path, template: bool) -> dict[str, Any] | None
 
     Args:
         model: a model or adapter.
-        template: take the chat template along.
+        template: take the chat template and the stop tokens along.
     """
     folder = local_folder(model, weights=False)
     if folder.suffix == ".gguf":
@@ -168,14 +185,19 @@ def _tokenizer_facts(model: str | Path, template: bool) -> dict[str, Any] | None
         facts = {
             "vocabulary": {**dict(pairs), **{token["content"]: token["id"] for token in content.get("added_tokens") or []}},
             "merges": [" ".join(pair) if isinstance(pair, list) else pair for pair in content["model"].get("merges") or []],
-            "pre_tokenizer": content.get("pre_tokenizer"),
-            "normalizer": content.get("normalizer"),
+            **{part: content.get(part) for part in ("pre_tokenizer", "normalizer", "decoder")},
+            # what is left out and what is null or false mean the same
+            "model": {key: value for key, value in content["model"].items() if key not in ("vocab", "merges") and value},
+            "added tokens": sorted(
+                [token["content"], *(bool(token.get(flag)) for flag in ("special", "lstrip", "rstrip", "normalized"))]
+                for token in content.get("added_tokens") or []
+            ),
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"expected a tokenizer with a vocabulary in {folder}, got {error!r}: restore tokenizer.json"
         ) from error
-    return {**facts, "chat template": chat} if template else facts
+    return {**facts, "chat template": chat, "stop tokens": _stop_tokens(folder)} if template else facts
 
 
 def _chat_template(folder: Path) -> str | None:
@@ -191,6 +213,13 @@ def _chat_template(folder: Path) -> str | None:
             if found is not None:
                 return str(found)
     return None
+
+
+def _stop_tokens(folder: Path) -> Any:
+    """``eos_token_id`` of a folder's generation_config.json."""
+    path = folder / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    return sorted(found, key=str) if isinstance(found, list) else found if found is None else [found]
 
 
 def _same_tokenizer(
@@ -210,7 +239,8 @@ def _same_tokenizer(
         here, there = known.get(token), found.get(token)
         if here != there and any(i is not None and (vocab_size is None or i < vocab_size) for i in (here, there)):
             raise differ(f"for the token {token!r}", *("none" if i is None else f"id {i}" for i in (here, there)))
-    for what in ("merges", "pre_tokenizer", "normalizer"):
+    parts = ["merges", "pre_tokenizer", "normalizer", "decoder", "model"]  # no chat uses the post_processor
+    for what in parts if vocab_size is not None else [*parts, "added tokens"]:
         if ours[what] != theirs[what]:
             here, there = _difference(json.dumps(ours[what]), json.dumps(theirs[what]))
             raise differ(f"as its {what}", here, there)
@@ -219,6 +249,13 @@ def _same_tokenizer(
         raise InputError(
             f"expected {other} to have the chat template of {base}, got {there} where the latter has {here}: set "
             "model.tokenizer to the model whose tokenizer and template all shall use"
+        )
+
+    here, there = ours.get("stop tokens"), theirs.get("stop tokens")
+    if here is not None and there is not None and here != there:
+        raise InputError(
+            f"expected {other} to have the stop tokens of {base} in generation_config.json, got {there} where the latter has "
+            f"{here}: set model.tokenizer to the model whose tokenizer and stop tokens all shall use"
         )
 
 

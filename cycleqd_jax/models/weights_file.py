@@ -33,6 +33,7 @@ INDEX = "model.safetensors.index.json"
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}
 _ITEM_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1}
 _MAX_HEADER = 100_000_000  # as the safetensors library has it
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TILE = 128  # of a transposition: rows and columns that stay in the cache
 
 
@@ -98,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of brackets within brackets
         raise InputError(f"expected JSON in {path}, got {error}: restore the file") from error
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object in {path}, got {type(value).__name__}: restore the file")
@@ -120,11 +121,14 @@ def read_index(path: Path) -> dict[str, str]:
     """The ``weight_map`` of an index: the file of every tensor.
 
     Raises:
-        InputError: there is none, or a file's name is unsafe.
+        InputError: there is none, a file's name is unsafe, or its weights are pickled.
     """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"expected a weight_map of tensor names to files in {path}, got none: restore the file")
+    pickled = sorted(file for file in weight_map.values() if file.endswith(_PICKLED))
+    if pickled:
+        raise _pickled(f"safetensors files in {path}", pickled[0])
     return {name: _plain_name(file, path) for name, file in weight_map.items()}
 
 
@@ -148,12 +152,10 @@ def read_headers(folder: Path) -> dict[str, SafeTensor]:
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+        endings = (*_PICKLED, *(f"{ending}.index.json" for ending in _PICKLED))
+        pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith(endings))
         if pickled:
-            raise InputError(
-                f"expected {SINGLE} in {folder}, got pickled weights ({pickled[0]}), which run code when they are read: "
-                "convert them with transformers, AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)"
-            )
+            raise _pickled(f"{SINGLE} in {folder}", pickled[0])
         raise InputError(f"expected {SINGLE} or {INDEX} in {folder}, got neither: correct the path or finish the download")
     weight_map = read_index(folder / INDEX)
     tensors: dict[str, SafeTensor] = {}
@@ -174,11 +176,15 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
     """All tensors of one file.
 
     Raises:
-        InputError: it is truncated or not safetensors.
+        InputError: it can't be read, is truncated or not safetensors.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        return parse_header(path, file.read(header_length(path, file.read(8), size)), size)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(header_length(path, file.read(8), size))
+    except OSError as error:
+        raise InputError(f"expected a safetensors file, got {error}: correct the path or its permissions") from error
+    return parse_header(path, header, size)
 
 
 def header_length(path: Path, start: bytes, size: int) -> int:
@@ -213,11 +219,11 @@ def parse_header(path: Path, header: bytes, size: int) -> dict[str, SafeTensor]:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
         tensors = {
-            name: (str(entry["dtype"]), tuple(map(int, entry["shape"])), tuple(map(int, entry["data_offsets"])))
+            name: (str(entry["dtype"]), _counts(entry["shape"]), _counts(entry["data_offsets"]))
             for name, entry in entries.items()
         }
         end = max((offsets[1] for _, _, offsets in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise _broken(path, f"an unreadable header ({type(error).__name__}: {error})") from error
     data = 8 + len(header)
     if size != data + end:
@@ -271,6 +277,19 @@ def transpose(source: np.ndarray, target: np.ndarray) -> None:
     for i in range(0, rows, _TILE):
         for j in range(0, columns, _TILE):
             target[j : j + _TILE, i : i + _TILE] = source[i : i + _TILE, j : j + _TILE].T
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError(f"{str(values)[:80]} where whole numbers belong")
+    return tuple(values)
+
+
+def _pickled(expected: str, file: str) -> InputError:
+    return InputError(
+        f"expected {expected}, got pickled weights ({file}), which run code when they are read: convert them with "
+        "transformers, AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)"
+    )
 
 
 def _broken(path: Path, what: str) -> InputError:

@@ -12,8 +12,8 @@ from cycleqd_jax.operators.adapter import apply_adapter, dense_update
 from cycleqd_jax.operators.crossover import crossover_weights, linear_crossover, normalize_weights
 from cycleqd_jax.operators.merge import merge, softmax_weights, weighted_sum
 from cycleqd_jax.operators.mutation import gaussian_mutation, mutation_coefficients, svd_mutation
-from cycleqd_jax.operators.svd import Factors, compose, factorize, factorize_low_rank, is_matrix
-from cycleqd_jax.operators.task_vector import apply_task_vector, relative_norm, task_vector
+from cycleqd_jax.operators.svd import Factors, compose, decompose, factorize, factorize_low_rank, is_matrix
+from cycleqd_jax.operators.task_vector import apply_task_vector, matrix_norm, relative_norm, task_vector
 
 __all__ = [
     "Factors",
@@ -21,12 +21,14 @@ __all__ = [
     "apply_task_vector",
     "compose",
     "crossover_weights",
+    "decompose",
     "dense_update",
     "factorize",
     "factorize_low_rank",
     "gaussian_mutation",
     "is_matrix",
     "linear_crossover",
+    "matrix_norm",
     "merge",
     "mutation_coefficients",
     "normalize_weights",

@@ -8,10 +8,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.types import Array, Float, InputError, LowRank, PyTree, tree_paths
 
-__all__ = ["Factors", "MatrixPredicate", "Method", "compose", "factorize", "factorize_low_rank", "is_matrix"]
+__all__ = ["Factors", "MatrixPredicate", "Method", "compose", "decompose", "factorize", "factorize_low_rank", "is_matrix"]
 
 MatrixPredicate = Callable[[str, Array | jax.ShapeDtypeStruct], bool]
 """``predicate(path, leaf)``: does SVD mutation act on this leaf? Paths read ``"layers/attn/q"``."""
@@ -29,9 +32,11 @@ OVERSAMPLING, ITERATIONS = 16, 2
 class Factors(NamedTuple):
     """The decomposition U diag(s) Vᵀ of the matrices of one leaf; leading axes are those of the leaf.
 
+    How nearly orthonormal the directions are depends on the method: see :func:`decompose`.
+
     Attributes:
         u: ``[*stack, m, r]``, orthonormal columns.
-        s: ``[*stack, r]``, descending.
+        s: ``[*stack, r]``, descending, not negative.
         vt: ``[*stack, r, n]``, orthonormal rows.
     """
 
@@ -88,8 +93,8 @@ def _gram(matrices: Array, rank: int) -> Factors:
 def _randomized(matrices: Array, rank: int) -> Factors:
     *_stack, m, n = matrices.shape
     width = min(rank + OVERSAMPLING, m, n)
-    # one test matrix for all: what is found depends on no batch and no device
-    y = _product(matrices, jax.random.normal(jax.random.key(0), (n, width), jnp.float32))
+    # one test matrix for all, of a generator that is named: what is found depends on no batch, device or setting
+    y = _product(matrices, jax.random.normal(jax.random.key(0, impl="threefry2x32"), (n, width), jnp.float32))
     for _ in range(ITERATIONS):
         q = jnp.linalg.qr(y)[0]
         q = jnp.linalg.qr(_product(_transposed(matrices), q))[0]
@@ -102,38 +107,51 @@ def _randomized(matrices: Array, rank: int) -> Factors:
 _METHODS = {"svd": _svd, "gram": _gram, "randomized": _randomized}
 
 
-@functools.partial(jax.jit, static_argnames=("rank", "method"))
-def _decompose(matrices: Float[Array, "*stack m n"], rank: int, method: Method) -> Factors:
-    return _METHODS[method](matrices.astype(jnp.float32), rank)
+@functools.partial(jax.jit, static_argnames=("rank", "method", "mesh"))
+def _decompose(matrices: Float[Array, "*stack m n"], rank: int, method: Method, mesh: Mesh | None) -> Factors:
+    one_by_one = functools.partial(_METHODS[method], rank=rank)
+    if mesh is None:
+        return one_by_one(matrices.astype(jnp.float32))
+    *stack, m, n = matrices.shape
+    flat = matrices.reshape(-1, m, n)
+    count = len(flat)
+    flat = jnp.pad(flat, ((0, -count % mesh.size), (0, 0), (0, 0)))
+    # XLA does not partition calls of LAPACK and cuSOLVER: every device is handed matrices of its own
+    spread = P(mesh.axis_names)
+    local = jax.shard_map(one_by_one, mesh=mesh, in_specs=spread, out_specs=spread)
+    found = local(flat.astype(jnp.float32))
+    return Factors(*(x[:count].reshape(*stack, *x.shape[1:]) for x in found))
 
 
-def factorize(
-    tau: PyTree[Array], rank: int | None = None, predicate: MatrixPredicate = is_matrix, method: Method = "svd"
-) -> dict[str, Factors]:
-    """τ_l = U_l Σ_l V_lᵀ for every matrix l of a task vector.
+def decompose(
+    matrices: Float[Array, "*stack m n"], rank: int | None = None, method: Method = "svd", mesh: Mesh | None = None
+) -> Factors:
+    """A = U Σ Vᵀ for every matrix of a stack.
 
-    Methods, all in float32:
+    Methods, all in float32; A is one matrix, ε = 6e-8 and σ_1 its largest singular value:
 
-    - ``svd``: LAPACK's or cuSOLVER's own; every singular value to about 1e-6 of the largest.
-    - ``gram``: eigenvectors U of the smaller Gram matrix, and diag(s) Vᵀ = Uᵀ τ from them. Several times as fast; what is kept
-      is a projection of τ to rounding, but directions below about 3e-4 of the largest singular value are not resolved from each
-      other (squaring halves the digits), so that V is not orthonormal there.
+    - ``svd``: LAPACK's or cuSOLVER's own. Singular values to a few ε σ_1; U and V orthonormal to rounding, always.
+    - ``gram``: eigenvectors of the smaller Gram matrix, say the columns of U for m ≤ n, then diag(s) Vᵀ = Uᵀ A. Several times
+      as fast. U is orthonormal to rounding, and so U diag(s) Vᵀ = U Uᵀ A is a projection of A: all of it at full rank. But
+      squaring halves the digits: directions below about √ε σ_1 = 3e-4 σ_1 are mixed with each other, so that the rows of Vᵀ,
+      of norm one each, are not orthogonal there; where s is zero they are zero.
     - ``randomized``: subspace iteration (Halko, Martinsson & Tropp 2011) with 16 extra directions and two passes, from a fixed
-      test matrix. For ranks far below the matrix': products instead of decompositions. Leading directions are exact where
-      singular values fall off; where they don't, those found hold nearly as much energy as the best.
+      test matrix. For ranks far below the matrix': products instead of decompositions. U and V are orthonormal to rounding.
+      Leading directions are exact where singular values fall off; where they don't, those found hold nearly as much energy as
+      the best.
 
     On CPU the last bits depend on how many threads LAPACK uses; runs of the ``cycleqd`` command set it to one
     (``OPENBLAS_NUM_THREADS=1`` before SciPy is imported), so that they repeat on any number of cores.
 
     Args:
-        tau: a task vector (see :func:`~cycleqd_jax.operators.task_vector`).
-        rank: keep the leading ``rank`` directions of each matrix; None keeps all ``min(m, n)``, which is exact. A rank above
-            ``min(m, n)`` keeps all of them.
-        predicate: which leaves are matrices.
+        matrices: a stack, or one.
+        rank: keep the leading ``rank`` directions of each matrix; None, or more than there are, keeps all ``min(m, n)``.
         method: see above.
+        mesh: spread the matrices of the stack over all its devices, which work at the same time; a stack that does not divide
+            is padded with zeros. By default they are decomposed where they lie. Equal, to rounding: ``svd`` bit for bit on CPU.
 
     Returns:
-        A dict from the path of each matrix leaf to its factors, float32.
+        Float32 factors. Those of a matrix that holds NaN or infinity are NaN.
 
     Raises:
         InputError: when ``rank`` is not positive, or there is no such method.
@@ -142,11 +160,41 @@ def factorize(
         raise InputError(f"the method of decomposition must be one of {', '.join(_METHODS)}, but is {method!r}.")
     if rank is not None and rank < 1:
         raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
+    full = min(matrices.shape[-2:])
+    return _decompose(matrices, full if rank is None else min(rank, full), method, mesh)
+
+
+def factorize(
+    tau: PyTree[Array],
+    rank: int | None = None,
+    predicate: MatrixPredicate = is_matrix,
+    method: Method = "svd",
+    mesh: Mesh | None = None,
+) -> dict[str, Factors]:
+    """τ_l = U_l Σ_l V_lᵀ for every matrix l of a task vector.
+
+    Args:
+        tau: a task vector (see :func:`~cycleqd_jax.operators.task_vector`).
+        rank: keep the leading ``rank`` directions of each matrix; None keeps all ``min(m, n)``, which is exact. A rank above
+            ``min(m, n)`` keeps all of them.
+        predicate: which leaves are matrices.
+        method: see :func:`decompose`.
+        mesh: see :func:`decompose`.
+
+    Returns:
+        A dict from the path of each matrix leaf to its factors, float32.
+
+    Raises:
+        InputError: when ``rank`` is not positive, there is no such method, or a leaf has no decomposition: it holds NaN or
+            infinity. Traced leaves, inside of ``jax.jit``, can't be looked at: theirs are NaN.
+    """
     factors = {}
     for path, leaf in tree_paths(tau):
         if predicate(path, leaf):
-            full = min(leaf.shape[-2:])
-            factors[path] = _decompose(leaf, full if rank is None else min(rank, full), method)
+            found = decompose(leaf, rank, method, mesh)
+            if not isinstance(found.s, Tracer) and not bool(jnp.all(jnp.isfinite(found.s))):
+                raise InputError(f"the leaf {path!r} can't be decomposed: it holds NaN, infinity or numbers near the largest.")
+            factors[path] = found
     return factors
 
 
@@ -155,7 +203,7 @@ def factorize_low_rank(update: LowRank) -> Factors:
     """A B = U Σ Vᵀ for every matrix of a low-rank update, from its factors: the product is never formed.
 
     With A = Q_a R_a and Bᵀ = Q_b R_b, the decomposition of the small core R_a R_bᵀ = U' Σ V'ᵀ gives U = Q_a U' and
-    Vᵀ = (Q_b V')ᵀ, exactly. What :func:`factorize` says of the last bits on CPU holds here too.
+    Vᵀ = (Q_b V')ᵀ, exactly. What :func:`decompose` says of the last bits on CPU holds here too.
 
     Args:
         update: a ``[*stack, m, r]`` and b ``[*stack, r, n]``.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cycleqd_jax.operators.svd import is_matrix
 from cycleqd_jax.types import Array, InputError, Params, PyTree, tree_paths
 
-__all__ = ["apply_task_vector", "check_same_shapes", "relative_norm", "task_vector"]
+__all__ = ["apply_task_vector", "check_same_shapes", "matrix_norm", "relative_norm", "task_vector"]
 
 
 def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str = "base") -> None:
@@ -69,12 +69,20 @@ def task_vector(params: Params, base: Params) -> PyTree[Array]:
 
 
 @jax.jit
-def _relative_norm(params: dict[str, Array], base: dict[str, Array]) -> Array:
-    def squares(x: Array) -> Array:
-        return jnp.sum(jnp.square(x))
+def _norm(leaves: list[Array], others: list[Array] | None = None) -> Array:
+    wide = [leaf.astype(jnp.float32) for leaf in leaves]
+    if others is not None:
+        wide = [x - y.astype(jnp.float32) for x, y in zip(wide, others, strict=True)]
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in wide))
 
-    wide = [(params[path].astype(jnp.float32), base[path].astype(jnp.float32)) for path in base]
-    return jnp.sqrt(sum(squares(p - b) for p, b in wide)) / jnp.sqrt(sum(squares(b) for _, b in wide))
+
+def _matrices(tree: PyTree[Array]) -> list[Array]:
+    return [leaf for path, leaf in tree_paths(tree) if is_matrix(path, leaf)]
+
+
+def matrix_norm(tree: PyTree[Array]) -> float:
+    """The Frobenius norm over all matrices of a tree, of which there is at least one."""
+    return float(_norm(_matrices(tree)))
 
 
 def relative_norm(params: Params, base: Params) -> float:
@@ -90,8 +98,7 @@ def relative_norm(params: Params, base: Params) -> float:
         InputError: when the trees differ, naming the leaf.
     """
     check_same_shapes(params, base)
-    matrices = {path for path, leaf in tree_paths(base) if is_matrix(path, leaf)}
-    return float(_relative_norm(*({p: x for p, x in tree_paths(tree) if p in matrices} for tree in (params, base))))
+    return float(_norm(_matrices(params), _matrices(base))) / matrix_norm(base)
 
 
 @jax.jit

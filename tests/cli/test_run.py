@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,9 +36,9 @@ def history(run: Path) -> list[dict]:
     ]
 
 
-def start(config: Path) -> subprocess.Popen:
+def start(config: Path, env: dict[str, str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "cycleqd_jax.cli", "evolve", str(config)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | env)
 
 
 def test_run_leaves_everything(finished):
@@ -97,10 +98,10 @@ def test_the_exported_model_scores_as_in_the_table(finished, capsys):
         assert f"{split}: " + ", ".join(f"{t} {table[split][t]:.3f}" for t in TASKS) in out
 
 
-def test_killed_at_any_time_it_ends_the_same(finished, trained):
+def test_killed_at_any_time_it_ends_the_same(finished, trained, compiled):
     config = write_config(trained)
     for survived in (2, 8):  # while experts are evaluated, and after a checkpoint
-        process = start(config)
+        process = start(config, compiled)
         deadline = time.monotonic() + 120
         journal = trained / "run" / "history.jsonl"
         while process.poll() is None and time.monotonic() < deadline:
@@ -162,8 +163,3 @@ print(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in factorize(tau)["w
 """
     runs = [subprocess.run([sys.executable, "-c", code, n], capture_output=True, text=True, check=True) for n in ("1", "2")]
     assert runs[0].stdout.split()[-1] == runs[1].stdout.split()[-1]
-
-
-def test_generate(finished, capsys):
-    assert main(["generate", str(finished / "run" / "model"), "How many files?", "--max-new-tokens", "5"]) == 0
-    assert capsys.readouterr().out.endswith("\n")

@@ -113,8 +113,9 @@ def test_rows_in_blocks_are_the_whole(monkeypatch, assert_close):
     got = space.express(genome)
     _express.clear_cache()
     assert_close(got, want, 1e-6)
-    assert express._blocks(64, 32) == 8  # 8 rows of 32 are at most 300
-    assert express._blocks(7, 1000) == 7
+    assert express.block_shape(64, 32, 6) == (8, 32)  # at most 300 numbers
+    assert express.block_shape(7, 1000, 6) == (7, 40)
+    assert express.block_shape(64, 32, 96) == (2, 32)  # the factor of two rows has 192
 
 
 def test_experts_are_held_and_not_copied():

@@ -18,8 +18,8 @@ import numpy as np
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.cli.folder import folder_digest
-from cycleqd_jax.models import hf, peft
-from cycleqd_jax.models.checkpoint import open_checkpoint
+from cycleqd_jax.models import hf, hub, peft
+from cycleqd_jax.models.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.models.preflight import local_folder, preflight
 from cycleqd_jax.types import InputError
 
@@ -49,6 +49,14 @@ def same_adapter(model: str, other: str, base: str) -> bool:
     config = open_checkpoint(base, weights=False).config
     one, two = (peft.load_adapter(local_folder(name, weights=True), config) for name in (model, other))
     return jax.tree.all(jax.tree.map(np.array_equal, dict(one.updates), dict(two.updates)))
+
+
+def tokens(model: str) -> int:
+    return load_tokenizer(model).vocab_size
+
+
+def forget() -> None:
+    hub.forget()
 
 
 def load(model: str) -> None:

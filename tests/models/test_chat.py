@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -95,6 +96,17 @@ def test_what_the_template_refuses(tokenizer, conversations):
         other.encode(conversations[1])
 
 
+@pytest.mark.parametrize("template", ["{{ 1/0 }}", "{{ messages + 1 }}", "{{ none.x.y }}", "{% for"])
+def test_what_goes_wrong_in_a_template(conversations, template):
+    other = chat.train_tiny_tokenizer(["a"], 300)
+    other._tokenizer.chat_template = template
+    with pytest.raises(
+        InputError, match=r"that the chat template accepts, got messages of system, user.*Error: .*template"
+    ) as refused:
+        other.encode(conversations[1])
+    assert "\n" not in str(refused.value)
+
+
 def test_tiny_tokenizer_is_deterministic(tmp_path):
     texts = [f"SELECT c{i} FROM t{i % 7} WHERE x = 'name{i}'" for i in range(200)]
     for name in ("a", "b"):
@@ -133,6 +145,57 @@ def test_broken_folders(tmp_path, tokenizer, spoil, named):
     spoil(tmp_path)
     with pytest.raises(InputError, match=named):
         chat.ChatTokenizer.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("saved")
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("content", [[], None, "x", 5])
+def test_a_generation_config_is_an_object(saved, content):
+    (saved / "generation_config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"JSON object in .*generation_config.json, got"):
+        chat.ChatTokenizer.load(saved)
+
+
+@pytest.mark.parametrize("value", [1.5, "x", [1, "x"], [None], [], {"a": 1}, -1, True, [[4]], 10**6, 10**30, "x" * 10000])
+def test_stop_ids_are_ids_of_tokens(saved, value):
+    (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"eos_token_id in .*generation_config.json, got .*tokens") as refused:
+        chat.ChatTokenizer.load(saved)
+    assert json.dumps(value)[:100] in str(refused.value)
+    assert len(str(refused.value)) < 800
+
+
+@pytest.mark.parametrize("value", [1.5, "x", [1], -1, 10**6])
+def test_the_padding_token_is_the_id_of_a_token(saved, tmp_path, value):
+    shutil.copytree(saved, tmp_path / "m")
+    settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del settings["pad_token"]
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    generation = {"eos_token_id": 4, "pad_token_id": value}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    with pytest.raises(InputError, match=r"pad_token_id in .*generation_config.json, got"):
+        chat.ChatTokenizer.load(tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [4]}', encoding="utf-8")
+    assert chat.ChatTokenizer.load(tmp_path / "m").pad_id == 4
+
+
+def test_a_stop_token_beyond_a_gap(saved, tmp_path):
+    """Ids of added tokens may leave some out: there are fewer tokens than the largest id says."""
+    shutil.copytree(saved, tmp_path / "m")
+    content = json.loads((tmp_path / "m" / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"].append({"id": 1000, "content": "<|end|>", **flags})
+    content["model"]["vocab"]["<|end|>"] = 1000
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [4, 1000]}', encoding="utf-8")
+    loaded = chat.ChatTokenizer.load(tmp_path / "m")
+    assert loaded.vocab_size < 1000
+    assert loaded.stop_ids == (4, 1000)
 
 
 def test_stop_ids_without_a_generation_config(tmp_path, tokenizer):

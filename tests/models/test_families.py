@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -16,34 +17,37 @@ from cycleqd_jax.types import InputError
 torch = pytest.importorskip("torch", reason="transformers' models need torch")
 
 TOLERANCE = 2e-4
-CASES = 3
+CASES = 4
 
 
 def random_config(family: str, seed: int) -> dict:
-    """A Hugging Face config that transformers can build, small but unusual."""
-    rng = np.random.default_rng([seed, *family.encode()])
+    """A Hugging Face config that transformers can build, small but unusual.
+
+    Every value of a choice occurs once in as many seeds as it has values; which values meet is random.
+    """
+    rng = np.random.default_rng([*family.encode()])
 
     def pick(*values):
-        return values[rng.integers(len(values))]
+        return values[rng.permutation(len(values))[seed % len(values)]]
 
-    kv_heads, head_dim, groups = pick(1, 2, 3), pick(4, 6, 8, 16), pick(1, 2, 4)
-    heads = kv_heads * groups
+    kv_heads, head_dim, groups = pick(1, 2, 3, 2), pick(4, 6, 8, 16), pick(1, 2, 4, 3)
+    heads, per_head = kv_heads * groups, pick(4, 6, 8, 10)
     rope = {"rope_theta": pick(100.0, 10000.0, 500000.0)}
+    (low, high), factor, original = pick((1.0, 4.0), (2.0, 3.0)), pick(2.0, 8.0, 32.0), pick(8, 64)
     if pick(True, False):
-        low, high = pick((1.0, 4.0), (2.0, 3.0))
         rope["rope_scaling"] = {
             "rope_type": "llama3",
-            "factor": pick(2.0, 8.0, 32.0),
+            "factor": factor,
             "low_freq_factor": low,
             "high_freq_factor": high,
-            "original_max_position_embeddings": pick(8, 64),
+            "original_max_position_embeddings": original,
         }
     config = {
         "model_type": family,
         "vocab_size": pick(64, 97),
-        "hidden_size": heads * head_dim if family in ("qwen2",) else pick(24, 40),
+        "hidden_size": heads * (head_dim if family == "qwen2" else per_head),
         "intermediate_size": pick(20, 56),
-        "num_hidden_layers": pick(1, 2, 3),
+        "num_hidden_layers": pick(1, 2, 3, 2),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
@@ -66,6 +70,86 @@ def random_config(family: str, seed: int) -> dict:
         config |= {"sliding_window": 4, "use_sliding_window": False}  # there, and ignored
         config |= pick({}, {"use_sliding_window": True, "sliding_window": 48, "max_window_layers": 1})
     return config
+
+
+def test_the_configs_cover_every_switch():
+    for family in FAMILIES:
+        configs = [LlamaConfig.from_hf(random_config(family, seed)) for seed in range(CASES)]
+        for switch in ("tie_word_embeddings", "rope_scaling"):
+            assert {bool(getattr(config, switch)) for config in configs} == {True, False}, (family, switch)
+        assert len({config.num_hidden_layers for config in configs}) == 3
+        grouped = [config.num_key_value_heads for config in configs if config.num_key_value_heads < config.num_attention_heads]
+        assert max(grouped) > 1, family
+        assert min(grouped) == 1, family
+        if family in ("llama", "qwen3"):
+            assert {config.attention_out_bias for config in configs} == {True, False}
+        if family != "llama":
+            assert {config.sliding_window for config in configs} == {None, 48} or family == "qwen2"
+    plain = LlamaConfig.from_hf(random_config("llama", 0) | {"attention_bias": False, "mlp_bias": False})
+    assert not any((plain.attention_bias, plain.mlp_bias, plain.qk_norm))
+
+
+# As published, but for the sizes.
+PUBLISHED = {
+    "Llama-2-7b": {"model_type": "llama", "num_key_value_heads": 4, "max_position_embeddings": 4096, "pretraining_tp": 1},
+    "Llama-3-8B": {"model_type": "llama", "num_key_value_heads": 2, "rope_theta": 500000.0, "rope_scaling": None},
+    "Llama-3.2-1B": {
+        "model_type": "llama",
+        "num_key_value_heads": 2,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+    },
+    "Mistral-7B-v0.3": {"model_type": "mistral", "num_key_value_heads": 2, "rope_theta": 1000000.0, "sliding_window": None},
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "num_key_value_heads": 2,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "max_window_layers": 21,
+        "tie_word_embeddings": True,
+    },
+    "Qwen3-0.6B": {
+        "model_type": "qwen3",
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "sliding_window": None,
+    },
+    "SmolLM2-135M": {
+        "model_type": "llama",
+        "num_key_value_heads": 2,
+        "rope_interleaved": False,
+        "rope_theta": 100000,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_in_small(tmp_path, name):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    raw = {"initializer_range": 0.2, "rms_norm_eps": 1e-5, "torch_dtype": "float32"} | PUBLISHED[name] | sizes
+    ids = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    theirs = transformers_model(raw | ids, 0)
+    theirs.save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(raw), encoding="utf-8")  # as it was published, by transformers 4
+    config, params = hf.load(tmp_path / "m")
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 50)).astype(np.int32)
+    with torch.no_grad():
+        want = theirs(torch.tensor(tokens).long()).logits.numpy()
+    got, _ = jax.jit(functools.partial(llama.forward, config=config))(params, tokens=tokens)
+    np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
 
 
 def transformers_model(config: dict, seed: int):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,72 @@ def test_save_overwrites_nothing_but_models(tmp_path, make_config, make_params):
     (tmp_path / "notes" / "dear diary.txt").write_text("…", encoding="utf-8")
     with pytest.raises(InputError, match="notes"):
         hf.save(tmp_path / "notes", config, make_params(config))
+
+
+@pytest.mark.parametrize("other", ["thesis.tex", ".git", "model.bin", "models.safetensors"])
+def test_a_folder_with_anything_else_is_left_alone(folder, make_config, make_params, other):
+    """A config.json does not make it a model folder: other programs have one too."""
+    (folder / other).mkdir() if other == ".git" else (folder / other).write_text("years of work", encoding="utf-8")
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(InputError, match=rf"holds {other}"):
+        hf.save(folder, make_config(), make_params(make_config()))
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_places_that_can_not_be_written(tmp_path, make_config, make_params, monkeypatch):
+    config = make_config()
+    params = make_params(config)
+    (tmp_path / "file").write_text("text", encoding="utf-8")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/there/is/none"):
+        with pytest.raises(InputError, match=str(place)):
+            hf.save(place, config, params)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    hf.save(".", config, params)
+    assert hf.load(tmp_path / "empty")[0] == config
+
+
+def test_a_link_stays_a_link(folder, make_config, make_params):
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    config = make_config()
+    hf.save(link, config, make_params(config))
+    assert link.is_symlink()
+    assert hf.load(folder)[0] == config
+
+
+def test_what_was_there_comes_back_when_renaming_fails(folder, make_config, make_params, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = hf.os.rename
+
+    def fail(source, target):
+        if str(target) == str(folder) and "replaced" not in str(source):
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(hf.os, "rename", fail)
+    config = make_config()
+    with pytest.raises(OSError, match="no"):
+        hf.save(folder, config, make_params(config))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_mixed_dtypes_are_read_as_the_matrices(tmp_path, make_config, make_params, assert_identical):
+    config = make_config(dtype="bfloat16")
+    params = make_params(config)
+    hf.save(tmp_path / "m", config, params)
+    edit_weights(tmp_path / "m", lambda t: t.update({n: x.astype(np.float32) for n, x in t.items() if "norm" in n}))
+    got_config, got = hf.load(tmp_path / "m")
+    assert got_config.dtype == "bfloat16"
+    assert_identical(got, params)
+
+
+def test_an_exported_folder_answers_in_another_process(folder):
+    code = "import sys; from cycleqd_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "generate", str(folder), "How old?", "--max-new-tokens", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
 
 
 def test_overflow_of_a_cast_is_refused(tmp_path, make_config, make_params):

@@ -260,15 +260,42 @@ def test_revisions(server, publish, online, models):
         online("load", "versions/model@v2.0")
 
 
+def resolutions(log):
+    return [request.path.split("/")[4] for request in log if "/revision/" in request.path]
+
+
 def test_a_branch_that_moves_meanwhile(server, publish, online, models):
-    """All is of the commit that was resolved first; a later use takes the new one."""
+    """What was checked is what is loaded: a process stays with the commit that it resolved first."""
     repository = publish("moving/model")
-    assert online("facts", "moving/model")["nbytes"] > 0
-    repository.push({path.name: path.read_bytes() for path in (models / "sharded").iterdir()})
+    publish("moving/lora", "lora")
     with server.watched() as log:
-        assert online("same", "moving/model", str(models / "sharded"))
-    resolutions = [request for request in log if request.path.endswith("/revision/main")]
-    assert len(resolutions) == 1
+        assert online("check", "moving/model", ["moving/model@main", "moving/lora"])[0] == "moving/model"
+        repository.push({path.name: path.read_bytes() for path in (models / "expert").iterdir()})
+        assert online("tokens", "moving/model") > 0
+        assert online("folder", "moving/model") == online("folder", "moving/model@main")
+        assert online("same", "moving/model", str(models / "base"))
+        assert online("same", "moving/model@main", str(models / "base"))
+        assert online("same_adapter", "moving/lora", str(models / "lora"), "moving/model")
+    assert resolutions(log) == ["model", "lora"]
+    online("forget")
+    with server.watched() as log:
+        assert online("same", "moving/model", str(models / "expert"))
+    assert resolutions(log) == ["model"]
+
+
+def test_a_commit_is_kept_when_the_network_goes(server, publish, online, models):
+    repository = publish("gone/model")
+    online("load", "gone/model")
+    repository.status = 500
+    assert online("same", "gone/model", str(models / "base"))
+
+
+def test_what_could_not_be_resolved_is_tried_again(server, publish, online, models):
+    repository = publish("flaky/model", status=500)
+    with pytest.raises(InputError, match=r"flaky/model.*500"):
+        online("load", "flaky/model")
+    repository.status = 200
+    assert online("same", "flaky/model", str(models / "base"))
 
 
 def test_one_file_is_preferred_to_shards(server, publish, online, models):
@@ -305,11 +332,13 @@ def with_long_header(files):
     files["model.safetensors"] = len(header).to_bytes(8, "little") + header + content[stop:]
 
 
-@pytest.mark.parametrize(("change", "how"), [(with_long_header, {}), (None, {"ranges": False})], ids=["long", "no ranges"])
-def test_unusual_headers(server, publish, online, models, change, how):
-    publish("header/unusual", change=change, **how)
+@pytest.mark.parametrize(
+    ("name", "change", "how"), [("header/long", with_long_header, {}), ("header/whole", None, {"ranges": False})]
+)
+def test_unusual_headers(server, publish, online, models, name, change, how):
+    publish(name, change=change, **how)
     want = online("facts", str(models / "base"))
-    assert online("facts", "header/unusual")["tensors"] == want["tensors"]
+    assert online("facts", name)["tensors"] == want["tensors"]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -336,6 +365,18 @@ def test_offline_mode_uses_the_cache(server, publish, workers, models):
                 assert ("offline mode" in str(refused.value)) == (worker is workers["offline"])
                 assert worker.seconds < 1
     assert not log
+
+
+def test_offline_too_a_branch_stays_where_it_is(publish, workers, models):
+    repository = publish("steady/model")
+    workers["online"]("load", "steady/model")
+    assert workers["offline"]("facts", "steady/model")["nbytes"] > 0
+    repository.push({path.name: path.read_bytes() for path in (models / "expert").iterdir()})
+    workers["online"]("forget")
+    workers["online"]("load", "steady/model")  # the cache, which all share, has the new commit now
+    assert workers["offline"]("same", "steady/model", str(models / "base"))
+    workers["offline"]("forget")
+    assert workers["offline"]("same", "steady/model", str(models / "expert"))
 
 
 def test_a_cache_that_another_program_filled(publish, workers, models, home):
@@ -497,7 +538,11 @@ def test_generate(server, publish, online):
         code, _, message = online("cli", "generate", "answer/bare", "hi")
     assert code == 2
     assert "tokenizer" in message
-    assert not large(log)
+    assert large(log) == {"model.safetensors": FIRST}  # the header
+    publish("answer/lora", "lora")
+    code, _, message = online("cli", "generate", "answer/lora", "hi")
+    assert code == 2
+    assert "got a LoRA adapter in answer/lora" in message
 
 
 @pytest.mark.parametrize("name", ["owner/name", "meta-llama/Llama-3.1-8B", "a/b@v1.0", "a/b@refs/pr/1", "_a/b_c"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -18,6 +19,11 @@ VARIANTS = {
     "mha": {"num_key_value_heads": 4},
     "llama3 rope": {"rope_scaling": SCALING, "head_dim": 16, "rope_theta": 100.0},
 }
+
+
+def rope(**changes):
+    """A config's entry for :data:`SCALING`."""
+    return {"rope_scaling": {"rope_type": "llama3", **dataclasses.asdict(SCALING), **changes}}
 
 
 def tokens_of(config, batch=3, time=40, seed=0):
@@ -167,11 +173,114 @@ def test_transformers_reads_the_config_as_this_model(make_config):
         ({"num_key_value_heads": 3}, "num_key_value_heads.*4 and 3"),
         ({"vocab_size": 0}, "vocab_size.*0"),
         ({"torch_dtype": "float64"}, "dtype.*float64"),
+        ({"num_attention_heads": 0}, "positive integer for 'num_attention_heads'.*got 0"),
+        ({"num_attention_heads": "4"}, "'num_attention_heads'.*got '4'"),
+        ({"num_hidden_layers": 2.0}, "'num_hidden_layers'.*got 2.0"),
+        ({"vocab_size": True}, "'vocab_size'.*got True"),
+        ({"hidden_size": 10**30}, "'hidden_size'.*got 10000"),
+        ({"num_key_value_heads": 0}, "'num_key_value_heads'.*got 0"),
+        ({"head_dim": [8]}, r"'head_dim'.*got \[8\]"),
+        ({"model_type": "mistral", "sliding_window": "x"}, "'sliding_window'.*got 'x'"),
+        ({"model_type": "mistral", "sliding_window": 0}, "'sliding_window'.*got 0"),
+        ({"model_type": "qwen2", "use_sliding_window": "no"}, "true or false for 'use_sliding_window'.*got 'no'"),
+        ({"rope_theta": "abc"}, "'rope_theta'.*got 'abc'"),
+        ({"rope_theta": "10000"}, "'rope_theta'.*got '10000'"),
+        ({"rope_theta": 10**400}, "'rope_theta'.*got 1000"),
+        ({"rope_parameters": {"rope_theta": "abc"}}, "'rope_theta'.*got 'abc'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one object for all layers.*'rope_parameters'"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps'.*got nan"),
+        ({"layer_types": 5}, "a list for 'layer_types'.*got 5"),
+        ({"layer_types": [["x"]]}, r"'layer_types'.*got \['x'\]"),
+        ({"initializer_range": "x"}, "'initializer_range'.*got 'x'"),
+        ({"initializer_range": -1.0}, "'initializer_range'.*got -1.0"),
+        ({"tie_word_embeddings": "yes"}, "true or false for 'tie_word_embeddings'.*got 'yes'"),
+        ({"attention_bias": 1}, "true or false for 'attention_bias'.*got 1"),
+        ({"mlp_bias": "false"}, "true or false for 'mlp_bias'.*got 'false'"),
+        ({"eos_token_id": "</s>"}, "'eos_token_id'.*got '</s>'"),
+        ({"eos_token_id": {"a": 1}}, r"'eos_token_id'.*got \{'a': 1\}"),
+        ({"eos_token_id": [1, None]}, r"'eos_token_id'.*got \[1, None\]"),
+        ({"bos_token_id": [1]}, r"'bos_token_id'.*got \[1\]"),
+        ({"pad_token_id": 1.5}, "'pad_token_id'.*got 1.5"),
+        (rope(factor="8"), "'rope_scaling.factor'.*got '8'"),
+        (rope(factor=0), "'rope_scaling.factor'.*got 0"),
+        (rope(low_freq_factor=4.0), "low_freq_factor of 4.0 for 'rope_scaling.high_freq_factor'.*got 4.0"),
+        (rope(low_freq_factor=None), "'rope_scaling.low_freq_factor'.*got None"),
+        (rope(original_max_position_embeddings=0.5), "'rope_scaling.original_max_position_embeddings'.*got 0.5"),
+        ({"rope_parameters": rope(high_freq_factor="x")["rope_scaling"]}, "'rope_parameters.high_freq_factor'.*got 'x'"),
     ],
 )
 def test_what_can_not_be_computed_is_refused_by_name(make_config, changes, named):
-    with pytest.raises(InputError, match=named):
-        llama.LlamaConfig.from_hf(make_config().to_hf() | changes)
+    with pytest.raises(InputError, match=named) as refused:
+        llama.LlamaConfig.from_hf(make_config().to_hf() | changes, "folder/config.json")
+    assert "in folder/config.json, got" in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_bad_configs_in_python_are_refused_too(make_config):
+    with pytest.raises(InputError, match="'num_attention_heads' in the model's config, got 0"):
+        make_config(num_attention_heads=0)
+    with pytest.raises(InputError, match="'rope_scaling.factor' in the model's config, got 0"):
+        make_config(rope_scaling=llama.Llama3RopeScaling(0, 1.0, 4.0, 16))
+
+
+def test_tokens_outside_the_vocabulary_are_not_written(make_config):
+    """Transformers builds no model whose padding token is outside; a cut vocabulary must not leave one behind."""
+    from transformers import AutoConfig
+
+    written = make_config(bos_token_id=96, eos_token_id=(3, 95), pad_token_id=96).to_hf()
+    assert [written[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")] == [96, [3, 95], 96]
+    config = llama.LlamaConfig.from_hf(written)
+    for size, kept in ((97, [96, [3, 95], 96]), (96, [None, [3, 95], None]), (95, [None, [3], None]), (3, [None] * 3)):
+        cut = config.replace(vocab_size=size).to_hf()
+        assert [cut[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")] == kept
+    single = config.replace(eos_token_id=96, pad_token_id=-1)
+    assert (single.to_hf()["eos_token_id"], single.to_hf()["pad_token_id"]) == (96, None)
+    assert single.replace(vocab_size=96).to_hf()["eos_token_id"] is None
+    theirs = AutoConfig.for_model("llama", **config.replace(vocab_size=96).to_hf())
+    assert theirs.pad_token_id is None
+
+
+def test_a_cut_vocabulary_loads_in_transformers(make_config):
+    pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = make_config(pad_token_id=96)
+    LlamaForCausalLM(LlamaConfig.from_dict(config.replace(vocab_size=96).to_hf()))
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("given", [{}, {"sliding_window": None}, {"sliding_window": 16}])
+@pytest.mark.parametrize("used", [True, False])
+def test_windows_are_those_of_transformers(make_config, family, given, used):
+    from transformers import AutoConfig
+
+    raw = {key: value for key, value in make_config().to_hf().items() if key not in ("model_type", "sliding_window")}
+    raw |= given | ({"use_sliding_window": used} if family.startswith("qwen") else {})
+    theirs = AutoConfig.for_model(family, **raw)
+    ours = llama.LlamaConfig.from_hf(raw | {"model_type": family})
+    assert ours.sliding_window == theirs.sliding_window
+    assert llama.LlamaConfig.from_hf(ours.to_hf()).sliding_window == theirs.sliding_window
+
+
+def test_null_heads_are_those_of_transformers(make_config):
+    from transformers import AutoConfig
+
+    raw = make_config(num_key_value_heads=4).to_hf() | {"num_key_value_heads": None}
+    for family in ("llama", "mistral", "qwen2"):
+        theirs = AutoConfig.for_model(family, **{key: value for key, value in raw.items() if key != "model_type"})
+        ours = llama.LlamaConfig.from_hf(raw | {"model_type": family})
+        assert ours.num_key_value_heads == theirs.num_key_value_heads == 4
+
+
+def test_of_two_ropes_transformers_takes_the_older_spelling(make_config):
+    from transformers import LlamaConfig
+
+    raw = make_config().to_hf() | rope() | {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
+    theirs = LlamaConfig.from_dict(raw).rope_parameters
+    ours = llama.LlamaConfig.from_hf(raw)
+    assert theirs["rope_type"] == "llama3"
+    assert ours.rope_scaling == SCALING
+    assert ours.rope_theta == theirs["rope_theta"]
 
 
 def test_incomplete_config_is_refused(make_config):

@@ -114,13 +114,17 @@ def test_other_vocabulary(pair):
         preflight(base, [expert])
 
 
-@pytest.mark.parametrize("part", ["merges", "pre_tokenizer", "normalizer"])
+@pytest.mark.parametrize("part", ["merges", "pre_tokenizer", "normalizer", "decoder", "model", "added tokens"])
 def test_same_vocabulary_but_other_ids_for_a_text(pair, part):
     base, expert = pair
 
     def change(content):
         if part == "merges":
             content["model"]["merges"].reverse()
+        elif part == "model":
+            content["model"]["ignore_merges"] = True
+        elif part == "added tokens":
+            content["added_tokens"][0]["lstrip"] = True
         else:
             content[part] = {"type": "Lowercase"}
 
@@ -158,6 +162,32 @@ def test_chat_templates(pair):
         preflight(base, [expert])
     (expert / "chat_template.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
     preflight(base, [expert])
+
+
+def test_what_changes_no_chat_may_differ(pair):
+    base, expert = pair
+
+    def change(content):
+        content.update(post_processor=None, truncation={"max_length": 5}, version="2.0")
+        content["model"]["dropout"] = None
+
+    edit_json(expert / "tokenizer.json", change)
+    preflight(base, [expert])
+
+
+def test_stop_tokens(pair):
+    base, expert = pair
+    edit_json(expert / "generation_config.json", lambda c: c.update(eos_token_id=4))
+    with pytest.raises(InputError, match=r"stop tokens.*\[4\].*\[1, 4\].*model.tokenizer"):
+        preflight(base, [expert])
+    preflight(base, [expert], tokenizer=base)
+
+
+def test_the_shortest_context_counts(pair):
+    base, expert = pair
+    edit_json(expert / "config.json", lambda c: c.update(max_position_embeddings=32))
+    assert preflight(base, [expert]).context_length == 32
+    assert preflight(base, [base]).context_length == 64
 
 
 def test_the_chosen_tokenizer_must_fit_too(pair, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -14,6 +16,7 @@ from cycleqd_jax import sharding
 from cycleqd_jax.models import hf, llama
 from cycleqd_jax.models.checkpoint import open_checkpoint
 from cycleqd_jax.models.names import hf_shapes
+from cycleqd_jax.models.weights_file import SafeTensor
 from cycleqd_jax.types import tree_paths
 
 LLAMA3_8B = {
@@ -148,11 +151,27 @@ def test_weights_go_where_they_belong(tmp_path, make_config, make_params, assert
     def place(config):
         return sharding.shardings(mesh, llama.abstract_params(config), llama.logical_axes(config))
 
-    loaded_config, loaded = hf.load(tmp_path / "m", shardings=place)
+    checkpoint, reads = open_checkpoint(tmp_path / "m"), []
+
+    class Counted(NamedTuple):
+        name: str
+        tensor: SafeTensor
+        file = property(lambda self: self.tensor.file)
+        dtype = property(lambda self: self.tensor.dtype)
+        shape = property(lambda self: self.tensor.shape)
+
+        def read(self, start, stop):
+            reads.append(self.name)
+            assert (start, stop) == (0, self.shape[0])  # small enough for one chunk
+            return self.tensor.read(start, stop)
+
+    counted = {name: Counted(name, tensor) for name, tensor in checkpoint.tensors.items()}
+    loaded_config, loaded = hf.load(dataclasses.replace(checkpoint, tensors=counted), shardings=place)
     assert_identical(loaded, params)
     for (path, leaf), where in zip(tree_paths(loaded), jax.tree.leaves(place(config)), strict=True):
         assert leaf.sharding == where, path
     assert len({str(s.index) for s in loaded["layers"]["attn"]["q"].addressable_shards}) == 4
+    assert sorted(reads) == sorted(checkpoint.names)  # every byte once, whatever the mesh
     hf.save(tmp_path / "again", loaded_config, loaded)
     assert_identical(hf.load(tmp_path / "again")[1], params)
     bfloat = hf.load(tmp_path / "m", dtype="bfloat16", shardings=place)

@@ -1,0 +1,261 @@
+"""``cycleqd plan``: what a run needs, and whether it fits, before any device is rented."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax import plan
+from cycleqd_jax.config import RunConfig, TaskConfig, load_config
+from cycleqd_jax.models.checkpoint import open_checkpoint
+from cycleqd_jax.models.config import LlamaConfig
+from cycleqd_jax.models.weights_file import read_json
+from cycleqd_jax.plan.compiled import replace_estimates
+from cycleqd_jax.plan.estimate import Mesh, estimate
+from cycleqd_jax.plan.layout import generation_seconds
+from cycleqd_jax.types import InputError
+
+__all__ = ["plan_run"]
+
+PREALLOCATED = 0.75
+"""Share of a GPU's memory that JAX takes unless it is told otherwise."""
+
+_LLAMA3 = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+}
+_8B = {**_LLAMA3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+_70B = {**_LLAMA3, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "meta-llama/Meta-Llama-3-8B": _8B,
+    "meta-llama/Meta-Llama-3-8B-Instruct": _8B,
+    "meta-llama/Meta-Llama-3-70B": _70B,
+    "meta-llama/Meta-Llama-3-70B-Instruct": _70B,
+}
+"""Published shapes of models whose repositories ask for a licence first: nothing need be fetched to plan with them."""
+
+
+def plan_run(
+    config: str,
+    overrides: Sequence[str],
+    *,
+    devices: int = 1,
+    device: str = "h100-80gb",
+    mesh: str | None = None,
+    model_config: str | None = None,
+    prompt: int | None = None,
+    reply: int | None = None,
+    compiles: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Prints what a run needs.
+
+    Args:
+        config: YAML file.
+        overrides: of its keys.
+        devices: how many.
+        device: of which kind.
+        mesh: how they are arranged, ``population,fsdp,tensor``; chosen by default.
+        model_config: a ``config.json`` to take the model's shape from; that of the config's base by default.
+        prompt: tokens of a prompt that times are estimated for; the most there can be by default.
+        reply: tokens of a reply likewise.
+        compiles: compile the real programs and report the compiler's figures.
+        as_json: print one JSON object.
+
+    Raises:
+        InputError: for a bad config, model, mesh or number; or nothing to compile with.
+    """
+    run = load_config(config, overrides)
+    kind = plan.this_machine() if device == "cpu" else plan.DEVICES[device]
+    if devices < 1:
+        raise InputError(f"expected at least one device, got {devices}: correct --devices")
+    work = _workload(run, _model(run, model_config), prompt, reply)
+    if mesh is None:
+        shape, stages = plan.choose_mesh(work, devices, kind)
+    else:
+        shape = _mesh(mesh, devices)
+        stages = estimate(work, shape, kind)
+    programs = plan.compile_programs(work, shape, kind) if compiles else []
+    estimated, stages = plan.peak(stages).total, replace_estimates(stages, programs)
+    facts = {
+        "name": run.name,
+        "device": dataclasses.asdict(kind),
+        "devices": devices,
+        "mesh": dict(zip(("population", "fsdp", "tensor"), shape, strict=True)),
+        "parameters": sum(math.prod(leaf.shape) for leaf in _leaves(work.model)),
+        "dtype": work.model.dtype,
+        "rank": work.rank,
+        "experts": work.experts,
+        "weights": stages[0].device["base"],
+        "replies": sum(work.rounds),
+        "tokens": {"prompt": work.prompt, "reply": work.reply},
+        "stages": [{**dataclasses.asdict(stage), "total": stage.total} for stage in stages],
+        "fits": plan.fits(stages, kind),
+        "usable": plan.USABLE * kind.memory,
+        "advice": plan.advice(work, devices, kind, plan.peak(stages).total / estimated),
+        "seconds_per_generation": generation_seconds(stages, work, shape),
+        "generations": run.search.generations,
+        "programs": [dataclasses.asdict(program) for program in programs],
+    }
+    print(json.dumps(facts, indent=2, allow_nan=False) if as_json else _text(facts))
+
+
+def _leaves(model: LlamaConfig) -> list[Any]:
+    import jax
+
+    from cycleqd_jax.models import llama
+
+    return jax.tree.leaves(llama.abstract_params(model))
+
+
+def _model(run: RunConfig, file: str | None) -> LlamaConfig:
+    """The shape of base and experts, with the dtype that they are evaluated in."""
+    options, base = run.model, run.model.base
+    if file is not None:
+        config = LlamaConfig.from_hf(read_json(Path(file)), file)
+    elif base is None:
+        tiny = options.tiny
+        config = LlamaConfig(
+            vocab_size=tiny.vocab_size,
+            hidden_size=tiny.hidden_size,
+            intermediate_size=tiny.intermediate_size,
+            num_hidden_layers=tiny.num_layers,
+            num_attention_heads=tiny.num_heads,
+            num_key_value_heads=tiny.num_kv_heads,
+            head_dim=tiny.hidden_size // tiny.num_heads,
+            max_position_embeddings=run.engine.max_len,
+        )
+    elif base.partition("@")[0] in SHAPES and not Path(base).exists():
+        config = LlamaConfig.from_hf(SHAPES[base.partition("@")[0]], base)
+    else:
+        try:
+            config = open_checkpoint(base, weights=False).config
+        except InputError as error:
+            raise InputError(f"{error}; or give its shape with --model-config config.json") from error
+    config = config.replace(dtype=options.dtype or config.dtype, vocab_size=options.vocab_size or config.vocab_size)
+    if run.engine.max_len > config.context_length:
+        raise InputError(f"engine.max_len is {run.engine.max_len}, but the model has {config.context_length} positions.")
+    return config
+
+
+def _workload(run: RunConfig, model: LlamaConfig, prompt: int | None, reply: int | None) -> plan.Workload:
+    if run.genome.space != "expert":
+        raise InputError("cycleqd plan knows the expert space alone: a dense genome is as large as the model in float32.")
+    new = max(task.max_new_tokens for task in run.tasks)
+    room = run.engine.max_len - new
+    for name, value, most in (("--prompt-tokens", prompt, room), ("--reply-tokens", reply, new)):
+        if value is not None and not 1 <= value <= most:
+            raise InputError(f"expected {name} from 1 to the {most} that the config allows, got {value}: correct it")
+    sizes, replies = [_size(task) for task in run.tasks], [_replies(task) for task in run.tasks]
+    rounds = range(max(replies))
+    return plan.Workload(
+        model=model,
+        experts=len(run.tasks),
+        rank=run.genome.rank,
+        method=run.genome.method,
+        slots=run.engine.slots,
+        max_len=run.engine.max_len,
+        new=new,
+        rounds=tuple(sum(size for size, most in zip(sizes, replies, strict=True) if most > i) for i in rounds),
+        prompt=prompt or room,
+        reply=reply or new,
+        children=run.search.batch_size,
+        cells=len(run.tasks) * run.search.bins ** (len(run.tasks) - 1),
+        keep=run.checkpoint.keep,
+        workers=run.sandbox.workers or os.cpu_count() or 1,
+        sandbox_memory=run.sandbox.memory_mb << 20,
+        sandbox_disk=run.sandbox.disk_mb << 20,
+    )
+
+
+def _size(task: TaskConfig) -> int:
+    """Problems that a child is scored on."""
+    if task.train_size is not None:
+        return task.train_size
+    if task.train is None or not Path(task.train).is_file():
+        raise InputError(f"expected to know how many problems task {task.name!r} has, got neither its file nor train_size.")
+    with open(task.train, encoding="utf-8") as file:
+        count = sum(bool(line.strip()) for line in file)
+    return count if task.test is not None else math.ceil(count / 2)
+
+
+def _replies(task: TaskConfig) -> int:
+    """Most replies of one episode."""
+    rounds = task.options.get("rounds", 5)
+    return {"dbbench": rounds + 1, "os_interaction": rounds}.get(task.kind, 1)
+
+
+def _mesh(text: str, devices: int) -> Mesh:
+    try:
+        population, fsdp, tensor = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"expected --mesh population,fsdp,tensor such as 1,1,8, got {text!r}: give three numbers") from error
+    if min(population, fsdp, tensor) < 1 or population * fsdp * tensor != devices:
+        raise InputError(f"expected --mesh of {devices} devices in all, got {text}: correct it or --devices")
+    return population, fsdp, tensor
+
+
+def _text(facts: dict[str, Any]) -> str:
+    device, usable = facts["device"], facts["usable"]
+    mesh = " × ".join(f"{name} {size}" for name, size in facts["mesh"].items())
+    rank = "full rank" if facts["rank"] is None else f"rank {facts['rank']}"
+    lines = [
+        f"{facts['name']}: {facts['parameters']:,} parameters, {facts['dtype']}, {rank}",
+        f"{facts['devices']} × {device['name']}, {_gb(device['memory'])} each, {_gb(usable)} of it for use: {mesh}",
+        f"{'stage':10}{'each device':>13}{'host':>11}{'disk':>11}{'seconds':>11}   of each device",
+    ]
+    for stage in facts["stages"]:
+        once = stage["name"] in ("load", "basis")
+        seconds = f"{stage['seconds']:.3g}" if stage["seconds"] else "–"
+        parts = ", ".join(f"{name} {_gb(size)}" for name, size in stage["device"].items() if size)
+        over = "" if stage["total"] <= usable else "  ← does not fit"
+        lines.append(
+            f"{stage['name']:10}{_gb(stage['total']):>13}{_gb(stage['host']):>11}{_gb(stage['disk']):>11}"
+            f"{seconds:>11}   {'XLA: ' if stage['source'] == 'XLA' else ''}{parts}{over}{' (once)' if once else ''}"
+        )
+    for program in facts["programs"]:
+        found = [f"{c['count']} × {c['kind']} of {_gb(c['bytes'])}" for c in program["collectives"]]
+        lines.append(
+            f"  {program['name']}: arguments {_gb(program['arguments'])}, outputs {_gb(program['outputs'])} of which "
+            f"{_gb(program['aliased'])} in place, temporaries {_gb(program['temporaries'])}; "
+            f"collectives: {', '.join(found) or 'none'}"
+        )
+    tokens, seconds = facts["tokens"], facts["seconds_per_generation"]
+    lines.append(
+        f"a generation takes at least {seconds:.3g} s of device time, {facts['generations']} of them "
+        f"{seconds * facts['generations'] * facts['devices'] / 3600:.3g} device-hours: {facts['replies']} replies of "
+        f"{tokens['reply']} tokens to prompts of {tokens['prompt']}, at the devices' limits; sandboxes come on top"
+    )
+    if facts["fits"]:
+        lines.append("it fits")
+        worst = max(stage["total"] for stage in facts["stages"])
+        if device["name"] != "cpu" and worst > PREALLOCATED * device["memory"]:
+            lines.append(f"  with XLA_PYTHON_CLIENT_MEM_FRACTION={plan.USABLE}: JAX takes {PREALLOCATED} by itself")
+        lines += [f"  and with {change}" for change in facts["advice"]]
+        return "\n".join(lines)
+    over = {stage["name"]: stage for stage in facts["stages"] if stage["total"] > usable}
+    lines.append(f"it does not fit: {_gb(usable)} are to be had of each device")
+    for name, stage in over.items():
+        part, size = max(stage["device"].items(), key=lambda item: item[1])
+        lines.append(f"  {name} needs {_gb(stage['total'])}, {_gb(size)} of it {part}")
+    weights = facts["weights"] * (facts["experts"] + 2)
+    if weights > usable:
+        lines.append(f"  base, {facts['experts']} experts and a child are {_gb(weights)} already: only other devices help")
+    lines += ["what would fit, each line alone:"] if facts["advice"] else ["no change that is known of here would fit"]
+    lines += [f"  {change}" for change in facts["advice"]]
+    return "\n".join(lines)
+
+
+def _gb(size: float) -> str:
+    if size == 0:
+        return "–"
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB" if size >= 1e5 else f"{size / 1e3:.3g} kB"

@@ -1,0 +1,24 @@
+"""What a run needs before it is started: memory, disk and time by stage, estimated from shapes or measured by XLA's compiler."""
+
+from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
+from cycleqd_jax.plan.device import DEVICES, Device, this_machine
+from cycleqd_jax.plan.estimate import Stage, Workload, estimate
+from cycleqd_jax.plan.layout import USABLE, advice, choose_mesh, fits, peak
+
+__all__ = [
+    "DEVICES",
+    "USABLE",
+    "Collective",
+    "Device",
+    "Program",
+    "Stage",
+    "Workload",
+    "advice",
+    "choose_mesh",
+    "compile_programs",
+    "estimate",
+    "fits",
+    "peak",
+    "this_machine",
+    "topology",
+]

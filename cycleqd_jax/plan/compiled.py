@@ -1,0 +1,276 @@
+"""The real programs, compiled ahead of time for devices that need not be there; nothing is allocated.
+
+What XLA's buffer assignment says of a program is what a device will hold while it runs. Work space that cuSOLVER asks for at run
+time is not in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cycleqd_jax.engine import Engine
+from cycleqd_jax.genome import ExpertSpace
+from cycleqd_jax.genome.basis import Basis
+from cycleqd_jax.genome.expert_space import ExpertGenome
+from cycleqd_jax.models import llama
+from cycleqd_jax.operators import decompose, is_matrix
+from cycleqd_jax.plan.device import Device
+from cycleqd_jax.plan.estimate import Stage, Workload, matrix_shapes
+from cycleqd_jax.sharding import make_mesh, shardings
+from cycleqd_jax.types import InputError, Params, tree_paths
+
+__all__ = ["Collective", "Program", "abstract_space", "collectives", "compile_programs", "replace_estimates", "topology"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Messages between devices, as written in a program: those of a loop's body are counted once.
+
+    Attributes:
+        kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all`` or ``collective-permute``.
+        bytes: of one result on one device.
+        count: how many such there are.
+    """
+
+    kind: str
+    bytes: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiler says of one program.
+
+    Attributes:
+        stage: that it belongs to.
+        name: of the program.
+        arguments: bytes on each device.
+        outputs: likewise.
+        aliased: bytes of the outputs that lie where arguments were.
+        temporaries: bytes on each device while it runs.
+        collectives: messages.
+        seconds: that compiling took.
+    """
+
+    stage: str
+    name: str
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    collectives: tuple[Collective, ...]
+    seconds: float
+
+
+def topology(device: Device, count: int) -> list[Any]:
+    """Devices to compile for: those of the local CPU backend, or GPUs that need not be there.
+
+    Args:
+        device: which kind.
+        count: how many.
+
+    Raises:
+        InputError: the CUDA plugin is not installed, or there are too few CPU devices.
+    """
+    if device.chip is None:
+        local = jax.local_devices(backend="cpu")
+        if len(local) < count:
+            raise InputError(
+                f"expected {count} CPU devices to compile for, got {len(local)}: set "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+            )
+        return local[:count]
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        raise InputError(
+            f"expected JAX's CUDA plugin, which compiles for {device.name} without one, got none: "
+            "pip install 'cycleqd_jax[cuda12]'"
+        )
+    # The plugin looks for a GPU's driver when it is loaded, and XLA for ptxas and nvlink when it compiles.
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        tools = Path(folder) / "cuda_nvcc" / "bin"
+        if tools.is_dir() and str(tools) not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda", topology_name="", topology=f"1x1x{count}", target_config=device.target
+        )
+    except NotImplementedError as error:
+        raise InputError(
+            "expected JAX's CUDA plugin to load, but it did not: run this command with JAX_PLATFORMS=cpu, or in a new process"
+        ) from error
+    return list(found.devices)
+
+
+def compile_programs(work: Workload, mesh_shape: tuple[int, int, int], device: Device) -> list[Program]:
+    """Compiles what the stages run: decompositions, express into donated weights, and the engine's program at its largest.
+
+    Args:
+        work: what is to be computed.
+        mesh_shape: population × fsdp × tensor; one group of the population is compiled for.
+        device: which kind.
+
+    Raises:
+        InputError: see :func:`topology`; or the mesh does not divide the model.
+    """
+    _, fsdp, tensor = mesh_shape
+    mesh = make_mesh(fsdp=fsdp, tensor=tensor, devices=topology(device, fsdp * tensor))
+    platform = "cpu" if device.chip is None else "cuda"
+
+    def compiled(stage: str, name: str, function: Any, *arguments: Any, **static: Any) -> Program:
+        started = time.perf_counter()
+        program = function.trace(*arguments, **static).lower(lowering_platforms=(platform,)).compile()
+        memory = program.memory_analysis()
+        return Program(
+            stage,
+            name,
+            memory.argument_size_in_bytes,
+            memory.output_size_in_bytes,
+            memory.alias_size_in_bytes,
+            memory.temp_size_in_bytes,
+            collectives(program.as_text()),
+            time.perf_counter() - started,
+        )
+
+    programs = []
+    rank, method = work.rank, work.method
+    for m, n in matrix_shapes(work):
+
+        def factors(batch: Any) -> Any:
+            return decompose(batch, rank, method, mesh)
+
+        batch = jax.ShapeDtypeStruct((mesh.size, m, n), jnp.float32, sharding=NamedSharding(mesh, P(mesh.axis_names)))
+        programs.append(compiled("basis", f"{method} of {m} × {n}", jax.jit(factors), batch))
+
+    space, genome = abstract_space(work, mesh)
+
+    def express(space: ExpertSpace, genome: ExpertGenome, out: Params) -> Params:
+        return space.express(genome, out)
+
+    into = jax.jit(express, donate_argnames="out", keep_unused=True)
+    programs.append(compiled("express", "express", into, space, genome, space.base))
+
+    # The engine has one program for each pair of buckets: this is the largest that it may need.
+    engine = Engine(work.model, slots=work.slots, max_len=work.max_len, stop_ids=(0,), pad_id=0)
+    new = next(bucket for bucket in engine.buckets if bucket >= work.new)
+    everywhere = NamedSharding(mesh, P())
+
+    def integers(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
+
+    requests = integers(work.slots, work.max_len), integers(work.slots), integers(work.slots)
+    name = f"prefill and decode, {work.slots} × ({work.max_len} + {new})"
+    programs.append(compiled("decode", name, engine._decode, space.base, *requests, new=new))
+    return programs
+
+
+def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenome]:
+    """The expert space and a genome as shapes, dtypes and places, without any array.
+
+    Raises:
+        InputError: the mesh does not divide the model.
+    """
+    shapes = llama.abstract_params(work.model)
+    specs = shardings(mesh, shapes, llama.logical_axes(work.model))
+    leaves = dict(tree_paths(shapes))
+
+    def numbers(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    bases = {}
+    for path, leaf in leaves.items():
+        if is_matrix(path, leaf):
+            *stack, m, n = leaf.shape
+            rank = min(m, n) if work.rank is None else min(work.rank, m, n)
+            u, s, vt = (*stack, m, work.experts, rank), (work.experts, *stack, rank), (*stack, work.experts, rank, n)
+            bases[path] = Basis(numbers(*u), numbers(*s), numbers(*vt))
+    space: Any = ExpertSpace(
+        shapes,
+        {path: (leaf,) * work.experts for path, leaf in leaves.items()},
+        {},
+        bases,
+        {},
+        num_experts=work.experts,
+        mesh=mesh,
+        specs=tuple((path, place.spec) for path, place in tree_paths(specs)),
+    )
+
+    def place(x: Any, spec: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    parts = {path: jax.tree.map(place, space._parts(path), space._parts_specs(path)) for path in leaves}
+    placed = space.replace(
+        base=jax.tree.unflatten(jax.tree.structure(shapes), [parts[path].base for path in leaves]),
+        experts={path: parts[path].experts for path in leaves},
+        bases={path: parts[path].bases[0] for path in bases},
+    )
+    coefficients = {path: place(basis.s, P()) for path, basis in bases.items()}
+    return placed, ExpertGenome(place(numbers(work.experts), P()), coefficients)
+
+
+_COLLECTIVE = re.compile(
+    r"^\s*(?:ROOT )?%?\S+ = (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r"(?P<start>-start)?\(",
+    re.MULTILINE,
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
+
+
+def collectives(text: str) -> tuple[Collective, ...]:
+    """The collectives of a compiled program.
+
+    Args:
+        text: HLO, as ``as_text()`` gives it.
+    """
+    found: Counter[tuple[str, int]] = Counter()
+    for match in _COLLECTIVE.finditer(text):
+        sizes = [
+            math.prod(map(int, filter(None, dims.split(",")))) * max(int(bits or 8), 8) // 8
+            for _, bits, dims in _ARRAY.findall(match["result"])
+        ]
+        if match["start"] and match["kind"] in ("all-gather", "collective-permute"):  # operands stand before the results
+            sizes = sizes[len(sizes) // 2 :]
+        found[match["kind"], sum(sizes)] += 1
+    return tuple(Collective(kind, size, count) for (kind, size), count in sorted(found.items()))
+
+
+def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> list[Stage]:
+    """The stages with the compiler's figures where a program of theirs was compiled: that which needs most.
+
+    Args:
+        stages: of an estimate.
+        programs: what was compiled.
+    """
+
+    def replaced(stage: Stage) -> Stage:
+        own = [program for program in programs if program.stage == stage.name]
+        if not own:
+            return stage
+        most = max(own, key=lambda program: program.arguments + program.outputs - program.aliased + program.temporaries)
+        kept = {name: size for name, size in stage.device.items() if name not in ("KV cache", "temporaries")}
+        device = dict(kept)
+        if stage.name == "basis":  # beside the weights, which are no arguments of it
+            device["arguments"] = most.arguments
+        elif stage.name == "express":  # all but the archives
+            device = {"archives": kept["archives"], "arguments": most.arguments}
+        device["outputs"] = most.outputs - most.aliased
+        device["temporaries"] = most.temporaries
+        return dataclasses.replace(stage, device=device, source="XLA")
+
+    return [replaced(stage) for stage in stages]

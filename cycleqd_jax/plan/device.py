@@ -1,0 +1,90 @@
+"""What devices can do: the limits that every estimate is made against."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+import numpy as np
+
+__all__ = ["DEVICES", "Device", "this_machine"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Limits of one device, as its maker states them; programs reach a part of them.
+
+    Attributes:
+        name: as on the command line.
+        memory: bytes that the driver offers to programs.
+        bandwidth: of that memory, bytes/s.
+        half: dense bfloat16 or float16 matrix products that sum in float32, FLOP/s.
+        single: float32 products at full precision (no TensorFloat-32), FLOP/s.
+        link: to the other devices of a machine, bytes/s out of each.
+        latency: of one collective, s; assumed, not stated by anyone.
+        disk: at which weights are read, bytes/s; assumed.
+        chip: fields of XLA's ``gpu_device_info`` that differ from chip to chip; None where nothing is compiled for it.
+    """
+
+    name: str
+    memory: int
+    bandwidth: float
+    half: float
+    single: float
+    link: float
+    latency: float = 10e-6
+    disk: float = 2e9
+    chip: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The device as a text proto, for a compiler that has none at hand (``stream_executor.GpuTargetConfigProto``)."""
+        return (
+            "gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 "
+            "threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 "
+            f"registers_per_core_limit: 65536 registers_per_block_limit: 65536 device_memory_size: {self.memory} "
+            f'memory_bandwidth: {self.bandwidth:.0f} {self.chip} }} platform_name: "CUDA" '
+            "dnn_version_info { major: 9 minor: 8 patch: 0 } runtime_version { major: 12 minor: 9 patch: 0 } "
+            f'device_description_str: "{self.name}"'
+        )
+
+
+_HOPPER = (
+    "shared_memory_per_core: 233472 core_count: 132 fpus_per_core: 128 l2_cache_size: 52428800 clock_rate_ghz: 1.98 "
+    "shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }"
+)
+_AMPERE = (
+    "shared_memory_per_core: 167936 core_count: 108 fpus_per_core: 64 l2_cache_size: 41943040 clock_rate_ghz: 1.41 "
+    "shared_memory_per_block_optin: 166912 cuda_compute_capability { major: 8 minor: 0 }"
+)
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("h100-80gb", 84_942_979_072, 3.35e12, 989e12, 67e12, 450e9, chip=_HOPPER),
+        Device("h200", 149_250_000_000, 4.8e12, 989e12, 67e12, 450e9, chip=_HOPPER),
+        Device("a100-80gb", 84_986_691_584, 2.04e12, 312e12, 19.5e12, 300e9, chip=_AMPERE),
+    )
+}
+"""NVIDIA's data sheets of the SXM modules."""
+
+
+def this_machine() -> Device:
+    """The processor of this machine as a device, its product rate and copy bandwidth measured within a second."""
+
+    def fastest(work: object, repeats: int) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()  # type: ignore[operator]
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    size = 1024
+    a = np.ones((size, size), np.float32)
+    single = 2 * size**3 / fastest(lambda: a @ a, 4)
+    source, target = np.ones(1 << 25, np.uint8), np.empty(1 << 25, np.uint8)
+    bandwidth = 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 4)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device("cpu", memory, bandwidth, single, single, bandwidth)

@@ -1,0 +1,356 @@
+"""Memory, FLOPs and bytes of every stage of a run, from the shapes of its model alone.
+
+The formulas, all per device; a sum over leaves takes the part of each that the mesh gives the device:
+
+- weights W = Σ size · itemsize. An expert space holds the base and K experts, (K + 1) W, and one more W for the child.
+- bases = Σ over stacks of matrices [m, n] of 4 · K r (m + n + 1), in float32, r = min(rank, m, n). u has the rows' part, vt the
+  columns': of a matrix that is split along one side only, the other factor is whole on every device.
+- genome = Σ 4 · K r + 4 K; an archive of C cells C genomes.
+- express: 2 · m n · K r FLOPs in float32; reads base, experts and factors once, writes the child. Its temporaries are those of
+  one matrix (or block of one): the product in float32, and a copy of what is cut out of the stacks of factors.
+- KV cache of S slots of L tokens: 2 · layers · S · L · kv_heads · head_dim · itemsize.
+- prefill of S × L tokens: 2 FLOPs for each weight and token, 4 · heads · head_dim · L for each token's attention. The engine's
+  attention holds all scores of a layer, in float32 and as weights: S · heads · L² · (4 + itemsize); and its mask, S · L².
+- a decode step: reads the weights and the whole cache; 2 FLOPs for each weight and slot.
+- a product that sums over a split axis is summed over the devices: 2 (d − 1) / d of its result goes over the links.
+- svd: 6 · m n² + 20 n³ FLOPs for m ≥ n, gram: 2 · m n² + 9 n³ + 2 · m n r (Golub and Van Loan), randomized: 2 · m n w for
+  each of its products, 4 · (m or n) w² for each of its QRs, w = r + 16.
+
+Times are those at the device's limits, the greater of FLOPs and bytes: no program takes less, real ones take more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from cycleqd_jax.engine.generate import default_buckets
+from cycleqd_jax.genome.express import block_shape
+from cycleqd_jax.models import llama
+from cycleqd_jax.operators import is_matrix
+from cycleqd_jax.operators.svd import ITERATIONS, OVERSAMPLING, Method
+from cycleqd_jax.plan.device import Device
+from cycleqd_jax.sharding import MESH_AXES, shardings
+from cycleqd_jax.types import tree_paths
+
+__all__ = ["Mesh", "Stage", "Workload", "estimate", "matrix_shapes"]
+
+Mesh = tuple[int, int, int]
+"""Devices as population × fsdp × tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is to be computed.
+
+    Attributes:
+        model: base and experts, with the dtype of their weights.
+        experts: K.
+        rank: singular directions kept; None keeps all.
+        method: of decomposition.
+        slots: prompts decoded together.
+        max_len: most tokens of prompt and reply.
+        new: most tokens of a reply.
+        rounds: replies of one child in each round: every episode has a reply in the first, conversations in later ones too.
+        prompt: tokens of a prompt that times are estimated for.
+        reply: tokens of a reply likewise.
+        children: per generation.
+        cells: of all archives together.
+        keep: checkpoints that are kept.
+        workers: sandboxes at work at the same time.
+        sandbox_memory: bytes that each may use.
+        sandbox_disk: likewise.
+    """
+
+    model: llama.LlamaConfig
+    experts: int
+    rank: int | None
+    method: Method
+    slots: int
+    max_len: int
+    new: int
+    rounds: tuple[int, ...]
+    prompt: int
+    reply: int
+    children: int
+    cells: int
+    keep: int
+    workers: int
+    sandbox_memory: int
+    sandbox_disk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage needs.
+
+    Attributes:
+        name: of the stage.
+        device: bytes on each device, by what they are.
+        host: bytes of the host's memory.
+        disk: bytes on disk that the stage needs or writes.
+        seconds: once for the run (load, basis), or for every child, at the device's limits; those of the sandboxes are unknown.
+        source: ``estimate``, or ``XLA`` where the compiler's figures stand in its place.
+    """
+
+    name: str
+    device: dict[str, float]
+    host: float
+    disk: float
+    seconds: float
+    source: str = "estimate"
+
+    @property
+    def total(self) -> float:
+        """Bytes on each device."""
+        return sum(self.device.values())
+
+
+class _Leaf(NamedTuple):
+    """One weight and the part of it that a device holds."""
+
+    path: str
+    stack: int  # matrices
+    m: int  # rows of the whole; 1 of a vector
+    n: int
+    rows: int  # of a device's part
+    columns: int
+    width: int  # K r; 0 where there is no basis
+    split: int  # devices over which the rows, the axis that products sum over, are split
+
+    @property
+    def size(self) -> int:
+        return self.stack * self.m * self.n
+
+    @property
+    def local(self) -> int:
+        return self.stack * self.rows * self.columns
+
+
+@functools.lru_cache(maxsize=256)  # of small tuples; the search for a layout asks for few of them many times
+def _places(model: llama.LlamaConfig, mesh: Mesh) -> tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]:
+    """Path, shape, and shape of a device's part of every weight."""
+    shapes = llama.abstract_params(model)
+    places: Any = shardings(AbstractMesh(mesh, MESH_AXES), shapes, llama.logical_axes(model))  # type: ignore[arg-type]
+    pairs = zip(tree_paths(shapes), jax.tree.leaves(places), strict=True)
+    return tuple((path, leaf.shape, place.shard_shape(leaf.shape)) for (path, leaf), place in pairs)
+
+
+def _leaves(work: Workload, mesh: Mesh) -> list[_Leaf]:
+    """Raises InputError where the mesh does not divide a weight."""
+    found = []
+    for path, shape, local in _places(work.model, mesh):
+        matrix = is_matrix(path, jax.ShapeDtypeStruct(shape, jnp.float32))
+        *stack, m, n = shape if matrix else (*shape[:-1], 1, shape[-1])
+        rows, columns = (local[-2], local[-1]) if matrix else (1, local[-1])
+        rank = min(m, n) if work.rank is None else min(work.rank, m, n)
+        width = work.experts * rank if matrix else 0
+        found.append(_Leaf(path, math.prod(stack), m, n, rows, columns, width, m // rows))
+    return found
+
+
+class _Model:
+    """The formulas, for one workload on one mesh."""
+
+    def __init__(self, work: Workload, mesh: Mesh) -> None:
+        self.work, self.mesh = work, mesh
+        self.leaves = _leaves(work, mesh)
+        self.itemsize = jnp.dtype(work.model.dtype).itemsize
+        compute = work.model.compute_dtype or work.model.dtype
+        self.compute = jnp.dtype(compute).itemsize
+        self.tensor = mesh[2]
+
+    # Memory, bytes
+
+    @property
+    def weights(self) -> int:
+        return sum(leaf.local for leaf in self.leaves) * self.itemsize
+
+    @property
+    def whole_weights(self) -> int:
+        return sum(leaf.size for leaf in self.leaves) * self.itemsize
+
+    @property
+    def bases(self) -> int:
+        return sum(4 * leaf.stack * leaf.width * (leaf.rows + leaf.columns + 1) for leaf in self.leaves)
+
+    @property
+    def whole_bases(self) -> int:
+        return sum(4 * leaf.stack * leaf.width * (leaf.m + leaf.n + 1) for leaf in self.leaves)
+
+    @property
+    def genome(self) -> int:
+        return sum(4 * leaf.stack * leaf.width for leaf in self.leaves) + 4 * self.work.experts
+
+    @property
+    def archives(self) -> int:
+        return self.work.cells * self.genome
+
+    def cache(self, slots: int, length: int) -> float:
+        c = self.work.model
+        return 2 * c.num_hidden_layers * slots * length * c.num_key_value_heads * c.head_dim * self.compute / self.tensor
+
+    @property
+    def express_temporaries(self) -> int:
+        def of(leaf: _Leaf) -> int:
+            stacked = "/" in leaf.path
+            rows, columns = (leaf.rows, leaf.columns) if stacked else block_shape(leaf.rows, leaf.columns, leaf.width)
+            # a factor is copied where it is cut out of a stack, and the smaller one, as diag(c ⊙ s) is multiplied into it
+            u = stacked or rows < leaf.rows or rows <= columns
+            vt = stacked or columns < leaf.columns or rows > columns
+            return 4 * (rows * columns + u * rows * leaf.width + vt * leaf.width * columns)
+
+        return max(of(leaf) for leaf in self.leaves if leaf.width)
+
+    def prefill_temporaries(self, length: int) -> float:
+        """Beside the cache: scores and mask of one layer, and the states."""
+        c, slots = self.work.model, self.work.slots
+        scores = slots * c.num_attention_heads / self.tensor * length**2 * (4 + self.compute)
+        states = slots * length * c.hidden_size / self.mesh[1] * self.compute
+        return scores + slots * length**2 + states
+
+    @property
+    def decode_temporaries(self) -> float:
+        """Of the engine's one program, beside the cache of prefill: the greater of scores and states, and of the longer cache."""
+        length, slots = self.work.max_len, self.work.slots
+        longer = length + self._bucket(self.work.new)
+        logits = slots * self.work.model.vocab_size / self.tensor * 4
+        return max(self.prefill_temporaries(length), self.cache(slots, longer) + logits)
+
+    def decompose_memory(self, leaf: _Leaf) -> float:
+        """Input, output and temporaries of the decomposition of one matrix, without the library's own work space."""
+        rank = leaf.width // self.work.experts
+        matrix, factors = 4 * leaf.m * leaf.n, 4 * (rank * (leaf.m + leaf.n + 1))
+        small = 4 * min(leaf.m, leaf.n) ** 2
+        sketch = 4 * (rank + OVERSAMPLING) * (leaf.m + leaf.n)
+        return {"svd": 2 * matrix + factors, "gram": 2 * matrix + factors + 2 * small, "randomized": matrix + factors + sketch}[
+            self.work.method
+        ]
+
+    # FLOPs and seconds
+
+    def decompose_flops(self, leaf: _Leaf) -> float:
+        m, n = max(leaf.m, leaf.n), min(leaf.m, leaf.n)
+        rank = leaf.width // self.work.experts
+        if self.work.method == "svd":
+            return 6 * m * n**2 + 20 * n**3
+        if self.work.method == "gram":
+            return 2 * m * n**2 + 9 * n**3 + 2 * m * n * rank
+        w = min(rank + OVERSAMPLING, n)
+        products = 2 * ITERATIONS + 2
+        return products * 2 * m * n * w + (ITERATIONS + 1) * 4 * m * w**2 + ITERATIONS * 4 * n * w**2 + 26 * m * w**2
+
+    def express_seconds(self, device: Device) -> float:
+        def of(leaf: _Leaf) -> float:
+            flops = 2 * leaf.local * leaf.width
+            moved = leaf.local * self.itemsize * (self.work.experts + 2)
+            moved += 4 * leaf.stack * leaf.width * (leaf.rows + leaf.columns)
+            return max(flops / device.single, moved / device.bandwidth)
+
+        return sum(map(of, self.leaves))
+
+    def _forward_seconds(self, device: Device, tokens: int, logits: int, attention: float, cache: float) -> float:
+        """One pass over all layers.
+
+        Args:
+            device: whose limits.
+            tokens: how many go through the layers.
+            logits: how many go through the head.
+            attention: its FLOPs on this device.
+            cache: bytes of it that are read.
+        """
+        rate = device.half if self.compute == 2 else device.single
+        tied = self.work.model.tie_word_embeddings
+        flops, moved, summed, sums = attention, cache, 0.0, 0
+        for leaf in self.leaves:
+            if leaf.path == "embed_tokens" and not tied:
+                continue
+            through = tokens if leaf.path.startswith("layers/") else logits
+            moved += leaf.local * self.itemsize
+            if leaf.width:
+                flops += 2 * leaf.local * through
+                if leaf.split > 1 and leaf.path != "embed_tokens":
+                    summed += leaf.stack * through * leaf.columns * self.compute * 2 * (leaf.split - 1) / leaf.split
+                    sums += leaf.stack
+        return max(flops / rate, moved / device.bandwidth) + summed / device.link + sums * device.latency
+
+    def prefill_seconds(self, device: Device, length: int) -> float:
+        c, slots = self.work.model, self.work.slots
+        attention = 4 * c.num_hidden_layers * slots * length**2 * c.num_attention_heads * c.head_dim / self.tensor
+        return self._forward_seconds(device, slots * length, slots, attention, self.cache(slots, length))
+
+    def step_seconds(self, device: Device, length: int) -> float:
+        c, slots = self.work.model, self.work.slots
+        attention = 4 * c.num_hidden_layers * slots * length * c.num_attention_heads * c.head_dim / self.tensor
+        return self._forward_seconds(device, slots, slots, attention, self.cache(slots, length))
+
+    def _bucket(self, size: int) -> int:
+        return next(bucket for bucket in (*default_buckets(self.work.max_len), size) if bucket >= size)
+
+    def replies_seconds(self, device: Device) -> float:
+        """Prefill and decode of all replies of a child, in batches of the slots, each as long as its longest reply."""
+        width = self._bucket(self.work.prompt)
+        batches = sum(math.ceil(replies / self.work.slots) for replies in self.work.rounds)
+        step = self.step_seconds(device, width + self._bucket(self.work.reply))
+        return batches * (self.prefill_seconds(device, width) + self.work.reply * step)
+
+
+def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
+    """What every stage needs: load, basis, express, decode, evaluate.
+
+    Args:
+        work: what is to be computed.
+        mesh: population × fsdp × tensor.
+        device: of which the mesh is made.
+
+    Raises:
+        InputError: the mesh does not divide the model.
+    """
+    model = _Model(work, mesh)
+    devices = math.prod(mesh)
+    experts = {"base": float(model.weights), "experts": float(work.experts * model.weights)}
+    matrices = [leaf for leaf in model.leaves if leaf.width]
+    files = (work.experts + 1) * model.whole_weights
+    stacked = max(leaf.local for leaf in model.leaves) * model.itemsize  # the host holds one at a time
+    flops = sum(work.experts * leaf.stack * model.decompose_flops(leaf) for leaf in matrices)
+    one_matrix = max(model.decompose_memory(leaf) for leaf in matrices)
+    space = {**experts, "bases": float(model.bases), "archives": float(model.archives)}
+    child = {**space, "child": float(model.weights)}
+    return [
+        Stage("load", experts, stacked, files, files / device.disk),
+        # the host gathers the bases from all devices, and writes them
+        Stage(
+            "basis",
+            {**experts, "temporaries": one_matrix},
+            model.whole_bases,
+            model.whole_bases,
+            flops / devices / device.single,
+        ),
+        Stage("express", {**child, "temporaries": float(model.express_temporaries)}, 0, 0, model.express_seconds(device)),
+        Stage(
+            "decode",
+            {**child, "KV cache": model.cache(work.slots, work.max_len), "temporaries": model.decode_temporaries},
+            0,
+            0,
+            model.replies_seconds(device),
+        ),
+        # telling the scores makes the archives anew
+        Stage(
+            "evaluate",
+            {**child, "temporaries": float(model.archives)},
+            work.workers * work.sandbox_memory,
+            work.workers * work.sandbox_disk + work.keep * model.archives + model.whole_weights,
+            0.0,
+        ),
+    ]
+
+
+def matrix_shapes(work: Workload) -> list[tuple[int, int]]:
+    """The different shapes of matrices that are decomposed."""
+    return list(dict.fromkeys((leaf.m, leaf.n) for leaf in _leaves(work, (1, 1, 1)) if leaf.width))

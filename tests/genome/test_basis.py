@@ -1,0 +1,145 @@
+"""Bases: what they hold, decomposed leaf by leaf, on one device or on many."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from cycleqd_jax.genome import ExpertSpace
+from cycleqd_jax.genome.basis import dense_bases, matrix_leaves
+from cycleqd_jax.operators import compose, factorize
+from cycleqd_jax.types import Adapter, InputError, LowRank, tree_paths
+
+SHAPES = {"embed": (40, 12), "layers/norm": (5, 12), "layers/q": (5, 12, 16), "layers/up": (5, 12, 16)}
+
+
+def weights(seed, around=None, scale=1.0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    made = {path: jnp.asarray(scale * rng.normal(size=shape), jnp.float32) for path, shape in SHAPES.items()}
+    return {path: (x + (0 if around is None else around[path])).astype(dtype) for path, x in made.items()}
+
+
+def matrices():
+    return [path for path in SHAPES if "norm" not in path]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    return Mesh(np.asarray(jax.devices()[:8]).reshape(4, 2), ("fsdp", "tensor"))
+
+
+def test_a_basis_is_the_factors_of_every_expert(assert_identical, assert_close):
+    base = weights(0, dtype=jnp.bfloat16)
+    experts = [weights(k, base, 0.1, jnp.bfloat16) for k in (1, 2, 3)]
+    for path, basis, energies in dense_bases(base, experts, matrices(), 7):
+        for k, expert in enumerate(experts):
+            tau = expert[path].astype(jnp.float32) - base[path].astype(jnp.float32)
+            assert_identical(basis.of(k), factorize({path: tau}, 7)[path])
+            want = np.sum(np.square(np.asarray(tau, np.float64)), axis=(-2, -1))
+            np.testing.assert_allclose(energies[k], want, rtol=1e-6)
+            assert np.all(np.sum(np.square(np.asarray(basis.s[k], np.float64)), axis=-1) < want)
+    for _, basis, energies in dense_bases(base, experts, matrices(), None):
+        np.testing.assert_allclose(np.sum(np.square(np.asarray(basis.s, np.float64)), axis=-1), energies, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["svd", "gram", "randomized"])
+def test_many_devices_give_the_bits_of_one(assert_identical, mesh, method):
+    # 3 experts × 5 layers are two rounds of eight devices, the second with one to spare; the embeddings are less than one
+    base = weights(0)
+    experts = [weights(k, base, 0.1) for k in (1, 2, 3)]
+    one = list(dense_bases(base, experts, matrices(), 7, method))
+    many = list(dense_bases(base, experts, matrices(), 7, method, mesh))
+    assert [path for path, *_ in many] == matrices()
+    for (_, wanted, wanted_energies), (_, found, energies) in zip(one, many, strict=True):
+        assert isinstance(found.u, np.ndarray)
+        if method == "svd":
+            assert_identical(found, jax.tree.map(np.asarray, wanted))
+        for k in range(3):
+            np.testing.assert_allclose(found.s[k], wanted.s[k], rtol=2e-6)
+            np.testing.assert_allclose(compose(wanted.of(k)), compose(jax.tree.map(jnp.asarray, found.of(k))), atol=1e-6)
+        np.testing.assert_array_equal(energies, wanted_energies)
+
+
+def test_leaves_that_are_spread_over_the_mesh(assert_identical, mesh):
+    def spread(params):
+        specs = {"embed": ("fsdp", "tensor"), "layers/norm": (), "layers/q": (None, "fsdp", "tensor"), "layers/up": ()}
+        return {
+            path: jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*specs[path])))
+            for path, x in params.items()
+        }
+
+    base = weights(0)
+    experts = [weights(k, base, 0.1) for k in (1, 2)]
+    one = {path: basis for path, basis, _ in dense_bases(base, experts, matrices(), None)}
+    for path, basis, _ in dense_bases(spread(base), list(map(spread, experts)), matrices(), None, "svd", mesh):
+        assert_identical(basis, jax.tree.map(np.asarray, one[path]))
+
+
+def test_bases_that_are_given_are_those_that_are_computed(assert_identical, mesh):
+    base = weights(0)
+    experts = [weights(k, base, 0.1) for k in (1, 2)]
+    inside = ExpertSpace.from_experts(base, experts, rank=5)
+    given = {path: basis for path, basis, _ in dense_bases(base, experts, matrices(), 5, "svd", mesh)}
+    outside = ExpertSpace.from_experts(base, experts, rank=5, bases=given)
+    genome = inside.mutate(jax.random.key(0), inside.expert(0), 1)
+    assert_identical(outside.express(genome), inside.express(genome))
+
+
+def test_bases_of_others_are_refused():
+    base = weights(0)
+    experts = [weights(k, base, 0.1) for k in (1, 2, 3)]
+    bases = {path: basis for path, basis, _ in dense_bases(base, experts, matrices(), 5)}
+    with pytest.raises(InputError, match=r"basis of 'embed' has the shapes .* for 2 experts"):
+        ExpertSpace.from_experts(base, experts[:2], bases=bases)
+    with pytest.raises(InputError, match=r"bases are those of other leaves.*'layers/up'"):
+        ExpertSpace.from_experts(base, experts, bases={path: bases[path] for path in ("embed", "layers/q")})
+
+
+def test_which_leaves_have_a_basis():
+    base = weights(0)
+    lora = Adapter({"layers/q": LowRank(np.ones((5, 12, 2), np.float32), np.ones((5, 2, 16), np.float32))})
+    whole = Adapter({"embed": np.ones((40, 12), np.float32), "layers/norm": np.ones((5, 12), np.float32)})
+    assert matrix_leaves(base, [lora, lora]) == ([], ["layers/q"])
+    assert matrix_leaves(base, [lora, whole]) == (["embed"], ["layers/q"])
+    assert matrix_leaves(base, [lora, weights(1)], densify=True) == (matrices(), [])
+    with pytest.raises(InputError, match="densify"):
+        matrix_leaves(base, [lora, weights(1)])
+    assert matrix_leaves(base, [weights(1)] * 2, predicate=lambda path, leaf: path == "layers/norm") == (["layers/norm"], [])
+
+
+def test_adapters_are_multiplied_out_where_leaves_are_dense(assert_close):
+    base = weights(0)
+    rng = np.random.default_rng(0)
+    update = LowRank(np.float32(rng.normal(size=(5, 12, 2))), np.float32(rng.normal(size=(5, 2, 16))))
+    experts = [Adapter({"layers/q": update}), weights(1, base, 0.1)]
+    found = {path: (basis, energies) for path, basis, energies in dense_bases(base, experts, ["embed", "layers/q"], None)}
+    assert_close(compose(found["layers/q"][0].of(0)), np.asarray(update.a, np.float64) @ update.b, 3e-6)
+    np.testing.assert_array_equal(found["embed"][1][0], 0)  # not changed by the adapter
+    np.testing.assert_array_equal(found["embed"][0].s[0], 0)
+
+
+def test_a_task_vector_beyond_float32_is_refused():
+    base = {"w": jnp.full((3, 4), -3e38)}
+    experts = [{"w": jnp.full((3, 4), -3e38)}, {"w": jnp.full((3, 4), 3e38)}]  # each finite, their difference not
+    with pytest.raises(InputError, match="expert 1: its change of 'w' can't be decomposed"):
+        ExpertSpace.from_experts(base, experts)
+
+
+def test_leaves_come_one_by_one():
+    base = weights(0)
+    experts = [weights(k, base, 0.1) for k in (1, 2)]
+    stage = dense_bases(base, experts, matrices(), None)
+    assert next(stage)[0] == "embed"
+    assert dict(tree_paths(base)).keys() >= {next(stage)[0]}
+
+
+def test_equal_shapes_are_compiled_once(compilations):
+    base = weights(0)
+    experts = [weights(k, base, 0.1) for k in (1, 2)]
+    list(dense_bases(base, experts, ["layers/q"], 4))
+    assert compilations(lambda: [basis for _, basis, _ in dense_bases(base, experts, ["layers/up"], 4)]) == 0

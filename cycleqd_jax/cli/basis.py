@@ -216,7 +216,7 @@ class _Store:
         for path, basis, energies in dense_bases(of.base, of.experts, missing, of.rank, of.method, mesh):
             jax.block_until_ready(basis)
             found[path] = self._write(path, basis, energies, time.perf_counter() - started)
-            progress("basis", len(found), len(paths), {"GB": sizes[path] / 1e9})
+            progress("basis", len(found), len(paths), {})
             started = time.perf_counter()
 
     def _facts(self, path: str) -> Path:
@@ -248,7 +248,7 @@ class _Store:
             "path": path,
             "energies": energies.tolist(),
             "seconds": seconds,
-            "crc32": {name: zlib.crc32(memoryview(np.ascontiguousarray(x))) for name, x in host.items()},
+            "crc32": {name: zlib.crc32(np.ascontiguousarray(x).data) for name, x in host.items()},
             "files": _file_checksums(self._arrays(path)),
         }
         write_json(self._facts(path), facts)  # what says that the leaf is whole
@@ -365,7 +365,8 @@ def basis_text(facts: Facts, experts: Sequence[str]) -> str:
         shape = f"{leaf['matrices']} × {m} × {n}"
         shares = ["–", "–"] if leaf["retained"] is None else [f"{leaf['retained'][key]:.4%}" for key in ("min", "mean")]
         lines.append(f"  {path:24} {shape:>18} {leaf['rank']:>6} {shares[0]:>14} {shares[1]:>9} {leaf['seconds']:>9.2f}")
-    lines.append("similarity of experts: of singular values (the paper's), and cosine of task vectors")
+    these = "" if facts["rank"] is None else ", of those kept"
+    lines.append(f"similarity of experts: of singular values (the paper's{these}), and cosine of task vectors")
     tables = [facts["similarity"][key] for key in ("singular_values", "task_vectors")]
     for a in range(len(experts)):
         for b in range(a + 1, len(experts)):

@@ -70,7 +70,9 @@ def fetch_smollm2(
             say(f"writing {target} in {dtype}")
             hf.save(target, config, params, dtype=dtype, tokenizer=tokenizer, card=_card(model, origin, dtype))
     except OSError as error:
-        raise InputError(f"expected to write a model to {target}, got {error}: choose another place or make room") from error
+        raise InputError(
+            f"expected to write a model to {target}, got {error.strerror or error}: choose another place or make room"
+        ) from error
     size = sum(file.stat().st_size for file in target.iterdir())
     say(f"done: {size / 1e6:.0f} MB; try: cycleqd generate {target} 'What is photosynthesis?'")
     return target

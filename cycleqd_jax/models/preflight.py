@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def local_folder(model: str | Path, *, weights: bool) -> Path:
     Raises:
         InputError: there is no such model, or it can't be read.
     """
-    if Path(model).exists() or not hub.is_repository(model):
+    if os.path.exists(model) or not hub.is_repository(model):  # Path.exists raises for a name that is too long
         return Path(model)
     folder = hub.download(str(model))
     if peft.is_adapter(folder):

@@ -256,6 +256,19 @@ def test_a_leaf_of_another_basis_is_made_again(tmp_path, decomposed, assert_iden
     assert_identical(again.bases, made.bases)
 
 
+def test_experts_that_changed_under_the_same_digest_are_noticed(tmp_path, decomposed):
+    make(experts(1, 2), tmp_path)
+    changed = experts(1, 2)
+    layer = changed.experts[1]["layers/q"]  # type: ignore[index]
+    changed.experts[1]["layers/q"] = layer.at[1, 0, 0].add(0.1)  # type: ignore[index]
+    made, said = make(changed, tmp_path)
+    assert "layers/q" in said[0]
+    assert "the experts' task vectors have other norms" in said[0]
+    assert decomposed == [*MATRICES, "layers/q"]
+    want = np.linalg.norm(np.asarray(changed.experts[1]["layers/q"] - changed.base["layers/q"], np.float64), axis=(1, 2))  # type: ignore[index]
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(made.bases["layers/q"].s[1], np.float64), axis=1), want, rtol=1e-5)
+
+
 def test_a_basis_of_other_experts_is_refused(tmp_path, decomposed):
     other, _ = make(experts(1, 3), tmp_path)
     made, _ = make(experts(1, 2), tmp_path)

@@ -207,3 +207,11 @@ def test_generate_says_first_that_there_is_no_model(single, capsys):
 def test_a_tokenizer_of_nothing(name):
     with pytest.raises(InputError, match="expected a Hugging Face model folder"):
         load_tokenizer(name)
+
+
+def test_a_name_that_is_too_long(capsys):
+    from cycleqd_jax.cli import main
+
+    for name in ("x" * 5000, "x" * 5000 + ".gguf"):
+        assert main(["inspect", name]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

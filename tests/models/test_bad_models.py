@@ -209,7 +209,7 @@ def test_a_tokenizer_of_nothing(name):
         load_tokenizer(name)
 
 
-def test_a_name_that_is_too_long(capsys):
+def test_a_name_that_is_far_too_long(capsys):
     from cycleqd_jax.cli import main
 
     for name in ("x" * 5000, "x" * 5000 + ".gguf"):

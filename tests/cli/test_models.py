@@ -56,8 +56,8 @@ def folder(tmp_path):
     hf.save(tmp_path / "stranger", config, llama.init_params(config, jax.random.key(1)), tokenizer=tokenizer)
     padded = config.replace(vocab_size=config.vocab_size + 7)
     hf.save(tmp_path / "padded", padded, llama.init_params(padded, jax.random.key(0)), tokenizer=tokenizer)
-    write_adapter(tmp_path / "lora-a", config, 1)
-    write_adapter(tmp_path / "lora-b", config, 2, rank=3)
+    write_adapter(tmp_path / "lora-a", config, 1, scale=0.002)
+    write_adapter(tmp_path / "lora-b", config, 2, scale=0.002, rank=3)
     return tmp_path
 
 
@@ -93,6 +93,17 @@ def test_adapters_stay_adapters(folder):
     assert (np.asarray(merged["mbpp"]["layers"]["attn"]["k"]) == np.asarray(models.base["layers"]["attn"]["k"])).all()
     assert (np.asarray(merged["mbpp"]["layers"]["attn"]["q"]) != np.asarray(models.base["layers"]["attn"]["q"])).any()
     assert not said
+
+
+def test_a_stranger_among_adapters_is_warned_of(folder):
+    config = open_checkpoint(folder / "base").config
+    write_adapter(folder / "lora-far", config, 3, scale=1.0)
+    settings = json.loads((folder / "lora-far" / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = "mistralai/Mistral-7B-v0.1"
+    (folder / "lora-far" / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    models, said = models_of(folder, "lora-a", "lora-far")
+    assert len(models.experts) == 2
+    assert [("Mistral-7B" in line, "× the norm" in line) for line in said] == [(True, False), (False, True)]
 
 
 def test_vocabularies_are_cut_when_asked(folder):

@@ -237,7 +237,8 @@ def test_a_checkpoint_of_other_archives_is_refused(new_run, space, bins):
 
 def test_a_checkpoint_of_another_space_is_refused(new_run, space):
     run = copied(new_run, every=1)
-    run.space = DenseSpace(base=space.base, task_vectors=space.task_vectors)
+    taus = jax.tree.map(lambda leaf: jnp.zeros((space.num_experts, *leaf.shape)), space.base)
+    run.space = DenseSpace(base=space.base, task_vectors=taus)
     with pytest.raises(InputError, match="checkpoint"):
         run.evolve(every=1)
 

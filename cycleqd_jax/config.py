@@ -152,10 +152,10 @@ class GenomeConfig:
 
     Attributes:
         space: ``expert`` (coefficients over the experts) or ``dense`` (task vectors).
-        rank: singular directions kept per matrix in the expert space; null keeps all.
-        method: how the experts' matrices are decomposed (expert space): ``svd`` (exact), ``gram`` (several times as fast; the
-            smallest directions are mixed) or ``randomized`` (the leading ``rank`` alone, by products); see
-            ``operators.decompose``. Adapters have their factors.
+        rank: singular directions that mutation acts on, per matrix; null is all.
+        method: how matrices are decomposed, the experts' or the child's own (dense space):
+            ``svd`` (exact), ``gram`` (several times as fast; the smallest directions are mixed) or ``randomized`` (the leading
+            ``rank`` alone, by products); see ``operators.decompose``. Adapters have their factors.
         mutation: ``svd``, ``gaussian`` (dense only) or ``none``. In the expert space the decomposition is that of the active
             expert (the reference code's), in the dense space the child's own.
         strength: w_max of SVD mutation (null: the paper's 0.3), or σ of Gaussian mutation, in the units of the weights.
@@ -444,10 +444,6 @@ def _check(config: RunConfig) -> None:
         raise InputError("genome.mutation: gaussian leaves the span of the experts' factors: it needs genome.space: dense.")
     if config.genome.mutation == "gaussian" and config.genome.strength is None:
         raise InputError("genome.mutation: gaussian needs genome.strength, its σ in the units of the weights (0.001, say).")
-    if config.genome.space == "dense" and config.genome.rank is not None:
-        raise InputError("genome.rank is of the expert space: leave it out with genome.space: dense.")
-    if config.genome.space == "dense" and config.genome.method != "svd":
-        raise InputError("genome.method is of the expert space: leave it out with genome.space: dense.")
     if config.genome.method == "randomized" and config.genome.rank is None:
         raise InputError("genome.method: randomized finds the leading directions alone: it needs genome.rank (256, say).")
     if config.search.bounds is not None:

@@ -99,7 +99,7 @@ def random_bases(base: Any, rank: int | None) -> dict[str, Basis]:
 
 def ours(base: Any, experts: list[Any], rank: int | None, peak: dict[str, float], repeats: int) -> dict[str, Any]:
     """Crossover, mutation and expression of one child, and how near the latter is to what bounds it."""
-    space = ExpertSpace.from_experts(base, experts, bases=random_bases(base, rank))
+    space = ExpertSpace.from_experts(base, experts, rank=1, method="randomized").replace(bases=random_bases(base, rank))
     genome = space.expert(0)
     child = jax.jit(lambda key, a, b: space.mutate(key, space.crossover(a, b, crossover_weights(key)), 1))
     operators = best(lambda: child(jax.random.key(0), genome, space.expert(1)), repeats)

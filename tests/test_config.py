@@ -178,7 +178,6 @@ def test_bad_overrides(write, override, message):
         ({"baselines": ["finetune_some"]}, "baselines.0 must be one of"),
         ({"baselines": ["finetune_all", "finetune_all"]}, "twice"),
         ({"genome": {"space": "dense", "mutation": "gaussian"}}, "genome.strength"),
-        ({"genome": {"space": "dense", "rank": 4}}, "genome.rank"),
         ({"genome": {"rank": 0}}, "genome.rank must be positive"),
         ({"genome": {"space": "sparse"}}, "genome.space must be one of expert, dense"),
         ({"genome": {"mutation": "gaussian"}}, "genome.mutation.*genome.space"),

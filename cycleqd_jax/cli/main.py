@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # LAPACK's last bits depend on it: a run repeats on any number of cores
     parser = _parser()
     args, rest = parser.parse_known_args(argv)

@@ -12,6 +12,7 @@ from typing import Any
 
 from cycleqd_jax import plan
 from cycleqd_jax.config import RunConfig, TaskConfig, load_config
+from cycleqd_jax.models import peft
 from cycleqd_jax.models.checkpoint import open_checkpoint
 from cycleqd_jax.models.config import LlamaConfig
 from cycleqd_jax.models.weights_file import read_json
@@ -75,10 +76,12 @@ def plan_run(
         InputError: for a bad config, model, mesh or number; or nothing to compile with.
     """
     run = load_config(config, overrides)
-    kind = plan.this_machine() if device == "cpu" else plan.DEVICES[device]
     if devices < 1:
         raise InputError(f"expected at least one device, got {devices}: correct --devices")
-    work = _workload(run, _model(run, model_config), prompt, reply)
+    kind = plan.this_machine(devices) if device == "cpu" else plan.DEVICES[device]
+    own = _model(run, model_config)
+    adapters, unseen = _adapters(run, own)
+    work = dataclasses.replace(_workload(run, _evaluated(run, own), prompt, reply), adapters=adapters)
     if mesh is None:
         shape, stages = plan.choose_mesh(work, devices, kind)
     else:
@@ -95,15 +98,17 @@ def plan_run(
         "dtype": work.model.dtype,
         "rank": work.rank,
         "experts": work.experts,
+        "full_experts": work.full,
         "weights": stages[0].device["base"],
         "replies": sum(work.rounds),
         "tokens": {"prompt": work.prompt, "reply": work.reply},
         "stages": [{**dataclasses.asdict(stage), "total": stage.total} for stage in stages],
         "fits": plan.fits(stages, kind),
         "usable": plan.USABLE * kind.memory,
-        "advice": plan.advice(work, devices, kind, plan.peak(stages).total / estimated),
+        "advice": plan.advice(work, devices, kind, plan.peak(stages).total / estimated, None if mesh is None else shape),
         "seconds_per_generation": generation_seconds(stages, work, shape),
         "generations": run.search.generations,
+        "notes": _notes(work, shape, unseen),
         "programs": [dataclasses.asdict(program) for program in programs],
     }
     print(json.dumps(facts, indent=2, allow_nan=False) if as_json else _text(facts))
@@ -118,7 +123,7 @@ def _leaves(model: LlamaConfig) -> list[Any]:
 
 
 def _model(run: RunConfig, file: str | None) -> LlamaConfig:
-    """The shape of base and experts, with the dtype that they are evaluated in."""
+    """The shape of the base, as it is given."""
     options, base = run.model, run.model.base
     if file is not None:
         config = LlamaConfig.from_hf(read_json(Path(file)), file)
@@ -141,10 +146,51 @@ def _model(run: RunConfig, file: str | None) -> LlamaConfig:
             config = open_checkpoint(base, weights=False).config
         except InputError as error:
             raise InputError(f"{error}; or give its shape with --model-config config.json") from error
+    return config
+
+
+def _evaluated(run: RunConfig, config: LlamaConfig) -> LlamaConfig:
+    """The shape that base and experts are evaluated in."""
+    options = run.model
     config = config.replace(dtype=options.dtype or config.dtype, vocab_size=options.vocab_size or config.vocab_size)
     if run.engine.max_len > config.context_length:
         raise InputError(f"engine.max_len is {run.engine.max_len}, but the model has {config.context_length} positions.")
     return config
+
+
+def _adapters(run: RunConfig, base: LlamaConfig) -> tuple[tuple[dict[str, int | None] | None, ...], list[str]]:
+    """What the adapters among the experts change, from their headers; and the names of experts that are not at hand."""
+    found, unseen = [], []
+    for name in run.task_names:
+        expert = (run.model.experts or {}).get(name)
+        here = expert is not None and os.path.exists(expert)
+        found.append(peft.check_adapter(expert, base) if expert is not None and here and peft.is_adapter(expert) else None)
+        if expert is not None and not here:
+            unseen.append(name)
+    given = [adapter for adapter in found if adapter is not None]
+    paths = {path for adapter in given for path, rank in adapter.items() if rank is not None}
+    whole = {path for adapter in given for path, rank in adapter.items() if rank is None}
+    if given and (len(given) < len(found) or paths & whole) and not run.genome.densify:
+        raise InputError(
+            "expected experts that are all adapters, or all whole models, got leaves of both kinds: set genome.densify=true, "
+            "which multiplies the adapters out"
+        )
+    return tuple(found), unseen
+
+
+def _notes(work: plan.Workload, mesh: Mesh, unseen: Sequence[str]) -> list[str]:
+    """What the figures do not say."""
+    notes = []
+    if unseen:
+        notes.append(f"not at hand, so counted as full weights: the experts {', '.join(unseen)}")
+    if mesh[0] > work.children:
+        notes.append(
+            f"{mesh[0] - work.children} of {mesh[0]} groups of devices are idle: search.batch_size is {work.children}; "
+            "make it larger, or the population axis smaller"
+        )
+    if math.prod(mesh) > 1:
+        notes.append("cycleqd run uses one device so far (all for the basis): these are the programs spread over the mesh")
+    return notes
 
 
 def _workload(run: RunConfig, model: LlamaConfig, prompt: int | None, reply: int | None) -> plan.Workload:
@@ -235,6 +281,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"{seconds * facts['generations'] * facts['devices'] / 3600:.3g} device-hours: {facts['replies']} replies of "
         f"{tokens['reply']} tokens to prompts of {tokens['prompt']}, at the devices' limits; sandboxes come on top"
     )
+    lines += [f"note: {note}" for note in facts["notes"]]
     if facts["fits"]:
         lines.append("it fits")
         worst = max(stage["total"] for stage in facts["stages"])
@@ -247,11 +294,12 @@ def _text(facts: dict[str, Any]) -> str:
     for name, stage in over.items():
         part, size = max(stage["device"].items(), key=lambda item: item[1])
         lines.append(f"  {name} needs {_gb(stage['total'])}, {_gb(size)} of it {part}")
-    weights = facts["weights"] * (facts["experts"] + 2)
-    if weights > usable:
-        lines.append(f"  base, {facts['experts']} experts and a child are {_gb(weights)} already: only other devices help")
+    weights = facts["weights"] * (facts["full_experts"] + 2)
+    rearranged = [change for change in facts["advice"] if change.startswith("--mesh")]
+    if weights > usable and not rearranged:
+        lines.append(f"  base, {facts['full_experts']} experts and a child are {_gb(weights)} already: only other devices help")
     lines += ["what would fit, each line alone:"] if facts["advice"] else ["no change that is known of here would fit"]
-    lines += [f"  {change}" for change in facts["advice"]]
+    lines += [f"  {change}{' (or leave --mesh out)' if change in rearranged else ''}" for change in facts["advice"]]
     return "\n".join(lines)
 
 

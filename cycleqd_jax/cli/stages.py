@@ -209,9 +209,11 @@ class Run:
         options = self.config.genome
         strength = PAPER_W_MAX if options.strength is None else options.strength
         if options.space == "dense":
-            return genome.DenseSpace.from_experts(base, experts, mutation=options.mutation, strength=strength)
+            return genome.DenseSpace.from_experts(
+                base, experts, mutation=options.mutation, strength=strength, rank=options.rank, method=options.method
+            )
         w_max = 0.0 if options.mutation == "none" else strength
-        return genome.ExpertSpace.from_experts(
+        space = genome.ExpertSpace.from_experts(
             base,
             experts,
             rank=options.rank,
@@ -220,6 +222,7 @@ class Run:
             method=options.method,
             bases=self.basis.bases,
         )
+        return jax.device_put(space)  # bases may come from the host
 
     @functools.cached_property
     def basis(self) -> Stored:

@@ -10,15 +10,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.genome.experts import sort_leaves
 from cycleqd_jax.operators.adapter import dense_update
-from cycleqd_jax.operators.svd import Factors, MatrixPredicate, Method, decompose, factorize_low_rank, is_matrix
+from cycleqd_jax.operators.svd import HIGHEST, Factors, MatrixPredicate, Method, decompose, factorize_low_rank, is_matrix
 from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, LowRank, Params, tree_paths
 
-__all__ = ["Basis", "basis_of", "change_at", "changes_of", "dense_bases", "energies", "low_rank_bases", "matrix_leaves"]
+__all__ = [
+    "Basis",
+    "Sketch",
+    "basis_of",
+    "change_at",
+    "changes_of",
+    "dense_bases",
+    "low_rank_bases",
+    "matrix_leaves",
+    "sketch",
+]
+
+_PROJECTIONS = 3
 
 
 class Basis(NamedTuple):
@@ -41,6 +54,19 @@ class Basis(NamedTuple):
     def directions(self, some: slice) -> Basis:
         """Some of the r directions of every expert."""
         return Basis(self.u[..., some], self.s[..., some], self.vt[..., some, :])
+
+
+class Sketch(NamedTuple):
+    """Few numbers that tell a task vector from another, of every matrix of a leaf, in float64.
+
+    Attributes:
+        energies: ‖τ_k‖², ``[K, *stack]``; zero where the expert is the base, and only there.
+        projections: uᵀ τ_k v for some fixed pairs of vectors, ``[K, *stack, 3]``. Their entries have random signs and sizes
+            from 1 to 2: a change δ of one element moves all by δ or more, and rows that swap places move them too.
+    """
+
+    energies: Float[np.ndarray, "k ..."]
+    projections: Float[np.ndarray, "k ... pairs"]
 
 
 def basis_of(factors: Sequence[Factors]) -> Basis:
@@ -112,7 +138,7 @@ def dense_bases(
     rank: int | None,
     method: Method = "svd",
     mesh: Mesh | None = None,
-) -> Iterator[tuple[str, Basis, Float[np.ndarray, "k ..."]]]:
+) -> Iterator[tuple[str, Basis, Sketch]]:
     """Decomposes the task vectors of leaves, one matrix of one expert at a time on each device.
 
     Args:
@@ -125,7 +151,7 @@ def dense_bases(
             that of one device, bit for bit.
 
     Yields:
-        The path, the basis, and ‖τ_k‖² of every matrix, in float64: how much of it the basis holds is
+        The path, the basis, and the :func:`sketch` of what it is of: how much of a matrix the basis holds is
         ``sum(s**2) / ‖τ_k‖²``. A basis lies on the default device, or in the host's memory where a mesh is given: it may be
         larger than any of its devices, and :meth:`~cycleqd_jax.genome.ExpertSpace.shard` is what spreads it.
 
@@ -146,42 +172,63 @@ def dense_bases(
         work = [(k, i) for i in range(count) for k in range(len(experts))]
         for start in range(0, len(work), width):
             part = work[start : start + width]
-            taus = [change_at(leaf, changes[k][0], places[i], changes[k][1]) for k, i in part]
-            batch = jnp.stack(taus + [jnp.zeros((m, n), jnp.float32)] * (width - len(part)))  # one shape: compiled once
-            if mesh is not None:
-                batch = jax.device_put(batch, NamedSharding(mesh, P(mesh.axis_names)))
+            batch = _batch((change_at(leaf, changes[k][0], places[i], changes[k][1]) for k, i in part), (m, n), mesh)
             found = jax.tree.map(np.asarray, decompose(batch, rank, method, mesh))
             for j, (k, i) in enumerate(part):
                 if not np.isfinite(found.s[j]).all():
                     raise InputError(f"expert {k}: its change of {path!r} can't be decomposed: it is not finite.")
                 u[i, :, k], s[k, i], vt[i, k] = found.u[j], found.s[j], found.vt[j]
-        host: Any = (u.reshape(*stack, m, -1, r), s.reshape(-1, *stack, r), vt.reshape(*stack, len(experts), r, n))
-        yield path, Basis(*(host if mesh is not None else map(jnp.asarray, host))), energies(base, experts, path)
+        k = len(experts)
+        host: Any = (u.reshape(*stack, m, k, r), s.reshape(k, *stack, r), vt.reshape(*stack, k, r, n))
+        yield path, Basis(*(host if mesh is not None else map(jnp.asarray, host))), sketch(base, experts, path)
 
 
-def energies(base: Params, experts: Sequence[Params | Adapter], path: str) -> Float[np.ndarray, "k ..."]:
-    """‖τ_k‖² of every matrix of a leaf: rows summed in float32, all the rest in float64.
+def _batch(taus: Iterator[Array], shape: tuple[int, int], mesh: Mesh | None) -> Array:
+    """Matrices ``[devices, m, n]``, each on its own device; what is lacking is zero, so that all batches are of one shape."""
+    if mesh is None:
+        return next(taus)[None]
+    # waited for one by one: where they are computed there is room for one, not for as many as there are devices
+    parts = [
+        jax.block_until_ready(jax.device_put(tau[None], device)) for tau, device in zip(taus, mesh.devices.flat, strict=False)
+    ]
+    parts += [jnp.zeros((1, *shape), jnp.float32, device=device) for device in mesh.devices.flat[len(parts) :]]
+    spread = NamedSharding(mesh, P(mesh.axis_names))
+    return jax.make_array_from_single_device_arrays((mesh.size, *shape), spread, parts)
+
+
+def sketch(base: Params, experts: Sequence[Params | Adapter], path: str) -> Sketch:
+    """What is remembered of a leaf's task vectors, to know them again: rows summed in float32, all the rest in float64.
 
     Args:
         base: weights θ_base.
         experts: of each task.
         path: of the leaf.
-
-    Returns:
-        ``[K, *stack]``.
     """
     leaf = dict(tree_paths(base))[path]
-    stack = leaf.shape[:-2]
-    found = np.empty((len(experts), *stack))
+    *stack, m, n = leaf.shape
+    rng = np.random.default_rng((m, n))
+    v, u = (np.float32(rng.choice((-1, 1), (size, _PROJECTIONS)) * rng.uniform(1, 2, (size, _PROJECTIONS))) for size in (n, m))
+    energies = np.empty((len(experts), *stack))
+    projections = np.empty((len(experts), *stack, _PROJECTIONS))
     for k, (change, weights) in enumerate(changes_of(path, experts)):
         for i in np.ndindex(*stack):
-            found[(k, *i)] = np.asarray(_row_squares(leaf, change, tuple(map(np.int32, i)), weights)).sum(dtype=np.float64)
-    return found
+            sums = _row_sums(leaf, change, tuple(map(np.int32, i)), weights, v)
+            scale, squares, rows = (np.asarray(x, np.float64) for x in sums)
+            energies[(k, *i)] = scale**2 * squares.sum()
+            projections[(k, *i)] = scale * np.sum(u * rows, axis=0)
+    return Sketch(energies, projections)
 
 
 @functools.partial(jax.jit, static_argnames="weights")
-def _row_squares(base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool) -> Array:
-    return jnp.sum(jnp.square(change_at(base, change, at, weights)), axis=-1)
+def _row_sums(
+    base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool, v: Array
+) -> tuple[Array, Array, Array]:
+    """Largest |τ|, and of every row of τ divided by it the sum of squares and the products with v."""
+    tau = change_at(base, change, at, weights)
+    # scaled, so that small task vectors do not underflow when squared
+    scale = jnp.max(jnp.abs(tau))
+    tau = tau / jnp.where(scale > 0, scale, 1.0)
+    return scale, jnp.sum(jnp.square(tau), axis=-1), jnp.matmul(tau, v, precision=HIGHEST)
 
 
 def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Sequence[str]) -> Iterator[tuple[str, Basis]]:
@@ -195,6 +242,10 @@ def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Seq
     Yields:
         The path and the basis, whose rank is the largest of the experts': what an expert lacks of it is zero, and all is where
         it does not change the leaf.
+
+    Raises:
+        InputError: an update has no decomposition: its factors are not finite, or their product is not. Traced ones, inside of
+            ``jax.jit``, can't be looked at: their factors are NaN.
     """
     leaves = dict(tree_paths(base))
 
@@ -211,5 +262,11 @@ def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Seq
         nothing = Factors(*(jnp.zeros((*stack, *shape), jnp.float32) for shape in ((m, 0), (0,), (0, n))))
         updates = [expert.updates.get(path) if isinstance(expert, Adapter) else None for expert in experts]
         factors = [factorize_low_rank(update) if isinstance(update, LowRank) else nothing for update in updates]
+        for k, f in enumerate(factors):
+            if not isinstance(f.s, Tracer) and not bool(jnp.all(jnp.isfinite(f.s))):
+                raise InputError(
+                    f"expert {k}: its low-rank update of {path!r} can't be decomposed: its factors, or their product, are not "
+                    "finite in float32."
+                )
         rank = max(f.s.shape[-1] for f in factors)
         yield path, basis_of([padded(f, rank) for f in factors])

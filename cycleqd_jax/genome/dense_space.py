@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ import jax
 
 from cycleqd_jax.genome.experts import check_expert, check_experts, stacked_task_vectors
 from cycleqd_jax.operators import crossover, mutation
-from cycleqd_jax.operators.svd import factorize
+from cycleqd_jax.operators.svd import Method, factorize
 from cycleqd_jax.operators.task_vector import apply_task_vector
 from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, tree_paths
 
@@ -28,12 +29,16 @@ class DenseSpace(flax.struct.PyTreeNode):
         task_vectors: τ of the experts, a tree like ``base`` with float32 leaves ``[K, *shape]``.
         mutation: ``"svd"`` (the child's own), ``"gaussian"`` or ``"none"``.
         strength: w_max of SVD mutation (paper: 0.3), or the standard deviation σ of Gaussian mutation.
+        rank: singular directions that SVD mutation acts on; None is all.
+        method: how the child is decomposed: see :func:`~cycleqd_jax.operators.svd.factorize`.
     """
 
     base: Params
     task_vectors: PyTree[Array]
     mutation: Literal["svd", "gaussian", "none"] = flax.struct.field(pytree_node=False, default="svd")
     strength: float = flax.struct.field(pytree_node=False, default=0.3)
+    rank: int | None = flax.struct.field(pytree_node=False, default=None)
+    method: Method = flax.struct.field(pytree_node=False, default="svd")
 
     @classmethod
     def from_experts(
@@ -43,6 +48,8 @@ class DenseSpace(flax.struct.PyTreeNode):
         *,
         mutation: Literal["svd", "gaussian", "none"] = "svd",
         strength: float = 0.3,
+        rank: int | None = None,
+        method: Method = "svd",
     ) -> DenseSpace:
         """The space around fine-tuned experts that share a base.
 
@@ -51,6 +58,8 @@ class DenseSpace(flax.struct.PyTreeNode):
             experts: of each task, in task order: its weights, or an adapter, which is multiplied out.
             mutation: which mutation.
             strength: of the mutation, see the class.
+            rank: of the mutation, see the class.
+            method: of the mutation, see the class.
 
         Raises:
             InputError: see :func:`~cycleqd_jax.genome.experts.check_experts`; also for an unknown mutation or a negative
@@ -58,12 +67,14 @@ class DenseSpace(flax.struct.PyTreeNode):
         """
         if mutation not in ("svd", "gaussian", "none"):
             raise InputError(f"mutation must be svd, gaussian or none, but is {mutation!r}.")
-        if not strength >= 0:
+        if rank is not None and (not isinstance(rank, int) or rank < 1):
+            raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
+        if not 0 <= strength < math.inf:
             raise InputError(f"the strength of mutation must be zero or positive, but is {strength}.")
         check_experts(base, experts)
         taus = stacked_task_vectors(base, experts)
         tree = jax.tree.unflatten(jax.tree.structure(base), [taus[path] for path, _ in tree_paths(base)])
-        return cls(base=base, task_vectors=tree, mutation=mutation, strength=strength)
+        return cls(base=base, task_vectors=tree, mutation=mutation, strength=strength, rank=rank, method=method)
 
     @property
     def num_experts(self) -> int:
@@ -89,7 +100,7 @@ class DenseSpace(flax.struct.PyTreeNode):
         """
         del active
         if self.mutation == "svd":
-            return mutation.svd_mutation(key, genome, factorize(genome), self.strength)
+            return mutation.svd_mutation(key, genome, factorize(genome, self.rank, method=self.method), self.strength)
         if self.mutation == "gaussian":
             return mutation.gaussian_mutation(key, genome, self.strength)
         return genome

@@ -17,12 +17,15 @@ and nothing of the size of the leaf is held for any expert. A leaf that no exper
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -113,9 +116,9 @@ class ExpertSpace(flax.struct.PyTreeNode):
                 :func:`~cycleqd_jax.genome.experts.sort_leaves`; also for a negative ``w_max``, a ``rank`` below one, or bases
                 that are not those of these leaves.
         """
-        if not w_max >= 0:
+        if not 0 <= w_max < math.inf:
             raise InputError(f"w_max must be zero or positive, but is {w_max}.")
-        if rank is not None and rank < 1:
+        if rank is not None and (not isinstance(rank, int) or rank < 1):
             raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
         check_experts(base, experts)
         dense, low_rank = sort_leaves(base, experts, densify)
@@ -124,7 +127,8 @@ class ExpertSpace(flax.struct.PyTreeNode):
         wanted = [path for path in dense if path in chosen]
         if bases is None:
             bases = {path: basis for path, basis, _ in dense_bases(base, experts, wanted, rank, method)}
-        _check_bases(bases, {path: leaves[path] for path in wanted}, len(experts))
+        else:
+            _check_bases(bases, base, experts, wanted, rank)
 
         weights = [None if isinstance(expert, Adapter) else dict(tree_paths(expert)) for expert in experts]
         given: dict[str, tuple[Array, ...]] = {}
@@ -153,9 +157,11 @@ class ExpertSpace(flax.struct.PyTreeNode):
                 (:func:`cycleqd_jax.sharding.shardings`).
 
         Raises:
-            InputError: the tree is not like the base.
+            InputError: the tree is not like the base, a spec names an axis that the mesh lacks, or splits a dimension unevenly.
         """
         flat = {path: getattr(spec, "spec", spec) for path, spec in tree_paths(specs)}
+        for path, leaf in tree_paths(self.base):
+            _check_spec(mesh, flat.get(path, P()), leaf, path)
         if flat.keys() != dict(tree_paths(self.base)).keys():
             raise InputError(
                 "expected a partition spec for every leaf of the base, got another tree: build it from the base's axes"
@@ -177,12 +183,11 @@ class ExpertSpace(flax.struct.PyTreeNode):
         )
 
     def task_vector(self, k: int) -> dict[str, Array]:
-        """τ_k of every leaf that experts change, multiplied out, float32, by path; for tests and reports."""
+        """τ_k of every leaf that experts change, multiplied out, float32, by path."""
         genome = self.expert(k)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), self.base)
         leaves = dict(tree_paths(self.base))
         found = {}
-        for path, _ in tree_paths(zero):
+        for path in leaves:
             parts = self._parts(path)
             if parts.experts:
                 found[path] = parts.experts[k].astype(jnp.float32) - leaves[path].astype(jnp.float32)
@@ -211,7 +216,11 @@ class ExpertSpace(flax.struct.PyTreeNode):
             key: consumed; a typed PRNG key.
             genome: of the child.
             active: index i of the active task.
+
+        Raises:
+            InputError: there is no such task.
         """
+        check_expert(active, self.num_experts)
 
         def add(path: str, d: Array) -> Array:
             w = mutation.mutation_coefficients(key, path, d.shape[1:-1], d.shape[-1], self.w_max)
@@ -227,11 +236,11 @@ class ExpertSpace(flax.struct.PyTreeNode):
             out: weights that are not needed any more, as expressed before: their buffers are written over.
 
         Raises:
-            InputError: ``out`` is not like the base.
+            InputError: ``out`` is not like the base, lies elsewhere, or is still needed by this space.
         """
         if out is None:
             return _express(self, genome)
-        check_same_shapes(out, self.base, "the weights to write over")
+        self._check_out(out)
         return _express_into(self, genome, out)
 
     def express_population(self, genomes: ExpertGenome) -> Params:
@@ -242,8 +251,36 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
         Returns:
             Leaves ``[individual, *shape]``.
+
+        Raises:
+            InputError: the mesh has no such axis, or it does not divide the individuals.
         """
+        if self.mesh is not None:
+            count, size = genomes.mixing.shape[0], dict(self.mesh.shape).get("population")
+            if size is None or count % size:
+                raise InputError(
+                    f"expected a mesh with an axis 'population' that divides {count} individuals, got {dict(self.mesh.shape)}: "
+                    "express one at a time, or choose another mesh"
+                )
         return _express_population(self, genomes)
+
+    def _check_out(self, out: Params) -> None:
+        """Refuses what can't be written over: XLA would crash, or leave it alone without a word."""
+        check_same_shapes(out, self.base, "the weights to write over")
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((out, self))):
+            return
+        held = {pointer for leaf in jax.tree.leaves(self) for pointer in _pointers(leaf)}
+        for (path, leaf), base in zip(tree_paths(out), jax.tree.leaves(self.base), strict=True):
+            if not isinstance(leaf, jax.Array) or leaf.dtype != base.dtype or leaf.is_deleted():
+                raise InputError(f"the weights to write over: leaf {path!r} is not a live jax.Array of dtype {base.dtype}.")
+            if isinstance(base, jax.Array) and not leaf.sharding.is_equivalent_to(base.sharding, leaf.ndim):
+                raise InputError(
+                    f"the weights to write over: leaf {path!r} lies elsewhere than the base: pass expressed weights."
+                )
+            pointers = _pointers(leaf)
+            if pointers & held:
+                raise InputError(f"the weights to write over: leaf {path!r} is still needed: pass weights that were expressed.")
+            held |= pointers
 
     # What a leaf is made of, and where that lives
 
@@ -327,16 +364,59 @@ def _update(path: str, leaf: Array, expert: Params | Adapter) -> Array | None:
     return dict(tree_paths(expert))[path].astype(jnp.float32) - leaf.astype(jnp.float32)
 
 
-def _check_bases(bases: Mapping[str, Basis], leaves: Mapping[str, Array], experts: int) -> None:
-    if bases.keys() != leaves.keys():
-        odd = sorted(bases.keys() ^ leaves.keys())[0]
+def _pointers(leaf: Any) -> set[int]:
+    """Where an array lies on its devices."""
+    if not isinstance(leaf, jax.Array) or leaf.size == 0 or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return set()
+    return {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards}
+
+
+def _check_spec(mesh: Mesh, spec: P, leaf: Array, path: str) -> None:
+    for size, axes in zip(leaf.shape, spec, strict=False):
+        names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+        for name in names:
+            if name not in mesh.shape:
+                raise InputError(
+                    f"{path!r} is split over {name!r}, which the mesh {dict(mesh.shape)} lacks: name one of its axes."
+                )
+        if size % math.prod(mesh.shape[name] for name in names):
+            raise InputError(
+                f"{path!r} has a dimension of {size}, which {axes!r} of the mesh {dict(mesh.shape)} does not divide."
+            )
+
+
+@jax.jit
+def _leading(base: Array, expert: Array, u: Array, vt: Array) -> Array:
+    tau = expert.astype(jnp.float32) - base.astype(jnp.float32)
+    return jnp.einsum("...m,...mn,...n->...", u, tau, vt, precision=jax.lax.Precision.HIGHEST)
+
+
+def _check_bases(
+    bases: Mapping[str, Basis], base: Params, experts: Sequence[Params | Adapter], wanted: Sequence[str], rank: int | None
+) -> None:
+    """Refuses bases that are not of these leaves, this rank and these experts: s_1 must be u_1ᵀ τ v_1 of every matrix."""
+    leaves = dict(tree_paths(base))
+    if bases.keys() != set(wanted):
+        odd = sorted(bases.keys() ^ set(wanted))[0]
         raise InputError(f"the bases are those of other leaves than experts change here: {odd!r} is in one of them alone.")
     for path, basis in bases.items():
         *stack, m, n = leaves[path].shape
-        rank = basis.s.shape[-1]
-        expected = ((*stack, m, experts, rank), (experts, *stack, rank), (*stack, experts, rank, n))
-        if tuple(tuple(x.shape) for x in basis) != expected:
+        r = min(m, n) if rank is None else min(rank, m, n)
+        expected = ((*stack, m, len(experts), r), (len(experts), *stack, r), (*stack, len(experts), r, n))
+        if tuple(tuple(x.shape) for x in basis) != expected or {np.dtype(x.dtype) for x in basis} != {np.dtype(np.float32)}:
             raise InputError(
-                f"the basis of {path!r} has the shapes {[tuple(x.shape) for x in basis]}, but for {experts} experts it needs "
-                f"{list(expected)}: it is the basis of other experts."
+                f"the basis of {path!r} has the shapes {[tuple(x.shape) for x in basis]}, but {len(experts)} experts at rank "
+                f"{r} need {list(expected)} in float32: it is the basis of other experts or another rank."
             )
+        for k, expert in enumerate(experts):
+            change = _update(path, leaves[path], expert)
+            if change is None:
+                change = jnp.zeros(leaves[path].shape, jnp.float32)
+            u, s, vt = basis.of(k)
+            zero = jnp.zeros((), jnp.float32)
+            error = np.abs(np.asarray(_leading(zero, change, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
+            finite = all(bool(jnp.isfinite(x).all()) for x in (u, s, vt))
+            if not finite or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
+                raise InputError(
+                    f"the basis of {path!r} is not that of expert {k}, or not finite: decompose these experts anew."
+                )

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from cycleqd_jax.operators.adapter import check_updates, dense_update
 from cycleqd_jax.operators.task_vector import check_same_shapes, task_vector
@@ -20,7 +21,7 @@ def check_expert(k: int | Int[Array, ""], count: int) -> None:
     Raises:
         InputError: when ``k`` is not in 0 … count − 1.
     """
-    if isinstance(k, int) and not 0 <= k < count:
+    if not isinstance(k, Tracer) and not 0 <= int(k) < count:
         raise InputError(f"there are experts 0 to {count - 1}, but expert {k} was asked for.")
 
 

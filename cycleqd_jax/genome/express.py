@@ -1,4 +1,7 @@
-"""From coefficients to weights: one leaf, matrix by matrix, with no temporary larger than one matrix."""
+"""From coefficients to weights: one leaf, matrix by matrix, with no temporary larger than one matrix.
+
+On GPUs and for float32; XLA's CPU backend widens the 16-bit operands of a loop and holds them in float32 besides.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +54,13 @@ def express_leaf(
     Returns:
         A leaf like the base.
     """
-    if not parts.bases:
+    if not parts.bases or parts.base.size == 0:
         return _mix(parts, mixing, 0.0).astype(parts.base.dtype)
     *stack, m, n = parts.base.shape
     count = math.prod(stack)
-    width = max(b.s.shape[0] * b.s.shape[-1] for b in parts.bases)
-    rows, columns = (m, n) if stack else block_shape(m, n, width)
-    blocks = m // rows * (n // columns)
+    widths = [b.s.shape[0] * b.s.shape[-1] for b in parts.bases]
+    rows, columns = (m, n) if stack else block_shape(m, n, max(widths))
+    blocks = -(-m // rows) * -(-n // columns)
 
     def matrices(x: Array | None) -> Array | None:
         return None if x is None else x.reshape(count, m, n)
@@ -68,12 +71,14 @@ def express_leaf(
         tuple(map(matrices, parts.updates)),
         (),
     )
-    lefts = [b.u.reshape(count, m, -1) for b in parts.bases]
-    rights = [b.vt.reshape(count, -1, n) for b in parts.bases]
-    scales = [jnp.moveaxis(c * b.s, 0, -2).reshape(count, -1) for b, c in zip(parts.bases, coefficients, strict=True)]
+    lefts = [b.u.reshape(count, m, r) for b, r in zip(parts.bases, widths, strict=True)]
+    rights = [b.vt.reshape(count, r, n) for b, r in zip(parts.bases, widths, strict=True)]
+    scaled = [jnp.moveaxis(c * b.s, 0, -2) for b, c in zip(parts.bases, coefficients, strict=True)]
+    scales = [scale.reshape(count, r) for scale, r in zip(scaled, widths, strict=True)]
 
     def write(j: Array, made: Array) -> Array:
         i, block = j // blocks, j % blocks
+        # a last block that would reach too far is moved back by dynamic_slice, and makes some of its neighbour again
         row, column = (block * rows, 0) if m >= n else (0, block * columns)
 
         def cut(x: Array, row: Array | int, column: Array | int, rows: int, columns: int) -> Array:
@@ -111,8 +116,8 @@ def _mix(parts: Parts, mixing: Array, product: Array | float) -> Array:
 def block_shape(m: int, n: int, width: int) -> tuple[int, int]:
     """Rows and columns of the blocks that a matrix outside of a stack is made in.
 
-    The longer side is cut, so that what is read again for every block is the shorter factor: into the fewest equal parts of
-    which neither the product nor its factor is larger than :data:`_BLOCK`.
+    The longer side is cut, so that what is read again for every block is the shorter factor: into the fewest parts of which
+    neither the product nor its factor is larger than :data:`_BLOCK`. The last part may reach beyond the matrix.
 
     Args:
         m: rows of the matrix.
@@ -120,5 +125,5 @@ def block_shape(m: int, n: int, width: int) -> tuple[int, int]:
         width: K r, the inner dimension of the product.
     """
     long, short = max(m, n), max(min(m, n), width)
-    blocks = next(b for b in range(1, long + 1) if long % b == 0 and (long // b) * short <= max(_BLOCK, short))
-    return (m // blocks, n) if m >= n else (m, n // blocks)
+    blocks = -(-long // max(1, _BLOCK // short))
+    return (-(-m // blocks), n) if m >= n else (m, -(-n // blocks))

@@ -30,7 +30,7 @@ from cycleqd_jax.genome.expert_space import ExpertGenome
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import decompose, is_matrix
 from cycleqd_jax.plan.device import Device
-from cycleqd_jax.plan.estimate import Stage, Workload, matrix_shapes
+from cycleqd_jax.plan.estimate import Stage, Workload, changes, matrix_shapes
 from cycleqd_jax.sharding import make_mesh, shardings
 from cycleqd_jax.types import InputError, Params, tree_paths
 
@@ -42,7 +42,8 @@ class Collective:
     """Messages between devices, as written in a program: those of a loop's body are counted once.
 
     Attributes:
-        kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all`` or ``collective-permute``.
+        kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all``, ``ragged-all-to-all``,
+            ``collective-permute`` or ``collective-broadcast``.
         bytes: of one result on one device.
         count: how many such there are.
     """
@@ -193,19 +194,28 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
     def numbers(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    bases = {}
+    held = {path: changes(work, path) for path in leaves}
+    bases, remainders = {}, {}
     for path, leaf in leaves.items():
         if is_matrix(path, leaf):
             *stack, m, n = leaf.shape
-            rank = min(m, n) if work.rank is None else min(work.rank, m, n)
-            u, s, vt = (*stack, m, work.experts, rank), (work.experts, *stack, rank), (*stack, work.experts, rank, n)
-            bases[path] = Basis(numbers(*u), numbers(*s), numbers(*vt))
+            most = min(m, n) if held[path].dense else min(held[path].rank, m, n)
+            kept = most if work.rank is None else min(work.rank, most)
+            for into, rank in ((bases, kept), (remainders, 0 if held[path].dense else most - kept)):
+                if rank:
+                    u, s, vt = (*stack, m, work.experts, rank), (work.experts, *stack, rank), (*stack, work.experts, rank, n)
+                    into[path] = Basis(numbers(*u), numbers(*s), numbers(*vt))
+    updates = {
+        path: tuple(numbers(*leaf.shape) if given else None for given in held[path].updates)
+        for path, leaf in leaves.items()
+        if any(held[path].updates)
+    }
     space: Any = ExpertSpace(
         shapes,
-        {path: (leaf,) * work.experts for path, leaf in leaves.items()},
-        {},
+        {path: (leaf,) * held[path].experts for path, leaf in leaves.items() if held[path].experts},
+        updates,
         bases,
-        {},
+        remainders,
         num_experts=work.experts,
         mesh=mesh,
         specs=tuple((path, place.spec) for path, place in tree_paths(specs)),
@@ -217,15 +227,18 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
     parts = {path: jax.tree.map(place, space._parts(path), space._parts_specs(path)) for path in leaves}
     placed = space.replace(
         base=jax.tree.unflatten(jax.tree.structure(shapes), [parts[path].base for path in leaves]),
-        experts={path: parts[path].experts for path in leaves},
+        experts={path: parts[path].experts for path in space.experts},
+        updates={path: parts[path].updates for path in updates},
         bases={path: parts[path].bases[0] for path in bases},
+        remainders={path: parts[path].bases[-1] for path in remainders},
     )
     coefficients = {path: place(basis.s, P()) for path, basis in bases.items()}
     return placed, ExpertGenome(place(numbers(work.experts), P()), coefficients)
 
 
 _COLLECTIVE = re.compile(
-    r"^\s*(?:ROOT )?%?\S+ = (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r"^\s*(?:ROOT )?%?\S+ = (?P<result>.*?) "
+    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)"
     r"(?P<start>-start)?\(",
     re.MULTILINE,
 )
@@ -240,14 +253,27 @@ def collectives(text: str) -> tuple[Collective, ...]:
     """
     found: Counter[tuple[str, int]] = Counter()
     for match in _COLLECTIVE.finditer(text):
+        result = match["result"]
+        if match["start"] and match["kind"] != "all-reduce":  # (operands, results, then the transport's own numbers)
+            result = _elements(result)[1]
         sizes = [
             math.prod(map(int, filter(None, dims.split(",")))) * max(int(bits or 8), 8) // 8
-            for _, bits, dims in _ARRAY.findall(match["result"])
+            for _, bits, dims in _ARRAY.findall(result)
         ]
-        if match["start"] and match["kind"] in ("all-gather", "collective-permute"):  # operands stand before the results
-            sizes = sizes[len(sizes) // 2 :]
         found[match["kind"], sum(sizes)] += 1
     return tuple(Collective(kind, size, count) for (kind, size), count in sorted(found.items()))
+
+
+def _elements(shape: str) -> list[str]:
+    """The parts of a tuple's shape."""
+    found, depth = [""], 0
+    for character in shape.strip()[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return found
 
 
 def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> list[Stage]:

@@ -23,8 +23,9 @@ class Device:
         single: float32 products at full precision (no TensorFloat-32), FLOP/s.
         link: to the other devices of a machine, bytes/s out of each.
         latency: of one collective, s; assumed, not stated by anyone.
-        disk: at which weights are read, bytes/s; assumed.
+        disk: at which weights are read and bases written, bytes/s, by all devices together; assumed.
         chip: fields of XLA's ``gpu_device_info`` that differ from chip to chip; None where nothing is compiled for it.
+        shares_host: its memory is the host's: what a stage needs there is taken from it too.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Device:
     latency: float = 10e-6
     disk: float = 2e9
     chip: str | None = None
+    shares_host: bool = False
 
     @property
     def target(self) -> str:
@@ -70,8 +72,12 @@ DEVICES = {
 """NVIDIA's data sheets of the SXM modules."""
 
 
-def this_machine() -> Device:
-    """The processor of this machine as a device, its product rate and copy bandwidth measured within a second."""
+def this_machine(devices: int = 1) -> Device:
+    """The processor of this machine as devices, its product rate and copy bandwidth measured within a second.
+
+    Args:
+        devices: how many simulated ones share it: each has that part of its memory, FLOPs and bandwidth.
+    """
 
     def fastest(work: object, repeats: int) -> float:
         times = []
@@ -87,4 +93,5 @@ def this_machine() -> Device:
     source, target = np.ones(1 << 25, np.uint8), np.empty(1 << 25, np.uint8)
     bandwidth = 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 4)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", memory, bandwidth, single, single, bandwidth)
+    memory, single, bandwidth = memory // devices, single / devices, bandwidth / devices
+    return Device("cpu", memory, bandwidth, single, single, bandwidth, shares_host=True)

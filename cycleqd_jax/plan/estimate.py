@@ -5,6 +5,8 @@ The formulas, all per device; a sum over leaves takes the part of each that the 
 - weights W = Σ size · itemsize. An expert space holds the base and K experts, (K + 1) W, and one more W for the child.
 - bases = Σ over stacks of matrices [m, n] of 4 · K r (m + n + 1), in float32, r = min(rank, m, n). u has the rows' part, vt the
   columns': of a matrix that is split along one side only, the other factor is whole on every device.
+- LoRA adapters: no W of their own. Of a leaf that they alone change, r is the largest of their ranks, whatever is kept of it
+  for mutation, and nothing is decomposed or stored. Of one that another expert changes as a whole, every τ is held, 4 · size.
 - genome = Σ 4 · K r + 4 K; an archive of C cells C genomes.
 - express: 2 · m n · K r FLOPs in float32; reads base, experts and factors once, writes the child. Its temporaries are those of
   one matrix (or block of one): the product in float32, and a copy of what is cut out of the stacks of factors.
@@ -13,8 +15,13 @@ The formulas, all per device; a sum over leaves takes the part of each that the 
   attention holds all scores of a layer, in float32 and as weights: S · heads · L² · (4 + itemsize); and its mask, S · L².
 - a decode step: reads the weights and the whole cache; 2 FLOPs for each weight and slot.
 - a product that sums over a split axis is summed over the devices: 2 (d − 1) / d of its result goes over the links.
-- svd: 6 · m n² + 20 n³ FLOPs for m ≥ n, gram: 2 · m n² + 9 n³ + 2 · m n r (Golub and Van Loan), randomized: 2 · m n w for
-  each of its products, 4 · (m or n) w² for each of its QRs, w = r + 16.
+- svd: 6 · m n² + 20 n³ FLOPs for m ≥ n, gram: 2 · m n² + 9 n³ + 2 · m n r (Golub and Van Loan). randomized, w = min(r + 16, n)
+  and i = 2 passes: (2 i + 2) products of 2 · m n w, i + 1 QRs of 4 · m w² and i of 4 · n w², and the SVD and last product of
+  what is left, 26 · m w².
+- bytes of a decomposition: base and expert read, τ written in float32 and read (svd once, gram twice, randomized 2 i + 2
+  times), factors written. The basis stage takes the greatest of FLOPs and of these bytes, over all devices, and of the bases'
+  bytes at the disk's rate.
+- devices that share the host's memory have their part of what a stage needs there on top.
 
 Times are those at the device's limits, the greater of FLOPs and bytes: no program takes less, real ones take more.
 """
@@ -24,6 +31,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +47,7 @@ from cycleqd_jax.plan.device import Device
 from cycleqd_jax.sharding import MESH_AXES, shardings
 from cycleqd_jax.types import tree_paths
 
-__all__ = ["Mesh", "Stage", "Workload", "estimate", "matrix_shapes"]
+__all__ = ["Changes", "Mesh", "Stage", "Workload", "changes", "estimate", "matrix_shapes"]
 
 Mesh = tuple[int, int, int]
 """Devices as population × fsdp × tensor."""
@@ -66,6 +74,8 @@ class Workload:
         workers: sandboxes at work at the same time.
         sandbox_memory: bytes that each may use.
         sandbox_disk: likewise.
+        adapters: of every expert, by path, the ranks of a LoRA adapter's updates (None: the whole leaf); None in its place
+            where the expert is given by its weights, as all are if this is empty.
     """
 
     model: llama.LlamaConfig
@@ -84,6 +94,12 @@ class Workload:
     workers: int
     sandbox_memory: int
     sandbox_disk: int
+    adapters: tuple[Mapping[str, int | None] | None, ...] = ()
+
+    @property
+    def full(self) -> int:
+        """Experts that are given by their weights."""
+        return self.experts - sum(adapter is not None for adapter in self.adapters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +128,36 @@ class Stage:
         return sum(self.device.values())
 
 
+class Changes(NamedTuple):
+    """What an expert space holds of a leaf beside the base.
+
+    Attributes:
+        experts: weights of that many experts, in the base's dtype.
+        updates: whether there is a τ of each expert, in float32; empty where there are none.
+        rank: of the updates, where adapters alone change it by factors; 0 elsewhere.
+    """
+
+    experts: int
+    updates: tuple[bool, ...]
+    rank: int
+
+    @property
+    def dense(self) -> bool:
+        """Whether matrices of it are decomposed."""
+        return self.experts > 0 or any(self.updates)
+
+
+def changes(work: Workload, path: str) -> Changes:
+    """What is held of the leaf at a path, as :meth:`~cycleqd_jax.genome.ExpertSpace.from_experts` sorts leaves."""
+    if work.full == work.experts:
+        return Changes(work.experts, (), 0)
+    given = [adapter is None or path in adapter for adapter in work.adapters]
+    ranks = [adapter[path] for adapter in work.adapters if adapter is not None and path in adapter]
+    if work.full or None in ranks:
+        return Changes(0, tuple(given), 0)
+    return Changes(0, (), max((rank for rank in ranks if rank is not None), default=0))
+
+
 class _Leaf(NamedTuple):
     """One weight and the part of it that a device holds."""
 
@@ -123,6 +169,9 @@ class _Leaf(NamedTuple):
     columns: int
     width: int  # K r; 0 where there is no basis
     split: int  # devices over which the rows, the axis that products sum over, are split
+    matrix: bool
+    directions: int  # K r with those that mutation leaves alone
+    changes: Changes
 
     @property
     def size(self) -> int:
@@ -149,9 +198,12 @@ def _leaves(work: Workload, mesh: Mesh) -> list[_Leaf]:
         matrix = is_matrix(path, jax.ShapeDtypeStruct(shape, jnp.float32))
         *stack, m, n = shape if matrix else (*shape[:-1], 1, shape[-1])
         rows, columns = (local[-2], local[-1]) if matrix else (1, local[-1])
-        rank = min(m, n) if work.rank is None else min(work.rank, m, n)
-        width = work.experts * rank if matrix else 0
-        found.append(_Leaf(path, math.prod(stack), m, n, rows, columns, width, m // rows))
+        change = changes(work, path)
+        most = min(m, n) if change.dense else min(change.rank, m, n)
+        kept = most if work.rank is None else min(work.rank, most)
+        whole = kept if change.dense else most
+        width, directions = (work.experts * kept, work.experts * whole) if matrix else (0, 0)
+        found.append(_Leaf(path, math.prod(stack), m, n, rows, columns, width, m // rows, matrix, directions, change))
     return found
 
 
@@ -178,11 +230,29 @@ class _Model:
 
     @property
     def bases(self) -> int:
-        return sum(4 * leaf.stack * leaf.width * (leaf.rows + leaf.columns + 1) for leaf in self.leaves)
+        return sum(4 * leaf.stack * leaf.directions * (leaf.rows + leaf.columns + 1) for leaf in self.leaves)
 
     @property
-    def whole_bases(self) -> int:
-        return sum(4 * leaf.stack * leaf.width * (leaf.m + leaf.n + 1) for leaf in self.leaves)
+    def updates(self) -> int:
+        return sum(4 * leaf.local * sum(leaf.changes.updates) for leaf in self.leaves)
+
+    @property
+    def decomposed(self) -> list[_Leaf]:
+        return [leaf for leaf in self.leaves if leaf.matrix and leaf.changes.dense]
+
+    @property
+    def stored_bases(self) -> int:
+        return sum(4 * leaf.stack * leaf.width * (leaf.m + leaf.n + 1) for leaf in self.decomposed)
+
+    @property
+    def adapters(self) -> int:
+        """Of the factors and whole leaves of all adapters, as the host reads them."""
+
+        def of(leaf: _Leaf, rank: int | None) -> int:
+            return 4 * (leaf.size if rank is None else leaf.stack * rank * (leaf.m + leaf.n))
+
+        given = [adapter for adapter in self.work.adapters if adapter is not None]
+        return sum(of(leaf, adapter[leaf.path]) for adapter in given for leaf in self.leaves if leaf.path in adapter)
 
     @property
     def genome(self) -> int:
@@ -200,13 +270,13 @@ class _Model:
     def express_temporaries(self) -> int:
         def of(leaf: _Leaf) -> int:
             stacked = "/" in leaf.path
-            rows, columns = (leaf.rows, leaf.columns) if stacked else block_shape(leaf.rows, leaf.columns, leaf.width)
+            rows, columns = (leaf.rows, leaf.columns) if stacked else block_shape(leaf.rows, leaf.columns, leaf.directions)
             # a factor is copied where it is cut out of a stack, and the smaller one, as diag(c ⊙ s) is multiplied into it
             u = stacked or rows < leaf.rows or rows <= columns
             vt = stacked or columns < leaf.columns or rows > columns
-            return 4 * (rows * columns + u * rows * leaf.width + vt * leaf.width * columns)
+            return 4 * (rows * columns + u * rows * leaf.directions + vt * leaf.directions * columns)
 
-        return max(of(leaf) for leaf in self.leaves if leaf.width)
+        return max(of(leaf) for leaf in self.leaves if leaf.directions)
 
     def prefill_temporaries(self, length: int) -> float:
         """Beside the cache: scores and mask of one layer, and the states."""
@@ -246,11 +316,23 @@ class _Model:
         products = 2 * ITERATIONS + 2
         return products * 2 * m * n * w + (ITERATIONS + 1) * 4 * m * w**2 + ITERATIONS * 4 * n * w**2 + 26 * m * w**2
 
+    def decompose_moved(self, leaf: _Leaf) -> float:
+        """Bytes between a device and its memory for one matrix: see above."""
+        passes = {"svd": 1, "gram": 2, "randomized": 2 * ITERATIONS + 2}[self.work.method]
+        rank = leaf.width // self.work.experts
+        return leaf.m * leaf.n * (2 * self.itemsize + 4 * (1 + passes)) + 4 * rank * (leaf.m + leaf.n + 1)
+
+    def basis_seconds(self, device: Device) -> float:
+        devices, count = math.prod(self.mesh), self.work.experts
+        flops = sum(count * leaf.stack * self.decompose_flops(leaf) for leaf in self.decomposed)
+        moved = sum(count * leaf.stack * self.decompose_moved(leaf) for leaf in self.decomposed)
+        return max(flops / devices / device.single, moved / devices / device.bandwidth, self.stored_bases / device.disk)
+
     def express_seconds(self, device: Device) -> float:
         def of(leaf: _Leaf) -> float:
-            flops = 2 * leaf.local * leaf.width
-            moved = leaf.local * self.itemsize * (self.work.experts + 2)
-            moved += 4 * leaf.stack * leaf.width * (leaf.rows + leaf.columns)
+            flops = 2 * leaf.local * leaf.directions
+            moved = leaf.local * (self.itemsize * (leaf.changes.experts + 2) + 4 * sum(leaf.changes.updates))
+            moved += 4 * leaf.stack * leaf.directions * (leaf.rows + leaf.columns)
             return max(flops / device.single, moved / device.bandwidth)
 
         return sum(map(of, self.leaves))
@@ -273,7 +355,7 @@ class _Model:
                 continue
             through = tokens if leaf.path.startswith("layers/") else logits
             moved += leaf.local * self.itemsize
-            if leaf.width:
+            if leaf.matrix:
                 flops += 2 * leaf.local * through
                 if leaf.split > 1 and leaf.path != "embed_tokens":
                     summed += leaf.stack * through * leaf.columns * self.compute * 2 * (leaf.split - 1) / leaf.split
@@ -314,23 +396,21 @@ def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
     """
     model = _Model(work, mesh)
     devices = math.prod(mesh)
-    experts = {"base": float(model.weights), "experts": float(work.experts * model.weights)}
-    matrices = [leaf for leaf in model.leaves if leaf.width]
-    files = (work.experts + 1) * model.whole_weights
+    experts = {"base": float(model.weights), "experts": float(work.full * model.weights)}
+    files = (work.full + 1) * model.whole_weights + model.adapters
     stacked = max(leaf.local for leaf in model.leaves) * model.itemsize  # the host holds one at a time
-    flops = sum(work.experts * leaf.stack * model.decompose_flops(leaf) for leaf in matrices)
-    one_matrix = max(model.decompose_memory(leaf) for leaf in matrices)
-    space = {**experts, "bases": float(model.bases), "archives": float(model.archives)}
+    one_matrix = max((model.decompose_memory(leaf) for leaf in model.decomposed), default=0.0)
+    space = {**experts, "updates": float(model.updates), "bases": float(model.bases), "archives": float(model.archives)}
     child = {**space, "child": float(model.weights)}
-    return [
-        Stage("load", experts, stacked, files, files / device.disk),
+    stages = [
+        Stage("load", experts, stacked + model.adapters, files, files / device.disk),
         # the host gathers the bases from all devices, and writes them
         Stage(
             "basis",
             {**experts, "temporaries": one_matrix},
-            model.whole_bases,
-            model.whole_bases,
-            flops / devices / device.single,
+            model.stored_bases,
+            model.stored_bases,
+            model.basis_seconds(device),
         ),
         Stage("express", {**child, "temporaries": float(model.express_temporaries)}, 0, 0, model.express_seconds(device)),
         Stage(
@@ -349,8 +429,11 @@ def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
             0.0,
         ),
     ]
+    if not device.shares_host:
+        return stages
+    return [dataclasses.replace(s, device={**s.device, "host": s.host / devices}) if s.host else s for s in stages]
 
 
 def matrix_shapes(work: Workload) -> list[tuple[int, int]]:
     """The different shapes of matrices that are decomposed."""
-    return list(dict.fromkeys((leaf.m, leaf.n) for leaf in _leaves(work, (1, 1, 1)) if leaf.width))
+    return list(dict.fromkeys((leaf.m, leaf.n) for leaf in _Model(work, (1, 1, 1)).decomposed))

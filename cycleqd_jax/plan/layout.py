@@ -78,7 +78,7 @@ def choose_mesh(work: Workload, devices: int, device: Device) -> tuple[Mesh, lis
     return mesh, stages
 
 
-def advice(work: Workload, devices: int, device: Device, scale: float = 1.0) -> list[str]:
+def advice(work: Workload, devices: int, device: Device, scale: float = 1.0, mesh: Mesh | None = None) -> list[str]:
     """What would make a plan fit, the least change first; or, if it fits, with how few devices it still does.
 
     Args:
@@ -86,30 +86,48 @@ def advice(work: Workload, devices: int, device: Device, scale: float = 1.0) -> 
         devices: how many.
         device: of which kind.
         scale: how many times as much memory as estimated is needed, where that has been measured.
+        mesh: how the devices are arranged; as is best for the plan by default.
 
     Returns:
-        Arguments and overrides of ``cycleqd plan``; those of a line belong together.
+        Arguments and overrides of ``cycleqd plan``, instead of those given; those of a line belong together.
     """
 
-    def works(changed: Workload, count: int = devices, kind: Device = device) -> bool:
+    def arranged(changed: Workload, count: int = devices, kind: Device = device) -> Mesh | None:
+        """The best arrangement, if it fits."""
         try:
-            return scale * peak(choose_mesh(changed, count, kind)[1]).total <= USABLE * kind.memory
+            best, stages = choose_mesh(changed, count, kind)
         except InputError:
-            return False
+            return None
+        return best if scale * peak(stages).total <= USABLE * kind.memory else None
 
+    def works(changed: Workload, count: int = devices, kind: Device = device) -> bool:
+        if mesh is None or count != devices:
+            return arranged(changed, count, kind) is not None
+        return scale * peak(estimate(changed, mesh, kind)).total <= USABLE * kind.memory
+
+    def number(count: int) -> str:
+        # a mesh that was given is of another number of devices
+        best = None if mesh is None else choose_mesh(work, count, device)[0]
+        return f"--devices {count}" + ("" if best is None else f" --mesh {_text(best)}")
+
+    alone = device.shares_host  # more devices there are smaller ones
     if works(work):
-        fewer = next((count for count in range(1, devices) if works(work, count)), None)
-        return [] if fewer is None else [f"--devices {fewer}"]
+        fewer = next((count for count in range(1, 1 if alone else devices) if works(work, count)), None)
+        return [] if fewer is None else [number(fewer)]
     found = []
-    more = next((count for count in range(devices + 1, MOST_DEVICES + 1) if works(work, count)), None)
-    if more is not None:
-        found.append(f"--devices {more}")
+    other = None if mesh is None else arranged(work)
+    more = None
+    if other is not None:
+        found.append(f"--mesh {_text(other)}")
+    elif not alone:
+        more = next((count for count in range(devices + 1, MOST_DEVICES + 1) if works(work, count)), None)
+        found += [] if more is None else [number(more)]
     if work.model.dtype == "float32":
         half = dataclasses.replace(work, model=work.model.replace(dtype="bfloat16"))
         found += ["model.dtype=bfloat16"] if works(half) else []
-    larger = [other for other in DEVICES.values() if other.memory > 1.05 * device.memory]
-    options = [([], devices, device), *(([f"--device {other.name}"], devices, other) for other in larger)]
-    if more is None:
+    larger = [kind for kind in DEVICES.values() if kind.memory > 1.05 * device.memory]
+    options = [([], devices, device), *(([f"--device {kind.name}"], devices, kind) for kind in larger)]
+    if more is None and other is None and mesh is None and not alone:
         options += [([f"--devices {times * devices}"], times * devices, device) for times in (2, 4)]
     for prefix, count, kind in options:
         if prefix and works(work, count, kind):
@@ -117,6 +135,10 @@ def advice(work: Workload, devices: int, device: Device, scale: float = 1.0) -> 
             continue
         found += [" ".join([*prefix, *names]) for names in _smaller(work, functools.partial(works, count=count, kind=kind))]
     return found
+
+
+def _text(mesh: Mesh) -> str:
+    return ",".join(map(str, mesh))
 
 
 def _smaller(work: Workload, works: Callable[[Workload], bool]) -> list[list[str]]:

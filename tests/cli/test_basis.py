@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from cycleqd_jax.types import Adapter, InputError, LowRank, no_progress
 
 SHAPES = {"embed": (10, 6), "layers/norm": (2, 6), "layers/q": (2, 6, 8)}
 MATRICES = ["embed", "layers/q"]
+Q = f"layers.q-{zlib.crc32(b'layers/q'):08x}"  # where the leaf lies in a store
 
 
 def weights(seed, around=None, scale=1.0):
@@ -70,10 +72,44 @@ def test_bases_from_a_store_are_those_in_memory(tmp_path, decomposed, assert_ide
     assert said == [f"basis: {made.folder}"]
     assert_identical(made.bases, wanted)
     assert_identical(again.bases, wanted)
-    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(again.bases))
     assert again.facts == made.facts
     assert json.loads((made.folder / "basis.json").read_text()) == made.facts
     assert not list(tmp_path.rglob("*tmp*"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_bases_of_many_devices_stay_on_the_host(tmp_path, monkeypatch, count):
+    devices = jax.local_devices()
+    if len(devices) < count:
+        pytest.skip("needs several devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[:count])
+    made, again = make(experts(1, 2), tmp_path)[0], make(experts(1, 2), tmp_path)[0]
+    kind = jax.Array if count == 1 else np.ndarray
+    assert [type(x) for x in jax.tree.leaves((made.bases, again.bases)) if not isinstance(x, kind)] == []
+
+
+def test_leaves_of_similar_names_have_files_of_their_own(tmp_path, decomposed, assert_identical):
+    paths = ["a.b", "a/b", "a/b.json", "a/b/c"]
+    base = {path: weights(0)["embed"] for path in paths}
+    changed = [{path: x + weights(10 * k + i)["embed"] for i, (path, x) in enumerate(base.items())} for k in (1, 2)]
+    of = Experts(base, changed, {})
+    made, _ = make(of, tmp_path)
+    again, said = make(of, tmp_path)
+    assert said == [f"basis: {made.folder}"]
+    assert decomposed == paths
+    wanted = {path: basis for path, basis, _ in dense_bases(base, changed, paths, None)}
+    assert_identical(again.bases, wanted)
+
+
+def test_stacks_without_matrices_are_stored(tmp_path):
+    base = weights(0) | {"none": jnp.zeros((0, 6, 8))}
+    of = Experts(base, [weights(k, weights(0)) | {"none": base["none"]} for k in (1, 2)], {})
+    made, _ = make(of, tmp_path)
+    again, said = make(of, tmp_path)
+    assert said == [f"basis: {made.folder}"]
+    assert [x.shape for x in again.bases["none"]] == [(0, 6, 2, 6), (2, 0, 6), (0, 2, 6, 8)]
+    assert again.facts["leaves"]["none"]["retained"] is None
+    basis_text(again.facts, ["a", "b"])
 
 
 def test_what_is_known_of_a_basis(tmp_path):
@@ -107,6 +143,13 @@ def test_experts_that_are_the_base_have_nothing_to_say(tmp_path):
     nobody = make(Experts(base, [base, base], {"nobody": True}), tmp_path)[0].facts
     assert nobody["leaves"]["embed"]["retained"] is None
     assert "–" in basis_text(nobody, ["a", "b"])
+
+
+def test_tiny_changes_are_not_none(tmp_path):
+    base = {"w": jnp.zeros((10, 6))}
+    of = Experts(base, [{"w": weights(k, scale=1e-24)["embed"]} for k in (1, 2)], {})
+    retained = make(of, tmp_path)[0].facts["leaves"]["w"]["retained_by_expert"]
+    assert retained == [[pytest.approx(1, abs=1e-5)]] * 2
 
 
 def test_adapters_are_described_but_not_stored(tmp_path, decomposed):
@@ -151,7 +194,7 @@ def test_a_killed_stage_goes_on_at_the_leaf_it_was_at(tmp_path, decomposed, asse
     script = KILLED.format(here=str(Path(__file__).parent), cache=str(tmp_path))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert list(tmp_path.rglob("layers.q.orbax-checkpoint-tmp*"))  # it was in the middle of writing
+    assert list(tmp_path.rglob(f"{Q}.orbax-checkpoint-tmp*"))  # it was in the middle of writing
     made, said = make(experts(1, 2), tmp_path)
     assert decomposed == ["layers/q"]
     assert said == [f"basis: 1 of 2 leaves are in {made.folder}"]
@@ -234,7 +277,7 @@ def write_another_rank(leaf):
 )
 def test_a_broken_leaf_is_said_and_made_again(tmp_path, decomposed, assert_identical, damage, said):
     made, _ = make(experts(1, 2), tmp_path)
-    damage(made.folder / "leaves" / "layers.q")
+    damage(made.folder / "leaves" / Q)
     again, lines = make(experts(1, 2), tmp_path)
     assert lines[0].startswith(f"basis: layers/q in {made.folder} is broken ({said}")
     assert decomposed == [*MATRICES, "layers/q"]
@@ -245,7 +288,7 @@ def test_a_broken_leaf_is_said_and_made_again(tmp_path, decomposed, assert_ident
 def test_a_leaf_of_another_basis_is_made_again(tmp_path, decomposed, assert_identical):
     other, _ = make(experts(1, 3), tmp_path)
     made, _ = make(experts(1, 2), tmp_path)
-    for name in ("layers.q", "layers.q.json"):
+    for name in (Q, f"{Q}.json"):
         target = made.folder / "leaves" / name
         shutil.rmtree(target) if target.is_dir() else target.unlink()
         copy = shutil.copytree if (other.folder / "leaves" / name).is_dir() else shutil.copy
@@ -263,10 +306,67 @@ def test_experts_that_changed_under_the_same_digest_are_noticed(tmp_path, decomp
     changed.experts[1]["layers/q"] = layer.at[1, 0, 0].add(0.1)  # type: ignore[index]
     made, said = make(changed, tmp_path)
     assert "layers/q" in said[0]
-    assert "the experts' task vectors have other norms" in said[0]
+    assert "it is of other task vectors than the experts'" in said[0]
     assert decomposed == [*MATRICES, "layers/q"]
     want = np.linalg.norm(np.asarray(changed.experts[1]["layers/q"] - changed.base["layers/q"], np.float64), axis=(1, 2))  # type: ignore[index]
     np.testing.assert_allclose(np.linalg.norm(np.asarray(made.bases["layers/q"].s[1], np.float64), axis=1), want, rtol=1e-5)
+
+
+def one_element(tau):
+    return tau.at[1, 37, 211].add(3 * np.asarray(tau, np.float64).std())
+
+
+def reversed_rows(tau):
+    return tau.at[1].set(tau[1, ::-1])
+
+
+def two_rows(tau):
+    return tau.at[1, jnp.array([17, 18])].set(tau[1, jnp.array([18, 17])])
+
+
+def reversed_stack(tau):
+    return tau[::-1]
+
+
+def transposed(tau):
+    return jnp.swapaxes(tau, -1, -2)
+
+
+def other_sign(tau):
+    return -tau
+
+
+def nothing(tau):
+    return tau
+
+
+@pytest.mark.parametrize(
+    "change", [one_element, reversed_rows, two_rows, reversed_stack, transposed, other_sign, nothing], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-24, 1e24])
+def test_changes_that_norms_do_not_show_are_noticed(tmp_path, decomposed, change, scale):
+    base = {"w": jnp.zeros((2, 400, 400))}
+    taus = [scale * jax.random.normal(jax.random.key(k), (2, 400, 400)) for k in (1, 2)]
+    options = {"identity": {}, "rank": 2, "method": "randomized"}
+    make(Experts(base, [{"w": tau} for tau in taus], **options), tmp_path)
+    said = make(Experts(base, [{"w": taus[0]}, {"w": change(taus[1])}], **options), tmp_path)[1]
+    again = change is not nothing
+    assert ("it is of other task vectors than the experts'" in said[0]) == again
+    assert decomposed == ["w"] * (1 + again)
+
+
+def test_sums_in_another_order_are_not_other_experts(tmp_path, decomposed):
+    devices = jax.devices()
+    if len(devices) < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    mesh = jax.sharding.Mesh(np.asarray(devices[:8]).reshape(2, 4), ("a", "b"))
+    base, *changed = ({"w": 0.1 + jax.random.normal(jax.random.key(k), (64, 16384))} for k in range(3))
+    options = {"identity": {}, "rank": 2, "method": "randomized"}
+    make(Experts(base, changed, **options), tmp_path)
+    for names in (("a", "b"), (None, ("a", "b"))):
+        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
+        make(Experts(*jax.device_put((base, changed), spread), **options), tmp_path)
+    assert decomposed == ["w"]
 
 
 def test_a_basis_of_other_experts_is_refused(tmp_path, decomposed):
@@ -361,7 +461,6 @@ def test_the_dense_space_has_no_basis(config_file):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["genome.space=dense", "genome.method=gram"], "genome.method is of the expert space"),
         (["genome.method=randomized"], "needs genome.rank"),
         (["genome.method=qr"], "genome.method must be one of svd, gram, randomized, but is 'qr'"),
     ],

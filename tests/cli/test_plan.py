@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
+import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from cycleqd_jax import plan
 from cycleqd_jax.cli import main
@@ -135,6 +139,87 @@ def test_collectives_of_a_program():
     assert found == {("all-reduce", 64 * 4096 * 2, 2), ("all-gather", 64 * 8 * 8, 1), ("all-reduce", 64, 1)}
 
 
+def test_collectives_that_start_return_operands_and_contexts_too():
+    text = """
+  %cp = (f32[64]{0}, f32[64]{0:T(256)}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}
+  %cp.done = f32[64]{0} collective-permute-done(%cp)
+  %cps = ((bf16[8,2]{1,0}, s8[4]{0}), (bf16[8,2]{1,0}, s8[4]{0}), u32[]) collective-permute-start(%x, %y)
+  %cb = f32[16]{0} collective-broadcast(%x), replica_groups={{0,1}}
+  %ra = f32[32]{0} ragged-all-to-all(%x, %y, %a, %b, %c, %d), replica_groups={{0,1}}
+  %rs = ((f32[80]{0}), f32[10]{0}) reduce-scatter-start(%x)
+  %ar = (f32[5]{0}, f32[6]{0}) all-reduce-start(%x, %y)
+"""
+    found = {(c.kind, c.bytes, c.count) for c in collectives(text)}
+    assert found == {
+        ("collective-permute", 256, 1),
+        ("collective-permute", 36, 1),
+        ("collective-broadcast", 64, 1),
+        ("ragged-all-to-all", 128, 1),
+        ("reduce-scatter", 40, 1),
+        ("all-reduce", 44, 1),
+    }
+
+
+def test_basis_takes_the_greatest_of_its_limits():
+    def seconds(**limits):
+        free = {"single": 1e30, "bandwidth": 1e30, "disk": 1e30}
+        return by_name(estimate(work, (1, 1, 2), dataclasses.replace(H100, **{**free, **limits})))["basis"].seconds
+
+    work = workload(LLAMA_8B, rank=256, method="randomized")
+    stored = by_name(estimate(work, (1, 1, 2), H100))["basis"].disk
+    assert seconds(disk=1e9) == pytest.approx(stored / 1e9)
+    numbers = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 2 * 4096 * 128256
+    # base and expert in bfloat16, τ written once and read in each of 6 products, factors written
+    assert seconds(bandwidth=1e12) == pytest.approx((3 * numbers * (2 + 2 + 4 * 7) + stored) / 2 / 1e12)
+    fast = seconds(single=1e12)
+    assert fast > 0
+    assert seconds(single=1e12, bandwidth=1e12, disk=1e12) == max(fast, seconds(bandwidth=1e12), seconds(disk=1e12))
+
+
+LORA = {"layers/attn/q": 8, "layers/mlp/down": 4}
+
+
+def test_memory_of_adapters():
+    work = workload(LLAMA_8B, rank=6, adapters=(LORA, LORA, {"layers/attn/q": 16}))
+    stages = by_name(estimate(work, (1, 1, 1), H100))
+    parts = stages["express"].device
+    assert parts["experts"] == parts["updates"] == 0
+    # q has the largest of the ranks, mutation acts on 6 directions of q and 4 of down
+    assert parts["bases"] == 4 * 3 * 32 * (16 * (4096 + 4096 + 1) + 4 * (14336 + 4096 + 1))
+    assert parts["archives"] == 675 * 4 * (3 * 32 * (6 + 4) + 3)
+    factors = 4 * 32 * ((8 + 8 + 16) * 8192 + (4 + 4) * 18432)
+    assert stages["load"].disk == 16_060_522_496 + factors
+    assert (stages["basis"].disk, stages["basis"].seconds, stages["basis"].device["temporaries"]) == (0, 0, 0)
+    assert stages["decode"].seconds == by_name(estimate(workload(LLAMA_8B), (1, 1, 1), H100))["decode"].seconds
+    mixed = by_name(estimate(dataclasses.replace(work, adapters=(LORA, LORA, None)), (1, 1, 1), H100))["express"].device
+    assert mixed["experts"] == 16_060_522_496
+    size = 8_030_261_248
+    assert mixed["updates"] == 4 * (size + 2 * 32 * (4096**2 + 4096 * 14336))
+
+
+@pytest.mark.parametrize("rank", [6, None])
+@pytest.mark.parametrize("last", [{"layers/attn/q": 16, "final_norm": None}, None])
+def test_the_compiler_agrees_on_adapters(rank, last):
+    work = workload(rank=rank, adapters=(LORA, LORA, last))
+    cpu = dataclasses.replace(H100, chip=None)
+    [express] = [program for program in plan.compile_programs(work, (1, 1, 1), cpu) if program.name == "express"]
+    parts = by_name(estimate(work, (1, 1, 1), cpu))["express"].device
+    held = parts["base"] + parts["updates"] + parts["bases"] + parts["child"] + parts["archives"] / work.cells
+    assert express.arguments == pytest.approx(held, rel=1e-3)
+
+
+def test_devices_of_one_host_share_it(monkeypatch):
+    monkeypatch.setattr(plan.device, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__))  # all takes 1 s
+    one, four = plan.this_machine(), plan.this_machine(4)
+    assert four.memory == one.memory // 4
+    assert four.single == one.single / 4
+    assert four.bandwidth == one.bandwidth / 4
+    here, there = (by_name(estimate(workload(), (1, 1, 2), device)) for device in (four, H100))
+    for name, stage in here.items():
+        assert stage.total == there[name].total + stage.host / 2
+    assert here["evaluate"].host > 0
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_every_advice_fits(devices):
     config = LLAMA_8B.replace(dtype="float32")
@@ -175,6 +260,53 @@ def test_the_paper_setting_without_its_weights(capsys):
     assert one["seconds_per_generation"] > facts["seconds_per_generation"]
     short = planned(capsys, CONFIGS / "llama3_8b_cs.yaml", "--reply-tokens", 100, "--devices", 8)
     assert short["seconds_per_generation"] < facts["seconds_per_generation"]
+
+
+def test_another_mesh_is_advised(capsys):
+    args = ["plan", str(CONFIGS / "llama3_8b_cs.yaml"), "--devices", "8"]
+    assert main([*args, "--mesh", "8,1,1"]) == 0
+    said = capsys.readouterr().out
+    assert "--mesh 1,1,8 (or leave --mesh out)" in said
+    assert "only other devices help" not in said
+    assert "7 of 8 groups of devices are idle: search.batch_size is 1" in said
+    assert "cycleqd run uses one device so far" in said
+    facts = planned(capsys, *args[1:], "--mesh", "1,8,1")
+    for line in facts["advice"]:
+        words = line.replace("--mesh ", "--mesh=").replace("--devices ", "--devices=").replace("--device ", "--device=").split()
+        given = {"--mesh": "1,8,1", "--devices": "8"} | dict(word.split("=") for word in words)
+        assert planned(capsys, args[1], *(f"{name}={value}" for name, value in given.items()))["fits"], line
+
+
+def test_one_device_needs_no_note_about_several(capsys):
+    notes = planned(capsys, CONFIGS / "llama3_8b_cs.yaml")["notes"]
+    assert notes == ["not at hand, so counted as full weights: the experts mbpp, dbbench, os_interaction"]
+
+
+def test_experts_that_are_adapters(capsys, tmp_path):
+    tree = yaml.safe_load((CONFIGS / "llama3_8b_cs.yaml").read_text("utf-8"))
+    for name in tree["model"]["experts"]:
+        tree["model"]["experts"][name] = str(tmp_path / name)
+        (tmp_path / name).mkdir()
+        modules = {"target_modules": ["q_proj"], "r": 2, "lora_alpha": 4, "peft_type": "LORA", "bias": "none"}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(modules))
+        prefix = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+        tensors = {}
+        for i in range(32):
+            tensors[prefix.format(i, "A")] = np.zeros((2, 4096), np.float16)
+            tensors[prefix.format(i, "B")] = np.zeros((4096, 2), np.float16)
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+    (tmp_path / "lora.yaml").write_text(yaml.safe_dump(tree))
+    facts = planned(capsys, tmp_path / "lora.yaml")
+    parts = next(stage["device"] for stage in facts["stages"] if stage["name"] == "express")
+    assert parts["experts"] == 0
+    assert parts["bases"] == 4 * 3 * 2 * 32 * (4096 + 4096 + 1)
+    assert facts["notes"] == []
+    tree["model"]["experts"]["mbpp"] = "owner/model"
+    (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["plan", str(tmp_path / "mixed.yaml")]) == 2
+    assert "set genome.densify=true" in capsys.readouterr().err
+    facts = planned(capsys, tmp_path / "mixed.yaml", "genome.densify=true")
+    assert facts["notes"] == ["not at hand, so counted as full weights: the experts mbpp"]
 
 
 def test_70b_says_what_does_not_fit_and_why(capsys):

@@ -114,8 +114,8 @@ def test_rows_in_blocks_are_the_whole(monkeypatch, assert_close):
     _express.clear_cache()
     assert_close(got, want, 1e-6)
     assert express.block_shape(64, 32, 6) == (8, 32)  # at most 300 numbers
-    assert express.block_shape(7, 1000, 6) == (7, 40)
-    assert express.block_shape(64, 32, 96) == (2, 32)  # the factor of two rows has 192
+    assert express.block_shape(7, 1000, 6) == (7, 42)  # 24 blocks, the last one moved back
+    assert express.block_shape(64, 32, 96) == (3, 32)  # the factor of three rows has 288
 
 
 def test_experts_are_held_and_not_copied():
@@ -149,15 +149,14 @@ def test_the_size_of_a_genome_is_that_of_its_arrays():
 
 
 def test_200_lineages_of_20_generations_against_float64():
-    """Whole lineages on dense float64 weights, with the reference's order: crossover, then U diag(w s) Vᵀ of the active "
-    "expert."""
+    """Whole lineages on dense float64 weights, with the reference's order: crossover, then U diag(w s) Vᵀ of the active expert,
+    decomposed by NumPy.
+    """
     space = make_space(rank=None)
     experts = space.num_experts
     base = {path: np.asarray(leaf, np.float64) for path, leaf in tree_paths(space.base)}
     taus = [{path: np.asarray(leaf, np.float64) - base[path] for path, leaf in tree_paths(params(k))} for k in (1, 2, 3)]
-    factors = [
-        {path: tuple(np.asarray(x, np.float64) for x in basis.of(k)) for path, basis in space.bases.items()} for k in range(3)
-    ]
+    factors = [{path: np.linalg.svd(tau[path], full_matrices=False) for path in space.bases} for tau in taus]
     assert set(base) - set(space.bases) == {path for path in base if "norm" in path}
 
     @jax.jit
@@ -205,3 +204,126 @@ def test_dense_space_is_of_the_models_size():
     space = DenseSpace.from_experts(params(0), [params(1), params(2)], mutation="none")
     genome = space.expert(0)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(genome)) == 4 * llama.num_params(CONFIG)
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 32), (67, 16), (16, 67), (31, 31)])
+def test_blocks_cover_every_matrix(m, n, monkeypatch, assert_close):
+    """Prime sizes too: the last block is moved back over its neighbour."""
+    rng = np.random.default_rng(0)
+    base, *experts = ({"w": jnp.asarray(rng.normal(size=(m, n)), jnp.float32)} for _ in range(3))
+    space = ExpertSpace.from_experts(base, experts, rank=3)
+    genome = space.mutate(jax.random.key(0), space.expert(1), 0)
+    want = jax.tree.map(np.asarray, space.express(genome))
+    monkeypatch.setattr(express, "_BLOCK", 300)
+    rows, columns = express.block_shape(m, n, 6)
+    assert rows * columns <= 300
+    assert (rows, columns) != (1, n)
+    _express.clear_cache()
+    got = space.express(genome)
+    _express.clear_cache()
+    assert_close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": 4, "tensor": 2}], ids=str)
+def test_what_is_still_needed_is_not_written_over(sizes):
+    space = make_space()
+    space = on_mesh(space, **sizes) if sizes else space
+    genome = mutant(space)
+    out = space.express(genome)
+    for held in (space.base, jax.tree.map(lambda x: x, space.base)):
+        with pytest.raises(InputError, match="still needed"):
+            space.express(genome, held)
+    expert = jax.tree.unflatten(jax.tree.structure(space.base), [space.experts[path][0] for path, _ in tree_paths(space.base)])
+    with pytest.raises(InputError, match="still needed"):
+        space.express(genome, expert)
+    with pytest.raises(InputError, match="still needed"):
+        space.express(genome, {**out, "norm": space.base["norm"]})
+    layers = {**out["layers"], "post_norm": out["layers"]["input_norm"]}
+    with pytest.raises(InputError, match="still needed"):  # one buffer for two leaves
+        space.express(genome, {**out, "layers": layers})
+    with pytest.raises(InputError, match=r"live jax\.Array of dtype float32"):
+        space.express(genome, {**out, "norm": out["norm"].astype(jnp.bfloat16)})
+    with pytest.raises(InputError, match=r"live jax\.Array"):
+        space.express(genome, {**out, "norm": np.asarray(out["norm"])})
+    if sizes:
+        with pytest.raises(InputError, match="lies elsewhere"):
+            space.express(genome, make_space().express(mutant(make_space())))
+    again = space.express(genome, out)
+    assert out["norm"].is_deleted()
+    assert not again["norm"].is_deleted()
+
+
+def test_meshes_that_do_not_fit():
+    space = make_space()
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 (simulated) devices")
+    P = jax.sharding.PartitionSpec
+    mesh = sharding.make_mesh(population=4, tensor=2)
+    specs = jax.tree.map(lambda leaf: P(), space.base)
+    with pytest.raises(InputError, match="'nope', which the mesh"):
+        space.shard(mesh, {**specs, "norm": P("nope")})
+    layers = {**specs["layers"], "input_norm": P("tensor")}
+    with pytest.raises(InputError, match="dimension of 3, which 'tensor'"):
+        space.shard(mesh, {**specs, "layers": layers})
+    three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), mutant(space))
+    with pytest.raises(InputError, match="divides 3 individuals"):
+        space.shard(mesh, specs).express_population(three)
+    other = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("x",))
+    with pytest.raises(InputError, match="axis 'population'"):
+        space.shard(other, specs).express_population(three)
+
+
+def test_bases_are_those_of_the_experts():
+    base, experts = params(0), [params(1), params(2)]
+    space = ExpertSpace.from_experts(base, experts, rank=4)
+    same = ExpertSpace.from_experts(base, experts, rank=4, bases=space.bases)
+    assert all(same.bases[path] is space.bases[path] for path in space.bases)
+    up = "layers/mlp/up"
+    wrong = {
+        "not that of expert 0": ExpertSpace.from_experts(base, [params(3), params(2)], rank=4).bases,
+        "not that of expert 1": ExpertSpace.from_experts(base, [params(1), params(3)], rank=4).bases,
+        "another rank": ExpertSpace.from_experts(base, experts, rank=3).bases,
+        "or not finite": {**space.bases, up: space.bases[up]._replace(u=space.bases[up].u.at[0, 3, 1, 2].set(jnp.nan))},
+        "in float32": {**space.bases, up: space.bases[up]._replace(s=space.bases[up].s.astype(jnp.float16))},
+        "'layers/mlp/up' is in one of them": {path: basis for path, basis in space.bases.items() if path != up},
+    }
+    for named, bases in wrong.items():
+        with pytest.raises(InputError, match=named):
+            ExpertSpace.from_experts(base, experts, rank=4, bases=bases)
+    nothing = ExpertSpace.from_experts(base, [base, params(1)], rank=2)  # an expert that is the base has a basis of zeros
+    ExpertSpace.from_experts(base, [base, params(1)], rank=2, bases=nothing.bases)
+
+
+@pytest.mark.parametrize("k", [np.int64(5), np.int64(-1), jnp.int32(3), 3, -1])
+def test_experts_that_are_not_there(k):
+    space = make_space()
+    for call in (lambda: space.expert(k), lambda: space.mutate(jax.random.key(0), space.expert(0), k)):
+        with pytest.raises(InputError, match="experts 0 to 2"):
+            call()
+
+
+@pytest.mark.parametrize("options", [{"w_max": math.inf}, {"rank": 2.5}, {"rank": 0}])
+def test_options_that_make_no_sense(options):
+    with pytest.raises(InputError):
+        make_space(**{"rank": 2, **options})
+
+
+def test_a_stack_of_no_matrices():
+    base, *experts = ({"w": jnp.zeros((0, 4, 4)), "v": jnp.ones((4, 4)) * k} for k in range(3))
+    space = ExpertSpace.from_experts(base, experts)
+    assert space.express(space.expert(1))["w"].shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize("method", ["svd", "randomized"])
+def test_dense_mutation_of_the_leading_directions(method):
+    base, *experts = ({"w": jnp.asarray(np.random.default_rng(k).normal(size=(12, 9)), jnp.float32)} for k in range(3))
+    space = DenseSpace.from_experts(base, experts, rank=2, method=method)
+    tau = space.expert(0)
+    u, s, vt = np.linalg.svd(np.asarray(tau["w"], np.float64))
+    change = np.asarray(space.mutate(jax.random.key(0), tau, 0)["w"], np.float64) - np.asarray(tau["w"], np.float64)
+    inside = u.T @ change @ vt.T
+    w = np.diag(inside)[:2] / s[:2]
+    assert np.all((w >= -1e-3) & (w <= 0.3 + 1e-3))
+    assert np.linalg.norm(inside[2:]) < 0.15 * np.linalg.norm(inside)
+    with pytest.raises(InputError, match="rank"):
+        DenseSpace.from_experts(base, experts, rank=0)

@@ -16,6 +16,7 @@ __all__ = ["doctor"]
 
 EXTRAS = {
     "cuda12": ("jax_cuda12_plugin", "NVIDIA GPUs"),
+    "gguf": ("gguf", "GGUF files, and `cycleqd fetch smollm2`"),
     "dev": ("hypothesis", "the test suite"),
 }
 

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cycleqd: {error}\nNothing was scored by it; the same command continues.", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("\ncycleqd: interrupted; the same command continues.", file=sys.stderr)
+        print(f"\ncycleqd: interrupted{'; the same command continues' * (args.command in STAGES)}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -52,7 +52,7 @@ def _adapter(folder: Path, base: str | None) -> dict[str, Any]:
     # the base's weights are needed only where the adapter brings copies of them, or whole new ones
     copied = [path for path in dict(tree_paths(llama.abstract_params(checkpoint.config))) if "/" not in path]
     copied += [path for path, rank in ranks.items() if rank is None and path not in copied]
-    norms = compare.adapter_norms(peft.load_adapter(folder, checkpoint.config, _nested(hf.load_weights(checkpoint, copied))))
+    norms = compare.adapter_norms(peft.load_adapter(folder, checkpoint.config, hf.load_weights(checkpoint, copied)))
     found = {key: compare.Distance(norms.get(key, 0.0) ** 2, d.base) for key, d in compare.norms(checkpoint).items()}
     return {
         "model": str(folder),
@@ -60,17 +60,6 @@ def _adapter(folder: Path, base: str | None) -> dict[str, Any]:
         "base": {"model": name, **_architecture(checkpoint)},
         "task_vector": {"base": name, **_relative_norms(found)},
     }
-
-
-def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
 
 
 def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from cycleqd_jax.models.preflight import Preflight, local_folder, preflight
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Adapter, InputError, Message, Params, Progress
 
-__all__ = ["Lessons", "Models"]
+__all__ = ["Lessons", "Models", "tiny_llama"]
 
 RECIPE = 2
 """Part of every cached model's name; raised whenever the same config would train other models."""
@@ -181,19 +181,7 @@ class Models:
         corpus = miniature.pretraining(seed, tiny.problems, tiny.breadth, [task.kind for task in self._config.tasks])
         texts = [message["content"] for conversation in corpus for message in conversation]
         tokenizer = chat.train_tiny_tokenizer(texts, tiny.vocab_size)
-        config = llama.LlamaConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=tiny.hidden_size,
-            intermediate_size=tiny.intermediate_size,
-            num_hidden_layers=tiny.num_layers,
-            num_attention_heads=tiny.num_heads,
-            num_key_value_heads=tiny.num_kv_heads,
-            head_dim=tiny.hidden_size // tiny.num_heads,
-            max_position_embeddings=self._config.engine.max_len,
-            rope_theta=tiny.rope_theta,
-            initializer_range=tiny.initializer_range,
-            tie_word_embeddings=True,
-        )
+        config = tiny_llama(self._config, tokenizer.vocab_size)
         params = llama.init_params(config, jax.random.key(seed))
         examples = [tokenizer.encode_for_training(conversation) for conversation in corpus]
         params = self._train(params, config, examples, self._config.pretrain, folder, "pretrain")
@@ -281,6 +269,29 @@ class Models:
         """Tokenizer and chat template of all models."""
         model = self._config.model
         return load_tokenizer(model.tokenizer or model.base or self.folders["base"])
+
+
+def tiny_llama(config: RunConfig, vocab_size: int) -> llama.LlamaConfig:
+    """The architecture of the tiny base.
+
+    Args:
+        config: of the run.
+        vocab_size: of the tokenizer trained with it; what the config has is the most.
+    """
+    tiny = config.model.tiny
+    return llama.LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.num_layers,
+        num_attention_heads=tiny.num_heads,
+        num_key_value_heads=tiny.num_kv_heads,
+        head_dim=tiny.hidden_size // tiny.num_heads,
+        max_position_embeddings=config.engine.max_len,
+        rope_theta=tiny.rope_theta,
+        initializer_range=tiny.initializer_range,
+        tie_word_embeddings=True,
+    )
 
 
 def _host_memory() -> int:

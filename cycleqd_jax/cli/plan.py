@@ -124,21 +124,13 @@ def _leaves(model: LlamaConfig) -> list[Any]:
 
 def _model(run: RunConfig, file: str | None) -> LlamaConfig:
     """The shape of the base, as it is given."""
-    options, base = run.model, run.model.base
+    base = run.model.base
     if file is not None:
         config = LlamaConfig.from_hf(read_json(Path(file)), file)
     elif base is None:
-        tiny = options.tiny
-        config = LlamaConfig(
-            vocab_size=tiny.vocab_size,
-            hidden_size=tiny.hidden_size,
-            intermediate_size=tiny.intermediate_size,
-            num_hidden_layers=tiny.num_layers,
-            num_attention_heads=tiny.num_heads,
-            num_key_value_heads=tiny.num_kv_heads,
-            head_dim=tiny.hidden_size // tiny.num_heads,
-            max_position_embeddings=run.engine.max_len,
-        )
+        from cycleqd_jax.cli.models import tiny_llama
+
+        config = tiny_llama(run, run.model.tiny.vocab_size)
     elif base.partition("@")[0] in SHAPES and not Path(base).exists():
         config = LlamaConfig.from_hf(SHAPES[base.partition("@")[0]], base)
     else:

@@ -29,11 +29,10 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cycleqd_jax.genome.basis import Basis, dense_bases, low_rank_bases
+from cycleqd_jax.genome.basis import Basis, change_at, changes_of, dense_bases, low_rank_bases
 from cycleqd_jax.genome.experts import check_expert, check_experts, sort_leaves
 from cycleqd_jax.genome.express import Parts, express_leaf
 from cycleqd_jax.operators import crossover, mutation
-from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import MatrixPredicate, Method, is_matrix
 from cycleqd_jax.operators.task_vector import check_same_shapes
 from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, leaf_path, tree_paths
@@ -137,7 +136,10 @@ class ExpertSpace(flax.struct.PyTreeNode):
             if all(tree is not None for tree in weights):
                 given[path] = tuple(tree[path] for tree in weights if tree is not None)
             else:
-                updates[path] = tuple(_update(path, leaves[path], expert) for expert in experts)
+                updates[path] = tuple(
+                    None if change is None else change_at(leaves[path], change, (), whole)
+                    for change, whole in changes_of(path, experts)
+                )
         found, remainders = dict(bases), {}
         for path, whole in low_rank_bases(base, experts, low_rank):
             full = whole.s.shape[-1]
@@ -357,13 +359,6 @@ def _shape(leaf: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
 
 
-def _update(path: str, leaf: Array, expert: Params | Adapter) -> Array | None:
-    """τ_k of a leaf that experts change in different ways; None where this one does not."""
-    if isinstance(expert, Adapter):
-        return dense_update(expert.updates[path]) if path in expert.updates else None
-    return dict(tree_paths(expert))[path].astype(jnp.float32) - leaf.astype(jnp.float32)
-
-
 def _pointers(leaf: Any) -> set[int]:
     """Where an array lies on its devices."""
     if not isinstance(leaf, jax.Array) or leaf.size == 0 or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -386,8 +381,7 @@ def _check_spec(mesh: Mesh, spec: P, leaf: Array, path: str) -> None:
 
 
 @jax.jit
-def _leading(base: Array, expert: Array, u: Array, vt: Array) -> Array:
-    tau = expert.astype(jnp.float32) - base.astype(jnp.float32)
+def _leading(tau: Array, u: Array, vt: Array) -> Array:
     return jnp.einsum("...m,...mn,...n->...", u, tau, vt, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -408,13 +402,10 @@ def _check_bases(
                 f"the basis of {path!r} has the shapes {[tuple(x.shape) for x in basis]}, but {len(experts)} experts at rank "
                 f"{r} need {list(expected)} in float32: it is the basis of other experts or another rank."
             )
-        for k, expert in enumerate(experts):
-            change = _update(path, leaves[path], expert)
-            if change is None:
-                change = jnp.zeros(leaves[path].shape, jnp.float32)
+        for k, (change, whole) in enumerate(changes_of(path, experts)):
             u, s, vt = basis.of(k)
-            zero = jnp.zeros((), jnp.float32)
-            error = np.abs(np.asarray(_leading(zero, change, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
+            tau = change_at(leaves[path], change, (), whole)
+            error = np.abs(np.asarray(_leading(tau, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
             finite = all(bool(jnp.isfinite(x).all()) for x in (u, s, vt))
             if not finite or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
                 raise InputError(

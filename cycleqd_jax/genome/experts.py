@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,31 +92,25 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
     return dense, low_rank
 
 
-def stacked_task_vectors(
-    base: Params, experts: Sequence[Params | Adapter], paths: Collection[str] | None = None
-) -> dict[str, Array]:
+def stacked_task_vectors(base: Params, experts: Sequence[Params | Adapter]) -> dict[str, Array]:
     """τ_1 … τ_K of the experts on a leading axis, by the path of the leaf.
 
     Args:
         base: weights of the base model.
         experts: see :func:`check_experts`, which they passed. Low-rank updates are multiplied out.
-        paths: of which leaves; all by default.
 
     Returns:
         Arrays ``[K, *shape]``, float32.
     """
     leaves = dict(tree_paths(base))
-    wanted = list(leaves) if paths is None else list(paths)
 
     def task_vectors(expert: Params | Adapter) -> dict[str, Array]:
         if not isinstance(expert, Adapter):
             return dict(tree_paths(task_vector(expert, base)))
         return {
             path: dense_update(expert.updates[path]) if path in expert.updates else jnp.zeros(leaves[path].shape, jnp.float32)
-            for path in wanted
+            for path in leaves
         }
 
-    if not wanted:
-        return {}
     taus = [task_vectors(expert) for expert in experts]
-    return {path: jnp.stack([tau[path] for tau in taus]) for path in wanted}
+    return {path: jnp.stack([tau[path] for tau in taus]) for path in leaves}

@@ -156,7 +156,7 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
                 f"expected dtype {', '.join(DTYPES)} for tensor {tensor_name} in {info.file}, got {info.dtype}: use an "
                 "unquantised checkpoint"
             )
-    # Where dtypes are mixed the largest part says what the model is; reading it needs a dtype by name.
+    # Where dtypes are mixed the largest part says what the model is, and it is read in.
     sizes: dict[str, int] = {}
     for tensor_name in expected:
         info = tensors[tensor_name]

@@ -10,12 +10,10 @@ import numpy as np
 
 from cycleqd_jax.models.checkpoint import Checkpoint
 from cycleqd_jax.models.names import NAMES
-from cycleqd_jax.models.weights_file import DTYPES, all_finite
+from cycleqd_jax.models.weights_file import read_finite, row_chunks
 from cycleqd_jax.types import Adapter, InputError, LowRank
 
 __all__ = ["Distance", "adapter_norms", "distances", "norms"]
-
-_CHUNK = 8 << 20  # bytes read at once
 
 
 class Distance(NamedTuple):
@@ -89,17 +87,9 @@ def _names(base: Checkpoint) -> Iterator[tuple[tuple[str, int | None], str]]:
 
 def _distance(name: str, model: Checkpoint | None, base: Checkpoint) -> Distance:
     tensors = [checkpoint.tensors[name] for checkpoint in (model, base) if checkpoint is not None]
-    ours = tensors[-1]
-    step = max(1, _CHUNK // (math.prod(ours.shape[1:]) * DTYPES[ours.dtype].itemsize))
     total = Distance(0.0, 0.0)
-    for start in range(0, ours.shape[0], step):
-        stop = min(start + step, ours.shape[0])
-        parts = []
-        for tensor in tensors:
-            part = tensor.read(start, stop)
-            if not all_finite(part):
-                raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound one")
-            parts.append(part.astype(np.float32).ravel())
+    for start, stop in row_chunks(tensors[-1]):
+        parts = [read_finite(name, tensor, start, stop).astype(np.float32).ravel() for tensor in tensors]
         tau = parts[0] - parts[1] if model is not None else np.zeros(0, np.float32)
         total += Distance(float(np.dot(tau, tau)), float(np.dot(parts[-1], parts[-1])))
     return total

@@ -20,13 +20,12 @@ from cycleqd_jax.models.chat import FILES, ChatTokenizer
 from cycleqd_jax.models.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.config import LlamaConfig
 from cycleqd_jax.models.names import EMBEDDING, HEAD, NAMES
-from cycleqd_jax.models.weights_file import DTYPES, INDEX, Tensor, all_finite, transpose, write_safetensors
+from cycleqd_jax.models.weights_file import INDEX, Tensor, all_finite, read_finite, row_chunks, transpose, write_safetensors
 from cycleqd_jax.types import InputError, Params, tree_paths
 
 __all__ = ["check_target", "load", "load_weights", "save"]
 
 _WRITTEN = re.compile(r"config\.json|README\.md|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-_CHUNK = 8 << 20  # bytes read at once
 
 
 def load(
@@ -228,12 +227,8 @@ def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tupl
     """Fills arrays with parts of a tensor, cast to their dtype; the tensor is read once, in chunks of rows."""
     wanted = [(target, ranges[::-1] if transposed else ranges) for target, ranges in targets]
     first, last = min(r[0].start for _, r in wanted), max(r[0].stop for _, r in wanted)
-    step = max(1, _CHUNK // (math.prod(tensor.shape[1:]) * DTYPES[tensor.dtype].itemsize))
-    for start in range(first, last, step):
-        stop = min(start + step, last)
-        chunk = tensor.read(start, stop)
-        if not all_finite(chunk):
-            raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound one")
+    for start, stop in row_chunks(tensor, first, last):
+        chunk = read_finite(name, tensor, start, stop)
         with np.errstate(over="ignore"):
             cast = chunk.astype(wanted[0][0].dtype, copy=False)
         if cast is not chunk and not all_finite(cast):
@@ -255,9 +250,7 @@ def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tupl
 
 def _check_tied(head: Tensor, embedding: Tensor) -> None:
     """Refuses a head that differs from the embedding it is said to be."""
-    step = max(1, _CHUNK // (head.shape[1] * 4))
-    for start in range(0, head.shape[0], step):
-        stop = min(start + step, head.shape[0])
+    for start, stop in row_chunks(head):
         if not np.array_equal(head.read(start, stop), embedding.read(start, stop)):
             raise InputError(
                 f"expected {HEAD} to equal {EMBEDDING} in {head.file}, whose config ties them, got different weights: set "

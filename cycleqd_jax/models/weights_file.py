@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 from cycleqd_jax.types import InputError
 
 __all__ = ["DTYPES", "SafeTensor", "Tensor", "all_finite", "header_length", "parse_header", "read_headers", "read_index"]
-__all__ += ["read_json", "transpose", "weight_files", "write_safetensors"]
+__all__ += ["read_finite", "read_json", "row_chunks", "transpose", "weight_files", "write_safetensors"]
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -34,6 +34,9 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2":
 _ITEM_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1}
 _MAX_HEADER = 100_000_000  # as the safetensors library has it
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CHUNK = 8 << 20
+"""Bytes of a tensor that are read at once."""
+
 _TILE = 128  # of a transposition: rows and columns that stay in the cache
 
 
@@ -261,6 +264,25 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: 
         for (name, shape), array in zip(shapes.items(), data, strict=True):
             assert (array.shape, array.dtype) == (shape, dtype), name
             file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def row_chunks(tensor: Tensor, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:
+    """Ranges of rows, from ``first`` to ``last``, of at most :data:`CHUNK` bytes each."""
+    step = max(1, CHUNK // (math.prod(tensor.shape[1:]) * DTYPES[tensor.dtype].itemsize))
+    stop = tensor.shape[0] if last is None else last
+    return ((start, min(start + step, stop)) for start in range(first, stop, step))
+
+
+def read_finite(name: str, tensor: Tensor, start: int, stop: int) -> np.ndarray:
+    """Rows of a tensor, checked.
+
+    Raises:
+        InputError: a number is NaN or infinite.
+    """
+    rows = tensor.read(start, stop)
+    if not all_finite(rows):
+        raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound one")
+    return rows
 
 
 def all_finite(array: np.ndarray) -> bool:

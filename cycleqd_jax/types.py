@@ -7,7 +7,7 @@ column for every task. A *population* is always one more leading axis.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jax
@@ -228,10 +228,21 @@ class Reply:
 
 
 class Generator(Protocol):
-    """Conversations in, replies out; knows nothing of tasks."""
+    """Conversations in, replies out, many at once; knows nothing of tasks."""
 
-    def generate(self, conversations: Sequence[Sequence[Message]], max_new_tokens: Sequence[int]) -> list[Reply]:
-        """One reply for each conversation, in order, each at most ``max_new_tokens[i]`` tokens."""
+    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int) -> None:
+        """Asks for one reply, of at most ``max_new_tokens`` tokens, to a conversation that has none under way."""
+        ...
+
+    def advance(self) -> list[tuple[Hashable, Reply]]:
+        """Generates for a while; the conversations whose replies are complete, in an order that does not depend on time.
+
+        An empty list says nothing where replies are under way; where none are, it is returned at once.
+        """
+        ...
+
+    def release(self, conversation: Hashable) -> None:
+        """A conversation is over: what is kept of it for its next turn may go."""
         ...
 
 

@@ -21,7 +21,7 @@ def test_a_sharded_forward_equals_the_unsharded_one():
     sharded = jax.device_put(params, layout)
     assert sharded["layers"]["mlp"]["gate"].addressable_shards[0].data.shape == (2, 16, 32)
     tokens = np.random.default_rng(0).integers(0, 64, (4, 16))
-    f = jax.jit(lambda params, tokens: llama.forward(params, CONFIG, tokens)[0])
+    f = jax.jit(lambda params, tokens: llama.forward(params, CONFIG, tokens))
     want = f(params, tokens)
     got = f(sharded, jax.device_put(tokens, jax.NamedSharding(mesh, sharding.partition_spec(("batch", None)))))
     assert np.abs(want).max() > 0.5

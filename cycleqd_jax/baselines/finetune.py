@@ -99,7 +99,7 @@ def loss(
     params: Params, config: llama.LlamaConfig, tokens: Int[Array, "batch time"], mask: Float[Array, "batch time"]
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the tokens with ``mask`` 1, each predicted from those before it, in nats."""
-    logits, _ = llama.forward(params, config, tokens[:, :-1])
+    logits = llama.forward(params, config, tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     weights = mask[:, 1:]
     return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -193,7 +193,8 @@ class Run:
             pad_id=tokenizer.pad_id,
         )
         sizes: Any = {task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks}
-        return search.Evaluator(engine.load, ChatGenerator(engine, tokenizer), self.tasks, sizes=sizes, workers=self.workers)
+        lane = search.Lane(engine.load, ChatGenerator(engine, tokenizer))
+        return search.Evaluator([lane], self.tasks, sizes=sizes, workers=self.workers)
 
     @functools.cached_property
     def evaluator(self) -> search.Evaluator:
@@ -281,8 +282,7 @@ class Run:
             return search.evolve(
                 self.searcher,
                 jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts),
-                self.space.express,
-                evaluator,
+                search.SideBySide(self.space.express, evaluator, len(evaluator.lanes)),
                 tasks=names,
                 key=jax.random.key(self.config.seed),
                 generations=self.config.search.generations,

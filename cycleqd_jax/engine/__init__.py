@@ -1,17 +1,19 @@
 """Decoding: token ids in, token ids out; the same behind a chat template; and one reply as it is generated."""
 
+from cycleqd_jax.engine.cache import Attention
 from cycleqd_jax.engine.chat import ChatGenerator
-from cycleqd_jax.engine.generate import Engine, Generation, NonFiniteError, default_buckets
+from cycleqd_jax.engine.engine import Engine, Generation, NonFiniteError, Statistics
 from cycleqd_jax.engine.stream import Detokenizer, Piece, stream_reply, stream_tokens
 
 __all__ = [
+    "Attention",
     "ChatGenerator",
     "Detokenizer",
     "Engine",
     "Generation",
     "NonFiniteError",
     "Piece",
-    "default_buckets",
+    "Statistics",
     "stream_reply",
     "stream_tokens",
 ]

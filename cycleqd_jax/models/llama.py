@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,18 +33,22 @@ from cycleqd_jax.sharding import Axes
 from cycleqd_jax.types import Array, Bool, Float, InputError, Int, Params, PRNGKeyArray
 
 __all__ = [
-    "KVCache",
+    "Attend",
     "Llama3RopeScaling",
     "LlamaConfig",
+    "MixedMatrix",
     "abstract_params",
-    "extend_cache",
+    "decoder",
+    "finite_layers",
     "forward",
     "hidden_states",
-    "init_cache",
     "init_params",
+    "is_population",
     "logical_axes",
     "num_params",
+    "select",
     "unembed",
+    "unstack",
 ]
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -145,40 +149,52 @@ def num_params(config: LlamaConfig) -> int:
     return sum(math.prod(weight.shape) for weight in jax.tree.leaves(_weights(config), is_leaf=_is_weight))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# KV cache
+class MixedMatrix(NamedTuple):
+    """The matrices of several individuals that differ by a low rank from one another: ``w + u @ diag(coefficients[i]) @ vt``.
 
-
-class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far: columns that every sequence of the batch fills at the same time.
-
-    A sequence that is shorter than its neighbours leaves columns invalid: they are masked, never read. All sequences therefore
-    write the same columns, which is one slice update instead of a scatter; RoPE uses positions, not columns.
+    Stands where a matrix stands among ``layers``. What :func:`decoder` computes with has the coefficients of each row's
+    individual (see :func:`select`).
 
     Attributes:
-        k: ``[layer, batch, kv_heads, length, head_dim]``, rotated.
-        v: the same shape.
-        valid: which columns hold a token, Bool ``[batch, length]``.
-        end: the next column to be written, Int ``[]``.
+        w: what they share, ``[layer, in, out]``.
+        u: ``[layer, in, r]``.
+        vt: ``[layer, r, out]``.
+        coefficients: ``[layer, individual, r]``.
     """
 
-    k: Float[Array, "layer batch kv_heads length head_dim"]
-    v: Float[Array, "layer batch kv_heads length head_dim"]
-    valid: Bool[Array, "batch length"]
-    end: Int[Array, ""]
+    w: Float[Array, "*layer in out"]
+    u: Float[Array, "*layer in r"]
+    vt: Float[Array, "*layer r out"]
+    coefficients: Float[Array, "*layer individual r"]
 
 
-def init_cache(config: LlamaConfig, batch: int, length: int) -> KVCache:
-    """An empty cache for ``batch`` sequences and ``length`` columns, in the compute dtype."""
-    shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
-    dtype = config.compute_dtype or config.dtype
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+def _is_mixed(node: Any) -> bool:
+    return isinstance(node, MixedMatrix)
 
 
-def extend_cache(cache: KVCache, length: int) -> KVCache:
-    """The cache with ``length`` more empty columns at its end."""
-    pad = ((0, 0), (0, 0), (0, 0), (0, length), (0, 0))
-    return cache._replace(k=jnp.pad(cache.k, pad), v=jnp.pad(cache.v, pad), valid=jnp.pad(cache.valid, ((0, 0), (0, length))))
+def is_population(params: Params) -> bool:
+    """Whether the weights are those of several individuals (:class:`MixedMatrix`)."""
+    return any(_is_mixed(leaf) for leaf in jax.tree.leaves(params["layers"], is_leaf=_is_mixed))
+
+
+def select(params: Params, individuals: Int[Array, " batch"]) -> Params:
+    """The weights for a batch whose rows belong to these individuals; all others are as they were."""
+
+    def leaf(node: Any) -> Any:
+        if not _is_mixed(node):
+            return node
+        return node._replace(coefficients=jnp.take(node.coefficients, individuals, axis=-2))
+
+    return params | {"layers": jax.tree.map(leaf, params["layers"], is_leaf=_is_mixed)}
+
+
+def unstack(params: Params) -> Params:
+    """The weights with a list of layers instead of stacked ones: :func:`decoder` then unrolls its loop.
+
+    XLA's CPU backend copies what it takes out of a stack before it multiplies with it.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return params | {"layers": [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count)]}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -240,7 +256,10 @@ def _product_backward(dtype: Any, residuals: tuple[Array, Array], dy: Array) -> 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _linear(x: Array, w: Array, dtype: Any = None) -> Array:
+def _linear(x: Array, w: Array | MixedMatrix, dtype: Any = None) -> Array:
+    if isinstance(w, MixedMatrix):
+        scale = w.coefficients[:, None].astype(x.dtype)  # [batch, 1, r]
+        return _linear(x, w.w, dtype) + _linear(_linear(x, w.u) * scale, w.vt, dtype)
     # Flat rows: XLA's CPU backend takes three times as long for the gradient when two axes are contracted.
     rows: Any = _product(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), dtype or x.dtype)
     return rows.reshape(*x.shape[:-1], w.shape[-1])
@@ -265,30 +284,92 @@ def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
     return _matmul(weights, v).reshape(batch, heads, time, head_dim)
 
 
+Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
+"""``attend(q, k, v, cache, layer) → (out, cache)``: q and out ``[batch, heads, time, head_dim]``, k and v
+``[batch, kv_heads, time, head_dim]``, q and k rotated; ``layer`` is an index, a Python number where layers are unrolled."""
+
+
+def _block(
+    x: Array, layer: Any, config: LlamaConfig, rope: tuple[Array, Array], attend: Callable[..., tuple[Array, Any]]
+) -> tuple[Array, Any]:
+    """One decoder layer: ``attend(q, k, v) → (out, cache)``."""
+    batch, time, _ = x.shape
+
+    def split_heads(y: Array) -> Array:
+        return y.reshape(batch, time, -1, config.head_dim).swapaxes(1, 2)
+
+    h = _rms_norm(x, layer["input_norm"], config.rms_norm_eps)
+    q, k, v = (split_heads(_project(h, layer["attn"], name)) for name in "qkv")
+    if config.qk_norm:
+        q = _rms_norm(q, layer["attn"]["q_norm"], config.rms_norm_eps)
+        k = _rms_norm(k, layer["attn"]["k_norm"], config.rms_norm_eps)
+    a, cache = attend(_rotate(q, *rope), _rotate(k, *rope), v)
+    x = x + _project(a.swapaxes(1, 2).reshape(batch, time, -1), layer["attn"], "o")
+    h = _rms_norm(x, layer["post_norm"], config.rms_norm_eps)
+    h = jax.nn.silu(_project(h, layer["mlp"], "gate")) * _project(h, layer["mlp"], "up")
+    return x + _project(h, layer["mlp"], "down"), cache
+
+
+def _embed(params: Params, config: LlamaConfig, tokens: Array) -> Array:
+    return params["embed_tokens"][tokens].astype(jnp.dtype(config.compute_dtype or config.dtype))
+
+
+def decoder(
+    params: Params,
+    config: LlamaConfig,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch time"],
+    attend: Attend,
+    cache: Any,
+) -> tuple[Float[Array, "batch time embed"], Any]:
+    """Everything but the head, with attention of the caller's: what engines with a KV cache are made of.
+
+    Args:
+        params: the weights; of one individual, or of each row's (:func:`select`). Stacked layers are scanned, a list of layers
+            (:func:`unstack`) is unrolled.
+        config: the model; static under ``jax.jit``.
+        tokens: token ids.
+        positions: RoPE positions.
+        attend: attention, and what becomes of the cache (:data:`Attend`).
+        cache: any pytree; handed from layer to layer.
+
+    Returns:
+        The normed states in the compute dtype, and the cache after the last layer.
+    """
+    rope = _rope(config, positions)
+    x, layers = _embed(params, config, tokens), params["layers"]
+    if isinstance(layers, list):
+        for i, layer in enumerate(layers):
+            x, cache = _block(x, layer, config, rope, lambda q, k, v, i=i, cache=cache: attend(q, k, v, cache, i))
+    else:
+
+        def body(carry: tuple[Array, Any], inputs: Any) -> tuple[tuple[Array, Any], None]:
+            i, layer = inputs
+            return _block(carry[0], layer, config, rope, lambda q, k, v: attend(q, k, v, carry[1], i)), None
+
+        (x, cache), _ = jax.lax.scan(body, (x, cache), (jnp.arange(config.num_hidden_layers), layers))
+    return _rms_norm(x, params["norm"], config.rms_norm_eps), cache
+
+
 def hidden_states(
     params: Params,
     config: LlamaConfig,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch time"] | None = None,
-    cache: KVCache | None = None,
-    lengths: Int[Array, " batch"] | None = None,
-) -> tuple[Float[Array, "batch time embed"], KVCache | None]:
-    """Everything but the head: the normed states that :func:`unembed` turns into logits.
+) -> Float[Array, "batch time embed"]:
+    """Everything but the head, without a cache, for training and scoring: what :func:`unembed` turns into logits.
 
     Args:
         params: the weights.
         config: the model; static under ``jax.jit``.
-        tokens: token ids, right-padded. Without a cache padding needs no mask: no token attends to what comes after it.
+        tokens: token ids, right-padded; padding needs no mask: no token attends to what comes after it.
         positions: RoPE positions; ``0, 1, …`` by default.
-        cache: where to write the ``time`` new columns and what else to attend to; ``None`` for training and scoring.
-        lengths: how many of the new columns hold a token, for each sequence; all of them by default. Only with a cache.
 
     Returns:
-        The states in the compute dtype, and the cache with the new columns (``None`` without one).
+        The states in the compute dtype.
 
     Raises:
-        InputError: more tokens than the model's sliding window. With a cache nothing but ``config.context_length`` says that
-            positions stay within it.
+        InputError: more tokens than the model's sliding window.
     """
     batch, time = tokens.shape
     if config.sliding_window is not None and time > config.sliding_window:
@@ -296,67 +377,45 @@ def hidden_states(
             f"expected at most sliding_window = {config.sliding_window} tokens, got {time}: beyond it this model attends to a "
             "window, which is not supported; use shorter texts"
         )
-    dtype = jnp.dtype(config.compute_dtype or config.dtype)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
-    cos, sin = _rope(config, positions)
-    steps = jnp.arange(time)
+    rope = _rope(config, positions)
+    causal = jnp.tri(time, dtype=bool)
 
-    def split_heads(x: Array) -> Array:
-        return x.reshape(batch, time, -1, config.head_dim).swapaxes(1, 2)
+    # Gradients keep the products with weights and recompute the rest: on a CPU 1.4 times as fast as keeping all (which is
+    # bound by memory), at a third of the memory. Nothing changes where no gradient is taken.
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
+    def body(x: Array, layer: Any) -> tuple[Array, None]:
+        return _block(x, layer, config, rope, lambda q, k, v: (_attend(q, k, v, causal), None))
 
-    def project(x: Array, layer: Any) -> tuple[Array, Array, Array]:
-        h = _rms_norm(x, layer["input_norm"], config.rms_norm_eps)
-        q, k, v = (split_heads(_project(h, layer["attn"], name)) for name in "qkv")
-        if config.qk_norm:
-            q = _rms_norm(q, layer["attn"]["q_norm"], config.rms_norm_eps)
-            k = _rms_norm(k, layer["attn"]["k_norm"], config.rms_norm_eps)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+    x, _ = jax.lax.scan(body, _embed(params, config, tokens), params["layers"])
+    return _rms_norm(x, params["norm"], config.rms_norm_eps)
 
-    def finish(x: Array, layer: Any, q: Array, k: Array, v: Array, mask: Array) -> Array:
-        a = _attend(q, k, v, mask).swapaxes(1, 2).reshape(batch, time, -1)
-        x = x + _project(a, layer["attn"], "o")
-        h = _rms_norm(x, layer["post_norm"], config.rms_norm_eps)
-        h = jax.nn.silu(_project(h, layer["mlp"], "gate")) * _project(h, layer["mlp"], "up")
-        return x + _project(h, layer["mlp"], "down")
 
-    x = params["embed_tokens"][tokens].astype(dtype)
-    if cache is None:
-        causal = steps[:, None] >= steps[None, :]  # [time, time]
+def finite_layers(params: Params, config: LlamaConfig, tokens: Int[Array, "batch time"]) -> Bool[Array, " layer"]:
+    """Which decoder layers put out numbers, for these tokens: the first that does not is where a model breaks.
 
-        # Gradients keep the products with weights and recompute the rest: on a CPU 1.4 times as fast as keeping all (which is
-        # bound by memory), at a third of the memory. Nothing changes where no gradient is taken.
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    Args:
+        params: the weights of one individual, stacked or not.
+        config: the model.
+        tokens: all of them are attended to, causally.
+    """
+    causal = jnp.tri(tokens.shape[1], dtype=bool)
 
-        @functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
-        def block(x: Array, layer: Any) -> tuple[Array, None]:
-            return finish(x, layer, *project(x, layer), causal), None
+    def attend(q: Array, k: Array, v: Array, finite: Array, layer: Any) -> tuple[Array, Array]:
+        out = _attend(q, k, v, causal)
+        seen = jnp.isfinite(jnp.concatenate([q, k, v, out], axis=1)).all()  # of the layer's input, and what it makes of it
+        return out, finite.at[layer].set(seen)
 
-        x, _ = jax.lax.scan(block, x, params["layers"])
-        return _rms_norm(x, params["norm"], config.rms_norm_eps), None
-
-    end = cache.end
-    new = jnp.ones((batch, time), bool) if lengths is None else steps[None, :] < lengths[:, None]
-    valid = jax.lax.dynamic_update_slice(cache.valid, new, (0, end))
-    seen = jnp.arange(valid.shape[1])[None, :] <= end + steps[:, None]
-    mask = (valid[:, None, :] & seen)[:, None, None]  # [batch, 1, 1, time, length]
-
-    def cached_block(carry: tuple[Array, Array, Array], inputs: Any) -> tuple[tuple[Array, Array, Array], None]:
-        # The whole cache travels in the carry and takes its new columns in place: it is never copied as a whole.
-        x, k_cache, v_cache = carry
-        i, layer = inputs
-        q, k, v = project(x, layer)
-        k_cache = jax.lax.dynamic_update_slice(k_cache, k[None], (i, 0, 0, end, 0))
-        v_cache = jax.lax.dynamic_update_slice(v_cache, v[None], (i, 0, 0, end, 0))
-        return (finish(x, layer, q, k_cache[i], v_cache[i], mask), k_cache, v_cache), None
-
-    inputs = (jnp.arange(config.num_hidden_layers), params["layers"])
-    (x, k_cache, v_cache), _ = jax.lax.scan(cached_block, (x, cache.k, cache.v), inputs)
-    return _rms_norm(x, params["norm"], config.rms_norm_eps), KVCache(k_cache, v_cache, valid, end + time)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    x, finite = decoder(params, config, tokens, positions, attend, jnp.ones(config.num_hidden_layers, bool))
+    # A layer whose output is broken shows in what the next one makes of it, the last one's in the states.
+    after = jnp.append(finite[1:], jnp.isfinite(x).all())
+    return finite & after
 
 
 def unembed(params: Params, config: LlamaConfig, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
-    """Logits in float32 of the states that :func:`hidden_states` returns."""
+    """Logits in float32 of the states that :func:`hidden_states` and :func:`decoder` return."""
     head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
     return _linear(x, head, jnp.float32)
 
@@ -366,12 +425,9 @@ def forward(
     config: LlamaConfig,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch time"] | None = None,
-    cache: KVCache | None = None,
-    lengths: Int[Array, " batch"] | None = None,
-) -> tuple[Float[Array, "batch time vocab"], KVCache | None]:
+) -> Float[Array, "batch time vocab"]:
     """Logits of every position, in float32; arguments as for :func:`hidden_states`.
 
-    For training and scoring leave ``cache`` out, right-pad, and mask the loss: logits of real tokens do not depend on padding.
+    For training and scoring: right-pad, and mask the loss; logits of real tokens do not depend on padding.
     """
-    x, cache = hidden_states(params, config, tokens, positions, cache, lengths)
-    return unembed(params, config, x), cache
+    return unembed(params, config, hidden_states(params, config, tokens, positions))

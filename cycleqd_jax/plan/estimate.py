@@ -38,7 +38,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from cycleqd_jax.engine.generate import default_buckets
 from cycleqd_jax.genome.express import block_shape
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import is_matrix
@@ -371,9 +370,6 @@ class _Model:
         c, slots = self.work.model, self.work.slots
         attention = 4 * c.num_hidden_layers * slots * length * c.num_attention_heads * c.head_dim / self.tensor
         return self._forward_seconds(device, slots, slots, attention, self.cache(slots, length))
-
-    def _bucket(self, size: int) -> int:
-        return next(bucket for bucket in (*default_buckets(self.work.max_len), size) if bucket >= size)
 
     def replies_seconds(self, device: Device) -> float:
         """Prefill and decode of all replies of a child, in batches of the slots, each as long as its longest reply."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,24 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax.search.checkpoint import Checkpoints
-from cycleqd_jax.search.evaluate import Evaluation
+from cycleqd_jax.search.evaluate import Judge
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.types import Genome, InputError, Lineage, Params, PRNGKeyArray, Progress, Searcher, no_progress
+from cycleqd_jax.types import Genome, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
 __all__ = ["evolve"]
-
-
-def _evaluate(express: Callable[[Genome], Params], evaluate: Callable[[Params], Evaluation], genome: Genome) -> dict[str, Any]:
-    start = time.perf_counter()
-    params = jax.block_until_ready(express(genome))
-    expressed = time.perf_counter() - start
-    result = evaluate(params)
-    return {
-        "scores": result.scores,
-        "error": result.error,
-        "items": result.items,
-        "seconds": {"express": round(expressed, 6), **{k: round(v, 6) for k, v in result.seconds.items()}},
-    }
 
 
 def _row(tree: Genome, j: int) -> Genome:
@@ -48,8 +34,7 @@ def _check_lineage(record: dict[str, Any], expected: dict[str, Any], journal: Jo
 def evolve(
     searcher: Searcher,
     experts: Genome,
-    express: Callable[[Genome], Params],
-    evaluate: Callable[[Params], Evaluation],
+    judge: Judge,
     *,
     tasks: Sequence[str],
     key: PRNGKeyArray,
@@ -69,8 +54,7 @@ def evolve(
     Args:
         searcher: which search.
         experts: genomes of the experts, leading axis K; evaluated first, with ids 0 … K−1.
-        express: from one genome to weights.
-        evaluate: from weights to scores. An InfraError ends the search, resumable.
+        judge: from genomes to scores. An InfraError ends the search, resumable.
         tasks: names of the tasks, in the order of the scores.
         key: of the run; generation t asks with ``fold_in(key, t)``.
         generations: T.
@@ -103,19 +87,21 @@ def evolve(
         best = float(np.fmax(best, np.mean(scores)))
         progress("evolve", identity + 1, total, {"best average": best})
 
+    heads: list[dict[str, Any]] = []
     for k in range(count):
         name = tasks[k] if k < len(tasks) else f"expert {k}"
-        head = {"id": k, "generation": -1, "expert": name, "active": None, "parents": [-1, -1], "omega": None, "key": None}
+        heads.append(
+            {"id": k, "generation": -1, "expert": name, "active": None, "parents": [-1, -1], "omega": None, "key": None}
+        )
         record = journal.get(k)
         if record is not None and record["expert"] != name:
             raise InputError(
                 f"the journal {journal.path} has individual {k} as expert {record['expert']!r}, this run as {name!r}: the "
                 "folder belongs to another config."
             )
-        if record is None:
-            journal.append({**head, **_evaluate(express, evaluate, _row(experts, k))})
+    for k in _judged(judge, experts, heads, journal):
         if math.isnan(journal.scores(k, tasks)[0]):
-            raise InputError(f"expert {name!r} can't be evaluated: {journal.get(k)['error']}")  # type: ignore[index]
+            raise InputError(f"expert {heads[k]['expert']!r} can't be evaluated: {journal.get(k)['error']}")  # type: ignore[index]
         report(k)
     state = searcher.init(experts, np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32))
 
@@ -129,18 +115,34 @@ def evolve(
     for t in range(first, generations):
         genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), batch_size)
         heads = _heads(lineage, t, count + t * batch_size, tasks)
-        for j, head in enumerate(heads):
+        for head in heads:
             record = journal.get(head["id"])
-            if record is None:
-                journal.append({**head, **_evaluate(express, evaluate, _row(genomes, j))})
-            else:
+            if record is not None:
                 _check_lineage(record, head, journal)
-            report(head["id"])
+        for identity in _judged(judge, genomes, heads, journal):
+            report(identity)
         scores = [journal.scores(head["id"], tasks) for head in heads]
         state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage)
         if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or t + 1 == generations):
             checkpoints.save(t + 1, state, key)
     return state
+
+
+def _judged(judge: Judge, genomes: Genome, heads: Sequence[dict[str, Any]], journal: Journal) -> Iterator[int]:
+    """Ids of the individuals, each once it is in the journal; judges those that are not.
+
+    Groups are the same whatever the journal has: what is judged together may differ in its last bits from what is judged apart.
+    """
+    for start in range(0, len(heads), judge.size):
+        group = range(start, min(start + judge.size, len(heads)))
+        known = [journal.get(heads[j]["id"]) is not None for j in group]
+        if all(known):
+            yield from (heads[j]["id"] for j in group)
+            continue
+        for j, record in zip(group, judge([_row(genomes, j) for j in group]), strict=True):
+            if journal.get(heads[j]["id"]) is None:
+                journal.append({**heads[j], **record})
+            yield heads[j]["id"]
 
 
 def _heads(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Episodes of all tasks, and of several individuals, played together: one batch of replies per round."""
+"""Episodes of all tasks, and of several individuals, played together; environments work while the model decodes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ def rollout(
     max_new_tokens: Sequence[int],
     *,
     workers: int = 8,
+    overlap: bool = True,
     progress: Progress = no_progress,
 ) -> list[Outcome]:
     """Plays every episode to its end.
 
-    All conversations that wait for a reply are generated as one batch; environments work in ``workers`` threads. A prompt
-    that the generator refuses scores 0. Every episode is closed, whatever happens.
+    The generator is asked for all replies at once. Where some are complete, their environments act on them in ``workers``
+    threads while the generator goes on with the others; what they say is taken in after that. Nothing but this order decides
+    what is generated with what: it does not depend on how long environments take. A prompt that the generator refuses
+    scores 0. Every episode is closed, whatever happens.
 
     Args:
         episodes: fresh ones, of any tasks.
-        generator: says what the model says.
+        generator: says what the model says; episode i is its conversation i.
         max_new_tokens: for each episode, the most tokens of a reply.
         workers: threads in which environments start, step and close.
-        progress: called after each round with the episodes done, and as figures the round and the tokens so far.
+        overlap: whether the generator goes on while environments work.
+        progress: called where episodes ended, with the episodes done, and as figures the round and the tokens so far.
 
     Returns:
         An outcome for each episode, in order.
@@ -49,37 +53,56 @@ def rollout(
     scores: list[Score | None] = [None] * len(episodes)
     began = time.monotonic()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rollout")
+    acting: list[tuple[int, Future[list[Message] | Score]]] = []
+    closing: list[Future[None]] = []
+    speaking = 0
+
+    def end(index: int, score: Score) -> None:
+        scores[index] = score
+        generator.release(index)
+        # Boxes go as soon as they can: hundreds of episodes must not hold hundreds of boxes to the end.
+        closing.append(pool.submit(episodes[index].close))
+
+    def ask(index: int) -> None:
+        nonlocal speaking
+        generator.submit(index, messages[index], max_new_tokens[index])
+        speaking += 1
+
     try:
         for index, opening in enumerate(_all(pool, [episode.start for episode in episodes])):
             messages[index] = list(opening)
-        waiting = list(range(len(episodes)))
+        for index in range(len(episodes)):
+            ask(index)
         number = 0
-        while waiting:
+        while speaking or acting:
             number += 1
-            replies = generator.generate([messages[i] for i in waiting], [max_new_tokens[i] for i in waiting])
-            calls: list[Callable[[], list[Message] | Score]] = []
-            playing: list[int] = []
-            for index, reply in zip(waiting, replies, strict=True):
+            earlier, acting = acting, []
+            for key, reply in generator.advance() if speaking else ():
+                index: int = key  # type: ignore[assignment]
+                speaking -= 1
                 tokens[index] += reply.tokens
                 if reply.finish == "refused":
-                    scores[index] = Score(0.0, "the prompt does not fit the cache")
+                    end(index, Score(0.0, "the prompt does not fit the cache"))
                     continue
                 rounds[index] += 1
                 messages[index].append({"role": "assistant", "content": reply.text})
-                playing.append(index)
-                calls.append(_step(episodes[index], reply.text))
-            finished: list[int] = []
-            for index, result in zip(playing, _all(pool, calls), strict=True):
+                acting.append((index, pool.submit(episodes[index].step, reply.text)))
+            if not overlap:
+                earlier, acting = [*earlier, *acting], []
+            done = sum(score is not None for score in scores)
+            for index, future in earlier:
+                result = future.result()
                 if isinstance(result, Score):
-                    scores[index] = result
-                    finished.append(index)
+                    end(index, result)
                 else:
                     messages[index].extend(result)
-            # Boxes go as soon as they can: hundreds of episodes must not hold hundreds of boxes to the end.
-            _all(pool, [episodes[index].close for index in finished])
-            waiting = [index for index in waiting if scores[index] is None]
-            figures = {"round": number, "tokens": sum(tokens), "seconds": time.monotonic() - began}
-            progress("rollout", len(episodes) - len(waiting), len(episodes), figures)
+                    ask(index)
+            if sum(score is not None for score in scores) > done or not speaking:
+                done = sum(score is not None for score in scores)
+                figures = {"round": number, "tokens": sum(tokens), "seconds": time.monotonic() - began}
+                progress("rollout", done, len(episodes), figures)
+        for future in closing:
+            future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         _close_all(episodes, workers)
@@ -88,10 +111,6 @@ def rollout(
         for score, said, count, spoken in zip(scores, messages, tokens, rounds, strict=True)
         if score is not None
     ]
-
-
-def _step(episode: Episode, reply: str) -> Callable[[], list[Message] | Score]:
-    return lambda: episode.step(reply)
 
 
 def _all(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], T]]) -> list[T]:

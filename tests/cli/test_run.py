@@ -85,7 +85,7 @@ def test_the_exported_model_is_what_transformers_loads(finished):
     assert AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == ids
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor([ids])).logits[0].numpy()
-    ours, _ = llama.forward(params, config, np.asarray([ids]))
+    ours = llama.forward(params, config, np.asarray([ids]))
     np.testing.assert_allclose(np.asarray(ours[0]), theirs, atol=1e-4, rtol=0)
 
 

@@ -37,7 +37,7 @@ def requests_of(n, seed=0):
 
 @jax.jit
 def forward(params, tokens):
-    return llama.forward(params, CONFIG, tokens)[0][0]
+    return llama.forward(params, CONFIG, tokens)[0]
 
 
 def plain_loop(params, prompt, limit, max_len):
@@ -81,7 +81,7 @@ def test_logits_of_a_row_are_the_same_bits_in_any_slot(params):
     def run(tokens, lengths):
         cache = llama.init_cache(CONFIG, 16, 24)
         first, cache = llama.forward(params, CONFIG, tokens, cache=cache, lengths=lengths)
-        second, _ = llama.forward(
+        second = llama.forward(
             params, CONFIG, tokens[:, :1], lengths[:, None], llama.extend_cache(cache, 8), lengths=jnp.ones_like(lengths)
         )
         return first, second
@@ -209,7 +209,7 @@ tokens = np.asarray([prompt[:40] for prompt in prompts])
 @jax.jit
 @jax.grad
 def gradient(params):
-    logits = jax.nn.log_softmax(llama.forward(params, config, tokens[:, :-1])[0])
+    logits = jax.nn.log_softmax(llama.forward(params, config, tokens[:, :-1]))
     return -jax.numpy.take_along_axis(logits, tokens[:, 1:, None], -1).mean()
 
 bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(gradient(params)))

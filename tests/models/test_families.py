@@ -148,7 +148,7 @@ def test_published_models_in_small(tmp_path, name):
     tokens = np.random.default_rng(0).integers(0, 64, (2, 50)).astype(np.int32)
     with torch.no_grad():
         want = theirs(torch.tensor(tokens).long()).logits.numpy()
-    got, _ = jax.jit(functools.partial(llama.forward, config=config))(params, tokens=tokens)
+    got = jax.jit(functools.partial(llama.forward, config=config))(params, tokens=tokens)
     np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
 
 
@@ -179,7 +179,7 @@ def test_logits_are_those_of_transformers(tmp_path, family, seed):
         want = theirs(torch.tensor(tokens).long()).logits.numpy()
     assert np.abs(want).max() > 0.5
 
-    got, _ = jax.jit(functools.partial(llama.forward, config=config))(params, tokens=tokens)
+    got = jax.jit(functools.partial(llama.forward, config=config))(params, tokens=tokens)
     np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
 
     # Ragged prompts in a padded prefill, then cached steps, every sequence from its own end.

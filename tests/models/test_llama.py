@@ -53,7 +53,7 @@ def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, va
     tokens = tokens_of(config)
     with torch.no_grad():
         want = model(torch.tensor(tokens).long()).logits.numpy()
-    got, _ = llama.forward(params, config, tokens)
+    got = llama.forward(params, config, tokens)
     assert got.dtype == jnp.float32
     assert np.abs(want).max() > 0.5
     np.testing.assert_allclose(got, want, atol=2e-5)
@@ -64,7 +64,7 @@ def test_prefill_and_cached_steps_equal_the_full_forward(make_config, make_param
     config = make_config(**VARIANTS[variant])
     params = make_params(config)
     tokens, lengths = tokens_of(config), np.asarray([5, 1, 9])
-    full, _ = llama.forward(params, config, tokens)
+    full = llama.forward(params, config, tokens)
     step = jax.jit(functools.partial(llama.forward, config=config), static_argnames=())
 
     # Ragged prompts in a padded prefill, then every sequence goes on from its own end.
@@ -86,8 +86,8 @@ def test_padding_and_neighbours_change_nothing(make_config, make_params):
     config = make_config()
     params = make_params(config)
     tokens = tokens_of(config)
-    want, _ = llama.forward(params, config, tokens[:1, :10])
-    got, _ = llama.forward(params, config, tokens)
+    want = llama.forward(params, config, tokens[:1, :10])
+    got = llama.forward(params, config, tokens)
     np.testing.assert_allclose(got[:1, :10], want, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_gradient_equals_that_of_a_cached_pass(make_config, make_params):
 
     def loss(params, cached):
         cache = llama.init_cache(config, 2, 12) if cached else None
-        logits, _ = llama.forward(params, config, tokens, cache=cache)
+        logits = llama.forward(params, config, tokens, cache=cache)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], -1).mean()
 
     plain, cached = (jax.grad(loss)(params, flag) for flag in (False, True))

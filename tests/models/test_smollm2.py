@@ -93,7 +93,7 @@ def test_logits_equal_transformers(ours, theirs, tokenizer, questions):
     tokens = np.full((3, max(map(len, prompts))), tokenizer.pad_id)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    got, _ = jax.jit(llama.forward, static_argnums=1)(params, config, tokens)
+    got = jax.jit(llama.forward, static_argnums=1)(params, config, tokens)
     for row, prompt in zip(np.asarray(got), prompts, strict=True):
         with torch.no_grad():
             expected = theirs(torch.tensor([prompt])).logits[0].numpy()

@@ -13,7 +13,7 @@ import pytest
 
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.qd import CycleQD
-from cycleqd_jax.search import Checkpoints, Evaluation, Journal, evolve
+from cycleqd_jax.search import Checkpoints, Evaluation, Journal, SideBySide, evolve
 from cycleqd_jax.types import Outcome, Score
 
 TASKS = ("coding", "db", "os")
@@ -64,8 +64,7 @@ class Run:
             return evolve(
                 searcher or CycleQD(self.space, bins=5),
                 self.experts,
-                self.space.express,
-                evaluate or FakeEvaluator(),
+                SideBySide(self.space.express, evaluate or FakeEvaluator()),
                 tasks=tasks,
                 key=jax.random.key(seed),
                 generations=generations,

@@ -1,0 +1,308 @@
+"""The KV cache, and attention over it: one implementation of products that XLA's CPU backend is fast at, one of fused kernels.
+
+A cache is a pool of *pages* of some columns each. A conversation has as many as its tokens need, in any order (as in vLLM,
+https://arxiv.org/abs/2309.06180); for the fused kernels a page is long enough for a whole conversation. Beside the pool there is
+a cache of one long page with what many conversations begin with: the *shared* columns. Every conversation names an interval of
+them; its own columns continue that. Attention over the shared columns is one matrix product for the whole batch, whatever the
+number of conversations, and nothing is kept twice (as in Hydragen, https://arxiv.org/abs/2402.05099).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cycleqd_jax.models.config import LlamaConfig
+from cycleqd_jax.types import Array, Bool, Float, Int
+
+__all__ = ["BLOCK", "Attention", "KVCache", "Rows", "attention_for"]
+
+Implementation = Literal["products", "cudnn", "xla"]
+BLOCK = 32  # pages that a decode step attends to at once
+MASKED = -1e30  # finite: where every column is masked, weights are numbers that nobody uses
+
+
+class KVCache(NamedTuple):
+    """Rotated keys, and values: an array for each layer (see :class:`Attention`).
+
+    In a stack of layers, XLA copies a layer before a kernel of a library may read it.
+    """
+
+    k: tuple[Array, ...]
+    v: tuple[Array, ...]
+
+
+class Rows(NamedTuple):
+    """Where the rows of a batch belong.
+
+    Attributes:
+        pages: the pages of each row, in the order of its columns; any page where there are fewer.
+        first: the first column that the row may see.
+        columns: where its first token goes.
+        shared: the shared columns that it sees, from and up to.
+        owners: of a decode step: the row of every page of the pool, -1 where it has none.
+        starts: of a decode step: which column of its row every page begins with.
+        blocks: of a decode step: how many blocks of :data:`BLOCK` pages are in use.
+    """
+
+    pages: Int[Array, "batch width"]
+    first: Int[Array, " batch"]
+    columns: Int[Array, " batch"]
+    shared: Int[Array, "batch 2"]
+    owners: Int[Array, " page"] | None = None
+    starts: Int[Array, " page"] | None = None
+    blocks: Int[Array, ""] | None = None
+
+
+def attention_for(config: LlamaConfig, platform: str) -> Attention:
+    """What a platform is fastest at: products on a CPU, cuDNN on NVIDIA GPUs, XLA's own attention where neither serves.
+
+    Args:
+        config: cuDNN takes 16-bit numbers and heads of up to 128 dimensions, in multiples of eight.
+        platform: as in ``jax.Device.platform``.
+    """
+    if platform == "cpu":
+        return Attention("products")
+    dtype = jnp.dtype(config.compute_dtype or config.dtype)
+    fused = platform in ("gpu", "cuda") and dtype.itemsize == 2 and config.head_dim <= 128 and config.head_dim % 8 == 0
+    return Attention("cudnn" if fused else "xla")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """The layout of a cache, and what is computed over it.
+
+    Attributes:
+        implementation: ``"products"``: keys ``[page, kv_heads, head_dim, column]``, values ``[page, kv_heads, column, head_dim]``,
+            so that both products of attention read their large operand as it lies: XLA's CPU backend takes three times as long
+            otherwise. ``"cudnn"`` and ``"xla"``: those of ``jax.nn.dot_product_attention``; both ``[page, column, kv_heads,
+            head_dim]``, and page i is that of row i where all rows decode.
+    """
+
+    implementation: Implementation
+
+    @property
+    def paged(self) -> bool:
+        """Whether a conversation may have several pages."""
+        return self.implementation == "products"
+
+    @property
+    def _axes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Axes of columns and KV heads, of keys and of values."""
+        return ((3, 1), (2, 1)) if self.paged else ((1, 2), (1, 2))
+
+    def init(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
+        """An empty cache, in the compute dtype; split by KV heads over the mesh axis ``tensor``."""
+        shapes = self.abstract(config, pages, columns, mesh)
+        places = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
+        return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=places)()
+
+    def abstract(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
+        """Shapes, dtypes and places of a cache, without any array."""
+
+        def leaf(axes: tuple[int, int]) -> jax.ShapeDtypeStruct:
+            shape = [pages, *[config.head_dim] * 3]
+            shape[axes[0]], shape[axes[1]] = columns, config.num_key_value_heads
+            place = None
+            if mesh is not None:
+                place = NamedSharding(mesh, P(*("tensor" if axis == axes[1] else None for axis in range(4))))
+            return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(config.compute_dtype or config.dtype), sharding=place)
+
+        layers = config.num_hidden_layers
+        return KVCache(*((leaf(axes),) * layers for axes in self._axes))
+
+    def shape(self, cache: KVCache) -> tuple[int, int]:
+        """Pages of a cache, and columns of a page."""
+        return cache.v[0].shape[0], cache.v[0].shape[self._axes[1][0]]
+
+    def grow(self, cache: KVCache, pages: int) -> KVCache:
+        """The cache with so many pages, the old ones first."""
+
+        def leaf(x: Array) -> Array:
+            new = jnp.zeros((pages, *x.shape[1:]), x.dtype)
+            return jax.lax.dynamic_update_slice(new, x, (0, 0, 0, 0))
+
+        return jax.tree.map(leaf, cache)
+
+    def __call__(
+        self,
+        q: Float[Array, "batch heads time head_dim"],
+        k: Float[Array, "batch kv_heads time head_dim"],
+        v: Float[Array, "batch kv_heads time head_dim"],
+        cache: KVCache,
+        layer: int,
+        *,
+        rows: Rows,
+        shared: KVCache | None,
+    ) -> tuple[Float[Array, "batch heads time head_dim"], KVCache]:
+        """Writes the tokens' keys and values and attends to them and what is before them: an ``Attend`` of the decoder.
+
+        All tokens of a row go to one page. One token for each row is a decode step.
+        """
+        k, v = (k.swapaxes(2, 3), v) if self.paged else (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        (of_k, _), (of_v, _) = self._axes
+        write = _write_in_turn if self.paged else _write_at_once
+        own = write(cache.k[layer], k, rows, of_k), write(cache.v[layer], v, rows, of_v)
+        cache = KVCache(_replaced(cache.k, layer, own[0]), _replaced(cache.v, layer, own[1]))
+        common = None if shared is None else (shared.k[layer], shared.v[layer])
+        if not self.paged:
+            if q.shape[2] > 1:
+                own = own[0][rows.pages[:, 0]], own[1][rows.pages[:, 0]]
+            return self._fused(q, own, common, rows), cache
+        if rows.owners is None:
+            parts = _over_gathered(q, own, rows)
+        else:
+            parts = _over_pages(q, own, rows)
+        return _mix(q, parts, common, rows), cache
+
+    def _fused(
+        self, q: Array, own: tuple[Array, Array], common: tuple[Array, Array] | None, rows: Rows
+    ) -> Float[Array, "batch heads time head_dim"]:
+        """``jax.nn.dot_product_attention`` over the slot and over the shared columns, mixed by their normalisers."""
+        batch, heads, time, dims = q.shape
+        implementation: Any = self.implementation
+        queries = q.swapaxes(1, 2)  # [batch, time, heads, head_dim]
+        k, v = own
+        if time == 1:  # no mask: columns past the last are not even read
+            seen: dict[str, Any] = {"key_value_seq_lengths": (rows.columns + 1).astype(jnp.int32)}
+        else:
+            seen = {"mask": _own_mask(rows, time, k.shape[1])[:, None]}
+        options: dict[str, Any] = {"implementation": implementation, "return_residual": common is not None}
+        result = jax.nn.dot_product_attention(queries, k, v, **seen, **options)
+        if common is None:
+            return result.swapaxes(1, 2)
+        out, normaliser = result
+        mask = jnp.repeat(_shared_mask(rows, common[0].shape[1]), time, axis=0)[None, None]  # [1, 1, batch * time, shared]
+        more, other = jax.nn.dot_product_attention(queries.reshape(1, batch * time, heads, dims), *common, mask=mask, **options)
+        other = other.reshape(normaliser.shape)
+        other = jnp.where((rows.shared[:, 1] > rows.shared[:, 0])[:, None, None], other, -jnp.inf)
+        share = jax.nn.sigmoid(other - normaliser)[..., None]  # exp(b) / (exp(a) + exp(b))
+        out = out.astype(jnp.float32) * (1 - share) + more.reshape(out.shape).astype(jnp.float32) * share
+        return out.astype(q.dtype).swapaxes(1, 2)
+
+
+def _replaced(layers: tuple[Array, ...], layer: int, new: Array) -> tuple[Array, ...]:
+    return (*layers[:layer], new, *layers[layer + 1 :])
+
+
+def _write_in_turn(x: Array, new: Array, rows: Rows, axis: int) -> Array:
+    """``new[row]`` into the row's page of ``x``, from its column on; what XLA's CPU backend is fast at."""
+    size = x.shape[axis]
+
+    def write(i: Any, x: Array) -> Array:
+        row = jax.lax.dynamic_slice_in_dim(new, i, 1, 0)
+        start: list[Any] = [rows.pages[i, rows.columns[i] // size], *[jnp.int32(0)] * 3]
+        start[axis] = rows.columns[i] % size
+        return jax.lax.dynamic_update_slice(x, row, start)
+
+    return jax.lax.fori_loop(0, new.shape[0], write, x)
+
+
+def _write_at_once(x: Array, new: Array, rows: Rows, axis: int) -> Array:
+    """The same by one scatter; columns are axis 1, and a row has one page."""
+    assert axis == 1
+    return x.at[rows.pages[:, :1], rows.columns[:, None] + jnp.arange(new.shape[1])].set(new)
+
+
+def _own_mask(rows: Rows, time: int, columns: int) -> Bool[Array, "batch time columns"]:
+    column, last = jnp.arange(columns), rows.columns[:, None] + jnp.arange(time)
+    return (column >= rows.first[:, None, None]) & (column <= last[:, :, None])
+
+
+def _shared_mask(rows: Rows, columns: int) -> Bool[Array, "batch columns"]:
+    column = jnp.arange(columns)
+    return (column >= rows.shared[:, :1]) & (column < rows.shared[:, 1:])
+
+
+def _matmul(x: Array, y: Array, dtype: Any = None) -> Array:
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.matmul(x, y, precision=precision, preferred_element_type=dtype)
+
+
+class _Part(NamedTuple):
+    """Attention over some columns, not yet divided: ``out = Σ exp(score − top) v``, ``total = Σ exp(score − top)``."""
+
+    out: Float[Array, "batch kv_heads per head_dim"]
+    top: Float[Array, "batch kv_heads per 1"]
+    total: Float[Array, "batch kv_heads per 1"]
+
+
+def _queries(q: Array, kv_heads: int) -> Float[Array, "batch kv_heads per head_dim"]:
+    """The query heads of one KV head as rows of one product: no repeated keys, and a fatter matrix."""
+    batch, _, _, dims = q.shape
+    return q.reshape(batch, kv_heads, -1, dims)
+
+
+def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
+    """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``."""
+    scores = jnp.where(mask, _matmul(q, k, jnp.float32) * q.shape[-1] ** -0.5, MASKED)
+    top = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    return _Part(_matmul(weights.astype(v.dtype), v, jnp.float32), top, weights.sum(-1, keepdims=True))
+
+
+def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
+    """Over the pages of every row, put side by side."""
+    k, v = (x[rows.pages] for x in pool)  # [batch, width, kv_heads, …]
+    batch, width, kv_heads, dims, size = k.shape
+    k = k.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, dims, width * size)
+    v = v.swapaxes(1, 2).reshape(batch, kv_heads, width * size, dims)
+    time = q.shape[2]
+    mask = jnp.tile(_own_mask(rows, time, width * size), (1, q.shape[1] // kv_heads, 1))
+    return _part(_queries(q, kv_heads), k, v, mask[:, None])
+
+
+def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
+    """A decode step over the pool as it lies, page by page: each page with its owner's query, then the pages of every row mixed.
+
+    No page is copied but into the processor's cache, and the work is that of the pages in use, not that of the longest row.
+    """
+    assert rows.owners is not None
+    assert rows.starts is not None
+    assert rows.blocks is not None
+    k, v = pool
+    pages, kv_heads, dims, size = k.shape
+    queries = _queries(q, kv_heads)
+    column = jnp.arange(size)
+
+    def block(i: Any, done: _Part) -> _Part:
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, 0)
+
+        owner, start = cut(rows.owners), cut(rows.starts)
+        row = jnp.maximum(owner, 0)
+        mask = (start[:, None] + column <= rows.columns[row][:, None]) & (owner >= 0)[:, None]
+        part = _part(queries[row], cut(k), cut(v), mask[:, None, None])
+        return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, i * BLOCK, 0), done, part)
+
+    per = queries.shape[2]
+    empty = _Part(*(jnp.zeros((pages, kv_heads, per, n), jnp.float32) for n in (dims, 1, 1)))
+    done = jax.lax.fori_loop(0, rows.blocks, block, empty)
+    width = rows.pages.shape[1]
+    used = (jnp.arange(width) * size <= rows.columns[:, None])[:, :, None, None, None]
+    out, tops, totals = (x[rows.pages] for x in done)  # [batch, width, kv_heads, per, …]
+    tops = jnp.where(used, tops, MASKED)
+    top = tops.max(1)
+    share = jnp.where(used, jnp.exp(tops - top[:, None]), 0.0)
+    return _Part((out * share).sum(1), top, (totals * share).sum(1))
+
+
+def _mix(q: Array, own: _Part, common: tuple[Array, Array] | None, rows: Rows) -> Float[Array, "batch heads time head_dim"]:
+    """Softmax attention over the row's columns and its shared ones, with one normaliser."""
+    if common is None:
+        return (own.out / own.total).astype(q.dtype).reshape(q.shape)
+    k, v = common[0][0], common[1][0]  # [kv_heads, head_dim, column], [kv_heads, column, head_dim]
+    batch, kv_heads, per, dims = own.out.shape
+    queries = _queries(q, kv_heads).swapaxes(0, 1).reshape(kv_heads, batch * per, dims)
+    mask = jnp.repeat(_shared_mask(rows, k.shape[-1]), per, axis=0)
+    part = _part(queries, k, v, mask)
+    out, top, total = (x.reshape(kv_heads, batch, per, -1).swapaxes(0, 1) for x in part)
+    most = jnp.maximum(own.top, top)
+    mine, theirs = jnp.exp(own.top - most), jnp.exp(top - most)
+    mixed = (own.out * mine + out * theirs) / (own.total * mine + total * theirs)
+    return mixed.astype(q.dtype).reshape(q.shape)

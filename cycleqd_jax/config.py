@@ -31,6 +31,7 @@ __all__ = [
     "TinyConfig",
     "TrainConfig",
     "load_config",
+    "task_options",
     "to_dict",
     "to_yaml",
 ]
@@ -95,7 +96,8 @@ class TaskConfig:
 
     Attributes:
         name: in journals and tables; unique.
-        kind: ``mbpp``, ``dbbench`` or ``os_interaction``.
+        kind: ``mbpp``, ``evalplus``, ``humaneval``, ``bigcodebench``, ``dbbench``, ``os_interaction``, or
+            ``package.module:Class`` for a task of one's own.
         train: file of the problems the search sees; null takes generated miniature problems.
         test: file of the problems that are reported; null with ``train`` given splits that file evenly by a hash.
         train_size: problems of the train half the search is scored on; null takes all.
@@ -219,6 +221,11 @@ class SandboxConfig:
 
     Attributes:
         isolation: ``auto`` takes the strongest there is; ``none``, by name only, runs without isolation.
+        rootfs: folder of the root file system that boxes show (``cycleqd sandbox build-rootfs``); null shows this machine's
+            programs and settings.
+        backend: ``bwrap`` makes boxes in this sandbox, ``docker`` makes them with a Docker engine. Programs and databases run
+            in this sandbox in either case.
+        image: of Docker's containers.
         workers: executions at once; null is the number of cores.
         wall_s: wall-clock limit of one execution, seconds.
         cpu_s: CPU limit of one execution, seconds.
@@ -227,6 +234,9 @@ class SandboxConfig:
     """
 
     isolation: Literal["auto", "bwrap", "userns", "none"] = "auto"
+    rootfs: str | None = None
+    backend: Literal["bwrap", "docker"] = "bwrap"
+    image: str = "local-os/default"
     workers: int | None = None
     wall_s: float = 5.0
     cpu_s: float = 5.0
@@ -522,6 +532,21 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: to_dict(item) for key, item in config.items()}
     return config
+
+
+def task_options(overrides: Sequence[str]) -> tuple[dict[str, Any], SandboxConfig]:
+    """Options of a task without a config, and the sandbox it is played in.
+
+    Args:
+        overrides: ``key=value`` for the task's options, ``sandbox.key=value`` for the sandbox.
+
+    Raises:
+        InputError: naming the key.
+    """
+    tree: dict[str, Any] = {"sandbox": {}}
+    for assignment in overrides:
+        _override(tree, assignment)
+    return tree, _build(SandboxConfig, tree.pop("sandbox"), "sandbox")
 
 
 def to_yaml(config: RunConfig) -> str:

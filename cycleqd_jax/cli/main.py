@@ -24,7 +24,8 @@ Every command that takes a CONFIG takes overrides after it: dotted keys, YAML va
 (tasks.mbpp.train_size=8). A run folder holds config.yaml, inputs.json, history.jsonl, checkpoints/, grid.json, tables/,
 transcripts/, model/, figures/ and report.html.
 
-exit codes: 0 done · 2 bad input, nothing was written over · 3 the sandbox is broken, run again to continue · 130 interrupted
+exit codes: 0 done · 1 a gold solution failed (verify-task) · 2 bad input, nothing was written over
+            3 the sandbox is broken, run again to continue · 130 interrupted
 """
 
 MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or owner/name of a repository on the hub"
@@ -89,6 +90,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--source", metavar="MODEL", help=source)
     dtypes = ("float32", "bfloat16", "float16")
     command.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the weights written (float32)")
+    boxes = "build the root file system that boxes of the OS task show"
+    command = commands.add_parser("sandbox", help=boxes, description=boxes[0].upper() + boxes[1:] + ".")
+    command.add_argument("action", choices=["build-rootfs"], metavar="build-rootfs", help="with mmdebstrap or debootstrap")
+    command.add_argument("--suite", default="bookworm", help="of Debian or Ubuntu (bookworm)")
+    command.add_argument("--into", type=Path, default=Path("runs/rootfs"), metavar="DIR", help="where to (runs/rootfs)")
+    command.add_argument("--mirror", metavar="URL", help="of the distribution; what apt is configured with by default")
+    verify = "replay the gold solutions of a benchmark's file, to know that data, sandbox and judges are sound; prints JSON"
+    command = commands.add_parser("verify-task", help=verify, description=verify[0].upper() + verify[1:] + ".")
+    command.add_argument("task", metavar="TASK", help="kind of task, such as mbpp, or package.module:Class")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="option of the task; sandbox.key=value of the sandbox"
+    )
+    command.add_argument("--data", type=Path, required=True, metavar="FILE", help="the benchmark's records")
+    command.add_argument("--split", choices=("all", "train", "test"), default="all", help="half of the file (all)")
+    command.add_argument(
+        "--backend", metavar="NAME", help="the task's (dbbench: sqlite, mysql), else the sandbox's (bwrap, docker)"
+    )
+    command.add_argument("--sandbox", choices=("auto", "bwrap", "userns", "none"), help="isolation (auto)")
+    command.add_argument("--workers", type=int, metavar="N", help="episodes at a time (one for each core)")
+    command.add_argument("--stub", action="store_true", help="play what does nothing instead; none may score")
+    command.add_argument("--json", action="store_true", help="print the JSON object and nothing else")
     doctor = "say which devices, versions, isolation, data and extras there are"
     commands.add_parser("doctor", help=doctor, description=doctor[0].upper() + doctor[1:] + ".")
     return parser
@@ -116,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cycleqd_jax.types import InputError
 
     try:
-        _dispatch(args, sys.argv[1:] if argv is None else list(argv))
+        return _dispatch(args, sys.argv[1:] if argv is None else list(argv))
     except InputError as error:
         print(f"cycleqd: {error}", file=sys.stderr)
         return 2
@@ -129,10 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
-def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> None:
+def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Does what is asked for; returns the exit code."""
     if args.command == "doctor":
         from cycleqd_jax.cli.doctor import doctor
 
@@ -165,10 +187,29 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> None:
         from cycleqd_jax.cli.fetch import fetch_smollm2
 
         fetch_smollm2(args.folder, source=args.source, dtype=args.dtype)
+    elif args.command == "sandbox":
+        from cycleqd_jax.cli.sandbox import build
+
+        build(args.into, args.suite, args.mirror)
+    elif args.command == "verify-task":
+        from cycleqd_jax.cli.verify import verify_task
+
+        return verify_task(
+            args.task,
+            args.data,
+            args.overrides,
+            split=args.split,
+            backend=args.backend,
+            isolation=args.sandbox,
+            workers=args.workers,
+            stub=args.stub,
+            quiet=args.json,
+        )
     elif args.command == "report":
         _report(args.folder)
     else:
         _stage(args, command)
+    return 0
 
 
 def _report(folders: Sequence[Path]) -> None:

@@ -31,13 +31,13 @@ from cycleqd_jax.cli.folder import (
     write_text,
 )
 from cycleqd_jax.cli.models import RECIPE, Lessons, Models
+from cycleqd_jax.cli.sandbox import open_sandbox
 from cycleqd_jax.config import RunConfig, TaskConfig
 from cycleqd_jax.engine import ChatGenerator, Engine
 from cycleqd_jax.models import chat, hf, llama
 from cycleqd_jax.models.checkpoint import load_tokenizer
 from cycleqd_jax.qd import CycleQD, CycleQDState, EliteSelector, UniformSelector, aggregate
-from cycleqd_jax.sandbox import Limits, Sandbox
-from cycleqd_jax.tasks import TASKS, RecordTask, miniature
+from cycleqd_jax.tasks import RecordTask, miniature, task_class
 from cycleqd_jax.types import InputError, Params, Progress, Split
 
 __all__ = ["Run"]
@@ -90,16 +90,12 @@ class Run:
         self._progress = progress
         self._say = say
         self._command = command
-        for task in config.tasks:
-            if task.kind not in TASKS:
-                raise InputError(f"task {task.name!r} is of the kind {task.kind!r}; known kinds: {', '.join(TASKS)}.")
+        self._classes = {task.name: _class_of(task) for task in config.tasks}
         with contextlib.ExitStack() as stack:
             if writes:
                 check_folder(config)
             make_folder(Path(config.cache))
-            limits = config.sandbox
-            limits = Limits(wall_s=limits.wall_s, cpu_s=limits.cpu_s, memory_mb=limits.memory_mb, disk_mb=limits.disk_mb)
-            self.sandbox = Sandbox(config.sandbox.isolation, limits=limits, workers=config.sandbox.workers)
+            self.sandbox = open_sandbox(config.sandbox)
             stack.callback(self.sandbox.close)
             self.tasks = [self._task(task) for task in config.tasks]
             self.models = Models(config, {task.name: self._lessons(task) for task in config.tasks}, progress, say)
@@ -110,6 +106,7 @@ class Run:
                 stack.enter_context(locked(self.folder / ".lock", wait=False))
             self._stack = stack.pop_all()
         self._say(f"sandbox: {self.sandbox.isolation.name} ({self.sandbox.isolation.description})")
+        self._say(f"sandbox: {self.sandbox.boxes}")
 
     def __enter__(self) -> Run:
         return self
@@ -149,7 +146,7 @@ class Run:
     def _task(self, task: TaskConfig, **files: Any) -> RecordTask[Any]:
         options = {**(BRIEF[task.kind] if task.train is None else {}), **task.options}
         try:
-            return TASKS[task.kind](
+            return self._classes[task.name](
                 **(files or self._files(task)),
                 **options,
                 name=task.name,
@@ -404,3 +401,10 @@ class Run:
     def report(self) -> list[Path]:
         """Draws figures, tables and the page from the run folder."""
         return report.write_report(self.folder)
+
+
+def _class_of(task: TaskConfig) -> type[RecordTask[Any]]:
+    try:
+        return task_class(task.kind)
+    except InputError as error:
+        raise InputError(f"task {task.name!r}: {error}") from error

@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.genome.basis import Basis, change_at, changes_of, dense_bases, low_rank_bases
 from cycleqd_jax.genome.experts import check_expert, check_experts, sort_leaves
-from cycleqd_jax.genome.express import Parts, express_leaf
+from cycleqd_jax.genome.express import Parts, express_leaves
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import MatrixPredicate, Method, is_matrix
 from cycleqd_jax.operators.task_vector import check_same_shapes
@@ -198,7 +198,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
                 found[path] = jnp.zeros(leaves[path].shape, jnp.float32) if update is None else update
             elif parts.bases:
                 nothing = parts._replace(base=jnp.zeros(leaves[path].shape, jnp.float32))
-                found[path] = express_leaf(nothing, genome.mixing, self._coefficients(path, genome))
+                found[path] = express_leaves([nothing], genome.mixing, [self._coefficients(path, genome)], [None])[0]
         return found
 
     def expert(self, k: int | Int[Array, ""]) -> ExpertGenome:
@@ -318,27 +318,28 @@ class ExpertSpace(flax.struct.PyTreeNode):
         places: Any = (spec, (spec,) * len(parts.experts), updates, (Basis(*basis),) * len(parts.bases))
         return Parts(*places)
 
-    def _express_leaf(self, path: str, genome: ExpertGenome, out: Array | None) -> Array:
-        parts, coefficients = self._parts(path), self._coefficients(path, genome)
+    def _express(self, genome: ExpertGenome, outs: Sequence[Array | None]) -> list[Array]:
+        paths = [path for path, _ in tree_paths(self.base)]
+        parts, coefficients = [self._parts(path) for path in paths], [self._coefficients(path, genome) for path in paths]
         if self.mesh is None:
-            return express_leaf(parts, genome.mixing, coefficients, out)
-        # Each device makes its own part of the leaf of its own parts: what is split is never a summed axis.
-        specs = self._parts_specs(path)
+            return express_leaves(parts, genome.mixing, coefficients, outs)
+        # Each device makes its own part of a leaf of its own parts: what is split is never a summed axis.
+        specs = [self._parts_specs(path) for path in paths]
         local = jax.shard_map(
-            express_leaf,
+            express_leaves,
             mesh=self.mesh,
-            in_specs=(specs, P(), tuple(b.s for b in specs.bases), specs.base),
-            out_specs=specs.base,
+            in_specs=(specs, P(), [tuple(b.s for b in x.bases) for x in specs], [x.base for x in specs]),
+            out_specs=[x.base for x in specs],
             check_vma=False,  # a vmapped population is one more mesh axis, which the check does not know of
         )
-        return local(parts, genome.mixing, coefficients, jnp.zeros_like(parts.base) if out is None else out)
+        made = [jnp.zeros_like(x.base) if out is None else out for x, out in zip(parts, outs, strict=True)]
+        return local(parts, genome.mixing, coefficients, made)
 
 
 def _express_all(space: ExpertSpace, genome: ExpertGenome, out: Params | None = None) -> Params:
-    leaves = {} if out is None else dict(tree_paths(out))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: space._express_leaf(leaf_path(path), genome, leaves.get(leaf_path(path))), space.base
-    )
+    leaves, tree = jax.tree.flatten(space.base)
+    outs = [None] * len(leaves) if out is None else jax.tree.leaves(out)
+    return tree.unflatten(space._express(genome, outs))
 
 
 _express = jax.jit(_express_all)

@@ -24,7 +24,8 @@ Does not hold, so do not rely on it:
 
 * A flaw of the kernel itself: boxes share it with the host. Use a virtual machine against determined attackers.
 * Fairness: CPU time and memory bandwidth are shared, and what a program can learn of the load (or of caches) it may learn.
-  /proc shows the machine's load, memory and CPU model; /usr and (in boxes) the world-readable files of /etc are the host's.
+  /proc shows the machine's load, memory and CPU model; /usr is the host's, and so are, in boxes without a root file system
+  (``rootfs``, see :func:`build_rootfs`), the world-readable files of /etc.
 * Memory is counted from outside, every 50 ms, as what processes hold, so a box may exceed its limit for that long; buffers
   that the kernel holds for open pipes and sockets (hundreds of megabytes at most, with 256 descriptors per process) are
   bounded by the number of descriptors only. Each execution may take ``memory_mb + disk_mb``.
@@ -32,12 +33,18 @@ Does not hold, so do not rely on it:
 * A trusted command that itself runs, or believes, what users wrote (their scripts, /etc/passwd, a program that the system
   did not have) is as good as that.
 * The server script of a session is trusted: it speaks on the same pipe that is its stdout.
-* Boxes have no network, no /sys, no terminal device (pseudo-terminals), no setuid programs, no package databases; without
-  root on the host a box has a single user (useradd works, su and chown do not), and files below /usr belong to nobody.
+* Boxes have no network, no /sys, no terminal device (pseudo-terminals), no setuid programs; without root on the host a box
+  has a single user (useradd works, su and chown do not), and files below /usr belong to nobody. Without a root file system
+  they have no package database.
+* Of the backend ``docker``, what docs/SECURITY.md says: containers are as safe as the engine makes them, and checks in them
+  are not ``trusted``.
 * The isolation ``none`` protects from nothing but mistakes.
 """
 
 from .base import Completed, InfraError, Isolation, Killed, Limits
+from .build import Rootfs, build_rootfs
+from .docker import DockerBox, DockerShell
 from .sandbox import Box, Sandbox, Session, Shell, detect
 
-__all__ = ["Box", "Completed", "InfraError", "Isolation", "Killed", "Limits", "Sandbox", "Session", "Shell", "detect"]
+__all__ = ["Box", "Completed", "DockerBox", "DockerShell", "InfraError", "Isolation", "Killed", "Limits", "Rootfs"]
+__all__ += ["Sandbox", "Session", "Shell", "build_rootfs", "detect"]

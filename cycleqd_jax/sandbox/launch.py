@@ -17,6 +17,7 @@ __all__ = ["DESCRIPTIONS", "Launch", "launches"]
 
 _INSIDE = Path(__file__).parent / "inside"
 _LIBRARY = "/fs/lib"
+_ROOTFS = "/fs/rootfs"
 _NOBODY = 65534
 _START = "import sys; sys.path.insert(0, {library!r}); from inside.server import main; main()"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -62,8 +63,10 @@ class Launch:
     user: int | None = None
 
 
-def launches(name: str) -> list[Launch]:
+def launches(name: str, tree: Path | None = None) -> list[Launch]:
     """The ways to start a fork server under the isolation ``name``, best first; none where the machine lacks a tool.
+
+    With a ``tree``, boxes show that root file system; without, the host's programs and settings.
 
     As root, boxes get a range of user ids of their own. As anyone else a box has one user, who looks like root inside and is
     the caller outside. A root who may not do the former does the latter as the user nobody: what runs in a box is never the
@@ -81,7 +84,7 @@ def launches(name: str) -> list[Launch]:
         return []
     found = []
     for new_user in (False, True) if root else (True,):
-        plan = _plan(name, new_user, _LIBRARY if name == "bwrap" else str(_INSIDE.parent))
+        plan = _plan(name, new_user, _LIBRARY if name == "bwrap" else str(_INSIDE.parent), tree)
         command = _bubblewrap(bwrap, plan, new_user) if name == "bwrap" and bwrap else _python(str(_INSIDE.parent))
         found.append(Launch(isolation, command, plan, _NOBODY if root and new_user else None))
     return found
@@ -96,7 +99,7 @@ def _executable() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
-def _plan(name: str, new_user: bool, library: str) -> dict:
+def _plan(name: str, new_user: bool, library: str, tree: Path | None = None) -> dict:
     """The outer root: /usr, the Python installation and a few files of /etc, all read-only; everything else is absent."""
     binds, links = [("/usr", "/usr")], list(_LINKS)
     for folder in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
@@ -110,6 +113,8 @@ def _plan(name: str, new_user: bool, library: str) -> dict:
     binds += [(f"/etc/{name}", f"/etc/{name}") for name in _FROM_ETC if os.path.exists(f"/etc/{name}")]
     masks = _masks([target for _, target in binds])
     binds += [("/etc", "/fs/etc"), (str(_INSIDE), f"{_LIBRARY}/inside")]
+    if tree is not None:
+        binds.append((str(tree), _ROOTFS))
     # Named, because bubblewrap gives the folders above a bind mount modes that shut other users out.
     parents = sorted({str(parent) for _, target in binds for parent in Path(target).parents} - {"/"})
     return {

@@ -9,9 +9,12 @@ import json
 import os
 import socket
 import threading
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from .base import Completed, InfraError, Isolation, Killed, Limits
+from .build import Rootfs
+from .docker import IMAGE, Docker, DockerBox
 from .launch import Launch, launches
 from .worker import Worker, ask
 
@@ -30,7 +33,7 @@ def detect() -> list[Isolation]:
     found = []
     for name in _ISOLATIONS:
         try:
-            launch, worker = _find(name)
+            launch, worker = _find(name, None)
         except InfraError:
             continue
         worker.close()
@@ -38,17 +41,18 @@ def detect() -> list[Isolation]:
     return found
 
 
-def _find(name: str) -> tuple[Launch, Worker]:
+def _find(name: str, rootfs: Rootfs | None) -> tuple[Launch, Worker]:
     """The first way to start the isolation ``name`` that passes its probe, started."""
-    reasons = [] if launches(name) else [f"{name} is not installed"]
-    for launch in launches(name):
+    found = launches(name, None if rootfs is None else rootfs.tree)
+    reasons = [] if found else [f"{name} is not installed"]
+    for launch in found:
         try:
             worker = Worker(launch)
         except InfraError as error:
             reasons.append(str(error))
             continue
         try:
-            _probe(worker, launch)
+            _probe(worker, launch, rootfs is None)
         except (InfraError, Killed, EOFError, OSError) as error:
             worker.close()
             reasons.append(f"the isolation {name!r} does not hold here: {error}")
@@ -57,7 +61,7 @@ def _find(name: str) -> tuple[Launch, Worker]:
     raise InfraError("; ".join(dict.fromkeys(reasons)))
 
 
-def _probe(worker: Worker, launch: Launch) -> None:
+def _probe(worker: Worker, launch: Launch, host: bool) -> None:
     limits = dataclasses.asdict(Limits(wall_s=_GRACE_SECONDS))
     sealed = launch.isolation.name != "none"
     here = os.path.abspath(__file__)
@@ -69,7 +73,9 @@ def _probe(worker: Worker, launch: Launch) -> None:
         raise InfraError(f"a first program ended with {answer}")
     with worker.open(b"b") as channel:
         ask(channel, {"kind": "box", "limits": limits}, 2 * _GRACE_SECONDS)
-        script = "echo probe > /etc/probe && test ! -s /etc/sudoers && id -u" if sealed else "id -u"
+        script = "id -u"
+        if sealed:
+            script = f"echo probe > /etc/probe && {'test ! -s /etc/sudoers && ' * host}{script}"
         message = {"do": "exec", "argv": ["sh", "-c", script], "stdin": "", "cwd": "/"}
         message |= {"timeout": _GRACE_SECONDS, "trusted": sealed}
         answer = ask(channel, message, 2 * _GRACE_SECONDS)
@@ -85,18 +91,43 @@ class Sandbox:
         limits: of every box that is not given its own.
         workers: most programs, commands and requests at work at once (boxes that wait do not count); more callers wait
             their turn, off the clock. By default one for each core.
+        rootfs: folder of a root file system for boxes, as :func:`~cycleqd_jax.sandbox.build.build_rootfs` makes one; by
+            default boxes show the programs and settings of this machine.
+        backend: what makes boxes: ``"bwrap"`` for this sandbox under its isolation, ``"docker"`` for a Docker engine.
+            Programs and sessions run in this sandbox in either case.
+        image: of Docker's containers.
 
     Attributes:
         isolation: the isolation in use.
+        system: what boxes show, as a short text that differs where they do: results of commands depend on it.
 
     Raises:
-        InfraError: no isolation holds here.
-        ValueError: there is no isolation of that name.
+        InfraError: no isolation holds here, or Docker does not answer.
+        ValueError: there is no isolation or backend of that name, or no root file system in that folder.
     """
 
-    def __init__(self, isolation: str = "auto", *, limits: Limits = _LIMITS, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        isolation: str = "auto",
+        *,
+        limits: Limits = _LIMITS,
+        workers: int | None = None,
+        rootfs: str | Path | None = None,
+        backend: Literal["bwrap", "docker"] = "bwrap",
+        image: str = IMAGE,
+    ) -> None:
         if isolation not in ("auto", *_ISOLATIONS):
             raise ValueError(f"expected isolation to be one of auto, {', '.join(_ISOLATIONS)}, got {isolation!r}")
+        if backend not in ("bwrap", "docker"):
+            raise ValueError(f"expected backend to be bwrap or docker, got {backend!r}")
+        if rootfs is not None and (isolation == "none" or backend == "docker"):
+            what = "the backend docker, whose boxes show an image" if backend == "docker" else "the isolation none"
+            raise ValueError(f"expected a root file system to be used by boxes, got {what}; leave out rootfs")
+        tree = None if rootfs is None else Rootfs.load(rootfs)
+        self._docker = Docker(image) if backend == "docker" else None
+        self.system = "host" if tree is None else f"{tree.suite} {tree.digest}"
+        if self._docker is not None:
+            self.system = f"docker {self._docker.digest}"
         self.limits = limits
         self._turn = threading.BoundedSemaphore(workers or _cores())
         self._lock = threading.Lock()
@@ -104,13 +135,24 @@ class Sandbox:
         reasons = []
         for name in _ISOLATIONS[:-1] if isolation == "auto" else (isolation,):
             try:
-                self._launch, self._worker = _find(name)
+                self._launch, self._worker = _find(name, tree)
                 break
             except InfraError as error:
                 reasons.append(str(error))
         else:
             raise InfraError(f"no isolation holds here ({'; '.join(reasons)}): {_ADVICE}")
         self.isolation = self._launch.isolation
+
+    @property
+    def boxes(self) -> str:
+        """One sentence on what boxes show."""
+        if self._docker is not None:
+            return f"boxes are Docker containers of {self._docker.image} ({self._docker.digest[:19]})"
+        if self.isolation.name == "none":
+            return "boxes are temporary folders of this machine"
+        if self.system == "host":
+            return "boxes show this machine's /usr and settings, not what users own; see cycleqd sandbox build-rootfs"
+        return f"boxes show a root file system ({self.system[:25]})"
 
     def run_python(self, source: str, *, stdin: str = "", limits: Limits | None = None) -> Completed:
         """Runs a program as ``python -I -S -B`` would, in a fresh box: no network, no files but a read-only runtime.
@@ -142,13 +184,17 @@ class Sandbox:
         with self._turn:
             return Session(self, *self._long_lived(b"p", {"kind": "session", "source": source}, limits))
 
-    def box(self, *, limits: Limits | None = None) -> Box:
-        """Makes a small throwaway Linux: the host's programs, a root user, an empty /root and /home, its own /etc and /tmp.
+    def box(self, *, limits: Limits | None = None) -> Box | DockerBox:
+        """Makes a small throwaway Linux: a root file system, or the host's programs under an /etc, /root and /home of its own.
 
         Raises:
             InfraError: the sandbox is broken.
         """
         with self._turn:
+            if self._docker is not None:
+                if self._closed:
+                    raise InfraError("the sandbox was closed; make a new one")
+                return self._docker.box(limits or self.limits, self._turn)
             return Box(self, *self._long_lived(b"b", {"kind": "box"}, limits))
 
     def close(self) -> None:
@@ -156,6 +202,8 @@ class Sandbox:
         with self._lock:
             self._closed = True
             self._worker.close()
+        if self._docker is not None:
+            self._docker.close()
 
     def __enter__(self) -> Sandbox:
         return self

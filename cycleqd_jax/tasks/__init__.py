@@ -3,14 +3,67 @@
 :data:`TASKS` has the classes by name; :func:`rollout` plays episodes of any of them together.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from cycleqd_jax.tasks.base import RecordTask
+from cycleqd_jax.tasks.bigcodebench import BigCodeBench
 from cycleqd_jax.tasks.dbbench import DbBench
+from cycleqd_jax.tasks.evalplus import EvalPlus
+from cycleqd_jax.tasks.humaneval import HumanEval
 from cycleqd_jax.tasks.mbpp import Mbpp
 from cycleqd_jax.tasks.memo import Memo
 from cycleqd_jax.tasks.os_interaction import OsInteraction
 from cycleqd_jax.tasks.rollout import rollout
+from cycleqd_jax.types import InputError
 
-__all__ = ["TASKS", "DbBench", "Mbpp", "Memo", "OsInteraction", "RecordTask", "rollout"]
+__all__ = [
+    "TASKS",
+    "BigCodeBench",
+    "DbBench",
+    "EvalPlus",
+    "HumanEval",
+    "Mbpp",
+    "Memo",
+    "OsInteraction",
+    "RecordTask",
+    "rollout",
+    "task_class",
+]
 
-TASKS = {"mbpp": Mbpp, "dbbench": DbBench, "os_interaction": OsInteraction}
+TASKS: dict[str, type[RecordTask[Any]]] = {
+    "mbpp": Mbpp,
+    "evalplus": EvalPlus,
+    "humaneval": HumanEval,
+    "bigcodebench": BigCodeBench,
+    "dbbench": DbBench,
+    "os_interaction": OsInteraction,
+}
 """Task classes by the name that configurations use."""
+
+
+def task_class(kind: str) -> type[RecordTask[Any]]:
+    """The class of a kind of task.
+
+    Args:
+        kind: a name in :data:`TASKS`, or ``"package.module:Class"``, where a task of one's own is.
+
+    Raises:
+        InputError: there is no such kind, the module can't be imported, or the class is no :class:`RecordTask`.
+    """
+    if kind in TASKS:
+        return TASKS[kind]
+    module, colon, name = kind.partition(":")
+    if not (colon and module and name):
+        raise InputError(f"expected a kind of task ({', '.join(TASKS)}) or package.module:Class, got {kind!r}")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a module of the user's raises
+        raise InputError(
+            f"expected a task of one's own at {kind!r}, got {type(error).__name__}: {error}; check its name"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, RecordTask)):
+        raise InputError(f"expected a subclass of cycleqd_jax.tasks.RecordTask at {kind!r}, got {found!r}")
+    return found

@@ -18,7 +18,7 @@ from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.records import Row, digest, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
-__all__ = ["RecordTask", "Solution", "clean", "one_of", "play", "whole"]
+__all__ = ["RecordTask", "Solution", "clean", "fixed", "one_of", "play", "whole"]
 
 R = TypeVar("R")
 
@@ -93,14 +93,18 @@ class RecordTask(abc.ABC, Generic[R]):
         self._cache = None if cache is None else Path(cache)
         self._workers = whole(name, "workers", workers)
         if data is not None:
-            halves = split_evenly(read_rows(data))
+            halves = split_evenly(self.read(data))
         else:
             assert train is not None
             assert test is not None
-            halves = (read_rows(train), read_rows(test))
+            halves = (self.read(train), self.read(test))
             _refuse_overlap(name, *halves)
         self.rows: dict[Split, Sequence[Row]] = {"train": halves[0], "test": halves[1]}
         self.records: dict[Split, list[R]] = {split: [self.parse(r) for r in rows] for split, rows in self.rows.items()}
+
+    def read(self, path: str | Path) -> list[Row]:
+        """The records of a file; a task whose benchmark has a layout of its own reads that too."""
+        return read_rows(path)
 
     @abc.abstractmethod
     def parse(self, row: Row) -> R:
@@ -113,6 +117,14 @@ class RecordTask(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def solutions(self, record: R) -> Iterable[Solution]:
         """Ways to solve a record, best first, for demonstrations."""
+
+    def stubs(self, record: R) -> Iterable[Solution]:
+        """Players that do nothing about a record; none may score. By default, one that says nothing."""
+        yield fixed("")
+
+    def measures(self, scores: Sequence[Score]) -> dict[str, float]:
+        """Figures besides the mean that the benchmark reports, by name; scores are those of this task's episodes."""
+        return {}
 
     @abc.abstractmethod
     def options(self) -> dict[str, Any]:
@@ -190,6 +202,13 @@ def play(episode: Episode, solution: Solution) -> tuple[list[Message], Score | N
         except StopIteration:
             reply = None
     return messages, None
+
+
+def fixed(*replies: str) -> Solution:
+    """A player who says the same whatever happens: the replies in turn, the last one to the end."""
+    yield from replies
+    while True:
+        yield replies[-1]
 
 
 def clean(reply: str) -> str:

@@ -54,7 +54,10 @@ def build(connection, name, columns, rows):
 
 
 def run(connection, sql, seconds, characters):
-    """Executes one statement; rows are fetched only for as long as their text is looked at."""
+    """Executes one statement; rows are fetched only for as long as their text is looked at.
+
+    As if in a session of its own: what it began is committed, what it made for the time being is gone.
+    """
     deadline = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
     try:
@@ -67,11 +70,21 @@ def run(connection, sql, seconds, characters):
                 break
         cursor.close()
         output = "[" + ", ".join(parts) + "]"
+        settle(connection)
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
-        output = str(error)
+        output = str(error) or "out of memory"
     finally:
         connection.set_progress_handler(None, 0)
     return {"output": output[: characters + 1], "timed_out": time.monotonic() > deadline}
+
+
+def settle(connection):
+    """Commits, and drops what is temporary."""
+    if connection.in_transaction:
+        connection.execute("COMMIT")
+    for kind, name in connection.execute("SELECT type, name FROM sqlite_temp_master").fetchall():
+        if kind in ("table", "view", "trigger"):
+            connection.execute(f"DROP {kind} IF EXISTS temp.{quoted(name)}")
 
 
 def fingerprint(connection, name, columns):

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import InfraError, Killed, Sandbox
+from cycleqd_jax.sandbox import Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import DBBENCH_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of, whole
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, whole
+from cycleqd_jax.tasks.databases import Database, Table
+from cycleqd_jax.tasks.db_mysql import SQL_MODE, MySqlDatabase
+from cycleqd_jax.tasks.db_sqlite import SqliteDatabase
 from cycleqd_jax.tasks.memo import Environment
+from cycleqd_jax.tasks.mysql_server import Address, MySqlServer
 from cycleqd_jax.tasks.records import Row
-from cycleqd_jax.types import Message, Score
+from cycleqd_jax.types import InputError, Message, Score
 
-__all__ = ["DbBench", "DbRecord", "final_answer", "operation", "parse_answer", "same_answer"]
+__all__ = ["DbBench", "DbRecord", "final_answer", "operates", "operation", "parse_answer", "same_answer"]
 
 CHANGES = ("INSERT", "UPDATE", "DELETE")
 """Types of problem that are judged by the table; all others by the answer."""
 
-_LONGEST_OUTPUT = 800
 _LONGEST_ANSWER = 20_000
 _LONGEST_SQL = 100_000
 _TOLERANCE = 1e-2
-_CHANCE = re.compile(r"random|current_|\bnow\b|julianday|strftime|\bdate|\btime|unixepoch", re.IGNORECASE)
+# What chance, the clock or the server decides, on either backend.
+_CHANCE = re.compile(
+    r"\brand\b|random|current_|\bnow\b|julianday|strftime|\bdate|\btime|unixepoch|unix_timestamp|sysdate|curdate|curtime"
+    r"|localtime|\butc_|uuid|connection_id|_lock\b|_schema\b|processlist|@@|^\s*show\b",
+    re.IGNORECASE,
+)
+DSN_VARIABLE = "CYCLEQD_MYSQL_DSN"
+"""Environment variable with the address of the server, for those who want no password in a config."""
 _NOTHING = {"none", "null", "undefined", "nan", "inf", "infinity", "-inf", "-infinity", ""}
 
 
@@ -42,9 +51,7 @@ class DbRecord:
         labels: answers of a question; gold SQL of a change.
         md5: fingerprint of the table after the change; None for questions.
         query: machine-written SQL of a question (often wrong, never used for scoring), or None.
-        table: name of the table.
-        columns: their names.
-        rows: cells as text.
+        table: what the database holds.
     """
 
     question: str
@@ -52,9 +59,7 @@ class DbRecord:
     labels: tuple[str, ...]
     md5: str | None
     query: str | None
-    table: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    table: Table
 
 
 class DbBench(RecordTask[DbRecord]):
@@ -62,8 +67,12 @@ class DbBench(RecordTask[DbRecord]):
 
     A reply either operates (``Action: Operation`` and a ```` ```sql ```` block; at most ``rounds`` times) or ends the episode
     (``Final Answer: [...]``, or anything that isn't in the format). Questions are judged by the answer, changes by the table
-    as it stands in the end, whatever ended the episode: both as AgentBench does. The backend is SQLite, every column TEXT and
-    compared without regard to the case of letters as MySQL does; a fresh database for each episode.
+    as it stands in the end, whatever ended the episode: both as AgentBench does. Every column is TEXT and compared without
+    regard to the case of letters; each episode has a fresh database, each statement a session of its own.
+
+    Backends: ``"sqlite"`` is embedded, in the sandbox. ``"mysql"`` is what AgentBench was made on: any MySQL or MariaDB server,
+    where each episode has a schema and a user of its own (:class:`~cycleqd_jax.tasks.db_mysql.MySqlDatabase`); the table keeps
+    its name, and ``t.t`` means it although the schema has another one.
 
     Prompts: ``"agentbench"`` is the published protocol, ``"brief"`` the question alone.
     """
@@ -79,6 +88,9 @@ class DbBench(RecordTask[DbRecord]):
         data: str | Path | None = None,
         prompt: Literal["agentbench", "brief"] = "agentbench",
         rounds: int = 5,
+        backend: Literal["sqlite", "mysql"] = "sqlite",
+        dsn: str | None = None,
+        sql_mode: str | None = None,
         seconds: float | None = None,
         memo: bool = True,
         cache: str | Path | None = None,
@@ -87,7 +99,7 @@ class DbBench(RecordTask[DbRecord]):
         """Reads and checks all records (see :class:`~cycleqd_jax.tasks.base.RecordTask` for the options not listed here).
 
         Args:
-            sandbox: where databases live.
+            sandbox: where SQLite's databases live; of its limits, those of memory and disk hold for a server's too.
             name: as in configs, journals and tables.
             max_new_tokens: most tokens a reply may have.
             train: file with the records the search may see.
@@ -95,16 +107,31 @@ class DbBench(RecordTask[DbRecord]):
             data: instead of both, one file to be split evenly.
             prompt: how the problem is put.
             rounds: most operations; the reply after the last must be the answer.
+            backend: where databases are.
+            dsn: the server (:meth:`~cycleqd_jax.tasks.mysql_server.Address.parse`); by default what the environment variable
+                CYCLEQD_MYSQL_DSN says.
+            sql_mode: of the server's sessions; by default NO_ENGINE_SUBSTITUTION, which is not strict.
             seconds: time limit of one statement, instead of the sandbox's; exceeding it ends the episode with score 0.
             memo: whether results are remembered.
             cache: folder where demonstrations are kept, or None.
             workers: threads that replay demonstrations.
 
         Raises:
-            InputError: for an unknown option, a missing or empty file, or a malformed record.
+            InputError: for an unknown option, a missing or empty file, a malformed record, or a server that is not named or
+                that there is no driver for.
         """
         self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
         self.rounds = whole(name, "rounds", rounds)
+        self.backend = one_of(name, "backend", backend, ("sqlite", "mysql"))
+        for option, value in {"dsn": dsn, "sql_mode": sql_mode}.items():
+            if value is not None and backend == "sqlite":
+                raise InputError(f"task {name!r}: expected option {option} only with backend mysql, got it with sqlite")
+        if not isinstance(sql_mode, str | None) or not re.fullmatch(r"[A-Z_]*(,[A-Z_]+)*", sql_mode or ""):
+            raise InputError(
+                f"task {name!r}: expected option sql_mode to be names of modes with commas between, got {sql_mode!r}"
+            )
+        self.sql_mode = SQL_MODE if sql_mode is None else sql_mode
+        self._server = _server(name, dsn) if backend == "mysql" else None
         super().__init__(
             sandbox=sandbox,
             name=name,
@@ -118,7 +145,7 @@ class DbBench(RecordTask[DbRecord]):
             workers=workers,
         )
         self.seconds = self.limits.wall_s
-        # One process executes all statements, so its processor time is that of all rounds.
+        # One process of SQLite's executes all statements, so its processor time is that of all rounds.
         self.limits = dataclasses.replace(
             self.limits, wall_s=3 * self.seconds + 10, cpu_s=self.limits.cpu_s * (self.rounds + 2) + 5
         )
@@ -130,6 +157,8 @@ class DbBench(RecordTask[DbRecord]):
             "rounds": self.rounds,
             "seconds": self.seconds,
             "limits": dataclasses.asdict(self.limits),
+            "backend": self.backend,
+            "sql_mode": None if self._server is None else self.sql_mode,
         }
 
     def parse(self, row: Row) -> DbRecord:
@@ -163,14 +192,27 @@ class DbBench(RecordTask[DbRecord]):
             labels=labels,
             md5=md5,
             query=None if kind in CHANGES else row.text("sql/query", None),
-            table=row.text("table/table_name"),
-            columns=tuple(columns),
-            rows=tuple(tuple(map(str, cells)) for cells in rows),
+            table=Table(row.text("table/table_name"), tuple(columns), tuple(tuple(map(str, cells)) for cells in rows)),
         )
 
     def environment(self, record: DbRecord) -> Environment:
         """A fresh episode of a record."""
         return DbEpisode(self, record)
+
+    def database(self, table: Table) -> Database:
+        """A fresh database that holds a table.
+
+        Raises:
+            InfraError: the sandbox is broken, or the server missing.
+        """
+        if self._server is None:
+            return SqliteDatabase(self.sandbox, self.limits, self.seconds, table)
+        return MySqlDatabase(self._server, self.limits, self.seconds, self.sql_mode, table)
+
+    def close(self) -> None:
+        """Drops what could not be dropped from the server before, and closes the connections to it. Safe to call twice."""
+        if self._server is not None:
+            self._server.close()
 
     def solutions(self, record: DbRecord) -> Iterable[Solution]:
         """Changes: the gold SQL. Questions: the record's query where its result is the label, else the label alone."""
@@ -181,6 +223,12 @@ class DbBench(RecordTask[DbRecord]):
             yield _query_and_answer(record.query, record.labels)
         yield _answer(record.labels)
 
+    def stubs(self, record: DbRecord) -> Iterable[Solution]:
+        """Nothing said, nothing done, and a look at the table without an answer."""
+        yield fixed("")
+        yield fixed(_final(["done"]))
+        yield _operate_and_answer("SELECT 1", [])
+
 
 class DbEpisode:
     """One problem on its own database."""
@@ -189,7 +237,7 @@ class DbEpisode:
         self.repeatable = True
         self._task = task
         self._record = record
-        self._session: Any = None
+        self._database: Database | None = None
         self._operations = 0
 
     def opening(self) -> list[Message]:
@@ -199,71 +247,66 @@ class DbEpisode:
 
     def start(self) -> list[Message]:
         """Builds the database."""
-        record = self._record
-        table = {"name": record.table, "columns": record.columns, "rows": record.rows}
-        try:
-            self._session = self._task.sandbox.session(_server(), limits=self._task.limits)
-            self._session.request({"build": table})
-        except Killed as killed:  # nothing of the model's has run yet
-            raise InfraError(f"the database of {record.table!r} could not be built: {killed}") from killed
+        self._database = self._task.database(self._record.table)
         return self.opening()
 
     def step(self, reply: str) -> list[Message] | Score:
         """Executes an operation, or judges."""
         reply = clean(reply)
+        if self._database is None:
+            return Score(0.0, "the episode is closed")
         sql = operation(reply) if self._operations < self._task.rounds else None
         try:
             if sql is None:
-                return self._judge(reply)
+                return self._judge(self._database, reply)
             if len(sql) > _LONGEST_SQL:
                 return Score(0.0, "the statement is too long")
             self._operations += 1
             if _CHANCE.search(sql):
                 self.repeatable = False
-            seconds = self._task.seconds
-            request = {"sql": sql, "seconds": seconds, "characters": _LONGEST_OUTPUT}
-            result = self._session.request(request)
+            ran = self._database.run(sql)
         except Killed as killed:
             self.repeatable = False
             return Score(0.0, f"killed: {killed}")
-        if result["timed_out"]:
+        if ran.timed_out:
             self.repeatable = False
             return Score(0.0, "a statement timed out")
-        output = result["output"]
-        if len(output) > _LONGEST_OUTPUT:
-            output = output[:_LONGEST_OUTPUT] + "[TRUNCATED]"
-        return [{"role": "user", "content": output}]
+        return [{"role": "user", "content": ran.output}]
 
     def close(self) -> None:
         """Throws the database away."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
-    def _judge(self, reply: str) -> Score:
+    def _judge(self, database: Database, reply: str) -> Score:
         record = self._record
         if record.kind in CHANGES:
-            request = {"md5": {"name": record.table, "columns": record.columns}}
-            md5 = self._session.request(request)["md5"]
-            return Score(1.0, "passed") if md5 == record.md5 else Score(0.0, "the table is not as it should be")
-        answer = final_answer(reply)
+            return Score(1.0, "passed") if database.md5() == record.md5 else Score(0.0, "the table is not as it should be")
+        limit = self._operations >= self._task.rounds
+        answer = final_answer(reply) if limit or not operates(reply) else None
         if answer is None:
-            limit = "Action: Operation" in reply and self._operations >= self._task.rounds
-            return Score(0.0, "round limit" if limit else "neither an operation nor a final answer")
+            said = "round limit" if limit and operates(reply) else "neither an operation nor a final answer"
+            return Score(0.0, said)
         if same_answer(answer, record.labels):
             return Score(1.0, "passed")
         return Score(0.0, f"wrong answer: {answer.strip()[:100]}")
 
 
+def operates(reply: str) -> bool:
+    """Whether a reply is an operation, though it may lack the SQL: its first ``Action: `` line says ``Operation``."""
+    start = reply.find("Action: ")
+    end = reply.find("\n", start)
+    return 0 <= start < end and reply[start + len("Action: ") : end] == "Operation"
+
+
 def operation(reply: str) -> str | None:
     r"""The SQL of a reply that operates, else None.
 
-    As AgentBench: the first ``Action: `` line must be ``Operation``, the statement is the first ```` ```sql ```` block, in one
-    line. Plain searches rather than its regular expressions, which take quadratic time on long replies.
+    As AgentBench: the statement is the first ```` ```sql ```` block, in one line. Plain searches rather than its regular
+    expressions, which take quadratic time on long replies.
     """
-    start = reply.find("Action: ")
-    end = reply.find("\n", start)
-    if start < 0 or end < 0 or reply[start + len("Action: ") : end] != "Operation":
+    if not operates(reply):
         return None
     start = reply.find("```sql\n")
     end = reply.find("\n```", start + len("```sql\n"))
@@ -381,6 +424,14 @@ def _answer(labels: Sequence[str]) -> Solution:
     yield _final(labels)
 
 
-@functools.cache
-def _server() -> str:
-    return resources.files("cycleqd_jax.tasks").joinpath("db_server.py").read_text(encoding="utf-8")
+def _server(task: str, dsn: str | None) -> MySqlServer:
+    """The server that option or environment names."""
+    if dsn is None:
+        dsn = os.environ.get(DSN_VARIABLE)
+        if not dsn:
+            raise InputError(
+                f"task {task!r}: expected the address of a MySQL or MariaDB server in option dsn or in the environment "
+                f"variable {DSN_VARIABLE}, such as mysql://root@/?unix_socket=/run/mysqld/mysqld.sock, got none"
+            )
+        return MySqlServer(Address.parse(f"environment variable {DSN_VARIABLE}", dsn))
+    return MySqlServer(Address.parse(f"task {task!r}, option dsn", dsn))

@@ -5,31 +5,21 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import json
-import re
-import secrets
-import signal
 import warnings
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import Completed, InfraError, Limits, Sandbox
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of
+from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of
+from cycleqd_jax.tasks.coding import CONSTANTS, fenced
+from cycleqd_jax.tasks.extraction import LONGEST_PROGRAM, extract_code, is_chancy
+from cycleqd_jax.tasks.judges import preside
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Message, Score
 
-__all__ = ["Mbpp", "MbppRecord", "extract_code"]
-
-_LONGEST_PROGRAM = 200_000
-_SLOW_START_SECONDS = 30.0
-
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
-_CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
-# Chance, clocks, other processes, and the hash seed: verdicts on such programs are not remembered.
-_CHANCE = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b")
+__all__ = ["Mbpp", "MbppRecord"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +136,13 @@ class Mbpp(RecordTask[MbppRecord]):
 
     def solutions(self, record: MbppRecord) -> Iterable[Solution]:
         """The gold program in a fence."""
-        yield _say(f"```python\n{record.code.strip()}\n```")
+        yield fixed(fenced(record.code.strip()))
+
+    def stubs(self, record: MbppRecord) -> Iterable[Solution]:
+        """No code, and functions that return a constant."""
+        yield fixed("")
+        for constant in CONSTANTS:
+            yield fixed(fenced("\n".join(f"def {name}(*args, **kwargs): return {constant}" for name in record.names)))
 
     def question(self, record: MbppRecord) -> str:
         """The user's message."""
@@ -180,9 +176,9 @@ class MbppEpisode:
         code = extract_code(clean(reply), self._record.names)
         if not code.strip():
             return Score(0.0, "no code")
-        if len(code) > _LONGEST_PROGRAM:
+        if len(code) > LONGEST_PROGRAM:
             return Score(0.0, "the program is too long")
-        if _CHANCE.search(code):
+        if is_chancy(code):
             self.repeatable = False
         record = self._record
         job = {
@@ -192,19 +188,11 @@ class MbppEpisode:
             "asserts": [_guarded(line, record.names) for line in record.asserts],
             "names": record.names,
         }
-        limits = self._task.limits
-        done, verdict, ready = self._run(job, limits)
-        if done.timed_out and not ready:  # a machine that is slow to start the test program: not the program's time
-            done, verdict, ready = self._run(job, dataclasses.replace(limits, wall_s=limits.wall_s + _SLOW_START_SECONDS))
-        if not ready and done.exit_code != -signal.SIGKILL:
-            # The program only begins after that line: this isn't its doing.
-            raise InfraError(
-                f"the sandbox did not start the test program (exit code {done.exit_code}, timed out: {done.timed_out}): "
-                f"{done.output[-300:]!r}"
-            )
+        ruling = preside(self._task.sandbox, "asserts", job, {}, self._task.limits)
+        verdict = ruling.verdict
         if verdict is None:
             self.repeatable = False
-            return Score(0.0, "timed out" if done.timed_out else "the program ended its box")
+            return Score(0.0, ruling.reason)
         if verdict["error"] is None and verdict["passed"] == len(record.asserts):
             return Score(1.0, "passed")
         if verdict["error"] is None:  # it left by itself, or a limit ended it
@@ -213,70 +201,13 @@ class MbppEpisode:
         stage, error = verdict["error"]
         return Score(0.0, f"{stage} failed: {error}")
 
-    def _run(self, job: dict[str, Any], limits: Limits) -> tuple[Completed, dict[str, Any] | None, bool]:
-        """What became of a job: how it ended, the verdict if there is one, and whether the program was begun at all."""
-        text = json.dumps(job)
-        nonce = secrets.token_hex(16)
-        done = self._task.sandbox.run_python(_driver(), stdin=f"{len(text):016x}{text}{nonce}", limits=limits)
-        verdict = None
-        ready = False
-        for line in done.output.splitlines():
-            head, _, rest = line.partition(" ")
-            if head == nonce:
-                ready = True
-                verdict = json.loads(rest) if rest != "ready" else verdict
-        return done, verdict, ready
-
     def close(self) -> None:
         """Nothing is held between steps."""
 
 
-def extract_code(reply: str, names: Iterable[str] = ()) -> str:
-    """The program in a reply.
-
-    Fenced blocks tagged as Python count, untagged ones where there are none. Of several, the first that defines one of
-    ``names`` is taken, else all together. A fence that is never closed lasts to the end; one that was never opened (the
-    reply began inside a block) ends the program. Without fences the program starts at the first line that looks like code.
-    """
-    fences = list(_FENCE.finditer(reply))
-    blocks: list[tuple[str, str]] = []
-    start: re.Match[str] | None = None
-    for fence in fences:
-        if start is None:
-            start = fence
-        else:
-            blocks.append((start.group(1).lower(), reply[start.end() + 1 : fence.start()]))
-            # A tagged fence never closes a block: the one before was left open.
-            start = fence if fence.group(1) else None
-    if start is not None:
-        rest = reply[start.end() + 1 :]
-        if not rest.strip() and len(fences) == 1:
-            return _from_code_line(reply[: start.start()])
-        blocks.append((start.group(1).lower(), rest))
-    blocks = [(tag, code) for tag, code in blocks if code.strip()]
-    if not blocks:
-        return _from_code_line(_FENCE.sub("", reply))
-    tagged = [code for tag, code in blocks if tag in ("python", "py", "python3")]
-    codes = tagged or [code for tag, code in blocks if not tag] or [code for _, code in blocks]
-    wanted = "|".join(map(re.escape, names))
-    if len(codes) > 1 and wanted:
-        defines = re.compile(rf"^[ \t]*(?:(?:async +)?def|class) +(?:{wanted})\b|^(?:{wanted}) *=", re.MULTILINE)
-        codes = next(([code] for code in codes if defines.search(code)), codes)
-    return "\n".join(codes)
-
-
-def _from_code_line(text: str) -> str:
-    match = _CODE_LINE.search(text)
-    return text[match.start() :] if match else ""
-
-
-def _say(*replies: str) -> Solution:
-    yield from replies
-
-
 @functools.lru_cache(maxsize=4096)
 def _guarded(line: str, names: tuple[str, ...]) -> str:
-    """An assert in which whatever is compared, computed with or called upon is first checked by the driver's ``__plain__``.
+    """An assert in which whatever is compared, computed with or called upon is first checked by the judge's ``__plain__``.
 
     All but the arguments of the program's own functions and classes, which may be whatever the program takes.
     """
@@ -314,11 +245,6 @@ def _plain(node: ast.expr) -> ast.expr:
     if isinstance(node, ast.Constant):
         return node
     return ast.Call(ast.Name("__plain__", ast.Load()), [node], [])
-
-
-@functools.cache
-def _driver() -> str:
-    return resources.files("cycleqd_jax.tasks").joinpath("mbpp_driver.py").read_text(encoding="utf-8")
 
 
 def _tree(row: Row, field: str, code: str) -> ast.Module:

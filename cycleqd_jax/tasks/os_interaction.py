@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from cycleqd_jax.sandbox import InfraError, Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import OS_LEAD, OS_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, one_of, whole
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, whole
 from cycleqd_jax.tasks.memo import Environment
+from cycleqd_jax.tasks.os_folder import read_os_rows
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Message, Score
 
@@ -120,9 +122,9 @@ class OsInteraction(RecordTask[OsRecord]):
             sandbox: where the systems live.
             name: as in configs, journals and tables.
             max_new_tokens: most tokens a reply may have.
-            train: file with the records the search may see.
-            test: file with the records to report on.
-            data: instead of both, one file to be split evenly.
+            train: file with the records the search may see; flat records, or a file or the folder of AgentBench.
+            test: likewise, with the records to report on.
+            data: instead of both, one file or folder to be split evenly.
             prompt: how the problem is put.
             rounds: most replies.
             seconds: time limit of one reply's commands, instead of the sandbox's; exceeding it ends the episode with score 0.
@@ -157,7 +159,12 @@ class OsInteraction(RecordTask[OsRecord]):
             "rounds": self.rounds,
             "seconds": self.seconds,
             "limits": dataclasses.asdict(self.limits),
+            "system": self.sandbox.system,
         }
+
+    def read(self, path: str | Path) -> list[Row]:
+        """Flat records, or AgentBench's own folder or files (see :func:`~cycleqd_jax.tasks.os_folder.read_os_rows`)."""
+        return read_os_rows(path)
 
     def parse(self, row: Row) -> OsRecord:
         """A record of AgentBench's OS tasks, standard or training."""
@@ -195,17 +202,32 @@ class OsInteraction(RecordTask[OsRecord]):
             example=example,
         )
 
+    def stubs(self, record: OsRecord) -> Iterable[Solution]:
+        """A player who finishes at once: the checks run on a system that nobody has touched, and on no answer."""
+        yield fixed("Act: finish")
+
     def environment(self, record: OsRecord) -> Environment:
         """A fresh episode of a record."""
         return OsEpisode(self, record)
 
     def solutions(self, record: OsRecord) -> Iterable[Solution]:
-        """The gold command, then its output as the answer, or "finish"."""
+        """The gold command, then its output as the answer, or "finish"; likewise typed as a process of its own.
+
+        The latter is how checks run: some examples count processes, or read their input where they find no file. Where the
+        benchmark gives no command but the answer, that.
+        """
+        if record.example is None and record.match is not None:
+            yield fixed(f"Act: answer({record.match})")
         if record.example is None or record.example.language != "bash":
             return
-        think = self.prompt == "agentbench"
-        for answers in (True, False) if record.asks else (False, True):
-            yield _command_and_end(record.example.code, answers, think)
+        think, typed = self.prompt == "agentbench", record.example.code
+        own = f"bash -c {shlex.quote(typed)} < /dev/null"
+        for command, answers in ((typed, record.asks), (own, record.asks), (typed, not record.asks)):
+            yield _command_and_end(command, answers, think)
+
+    def _demonstrate(self, record: OsRecord) -> list[Message] | None:
+        # An answer from nowhere would teach to guess.
+        return None if record.example is None else super()._demonstrate(record)
 
 
 class OsEpisode:
@@ -232,6 +254,8 @@ class OsEpisode:
         try:
             self._box = self._task.sandbox.box(limits=self._task.limits)
             self._shell = self._box.shell()
+            if record.init:  # which may change what a shell reads at its start: as in AgentBench, the agent's is older
+                self._shell.run("", timeout=_SETUP_SECONDS)
             done = [(script, self._box.exec(script.argv(), timeout=_SETUP_SECONDS)) for script in record.init]
             if record.start is not None:
                 done.append((record.start, self._shell.run(record.start.code, timeout=_SETUP_SECONDS)))
@@ -423,5 +447,5 @@ def _command_and_end(command: str, answers: bool, think: bool) -> Solution:
     text = output.partition("The output of the OS:\n")[2].strip()
     if not answers:
         yield said("The task is done.", "finish")
-    elif text and "\n" not in text:  # an answer is one line
+    elif "\n" not in text:  # an answer is one line
         yield said("The output is the answer.", f"answer({text})")

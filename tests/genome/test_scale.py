@@ -60,8 +60,10 @@ def test_a_mesh_gives_the_same_weights_without_collectives(sizes, dtype, assert_
     assert COLLECTIVES.findall(gathered.lower(got["layers"]["mlp"]["up"]).compile().as_text())
 
 
-def test_a_population_over_the_mesh(assert_close):
-    space = make_space()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_population_over_the_mesh(dtype, assert_close):
+    space = make_space(dtype)
+    tolerance = 1e-6 if dtype == "float32" else 1e-3
     sharded = on_mesh(space, population=4, tensor=2)
     genomes = [mutant(space, seed) for seed in range(4)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
@@ -69,13 +71,13 @@ def test_a_population_over_the_mesh(assert_close):
     spread = jax.device_put(stacked, axis)
     got = sharded.express_population(spread)
     for i, genome in enumerate(genomes):
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], got), space.express(genome), 1e-6)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], got), space.express(genome), tolerance)
     up = got["layers"]["mlp"]["up"]
     assert up.sharding.spec[0] == "population"
     assert {shard.data.shape[0] for shard in up.addressable_shards} == {1}
     assert not COLLECTIVES.findall(_express_population.lower(sharded, spread).compile().as_text())
     unsharded = space.express_population(stacked)
-    assert_close(unsharded, jax.tree.map(np.asarray, got), 1e-6)
+    assert_close(unsharded, jax.tree.map(np.asarray, got), tolerance)
 
 
 def test_a_mesh_that_does_not_divide_is_refused():
@@ -116,6 +118,31 @@ def test_rows_in_blocks_are_the_whole(monkeypatch, assert_close):
     assert express.block_shape(64, 32, 6) == (8, 32)  # at most 300 numbers
     assert express.block_shape(7, 1000, 6) == (7, 42)  # 24 blocks, the last one moved back
     assert express.block_shape(64, 32, 96) == (3, 32)  # the factor of three rows has 288
+
+
+def test_an_embedding_is_made_in_the_loop_over_layers():
+    assert express._blocks(49152, 576, 192, {30}) == 30
+    assert express._blocks(49152, 576, 192, {2}) == 2  # neither product nor factor is larger than a block may be
+    assert express._blocks(128256, 4096, 3 * 4096, {32}) == 94  # more than there are layers
+    assert express._blocks(2048, 32064, 768, {32}) == 4  # large products are not made smaller
+    assert express._blocks(64, 32, 6, {80}) == 1  # every block would read more of the factor than it has rows
+    base, *experts = (jax.tree.map(lambda x: x * k, llama.init_params(CONFIG, jax.random.key(k))) for k in (1, 2, 3))
+    space = ExpertSpace.from_experts(base, experts, rank=3)
+    program = str(jax.make_jaxpr(space.express)(space.expert(0)))
+    assert len(re.findall(r"\b(?:while|scan)\[", program)) == 1
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.25), ("bfloat16", 1.0)])
+def test_temporaries_on_cpu_are_smaller_than_the_model(dtype, most):
+    """Its backend has no slices of 16-bit floats, and would hold all experts in float32."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("of the CPU backend")
+    config = llama.LlamaConfig(512, 64, 256, 24, 8, 4, 8, dtype=dtype)
+    base, *experts = (llama.init_params(config, jax.random.key(k)) for k in range(4))
+    space = ExpertSpace.from_experts(base, experts, rank=2, method="randomized")
+    genome = space.expert(0)
+    memory = _express_into.lower(space, genome, space.base).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < most * sum(leaf.nbytes for leaf in jax.tree.leaves(base))
 
 
 def test_experts_are_held_and_not_copied():

@@ -52,7 +52,7 @@ def test_unknown_name() -> None:
 
 
 def test_nothing_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cycleqd_jax.sandbox.sandbox.launches", lambda name: [])
+    monkeypatch.setattr("cycleqd_jax.sandbox.sandbox.launches", lambda name, tree: [])
     with pytest.raises(InfraError, match=r"apt-get install bubblewrap.*isolation=none"):
         Sandbox()
 

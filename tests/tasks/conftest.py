@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -18,10 +21,29 @@ def sandbox() -> Iterator[Sandbox]:
         yield box
 
 
+@pytest.fixture(scope="session")
+def mysql_dsn() -> Iterator[str]:
+    """Address of a MySQL or MariaDB server: the one that CYCLEQD_MYSQL_DSN names, else a private one."""
+    if os.environ.get("CYCLEQD_MYSQL_DSN"):
+        yield os.environ["CYCLEQD_MYSQL_DSN"]
+        return
+    pytest.importorskip("pymysql", reason="the extra mysql is not installed")
+    spec = importlib.util.spec_from_file_location("mariadb_for_tests", Path(__file__).parent / "mariadb.py")
+    assert spec is not None
+    assert spec.loader is not None
+    mariadb = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mariadb)
+    if mariadb.missing():
+        pytest.skip(mariadb.missing())
+    with mariadb.serve() as socket:
+        yield f"mysql://root:{quote(mariadb.PASSWORD, safe='')}@/?unix_socket={socket}"
+
+
 class Nowhere:
     """Where nothing can run: for tests that must not get that far."""
 
     limits = Limits()
+    system = "host"
 
 
 @pytest.fixture

@@ -243,6 +243,12 @@ def test_rounds(task):
     assert results[-1] == Score(0.0, "round limit")
 
 
+def test_an_operation_without_sql_is_no_answer(task):
+    both = "Action: Operation\nSELECT 1\nFinal Answer: [17]"
+    assert play(task, [both])[-1].value == 0.0
+    assert play(task, [sql("SELECT 1")] * 5 + [both])[-1].value == 1.0  # as AgentBench: the round after the last is the answer
+
+
 def test_observations(task):
     wrong, none, long, cells = play(
         task,

@@ -6,7 +6,6 @@ import pytest
 
 from cycleqd_jax.sandbox import Completed, InfraError, Limits
 from cycleqd_jax.tasks import Mbpp
-from cycleqd_jax.tasks.mbpp import extract_code
 from cycleqd_jax.types import InputError, Score
 
 ADD = {
@@ -47,46 +46,6 @@ def verdict(task, code, split="train", number=0) -> Score:
         return episode.step(code if "```" in code else f"```python\n{code}\n```")
     finally:
         episode.close()
-
-
-# ------------------------------------------------------------------------------------------------ extraction
-
-
-@pytest.mark.parametrize(
-    ("reply", "code"),
-    [
-        ("```python\nx = 1\n```", "x = 1\n"),
-        ("Sure!\n```py\nx = 1\n```\nThis works.", "x = 1\n"),
-        ("```\nx = 1\n```", "x = 1\n"),
-        ("text\n```python\nx = 1", "x = 1"),
-        ("x = 1\n```", "x = 1\n"),
-        ("x = 1\n```\nexplained", "explained"),
-        ("def f():\n    return 1", "def f():\n    return 1"),
-        ("Here it is:\n\nimport re\ndef f(): pass", "import re\ndef f(): pass"),
-        ("I can not do that.", ""),
-        ("", ""),
-        ("```", ""),
-        ("``````", ""),
-        ("```python\n```", ""),
-        ("```bash\nls\n```\n```python\nx = 1\n```", "x = 1\n"),
-        ("```bash\nls\n```\n```\nx = 1\n```", "x = 1\n"),
-        ("```python\nimport re\n```\nand\n```python\ny = 2\n```", "import re\n\ny = 2\n"),
-        ("```python\nadd(1, 2)\n```\nwith\n```python\ndef add(a): 1\n```\n```python\nadd(3)\n```", "def add(a): 1\n"),
-        ("```python\nx = 1\n```python\ndef add(a): 2", "def add(a): 2"),
-        ("  ```python\nx = 1\n  ```", "x = 1\n"),
-    ],
-)
-def test_extraction(reply, code):
-    assert extract_code(reply, ("add",)) == code
-
-
-@pytest.mark.parametrize(
-    "piece", ["```", "```python\n", "\n```\n", "def ", "a", " ", "x=", "```python\ndef f(): pass\n```\n", "\n"]
-)
-def test_extraction_of_megabytes_is_quick(piece):
-    began = time.monotonic()
-    extract_code(piece * (2_000_000 // len(piece)), ("add", "other"))
-    assert time.monotonic() - began < 5
 
 
 # ------------------------------------------------------------------------------------------------ verdicts

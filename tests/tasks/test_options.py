@@ -11,7 +11,7 @@ from cycleqd_jax.sandbox import Limits
 from cycleqd_jax.tasks import TASKS, miniature
 from cycleqd_jax.types import InputError
 
-ALL = (*TASKS,)
+ALL = miniature.TASKS
 ROUNDS = ("dbbench", "os_interaction")
 
 WHOLE = [(0, "0"), (-1, "-1"), (2.5, "2.5"), (2.0, "2.0"), (True, "True"), ("3", "'3'"), (None, "None")]
@@ -43,11 +43,13 @@ def test_a_wrong_option_is_named_with_its_task(paths, nowhere, names, option, va
 
 
 class Elsewhere:
+    system = "host"
+
     def __init__(self, **limits):
         self.limits = Limits(**limits)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", miniature.TASKS)
 def test_limits_are_those_of_the_sandbox(paths, name):
     kept = {"memory_mb": 300, "processes": 20, "disk_mb": 10, "output_bytes": 5000}
     task = TASKS[name](sandbox=Elsewhere(wall_s=7.0, cpu_s=90.0, **kept), **paths[name])
@@ -59,7 +61,7 @@ def test_limits_are_those_of_the_sandbox(paths, name):
     assert own.limits.cpu_s < 90.0
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", miniature.TASKS)
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Limits)])
 def test_limits_are_part_of_the_fingerprint(paths, name, field):
     first = TASKS[name](sandbox=Elsewhere(), **paths[name]).options()

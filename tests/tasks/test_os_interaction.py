@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cycleqd_jax.sandbox import Completed, InfraError, Limits
-from cycleqd_jax.tasks import OsInteraction, os_interaction
+from cycleqd_jax.tasks import OsInteraction, base, os_interaction
 from cycleqd_jax.tasks.agentbench import OS_PREFIX
 from cycleqd_jax.tasks.os_interaction import Act, parse_act, same_size
 from cycleqd_jax.types import InputError, Score
@@ -252,7 +252,10 @@ def test_an_init_script_that_hangs_is_no_score(write):
             return Completed("", None, True, False, 60.0)
 
         def shell(self):
-            return None
+            return self
+
+        def run(self, code, **_):
+            return Completed("", 0, False, False, 0.0)
 
         def close(self):
             self.closed = True
@@ -320,3 +323,37 @@ def test_demonstrations(task):
     assert deleted[-1]["content"].endswith("Act: finish")
     (matched,) = task.demonstrations("test")
     assert matched[-1]["content"].endswith("Act: answer(one)")
+
+
+def test_gold_solutions(write, sandbox):
+    """What the published examples need: processes of their own, no input, an empty output as the answer, or no command."""
+    counts = COUNT | {"id": "counts", "example_script": ["bash", "ps -A | wc -l"]}
+    reads = COUNT | {"id": "reads", "example_script": ["bash", "cat | wc -l"]}
+    empty = COUNT | {"id": "empty", "check": [None, {"builtin": "string-match"}], "example_script": ["bash", "true"]}
+    given = MATCH | {"id": "given", "example_script": None}
+    task = OsInteraction(
+        train=write(counts, reads, empty, given), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1
+    )
+    for record in task.records["train"]:
+        scores = []
+        for solution in task.solutions(record):
+            episode = task.environment(record)
+            try:
+                scores.append(base.play(episode, solution)[1])
+            finally:
+                episode.close()
+        assert 1.0 in [score.value for score in scores if score is not None], record
+        for stub in task.stubs(record):
+            episode = task.environment(record)
+            try:
+                assert base.play(episode, stub)[1].value == 0.0
+            finally:
+                episode.close()
+    assert len(task.demonstrations("train")) == 3
+
+
+def test_the_shell_is_older_than_the_scripts_that_prepare(write, sandbox):
+    init = [["bash", "echo 'export PATH=$PATH:/made' >> ~/.bashrc; echo 'export PATH=$PATH:/made' >> ~/.profile"]]
+    task = OsInteraction(train=write(COUNT | {"init_script": init}), test=write(MATCH, name="t.jsonl"), sandbox=sandbox)
+    assert "/made" not in play(task, [bash("echo $PATH")])[0]
+    assert "/made" in play(task, [bash("source ~/.bashrc; echo $PATH")])[0]

@@ -1,4 +1,8 @@
-"""What a program sees of the machine: the outer root, the skeleton of a box, and the mounts of one execution."""
+"""What a program sees of the machine: the outer root, the skeleton of a box, and the mounts of one execution.
+
+A box's ``/`` is an overlay over the skeleton, and its ``/usr`` one over the skeleton's and the host's, or those of a root file
+system where there is one: then the skeleton is that, but for its ``/usr``, with the box's own users as owners.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,9 @@ ETC = "/fs/etc"  # the host's /etc, until the skeleton has been made of it
 SKELETON = "/fs/skeleton"
 _BOX = "/fs/box"
 _USR = "/fs/usr"
+_TREE = "/fs/rootfs"  # there if boxes are to show a root file system instead of the host
 
+_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _LARGEST_ETC_FILE = 1 << 20
 # fmt: off
 _NOT_FROM_ETC = frozenset((
@@ -30,6 +36,14 @@ _FOLDERS = (
     "var/lib", "var/cache", "var/spool",
 )
 # fmt: on
+_ELSEWHERE = {f"{SKELETON}/{name}" for name in ("usr", "dev", "proc", "sys")}
+_NAMES = {
+    "hostname": "box\n",
+    "hosts": "127.0.0.1\tlocalhost box\n::1\tlocalhost\n",
+    "fstab": "",
+    "resolv.conf": "",
+    "machine-id": "0" * 32 + "\n",
+}
 _PROFILE = """\
 export PS1='\\u@\\h:\\w\\$ '
 alias ll='ls -l'
@@ -65,11 +79,11 @@ def mount_box(owner: int, disk_mb: int) -> tuple[int, Guard]:
     # Where a box's root is the caller, trusted attributes are out of reach and the overlay keeps its notes in user ones.
     notes = "" if owner else ",userxattr"
     _overlay(root, SKELETON, f"{_BOX}/upper", f"{_BOX}/work", notes)
-    lowers = (f"{SKELETON}/usr", _USR if os.path.isdir(f"{_USR}/bin") else "/usr")
+    lowers = (f"{SKELETON}/usr", next(path for path in (_USR, f"{_TREE}/usr", "/usr") if os.path.isdir(f"{path}/bin")))
     _overlay(f"{root}/usr", ":".join(lowers), f"{_BOX}/usr", f"{_BOX}/usr-work", notes)
     guard = Guard((f"{_BOX}/upper", SKELETON), (f"{_BOX}/usr", *lowers))
     linux.mount("/dev", f"{root}/dev", None, linux.MS_BIND | linux.MS_REC)
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+    for name in () if os.path.isdir(_TREE) else _SYSTEM:
         if not os.path.islink(f"/{name}") and os.path.isdir(f"/{name}"):
             linux.mount(f"/{name}", f"{root}/{name}", None, linux.MS_BIND)
     _mount_proc(f"{root}/proc")
@@ -112,51 +126,108 @@ def _tmpfs(owner: int, disk_mb: int, mode: str) -> str:
 
 
 def build_skeleton(owner: int, userns: int | None) -> None:
-    """Fills the skeleton from the host's world-readable /etc and what every Linux has, owned by the user ``owner``.
+    """Fills the skeleton, from the root file system or from the host's world-readable /etc and what every Linux has.
 
     Args:
         owner: the box's root, as seen from here.
-        userns: a user namespace with a box's map; the host's /usr is shown through it where the filesystem can
+        userns: a user namespace with a box's map; /usr is shown through it where the filesystem can
             (its files then belong to the box's root; elsewhere they belong to nobody).
     """
+    own_tree = os.path.isdir(_TREE)
     previous = os.umask(0)
     try:
-        for name in _FOLDERS:
-            os.mkdir(f"{SKELETON}/{name}")
-        for name in ("tmp", "var/tmp", "run/lock"):
-            os.mkdir(f"{SKELETON}/{name}")
-            os.chmod(f"{SKELETON}/{name}", 0o1777)
-        os.mkdir(f"{SKELETON}/root", 0o700)
-        os.symlink("/run", f"{SKELETON}/var/run")
-        for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-            if os.path.islink(f"/{name}"):
-                os.symlink(os.readlink(f"/{name}"), f"{SKELETON}/{name}")
-            elif os.path.isdir(f"/{name}"):
-                os.mkdir(f"{SKELETON}/{name}")
-        _copy_etc(ETC, f"{SKELETON}/etc", _NOT_FROM_ETC)
-        _write_etc(f"{SKELETON}/etc")
-        for name in (".bashrc", ".profile"):
-            _write(f"{SKELETON}/root/{name}", _PROFILE)
-        # Merged directories take their owner from the topmost layer: these become writable for the box's root.
-        for name in ("", "local"):
-            with os.scandir(f"/usr/{name}") as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        os.mkdir(f"{SKELETON}/usr/{name}/{entry.name}", 0o755)
-        for folder, folders, files in os.walk(SKELETON):
-            for name in (*folders, *files):
-                os.chown(f"{folder}/{name}", owner, owner, follow_symlinks=False)
-        _set_modes()
-        shadow = f"{SKELETON}/etc/shadow"
-        with contextlib.suppress(OSError):
-            os.chown(shadow, owner, owner + 42)
+        if own_tree:
+            _copy_tree(_TREE, SKELETON, owner)
+            _own_names(f"{SKELETON}/etc", owner)
+            _merge_usr(f"{_TREE}/usr", owner)
+        else:
+            _imitate_host(owner)
     finally:
         os.umask(previous)
     if userns is not None:
         with contextlib.suppress(OSError):
-            linux.idmapped("/usr", _USR, userns)
+            linux.idmapped(f"{_TREE}/usr" if own_tree else "/usr", _USR, userns)
     linux.umount(ETC)
     linux.mount("none", SKELETON, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID)
+
+
+def _copy_tree(source: str, target: str, owner: int) -> None:
+    """Everything but /usr and what is mounted or empty in a box; ids are shifted as the map of a box shifts them."""
+    with os.scandir(source) as entries:
+        for entry in entries:
+            path = f"{target}/{entry.name}"
+            info = entry.stat(follow_symlinks=False)
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), path)
+            elif entry.is_dir(follow_symlinks=False):
+                os.mkdir(path, 0o700)
+                with contextlib.suppress(PermissionError):  # without root on the host, what others may not see is left out
+                    if path not in _ELSEWHERE:
+                        _copy_tree(entry.path, path, owner)
+            elif entry.is_file(follow_symlinks=False):
+                try:
+                    shutil.copyfile(entry.path, path)
+                except PermissionError:
+                    continue
+            else:
+                continue
+            if owner:
+                with contextlib.suppress(OSError):  # an id beyond those of boxes
+                    os.chown(path, owner + info.st_uid, owner + info.st_gid, follow_symlinks=False)
+            if not entry.is_symlink():
+                os.chmod(path, stat.S_IMODE(info.st_mode))
+            os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
+
+
+def _own_names(etc: str, owner: int) -> None:
+    """What a box has of its own in a tree that may come from another machine, and what could not be read there."""
+    for name, text in _NAMES.items():
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{etc}/{name}")
+        _write(f"{etc}/{name}", text)
+        os.chown(f"{etc}/{name}", owner, owner)
+    for name, source in (("shadow", "passwd"), ("gshadow", "group")):
+        if not os.path.exists(f"{etc}/{name}") and os.path.exists(f"{etc}/{source}"):
+            with open(f"{etc}/{source}", encoding="utf-8", errors="replace") as file:
+                _write(f"{etc}/{name}", _locked_accounts(name, file.read().splitlines()), 0o640)
+
+
+def _merge_usr(usr: str, owner: int) -> None:
+    # Merged directories take their owner from the topmost layer: these become writable for the box's root.
+    for name in ("", "local"):
+        with os.scandir(f"{usr}/{name}") as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    path = f"{SKELETON}/usr/{name}/{entry.name}"
+                    os.mkdir(path, 0o755)
+                    os.chown(path, owner, owner)
+
+
+def _imitate_host(owner: int) -> None:
+    for name in _FOLDERS:
+        os.mkdir(f"{SKELETON}/{name}")
+    for name in ("tmp", "var/tmp", "run/lock"):
+        os.mkdir(f"{SKELETON}/{name}")
+        os.chmod(f"{SKELETON}/{name}", 0o1777)
+    os.mkdir(f"{SKELETON}/root", 0o700)
+    os.symlink("/run", f"{SKELETON}/var/run")
+    for name in _SYSTEM:
+        if os.path.islink(f"/{name}"):
+            os.symlink(os.readlink(f"/{name}"), f"{SKELETON}/{name}")
+        elif os.path.isdir(f"/{name}"):
+            os.mkdir(f"{SKELETON}/{name}")
+    _copy_etc(ETC, f"{SKELETON}/etc", _NOT_FROM_ETC)
+    _write_etc(f"{SKELETON}/etc")
+    for name in (".bashrc", ".profile"):
+        _write(f"{SKELETON}/root/{name}", _PROFILE)
+    _merge_usr("/usr", owner)
+    for folder, folders, files in os.walk(SKELETON):
+        for name in (*folders, *files):
+            os.chown(f"{folder}/{name}", owner, owner, follow_symlinks=False)
+    _set_modes()
+    shadow = f"{SKELETON}/etc/shadow"
+    with contextlib.suppress(OSError):
+        os.chown(shadow, owner, owner + 42)
 
 
 def _set_modes() -> None:
@@ -201,13 +272,15 @@ def _write_etc(etc: str) -> None:
         groups.append("nogroup:x:65534:")
     _write(f"{etc}/passwd", "\n".join(users) + "\n")
     _write(f"{etc}/group", "\n".join(groups) + "\n")
-    _write(f"{etc}/shadow", "".join(f"{line.split(':')[0]}:*:19000:0:99999:7:::\n" for line in users), 0o640)
-    _write(f"{etc}/gshadow", "".join(f"{line.split(':')[0]}:*::\n" for line in groups), 0o640)
-    _write(f"{etc}/hostname", "box\n")
-    _write(f"{etc}/hosts", "127.0.0.1\tlocalhost box\n::1\tlocalhost\n")
-    _write(f"{etc}/fstab", "")
-    _write(f"{etc}/resolv.conf", "")
-    _write(f"{etc}/machine-id", "0" * 32 + "\n")
+    _write(f"{etc}/shadow", _locked_accounts("shadow", users), 0o640)
+    _write(f"{etc}/gshadow", _locked_accounts("gshadow", groups), 0o640)
+    for name, text in _NAMES.items():
+        _write(f"{etc}/{name}", text)
+
+
+def _locked_accounts(name: str, lines: list[str]) -> str:
+    rest = ":*:19000:0:99999:7:::" if name == "shadow" else ":*::"
+    return "".join(f"{line.split(':')[0]}{rest}\n" for line in lines)
 
 
 def _write(path: str, text: str, mode: int = 0o644) -> None:
@@ -248,7 +321,7 @@ def enter_outer(plan: dict) -> None:
     for path in plan["masks"]:
         linux.mount("tmpfs", path, "tmpfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=4k")
     for path in plan["writable"]:
-        linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=64m")
+        linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=256m")
     linux.mount("proc", "/proc", "proc", _PROC_FLAGS)
     linux.umount("/host")
     os.rmdir("/host")

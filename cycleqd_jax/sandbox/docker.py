@@ -1,0 +1,355 @@
+"""Boxes that are containers of a Docker engine, driven by the ``docker`` command: AgentBench's own way.
+
+A container lives as long as the process that attends it, whose input is a pipe of ours: where this process ends, however it
+ends, the container ends and is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import shlex
+import subprocess
+import threading
+import time
+from typing import IO
+
+from .base import Completed, InfraError, Killed, Limits
+
+__all__ = ["IMAGE", "Docker", "DockerBox", "DockerShell"]
+
+IMAGE = "local-os/default"
+_CALL_SECONDS = 60.0  # for the engine to answer
+_FLOOD = 64  # times the output limit: a program that prints more is killed
+# Docker's own 14 are its default; this names them, so that an engine configured otherwise gives no more.
+_CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "NET_RAW",
+    "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP",
+)  # fmt: skip
+_ATTEND = "echo up; cat > /dev/null"  # until its input ends
+# What a command is run by: both streams as one, and an end that the container itself enforces. Exit code 137 is `timeout`'s.
+_RUN = 'exec 2>&1; exec timeout --signal=KILL "$@"'
+_QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
+
+
+class Docker:
+    """A Docker engine.
+
+    Args:
+        image: of the containers, present on the engine: nothing is pulled.
+
+    Attributes:
+        image: likewise.
+        digest: of the image.
+
+    Raises:
+        InfraError: there is no ``docker`` command, its engine does not answer, or the image is not there.
+    """
+
+    def __init__(self, image: str = IMAGE) -> None:
+        self.image = image
+        self._boxes: set[DockerBox] = set()
+        self._lock = threading.Lock()
+        version = _call(["docker", "version", "--format", "{{.Server.Version}}"])
+        if version.returncode:
+            raise InfraError(f"no Docker engine answers; start one, or use the backend bwrap: {_said(version)}")
+        found = _call(["docker", "image", "inspect", "--format", "{{.Id}}", image])
+        if found.returncode:
+            raise InfraError(f"the Docker engine has no image {image}; build or pull it (docker pull {image}): {_said(found)}")
+        self.digest = found.stdout.strip()
+
+    def box(self, limits: Limits, turn: threading.BoundedSemaphore) -> DockerBox:
+        """Starts a container.
+
+        Raises:
+            InfraError: the engine does not start it.
+        """
+        box = DockerBox(self, limits, turn)
+        with self._lock:
+            self._boxes.add(box)
+        return box
+
+    def forget(self, box: DockerBox) -> None:
+        """Says that a container is gone."""
+        with self._lock:
+            self._boxes.discard(box)
+
+    def close(self) -> None:
+        """Removes all containers."""
+        with self._lock:
+            boxes = list(self._boxes)
+        for box in boxes:
+            box.close()
+
+
+class DockerBox:
+    """A container, with the methods of :class:`~cycleqd_jax.sandbox.Box`."""
+
+    def __init__(self, docker: Docker, limits: Limits, turn: threading.BoundedSemaphore) -> None:
+        self.limits = limits
+        self.name = f"cycleqd-{os.getpid()}-{secrets.token_hex(6)}"
+        self._docker, self._turn = docker, turn
+        self._lock = threading.RLock()
+        self._living: list[subprocess.Popen[bytes]] = []
+        self._closed = False
+        memory, processes = f"{limits.memory_mb + limits.disk_mb}m", 4 * limits.processes
+        command = ["docker", "run", "--rm", "--interactive", "--init", "--name", self.name, "--hostname", "box"]
+        command += [
+            "--user",
+            "root",
+            "--network",
+            "none",
+            "--cap-drop",
+            "ALL",
+            *(f"--cap-add={name}" for name in _CAPABILITIES),
+        ]
+        command += ["--security-opt", "no-new-privileges", "--memory", memory, "--memory-swap", memory]
+        command += ["--pids-limit", str(processes), "--cpus", "1", "--ulimit", "core=0", "--ulimit", "nofile=1024"]
+        command += ["--ulimit", f"fsize={limits.disk_mb << 20}", "--workdir", "/", "--pull", "never", "--entrypoint", "sh"]
+        self._attendant = self._start([*command, docker.image, "-c", _ATTEND])
+        heard = _read_until(self._attendant, b"up\n", _CALL_SECONDS, 4096)
+        if not heard.endswith(b"up\n"):
+            self.close()
+            raise InfraError(f"Docker does not start a container of {docker.image}: {heard.decode(errors='replace').strip()}")
+
+    def exec(
+        self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
+    ) -> Completed:
+        """Runs one command; exit code 127 where there is no such program.
+
+        Args:
+            argv: the program (looked up in PATH) and its arguments.
+            stdin: what it reads.
+            cwd: its folder.
+            timeout: seconds; by default ``limits.wall_s``.
+            trusted: of no effect here: nothing tells whether the container's programs are still those of the image.
+
+        Raises:
+            Killed: the container has ended.
+            InfraError: Docker does not work.
+        """
+        timeout = timeout or self.limits.wall_s
+        with self._lock, self._turn:
+            self._refuse_closed()
+            # An argument with a NUL is one that no program can be given.
+            if any("\0" in argument for argument in argv):
+                return Completed("embedded null byte\n", 127, False, False, 0.0)
+            command = ["docker", "exec", "--interactive", "--workdir", cwd, self.name]
+            command += ["sh", "-c", _RUN, "sh", f"{timeout:.3f}s"]
+            begin = time.monotonic()
+            process = self._start([*command, *argv])
+            try:
+                data, why = _talk(process, stdin.encode("utf-8", "surrogatepass"), timeout, self.limits.output_bytes)
+                seconds = time.monotonic() - begin
+            except BaseException:
+                self._end(process, wait=0)
+                raise
+            self._end(process, wait=0 if why else 2)
+            code = process.returncode
+            if code == 137 and seconds >= timeout:
+                why = "time"
+            if why == "stuck" or (code and not self._runs()):
+                self.close()
+                raise Killed("the box died of what ran in it")
+            return _completed(data, None if why == "time" else -9 if why else code, why, seconds, self.limits)
+
+    def shell(self) -> DockerShell:
+        """An interactive login shell; starts with its first command."""
+        return DockerShell(self)
+
+    def close(self) -> None:
+        """Removes the container. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(InfraError):
+                _call(["docker", "rm", "--force", "--volumes", self.name])
+            for process in list(self._living):
+                self._end(process, wait=2)
+        self._docker.forget(self)
+
+    def __enter__(self) -> DockerBox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        try:
+            # A session of its own: Ctrl-C is for the host.
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            raise InfraError(f"could not start docker: {error}") from error
+        self._living.append(process)
+        return process
+
+    def _end(self, process: subprocess.Popen[bytes], wait: float) -> None:
+        """Ends a ``docker`` command; what it has started in the container ends with that."""
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._living.remove(process)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise Killed("the box is closed")
+
+    def _runs(self) -> bool:
+        """Whether the container is there; an engine that does not answer is no fault of what ran in it."""
+        asked = _call(["docker", "container", "inspect", "--format", "{{.State.Running}}", self.name])
+        if asked.returncode == 0:
+            return asked.stdout.strip() == "true"
+        version = _call(["docker", "version", "--format", "{{.Server.Version}}"])
+        if version.returncode:
+            self.close()
+            raise InfraError(f"the Docker engine answers no more: {_said(version)}")
+        return False
+
+
+class DockerShell:
+    """An interactive login shell in a container, with the methods of :class:`~cycleqd_jax.sandbox.Shell`."""
+
+    def __init__(self, box: DockerBox) -> None:
+        self._box = box
+        self._process: subprocess.Popen[bytes] | None = None
+        self._dead = False
+
+    def run(self, code: str, timeout: float | None = None) -> Completed:
+        """Types ``code`` and returns what the shell and its programs print, and the last exit code.
+
+        Args:
+            code: one or more lines of bash.
+            timeout: seconds; by default ``limits.wall_s``.
+
+        Raises:
+            Killed: what ran in this box has ended the box, or keeps the shell from starting.
+            InfraError: Docker does not work.
+        """
+        box = self._box
+        if self._dead:
+            return Completed("the shell is dead: an earlier command took too long\n", None, True, False, 0.0)
+        timeout = timeout or box.limits.wall_s
+        with box._lock, box._turn:
+            box._refuse_closed()
+            if self._process is None:
+                argv = ["bash", "--login", "--noediting", "-i"]
+                self._process = box._start(["docker", "exec", "--interactive", "--workdir", "/", box.name, *argv])
+                hello = self._type(f"exec 2>&1; {_QUIET}", 10.0)
+                if hello.exit_code != 0:
+                    if box._runs():
+                        box.close()
+                    raise Killed(f"the shell does not start: {hello.output[-500:]}")
+            return self._type(f"eval {shlex.quote(code.replace(chr(0), ''))}", timeout)
+
+    def _type(self, command: str, timeout: float) -> Completed:
+        box, process, begin = self._box, self._process, time.monotonic()
+        assert process is not None
+        token = secrets.token_hex(8)
+        # What the command reads of its input are our next lines, as if they were typed; then it waits for its timeout.
+        typed = f"{command}\nprintf '\\n{token} %d\\n' $?\n".encode("utf-8", "replace")
+        data, why = _talk(process, typed, timeout, box.limits.output_bytes, until=token.encode())
+        seconds = time.monotonic() - begin
+        head, found, tail = data.rpartition(f"\n{token} ".encode())
+        if found and not why:
+            return _completed(head, int(tail.split()[0]), "", seconds, box.limits)
+        box._end(process, wait=0 if why else 2)
+        self._process, self._dead = None, why == "time"
+        code = None if why == "time" else -9 if why else process.returncode
+        if code and not why and not box._runs():
+            box.close()
+            raise Killed("the box died of what ran in it")
+        return _completed(data, code, why, seconds, box.limits)
+
+
+def _talk(
+    process: subprocess.Popen[bytes], given: bytes, timeout: float, limit: int, until: bytes | None = None
+) -> tuple[bytes, str]:
+    """Sends input and collects output until the process ends or, with ``until``, a line with that mark has come.
+
+    Returns:
+        At most ``limit`` bytes (and the last line), and which limit was reached: nothing, "time", "output", or "stuck" for a
+        command that its container should have ended.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    source, sink = process.stdout.fileno(), process.stdin.fileno()
+    os.set_blocking(source, False)
+    os.set_blocking(sink, False)
+    end = time.monotonic() + timeout + (0.0 if until else 10.0)
+    todo, data, total, last = memoryview(given), bytearray(), 0, b""
+    while True:
+        left = end - time.monotonic()
+        if left <= 0:
+            return bytes(data), "time" if until else "stuck"
+        poll = select.poll()
+        poll.register(source, select.POLLIN)
+        if todo:
+            poll.register(sink, select.POLLOUT)
+        ready = dict(poll.poll(1000 * left))
+        if sink in ready:
+            try:
+                todo = todo[os.write(sink, todo[:65536]) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                todo = memoryview(b"")
+            if not todo and until is None:
+                process.stdin.close()
+        elif not given and until is None and not process.stdin.closed:
+            process.stdin.close()
+        if source in ready:
+            chunk = os.read(source, 65536)
+            if not chunk:
+                return bytes(data), ""
+            total += len(chunk)
+            data += chunk[: max(0, limit + 1 - len(data))]
+            last = (last + chunk)[-256:]
+            at = -1 if until is None else last.rfind(b"\n" + until)
+            if at >= 0 and last.endswith(b"\n") and len(last) > at + 2 + len(until or b""):
+                return bytes(data if total <= limit else data + last[at:]), ""
+            if total > _FLOOD * limit:
+                return bytes(data), "output"
+
+
+def _completed(data: bytes, code: int | None, why: str, seconds: float, limits: Limits) -> Completed:
+    limit = limits.output_bytes
+    return Completed(data[:limit].decode("utf-8", "replace"), code, why == "time", len(data) > limit, seconds)
+
+
+def _read_until(process: subprocess.Popen[bytes], mark: bytes, seconds: float, limit: int) -> bytes:
+    stream: IO[bytes] | None = process.stdout
+    assert stream is not None
+    data, end = b"", time.monotonic() + seconds
+    while not data.endswith(mark) and len(data) < limit:
+        ready, _, _ = select.select([stream], [], [], max(0.0, end - time.monotonic()))
+        chunk = os.read(stream.fileno(), 4096) if ready else b""
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_CALL_SECONDS
+        )
+    except FileNotFoundError as error:
+        raise InfraError("there is no docker command: install Docker's command line, or use the backend bwrap") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InfraError(f"docker does not answer: {error}") from error
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr or done.stdout).strip()[-300:]

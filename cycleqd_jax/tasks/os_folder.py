@@ -1,0 +1,123 @@
+"""AgentBench's own files of OS problems: its folder ``data/os_interaction``, or one of the JSON files in it.
+
+The folder holds ``data/N/*.json``, whose scripts lie in ``scripts/N``: together the benchmark's "std" set. A single file may
+be any of these, ``data/dev.json`` (scripts in ``scripts/dev``) or ``train_0317/training.json`` (``scripts/7``, as the
+benchmark's configuration has it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax.tasks.records import Row, read_rows
+from cycleqd_jax.types import InputError
+
+__all__ = ["read_os_rows"]
+
+_SUFFIXES = (".json", ".jsonl")
+_TRAINING_SCRIPTS = "7"
+
+
+def read_os_rows(path: str | Path) -> list[Row]:
+    """The records of AgentBench's folder, of one of its files, or of a file of flat records, all as flat records.
+
+    The ids are those that AgentBench gives (``std-004-N11-00000``). An example that stands beside ``evaluation`` counts too.
+
+    Args:
+        path: the folder (or the repository that holds it), or a file, JSON or JSON Lines.
+
+    Raises:
+        InputError: where nothing is found there, or for a malformed record or a missing script, naming file and item.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    fields = _single(path)
+    rows = read_rows(path) if fields is None else [Row(fields, str(path))]
+    if "evaluation" not in rows[0].fields:
+        return rows
+    return _convert_file(path.resolve(), rows)
+
+
+def _read_folder(path: Path) -> list[Row]:
+    folder = path / "data" / "os_interaction" if (path / "data" / "os_interaction").is_dir() else path
+    if not (folder / "data").is_dir() or not (folder / "scripts").is_dir():
+        raise InputError(
+            f"expected AgentBench's folder data/os_interaction at {path}, got one without the folders data and scripts; "
+            "give that folder, or a file of records"
+        )
+    sets = sorted((f for f in (folder / "data").iterdir() if f.is_dir() and f.name.isdigit()), key=lambda f: int(f.name))
+    files = [file for f in sets for file in sorted(f.iterdir()) if file.suffix in _SUFFIXES]
+    if not files:
+        raise InputError(f"expected problems in {folder / 'data'}, such as 1/stock.json, got none; give another folder")
+    return [row for file in files for row in read_os_rows(file)]
+
+
+def _single(path: Path) -> Mapping[str, Any] | None:
+    """The one object that makes up a file."""
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None  # read_rows says what is wrong
+    return fields if isinstance(fields, dict) else None
+
+
+def _convert_file(path: Path, rows: list[Row]) -> list[Row]:
+    name, folder = path.stem, path.parent
+    if folder.parent.name == "data" and folder.name.isdigit():
+        scripts, prefix = folder.parents[1] / "scripts" / folder.name, f"std-{int(folder.name):03d}-{name}-"
+    elif folder.name == "data":
+        scripts, prefix = folder.parent / "scripts" / name, f"{name}-001-{name}-"
+    else:
+        scripts, prefix = folder.parent / "scripts" / _TRAINING_SCRIPTS, f"train-0223-{name}-"
+    return [Row(_convert(row, f"{prefix}{n:05d}", scripts), row.where) for n, row in enumerate(rows)]
+
+
+def _convert(row: Row, identity: str, scripts: Path) -> dict[str, Any]:
+    create = row.fields.get("create")  # in one published record a list, by mistake, which AgentBench takes for none
+    create = create if isinstance(create, dict) else {}
+    evaluation = row.get("evaluation", dict)
+    match, checks, example = (evaluation.get(key) for key in ("match", "check", "example"))
+    example = row.fields.get("example") if example is None else example
+    flat = {
+        "id": identity,
+        "description": row.text("description"),
+        "image": f"local-os/{create.get('local', 'default')}",
+        "init_script": [_script(row, item, scripts) for item in _several(create.get("init"))],
+        "start": _script(row, row.fields.get("start"), scripts),
+        "match": {"answer": match, "strip": True} if isinstance(match, str) else match,
+        "check": None,
+        "example_script": _script(row, example, scripts),
+    }
+    if match is None and "check" in evaluation:
+        flat["check"] = [_script(row, item, scripts) for item in (checks if isinstance(checks, list) else [checks])]
+    return flat
+
+
+def _several(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _script(row: Row, value: Any, scripts: Path) -> list[str] | None:
+    """``[language, code]`` of a script: its text, or an object with its code or the name of its file."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return ["bash", value]
+    if not isinstance(value, dict) or not isinstance(value.get("file", value.get("code")), str):
+        raise row.error("a script as a text or an object with 'code' or 'file'", json.dumps(value)[:80])
+    language = value.get("language", "bash")
+    if "file" not in value:
+        return [language, value["code"]]
+    file = (scripts / value["file"]).resolve()
+    if not file.is_relative_to(scripts.resolve()):
+        raise row.error(f"a script below {scripts}", repr(value["file"]))
+    try:
+        return [language, file.read_text(encoding="utf-8")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise row.error(f"a readable script at {file}", str(error)) from error

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+
+from cycleqd_jax.tasks import BigCodeBench
+from cycleqd_jax.types import InputError, Score
+
+LETTERS = {
+    "task_id": "BigCodeBench/9000",
+    "complete_prompt": 'import json\nimport random\n\ndef task_func(n):\n    """Random numbers as JSON."""\n',
+    "instruct_prompt": "Random numbers as JSON. Start with:\n```\nimport json\n```",
+    "code_prompt": "import json\nimport random\ndef task_func(n):\n",
+    "canonical_solution": "    return json.dumps([random.randint(0, 9) for _ in range(n)])",
+    "entry_point": "task_func",
+    "test": """\
+import json
+import unittest
+from unittest.mock import patch
+
+class TestCases(unittest.TestCase):
+    def setUp(self):
+        random.seed(0)
+    def test_length(self):
+        self.assertEqual(len(json.loads(task_func(5))), 5)
+    def test_equal(self):
+        self.assertEqual(task_func(0), "[]")
+    @patch("random.randint", return_value=7)
+    def test_mocked(self, mocked):
+        self.assertEqual(task_func(2), "[7, 7]")
+        self.assertEqual(mocked.call_count, 2)
+    def test_type(self):
+        with self.subTest("type"):
+            self.assertIsInstance(task_func(1), str)
+""",
+}
+OTHER = LETTERS | {"task_id": "BigCodeBench/9001"}
+GOLD = "def task_func(n):\n    return json.dumps([random.randint(0, 9) for _ in range(n)])"
+
+
+@pytest.fixture
+def task(write, sandbox):
+    return BigCodeBench(train=write(LETTERS), test=write(OTHER, name="test.jsonl"), sandbox=sandbox, memo=False, seconds=5)
+
+
+def verdict(task, code) -> Score:
+    return task.environment(task.records["train"][0]).step(f"```python\n{code}\n```")
+
+
+def test_prompts(write, nowhere):
+    def said(prompt):
+        episodes = BigCodeBench(data=write(LETTERS, OTHER), sandbox=nowhere, prompt=prompt).episodes("train")
+        return episodes[0].start()[0]["content"]
+
+    start = "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
+    assert said("instruct") == f"{start}{LETTERS['instruct_prompt']}\n"
+    assert said("complete") == f"{start}```\n{LETTERS['complete_prompt'].strip()}\n```\n"
+    assert said("brief") == LETTERS["instruct_prompt"]
+
+
+def test_gold_passes(task):
+    (solution,) = task.solutions(task.records["train"][0])
+    assert task.environment(task.records["train"][0]).step(next(solution)) == Score(1.0, "passed")
+    assert verdict(task, GOLD) == Score(1.0, "passed")  # the imports are the problem's
+    assert verdict(task, GOLD + "\nprint(task_func(3))\nif __name__ == '__main__':\n    task_func()").value == 1.0
+
+
+def test_reasons(task):
+    assert verdict(task, "def task_func(n): return '[]'").reason.startswith(
+        "2 of 4 tests passed; test_length failed: AssertionError"
+    )
+    assert "SyntaxError" in verdict(task, "def task_func(n) return 1").reason
+    assert verdict(task, "import os\ndef task_func(n): os._exit(0)").reason == "the program ended before the verdict"
+    assert verdict(task, "def task_func(n):\n  while 1: pass").reason == "timed out"
+
+
+FORGERIES = {
+    "constant": "def task_func(n): return 0",
+    "exit": "exit(0)",
+    "equal to all": (
+        "class E(str):\n  __eq__ = lambda s, o: True\n  __hash__ = str.__hash__\ndef task_func(n):\n"
+        "  random.randint(0, 1), random.randint(0, 1)\n  return E(json.dumps([0] * n))"
+    ),
+    "any": "from unittest.mock import ANY\ndef task_func(n): return ANY",
+    "other tests": "import unittest\nunittest.TestCase.run = lambda *a, **k: None\ndef task_func(n): return 0",
+    "other asserts": (
+        "import unittest\ndef task_func(n):\n  for name in dir(unittest.TestCase):\n"
+        "    if name.startswith('assert'): setattr(unittest.TestCase, name, lambda *a, **k: None)\n  return '[0, 0, 0, 0, 0]'"
+    ),
+    "other code": (
+        "import unittest\nunittest.TestCase.assertEqual.__code__ = (lambda self, first, second, msg=None: None).__code__\n"
+        "def task_func(n): return '[0, 0, 0, 0, 0]'"
+    ),
+    "other len": "import builtins\ndef task_func(n):\n  builtins.len = lambda x: 5\n  return '[]' if n != 2 else '[7, 7]'",
+    "other results": (
+        "import unittest\nunittest.TestResult.addFailure = unittest.TestResult.addError = lambda *a: None\n"
+        "def task_func(n): return ''"
+    ),
+    "own tests": "import unittest\nclass TestCases(unittest.TestCase):\n  def test(self): pass\ndef task_func(n): return 0",
+    "no tests": "import unittest\nunittest.TestLoader.getTestCaseNames = lambda *a: []\ndef task_func(n): return 0",
+    "fork": "import os\nif os.fork(): os._exit(0)\ndef task_func(n): return 0",
+    "skip": "import unittest\ndef task_func(n): raise unittest.SkipTest",
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forgeries_do_not_pass(task, name):
+    score = verdict(task, FORGERIES[name])
+    assert score.value == 0.0
+    assert score.reason
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "```", "I can't.", "```sql\nSELECT 1\n```", "\ud800\0", "```python\n```", "x" * 3_000_000]
+)
+def test_replies_without_a_program(task, reply):
+    assert task.environment(task.records["train"][0]).step(reply).value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"test": "x = 1"}, "a class TestCases with tests"),
+        ({"test": "class TestCases:\n  pass"}, "a class TestCases with tests"),
+        ({"test": "class TestCases("}, "valid Python in field 'test'"),
+        ({"canonical_solution": "    return ("}, "valid Python in field 'canonical_solution'"),
+        ({"instruct_prompt": None}, "'instruct_prompt', got nothing"),
+    ],
+)
+def test_malformed_records_are_named(write, nowhere, change, words):
+    with pytest.raises(InputError, match=words) as error:
+        BigCodeBench(
+            train=write(OTHER, LETTERS | change), test=write(LETTERS | {"task_id": "x"}, name="t.jsonl"), sandbox=nowhere
+        )
+    assert "records.jsonl, line 2" in str(error.value)
+
+
+def test_options_are_checked(write, nowhere):
+    for option, value, words in [
+        ("prompt", "chat", "one of instruct"),
+        ("seconds", -1, "a finite"),
+        ("memory_mb", 0, "at least 1"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            BigCodeBench(data=write(LETTERS, OTHER), sandbox=nowhere, **{option: value})

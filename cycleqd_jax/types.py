@@ -28,6 +28,7 @@ __all__ = [
     "Lineage",
     "LowRank",
     "Message",
+    "MixedMatrix",
     "Outcome",
     "PRNGKeyArray",
     "Params",
@@ -58,6 +59,24 @@ class LowRank(NamedTuple):
 
     a: Float[Array | np.ndarray, "*stack m r"]
     b: Float[Array | np.ndarray, "*stack r n"]
+
+
+class MixedMatrix(NamedTuple):
+    """The matrices of several individuals that differ by a low rank from one another: ``w + u @ diag(coefficients[i]) @ vt``.
+
+    Stands where a stacked matrix stands in the weights of one.
+
+    Attributes:
+        w: what they share, ``[layer, in, out]``.
+        u: ``[layer, in, r]``.
+        vt: ``[layer, r, out]``.
+        coefficients: ``[layer, individual, r]``.
+    """
+
+    w: Float[Array, "*layer in out"]
+    u: Float[Array, "*layer in r"]
+    vt: Float[Array, "*layer r out"]
+    coefficients: Float[Array, "*layer individual r"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -279,7 +279,7 @@ class Run:
             return search.evolve(
                 self.searcher,
                 jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts),
-                search.SideBySide(self.space.express, evaluator, len(evaluator.lanes)),
+                search.SideBySide(self.space.express, functools.partial(evaluator, donate=True), len(evaluator.lanes)),
                 tasks=names,
                 key=jax.random.key(self.config.seed),
                 generations=self.config.search.generations,

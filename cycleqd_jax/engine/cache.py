@@ -1,10 +1,10 @@
 """The KV cache, and attention over it: one implementation of products that XLA's CPU backend is fast at, one of fused kernels.
 
 A cache is a pool of *pages* of some columns each. A conversation has as many as its tokens need, in any order (as in vLLM,
-https://arxiv.org/abs/2309.06180); for the fused kernels a page is long enough for a whole conversation. Beside the pool there is
-a cache of one long page with what many conversations begin with: the *shared* columns. Every conversation names an interval of
-them; its own columns continue that. Attention over the shared columns is one matrix product for the whole batch, whatever the
-number of conversations, and nothing is kept twice (as in Hydragen, https://arxiv.org/abs/2402.05099).
+https://arxiv.org/abs/2309.06180); for the fused kernels a page is long enough for a whole conversation. Beside the pool there
+is a cache of one long page with what many conversations begin with: the *shared* columns. Every conversation names an interval
+of them; its own columns continue that. Attention over the shared columns is one matrix product for the whole batch, whatever
+the number of conversations, and nothing is kept twice (as in Hydragen, https://arxiv.org/abs/2402.05099).
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ class Attention:
     """The layout of a cache, and what is computed over it.
 
     Attributes:
-        implementation: ``"products"``: keys ``[page, kv_heads, head_dim, column]``, values ``[page, kv_heads, column, head_dim]``,
-            so that both products of attention read their large operand as it lies: XLA's CPU backend takes three times as long
-            otherwise. ``"cudnn"`` and ``"xla"``: those of ``jax.nn.dot_product_attention``; both ``[page, column, kv_heads,
-            head_dim]``, and page i is that of row i where all rows decode.
+        implementation: ``"products"``: keys ``[page, kv_heads, head_dim, column]``, values ``[page, kv_heads, column,
+            head_dim]``, so that both products of attention read their large operand as it lies: XLA's CPU backend takes three
+            times as long otherwise. ``"cudnn"`` and ``"xla"``: those of ``jax.nn.dot_product_attention``; keys and values
+            ``[page, column, kv_heads, head_dim]``, and page i is that of row i where all rows decode.
     """
 
     implementation: Implementation
@@ -99,8 +99,7 @@ class Attention:
     def init(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
         """An empty cache, in the compute dtype; split by KV heads over the mesh axis ``tensor``."""
         shapes = self.abstract(config, pages, columns, mesh)
-        places = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
-        return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=places)()
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
 
     def abstract(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
         """Shapes, dtypes and places of a cache, without any array."""
@@ -258,7 +257,7 @@ def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 
 
 def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
-    """A decode step over the pool as it lies, page by page: each page with its owner's query, then the pages of every row mixed.
+    """A decode step over the pool as it lies: each page with its owner's query, then the pages of every row mixed.
 
     No page is copied but into the processor's cache, and the work is that of the pages in use, not that of the longest row.
     """

@@ -22,7 +22,7 @@ from cycleqd_jax.engine import programs
 from cycleqd_jax.engine.cache import BLOCK, Attention, KVCache, Rows, attention_for
 from cycleqd_jax.engine.prefix import common_length, shared_prefixes
 from cycleqd_jax.models import llama
-from cycleqd_jax.types import InputError, Params, tree_paths
+from cycleqd_jax.types import InputError, MixedMatrix, Params, tree_paths
 
 __all__ = ["Engine", "Generation", "NonFiniteError", "Statistics"]
 
@@ -129,8 +129,8 @@ PATIENCE = 4  # rounds that a conversation keeps its slot between two turns whil
 class Engine:
     """Decodes prompts with the weights last loaded; no program is compiled anew because weights or requests are others.
 
-    What requests compute depends on the requests alone, not on time; how they are batched may change the last bits of logits, and
-    with them a token where two are equally likely.
+    What requests compute depends on the requests alone, not on time; how they are batched may change the last bits of logits,
+    and with them a token where two are equally likely.
 
     Args:
         config: the model.
@@ -148,8 +148,8 @@ class Engine:
             that the whole limit of new tokens has room.
 
     Raises:
-        InputError: a size is below one, ``max_len`` is beyond the model's positions, an id is not in its vocabulary, or the mesh
-            does not divide the KV heads.
+        InputError: a size is below one, ``max_len`` is beyond the model's positions, an id is not in its vocabulary, or the
+            mesh does not divide the KV heads.
     """
 
     def __init__(
@@ -217,11 +217,15 @@ class Engine:
 
     # Weights
 
-    def load(self, params: Params) -> None:
+    def load(self, params: Params, *, donate: bool = False) -> None:
         """Swaps the weights. Nothing that was computed with the old ones is used again; requests that wait are dropped.
 
+        The engine keeps every layer's matrices as arrays of their own: kernels read them as they lie.
+
         Args:
-            params: of the engine's config; with :class:`~cycleqd_jax.models.llama.MixedMatrix` leaves, several individuals.
+            params: of the engine's config; with :class:`~cycleqd_jax.types.MixedMatrix` leaves, several individuals.
+            donate: take them apart kind by kind and delete what was taken, so that no second copy of the weights is ever there;
+                ``params`` can't be used afterwards.
 
         Raises:
             InputError: names, shapes or dtypes are not those of the config.
@@ -235,8 +239,8 @@ class Engine:
                     "weights of the engine's own config"
                 )
         self._forget()
-        self._params = None  # the old ones may go before the new ones are unstacked
-        self._params = _unstack(params)
+        self._params = None  # the old ones may go before the new ones are taken apart
+        self._params = llama.unstack(params, donate=donate)
         self._population = population
         self.statistics.loads += 1
 
@@ -321,8 +325,8 @@ class Engine:
     def _check(self, prompt: Sequence[int], limit: int, temperature: float, top_p: float, individual: int) -> None:
         if not len(prompt) or limit < 1:
             raise InputError(
-                f"expected at least one prompt token and a limit of at least 1, got {len(prompt)} tokens and limit {limit}: drop "
-                "the request"
+                f"expected at least one prompt token and a limit of at least 1, got {len(prompt)} tokens and limit {limit}: "
+                "drop the request"
             )
         if not 0 <= min(prompt) <= max(prompt) < self.config.vocab_size:
             raise InputError(
@@ -340,8 +344,8 @@ class Engine:
 
     def _num_individuals(self) -> int:
         assert self._params is not None
-        leaves = jax.tree.leaves(self._params, is_leaf=lambda x: isinstance(x, llama.MixedMatrix))
-        return next((leaf.coefficients.shape[-2] for leaf in leaves if isinstance(leaf, llama.MixedMatrix)), 1)
+        leaves = jax.tree.leaves(self._params, is_leaf=lambda x: isinstance(x, MixedMatrix))
+        return next((leaf.coefficients.shape[-2] for leaf in leaves if isinstance(leaf, MixedMatrix)), 1)
 
     def release(self, conversation: Hashable) -> None:
         """A conversation is over: its slot may be used by others."""
@@ -597,7 +601,7 @@ class Engine:
         """Up to ``size`` chunks in order; empty rows repeat the first."""
         first = batch[0] if batch else _Chunk(None, (), 0, 0, (0, 0), None, 0)
         batch = [*batch, *[first] * (size - len(batch))]
-        tokens = np.full((size, self._chunk), self.pad_id, np.int32)
+        tokens: Any = np.full((size, self._chunk), self.pad_id, np.int32)
         for row, chunk in zip(tokens, batch, strict=True):
             row[: len(chunk.tokens)] = chunk.tokens
         rows = Rows(
@@ -614,7 +618,7 @@ class Engine:
         )
         return programs.prefill(self._params, cache, shared, tokens, requests, config=self.config, attention=self.attention)
 
-    def _tables(self, slots: Sequence[_Slot | None], width: int) -> np.ndarray:
+    def _tables(self, slots: Sequence[_Slot | None], width: int) -> Any:
         """The pages of each row; page 0 where there is none."""
         tables = np.zeros((len(slots), width), np.int32)
         for row, slot in zip(tables, slots, strict=True):
@@ -648,28 +652,28 @@ class Engine:
             if slot.request is None:
                 continue
             if not fine:
-                raise self._broken(slot.request)
+                raise self._broken(slot.request, ids[: n - 1].tolist())
             self.statistics.decoded += int(n)
             slot.tokens += [slot.request.ids[-1], *ids[: n - 1].tolist()]
             self._said(slot, ids[:n].tolist())
 
     def _run_decode(self, slots: Sequence[_Slot], width: int) -> tuple[Any, Any, Any]:
         rows = Rows(
-            np.arange(len(slots), dtype=np.int32)[:, None],
-            np.zeros(len(slots), np.int32),
+            _int32(range(len(slots)))[:, None],
+            _int32(0 for _ in slots),
             _int32(len(slot.tokens) for slot in slots),
             _int32(slot.shared for slot in slots),
         )
         if self.attention.paged:
             assert self._cache is not None
-            owners = np.full(self.attention.shape(self._cache)[0], -1, np.int32)
-            starts = np.zeros_like(owners)
+            owners: Any = np.full(self.attention.shape(self._cache)[0], -1, np.int32)
+            starts: Any = np.zeros_like(owners)
             for i, slot in enumerate(slots):
                 owners[slot.pages] = i
                 starts[slot.pages] = np.arange(len(slot.pages)) * self._page
             used = np.flatnonzero(owners >= 0)
-            blocks = 0 if not used.size else used[-1] // BLOCK + 1
-            rows = rows._replace(pages=self._tables(slots, width), owners=owners, starts=starts, blocks=np.int32(blocks))
+            blocks: Any = np.int32(used[-1] // BLOCK + 1 if used.size else 0)
+            rows = rows._replace(pages=self._tables(slots, width), owners=owners, starts=starts, blocks=blocks)
         requests = [slot.request for slot in slots]
         left = (0 if request is None else request.limit - len(request.ids) for request in requests)
         token = _int32(self.pad_id if request is None else request.ids[-1] for request in requests)
@@ -709,38 +713,30 @@ class Engine:
                 self._clear(slot)
             self._done.append((request.number, Generation(tuple(request.ids), finish, request.dropped)))
 
-    def _broken(self, request: _Request) -> NonFiniteError:
-        """What is known of a model whose logits are no numbers."""
+    def _broken(self, request: _Request, said: Sequence[int] = ()) -> NonFiniteError:
+        """What is known of a model whose logits are no numbers after the request's tokens and those just said."""
         params = self._params
         assert params is not None
         where = f" of individual {request.individual}" if self._population else ""
         for path, leaf in tree_paths(params):
             if not bool(jnp.isfinite(leaf).all()):
-                flat = np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(1)
-                layer = (
-                    f" of layer {int(np.argmin(flat))}" if path.startswith("layers/") and not self.attention.unrolled else ""
-                )
-                return NonFiniteError(
-                    f"the model's logits{where} are not finite: its weight {path}{layer} is not", request.individual
-                )
+                return NonFiniteError(f"the model's logits{where} are not finite: its weight {path} is not", request.individual)
         selected = llama.select(params, jnp.array([request.individual]))
-        tokens = np.asarray(request.prompt, np.int32)[None, : self.config.sliding_window or None]
+        tokens = jnp.asarray([*request.prompt, *request.ids, *said], jnp.int32)[None]
         finite = np.asarray(llama.finite_layers(selected, self.config, tokens))
         place = "the output layer" if finite.all() else f"layer {int(np.argmin(finite))} of {len(finite)}"
         return NonFiniteError(f"the model's logits{where} are not finite: {place} overflows", request.individual)
 
 
-_unstack = jax.jit(llama.unstack)
-
-
-def _int32(values: Iterable[Any]) -> np.ndarray:
+def _int32(values: Iterable[Any]) -> Any:
     return np.asarray(list(values), np.int32)
 
 
 def _sampling(requests: Iterable[_Request | None]) -> programs.Sampling:
     plain = (0.0, 1.0, np.zeros(2, np.uint32))
     temperature, top_p, key = zip(*(plain if request is None else request.sampling for request in requests), strict=True)
-    return programs.Sampling(np.asarray(temperature, np.float32), np.asarray(top_p, np.float32), np.stack(key))
+    arrays: Any = (np.asarray(temperature, np.float32), np.asarray(top_p, np.float32), np.stack(key))
+    return programs.Sampling(*arrays)
 
 
 def _blocks(pages: int) -> int:
@@ -757,8 +753,8 @@ def _sizes(most: int, smallest: int) -> tuple[int, ...]:
 
 
 def _shapes(params: Params) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, llama.MixedMatrix))[0]
-    whole = [(path, leaf.w if isinstance(leaf, llama.MixedMatrix) else leaf) for path, leaf in leaves]
+    leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, MixedMatrix))[0]
+    whole = [(path, leaf.w if isinstance(leaf, MixedMatrix) else leaf) for path, leaf in leaves]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, leaf.dtype) for path, leaf in whole}
 
 

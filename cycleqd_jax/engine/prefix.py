@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 __all__ = ["common_length", "shared_prefixes"]
 
@@ -14,10 +15,26 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(most) if a[i] != b[i]), most)
 
 
-def shared_prefixes(prompts: Sequence[Sequence[int]], *, saving: int) -> list[tuple[int, ...]]:
-    """Prefixes that are worth computing once: of all ways to split the prompts into groups, those that save the most tokens.
+class _Group(NamedTuple):
+    """Neighbouring prompts that begin with the same ``length`` tokens.
 
-    Every prompt is in at most one group, and longer than the group's prefix: its last token is never shared.
+    Attributes:
+        length: how many.
+        low: the first of them.
+        saved: what those of its parts save that are complete.
+        prefixes: by computing these once.
+    """
+
+    length: int
+    low: int
+    saved: int
+    prefixes: list[tuple[int, ...]]
+
+
+def shared_prefixes(prompts: Sequence[Sequence[int]], *, saving: int) -> list[tuple[int, ...]]:
+    """Prefixes that are worth computing once: those that save the most tokens together, none of which another begins with.
+
+    Every prompt begins with at most one of them, and is longer: its last token is never shared.
 
     Args:
         prompts: token ids.
@@ -28,18 +45,19 @@ def shared_prefixes(prompts: Sequence[Sequence[int]], *, saving: int) -> list[tu
     """
     ordered = sorted(tuple(prompt[:-1]) for prompt in prompts)
     shared = [common_length(a, b) for a, b in itertools.pairwise(ordered)]  # of neighbours
-
-    def best(low: int, high: int) -> tuple[int, list[tuple[int, ...]]]:
-        """What the prompts ``low`` to ``high`` save at most, and by which prefixes."""
-        if high - low < 2:
-            return 0, []
-        length = min(shared[low : high - 1])
-        cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] == length), high]
-        parts = [best(a, b) for a, b in itertools.pairwise(cuts)]
-        apart = sum(part[0] for part in parts)
-        together = length * (high - low - 1)
-        if together >= max(apart, saving, 1):
-            return together, [ordered[low][:length]]
-        return apart, [prefix for part in parts for prefix in part[1]]
-
-    return best(0, len(ordered))[1]
+    groups: list[_Group] = []  # that are not complete: each is part of the one before
+    for i, length in enumerate([*shared, -1]):
+        part = _Group(length, i, 0, [])
+        while groups and groups[-1].length > length:  # they end with prompt i
+            group = groups.pop()
+            saved, prefixes = group.saved, group.prefixes
+            together = group.length * (i - group.low)
+            if together >= max(saved, saving, 1):
+                saved, prefixes = together, [ordered[group.low][: group.length]]
+            part = _Group(length, group.low, saved, prefixes)
+            if groups and groups[-1].length >= length:
+                around = groups.pop()
+                groups.append(around._replace(saved=around.saved + saved, prefixes=[*around.prefixes, *prefixes]))
+        if not groups or groups[-1].length < length:
+            groups.append(part)
+    return groups[0].prefixes

@@ -55,7 +55,8 @@ def stream_tokens(
             f"expected a prompt that leaves room for a reply in the model's context of {config.context_length} tokens, got "
             f"{len(prompt_ids)} tokens: shorten it"
         )
-    length = min(len(prompt_ids) + max_new_tokens, config.context_length)
+    # One of a few sizes: a program serves prompts of many lengths.
+    length = min(max(64, 1 << (len(prompt_ids) + max_new_tokens - 1).bit_length()), config.context_length)
     pad = stop_ids[0] if stop_ids else 0
     engine = Engine(config, slots=1, max_len=length, stop_ids=stop_ids, pad_id=pad, steps=tokens_per_step)
     engine.load(params)

@@ -35,7 +35,19 @@ from cycleqd_jax.genome.express import Parts, express_leaves
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import MatrixPredicate, Method, is_matrix
 from cycleqd_jax.operators.task_vector import check_same_shapes
-from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, leaf_path, tree_paths
+from cycleqd_jax.types import (
+    Adapter,
+    Array,
+    Float,
+    InputError,
+    Int,
+    MixedMatrix,
+    Params,
+    PRNGKeyArray,
+    PyTree,
+    leaf_path,
+    tree_paths,
+)
 
 __all__ = ["ExpertGenome", "ExpertSpace"]
 
@@ -266,6 +278,27 @@ class ExpertSpace(flax.struct.PyTreeNode):
                 )
         return _express_population(self, genomes)
 
+    def express_mixed(self, genomes: ExpertGenome) -> Params:
+        """The weights of several genomes of low-rank experts over the base that they share: nothing is multiplied out.
+
+        Args:
+            genomes: with a leading axis of individuals.
+
+        Returns:
+            The base, with a :class:`~cycleqd_jax.types.MixedMatrix` for every stacked matrix that experts change.
+
+        Raises:
+            InputError: an expert changes a leaf by more than a low rank, or a leaf that is not a stack of matrices.
+        """
+        for path, leaf in tree_paths(self.base):
+            changed = path in self.bases or path in self.remainders
+            if path in self.experts or path in self.updates or (changed and jnp.ndim(leaf) != 3):
+                raise InputError(
+                    f"expected experts that change stacked matrices by a low rank, got leaf {path!r}, which some change "
+                    "otherwise: express the individuals one by one"
+                )
+        return _express_mixed(self, genomes)
+
     def _check_out(self, out: Params) -> None:
         """Refuses what can't be written over: XLA would crash, or leave it alone without a word."""
         check_same_shapes(out, self.base, "the weights to write over")
@@ -318,6 +351,20 @@ class ExpertSpace(flax.struct.PyTreeNode):
         places: Any = (spec, (spec,) * len(parts.experts), updates, (Basis(*basis),) * len(parts.bases))
         return Parts(*places)
 
+    def _mixed(self, path: str, leaf: Array, genomes: ExpertGenome) -> Array | MixedMatrix:
+        parts = self._parts(path)
+        if not parts.bases:
+            return leaf
+        found = jax.vmap(lambda genome: self._coefficients(path, genome))(genomes)  # [individual, K, layer, r] for each basis
+
+        def flat(basis: Basis, c: Array) -> tuple[Array, Array, Array]:
+            (layers, m), n = basis.u.shape[:2], basis.vt.shape[-1]
+            scaled = jnp.moveaxis(c * basis.s, 2, 0)  # [layer, individual, K, r]
+            return basis.u.reshape(layers, m, -1), basis.vt.reshape(layers, -1, n), scaled.reshape(*scaled.shape[:2], -1)
+
+        u, vt, c = zip(*(flat(basis, c) for basis, c in zip(parts.bases, found, strict=True)), strict=True)
+        return MixedMatrix(leaf, jnp.concatenate(u, 2), jnp.concatenate(vt, 1), jnp.concatenate(c, 2))
+
     def _express(self, genome: ExpertGenome, outs: Sequence[Array | None]) -> list[Array]:
         paths = [path for path, _ in tree_paths(self.base)]
         parts, coefficients = [self._parts(path) for path in paths], [self._coefficients(path, genome) for path in paths]
@@ -348,6 +395,14 @@ _express = jax.jit(_express_all)
 @functools.partial(jax.jit, donate_argnames="out", keep_unused=True)
 def _express_into(space: ExpertSpace, genome: ExpertGenome, out: Params) -> Params:
     return _express_all(space, genome, out)
+
+
+@jax.jit
+def _express_mixed(space: ExpertSpace, genomes: ExpertGenome) -> Params:
+    def leaf(path: Any, base: Array) -> Array | MixedMatrix:
+        return space._mixed(leaf_path(path), base, genomes)
+
+    return jax.tree_util.tree_map_with_path(leaf, space.base)
 
 
 @jax.jit

@@ -30,13 +30,12 @@ import jax.numpy as jnp
 
 from cycleqd_jax.models.config import Llama3RopeScaling, LlamaConfig
 from cycleqd_jax.sharding import Axes
-from cycleqd_jax.types import Array, Bool, Float, InputError, Int, Params, PRNGKeyArray
+from cycleqd_jax.types import Array, Bool, Float, InputError, Int, MixedMatrix, Params, PRNGKeyArray
 
 __all__ = [
     "Attend",
     "Llama3RopeScaling",
     "LlamaConfig",
-    "MixedMatrix",
     "abstract_params",
     "decoder",
     "finite_layers",
@@ -149,25 +148,6 @@ def num_params(config: LlamaConfig) -> int:
     return sum(math.prod(weight.shape) for weight in jax.tree.leaves(_weights(config), is_leaf=_is_weight))
 
 
-class MixedMatrix(NamedTuple):
-    """The matrices of several individuals that differ by a low rank from one another: ``w + u @ diag(coefficients[i]) @ vt``.
-
-    Stands where a matrix stands among ``layers``. What :func:`decoder` computes with has the coefficients of each row's
-    individual (see :func:`select`).
-
-    Attributes:
-        w: what they share, ``[layer, in, out]``.
-        u: ``[layer, in, r]``.
-        vt: ``[layer, r, out]``.
-        coefficients: ``[layer, individual, r]``.
-    """
-
-    w: Float[Array, "*layer in out"]
-    u: Float[Array, "*layer in r"]
-    vt: Float[Array, "*layer r out"]
-    coefficients: Float[Array, "*layer individual r"]
-
-
 def _is_mixed(node: Any) -> bool:
     return isinstance(node, MixedMatrix)
 
@@ -188,13 +168,31 @@ def select(params: Params, individuals: Int[Array, " batch"]) -> Params:
     return params | {"layers": jax.tree.map(leaf, params["layers"], is_leaf=_is_mixed)}
 
 
-def unstack(params: Params) -> Params:
+@jax.jit
+def _apart(x: Array) -> tuple[Array, ...]:
+    return tuple(x[i] for i in range(x.shape[0]))
+
+
+def unstack(params: Params, *, donate: bool = False) -> Params:
     """The weights with a list of layers instead of stacked ones: :func:`decoder` then unrolls its loop.
 
-    XLA's CPU backend copies what it takes out of a stack before it multiplies with it.
+    XLA copies what it takes out of a stack before it multiplies with it: a decode step, which is bound by reading the weights,
+    would read and write them all once more.
+
+    Args:
+        params: stacked; left as they are where their layers are a list already.
+        donate: delete every stacked array of ``layers`` once it has been taken apart.
     """
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    return params | {"layers": [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count)]}
+    if isinstance(params["layers"], list):
+        return params
+    leaves, structure = jax.tree.flatten(params["layers"])
+    parts = []
+    for leaf in leaves:
+        parts.append(_apart(leaf))
+        if donate:
+            jax.block_until_ready(parts[-1])
+            leaf.delete()
+    return params | {"layers": [structure.unflatten(layer) for layer in zip(*parts, strict=True)]}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -24,17 +24,28 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.engine import Engine
+from cycleqd_jax.engine.cache import Rows
+from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.genome.expert_space import ExpertGenome
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import decompose, is_matrix
 from cycleqd_jax.plan.device import Device
-from cycleqd_jax.plan.estimate import Stage, Workload, changes, matrix_shapes
+from cycleqd_jax.plan.estimate import Stage, Workload, changes, matrix_shapes, sizes
 from cycleqd_jax.sharding import make_mesh, shardings
 from cycleqd_jax.types import InputError, Params, tree_paths
 
-__all__ = ["Collective", "Program", "abstract_space", "collectives", "compile_programs", "replace_estimates", "topology"]
+__all__ = [
+    "Collective",
+    "Program",
+    "abstract_space",
+    "collectives",
+    "compile_programs",
+    "engine_programs",
+    "replace_estimates",
+    "topology",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +131,7 @@ def topology(device: Device, count: int) -> list[Any]:
 
 
 def compile_programs(work: Workload, mesh_shape: tuple[int, int, int], device: Device) -> list[Program]:
-    """Compiles what the stages run: decompositions, express into donated weights, and the engine's program at its largest.
+    """Compiles what the stages run: decompositions, express into donated weights, and the engine's two programs at their largest.
 
     Args:
         work: what is to be computed.
@@ -167,18 +178,59 @@ def compile_programs(work: Workload, mesh_shape: tuple[int, int, int], device: D
     into = jax.jit(express, donate_argnames="out", keep_unused=True)
     programs.append(compiled("express", "express", into, space, genome, space.base))
 
-    # The engine has one program for each pair of buckets: this is the largest that it may need.
-    engine = Engine(work.model, slots=work.slots, max_len=work.max_len, stop_ids=(0,), pad_id=0)
-    new = next(bucket for bucket in engine.buckets if bucket >= work.new)
+    for name, program, arguments, static in engine_programs(work, mesh, space.base):
+        programs.append(compiled("decode", name, program, *arguments, **static))
+    return programs
+
+
+def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
+    """The largest prefill and the largest decode program of the engine, with shared columns, on a mesh.
+
+    Args:
+        work: what is to be computed.
+        mesh: its devices' platform decides about attention and sizes, as at run time.
+        params: stacked weights as shapes, dtypes and places.
+
+    Returns:
+        Names, jitted functions, and their arguments (shapes, dtypes and places) and static arguments.
+
+    Raises:
+        InputError: the mesh does not divide the model's KV heads.
+    """
+    engine = Engine(work.model, slots=work.slots, max_len=work.max_len, stop_ids=(0,), pad_id=0, mesh=mesh)
+    attention, chunk, width = engine.attention, engine._chunk, engine._widths[-1]
+    pages = engine._most_pages
+    cache = attention.abstract(work.model, pages, engine._page, mesh)
+    shared = attention.abstract(work.model, 1, sizes(work, "cpu" if attention.paged else "gpu").shared, mesh)
     everywhere = NamedSharding(mesh, P())
 
-    def integers(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    requests = integers(work.slots, work.max_len), integers(work.slots), integers(work.slots)
-    name = f"prefill and decode, {work.slots} × ({work.max_len} + {new})"
-    programs.append(compiled("decode", name, engine._decode, space.base, *requests, new=new))
-    return programs
+    def requests(count: int, *, decodes: bool) -> Requests:
+        rows = Rows(array(count, width), array(count), array(count), array(count, 2))
+        if decodes and attention.paged:
+            rows = rows._replace(owners=array(pages), starts=array(pages), blocks=array())
+        sampling = Sampling(array(count, dtype=jnp.float32), array(count, dtype=jnp.float32), array(count, 2, dtype=jnp.uint32))
+        return Requests(rows, array(count), array(count), sampling)
+
+    def apart(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=NamedSharding(mesh, P(*x.sharding.spec[1:])))
+
+    layer = jax.tree.map(apart, params["layers"])
+    params = params | {"layers": [layer] * work.model.num_hidden_layers}
+    static = {"config": work.model, "attention": attention}
+    most = engine._batches[-1]
+    given = params, cache, shared
+    return [
+        (f"prefill, {most} × {chunk}", prefill, (*given, array(most, chunk), requests(most, decodes=False)), static),
+        (
+            f"decode, {work.slots} × {work.max_len}",
+            decode,
+            (*given, array(work.slots), requests(work.slots, decodes=True)),
+            static | {"steps": engine.steps, "stop_ids": engine.stop_ids},
+        ),
+    ]
 
 
 def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenome]:
@@ -289,12 +341,12 @@ def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> l
         if not own:
             return stage
         most = max(own, key=lambda program: program.arguments + program.outputs - program.aliased + program.temporaries)
-        kept = {name: size for name, size in stage.device.items() if name not in ("KV cache", "temporaries")}
-        device = dict(kept)
+        device = {name: size for name, size in stage.device.items() if name != "temporaries"}
         if stage.name == "basis":  # beside the weights, which are no arguments of it
             device["arguments"] = most.arguments
-        elif stage.name == "express":  # all but the archives
-            device = {"archives": kept["archives"], "arguments": most.arguments}
+        elif stage.name == "express":  # all but the archives and what the engine holds
+            others = ("archives", "last child", "KV cache", "shared columns")
+            device = {name: device[name] for name in others} | {"arguments": most.arguments}
         device["outputs"] = most.outputs - most.aliased
         device["temporaries"] = most.temporaries
         return dataclasses.replace(stage, device=device, source="XLA")

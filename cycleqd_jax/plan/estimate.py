@@ -10,10 +10,18 @@ The formulas, all per device; a sum over leaves takes the part of each that the 
 - genome = Σ 4 · K r + 4 K; an archive of C cells C genomes.
 - express: 2 · m n · K r FLOPs in float32; reads base, experts and factors once, writes the child. Its temporaries are those of
   one matrix (or block of one): the product in float32, and a copy of what is cut out of the stacks of factors.
-- KV cache of S slots of L tokens: 2 · layers · S · L · kv_heads · head_dim · itemsize.
-- prefill of S × L tokens: 2 FLOPs for each weight and token, 4 · heads · head_dim · L for each token's attention. The engine's
-  attention holds all scores of a layer, in float32 and as weights: S · heads · L² · (4 + itemsize); and its mask, S · L².
-- a decode step: reads the weights and the whole cache; 2 FLOPs for each weight and slot.
+- the engine keeps its KV cache from child to child, and the weights of the last child until the next is there. To take a new
+  child apart into layers is to hold one stack of matrices twice, with the last child gone: less than express needs.
+- KV cache of N columns: 2 · layers · N · kv_heads · head_dim · itemsize. On a GPU each of S slots has L columns and a chunk more,
+  on a CPU as many pages of a chunk as L needs. The columns that prompts share are beside them: four chunks, unless they are more.
+- prefill goes by R rows of a chunk of T tokens: 2 FLOPs for each weight and token, 4 · heads · head_dim · N for each token's
+  attention to the N columns of its row. It holds the states and hidden units of its tokens, those rows' keys and values of one
+  layer, and mask and bias; without cuDNN, scores in float32 and as weights, R · heads · T · N · (4 + itemsize), too. A prompt is
+  prefilled once for all replies of its episode, as its conversation stays in the cache.
+- a decode step: reads the weights and what is in use of the cache; 2 FLOPs for each weight and slot. A slot that is done takes
+  the next reply: there are as many steps as tokens of all replies, divided by the slots, though no fewer than those of one
+  episode. It holds logits of every slot in float32, four times over, and once whole where the vocabulary is split; what
+  attention on a CPU says of every page, and without cuDNN the scores.
 - a product that sums over a split axis is summed over the devices: 2 (d − 1) / d of its result goes over the links.
 - svd: 6 · m n² + 20 n³ FLOPs for m ≥ n, gram: 2 · m n² + 9 n³ + 2 · m n r (Golub and Van Loan). randomized, w = min(r + 16, n)
   and i = 2 passes: (2 i + 2) products of 2 · m n w, i + 1 QRs of 4 · m w² and i of 4 · n w², and the SVD and last product of
@@ -38,6 +46,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from cycleqd_jax.engine.cache import BLOCK, attention_for
 from cycleqd_jax.genome.express import block_shape
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import is_matrix
@@ -46,7 +55,10 @@ from cycleqd_jax.plan.device import Device
 from cycleqd_jax.sharding import MESH_AXES, shardings
 from cycleqd_jax.types import tree_paths
 
-__all__ = ["Changes", "Mesh", "Stage", "Workload", "changes", "estimate", "matrix_shapes"]
+__all__ = ["Changes", "Mesh", "Sizes", "Stage", "Workload", "changes", "estimate", "matrix_shapes", "sizes"]
+
+STEPS = 16
+"""Decode steps between two looks of the engine's host."""
 
 Mesh = tuple[int, int, int]
 """Devices as population × fsdp × tensor."""
@@ -157,6 +169,49 @@ def changes(work: Workload, path: str) -> Changes:
     return Changes(0, (), max((rank for rank in ranks if rank is not None), default=0))
 
 
+class Sizes(NamedTuple):
+    """How the engine lays out its cache and takes in prompts (:class:`~cycleqd_jax.engine.Engine`).
+
+    Attributes:
+        implementation: of attention.
+        chunk: tokens of a row of prefill.
+        rows: of the largest prefill.
+        fewest: rows of the smallest.
+        page: columns of a page.
+        pages: of the cache, all told.
+        columns: of the longest conversation.
+        shared: columns that prompts share.
+    """
+
+    implementation: str
+    chunk: int
+    rows: int
+    fewest: int
+    page: int
+    pages: int
+    columns: int
+    shared: int
+
+
+def sizes(work: Workload, platform: str) -> Sizes:
+    """What the engine chooses on a platform.
+
+    Args:
+        work: with slots and lengths.
+        platform: ``"cpu"`` or ``"gpu"``.
+    """
+    attention = attention_for(work.model, platform)
+    cpu = platform == "cpu"
+    chunk = min(64 if cpu else 512, work.max_len)
+    fewest = 2 if cpu else 1
+    if not attention.paged:
+        columns = work.max_len + max(chunk, STEPS)
+        return Sizes(attention.implementation, chunk, 8, fewest, columns, work.slots, columns, 4 * chunk)
+    width = math.ceil(work.max_len / chunk)
+    pages = math.ceil((1 + work.slots * width) / BLOCK) * BLOCK
+    return Sizes(attention.implementation, chunk, 8, fewest, chunk, pages, width * chunk, 4 * chunk)
+
+
 class _Leaf(NamedTuple):
     """One weight and the part of it that a device holds."""
 
@@ -209,8 +264,9 @@ def _leaves(work: Workload, mesh: Mesh) -> list[_Leaf]:
 class _Model:
     """The formulas, for one workload on one mesh."""
 
-    def __init__(self, work: Workload, mesh: Mesh) -> None:
+    def __init__(self, work: Workload, mesh: Mesh, platform: str = "cpu") -> None:
         self.work, self.mesh = work, mesh
+        self.sizes = sizes(work, platform)
         self.leaves = _leaves(work, mesh)
         self.itemsize = jnp.dtype(work.model.dtype).itemsize
         compute = work.model.compute_dtype or work.model.dtype
@@ -261,7 +317,7 @@ class _Model:
     def archives(self) -> int:
         return self.work.cells * self.genome
 
-    def cache(self, slots: int, length: int) -> float:
+    def cache(self, slots: float, length: float) -> float:
         c = self.work.model
         return 2 * c.num_hidden_layers * slots * length * c.num_key_value_heads * c.head_dim * self.compute / self.tensor
 
@@ -277,20 +333,37 @@ class _Model:
 
         return max(of(leaf) for leaf in self.leaves if leaf.directions)
 
-    def prefill_temporaries(self, length: int) -> float:
-        """Beside the cache: scores and mask of one layer, and the states."""
-        c, slots = self.work.model, self.work.slots
-        scores = slots * c.num_attention_heads / self.tensor * length**2 * (4 + self.compute)
-        states = slots * length * c.hidden_size / self.mesh[1] * self.compute
-        return scores + slots * length**2 + states
+    @property
+    def kv_cache(self) -> float:
+        return self.cache(self.sizes.pages, self.sizes.page)
+
+    @property
+    def prefill_temporaries(self) -> float:
+        """Beside the cache: those of one layer, and logits of each row."""
+        c, sizes = self.work.model, self.sizes
+        tokens, columns = sizes.rows * sizes.chunk, sizes.columns
+        states = 4 * tokens * c.hidden_size * self.compute
+        units = 2 * tokens * c.intermediate_size / self.tensor * self.compute
+        rows = self.cache(sizes.rows, columns) / c.num_hidden_layers
+        mask = tokens * columns * (1 + self.compute)
+        scores = 0.0
+        if sizes.implementation != "cudnn":
+            rows *= 2  # as gathered, and as products take them
+            scores = tokens * c.num_attention_heads / self.tensor * (columns + sizes.shared) * (4 + self.compute)
+        return max(states + units, states + rows + mask + scores)
 
     @property
     def decode_temporaries(self) -> float:
-        """Of the engine's one program, beside the cache of prefill: scores and states, or the longer cache of decoding."""
-        length, slots = self.work.max_len, self.work.slots
-        longer = length + self._bucket(self.work.new)
-        logits = slots * self.work.model.vocab_size / self.tensor * 4
-        return max(self.prefill_temporaries(length), self.cache(slots, longer) + logits)
+        """Beside the cache."""
+        c, sizes, slots = self.work.model, self.sizes, self.work.slots
+        whole = 4 * slots * c.vocab_size
+        found = 4 * whole / self.tensor + (whole if self.tensor > 1 else 0)
+        heads = c.num_attention_heads / self.tensor
+        if sizes.implementation == "products":  # of every page, and of the pages of every row
+            found += 4 * heads * (c.head_dim + 2) * (sizes.pages + 2 * slots * sizes.columns / sizes.page)
+        if sizes.implementation != "cudnn":
+            found += slots * heads * (sizes.shared + sizes.page * (sizes.implementation == "xla")) * (4 + self.compute)
+        return found
 
     def decompose_memory(self, leaf: _Leaf) -> float:
         """Input, output and temporaries of the decomposition of one matrix, without the library's own work space."""
@@ -361,22 +434,29 @@ class _Model:
                     sums += leaf.stack
         return max(flops / rate, moved / device.bandwidth) + summed / device.link + sums * device.latency
 
-    def prefill_seconds(self, device: Device, length: int) -> float:
-        c, slots = self.work.model, self.work.slots
-        attention = 4 * c.num_hidden_layers * slots * length**2 * c.num_attention_heads * c.head_dim / self.tensor
-        return self._forward_seconds(device, slots * length, slots, attention, self.cache(slots, length))
+    def _attention_flops(self, tokens: int, columns: float) -> float:
+        c = self.work.model
+        return 4 * c.num_hidden_layers * tokens * columns * c.num_attention_heads * c.head_dim / self.tensor
 
-    def step_seconds(self, device: Device, length: int) -> float:
-        c, slots = self.work.model, self.work.slots
-        attention = 4 * c.num_hidden_layers * slots * length * c.num_attention_heads * c.head_dim / self.tensor
-        return self._forward_seconds(device, slots, slots, attention, self.cache(slots, length))
+    def prefill_seconds(self, device: Device) -> float:
+        """Of every episode's prompt."""
+        sizes, prompt = self.sizes, self.work.prompt
+        rows = self.work.rounds[0] * math.ceil(prompt / sizes.chunk)
+        size = sizes.fewest if rows <= sizes.fewest else sizes.rows
+        columns = sizes.page * math.ceil(prompt / sizes.page)
+        tokens = size * sizes.chunk
+        attention = self._attention_flops(tokens, columns)
+        return math.ceil(rows / size) * self._forward_seconds(device, tokens, size, attention, self.cache(size, columns))
 
-    def replies_seconds(self, device: Device) -> float:
-        """Prefill and decode of all replies of a child, in batches of the slots, each as long as its longest reply."""
-        width = self._bucket(self.work.prompt)
-        batches = sum(math.ceil(replies / self.work.slots) for replies in self.work.rounds)
-        step = self.step_seconds(device, width + self._bucket(self.work.reply))
-        return batches * (self.prefill_seconds(device, width) + self.work.reply * step)
+    def decode_seconds(self, device: Device) -> float:
+        """Of all replies."""
+        work = self.work
+        said = sum(work.rounds) * work.reply
+        steps = max(math.ceil(said / work.slots), len(work.rounds) * work.reply)
+        length = work.prompt + work.reply / 2  # in the middle of a reply
+        active = said / steps
+        attention = self._attention_flops(work.slots, length)
+        return steps * self._forward_seconds(device, work.slots, work.slots, attention, self.cache(active, length))
 
 
 def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
@@ -390,14 +470,16 @@ def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
     Raises:
         InputError: the mesh does not divide the model.
     """
-    model = _Model(work, mesh)
+    model = _Model(work, mesh, "cpu" if device.shares_host or device.chip is None else "gpu")
     devices = math.prod(mesh)
     experts = {"base": float(model.weights), "experts": float(work.full * model.weights)}
     files = (work.full + 1) * model.whole_weights + model.adapters
     stacked = max(leaf.local for leaf in model.leaves) * model.itemsize  # the host holds one at a time
     one_matrix = max((model.decompose_memory(leaf) for leaf in model.decomposed), default=0.0)
     space = {**experts, "updates": float(model.updates), "bases": float(model.bases), "archives": float(model.archives)}
-    child = {**space, "child": float(model.weights)}
+    cache = {"KV cache": model.kv_cache, "shared columns": model.cache(1, model.sizes.shared)}
+    child = {**space, "child": float(model.weights), **cache}
+    express = {**child, "last child": float(model.weights), "temporaries": float(model.express_temporaries)}
     stages = [
         Stage("load", experts, stacked + model.adapters, files, files / device.disk),
         # the host gathers the bases from all devices, and writes them
@@ -408,13 +490,13 @@ def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
             model.stored_bases,
             model.basis_seconds(device),
         ),
-        Stage("express", {**child, "temporaries": float(model.express_temporaries)}, 0, 0, model.express_seconds(device)),
+        Stage("express", express, 0, 0, model.express_seconds(device)),
         Stage(
             "decode",
-            {**child, "KV cache": model.cache(work.slots, work.max_len), "temporaries": model.decode_temporaries},
+            {**child, "temporaries": max(model.prefill_temporaries, model.decode_temporaries)},
             0,
             0,
-            model.replies_seconds(device),
+            model.prefill_seconds(device) + model.decode_seconds(device),
         ),
         # telling the scores makes the archives anew
         Stage(

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from cycleqd_jax.engine import NonFiniteError
 from cycleqd_jax.tasks import rollout
@@ -82,11 +83,11 @@ class Lane(NamedTuple):
     """What decodes one model at a time: an engine on one device, or on a group of them.
 
     Attributes:
-        load: makes the generator speak with these weights; moves them to its devices.
+        load: ``load(params, donate=…)`` makes the generator speak with these weights.
         generator: conversations in, replies out.
     """
 
-    load: Callable[[Params], None]
+    load: Callable[..., None]
     generator: Generator
 
 
@@ -130,12 +131,13 @@ class Evaluator:
         """The episodes of a split that count."""
         return task.episodes(split)[: self._sizes.get(task.name, {}).get(split)]
 
-    def __call__(self, params: Params, split: Split = "train") -> Evaluation:
+    def __call__(self, params: Params, split: Split = "train", *, donate: bool = False) -> Evaluation:
         """Plays all tasks with one model.
 
         Args:
             params: its weights.
             split: which half.
+            donate: the weights are not needed afterwards.
 
         Returns:
             The evaluation; a model whose logits are not finite has ``error`` set.
@@ -144,19 +146,22 @@ class Evaluator:
             InputError: when the first prompt of a problem does not fit the engine's cache.
             InfraError: when a sandbox is broken; nothing is known of the model then.
         """
-        return self.population(params, None, split)[0]
+        return self.population(params, None, split, donate=donate)[0]
 
-    def population(self, params: Params, count: int | None, split: Split = "train") -> list[Evaluation]:
-        """Plays all tasks with several models at once, whose weights are one tree (``llama.MixedMatrix``).
+    def population(
+        self, params: Params, count: int | None, split: Split = "train", *, donate: bool = False
+    ) -> list[Evaluation]:
+        """Plays all tasks with several models at once, whose weights are one tree (``types.MixedMatrix``).
 
         Args:
             params: their weights.
             count: how many they are; ``None`` for the weights of one.
             split: which half.
+            donate: the weights are not needed afterwards.
 
         Returns:
-            An evaluation for each; those whose logits are not finite have ``error`` set. All have the same ``seconds``: those of
-            all of them together.
+            An evaluation for each; those whose logits are not finite have ``error`` set. All have the same ``seconds``: those
+            of all of them together.
 
         Raises:
             InputError: see :meth:`__call__`.
@@ -166,7 +171,7 @@ class Evaluator:
         errors: dict[int, str] = {}
         lane = self._free.get()
         try:
-            lane.load(params)
+            lane.load(params, donate=donate)
             while True:
                 alive = [i for i in range(count or 1) if i not in errors]
                 try:
@@ -174,8 +179,6 @@ class Evaluator:
                     break
                 except NonFiniteError as error:
                     errors[error.individual] = str(error)
-                    if count is not None:
-                        lane.load(params)
         finally:
             self._free.put(lane)
         seconds = {"evaluate": time.perf_counter() - start}
@@ -272,9 +275,9 @@ class OverOneBase:
         size: how many at a time.
     """
 
-    def __init__(self, express: Callable[[Sequence[Genome]], Params], evaluator: Evaluator, size: int) -> None:
+    def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, size: int) -> None:
         """Args:
-        express: from genomes to the weights of all of them (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
+        express: from genomes, stacked, to the weights of all of them (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
         evaluator: plays the tasks with all of them.
         size: how many at a time.
         """  # noqa: D205
@@ -286,7 +289,8 @@ class OverOneBase:
         """Records of the genomes, in order; ``seconds`` are those of all of them together, divided."""
         start = time.perf_counter()
         missing = self.size - len(genomes)  # one program, whatever the number
-        params = jax.block_until_ready(self._express([*genomes, *[genomes[-1]] * missing]))
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes, *[genomes[-1]] * missing)
+        params = jax.block_until_ready(self._express(stacked))
         expressed = (time.perf_counter() - start) / len(genomes)
         for result in self._evaluator.population(params, len(genomes)):
             shared = {name: value / len(genomes) for name, value in result.seconds.items()}

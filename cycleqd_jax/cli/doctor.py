@@ -17,6 +17,7 @@ __all__ = ["doctor"]
 EXTRAS = {
     "cuda12": ("jax_cuda12_plugin", "NVIDIA GPUs"),
     "gguf": ("gguf", "GGUF files, and `cycleqd fetch smollm2`"),
+    "mysql": ("pymysql", "DBBench on a MySQL or MariaDB server"),
     "dev": ("hypothesis", "the test suite"),
 }
 

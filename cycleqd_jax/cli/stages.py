@@ -98,6 +98,8 @@ class Run:
             self.sandbox = open_sandbox(config.sandbox)
             stack.callback(self.sandbox.close)
             self.tasks = [self._task(task) for task in config.tasks]
+            for task in self.tasks:
+                stack.callback(task.close)
             self.models = Models(config, {task.name: self._lessons(task) for task in config.tasks}, progress, say)
             if config.model.experts is not None:
                 _ = self.models.experts  # weights that are no numbers are found before anything is written

@@ -113,7 +113,8 @@ class Attention:
             return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(config.compute_dtype or config.dtype), sharding=place)
 
         layers = config.num_hidden_layers
-        return KVCache(*((leaf(axes),) * layers for axes in self._axes))
+        shapes: Any = ((leaf(axes),) * layers for axes in self._axes)
+        return KVCache(*shapes)
 
     def shape(self, cache: KVCache) -> tuple[int, int]:
         """Pages of a cache, and columns of a page."""
@@ -261,9 +262,9 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 
     No page is copied but into the processor's cache, and the work is that of the pages in use, not that of the longest row.
     """
-    assert rows.owners is not None
-    assert rows.starts is not None
-    assert rows.blocks is not None
+    owners, starts, blocks = rows.owners, rows.starts, rows.blocks
+    assert owners is not None
+    assert starts is not None
     k, v = pool
     pages, kv_heads, dims, size = k.shape
     queries = _queries(q, kv_heads)
@@ -273,7 +274,7 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
         def cut(x: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, 0)
 
-        owner, start = cut(rows.owners), cut(rows.starts)
+        owner, start = cut(owners), cut(starts)
         row = jnp.maximum(owner, 0)
         mask = (start[:, None] + column <= rows.columns[row][:, None]) & (owner >= 0)[:, None]
         part = _part(queries[row], cut(k), cut(v), mask[:, None, None])
@@ -281,7 +282,7 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 
     per = queries.shape[2]
     empty = _Part(*(jnp.zeros((pages, kv_heads, per, n), jnp.float32) for n in (dims, 1, 1)))
-    done = jax.lax.fori_loop(0, rows.blocks, block, empty)
+    done = jax.lax.fori_loop(0, blocks, block, empty)
     width = rows.pages.shape[1]
     used = (jnp.arange(width) * size <= rows.columns[:, None])[:, :, None, None, None]
     out, tops, totals = (x[rows.pages] for x in done)  # [batch, width, kv_heads, per, …]

@@ -207,8 +207,9 @@ class Engine:
         paged = self.attention.paged
         self._page = self._chunk if paged else max_len + max(self._chunk, steps)  # the last chunk of a prompt is written whole
         # Where rows cost (no kernel skips them), only those that say something are decoded: a program for each of a few counts.
-        self._counts = (*(c for c in _sizes(slots, smallest=min(4, slots)) if c < slots and paged), slots)
-        self._widths = _sizes(-(-max_len // self._page), smallest=min(4, -(-max_len // self._page)))
+        self._counts = (*(c for c in _sizes(slots, smallest=min(8, slots)) if c < slots and paged), slots)
+        most = -(-max_len // self._page)
+        self._widths = (*(2**i for i in range(2, 32) if 2**i < most), most)
         self._params: Params | None = None
         self._population = False
         self._expected = _shapes(llama.abstract_params(config))

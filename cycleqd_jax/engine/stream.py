@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from cycleqd_jax.engine.engine import Engine
+from cycleqd_jax.engine.engine import Engine, NonFiniteError
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.chat import ChatTokenizer
 from cycleqd_jax.types import InputError, Message, Params
@@ -65,7 +65,11 @@ def stream_tokens(
 
     def blocks() -> Iterator[list[int]]:
         while engine.busy:
-            engine.advance()
+            try:
+                engine.advance()
+            except NonFiniteError:
+                yield from told  # what came before it
+                raise
             yield from told
             told.clear()
 

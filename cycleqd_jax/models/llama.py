@@ -399,17 +399,12 @@ def finite_layers(params: Params, config: LlamaConfig, tokens: Int[Array, "batch
         tokens: all of them are attended to, causally.
     """
     causal = jnp.tri(tokens.shape[1], dtype=bool)
-
-    def attend(q: Array, k: Array, v: Array, finite: Array, layer: Any) -> tuple[Array, Array]:
-        out = _attend(q, k, v, causal)
-        seen = jnp.isfinite(jnp.concatenate([q, k, v, out], axis=1)).all()  # of the layer's input, and what it makes of it
-        return out, finite.at[layer].set(seen)
-
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    x, finite = decoder(params, config, tokens, positions, attend, jnp.ones(config.num_hidden_layers, bool))
-    # A layer whose output is broken shows in what the next one makes of it, the last one's in the states.
-    after = jnp.append(finite[1:], jnp.isfinite(x).all())
-    return finite & after
+    rope = _rope(config, jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape))
+    x, finite = _embed(params, config, tokens), []
+    for layer in unstack(params)["layers"]:
+        x, _ = _block(x, layer, config, rope, lambda q, k, v: (_attend(q, k, v, causal), None))
+        finite.append(jnp.isfinite(x).all())
+    return jnp.stack(finite)
 
 
 def unembed(params: Params, config: LlamaConfig, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:

@@ -131,7 +131,7 @@ def topology(device: Device, count: int) -> list[Any]:
 
 
 def compile_programs(work: Workload, mesh_shape: tuple[int, int, int], device: Device) -> list[Program]:
-    """Compiles what the stages run: decompositions, express into donated weights, and the engine's two programs at their largest.
+    """Compiles what the stages run: decompositions, express into donated weights, and the engine's programs at their largest.
 
     Args:
         work: what is to be computed.

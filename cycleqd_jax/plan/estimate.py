@@ -9,19 +9,20 @@ The formulas, all per device; a sum over leaves takes the part of each that the 
   for mutation, and nothing is decomposed or stored. Of one that another expert changes as a whole, every τ is held, 4 · size.
 - genome = Σ 4 · K r + 4 K; an archive of C cells C genomes.
 - express: 2 · m n · K r FLOPs in float32; reads base, experts and factors once, writes the child. Its temporaries are those of
-  one matrix (or block of one): the product in float32, and a copy of what is cut out of the stacks of factors.
-- the engine keeps its KV cache from child to child, and the weights of the last child until the next is there. To take a new
-  child apart into layers is to hold one stack of matrices twice, with the last child gone: less than express needs.
-- KV cache of N columns: 2 · layers · N · kv_heads · head_dim · itemsize. On a GPU each of S slots has L columns and a chunk more,
-  on a CPU as many pages of a chunk as L needs. The columns that prompts share are beside them: four chunks, unless they are more.
+  one matrix (or block of one), on a CPU those of one matrix of every stack, which are made at the same time: the product in
+  float32, and a copy of what is cut out of the stacks of factors.
+- the engine keeps its KV cache from child to child, and the last child's weights until the next child's are there. When it
+  takes a new child apart into layers, one stack of matrices is there twice, and the last child gone: less than express needs.
+- KV cache of N columns: 2 · layers · N · kv_heads · head_dim · itemsize. On a GPU each slot has a chunk more than its longest
+  conversation, on a CPU as many pages of a chunk as that needs. Columns that prompts share are beside them: four chunks here.
 - prefill goes by R rows of a chunk of T tokens: 2 FLOPs for each weight and token, 4 · heads · head_dim · N for each token's
   attention to the N columns of its row. It holds the states and hidden units of its tokens, those rows' keys and values of one
-  layer, and mask and bias; without cuDNN, scores in float32 and as weights, R · heads · T · N · (4 + itemsize), too. A prompt is
-  prefilled once for all replies of its episode, as its conversation stays in the cache.
+  layer, mask and bias; without cuDNN scores too, in float32 and as weights, R · heads · T · N · (4 + itemsize). An episode's
+  prompt is prefilled once, whatever the turn that a part of it comes in: conversations stay in the cache.
 - a decode step: reads the weights and what is in use of the cache; 2 FLOPs for each weight and slot. A slot that is done takes
-  the next reply: there are as many steps as tokens of all replies, divided by the slots, though no fewer than those of one
-  episode. It holds logits of every slot in float32, four times over, and once whole where the vocabulary is split; what
-  attention on a CPU says of every page, and without cuDNN the scores.
+  the next reply: there are as many steps as tokens of all replies, divided by the slots, though no fewer than those of the
+  longest episode. It holds four arrays of every slot's logits in float32, and the whole ones where the vocabulary is split;
+  on a CPU what attention has found in every page, on a GPU without cuDNN a copy of the cache, and scores.
 - a product that sums over a split axis is summed over the devices: 2 (d − 1) / d of its result goes over the links.
 - svd: 6 · m n² + 20 n³ FLOPs for m ≥ n, gram: 2 · m n² + 9 n³ + 2 · m n r (Golub and Van Loan). randomized, w = min(r + 16, n)
   and i = 2 passes: (2 i + 2) products of 2 · m n w, i + 1 QRs of 4 · m w² and i of 4 · n w², and the SVD and last product of
@@ -266,7 +267,7 @@ class _Model:
 
     def __init__(self, work: Workload, mesh: Mesh, platform: str = "cpu") -> None:
         self.work, self.mesh = work, mesh
-        self.sizes = sizes(work, platform)
+        self.platform, self.sizes = platform, sizes(work, platform)
         self.leaves = _leaves(work, mesh)
         self.itemsize = jnp.dtype(work.model.dtype).itemsize
         compute = work.model.compute_dtype or work.model.dtype
@@ -331,7 +332,9 @@ class _Model:
             vt = stacked or columns < leaf.columns or rows > columns
             return 4 * (rows * columns + u * rows * leaf.directions + vt * leaf.directions * columns)
 
-        return max(of(leaf) for leaf in self.leaves if leaf.directions)
+        stacked = [of(leaf) for leaf in self.leaves if leaf.directions and "/" in leaf.path]
+        others = [of(leaf) for leaf in self.leaves if leaf.directions and "/" not in leaf.path]
+        return max([sum(stacked) if self.platform == "cpu" else max(stacked, default=0), *others])
 
     @property
     def kv_cache(self) -> float:
@@ -349,7 +352,7 @@ class _Model:
         scores = 0.0
         if sizes.implementation != "cudnn":
             rows *= 2  # as gathered, and as products take them
-            scores = tokens * c.num_attention_heads / self.tensor * (columns + sizes.shared) * (4 + self.compute)
+            scores = tokens * c.num_attention_heads / self.tensor * max(columns, sizes.shared) * (4 + self.compute)
         return max(states + units, states + rows + mask + scores)
 
     @property
@@ -361,8 +364,8 @@ class _Model:
         heads = c.num_attention_heads / self.tensor
         if sizes.implementation == "products":  # of every page, and of the pages of every row
             found += 4 * heads * (c.head_dim + 2) * (sizes.pages + 2 * slots * sizes.columns / sizes.page)
-        if sizes.implementation != "cudnn":
-            found += slots * heads * (sizes.shared + sizes.page * (sizes.implementation == "xla")) * (4 + self.compute)
+        if sizes.implementation == "xla":  # which turns the axes of the whole cache around
+            found += self.kv_cache + slots * heads * sizes.page * (4 + self.compute)
         return found
 
     def decompose_memory(self, leaf: _Leaf) -> float:
@@ -470,7 +473,7 @@ def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
     Raises:
         InputError: the mesh does not divide the model.
     """
-    model = _Model(work, mesh, "cpu" if device.shares_host or device.chip is None else "gpu")
+    model = _Model(work, mesh, "cpu" if device.chip is None else "gpu")
     devices = math.prod(mesh)
     experts = {"base": float(model.weights), "experts": float(work.full * model.weights)}
     files = (work.full + 1) * model.whole_weights + model.adapters

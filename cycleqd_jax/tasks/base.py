@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ Solution = Generator[str, str, None]
 """A scripted player: yields replies, is sent what each led to, and returns where it gives up."""
 
 # Part of every fingerprint: to be raised with each change of prompts, parsing or verdicts.
-_VERSION = 2
+_VERSION = 3
 
 
 class RecordTask(abc.ABC, Generic[R]):
@@ -130,6 +131,9 @@ class RecordTask(abc.ABC, Generic[R]):
     def options(self) -> dict[str, Any]:
         """Everything but the record that decides about conversations and verdicts, the limits too, for fingerprints."""
 
+    def close(self) -> None:
+        """Frees what the task holds beside its episodes; safe to call twice."""
+
     def episodes(self, split: Split) -> Sequence[Episode]:
         """A fresh episode per problem of the split, in file order."""
         return [self._episode(row, record) for row, record in self._of(split)]
@@ -206,9 +210,8 @@ def play(episode: Episode, solution: Solution) -> tuple[list[Message], Score | N
 
 def fixed(*replies: str) -> Solution:
     """A player who says the same whatever happens: the replies in turn, the last one to the end."""
-    yield from replies
-    while True:
-        yield replies[-1]
+    for i in itertools.count():
+        yield replies[min(i, len(replies) - 1)]
 
 
 def clean(reply: str) -> str:

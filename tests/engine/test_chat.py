@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from cycleqd_jax.engine import ChatGenerator, Engine
-from cycleqd_jax.models import chat, llama
+from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError
 
 
@@ -25,11 +25,6 @@ def model_of(tokenizer, max_len=128):
     engine = Engine(config, slots=4, max_len=max_len, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
     engine.load(llama.init_params(config, jax.random.key(0)))
     return engine
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return chat.train_tiny_tokenizer(["SELECT a FROM b", "def f(x): return x"] * 4, 300)
 
 
 def test_conversations_in_replies_out(tokenizer):
@@ -64,3 +59,27 @@ def test_an_engine_that_stops_elsewhere_is_refused(tokenizer):
     other = Engine(engine.config, slots=4, max_len=64, stop_ids=(9,), pad_id=0)
     with pytest.raises(InputError, match=r"stop ids \[1, 4\], got \[9\]"):
         ChatGenerator(other, tokenizer)
+
+
+@pytest.mark.parametrize("steps", [1, 16])
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (("WX",), ("UV", 4, "stop")),  # in two tokens
+        (("YZ", "VWX"), ("U", 4, "stop")),
+        (("U",), ("", 1, "stop")),
+        (("ZU",), ("UVWXYZ", 7, "stop")),  # the reply's own stop token
+    ],
+)
+def test_stop_strings(tokenizer, scripted, hello, stop, said, steps):
+    config, params = scripted(tokenizer, "UVWXYZ")
+    engine = Engine(config, slots=2, max_len=128, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, steps=steps)
+    engine.load(params)
+    (reply,) = ChatGenerator(engine, tokenizer, stop=stop).generate([hello], [20])
+    assert (reply.text, reply.tokens, reply.finish) == said
+
+
+@pytest.mark.parametrize("stop", ["END", ("a", "")])
+def test_stop_strings_that_can_not_be(tokenizer, stop):
+    with pytest.raises(InputError, match="list of strings that are not empty"):
+        ChatGenerator(model_of(tokenizer), tokenizer, stop=stop)

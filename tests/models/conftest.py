@@ -4,8 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from cycleqd_jax.engine import Attention
+from cycleqd_jax.engine.cache import Rows
 from cycleqd_jax.models import chat, llama
 
 CONVERSATIONS = [
@@ -34,6 +38,51 @@ def config_of(**changes) -> llama.LlamaConfig:
         "initializer_range": 0.2,
     }
     return llama.LlamaConfig(**(sizes | changes))
+
+
+def logits_step_by_step(attention, params, config, tokens, lengths, steps, width):
+    """Logits through a KV cache, of prompts of several lengths and of ``steps`` tokens after each.
+
+    Returns:
+        Those of the padded prompts, ``[batch, width, vocab]``, and those of the steps, ``[batch, step, vocab]``.
+    """
+    batch = len(lengths)
+    attention = Attention(attention)
+    cache = attention.init(config, batch, width + steps)
+    params = llama.unstack(params)
+
+    @jax.jit
+    def run(cache, tokens, columns):
+        own, none = jnp.arange(batch)[:, None], jnp.zeros(batch, jnp.int32)
+        rows = Rows(own, none, columns, jnp.zeros((batch, 2), jnp.int32))
+        if attention.paged and tokens.shape[1] == 1:
+            pages = np.arange(32)  # attention takes them in blocks
+            rows = rows._replace(
+                owners=jnp.where(pages < batch, pages, -1), starts=jnp.zeros(32, jnp.int32), blocks=jnp.int32(1)
+            )
+        positions = columns[:, None] + jnp.arange(tokens.shape[1])
+
+        def attend(q, k, v, cache, layer):
+            return attention(q, k, v, cache, layer, rows=rows, shared=None)
+
+        hidden, cache = llama.decoder(params, config, tokens, positions, attend, cache)
+        return llama.unembed(params, config, hidden), cache
+
+    if attention.paged:
+        cache = attention.grow(cache, 32)
+    padded = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 7)
+    prompt, cache = run(cache, padded, np.zeros(batch, np.int32))
+    said = []
+    for i in range(steps):
+        columns = (lengths + i).astype(np.int32)
+        logits, cache = run(cache, tokens[np.arange(batch), columns][:, None], columns)
+        said.append(logits[:, 0])
+    return np.asarray(prompt), np.stack(said, 1)
+
+
+@pytest.fixture(scope="session")
+def step_by_step():
+    return logits_step_by_step
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def transformers_model(config: dict, seed: int):
 
 @pytest.mark.parametrize("seed", range(CASES))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_transformers(tmp_path, family, seed):
+def test_logits_are_those_of_transformers(tmp_path, step_by_step, family, seed):
     theirs = transformers_model(random_config(family, seed), seed)
     theirs.save_pretrained(tmp_path / "m", max_shard_size="20KB" if seed % 2 else "1GB")
     config, params = hf.load(tmp_path / "m")
@@ -183,18 +183,12 @@ def test_logits_are_those_of_transformers(tmp_path, family, seed):
     np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
 
     # Ragged prompts in a padded prefill, then cached steps, every sequence from its own end.
-    lengths, width = np.asarray([5, 1, 12]), 12
-    prompt = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 7)
-    cache = llama.init_cache(config, 3, width)
-    logits, cache = llama.forward(params, config, prompt, cache=cache, lengths=lengths)
+    lengths, steps = np.asarray([5, 1, 12]), 10
+    attention = ("products", "xla")[seed % 2]
+    prompt, said = step_by_step(attention, params, config, tokens, lengths, steps, 12)
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(logits[row, :length], want[row, :length], atol=TOLERANCE, rtol=0)
-    cache = llama.extend_cache(cache, 10)
-    step = jax.jit(functools.partial(llama.forward, config=config))
-    for i in range(10):
-        position = lengths + i
-        logits, cache = step(params, tokens=tokens[np.arange(3), position][:, None], positions=position[:, None], cache=cache)
-        np.testing.assert_allclose(logits[:, 0], want[np.arange(3), position], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(prompt[row, :length], want[row, :length], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(said[row], want[row, length : length + steps], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

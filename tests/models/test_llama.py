@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cycleqd_jax.engine import Attention
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, tree_paths
 
@@ -59,27 +59,18 @@ def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, va
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.parametrize("attention", ["products", "xla"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_prefill_and_cached_steps_equal_the_full_forward(make_config, make_params, variant):
+def test_prefill_and_cached_steps_equal_the_full_forward(make_config, make_params, step_by_step, variant, attention):
     config = make_config(**VARIANTS[variant])
     params = make_params(config)
-    tokens, lengths = tokens_of(config), np.asarray([5, 1, 9])
-    full = llama.forward(params, config, tokens)
-    step = jax.jit(functools.partial(llama.forward, config=config), static_argnames=())
-
+    tokens, lengths, steps = tokens_of(config), np.asarray([5, 1, 9]), 25
+    full = np.asarray(llama.forward(params, config, tokens))
     # Ragged prompts in a padded prefill, then every sequence goes on from its own end.
-    width = 12
-    cache = llama.init_cache(config, 3, width)
-    prompt = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 7)
-    logits, cache = llama.forward(params, config, prompt, cache=cache, lengths=lengths)
+    prompt, said = step_by_step(attention, params, config, tokens, lengths, steps, 12)
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(logits[row, :length], full[row, :length], atol=2e-5)
-    cache = llama.extend_cache(cache, 25)
-    for i in range(25):
-        position = lengths + i
-        token = tokens[np.arange(3), position]
-        logits, cache = step(params, tokens=token[:, None], positions=position[:, None], cache=cache)
-        np.testing.assert_allclose(logits[:, 0], full[np.arange(3), position], atol=2e-5)
+        np.testing.assert_allclose(prompt[row, :length], full[row, :length], atol=2e-5)
+        np.testing.assert_allclose(said[row], full[row, length : length + steps], atol=2e-5)
 
 
 def test_padding_and_neighbours_change_nothing(make_config, make_params):
@@ -91,32 +82,61 @@ def test_padding_and_neighbours_change_nothing(make_config, make_params):
     np.testing.assert_allclose(got[:1, :10], want, atol=1e-5)
 
 
-def test_gradient_equals_that_of_a_cached_pass(make_config, make_params):
+def test_gradient_equals_that_of_unrolled_layers(make_config, make_params):
     # Two code paths, one of them rematerialised: the same function, so the same gradient.
     config = make_config(tie_word_embeddings=True)
     params = make_params(config)
     tokens = tokens_of(config, 2, 12)
+    positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    causal = jnp.tri(12, dtype=bool)
 
-    def loss(params, cached):
-        cache = llama.init_cache(config, 2, 12) if cached else None
-        logits = llama.forward(params, config, tokens, cache=cache)
+    def attend(q, k, v, cache, layer):
+        q = q.reshape(2, 2, -1, 12, config.head_dim)
+        scores = jnp.einsum("bgptd,bgsd->bgpts", q, k) * config.head_dim**-0.5
+        weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf))
+        return jnp.einsum("bgpts,bgsd->bgptd", weights, v).reshape(2, -1, 12, config.head_dim), cache
+
+    def unrolled(params):
+        layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.num_hidden_layers)]
+        hidden, _ = llama.decoder(params | {"layers": layers}, config, tokens, positions, attend, None)
+        return llama.unembed(params, config, hidden)
+
+    def loss(params, logits_of):
+        logits = logits_of(params)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], -1).mean()
 
-    plain, cached = (jax.grad(loss)(params, flag) for flag in (False, True))
-    for (path, a), b in zip(tree_paths(plain), jax.tree.leaves(cached), strict=True):
+    plain = jax.jit(jax.grad(lambda params: loss(params, lambda params: llama.forward(params, config, tokens))))(params)
+    other = jax.jit(jax.grad(lambda params: loss(params, unrolled)))(params)
+    for (path, a), b in zip(tree_paths(plain), jax.tree.leaves(other), strict=True):
         assert np.abs(a).max() > 0, path
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=path)
+
+
+def test_where_a_model_breaks(make_config, make_params):
+    config = make_config()
+    params = make_params(config)
+    tokens = tokens_of(config, 1, 7)
+    layers = params["layers"]
+    for layer in range(config.num_hidden_layers):
+        down = layers["mlp"]["down"].at[layer].set(jnp.nan)
+        broken = params | {"layers": layers | {"mlp": layers["mlp"] | {"down": down}}}
+        for form in (broken, llama.unstack(broken)):
+            finite = np.asarray(llama.finite_layers(form, config, tokens))
+            assert not finite.all()
+            assert int(np.argmin(finite)) == layer
+    assert llama.finite_layers(params, config, tokens).all()
 
 
 def test_dtype_policy(make_config):
     config = make_config(dtype="bfloat16")
     params = llama.init_params(config, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-    hidden, cache = llama.hidden_states(params, config, tokens_of(config), cache=llama.init_cache(config, 3, 40))
-    assert hidden.dtype == cache.k.dtype == jnp.bfloat16
+    hidden = llama.hidden_states(params, config, tokens_of(config))
+    assert hidden.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(Attention("products").init(config, 3, 40))} == {jnp.dtype("bfloat16")}
     assert llama.unembed(params, config, hidden).dtype == jnp.float32
     wide = config.replace(compute_dtype="float32")
-    hidden32, _ = llama.hidden_states(params, wide, tokens_of(config))
+    hidden32 = llama.hidden_states(params, wide, tokens_of(config))
     assert hidden32.dtype == jnp.float32
     np.testing.assert_allclose(hidden.astype(np.float32), hidden32, atol=0.15)
 

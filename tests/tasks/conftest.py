@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from cycleqd_jax.sandbox import Limits, Sandbox
+from cycleqd_jax.types import Reply
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +60,26 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write_records
+
+
+class Speaker:
+    """A generator that says ``say(messages)`` to each conversation that waits, all at once."""
+
+    def __init__(self, say):
+        self.say, self.waiting = say, {}
+
+    def submit(self, conversation, messages, max_new_tokens):
+        assert conversation not in self.waiting
+        self.waiting[conversation] = list(messages)
+
+    def advance(self):
+        waiting, self.waiting = self.waiting, {}
+        return [(conversation, Reply(self.say(messages), 1, "stop")) for conversation, messages in waiting.items()]
+
+    def release(self, conversation):
+        assert conversation not in self.waiting
+
+
+@pytest.fixture(scope="session")
+def speaker():
+    return Speaker

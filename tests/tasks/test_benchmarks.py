@@ -9,7 +9,7 @@ import pytest
 from cycleqd_jax.tasks import TASKS, DbBench, Mbpp, OsInteraction, miniature, rollout
 from cycleqd_jax.tasks.base import play
 from cycleqd_jax.tasks.dbbench import CHANGES
-from cycleqd_jax.types import Reply, Score
+from cycleqd_jax.types import Score
 
 # What the gold solutions can't reach on SQLite (a \n escape, an identifier that starts with a digit).
 DB_UNREACHABLE = {"db/164", "db/180"}
@@ -111,17 +111,11 @@ def test_miniatures_are_solvable_as_their_lessons_say(miniatures, name):
     assert [m["role"] for m in same_shape[0]] == [m["role"] for m in lesson]
 
 
-def test_an_oracle_solves_all_tasks_together_and_the_memo_spares_the_sandbox(miniatures):
-    class Oracle:
-        """Says what the demonstrations say."""
-
-        def __init__(self, talks):
-            self.next = {str(talk[:n]): talk[n]["content"] for talk in talks for n in range(len(talk))}
-
-        def generate(self, conversations, max_new_tokens):
-            return [Reply(self.next[str(list(c))], 1, "stop") for c in conversations]
-
-    oracle = Oracle([talk for task in miniatures.values() for talk in task.demonstrations("train")])
+def test_an_oracle_solves_all_tasks_together_and_the_memo_spares_the_sandbox(miniatures, speaker):
+    # Says what the demonstrations say.
+    talks = [talk for task in miniatures.values() for talk in task.demonstrations("train")]
+    following = {str(talk[:n]): talk[n]["content"] for talk in talks for n in range(len(talk))}
+    oracle = speaker(lambda messages: following[str(messages)])
     episodes = [e for task in miniatures.values() for e in task.episodes("train")]
     first = rollout(episodes, oracle, [64] * len(episodes))
     assert [o.score.value for o in first] == [1.0] * 75

@@ -10,7 +10,7 @@ import pytest
 
 from cycleqd_jax.tasks import TASKS, rollout
 from cycleqd_jax.tasks import miniature as mini
-from cycleqd_jax.types import InputError, Reply
+from cycleqd_jax.types import InputError
 
 PROBLEMS = {"train": 40, "test": 60}
 # Replays in the sandbox: of a few problems, and, where there is time, of as many as the quick start has.
@@ -33,16 +33,6 @@ def make(tmp_path, sandbox):
         return TASKS[name](sandbox=sandbox, prompt="brief", max_new_tokens=64, **options, **files)
 
     return make_task
-
-
-class _Always:
-    """A generator that says the same, whatever it is asked."""
-
-    def __init__(self, text):
-        self.text = text
-
-    def generate(self, conversations, max_new_tokens):
-        return [Reply(self.text, 1, "stop") for _ in conversations]
 
 
 def _program(task, record):
@@ -109,10 +99,10 @@ CONSTANTS = (
 
 @pytest.mark.parametrize("counts", [FEW, MANY])
 @pytest.mark.parametrize("task", mini.TASKS)
-def test_constants_score_nothing(make, task, counts):
+def test_constants_score_nothing(make, speaker, task, counts):
     for reply in CONSTANTS:
         episodes = make(task, counts).episodes("test")
-        outcomes = rollout(episodes, _Always(reply), [64] * len(episodes))
+        outcomes = rollout(episodes, speaker(lambda _, reply=reply: reply), [64] * len(episodes))
         assert [outcome.score.value for outcome in outcomes] == [0.0] * counts["test"], reply
 
 

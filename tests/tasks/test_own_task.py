@@ -11,7 +11,7 @@ import pytest
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.tasks import rollout, task_class
-from cycleqd_jax.types import InputError, Message, Reply
+from cycleqd_jax.types import InputError
 
 DOCS = Path(__file__).parents[2] / "docs" / "TASKS.md"
 
@@ -34,16 +34,13 @@ def test_it_has_forty_lines(own):
     assert len([line for line in lines if line.strip()]) <= 40
 
 
-def test_it_is_played_together_with_others(own, sandbox):
+def test_it_is_played_together_with_others(own, sandbox, speaker):
     task = task_class("my_tasks:Regex")(sandbox=sandbox, name="regex", data=own / "words.jsonl")
     episodes = [*task.episodes("train"), *task.episodes("test")]
 
-    class Scripted:
-        def generate(self, conversations: list[list[Message]], max_new_tokens: list[int]) -> list[Reply]:
-            said = {"aab": " a+b\n", "1999": r"\d+"}
-            return [Reply(next(r for w, r in said.items() if w in c[-1]["content"]), 4, "stop") for c in conversations]
-
-    outcomes = rollout(episodes, Scripted(), [32, 32])
+    said = {"aab": " a+b\n", "1999": r"\d+"}
+    generator = speaker(lambda messages: next(r for w, r in said.items() if w in messages[-1]["content"]))
+    outcomes = rollout(episodes, generator, [32, 32])
     assert sorted(outcome.score.value for outcome in outcomes) == [0.0, 1.0]
     slow = [
         task.environment((("a" * 40 + "b",), ("a" * 40,), "")).step(reply) for reply in ("(a|a)*", "(", "\0\ud800", "x" * 10**6)

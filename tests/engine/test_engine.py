@@ -1,0 +1,575 @@
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cycleqd_jax import sharding
+from cycleqd_jax.engine import Attention, Engine, NonFiniteError, programs
+from cycleqd_jax.models import llama
+from cycleqd_jax.types import InputError, MixedMatrix
+
+CONFIG = llama.LlamaConfig(48, 32, 64, 2, 4, 2, 8, max_position_embeddings=64, initializer_range=0.4, tie_word_embeddings=True)
+STOPS = (3, 5)
+ATTENTIONS = [Attention("products"), Attention("xla")]  # that of CPUs, and what GPUs run
+
+
+def make(config=CONFIG, **changes):
+    settings = {"slots": 4, "max_len": 48, "stop_ids": STOPS, "pad_id": 0, "chunk": 12, "steps": 4}
+    return Engine(config, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return llama.init_params(CONFIG, jax.random.key(1))
+
+
+@pytest.fixture(scope="module", params=ATTENTIONS, ids=lambda attention: attention.implementation)
+def attention(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(params, attention):
+    engine = make(attention=attention)
+    engine.load(params)
+    return engine
+
+
+def requests_of(n, seed=0, longest=30):
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(0, CONFIG.vocab_size, rng.integers(1, longest)).tolist() for _ in range(n)]
+    return prompts, rng.integers(1, 25, n).tolist()
+
+
+def groups_of(seed=0):
+    """Prompts of which some begin alike: three ways to begin, and none."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(n):
+        return rng.integers(0, CONFIG.vocab_size, n).tolist()
+
+    prompts = [tokens(rng.integers(1, 20)) for _ in range(3)]
+    for length, count in ((17, 5), (8, 6), (23, 3)):
+        beginning = tokens(length)
+        prompts += [beginning + tokens(rng.integers(1, 12)) for _ in range(count)] + [beginning]
+    order = rng.permutation(len(prompts))
+    return [prompts[i] for i in order], rng.integers(1, 25, len(prompts)).tolist()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def forward(params, tokens, config):
+    return llama.forward(params, config, tokens)[0]
+
+
+def plain_loop(params, prompt, limit, max_len=48, config=CONFIG):
+    """Greedy decoding without cache and batch."""
+    ids = list(prompt)
+    while True:
+        padded = np.zeros((1, 64), np.int32)  # one shape; what follows the end is not seen
+        padded[0, : len(ids)] = ids
+        ids.append(int(np.argmax(forward(params, padded, config)[len(ids) - 1])))
+        if ids[-1] in STOPS:
+            return tuple(ids[len(prompt) :]), "stop", 0
+        if len(ids) - len(prompt) == limit or len(ids) == max_len:
+            return tuple(ids[len(prompt) :]), "length", 0
+
+
+@pytest.fixture(scope="module")
+def expected(params):
+    requests = [requests_of(9), groups_of()]
+    return [(*r, [plain_loop(params, prompt, limit) for prompt, limit in zip(*r, strict=True)]) for r in requests]
+
+
+def test_equals_an_unbatched_uncached_loop(engine, expected):
+    for prompts, limits, wanted in expected:
+        reused = engine.statistics.reused
+        assert engine.generate(prompts, limits) == wanted
+        grouped = len(prompts) > 9
+        assert (engine.statistics.reused > reused) == grouped
+        assert {result[1] for result in wanted} == {"stop", "length"}
+        assert len({result[0] for result in wanted}) > 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"slots": 1, "chunk": 6, "steps": 3},
+        {"slots": 40, "steps": 64, "chunk": 48, "share_prefixes": False},
+    ],
+    ids=str,
+)
+def test_no_setting_changes_what_is_said(params, attention, expected, settings):
+    engine = make(attention=attention, **settings)
+    engine.load(params)
+    for prompts, limits, wanted in expected:
+        assert engine.generate(prompts, limits) == wanted
+        order = np.random.default_rng(1).permutation(len(prompts))
+        assert engine.generate([prompts[i] for i in order], [limits[i] for i in order]) == [wanted[i] for i in order]
+
+
+def test_neighbours_change_nothing(engine, expected):
+    for prompts, limits, wanted in expected:
+        for i in range(0, len(prompts), 4):
+            assert engine.generate([prompts[i]], [limits[i]]) == [wanted[i]]
+
+
+def converse(engine, turns, rng, *, edits=False, count=3):
+    """Every conversation speaks again when all have been answered; checks each reply against ``wanted``."""
+    talks = [rng.integers(0, CONFIG.vocab_size, rng.integers(3, 9)).tolist() for _ in range(count)]
+    said = []
+    for turn in range(turns):
+        if edits and turn:
+            for talk in talks:
+                talk[1] = (talk[1] + 1) % CONFIG.vocab_size
+        numbers = {engine.submit(talk, 5, conversation=name): name for name, talk in enumerate(talks)}
+        while numbers:
+            for number, generation in engine.advance():
+                name = numbers.pop(number)
+                said.append((tuple(talks[name]), generation))
+                talks[name] += [*generation.ids, *rng.integers(0, CONFIG.vocab_size, 3).tolist()]
+    assert not engine.busy
+    for name in range(count):
+        engine.release(name)
+    return said
+
+
+@pytest.mark.parametrize("count", [3, 9])  # as many as slots at most, and more
+@pytest.mark.parametrize("edits", [False, True])
+def test_conversations(engine, params, count, edits):
+    before = engine.statistics.reused
+    said = converse(engine, 4, np.random.default_rng(2), edits=edits, count=count)
+    assert len(said) == 4 * count
+    for prompt, generation in said:
+        assert generation == plain_loop(params, prompt, 5)
+    if count == 3 and not edits:
+        prompts = sum(len(prompt) for prompt, _ in said)
+        # All but what is new, of the pool whole pages only.
+        assert engine.statistics.reused - before > (0.15 if engine.attention.paged else 0.5) * prompts
+    if edits and engine.attention.paged:
+        assert engine.statistics.reused == before  # the first page is another
+
+
+def test_a_conversation_that_is_released_is_forgotten(engine):
+    def reused(release):
+        before = engine.statistics.reused
+        for _ in range(2):
+            engine.generate([list(range(6, 40))], [3], conversation="x")
+            if release:
+                engine.release("x")
+        engine.release("x")
+        return engine.statistics.reused - before
+
+    assert reused(release=False) >= 24
+    assert reused(release=True) == 0
+
+
+def test_first_come_first_served(params, attention):
+    engine = make(attention=attention, slots=2)
+    engine.load(params)
+    begun = []
+    for n in range(9):  # conversations that nobody releases: their slots must not be kept for ever
+        engine.submit([n + 6] * (n + 1), 4, conversation=n, tell=lambda ids, n=n: n in begun or begun.append(n))
+    done = []
+    for _ in range(200):
+        done += [number for number, _ in engine.advance()]
+    assert begun == list(range(9))
+    assert sorted(done) == list(range(9))
+    assert not engine.busy
+
+
+def test_nothing_survives_a_swap(params, attention):
+    prompts, limits = groups_of(5)
+    other = llama.init_params(CONFIG, jax.random.key(2))
+    engine, fresh = make(attention=attention), make(attention=attention)
+    fresh.load(other)
+    wanted = fresh.generate(prompts, limits)
+    engine.load(params)
+    first = engine.generate(prompts, limits)
+    assert first != wanted
+    engine.generate([prompts[0]], [3], conversation="kept")
+    engine.submit(prompts[0], 20)  # waits, and is dropped
+    engine.load(other)
+    assert not engine.busy
+    reused = engine.statistics.reused
+    assert engine.generate([prompts[0]], [limits[0]], conversation="kept") == wanted[:1]
+    assert engine.statistics.reused == reused
+    engine.release("kept")
+    assert engine.generate(prompts, limits) == wanted
+    engine.load(params)
+    assert engine.generate(prompts, limits) == first
+
+
+def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
+    engine = make(attention=attention, slots=9, max_len=64, chunk=16)
+    children = [llama.init_params(CONFIG, jax.random.key(n)) for n in range(20)]
+    rng = np.random.default_rng(0)
+    # Task texts are the same for every child, what is said is not.
+    beginning = rng.integers(6, 48, 20).tolist()
+    workloads = [[beginning + rng.integers(6, 48, rng.integers(1, 40)).tolist() for _ in range(n)] for n in (13, 1, 5, 30)]
+    engine.load(children[0])
+    engine.generate(workloads[0], [1] * 13)
+    engine.warm_up()
+
+    def again():
+        for n, child in enumerate(children):
+            engine.load(child)
+            engine.generate(workloads[0], [20] * 13)
+            engine.generate(workloads[n % 4], rng.integers(1, 64, len(workloads[n % 4])).tolist())
+            converse(engine, 3, rng, count=n + 1)
+
+    assert compilations(again) == 0
+
+
+def test_memory_is_constant(params, attention):
+    engine = make(attention=attention)
+    prompts, _ = groups_of()
+    other = jax.tree.map(lambda x: x + 0, params)
+
+    def live():
+        gc.collect()
+        arrays = jax.live_arrays()
+        return len(arrays), sum(x.nbytes for x in arrays)
+
+    seen = set()
+    for n in range(200):
+        engine.load((params, other)[n % 2])
+        engine.generate(prompts, [3] * len(prompts))
+        engine.generate(prompts[:1], [3], conversation="x")  # kept, and never released
+        if n >= 5:
+            seen.add(live() if n % 20 == 5 else None)
+    assert len(seen - {None}) == 1
+
+
+def test_limits_and_the_end_of_the_cache(engine, params):
+    prompt = requests_of(1)[0][0]
+    long = (prompt * 47)[:47]
+    (cut,) = engine.generate([long], [20])
+    assert len(cut.ids) == 1
+    assert cut == plain_loop(params, long, 20)
+    for length in range(38, 47):  # every place where a page, a chunk or a step may end
+        assert engine.generate([long[:length]], [99]) == [plain_loop(params, long[:length], 99)]
+    refused, fine = engine.generate([(prompt * 48)[:48], prompt], [5, 5])
+    assert refused == ((), "refused", 0)
+    assert len(fine.ids) >= 1
+    assert engine.generate([], []) == []
+    assert engine.advance() == []
+
+
+def test_long_prompts_lose_their_beginning_if_they_may(params, attention):
+    engine = make(attention=attention, overflow="truncate")
+    engine.load(params)
+    long = np.random.default_rng(3).integers(6, 48, 70).tolist()
+    cut, fits, refused = engine.generate([long, long[:47], long], [9, 9, 48])
+    assert cut.dropped == 70 + 9 - 48
+    assert cut[:2] == plain_loop(params, long[cut.dropped :], 9)[:2]
+    assert fits == plain_loop(params, long[:47], 9)
+    assert refused == ((), "refused", 0)
+
+
+def test_replies_end_where_they_are_told_to(engine, expected):
+    prompts, _, _ = expected[0]
+    (whole,) = engine.generate([prompts[0]], [20])
+    told = []
+    (cut,) = engine.generate([prompts[0]], [20], ends=lambda ids: 3 if len(ids) >= 3 else None, tell=told.extend)
+    assert len(whole.ids) > 3
+    assert cut == (whole.ids[:3], "stop", 0)
+    assert tuple(told) == cut.ids
+
+
+@pytest.mark.parametrize(
+    ("leaf", "named"),
+    [
+        ("embed_tokens", "embed_tokens"),
+        ("norm", "norm"),
+        ("layers/attn/q", "layers/1/attn/q"),
+        ("layers/post_norm", "layers/1/"),
+    ],
+)
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_weights_that_are_not_finite_are_named(params, attention, leaf, named, value):
+    def broken(path, x):
+        if jax.tree_util.keystr(path, simple=True, separator="/") != leaf:
+            return x
+        return x.at[1].set(value) if leaf.startswith("layers") else x.at[..., 4].set(value)
+
+    engine = make(attention=attention, slots=2)
+    engine.load(jax.tree_util.tree_map_with_path(broken, params))
+    with pytest.raises(NonFiniteError, match=f"its weight {named}"):
+        engine.generate([[1, 2]], [4])
+    assert not engine.busy
+    engine.load(params)
+    assert engine.generate([[1, 2]], [4]) == [plain_loop(params, [1, 2], 4)]
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_layer_that_overflows_is_named(params, attention, layer):
+    mlp = params["layers"]["mlp"]
+    huge = {name: mlp[name].at[layer].multiply(1e30) for name in ("gate", "up", "down")}
+    engine = make(attention=attention)
+    engine.load(params | {"layers": params["layers"] | {"mlp": mlp | huge}})
+    with pytest.raises(NonFiniteError, match=f"layer {layer} of 2 overflows"):
+        engine.generate([[1, 2, 7]], [4])
+
+
+def test_empty_slots_do_not_count_as_broken(attention):
+    # The pad token alone has an infinite embedding: it fills the empty slots and follows the prompts, and nobody looks at it.
+    config = CONFIG.replace(tie_word_embeddings=False)
+    untied = llama.init_params(config, jax.random.key(1))
+    engine = make(config, attention=attention)
+    engine.load(untied)
+    want = engine.generate([[1, 2]], [6])
+    engine.load(untied | {"embed_tokens": untied["embed_tokens"].at[0].set(1e30)})
+    assert engine.generate([[1, 2]], [6]) == want
+
+
+@pytest.mark.parametrize("program", ["prefill", "decode"])
+@pytest.mark.parametrize("when", [1, 3])
+def test_an_interrupt_leaves_the_engine_usable(engine, expected, monkeypatch, program, when):
+    prompts, limits, wanted = expected[1]
+    calls, run = [], getattr(programs, program)
+
+    def interrupted(*args, **kwargs):
+        result = run(*args, **kwargs)  # what was donated is gone
+        calls.append(1)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, program, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(prompts, limits)
+    assert not engine.busy
+    assert engine.generate(prompts, limits) == wanted
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sampling
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(params, attention):
+    prompts, _ = groups_of(3)
+    options = {"temperature": 1.5, "top_p": 0.9, "seed": 7}
+    engine, narrow = make(attention=attention), make(attention=attention, slots=1, steps=3, share_prefixes=False)
+    engine.load(params)
+    narrow.load(params)
+    together = engine.generate(prompts, [8] * len(prompts), **options)
+    assert together == narrow.generate(prompts, [8] * len(prompts), **options)
+    assert [engine.generate([prompt], [8], **options)[0] for prompt in prompts[:4]] == together[:4]
+    numbers = [engine.submit(prompts[n], 8, **(options if n % 2 else {})) for n in range(6)]  # beside greedy ones
+    done = {}
+    while engine.busy:
+        done |= dict(engine.advance())
+    assert [done[numbers[n]] for n in (1, 3, 5)] == [together[n] for n in (1, 3, 5)]
+    assert [done[numbers[n]] for n in (0, 2, 4)] == engine.generate(prompts[:6:2], [8] * 3)
+    assert engine.generate(prompts, [8] * len(prompts), **(options | {"seed": 8})) != together
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-4}, {"temperature": 2.0, "top_p": 1e-6}], ids=str)
+def test_the_limits_of_sampling_are_greedy(engine, expected, options):
+    prompts, limits, wanted = expected[0]
+    assert engine.generate(prompts, limits, **options) == wanted
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "wanted"),
+    [(1.0, 1.0, (0.3, 0.5, 0.2)), (1.0, 0.7, (3 / 8, 5 / 8, 0)), (1.0, 0.4, (0, 1, 0)), (0.5, 1.0, (9 / 38, 25 / 38, 4 / 38))],
+)
+def test_the_distribution(temperature, top_p, wanted):
+    n = 4000
+    logits = jnp.log(jnp.tile(jnp.array([0.3, 0.5, 0.2]), (n, 1)))
+    full = [jnp.full(n, x, jnp.float32) for x in (temperature, top_p)]
+    for key, positions in (
+        (jax.random.key_data(jax.random.split(jax.random.key(0), n)), jnp.zeros(n, jnp.int32)),
+        (jnp.tile(jax.random.key_data(jax.random.key(3)), (n, 1)), jnp.arange(n)),
+    ):
+        token, finite = programs.choose(logits, programs.Sampling(*full, key), positions)
+        assert finite.all()
+        seen = np.bincount(np.asarray(token), minlength=3) / n
+        np.testing.assert_allclose(seen, wanted, atol=4 * np.sqrt(0.25 / n))
+        assert all(seen[i] == 0 for i in range(3) if wanted[i] == 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several individuals, several devices
+
+
+def population(params, count=3, rank=2, seed=4):
+    """Weights of several individuals, mixed and one by one."""
+    rng = np.random.default_rng(seed)
+    layers, singles = params["layers"], [params["layers"]] * count
+    for group, name in (("attn", "q"), ("attn", "o"), ("mlp", "down")):
+        w = layers[group][name]
+        u, vt = (jnp.asarray(rng.normal(size=shape) * 0.3, w.dtype) for shape in ((2, w.shape[1], rank), (2, rank, w.shape[2])))
+        coefficients = jnp.asarray(rng.normal(size=(2, count, rank)), w.dtype)
+        layers = layers | {group: layers[group] | {name: MixedMatrix(w, u, vt, coefficients)}}
+        merged = [w + jnp.einsum("lir,lr,lro->lio", u, coefficients[:, i], vt) for i in range(count)]
+        singles = [one | {group: one[group] | {name: merged[i]}} for i, one in enumerate(singles)]
+    return params | {"layers": layers}, [params | {"layers": one} for one in singles]
+
+
+def test_a_population_equals_its_individuals_one_by_one(params, attention):
+    mixed, singles = population(params)
+    prompts, limits = groups_of(6)
+    wanted = []
+    engine = make(attention=attention)
+    for single in singles:
+        engine.load(single)
+        wanted.append(engine.generate(prompts, limits))
+    assert wanted[0] != wanted[1] != wanted[2]
+    engine.load(mixed)
+    order = np.random.default_rng(0).permutation(3 * len(prompts))
+    numbers = {}
+    for i in order:  # all mixed up
+        who, which = divmod(int(i), len(prompts))
+        numbers[who, which] = engine.submit(prompts[which], limits[which], individual=who)
+    done = {}
+    while engine.busy:
+        done |= dict(engine.advance())
+    for (who, which), number in numbers.items():
+        assert done[number] == wanted[who][which]
+    # A conversation's cache is of one individual.
+    for who in (0, 1):
+        assert engine.generate(prompts[:1], limits[:1], conversation="x", individual=who) == wanted[who][:1]
+    with pytest.raises(InputError, match="individual below 3, got 3"):
+        engine.submit([1], 1, individual=3)
+
+
+def test_of_a_population_the_broken_one_is_named(params, attention):
+    mixed, _ = population(params)
+    q = mixed["layers"]["attn"]["q"]
+    q = q._replace(coefficients=q.coefficients.at[1, 2].set(1e38))
+    engine = make(attention=attention)
+    engine.load(mixed | {"layers": mixed["layers"] | {"attn": mixed["layers"]["attn"] | {"q": q}}})
+    for who in (0, 1):
+        assert engine.generate([[1, 2]], [4], individual=who)[0].ids
+    with pytest.raises(NonFiniteError, match=r"individual 2 .*layer 1 of 2") as caught:
+        engine.generate([[1, 2]], [4], individual=2)
+    assert caught.value.individual == 2
+    assert engine.generate([[1, 2]], [4], individual=0)[0].ids  # the weights are still there
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 2}, {"fsdp": 2, "tensor": 2}, {"population": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_mesh_equals_one_device(params, attention, expected, sizes):
+    if len(jax.devices()) < 8:
+        pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    mesh = sharding.make_mesh(**sizes)
+    layout = sharding.shardings(mesh, llama.abstract_params(CONFIG), llama.logical_axes(CONFIG))
+    engine = make(attention=attention, mesh=mesh)
+    engine.load(jax.device_put(params, layout))
+    prompts, limits, wanted = expected[1]
+    assert engine.generate(prompts, limits) == wanted
+    k = engine._cache.k[0]  # split, and not on every device whole
+    assert k.addressable_shards[0].data.size == k.size // 2
+
+
+def test_a_mesh_that_does_not_divide_the_heads(params):
+    if len(jax.devices()) < 8:
+        pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    with pytest.raises(InputError, match="2 KV heads to divide by the 4 devices"):
+        make(mesh=sharding.make_mesh(tensor=4))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What can not be
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"slots": 0}, "0 slots"),
+        ({"steps": 0}, "0 steps"),
+        ({"chunk": 0}, "chunk 0"),
+        ({"max_len": 65}, "64 positions.*max_len 65"),
+        ({"max_len": 1}, "max_len 1"),
+        ({"stop_ids": ()}, "stop ids"),
+        ({"stop_ids": (48,)}, r"vocabulary size 48.*\[48\]"),
+        ({"pad_id": -1}, "pad id -1"),
+        ({"overflow": "drop"}, "'refuse' or 'truncate', got 'drop'"),
+    ],
+)
+def test_settings_that_can_not_be(changes, named):
+    with pytest.raises(InputError, match=named):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "limits", "options", "named"),
+    [
+        ([[1], []], [3, 3], {}, "0 tokens"),
+        ([[1], [2]], [3, 0], {}, "limit 0"),
+        ([[1, 48]], [3], {}, "below 48.*1 to 48"),
+        ([[-1]], [3], {}, "below 48.*-1 to -1"),
+        ([[1]], [3, 4], {}, "each of 1 prompts, got 2"),
+        ([[1]], [3], {"temperature": -1.0}, "got -1.0 and 1.0"),
+        ([[1]], [3], {"temperature": float("nan")}, "got nan and 1.0"),
+        ([[1]], [3], {"top_p": 0.0}, "got 0.0 and 0.0"),
+        ([[1]], [3], {"individual": 1}, "individual below 1, got 1"),
+        ([[1], [2]], [3, 3], {"conversation": "x"}, "one request of conversation 'x'"),
+    ],
+)
+def test_requests_that_can_not_be(engine, prompts, limits, options, named):
+    with pytest.raises(InputError, match=named):
+        engine.generate(prompts, limits, **options)
+    assert not engine.busy
+
+
+def test_weights_of_another_model_are_refused(params):
+    fresh = make()
+    for early in (lambda: fresh.generate([[1]], [1]), fresh.warm_up):
+        with pytest.raises(RuntimeError, match="load"):
+            early()
+    with pytest.raises(InputError, match=r"'norm'.*\[31\]|\[32\].*'norm'"):
+        fresh.load(params | {"norm": params["norm"][:-1]})
+    with pytest.raises(InputError, match="'lm_head', got"):
+        fresh.load(params | {"lm_head": params["embed_tokens"].T})
+    with pytest.raises(InputError, match=r"float32.*bfloat16"):
+        fresh.load(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+
+
+SCRIPT = """
+import hashlib, jax, numpy as np
+from cycleqd_jax.engine import Engine
+from cycleqd_jax.models import llama
+options = dict(max_position_embeddings=128, initializer_range=0.1, tie_word_embeddings=True)
+config = llama.LlamaConfig(300, 128, 320, 3, 4, 2, 32, **options)
+engine = Engine(config, slots=32, max_len=128, stop_ids=(1,), pad_id=0)
+params = llama.init_params(config, jax.random.key(0))
+engine.load(params)
+rng = np.random.default_rng(0)
+prompts = [rng.integers(2, 300, rng.integers(40, 64)).tolist() for _ in range(40)]
+results = engine.generate(prompts, [30] * 40)
+tokens = np.asarray([prompt[:40] for prompt in prompts])
+
+@jax.jit
+@jax.grad
+def gradient(params):
+    logits = jax.nn.log_softmax(llama.forward(params, config, tokens[:, :-1]))
+    return -jax.numpy.take_along_axis(logits, tokens[:, 1:, None], -1).mean()
+
+bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(gradient(params)))
+print(hashlib.sha256(repr(results).encode()).hexdigest(), hashlib.sha256(bits).hexdigest())
+"""
+
+
+def test_thread_counts_change_nothing():
+    # The pool of threads is as wide as the CPUs the process may use.
+    def digest(cpus):
+        pin = f"import os; os.sched_setaffinity(0, {cpus!r})\n"
+        env = os.environ | {"XLA_FLAGS": ""}
+        return subprocess.run([sys.executable, "-c", pin + SCRIPT], check=True, capture_output=True, text=True, env=env).stdout
+
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    one, two = digest(cpus[:1]), digest(cpus[:2])
+    assert len(one.split()) == 2
+    assert one == two

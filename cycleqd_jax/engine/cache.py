@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.models.config import LlamaConfig
+from cycleqd_jax.models.llama import matmul
 from cycleqd_jax.types import Array, Bool, Float, Int
 
 __all__ = ["BLOCK", "Attention", "KVCache", "Rows", "attention_for"]
@@ -219,11 +220,6 @@ def _shared_mask(rows: Rows, columns: int) -> Bool[Array, "batch columns"]:
     return (column >= rows.shared[:, :1]) & (column < rows.shared[:, 1:])
 
 
-def _matmul(x: Array, y: Array, dtype: Any = None) -> Array:
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.matmul(x, y, precision=precision, preferred_element_type=dtype)
-
-
 class _Part(NamedTuple):
     """Attention over some columns, not yet divided: ``out = Σ exp(score − top) v``, ``total = Σ exp(score − top)``."""
 
@@ -240,10 +236,10 @@ def _queries(q: Array, kv_heads: int) -> Float[Array, "batch kv_heads per head_d
 
 def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
     """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``."""
-    scores = jnp.where(mask, _matmul(q, k, jnp.float32) * q.shape[-1] ** -0.5, MASKED)
+    scores = jnp.where(mask, matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5, MASKED)
     top = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - top)
-    return _Part(_matmul(weights.astype(v.dtype), v, jnp.float32), top, weights.sum(-1, keepdims=True))
+    return _Part(matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32), top, weights.sum(-1, keepdims=True))
 
 
 def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:

@@ -211,7 +211,7 @@ class Engine:
         most = -(-max_len // self._page)
         self._widths = (*(2**i for i in range(2, 32) if 2**i < most), most)
         self._params: Params | None = None
-        self._population = False
+        self._individuals: int | None = None  # of a population
         self._expected = _shapes(llama.abstract_params(config))
         self._numbers = 0
         self._reset()
@@ -231,7 +231,6 @@ class Engine:
         Raises:
             InputError: names, shapes or dtypes are not those of the config.
         """
-        population = llama.is_population(params)
         expected, got = self._expected, _shapes(params)
         for path in expected | got:
             if expected.get(path) != got.get(path):
@@ -242,7 +241,7 @@ class Engine:
         self._forget()
         self._params = None  # the old ones may go before the new ones are taken apart
         self._params = llama.unstack(params, donate=donate)
-        self._population = population
+        self._individuals = llama.num_individuals(params)
         self.statistics.loads += 1
 
     def _reset(self) -> None:
@@ -339,14 +338,9 @@ class Engine:
                 f"expected a temperature of at least 0 and top_p above 0 and at most 1, got {temperature} and {top_p}: correct "
                 "the request"
             )
-        count = self._num_individuals()
+        count = self._individuals or 1
         if not 0 <= individual < count:
             raise InputError(f"expected an individual below {count}, got {individual}: load the weights of all of them")
-
-    def _num_individuals(self) -> int:
-        assert self._params is not None
-        leaves = jax.tree.leaves(self._params, is_leaf=lambda x: isinstance(x, MixedMatrix))
-        return next((leaf.coefficients.shape[-2] for leaf in leaves if isinstance(leaf, MixedMatrix)), 1)
 
     def release(self, conversation: Hashable) -> None:
         """A conversation is over: its slot may be used by others."""
@@ -404,12 +398,10 @@ class Engine:
             )
         if self.busy:
             raise InputError("expected an engine without requests: finish them with advance() before generate()")
-        waiting = len(self._queue)
         try:
             numbers = [self.submit(p, limit, **options) for p, limit in zip(prompts, max_new_tokens, strict=True)]
         except BaseException:
-            del self._queue[waiting:]
-            self._done = []
+            self._queue, self._done = [], []
             raise
         replies: dict[int, Generation] = {}
         while self.busy:
@@ -539,7 +531,7 @@ class Engine:
 
     def _choose_prefixes(self) -> None:
         """Computes what the waiting prompts have in common; keeps what is there where it is the same."""
-        if not self._share_prefixes or self._population:
+        if not self._share_prefixes or self._individuals is not None:
             return
         prompts = [request.prompt for request in self._queue]
         prefixes = shared_prefixes(prompts, saving=2 * self._chunk)
@@ -718,7 +710,7 @@ class Engine:
         """What is known of a model whose logits are no numbers after the request's tokens and those just said."""
         params = self._params
         assert params is not None
-        where = f" of individual {request.individual}" if self._population else ""
+        where = f" of individual {request.individual}" if self._individuals is not None else ""
         for path, leaf in tree_paths(params):
             if not bool(jnp.isfinite(leaf).all()):
                 return NonFiniteError(f"the model's logits{where} are not finite: its weight {path} is not", request.individual)

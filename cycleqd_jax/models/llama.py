@@ -42,8 +42,9 @@ __all__ = [
     "forward",
     "hidden_states",
     "init_params",
-    "is_population",
     "logical_axes",
+    "matmul",
+    "num_individuals",
     "num_params",
     "select",
     "unembed",
@@ -152,9 +153,10 @@ def _is_mixed(node: Any) -> bool:
     return isinstance(node, MixedMatrix)
 
 
-def is_population(params: Params) -> bool:
-    """Whether the weights are those of several individuals (:class:`MixedMatrix`)."""
-    return any(_is_mixed(leaf) for leaf in jax.tree.leaves(params["layers"], is_leaf=_is_mixed))
+def num_individuals(params: Params) -> int | None:
+    """How many individuals the weights belong to (:class:`MixedMatrix`); ``None`` where they are those of one model."""
+    leaves = jax.tree.leaves(params["layers"], is_leaf=_is_mixed)
+    return next((leaf.coefficients.shape[-2] for leaf in leaves if _is_mixed(leaf)), None)
 
 
 def select(params: Params, individuals: Int[Array, " batch"]) -> Params:
@@ -227,7 +229,8 @@ def _rotate(x: Float[Array, "batch heads time head_dim"], cos: Array, sin: Array
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _matmul(x: Array, w: Array, **kwargs: Any) -> Array:
+def matmul(x: Array, w: Array, **kwargs: Any) -> Array:
+    """``jnp.matmul`` that is as precise as its operands' dtype."""
     # An accelerator's default for float32 is a few bits of mantissa; who asks for float32 gets it.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.matmul(x, w, precision=precision, **kwargs)
@@ -235,7 +238,7 @@ def _matmul(x: Array, w: Array, **kwargs: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: Array, w: Array, dtype: Any) -> Array:
-    return _matmul(x, w, preferred_element_type=dtype)
+    return matmul(x, w, preferred_element_type=dtype)
 
 
 def _product_forward(x: Array, w: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -247,8 +250,8 @@ def _product_backward(dtype: Any, residuals: tuple[Array, Array], dy: Array) -> 
     # depends on the number of threads: the same training would give other weights on another machine.
     x, w = residuals
     dy = dy.astype(x.dtype)
-    dw = _matmul(jax.lax.optimization_barrier(x.T), dy)
-    return _matmul(dy, w.T), jax.lax.optimization_barrier(dw)
+    dw = matmul(jax.lax.optimization_barrier(x.T), dy)
+    return matmul(dy, w.T), jax.lax.optimization_barrier(dw)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -274,12 +277,12 @@ def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
     kv_heads = k.shape[1]
     # The query heads of one kv head become rows of one product: no repeated keys, and a fatter matrix.
     q = q.reshape(batch, kv_heads, heads // kv_heads * time, head_dim)
-    scores = _matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * head_dim**-0.5
+    scores = matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * head_dim**-0.5
     scores = scores.reshape(batch, kv_heads, heads // kv_heads, time, -1)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     weights = weights.reshape(batch, kv_heads, heads // kv_heads * time, -1)
-    return _matmul(weights, v).reshape(batch, heads, time, head_dim)
+    return matmul(weights, v).reshape(batch, heads, time, head_dim)
 
 
 Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]

@@ -89,7 +89,7 @@ def rollout(
                 acting.append((index, pool.submit(episodes[index].step, reply.text)))
             if not overlap:
                 earlier, acting = [*earlier, *acting], []
-            done = sum(score is not None for score in scores)
+            done = len(closing)
             for index, future in earlier:
                 result = future.result()
                 if isinstance(result, Score):
@@ -97,10 +97,9 @@ def rollout(
                 else:
                     messages[index].extend(result)
                     ask(index)
-            if sum(score is not None for score in scores) > done or not speaking:
-                done = sum(score is not None for score in scores)
+            if len(closing) > done or not speaking:
                 figures = {"round": number, "tokens": sum(tokens), "seconds": time.monotonic() - began}
-                progress("rollout", done, len(episodes), figures)
+                progress("rollout", len(closing), len(episodes), figures)
         for future in closing:
             future.result()
     finally:

@@ -196,7 +196,11 @@ class Score:
 
 
 class Episode(Protocol):
-    """One problem, played as a conversation. Methods may block (sandboxes); one thread at a time calls them."""
+    """One problem, played as a conversation. Methods may block (sandboxes); one thread at a time calls them.
+
+    An episode that every first reply ends may say so with an attribute ``single_turn = True``: nothing that is generated waits
+    for its score.
+    """
 
     def start(self) -> list[Message]:
         """Sets the environment up and returns the conversation so far, ending with a user message."""
@@ -239,11 +243,13 @@ class Reply:
         text: without the stop token.
         tokens: how many tokens were generated, the stop token included.
         finish: ``"stop"`` (a stop token), ``"length"`` (the limit) or ``"refused"`` (the prompt does not fit the cache).
+        dropped: how many tokens of the prompt's beginning were left out because it was too long.
     """
 
     text: str
     tokens: int
     finish: Literal["stop", "length", "refused"]
+    dropped: int = 0
 
 
 class Generator(Protocol):

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax._src.cudnn.fused_attention_stablehlo import MaskType
+from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention as cudnn_attention
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -81,7 +83,8 @@ class Attention:
     Attributes:
         implementation: ``"products"``: keys ``[page, kv_heads, head_dim, column]``, values ``[page, kv_heads, column,
             head_dim]``, so that both products of attention read their large operand as it lies: XLA's CPU backend takes three
-            times as long otherwise. ``"cudnn"`` and ``"xla"``: those of ``jax.nn.dot_product_attention``; keys and values
+            times as long otherwise. Numbers that are bfloat16 are kept as their bits, ``uint16``: that backend widens arrays of
+            16-bit floats as a whole wherever they go through a loop. ``"cudnn"`` and ``"xla"``: keys and values
             ``[page, column, kv_heads, head_dim]``, and page i is that of row i where all rows decode.
     """
 
@@ -105,13 +108,17 @@ class Attention:
     def abstract(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
         """Shapes, dtypes and places of a cache, without any array."""
 
+        dtype = jnp.dtype(config.compute_dtype or config.dtype)
+        if self.paged and dtype == jnp.bfloat16:
+            dtype = jnp.dtype(jnp.uint16)
+
         def leaf(axes: tuple[int, int]) -> jax.ShapeDtypeStruct:
             shape = [pages, *[config.head_dim] * 3]
             shape[axes[0]], shape[axes[1]] = columns, config.num_key_value_heads
             place = None
             if mesh is not None:
                 place = NamedSharding(mesh, P(*("tensor" if axis == axes[1] else None for axis in range(4))))
-            return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(config.compute_dtype or config.dtype), sharding=place)
+            return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=place)
 
         layers = config.num_hidden_layers
         shapes: Any = ((leaf(axes),) * layers for axes in self._axes)
@@ -146,6 +153,7 @@ class Attention:
         All tokens of a row go to one page. One token for each row is a decode step.
         """
         k, v = (k.swapaxes(2, 3), v) if self.paged else (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        k, v = _narrowed(k, cache.k[layer].dtype), _narrowed(v, cache.v[layer].dtype)
         (of_k, _), (of_v, _) = self._axes
         write = _write_in_turn if self.paged else _write_at_once
         own = write(cache.k[layer], k, rows, of_k), write(cache.v[layer], v, rows, of_v)
@@ -164,27 +172,69 @@ class Attention:
     def _fused(
         self, q: Array, own: tuple[Array, Array], common: tuple[Array, Array] | None, rows: Rows
     ) -> Float[Array, "batch heads time head_dim"]:
-        """``jax.nn.dot_product_attention`` over the slot and over the shared columns, mixed by their normalisers."""
+        """Attention over the slot and over the shared columns, mixed by their normalisers."""
         batch, heads, time, dims = q.shape
-        implementation: Any = self.implementation
         queries = q.swapaxes(1, 2)  # [batch, time, heads, head_dim]
-        k, v = own
-        if time == 1:  # no mask: columns past the last are not even read
-            seen: dict[str, Any] = {"key_value_seq_lengths": (rows.columns + 1).astype(jnp.int32)}
-        else:
-            seen = {"mask": _own_mask(rows, time, k.shape[1])[:, None]}
-        options: dict[str, Any] = {"implementation": implementation, "return_residual": common is not None}
-        result = jax.nn.dot_product_attention(queries, k, v, **seen, **options)
+        columns = own[0].shape[1]
+        # One token: no mask, as columns past the last are not even read.
+        seen = rows.columns + 1 if time == 1 else _own_mask(rows, time, columns)[:, None]
+        attend = _cudnn if self.implementation == "cudnn" else _xla
+        out, normaliser = attend(queries, *own, seen, residual=common is not None)
         if common is None:
-            return result.swapaxes(1, 2)
-        out, normaliser = result
+            return out.swapaxes(1, 2)
         mask = jnp.repeat(_shared_mask(rows, common[0].shape[1]), time, axis=0)[None, None]  # [1, 1, batch * time, shared]
-        more, other = jax.nn.dot_product_attention(queries.reshape(1, batch * time, heads, dims), *common, mask=mask, **options)
+        more, other = attend(queries.reshape(1, batch * time, heads, dims), *common, mask, residual=True)
         other = other.reshape(normaliser.shape)
         other = jnp.where((rows.shared[:, 1] > rows.shared[:, 0])[:, None, None], other, -jnp.inf)
         share = jax.nn.sigmoid(other - normaliser)[..., None]  # exp(b) / (exp(a) + exp(b))
         out = out.astype(jnp.float32) * (1 - share) + more.reshape(out.shape).astype(jnp.float32) * share
         return out.astype(q.dtype).swapaxes(1, 2)
+
+
+def _cudnn(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tuple[Array, Any]:
+    """As :func:`_xla`, by cuDNN."""
+    lengths: Any = seen.astype(jnp.int32) if seen.ndim == 1 else None
+    if not residual:
+        mask = None if seen.ndim == 1 else seen
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn"), None
+    # What jax.nn's function calls: that one rounds the normaliser to the dtype of q, at 20 to an eighth.
+    scale = q.shape[-1] ** -0.5
+    if lengths is None:
+        out, normaliser = cudnn_attention(q, k, v, None, seen, scale=scale, return_residual=True)
+    else:
+        ones = jnp.ones(q.shape[0], jnp.int32)
+        kind = MaskType.PADDING
+        out, normaliser = cudnn_attention(q, k, v, None, None, ones, lengths, scale=scale, mask_type=kind, return_residual=True)
+    return out, normaliser.swapaxes(1, 2).astype(jnp.float32)
+
+
+def _xla(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tuple[Array, Any]:
+    """Attention and its normaliser.
+
+    Args:
+        q: ``[batch, time, heads, head_dim]``.
+        k: ``[batch, column, kv_heads, head_dim]``.
+        v: the same.
+        seen: how many columns each row sees, ``[batch]``, or which, ``[batch, 1, time, column]``.
+        residual: whether the normaliser is wanted.
+
+    Returns:
+        ``[batch, time, heads, head_dim]``, and the log of the sum of exp(score), float32 ``[batch, time, heads]``.
+    """
+    batch, time, heads, dims = q.shape
+    if seen.ndim == 1:
+        seen = (jnp.arange(k.shape[1]) < seen[:, None])[:, None, None]
+    grouped = q.reshape(batch, time, k.shape[2], -1, dims)
+    scores = _einsum("btkgd,bckd->bkgtc", grouped, k) * dims**-0.5
+    scores = jnp.where(seen[:, :, None], scores, MASKED)
+    normaliser = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    out = _einsum("bkgtc,bckd->btkgd", jnp.exp(scores - normaliser).astype(v.dtype), v)
+    return out.reshape(q.shape).astype(q.dtype), normaliser[..., 0].transpose(0, 3, 1, 2).reshape(batch, time, heads)
+
+
+def _einsum(formula: str, a: Array, b: Array) -> Array:
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.einsum(formula, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _replaced(layers: tuple[Array, ...], layer: int, new: Array) -> tuple[Array, ...]:
@@ -236,10 +286,25 @@ def _queries(q: Array, kv_heads: int) -> Float[Array, "batch kv_heads per head_d
 
 def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
     """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``."""
+    k, v = _widened(k), _widened(v)
     scores = jnp.where(mask, matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5, MASKED)
     top = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - top)
     return _Part(matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32), top, weights.sum(-1, keepdims=True))
+
+
+def _narrowed(x: Array, dtype: Any) -> Array:
+    """As numbers of a cache, in which unsigned integers are the bits of bfloat16."""
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    return x.astype(dtype)
+
+
+def _widened(x: Array) -> Array:
+    """Numbers of a cache as those to compute with."""
+    if x.dtype != jnp.uint16:
+        return x
+    return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:

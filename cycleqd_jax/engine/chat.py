@@ -85,8 +85,9 @@ class ChatGenerator:
         return [(self._asked.pop(number), self._reply(generation)) for number, generation in done if number in self._asked]
 
     def release(self, conversation: Hashable) -> None:
-        """A conversation is over."""
+        """A conversation is over; a reply that is still being said is dropped."""
         self.engine.release(conversation)
+        self._asked = {number: asked for number, asked in self._asked.items() if asked != conversation}
 
     def generate(self, conversations: Sequence[Sequence[Message]], max_new_tokens: Sequence[int]) -> list[Reply]:
         """One reply for each conversation.
@@ -99,22 +100,30 @@ class ChatGenerator:
             The replies, in order.
 
         Raises:
+            InputError: other replies have been asked for and are not there yet.
             NonFiniteError: the model computes NaN or infinite logits.
         """
-        for i, (messages, limit) in enumerate(zip(conversations, max_new_tokens, strict=True)):
-            self.submit(("generate", i), messages, limit)
+        if self._asked:
+            raise InputError("expected a generator without requests: finish them with advance() before generate()")
+        names = [object() for _ in conversations]
         replies: dict[Hashable, Reply] = {}
-        while len(replies) < len(conversations):
-            for conversation, reply in self.advance():
-                replies[conversation] = reply
-                self.release(conversation)
-        return [replies["generate", i] for i in range(len(conversations))]
+        try:
+            for name, messages, limit in zip(names, conversations, max_new_tokens, strict=True):
+                self.submit(name, messages, limit)
+            while len(replies) < len(names):
+                for name, reply in self.advance():
+                    replies[name] = reply
+                    self.release(name)
+        finally:
+            for name in names:
+                self.release(name)
+        return [replies[name] for name in names]
 
     def _reply(self, generation: Generation) -> Reply:
         ids = generation.ids
         text = self.tokenizer.decode(ids[:-1] if ids and ids[-1] in self.engine.stop_ids else ids)
         cut = min((at for at in (text.find(s) for s in self._stop) if at >= 0), default=len(text))
-        return Reply(text[:cut], len(ids), generation.finish)
+        return Reply(text[:cut], len(ids), generation.finish, generation.dropped)
 
     def _ends(self) -> Callable[[Sequence[int]], int | None]:
         """For one request: how many of its tokens it takes to say the first stop string."""

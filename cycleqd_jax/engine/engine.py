@@ -72,7 +72,7 @@ class Statistics:
     loads: int = 0
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Request:
     number: int
     prompt: tuple[int, ...]
@@ -86,11 +86,12 @@ class _Request:
     ids: list[int] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Slot:
     """One place of the cache.
 
     Attributes:
+        row: where the cache has a page for each slot, which.
         tokens: what its columns hold; they continue the shared columns.
         pages: of the pool, in the order of the columns.
         shared: the shared columns that they continue, from and up to.
@@ -100,6 +101,7 @@ class _Slot:
         idle: rounds since anything was decoded.
     """
 
+    row: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
     pages: list[int] = dataclasses.field(default_factory=list)
     shared: tuple[int, int] = (0, 0)
@@ -123,9 +125,6 @@ class _Chunk(NamedTuple):
     individual: int
 
 
-PATIENCE = 4  # rounds that a conversation keeps its slot between two turns while others wait
-
-
 class Engine:
     """Decodes prompts with the weights last loaded; no program is compiled anew because weights or requests are others.
 
@@ -134,7 +133,8 @@ class Engine:
 
     Args:
         config: the model.
-        slots: conversations that are in the cache at the same time.
+        slots: conversations that are decoded at the same time. Where the cache has pages, those between two turns are kept
+            besides, as long as there are pages; elsewhere they give way to requests that wait.
         max_len: most tokens of a prompt and its reply together.
         stop_ids: tokens that end a reply.
         pad_id: fills empty places; any valid token.
@@ -144,8 +144,8 @@ class Engine:
         chunk: tokens of a prompt that are computed as one row.
         share_prefixes: compute what several waiting prompts begin with once.
         keep_conversations: keep the cache of a conversation for its next turn.
-        overflow: what happens to a prompt that leaves no room for a reply: ``"refuse"`` it, or ``"truncate"`` its beginning so
-            that the whole limit of new tokens has room.
+        overflow: what happens to a prompt that leaves no room for a token: ``"refuse"`` it; or to one that leaves less than the
+            whole limit: ``"truncate"`` its beginning until that has room.
 
     Raises:
         InputError: a size is below one, ``max_len`` is beyond the model's positions, an id is not in its vocabulary, or the
@@ -182,6 +182,10 @@ class Engine:
             )
         if overflow not in ("refuse", "truncate"):
             raise InputError(f"expected overflow to be 'refuse' or 'truncate', got {overflow!r}: correct the engine's settings")
+        if mesh is not None and "tensor" not in mesh.shape:
+            raise InputError(
+                f"expected a mesh with an axis 'tensor', got the axes {list(mesh.shape)}: build it with sharding.make_mesh"
+            )
         if mesh is not None and config.num_key_value_heads % mesh.shape["tensor"]:
             raise InputError(
                 f"expected the model's {config.num_key_value_heads} KV heads to divide by the {mesh.shape['tensor']} devices "
@@ -196,6 +200,9 @@ class Engine:
         self.pad_id = pad_id
         self.mesh = mesh
         self.attention = attention or attention_for(config, platform)
+        # A CPU multiplies bfloat16 numbers fast and does nothing else with them: activations are float32 there.
+        narrow = self.attention.paged and (config.compute_dtype or config.dtype) == "bfloat16"
+        self._computed = config.replace(compute_dtype="float32") if narrow else config
         self.steps = steps
         self.overflow = overflow
         self.statistics = Statistics()
@@ -214,7 +221,9 @@ class Engine:
         self._individuals: int | None = None  # of a population
         self._expected = _shapes(llama.abstract_params(config))
         self._numbers = 0
-        self._reset()
+        self._cache: KVCache | None = None
+        self._shared: KVCache | None = None
+        self._forget()
 
     # Weights
 
@@ -242,16 +251,19 @@ class Engine:
         self._params = None  # the old ones may go before the new ones are taken apart
         self._params = llama.unstack(params, donate=donate)
         self._individuals = llama.num_individuals(params)
+        if self._individuals is not None:
+            self._shared = None  # what prompts begin with is another thing for every individual
         self.statistics.loads += 1
 
     def _reset(self) -> None:
-        """Back to the beginning: no cache, no request."""
-        self._cache: KVCache | None = None
-        self._shared: KVCache | None = None
+        """Back to the beginning: a cache of the same size with nothing in it, no request."""
+        pages = 0 if self._cache is None else self.attention.shape(self._cache)[0]
+        self._cache = self._shared = None
         self._forget()
+        self._grow(pages)
 
     def _forget(self) -> None:
-        self._places = [_Slot() for _ in range(self.slots)]
+        self._places = [] if self.attention.paged else [_Slot(row) for row in range(self.slots)]
         self._free: list[int] = []  # pages, a heap: what is in use stays together
         self._extend(0 if self._cache is None else self.attention.shape(self._cache)[0], first=1)
         self._queue: list[_Request] = []
@@ -309,7 +321,7 @@ class Engine:
         self._numbers += 1
         prompt, dropped = tuple(int(i) for i in prompt), 0
         room = self.max_len - len(prompt)
-        if room < 1 and self.overflow == "truncate" and max_new_tokens < self.max_len:
+        if room < max_new_tokens < self.max_len and self.overflow == "truncate":
             dropped = len(prompt) + max_new_tokens - self.max_len
             prompt = prompt[dropped:]
             room = max_new_tokens
@@ -343,9 +355,13 @@ class Engine:
             raise InputError(f"expected an individual below {count}, got {individual}: load the weights of all of them")
 
     def release(self, conversation: Hashable) -> None:
-        """A conversation is over: its slot may be used by others."""
+        """A conversation is over: its slot may be used by others. What is still being said is dropped."""
+        if conversation is None:
+            return
+        self._queue = [request for request in self._queue if request.conversation != conversation]
         for slot in self._places:
-            if slot.conversation == conversation and slot.request is None:
+            if conversation in (slot.conversation, None if slot.request is None else slot.request.conversation):
+                slot.request = None
                 self._clear(slot)
 
     @property
@@ -434,8 +450,8 @@ class Engine:
             self._choose_prefixes()
         chunks: list[_Chunk] = []
         waiting: list[_Request] = []
-        for request in self._queue:
-            slot = self._slot_for(request)
+        chosen = self._slots_for(self._queue)
+        for request, slot in zip(self._queue, chosen, strict=True):
             if slot is None:
                 waiting.append(request)
                 continue
@@ -459,14 +475,32 @@ class Engine:
         if chunks:
             self._prefill(chunks)
 
-    def _slot_for(self, request: _Request) -> _Slot | None:
-        """The conversation's own slot, a free one, or that of a conversation that has been silent for long."""
-        own = request.conversation
+    def _slots_for(self, requests: Sequence[_Request]) -> list[_Slot | None]:
+        """For each request, first come first served: the conversation's own slot, a free one, or the one silent longest."""
         idle = [slot for slot in self._places if slot.request is None]
-        mine = [slot for slot in idle if own is not None and slot.conversation == own]
-        free = [slot for slot in idle if slot.conversation is None]
-        silent = sorted((slot for slot in idle if slot.idle >= PATIENCE), key=lambda slot: -slot.idle)
-        return next(iter([*mine, *free, *silent]), None)
+        own = {slot.conversation: slot for slot in idle if slot.conversation is not None}
+        free = [slot for slot in idle if slot.conversation is None][::-1]
+        asked = {request.conversation for request in requests}
+        silent = sorted(own.values(), key=lambda slot: (slot.conversation not in asked, slot.idle))
+        room = self.slots - (len(self._places) - len(idle))
+        chosen: list[_Slot | None] = []
+        taken: set[int] = set()
+        for request in requests:
+            slot = None
+            if room:
+                slot = None if request.conversation is None else own.get(request.conversation)
+                while slot is None or id(slot) in taken:
+                    if free:
+                        slot = free.pop()
+                    elif self.attention.paged:
+                        slot = _Slot()
+                        self._places.append(slot)
+                    else:
+                        slot = silent.pop()
+                taken.add(id(slot))
+                room -= 1
+            chosen.append(slot)
+        return chosen
 
     def _chunks(
         self,
@@ -508,9 +542,12 @@ class Engine:
                 self._grow(self.slots)
             return
         while len(slot.pages) * self._page < columns:
-            if not self._free:
-                pages = 0 if self._cache is None else self.attention.shape(self._cache)[0]
+            pages = 0 if self._cache is None else self.attention.shape(self._cache)[0]
+            if not self._free and pages < self._most_pages:
                 self._grow(min(max(2 * pages, 2 * BLOCK), self._most_pages))
+            elif not self._free:  # those who decode always have enough: somebody is silent
+                silent = (other for other in self._places if other.request is None and other.pages)
+                self._clear(max(silent, key=lambda other: other.idle))
             slot.pages.append(heapq.heappop(self._free))
 
     def _grow(self, pages: int) -> None:
@@ -530,21 +567,22 @@ class Engine:
     # Shared prefixes
 
     def _choose_prefixes(self) -> None:
-        """Computes what the waiting prompts have in common; keeps what is there where it is the same."""
+        """Computes what the waiting prompts have in common and is not there yet."""
         if not self._share_prefixes or self._individuals is not None:
             return
-        prompts = [request.prompt for request in self._queue]
-        prefixes = shared_prefixes(prompts, saving=2 * self._chunk)
-        if not prefixes and not self._prefixes:
-            self._shared = None
-        if set(prefixes) <= set(self._prefixes):
+        new = [request.prompt for request in self._queue if self._prefix_of(request) == (0, 0)]
+        prefixes = shared_prefixes(new, saving=2 * self._chunk)
+        if not prefixes:
             return
         size = self._chunk
-        starts = np.cumsum([0, *(-(-len(prefix) // size) * size for prefix in prefixes)]).tolist()
-        columns = next(c for c in _sizes(starts[-1], smallest=4 * size) if c >= starts[-1])
-        if self._shared is None or self.attention.shape(self._shared)[1] != columns:
+        end = max((-(-last // size) * size for _, last in self._prefixes.values()), default=0)
+        starts = np.cumsum([end, *(-(-len(prefix) // size) * size for prefix in prefixes)]).tolist()
+        if self._shared is None or starts[-1] > self.attention.shape(self._shared)[1]:
+            if self._prefixes:  # too many: only what is in use now, from the beginning
+                self._prefixes = {}
+                return self._choose_prefixes()
+            columns = next(c for c in _sizes(starts[-1], smallest=4 * size) if c >= starts[-1])
             self._shared = self.attention.init(self.config, 1, columns, self.mesh)
-        self._prefixes = {}
         chunks: list[_Chunk] = []
         for prefix, start in zip(prefixes, starts, strict=False):
             self._prefixes[prefix] = (start, start + len(prefix))
@@ -609,18 +647,20 @@ class Engine:
             _int32(len(chunk.tokens) for chunk in batch),
             _sampling(chunk.request for chunk in batch),
         )
-        return programs.prefill(self._params, cache, shared, tokens, requests, config=self.config, attention=self.attention)
+        return programs.prefill(self._params, cache, shared, tokens, requests, config=self._computed, attention=self.attention)
 
     def _tables(self, slots: Sequence[_Slot | None], width: int) -> Any:
-        """The pages of each row; page 0 where there is none."""
+        """The pages of each row."""
         tables = np.zeros((len(slots), width), np.int32)
         for row, slot in zip(tables, slots, strict=True):
             if slot is None:
                 continue
             if self.attention.paged:
+                # Its own first where there are no more: numbers of others, though they be masked, may be NaN.
+                row[:] = slot.pages[0] if slot.pages else 0
                 row[: len(slot.pages)] = slot.pages[:width]
             else:
-                row[0] = self._places.index(slot)
+                row[0] = slot.row
         return tables
 
     def _decode(self) -> None:
@@ -676,7 +716,7 @@ class Engine:
             self._shared,
             token,
             programs.Requests(rows, _int32(slot.individual for slot in slots), _int32(left), _sampling(requests)),
-            config=self.config,
+            config=self._computed,
             attention=self.attention,
             steps=self.steps,
             stop_ids=self.stop_ids,
@@ -708,15 +748,14 @@ class Engine:
 
     def _broken(self, request: _Request, said: Sequence[int] = ()) -> NonFiniteError:
         """What is known of a model whose logits are no numbers after the request's tokens and those just said."""
-        params = self._params
-        assert params is not None
+        assert self._params is not None
+        params = llama.select(self._params, jnp.array([request.individual]))
         where = f" of individual {request.individual}" if self._individuals is not None else ""
         for path, leaf in tree_paths(params):
             if not bool(jnp.isfinite(leaf).all()):
                 return NonFiniteError(f"the model's logits{where} are not finite: its weight {path} is not", request.individual)
-        selected = llama.select(params, jnp.array([request.individual]))
         tokens = jnp.asarray([*request.prompt, *request.ids, *said], jnp.int32)[None]
-        finite = np.asarray(llama.finite_layers(selected, self.config, tokens))
+        finite = np.asarray(llama.finite_layers(params, self._computed, tokens))
         place = "the output layer" if finite.all() else f"layer {int(np.argmin(finite))} of {len(finite)}"
         return NonFiniteError(f"the model's logits{where} are not finite: {place} overflows", request.individual)
 

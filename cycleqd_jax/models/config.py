@@ -68,8 +68,8 @@ class LlamaConfig:
         bos_token_id: as the file has it, like the next two: they may lie outside the vocabulary, and nothing is computed with
             them.
         dtype: of the weights: float32, bfloat16 or float16.
-        compute_dtype: of activations and matrix products; ``None`` is that of the weights. Norms, softmax and logits are
-            float32 always.
+        compute_dtype: of activations; ``None`` is that of the weights. Norms, softmax and logits are float32 always. Matrix
+            products take operands of this dtype, of bfloat16 where the weights are bfloat16, and sum in float32.
         source: the JSON this was read from, for what is not computed with but must be written again.
     """
 

@@ -74,6 +74,8 @@ class CodingTask(RecordTask[R], Generic[R]):
 class CodingEpisode:
     """One problem: a question, a reply, a verdict."""
 
+    single_turn = True
+
     def __init__(self, task: CodingTask[Any], record: FunctionRecord) -> None:
         self.repeatable = True
         self._task = task

@@ -158,6 +158,8 @@ class Mbpp(RecordTask[MbppRecord]):
 class MbppEpisode:
     """One problem: a question, a reply, a verdict."""
 
+    single_turn = True
+
     def __init__(self, task: Mbpp, record: MbppRecord) -> None:
         self.repeatable = True
         self._task = task

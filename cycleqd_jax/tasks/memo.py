@@ -113,6 +113,11 @@ class MemoEpisode:
         self._key = hashlib.sha256(problem.encode()).digest()
         self._past: list[tuple[str, Result]] = []
 
+    @property
+    def single_turn(self) -> bool:
+        """Whether the first reply ends it."""
+        return getattr(self._environment, "single_turn", False)
+
     def start(self) -> list[Message]:
         """The conversation so far; nothing is set up yet."""
         return self._environment.opening()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from cycleqd_jax.types import Episode, Generator, Message, Outcome, Progress, Score, no_progress
@@ -27,8 +27,9 @@ def rollout(
 
     The generator is asked for all replies at once. Where some are complete, their environments act on them in ``workers``
     threads while the generator goes on with the others; what they say is taken in after that. Nothing but this order decides
-    what is generated with what: it does not depend on how long environments take. A prompt that the generator refuses
-    scores 0. Every episode is closed, whatever happens.
+    what is generated with what: it does not depend on how long environments take. Scores of single-turn episodes, which nothing
+    depends on, are taken in when they are there. A prompt that the generator refuses scores 0. Every episode is closed,
+    whatever happens.
 
     Args:
         episodes: fresh ones, of any tasks.
@@ -54,6 +55,7 @@ def rollout(
     began = time.monotonic()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rollout")
     acting: list[tuple[int, Future[list[Message] | Score]]] = []
+    judging: list[tuple[int, Future[list[Message] | Score]]] = []  # of single-turn episodes
     closing: list[Future[None]] = []
     speaking = 0
 
@@ -62,6 +64,16 @@ def rollout(
         generator.release(index)
         # Boxes go as soon as they can: hundreds of episodes must not hold hundreds of boxes to the end.
         closing.append(pool.submit(episodes[index].close))
+
+    def judged() -> list[tuple[int, Future[list[Message] | Score]]]:
+        """Takes in the scores that are there, and returns those that are not yet."""
+        for index, future in judging:
+            if future.done():
+                result = future.result()
+                if not isinstance(result, Score):
+                    raise TypeError(f"{type(episodes[index]).__name__} is single-turn, but its first reply did not end it")
+                end(index, result)
+        return [(index, future) for index, future in judging if not future.done() or scores[index] is None]
 
     def ask(index: int) -> None:
         nonlocal speaking
@@ -74,8 +86,12 @@ def rollout(
         for index in range(len(episodes)):
             ask(index)
         number = 0
-        while speaking or acting:
+        while speaking or acting or judging:
             number += 1
+            if judging and not speaking and not acting:
+                wait([future for _, future in judging], return_when=FIRST_COMPLETED)
+            done = len(closing)
+            judging = judged()
             earlier, acting = acting, []
             for key, reply in generator.advance() if speaking else ():
                 index: int = key  # type: ignore[assignment]
@@ -86,10 +102,14 @@ def rollout(
                     continue
                 rounds[index] += 1
                 messages[index].append({"role": "assistant", "content": reply.text})
-                acting.append((index, pool.submit(episodes[index].step, reply.text)))
+                future = pool.submit(episodes[index].step, reply.text)
+                if getattr(episodes[index], "single_turn", False) and overlap:
+                    generator.release(index)
+                    judging.append((index, future))
+                else:
+                    acting.append((index, future))
             if not overlap:
                 earlier, acting = [*earlier, *acting], []
-            done = len(closing)
             for index, future in earlier:
                 result = future.result()
                 if isinstance(result, Score):
@@ -97,12 +117,15 @@ def rollout(
                 else:
                     messages[index].extend(result)
                     ask(index)
-            if len(closing) > done or not speaking:
+            if len(closing) > done or not (speaking or acting or judging):
                 figures = {"round": number, "tokens": sum(tokens), "seconds": time.monotonic() - began}
                 progress("rollout", len(closing), len(episodes), figures)
         for future in closing:
             future.result()
     finally:
+        for index, score in enumerate(scores):
+            if score is None:
+                generator.release(index)
         pool.shutdown(wait=True, cancel_futures=True)
         _close_all(episodes, workers)
     return [

@@ -83,3 +83,32 @@ def test_stop_strings(tokenizer, scripted, hello, stop, said, steps):
 def test_stop_strings_that_can_not_be(tokenizer, stop):
     with pytest.raises(InputError, match="list of strings that are not empty"):
         ChatGenerator(model_of(tokenizer), tokenizer, stop=stop)
+
+
+def test_generate_after_a_conversation_that_can_not_be(tokenizer):
+    engine = model_of(tokenizer)
+    generator = ChatGenerator(engine, tokenizer)
+    good = [{"role": "user", "content": "hello"}]
+    wanted = generator.generate([good], [4])
+    with pytest.raises(Exception, match=r"content|role|messages"):
+        generator.generate([good, [{"role": "user"}]], [4, 4])
+    assert generator.generate([good], [4]) == wanted
+    generator.submit("mine", good, 4)
+    with pytest.raises(InputError, match="finish them with advance"):
+        generator.generate([good], [4])
+    assert generator.advance() == [("mine", wanted[0])]
+    generator.release("mine")
+    generator.submit("dropped", good, 4)
+    generator.release("dropped")
+    assert generator.generate([good], [4]) == wanted
+
+
+def test_what_a_prompt_lost_is_told(tokenizer):
+    engine = model_of(tokenizer)
+    short = Engine(
+        engine.config, slots=1, max_len=32, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, overflow="truncate"
+    )
+    short.load(llama.init_params(engine.config, jax.random.key(0)))
+    conversation = [{"role": "user", "content": "a b c d " * 12}]
+    (reply,) = ChatGenerator(short, tokenizer).generate([conversation], [8])
+    assert reply.dropped == len(tokenizer.encode(conversation)) + 8 - 32 > 0

@@ -133,7 +133,6 @@ def test_dtype_policy(make_config):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     hidden = llama.hidden_states(params, config, tokens_of(config))
     assert hidden.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(Attention("products").init(config, 3, 40))} == {jnp.dtype("bfloat16")}
     assert llama.unembed(params, config, hidden).dtype == jnp.float32
     wide = config.replace(compute_dtype="float32")
     hidden32 = llama.hidden_states(params, wide, tokens_of(config))

@@ -61,7 +61,7 @@ class Echo:
         return [(c, Reply("", 0, "refused") if text in self.refuses else Reply(text, 3, "stop")) for c, text in said]
 
     def release(self, conversation):
-        assert conversation not in self.waiting
+        self.waiting.pop(conversation, None)
         self.released.append(conversation)
 
 
@@ -170,3 +170,43 @@ def test_worker_count_does_not_matter():
         return rollout([Count(n, 1 + n % 4) for n in range(20)], Echo(refuses=("5",)), [9] * 20, workers=workers)
 
     assert scores(1) == scores(8)
+
+
+def test_nothing_waits_for_the_score_of_a_single_turn():
+    judged = threading.Event()
+
+    class Slow(Count):
+        single_turn = True
+
+        def step(self, reply):
+            assert judged.wait(20)
+            return super().step(reply)
+
+    class Last(Count):
+        def step(self, reply):
+            result = super().step(reply)
+            if isinstance(result, Score):
+                judged.set()  # the others end before the slow one is judged
+            return result
+
+    generator = Echo()
+    episodes = [Slow(0, 1), Last(1, 6), Slow(2, 1)]
+    outcomes = rollout(episodes, generator, [5] * 3, workers=4)
+    assert [outcome.score.value for outcome in outcomes] == [1.0] * 3
+    assert all(episode.closed for episode in episodes)
+    assert generator.released.index(0) < generator.released.index(1)
+
+
+def test_an_error_leaves_the_generator_without_conversations():
+    generator = Echo()
+    with pytest.raises(InfraError):
+        rollout([Count(0, 3), Count(1, 3, fails="step"), Count(2, 3)], generator, [5] * 3)
+    assert {0, 1, 2} <= set(generator.released)
+
+
+def test_a_single_turn_that_goes_on_is_an_error():
+    class Talks(Count):
+        single_turn = True
+
+    with pytest.raises(TypeError, match="Talks is single-turn"):
+        rollout([Talks(0, 2)], Echo(), [5])

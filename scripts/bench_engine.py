@@ -1,11 +1,15 @@
 """How fast the engine is on real workloads, against transformers' ``generate`` and against what bounds it.
 
-    python scripts/bench_engine.py MODEL --data DIR [--json FILE]
+    python scripts/bench_engine.py MODEL --data DIR [--dtypes bfloat16 float32] [--transformers bfloat16:32 ...] [--json FILE]
 
 MODEL is a Hugging Face folder (``cycleqd fetch smollm2 DIR``); DIR has the benchmarks' files (``mbpp/mbpp_full.visible.jsonl``,
 ``dbbench/dbbench_cycleqd.visible.jsonl``, ``os_interaction/os_cycleqd.visible.jsonl``). Everything runs in one process on one
 machine; programs are compiled before anything is timed. transformers is given float32, bfloat16 and several batch sizes, its
 prompts sorted by length, and the best of them counts; it needs torch.
+
+Besides the workloads: ``--check`` computes every reply's logits once more, one conversation at a time and without a cache, and
+says where the token said is not the likeliest; ``--rate`` decodes with all slots at work, against the limits of products;
+``--population N`` decodes low-rank individuals over one base, against their merged weights one by one.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from cycleqd_jax.models import chat, hf, llama
 from cycleqd_jax.models.checkpoint import load_tokenizer
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import TASKS, RecordTask, rollout
-from cycleqd_jax.types import Message, Outcome, Reply
+from cycleqd_jax.types import Message, MixedMatrix, Outcome, Params, Reply
 
 FILES = {
     "mbpp": "mbpp/mbpp_full.visible.jsonl",
@@ -39,6 +43,49 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no overlap": {"overlap": False},
     "static batches": {"static": True},
 }
+
+
+class Recorder(Engine):
+    """An engine that remembers what it was asked and what it said."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.asked: dict[int, tuple[int, ...]] = {}
+        self.said: dict[int, tuple[int, ...]] = {}
+
+    def submit(self, prompt: Sequence[int], *args: Any, **options: Any) -> int:
+        """See :meth:`Engine.submit`."""
+        number = super().submit(prompt, *args, **options)
+        self.asked[number] = tuple(prompt)
+        return number
+
+    def advance(self) -> list[tuple[int, Any]]:
+        """See :meth:`Engine.advance`."""
+        done = super().advance()
+        self.said |= {number: generation.ids for number, generation in done}
+        return done
+
+    def check(self, params: Params) -> dict[str, Any]:
+        """How the tokens said compare with a greedy choice from logits of each whole conversation alone, without a cache."""
+
+        @jax.jit
+        def gaps(params: Params, tokens: Any, said: Any) -> Any:
+            logits = llama.forward(params, self.config, tokens[None])[0]
+            return logits.max(-1) - jnp.take_along_axis(logits, said[:, None], -1)[:, 0]
+
+        found = []
+        for number, ids in self.said.items():
+            if not ids:
+                continue
+            tokens = [*self.asked[number], *ids]
+            size = -(-len(tokens) // 256) * 256  # few shapes; nothing sees what follows it
+            padded = jnp.asarray([*tokens, *[0] * (size - len(tokens))])
+            row = gaps(params, padded, jnp.roll(padded, -1))[len(self.asked[number]) - 1 : len(tokens) - 1]
+            found += [(number, i, float(gap)) for i, gap in enumerate(row) if gap > 0]
+        return {
+            "tokens": sum(map(len, self.said.values())),
+            "not the likeliest": [{"request": number, "token": i, "gap": gap} for number, i, gap in found],
+        }
 
 
 class Transformers:
@@ -121,7 +168,7 @@ class Static:
 
 
 def limits(config: llama.LlamaConfig) -> dict[str, float]:
-    """The rate of a large product in float32, in GFLOP/s, and of reading memory, in GB/s, on this machine now."""
+    """Rates of large products, in GFLOP/s, and of reading memory, in GB/s, on this machine now."""
     a = jnp.ones((2048, 2048))
     x = jnp.ones(2**27)
 
@@ -134,18 +181,74 @@ def limits(config: llama.LlamaConfig) -> dict[str, float]:
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
-    matrices = (
-        llama.num_params(config)
-        if config.tie_word_embeddings
-        else llama.num_params(config) - config.vocab_size * config.hidden_size
-    )
-    gflops = 2 * 2048**3 / best(product, a) / 1e9
-    return {
-        "gemm_gflops": gflops,
-        "read_gbs": x.nbytes / best(jax.jit(jnp.sum), x) / 1e9,
-        "gemm_bound_tokens_per_s": gflops * 1e9 / (2 * matrices),
-    }
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest", preferred_element_type=jnp.float32))
+    matrices = llama.num_params(config) - config.vocab_size * config.hidden_size * (not config.tie_word_embeddings)
+    found = {"read_gbs": x.nbytes / best(jax.jit(jnp.sum), x) / 1e9}
+    for dtype in ("float32", "bfloat16"):
+        gflops = 2 * 2048**3 / best(product, a.astype(dtype)) / 1e9
+        found |= {f"{dtype}_gflops": gflops, f"{dtype}_tokens_per_s": gflops * 1e9 / (2 * matrices)}
+    return found
+
+
+def rate(config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[int]], slots: int) -> float:
+    """Tokens per second with every slot at work: of the later of 80 tokens that nothing ends."""
+    never = config.vocab_size - 1
+    engine = Engine(config, slots=slots, max_len=1024, stop_ids=(never,), pad_id=0)
+    engine.load(params)
+    seconds = []
+    for limit in (80, 17, 81):
+        start = time.perf_counter()
+        said = engine.generate([prompts[i % len(prompts)] for i in range(slots)], [limit] * slots)
+        seconds.append(time.perf_counter() - start)
+        assert all(len(generation.ids) == limit for generation in said)
+    return slots * 64 / (seconds[2] - seconds[1])
+
+
+def population(
+    config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[int]], count: int, rank: int = 16
+) -> dict[str, Any]:
+    """Seconds of low-rank individuals over one base, and of their merged weights one by one; the same prompts for each."""
+
+    def mixed(path: Any, w: Any) -> Any:
+        if path[0].key != "layers" or w.ndim < 3:
+            return w
+        keys = jax.random.split(jax.random.key(len(str(path))), 3)
+        u = jax.random.normal(keys[0], (*w.shape[:2], rank), w.dtype) * w.shape[1] ** -0.5
+        vt = jax.random.normal(keys[1], (w.shape[0], rank, w.shape[2]), w.dtype) * rank**-0.5
+        coefficients = 0.05 * jax.random.normal(keys[2], (w.shape[0], count, rank), w.dtype)
+        return MixedMatrix(w, u, vt, coefficients)
+
+    def merged(leaf: Any, i: int) -> Any:
+        if not isinstance(leaf, MixedMatrix):
+            return leaf
+        return leaf.w + jnp.matmul(leaf.u * leaf.coefficients[:, i, None], leaf.vt, precision="highest")
+
+    together: Any = jax.tree_util.tree_map_with_path(mixed, params)
+    stops, said, seconds = (2,), {}, {}
+    for name in ("over one base", "one by one") * 2:  # the first time compiles
+        engine = Engine(config, slots=count * len(prompts), max_len=1024, stop_ids=stops, pad_id=0)
+        start = time.perf_counter()
+        said[name] = []
+        if name == "over one base":
+            engine.load(together)
+            numbers = [engine.submit(prompt, 64, individual=i) for i in range(count) for prompt in prompts]
+            done: dict[int, Any] = {}
+            while engine.busy:
+                done |= dict(engine.advance())
+            said[name] = [done[number].ids for number in numbers]
+        else:
+            for i in range(count):
+                weights: Any = jax.tree.map(lambda x, i=i: merged(x, i), together, is_leaf=lambda x: isinstance(x, MixedMatrix))
+                engine.load(weights)
+                said[name] += [generation.ids for generation in engine.generate(prompts, [64] * len(prompts))]
+        seconds[name] = time.perf_counter() - start
+    different = [i for i, (a, b) in enumerate(zip(said["over one base"], said["one by one"], strict=True)) if a != b]
+    return {"seconds": seconds, "replies": len(said["one by one"]), "different": different}
+
+
+def first(task: RecordTask[Any], count: dict[str, int]) -> list[Any]:
+    """As many of its records as are played."""
+    return [record for split in ("train", "test") for record in task.records[split]][: count[task.name]]
 
 
 def play(
@@ -154,7 +257,7 @@ def play(
     """Seconds, and outcomes, of the first episodes of the tasks, played together."""
     episodes, budget = [], []
     for task in tasks:
-        chosen = [task.environment(record) for split in ("train", "test") for record in task.records[split]][: count[task.name]]
+        chosen = [task.environment(record) for record in first(task, count)]
         episodes += chosen
         budget += [task.max_new_tokens] * len(chosen)
     start = time.perf_counter()
@@ -168,57 +271,89 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--max-len", type=int, default=2048)
+    parser.add_argument("--dtypes", nargs="*", default=["float32"], help="of ours; the ablations are of the first")
     parser.add_argument("--workloads", nargs="*", default=["mbpp", "dbbench", "os_interaction", "together"])
     parser.add_argument("--ablations", nargs="*", default=["whole"], help=f"of: {', '.join(ABLATIONS)}; or 'all'")
     parser.add_argument("--transformers", nargs="*", default=[], metavar="DTYPE:BATCH", help="such as bfloat16:32")
+    parser.add_argument("--check", action="store_true", help="compare float32 replies with uncached logits")
+    parser.add_argument("--rate", action="store_true", help="decode with all slots at work")
+    parser.add_argument("--population", type=int, default=0, metavar="N", help="decode N low-rank individuals")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
     config, params = hf.load(arguments.model)
+    models = {
+        dtype: (config.replace(dtype=dtype), jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), params))
+        for dtype in arguments.dtypes
+    }
     tokenizer = load_tokenizer(arguments.model)
     sizes = {"mbpp": 128, "dbbench": 60, "os_interaction": 60}
     new = {"mbpp": 256, "dbbench": 128, "os_interaction": 128}
-    rows: list[dict[str, Any]] = []
     bounds = limits(config)
     print({name: round(value, 1) for name, value in bounds.items()}, flush=True)
+    results: dict[str, Any] = {"limits": bounds, "rows": []}
     with Sandbox(workers=4) as sandbox:
         tasks = {
             name: TASKS[name](sandbox=sandbox, data=arguments.data / file, max_new_tokens=new[name], memo=False)
             for name, file in FILES.items()
         }
+        chosen: dict[str, list[Any]] = {name: [task] for name, task in tasks.items()} | {"together": list(tasks.values())}
 
-        def row(workload: str, who: str, generator: Any, overlap: bool = True) -> None:
+        def row(workload: str, who: str, generator: Any, overlap: bool = True) -> dict[str, Any]:
             seconds, outcomes = play(chosen[workload], sizes, generator, overlap)
             tokens = sum(outcome.tokens for outcome in outcomes)
             score = sum(outcome.score.value for outcome in outcomes) / len(outcomes)
-            rows.append({"workload": workload, "who": who, "seconds": seconds, "tokens": tokens, "score": score})
-            print(f"{workload:16} {who:28} {seconds:8.1f} s {tokens:7d} tokens {tokens / seconds:7.1f} tokens/s", flush=True)
+            print(f"{workload:16} {who:32} {seconds:8.1f} s {tokens:7d} tokens {tokens / seconds:7.1f} tokens/s", flush=True)
+            found = {"workload": workload, "who": who, "seconds": seconds, "tokens": tokens, "score": score}
+            results["rows"].append(found)
+            return found
 
-        chosen: dict[str, list[Any]] = {name: [task] for name, task in tasks.items()} | {"together": list(tasks.values())}
+        def ours(workload: str, dtype: str, name: str) -> None:
+            options = dict(ABLATIONS[name])
+            overlap, static = options.pop("overlap", True), options.pop("static", False)
+            config, params = models[dtype]
+            engine = Recorder(
+                config,
+                slots=arguments.slots,
+                max_len=arguments.max_len,
+                stop_ids=tokenizer.stop_ids,
+                pad_id=tokenizer.pad_id,
+                **options,
+            )
+            generator: Any = ChatGenerator(engine, tokenizer)
+            # What is compiled depends on the columns that prompts share: they must be there before the warm-up.
+            openings = [task.environment(r).opening() for task in chosen[workload] for r in first(task, sizes)]
+            engine.load(params)
+            generator.generate(openings, [1] * len(openings))
+            engine.load(params)
+            engine.warm_up()
+            engine.asked, engine.said = {}, {}
+            found = row(workload, f"{name}, {dtype}", Static(generator) if static else generator, overlap)
+            found["statistics"] = vars(engine.statistics)
+            if arguments.check and dtype == "float32" and name == "whole":
+                found["check"] = engine.check(params)
+                print("  not the likeliest:", found["check"]["not the likeliest"], "of", found["check"]["tokens"], flush=True)
+
         names = list(ABLATIONS) if arguments.ablations == ["all"] else arguments.ablations
         for workload in arguments.workloads:
-            for name in names:
-                options = dict(ABLATIONS[name])
-                overlap, static = options.pop("overlap", True), options.pop("static", False)
-                engine = Engine(
-                    config,
-                    slots=arguments.slots,
-                    max_len=arguments.max_len,
-                    stop_ids=tokenizer.stop_ids,
-                    pad_id=tokenizer.pad_id,
-                    **options,
-                )
-                generator: Any = ChatGenerator(engine, tokenizer)
-                generator = Static(generator) if static else generator
-                engine.load(params)
-                engine.warm_up()
-                row(workload, name, generator, overlap)
-                rows[-1] |= {"statistics": vars(engine.statistics)}
+            for i, dtype in enumerate(arguments.dtypes):
+                for name in names if i == 0 else ["whole"]:
+                    ours(workload, dtype, name)
             for choice in arguments.transformers:
                 dtype, batch = choice.split(":")
                 row(workload, f"transformers {choice}", Transformers(arguments.model, tokenizer, dtype, int(batch)))
+        prompts = [tokenizer.encode(tasks["mbpp"].environment(r).opening()) for r in tasks["mbpp"].records["train"][:128]]
+    if arguments.rate:
+        results["rate"] = {dtype: rate(*models[dtype], prompts, arguments.slots) for dtype in models}
+        for dtype, tokens in results["rate"].items():
+            shares = (f"{tokens / bounds[f'{d}_tokens_per_s']:.0%} of {d} products" for d in ("float32", "bfloat16"))
+            print(f"{arguments.slots} slots at work, {dtype}: {tokens:.0f} tokens/s, {', '.join(shares)}", flush=True)
+    if arguments.population:
+        found = population(*models[arguments.dtypes[-1]], prompts[:16], arguments.population)
+        results["population"] = found
+        print(f"{arguments.population} individuals: {found}", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"limits": bounds, "rows": rows}, indent=1))
+        arguments.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,6 @@ class Attention:
 
     def abstract(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
         """Shapes, dtypes and places of a cache, without any array."""
-
         dtype = jnp.dtype(config.compute_dtype or config.dtype)
         if self.paged and dtype == jnp.bfloat16:
             dtype = jnp.dtype(jnp.uint16)

@@ -1,6 +1,7 @@
 """The configuration of a run: frozen dataclasses, read from YAML and changed by dotted ``key=value`` overrides.
 
-Unknown keys, values of the wrong type and values out of range are errors that name the key.
+Unknown keys, values of the wrong type and values out of range are errors that name the key. ``${NAME}`` in a text stands for
+the environment variable of that name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import os
+import re
 import types as builtin_types
 import typing
 from collections.abc import Mapping, Sequence
@@ -23,6 +26,7 @@ __all__ = [
     "CheckpointConfig",
     "EngineConfig",
     "GenomeConfig",
+    "MeshConfig",
     "ModelConfig",
     "RunConfig",
     "SandboxConfig",
@@ -137,6 +141,7 @@ class TrainConfig:
         warmup: share of the steps over which the rate rises (paper: 0.1).
         weight_decay: decoupled.
         clip: largest global norm of a gradient.
+        group_by_length: batch conversations of about the same length, where they differ: less is computed on padding.
     """
 
     steps: int = 300
@@ -146,6 +151,7 @@ class TrainConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    group_by_length: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +215,33 @@ class EngineConfig:
     Attributes:
         slots: prompts decoded together.
         max_len: most tokens of prompt and reply.
+        population: individuals decoded together over the one base that they share; more than one where all experts are LoRA
+            adapters.
     """
 
     slots: int = 32
     max_len: int = 256
+    population: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are arranged; −1, for one of the axes, is all that the others leave.
+
+    Attributes:
+        population: groups of devices; each has the experts, and evaluates children of its own.
+        fsdp: devices of a group that share the slices of every weight.
+        tensor: devices of a group that share the heads and hidden units of every layer.
+    """
+
+    population: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Of all axes, as they are written."""
+        return self.population, self.fsdp, self.tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +304,7 @@ class RunConfig:
         genome: what evolution works on.
         search: CycleQD.
         engine: decoding.
+        mesh: devices; one by default.
         sandbox: execution.
         checkpoint: checkpoints.
     """
@@ -291,6 +321,7 @@ class RunConfig:
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     sandbox: SandboxConfig = dataclasses.field(default_factory=SandboxConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
@@ -314,6 +345,7 @@ POSITIVE = {
     "workers", "wall_s", "cpu_s", "memory_mb", "disk_mb", "learning_rate", "clip", "batch_size", "rope_theta",
     "initializer_range",
 }  # fmt: skip
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 NOT_NEGATIVE = {"seed", "sigma", "strength", "weight_decay", "alpha_low", "alpha_high", "warmup", "final_ratio", "breadth"}
 
 
@@ -408,6 +440,26 @@ def _override(tree: Any, assignment: str) -> None:
         tree = tree[place]
 
 
+def _filled(value: Any, key: str) -> Any:
+    """``value`` with each ``${NAME}`` in its texts replaced by the environment variable."""
+    if isinstance(value, Mapping):
+        return {name: _filled(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, f"{key}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise InputError(
+                f"{key} is {value!r}, but the environment variable {match[1]} is not set: set it, or override {key}."
+            )
+        return found
+
+    return _VARIABLE.sub(fill, value)
+
+
 def _check(config: RunConfig) -> None:
     names = config.task_names
     if len(names) < 2:
@@ -450,6 +502,7 @@ def _check(config: RunConfig) -> None:
             raise InputError(f"model.experts names {unknown[0]!r}, which is not a task; the tasks are {', '.join(names)}.")
         if config.model.base is None:
             raise InputError("model.experts is given, but model.base is not: name the folder of the base they were tuned from.")
+    _check_devices(config)
     if config.genome.mutation == "gaussian" and config.genome.space != "dense":
         raise InputError("genome.mutation: gaussian leaves the span of the experts' factors: it needs genome.space: dense.")
     if config.genome.mutation == "gaussian" and config.genome.strength is None:
@@ -483,6 +536,29 @@ def _check(config: RunConfig) -> None:
         )
 
 
+def _check_devices(config: RunConfig) -> None:
+    sizes, together = config.mesh.sizes, config.engine.population
+    if min(sizes) < -1 or 0 in sizes or sizes.count(-1) > 1:
+        raise InputError(f"mesh must have positive sizes, one of them -1 (all the devices left) at most, but has {sizes}.")
+    apart = sizes[1:] == (1, 1)
+    if config.genome.space == "dense" and not apart:
+        raise InputError("genome.space: dense works on groups of one device: mesh.fsdp and mesh.tensor must be 1.")
+    if together < 1:
+        raise InputError(f"engine.population must be positive, but is {together}.")
+    if together > max(config.search.batch_size, 1):
+        raise InputError(
+            f"engine.population ({together}) must not be above search.batch_size ({config.search.batch_size}): individuals of "
+            "one generation are decoded together."
+        )
+    if together > 1 and (config.genome.space != "expert" or not apart):
+        raise InputError(
+            f"engine.population is {together}: individuals over one base need genome.space: expert, and groups of one device "
+            "(mesh.fsdp and mesh.tensor 1)."
+        )
+    if together > 1 and config.model.experts is None:
+        raise InputError(f"engine.population is {together}: individuals over one base need experts that are LoRA adapters.")
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML, in which a key given twice is an error instead of the last one winning."""
 
@@ -503,7 +579,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             (``tasks.mbpp.train_size=8``).
 
     Raises:
-        InputError: naming the file or the key.
+        InputError: naming the file, the key, or the environment variable that is not set.
     """
     path = Path(path)
     try:
@@ -518,7 +594,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree.pop("versions", None)  # a run folder's resolved config may be run again
     for assignment in overrides:
         _override(tree, assignment)
-    config = _build(RunConfig, tree, "")
+    config = _build(RunConfig, _filled(tree, ""), "")
     _check(config)
     return config
 

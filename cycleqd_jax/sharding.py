@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cycleqd_jax.types import InputError, leaf_path
 
-__all__ = ["MESH_AXES", "RULES", "Axes", "make_mesh", "partition_spec", "shardings"]
+__all__ = ["MESH_AXES", "RULES", "Axes", "groups", "make_mesh", "mesh_sizes", "partition_spec", "shardings"]
 
 Axes = tuple[str | None, ...]
 """A logical axis name for every dimension of an array; ``None`` is never split."""
@@ -37,30 +37,62 @@ RULES: Mapping[str, str | None] = {
 """Logical axis → mesh axis: Megatron's layout over ``tensor``, the other side of every matrix over ``fsdp``."""
 
 
+def mesh_sizes(devices: int, *, population: int = 1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
+    """The sizes of a mesh, where −1, at most once, stands for all the devices that the other axes leave.
+
+    Args:
+        devices: how many there are.
+        population: groups of devices that hold different individuals.
+        fsdp: devices that share the slices of every weight.
+        tensor: devices that share the heads and hidden units of every layer.
+
+    Returns:
+        Sizes of the axes :data:`MESH_AXES`.
+
+    Raises:
+        InputError: a size is neither positive nor −1, several are −1, there are not enough devices, or the other axes do not
+            divide them.
+    """
+    sizes = (population, fsdp, tensor)
+    text = " × ".join(map(str, sizes))
+    if min(sizes) < -1 or 0 in sizes or sizes.count(-1) > 1:
+        raise InputError(
+            f"expected positive sizes of a mesh population × fsdp × tensor, one of them −1 at most, got {text}: correct them"
+        )
+    known = math.prod(size for size in sizes if size > 0)
+    if known > devices or (-1 in sizes and devices % known):
+        rule = "a divisor of" if -1 in sizes else "at most"
+        raise InputError(
+            f"expected a mesh population × fsdp × tensor of {devices} devices, got {text}: choose sizes whose product is "
+            f"{rule} {devices}"
+        )
+    left = devices // known
+    return population if population > 0 else left, fsdp if fsdp > 0 else left, tensor if tensor > 0 else left
+
+
 def make_mesh(*, population: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges devices as ``[population, fsdp, tensor]``.
 
     Args:
-        population: groups of devices that hold different individuals.
+        population: groups of devices that hold different individuals; −1, for one of the axes, is all the devices left.
         fsdp: devices that share the slices of every weight.
         tensor: devices that share the heads and hidden units of every layer.
-        devices: the devices to use, all of the process by default; the first ``population * fsdp * tensor`` are taken.
+        devices: the devices to use, all there are by default; the first ``population * fsdp * tensor`` are taken.
 
     Returns:
         A mesh with the axes :data:`MESH_AXES`.
 
     Raises:
-        InputError: a size is below one, or there are not enough devices.
+        InputError: see :func:`mesh_sizes`.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = (population, fsdp, tensor)
-    needed = math.prod(sizes)
-    if min(sizes) < 1 or needed > len(devices):
-        raise InputError(
-            f"expected a mesh population × fsdp × tensor of at most {len(devices)} devices with every size at least 1, "
-            f"got {' × '.join(map(str, sizes))}: choose sizes whose product is at most {len(devices)}"
-        )
-    return Mesh(np.asarray(devices[:needed]).reshape(sizes), MESH_AXES)
+    sizes = mesh_sizes(len(devices), population=population, fsdp=fsdp, tensor=tensor)
+    return Mesh(np.asarray(devices[: math.prod(sizes)]).reshape(sizes), MESH_AXES)
+
+
+def groups(mesh: Mesh) -> list[Mesh]:
+    """The groups of devices along the axis ``population``, each a mesh of its own with the same axes."""
+    return [Mesh(mesh.devices[i : i + 1], mesh.axis_names) for i in range(mesh.shape["population"])]
 
 
 def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> PartitionSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -199,6 +200,26 @@ def test_errors_name_the_key(write, more, message):
         load_config(write(merged(**more)))
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"mesh": {"tensor": 0}}, "mesh must have positive sizes"),
+        ({"mesh": {"population": -2}}, "mesh must have positive sizes"),
+        ({"mesh": {"population": -1, "tensor": -1}}, "mesh must have positive sizes"),
+        ({"mesh": {"tensors": 2}}, "unknown key mesh.tensors"),
+        ({"mesh": {"tensor": 2}, "genome": {"space": "dense"}}, "mesh.fsdp and mesh.tensor must be 1"),
+        ({"engine": {"population": 0}}, "engine.population must be positive"),
+        ({"engine": {"population": 2}}, "need experts that are LoRA adapters"),
+        ({"engine": {"population": 2}, "genome": {"space": "dense"}}, "genome.space: expert"),
+        ({"engine": {"population": 2}, "mesh": {"fsdp": -1}}, "groups of one device"),
+        ({"engine": {"population": 9}}, "search.batch_size"),
+    ],
+)
+def test_devices_that_can_not_be(write, more, message):
+    with pytest.raises(InputError, match=message):
+        load_config(write(merged(**more)))
+
+
 def test_required_keys(write):
     with pytest.raises(InputError, match="lacks the key tasks"):
         load_config(write({"name": "x"}))
@@ -229,3 +250,26 @@ def test_files_that_are_not_there_or_not_text(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: na\xefve\n")
     with pytest.raises(InputError, match="not YAML"):
         load_config(tmp_path / "latin.yaml")
+
+
+def test_variables_of_the_environment(write, monkeypatch):
+    tasks = [{"name": "mbpp", "train": "${HERE}/mbpp.jsonl", "options": {"prompt": "brief"}}, {"name": "dbbench"}]
+    path = write(merged(tasks=tasks, output="runs/$HERE/${HERE}-${THERE_2}"))
+    monkeypatch.setenv("HERE", "data")
+    monkeypatch.setenv("THERE_2", "${HERE}")  # not filled in again
+    config = load_config(path)
+    assert config.tasks[0].train == "data/mbpp.jsonl"
+    assert config.output == "runs/$HERE/data-${HERE}"
+    assert load_config(path, ["tasks.mbpp.train=${THERE_2}"]).tasks[0].train == "${HERE}"
+    monkeypatch.delenv("HERE")
+    with pytest.raises(InputError, match=r"tasks\.0\.train is .*, but the environment variable HERE is not set"):
+        load_config(path, ["output=null"])
+    assert load_config(path, ["tasks.mbpp.train=x", "output=null"]).tasks[0].train == "x"
+
+
+def test_shipped_configs_load(monkeypatch):
+    monkeypatch.setenv("CYCLEQD_DATA", "/data")
+    configs = {path.stem: load_config(path) for path in (Path(__file__).parents[1] / "configs").glob("*.yaml")}
+    assert {name: config.name for name, config in configs.items()} == {name: name for name in configs}
+    main = configs["smollm2_cs"]
+    assert [task.train for task in main.tasks if not str(task.train).startswith("/data/")] == []

@@ -50,3 +50,26 @@ def test_what_does_not_divide_is_refused():
 def test_impossible_meshes(sizes):
     with pytest.raises(InputError, match="population × fsdp × tensor"):
         sharding.make_mesh(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [({}, (1, 1, 1)), ({"tensor": -1}, (1, 1, 8)), ({"population": -1, "tensor": 2}, (4, 1, 2)), ({"fsdp": 3}, (1, 3, 1))],
+)
+def test_sizes_of_a_mesh(sizes, wanted):
+    assert sharding.mesh_sizes(8, **sizes) == wanted
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": -1, "tensor": -1}, {"fsdp": -2}, {"fsdp": 3, "tensor": -1}, {"population": 9}])
+def test_sizes_that_make_no_mesh(sizes):
+    with pytest.raises(InputError, match="population × fsdp × tensor"):
+        sharding.mesh_sizes(8, **sizes)
+
+
+def test_groups_of_a_mesh():
+    if len(jax.devices()) < 8:
+        pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    mesh = sharding.make_mesh(population=-1, tensor=2)
+    found = sharding.groups(mesh)
+    assert [dict(group.shape) for group in found] == [{"population": 1, "fsdp": 1, "tensor": 2}] * 4
+    assert [list(group.devices.flat) for group in found] == [jax.devices()[i : i + 2] for i in range(0, 8, 2)]

@@ -28,6 +28,8 @@ Example = tuple[Sequence[int], Sequence[int]]
 """Token ids of a conversation, and for each whether it is to be learned (1: a token of a reply) or not (0)."""
 
 _BUCKET = 16  # sequences are padded to a multiple of this: few shapes, so few compilations
+_GROUPED_BUCKET = 32
+_WINDOW = 16  # batches whose examples are sorted by length together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ class TrainOptions:
         betas: decay rates of AdamW's two moments.
         weight_decay: decoupled, of matrices only (norms' gains are spared).
         clip: largest global norm of a gradient.
-        steps_per_dispatch: updates that run on the device between two looks at the loss.
+        steps_per_dispatch: updates that run on the device between two looks at the loss; padded to the same length.
+        group_by_length: batch conversations of about the same length, and run each step on its own, so that little is padded.
     """
 
     steps: int
@@ -55,6 +58,7 @@ class TrainOptions:
     weight_decay: float = 0.0
     clip: float = 1.0
     steps_per_dispatch: int = 16
+    group_by_length: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "steps_per_dispatch"):
@@ -139,14 +143,23 @@ def _train(
 
 
 def _batches(examples: Sequence[Example], options: TrainOptions, seed: int) -> Iterator[np.ndarray]:
-    """Indices of the examples of every step, Int ``[batch]``: one random permutation after another."""
+    """Indices of the examples of every step, Int ``[batch]``: one random permutation after another.
+
+    With ``group_by_length`` those of a window of steps are sorted by length, cut into batches, and these shuffled.
+    """
     rng = np.random.default_rng(seed)
     order = np.empty(0, np.int64)
-    for _ in range(options.steps):
-        while len(order) < options.batch_size:
+    left = options.steps
+    while left:
+        steps = min(left, _WINDOW) if options.group_by_length else 1
+        left -= steps
+        while len(order) < steps * options.batch_size:
             order = np.concatenate([order, rng.permutation(len(examples))])
-        yield order[: options.batch_size]
-        order = order[options.batch_size :]
+        chosen, order = np.split(order, [steps * options.batch_size])
+        if options.group_by_length:
+            chosen = chosen[np.argsort([len(examples[i][0]) for i in chosen], kind="stable")]
+        batches = chosen.reshape(steps, options.batch_size)
+        yield from rng.permutation(batches) if options.group_by_length else batches
 
 
 def _check(examples: Sequence[Example], config: llama.LlamaConfig) -> None:
@@ -203,17 +216,21 @@ def finetune(
     dtypes = jax.tree.map(lambda p: p.dtype, params)
     params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
     # float32 master weights, products in the dtype that the model will run in
-    config = config.replace(dtype="float32", compute_dtype=config.compute_dtype or config.dtype)
+    compute = config.compute_dtype or config.dtype
+    if jax.default_backend() == "cpu":
+        compute = "float32"  # activations of 16 bits take several times as long there
+    config = config.replace(dtype="float32", compute_dtype=compute)
     optimizer_options = (options.betas, options.weight_decay, options.clip)
     state = _optimizer(*optimizer_options).init(params)
     rates = learning_rates(options)
     indices = list(_batches(examples, options, seed))
-    size = min(options.steps_per_dispatch, options.steps)
+    size = 1 if options.group_by_length else min(options.steps_per_dispatch, options.steps)
+    bucket = _GROUPED_BUCKET if options.group_by_length else _BUCKET
     losses: list[float] = []
     for first in range(0, options.steps, size):
         chosen = indices[first : first + size]
         longest = max(len(examples[i][0]) for batch in chosen for i in batch)
-        shape = (size, options.batch_size, -(-longest // _BUCKET) * _BUCKET)
+        shape = (size, options.batch_size, -(-longest // bucket) * bucket)
         tokens, mask, rate = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(size, np.float32)
         for step, batch in enumerate(chosen):
             for row, i in enumerate(batch):

@@ -26,7 +26,7 @@ __all__ += ["versions", "write_json", "write_text"]
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
 
-FREE = {"output", "cache", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
+FREE = {"output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
 """What may differ between a run and its continuation: where things lie and how fast they go, never what comes out."""
 
 SAMPLE = 1 << 20

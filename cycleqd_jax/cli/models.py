@@ -59,7 +59,12 @@ class Models:
     """
 
     def __init__(
-        self, config: RunConfig, lessons: Mapping[str, Lessons], progress: Progress, say: Callable[[str], None] = print
+        self,
+        config: RunConfig,
+        lessons: Mapping[str, Lessons],
+        progress: Progress,
+        say: Callable[[str], None] = print,
+        place: Callable[[llama.LlamaConfig], Any] | None = None,
     ) -> None:
         """Checks models that are given, from their headers alone.
 
@@ -68,6 +73,7 @@ class Models:
             lessons: of every task, by name.
             progress: shown while training.
             say: for single lines.
+            place: where the weights of a model go when it is loaded (``shardings`` of :func:`cycleqd_jax.models.hf.load`).
 
         Raises:
             InputError: when they can't be read, do not belong together, or do not suit the engine.
@@ -76,6 +82,7 @@ class Models:
         self._lessons = lessons
         self._progress = progress
         self._say = say
+        self._place = place
         model = config.model
         if model.base is not None:
             experts = [model.experts[name] for name in config.task_names] if model.experts else []
@@ -93,8 +100,9 @@ class Models:
             _check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
         _check_space(self._config.folder, checked.model_bytes, "the evolved model")
         models = 2 + sum(not isinstance(expert, Path) for expert in checked.experts)  # base, experts, and the child
-        device = jax.devices()[0]
-        total = (device.memory_stats() or {}).get("bytes_limit", 0) * len(jax.devices()) or _host_memory()
+        _, fsdp, tensor = self._config.mesh.sizes
+        group = len(jax.devices()) if min(fsdp, tensor) < 0 else fsdp * tensor
+        total = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0) * group or _host_memory()
         if total and models * checked.model_bytes > total:
             self._say(
                 f"warning: {models} models of {checked.model_bytes / 1e9:.1f} GB are more than the {total / 1e9:.1f} GB of "
@@ -110,7 +118,7 @@ class Models:
             kinds = [task.kind for task in config.tasks]
             source |= {
                 "tiny": tree["model"]["tiny"],
-                "pretrain": tree["pretrain"],
+                "pretrain": _recipe(config.pretrain),
                 "kinds": kinds,
                 "length": config.engine.max_len,
             }
@@ -128,9 +136,9 @@ class Models:
             experts = {name: local_folder(config.model.experts[name], weights=True) for name in config.task_names}
             return folders | {f"expert/{name}": folder for name, folder in experts.items()}, {}
         for name in config.task_names:
-            folders[f"expert/{name}"] = cached(f"expert-{name}", self._lessons[name].identity, tree["finetune"])
+            folders[f"expert/{name}"] = cached(f"expert-{name}", self._lessons[name].identity, _recipe(config.finetune))
         everything = [self._lessons[name].identity for name in config.task_names]
-        return folders, {name: cached(name, everything, tree["finetune"]) for name in config.baselines}
+        return folders, {name: cached(name, everything, _recipe(config.finetune)) for name in config.baselines}
 
     # Training
 
@@ -196,14 +204,14 @@ class Models:
 
     # Loading
 
-    def _read(self, folder: Path, dtype: str | None) -> tuple[llama.LlamaConfig, Params]:
+    def _read(self, folder: Path, dtype: str | None, place: Any = None) -> tuple[llama.LlamaConfig, Params]:
         vocab_size = self._config.model.vocab_size
-        return hf.load(folder, dtype=dtype, vocab_size=vocab_size)
+        return hf.load(folder, dtype=dtype, vocab_size=vocab_size, shardings=place)
 
     def _load(self, name: str, folder: Path) -> tuple[llama.LlamaConfig, Params]:
         if not folder.exists():
             raise InputError(f"there is no model for {name} yet: run `cycleqd finetune` with this config first.")
-        return self._read(folder, self._config.model.dtype)
+        return self._read(folder, self._config.model.dtype, self._place)
 
     @functools.cached_property
     def _base(self) -> tuple[llama.LlamaConfig, Params]:
@@ -252,17 +260,14 @@ class Models:
         """Weights of the base."""
         return self._base[1]
 
-    @property
-    def expert_params(self) -> Iterator[tuple[str, Params]]:
-        """The weights of every expert, by the name of its task; adapters are merged one at a time."""
-        for task, expert in zip(self._config.task_names, self.experts, strict=True):
-            yield task, operators.apply_adapter(self.base, expert) if isinstance(expert, Adapter) else expert
+    def expert_params(self, task: str) -> Params:
+        """The weights of the expert of a task; an adapter is merged anew every time."""
+        expert = self.experts[self._config.task_names.index(task)]
+        return operators.apply_adapter(self.base, expert) if isinstance(expert, Adapter) else expert
 
-    def load_rivals(self) -> Iterator[tuple[str, Params]]:
-        """Weights of those rivals that have been trained."""
-        for name, folder in self.rivals.items():
-            if folder.exists():
-                yield name, self._load(name, folder)[1]
+    def load_rival(self, name: str) -> Params:
+        """The weights of a rival that has been trained, read anew every time."""
+        return self._load(name, self.rivals[name])[1]
 
     @functools.cached_property
     def tokenizer(self) -> chat.ChatTokenizer:
@@ -292,6 +297,11 @@ def tiny_llama(config: RunConfig, vocab_size: int) -> llama.LlamaConfig:
         initializer_range=tiny.initializer_range,
         tie_word_embeddings=True,
     )
+
+
+def _recipe(train: TrainConfig) -> dict[str, Any]:
+    """What a training depends on; a switch that is off is left out, so that older caches keep their names."""
+    return {key: value for key, value in to_dict(train).items() if value is not False}
 
 
 def _host_memory() -> int:

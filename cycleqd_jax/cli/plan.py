@@ -19,6 +19,7 @@ from cycleqd_jax.models.weights_file import read_json
 from cycleqd_jax.plan.compiled import replace_estimates
 from cycleqd_jax.plan.estimate import Mesh, estimate
 from cycleqd_jax.plan.layout import generation_seconds
+from cycleqd_jax.sharding import mesh_sizes
 from cycleqd_jax.types import InputError
 
 __all__ = ["plan_run"]
@@ -49,7 +50,7 @@ def plan_run(
     config: str,
     overrides: Sequence[str],
     *,
-    devices: int = 1,
+    devices: int | None = None,
     device: str = "h100-80gb",
     mesh: str | None = None,
     model_config: str | None = None,
@@ -63,9 +64,9 @@ def plan_run(
     Args:
         config: YAML file.
         overrides: of its keys.
-        devices: how many.
+        devices: how many; by default those of the config's mesh, or one.
         device: of which kind.
-        mesh: how they are arranged, ``population,fsdp,tensor``; chosen by default.
+        mesh: how they are arranged, ``population,fsdp,tensor``; by default as the config says or, if it does not, as is best.
         model_config: a ``config.json`` to take the model's shape from; that of the config's base by default.
         prompt: tokens of a prompt that times are estimated for; the most there can be by default.
         reply: tokens of a reply likewise.
@@ -76,17 +77,15 @@ def plan_run(
         InputError: for a bad config, model, mesh or number; or nothing to compile with.
     """
     run = load_config(config, overrides)
-    if devices < 1:
-        raise InputError(f"expected at least one device, got {devices}: correct --devices")
+    devices, arranged = _arranged(run, devices, mesh)
     kind = plan.this_machine(devices) if device == "cpu" else plan.DEVICES[device]
     own = _model(run, model_config)
     adapters, unseen = _adapters(run, own)
     work = dataclasses.replace(_workload(run, _evaluated(run, own), prompt, reply), adapters=adapters)
-    if mesh is None:
+    if arranged is None:
         shape, stages = plan.choose_mesh(work, devices, kind)
     else:
-        shape = _mesh(mesh, devices)
-        stages = estimate(work, shape, kind)
+        shape, stages = arranged, estimate(work, arranged, kind)
     programs = plan.compile_programs(work, shape, kind) if compiles else []
     estimated, stages = plan.peak(stages).total, replace_estimates(stages, programs)
     facts = {
@@ -105,13 +104,13 @@ def plan_run(
         "stages": [{**dataclasses.asdict(stage), "total": stage.total} for stage in stages],
         "fits": plan.fits(stages, kind),
         "usable": plan.USABLE * kind.memory,
-        "advice": plan.advice(work, devices, kind, plan.peak(stages).total / estimated, None if mesh is None else shape),
+        "advice": plan.advice(work, devices, kind, plan.peak(stages).total / estimated, arranged),
         "seconds_per_generation": generation_seconds(stages, work, shape),
         "generations": run.search.generations,
-        "notes": _notes(work, shape, unseen),
+        "notes": _notes(run, work, shape, unseen),
         "programs": [dataclasses.asdict(program) for program in programs],
     }
-    print(json.dumps(facts, indent=2, allow_nan=False) if as_json else _text(facts))
+    print(json.dumps(facts, indent=2, allow_nan=False) if as_json else _text(facts, asked=mesh is not None))
 
 
 def _leaves(model: LlamaConfig) -> list[Any]:
@@ -170,7 +169,7 @@ def _adapters(run: RunConfig, base: LlamaConfig) -> tuple[tuple[dict[str, int | 
     return tuple(found), unseen
 
 
-def _notes(work: plan.Workload, mesh: Mesh, unseen: Sequence[str]) -> list[str]:
+def _notes(run: RunConfig, work: plan.Workload, mesh: Mesh, unseen: Sequence[str]) -> list[str]:
     """What the figures do not say."""
     notes = []
     if unseen:
@@ -180,8 +179,12 @@ def _notes(work: plan.Workload, mesh: Mesh, unseen: Sequence[str]) -> list[str]:
             f"{mesh[0] - work.children} of {mesh[0]} groups of devices are idle: search.batch_size is {work.children}; "
             "make it larger, or the population axis smaller"
         )
-    if math.prod(mesh) > 1:
-        notes.append("cycleqd run uses one device so far (all for the basis): these are the programs spread over the mesh")
+    if run.engine.population > 1:
+        notes.append(f"individuals are counted one by one, though {run.engine.population} are decoded together")
+    axes = ("population", "fsdp", "tensor")
+    if mesh not in ((1, 1, 1), run.mesh.sizes) and -1 not in run.mesh.sizes:
+        keys = " ".join(f"mesh.{axis}={size}" for axis, size in zip(axes, mesh, strict=True))
+        notes.append(f"cycleqd run arranges devices like this with {keys}")
     return notes
 
 
@@ -232,17 +235,33 @@ def _replies(task: TaskConfig) -> int:
     return {"dbbench": rounds + 1, "os_interaction": rounds}.get(task.kind, 1)
 
 
-def _mesh(text: str, devices: int) -> Mesh:
+def _arranged(run: RunConfig, devices: int | None, mesh: str | None) -> tuple[int, Mesh | None]:
+    """How many devices there are, and their arrangement where the command or the config says it."""
+    if devices is not None and devices < 1:
+        raise InputError(f"expected at least one device, got {devices}: correct --devices")
+    if mesh is not None:
+        return _mesh(mesh, devices)
+    population, fsdp, tensor = run.mesh.sizes
+    if (population, fsdp, tensor) == (1, 1, 1):
+        return devices or 1, None
+    if devices is None:
+        devices = max(1, math.prod(size for size in run.mesh.sizes if size > 0))
+    sizes = mesh_sizes(devices, population=population, fsdp=fsdp, tensor=tensor)
+    return math.prod(sizes), sizes
+
+
+def _mesh(text: str, devices: int | None) -> tuple[int, Mesh]:
     try:
         population, fsdp, tensor = (int(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"expected --mesh population,fsdp,tensor such as 1,1,8, got {text!r}: give three numbers") from error
-    if min(population, fsdp, tensor) < 1 or population * fsdp * tensor != devices:
+    count = population * fsdp * tensor
+    if min(population, fsdp, tensor) < 1 or count != (count if devices is None else devices):
         raise InputError(f"expected --mesh of {devices} devices in all, got {text}: correct it or --devices")
-    return population, fsdp, tensor
+    return count, (population, fsdp, tensor)
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(facts: dict[str, Any], *, asked: bool) -> str:
     device, usable = facts["device"], facts["usable"]
     mesh = " × ".join(f"{name} {size}" for name, size in facts["mesh"].items())
     rank = "full rank" if facts["rank"] is None else f"rank {facts['rank']}"
@@ -291,7 +310,7 @@ def _text(facts: dict[str, Any]) -> str:
     if weights > usable and not rearranged:
         lines.append(f"  base, {facts['full_experts']} experts and a child are {_gb(weights)} already: only other devices help")
     lines += ["what would fit, each line alone:"] if facts["advice"] else ["no change that is known of here would fit"]
-    lines += [f"  {change}{' (or leave --mesh out)' if change in rearranged else ''}" for change in facts["advice"]]
+    lines += [f"  {change}{' (or leave --mesh out)' * (asked and change in rearranged)}" for change in facts["advice"]]
     return "\n".join(lines)
 
 

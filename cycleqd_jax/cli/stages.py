@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ from cycleqd_jax.cli.folder import (
     write_json,
     write_text,
 )
+from cycleqd_jax.cli.lanes import Group, device_groups
 from cycleqd_jax.cli.models import RECIPE, Lessons, Models
 from cycleqd_jax.cli.sandbox import open_sandbox
 from cycleqd_jax.config import RunConfig, TaskConfig
-from cycleqd_jax.engine import ChatGenerator, Engine
+from cycleqd_jax.engine import ChatGenerator
 from cycleqd_jax.models import chat, hf, llama
 from cycleqd_jax.models.checkpoint import load_tokenizer
 from cycleqd_jax.qd import CycleQD, CycleQDState, EliteSelector, UniformSelector, aggregate
 from cycleqd_jax.tasks import RecordTask, miniature, task_class
-from cycleqd_jax.types import InputError, Params, Progress, Split
+from cycleqd_jax.types import Adapter, Genome, InputError, Params, Progress, Split
 
 __all__ = ["Run"]
 
@@ -61,6 +63,7 @@ class Run:
         models: base and experts.
         sandbox: where replies are executed.
         tasks: the tasks, in order.
+        groups: of devices; children are spread over them, all else is done in the first.
     """
 
     def __init__(
@@ -94,13 +97,16 @@ class Run:
         with contextlib.ExitStack() as stack:
             if writes:
                 check_folder(config)
+            self.groups = device_groups(config, say)
             make_folder(Path(config.cache))
             self.sandbox = open_sandbox(config.sandbox)
             stack.callback(self.sandbox.close)
             self.tasks = [self._task(task) for task in config.tasks]
             for task in self.tasks:
                 stack.callback(task.close)
-            self.models = Models(config, {task.name: self._lessons(task) for task in config.tasks}, progress, say)
+            lessons = {task.name: self._lessons(task) for task in config.tasks}
+            place = None if self.groups[0].mesh.size == 1 else self.groups[0].weights
+            self.models = Models(config, lessons, progress, say, place)
             if config.model.experts is not None:
                 _ = self.models.experts  # weights that are no numbers are found before anything is written
             if writes:
@@ -178,33 +184,52 @@ class Run:
                 raise InputError(f"none of the gold solutions in {task.finetune or task.train} scores in the sandbox.")
             return found[: task.finetune_size]
 
-        rows = [row.fingerprint for row in source.rows["train"]]
-        return Lessons({"kind": task.kind, "size": task.finetune_size, "options": source.options(), "rows": digest(rows)}, load)
+        return Lessons({"kind": task.kind, "size": task.finetune_size, "lessons": source.fingerprint("train")}, load)
 
-    def evaluator_of(self, config: llama.LlamaConfig, tokenizer: chat.ChatTokenizer) -> search.Evaluator:
-        """An evaluator for models of one architecture and tokenizer."""
+    def evaluator_of(self, config: llama.LlamaConfig, tokenizer: chat.ChatTokenizer, group: Group) -> search.Evaluator:
+        """An evaluator for models of one architecture and tokenizer.
+
+        Args:
+            config: of the models.
+            tokenizer: of the models.
+            group: the devices where it works.
+        """
         options = self.config.engine
-        engine = Engine(
-            config,
-            slots=options.slots,
-            max_len=options.max_len,
-            stop_ids=tokenizer.stop_ids,
-            pad_id=tokenizer.pad_id,
-        )
+        engine = group.engine(config, tokenizer, slots=options.slots, max_len=options.max_len)
+
+        def load(params: Params, *, donate: bool) -> None:
+            engine.load(group.place(params, config), donate=donate)
+
         sizes: Any = {task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks}
-        lane = search.Lane(engine.load, ChatGenerator(engine, tokenizer))
-        return search.Evaluator([lane], self.tasks, sizes=sizes, workers=self.workers)
+        generator = ChatGenerator(engine, tokenizer)
+        return search.Evaluator(load, generator, self.tasks, unload=engine.unload, sizes=sizes, workers=self.workers)
 
     @functools.cached_property
     def evaluator(self) -> search.Evaluator:
-        """Plays all tasks with the models of this run."""
-        return self.evaluator_of(self.models.config, self.models.tokenizer)
+        """Plays all tasks with the models of this run, in the first group of devices."""
+        return self.evaluator_of(self.models.config, self.models.tokenizer, self.groups[0])
+
+    def _lane(self, group: Group) -> search.Lane:
+        """What judges children in a group of devices; what it takes is put there when the first of them comes."""
+
+        @functools.cache
+        def lane() -> search.Lane:
+            space, evaluator = self.space, self.evaluator
+            if group is not self.groups[0]:
+                space = group.place_space(self._space, self.models.config)
+                evaluator = self.evaluator_of(self.models.config, self.models.tokenizer, group)
+            together = self.config.engine.population
+            if together > 1 and isinstance(space, genome.ExpertSpace):
+                return search.OverOneBase(group.express(space.express_mixed), evaluator, together)
+            return search.OneByOne(group.express(space.express), evaluator)
+
+        return _Later(self.config.engine.population, lane)
 
     # Search
 
     @functools.cached_property
-    def space(self) -> genome.ExpertSpace | genome.DenseSpace:
-        """The genome space of the config."""
+    def _space(self) -> genome.ExpertSpace | genome.DenseSpace:
+        """The genome space of the config, with the weights where they were loaded and bases that may be the host's."""
         base, experts = self.models.base, self.models.experts
         options = self.config.genome
         strength = PAPER_W_MAX if options.strength is None else options.strength
@@ -213,7 +238,7 @@ class Run:
                 base, experts, mutation=options.mutation, strength=strength, rank=options.rank, method=options.method
             )
         w_max = 0.0 if options.mutation == "none" else strength
-        space = genome.ExpertSpace.from_experts(
+        return genome.ExpertSpace.from_experts(
             base,
             experts,
             rank=options.rank,
@@ -222,7 +247,16 @@ class Run:
             method=options.method,
             bases=self.basis.bases,
         )
-        return jax.device_put(space)  # bases may come from the host
+
+    @functools.cached_property
+    def space(self) -> genome.ExpertSpace | genome.DenseSpace:
+        """The genome space of the config, in the first group of devices."""
+        return self.groups[0].place_space(self._space, self.models.config)
+
+    def express(self, individual: Genome) -> Params:
+        """The weights of a genome, in the first group of devices."""
+        self.evaluator.unload()
+        return self.groups[0].express(self.space.express)(individual)
 
     @functools.cached_property
     def basis(self) -> Stored:
@@ -264,12 +298,13 @@ class Run:
     @functools.cached_property
     def final_state(self) -> CycleQDState:
         """State after the last generation; evolves to there from wherever the run folder stands."""
-        evaluator = self.evaluator  # and with it the models: nothing is written before they are there
+        _ = self.evaluator  # and with it the models: nothing is written before they are there
         names = self.config.task_names
         checkpoints = search.Checkpoints(
             self.folder / "checkpoints", every=self.config.checkpoint.every, keep=self.config.checkpoint.keep
         )
-        experts = [self.space.expert(k) for k in range(len(names))]
+        experts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(self.space.expert, range(len(names))))
+        self._check_population(experts)
         claim_folder(self.config)
         inputs: dict[str, Any] = {name: folder_digest(folder) for name, folder in self.models.folders.items()}
         for task in self.tasks:
@@ -280,8 +315,8 @@ class Run:
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher,
-                jax.tree.map(lambda *leaves: jnp.stack(leaves), *experts),
-                search.SideBySide(self.space.express, functools.partial(evaluator, donate=True), len(evaluator.lanes)),
+                experts,
+                search.SideBySide([self._lane(group) for group in self.groups]),
                 tasks=names,
                 key=jax.random.key(self.config.seed),
                 generations=self.config.search.generations,
@@ -291,6 +326,19 @@ class Run:
                 started=self._write_grid,
                 progress=self._progress,
             )
+
+    def _check_population(self, genomes: Genome) -> None:
+        """Refuses individuals over one base where experts do not share one."""
+        if self.config.engine.population == 1:
+            return
+        for name, expert in zip(self.config.task_names, self.models.experts, strict=True):
+            if not isinstance(expert, Adapter):
+                raise InputError(
+                    f"engine.population is {self.config.engine.population}, but the expert of task {name!r} is no LoRA "
+                    "adapter: individuals over one base need experts that all are. Set it to 1."
+                )
+        assert isinstance(self.space, genome.ExpertSpace)
+        jax.eval_shape(self.space.express_mixed, genomes)
 
     def _write_grid(self, state: CycleQDState) -> None:
         names = self.config.task_names
@@ -305,44 +353,42 @@ class Run:
 
     @functools.cached_property
     def merged(self) -> dict[str, Any]:
-        """The aggregated model: its ``params``, the ``elites`` it is made of, their weights ``beta``, and ``mixing``."""
+        """The aggregated model: its ``genome``, the ``elites`` it is made of, their weights ``beta``, and ``mixing``."""
         aggregated, beta, ids = aggregate(self.final_state.archives)
         mixing = aggregated.mixing.tolist() if isinstance(aggregated, genome.ExpertGenome) else None
-        return {
-            "params": self.space.express(aggregated),
-            "elites": ids.tolist(),
-            "beta": beta.tolist(),
-            "mixing": mixing,
-        }
+        return {"genome": aggregated, "elites": ids.tolist(), "beta": beta.tolist(), "mixing": mixing}
 
     @functools.cached_property
     def best_elite(self) -> dict[str, Any]:
-        """The elite of best average on the train half, whichever archive it is in: its ``id`` and ``params``."""
+        """The elite of best average on the train half, whichever archive it is in: its ``id`` and ``genome``."""
         elite, _, identity = self.final_state.archives.best_on_average()
-        return {"id": int(identity), "params": self.space.express(elite)}
+        return {"id": int(identity), "genome": elite}
 
     # Results
 
-    def contestants(self) -> Iterator[tuple[str, Params]]:
-        """The rows of the results table."""
-        base = self.models.base
-        yield "base", base
-        for task, params in self.models.expert_params:
-            yield f"expert/{task}", params
-        yield from self.models.load_rivals()
-        experts = [self.space.expert(k) for k in range(self.space.num_experts)]
-        yield "uniform_merge", self.space.express(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
-        yield "cycleqd_best_elite", self.best_elite["params"]
-        yield "cycleqd", self.merged["params"]
+    def contestants(self) -> dict[str, tuple[Callable[[], Params], bool]]:
+        """The rows of the results table: what makes the weights, and whether they are made for nobody else."""
+        models, names = self.models, self.config.task_names
+        found: dict[str, tuple[Callable[[], Params], bool]] = {"base": (lambda: models.base, False)}
+        for name in names:
+            found[f"expert/{name}"] = functools.partial(models.expert_params, name), False
+        for name, folder in models.rivals.items():
+            if folder.exists():
+                found[name] = functools.partial(models.load_rival, name), True
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *map(self.space.expert, range(len(names))))
+        found["uniform_merge"] = functools.partial(self.express, mean), True
+        found["cycleqd_best_elite"] = functools.partial(self.express, self.best_elite["genome"]), True
+        found["cycleqd"] = functools.partial(self.express, self.merged["genome"]), True
+        return found
 
     def evaluate(self) -> dict[str, Any]:
         """Scores every row on both halves; writes ``tables/results.json`` and ``transcripts/``."""
-        rows = list(self.contestants())
+        contestants = self.contestants()
         methods: dict[str, dict[str, Any]] = {}
-        for done, (name, params) in enumerate(rows):
-            self._progress("measure", done, len(rows), {})
-            methods[name] = {split: self._score(name, params, split) for split in SPLITS}
-        self._progress("measure", len(rows), len(rows), {})
+        for done, (name, (make, own)) in enumerate(contestants.items()):
+            self._progress("measure", done, len(contestants), {})
+            methods[name] = {split: self._score(name, make, own, split) for split in SPLITS}
+        self._progress("measure", len(contestants), len(contestants), {})
         results = {
             "methods": methods,
             "tasks": list(self.config.task_names),
@@ -354,8 +400,9 @@ class Run:
         write_json(self.folder / "tables" / "results.json", results)
         return results
 
-    def _score(self, method: str, params: Params, split: Split) -> dict[str, float | None]:
-        evaluation = self.evaluator(params, split)
+    def _score(self, method: str, make: Callable[[], Params], own: bool, split: Split) -> dict[str, float | None]:
+        self.evaluator.unload()  # made anew for every half, so that there need never be room for two
+        evaluation = self.evaluator(make(), split, donate=own)
         if evaluation.scores is None:
             self._say(f"{method} can't be evaluated: {evaluation.error}")
             return dict.fromkeys((*self.config.task_names, "average"))
@@ -378,8 +425,9 @@ class Run:
 
     def evaluate_folder(self, folder: str | Path) -> Iterator[tuple[Split, str]]:
         """Scores any model on both halves; yields how it did, as text."""
-        config, params = hf.load(folder)
-        evaluator = self.evaluator_of(config, load_tokenizer(folder))
+        group = self.groups[0]
+        config, params = hf.load(folder, shardings=None if group.mesh.size == 1 else group.weights)
+        evaluator = self.evaluator_of(config, load_tokenizer(folder), group)
         for split in SPLITS:
             evaluation = evaluator(params, split)
             scores = evaluation.scores
@@ -397,12 +445,24 @@ class Run:
         """Writes the aggregated model as a Hugging Face folder, ``model/``."""
         card = model_card(self.config, self.models.folders, self.merged, self.results(), self._command)
         target = self.folder / "model"
-        hf.save(target, self.models.config, self.merged["params"], tokenizer=self.models.tokenizer, card=card)
+        params = self.express(self.merged["genome"])
+        hf.save(target, self.models.config, params, tokenizer=self.models.tokenizer, card=card)
         return target
 
     def report(self) -> list[Path]:
         """Draws figures, tables and the page from the run folder."""
         return report.write_report(self.folder)
+
+
+class _Later:
+    """A lane that is made when the first genome comes."""
+
+    def __init__(self, size: int, make: Callable[[], search.Lane]) -> None:
+        self.size = size
+        self._make = make
+
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[search.Record]:
+        return self._make()(genomes, stop)
 
 
 def _class_of(task: TaskConfig) -> type[RecordTask[Any]]:

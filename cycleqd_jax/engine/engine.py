@@ -247,13 +247,17 @@ class Engine:
                     f"expected {_describe(expected.get(path))} for the weight {path!r}, got {_describe(got.get(path))}: load "
                     "weights of the engine's own config"
                 )
-        self._forget()
-        self._params = None  # the old ones may go before the new ones are taken apart
+        self.unload()  # the old ones may go before the new ones are taken apart
         self._params = llama.unstack(params, donate=donate)
         self._individuals = llama.num_individuals(params)
         if self._individuals is not None:
             self._shared = None  # what prompts begin with is another thing for every individual
         self.statistics.loads += 1
+
+    def unload(self) -> None:
+        """Lets go of the weights, and of all requests: there is room to make others."""
+        self._forget()
+        self._params = None
 
     def _reset(self) -> None:
         """Back to the beginning: a cache of the same size with nothing in it, no request."""

@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from cycleqd_jax.genome.experts import sort_leaves
 from cycleqd_jax.operators.adapter import dense_update
@@ -25,6 +26,7 @@ __all__ = [
     "basis_of",
     "change_at",
     "changes_of",
+    "default_factor_dtype",
     "dense_bases",
     "low_rank_bases",
     "matrix_leaves",
@@ -39,8 +41,8 @@ class Basis(NamedTuple):
 
     Attributes:
         u: ``[*stack, m, K, r]``: seen as ``[m, K r]`` it is the left side of a product.
-        s: ``[K, *stack, r]``, as coefficients are kept.
-        vt: ``[*stack, K, r, n]``: seen as ``[K r, n]`` its right side.
+        s: ``[K, *stack, r]``, float32, as coefficients are kept.
+        vt: ``[*stack, K, r, n]``: seen as ``[K r, n]`` its right side, in the dtype of u.
     """
 
     u: Float[Array, "*stack m k r"]
@@ -55,6 +57,11 @@ class Basis(NamedTuple):
         """Some of the r directions of every expert."""
         return Basis(self.u[..., some], self.s[..., some], self.vt[..., some, :])
 
+    def astype(self, dtype: DTypeLike) -> Basis:
+        """The directions u and vt rounded to a dtype; s stays float32."""
+        dtype = jnp.dtype(dtype)
+        return self if self.u.dtype == dtype else Basis(self.u.astype(dtype), self.s, self.vt.astype(dtype))
+
 
 class Sketch(NamedTuple):
     """Few numbers that tell a task vector from another, of every matrix of a leaf, in float64.
@@ -67,6 +74,11 @@ class Sketch(NamedTuple):
 
     energies: Float[np.ndarray, "k ..."]
     projections: Float[np.ndarray, "k ... pairs"]
+
+
+def default_factor_dtype(weights: DTypeLike) -> np.dtype:
+    """Of the directions that mutation acts on: bfloat16 where the weights of the model are, float32 elsewhere."""
+    return jnp.dtype(jnp.bfloat16 if jnp.dtype(weights) == jnp.bfloat16 else jnp.float32)
 
 
 def basis_of(factors: Sequence[Factors]) -> Basis:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -29,7 +29,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cycleqd_jax.genome.basis import Basis, change_at, changes_of, dense_bases, low_rank_bases
+from cycleqd_jax.genome.basis import Basis, change_at, changes_of, default_factor_dtype, dense_bases, low_rank_bases
 from cycleqd_jax.genome.experts import check_expert, check_experts, sort_leaves
 from cycleqd_jax.genome.express import Parts, express_leaves
 from cycleqd_jax.operators import crossover, mutation
@@ -75,7 +75,8 @@ class ExpertSpace(flax.struct.PyTreeNode):
             given, not copies.
         updates: τ_1 … τ_K, float32, of every leaf that some adapter changes as a whole (None for an expert that does not).
         bases: the singular directions that mutation acts on, of every matrix leaf that experts change. Of a leaf that has
-            neither experts nor updates they are the experts' changes themselves.
+            neither experts nor updates they are the experts' changes themselves, in float32; of others see ``factor_dtype`` of
+            :meth:`from_experts`.
         remainders: of such a leaf, the directions that mutation leaves alone: those beyond the rank, or all where the predicate
             says so.
         num_experts: number K of experts.
@@ -106,6 +107,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         densify: bool = False,
         method: Method = "svd",
         bases: Mapping[str, Basis] | None = None,
+        factor_dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> ExpertSpace:
         """The space spanned by fine-tuned experts that share a base.
 
@@ -120,26 +122,38 @@ class ExpertSpace(flax.struct.PyTreeNode):
             densify: multiply low-rank updates out where another expert changes the whole leaf, as every expert does that is
                 given by its weights. They are refused otherwise.
             method: how leaves that experts change as a whole are decomposed: see :func:`~cycleqd_jax.operators.svd.factorize`.
-            bases: of those leaves, when they have been decomposed before.
+            bases: of those leaves, float32, when they have been decomposed before.
+            factor_dtype: of the directions U and V of those leaves, by which mutation multiplies. By default bfloat16 where the
+                weights are, which halves their memory and the time of :meth:`express`, and float32 elsewhere. Products are
+                summed in float32 all the same, and singular values and coefficients are float32; crossover is not concerned.
+                With bfloat16 directions what mutation adds has an error of 0.3 % of its own norm. Rounding weights to bfloat16
+                is one of 0.17 % of theirs: a mutation of a fifth of the weights' norm makes the sum of both errors 5 % larger
+                than that of rounding alone, one of a twentieth 0.4 %.
 
         Raises:
             InputError: see :func:`~cycleqd_jax.genome.experts.check_experts` and
-                :func:`~cycleqd_jax.genome.experts.sort_leaves`; also for a negative ``w_max``, a ``rank`` below one, or bases
-                that are not those of these leaves.
+                :func:`~cycleqd_jax.genome.experts.sort_leaves`; also for a negative ``w_max``, a ``rank`` below one, a
+                ``factor_dtype`` that is neither float32 nor bfloat16, or bases that are not those of these leaves.
         """
         if not 0 <= w_max < math.inf:
             raise InputError(f"w_max must be zero or positive, but is {w_max}.")
         if rank is not None and (not isinstance(rank, int) or rank < 1):
             raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
+        if factor_dtype not in (None, "float32", "bfloat16"):
+            raise InputError(
+                f"factor_dtype must be float32 or bfloat16, or null for either by the weights, but is {factor_dtype}."
+            )
         check_experts(base, experts)
         dense, low_rank = sort_leaves(base, experts, densify)
         leaves = dict(tree_paths(base))
         chosen = {path for path in (*dense, *low_rank) if predicate(path, _shape(leaves[path]))}
         wanted = [path for path in dense if path in chosen]
-        if bases is None:
-            bases = {path: basis for path, basis, _ in dense_bases(base, experts, wanted, rank, method)}
-        else:
+        if bases is not None:
             _check_bases(bases, base, experts, wanted, rank)
+            decomposed = iter(bases.items())
+        else:
+            decomposed = ((path, basis) for path, basis, _ in dense_bases(base, experts, wanted, rank, method))
+        found = {path: basis.astype(factor_dtype or default_factor_dtype(leaves[path].dtype)) for path, basis in decomposed}
 
         weights = [None if isinstance(expert, Adapter) else dict(tree_paths(expert)) for expert in experts]
         given: dict[str, tuple[Array, ...]] = {}
@@ -152,7 +166,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
                     None if change is None else change_at(leaves[path], change, (), whole)
                     for change, whole in changes_of(path, experts)
                 )
-        found, remainders = dict(bases), {}
+        remainders: dict[str, Basis] = {}
         for path, whole in low_rank_bases(base, experts, low_rank):
             full = whole.s.shape[-1]
             kept = 0 if path not in chosen else full if rank is None else min(rank, full)

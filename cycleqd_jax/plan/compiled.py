@@ -27,7 +27,7 @@ from cycleqd_jax.engine import Engine
 from cycleqd_jax.engine.cache import Rows
 from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
 from cycleqd_jax.genome import ExpertSpace
-from cycleqd_jax.genome.basis import Basis
+from cycleqd_jax.genome.basis import Basis, default_factor_dtype
 from cycleqd_jax.genome.expert_space import ExpertGenome
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import decompose, is_matrix
@@ -243,8 +243,8 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
     specs = shardings(mesh, shapes, llama.logical_axes(work.model))
     leaves = dict(tree_paths(shapes))
 
-    def numbers(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    def numbers(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
 
     held = {path: changes(work, path) for path in leaves}
     bases, remainders = {}, {}
@@ -256,7 +256,8 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
             for into, rank in ((bases, kept), (remainders, 0 if held[path].dense else most - kept)):
                 if rank:
                     u, s, vt = (*stack, m, work.experts, rank), (work.experts, *stack, rank), (*stack, work.experts, rank, n)
-                    into[path] = Basis(numbers(*u), numbers(*s), numbers(*vt))
+                    dtype = default_factor_dtype(leaf.dtype) if held[path].dense else jnp.float32
+                    into[path] = Basis(numbers(*u, dtype=dtype), numbers(*s), numbers(*vt, dtype=dtype))
     updates = {
         path: tuple(numbers(*leaf.shape) if given else None for given in held[path].updates)
         for path, leaf in leaves.items()
@@ -345,7 +346,7 @@ def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> l
         if stage.name == "basis":  # beside the weights, which are no arguments of it
             device["arguments"] = most.arguments
         elif stage.name == "express":  # all but the archives and what the engine holds
-            others = ("archives", "last child", "KV cache", "shared columns")
+            others = ("archives", "KV cache", "shared columns", "one stack")
             device = {name: device[name] for name in others} | {"arguments": most.arguments}
         device["outputs"] = most.outputs - most.aliased
         device["temporaries"] = most.temporaries

@@ -3,16 +3,17 @@
 The formulas, all per device; a sum over leaves takes the part of each that the mesh gives the device:
 
 - weights W = Σ size · itemsize. An expert space holds the base and K experts, (K + 1) W, and one more W for the child.
-- bases = Σ over stacks of matrices [m, n] of 4 · K r (m + n + 1), in float32, r = min(rank, m, n). u has the rows' part, vt the
-  columns': of a matrix that is split along one side only, the other factor is whole on every device.
+- bases = Σ over stacks of matrices [m, n] of K r (f (m + n) + 4), r = min(rank, m, n). f is 4 bytes, or 2 where the weights are
+  bfloat16; on disk, and of low-rank updates, 4. u has the rows' part, vt the columns': of a matrix that is split along one side
+  only, the other factor is whole on every device.
 - LoRA adapters: no W of their own. Of a leaf that they alone change, r is the largest of their ranks, whatever is kept of it
   for mutation, and nothing is decomposed or stored. Of one that another expert changes as a whole, every τ is held, 4 · size.
 - genome = Σ 4 · K r + 4 K; an archive of C cells C genomes.
-- express: 2 · m n · K r FLOPs in float32; reads base, experts and factors once, writes the child. Its temporaries are those of
-  one matrix (or block of one), on a CPU those of one matrix of every stack, which are made at the same time: the product in
-  float32, and a copy of what is cut out of the stacks of factors.
-- the engine keeps its KV cache from child to child, and the last child's weights until the next child's are there. When it
-  takes a new child apart into layers, one stack of matrices is there twice, and the last child gone: less than express needs.
+- express: 2 · m n · K r FLOPs of operands of f bytes; reads base, experts and factors once, writes the child. It holds c ⊙ s,
+  and for one matrix (or block of one), on a CPU one of every stack, which are made at the same time: the product in float32,
+  and a copy of what is cut out of the stacks of factors.
+- the engine keeps its KV cache from child to child; the last child's weights go before the next child's are made. When it
+  takes a child apart into layers, one stack of matrices is there twice.
 - KV cache of N columns: 2 · layers · N · kv_heads · head_dim · itemsize. On a GPU each slot has a chunk more than its longest
   conversation, on a CPU as many pages of a chunk as that needs. Columns that prompts share are beside them: four chunks here.
 - prefill goes by R rows of a chunk of T tokens: 2 FLOPs for each weight and token, 4 · heads · head_dim · N for each token's
@@ -48,6 +49,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from cycleqd_jax.engine.cache import BLOCK, attention_for
+from cycleqd_jax.genome.basis import default_factor_dtype
 from cycleqd_jax.genome.express import block_shape
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import is_matrix
@@ -226,6 +228,7 @@ class _Leaf(NamedTuple):
     split: int  # devices over which the rows, the axis that products sum over, are split
     matrix: bool
     directions: int  # K r with those that mutation leaves alone
+    factor: int  # bytes of each number of u and vt
     changes: Changes
 
     @property
@@ -258,7 +261,8 @@ def _leaves(work: Workload, mesh: Mesh) -> list[_Leaf]:
         kept = most if work.rank is None else min(work.rank, most)
         whole = kept if change.dense else most
         width, directions = (work.experts * kept, work.experts * whole) if matrix else (0, 0)
-        found.append(_Leaf(path, math.prod(stack), m, n, rows, columns, width, m // rows, matrix, directions, change))
+        factor = default_factor_dtype(work.model.dtype).itemsize if change.dense else 4
+        found.append(_Leaf(path, math.prod(stack), m, n, rows, columns, width, m // rows, matrix, directions, factor, change))
     return found
 
 
@@ -286,7 +290,7 @@ class _Model:
 
     @property
     def bases(self) -> int:
-        return sum(4 * leaf.stack * leaf.directions * (leaf.rows + leaf.columns + 1) for leaf in self.leaves)
+        return sum(leaf.stack * leaf.directions * (leaf.factor * (leaf.rows + leaf.columns) + 4) for leaf in self.leaves)
 
     @property
     def updates(self) -> int:
@@ -327,14 +331,21 @@ class _Model:
         def of(leaf: _Leaf) -> int:
             stacked = "/" in leaf.path
             rows, columns = (leaf.rows, leaf.columns) if stacked else block_shape(leaf.rows, leaf.columns, leaf.directions)
-            # a factor is copied where it is cut out of a stack, and the smaller one, as diag(c ⊙ s) is multiplied into it
-            u = stacked or rows < leaf.rows or rows <= columns
-            vt = stacked or columns < leaf.columns or rows > columns
-            return 4 * (rows * columns + u * rows * leaf.directions + vt * leaf.directions * columns)
+            # a factor is copied where it is cut out of a stack, and the one that diag(c ⊙ s) is multiplied into
+            scales_u = leaf.factor == 2 or rows <= columns
+            u = stacked or rows < leaf.rows or scales_u
+            vt = stacked or columns < leaf.columns or not scales_u
+            return 4 * rows * columns + leaf.factor * leaf.directions * (u * rows + vt * columns)
 
         stacked = [of(leaf) for leaf in self.leaves if leaf.directions and "/" in leaf.path]
         others = [of(leaf) for leaf in self.leaves if leaf.directions and "/" not in leaf.path]
-        return max([sum(stacked) if self.platform == "cpu" else max(stacked, default=0), *others])
+        scales = sum(4 * leaf.stack * leaf.directions for leaf in self.leaves if "/" in leaf.path)  # c ⊙ s, matrix by matrix
+        return scales + max([sum(stacked) if self.platform == "cpu" else max(stacked, default=0), *others])
+
+    @property
+    def one_stack(self) -> int:
+        """Of the child, while the engine takes it apart."""
+        return max(leaf.local for leaf in self.leaves if "/" in leaf.path) * self.itemsize
 
     @property
     def kv_cache(self) -> float:
@@ -407,8 +418,8 @@ class _Model:
         def of(leaf: _Leaf) -> float:
             flops = 2 * leaf.local * leaf.directions
             moved = leaf.local * (self.itemsize * (leaf.changes.experts + 2) + 4 * sum(leaf.changes.updates))
-            moved += 4 * leaf.stack * leaf.directions * (leaf.rows + leaf.columns)
-            return max(flops / device.single, moved / device.bandwidth)
+            moved += leaf.factor * leaf.stack * leaf.directions * (leaf.rows + leaf.columns)
+            return max(flops / (device.half if leaf.factor == 2 else device.single), moved / device.bandwidth)
 
         return sum(map(of, self.leaves))
 
@@ -482,7 +493,7 @@ def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
     space = {**experts, "updates": float(model.updates), "bases": float(model.bases), "archives": float(model.archives)}
     cache = {"KV cache": model.kv_cache, "shared columns": model.cache(1, model.sizes.shared)}
     child = {**space, "child": float(model.weights), **cache}
-    express = {**child, "last child": float(model.weights), "temporaries": float(model.express_temporaries)}
+    express = {**child, "one stack": float(model.one_stack), "temporaries": float(model.express_temporaries)}
     stages = [
         Stage("load", experts, stacked + model.adapters, files, files / device.disk),
         # the host gathers the bases from all devices, and writes them

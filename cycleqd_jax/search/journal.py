@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cycleqd_jax.types import InputError
 
@@ -17,8 +17,13 @@ FIELDS = {"id", "generation", "expert", "active", "parents", "omega", "key", "sc
 """What every line has."""
 
 
+class _Line(NamedTuple):
+    record: dict[str, Any]
+    end: int  # where the line ends in the file
+
+
 class Journal:
-    """``history.jsonl``, append-only.
+    """``history.jsonl``, to which lines are appended.
 
     A line that a crash cut short is dropped when the journal is opened: its individual is evaluated again.
     """
@@ -31,23 +36,25 @@ class Journal:
             InputError: when a line other than the last is not JSON.
         """  # noqa: D205
         self.path = Path(path)
-        self._records: dict[int, dict[str, Any]] = {}
+        self._lines: dict[int, _Line] = {}  # in the order of the file
         if not self.path.exists():
             return
         data = self.path.read_bytes()
         lines = data.split(b"\n")
         torn = lines.pop()  # what follows the last newline: nothing, or a line cut short
+        end = 0
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
                 missing = FIELDS - record.keys()
                 if (
                     missing
-                    or record["id"] in self._records
+                    or record["id"] in self._lines
                     or not (record["scores"] is None or isinstance(record["scores"], dict))
                 ):
                     raise ValueError(missing)
-                self._records[record["id"]] = record
+                end += len(line) + 1
+                self._lines[record["id"]] = _Line(record, end)
             except (ValueError, AttributeError, TypeError) as error:
                 raise InputError(
                     f"the journal {self.path}, line {number}, is no record of one more individual: restore it."
@@ -58,20 +65,39 @@ class Journal:
 
     def __len__(self) -> int:
         """Number of individuals."""
-        return len(self._records)
+        return len(self._lines)
 
     def get(self, identity: int) -> dict[str, Any] | None:
         """The record of an individual, or None."""
-        return self._records.get(identity)
+        line = self._lines.get(identity)
+        return None if line is None else line.record
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes one record; it is on disk when this returns."""
+        """Writes one record; it is on disk when this returns. Whatever interrupts it, the next one can be written."""
         line = json.dumps(record, allow_nan=False, separators=(",", ":"))
+        written = next(reversed(self._lines.values())).end if self._lines else 0
         with self.path.open("ab") as file:
+            file.truncate(written)  # what an interrupted write has left
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._records[record["id"]] = json.loads(line)
+        self._lines[record["id"]] = _Line(json.loads(line), written + len(line.encode()) + 1)
+
+    def sort(self) -> None:
+        """Brings the lines into the order of their ids, where an interrupted generation left others; whole or not at all."""
+        if list(self._lines) == sorted(self._lines):
+            return
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        found, end = {}, 0
+        with temporary.open("wb") as file:
+            for identity in sorted(self._lines):
+                record = self._lines[identity].record
+                end += file.write(json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+                found[identity] = _Line(record, end)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._lines = found
 
     def scores(self, identity: int, tasks: Sequence[str]) -> list[float]:
         """The scores of an individual in the order of ``tasks``; NaN if it was quarantined.
@@ -79,7 +105,7 @@ class Journal:
         Raises:
             InputError: when they are of other tasks.
         """
-        scores = self._records[identity]["scores"]
+        scores = self._lines[identity].record["scores"]
         if scores is None:
             return [float("nan")] * len(tasks)
         if scores.keys() != set(tasks):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax.search.checkpoint import Checkpoints
-from cycleqd_jax.search.evaluate import Judge
 from cycleqd_jax.search.journal import Journal
+from cycleqd_jax.search.judge import Judge, Record
 from cycleqd_jax.types import Genome, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
 __all__ = ["evolve"]
@@ -47,9 +47,10 @@ def evolve(
 ) -> Any:
     """Runs a search to its end, from wherever its journal and checkpoints say it is.
 
-    Every individual is written to the journal as soon as it is scored. After a crash the newest checkpoint is read, and what
-    the journal has beyond it is told again without being evaluated: a run that was killed at any instant and resumed ends
-    bit-identical to one that never was.
+    Every individual is written to the journal as soon as it and those before it are scored; when the search is interrupted,
+    what was scored out of turn is written too. After a crash the newest checkpoint is read, and what the journal has beyond it
+    is told again without being evaluated: a run that was killed at any instant and resumed ends bit-identical to one that
+    never was.
 
     Args:
         searcher: which search.
@@ -62,7 +63,7 @@ def evolve(
         journal: of the run.
         checkpoints: of the run, if wanted.
         started: told the searcher's first state, once the experts are in.
-        progress: told after every individual.
+        progress: told after every individual, in any thread of the judge's.
 
     Returns:
         The searcher's last state.
@@ -99,10 +100,13 @@ def evolve(
                 f"the journal {journal.path} has individual {k} as expert {record['expert']!r}, this run as {name!r}: the "
                 "folder belongs to another config."
             )
-    for k in _judged(judge, experts, heads, journal):
+
+    def check(k: int) -> None:
         if math.isnan(journal.scores(k, tasks)[0]):
             raise InputError(f"expert {heads[k]['expert']!r} can't be evaluated: {journal.get(k)['error']}")  # type: ignore[index]
         report(k)
+
+    _judge(judge, experts, heads, journal, check)
     state = searcher.init(experts, np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32))
 
     started(state)
@@ -119,8 +123,7 @@ def evolve(
             record = journal.get(head["id"])
             if record is not None:
                 _check_lineage(record, head, journal)
-        for identity in _judged(judge, genomes, heads, journal):
-            report(identity)
+        _judge(judge, genomes, heads, journal, report)
         scores = [journal.scores(head["id"], tasks) for head in heads]
         state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage)
         if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or t + 1 == generations):
@@ -128,21 +131,41 @@ def evolve(
     return state
 
 
-def _judged(judge: Judge, genomes: Genome, heads: Sequence[dict[str, Any]], journal: Journal) -> Iterator[int]:
-    """Ids of the individuals, each once it is in the journal; judges those that are not.
+def _judge(
+    judge: Judge, genomes: Genome, heads: Sequence[dict[str, Any]], journal: Journal, report: Callable[[int], None]
+) -> None:
+    """Judges the individuals that are not in the journal and writes them there; reports the ids of all, in order.
 
     Groups are the same whatever the journal has: what is judged together may differ in its last bits from what is judged apart.
     """
-    for start in range(0, len(heads), judge.size):
-        group = range(start, min(start + judge.size, len(heads)))
-        known = [journal.get(heads[j]["id"]) is not None for j in group]
-        if all(known):
-            yield from (heads[j]["id"] for j in group)
-            continue
-        for j, record in zip(group, judge([_row(genomes, j) for j in group]), strict=True):
-            if journal.get(heads[j]["id"]) is None:
-                journal.append({**heads[j], **record})
-            yield heads[j]["id"]
+    groups = [range(start, min(start + judge.size, len(heads))) for start in range(0, len(heads), judge.size)]
+    groups = [group for group in groups if any(journal.get(heads[j]["id"]) is None for j in group)]
+    records: dict[int, Record] = {}
+    reported = 0
+
+    def write(j: int) -> None:
+        if journal.get(heads[j]["id"]) is None:
+            journal.append({**heads[j], **records[j]})
+
+    def advance() -> None:
+        nonlocal reported
+        while reported < len(heads) and (reported in records or journal.get(heads[reported]["id"]) is not None):
+            write(reported)
+            report(heads[reported]["id"])
+            reported += 1
+
+    def found(i: int, of_group: list[Record]) -> None:
+        records.update(zip(groups[i], of_group, strict=True))
+        advance()
+
+    try:
+        advance()
+        judge([[_row(genomes, j) for j in group] for group in groups], found)
+    except BaseException:
+        for j in sorted(records):
+            write(j)
+        raise
+    journal.sort()
 
 
 def _heads(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ R = TypeVar("R")
 Solution = Generator[str, str, None]
 """A scripted player: yields replies, is sent what each led to, and returns where it gives up."""
 
-# Part of every fingerprint: to be raised with each change of prompts, parsing or verdicts.
-_VERSION = 3
+# Part of every fingerprint: to be raised with each change of prompts, parsing, verdicts or demonstrations.
+_VERSION = 4
 
 
 class RecordTask(abc.ABC, Generic[R]):
@@ -135,8 +135,12 @@ class RecordTask(abc.ABC, Generic[R]):
         """Frees what the task holds beside its episodes; safe to call twice."""
 
     def episodes(self, split: Split) -> Sequence[Episode]:
-        """A fresh episode per problem of the split, in file order."""
+        """A fresh episode per problem of the split, in the order of ``rows``."""
         return [self._episode(row, record) for row, record in self._of(split)]
+
+    def fingerprint(self, split: Split) -> str:
+        """A digest of the records of the split and of all that decides about their conversations and verdicts."""
+        return digest([self._fingerprint(), [row.fingerprint for row in self.rows[split]]])
 
     def demonstrations(self, split: Split) -> list[list[Message]]:
         """Solved conversations of the split: gold solutions replayed through the episodes, so that observations are real.
@@ -147,8 +151,7 @@ class RecordTask(abc.ABC, Generic[R]):
         Raises:
             InfraError: where the sandbox is broken.
         """
-        fingerprint = digest([self._fingerprint(), [row.fingerprint for row in self.rows[split]]])
-        file = None if self._cache is None else self._cache / f"{self.name}-{split}-{fingerprint[:16]}.json"
+        file = None if self._cache is None else self._cache / f"{self.name}-{split}-{self.fingerprint(split)[:16]}.json"
         if file is not None and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         with ThreadPoolExecutor(self._workers) as pool:

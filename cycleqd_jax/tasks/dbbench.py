@@ -223,6 +223,11 @@ class DbBench(RecordTask[DbRecord]):
             yield _query_and_answer(record.query, record.labels)
         yield _answer(record.labels)
 
+    def _demonstrate(self, record: DbRecord) -> list[Message] | None:
+        lesson = super()._demonstrate(record) or []
+        # An answer from nowhere would teach to guess.
+        return lesson if any(m["role"] == "assistant" and operates(m["content"]) for m in lesson) else None
+
     def stubs(self, record: DbRecord) -> Iterable[Solution]:
         """Nothing said, nothing done, and a look at the table without an answer."""
         yield fixed("")

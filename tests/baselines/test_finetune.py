@@ -1,5 +1,7 @@
 """Training: against a plain optax loop, reproducible to the bit, and refusing what it can't learn from."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,23 @@ def test_reproducible_to_the_bit(params, examples):
 def test_dispatches_do_not_matter(params, examples):
     runs = [finetune(params, CONFIG, examples, TrainOptions(6, 8, 1e-2, steps_per_dispatch=size))[0] for size in (1, 4, 6)]
     jax.tree.map(lambda *leaves: [np.testing.assert_allclose(leaf, leaves[0], atol=1e-5) for leaf in leaves], *runs)
+
+
+def test_groups_of_like_length(params, examples, monkeypatch):
+    """Every conversation as often as without groups, with less padding between them."""
+    module = sys.modules[finetune.__module__]
+    shapes, train = [], module._train
+    monkeypatch.setattr(
+        module, "_train", lambda p, s, tokens, *rest, **more: shapes.append(tokens.shape) or train(p, s, tokens, *rest, **more)
+    )
+    options = TrainOptions(steps=16, batch_size=8, learning_rate=1e-2, group_by_length=True)
+    long = [([*ids, *[1] * 40], [*mask, *[1] * 40]) if len(ids) > 20 else (ids, mask) for ids, mask in examples]
+    new, metrics = finetune(params, CONFIG, long, options, seed=1)
+    assert len(shapes) == 16
+    assert {shape[:2] for shape in shapes} == {(1, 8)}
+    assert sorted({shape[2] for shape in shapes}) == [32, 64]
+    assert metrics.tokens == sum(len(ids) for ids, _ in long) * 2  # 128 draws are two permutations of 64
+    assert _same(new, finetune(params, CONFIG, long, options, seed=1)[0])
 
 
 def test_learning_rates():

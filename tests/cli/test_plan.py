@@ -74,7 +74,10 @@ def test_memory_of_llama_3_8b():
     assert stages["express"].device["experts"] == 3 * 16_060_522_496
     rows_and_columns = 32 * (2 * 8192 + 2 * 5120 + 3 * 18432) + 2 * (128256 + 4096)
     count = 32 * 7 + 2
-    assert stages["express"].device["bases"] == 4 * 3 * 256 * (rows_and_columns + count)
+    assert stages["express"].device["bases"] == 3 * 256 * (2 * rows_and_columns + 4 * count)  # factors are bfloat16
+    assert stages["basis"].disk == 4 * 3 * 256 * (rows_and_columns + count)
+    single = by_name(estimate(workload(LLAMA_8B.replace(dtype="float32"), rank=256), (1, 1, 1), H100))
+    assert single["express"].device["bases"] == 4 * 3 * 256 * (rows_and_columns + count)
     assert stages["express"].device["archives"] == 675 * 4 * (3 * 256 * count + 3)
     assert stages["load"].disk == 4 * 16_060_522_496
     full = by_name(estimate(workload(LLAMA_8B, rank=None), (1, 1, 1), H100))
@@ -82,12 +85,16 @@ def test_memory_of_llama_3_8b():
 
 
 def test_times_are_those_of_the_limits():
-    """Rank 256 makes 2 m n K r FLOPs of every matrix, more than a Hopper does while it reads the weights."""
+    """Full rank makes 2 m n K r FLOPs of every matrix, more than a Hopper does while it reads the weights; rank 256 less."""
     work = workload(LLAMA_8B, rank=256, slots=1, max_len=4096, prompt=1, reply=1, rounds=(1,))
     stages = by_name(estimate(work, (1, 1, 1), H100))
     matrices = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 2 * 4096 * 128256
-    assert stages["express"].seconds == pytest.approx(2 * matrices * 768 / 67e12, rel=0.01)
-    assert stages["express"].seconds < by_name(estimate(workload(LLAMA_8B, rank=512), (1, 1, 1), H100))["express"].seconds
+    moved = 2 * (5 * matrices + 768 * (32 * (2 * 8192 + 2 * 5120 + 3 * 18432) + 2 * (128256 + 4096)))
+    assert stages["express"].seconds == pytest.approx(moved / 3.35e12, rel=0.01)
+    full = 32 * (2 * 4096**3 + 2 * 4096 * 1024**2 + 3 * 4096**2 * 14336) + 2 * 4096**2 * 128256
+    for dtype, rate in (("bfloat16", 989e12), ("float32", 67e12)):
+        most = by_name(estimate(workload(LLAMA_8B.replace(dtype=dtype), rank=None), (1, 1, 1), H100))["express"].seconds
+        assert most == pytest.approx(2 * 3 * full / rate, rel=0.01)
     read = (matrices - 4096 * 128256) * 2 / 3.35e12  # by a step
     attention = 4 * 32 * 32 * 128 * (4096 + 512)  # of a token: a kernel goes over all columns of its row
     chunk = 512 * (2 * (matrices - 2 * 4096 * 128256) + attention) / 989e12  # of a prompt of one token
@@ -137,7 +144,7 @@ def test_the_compilers_figures_take_the_place_of_estimates():
     stages = estimate(workload(), (1, 1, 1), H100)
     compiled = plan.Program("express", "express", 1000, 300, 200, 70, (), 0.1)
     replaced = by_name(replace_estimates(stages, [compiled]))
-    others = ("archives", "last child", "KV cache", "shared columns")  # the program knows nothing of them
+    others = ("archives", "KV cache", "shared columns", "one stack")  # the program knows nothing of them
     kept = {name: by_name(stages)["express"].device[name] for name in others}
     assert replaced["express"].device == {**kept, "arguments": 1000, "outputs": 100, "temporaries": 70}
     assert replaced["express"].source == "XLA"
@@ -404,12 +411,27 @@ def test_another_mesh_is_advised(capsys):
     assert "--mesh 1,1,8 (or leave --mesh out)" in said
     assert "only other devices help" not in said
     assert "7 of 8 groups of devices are idle: search.batch_size is 1" in said
-    assert "cycleqd run uses one device so far" in said
+    assert "cycleqd run arranges devices like this with mesh.population=8 mesh.fsdp=1 mesh.tensor=1" in said
     facts = planned(capsys, *args[1:], "--mesh", "1,8,1")
     for line in facts["advice"]:
         words = line.replace("--mesh ", "--mesh=").replace("--devices ", "--devices=").replace("--device ", "--device=").split()
         given = {"--mesh": "1,8,1", "--devices": "8"} | dict(word.split("=") for word in words)
         assert planned(capsys, args[1], *(f"{name}={value}" for name, value in given.items()))["fits"], line
+
+
+def test_the_mesh_of_the_config_is_planned(capsys):
+    config = CONFIGS / "llama3_8b_cs.yaml"
+    facts = planned(capsys, config, "mesh.population=2", "mesh.fsdp=2", "mesh.tensor=4", "search.batch_size=2")
+    assert facts["devices"] == 16
+    assert facts["mesh"] == {"population": 2, "fsdp": 2, "tensor": 4}
+    assert not any("mesh" in note for note in facts["notes"])
+    rest = planned(capsys, config, "mesh.fsdp=2", "mesh.tensor=-1", "--devices", 8)
+    assert rest["mesh"] == {"population": 1, "fsdp": 2, "tensor": 4}
+    asked = planned(capsys, config, "mesh.tensor=4", "--mesh", "1,8,1")
+    assert asked["mesh"] == {"population": 1, "fsdp": 8, "tensor": 1}
+    assert "cycleqd run arranges devices like this with mesh.population=1 mesh.fsdp=8 mesh.tensor=1" in asked["notes"]
+    part = planned(capsys, config, "mesh.tensor=4", "--devices", 8)
+    assert part["devices"] == 4  # as cycleqd run does
 
 
 def test_one_device_needs_no_note_about_several(capsys):
@@ -448,7 +470,7 @@ def test_70b_says_what_does_not_fit_and_why(capsys):
     assert main(["plan", str(CONFIGS / "llama3_70b_cs.yaml"), "--devices", "8"]) == 0
     said = capsys.readouterr().out
     assert "it does not fit: 80.7 GB are to be had of each device" in said
-    assert "express needs 136.8 GB, 52.9 GB of it experts" in said
+    assert "express needs 115.1 GB, 52.9 GB of it experts" in said
     assert "base, 3 experts and a child are 88.2 GB already: only other devices help" in said
     assert said.endswith("each line alone:\n  --devices 16\n  --device h200\n")
 
@@ -488,6 +510,7 @@ def test_the_quickstart_on_this_machine(capsys):
         (["--mesh", "8,1,1", "--devices", "7"], "expected --mesh of 7 devices in all"),
         (["--mesh", "1,1,3", "--devices", "3"], "divide by the 3 devices of mesh axis 'tensor'"),
         (["--devices", "0"], "expected at least one device"),
+        (["mesh.tensor=16"], "expected a mesh population × fsdp × tensor of 8 devices, got 1 × 1 × 16"),
         (["--devices", "7"], "expected a number of devices that divides"),
         (["--reply-tokens", "600"], "expected --reply-tokens from 1 to the 512"),
         (["engine.max_len=9000"], "the model has 8192 positions"),
@@ -532,7 +555,7 @@ def test_llama_3_8b_on_gpus(cuda, kind, mesh, rank):
     assert express.arguments == pytest.approx(held, rel=1e-3)
     assert express.temporaries == pytest.approx(parts["temporaries"], rel=0.05)
     tensor = mesh[2]
-    gate, factors = 4 * 4096 * 14336 / mesh[1] / tensor, 4 * 3 * (rank or 4096) * (4096 / mesh[1] + 14336 / tensor)
+    gate, factors = 4 * 4096 * 14336 / mesh[1] / tensor, 2 * 3 * (rank or 4096) * (4096 / mesh[1] + 14336 / tensor)
     assert express.temporaries < 1.1 * max(gate + factors, 4 * (1 << 24) * 3)
     parts = stages["decode"].device
     for program in programs["prefill"], programs["decode"]:

@@ -132,8 +132,8 @@ def test_an_embedding_is_made_in_the_loop_over_layers():
     assert len(re.findall(r"\b(?:while|scan)\[", program)) == 1
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.25), ("bfloat16", 1.0)])
-def test_temporaries_on_cpu_are_smaller_than_the_model(dtype, most):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_temporaries_on_cpu_are_smaller_than_the_model(dtype):
     """Its backend has no slices of 16-bit floats, and would hold all experts in float32."""
     if jax.default_backend() != "cpu":
         pytest.skip("of the CPU backend")
@@ -142,7 +142,7 @@ def test_temporaries_on_cpu_are_smaller_than_the_model(dtype, most):
     space = ExpertSpace.from_experts(base, experts, rank=2, method="randomized")
     genome = space.expert(0)
     memory = _express_into.lower(space, genome, space.base).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < most * sum(leaf.nbytes for leaf in jax.tree.leaves(base))
+    assert memory.temp_size_in_bytes < 0.25 * sum(leaf.nbytes for leaf in jax.tree.leaves(base))
 
 
 def test_experts_are_held_and_not_copied():

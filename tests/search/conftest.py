@@ -13,7 +13,7 @@ import pytest
 
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.qd import CycleQD
-from cycleqd_jax.search import Checkpoints, Evaluation, Journal, SideBySide, evolve
+from cycleqd_jax.search import Checkpoints, Evaluation, Journal, OneByOne, SideBySide, evolve
 from cycleqd_jax.types import Outcome, Score
 
 TASKS = ("coding", "db", "os")
@@ -32,7 +32,10 @@ class FakeEvaluator:
     broken: Any = lambda weights: False
     calls: int = 0
 
-    def __call__(self, params) -> Evaluation:
+    def unload(self) -> None:
+        pass
+
+    def __call__(self, params, donate, stop) -> Evaluation:
         if self.calls == self.dies_at:
             raise Killed
         self.calls += 1
@@ -58,13 +61,15 @@ class Run:
     def experts(self):
         return jax.tree.map(lambda *x: jnp.stack(x), *(self.space.expert(k) for k in range(COUNT)))
 
-    def evolve(self, evaluate=None, *, every=None, generations=4, batch_size=2, seed=0, searcher=None, tasks=TASKS, **more):
+    def evolve(
+        self, evaluate=None, *, every=None, generations=4, batch_size=2, seed=0, searcher=None, tasks=TASKS, lanes=(), **more
+    ):
         checkpoints = None if every is None else Checkpoints(self.folder / "checkpoints", every=every)
         try:
             return evolve(
                 searcher or CycleQD(self.space, bins=5),
                 self.experts,
-                SideBySide(self.space.express, evaluate or FakeEvaluator()),
+                SideBySide([OneByOne(self.space.express, lane) for lane in lanes or [evaluate or FakeEvaluator()]]),
                 tasks=tasks,
                 key=jax.random.key(seed),
                 generations=generations,

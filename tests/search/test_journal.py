@@ -93,3 +93,44 @@ def test_scores_of_other_tasks_are_refused(tmp_path):
     journal.append(record(0))
     with pytest.raises(InputError, match="another config"):
         journal.scores(0, ["a", "c"])
+
+
+def test_lines_out_of_turn_are_brought_into_order(tmp_path):
+    journal, tidy = Journal(tmp_path / "history.jsonl"), Journal(tmp_path / "tidy.jsonl")
+    for i in range(4):
+        tidy.append(record(i, error=f"é{i}"))
+    for i in (0, 2, 3, 1):
+        journal.append(record(i, error=f"é{i}"))
+    journal.sort()
+    assert journal.path.read_bytes() == tidy.path.read_bytes()
+    for some in (journal, tidy):
+        some.append(record(4))
+    assert journal.path.read_bytes() == tidy.path.read_bytes()
+    before = journal.path.stat()
+    journal.sort()
+    assert journal.path.stat() == before  # nothing was to be done
+
+
+@pytest.mark.parametrize("written", [0, 5, None])
+def test_after_an_interrupted_line_the_next_is_whole(tmp_path, monkeypatch, written):
+    """Ctrl-C may come while a line is written, and when it is but nobody knows yet."""
+    import os
+
+    journal = Journal(tmp_path / "history.jsonl")
+    journal.append(record(0))
+    size = journal.path.stat().st_size
+
+    def interrupted(descriptor):
+        if written is not None:
+            os.ftruncate(descriptor, size + written)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.append(record(1, error="interrupted"))
+    assert journal.get(1) is None
+    for i in (1, 2):
+        journal.append(record(i))
+    again = Journal(journal.path)
+    assert [again.get(i) for i in range(3)] == [record(i) for i in range(3)]

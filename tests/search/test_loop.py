@@ -274,7 +274,7 @@ def test_the_expressed_weights_are_those_of_the_journalled_scores(new_run, space
     evaluate = new_run.Evaluator()
     for k, identity in enumerate(ids.tolist()):
         genome = jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), genomes)
-        assert evaluate(space.express(genome)).scores == lines[identity]["scores"]
+        assert evaluate(space.express(genome), True, None).scores == lines[identity]["scores"]
 
 
 def test_the_aggregate_of_genomes_is_that_of_task_vectors(space, new_run, assert_close):

@@ -16,7 +16,7 @@ DB_UNREACHABLE = {"db/164", "db/180"}
 
 
 def sample(task, split, count):
-    rows = list(zip(task.rows[split], task.records[split], strict=True))
+    rows = sorted(zip(task.rows[split], task.records[split], strict=True), key=lambda pair: (len(pair[0].where), pair[0].where))
     return random.Random(0).sample(rows, min(count, len(rows)))
 
 

@@ -355,9 +355,7 @@ def test_demonstrations(task):
         'Action: Answer\nFinal Answer: ["17"]',
     ]
     assert inserted[-3]["content"] == sql("INSERT INTO `the ``staff``` VALUES ('Kim', '30', 'Rome')")[6:]
-    none, updated = task.demonstrations("test")
-    assert none[-1]["content"] == 'Action: Answer\nFinal Answer: ["none"]'
-    assert none[-2]["content"].startswith("How old")  # the query is broken, the answer alone is shown
+    (updated,) = task.demonstrations("test")  # the query of the other is broken: its answer alone would teach to guess
     assert len(updated) == len(inserted)
 
 

@@ -275,6 +275,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="*", default=["mbpp", "dbbench", "os_interaction", "together"])
     parser.add_argument("--ablations", nargs="*", default=["whole"], help=f"of: {', '.join(ABLATIONS)}; or 'all'")
     parser.add_argument("--transformers", nargs="*", default=[], metavar="DTYPE:BATCH", help="such as bfloat16:32")
+    parser.add_argument("--against", nargs="*", default=["mbpp", "os_interaction"], help="workloads that transformers plays")
     parser.add_argument("--check", action="store_true", help="compare float32 replies with uncached logits")
     parser.add_argument("--rate", action="store_true", help="decode with all slots at work")
     parser.add_argument("--population", type=int, default=0, metavar="N", help="decode N low-rank individuals")
@@ -337,7 +338,7 @@ def main() -> None:
             for i, dtype in enumerate(arguments.dtypes):
                 for name in names if i == 0 else ["whole"]:
                     ours(workload, dtype, name)
-            for choice in arguments.transformers:
+            for choice in arguments.transformers if workload in arguments.against else ():
                 dtype, batch = choice.split(":")
                 row(workload, f"transformers {choice}", Transformers(arguments.model, tokenizer, dtype, int(batch)))
         prompts = [tokenizer.encode(tasks["mbpp"].environment(r).opening()) for r in tasks["mbpp"].records["train"][:128]]

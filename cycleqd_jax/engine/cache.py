@@ -26,7 +26,7 @@ from cycleqd_jax.types import Array, Bool, Float, Int
 __all__ = ["BLOCK", "Attention", "KVCache", "Rows", "attention_for"]
 
 Implementation = Literal["products", "cudnn", "xla"]
-BLOCK = 32  # pages that a decode step attends to at once
+BLOCK = 64  # pages that a decode step attends to at once
 MASKED = -1e30  # finite: where every column is masked, weights are numbers that nobody uses
 
 

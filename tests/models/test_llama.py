@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.engine import Attention
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, tree_paths
 

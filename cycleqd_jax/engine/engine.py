@@ -440,6 +440,8 @@ class Engine:
         if any(slot.live for slot in self._places):
             raise InputError("expected an engine without requests: finish them with advance() before warm_up()")
         self._grow(self._most_pages)
+        if self.attention.paged:
+            self._swap([])
         for width in self._widths:
             for batch in self._batches:
                 self._cache, _, _ = self._run_prefill(self._cache, self._shared, [], batch, width)
@@ -568,6 +570,27 @@ class Engine:
         for page in range(first, pages):  # the first is where rows write that have nothing to say
             heapq.heappush(self._free, page)
 
+    def _gather(self, used: Sequence[int]) -> None:
+        """Moves the pages of those who speak to the beginning of the pool, where so much lies between that it costs time."""
+        needed = 1 + len(used)
+        if max(used) < _blocks(needed) + BLOCK or 2 * max(used) < 3 * needed:
+            return
+        taken = set(used)
+        places = (page for page in range(1, needed) if page not in taken)
+        pairs = list(zip((page for page in used if page >= needed), places, strict=True))
+        self._swap(pairs)
+        moved = dict(pairs) | {b: a for a, b in pairs}
+        for slot in self._places:
+            slot.pages = [moved.get(page, page) for page in slot.pages]
+        self._free = [moved.get(page, page) for page in self._free]
+        heapq.heapify(self._free)
+
+    def _swap(self, pairs: Sequence[tuple[int, int]]) -> None:
+        assert self._cache is not None
+        room: Any = np.zeros((self.attention.shape(self._cache)[0], 2), np.int32)
+        room[: len(pairs)] = np.asarray(pairs, np.int32).reshape(-1, 2)
+        self._cache = programs.swap(self._cache, room, np.int32(len(pairs)))
+
     # Shared prefixes
 
     def _choose_prefixes(self) -> None:
@@ -679,6 +702,7 @@ class Engine:
             left = slot.request.limit - len(slot.request.ids)
             self._reserve(slot, len(slot.tokens) + min(self.steps, left))
         if self.attention.paged:
+            self._gather([page for slot in active for page in slot.pages])
             count = next(count for count in self._counts if count >= len(active))
             rows = [*active, *[_Slot()] * (count - len(active))]
         else:

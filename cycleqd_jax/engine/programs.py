@@ -16,7 +16,7 @@ from cycleqd_jax.engine.cache import Attention, KVCache, Rows
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import Array, Bool, Float, Int, Params, UInt32
 
-__all__ = ["Requests", "Sampling", "choose", "decode", "grow", "prefill"]
+__all__ = ["Requests", "Sampling", "choose", "decode", "grow", "prefill", "swap"]
 
 
 class Sampling(NamedTuple):
@@ -208,3 +208,25 @@ def decode(
 def grow(cache: KVCache, *, attention: Attention, pages: int) -> KVCache:
     """See :meth:`cycleqd_jax.engine.cache.Attention.grow`."""
     return attention.grow(cache, pages)
+
+
+@functools.partial(jax.jit, donate_argnames=("cache",))
+def swap(cache: KVCache, pairs: Int[Array, "pair 2"], count: Int[Array, ""]) -> KVCache:
+    """Pages that change places, pair by pair.
+
+    Args:
+        cache: donated.
+        pairs: which pages.
+        count: how many of the pairs count.
+    """
+
+    def exchange(x: Array) -> Array:
+        def step(i: Array, x: Array) -> Array:
+            a, b = pairs[i, 0], pairs[i, 1]
+            at_a, at_b = (jax.lax.dynamic_slice_in_dim(x, page, 1) for page in (a, b))
+            x = jax.lax.dynamic_update_slice_in_dim(x, at_b, a, 0)
+            return jax.lax.dynamic_update_slice_in_dim(x, at_a, b, 0)
+
+        return jax.lax.fori_loop(0, count, step, x)
+
+    return jax.tree.map(exchange, cache)

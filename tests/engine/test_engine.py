@@ -232,6 +232,30 @@ def test_the_pool_grows_and_silent_conversations_give_their_pages(params):
     assert engine.statistics.reused > reused  # the last one's pages are there
 
 
+def test_pages_of_those_who_speak_are_brought_together(params):
+    engine = make(attention=Attention("products"), slots=64, chunk=2, max_len=48, steps=2)
+    engine.load(params)
+    rng = np.random.default_rng(9)
+    prompts = [rng.integers(6, 48, 20).tolist() for _ in range(64)]
+    for n, prompt in enumerate(prompts):  # a few speak on, the last among them, while most are silent, and keep their pages
+        engine.submit(prompt, 24 if n % 9 == 0 else 2, conversation=n)
+    done, spread = {}, []
+    while engine.busy:
+        done |= dict(engine.advance())
+        spread.append(max((page for slot in engine._places if slot.request for page in slot.pages), default=0))
+    assert max(spread) > 600
+    assert min(spread[:-1]) < 200
+    held = [page for slot in engine._places for page in slot.pages] + engine._free
+    assert sorted(held) == list(range(1, engine.attention.shape(engine._cache)[0]))
+    for n in range(0, 64, 3):
+        assert done[n] == plain_loop(params, prompts[n], 24 if n % 9 == 0 else 2)
+        if done[n].finish == "length":  # what silent ones have kept is still theirs
+            turn = [*prompts[n], *done[n].ids, 9]
+            reused = engine.statistics.reused
+            assert engine.generate([turn], [3], conversation=n) == [plain_loop(params, turn, 3)]
+            assert engine.statistics.reused >= reused + 20
+
+
 def test_bfloat16_on_a_cpu(params):
     """Products of bfloat16 numbers, keys and values that are bfloat16, everything else in float32."""
     config = CONFIG.replace(dtype="bfloat16")

@@ -169,6 +169,8 @@ class GenomeConfig:
         strength: w_max of SVD mutation (null: the paper's 0.3), or σ of Gaussian mutation, in the units of the weights.
         densify: multiply an adapter's update out where another expert changes the whole matrix (expert space; it is refused
             otherwise).
+        factor_dtype: of the singular directions of dense experts; null takes bfloat16 where the weights are, float32 elsewhere
+            (expert space; see ``ExpertSpace.from_experts``).
     """
 
     space: Literal["expert", "dense"] = "expert"
@@ -177,6 +179,7 @@ class GenomeConfig:
     mutation: Literal["svd", "gaussian", "none"] = "svd"
     strength: float | None = None
     densify: bool = False
+    factor_dtype: Literal["float32", "bfloat16"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
@@ -63,9 +62,8 @@ class Stored(NamedTuple):
     """What the stage gives.
 
     Attributes:
-        bases: of every leaf that experts change as a whole, by path, as :class:`~cycleqd_jax.genome.ExpertSpace` takes them: in
-            the host's memory where there are several devices, as they may be larger than any of them
-            (:meth:`~cycleqd_jax.genome.ExpertSpace.shard` spreads them).
+        bases: of every leaf that experts change as a whole, by path, as :class:`~cycleqd_jax.genome.ExpertSpace` takes them, in
+            the host's memory: in float32 they may be larger than a device.
         facts: what ``basis.json`` holds: shapes, ranks, retained energy and seconds by leaf, and how alike the experts are.
         folder: of the store.
     """
@@ -243,7 +241,7 @@ class _Store:
 
     def _write(self, path: str, basis: Basis, sketched: Sketch, seconds: float) -> tuple[Basis, Facts]:
         self._remove(path)
-        host = {name: np.asarray(x) for name, x in basis._asdict().items()}
+        host: dict[str, Any] = {name: np.asarray(x) for name, x in basis._asdict().items()}
         if basis.s.size:  # orbax refuses to save what is empty, the basis of a stack of no matrices
             with _checkpointer() as checkpointer:
                 checkpointer.save(self._arrays(path), args=ocp.args.PyTreeSave(host))
@@ -257,7 +255,7 @@ class _Store:
             "files": _file_checksums(self._arrays(path)),
         }
         write_json(self._facts(path), facts)  # what says that the leaf is whole
-        return basis, facts
+        return Basis(**host), facts
 
     def _read(self, path: str) -> tuple[Basis, Facts]:
         shapes = self._shapes(path)
@@ -273,7 +271,7 @@ class _Store:
         if files != _file_checksums(self._arrays(path)):
             raise _Broken("its files are not those that were written")
         try:
-            host = {name: np.empty(shape, np.float32) for name, shape in shapes._asdict().items() if 0 in shape}
+            host: dict[str, Any] = {name: np.empty(shape, np.float32) for name, shape in shapes._asdict().items() if 0 in shape}
             if not host:
                 with _checkpointer() as checkpointer:
                     kinds = dict.fromkeys(Basis._fields, ocp.RestoreArgs(restore_type=np.ndarray))
@@ -288,8 +286,7 @@ class _Store:
             raise _Broken("it is of other task vectors than the experts'")
         if not all(np.isfinite(x).all() for x in host.values()):
             raise _Broken("it holds NaN or infinity")
-        put: Callable[..., Any] = np.asarray if len(jax.local_devices()) > 1 else jnp.asarray
-        return Basis(**{name: put(x) for name, x in host.items()}), facts
+        return Basis(**host), facts
 
 
 def _alike(one: Sketch, other: Sketch) -> bool:

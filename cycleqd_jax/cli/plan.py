@@ -215,6 +215,7 @@ def _workload(run: RunConfig, model: LlamaConfig, prompt: int | None, reply: int
         workers=run.sandbox.workers or os.cpu_count() or 1,
         sandbox_memory=run.sandbox.memory_mb << 20,
         sandbox_disk=run.sandbox.disk_mb << 20,
+        factor_dtype=run.genome.factor_dtype,
     )
 
 

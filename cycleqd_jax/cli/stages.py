@@ -229,7 +229,7 @@ class Run:
 
     @functools.cached_property
     def _space(self) -> genome.ExpertSpace | genome.DenseSpace:
-        """The genome space of the config, with the weights where they were loaded and bases that may be the host's."""
+        """The genome space of the config, with the weights where they were loaded and bases that are the host's."""
         base, experts = self.models.base, self.models.experts
         options = self.config.genome
         strength = PAPER_W_MAX if options.strength is None else options.strength
@@ -238,7 +238,7 @@ class Run:
                 base, experts, mutation=options.mutation, strength=strength, rank=options.rank, method=options.method
             )
         w_max = 0.0 if options.mutation == "none" else strength
-        return genome.ExpertSpace.from_experts(
+        space = genome.ExpertSpace.from_experts(
             base,
             experts,
             rank=options.rank,
@@ -246,12 +246,18 @@ class Run:
             densify=options.densify,
             method=options.method,
             bases=self.basis.bases,
+            factor_dtype=options.factor_dtype,
         )
+        self.basis.bases.clear()  # the space has its own
+        return space
 
     @functools.cached_property
     def space(self) -> genome.ExpertSpace | genome.DenseSpace:
         """The genome space of the config, in the first group of devices."""
-        return self.groups[0].place_space(self._space, self.models.config)
+        space = self.groups[0].place_space(self._space, self.models.config)
+        if len(self.groups) == 1:
+            del self._space  # nobody else takes it from the host
+        return space
 
     def express(self, individual: Genome) -> Params:
         """The weights of a genome, in the first group of devices."""

@@ -199,11 +199,12 @@ def _cudnn(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tupl
     # What jax.nn's function calls: that one rounds the normaliser to the dtype of q, at 20 to an eighth.
     scale = q.shape[-1] ** -0.5
     if lengths is None:
-        out, normaliser = cudnn_attention(q, k, v, None, seen, scale=scale, return_residual=True)
+        found: Any = cudnn_attention(q, k, v, None, seen, scale=scale, return_residual=True)
     else:
         ones = jnp.ones(q.shape[0], jnp.int32)
         kind = MaskType.PADDING
-        out, normaliser = cudnn_attention(q, k, v, None, None, ones, lengths, scale=scale, mask_type=kind, return_residual=True)
+        found = cudnn_attention(q, k, v, None, None, ones, lengths, scale=scale, mask_type=kind, return_residual=True)
+    out, normaliser = found
     return out, normaliser.swapaxes(1, 2).astype(jnp.float32)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.struct
 import jax
@@ -69,6 +69,8 @@ class DenseSpace(flax.struct.PyTreeNode):
             raise InputError(f"mutation must be svd, gaussian or none, but is {mutation!r}.")
         if rank is not None and (not isinstance(rank, int) or rank < 1):
             raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
+        if method not in get_args(Method):
+            raise InputError(f"method must be one of {', '.join(get_args(Method))}, but is {method!r}.")
         if not 0 <= strength < math.inf:
             raise InputError(f"the strength of mutation must be zero or positive, but is {strength}.")
         check_experts(base, experts)

@@ -34,7 +34,7 @@ def normalize_weights(omega: Float[Array, 2]) -> Float[Array, 2]:
         omega: raw weights.
     """
     total = jnp.sum(omega)
-    safe = jnp.abs(total) >= MIN_WEIGHT_SUM
+    safe = ~(jnp.abs(total) < MIN_WEIGHT_SUM)  # NaN stays NaN
     return jnp.where(safe, omega / jnp.where(safe, total, 1.0), 0.5)
 
 

@@ -256,7 +256,8 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
             for into, rank in ((bases, kept), (remainders, 0 if held[path].dense else most - kept)):
                 if rank:
                     u, s, vt = (*stack, m, work.experts, rank), (work.experts, *stack, rank), (*stack, work.experts, rank, n)
-                    dtype = default_factor_dtype(leaf.dtype) if held[path].dense else jnp.float32
+                    wanted = work.factor_dtype or default_factor_dtype(leaf.dtype)
+                    dtype = jnp.dtype(wanted if held[path].dense else "float32")
                     into[path] = Basis(numbers(*u, dtype=dtype), numbers(*s), numbers(*vt, dtype=dtype))
     updates = {
         path: tuple(numbers(*leaf.shape) if given else None for given in held[path].updates)

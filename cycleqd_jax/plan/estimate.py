@@ -90,6 +90,7 @@ class Workload:
         sandbox_disk: likewise.
         adapters: of every expert, by path, the ranks of a LoRA adapter's updates (None: the whole leaf); None in its place
             where the expert is given by its weights, as all are if this is empty.
+        factor_dtype: of the directions of dense experts; None as :class:`~cycleqd_jax.genome.ExpertSpace` chooses.
     """
 
     model: llama.LlamaConfig
@@ -109,6 +110,7 @@ class Workload:
     sandbox_memory: int
     sandbox_disk: int
     adapters: tuple[Mapping[str, int | None] | None, ...] = ()
+    factor_dtype: str | None = None
 
     @property
     def full(self) -> int:
@@ -261,7 +263,7 @@ def _leaves(work: Workload, mesh: Mesh) -> list[_Leaf]:
         kept = most if work.rank is None else min(work.rank, most)
         whole = kept if change.dense else most
         width, directions = (work.experts * kept, work.experts * whole) if matrix else (0, 0)
-        factor = default_factor_dtype(work.model.dtype).itemsize if change.dense else 4
+        factor = jnp.dtype(work.factor_dtype or default_factor_dtype(work.model.dtype)).itemsize if change.dense else 4
         found.append(_Leaf(path, math.prod(stack), m, n, rows, columns, width, m // rows, matrix, directions, factor, change))
     return found
 

@@ -72,7 +72,13 @@ def test_vmapped_is_the_loop(assert_close):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"mutation": "svg"}, "'svg'"), ({"strength": -0.1}, "-0.1"), ({"strength": float("nan")}, "nan")]
+    ("options", "message"),
+    [
+        ({"mutation": "svg"}, "'svg'"),
+        ({"method": "qr"}, "'qr'"),
+        ({"strength": -0.1}, "-0.1"),
+        ({"strength": float("nan")}, "nan"),
+    ],
 )
 def test_bad_options(options, message):
     from cycleqd_jax.types import InputError

@@ -76,7 +76,7 @@ def test_the_error_is_that_of_rounding_the_weights(rank, size, most):
 
 
 def test_what_is_said_of_the_error():
-    """0.3 % of the norm of what mutation adds; so that a fifth of the weights' norm makes 5 % more than rounding alone."""
+    """0.3 % of the norm of what mutation adds."""
     base, experts = models(jnp.bfloat16)
     bases = {path: basis for path, basis, _ in dense_bases(base, experts, MATRICES, None)}
     genome = mutant(ExpertSpace.from_experts(base, experts, bases=bases), 0.9)

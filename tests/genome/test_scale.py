@@ -289,6 +289,8 @@ def test_meshes_that_do_not_fit():
     specs = jax.tree.map(lambda leaf: P(), space.base)
     with pytest.raises(InputError, match="'nope', which the mesh"):
         space.shard(mesh, {**specs, "norm": P("nope")})
+    with pytest.raises(InputError, match="'norm' has 1 dimensions, but its partition spec has 2"):
+        space.shard(mesh, {**specs, "norm": P(None, "tensor")})
     layers = {**specs["layers"], "input_norm": P("tensor")}
     with pytest.raises(InputError, match="dimension of 3, which 'tensor'"):
         space.shard(mesh, {**specs, "layers": layers})

@@ -132,3 +132,9 @@ def test_no_recompilation(compilations):
     linear_crossover(tree(0), tree(1), omega(1, 1))
     p1, p2, w = tree(2), tree(3), omega(0.9, 1.2)
     assert compilations(lambda: linear_crossover(p1, p2, w)) == 0
+
+
+def test_weights_that_are_not_finite_make_no_child():
+    for omega in ([jnp.nan, 1.0], [jnp.inf, 1.0]):
+        child = linear_crossover({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, jnp.asarray(omega))
+        assert not jnp.isfinite(child["w"]).any()

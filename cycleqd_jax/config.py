@@ -220,11 +220,14 @@ class EngineConfig:
         max_len: most tokens of prompt and reply.
         population: individuals decoded together over the one base that they share; more than one where all experts are LoRA
             adapters.
+        overflow: a prompt that leaves no room for its reply is refused and scores 0 (``refuse``), or loses its beginning
+            (``truncate``; transcripts say how many tokens).
     """
 
     slots: int = 32
     max_len: int = 256
     population: int = 1
+    overflow: Literal["refuse", "truncate"] = "refuse"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cycleqd_jax import genome
-from cycleqd_jax.config import RunConfig
+from cycleqd_jax.config import EngineConfig, RunConfig
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.chat import ChatTokenizer
@@ -54,14 +54,20 @@ class Group:
         """A space's method, for genomes from anywhere."""
         return lambda genomes: express(jax.device_put(genomes, self._everywhere))
 
-    def engine(self, config: llama.LlamaConfig, tokenizer: ChatTokenizer, *, slots: int, max_len: int) -> Engine:
+    def engine(self, config: llama.LlamaConfig, tokenizer: ChatTokenizer, options: EngineConfig) -> Engine:
         """An engine in this group; the weights that it is given must lie there.
 
         Raises:
             InputError: see :class:`~cycleqd_jax.engine.Engine`.
         """
         return Engine(
-            config, slots=slots, max_len=max_len, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, mesh=self.mesh
+            config,
+            slots=options.slots,
+            max_len=options.max_len,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            mesh=self.mesh,
+            overflow=options.overflow,
         )
 
     @property

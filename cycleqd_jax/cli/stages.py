@@ -194,8 +194,7 @@ class Run:
             tokenizer: of the models.
             group: the devices where it works.
         """
-        options = self.config.engine
-        engine = group.engine(config, tokenizer, slots=options.slots, max_len=options.max_len)
+        engine = group.engine(config, tokenizer, self.config.engine)
 
         def load(params: Params, *, donate: bool) -> None:
             engine.load(group.place(params, config), donate=donate)
@@ -421,6 +420,7 @@ class Run:
                 "score": outcome.score.value,
                 "reason": outcome.score.reason,
                 "messages": outcome.messages,
+                "dropped": outcome.dropped,
             }
             for task, outcomes in evaluation.outcomes.items()
             for index, outcome in enumerate(outcomes)

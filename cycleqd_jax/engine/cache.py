@@ -14,8 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn.fused_attention_stablehlo import MaskType
-from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention as cudnn_attention
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -44,7 +42,7 @@ class Rows(NamedTuple):
     """Where the rows of a batch belong.
 
     Attributes:
-        pages: the pages of each row, in the order of its columns; any page where there are fewer.
+        pages: the pages of each row, in the order of its columns; its first again where there are fewer.
         first: the first column that the row may see.
         columns: where its first token goes.
         shared: the shared columns that it sees, from and up to.
@@ -197,6 +195,9 @@ def _cudnn(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tupl
         mask = None if seen.ndim == 1 else seen
         return jax.nn.dot_product_attention(q, k, v, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn"), None
     # What jax.nn's function calls: that one rounds the normaliser to the dtype of q, at 20 to an eighth.
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType
+    from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention as cudnn_attention
+
     scale = q.shape[-1] ** -0.5
     if lengths is None:
         found: Any = cudnn_attention(q, k, v, None, seen, scale=scale, return_residual=True)

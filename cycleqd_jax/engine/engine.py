@@ -88,10 +88,10 @@ class _Request:
 
 @dataclasses.dataclass(eq=False)
 class _Slot:
-    """One place of the cache.
+    """A conversation in the cache, or a place for one.
 
     Attributes:
-        row: where the cache has a page for each slot, which.
+        row: its page, where every slot has one; unused where conversations have several.
         tokens: what its columns hold; they continue the shared columns.
         pages: of the pool, in the order of the columns.
         shared: the shared columns that they continue, from and up to.
@@ -212,6 +212,8 @@ class Engine:
         self._chunk = min(chunk or (64 if cpu else 512), max_len)
         self._batches = (2, 8) if cpu else (1, 8)  # rows of a prefill
         paged = self.attention.paged
+        if self._chunk == 1 and not paged:
+            raise InputError("expected a chunk of at least 2 tokens where the cache has no pages, got 1: make it larger")
         self._page = self._chunk if paged else max_len + max(self._chunk, steps)  # the last chunk of a prompt is written whole
         # Where rows cost (no kernel skips them), only those that say something are decoded: a program for each of a few counts.
         self._counts = (*(c for c in _sizes(slots, smallest=min(8, slots)) if c < slots and paged), slots)
@@ -223,6 +225,7 @@ class Engine:
         self._numbers = 0
         self._cache: KVCache | None = None
         self._shared: KVCache | None = None
+        self._before = 0  # pages of a cache that was lost
         self._forget()
 
     # Weights
@@ -260,11 +263,11 @@ class Engine:
         self._params = None
 
     def _reset(self) -> None:
-        """Back to the beginning: a cache of the same size with nothing in it, no request."""
-        pages = 0 if self._cache is None else self.attention.shape(self._cache)[0]
+        """Back to the beginning: no cache, which will have the same size again, and no request."""
+        if self._cache is not None:
+            self._before = self.attention.shape(self._cache)[0]
         self._cache = self._shared = None
         self._forget()
-        self._grow(pages)
 
     def _forget(self) -> None:
         self._places = [] if self.attention.paged else [_Slot(row) for row in range(self.slots)]
@@ -310,10 +313,12 @@ class Engine:
             InputError: an empty prompt, a limit below one, ids outside the vocabulary, a negative temperature, a ``top_p``
                 outside (0, 1], an individual that isn't there, or a second request of a conversation.
             RuntimeError: no weights have been loaded.
+            TypeError: a conversation that can't be hashed.
         """
         if self._params is None:
             raise RuntimeError("Engine.load(params) must come before requests")
         self._check(prompt, max_new_tokens, temperature, top_p, individual)
+        hash(conversation)
         if conversation is not None and any(
             request.conversation == conversation
             for request in [*self._queue, *(slot.request for slot in self._places if slot.request)]
@@ -550,10 +555,11 @@ class Engine:
         while len(slot.pages) * self._page < columns:
             pages = 0 if self._cache is None else self.attention.shape(self._cache)[0]
             if not self._free and pages < self._most_pages:
-                self._grow(min(max(2 * pages, 2 * BLOCK), self._most_pages))
+                self._grow(min(max(2 * pages, 2 * BLOCK, self._before), self._most_pages))
             elif not self._free:  # those who decode always have enough: somebody is silent
+                asked = {request.conversation for request in self._queue}
                 silent = (other for other in self._places if other.request is None and other.pages)
-                self._clear(max(silent, key=lambda other: other.idle))
+                self._clear(max(silent, key=lambda other: (other.conversation not in asked, other.idle)))
             slot.pages.append(heapq.heappop(self._free))
 
     def _grow(self, pages: int) -> None:
@@ -570,7 +576,7 @@ class Engine:
         for page in range(first, pages):  # the first is where rows write that have nothing to say
             heapq.heappush(self._free, page)
 
-    def _gather(self, used: Sequence[int]) -> None:
+    def _bring_together(self, used: Sequence[int]) -> None:
         """Moves the pages of those who speak to the beginning of the pool, where so much lies between that it costs time."""
         needed = 1 + len(used)
         if max(used) < _blocks(needed) + BLOCK or 2 * max(used) < 3 * needed:
@@ -597,18 +603,24 @@ class Engine:
         """Computes what the waiting prompts have in common and is not there yet."""
         if not self._share_prefixes or self._individuals is not None:
             return
-        new = [request.prompt for request in self._queue if self._prefix_of(request) == (0, 0)]
-        prefixes = shared_prefixes(new, saving=2 * self._chunk)
-        if not prefixes:
-            return
         size = self._chunk
+        prefixes = [
+            prefix
+            for prefix in shared_prefixes([request.prompt for request in self._queue], saving=2 * size)
+            if not self._prefixes or self._gain(prefix) >= 2 * size
+        ]
+        if not prefixes:
+            if not self._prefixes:
+                self._shared = None
+            return
         end = max((-(-last // size) * size for _, last in self._prefixes.values()), default=0)
         starts = np.cumsum([end, *(-(-len(prefix) // size) * size for prefix in prefixes)]).tolist()
-        if self._shared is None or starts[-1] > self.attention.shape(self._shared)[1]:
-            if self._prefixes:  # too many: only what is in use now, from the beginning
-                self._prefixes = {}
-                return self._choose_prefixes()
-            columns = next(c for c in _sizes(starts[-1], smallest=4 * size) if c >= starts[-1])
+        columns = next(c for c in _sizes(starts[-1], smallest=4 * size) if c >= starts[-1])
+        now = 0 if self._shared is None else self.attention.shape(self._shared)[1]
+        if self._prefixes and columns > now:  # too many: only what is in use now, from the beginning
+            self._prefixes = {}
+            return self._choose_prefixes()
+        if not self._prefixes and columns != now:  # as large as these need, whatever there was before
             self._shared = self.attention.init(self.config, 1, columns, self.mesh)
         chunks: list[_Chunk] = []
         for prefix, start in zip(prefixes, starts, strict=False):
@@ -617,6 +629,12 @@ class Engine:
             chunks += self._chunks(None, prefix, 0, start, (0, 0), None)
         for batch in self._batches_of(chunks):
             self._shared, _, _ = self._run_prefill(self._shared, None, batch, self._batches[-1], 1)
+
+    def _gain(self, prefix: tuple[int, ...]) -> int:
+        """How many tokens of the waiting prompts another prefix saves, beyond those that are there."""
+        waiting = [request for request in self._queue if request.prompt[: len(prefix)] == prefix]
+        known = (self._prefix_of(request) for request in waiting)
+        return sum(len(prefix) - (last - first) for first, last in known) - len(prefix)
 
     def _prefix_of(self, request: _Request) -> tuple[int, int]:
         """The interval of shared columns that the prompt begins with."""
@@ -700,9 +718,9 @@ class Engine:
         for slot in active:
             assert slot.request is not None
             left = slot.request.limit - len(slot.request.ids)
-            self._reserve(slot, len(slot.tokens) + min(self.steps, left))
+            self._reserve(slot, len(slot.tokens) + min(self.steps, left) + 1)  # a row that has ended writes to one more
         if self.attention.paged:
-            self._gather([page for slot in active for page in slot.pages])
+            self._bring_together([page for slot in active for page in slot.pages])
             count = next(count for count in self._counts if count >= len(active))
             rows = [*active, *[_Slot()] * (count - len(active))]
         else:
@@ -783,7 +801,10 @@ class Engine:
             if not bool(jnp.isfinite(leaf).all()):
                 return NonFiniteError(f"the model's logits{where} are not finite: its weight {path} is not", request.individual)
         tokens = jnp.asarray([*request.prompt, *request.ids, *said], jnp.int32)[None]
-        finite = np.asarray(llama.finite_layers(params, self._computed, tokens))
+        try:
+            finite = np.asarray(llama.finite_layers(params, self._computed, tokens))
+        except jax.errors.JaxRuntimeError:  # no memory to look for it
+            return NonFiniteError(f"the model's logits{where} are not finite: some layer overflows", request.individual)
         place = "the output layer" if finite.all() else f"layer {int(np.argmin(finite))} of {len(finite)}"
         return NonFiniteError(f"the model's logits{where} are not finite: {place} overflows", request.individual)
 

@@ -156,8 +156,8 @@ def decode(
         cache: donated.
         shared: the shared columns, if any.
         token: each row's last token, which is not in the cache yet.
-        requests: rows, and how many tokens each may say; their pages have room for them. A row that says nothing writes to the
-            column after its last.
+        requests: rows, and how many tokens each may say; their pages have room for them and one more. A row that says nothing
+            writes to the column after its last.
         config: the model.
         attention: how to attend.
         steps: the most tokens of a call.
@@ -186,7 +186,7 @@ def decode(
             left=jnp.where(active & ended, 0, loop.left - active),
             said=jax.lax.dynamic_update_slice(loop.said, token[:, None], (0, loop.step)),
             count=loop.count + active,
-            finite=loop.finite & (finite | ~active),
+            finite=loop.finite & finite,  # what follows a reply counts: it is in the cache
             step=loop.step + 1,
         )
 

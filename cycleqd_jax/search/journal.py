@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ class Journal:
             InputError: when a line other than the last is not JSON.
         """  # noqa: D205
         self.path = Path(path)
+        self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}  # in the order of the file
         if not self.path.exists():
             return
@@ -75,13 +77,14 @@ class Journal:
     def append(self, record: Mapping[str, Any]) -> None:
         """Writes one record; it is on disk when this returns. Whatever interrupts it, the next one can be written."""
         line = json.dumps(record, allow_nan=False, separators=(",", ":"))
-        written = next(reversed(self._lines.values())).end if self._lines else 0
-        with self.path.open("ab") as file:
-            file.truncate(written)  # what an interrupted write has left
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._lines[record["id"]] = _Line(json.loads(line), written + len(line.encode()) + 1)
+        with self._lock:
+            written = next(reversed(self._lines.values())).end if self._lines else 0
+            with self.path.open("ab") as file:
+                file.truncate(written)  # what an interrupted write has left
+                file.write(line.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._lines[record["id"]] = _Line(json.loads(line), written + len(line.encode()) + 1)
 
     def sort(self) -> None:
         """Brings the lines into the order of their ids, where an interrupted generation left others; whole or not at all."""

@@ -51,9 +51,11 @@ def rollout(
     messages: list[list[Message]] = [[] for _ in episodes]
     tokens = [0] * len(episodes)
     rounds = [0] * len(episodes)
+    dropped = [0] * len(episodes)
     scores: list[Score | None] = [None] * len(episodes)
     began = time.monotonic()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rollout")
+    judges = ThreadPoolExecutor(max(1, workers // 2), thread_name_prefix="judge")  # others must not queue behind them
     acting: list[tuple[int, Future[list[Message] | Score]]] = []
     judging: list[tuple[int, Future[list[Message] | Score]]] = []  # of single-turn episodes
     closing: list[Future[None]] = []
@@ -97,17 +99,17 @@ def rollout(
                 index: int = key  # type: ignore[assignment]
                 speaking -= 1
                 tokens[index] += reply.tokens
+                dropped[index] += reply.dropped
                 if reply.finish == "refused":
                     end(index, Score(0.0, "the prompt does not fit the cache"))
                     continue
                 rounds[index] += 1
                 messages[index].append({"role": "assistant", "content": reply.text})
-                future = pool.submit(episodes[index].step, reply.text)
                 if getattr(episodes[index], "single_turn", False) and overlap:
                     generator.release(index)
-                    judging.append((index, future))
+                    judging.append((index, judges.submit(episodes[index].step, reply.text)))
                 else:
-                    acting.append((index, future))
+                    acting.append((index, pool.submit(episodes[index].step, reply.text)))
             if not overlap:
                 earlier, acting = [*earlier, *acting], []
             for index, future in earlier:
@@ -126,11 +128,12 @@ def rollout(
         for index, score in enumerate(scores):
             if score is None:
                 generator.release(index)
-        pool.shutdown(wait=True, cancel_futures=True)
+        for executor in (judges, pool):
+            executor.shutdown(wait=True, cancel_futures=True)
         _close_all(episodes, workers)
     return [
-        Outcome(score, tuple(said), count, spoken)
-        for score, said, count, spoken in zip(scores, messages, tokens, rounds, strict=True)
+        Outcome(score, tuple(said), count, spoken, lost)
+        for score, said, count, spoken, lost in zip(scores, messages, tokens, rounds, dropped, strict=True)
         if score is not None
     ]
 

@@ -201,14 +201,15 @@ def test_others_speak_while_conversations_are_silent(params, attention):
 def test_what_is_released_while_it_speaks_is_dropped(engine, expected):
     prompts, limits, wanted = expected[0]
     engine.generate(prompts[:1], [1])
+    decoded = engine.statistics.decoded
     gone = [engine.submit([7] * 5, 24, conversation=("gone", n)) for n in range(9)]  # more than there are slots
     engine.advance()
     for n in range(9):
         engine.release(("gone", n))
-    assert not engine.busy or gone  # replies that were complete may still be told
-    done = dict(engine.advance())
+    done = dict(engine.advance())  # replies that were complete may still be told
     assert not engine.busy
     assert set(done) <= set(gone)
+    assert engine.statistics.decoded <= decoded + 4 * 4
     assert engine.generate(prompts, limits) == wanted
 
 
@@ -230,6 +231,38 @@ def test_the_pool_grows_and_silent_conversations_give_their_pages(params):
     for name, turn in zip((119, 0), turns, strict=True):
         assert engine.generate([turn], [3], conversation=name) == [plain_loop(params, turn, 3)]
     assert engine.statistics.reused > reused  # the last one's pages are there
+
+
+def test_a_reply_that_ends_with_a_page_leaves_what_is_before(params):
+    engine = make(attention=Attention("products"), chunk=12, steps=4)
+    engine.load(params)
+    rng = np.random.default_rng(3)
+    for trial in range(6):
+        prompt = rng.integers(6, 48, 22).tolist()
+        number = engine.submit(prompt, 3, conversation=trial)  # 24 columns, and ends before the others look up
+        engine.submit(rng.integers(6, 48, 5).tolist(), 20)
+        done = {}
+        while engine.busy:
+            done |= dict(engine.advance())
+        turn = [*prompt, *done[number].ids, 9, 8]
+        reused = engine.statistics.reused
+        assert engine.generate([turn], [6], conversation=trial) == [plain_loop(params, turn, 6)]
+        if done[number].finish == "length":
+            assert engine.statistics.reused == reused + 24
+
+
+def test_a_long_prefix_is_shared_beside_a_short_one(params):
+    engine = make(chunk=4)
+    engine.load(params)
+    rng = np.random.default_rng(4)
+    header, more = rng.integers(6, 48, 9).tolist(), rng.integers(6, 48, 20).tolist()
+    short = [header + rng.integers(6, 48, 5).tolist() for _ in range(5)]
+    long = [header + more + rng.integers(6, 48, 5).tolist() for _ in range(5)]
+    few = [header + more[:11:-1] + [n] for n in (7, 8)]  # computing theirs too would cost more than it saves
+    for prompts, saved in ((short, 5 * 9), (few, 2 * 9), (long, 5 * 29)):
+        reused = engine.statistics.reused
+        assert engine.generate(prompts, [4] * len(prompts)) == [plain_loop(params, prompt, 4) for prompt in prompts]
+        assert engine.statistics.reused == reused + saved
 
 
 def test_pages_of_those_who_speak_are_brought_together(params):
@@ -369,6 +402,8 @@ def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
     engine.load(broken)
     with pytest.raises(NonFiniteError):  # what names the weight is compiled with the first
         engine.generate(workloads[0], [1] * 13)
+    engine.load(children[0])
+    engine.generate(workloads[0], [1] * 13)
     pages = engine.attention.shape(engine._cache)[0]
     assert compilations(again) == 0
     assert engine.attention.shape(engine._cache)[0] == pages == engine._most_pages
@@ -644,6 +679,7 @@ def test_a_mesh_that_does_not_divide_the_heads(params):
         ({"slots": 0}, "0 slots"),
         ({"steps": 0}, "0 steps"),
         ({"chunk": 0}, "chunk 0"),
+        ({"chunk": 1, "attention": Attention("xla")}, "chunk of at least 2"),
         ({"max_len": 65}, "64 positions.*max_len 65"),
         ({"max_len": 1}, "max_len 1"),
         ({"stop_ids": ()}, "stop ids"),

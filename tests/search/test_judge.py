@@ -137,7 +137,7 @@ def test_ctrl_c_keeps_what_is_finished_and_waits_for_nothing(new_run, assert_ide
 def test_seconds_are_those_of_the_child_not_of_waiting_for_a_lane(new_run):
     class Slow(new_run.Evaluator):
         def __call__(self, params, donate, stop):
-            time.sleep(0.02)
+            time.sleep(0.3)
             return super().__call__(params, donate, stop)
 
     run = new_run()
@@ -145,7 +145,7 @@ def test_seconds_are_those_of_the_child_not_of_waiting_for_a_lane(new_run):
     journal = Journal(run.folder / "history.jsonl")
     spent = [journal.get(i)["seconds"] for i in range(3, 11)]
     assert all(set(seconds) == {"express", "evaluate"} for seconds in spent)
-    assert max(sum(seconds.values()) for seconds in spent) < 1
+    assert sorted(sum(seconds.values()) for seconds in spent)[4] < 0.6  # half of them waited for longer than that
 
 
 def test_the_last_child_goes_before_the_next_is_made(new_run, space):

@@ -191,7 +191,7 @@ def test_nothing_waits_for_the_score_of_a_single_turn():
 
     generator = Echo()
     episodes = [Slow(0, 1), Last(1, 6), Slow(2, 1)]
-    outcomes = rollout(episodes, generator, [5] * 3, workers=4)
+    outcomes = rollout(episodes, generator, [5] * 3, workers=2)
     assert [outcome.score.value for outcome in outcomes] == [1.0] * 3
     assert all(episode.closed for episode in episodes)
     assert generator.released.index(0) < generator.released.index(1)

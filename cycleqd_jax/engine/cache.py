@@ -3,13 +3,14 @@
 A cache is a pool of *pages* of some columns each. A conversation has as many as its tokens need, in any order (as in vLLM,
 https://arxiv.org/abs/2309.06180); for the fused kernels a page is long enough for a whole conversation. Beside the pool there
 is a cache of one long page with what many conversations begin with: the *shared* columns. Every conversation names an interval
-of them; its own columns continue that. Attention over the shared columns is one matrix product for the whole batch, whatever
-the number of conversations, and nothing is kept twice (as in Hydragen, https://arxiv.org/abs/2402.05099).
+of them; its own columns continue that. Attention over shared columns is one matrix product for many conversations, and nothing
+is kept twice (as in Hydragen, https://arxiv.org/abs/2402.05099).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from cycleqd_jax.models.config import LlamaConfig
 from cycleqd_jax.models.llama import matmul
 from cycleqd_jax.types import Array, Bool, Float, Int
 
-__all__ = ["BLOCK", "Attention", "KVCache", "Rows", "attention_for"]
+__all__ = ["BLOCK", "Attention", "KVCache", "Rows", "attention_for", "shared_blocks"]
 
 Implementation = Literal["products", "cudnn", "xla"]
 BLOCK = 64  # pages that a decode step attends to at once
@@ -49,6 +50,9 @@ class Rows(NamedTuple):
         owners: of a decode step: the row of every page of the pool, -1 where it has none.
         starts: of a decode step: which column of its row every page begins with.
         blocks: of a decode step: how many blocks of :data:`BLOCK` pages are in use.
+        near: where the cache has pages, which blocks of rows see something of which blocks of shared columns
+            (:func:`shared_blocks`).
+        nears: how many of these pairs count.
     """
 
     pages: Int[Array, "batch width"]
@@ -58,6 +62,8 @@ class Rows(NamedTuple):
     owners: Int[Array, " page"] | None = None
     starts: Int[Array, " page"] | None = None
     blocks: Int[Array, ""] | None = None
+    near: Int[Array, "pair 2"] | None = None
+    nears: Int[Array, ""] | None = None
 
 
 def attention_for(config: LlamaConfig, platform: str) -> Attention:
@@ -164,7 +170,9 @@ class Attention:
             parts = _over_gathered(q, own, rows)
         else:
             parts = _over_pages(q, own, rows)
-        return _mix(q, parts, common, rows), cache
+        if common is not None:
+            parts = _over_shared(q, parts, common, rows)
+        return (parts.out / parts.total).astype(q.dtype).reshape(q.shape), cache
 
     def _fused(
         self, q: Array, own: tuple[Array, Array], common: tuple[Array, Array] | None, rows: Rows
@@ -354,17 +362,42 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     return _Part((out * share).sum(1), top, (totals * share).sum(1))
 
 
-def _mix(q: Array, own: _Part, common: tuple[Array, Array] | None, rows: Rows) -> Float[Array, "batch heads time head_dim"]:
-    """Softmax attention over the row's columns and its shared ones, with one normaliser."""
-    if common is None:
-        return (own.out / own.total).astype(q.dtype).reshape(q.shape)
+def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
+    """Rows and shared columns that are attended to at once: few products where many rows begin alike, none where none does.
+
+    Args:
+        batch: rows.
+        tokens: of each row.
+        columns: that are shared.
+    """
+    return (math.gcd(batch, 64) if tokens == 1 else 1), math.gcd(columns, 256)
+
+
+def _over_shared(q: Array, own: _Part, common: tuple[Array, Array], rows: Rows) -> _Part:
+    """The rows' own columns and their shared ones with one normaliser, block by block of those that belong together."""
+    assert rows.near is not None
     k, v = common[0][0], common[1][0]  # [kv_heads, head_dim, column], [kv_heads, column, head_dim]
     batch, kv_heads, per, dims = own.out.shape
-    queries = _queries(q, kv_heads).swapaxes(0, 1).reshape(kv_heads, batch * per, dims)
-    mask = jnp.repeat(_shared_mask(rows, k.shape[-1]), per, axis=0)
-    part = _part(queries, k, v, mask)
-    out, top, total = (x.reshape(kv_heads, batch, per, -1).swapaxes(0, 1) for x in part)
-    most = jnp.maximum(own.top, top)
-    mine, theirs = jnp.exp(own.top - most), jnp.exp(top - most)
-    mixed = (own.out * mine + out * theirs) / (own.total * mine + total * theirs)
-    return mixed.astype(q.dtype).reshape(q.shape)
+    size, width = shared_blocks(batch, q.shape[2], k.shape[-1])
+    queries, near = _queries(q, kv_heads), rows.near
+    column = jnp.arange(width)
+
+    def step(i: Any, done: _Part) -> _Part:
+        row, first = near[i, 0] * size, near[i, 1] * width
+
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, row, size, 0)
+
+        flat = cut(queries).swapaxes(0, 1).reshape(kv_heads, size * per, dims)
+        interval = cut(rows.shared)
+        mask = jnp.repeat((column + first >= interval[:, :1]) & (column + first < interval[:, 1:]), per, axis=0)
+        keys = jax.lax.dynamic_slice_in_dim(k, first, width, 2)
+        part = _part(flat, keys, jax.lax.dynamic_slice_in_dim(v, first, width, 1), mask)
+        out, top, total = (x.reshape(kv_heads, size, per, -1).swapaxes(0, 1) for x in part)
+        before = jax.tree.map(cut, done)
+        most = jnp.maximum(before.top, top)
+        mine, theirs = jnp.exp(before.top - most), jnp.exp(top - most)
+        mixed = _Part(before.out * mine + out * theirs, most, before.total * mine + total * theirs)
+        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, 0), done, mixed)
+
+    return jax.lax.fori_loop(0, rows.nears, step, own)

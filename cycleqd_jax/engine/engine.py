@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cycleqd_jax.engine import programs
-from cycleqd_jax.engine.cache import BLOCK, Attention, KVCache, Rows, attention_for
+from cycleqd_jax.engine.cache import BLOCK, Attention, KVCache, Rows, attention_for, shared_blocks
 from cycleqd_jax.engine.prefix import common_length, shared_prefixes
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, MixedMatrix, Params, tree_paths
@@ -686,6 +686,7 @@ class Engine:
             _int32(chunk.column for chunk in batch),
             _int32(chunk.shared for chunk in batch),
         )
+        rows = self._near(rows, shared, self._chunk)
         requests = programs.Requests(
             rows,
             _int32(chunk.individual for chunk in batch),
@@ -693,6 +694,20 @@ class Engine:
             _sampling(chunk.request for chunk in batch),
         )
         return programs.prefill(self._params, cache, shared, tokens, requests, config=self._computed, attention=self.attention)
+
+    def _near(self, rows: Rows, shared: KVCache | None, tokens: int) -> Rows:
+        """With the pairs of blocks of rows and shared columns that have to do with each other."""
+        if shared is None or not self.attention.paged:
+            return rows
+        intervals, columns = np.asarray(rows.shared), self.attention.shape(shared)[1]
+        size, width = shared_blocks(len(intervals), tokens, columns)
+        starts = np.arange(0, columns, width)
+        sees = (intervals[:, :1] < starts + width) & (intervals[:, 1:] > starts)
+        pairs = np.argwhere(sees.reshape(-1, size, len(starts)).any(1)).astype(np.int32)
+        near: Any = np.zeros((len(intervals) // size * len(starts), 2), np.int32)
+        near[: len(pairs)] = pairs
+        nears: Any = np.int32(len(pairs))
+        return rows._replace(near=near, nears=nears)
 
     def _tables(self, slots: Sequence[_Slot | None], width: int) -> Any:
         """The pages of each row."""
@@ -711,6 +726,8 @@ class Engine:
     def _decode(self) -> None:
         """``steps`` tokens for every slot that has a reply to go on with."""
         active = [slot for slot in self._places if slot.request is not None]
+        if self.attention.paged:
+            active.sort(key=lambda slot: slot.shared)  # who begins alike is decoded side by side
         for slot in self._places:
             slot.idle = 0 if slot.request is not None else slot.idle + 1
         if not active:
@@ -753,6 +770,7 @@ class Engine:
             used = np.flatnonzero(owners >= 0)
             blocks: Any = np.int32(used[-1] // BLOCK + 1 if used.size else 0)
             rows = rows._replace(pages=self._tables(slots, width), owners=owners, starts=starts, blocks=blocks)
+        rows = self._near(rows, self._shared, 1)
         requests = [slot.request for slot in slots]
         left = (0 if request is None else request.limit - len(request.ids) for request in requests)
         token = _int32(self.pad_id if request is None else request.ids[-1] for request in requests)

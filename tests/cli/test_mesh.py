@@ -64,6 +64,8 @@ def test_groups_of_one_device_find_the_same_archives(finished, trained, compiled
             break
         time.sleep(0.002)
     said = process.communicate(timeout=60)[0]
+    if process.returncode == 0:
+        pytest.skip("the run was over before it could be interrupted")
     assert process.returncode == 130, said
     assert "interrupted; the same command continues" in said
     assert "6 of 8 groups of devices are idle: search.batch_size is 2" in said

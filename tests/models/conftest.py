@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.engine import Attention
-from cycleqd_jax.engine.cache import Rows
+from cycleqd_jax.engine.cache import BLOCK, Rows
 from cycleqd_jax.models import chat, llama
 
 CONVERSATIONS = [
@@ -56,9 +56,9 @@ def logits_step_by_step(attention, params, config, tokens, lengths, steps, width
         own, none = jnp.arange(batch)[:, None], jnp.zeros(batch, jnp.int32)
         rows = Rows(own, none, columns, jnp.zeros((batch, 2), jnp.int32))
         if attention.paged and tokens.shape[1] == 1:
-            pages = np.arange(32)  # attention takes them in blocks
+            pages = np.arange(BLOCK)  # attention takes them in blocks
             rows = rows._replace(
-                owners=jnp.where(pages < batch, pages, -1), starts=jnp.zeros(32, jnp.int32), blocks=jnp.int32(1)
+                owners=jnp.where(pages < batch, pages, -1), starts=jnp.zeros(BLOCK, jnp.int32), blocks=jnp.int32(1)
             )
         positions = columns[:, None] + jnp.arange(tokens.shape[1])
 
@@ -69,7 +69,7 @@ def logits_step_by_step(attention, params, config, tokens, lengths, steps, width
         return llama.unembed(params, config, hidden), cache
 
     if attention.paged:
-        cache = attention.grow(cache, 32)
+        cache = attention.grow(cache, BLOCK)
     padded = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 7)
     prompt, cache = run(cache, padded, np.zeros(batch, np.int32))
     said = []

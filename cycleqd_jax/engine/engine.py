@@ -264,15 +264,14 @@ class Engine:
 
     def _reset(self) -> None:
         """Back to the beginning: no cache, which will have the same size again, and no request."""
-        if self._cache is not None:
-            self._before = self.attention.shape(self._cache)[0]
+        self._before = max(self._pages, self._before)
         self._cache = self._shared = None
         self._forget()
 
     def _forget(self) -> None:
         self._places = [] if self.attention.paged else [_Slot(row) for row in range(self.slots)]
         self._free: list[int] = []  # pages, a heap: what is in use stays together
-        self._extend(0 if self._cache is None else self.attention.shape(self._cache)[0], first=1)
+        self._extend(self._pages, first=1)
         self._queue: list[_Request] = []
         self._prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
         self._done: list[tuple[int, Generation]] = []
@@ -534,6 +533,11 @@ class Engine:
     # Pages
 
     @property
+    def _pages(self) -> int:
+        """How many the pool has."""
+        return 0 if self._cache is None else self.attention.shape(self._cache)[0]
+
+    @property
     def _most_pages(self) -> int:
         """Enough for as many conversations of ``max_len`` tokens as there are slots."""
         if not self.attention.paged:
@@ -553,9 +557,8 @@ class Engine:
                 self._grow(self.slots)
             return
         while len(slot.pages) * self._page < columns:
-            pages = 0 if self._cache is None else self.attention.shape(self._cache)[0]
-            if not self._free and pages < self._most_pages:
-                self._grow(min(max(2 * pages, 2 * BLOCK, self._before), self._most_pages))
+            if not self._free and self._pages < self._most_pages:
+                self._grow(min(max(2 * self._pages, 2 * BLOCK, self._before), self._most_pages))
             elif not self._free:  # those who decode always have enough: somebody is silent
                 asked = {request.conversation for request in self._queue}
                 silent = (other for other in self._places if other.request is None and other.pages)
@@ -563,7 +566,7 @@ class Engine:
             slot.pages.append(heapq.heappop(self._free))
 
     def _grow(self, pages: int) -> None:
-        old = 0 if self._cache is None else self.attention.shape(self._cache)[0]
+        old = self._pages
         if old >= pages:
             return
         if self._cache is None:
@@ -593,7 +596,7 @@ class Engine:
 
     def _swap(self, pairs: Sequence[tuple[int, int]]) -> None:
         assert self._cache is not None
-        room: Any = np.zeros((self.attention.shape(self._cache)[0], 2), np.int32)
+        room: Any = np.zeros((self._pages, 2), np.int32)
         room[: len(pairs)] = np.asarray(pairs, np.int32).reshape(-1, 2)
         self._cache = programs.swap(self._cache, room, np.int32(len(pairs)))
 
@@ -762,7 +765,7 @@ class Engine:
         )
         if self.attention.paged:
             assert self._cache is not None
-            owners: Any = np.full(self.attention.shape(self._cache)[0], -1, np.int32)
+            owners: Any = np.full(self._pages, -1, np.int32)
             starts: Any = np.zeros_like(owners)
             for i, slot in enumerate(slots):
                 owners[slot.pages] = i

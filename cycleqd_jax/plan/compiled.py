@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.engine import Engine
-from cycleqd_jax.engine.cache import Rows
+from cycleqd_jax.engine.cache import Rows, shared_blocks
 from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome.basis import Basis, default_factor_dtype
@@ -201,7 +201,8 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
     attention, chunk, width = engine.attention, engine._chunk, engine._widths[-1]
     pages = engine._most_pages
     cache = attention.abstract(work.model, pages, engine._page, mesh)
-    shared = attention.abstract(work.model, 1, sizes(work, "cpu" if attention.paged else "gpu").shared, mesh)
+    columns = sizes(work, "cpu" if attention.paged else "gpu").shared
+    shared = attention.abstract(work.model, 1, columns, mesh)
     everywhere = NamedSharding(mesh, P())
 
     def array(*shape: int, dtype: Any = jnp.int32) -> Any:
@@ -211,6 +212,9 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
         rows = Rows(array(count, width), array(count), array(count), array(count, 2))
         if decodes and attention.paged:
             rows = rows._replace(owners=array(pages), starts=array(pages), blocks=array())
+        if attention.paged:
+            size, cut = shared_blocks(count, 1 if decodes else chunk, columns)
+            rows = rows._replace(near=array(count // size * (columns // cut), 2), nears=array())
         sampling = Sampling(array(count, dtype=jnp.float32), array(count, dtype=jnp.float32), array(count, 2, dtype=jnp.uint32))
         return Requests(rows, array(count), array(count), sampling)
 

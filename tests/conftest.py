@@ -52,6 +52,19 @@ def compiled(tmp_path_factory) -> dict[str, str]:
     return {name.upper(): str(value) for name, value in settings.items()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten(compiled):
+    """Programs that a module has compiled are let go of after it, before Linux refuses the process another mapping.
+
+    XLA maps every program of a CPU into memory several times over; a process may have 65,530 mappings, and crashes within XLA
+    where it asks for more.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of third-party evaluation data; it is not part of the repository."""

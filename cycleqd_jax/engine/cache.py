@@ -295,8 +295,11 @@ def _queries(q: Array, kv_heads: int) -> Float[Array, "batch kv_heads per head_d
 
 def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
     """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``."""
-    k, v = _widened(k), _widened(v)
-    scores = jnp.where(mask, matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5, MASKED)
+    # Products of bfloat16 numbers are the faster ones where they have many rows; where few, putting them in order costs more.
+    number = _widened if q.shape[-2] < 16 else _as_bfloat16
+    k, v = number(k), number(v)
+    scores = matmul(q.astype(k.dtype), k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, MASKED)
     top = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - top)
     return _Part(matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32), top, weights.sum(-1, keepdims=True))
@@ -310,10 +313,15 @@ def _narrowed(x: Array, dtype: Any) -> Array:
 
 
 def _widened(x: Array) -> Array:
-    """Numbers of a cache as those to compute with."""
+    """Numbers of a cache as those to compute with, float32 in place of bits of bfloat16."""
     if x.dtype != jnp.uint16:
         return x
     return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def _as_bfloat16(x: Array) -> Array:
+    """Numbers of a cache as they are, bits of bfloat16 as such."""
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
@@ -370,7 +378,7 @@ def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
         tokens: of each row.
         columns: that are shared.
     """
-    return (math.gcd(batch, 64) if tokens == 1 else 1), math.gcd(columns, 256)
+    return math.gcd(batch, 64 if tokens == 1 else 8), math.gcd(columns, 256)
 
 
 def _over_shared(q: Array, own: _Part, common: tuple[Array, Array], rows: Rows) -> _Part:

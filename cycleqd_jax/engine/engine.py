@@ -1,6 +1,7 @@
 """Continuous batching: token ids in, token ids out; which request is where, and when.
 
-Requests wait in a queue, first come first served, for one of the engine's slots. Their prompts are taken into the KV cache in
+Requests wait in a queue for one of the engine's slots: the next turns of conversations that have begun before all others, and
+first come, first served. Their prompts are taken into the KV cache in
 chunks, several at once, and all slots decode together, many steps between two looks of the host; a slot whose reply is complete
 takes the next request at the following look. Nothing depends on time: the same requests at the same looks are computed by the
 same programs in the same order.
@@ -252,6 +253,8 @@ class Engine:
                 )
         self.unload()  # the old ones may go before the new ones are taken apart
         self._params = llama.unstack(params, donate=donate)
+        if self.attention.paged:
+            self._params |= llama.for_products(self._params, self.config, self.max_len + self._chunk)
         self._individuals = llama.num_individuals(params)
         if self._individuals is not None:
             self._shared = None  # what prompts begin with is another thing for every individual
@@ -273,6 +276,8 @@ class Engine:
         self._free: list[int] = []  # pages, a heap: what is in use stays together
         self._extend(self._pages, first=1)
         self._queue: list[_Request] = []
+        self._asking: set[Hashable] = set()  # conversations that wait for a reply
+        self._begun: set[Hashable] = set()  # conversations that have had a slot
         self._prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
         self._done: list[tuple[int, Generation]] = []
 
@@ -317,11 +322,7 @@ class Engine:
         if self._params is None:
             raise RuntimeError("Engine.load(params) must come before requests")
         self._check(prompt, max_new_tokens, temperature, top_p, individual)
-        hash(conversation)
-        if conversation is not None and any(
-            request.conversation == conversation
-            for request in [*self._queue, *(slot.request for slot in self._places if slot.request)]
-        ):
+        if conversation in self._asking:
             raise InputError(
                 f"expected one request of conversation {conversation!r} at a time, got a second: wait for its reply"
             )
@@ -339,6 +340,8 @@ class Engine:
         key = np.asarray(jax.random.key_data(jax.random.key(seed))) if temperature > 0 else np.zeros(2, np.uint32)
         limit = min(max_new_tokens, room)
         sampling = (temperature, top_p, key)
+        if conversation is not None:
+            self._asking.add(conversation)
         self._queue.append(_Request(number, prompt, limit, conversation, sampling, individual, ends, tell, dropped))
         return number
 
@@ -366,6 +369,8 @@ class Engine:
         """A conversation is over: its slot may be used by others. What is still being said is dropped."""
         if conversation is None:
             return
+        self._asking.discard(conversation)
+        self._begun.discard(conversation)
         self._queue = [request for request in self._queue if request.conversation != conversation]
         for slot in self._places:
             if conversation in (slot.conversation, None if slot.request is None else slot.request.conversation):
@@ -426,6 +431,7 @@ class Engine:
             numbers = [self.submit(p, limit, **options) for p, limit in zip(prompts, max_new_tokens, strict=True)]
         except BaseException:
             self._queue, self._done = [], []
+            self._asking.clear()
             raise
         replies: dict[int, Generation] = {}
         while self.busy:
@@ -460,11 +466,16 @@ class Engine:
             self._choose_prefixes()
         chunks: list[_Chunk] = []
         waiting: list[_Request] = []
+        # The next turn of a conversation comes before conversations that have not begun: the longest take least, and what is
+        # kept of them is free again soonest.
+        self._queue.sort(key=lambda request: request.conversation not in self._begun)
         chosen = self._slots_for(self._queue)
         for request, slot in zip(self._queue, chosen, strict=True):
             if slot is None:
                 waiting.append(request)
                 continue
+            if request.conversation is not None:
+                self._begun.add(request.conversation)
             prefix = self._prefix_of(request)
             own = request.prompt[prefix[1] - prefix[0] :]
             kept = 0
@@ -486,7 +497,7 @@ class Engine:
             self._prefill(chunks)
 
     def _slots_for(self, requests: Sequence[_Request]) -> list[_Slot | None]:
-        """For each request, first come first served: the conversation's own slot, a free one, or the one silent longest."""
+        """For each request, in order: the conversation's own slot, a free one, or the one silent longest."""
         idle = [slot for slot in self._places if slot.request is None]
         own = {slot.conversation: slot for slot in idle if slot.conversation is not None}
         free = [slot for slot in idle if slot.conversation is None][::-1]
@@ -595,10 +606,12 @@ class Engine:
         heapq.heapify(self._free)
 
     def _swap(self, pairs: Sequence[tuple[int, int]]) -> None:
-        assert self._cache is not None
-        room: Any = np.zeros((self._pages, 2), np.int32)
-        room[: len(pairs)] = np.asarray(pairs, np.int32).reshape(-1, 2)
-        self._cache = programs.swap(self._cache, room, np.int32(len(pairs)))
+        for start in range(0, max(len(pairs), 1), BLOCK):
+            some = pairs[start : start + BLOCK]
+            room: Any = np.zeros((BLOCK, 2), np.int32)
+            room[: len(some)] = np.asarray(some, np.int32).reshape(-1, 2)
+            assert self._cache is not None
+            self._cache = programs.swap(self._cache, room, np.int32(len(some)))
 
     # Shared prefixes
 
@@ -656,7 +669,7 @@ class Engine:
 
     def _prefill(self, chunks: Sequence[_Chunk]) -> None:
         pending = []
-        for batch in self._batches_of(chunks):
+        for batch in self._batches_of(sorted(chunks, key=lambda chunk: chunk.shared)):  # who begins alike, side by side
             size = next(size for size in self._batches if size >= len(batch))
             width = self._width(max(chunk.column for chunk in batch) + 1)
             self._cache, tokens, finite = self._run_prefill(self._cache, self._shared, batch, size, width)
@@ -809,6 +822,7 @@ class Engine:
             request.tell(ids)
         if finish is not None:
             slot.request = None
+            self._asking.discard(request.conversation)
             if slot.conversation is None:
                 self._clear(slot)
             self._done.append((request.number, Generation(tuple(request.ids), finish, request.dropped)))

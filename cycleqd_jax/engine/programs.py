@@ -212,21 +212,24 @@ def grow(cache: KVCache, *, attention: Attention, pages: int) -> KVCache:
 
 @functools.partial(jax.jit, donate_argnames=("cache",))
 def swap(cache: KVCache, pairs: Int[Array, "pair 2"], count: Int[Array, ""]) -> KVCache:
-    """Pages that change places, pair by pair.
+    """Pages that change places.
 
     Args:
         cache: donated.
-        pairs: which pages.
+        pairs: which pages; none is in two pairs.
         count: how many of the pairs count.
     """
+    source, target = pairs.ravel(), pairs[:, ::-1].ravel()
 
     def exchange(x: Array) -> Array:
-        def step(i: Array, x: Array) -> Array:
-            a, b = pairs[i, 0], pairs[i, 1]
-            at_a, at_b = (jax.lax.dynamic_slice_in_dim(x, page, 1) for page in (a, b))
-            x = jax.lax.dynamic_update_slice_in_dim(x, at_b, a, 0)
-            return jax.lax.dynamic_update_slice_in_dim(x, at_a, b, 0)
+        def take(i: Array, taken: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(taken, jax.lax.dynamic_slice_in_dim(x, source[i], 1), i, 0)
 
-        return jax.lax.fori_loop(0, count, step, x)
+        def put(i: Array, x: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(x, jax.lax.dynamic_slice_in_dim(taken, i, 1), target[i], 0)
+
+        # One after the other: where a loop both reads and writes the pool, XLA copies the whole of it every time.
+        taken = jax.lax.fori_loop(0, 2 * count, take, jnp.zeros((source.size, *x.shape[1:]), x.dtype))
+        return jax.lax.fori_loop(0, 2 * count, put, x)
 
     return jax.tree.map(exchange, cache)

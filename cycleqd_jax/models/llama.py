@@ -39,6 +39,7 @@ __all__ = [
     "abstract_params",
     "decoder",
     "finite_layers",
+    "for_products",
     "forward",
     "hidden_states",
     "init_params",
@@ -197,6 +198,25 @@ def unstack(params: Params, *, donate: bool = False) -> Params:
     return params | {"layers": [structure.unflatten(layer) for layer in zip(*parts, strict=True)]}
 
 
+@functools.partial(jax.jit, static_argnames=("config", "positions"))
+def for_products(params: Params, config: LlamaConfig, positions: int) -> Params:
+    """What the CPU backend would compute again and again, or multiply with slowly, to be put beside the weights.
+
+    Args:
+        params: the weights.
+        config: the model.
+        positions: how many there can be.
+
+    Returns:
+        ``rope``, cosines and sines of every position ``[2, position, head_dim / 2]``, which are computed anew in every layer
+        otherwise; and ``lm_head`` of a model whose head is tied, as the embedding lies otherwise and a product with it takes up
+        to three times as long.
+    """
+    rope = jnp.stack([x[0, 0] for x in _rope(config, jnp.arange(positions)[None])])
+    head = {"lm_head": params["embed_tokens"].T} if config.tie_word_embeddings else {}
+    return {"rope": rope} | head
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Forward
 
@@ -219,9 +239,15 @@ def _inverse_frequencies(config: LlamaConfig) -> Float[Array, " half"]:
     return smooth * frequency + (1 - smooth) * frequency / scaling.factor
 
 
-def _rope(config: LlamaConfig, positions: Int[Array, "batch time"]) -> tuple[Array, Array]:
+def _rope(
+    config: LlamaConfig, positions: Int[Array, "batch time"], table: Float[Array, "2 position half"] | None = None
+) -> tuple[Array, Array]:
+    """Cosines and sines ``[batch, 1, time, head_dim / 2]``, from a table of them if there is one."""
+    if table is not None:
+        cos, sin = table[:, positions][:, :, None]
+        return cos, sin
     angles = positions.astype(jnp.float32)[:, None, :, None] * _inverse_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)  # [batch, 1, time, head_dim / 2]
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def _rotate(x: Float[Array, "batch heads time head_dim"], cos: Array, sin: Array) -> Array:
@@ -312,8 +338,23 @@ def _block(
     return x + _project(h, layer["mlp"], "down"), cache
 
 
+@jax.custom_jvp
+def _lookup(table: Float[Array, "vocab embed"], tokens: Int[Array, "batch time"]) -> Array:
+    if table.dtype != jnp.bfloat16:
+        return table[tokens]
+    # By their bits: XLA's CPU backend widens the whole table before it looks for some rows, and the tied head with it.
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens]
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+@_lookup.defjvp
+def _lookup_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    (table, tokens), (change, _) = primals, tangents
+    return _lookup(table, tokens), change[tokens]
+
+
 def _embed(params: Params, config: LlamaConfig, tokens: Array) -> Array:
-    return params["embed_tokens"][tokens].astype(jnp.dtype(config.compute_dtype or config.dtype))
+    return _lookup(params["embed_tokens"], tokens).astype(jnp.dtype(config.compute_dtype or config.dtype))
 
 
 def decoder(
@@ -338,7 +379,7 @@ def decoder(
     Returns:
         The normed states in the compute dtype, and the cache after the last layer.
     """
-    rope = _rope(config, positions)
+    rope = _rope(config, positions, params.get("rope"))
     x, layers = _embed(params, config, tokens), params["layers"]
     if isinstance(layers, list):
         for i, layer in enumerate(layers):
@@ -413,7 +454,7 @@ def finite_layers(params: Params, config: LlamaConfig, tokens: Int[Array, "batch
 
 def unembed(params: Params, config: LlamaConfig, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
     """Logits in float32 of the states that :func:`hidden_states` and :func:`decoder` return."""
-    head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
+    head = params["lm_head"] if "lm_head" in params else params["embed_tokens"].T
     return _linear(x, head, jnp.float32)
 
 

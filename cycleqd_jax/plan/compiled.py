@@ -7,6 +7,7 @@ it is called is not in it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -223,6 +224,9 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
 
     layer = jax.tree.map(apart, params["layers"])
     params = params | {"layers": [layer] * work.model.num_hidden_layers}
+    if attention.paged:
+        count = work.max_len + chunk
+        params |= jax.eval_shape(functools.partial(llama.for_products, config=work.model, positions=count), params)
     static = {"config": work.model, "attention": attention}
     most = engine._batches[-1]
     given = params, cache, shared

@@ -25,11 +25,11 @@ def rollout(
 ) -> list[Outcome]:
     """Plays every episode to its end.
 
-    The generator is asked for all replies at once. Where some are complete, their environments act on them in ``workers``
-    threads while the generator goes on with the others; what they say is taken in after that. Nothing but this order decides
-    what is generated with what: it does not depend on how long environments take. Scores of single-turn episodes, which nothing
-    depends on, are taken in when they are there. A prompt that the generator refuses scores 0. Every episode is closed,
-    whatever happens.
+    The generator is asked for all replies at once, for those of single-turn episodes last. Where some are complete, their
+    environments act on them in ``workers`` threads while the generator goes on with the others; what they say is taken in after
+    that. Nothing but this order decides what is generated with what: it does not depend on how long environments take. Scores
+    of single-turn episodes, which nothing depends on, are taken in when they are there. A prompt that the generator refuses
+    scores 0. Every episode is closed, whatever happens.
 
     Args:
         episodes: fresh ones, of any tasks.
@@ -61,6 +61,9 @@ def rollout(
     closing: list[Future[None]] = []
     speaking = 0
 
+    def single(index: int) -> bool:
+        return getattr(episodes[index], "single_turn", False)
+
     def end(index: int, score: Score) -> None:
         scores[index] = score
         generator.release(index)
@@ -85,7 +88,7 @@ def rollout(
     try:
         for index, opening in enumerate(_all(pool, [episode.start for episode in episodes])):
             messages[index] = list(opening)
-        for index in range(len(episodes)):
+        for index in sorted(range(len(episodes)), key=single):  # the long ones first: the others fill what they leave
             ask(index)
         number = 0
         while speaking or acting or judging:
@@ -105,7 +108,7 @@ def rollout(
                     continue
                 rounds[index] += 1
                 messages[index].append({"role": "assistant", "content": reply.text})
-                if getattr(episodes[index], "single_turn", False) and overlap:
+                if single(index) and overlap:
                     generator.release(index)
                     judging.append((index, judges.submit(episodes[index].step, reply.text)))
                 else:

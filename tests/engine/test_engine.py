@@ -290,7 +290,11 @@ def test_pages_of_those_who_speak_are_brought_together(params):
 
 
 def test_bfloat16_on_a_cpu(params):
-    """Products of bfloat16 numbers, keys and values that are bfloat16, everything else in float32."""
+    """Products of bfloat16 numbers, keys and values that are bfloat16, everything else in float32.
+
+    Queries and weights of attention are rounded where prompts are taken in, and not where single tokens are decoded: what is
+    said differs from what is likeliest where nothing is rounded by less, and less often, than if everything were.
+    """
     config = CONFIG.replace(dtype="bfloat16")
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     prompts, limits = groups_of(8)
@@ -301,31 +305,41 @@ def test_bfloat16_on_a_cpu(params):
         said.append(engine.generate(prompts, limits))
         assert {x.dtype for x in jax.tree.leaves(engine._cache)} == {jnp.dtype(jnp.uint16)}
 
-    def attend(q, k, v, cache, _):
-        k, v = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (k, v))
-        mask = jnp.tri(q.shape[2], dtype=bool)
-        return llama._attend(q, k, v, mask), cache
+    def rounded(x):
+        return x.astype(jnp.bfloat16).astype(jnp.float32)
 
-    @jax.jit
-    def logits(tokens):
-        positions = jnp.arange(tokens.shape[1])[None]
-        wide = config.replace(compute_dtype="float32")
-        hidden, _ = llama.decoder(narrow, wide, tokens, positions, attend, None)
-        return llama.unembed(narrow, wide, hidden)[0]
+    def logits(number):
+        def attend(q, k, v, cache, _):
+            batch, _, time, dims = q.shape
+            grouped = number(q).reshape(batch, k.shape[1], -1, time, dims)
+            scores = jnp.einsum("bkgtd,bkcd->bkgtc", grouped, rounded(k), precision="highest") * dims**-0.5
+            scores = jnp.where(jnp.tri(time, dtype=bool), scores, -jnp.inf)
+            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+            out = jnp.einsum("bkgtc,bkcd->bkgtd", number(weights), rounded(v), precision="highest")
+            return (out / weights.sum(-1, keepdims=True)).reshape(q.shape), cache
 
-    ties = 0
+        @jax.jit
+        def of(tokens):
+            positions = jnp.arange(tokens.shape[1])[None]
+            wide = config.replace(compute_dtype="float32")
+            hidden, _ = llama.decoder(narrow, wide, tokens, positions, attend, None)
+            return llama.unembed(narrow, wide, hidden)[0]
+
+        return of
+
+    of_rounded, of_plain = logits(rounded), logits(lambda x: x)
+    differ, would = 0, 0
     for one, other, prompt in zip(*said, prompts, strict=True):
         for generation in (one, other):
-            ids = list(prompt)
-            for token in generation.ids:
-                padded = np.zeros((1, 64), np.int32)
-                padded[0, : len(ids)] = ids
-                row = np.asarray(logits(padded)[len(ids) - 1])
-                gap = float(row.max() - row[token])
-                assert gap < 0.02  # a rounding of bfloat16 may fall the other way, where order of summation differs
-                ties += gap > 0
-                ids.append(token)
-    assert ties < 0.01 * sum(len(generation.ids) for generations in said for generation in generations)
+            tokens = [*prompt, *generation.ids]
+            padded = np.zeros((1, 64), np.int32)
+            padded[0, : len(tokens)] = tokens
+            plain, by_rounded = (np.asarray(of(padded))[len(prompt) - 1 : len(tokens) - 1] for of in (of_plain, of_rounded))
+            gap = plain.max(-1) - plain[np.arange(len(plain)), list(generation.ids)]
+            assert (gap <= 2 * np.abs(plain - by_rounded).max(-1)).all()  # two tokens, each as far off as any
+            differ += np.count_nonzero(gap)
+            would += np.count_nonzero(plain.argmax(-1) != by_rounded.argmax(-1))
+    assert differ <= would < 30
 
 
 def test_shared_columns_are_weighed_exactly_in_bfloat16():

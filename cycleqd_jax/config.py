@@ -102,7 +102,8 @@ class TaskConfig:
         name: in journals and tables; unique.
         kind: ``mbpp``, ``evalplus``, ``humaneval``, ``bigcodebench``, ``dbbench``, ``os_interaction``, or
             ``package.module:Class`` for a task of one's own.
-        train: file of the problems the search sees; null takes generated miniature problems.
+        train: file of the problems the search sees, or its address: ``https://…/file.jsonl.gz#sha256=DIGEST``, or
+            ``hf://datasets/owner/name@commit/file``; null takes generated miniature problems.
         test: file of the problems that are reported; null with ``train`` given splits that file evenly by a hash.
         train_size: problems of the train half the search is scored on; null takes all.
         test_size: problems of the test half; null takes all.

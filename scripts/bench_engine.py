@@ -100,6 +100,7 @@ class Transformers:
         self._tokenizer = tokenizer
         self._batch = batch
         self._asked: list[tuple[Hashable, list[int], int]] = []
+        self._generate([("to warm up", [tokenizer.pad_id] * 16, 4)])
 
     def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int) -> None:
         """See :class:`cycleqd_jax.types.Generator`."""
@@ -208,20 +209,26 @@ def population(
     config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[int]], count: int, rank: int = 16
 ) -> dict[str, Any]:
     """Seconds of low-rank individuals over one base, and of their merged weights one by one; the same prompts for each."""
+    keys_of = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(params))))
 
     def mixed(path: Any, w: Any) -> Any:
+        keys = jax.random.split(next(keys_of), 3)
         if path[0].key != "layers" or w.ndim < 3:
             return w
-        keys = jax.random.split(jax.random.key(len(str(path))), 3)
         u = jax.random.normal(keys[0], (*w.shape[:2], rank), w.dtype) * w.shape[1] ** -0.5
         vt = jax.random.normal(keys[1], (w.shape[0], rank, w.shape[2]), w.dtype) * rank**-0.5
         coefficients = 0.05 * jax.random.normal(keys[2], (w.shape[0], count, rank), w.dtype)
         return MixedMatrix(w, u, vt, coefficients)
 
-    def merged(leaf: Any, i: int) -> Any:
-        if not isinstance(leaf, MixedMatrix):
-            return leaf
-        return leaf.w + jnp.matmul(leaf.u * leaf.coefficients[:, i, None], leaf.vt, precision="highest")
+    @jax.jit
+    def merged(params: Any, i: Any) -> Any:
+        def leaf(leaf: Any) -> Any:
+            if not isinstance(leaf, MixedMatrix):
+                return leaf
+            change = jnp.matmul(leaf.u * leaf.coefficients[:, i, None], leaf.vt, precision="highest")
+            return (leaf.w + change).astype(leaf.w.dtype)
+
+        return jax.tree.map(leaf, params, is_leaf=lambda x: isinstance(x, MixedMatrix))
 
     together: Any = jax.tree_util.tree_map_with_path(mixed, params)
     stops, said, seconds = (2,), {}, {}
@@ -238,8 +245,7 @@ def population(
             said[name] = [done[number].ids for number in numbers]
         else:
             for i in range(count):
-                weights: Any = jax.tree.map(lambda x, i=i: merged(x, i), together, is_leaf=lambda x: isinstance(x, MixedMatrix))
-                engine.load(weights)
+                engine.load(merged(together, i))
                 said[name] += [generation.ids for generation in engine.generate(prompts, [64] * len(prompts))]
         seconds[name] = time.perf_counter() - start
     different = [i for i, (a, b) in enumerate(zip(said["over one base"], said["one by one"], strict=True)) if a != b]

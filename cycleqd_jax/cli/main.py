@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="option of the task; sandbox.key=value of the sandbox"
     )
-    command.add_argument("--data", type=Path, required=True, metavar="FILE", help="the benchmark's records")
+    command.add_argument("--data", required=True, metavar="FILE", help="the benchmark's records, or their address")
     command.add_argument("--split", choices=("all", "train", "test"), default="all", help="half of the file (all)")
     command.add_argument(
         "--backend", metavar="NAME", help="the task's (dbbench: sqlite, mysql), else the sandbox's (bwrap, docker)"

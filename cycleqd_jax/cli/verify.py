@@ -39,7 +39,7 @@ class _Replay:
 
 def verify_task(
     kind: str,
-    data: Path,
+    data: str | Path,
     overrides: Sequence[str] = (),
     *,
     split: str = "all",
@@ -53,7 +53,7 @@ def verify_task(
 
     Args:
         kind: of the task, or ``package.module:Class``.
-        data: the benchmark's file.
+        data: the benchmark's file, or its address.
         overrides: options of the task as ``key=value``, and of the sandbox as ``sandbox.key=value``.
         split: ``train`` or ``test`` for one half of the file.
         backend: the task's, where it has that option, else the sandbox's.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.tasks.download import local_file
 from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.records import Row, digest, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
@@ -62,7 +63,7 @@ class RecordTask(abc.ABC, Generic[R]):
             sandbox: where replies are executed.
             name: as in configs, journals and tables.
             max_new_tokens: most tokens a reply may have.
-            train: file with the records the search may see.
+            train: file with the records the search may see, or its address (:func:`~cycleqd_jax.tasks.download.local_file`).
             test: file with the records to report on.
             data: instead of both, one file to be split evenly (:func:`~cycleqd_jax.tasks.records.split_evenly`).
             seconds: time limit of one execution, instead of the sandbox's.
@@ -94,11 +95,11 @@ class RecordTask(abc.ABC, Generic[R]):
         self._cache = None if cache is None else Path(cache)
         self._workers = whole(name, "workers", workers)
         if data is not None:
-            halves = split_evenly(self.read(data))
+            halves = split_evenly(self.read(local_file(data)))
         else:
             assert train is not None
             assert test is not None
-            halves = (self.read(train), self.read(test))
+            halves = (self.read(local_file(train)), self.read(local_file(test)))
             _refuse_overlap(name, *halves)
         self.rows: dict[Split, Sequence[Row]] = {"train": halves[0], "test": halves[1]}
         self.records: dict[Split, list[R]] = {split: [self.parse(r) for r in rows] for split, rows in self.rows.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def digest(value: Any) -> str:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The records of a file, JSON Lines or one JSON list; blank lines are skipped.
+    """The records of a file, JSON Lines or one JSON list, packed by gzip if its name says so; blank lines are skipped.
 
     Raises:
         InputError: where the file is missing, unreadable, empty or malformed, naming file and line (in a list: the item), or
@@ -94,8 +96,9 @@ def read_rows(path: str | Path) -> list[Row]:
     if not path.is_file():
         raise InputError(f"expected a file of records, got no file at {path}; check the path in the configuration")
     try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        packed = path.read_bytes()
+        content = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"expected a readable UTF-8 file of records at {path}, got {error}") from error
     rows = _parse_list(path, content) if content.lstrip().startswith("[") else _parse_lines(path, content)
     if not rows:

@@ -78,7 +78,7 @@ def test_a_file_is_fetched_once(server, name):
     ("address", "named"),
     [
         ("/problems.jsonl", f"write .*/problems.jsonl#sha256={sha(LINES)}"),
-        ("/problems.jsonl#sha256=" + "0" * 64, f"digest {'0' * 64} of .*, got {sha(LINES)}"),
+        ("/problems.jsonl#sha256=" + "0" * 64, f"digest {'0' * 64}, got {sha(LINES)}"),
         ("/cut.jsonl#sha256=" + sha(LINES), "expected .* bytes|IncompleteRead|got 50"),
         ("/absent.jsonl#sha256=" + sha(LINES), "404"),
     ],

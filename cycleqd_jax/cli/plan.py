@@ -20,6 +20,9 @@ from cycleqd_jax.plan.compiled import replace_estimates
 from cycleqd_jax.plan.estimate import Mesh, estimate
 from cycleqd_jax.plan.layout import generation_seconds
 from cycleqd_jax.sharding import mesh_sizes
+from cycleqd_jax.tasks.download import local_file
+from cycleqd_jax.tasks.os_folder import read_os_rows
+from cycleqd_jax.tasks.records import read_rows
 from cycleqd_jax.types import InputError
 
 __all__ = ["plan_run"]
@@ -223,10 +226,10 @@ def _size(task: TaskConfig) -> int:
     """Problems that a child is scored on."""
     if task.train_size is not None:
         return task.train_size
-    if task.train is None or not Path(task.train).is_file():
+    if task.train is None:
         raise InputError(f"expected to know how many problems task {task.name!r} has, got neither its file nor train_size.")
-    with open(task.train, encoding="utf-8") as file:
-        count = sum(bool(line.strip()) for line in file)
+    file = local_file(task.train)
+    count = len(read_os_rows(file) if task.kind == "os_interaction" else read_rows(file))
     return count if task.test is not None else math.ceil(count / 2)
 
 

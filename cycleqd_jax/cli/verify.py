@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -84,7 +85,8 @@ def verify_task(
             task = found(sandbox=sandbox, name=kind, data=data, memo=False, **options)
         except TypeError as error:
             raise InputError(f"task {kind!r}: the options {options} do not suit its kind ({error}).") from error
-        replays = _replay_all(task, split, stub, config.workers or os.cpu_count() or 1, quiet)
+        with contextlib.closing(task):
+            replays = _replay_all(task, split, stub, config.workers or os.cpu_count() or 1, quiet)
         held = sandbox.isolation.name
     seconds = time.monotonic() - began
     solved = [replay for replay in replays if replay.score.value == 1.0]

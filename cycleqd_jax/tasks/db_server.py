@@ -83,7 +83,7 @@ def settle(connection):
     if connection.in_transaction:
         connection.execute("COMMIT")
     for kind, name in connection.execute("SELECT type, name FROM sqlite_temp_master").fetchall():
-        if kind in ("table", "view", "trigger"):
+        if kind in ("table", "view", "trigger") and not name.startswith("sqlite_"):
             connection.execute(f"DROP {kind} IF EXISTS temp.{quoted(name)}")
 
 

@@ -335,16 +335,15 @@ def parse_answer(answer: str) -> list[str]:
     answer = answer.strip()[:_LONGEST_ANSWER]
     if not (answer.startswith("[") and answer.endswith("]")):
         return [answer]
-    values: Any = None
     if answer.count("[") + answer.count("(") + answer.count("{") < 50:  # deep nesting could exhaust the parsers' stack
         for parser in (json.loads, ast.literal_eval):
             try:
-                values = parser(answer)
+                values: Any = parser(answer)
+                if isinstance(values, list):  # a text of the longest numbers can't be had either
+                    return [str(v[0]) if isinstance(v, list | tuple) and len(v) == 1 else str(v) for v in values]
                 break
             except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
                 continue
-    if isinstance(values, list):
-        return [str(v[0]) if isinstance(v, list | tuple) and len(v) == 1 else str(v) for v in values]
     return _split_badly_written(answer[1:-1])
 
 

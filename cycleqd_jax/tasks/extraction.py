@@ -29,7 +29,7 @@ def is_chancy(code: str) -> bool:
 def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     """The program in a reply.
 
-    Fenced blocks tagged as Python count, untagged ones where there are none. Of several, the first that defines one of
+    Fenced blocks tagged as Python count, untagged ones where there are none. Of several, the first that defines all
     ``names`` is taken, else all together. A fence that is never closed lasts to the end; one that was never opened (the
     reply began inside a block) ends the program. Without fences the program starts at the first line that looks like code.
     """
@@ -53,10 +53,11 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
         return _from_code_line(_FENCE.sub("", reply))
     tagged = [code for tag, code in blocks if tag in ("python", "py", "python3")]
     codes = tagged or [code for tag, code in blocks if not tag] or [code for _, code in blocks]
-    wanted = "|".join(map(re.escape, names))
+    wanted = [
+        re.compile(rf"^[ \t]*(?:(?:async +)?def|class) +{name}\b|^{name} *=", re.MULTILINE) for name in map(re.escape, names)
+    ]
     if len(codes) > 1 and wanted:
-        defines = re.compile(rf"^[ \t]*(?:(?:async +)?def|class) +(?:{wanted})\b|^(?:{wanted}) *=", re.MULTILINE)
-        codes = next(([code] for code in codes if defines.search(code)), codes)
+        codes = next(([code] for code in codes if all(one.search(code) for one in wanted)), codes)
     return "\n".join(codes)
 
 

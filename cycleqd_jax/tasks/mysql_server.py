@@ -317,7 +317,12 @@ class MySqlServer:
                 except OSError as error:
                     raise self._broken(error) from error
         elif self._address.ssl_ca is not None:
-            self._tls = ssl.create_default_context(cafile=self._address.ssl_ca)
+            try:
+                self._tls = ssl.create_default_context(cafile=self._address.ssl_ca)
+            except OSError as error:  # ssl.SSLError too
+                raise InputError(
+                    f"expected a certificate at {self._address.ssl_ca}, got {error}: correct ssl_ca in the server's address"
+                ) from error
         (version,) = self.admin("SELECT VERSION()")[0]
         encrypted = any(value for _, value in self.admin("SHOW STATUS LIKE 'Ssl_cipher'"))
         everybody = self.admin("SELECT DISTINCT db FROM mysql.db WHERE user = ''")

@@ -514,7 +514,8 @@ def test_the_quickstart_on_this_machine(capsys):
         (["--devices", "7"], "expected a number of devices that divides"),
         (["--reply-tokens", "600"], "expected --reply-tokens from 1 to the 512"),
         (["engine.max_len=9000"], "the model has 8192 positions"),
-        (["tasks.mbpp.train_size=null"], "neither its file nor train_size"),
+        (["tasks.mbpp.train_size=null", "tasks.mbpp.train=null"], "neither its file nor train_size"),
+        (["tasks.mbpp.train_size=null", "tasks.mbpp.train=absent.jsonl"], "no file at absent.jsonl"),
         (["genome={space: dense}"], "knows the expert space alone"),
     ],
 )

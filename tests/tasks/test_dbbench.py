@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -127,6 +129,11 @@ def test_megabytes_are_quick(piece):
     assert time.monotonic() - began < 5
 
 
+def test_a_number_too_long_to_be_written_is_wrong(task):
+    assert play(task, [answer(f"[0x{'f' * 4_000}]")])[-1].value == 0.0
+    assert parse_answer(f"[0x{'f' * 4_000}]") == [f"0x{'f' * 4_000}"]
+
+
 @pytest.mark.parametrize(
     ("text", "values"),
     [
@@ -222,6 +229,36 @@ def test_temporary_tables_and_new_columns_do_not_fool_the_judge(task):
     assert play(task, shadow, number=1)[-1].value == 0.0
     extra = [sql("ALTER TABLE `the ``staff``` ADD COLUMN x"), sql(INSERT["label"][0].replace(")", ", 'x')")), answer("[]")]
     assert play(task, extra, number=1)[-1].value == 1.0
+
+
+def test_a_temporary_table_that_counts_spoils_nothing(task):
+    counting = sql("CREATE TEMP TABLE x (id INTEGER PRIMARY KEY AUTOINCREMENT, b)")
+    observed = play(task, [counting, sql("SELECT COUNT(*) FROM `the ``staff```"), sql("SELECT * FROM temp.x")])
+    assert observed[:2] == ["[]", "[(3,)]"]
+    assert "no such table" in observed[2]
+
+
+def test_32_of_equal_name_at_once_do_not_meet(task):
+    together = threading.Barrier(32)
+
+    def one(number):
+        episode = task.episodes("train")[1]
+        try:
+            episode.start()
+            together.wait(60)
+            name = "`the ``staff```"
+            outputs = [episode.step(sql(f"INSERT INTO {name} VALUES ('n{number}', '{number}', 'x')"))[0]["content"]]
+            outputs.append(episode.step(sql(f"SELECT name FROM {name} WHERE `home city` = 'x'"))[0]["content"])
+            outputs.append(episode.step(sql(f"DELETE FROM {name} WHERE `home city` = 'x'"))[0]["content"])
+            together.wait(60)
+            episode.step(sql(INSERT["label"][0]))
+            return outputs, episode.step("").value
+        finally:
+            episode.close()
+
+    with ThreadPoolExecutor(32) as pool:
+        results = list(pool.map(one, range(32)))
+    assert results == [(["[]", f"[('n{number}',)]", "[]"], 1.0) for number in range(32)]
 
 
 def test_each_episode_has_its_own_database(task):

@@ -81,6 +81,9 @@ def test_a_file_is_fetched_once(server, name):
         ("/problems.jsonl#sha256=" + "0" * 64, f"digest {'0' * 64}, got {sha(LINES)}"),
         ("/cut.jsonl#sha256=" + sha(LINES), "expected .* bytes|IncompleteRead|got 50"),
         ("/absent.jsonl#sha256=" + sha(LINES), "404"),
+        ("/a b.jsonl#sha256=" + sha(LINES), "control characters"),
+        ("/problems.jsonl#sha256=../../../x", "64 hexadecimal digits"),
+        ("/problems.jsonl#sha256=" + sha(LINES)[:32], "64 hexadecimal digits"),
     ],
 )
 def test_what_is_not_the_file_is_not_kept(server, tmp_path, address, named):
@@ -91,9 +94,26 @@ def test_what_is_not_the_file_is_not_kept(server, tmp_path, address, named):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+def test_what_is_kept_is_looked_at(server):
+    url, asked = server
+    address = f"{url}/problems.jsonl#sha256={sha(LINES)}"
+    local_file(address).write_bytes(b"something else")
+    assert local_file(address).read_bytes() == LINES
+    assert len(asked) == 2
+
+
+def test_a_disk_that_cannot_be_written_to(server, tmp_path):
+    url, _ = server
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(InputError, match="the disk"):
+        local_file(f"{url}/problems.jsonl#sha256={sha(LINES)}")
+
+
 def test_nobody_answers(server):
     with pytest.raises(InputError, match=r"download it by hand"):
         local_file("http://127.0.0.1:9/problems.jsonl#sha256=" + sha(LINES))
+    with pytest.raises(InputError, match=r"download it by hand"):
+        local_file("https://[bad/x#sha256=" + sha(LINES))
 
 
 def test_a_data_set_of_the_hub(server, tmp_path):
@@ -108,7 +128,14 @@ def test_a_data_set_of_the_hub(server, tmp_path):
     assert sum(one.startswith("GET") for one in asked) == 1
 
 
-@pytest.mark.parametrize("address", ["hf://datasets/problems.jsonl", "hf://datasets/someone/problems/data.jsonl"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://datasets/problems.jsonl",
+        "hf://datasets/someone/problems/data.jsonl",
+        "hf://datasets/someone/problems@main/data.jsonl",
+    ],
+)
 def test_a_data_set_without_a_commit(address):
     with pytest.raises(InputError, match="at a commit"):
         local_file(address)

@@ -37,6 +37,13 @@ def test_extraction(reply, code):
     assert extract_code(reply, ("add",)) == code
 
 
+def test_several_names():
+    apart = "```python\nclass Pair: 1\n```\nand\n```python\ndef add(a): 1\n```"
+    assert extract_code(apart, ("Pair", "add")) == "class Pair: 1\n\ndef add(a): 1\n"
+    whole = f"{apart}\nor\n```python\nclass Pair: 2\ndef add(a): 2\n```"
+    assert extract_code(whole, ("Pair", "add")) == "class Pair: 2\ndef add(a): 2\n"
+
+
 @pytest.mark.parametrize(
     "piece", ["```", "```python\n", "\n```\n", "def ", "a", " ", "x=", "```python\ndef f(): pass\n```\n", "\n"]
 )

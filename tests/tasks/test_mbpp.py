@@ -300,6 +300,19 @@ def test_options_are_checked(write, nowhere):
             Mbpp(sandbox=nowhere, **options)
 
 
+def test_one_problem_told_in_two_ways_is_in_one_half(write, nowhere):
+    reworded = ADD | {"text": "Write a function that sums two numbers."}
+    with pytest.raises(InputError, match="different records"):
+        Mbpp(sandbox=nowhere, train=write(ADD), test=write(reworded, AREA, name="t.jsonl"))
+    Mbpp(sandbox=nowhere, train=write(ADD), test=write(AREA | {"task_id": ADD["task_id"]}, name="t.jsonl"))  # numbered anew
+
+
+def test_what_parsing_raises_names_the_record(write, nowhere, monkeypatch):
+    monkeypatch.setattr(Mbpp, "parse", lambda self, row: row.fields["absent"])
+    with pytest.raises(InputError, match=r"line 1: expected a record as the task has them, got KeyError: 'absent'"):
+        Mbpp(sandbox=nowhere, data=write(ADD, AREA))
+
+
 def test_demonstrations_are_solved_and_cached(write, sandbox, tmp_path, nowhere):
     unsolvable = ADD | {"task_id": 9, "code": "def add(a, b): return 0"}
     paths = {"train": write(ADD, unsolvable), "test": write(AREA, NODE, name="t.jsonl")}

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -138,6 +139,8 @@ def check_folder(config: RunConfig) -> None:
     here, there = _flat(to_dict(config)), _flat(other)
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if key == "search.generations":
+            free = here[key] >= there.get(key, math.inf)  # no generation depends on how many come after it
         if not free and here.get(key, "<absent>") != there.get(key, "<absent>"):
             raise InputError(
                 f"the run folder {folder} belongs to another config: its {key} is {there.get(key, '<absent>')!r}, now it is "
@@ -146,10 +149,20 @@ def check_folder(config: RunConfig) -> None:
 
 
 def claim_folder(config: RunConfig) -> None:
-    """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed."""
+    """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
+
+    Where the run goes on for more generations, what was measured after fewer is dropped.
+    """
     file = config.folder / "config.yaml"
-    if not (config.folder / "history.jsonl").exists():
-        write_text(file, yaml.safe_dump({**to_dict(config), "versions": versions()}, sort_keys=False, allow_unicode=True))
+    here = {**to_dict(config), "versions": versions()}
+    if (config.folder / "history.jsonl").exists():
+        there = yaml.safe_load(file.read_text("utf-8"))
+        if there["search"]["generations"] == config.search.generations:
+            return
+        there["search"]["generations"] = config.search.generations
+        here = there
+        (config.folder / "tables" / "results.json").unlink(missing_ok=True)
+    write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> None:

@@ -64,7 +64,7 @@ def test_config_file(tmp_path, capsys):
 
 def test_folder_of_another_config(finished, capsys):
     before = {path: path.read_bytes() for path in (finished / "run").rglob("*") if path.is_file()}
-    assert "search.generations" in refused(capsys, "run", str(finished / "config.yaml"), "search.generations=5")
+    assert "search.generations" in refused(capsys, "run", str(finished / "config.yaml"), "search.generations=3")
     assert "seed" in refused(capsys, "evolve", str(finished / "config.yaml"), "seed=1")
     assert {path: path.read_bytes() for path in (finished / "run").rglob("*") if path.is_file()} == before
 

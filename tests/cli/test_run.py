@@ -118,6 +118,18 @@ def test_killed_at_any_time_it_ends_the_same(finished, trained, compiled):
         assert (trained / "run" / name).read_bytes() == (finished / "run" / name).read_bytes()
 
 
+def test_more_generations(finished, trained):
+    """A run that goes on for more generations is the run that had as many from the beginning, measurement and all."""
+    config = str(write_config(trained))
+    assert main(["evaluate", config, "search.generations=3"]) == 0
+    table = (trained / "run" / "tables" / "results.json").read_text()
+    assert main(["evaluate", config]) == 0
+    assert history(trained / "run") == history(finished / "run")
+    tables = [(folder / "run" / "tables" / "results.json").read_text() for folder in (trained, finished)]
+    assert tables[0] == tables[1] != table
+    assert yaml.safe_load((trained / "run" / "config.yaml").read_text())["search"]["generations"] == 4
+
+
 def test_one_thread_finds_the_same_archives(finished, trained):
     config = write_config(trained)
     code = "import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from cycleqd_jax.cli import main"

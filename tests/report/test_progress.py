@@ -198,7 +198,8 @@ def test_an_exception_leaves_a_fresh_line(terminal):
 def test_interrupt_on_a_real_terminal_leaves_it_sane(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
-        "import time\nfrom cycleqd_jax.report.progress import ProgressBar\n"
+        "import signal, time\nfrom cycleqd_jax.report.progress import ProgressBar\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background is started with it ignored
         "with ProgressBar() as bar:\n    for i in range(10_000):\n"
         "        bar('evolve', i, 10_000, {})\n        time.sleep(0.02)\n"
     )

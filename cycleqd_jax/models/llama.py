@@ -340,11 +340,16 @@ def _block(
 
 @jax.custom_jvp
 def _lookup(table: Float[Array, "vocab embed"], tokens: Int[Array, "batch time"]) -> Array:
-    if table.dtype != jnp.bfloat16:
+    def rows(table: Array, tokens: Array) -> Array:
         return table[tokens]
-    # By their bits: XLA's CPU backend widens the whole table before it looks for some rows, and the tied head with it.
-    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens]
-    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+    def bits(table: Array, tokens: Array) -> Array:
+        return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens], jnp.bfloat16)
+
+    if table.dtype != jnp.bfloat16:
+        return rows(table, tokens)
+    # XLA's CPU backend widens the whole table to look for some rows. On a mesh of GPUs, bits would be larger messages.
+    return jax.lax.platform_dependent(table, tokens, cpu=bits, default=rows)
 
 
 @_lookup.defjvp

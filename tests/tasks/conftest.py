@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -83,3 +86,37 @@ class Speaker:
 @pytest.fixture(scope="session")
 def speaker():
     return Speaker
+
+
+@pytest.fixture(scope="session")
+def play_32_at_once():
+    """``play_32_at_once(task, name, sql, label)``: changes of table ``name`` by 32 episodes of one DBBench problem at a time.
+
+    Returns:
+        For each what its statements led to, and its score; and the seconds that starts took.
+    """
+
+    def play(task, name, sql, label):
+        together = threading.Barrier(32)
+        starts = []
+
+        def one(number):
+            episode = task.episodes("train")[1]
+            try:
+                began = time.monotonic()
+                episode.start()
+                starts.append(time.monotonic() - began)
+                together.wait(60)
+                outputs = [episode.step(sql(f"INSERT INTO {name} VALUES ('n{number}', '{number}', 'x')"))[0]["content"]]
+                outputs.append(episode.step(sql(f"SELECT name FROM {name} WHERE `home city` = 'x'"))[0]["content"])
+                outputs.append(episode.step(sql(f"DELETE FROM {name} WHERE `home city` = 'x'"))[0]["content"])
+                together.wait(60)
+                episode.step(sql(label))
+                return outputs, episode.step("").value
+            finally:
+                episode.close()
+
+        with ThreadPoolExecutor(32) as pool:
+            return list(pool.map(one, range(32))), starts
+
+    return play

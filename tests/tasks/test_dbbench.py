@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -238,26 +236,8 @@ def test_a_temporary_table_that_counts_spoils_nothing(task):
     assert "no such table" in observed[2]
 
 
-def test_32_of_equal_name_at_once_do_not_meet(task):
-    together = threading.Barrier(32)
-
-    def one(number):
-        episode = task.episodes("train")[1]
-        try:
-            episode.start()
-            together.wait(60)
-            name = "`the ``staff```"
-            outputs = [episode.step(sql(f"INSERT INTO {name} VALUES ('n{number}', '{number}', 'x')"))[0]["content"]]
-            outputs.append(episode.step(sql(f"SELECT name FROM {name} WHERE `home city` = 'x'"))[0]["content"])
-            outputs.append(episode.step(sql(f"DELETE FROM {name} WHERE `home city` = 'x'"))[0]["content"])
-            together.wait(60)
-            episode.step(sql(INSERT["label"][0]))
-            return outputs, episode.step("").value
-        finally:
-            episode.close()
-
-    with ThreadPoolExecutor(32) as pool:
-        results = list(pool.map(one, range(32)))
+def test_32_of_equal_name_at_once_do_not_meet(task, play_32_at_once):
+    results, _ = play_32_at_once(task, "`the ``staff```", sql, INSERT["label"][0])
     assert results == [(["[]", f"[('n{number}',)]", "[]"], 1.0) for number in range(32)]
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import statistics
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -281,30 +280,10 @@ def test_tables_that_can_not_be_built_are_not_there(write, mysql_dsn, odd):
 # ------------------------------------------------------------------------------------------------ many, and afterwards
 
 
-def test_32_of_equal_name_at_once_do_not_meet(make, admin):
+def test_32_of_equal_name_at_once_do_not_meet(make, admin, play_32_at_once):
     task = make(seconds=30.0)
     before = leftovers(admin)
-    together = threading.Barrier(32)
-    starts = []
-
-    def one(number):
-        episode = task.episodes("train")[1]
-        try:
-            began = time.monotonic()
-            episode.start()
-            starts.append(time.monotonic() - began)
-            together.wait(60)
-            outputs = [episode.step(sql(f"INSERT INTO {NAME} VALUES ('n{number}', '{number}', 'x')"))[0]["content"]]
-            outputs.append(episode.step(sql(f"SELECT name FROM {NAME} WHERE `home city` = 'x'"))[0]["content"])
-            outputs.append(episode.step(sql(f"DELETE FROM {NAME} WHERE `home city` = 'x'"))[0]["content"])
-            together.wait(60)
-            episode.step(sql(INSERT["label"][0]))
-            return outputs, episode.step("").value
-        finally:
-            episode.close()
-
-    with ThreadPoolExecutor(32) as pool:
-        results = list(pool.map(one, range(32)))
+    results, starts = play_32_at_once(task, NAME, sql, INSERT["label"][0])
     assert results == [(["[]", f"[('n{number}',)]", "[]"], 1.0) for number in range(32)]
     assert leftovers(admin) == before
     assert statistics.median(starts) < 5

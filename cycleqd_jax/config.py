@@ -221,8 +221,9 @@ class EngineConfig:
         max_len: most tokens of prompt and reply.
         population: individuals decoded together over the one base that they share; more than one where all experts are LoRA
             adapters.
-        overflow: a prompt that leaves no room for its reply is refused and scores 0 (``refuse``), or loses its beginning
-            (``truncate``; transcripts say how many tokens).
+        overflow: a prompt that leaves no room for its reply is refused and scores 0 (``refuse``; where it is the first of its
+            problem, which would score 0 whatever the model, the run ends instead), or loses its beginning (``truncate``;
+            transcripts say how many tokens).
     """
 
     slots: int = 32

@@ -8,14 +8,16 @@ machine. Ours plays every workload twice, and the second time counts: programs a
 bfloat16 and several batch sizes, its prompts sorted by length, and the best of them counts; it needs torch.
 
 Besides the workloads: ``--check`` computes every reply's logits once more, one conversation at a time and without a cache, and
-says where the token said is not the likeliest; ``--rate`` decodes with all slots at work, against the limits of products;
-``--population N`` decodes low-rank individuals over one base, against their merged weights one by one.
+says where it differs from greedy decoding (``--slots`` and ``--shuffle`` for other slots and another order); ``--rate`` decodes
+with all slots at work, against the limits of products and of reading weights and cache; ``--population N`` decodes low-rank
+individuals over one base, against their merged weights one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -50,13 +52,13 @@ class Recorder(Engine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.asked: dict[int, tuple[int, ...]] = {}
+        self.asked: dict[int, tuple[tuple[int, ...], int]] = {}
         self.said: dict[int, tuple[int, ...]] = {}
 
-    def submit(self, prompt: Sequence[int], *args: Any, **options: Any) -> int:
+    def submit(self, prompt: Sequence[int], max_new_tokens: int, **options: Any) -> int:
         """See :meth:`Engine.submit`."""
-        number = super().submit(prompt, *args, **options)
-        self.asked[number] = tuple(prompt)
+        number = super().submit(prompt, max_new_tokens, **options)
+        self.asked[number] = tuple(prompt), min(max_new_tokens, self.max_len - len(prompt))
         return number
 
     def advance(self) -> list[tuple[int, Any]]:
@@ -66,26 +68,33 @@ class Recorder(Engine):
         return done
 
     def check(self, params: Params) -> dict[str, Any]:
-        """How the tokens said compare with a greedy choice from logits of each whole conversation alone, without a cache."""
+        """How what was said compares with greedy decoding of each conversation alone, without a cache.
+
+        Returns:
+            How many tokens were said; each that is not the first of the likeliest, by request and place, with how far its logit
+            is below the largest; and the requests whose reply ends elsewhere than at its first stop token or its limit.
+        """
 
         @jax.jit
-        def gaps(params: Params, tokens: Any, said: Any) -> Any:
+        def compare(params: Params, tokens: Any, said: Any) -> Any:
             logits = llama.forward(params, self.config, tokens[None])[0]
-            return logits.max(-1) - jnp.take_along_axis(logits, said[:, None], -1)[:, 0]
+            return logits.max(-1) - jnp.take_along_axis(logits, said[:, None], -1)[:, 0], logits.argmax(-1) != said
 
-        found = []
+        others, ends = [], []
         for number, ids in self.said.items():
+            prompt, limit = self.asked[number]
+            stops = [i for i, token in enumerate(ids) if token in self.stop_ids]
+            if len(ids) > max(limit, 0) or (stops or [limit - 1])[0] != len(ids) - 1:
+                ends.append(number)
             if not ids:
                 continue
-            tokens = [*self.asked[number], *ids]
+            tokens = [*prompt, *ids]
             size = -(-len(tokens) // 256) * 256  # few shapes; nothing sees what follows it
             padded = jnp.asarray([*tokens, *[0] * (size - len(tokens))])
-            row = gaps(params, padded, jnp.roll(padded, -1))[len(self.asked[number]) - 1 : len(tokens) - 1]
-            found += [(number, i, float(gap)) for i, gap in enumerate(row) if gap > 0]
-        return {
-            "tokens": sum(map(len, self.said.values())),
-            "not the likeliest": [{"request": number, "token": i, "gap": gap} for number, i, gap in found],
-        }
+            gaps, other = (jax.device_get(x) for x in compare(params, padded, jnp.roll(padded, -1)))
+            places = range(len(prompt) - 1, len(tokens) - 1)
+            others += [{"request": number, "token": i, "gap": float(gaps[at])} for i, at in enumerate(places) if other[at]]
+        return {"tokens": sum(map(len, self.said.values())), "not the likeliest": others, "ends elsewhere": ends}
 
 
 class Transformers:
@@ -191,8 +200,13 @@ def limits(config: llama.LlamaConfig) -> dict[str, float]:
     return found
 
 
-def rate(config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[int]], slots: int) -> float:
-    """Tokens per second with every slot at work: of the later of 80 tokens that nothing ends."""
+def rate(
+    config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[int]], slots: int, read_gbs: float
+) -> dict[str, float]:
+    """Tokens per second with every slot at work: of the later of 80 tokens that nothing ends.
+
+    And what it would be if reading the matrices and everybody's keys and values were all there is to do.
+    """
     never = config.vocab_size - 1
     engine = Engine(config, slots=slots, max_len=1024, stop_ids=(never,), pad_id=0)
     engine.load(params)
@@ -202,7 +216,12 @@ def rate(config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[i
         said = engine.generate([prompts[i % len(prompts)] for i in range(slots)], [limit] * slots)
         seconds.append(time.perf_counter() - start)
         assert all(len(generation.ids) == limit for generation in said)
-    return slots * 64 / (seconds[2] - seconds[1])
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))  # a tied embedding is the head, another is not read whole
+    weights -= 0 if config.tie_word_embeddings else params["embed_tokens"].nbytes
+    columns = sum(len(prompts[i % len(prompts)]) + 49 for i in range(slots))
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * columns
+    read = weights + cache * jnp.dtype(config.dtype).itemsize
+    return {"tokens_per_s": slots * 64 / (seconds[2] - seconds[1]), "read_tokens_per_s": slots * read_gbs * 1e9 / read}
 
 
 def population(
@@ -258,14 +277,14 @@ def first(task: RecordTask[Any], count: dict[str, int]) -> list[Any]:
 
 
 def play(
-    tasks: Sequence[RecordTask[Any]], count: dict[str, int], generator: Any, overlap: bool = True
+    tasks: Sequence[RecordTask[Any]], count: dict[str, int], generator: Any, overlap: bool = True, shuffle: int | None = None
 ) -> tuple[float, list[Outcome]]:
     """Seconds, and outcomes, of the first episodes of the tasks, played together."""
-    episodes, budget = [], []
-    for task in tasks:
-        chosen = [task.environment(record) for record in first(task, count)]
-        episodes += chosen
-        budget += [task.max_new_tokens] * len(chosen)
+    chosen = [(task, record) for task in tasks for record in first(task, count)]
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(chosen)
+    episodes = [task.environment(record) for task, record in chosen]
+    budget = [task.max_new_tokens for task, _ in chosen]
     start = time.perf_counter()
     outcomes = rollout(episodes, generator, budget, workers=4, overlap=overlap)
     return time.perf_counter() - start, outcomes
@@ -283,6 +302,7 @@ def main() -> None:
     parser.add_argument("--transformers", nargs="*", default=[], metavar="DTYPE:BATCH", help="such as bfloat16:32")
     parser.add_argument("--against", nargs="*", default=["mbpp", "os_interaction"], help="workloads that transformers plays")
     parser.add_argument("--check", action="store_true", help="compare float32 replies with uncached logits")
+    parser.add_argument("--shuffle", type=int, metavar="SEED", help="play the episodes in another order")
     parser.add_argument("--rate", action="store_true", help="decode with all slots at work")
     parser.add_argument("--population", type=int, default=0, metavar="N", help="decode N low-rank individuals")
     parser.add_argument("--json", type=Path)
@@ -307,7 +327,7 @@ def main() -> None:
         chosen: dict[str, list[Any]] = {name: [task] for name, task in tasks.items()} | {"together": list(tasks.values())}
 
         def row(workload: str, who: str, generator: Any, overlap: bool = True) -> dict[str, Any]:
-            seconds, outcomes = play(chosen[workload], sizes, generator, overlap)
+            seconds, outcomes = play(chosen[workload], sizes, generator, overlap, arguments.shuffle)
             tokens = sum(outcome.tokens for outcome in outcomes)
             score = sum(outcome.score.value for outcome in outcomes) / len(outcomes)
             print(f"{workload:16} {who:32} {seconds:8.1f} s {tokens:7d} tokens {tokens / seconds:7.1f} tokens/s", flush=True)
@@ -330,14 +350,14 @@ def main() -> None:
             generator: Any = ChatGenerator(engine, tokenizer)
             generator = Static(generator) if static else generator
             engine.load(params)
-            play(chosen[workload], sizes, generator, overlap)
+            play(chosen[workload], sizes, generator, overlap, arguments.shuffle)
             engine.load(params)
             engine.asked, engine.said, engine.statistics = {}, {}, Statistics()
             found = row(workload, f"{name}, {dtype}", generator, overlap)
             found["statistics"] = vars(engine.statistics)
             if arguments.check and dtype == "float32" and name == "whole":
                 found["check"] = engine.check(params)
-                print("  not the likeliest:", found["check"]["not the likeliest"], "of", found["check"]["tokens"], flush=True)
+                print("  against greedy decoding without a cache:", found["check"], flush=True)
 
         names = list(ABLATIONS) if arguments.ablations == ["all"] else arguments.ablations
         for workload in arguments.workloads:
@@ -349,9 +369,12 @@ def main() -> None:
                 row(workload, f"transformers {choice}", Transformers(arguments.model, tokenizer, dtype, int(batch)))
         prompts = [tokenizer.encode(tasks["mbpp"].environment(r).opening()) for r in tasks["mbpp"].records["train"][:128]]
     if arguments.rate:
-        results["rate"] = {dtype: rate(*models[dtype], prompts, arguments.slots) for dtype in models}
-        for dtype, tokens in results["rate"].items():
-            shares = (f"{tokens / bounds[f'{d}_tokens_per_s']:.0%} of {d} products" for d in ("float32", "bfloat16"))
+        read_gbs = bounds["read_gbs"]
+        results["rate"] = {dtype: rate(*models[dtype], prompts, arguments.slots, read_gbs) for dtype in models}
+        for dtype, found in results["rate"].items():
+            tokens = found["tokens_per_s"]
+            shares = [f"{tokens / bounds[f'{d}_tokens_per_s']:.0%} of {d} products" for d in ("float32", "bfloat16")]
+            shares.append(f"{tokens / found['read_tokens_per_s']:.0%} of reading weights and cache")
             print(f"{arguments.slots} slots at work, {dtype}: {tokens:.0f} tokens/s, {', '.join(shares)}", flush=True)
     if arguments.population:
         found = population(*models[arguments.dtypes[-1]], prompts[:16], arguments.population)

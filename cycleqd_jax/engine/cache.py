@@ -187,7 +187,8 @@ class Attention:
         out, normaliser = attend(queries, *own, seen, residual=common is not None)
         if common is None:
             return out.swapaxes(1, 2)
-        mask = jnp.repeat(_shared_mask(rows, common[0].shape[1]), time, axis=0)[None, None]  # [1, 1, batch * time, shared]
+        sees = _shared_mask(rows.shared, jnp.arange(common[0].shape[1]))
+        mask = jnp.repeat(sees, time, axis=0)[None, None]  # [1, 1, batch * time, shared]
         more, other = attend(queries.reshape(1, batch * time, heads, dims), *common, mask, residual=True)
         other = other.reshape(normaliser.shape)
         other = jnp.where((rows.shared[:, 1] > rows.shared[:, 0])[:, None, None], other, -jnp.inf)
@@ -274,9 +275,8 @@ def _own_mask(rows: Rows, time: int, columns: int) -> Bool[Array, "batch time co
     return (column >= rows.first[:, None, None]) & (column <= last[:, :, None])
 
 
-def _shared_mask(rows: Rows, columns: int) -> Bool[Array, "batch columns"]:
-    column = jnp.arange(columns)
-    return (column >= rows.shared[:, :1]) & (column < rows.shared[:, 1:])
+def _shared_mask(intervals: Int[Array, "batch 2"], column: Int[Array, " column"]) -> Bool[Array, "batch column"]:
+    return (column >= intervals[:, :1]) & (column < intervals[:, 1:])
 
 
 class _Part(NamedTuple):
@@ -294,10 +294,10 @@ def _queries(q: Array, kv_heads: int) -> Float[Array, "batch kv_heads per head_d
 
 
 def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
-    """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``."""
-    # Products of bfloat16 numbers are the faster ones where they have many rows; where few, putting them in order costs more.
-    number = _widened if q.shape[-2] < 16 else _as_bfloat16
-    k, v = number(k), number(v)
+    """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``.
+
+    Queries and weights are rounded to the dtype of keys and values.
+    """
     scores = matmul(q.astype(k.dtype), k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, MASKED)
     top = scores.max(-1, keepdims=True)
@@ -332,7 +332,7 @@ def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     v = v.swapaxes(1, 2).reshape(batch, kv_heads, width * size, dims)
     time = q.shape[2]
     mask = jnp.tile(_own_mask(rows, time, width * size), (1, q.shape[1] // kv_heads, 1))
-    return _part(_queries(q, kv_heads), k, v, mask[:, None])
+    return _part(_queries(q, kv_heads), _as_bfloat16(k), _as_bfloat16(v), mask[:, None])
 
 
 def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
@@ -355,7 +355,8 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
         owner, start = cut(owners), cut(starts)
         row = jnp.maximum(owner, 0)
         mask = (start[:, None] + column <= rows.columns[row][:, None]) & (owner >= 0)[:, None]
-        part = _part(queries[row], cut(k), cut(v), mask[:, None, None])
+        # So few rows to a page that products of float32 numbers are the faster ones.
+        part = _part(queries[row], _widened(cut(k)), _widened(cut(v)), mask[:, None, None])
         return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, i * BLOCK, 0), done, part)
 
     per = queries.shape[2]
@@ -397,10 +398,10 @@ def _over_shared(q: Array, own: _Part, common: tuple[Array, Array], rows: Rows) 
             return jax.lax.dynamic_slice_in_dim(x, row, size, 0)
 
         flat = cut(queries).swapaxes(0, 1).reshape(kv_heads, size * per, dims)
-        interval = cut(rows.shared)
-        mask = jnp.repeat((column + first >= interval[:, :1]) & (column + first < interval[:, 1:]), per, axis=0)
-        keys = jax.lax.dynamic_slice_in_dim(k, first, width, 2)
-        part = _part(flat, keys, jax.lax.dynamic_slice_in_dim(v, first, width, 1), mask)
+        mask = jnp.repeat(_shared_mask(cut(rows.shared), first + column), per, axis=0)
+        keys, values = jax.lax.dynamic_slice_in_dim(k, first, width, 2), jax.lax.dynamic_slice_in_dim(v, first, width, 1)
+        # Always of bfloat16 numbers, where they are: how many rows there are must not decide what is rounded.
+        part = _part(flat, _as_bfloat16(keys), _as_bfloat16(values), mask)
         out, top, total = (x.reshape(kv_heads, size, per, -1).swapaxes(0, 1) for x in part)
         before = jax.tree.map(cut, done)
         most = jnp.maximum(before.top, top)

@@ -1,16 +1,18 @@
 """Continuous batching: token ids in, token ids out; which request is where, and when.
 
-Requests wait in a queue for one of the engine's slots: the next turns of conversations that have begun before all others, and
-first come, first served. Their prompts are taken into the KV cache in
-chunks, several at once, and all slots decode together, many steps between two looks of the host; a slot whose reply is complete
-takes the next request at the following look. Nothing depends on time: the same requests at the same looks are computed by the
-same programs in the same order.
+Requests wait in a queue for one of the engine's slots: first come, first served, but the next turns of conversations that have
+begun before all others (up to a limit: nobody waits for ever). Their prompts are taken into the KV cache in chunks, several at
+once, and all slots decode together, many steps between two looks of the host; a slot whose reply is complete takes the next
+request at the following look. Nothing depends on time: the same requests at the same looks are computed by the same programs in
+the same order.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
+import operator
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +28,8 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, MixedMatrix, Params, tree_paths
 
 __all__ = ["Engine", "Generation", "NonFiniteError", "Statistics"]
+
+PATIENCE = 64  # looks of the host after which a request is no longer overtaken by conversations that have begun
 
 
 class NonFiniteError(ArithmeticError):
@@ -85,6 +89,7 @@ class _Request:
     tell: Callable[[Sequence[int]], None] | None
     dropped: int
     ids: list[int] = dataclasses.field(default_factory=list)
+    waited: int = 0  # looks of the host
 
 
 @dataclasses.dataclass(eq=False)
@@ -127,7 +132,10 @@ class _Chunk(NamedTuple):
 
 
 class Engine:
-    """Decodes prompts with the weights last loaded; no program is compiled anew because weights or requests are others.
+    """Decodes prompts with the weights last loaded.
+
+    Programs are compiled when something first needs them, or all at once by :meth:`warm_up`; never again because weights or
+    requests are others.
 
     What requests compute depends on the requests alone, not on time; how they are batched may change the last bits of logits,
     and with them a token where two are equally likely.
@@ -146,7 +154,7 @@ class Engine:
         share_prefixes: compute what several waiting prompts begin with once.
         keep_conversations: keep the cache of a conversation for its next turn.
         overflow: what happens to a prompt that leaves no room for a token: ``"refuse"`` it; or to one that leaves less than the
-            whole limit: ``"truncate"`` its beginning until that has room.
+            whole limit: ``"truncate"`` its beginning until that has room, or half of ``max_len`` where the limit is more.
 
     Raises:
         InputError: a size is below one, ``max_len`` is beyond the model's positions, an id is not in its vocabulary, or the
@@ -175,6 +183,7 @@ class Engine:
                 f"{config.context_length} positions, got {slots} slots, {steps} steps, chunk {chunk} and max_len {max_len}: "
                 "correct the engine's settings"
             )
+        stop_ids, pad_id = _whole("stop ids", stop_ids), _whole("pad id", [pad_id])[0]
         outside = [i for i in (*stop_ids, pad_id) if not 0 <= i < config.vocab_size]
         if outside or not stop_ids:
             raise InputError(
@@ -197,7 +206,7 @@ class Engine:
         self.config = config
         self.slots = slots
         self.max_len = max_len
-        self.stop_ids = tuple(stop_ids)
+        self.stop_ids = stop_ids
         self.pad_id = pad_id
         self.mesh = mesh
         self.attention = attention or attention_for(config, platform)
@@ -227,6 +236,7 @@ class Engine:
         self._cache: KVCache | None = None
         self._shared: KVCache | None = None
         self._before = 0  # pages of a cache that was lost
+        self._most_shared = 0  # columns there have ever been
         self._forget()
 
     # Weights
@@ -238,8 +248,8 @@ class Engine:
 
         Args:
             params: of the engine's config; with :class:`~cycleqd_jax.types.MixedMatrix` leaves, several individuals.
-            donate: take them apart kind by kind and delete what was taken, so that no second copy of the weights is ever there;
-                ``params`` can't be used afterwards.
+            donate: take them apart kind by kind and delete what was taken, so that no second copy of the weights is ever there
+                but that of the kind at hand (and on CPUs of a tied head); ``params`` can't be used afterwards.
 
         Raises:
             InputError: names, shapes or dtypes are not those of the config.
@@ -256,8 +266,6 @@ class Engine:
         if self.attention.paged:
             self._params |= llama.for_products(self._params, self.config, self.max_len + self._chunk)
         self._individuals = llama.num_individuals(params)
-        if self._individuals is not None:
-            self._shared = None  # what prompts begin with is another thing for every individual
         self.statistics.loads += 1
 
     def unload(self) -> None:
@@ -278,7 +286,7 @@ class Engine:
         self._queue: list[_Request] = []
         self._asking: set[Hashable] = set()  # conversations that wait for a reply
         self._begun: set[Hashable] = set()  # conversations that have had a slot
-        self._prefixes: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._prefixes: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}  # of an individual: shared columns
         self._done: list[tuple[int, Generation]] = []
 
     # Requests
@@ -296,7 +304,7 @@ class Engine:
         ends: Callable[[Sequence[int]], int | None] | None = None,
         tell: Callable[[Sequence[int]], None] | None = None,
     ) -> int:
-        """Puts a request at the end of the queue.
+        """Puts a request into the queue.
 
         Args:
             prompt: token ids, at least one.
@@ -315,25 +323,25 @@ class Engine:
 
         Raises:
             InputError: an empty prompt, a limit below one, ids outside the vocabulary, a negative temperature, a ``top_p``
-                outside (0, 1], an individual that isn't there, or a second request of a conversation.
+                outside (0, 1], a seed of more than 64 bits, an individual that isn't there, a second request of a conversation,
+                or numbers that are not whole where they must be.
             RuntimeError: no weights have been loaded.
             TypeError: a conversation that can't be hashed.
         """
         if self._params is None:
             raise RuntimeError("Engine.load(params) must come before requests")
-        self._check(prompt, max_new_tokens, temperature, top_p, individual)
+        prompt = _whole("prompt tokens", prompt)
+        max_new_tokens, individual, seed = _whole("a limit, an individual and a seed", (max_new_tokens, individual, seed))
+        self._check(prompt, max_new_tokens, temperature, top_p, individual, seed)
         if conversation in self._asking:
             raise InputError(
                 f"expected one request of conversation {conversation!r} at a time, got a second: wait for its reply"
             )
         number = self._numbers
         self._numbers += 1
-        prompt, dropped = tuple(int(i) for i in prompt), 0
-        room = self.max_len - len(prompt)
-        if room < max_new_tokens < self.max_len and self.overflow == "truncate":
-            dropped = len(prompt) + max_new_tokens - self.max_len
-            prompt = prompt[dropped:]
-            room = max_new_tokens
+        room, wanted = self.max_len - len(prompt), min(max_new_tokens, self.max_len // 2)
+        dropped = max(wanted - room, 0) if self.overflow == "truncate" else 0
+        prompt, room = prompt[dropped:], room + dropped
         if room < 1:
             self._done.append((number, Generation((), "refused")))
             return number
@@ -345,7 +353,7 @@ class Engine:
         self._queue.append(_Request(number, prompt, limit, conversation, sampling, individual, ends, tell, dropped))
         return number
 
-    def _check(self, prompt: Sequence[int], limit: int, temperature: float, top_p: float, individual: int) -> None:
+    def _check(self, prompt: Sequence[int], limit: int, temperature: float, top_p: float, individual: int, seed: int) -> None:
         if not len(prompt) or limit < 1:
             raise InputError(
                 f"expected at least one prompt token and a limit of at least 1, got {len(prompt)} tokens and limit {limit}: "
@@ -361,6 +369,8 @@ class Engine:
                 f"expected a temperature of at least 0 and top_p above 0 and at most 1, got {temperature} and {top_p}: correct "
                 "the request"
             )
+        if not -(2**63) <= seed < 2**63:
+            raise InputError(f"expected a seed of at most 64 bits, got {seed}: choose a smaller one")
         count = self._individuals or 1
         if not 0 <= individual < count:
             raise InputError(f"expected an individual below {count}, got {individual}: load the weights of all of them")
@@ -427,19 +437,31 @@ class Engine:
             )
         if self.busy:
             raise InputError("expected an engine without requests: finish them with advance() before generate()")
+        replies: dict[int, Generation] = {}
         try:
             numbers = [self.submit(p, limit, **options) for p, limit in zip(prompts, max_new_tokens, strict=True)]
+            while self.busy:
+                replies |= dict(self.advance())
         except BaseException:
-            self._queue, self._done = [], []
-            self._asking.clear()
+            self._drop()
             raise
-        replies: dict[int, Generation] = {}
-        while self.busy:
-            replies |= dict(self.advance())
         return [replies[number] for number in numbers]
 
-    def warm_up(self) -> None:
-        """Compiles every program that requests of up to ``max_len`` tokens can need, with the shared columns in use now.
+    def _drop(self) -> None:
+        """All requests; conversations that say nothing stay in the cache."""
+        self._queue, self._done = [], []
+        self._asking.clear()
+        for slot in self._places:
+            if slot.request is not None:
+                slot.request = None
+                self._clear(slot)
+
+    def warm_up(self, shared: int = 0) -> None:
+        """Compiles every program that requests of up to ``max_len`` tokens can need.
+
+        Args:
+            shared: how many tokens the prefixes that are shared at a time may have, all together, each rounded up to whole
+                chunks. Where they have more, other programs are needed.
 
         Raises:
             InputError: requests are being decoded.
@@ -450,6 +472,9 @@ class Engine:
         if any(slot.live for slot in self._places):
             raise InputError("expected an engine without requests: finish them with advance() before warm_up()")
         self._grow(self._most_pages)
+        self._prefixes = {}
+        if self._share_prefixes:
+            self._share(shared)
         if self.attention.paged:
             self._swap([])
         for width in self._widths:
@@ -457,6 +482,8 @@ class Engine:
                 self._cache, _, _ = self._run_prefill(self._cache, self._shared, [], batch, width)
             for count in self._counts:
                 self._run_decode([_Slot()] * count, width)
+        if self._shared is not None:
+            self._shared, _, _ = self._run_prefill(self._shared, None, [], self._batches[-1], 1)
 
     # Admission
 
@@ -466,12 +493,12 @@ class Engine:
             self._choose_prefixes()
         chunks: list[_Chunk] = []
         waiting: list[_Request] = []
-        # The next turn of a conversation comes before conversations that have not begun: the longest take least, and what is
-        # kept of them is free again soonest.
-        self._queue.sort(key=lambda request: request.conversation not in self._begun)
+        # Conversations that have begun go on before others begin: fewer of them are open, and in the cache, at a time.
+        self._queue.sort(key=lambda request: request.waited < PATIENCE and request.conversation not in self._begun)
         chosen = self._slots_for(self._queue)
         for request, slot in zip(self._queue, chosen, strict=True):
             if slot is None:
+                request.waited += 1
                 waiting.append(request)
                 continue
             if request.conversation is not None:
@@ -491,7 +518,7 @@ class Engine:
             slot.conversation = request.conversation if self._keep_conversations else None
             slot.tokens = list(own)
             self._reserve(slot, len(own))
-            chunks += self._chunks(slot, own, kept, 0, prefix, request)
+            chunks += self._chunks(slot, own, kept, 0, prefix, request, request.individual)
         self._queue = waiting
         if chunks:
             self._prefill(chunks)
@@ -531,13 +558,11 @@ class Engine:
         first: int,
         shared: tuple[int, int],
         request: _Request | None,
+        individual: int,
     ) -> list[_Chunk]:
-        size = self._chunk
-        individual = 0 if request is None else request.individual
+        size, last = self._chunk, len(tokens) - self._chunk
         return [
-            _Chunk(
-                slot, tokens[i : i + size], first, first + i, shared, request if i + size >= len(tokens) else None, individual
-            )
+            _Chunk(slot, tokens[i : i + size], first, first + i, shared, request if i >= last else None, individual)
             for i in range(start, len(tokens), size)
         ]
 
@@ -616,47 +641,59 @@ class Engine:
     # Shared prefixes
 
     def _choose_prefixes(self) -> None:
-        """Computes what the waiting prompts have in common and is not there yet."""
-        if not self._share_prefixes or self._individuals is not None:
+        """Computes what the waiting prompts of an individual have in common and is not there yet."""
+        if not self._share_prefixes:
             return
         size = self._chunk
-        prefixes = [
-            prefix
-            for prefix in shared_prefixes([request.prompt for request in self._queue], saving=2 * size)
-            if not self._prefixes or self._gain(prefix) >= 2 * size
+        found = [
+            (individual, prefix)
+            for individual in sorted({request.individual for request in self._queue})
+            for prefix in shared_prefixes([r.prompt for r in self._queue if r.individual == individual], saving=2 * size)
+            if not self._prefixes or self._gain(individual, prefix) >= 2 * size
         ]
-        if not prefixes:
-            if not self._prefixes:
-                self._shared = None
+        if not found:
+            self._share(0)
             return
         end = max((-(-last // size) * size for _, last in self._prefixes.values()), default=0)
-        starts = np.cumsum([end, *(-(-len(prefix) // size) * size for prefix in prefixes)]).tolist()
-        columns = next(c for c in _sizes(starts[-1], smallest=4 * size) if c >= starts[-1])
-        now = 0 if self._shared is None else self.attention.shape(self._shared)[1]
-        if self._prefixes and columns > now:  # too many: only what is in use now, from the beginning
+        starts = np.cumsum([end, *(-(-len(prefix) // size) * size for _, prefix in found)]).tolist()
+        if self._prefixes and starts[-1] > self._shared_columns:  # too many: only what is in use now, from the beginning
             self._prefixes = {}
             return self._choose_prefixes()
-        if not self._prefixes and columns != now:  # as large as these need, whatever there was before
-            self._shared = self.attention.init(self.config, 1, columns, self.mesh)
+        self._share(starts[-1])
         chunks: list[_Chunk] = []
-        for prefix, start in zip(prefixes, starts, strict=False):
-            self._prefixes[prefix] = (start, start + len(prefix))
+        for (individual, prefix), start in zip(found, starts, strict=False):
+            self._prefixes[individual, prefix] = (start, start + len(prefix))
             self.statistics.prefilled += len(prefix)
-            chunks += self._chunks(None, prefix, 0, start, (0, 0), None)
-        for batch in self._batches_of(chunks):
-            self._shared, _, _ = self._run_prefill(self._shared, None, batch, self._batches[-1], 1)
+            chunks += self._chunks(None, prefix, 0, start, (0, 0), None, individual)
+        # One individual after the other: columns of a broken one, though they be masked, would spoil those of others.
+        for individual, own in itertools.groupby(chunks, key=lambda chunk: chunk.individual):
+            for batch in self._batches_of(list(own)):
+                self._shared, _, finite = self._run_prefill(self._shared, None, batch, self._batches[-1], 1)
+                if not np.asarray(finite)[: len(batch)].all():
+                    raise self._broken(next(request for request in self._queue if request.individual == individual))
 
-    def _gain(self, prefix: tuple[int, ...]) -> int:
-        """How many tokens of the waiting prompts another prefix saves, beyond those that are there."""
-        waiting = [request for request in self._queue if request.prompt[: len(prefix)] == prefix]
+    @property
+    def _shared_columns(self) -> int:
+        return 0 if self._shared is None else self.attention.shape(self._shared)[1]
+
+    def _share(self, columns: int) -> None:
+        """Room for so many shared columns, in one of a few sizes, and never less again: programs depend on it."""
+        if columns > self._most_shared:
+            self._most_shared = _sizes(columns, smallest=4 * self._chunk)[-1]
+        if self._shared_columns < self._most_shared:
+            self._shared = self.attention.init(self.config, 1, self._most_shared, self.mesh)
+
+    def _gain(self, individual: int, prefix: tuple[int, ...]) -> int:
+        """How many tokens of an individual's waiting prompts another prefix saves, beyond those that are there."""
+        waiting = [r for r in self._queue if r.individual == individual and r.prompt[: len(prefix)] == prefix]
         known = (self._prefix_of(request) for request in waiting)
         return sum(len(prefix) - (last - first) for first, last in known) - len(prefix)
 
     def _prefix_of(self, request: _Request) -> tuple[int, int]:
         """The interval of shared columns that the prompt begins with."""
         prompt, best = request.prompt, (0, 0)
-        for prefix, interval in self._prefixes.items():
-            longer = interval[1] - interval[0] > best[1] - best[0]
+        for (individual, prefix), interval in self._prefixes.items():
+            longer = individual == request.individual and interval[1] - interval[0] > best[1] - best[0]
             if longer and len(prefix) < len(prompt) and prompt[: len(prefix)] == prefix:
                 best = interval
         return best
@@ -842,6 +879,13 @@ class Engine:
             return NonFiniteError(f"the model's logits{where} are not finite: some layer overflows", request.individual)
         place = "the output layer" if finite.all() else f"layer {int(np.argmin(finite))} of {len(finite)}"
         return NonFiniteError(f"the model's logits{where} are not finite: {place} overflows", request.individual)
+
+
+def _whole(what: str, values: Iterable[Any]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise InputError(f"expected {what} to be whole numbers, got {values!r:.200}: correct them") from None
 
 
 def _int32(values: Iterable[Any]) -> Any:

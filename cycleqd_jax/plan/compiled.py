@@ -227,7 +227,7 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
     if attention.paged:
         count = work.max_len + chunk
         params |= jax.eval_shape(functools.partial(llama.for_products, config=work.model, positions=count), params)
-    static = {"config": work.model, "attention": attention}
+    static = {"config": engine._computed, "attention": attention}
     most = engine._batches[-1]
     given = params, cache, shared
     return [

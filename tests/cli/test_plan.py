@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from cycleqd_jax import plan
 from cycleqd_jax.cli import main
+from cycleqd_jax.engine import Engine, programs
 from cycleqd_jax.models import chat, hf, llama
 from cycleqd_jax.plan.compiled import abstract_space, collectives, engine_programs, replace_estimates
 from cycleqd_jax.plan.estimate import estimate, matrix_shapes
@@ -138,6 +139,39 @@ def test_the_compiler_agrees_on_small_models(mesh, rank):
     assert parts["temporaries"] / 2 < temporaries < 2 * parts["temporaries"]
     assert {program.stage for program in programs.values()} == {"basis", "express", "decode"}
     assert len(programs) == 3 + len(matrix_shapes(work))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_planned_engine_is_the_one_that_runs(dtype, tied, monkeypatch):
+    model = SMALL.replace(dtype=dtype, tie_word_embeddings=tied)
+    cpu = make_mesh(devices=jax.devices()[:1])
+    base = abstract_space(workload(model), cpu)[0].base
+    named = {name.split(",")[0]: (args, static) for name, _, args, static in engine_programs(workload(model), cpu, base)}
+    ran = {}
+
+    def watch(name):
+        run = getattr(programs, name)
+
+        def watched(*args, **static):
+            ran[name] = args, static
+            return run(*args, **static)
+
+        monkeypatch.setattr(programs, name, watched)
+
+    watch("prefill")
+    watch("decode")
+    engine = Engine(model, slots=8, max_len=128, stop_ids=(0,), pad_id=0)
+    engine.load(llama.init_params(model, jax.random.key(0)))
+    engine.warm_up(shared=1)
+    engine.generate([[1, 2]], [4])
+    for name, (args, static) in named.items():
+        if name == "decode":
+            static = static | {"steps": engine.steps}
+        assert ran[name][1] == static
+        for planned_, real in zip(args[:3], ran[name][0][:3], strict=True):  # weights, cache, shared columns
+            shapes = [jax.tree.map(lambda x: x.dtype, tree) for tree in (planned_, real)]
+            assert shapes[0] == shapes[1]
 
 
 def test_the_compilers_figures_take_the_place_of_estimates():

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ import pytest
 from cycleqd_jax import sharding
 from cycleqd_jax.engine import Attention, Engine, NonFiniteError, programs
 from cycleqd_jax.engine.cache import Rows
+from cycleqd_jax.engine.engine import PATIENCE
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, MixedMatrix
 
@@ -186,6 +189,42 @@ def test_first_come_first_served(params, attention):
     assert not engine.busy
 
 
+def test_conversations_that_have_begun_go_first(params, attention):
+    engine = make(attention=attention, slots=1)
+    engine.load(params)
+    order = []
+
+    def ask(prompt, **options):
+        engine.submit(prompt, 2, tell=lambda ids: order.append(options.get("conversation")), **options)
+
+    ask([7], conversation="begun")
+    while engine.busy:
+        engine.advance()
+    ask([8])
+    ask([9], conversation="new")
+    ask([7, 8, 9], conversation="begun")
+    while engine.busy:
+        engine.advance()
+    assert list(dict.fromkeys(order[1:])) == ["begun", None, "new"]
+
+
+def test_nobody_waits_for_ever(params, attention):
+    engine = make(attention=attention, slots=2)
+    engine.load(params)
+    talks = {n: [n + 6] for n in range(4)}  # they never stop
+    names = {engine.submit(talk, 2, conversation=n): n for n, talk in talks.items()}
+    for _ in range(2):
+        for number, _ in engine.advance():
+            names[engine.submit([7], 2, conversation=names[number])] = names[number]
+    waiting = {engine.submit([9], 2), engine.submit([9], 2, conversation="late")}
+    for _ in range(3 * PATIENCE):
+        for number, _ in engine.advance():
+            if number in names:
+                names[engine.submit([7], 2, conversation=names[number])] = names[number]
+            waiting.discard(number)
+    assert not waiting
+
+
 def test_others_speak_while_conversations_are_silent(params, attention):
     engine = make(attention=attention, slots=2)
     engine.load(params)
@@ -342,6 +381,23 @@ def test_bfloat16_on_a_cpu(params):
     assert differ <= would < 30
 
 
+def test_bfloat16_neighbours_decide_nothing(params):
+    """What is rounded does not depend on how many are decoded side by side."""
+    config = CONFIG.replace(dtype="bfloat16", num_attention_heads=6, num_key_value_heads=2)  # three queries to a page
+    params = llama.init_params(config, jax.random.key(1))
+    rng = np.random.default_rng(2)
+    beginning = rng.integers(6, 48, 24).tolist()
+    prompts = [beginning + rng.integers(6, 48, rng.integers(1, 12)).tolist() for _ in range(32)]
+    said = []
+    for slots in (4, 5, 8, 32):
+        engine = make(config, slots=slots)
+        engine.load(params)
+        said.append(engine.generate(prompts, [12] * 32))
+        assert engine.statistics.reused == 32 * 24
+    assert all(other == said[0] for other in said)
+    assert len(set(said[0])) > 8
+
+
 def test_shared_columns_are_weighed_exactly_in_bfloat16():
     rng = np.random.default_rng(0)
     attention = Attention("xla")
@@ -395,29 +451,33 @@ def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
     children = [llama.init_params(CONFIG, jax.random.key(n)) for n in range(20)]
     broken = children[0] | {"norm": children[0]["norm"] * jnp.nan}
     rng = np.random.default_rng(0)
-    # Task texts are the same for every child, what is said is not.
-    beginning = rng.integers(6, 48, 20).tolist()
-    workloads = [[beginning + rng.integers(6, 48, rng.integers(1, 40)).tolist() for _ in range(n)] for n in (13, 1, 5, 30)]
+
+    def workload(*groups):
+        """Prompts that begin alike, in groups of so many with so many tokens in common."""
+        prompts = []
+        for count, length in groups:
+            beginning = rng.integers(6, 48, length).tolist()
+            prompts += [beginning + rng.integers(6, 48, rng.integers(1, 40 - length)).tolist() for _ in range(count)]
+        return prompts
+
+    workloads = [workload((1, 0)), workload((9, 0)), workload((30, 20)), workload((5, 20), (8, 30)), workload((2, 17), (20, 3))]
+    engine.load(broken)
+    with pytest.raises(NonFiniteError):  # what names the weight is compiled with the first
+        engine.generate(workloads[0], [1])
     engine.load(children[0])
-    engine.generate(workloads[0], [1] * 13)
-    engine.warm_up()
+    engine.warm_up(shared=64)
 
     def again():
         for n, child in enumerate(children):
             engine.load(child)
-            engine.generate(workloads[0], [20] * 13)
-            engine.generate(workloads[n % 4], rng.integers(1, 64, len(workloads[n % 4])).tolist())
+            for i in rng.permutation(len(workloads)):
+                engine.generate(workloads[i], rng.integers(1, 64, len(workloads[i])).tolist())
             converse(engine, 3, rng, count=n + 1)
             if n == 9:
                 engine.load(broken)
                 with pytest.raises(NonFiniteError, match="weight norm"):
-                    engine.generate(workloads[0], [20] * 13)
+                    engine.generate(workloads[2], [20] * 30)
 
-    engine.load(broken)
-    with pytest.raises(NonFiniteError):  # what names the weight is compiled with the first
-        engine.generate(workloads[0], [1] * 13)
-    engine.load(children[0])
-    engine.generate(workloads[0], [1] * 13)
     pages = engine.attention.shape(engine._cache)[0]
     assert compilations(again) == 0
     assert engine.attention.shape(engine._cache)[0] == pages == engine._most_pages
@@ -458,16 +518,17 @@ def test_limits_and_the_end_of_the_cache(engine, params):
     assert engine.advance() == []
 
 
-def test_long_prompts_lose_their_beginning_if_they_may(params, attention):
+@pytest.mark.parametrize(
+    ("length", "limit", "dropped"),
+    [(70, 9, 70 + 9 - 48), (47, 9, 47 + 9 - 48), (20, 24, 0), (25, 24, 1)]
+    + [(length, limit, max(length - 24, 0)) for length in (20, 30, 70) for limit in (25, 47, 48, 99)],  # half is the reply's
+)
+def test_long_prompts_lose_their_beginning_if_they_may(params, attention, length, limit, dropped):
     engine = make(attention=attention, overflow="truncate")
     engine.load(params)
-    long = np.random.default_rng(3).integers(6, 48, 70).tolist()
-    cut, fits, refused = engine.generate([long, long[:47], long], [9, 9, 48])
-    assert cut.dropped == 70 + 9 - 48
-    assert cut[:2] == plain_loop(params, long[cut.dropped :], 9)[:2]
-    assert fits.dropped == 47 + 9 - 48  # the whole limit has room, as for longer ones
-    assert fits[:2] == plain_loop(params, long[fits.dropped : 47], 9)[:2]
-    assert refused == ((), "refused", 0)
+    prompt = np.random.default_rng(3).integers(6, 48, length).tolist()
+    (cut,) = engine.generate([prompt], [limit])
+    assert cut == (*plain_loop(params, prompt[dropped:], limit)[:2], dropped)
 
 
 def test_replies_end_where_they_are_told_to(engine, expected):
@@ -536,6 +597,51 @@ def test_an_interrupt_leaves_the_engine_usable(engine, expected, monkeypatch, pr
     assert engine.generate(prompts, limits) == wanted
 
 
+def test_an_interrupt_between_two_looks_leaves_the_engine_usable(engine, expected, monkeypatch):
+    prompts, limits, wanted = expected[1]
+    advance = engine.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "advance", lambda: [advance(), signal.raise_signal(signal.SIGINT)][0])
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(prompts, limits)
+    assert not engine.busy
+    assert engine.generate(prompts, limits) == wanted
+
+
+def test_weights_that_are_donated_are_gone(params, attention, expected):
+    prompts, limits, wanted = expected[0]
+    engine = make(attention=attention)
+    for _ in range(2):
+        given = jax.tree.map(jnp.copy, params)
+        engine.load(given, donate=True)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given["layers"]))
+        assert engine.generate(prompts, limits) == wanted
+
+
+def test_donated_weights_are_never_there_twice(attention, monkeypatch):
+    """At most the kind that is being taken apart."""
+    config = CONFIG.replace(num_hidden_layers=8, tie_word_embeddings=False)
+    engine = make(config, attention=attention)
+    given = llama.init_params(config, jax.random.key(0))
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(given["layers"]))
+    apart, seen = llama._apart, []
+
+    def there():
+        gc.collect()
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    def watched(leaf):
+        parts = apart(leaf)
+        seen.append(there() - before)
+        return parts
+
+    monkeypatch.setattr(llama, "_apart", watched)
+    before = there()
+    engine.load(given, donate=True)
+    assert max(seen) == largest
+    assert there() - before < 10_000  # sines and cosines
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Sampling
 
@@ -591,9 +697,9 @@ def population(params, count=3, rank=2, seed=4):
     """Weights of several individuals, mixed and one by one."""
     rng = np.random.default_rng(seed)
     layers, singles = params["layers"], [params["layers"]] * count
-    for group, name in (("attn", "q"), ("attn", "o"), ("mlp", "down")):
+    for group, name in [(group, name) for group in ("attn", "mlp") for name in params["layers"][group]]:
         w = layers[group][name]
-        u, vt = (jnp.asarray(rng.normal(size=shape) * 0.3, w.dtype) for shape in ((2, w.shape[1], rank), (2, rank, w.shape[2])))
+        u, vt = (jnp.asarray(rng.normal(size=shape) * 0.2, w.dtype) for shape in ((2, w.shape[1], rank), (2, rank, w.shape[2])))
         coefficients = jnp.asarray(rng.normal(size=(2, count, rank)), w.dtype)
         layers = layers | {group: layers[group] | {name: MixedMatrix(w, u, vt, coefficients)}}
         merged = [w + jnp.einsum("lir,lr,lro->lio", u, coefficients[:, i], vt) for i in range(count)]
@@ -602,16 +708,17 @@ def population(params, count=3, rank=2, seed=4):
 
 
 def test_a_population_equals_its_individuals_one_by_one(params, attention):
-    mixed, singles = population(params)
+    mixed, singles = population(params, count=8)
     prompts, limits = groups_of(6)
     wanted = []
     engine = make(attention=attention)
     for single in singles:
         engine.load(single)
         wanted.append(engine.generate(prompts, limits))
-    assert wanted[0] != wanted[1] != wanted[2]
+    assert len(set(map(tuple, wanted))) == 8
+    reused = engine.statistics.reused
     engine.load(mixed)
-    order = np.random.default_rng(0).permutation(3 * len(prompts))
+    order = np.random.default_rng(0).permutation(8 * len(prompts))
     numbers = {}
     for i in order:  # all mixed up
         who, which = divmod(int(i), len(prompts))
@@ -621,17 +728,18 @@ def test_a_population_equals_its_individuals_one_by_one(params, attention):
         done |= dict(engine.advance())
     for (who, which), number in numbers.items():
         assert done[number] == wanted[who][which]
+    assert engine.statistics.reused == 2 * reused  # every individual's prompts have its own prefixes in common
     # A conversation's cache is of one individual.
     for who in (0, 1):
         assert engine.generate(prompts[:1], limits[:1], conversation="x", individual=who) == wanted[who][:1]
-    with pytest.raises(InputError, match="individual below 3, got 3"):
-        engine.submit([1], 1, individual=3)
+    with pytest.raises(InputError, match="individual below 8, got 8"):
+        engine.submit([1], 1, individual=8)
 
 
 def test_of_a_population_the_broken_one_is_named(params, attention):
     mixed, _ = population(params)
     q = mixed["layers"]["attn"]["q"]
-    q = q._replace(coefficients=q.coefficients.at[1, 2].set(1e38))
+    q = q._replace(coefficients=q.coefficients.at[1, 2].set(3e38))
     engine = make(attention=attention)
     engine.load(mixed | {"layers": mixed["layers"] | {"attn": mixed["layers"]["attn"] | {"q": q}}})
     for who in (0, 1):
@@ -640,6 +748,24 @@ def test_of_a_population_the_broken_one_is_named(params, attention):
         engine.generate([[1, 2]], [4], individual=2)
     assert caught.value.individual == 2
     assert engine.generate([[1, 2]], [4], individual=0)[0].ids  # the weights are still there
+
+
+def test_a_broken_individual_spoils_no_others_prefix(params, attention):
+    mixed, singles = population(params)
+    down = mixed["layers"]["mlp"]["down"]
+    down = down._replace(coefficients=down.coefficients.at[0, 1].set(jnp.nan))
+    engine = make(attention=attention)
+    engine.load(mixed | {"layers": mixed["layers"] | {"mlp": mixed["layers"]["mlp"] | {"down": down}}})
+    prompts, limits = groups_of(6)
+    for who in (0, 1, 2):
+        for prompt, limit in zip(prompts, limits, strict=True):
+            engine.submit(prompt, limit, individual=who)
+    with pytest.raises(NonFiniteError) as caught:
+        engine.advance()
+    assert caught.value.individual == 1
+    for who in (0, 2):
+        wanted = [plain_loop(singles[who], prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
+        assert engine.generate(prompts, limits, individual=who) == wanted
 
 
 @pytest.mark.parametrize("who", [0, 2])
@@ -676,6 +802,16 @@ def test_a_mesh_equals_one_device(params, attention, expected, sizes):
     assert k.addressable_shards[0].data.size == k.size // 2
 
 
+def test_the_private_function_of_cudnn_attention_is_as_it_was():
+    """It is called on GPUs alone."""
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
+
+    names = list(inspect.signature(dot_product_attention).parameters)
+    assert names[:7] == ["query", "key", "value", "bias", "mask", "q_seqlen", "kv_seqlen"]
+    assert {"scale", "mask_type", "return_residual"} <= set(names)
+    assert MaskType.PADDING
+
+
 def test_a_mesh_that_does_not_divide_the_heads(params):
     if len(jax.devices()) < 8:
         pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")
@@ -699,6 +835,9 @@ def test_a_mesh_that_does_not_divide_the_heads(params):
         ({"stop_ids": ()}, "stop ids"),
         ({"stop_ids": (48,)}, r"vocabulary size 48.*\[48\]"),
         ({"pad_id": -1}, "pad id -1"),
+        ({"stop_ids": ("3",)}, "stop ids to be whole numbers"),
+        ({"stop_ids": (3.0,)}, "stop ids to be whole numbers"),
+        ({"pad_id": None}, "pad id to be whole numbers"),
         ({"overflow": "drop"}, "'refuse' or 'truncate', got 'drop'"),
     ],
 )
@@ -719,6 +858,10 @@ def test_settings_that_can_not_be(changes, named):
         ([[1]], [3], {"temperature": float("nan")}, "got nan and 1.0"),
         ([[1]], [3], {"top_p": 0.0}, "got 0.0 and 0.0"),
         ([[1]], [3], {"individual": 1}, "individual below 1, got 1"),
+        ([[7.9]], [3], {}, r"whole numbers, got \[7.9\]"),
+        ([[1]], [2.5], {}, "whole numbers.*2.5"),
+        ([[1]], [3], {"seed": "x"}, "whole numbers.*'x'"),
+        ([[1]], [3], {"seed": 2**70, "temperature": 1.0}, "at most 64 bits"),
         ([[1], [2]], [3, 3], {"conversation": "x"}, "one request of conversation 'x'"),
     ],
 )

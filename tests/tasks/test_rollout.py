@@ -84,6 +84,15 @@ def test_all_episodes_advance_together(overlap):
     assert [done for done in dict.fromkeys(done for _, done, _, _ in shown) if done] == [3, 5, 7]
 
 
+def test_those_who_speak_once_are_asked_last():
+    class Once(Count):
+        single_turn = True
+
+    echo = Echo()
+    rollout([Once(0, 1), Count(1, 2), Once(2, 1), Count(3, 1)], echo, [9] * 4)
+    assert [number for look, number, _, _ in echo.log if look == 0] == [1, 3, 0, 2]
+
+
 def test_a_refused_prompt_scores_zero():
     echo = Echo(refuses=("1",))
     outcomes = rollout([Count(0, 1), Count(1, 1)], echo, [9, 9])

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cycleqd_jax.models import llama
+
+CONFIG = llama.LlamaConfig(48, 32, 64, 2, 4, 2, 8, max_position_embeddings=300, initializer_range=0.4)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    path = Path(__file__).parents[2] / "scripts" / "bench_engine.py"
+    spec = importlib.util.spec_from_file_location("bench_engine", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_check_finds_what_greedy_decoding_would_not_say(bench):
+    params = llama.init_params(CONFIG, jax.random.key(1))
+    engine = bench.Recorder(CONFIG, slots=4, max_len=64, stop_ids=(3, 5), pad_id=0)
+    engine.load(params)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(6, 48, rng.integers(1, 40)).tolist() for _ in range(9)] + [[7] * 60, [7] * 64]
+    engine.generate(prompts, [12] * 9 + [12, 12])
+    found = engine.check(params)
+    assert found == {"tokens": sum(map(len, engine.said.values())), "not the likeliest": [], "ends elsewhere": []}
+    assert len(engine.said[9]) <= 4  # the cache ends it
+    assert engine.said[10] == ()  # no room
+    long = next(number for number, ids in engine.said.items() if len(ids) == 12)
+    stopped = next(number for number, ids in engine.said.items() if ids and ids[-1] in (3, 5))
+    engine.said[long] = engine.said[long][:-1]
+    engine.said[stopped] = (*engine.said[stopped], 9)
+    found = engine.check(params)
+    assert found["ends elsewhere"] == sorted((long, stopped))
+    assert {other["request"] for other in found["not the likeliest"]} <= {stopped}
+    engine.said[long] = (*engine.said[long][:2], (engine.said[long][2] + 1) % 48, *engine.said[long][3:])
+    assert (long, 2) in {(other["request"], other["token"]) for other in engine.check(params)["not the likeliest"]}
+    assert all(other["gap"] > 0 for other in engine.check(params)["not the likeliest"])
+
+
+def test_a_tie_is_listed(bench):
+    params = llama.init_params(CONFIG, jax.random.key(1))
+    params["lm_head"] = params["lm_head"].at[:, 20:30].set(params["lm_head"][:, 30:40])
+    engine = bench.Recorder(CONFIG, slots=4, max_len=64, stop_ids=(3,), pad_id=0)
+    engine.load(params)
+    engine.generate([[n] for n in range(8, 18)], [12] * 10)
+    number, place = next((n, i) for n, ids in engine.said.items() for i, token in enumerate(ids) if 20 <= token < 30)
+    said = list(engine.said[number])
+    engine.said[number] = tuple([*said[:place], said[place] + 10])  # the same logit, further on
+    others = engine.check(params)["not the likeliest"]
+    assert [(other["request"], other["token"], other["gap"]) for other in others] == [(number, place, 0.0)]

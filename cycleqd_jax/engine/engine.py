@@ -323,8 +323,8 @@ class Engine:
 
         Raises:
             InputError: an empty prompt, a limit below one, ids outside the vocabulary, a negative temperature, a ``top_p``
-                outside (0, 1], a seed of more than 64 bits, an individual that isn't there, a second request of a conversation,
-                or numbers that are not whole where they must be.
+                outside (0, 1], a seed that is no 32-bit number, an individual that isn't there, a second request of a
+                conversation, or numbers that are not whole where they must be.
             RuntimeError: no weights have been loaded.
             TypeError: a conversation that can't be hashed.
         """
@@ -369,8 +369,8 @@ class Engine:
                 f"expected a temperature of at least 0 and top_p above 0 and at most 1, got {temperature} and {top_p}: correct "
                 "the request"
             )
-        if not -(2**63) <= seed < 2**63:
-            raise InputError(f"expected a seed of at most 64 bits, got {seed}: choose a smaller one")
+        if not 0 <= seed < 2**32:  # jax.random.key drops the other bits
+            raise InputError(f"expected a seed from 0 to 2³² - 1, got {seed}: choose another")
         count = self._individuals or 1
         if not 0 <= individual < count:
             raise InputError(f"expected an individual below {count}, got {individual}: load the weights of all of them")

@@ -20,7 +20,7 @@ from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.records import Row, digest, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
-__all__ = ["RecordTask", "Solution", "clean", "fixed", "one_of", "play", "whole"]
+__all__ = ["RecordTask", "Solution", "clean", "fixed", "one_of", "play", "system_message", "text", "whole"]
 
 R = TypeVar("R")
 
@@ -231,6 +231,11 @@ def clean(reply: str) -> str:
     return reply.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
 
 
+def system_message(text: str | None) -> list[Message]:
+    """The message that a conversation begins with where there is a system prompt."""
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
 def one_of(task: str, option: str, value: Any, allowed: tuple[str, ...]) -> Any:
     """``value``, where it is allowed.
 
@@ -250,6 +255,17 @@ def whole(task: str, option: str, value: Any) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"task {task!r}: expected option {option} to be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def text(task: str, option: str, value: Any) -> str | None:
+    """``value``, where it is a text of at least a character, or None.
+
+    Raises:
+        InputError: naming task and option.
+    """
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise InputError(f"task {task!r}: expected option {option} to be a text or null, got {value!r}")
     return value
 
 

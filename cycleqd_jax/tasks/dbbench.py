@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.sandbox import Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import DBBENCH_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, whole
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, system_message, text, whole
 from cycleqd_jax.tasks.databases import Database, Table
 from cycleqd_jax.tasks.db_mysql import SQL_MODE, MySqlDatabase
 from cycleqd_jax.tasks.db_sqlite import SqliteDatabase
@@ -87,6 +87,7 @@ class DbBench(RecordTask[DbRecord]):
         test: str | Path | None = None,
         data: str | Path | None = None,
         prompt: Literal["agentbench", "brief"] = "agentbench",
+        system_prompt: str | None = None,
         rounds: int = 5,
         backend: Literal["sqlite", "mysql"] = "sqlite",
         dsn: str | None = None,
@@ -106,6 +107,7 @@ class DbBench(RecordTask[DbRecord]):
             test: file with the records to report on.
             data: instead of both, one file to be split evenly.
             prompt: how the problem is put.
+            system_prompt: a system message before all others, in place of the chat template's own where it has one.
             rounds: most operations; the reply after the last must be the answer.
             backend: where databases are.
             dsn: the server (:meth:`~cycleqd_jax.tasks.mysql_server.Address.parse`); by default what the environment variable
@@ -121,6 +123,7 @@ class DbBench(RecordTask[DbRecord]):
                 that there is no driver for.
         """
         self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
+        self.system_prompt = text(name, "system_prompt", system_prompt)
         self.rounds = whole(name, "rounds", rounds)
         self.backend = one_of(name, "backend", backend, ("sqlite", "mysql"))
         for option, value in {"dsn": dsn, "sql_mode": sql_mode}.items():
@@ -154,6 +157,7 @@ class DbBench(RecordTask[DbRecord]):
         """What decides about prompts and verdicts."""
         return {
             "prompt": self.prompt,
+            "system_prompt": self.system_prompt,
             "rounds": self.rounds,
             "seconds": self.seconds,
             "limits": dataclasses.asdict(self.limits),
@@ -248,7 +252,7 @@ class DbEpisode:
     def opening(self) -> list[Message]:
         """Protocol and question."""
         prefix = DBBENCH_PREFIX if self._task.prompt == "agentbench" else ()
-        return [*prefix, {"role": "user", "content": self._record.question}]
+        return [*system_message(self._task.system_prompt), *prefix, {"role": "user", "content": self._record.question}]
 
     def start(self) -> list[Message]:
         """Builds the database."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.sandbox import InfraError, Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import OS_LEAD, OS_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, whole
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, system_message, text, whole
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.os_folder import read_os_rows
 from cycleqd_jax.tasks.records import Row
@@ -110,6 +110,7 @@ class OsInteraction(RecordTask[OsRecord]):
         test: str | Path | None = None,
         data: str | Path | None = None,
         prompt: Literal["agentbench", "brief"] = "agentbench",
+        system_prompt: str | None = None,
         rounds: int = 5,
         seconds: float | None = None,
         memo: bool = True,
@@ -126,6 +127,7 @@ class OsInteraction(RecordTask[OsRecord]):
             test: likewise, with the records to report on.
             data: instead of both, one file or folder to be split evenly.
             prompt: how the problem is put.
+            system_prompt: a system message before all others, in place of the chat template's own where it has one.
             rounds: most replies.
             seconds: time limit of one reply's commands, instead of the sandbox's; exceeding it ends the episode with score 0.
             memo: whether results are remembered.
@@ -136,6 +138,7 @@ class OsInteraction(RecordTask[OsRecord]):
             InputError: for an unknown option, a missing or empty file, or a malformed record.
         """
         self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
+        self.system_prompt = text(name, "system_prompt", system_prompt)
         self.rounds = whole(name, "rounds", rounds)
         super().__init__(
             sandbox=sandbox,
@@ -156,6 +159,7 @@ class OsInteraction(RecordTask[OsRecord]):
         """What decides about prompts and verdicts."""
         return {
             "prompt": self.prompt,
+            "system_prompt": self.system_prompt,
             "rounds": self.rounds,
             "seconds": self.seconds,
             "limits": dataclasses.asdict(self.limits),
@@ -244,9 +248,10 @@ class OsEpisode:
 
     def opening(self) -> list[Message]:
         """Protocol and problem."""
+        system = system_message(self._task.system_prompt)
         if self._task.prompt == "agentbench":
-            return [*OS_PREFIX, {"role": "user", "content": OS_LEAD + self._record.description}]
-        return [{"role": "user", "content": self._record.description}]
+            return [*system, *OS_PREFIX, {"role": "user", "content": OS_LEAD + self._record.description}]
+        return [*system, {"role": "user", "content": self._record.description}]
 
     def start(self) -> list[Message]:
         """Makes the box, and in it what the problem is about."""

@@ -336,6 +336,13 @@ def test_prompts(write, nowhere):
     assert DbBench(**files, prompt="brief").episodes("train")[0].start() == [question]
     protocol, ok, last = DbBench(**files).episodes("train")[0].start()
     assert (ok, last) == ({"role": "assistant", "content": "Ok."}, question)
+    system = {"role": "system", "content": "You operate a database."}
+    led = DbBench(**files, prompt="brief", system_prompt="You operate a database.")
+    assert led.episodes("train")[0].start() == [system, question]
+    assert led.fingerprint("train") != DbBench(**files, prompt="brief").fingerprint("train")
+    for bad in ("", " ", 3):
+        with pytest.raises(InputError, match="option system_prompt to be a text or null"):
+            DbBench(**files, system_prompt=bad)
     assert 'Action: Answer\nFinal Answer: ["ANSWER1", "ANSWER2", ...]\n' in protocol["content"]
 
 

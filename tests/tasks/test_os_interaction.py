@@ -280,6 +280,10 @@ def test_prompts(write, nowhere):
     files = {"train": write(COUNT), "test": write(MATCH, name="t.jsonl"), "sandbox": nowhere}
     brief = OsInteraction(**files, prompt="brief").episodes("train")[0].start()
     assert brief == [{"role": "user", "content": COUNT["description"]}]
+    for prompt in ("brief", "agentbench"):
+        plain = OsInteraction(**files, prompt=prompt).episodes("train")[0].start()
+        led = OsInteraction(**files, prompt=prompt, system_prompt="You operate Linux.").episodes("train")[0].start()
+        assert led == [{"role": "system", "content": "You operate Linux."}, *plain]
     *prefix, problem = OsInteraction(**files).episodes("train")[0].start()
     assert problem["content"].endswith("My problem is:\n\n" + COUNT["description"])
     assert prefix == list(OS_PREFIX)

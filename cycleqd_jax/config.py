@@ -222,8 +222,8 @@ class EngineConfig:
         population: individuals decoded together over the one base that they share; more than one where all experts are LoRA
             adapters.
         overflow: a prompt that leaves no room for its reply is refused and scores 0 (``refuse``; where it is the first of its
-            problem, which would score 0 whatever the model, the run ends instead), or loses its beginning (``truncate``;
-            transcripts say how many tokens).
+            problem, which would score 0 whatever the model, the run ends instead); or it loses its beginning until the whole
+            reply has room, or half of ``max_len`` where that is less (``truncate``; transcripts say how many tokens).
     """
 
     slots: int = 32

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.engine import ChatGenerator, Engine, Statistics
+from cycleqd_jax.engine.prefix import common_length
 from cycleqd_jax.models import chat, hf, llama
 from cycleqd_jax.models.checkpoint import load_tokenizer
 from cycleqd_jax.sandbox import Sandbox
@@ -58,7 +59,7 @@ class Recorder(Engine):
     def submit(self, prompt: Sequence[int], max_new_tokens: int, **options: Any) -> int:
         """See :meth:`Engine.submit`."""
         number = super().submit(prompt, max_new_tokens, **options)
-        self.asked[number] = tuple(prompt), min(max_new_tokens, self.max_len - len(prompt))
+        self.asked[number] = tuple(prompt), max(min(max_new_tokens, self.max_len - len(prompt)), 0)
         return number
 
     def advance(self) -> list[tuple[int, Any]]:
@@ -84,7 +85,7 @@ class Recorder(Engine):
         for number, ids in self.said.items():
             prompt, limit = self.asked[number]
             stops = [i for i, token in enumerate(ids) if token in self.stop_ids]
-            if len(ids) > max(limit, 0) or (stops or [limit - 1])[0] != len(ids) - 1:
+            if len(ids) > limit or (stops or [limit - 1])[0] != len(ids) - 1:
                 ends.append(number)
             if not ids:
                 continue
@@ -218,7 +219,8 @@ def rate(
         assert all(len(generation.ids) == limit for generation in said)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))  # a tied embedding is the head, another is not read whole
     weights -= 0 if config.tie_word_embeddings else params["embed_tokens"].nbytes
-    columns = sum(len(prompts[i % len(prompts)]) + 49 for i in range(slots))
+    common = min(common_length(prompts[0], prompt) for prompt in prompts)
+    columns = sum(len(prompts[i % len(prompts)]) + 49 - common for i in range(slots)) + common
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * columns
     read = weights + cache * jnp.dtype(config.dtype).itemsize
     return {"tokens_per_s": slots * 64 / (seconds[2] - seconds[1]), "read_tokens_per_s": slots * read_gbs * 1e9 / read}

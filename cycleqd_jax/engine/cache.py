@@ -280,7 +280,11 @@ def _shared_mask(intervals: Int[Array, "batch 2"], column: Int[Array, " column"]
 
 
 class _Part(NamedTuple):
-    """Attention over some columns, not yet divided: ``out = Σ exp(score − top) v``, ``total = Σ exp(score − top)``."""
+    """Attention over some columns, not yet divided: ``out = Σ 2^(score − top) v``, ``total = Σ 2^(score − top)``.
+
+    Scores are those of attention over ln 2, and ``top`` is the largest of them rounded up to a whole number: weights that are
+    rounded to bfloat16 are then rounded alike, whatever columns they are together with.
+    """
 
     out: Float[Array, "batch kv_heads per head_dim"]
     top: Float[Array, "batch kv_heads per 1"]
@@ -296,13 +300,23 @@ def _queries(q: Array, kv_heads: int) -> Float[Array, "batch kv_heads per head_d
 def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
     """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``.
 
-    Queries and weights are rounded to the dtype of keys and values.
+    Where keys and values are bits of bfloat16, queries and weights are rounded to it, be the products what is faster: those of
+    bfloat16 numbers, or where there are few rows those of the same numbers as float32.
     """
-    scores = matmul(q.astype(k.dtype), k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, MASKED)
-    top = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    return _Part(matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32), top, weights.sum(-1, keepdims=True))
+    few = q.shape[-2] < 16
+
+    def number(x: Array) -> Array:
+        return _widened(x) if few else _as_bfloat16(x)
+
+    def rounded(x: Array, like: Array) -> Array:
+        return number(_narrowed(x, like.dtype))
+
+    scores = matmul(rounded(q, k), number(k), preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * (q.shape[-1] ** -0.5 / math.log(2)), MASKED)
+    top = jnp.ceil(scores.max(-1, keepdims=True))
+    weights = jnp.exp2(scores - top)
+    out = matmul(rounded(weights, v), number(v), preferred_element_type=jnp.float32)
+    return _Part(out, top, weights.sum(-1, keepdims=True))
 
 
 def _narrowed(x: Array, dtype: Any) -> Array:
@@ -332,7 +346,7 @@ def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     v = v.swapaxes(1, 2).reshape(batch, kv_heads, width * size, dims)
     time = q.shape[2]
     mask = jnp.tile(_own_mask(rows, time, width * size), (1, q.shape[1] // kv_heads, 1))
-    return _part(_queries(q, kv_heads), _as_bfloat16(k), _as_bfloat16(v), mask[:, None])
+    return _part(_queries(q, kv_heads), k, v, mask[:, None])
 
 
 def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
@@ -355,8 +369,7 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
         owner, start = cut(owners), cut(starts)
         row = jnp.maximum(owner, 0)
         mask = (start[:, None] + column <= rows.columns[row][:, None]) & (owner >= 0)[:, None]
-        # So few rows to a page that products of float32 numbers are the faster ones.
-        part = _part(queries[row], _widened(cut(k)), _widened(cut(v)), mask[:, None, None])
+        part = _part(queries[row], cut(k), cut(v), mask[:, None, None])
         return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, i * BLOCK, 0), done, part)
 
     per = queries.shape[2]
@@ -367,8 +380,13 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     out, tops, totals = (x[rows.pages] for x in done)  # [batch, width, kv_heads, per, …]
     tops = jnp.where(used, tops, MASKED)
     top = tops.max(1)
-    share = jnp.where(used, jnp.exp(tops - top[:, None]), 0.0)
+    share = jnp.where(used, jnp.exp2(tops - top[:, None]), 0.0)
     return _Part((out * share).sum(1), top, (totals * share).sum(1))
+
+
+SHARED_BLOCK = (
+    256  # shared columns that are attended to at once; prefixes begin at multiples: none depends on what others there are
+)
 
 
 def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
@@ -379,7 +397,7 @@ def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
         tokens: of each row.
         columns: that are shared.
     """
-    return math.gcd(batch, 64 if tokens == 1 else 8), math.gcd(columns, 256)
+    return math.gcd(batch, 64 if tokens == 1 else 8), math.gcd(columns, SHARED_BLOCK)
 
 
 def _over_shared(q: Array, own: _Part, common: tuple[Array, Array], rows: Rows) -> _Part:
@@ -400,12 +418,11 @@ def _over_shared(q: Array, own: _Part, common: tuple[Array, Array], rows: Rows) 
         flat = cut(queries).swapaxes(0, 1).reshape(kv_heads, size * per, dims)
         mask = jnp.repeat(_shared_mask(cut(rows.shared), first + column), per, axis=0)
         keys, values = jax.lax.dynamic_slice_in_dim(k, first, width, 2), jax.lax.dynamic_slice_in_dim(v, first, width, 1)
-        # Always of bfloat16 numbers, where they are: how many rows there are must not decide what is rounded.
-        part = _part(flat, _as_bfloat16(keys), _as_bfloat16(values), mask)
+        part = _part(flat, keys, values, mask)
         out, top, total = (x.reshape(kv_heads, size, per, -1).swapaxes(0, 1) for x in part)
         before = jax.tree.map(cut, done)
         most = jnp.maximum(before.top, top)
-        mine, theirs = jnp.exp(before.top - most), jnp.exp(top - most)
+        mine, theirs = jnp.exp2(before.top - most), jnp.exp2(top - most)
         mixed = _Part(before.out * mine + out * theirs, most, before.total * mine + total * theirs)
         return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, 0), done, mixed)
 

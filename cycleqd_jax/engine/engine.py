@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
+import math
+import numbers
 import operator
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,14 +24,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cycleqd_jax.engine import programs
-from cycleqd_jax.engine.cache import BLOCK, Attention, KVCache, Rows, attention_for, shared_blocks
+from cycleqd_jax.engine.cache import BLOCK, SHARED_BLOCK, Attention, KVCache, Rows, attention_for, shared_blocks
 from cycleqd_jax.engine.prefix import common_length, shared_prefixes
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, MixedMatrix, Params, tree_paths
 
 __all__ = ["Engine", "Generation", "NonFiniteError", "Statistics"]
 
-PATIENCE = 64  # looks of the host after which a request is no longer overtaken by conversations that have begun
+PATIENCE = 64  # looks of the host after which a request goes before conversations that have begun
 
 
 class NonFiniteError(ArithmeticError):
@@ -236,7 +238,6 @@ class Engine:
         self._cache: KVCache | None = None
         self._shared: KVCache | None = None
         self._before = 0  # pages of a cache that was lost
-        self._most_shared = 0  # columns there have ever been
         self._forget()
 
     # Weights
@@ -364,7 +365,8 @@ class Engine:
                 f"expected token ids below {self.config.vocab_size}, got {min(prompt)} to {max(prompt)}: check that the "
                 "tokenizer belongs to the model"
             )
-        if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
+        real = isinstance(temperature, numbers.Real) and isinstance(top_p, numbers.Real)
+        if not real or not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
             raise InputError(
                 f"expected a temperature of at least 0 and top_p above 0 and at most 1, got {temperature} and {top_p}: correct "
                 "the request"
@@ -455,35 +457,51 @@ class Engine:
             if slot.request is not None:
                 slot.request = None
                 self._clear(slot)
+        self._begun &= {slot.conversation for slot in self._places}
 
     def warm_up(self, shared: int = 0) -> None:
         """Compiles every program that requests of up to ``max_len`` tokens can need.
 
         Args:
-            shared: how many tokens the prefixes that are shared at a time may have, all together, each rounded up to whole
-                chunks. Where they have more, other programs are needed.
+            shared: most columns that prefixes take at a time, each rounded up to whole chunks, on CPUs to 256 columns; those of
+                every individual count. Where they are more, other programs are needed.
 
         Raises:
-            InputError: requests are being decoded.
+            InputError: requests are being decoded, or ``shared`` is no number of columns.
+            NonFiniteError: the model computes NaN or infinite logits.
             RuntimeError: no weights have been loaded.
         """
         if self._params is None:
             raise RuntimeError("Engine.load(params) must come before Engine.warm_up")
         if any(slot.live for slot in self._places):
             raise InputError("expected an engine without requests: finish them with advance() before warm_up()")
-        self._grow(self._most_pages)
-        self._prefixes = {}
-        if self._share_prefixes:
-            self._share(shared)
-        if self.attention.paged:
-            self._swap([])
-        for width in self._widths:
-            for batch in self._batches:
-                self._cache, _, _ = self._run_prefill(self._cache, self._shared, [], batch, width)
-            for count in self._counts:
-                self._run_decode([_Slot()] * count, width)
-        if self._shared is not None:
-            self._shared, _, _ = self._run_prefill(self._shared, None, [], self._batches[-1], 1)
+        (most,) = _whole("shared columns", [shared])
+        if most < 0:
+            raise InputError(f"expected at least 0 shared columns, got {most}: correct it")
+        one = self._aligned(1)
+        sizes = {self._shared_size(columns) for columns in range(one, self._aligned(most) + 1, one)}
+        found: list[Any] = []
+        try:
+            self._grow(self._most_pages)
+            if self.attention.paged:
+                self._swap([])
+            for columns in (0, *sorted(sizes if self._share_prefixes else ())):
+                common = self.attention.init(self.config, 1, columns, self.mesh) if columns else None
+                if common is not None:
+                    common, _, finite = self._run_prefill(common, None, [], self._batches[-1], 1)
+                    found.append(finite)
+                for width in self._widths:
+                    for batch in self._batches:
+                        self._cache, _, finite = self._run_prefill(self._cache, common, [], batch, width)
+                        found.append(finite)
+                    for count in self._counts:
+                        _, _, finite = self._run_decode([_Slot()] * count, width, common)
+                        found.append(finite)
+            if not all(np.asarray(finite).all() for finite in found):
+                raise self._broken(_Request(-1, (self.pad_id,), 1, None, (0.0, 1.0, np.zeros(2, np.uint32)), 0, None, None, 0))
+        except BaseException:
+            self._reset()
+            raise
 
     # Admission
 
@@ -494,7 +512,11 @@ class Engine:
         chunks: list[_Chunk] = []
         waiting: list[_Request] = []
         # Conversations that have begun go on before others begin: fewer of them are open, and in the cache, at a time.
-        self._queue.sort(key=lambda request: request.waited < PATIENCE and request.conversation not in self._begun)
+        self._queue.sort(key=lambda request: request.conversation not in self._begun)
+        late = max(self._queue, key=lambda request: request.waited, default=None)
+        if late is not None and late.waited >= PATIENCE:  # one at a look, so that not all of them begin at once
+            self._queue.remove(late)
+            self._queue.insert(0, late)
         chosen = self._slots_for(self._queue)
         for request, slot in zip(self._queue, chosen, strict=True):
             if slot is None:
@@ -518,7 +540,7 @@ class Engine:
             slot.conversation = request.conversation if self._keep_conversations else None
             slot.tokens = list(own)
             self._reserve(slot, len(own))
-            chunks += self._chunks(slot, own, kept, 0, prefix, request, request.individual)
+            chunks += self._chunks(slot, own, kept, 0, prefix, request)
         self._queue = waiting
         if chunks:
             self._prefill(chunks)
@@ -557,12 +579,11 @@ class Engine:
         start: int,
         first: int,
         shared: tuple[int, int],
-        request: _Request | None,
-        individual: int,
+        request: _Request,
     ) -> list[_Chunk]:
         size, last = self._chunk, len(tokens) - self._chunk
         return [
-            _Chunk(slot, tokens[i : i + size], first, first + i, shared, request if i >= last else None, individual)
+            _Chunk(slot, tokens[i : i + size], first, first + i, shared, request if i >= last else None, request.individual)
             for i in range(start, len(tokens), size)
         ]
 
@@ -644,44 +665,52 @@ class Engine:
         """Computes what the waiting prompts of an individual have in common and is not there yet."""
         if not self._share_prefixes:
             return
-        size = self._chunk
         found = [
             (individual, prefix)
             for individual in sorted({request.individual for request in self._queue})
-            for prefix in shared_prefixes([r.prompt for r in self._queue if r.individual == individual], saving=2 * size)
-            if not self._prefixes or self._gain(individual, prefix) >= 2 * size
+            for prefix in shared_prefixes([r.prompt for r in self._queue if r.individual == individual], saving=2 * self._chunk)
+            if not self._prefixes or self._gain(individual, prefix) >= 2 * self._chunk
         ]
         if not found:
-            self._share(0)
+            if not self._prefixes:
+                self._shared = None
             return
-        end = max((-(-last // size) * size for _, last in self._prefixes.values()), default=0)
-        starts = np.cumsum([end, *(-(-len(prefix) // size) * size for _, prefix in found)]).tolist()
-        if self._prefixes and starts[-1] > self._shared_columns:  # too many: only what is in use now, from the beginning
+        end = max((self._aligned(last) for _, last in self._prefixes.values()), default=0)
+        starts = np.cumsum([end, *(self._aligned(len(prefix)) for _, prefix in found)]).tolist()
+        columns = self._shared_size(starts[-1])
+        now = 0 if self._shared is None else self.attention.shape(self._shared)[1]
+        if self._prefixes and columns > now:  # too many: only what is in use now, from the beginning
             self._prefixes = {}
             return self._choose_prefixes()
-        self._share(starts[-1])
+        # As many as these need, whatever there was before: what a model says must not depend on what others said.
+        if not self._prefixes and columns != now:
+            self._shared = None
+            self._shared = self.attention.init(self.config, 1, columns, self.mesh)
         chunks: list[_Chunk] = []
         for (individual, prefix), start in zip(found, starts, strict=False):
             self._prefixes[individual, prefix] = (start, start + len(prefix))
             self.statistics.prefilled += len(prefix)
-            chunks += self._chunks(None, prefix, 0, start, (0, 0), None, individual)
+            one = next(r for r in self._queue if r.individual == individual and r.prompt[: len(prefix)] == prefix)
+            chunks += self._chunks(None, prefix, 0, start, (0, 0), one)
         # One individual after the other: columns of a broken one, though they be masked, would spoil those of others.
-        for individual, own in itertools.groupby(chunks, key=lambda chunk: chunk.individual):
+        for _, own in itertools.groupby(chunks, key=lambda chunk: chunk.individual):
+            pending = []
             for batch in self._batches_of(list(own)):
                 self._shared, _, finite = self._run_prefill(self._shared, None, batch, self._batches[-1], 1)
-                if not np.asarray(finite)[: len(batch)].all():
-                    raise self._broken(next(request for request in self._queue if request.individual == individual))
+                pending.append((batch, finite))
+            for batch, finite in pending:
+                for chunk, fine in zip(batch, np.asarray(finite).tolist(), strict=False):
+                    if chunk.request is not None and not fine:
+                        raise self._broken(chunk.request)
 
-    @property
-    def _shared_columns(self) -> int:
-        return 0 if self._shared is None else self.attention.shape(self._shared)[1]
+    def _aligned(self, columns: int) -> int:
+        """So many shared columns, up to where another prefix may begin."""
+        size = math.lcm(self._chunk, SHARED_BLOCK) if self.attention.paged else self._chunk
+        return -(-columns // size) * size
 
-    def _share(self, columns: int) -> None:
-        """Room for so many shared columns, in one of a few sizes, and never less again: programs depend on it."""
-        if columns > self._most_shared:
-            self._most_shared = _sizes(columns, smallest=4 * self._chunk)[-1]
-        if self._shared_columns < self._most_shared:
-            self._shared = self.attention.init(self.config, 1, self._most_shared, self.mesh)
+    def _shared_size(self, columns: int) -> int:
+        """One of a few sizes that has room for so many shared columns."""
+        return _sizes(columns, smallest=4 * self._chunk)[-1]
 
     def _gain(self, individual: int, prefix: tuple[int, ...]) -> int:
         """How many tokens of an individual's waiting prompts another prefix saves, beyond those that are there."""
@@ -796,7 +825,7 @@ class Engine:
         else:
             rows = self._places
         width = self._width(max(len(slot.tokens) for slot in active) + self.steps)
-        said, count, finite = jax.device_get(self._run_decode(rows, width))
+        said, count, finite = jax.device_get(self._run_decode(rows, width, self._shared))
         for slot, ids, n, fine in zip(rows, said, count, finite, strict=True):
             if slot.request is None:
                 continue
@@ -806,7 +835,7 @@ class Engine:
             slot.tokens += [slot.request.ids[-1], *ids[: n - 1].tolist()]
             self._said(slot, ids[:n].tolist())
 
-    def _run_decode(self, slots: Sequence[_Slot], width: int) -> tuple[Any, Any, Any]:
+    def _run_decode(self, slots: Sequence[_Slot], width: int, shared: KVCache | None) -> tuple[Any, Any, Any]:
         rows = Rows(
             _int32(range(len(slots)))[:, None],
             _int32(0 for _ in slots),
@@ -823,14 +852,14 @@ class Engine:
             used = np.flatnonzero(owners >= 0)
             blocks: Any = np.int32(used[-1] // BLOCK + 1 if used.size else 0)
             rows = rows._replace(pages=self._tables(slots, width), owners=owners, starts=starts, blocks=blocks)
-        rows = self._near(rows, self._shared, 1)
+        rows = self._near(rows, shared, 1)
         requests = [slot.request for slot in slots]
         left = (0 if request is None else request.limit - len(request.ids) for request in requests)
         token = _int32(self.pad_id if request is None else request.ids[-1] for request in requests)
         self._cache, said, count, finite = programs.decode(
             self._params,
             self._cache,
-            self._shared,
+            shared,
             token,
             programs.Requests(rows, _int32(slot.individual for slot in slots), _int32(left), _sampling(requests)),
             config=self._computed,

@@ -20,7 +20,7 @@ from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.records import Row, digest, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
-__all__ = ["RecordTask", "Solution", "clean", "fixed", "one_of", "play", "system_message", "text", "whole"]
+__all__ = ["RecordTask", "Solution", "clean", "fixed", "one_of", "optional_text", "play", "system_message", "whole"]
 
 R = TypeVar("R")
 
@@ -231,9 +231,9 @@ def clean(reply: str) -> str:
     return reply.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
 
 
-def system_message(text: str | None) -> list[Message]:
+def system_message(prompt: str | None) -> list[Message]:
     """The message that a conversation begins with where there is a system prompt."""
-    return [] if text is None else [{"role": "system", "content": text}]
+    return [] if prompt is None else [{"role": "system", "content": prompt}]
 
 
 def one_of(task: str, option: str, value: Any, allowed: tuple[str, ...]) -> Any:
@@ -258,8 +258,8 @@ def whole(task: str, option: str, value: Any) -> int:
     return value
 
 
-def text(task: str, option: str, value: Any) -> str | None:
-    """``value``, where it is a text of at least a character, or None.
+def optional_text(task: str, option: str, value: Any) -> str | None:
+    """``value``, where it is a text that is more than blanks, or None.
 
     Raises:
         InputError: naming task and option.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.sandbox import Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import DBBENCH_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, system_message, text, whole
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, optional_text, system_message, whole
 from cycleqd_jax.tasks.databases import Database, Table
 from cycleqd_jax.tasks.db_mysql import SQL_MODE, MySqlDatabase
 from cycleqd_jax.tasks.db_sqlite import SqliteDatabase
@@ -123,7 +123,7 @@ class DbBench(RecordTask[DbRecord]):
                 that there is no driver for.
         """
         self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
-        self.system_prompt = text(name, "system_prompt", system_prompt)
+        self.system_prompt = optional_text(name, "system_prompt", system_prompt)
         self.rounds = whole(name, "rounds", rounds)
         self.backend = one_of(name, "backend", backend, ("sqlite", "mysql"))
         for option, value in {"dsn": dsn, "sql_mode": sql_mode}.items():

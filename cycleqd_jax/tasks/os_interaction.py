@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.sandbox import InfraError, Killed, Sandbox
 from cycleqd_jax.tasks.agentbench import OS_LEAD, OS_PREFIX
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, system_message, text, whole
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, one_of, optional_text, system_message, whole
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.os_folder import read_os_rows
 from cycleqd_jax.tasks.records import Row
@@ -138,7 +138,7 @@ class OsInteraction(RecordTask[OsRecord]):
             InputError: for an unknown option, a missing or empty file, or a malformed record.
         """
         self.prompt = one_of(name, "prompt", prompt, ("agentbench", "brief"))
-        self.system_prompt = text(name, "system_prompt", system_prompt)
+        self.system_prompt = optional_text(name, "system_prompt", system_prompt)
         self.rounds = whole(name, "rounds", rounds)
         super().__init__(
             sandbox=sandbox,

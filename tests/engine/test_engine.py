@@ -200,12 +200,13 @@ def test_conversations_that_have_begun_go_first(params, attention):
     ask([7], conversation="begun")
     while engine.busy:
         engine.advance()
+    order.clear()
     ask([8])
     ask([9], conversation="new")
     ask([7, 8, 9], conversation="begun")
     while engine.busy:
         engine.advance()
-    assert list(dict.fromkeys(order[1:])) == ["begun", None, "new"]
+    assert list(dict.fromkeys(order)) == ["begun", None, "new"]
 
 
 def test_nobody_waits_for_ever(params, attention):
@@ -329,73 +330,97 @@ def test_pages_of_those_who_speak_are_brought_together(params):
 
 
 def test_bfloat16_on_a_cpu(params):
-    """Products of bfloat16 numbers, keys and values that are bfloat16, everything else in float32.
-
-    Queries and weights of attention are rounded where prompts are taken in, and not where single tokens are decoded: what is
-    said differs from what is likeliest where nothing is rounded by less, and less often, than if everything were.
-    """
+    """Products of bfloat16 numbers (queries, keys, values and weights of attention too), everything else in float32."""
     config = CONFIG.replace(dtype="bfloat16")
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     prompts, limits = groups_of(8)
-    said = []
-    for settings in ({}, {"slots": 9, "chunk": 8, "share_prefixes": False}):
-        engine = make(config, **settings)
-        engine.load(narrow)
-        said.append(engine.generate(prompts, limits))
-        assert {x.dtype for x in jax.tree.leaves(engine._cache)} == {jnp.dtype(jnp.uint16)}
 
     def rounded(x):
         return x.astype(jnp.bfloat16).astype(jnp.float32)
 
-    def logits(number):
-        def attend(q, k, v, cache, _):
-            batch, _, time, dims = q.shape
-            grouped = number(q).reshape(batch, k.shape[1], -1, time, dims)
-            scores = jnp.einsum("bkgtd,bkcd->bkgtc", grouped, rounded(k), precision="highest") * dims**-0.5
-            scores = jnp.where(jnp.tri(time, dtype=bool), scores, -jnp.inf)
-            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-            out = jnp.einsum("bkgtc,bkcd->bkgtd", number(weights), rounded(v), precision="highest")
-            return (out / weights.sum(-1, keepdims=True)).reshape(q.shape), cache
+    def attend(q, k, v, cache, _):
+        batch, _, time, dims = q.shape
+        grouped = rounded(q).reshape(batch, k.shape[1], -1, time, dims)
+        scores = jnp.einsum("bkgtd,bkcd->bkgtc", grouped, rounded(k), precision="highest") * (dims**-0.5 / np.log(2))
+        scores = jnp.where(jnp.tri(time, dtype=bool), scores, -jnp.inf)
+        weights = jnp.exp2(scores - jnp.ceil(scores.max(-1, keepdims=True)))
+        out = jnp.einsum("bkgtc,bkcd->bkgtd", rounded(weights), rounded(v), precision="highest")
+        return (out / weights.sum(-1, keepdims=True)).reshape(q.shape), cache
 
-        @jax.jit
-        def of(tokens):
-            positions = jnp.arange(tokens.shape[1])[None]
-            wide = config.replace(compute_dtype="float32")
-            hidden, _ = llama.decoder(narrow, wide, tokens, positions, attend, None)
-            return llama.unembed(narrow, wide, hidden)[0]
+    @jax.jit
+    def logits_of(tokens):
+        positions = jnp.arange(tokens.shape[1])[None]
+        wide = config.replace(compute_dtype="float32")
+        hidden, _ = llama.decoder(narrow, wide, tokens, positions, attend, None)
+        return llama.unembed(narrow, wide, hidden)[0]
 
-        return of
-
-    of_rounded, of_plain = logits(rounded), logits(lambda x: x)
-    differ, would = 0, 0
-    for one, other, prompt in zip(*said, prompts, strict=True):
-        for generation in (one, other):
+    for settings in ({}, {"slots": 9, "chunk": 8, "share_prefixes": False}):
+        engine = make(config, **settings)
+        engine.load(narrow)
+        said = engine.generate(prompts, limits)
+        assert {x.dtype for x in jax.tree.leaves(engine._cache)} == {jnp.dtype(jnp.uint16)}
+        for generation, prompt in zip(said, prompts, strict=True):
             tokens = [*prompt, *generation.ids]
             padded = np.zeros((1, 64), np.int32)
             padded[0, : len(tokens)] = tokens
-            plain, by_rounded = (np.asarray(of(padded))[len(prompt) - 1 : len(tokens) - 1] for of in (of_plain, of_rounded))
-            gap = plain.max(-1) - plain[np.arange(len(plain)), list(generation.ids)]
-            assert (gap <= 2 * np.abs(plain - by_rounded).max(-1)).all()  # two tokens, each as far off as any
-            differ += np.count_nonzero(gap)
-            would += np.count_nonzero(plain.argmax(-1) != by_rounded.argmax(-1))
-    assert differ <= would < 30
+            logits = np.asarray(logits_of(padded))[len(prompt) - 1 : len(tokens) - 1]
+            gap = logits.max(-1) - logits[np.arange(len(logits)), list(generation.ids)]
+            assert gap.max() < 1e-2  # rounding may go the other way where sums are in another order
 
 
-def test_bfloat16_neighbours_decide_nothing(params):
-    """What is rounded does not depend on how many are decoded side by side."""
+def test_bfloat16_neighbours_decide_nothing():
+    """What is rounded does not depend on who else is decoded, nor on what begins alike or is in the cache already."""
     config = CONFIG.replace(dtype="bfloat16", num_attention_heads=6, num_key_value_heads=2)  # three queries to a page
     params = llama.init_params(config, jax.random.key(1))
     rng = np.random.default_rng(2)
     beginning = rng.integers(6, 48, 24).tolist()
     prompts = [beginning + rng.integers(6, 48, rng.integers(1, 12)).tolist() for _ in range(32)]
-    said = []
-    for slots in (4, 5, 8, 32):
-        engine = make(config, slots=slots)
+
+    def say(prompts, **settings):
+        engine = make(config, **settings)
         engine.load(params)
-        said.append(engine.generate(prompts, [12] * 32))
-        assert engine.statistics.reused == 32 * 24
-    assert all(other == said[0] for other in said)
-    assert len(set(said[0])) > 8
+        said = engine.generate(prompts, [12] * len(prompts))
+        assert engine.statistics.reused == len(prompts) * 24 * (len(prompts) > 1 and settings.get("share_prefixes", True))
+        return said
+
+    first = say(prompts)
+    assert len(set(first)) > 8
+    for slots in (5, 32):
+        assert say(prompts, slots=slots) == first
+    assert say(prompts, share_prefixes=False) == first
+    assert say(prompts[:1]) == first[:1]
+    talk = [[*prompts[0], *first[0].ids, 9]]  # its columns were decoded, or are prefilled
+    for keep in (True, False):
+        engine = make(config, keep_conversations=keep, share_prefixes=False, chunk=4)
+        engine.load(params)
+        assert engine.generate(prompts[:1], [12], conversation="x") == first[:1]
+        again = engine.generate(talk, [12], conversation="x")
+        assert (engine.statistics.reused > 0) == keep
+        assert again == say(talk)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_others_said_before_changes_no_bit(params, attention, dtype):
+    """A child says the same in an engine that has played more before, and the same programs compute what is shared."""
+    config = CONFIG.replace(dtype=dtype)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    prompts, limits = groups_of(4)
+    long = [[*tokens, n] for tokens in (range(6, 40), range(40, 6, -1)) for n in range(6, 20)]
+    fresh, used = make(config, attention=attention), make(config, attention=attention)
+    fresh.load(params)
+    used.load(params)
+    used.generate(long, [9] * len(long))
+    before = used.attention.shape(used._shared)
+    used.load(params)
+    assert used.generate(prompts, limits) == fresh.generate(prompts, limits)
+    assert used.attention.shape(used._shared) == fresh.attention.shape(fresh._shared)
+    if not attention.paged:
+        assert before != used.attention.shape(used._shared)
+    assert len(used._prefixes) == 3
+    for name, axis in (("k", 3), ("v", 2)) if attention.paged else (("k", 1), ("v", 1)):
+        for a, b in zip(getattr(used._shared, name), getattr(fresh._shared, name), strict=True):
+            for start, end in used._prefixes.values():
+                np.testing.assert_array_equal(*(np.take(np.asarray(x), range(start, end), axis) for x in (a, b)))
 
 
 def test_shared_columns_are_weighed_exactly_in_bfloat16():
@@ -447,7 +472,7 @@ def test_nothing_survives_a_swap(params, attention):
 
 
 def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
-    engine = make(attention=attention, slots=9, max_len=64, chunk=16)
+    engine = make(attention=attention, slots=9, max_len=64, chunk=32)
     children = [llama.init_params(CONFIG, jax.random.key(n)) for n in range(20)]
     broken = children[0] | {"norm": children[0]["norm"] * jnp.nan}
     rng = np.random.default_rng(0)
@@ -465,7 +490,7 @@ def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
     with pytest.raises(NonFiniteError):  # what names the weight is compiled with the first
         engine.generate(workloads[0], [1])
     engine.load(children[0])
-    engine.warm_up(shared=64)
+    engine.warm_up(shared=2 * engine._aligned(30))
 
     def again():
         for n, child in enumerate(children):
@@ -856,6 +881,8 @@ def test_settings_that_can_not_be(changes, named):
         ([[1]], [3, 4], {}, "each of 1 prompts, got 2"),
         ([[1]], [3], {"temperature": -1.0}, "got -1.0 and 1.0"),
         ([[1]], [3], {"temperature": float("nan")}, "got nan and 1.0"),
+        ([[1]], [3], {"temperature": None}, "got None and 1.0"),
+        ([[1]], [3], {"top_p": "x"}, "got 0.0 and x"),
         ([[1]], [3], {"top_p": 0.0}, "got 0.0 and 0.0"),
         ([[1]], [3], {"individual": 1}, "individual below 1, got 1"),
         ([[7.9]], [3], {}, r"whole numbers, got \[7.9\]"),
@@ -869,6 +896,54 @@ def test_requests_that_can_not_be(engine, prompts, limits, options, named):
     with pytest.raises(InputError, match=named):
         engine.generate(prompts, limits, **options)
     assert not engine.busy
+
+
+@pytest.mark.parametrize(("shared", "named"), [(-5, "at least 0"), (1.5, "whole"), ("x", "whole"), (None, "whole")])
+def test_a_warm_up_that_can_not_be(engine, shared, named):
+    with pytest.raises(InputError, match=named):
+        engine.warm_up(shared)
+
+
+def test_a_warm_up_with_broken_weights(params, attention):
+    engine = make(attention=attention)
+    engine.load(params | {"norm": params["norm"] * jnp.nan})
+    with pytest.raises(NonFiniteError, match="weight norm"):
+        engine.warm_up(shared=1)
+    engine.load(params)
+    engine.warm_up(shared=1)
+    assert engine.generate([[7, 8]], [2]) == [plain_loop(params, [7, 8], 2)]
+
+
+def test_of_a_prefix_that_overflows_the_layer_is_named(params, attention):
+    # Token 7 alone has a first component, which is too much for the first layer.
+    layers, embedding = params["layers"], params["embed_tokens"].at[:, 0].set(0.0).at[7, 0].set(1.0)
+    attn = layers["attn"] | {"o": layers["attn"]["o"].at[0, :, 0].set(0.0)}
+    mlp = layers["mlp"] | {name: layers["mlp"][name].at[0, 0].set(1e25) for name in ("gate", "up")}
+    engine = make(attention=attention)
+    engine.load(params | {"embed_tokens": embedding, "layers": layers | {"attn": attn, "mlp": mlp}})
+    for prompt in ([8, 9], *([7] * 24 + [n] for n in (8, 9, 10))):
+        engine.submit(prompt, 3)
+    with pytest.raises(NonFiniteError, match="layer 0 of 2"):
+        engine.advance()
+
+
+def test_no_room_for_shared_columns_is_forgotten(params, attention, monkeypatch):
+    engine = make(attention=attention)
+    engine.load(params)
+    prompts, limits = groups_of(4)
+    init = Attention.init
+
+    def small(self, config, pages, columns, mesh=None):
+        if pages == 1:
+            raise MemoryError
+        return init(self, config, pages, columns, mesh)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attention, "init", small)
+        with pytest.raises(MemoryError):
+            engine.generate(prompts, limits)
+        assert engine.generate(prompts[:1], limits[:1]) == [plain_loop(params, prompts[0], limits[0])]
+    assert len(engine.generate(prompts, limits)) == len(prompts)
 
 
 def test_weights_of_another_model_are_refused(params):

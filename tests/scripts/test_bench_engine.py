@@ -28,8 +28,8 @@ def test_the_check_finds_what_greedy_decoding_would_not_say(bench):
     engine = bench.Recorder(CONFIG, slots=4, max_len=64, stop_ids=(3, 5), pad_id=0)
     engine.load(params)
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(6, 48, rng.integers(1, 40)).tolist() for _ in range(9)] + [[7] * 60, [7] * 64]
-    engine.generate(prompts, [12] * 9 + [12, 12])
+    prompts = [rng.integers(6, 48, rng.integers(1, 40)).tolist() for _ in range(9)] + [[7] * 60, [7] * 64, [7] * 70]
+    engine.generate(prompts, [12] * 12)
     found = engine.check(params)
     assert found == {"tokens": sum(map(len, engine.said.values())), "not the likeliest": [], "ends elsewhere": []}
     assert len(engine.said[9]) <= 4  # the cache ends it

@@ -22,7 +22,7 @@ def _cell(value: float | None) -> str:
 def model_card(
     config: RunConfig,
     folders: Mapping[str, Path],
-    merged: Mapping[str, Any],
+    chosen: Mapping[str, Any],
     results: Mapping[str, Any],
     command: Sequence[str],
 ) -> str:
@@ -31,7 +31,8 @@ def model_card(
     Args:
         config: of the run.
         folders: of base and experts, by the names of the results table.
-        merged: the aggregated model's elites, weights and mixing coefficients.
+        chosen: the aggregated model's ``elites``, their weights ``beta`` and the ``mixing`` coefficients; or an individual's
+            ``id`` and ``mixing``.
         results: the results table.
         command: arguments of ``cycleqd``.
     """
@@ -50,13 +51,19 @@ def model_card(
         for method, scores in results["methods"].items()
     ]
     models = "\n".join(f"| {name} | {given.get(name) or folder} |" for name, folder in folders.items())
-    elites = [
-        f"| {name} | {identity} | {beta:.4f} |"
-        for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True)
-    ]
+    if "elites" in chosen:
+        what = "θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*)."
+        elites = [
+            f"| {name} | {identity} | {beta:.4f} |\n"
+            for name, identity, beta in zip(config.task_names, chosen["elites"], chosen["beta"], strict=True)
+        ]
+        of = "\n| archive | individual | β |\n|---|---|---|\n" + "".join(elites)
+    else:
+        what = f"those of individual {chosen['id']}, the elite of best average on the train half."
+        of = ""
     mixing = ""
-    if merged["mixing"] is not None:
-        parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.task_names, merged["mixing"], strict=True))
+    if chosen["mixing"] is not None:
+        parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.task_names, chosen["mixing"], strict=True))
         mixing = (
             f"\nWeights of the experts' task vectors after crossover: {parts}; SVD mutation adds to them matrix by matrix.\n"
         )
@@ -68,16 +75,12 @@ def model_card(
 
 Evolved with cycleqd_jax {cycleqd_jax.__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
 {config.search.generations} generations of {config.search.batch_size}, seed {config.seed}. The weights are
-θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*).
+{what}
 
 | model | from |
 |---|---|
 {models}
-
-| archive | individual | β |
-|---|---|---|
-{chr(10).join(elites)}
-{mixing}
+{of}{mixing}
 ## Scores on the test half (%)
 
 | method | {" | ".join(names)} |

@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the config")
         if name == "evaluate":
             command.add_argument("--model", help="score this model instead, and write nothing")
+        if name == "export":
+            command.add_argument(
+                "--best-elite", action="store_true", help="the elite of best average instead, into best_elite/"
+            )
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")
     generate = commands.add_parser("generate", help="let a model answer a prompt", description="Let a model answer a prompt.")
@@ -254,7 +258,7 @@ def _stage(args: argparse.Namespace, command: Sequence[str]) -> None:
         if args.command == "evaluate":
             run.evaluate()
         if args.command in ("run", "export"):
-            print(f"model: {run.export()}")
+            print(f"model: {run.export(best_elite=getattr(args, 'best_elite', False))}")
         if args.command == "run":
             run.report()
     if args.command in ("run", "evaluate"):

@@ -360,14 +360,13 @@ class Run:
     def merged(self) -> dict[str, Any]:
         """The aggregated model: its ``genome``, the ``elites`` it is made of, their weights ``beta``, and ``mixing``."""
         aggregated, beta, ids = aggregate(self.final_state.archives)
-        mixing = aggregated.mixing.tolist() if isinstance(aggregated, genome.ExpertGenome) else None
-        return {"genome": aggregated, "elites": ids.tolist(), "beta": beta.tolist(), "mixing": mixing}
+        return {"genome": aggregated, "elites": ids.tolist(), "beta": beta.tolist(), "mixing": _mixing(aggregated)}
 
     @functools.cached_property
     def best_elite(self) -> dict[str, Any]:
-        """The elite of best average on the train half, whichever archive it is in: its ``id`` and ``genome``."""
+        """The elite of best average on the train half, whichever archive it is in: its ``id``, ``genome`` and ``mixing``."""
         elite, _, identity = self.final_state.archives.best_on_average()
-        return {"id": int(identity), "genome": elite}
+        return {"id": int(identity), "genome": elite, "mixing": _mixing(elite)}
 
     # Results
 
@@ -447,11 +446,12 @@ class Run:
         path = self.folder / "tables" / "results.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else self.evaluate()
 
-    def export(self) -> Path:
-        """Writes the aggregated model as a Hugging Face folder, ``model/``."""
-        card = model_card(self.config, self.models.folders, self.merged, self.results(), self._command)
-        target = self.folder / "model"
-        params = self.express(self.merged["genome"])
+    def export(self, *, best_elite: bool = False) -> Path:
+        """Writes the aggregated model as a Hugging Face folder, ``model/``; or the best elite, ``best_elite/``."""
+        chosen = self.best_elite if best_elite else self.merged
+        card = model_card(self.config, self.models.folders, chosen, self.results(), self._command)
+        target = self.folder / ("best_elite" if best_elite else "model")
+        params = self.express(chosen["genome"])
         hf.save(target, self.models.config, params, tokenizer=self.models.tokenizer, card=card)
         return target
 
@@ -469,6 +469,10 @@ class _Later:
 
     def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[search.Record]:
         return self._make()(genomes, stop)
+
+
+def _mixing(individual: Genome) -> list[float] | None:
+    return individual.mixing.tolist() if isinstance(individual, genome.ExpertGenome) else None
 
 
 def _class_of(task: TaskConfig) -> type[RecordTask[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,22 @@ def test_one_thread_finds_the_same_archives(finished, trained):
     assert history(trained / "run") == history(finished / "run")
     assert main(["export", str(config)]) == 0
     assert (trained / "run/model/model.safetensors").read_bytes() == (finished / "run/model/model.safetensors").read_bytes()
+
+
+def test_the_best_elite_is_exported(finished, trained, capsys):
+    config = write_config(trained)
+    shutil.copytree(finished / "run", trained / "run")
+    assert main(["export", str(config), "--best-elite"]) == 0
+    folder = trained / "run" / "best_elite"
+    assert f"model: {folder}" in capsys.readouterr().out
+    results = json.loads((trained / "run" / "tables" / "results.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert f"individual {results['best_elite']}, the elite of best average" in card
+    assert "| archive |" not in card
+    assert (folder / "model.safetensors").read_bytes() != (trained / "run" / "model" / "model.safetensors").read_bytes()
+    assert main(["evaluate", str(config), "--model", str(folder)]) == 0
+    row = results["methods"]["cycleqd_best_elite"]["test"]
+    assert "test: " + ", ".join(f"{t} {row[t]:.3f}" for t in TASKS) in capsys.readouterr().out
 
 
 def test_stages_one_by_one(finished, trained, capsys):

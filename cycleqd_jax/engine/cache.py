@@ -26,6 +26,7 @@ __all__ = ["BLOCK", "Attention", "KVCache", "Rows", "attention_for", "shared_blo
 
 Implementation = Literal["products", "cudnn", "xla"]
 BLOCK = 64  # pages that a decode step attends to at once
+SHARED_BLOCK = 256  # shared columns likewise; prefixes begin at multiples, so that none depends on what others there are
 MASKED = -1e30  # finite: where every column is masked, weights are numbers that nobody uses
 
 
@@ -382,11 +383,6 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     top = tops.max(1)
     share = jnp.where(used, jnp.exp2(tops - top[:, None]), 0.0)
     return _Part((out * share).sum(1), top, (totals * share).sum(1))
-
-
-SHARED_BLOCK = (
-    256  # shared columns that are attended to at once; prefixes begin at multiples: none depends on what others there are
-)
 
 
 def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:

@@ -696,12 +696,9 @@ class Engine:
         for _, own in itertools.groupby(chunks, key=lambda chunk: chunk.individual):
             pending = []
             for batch in self._batches_of(list(own)):
-                self._shared, _, finite = self._run_prefill(self._shared, None, batch, self._batches[-1], 1)
-                pending.append((batch, finite))
-            for batch, finite in pending:
-                for chunk, fine in zip(batch, np.asarray(finite).tolist(), strict=False):
-                    if chunk.request is not None and not fine:
-                        raise self._broken(chunk.request)
+                self._shared, *results = self._run_prefill(self._shared, None, batch, self._batches[-1], 1)
+                pending.append((batch, results))
+            self._ended(pending)
 
     def _aligned(self, columns: int) -> int:
         """So many shared columns, up to where another prefix may begin."""
@@ -738,16 +735,28 @@ class Engine:
         for batch in self._batches_of(sorted(chunks, key=lambda chunk: chunk.shared)):  # who begins alike, side by side
             size = next(size for size in self._batches if size >= len(batch))
             width = self._width(max(chunk.column for chunk in batch) + 1)
-            self._cache, tokens, finite = self._run_prefill(self._cache, self._shared, batch, size, width)
-            pending.append((batch, tokens, finite))
-        for batch, *results in pending:
+            self._cache, *results = self._run_prefill(self._cache, self._shared, batch, size, width)
+            pending.append((batch, results))
+        for chunk, token in self._ended(pending):
+            assert chunk.slot is not None
+            self._said(chunk.slot, [token])
+
+    def _ended(self, pending: Iterable[tuple[Sequence[_Chunk], Sequence[Any]]]) -> list[tuple[_Chunk, int]]:
+        """Of chunks that are being computed, those that end a prompt or a prefix, and the token after each.
+
+        Raises:
+            NonFiniteError: where its logits are no numbers.
+        """
+        ended = []
+        for batch, results in pending:
             tokens, finite = jax.device_get(results)
             for chunk, token, fine in zip(batch, tokens.tolist(), finite.tolist(), strict=False):
-                if chunk.request is None or chunk.slot is None:
+                if chunk.request is None:
                     continue
                 if not fine:
                     raise self._broken(chunk.request)
-                self._said(chunk.slot, [token])
+                ended.append((chunk, token))
+        return ended
 
     def _width(self, columns: int) -> int:
         """Pages of a row that has so many columns, as one of the sizes that are compiled."""

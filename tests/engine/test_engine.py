@@ -601,36 +601,41 @@ def test_a_layer_that_overflows_is_named(params, attention, layer):
         engine.generate([[1, 2, 7]], [4])
 
 
+def interrupted(engine, expected, monkeypatch, where, name, instead):
+    """With ``where.name`` replaced ``generate`` is interrupted; it works as ever afterwards."""
+    prompts, limits, wanted = expected[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, instead)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(prompts, limits)
+    assert not engine.busy
+    assert engine.generate(prompts, limits) == wanted
+
+
 @pytest.mark.parametrize("program", ["prefill", "decode"])
 @pytest.mark.parametrize("when", [1, 3])
 def test_an_interrupt_leaves_the_engine_usable(engine, expected, monkeypatch, program, when):
-    prompts, limits, wanted = expected[1]
     calls, run = [], getattr(programs, program)
 
-    def interrupted(*args, **kwargs):
+    def stops(*args, **kwargs):
         result = run(*args, **kwargs)  # what was donated is gone
         calls.append(1)
         if len(calls) == when:
             raise KeyboardInterrupt
         return result
 
-    with monkeypatch.context() as patch:
-        patch.setattr(programs, program, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            engine.generate(prompts, limits)
-    assert not engine.busy
-    assert engine.generate(prompts, limits) == wanted
+    interrupted(engine, expected, monkeypatch, programs, program, stops)
 
 
 def test_an_interrupt_between_two_looks_leaves_the_engine_usable(engine, expected, monkeypatch):
-    prompts, limits, wanted = expected[1]
     advance = engine.advance
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "advance", lambda: [advance(), signal.raise_signal(signal.SIGINT)][0])
-        with pytest.raises(KeyboardInterrupt):
-            engine.generate(prompts, limits)
-    assert not engine.busy
-    assert engine.generate(prompts, limits) == wanted
+
+    def stops():
+        done = advance()
+        signal.raise_signal(signal.SIGINT)
+        return done
+
+    interrupted(engine, expected, monkeypatch, engine, "advance", stops)
 
 
 def test_weights_that_are_donated_are_gone(params, attention, expected):

@@ -28,10 +28,13 @@ import jax.numpy as jnp
 
 from cycleqd_jax.engine import ChatGenerator, Engine, Statistics
 from cycleqd_jax.engine.prefix import common_length
-from cycleqd_jax.models import chat, hf, llama
-from cycleqd_jax.models.checkpoint import load_tokenizer
+from cycleqd_jax.evaluation import rollout
+from cycleqd_jax.models import llama
+from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.sandbox import Sandbox
-from cycleqd_jax.tasks import TASKS, RecordTask, rollout
+from cycleqd_jax.tasks import TASKS, RecordTask
 from cycleqd_jax.types import Message, MixedMatrix, Outcome, Params, Reply
 
 FILES = {

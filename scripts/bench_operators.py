@@ -32,7 +32,8 @@ from safetensors.torch import load_file, save_file
 
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome.basis import Basis, default_factor_dtype
-from cycleqd_jax.models import hf, llama
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hf
 from cycleqd_jax.operators import crossover_weights, decompose, is_matrix
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import tree_paths

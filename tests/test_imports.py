@@ -22,14 +22,16 @@ ARROWS = {
     "sharding": {"types"},
     "operators": {"types"},
     "genome": {"types", "operators", "sharding"},
-    "qd": {"types", "genome", "operators"},
+    "algorithms": {"types", "operators"},
     "models": {"types", "sharding"},
-    "engine": {"types", "models", "sharding"},
+    "training": {"types", "models"},
+    "engine": {"types", "models"},
     "sandbox": set(),
     "tasks": {"types", "sandbox"},
-    "search": {"types", "config", "operators", "genome", "qd", "models", "engine", "tasks", "sandbox"},
+    "evaluation": {"types", "engine"},
+    "search": {"types", "evaluation"},
     "plan": {"types", "sharding", "operators", "genome", "models", "engine"},
-    "baselines": {"types", "operators", "qd", "models", "genome"},
+    "runs": EVERYTHING - {"cli", "plan"},
     "report": {"types"},
     "cli": EVERYTHING,
 }
@@ -72,14 +74,14 @@ def rooms_imported(names: set[str]) -> set[str]:
 
 def test_the_walk_sees_every_way_of_importing():
     source = (
-        "import cycleqd_jax.qd.cycle as c\n"
+        "import cycleqd_jax.algorithms.cycleqd as c\n"
         "from cycleqd_jax import engine\n"
         "from ..models.llama import forward\n"
         "from .. import tasks\n"
         "def f():\n    from cycleqd_jax.report import page\n    import importlib\n"
         "    importlib.import_module('cycleqd_jax.sandbox')\n"
     )
-    expected = {"qd", "engine", "models", "tasks", "report", "sandbox"}
+    expected = {"algorithms", "engine", "models", "tasks", "report", "sandbox"}
     assert rooms_imported(imported(source, ("cycleqd_jax", "search"))) == expected
 
 

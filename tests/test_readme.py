@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cycleqd_jax.models import chat, hf, llama
+from cycleqd_jax.models import llama
+from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.files import hf
 
 README = Path(__file__).parents[1] / "README.md"
 

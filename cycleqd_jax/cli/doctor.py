@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from cycleqd_jax.cli.folder import versions
+from cycleqd_jax.runs.folder import versions
 from cycleqd_jax.sandbox import detect
 
 __all__ = ["doctor"]

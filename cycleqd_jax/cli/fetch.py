@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 
 import cycleqd_jax
-from cycleqd_jax.models import checkpoint, hf
-from cycleqd_jax.models.config import DTYPES
+from cycleqd_jax.models.files import checkpoint, hf
+from cycleqd_jax.models.llama.config import DTYPES
 from cycleqd_jax.types import InputError
 
 __all__ = ["fetch_smollm2"]

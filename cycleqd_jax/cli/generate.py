@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from cycleqd_jax.engine import NonFiniteError, stream_reply
-from cycleqd_jax.models import hf
-from cycleqd_jax.models.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.types import InputError
 
 __all__ = ["generate"]

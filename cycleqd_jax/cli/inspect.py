@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.cli.models import STRANGER
-from cycleqd_jax.models import compare, hf, llama, peft
-from cycleqd_jax.models.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
-from cycleqd_jax.models.config import FAMILIES
-from cycleqd_jax.models.names import NAMES
+from cycleqd_jax.models import compare, llama
+from cycleqd_jax.models.files import hf, peft
+from cycleqd_jax.models.files.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files.names import NAMES
+from cycleqd_jax.models.llama.config import FAMILIES
 from cycleqd_jax.models.preflight import local_folder
+from cycleqd_jax.runs.models import STRANGER
 from cycleqd_jax.types import InputError, tree_paths
 
 __all__ = ["inspect_model"]

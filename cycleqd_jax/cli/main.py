@@ -229,9 +229,9 @@ def _report(folders: Sequence[Path]) -> None:
 
 def _stage(args: argparse.Namespace, command: Sequence[str]) -> None:
     from cycleqd_jax import report
-    from cycleqd_jax.cli.basis import basis_text
-    from cycleqd_jax.cli.stages import Run
     from cycleqd_jax.config import load_config
+    from cycleqd_jax.runs.basis import basis_text
+    from cycleqd_jax.runs.run import Run
 
     config = load_config(args.config, args.overrides)
     model = getattr(args, "model", None)

@@ -12,16 +12,16 @@ from typing import Any
 
 from cycleqd_jax import plan
 from cycleqd_jax.config import RunConfig, TaskConfig, load_config
-from cycleqd_jax.models import peft
-from cycleqd_jax.models.checkpoint import open_checkpoint
-from cycleqd_jax.models.config import LlamaConfig
-from cycleqd_jax.models.weights_file import read_json
+from cycleqd_jax.models.files import peft
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
+from cycleqd_jax.models.files.safetensors import read_json
+from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.plan.compiled import replace_estimates
 from cycleqd_jax.plan.estimate import Mesh, estimate
 from cycleqd_jax.plan.layout import generation_seconds
 from cycleqd_jax.sharding import mesh_sizes
 from cycleqd_jax.tasks.download import local_file
-from cycleqd_jax.tasks.os_folder import read_os_rows
+from cycleqd_jax.tasks.os_interaction.folder import read_os_rows
 from cycleqd_jax.tasks.records import read_rows
 from cycleqd_jax.types import InputError
 
@@ -130,7 +130,7 @@ def _model(run: RunConfig, file: str | None) -> LlamaConfig:
     if file is not None:
         config = LlamaConfig.from_hf(read_json(Path(file)), file)
     elif base is None:
-        from cycleqd_jax.cli.models import tiny_llama
+        from cycleqd_jax.runs.models import tiny_llama
 
         config = tiny_llama(run, run.model.tiny.vocab_size)
     elif base.partition("@")[0] in SHAPES and not Path(base).exists():

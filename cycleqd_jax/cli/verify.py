@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.cli.sandbox import open_sandbox
 from cycleqd_jax.config import task_options
+from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.tasks import RecordTask, task_class
 from cycleqd_jax.tasks.base import Solution, play
 from cycleqd_jax.types import InputError, Score

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cycleqd_jax.models.config import LlamaConfig
 from cycleqd_jax.models.llama import matmul
+from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import Array, Bool, Float, Int
 
 __all__ = ["BLOCK", "Attention", "KVCache", "Rows", "attention_for", "shared_blocks"]

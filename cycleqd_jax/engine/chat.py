@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 from cycleqd_jax.engine.engine import Engine, Generation
-from cycleqd_jax.models.chat import ChatTokenizer
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError, Message, Reply
 
 __all__ = ["ChatGenerator"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cycleqd_jax.engine.engine import Engine, NonFiniteError
 from cycleqd_jax.models import llama
-from cycleqd_jax.models.chat import ChatTokenizer
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError, Message, Params
 
 __all__ = ["Detokenizer", "Piece", "stream_reply", "stream_tokens"]
@@ -84,7 +84,7 @@ class Detokenizer:
     space that a text begins with.
 
     Args:
-        decode: the text of token ids, such as :meth:`cycleqd_jax.models.chat.ChatTokenizer.decode`.
+        decode: the text of token ids, such as :meth:`cycleqd_jax.models.tokenizer.ChatTokenizer.decode`.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:

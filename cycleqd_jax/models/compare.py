@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cycleqd_jax.models.checkpoint import Checkpoint
-from cycleqd_jax.models.names import NAMES
-from cycleqd_jax.models.weights_file import read_finite, row_chunks
+from cycleqd_jax.models.files.checkpoint import Checkpoint
+from cycleqd_jax.models.files.names import NAMES
+from cycleqd_jax.models.files.safetensors import read_finite, row_chunks
 from cycleqd_jax.types import Adapter, InputError, LowRank
 
 __all__ = ["Distance", "adapter_norms", "distances", "norms"]

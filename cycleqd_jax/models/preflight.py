@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cycleqd_jax.models import hub, llama, peft
-from cycleqd_jax.models.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
-from cycleqd_jax.models.config import LlamaConfig
-from cycleqd_jax.models.weights_file import read_json
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hub, peft
+from cycleqd_jax.models.files.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files.safetensors import read_json
+from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
 
 __all__ = ["Preflight", "local_folder", "preflight"]
@@ -89,7 +90,7 @@ def preflight(
     """Checks that experts are fine-tunings of one base.
 
     Args:
-        base: the base model: see :func:`~cycleqd_jax.models.checkpoint.open_checkpoint`.
+        base: the base model: see :func:`~cycleqd_jax.models.files.checkpoint.open_checkpoint`.
         experts: the experts, likewise, or folders of LoRA adapters. One without tokenizer files is taken to use the base's.
         dtype: all weights will be cast to this one; by default all must have the same.
         vocab_size: all embeddings and heads will be cut to so many rows, and ids beyond are not compared; by default all must

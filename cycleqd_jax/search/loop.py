@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cycleqd_jax.evaluation.workers import Judge, Record
 from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.search.judge import Judge, Record
 from cycleqd_jax.types import Genome, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
 __all__ = ["evolve"]

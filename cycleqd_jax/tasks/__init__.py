@@ -1,6 +1,6 @@
 """Tasks: problems played as conversations, executed in a sandbox and scored.
 
-:data:`TASKS` has the classes by name; :func:`rollout` plays episodes of any of them together.
+:data:`TASKS` has the classes by name.
 """
 
 from __future__ import annotations
@@ -9,14 +9,10 @@ import importlib
 from typing import Any
 
 from cycleqd_jax.tasks.base import RecordTask
-from cycleqd_jax.tasks.bigcodebench import BigCodeBench
-from cycleqd_jax.tasks.dbbench import DbBench
-from cycleqd_jax.tasks.evalplus import EvalPlus
-from cycleqd_jax.tasks.humaneval import HumanEval
-from cycleqd_jax.tasks.mbpp import Mbpp
+from cycleqd_jax.tasks.coding import BigCodeBench, EvalPlus, HumanEval, Mbpp
+from cycleqd_jax.tasks.dbbench.task import DbBench
 from cycleqd_jax.tasks.memo import Memo
-from cycleqd_jax.tasks.os_interaction import OsInteraction
-from cycleqd_jax.tasks.rollout import rollout
+from cycleqd_jax.tasks.os_interaction.task import OsInteraction
 from cycleqd_jax.types import InputError
 
 __all__ = [
@@ -29,7 +25,6 @@ __all__ = [
     "Memo",
     "OsInteraction",
     "RecordTask",
-    "rollout",
     "task_class",
 ]
 

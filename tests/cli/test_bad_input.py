@@ -11,9 +11,9 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.cli.folder import locked
-from cycleqd_jax.cli.stages import Run
 from cycleqd_jax.config import load_config
+from cycleqd_jax.runs.folder import locked
+from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import no_progress
 
 from .conftest import TASKS, small_config, write_config

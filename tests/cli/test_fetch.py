@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.cli import fetch, main
-from cycleqd_jax.models import checkpoint, hf, llama
-from cycleqd_jax.models.chat import ChatTokenizer
-from cycleqd_jax.models.config import DTYPES
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import checkpoint, hf
+from cycleqd_jax.models.llama.config import DTYPES
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError
 
 pytest.importorskip("gguf", reason="the gguf package, which writes the test files, is not installed")

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.cli.fetch import fetch_smollm2
-from cycleqd_jax.models import checkpoint, hf
+from cycleqd_jax.models.files import checkpoint, hf
 
 pytest.importorskip("gguf", reason="the gguf package, which writes the test files, is not installed")
 from gguf import GGMLQuantizationType

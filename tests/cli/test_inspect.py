@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.models import chat, hf, llama
+from cycleqd_jax.models import llama
+from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.files import hf
 
 TEXTS = ["What is the capital of France?", "Paris, of course. 1 + 1 = 2"] * 3
 

@@ -20,7 +20,9 @@ from safetensors.numpy import save_file
 from cycleqd_jax import plan
 from cycleqd_jax.cli import main
 from cycleqd_jax.engine import Engine, programs
-from cycleqd_jax.models import chat, hf, llama
+from cycleqd_jax.models import llama
+from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.files import hf
 from cycleqd_jax.plan.compiled import abstract_space, collectives, engine_programs, replace_estimates
 from cycleqd_jax.plan.estimate import estimate, matrix_shapes
 from cycleqd_jax.sharding import make_mesh

@@ -77,7 +77,9 @@ def test_the_exported_model_is_what_transformers_loads(finished):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cycleqd_jax.models import chat, hf, llama
+    from cycleqd_jax.models import llama
+    from cycleqd_jax.models import tokenizer as chat
+    from cycleqd_jax.models.files import hf
 
     folder = finished / "run" / "model"
     config, params = hf.load(folder)

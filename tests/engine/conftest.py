@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.models import chat, llama
+from cycleqd_jax.models import llama
+from cycleqd_jax.models import tokenizer as chat
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -10,7 +10,8 @@ import pytest
 
 from cycleqd_jax.engine import Attention
 from cycleqd_jax.engine.cache import BLOCK, Rows
-from cycleqd_jax.models import chat, llama
+from cycleqd_jax.models import llama
+from cycleqd_jax.models import tokenizer as chat
 
 CONVERSATIONS = [
     [{"role": "user", "content": "Write a function add(a, b) that returns the sum of 12 and 345."}],

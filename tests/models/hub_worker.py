@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.cli.folder import folder_digest
-from cycleqd_jax.models import hf, hub, peft
-from cycleqd_jax.models.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files import hf, hub, peft
+from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.models.preflight import local_folder, preflight
+from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.types import InputError
 
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.models import hf
-from cycleqd_jax.models.chat import ChatTokenizer
-from cycleqd_jax.models.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError
 
 DEEP = "[" * 100_000

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cycleqd_jax.models import chat
+from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.types import InputError
 
 
@@ -206,7 +206,7 @@ def test_stop_ids_without_a_generation_config(tmp_path, tokenizer):
 
 def test_import_needs_neither_torch_nor_transformers():
     code = (
-        "import sys; import cycleqd_jax.models.chat, cycleqd_jax.models.hf, cycleqd_jax.engine; "
+        "import sys; import cycleqd_jax.models.tokenizer, cycleqd_jax.models.files.hf, cycleqd_jax.engine; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.models import hf, llama
-from cycleqd_jax.models.config import FAMILIES, LlamaConfig
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.llama.config import FAMILIES, LlamaConfig
 from cycleqd_jax.types import InputError
 
 torch = pytest.importorskip("torch", reason="transformers' models need torch")

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cycleqd_jax.models import gguf, hf
-from cycleqd_jax.models.config import LlamaConfig
-from cycleqd_jax.models.gguf_file import read_head
+from cycleqd_jax.models.files import gguf, hf
+from cycleqd_jax.models.files.gguf_file import read_head
+from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
 
 lib = pytest.importorskip("gguf", reason="the gguf package, which writes the test files, is not installed")
@@ -460,7 +460,7 @@ def test_special_tokens_template_and_stops(tmp_path):
 
 
 def test_a_saved_tokenizer_reads_the_same(tmp_path):
-    from cycleqd_jax.models.chat import ChatTokenizer
+    from cycleqd_jax.models.tokenizer import ChatTokenizer
 
     tokenizer = gguf.gguf_tokenizer(small_vocab(tmp_path / "m.gguf"))
     tokenizer.save(tmp_path / "hf")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cycleqd_jax.models import hf, llama
-from cycleqd_jax.models.checkpoint import open_checkpoint
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.types import InputError
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cycleqd_jax.models import hf, hub, llama
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hf, hub
 from cycleqd_jax.types import InputError
 
 from .hub_server import Hub

@@ -34,7 +34,7 @@ def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, va
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from cycleqd_jax.models.names import NAMES
+    from cycleqd_jax.models.files.names import NAMES
 
     config = make_config(**VARIANTS[variant])
     params = make_params(config)

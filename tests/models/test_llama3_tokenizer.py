@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cycleqd_jax.models import chat, gguf
-from cycleqd_jax.models.chat import ChatTokenizer
+from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.files import gguf
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 
 pytest.importorskip("llama_models.llama3.tokenizer", reason="llama-models, which holds Llama 3's tokenizer, is not installed")
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.genome import ExpertSpace
-from cycleqd_jax.models import hf, peft
+from cycleqd_jax.models.files import hf, peft
 from cycleqd_jax.operators import apply_adapter
 from cycleqd_jax.types import InputError, LowRank, tree_paths
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cycleqd_jax.models import hf
-from cycleqd_jax.models.checkpoint import open_checkpoint
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.models.preflight import preflight
 from cycleqd_jax.types import InputError
 
@@ -217,7 +217,7 @@ def test_broken_experts(pair, spoil, named):
 
 
 def test_tokenizer_files_are_copied_byte_for_byte(pair, make_config, tmp_path):
-    from cycleqd_jax.models.chat import ChatTokenizer
+    from cycleqd_jax.models.tokenizer import ChatTokenizer
 
     base, _ = pair
     (base / "special_tokens_map.json").write_text('{"bos_token":   "<|begin_of_text|>"}', encoding="utf-8")

@@ -12,8 +12,9 @@ import pytest
 
 from cycleqd_jax.cli.fetch import fetch_smollm2
 from cycleqd_jax.engine import Engine
-from cycleqd_jax.models import gguf, hf, llama
-from cycleqd_jax.models.chat import ChatTokenizer
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import gguf, hf
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 
 pytest.importorskip("gguf", reason="the gguf package, which dequantises the weights, is not installed")
 torch = pytest.importorskip("torch", reason="torch, which transformers computes with, is not installed")

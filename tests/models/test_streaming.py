@@ -13,10 +13,12 @@ import jax
 import pytest
 
 from cycleqd_jax import sharding
-from cycleqd_jax.models import hf, llama, weights_file
-from cycleqd_jax.models.checkpoint import open_checkpoint
-from cycleqd_jax.models.names import hf_shapes
-from cycleqd_jax.models.weights_file import SafeTensor
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files import safetensors as weights_file
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
+from cycleqd_jax.models.files.names import hf_shapes
+from cycleqd_jax.models.files.safetensors import SafeTensor
 from cycleqd_jax.types import tree_paths
 
 LLAMA3_8B = {
@@ -105,7 +107,8 @@ def test_llama_3_8b_by_its_headers(tmp_path):
 PEAK = """
 import json, sys
 import jax
-from cycleqd_jax.models import hf, llama, weights_file
+from cycleqd_jax.models.files import hf, safetensors as weights_file
+from cycleqd_jax.models import llama
 
 def status(name):
     with open("/proc/self/status") as file:

@@ -117,7 +117,7 @@ def test_axis_without_extent_tells_none_from_some():
 
 
 def test_bins_agree_with_the_searchers_archives():
-    archive = pytest.importorskip("cycleqd_jax.qd.archive")
+    archive = pytest.importorskip("cycleqd_jax.algorithms.archive")
     rng = np.random.default_rng(0)
     bounds = archive.expert_bounds(jnp.asarray(rng.integers(0, 41, (3, 3)) / 40, jnp.float32))
     ours = Grid.of_bounds(("a", "b", "c"), 15, np.array(json.loads(json.dumps(bounds.tolist()))))

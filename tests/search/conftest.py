@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cycleqd_jax.algorithms import CycleQD
+from cycleqd_jax.evaluation import Evaluation, OneByOne, SideBySide
 from cycleqd_jax.genome import ExpertSpace
-from cycleqd_jax.qd import CycleQD
-from cycleqd_jax.search import Checkpoints, Evaluation, Journal, OneByOne, SideBySide, evolve
+from cycleqd_jax.search import Checkpoints, Journal, evolve
 from cycleqd_jax.types import Outcome, Score
 
 TASKS = ("coding", "db", "os")

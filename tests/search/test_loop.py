@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cycleqd_jax.algorithms import CycleQD, UniformSelector, aggregate
 from cycleqd_jax.genome import DenseSpace
-from cycleqd_jax.qd import CycleQD, UniformSelector, aggregate
 from cycleqd_jax.types import InputError
 
 GENERATIONS, BATCH = 4, 2

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from cycleqd_jax.tasks import TASKS, DbBench, Mbpp, OsInteraction, miniature, rollout
+from cycleqd_jax.evaluation import rollout
+from cycleqd_jax.tasks import TASKS, DbBench, Mbpp, OsInteraction, miniature
 from cycleqd_jax.tasks.base import play
-from cycleqd_jax.tasks.dbbench import CHANGES
+from cycleqd_jax.tasks.dbbench.task import CHANGES
 from cycleqd_jax.types import Score
 
 # What the gold solutions can't reach on SQLite (a \n escape, an identifier that starts with a digit).

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.tasks.evalplus import typed_inputs
+from cycleqd_jax.tasks.coding.evalplus import typed_inputs
 
 FILES = {
     "mbpp_full": ("mbpp", "mbpp/mbpp_full.visible.jsonl"),

@@ -7,7 +7,7 @@ import pytest
 
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import DbBench
-from cycleqd_jax.tasks.dbbench import final_answer, operation, parse_answer, same_answer
+from cycleqd_jax.tasks.dbbench.task import final_answer, operation, parse_answer, same_answer
 from cycleqd_jax.types import InputError, Score
 
 

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cycleqd_jax.sandbox import Killed, Limits
-from cycleqd_jax.tasks.databases import Table
-from cycleqd_jax.tasks.db_mysql import SQL_MODE, MySqlDatabase
-from cycleqd_jax.tasks.db_sqlite import SqliteDatabase
-from cycleqd_jax.tasks.mysql_server import Address, MySqlServer
+from cycleqd_jax.tasks.dbbench.databases import Table
+from cycleqd_jax.tasks.dbbench.mysql import SQL_MODE, MySqlDatabase
+from cycleqd_jax.tasks.dbbench.mysql_server import Address, MySqlServer
+from cycleqd_jax.tasks.dbbench.sqlite import SqliteDatabase
 
 OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
 SECRET = "secret-of-another"

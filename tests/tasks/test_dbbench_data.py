@@ -9,7 +9,7 @@ import pytest
 
 from cycleqd_jax.tasks import DbBench
 from cycleqd_jax.tasks.base import play
-from cycleqd_jax.tasks.dbbench import CHANGES
+from cycleqd_jax.tasks.dbbench.task import CHANGES
 
 # What the gold statements can't reach, for reasons that the data's README explains.
 UNREACHABLE = {

@@ -14,9 +14,9 @@ import pytest
 
 from cycleqd_jax.sandbox import InfraError, Limits
 from cycleqd_jax.tasks import DbBench
-from cycleqd_jax.tasks.databases import unqualified
-from cycleqd_jax.tasks.dbbench import DSN_VARIABLE
-from cycleqd_jax.tasks.mysql_server import Address, MySqlServer
+from cycleqd_jax.tasks.dbbench.databases import unqualified
+from cycleqd_jax.tasks.dbbench.mysql_server import Address, MySqlServer
+from cycleqd_jax.tasks.dbbench.task import DSN_VARIABLE
 from cycleqd_jax.types import InputError, Score
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.tasks import EvalPlus
-from cycleqd_jax.tasks.evalplus import typed_inputs
+from cycleqd_jax.tasks.coding.evalplus import typed_inputs
 from cycleqd_jax.types import InputError, Score
 
 ADD = {

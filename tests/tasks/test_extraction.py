@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cycleqd_jax.tasks.extraction import extract_code, only_program
+from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from cycleqd_jax.tasks import TASKS, rollout
+from cycleqd_jax.evaluation import rollout
+from cycleqd_jax.tasks import TASKS
 from cycleqd_jax.tasks import miniature as mini
 from cycleqd_jax.types import InputError
 

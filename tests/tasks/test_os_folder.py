@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.tasks import OsInteraction
-from cycleqd_jax.tasks.os_folder import read_os_rows
+from cycleqd_jax.tasks.os_interaction.folder import read_os_rows
 from cycleqd_jax.types import InputError, Score
 
 CHECK = [None, {"language": "python", "file": "check/integer-match.py"}]

@@ -8,7 +8,7 @@ import pytest
 from cycleqd_jax.sandbox import Completed, InfraError, Limits
 from cycleqd_jax.tasks import OsInteraction, base, os_interaction
 from cycleqd_jax.tasks.agentbench import OS_PREFIX
-from cycleqd_jax.tasks.os_interaction import Act, parse_act, same_size
+from cycleqd_jax.tasks.os_interaction.task import Act, parse_act, same_size
 from cycleqd_jax.types import InputError, Score
 
 INIT = [["bash", "mkdir -p ~/docs\nprintf '%s\\n' one two three > ~/docs/list.txt"]]

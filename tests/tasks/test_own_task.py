@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.tasks import rollout, task_class
+from cycleqd_jax.evaluation import rollout
+from cycleqd_jax.tasks import task_class
 from cycleqd_jax.types import InputError
 
 DOCS = Path(__file__).parents[2] / "docs" / "TASKS.md"

@@ -1,0 +1,27 @@
+"""Aggregation of the archives into one model."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from cycleqd_jax.algorithms.archive import Archives
+from cycleqd_jax.operators.merge import softmax_weights, weighted_sum
+from cycleqd_jax.types import Array, Float, Genome, Int
+
+__all__ = ["aggregate"]
+
+
+def aggregate(archives: Archives) -> tuple[Genome, Float[Array, " task"], Int[Array, " task"]]:
+    """τ_agg = Σ_k β_k τ_k*, β = softmax(f_1*, …, f_K*), τ_k* the elite of best quality of archive A_k.
+
+    Task vectors are linear in every genome space, so the sum is taken of genomes.
+
+    Args:
+        archives: of a finished search.
+
+    Returns:
+        The genome of the aggregated model, the weights β, and the ids of the elites.
+    """
+    genomes, scores, ids = archives.best()
+    beta = softmax_weights(jnp.diagonal(scores))
+    return weighted_sum(genomes, beta), beta, ids

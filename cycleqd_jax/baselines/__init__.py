@@ -1,5 +1,0 @@
-"""What CycleQD is measured against, and what makes its experts."""
-
-from cycleqd_jax.baselines.finetune import TrainMetrics, TrainOptions, finetune
-
-__all__ = ["TrainMetrics", "TrainOptions", "finetune"]

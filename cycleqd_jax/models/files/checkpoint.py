@@ -1,0 +1,164 @@
+"""What a model is, found out from its config and headers alone: a local folder, a GGUF file, or a repository on a hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from cycleqd_jax.models.files import hub
+from cycleqd_jax.models.files.names import EMBEDDING, HEAD, hf_shapes
+from cycleqd_jax.models.files.safetensors import DTYPES, Tensor, read_headers, read_json
+from cycleqd_jax.models.llama.config import LlamaConfig
+from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.types import InputError
+
+__all__ = ["Checkpoint", "load_tokenizer", "open_checkpoint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model whose weights have not been read; config and tensors fit each other.
+
+    Attributes:
+        where: the folder or file; of a repository that has not been downloaded, the folder of its small files.
+        name: as it was asked for.
+        config: with the dtype of the tensors.
+        tensors: by Hugging Face's name.
+    """
+
+    where: Path
+    name: str
+    config: LlamaConfig
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, a tied head counted once."""
+        return sum(math.prod(self.tensors[name].shape) * DTYPES[self.tensors[name].dtype].itemsize for name in self.names)
+
+    @property
+    def here(self) -> bool:
+        """Whether the weights are on this machine."""
+        return all(isinstance(tensor.file, Path) for tensor in self.tensors.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that the model is made of, in the order of Hugging Face's modules."""
+        return list(hf_shapes(self.config))
+
+
+def open_checkpoint(model: str | Path, *, weights: bool = True) -> Checkpoint:
+    """Finds a model and reads its config and headers.
+
+    Args:
+        model: a Hugging Face folder with safetensors in one file or sharded, a ``.gguf`` file, or a repository of the hub
+            (``owner/name`` or ``owner/name@revision``), which is downloaded.
+        weights: download the weights too. Without, a repository that is not in the local cache is judged by its headers, read
+            over the network; its tensors can't be read.
+
+    Raises:
+        InputError: there is no such model; it is not supported; tensors are missing, superfluous, broken, or of another shape
+            than the config says.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        from cycleqd_jax.models.files import gguf
+
+        raw, tensors = gguf.read_gguf(path)
+        return _fit(path, str(model), LlamaConfig.from_hf(raw, str(path)), tensors)
+    if _is_local(model):
+        return _fit(path, str(model), _read_config(path, str(model)), read_headers(path))
+    name = str(model)
+    folder = hub.download(name)
+    config = _read_config(folder, name)
+    checkpoint = _fit(folder, name, config, hub.headers(name, folder))
+    if not weights:
+        return checkpoint
+    hub.download_weights(name, folder, checkpoint.nbytes)
+    return _fit(folder, name, config, hub.headers(name, folder))
+
+
+def load_tokenizer(model: str | Path) -> ChatTokenizer:
+    """Tokenizer and chat template of a model that :func:`open_checkpoint` finds; no weights are downloaded.
+
+    Raises:
+        InputError: there is no tokenizer, no chat template or no stop token.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        from cycleqd_jax.models.files import gguf
+
+        return gguf.gguf_tokenizer(path)
+    return ChatTokenizer.load(path if _is_local(model) else hub.download(str(model)))
+
+
+def _is_local(model: str | Path) -> bool:
+    """Whether this is a folder, and not the name of a repository.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        kind = "folder" if (path := Path(model)).is_dir() else "file" if path.exists() else "none"
+    except OSError as error:  # a name that is too long, or a folder that may not be read
+        raise InputError(f"expected a model, got {str(model)[:200]}, which can't be read ({error.strerror})") from error
+    if kind == "folder" and str(model):  # an empty name would be the folder one is in
+        return True
+    if kind == "none" and hub.is_repository(model):
+        return False
+    what = {"file": "which is a file of another kind", "none": "which is none, as there is no such folder"}
+    raise InputError(
+        "expected a Hugging Face model folder, a .gguf file or a repository owner/name, got "
+        f"{f'{model}, {what[kind]}' if str(model) else 'an empty name'}: correct the path"
+    )
+
+
+def _read_config(folder: Path, name: str) -> LlamaConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        what, advice = "no config.json", "correct the name; of a GGUF file give its path"
+        if (folder / "adapter_config.json").is_file():
+            what, advice = "a LoRA adapter", "give a whole model, such as the adapter merged into its base"
+        raise InputError(f"expected a Hugging Face model, got {what} in {name}: {advice}")
+    return LlamaConfig.from_hf(read_json(path), str(Path(name) / path.name))
+
+
+def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Config and tensors, checked to fit each other."""
+    if config.num_hidden_layers > len(tensors):  # before the names of so many are made
+        raise InputError(
+            f"expected tensors for {config.num_hidden_layers} layers, as the config of {name} says, got {len(tensors)} "
+            "tensors: correct the config or restore the weights"
+        )
+    expected = hf_shapes(config)
+    superfluous = [name for name in tensors if name not in expected and not name.endswith("rotary_emb.inv_freq")]
+    if config.tie_word_embeddings and HEAD in superfluous:
+        superfluous.remove(HEAD)
+    missing = [name for name in expected if name not in tensors]
+    if missing or superfluous:
+        what = f"no {missing[0]}" if missing else f"an unknown {superfluous[0]} in {tensors[superfluous[0]].file}"
+        raise InputError(
+            f"expected the {len(expected)} tensors of the {config.model_type} model that {name} describes, got {what} "
+            f"({len(missing) + len(superfluous)} such in all): correct the config or restore the weights"
+        )
+    for tensor_name in (*expected, *([HEAD] if HEAD in tensors else [])):
+        info = tensors[tensor_name]
+        shape = expected.get(tensor_name, expected[EMBEDDING])  # a tied head that was written twice
+        if info.shape != shape:
+            raise InputError(
+                f"expected shape {list(shape)} for tensor {tensor_name} in {info.file}, got {list(info.shape)}: correct the "
+                "config or restore the weights"
+            )
+        if info.dtype not in DTYPES:
+            raise InputError(
+                f"expected dtype {', '.join(DTYPES)} for tensor {tensor_name} in {info.file}, got {info.dtype}: use an "
+                "unquantised checkpoint"
+            )
+    # Where dtypes are mixed the largest part says what the model is, and it is read in.
+    sizes: dict[str, int] = {}
+    for tensor_name in expected:
+        info = tensors[tensor_name]
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
+    return Checkpoint(where, name, config.replace(dtype=DTYPES[max(sizes, key=lambda kind: sizes[kind])].name), tensors)

@@ -1,0 +1,328 @@
+"""Models in and out, tensor by tensor: never more of one on the host than its largest stacked weight."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
+from cycleqd_jax.models.files.names import EMBEDDING, HEAD, NAMES
+from cycleqd_jax.models.files.safetensors import (
+    INDEX,
+    Tensor,
+    all_finite,
+    read_finite,
+    row_chunks,
+    transpose,
+    write_safetensors,
+)
+from cycleqd_jax.models.llama.config import LlamaConfig
+from cycleqd_jax.models.tokenizer import FILES, ChatTokenizer
+from cycleqd_jax.types import InputError, Params, tree_paths
+
+__all__ = ["check_target", "load", "load_weights", "save"]
+
+_WRITTEN = re.compile(r"config\.json|README\.md|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+
+
+def load(
+    model: str | Path | Checkpoint,
+    *,
+    dtype: str | None = None,
+    vocab_size: int | None = None,
+    shardings: Any = None,
+) -> tuple[LlamaConfig, Params]:
+    """Reads a model.
+
+    Weights are read in pieces, once, and go to the devices one stacked weight at a time.
+
+    Args:
+        model: see :func:`~cycleqd_jax.models.files.checkpoint.open_checkpoint`.
+        dtype: of the weights; that of the files by default, bit for bit. Of files with several dtypes it is the one that most
+            weights have (a 16-bit GGUF file keeps its norms in float32).
+        vocab_size: keep the first rows of the embedding and the head, for vocabularies that were padded; all by default.
+        shardings: where the weights go: a tree of ``jax.sharding.Sharding`` like the weights
+            (:func:`cycleqd_jax.sharding.shardings`), or a function that makes it of the config; JAX's default device if none.
+
+    Returns:
+        The config, with the dtype and the vocabulary that the weights have, and the weights.
+
+    Raises:
+        InputError: what :func:`~.checkpoint.open_checkpoint` raises; or weights are NaN or infinite (after
+            the cast); or ``vocab_size`` is more than there are.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if vocab_size is not None and not 0 < vocab_size <= config.vocab_size:
+        raise InputError(
+            f"expected a vocab_size from 1 to the {config.vocab_size} rows of {checkpoint.where}, got {vocab_size}: choose the "
+            "smallest vocabulary of base and experts"
+        )
+    config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
+    if config.tie_word_embeddings and HEAD in tensors:
+        _check_tied(tensors[HEAD], tensors[EMBEDDING])
+    shapes = llama.abstract_params(config)
+    target = shardings(config) if callable(shardings) else shardings
+    targets = [None] * len(jax.tree.leaves(shapes)) if target is None else jax.tree.leaves(target)
+    leaves = [_read_leaf(tensors, path, leaf, where) for (path, leaf), where in zip(tree_paths(shapes), targets, strict=True)]
+    return config, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def save(
+    folder: str | Path,
+    config: LlamaConfig,
+    params: Params,
+    *,
+    dtype: str | None = None,
+    tokenizer: ChatTokenizer | None = None,
+    card: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a model that transformers, vLLM and what else reads Hugging Face folders can load.
+
+    The folder appears whole or not at all: it is written beside its place and then renamed. A model that was there before is
+    replaced.
+
+    Args:
+        folder: where to.
+        config: of the model.
+        params: the weights; a tied head is written once.
+        dtype: cast to this one; the config's by default.
+        tokenizer: its files (those it was read from, byte for byte) and ``generation_config.json`` are written too, and its
+            special tokens noted in the config.
+        card: text of the model card, ``README.md``.
+        max_shard_bytes: a file gets no more than this, unless one tensor is larger.
+
+    Raises:
+        InputError: ``folder`` is something other than a model folder, or weights are NaN or infinite (after the cast).
+    """
+    folder = check_target(folder)
+    config = config.replace(dtype=dtype or config.dtype)
+    if tokenizer is not None:
+        # not the padding token: in the config it takes the gradient from its embedding, and it may be a stop token
+        defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.stop_ids}
+        config = config.replace(**{name: value for name, value in defaults.items() if getattr(config, name) is None})
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"the model folder {folder} can't be made: {error.strerror or error}.") from error
+    try:
+        new = work / folder.name
+        new.mkdir()
+        _write_json(new / "config.json", config.to_hf())
+        _write_weights(new, config, params, max_shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(new)
+        if card is not None:
+            (new / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():
+            os.rename(folder, work / "replaced")
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if (work / "replaced").exists():
+                os.rename(work / "replaced", folder)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_target(folder: str | Path) -> Path:
+    """Where :func:`save` will write, symbolic links resolved.
+
+    Args:
+        folder: a new place, an empty folder, or a model folder, which will be replaced.
+
+    Raises:
+        InputError: the place holds anything that a model folder does not consist of.
+    """
+    place = Path(os.path.realpath(folder))
+    if place.exists() or place.is_symlink():
+        entries = sorted(path.name for path in place.iterdir()) if place.is_dir() else [place.name]
+        if not place.is_dir():
+            raise InputError(f"expected a folder to write a model to, got the file {folder}: choose another place")
+        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or name in FILES)]
+        if foreign or (entries and "config.json" not in entries):
+            raise InputError(
+                f"expected a new place or a model folder to replace, got {folder}, which holds {(foreign or entries)[0]}: "
+                "choose another place"
+            )
+    return place
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def load_weights(checkpoint: Checkpoint, paths: Iterable[str]) -> dict[str, jax.Array]:
+    """Some weights of a model.
+
+    Args:
+        checkpoint: the model.
+        paths: of the weights, such as ``"layers/attn/q"``.
+
+    Returns:
+        The weights by path, in the config's dtype, on JAX's default device.
+
+    Raises:
+        InputError: they are NaN or infinite.
+    """
+    shapes = dict(tree_paths(llama.abstract_params(checkpoint.config)))
+    return {path: _read_leaf(checkpoint.tensors, path, shapes[path], None) for path in paths}
+
+
+class _Part(NamedTuple):
+    """A part of a leaf that some devices hold."""
+
+    ranges: tuple[slice, ...]
+    array: np.ndarray
+    devices: list[Any]
+
+
+def _read_leaf(
+    tensors: Mapping[str, Tensor], path: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
+    """One of our weights, from the tensors of its layers."""
+    pattern, transposed = NAMES[path]
+    parts: dict[Any, _Part] = {}
+    places: Mapping[Any, Any] = {None: None}
+    if sharding is not None:
+        places = sharding.addressable_devices_indices_map(leaf.shape)
+    for device, index in places.items():
+        index = index or (slice(None),) * len(leaf.shape)
+        ranges = tuple(slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
+        key = tuple((part.start, part.stop) for part in ranges)
+        if key not in parts:
+            parts[key] = _Part(ranges, np.empty([part.stop - part.start for part in ranges], leaf.dtype), [])
+        parts[key].devices.append(device)
+
+    if NAMES[path].stacked:
+        for layer in range(leaf.shape[0]):
+            here = [
+                (part.array[layer - part.ranges[0].start], part.ranges[1:])
+                for part in parts.values()
+                if part.ranges[0].start <= layer < part.ranges[0].stop
+            ]
+            if here:
+                name = pattern.format(layer)
+                _read_tensor(name, tensors[name], here, transposed)
+    else:
+        _read_tensor(pattern, tensors[pattern], [(part.array, part.ranges) for part in parts.values()], transposed)
+
+    if sharding is None:
+        return jax.block_until_ready(jax.device_put(next(iter(parts.values())).array))
+    arrays = []
+    while parts:  # what is on its devices leaves the host
+        part = parts.pop(next(iter(parts)))
+        arrays += [jax.block_until_ready(jax.device_put(part.array, device)) for device in part.devices]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+
+def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tuple[slice, ...]]], transposed: bool) -> None:
+    """Fills arrays with parts of a tensor, cast to their dtype; the tensor is read once, in chunks of rows."""
+    wanted = [(target, ranges[::-1] if transposed else ranges) for target, ranges in targets]
+    first, last = min(r[0].start for _, r in wanted), max(r[0].stop for _, r in wanted)
+    for start, stop in row_chunks(tensor, first, last):
+        chunk = read_finite(name, tensor, start, stop)
+        with np.errstate(over="ignore"):
+            cast = chunk.astype(wanted[0][0].dtype, copy=False)
+        if cast is not chunk and not all_finite(cast):
+            raise InputError(
+                f"expected weights within the range of {cast.dtype}, got larger ones in tensor {name} of {tensor.file}: choose "
+                "another dtype"
+            )
+        for target, (rows, *columns) in wanted:
+            begin, end = max(start, rows.start), min(stop, rows.stop)
+            if begin >= end:
+                continue
+            part = cast[(slice(begin - start, end - start), *columns)]
+            here = slice(begin - rows.start, end - rows.start)
+            if transposed:
+                transpose(part, target[:, here])
+            else:
+                target[here] = part
+
+
+def _check_tied(head: Tensor, embedding: Tensor) -> None:
+    """Refuses a head that differs from the embedding it is said to be."""
+    for start, stop in row_chunks(head):
+        if not np.array_equal(head.read(start, stop), embedding.read(start, stop)):
+            raise InputError(
+                f"expected {HEAD} to equal {EMBEDDING} in {head.file}, whose config ties them, got different weights: set "
+                "tie_word_embeddings to false or remove the head"
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """Hugging Face's tensors in its own order of layers: name, shape there, and what fetches it."""
+    leaves = dict(tree_paths(params))
+    dtype = np.dtype(config.dtype)
+
+    def entry(path: str, layer: int | None) -> tuple[str, tuple[int, ...], Any]:
+        pattern, transposed = NAMES[path]
+        name, leaf = pattern.format(layer), leaves[path]
+        shape = leaf.shape if layer is None else leaf.shape[1:]
+
+        def fetch() -> np.ndarray:
+            with np.errstate(over="ignore"):
+                array = np.asarray(leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
+            if not all_finite(array):
+                raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} as {dtype}: nothing was written")
+            if not transposed:
+                return array
+            target = np.empty(shape[::-1], dtype)
+            transpose(array, target)
+            return target
+
+        return name, shape[::-1] if transposed else shape, fetch
+
+    stacked = [path for path in leaves if NAMES[path].stacked]
+    for path in leaves:
+        if path not in stacked:
+            yield entry(path, None)
+    for layer in range(config.num_hidden_layers):
+        for path in stacked:
+            yield entry(path, layer)
+
+
+def _write_weights(folder: Path, config: LlamaConfig, params: Params, max_shard_bytes: int) -> None:
+    dtype = np.dtype(config.dtype)
+    shards: list[list[tuple[str, tuple[int, ...], Any]]] = [[]]
+    total = size = 0
+    for entry in _tensors(config, params):
+        nbytes = math.prod(entry[1]) * dtype.itemsize
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += nbytes
+        total += nbytes
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        shapes = {name: shape for name, shape, _ in shard}
+        write_safetensors(folder / file, shapes, dtype, (fetch() for _, _, fetch in shard))
+        weight_map |= dict.fromkeys(shapes, file)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,5 @@
+"""Runs: the stages of a search, its models, its folder and its devices."""
+
+from cycleqd_jax.runs.run import Run
+
+__all__ = ["Run"]

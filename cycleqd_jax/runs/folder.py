@@ -1,0 +1,192 @@
+"""The run folder: which config and inputs it belongs to, who works in it, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cycleqd_jax
+from cycleqd_jax.config import RunConfig, to_dict
+from cycleqd_jax.models.files.safetensors import INDEX, weight_files
+from cycleqd_jax.models.tokenizer import FILES
+from cycleqd_jax.types import InputError
+
+__all__ = ["check_folder", "check_inputs", "claim_folder", "digest", "folder_digest", "locked", "make_folder"]
+__all__ += ["versions", "write_json", "write_text"]
+
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
+
+FREE = {"output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
+"""What may differ between a run and its continuation: where things lie and how fast they go, never what comes out."""
+
+SAMPLE = 1 << 20
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    found = {"cycleqd_jax": cycleqd_jax.__version__, "python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def folder_digest(folder: str | Path) -> str:
+    """Sixteen hexadecimal digits that stand for the content of a model folder or file.
+
+    Of a folder, what a model is read from: other programs add files of their own to the hub's cache.
+    Files up to 64 MiB are read whole; of larger ones the size and 64 samples of 1 MiB, spread evenly, as reading 16 GB
+    would take minutes.
+    """
+    total = hashlib.sha256()
+    folder = Path(folder)
+    names = {"config.json", INDEX, *weight_files(folder), "adapter_config.json", "adapter_model.safetensors", *FILES}
+    found = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.name in names)
+    for file in filter(Path.is_file, found):
+        size = file.stat().st_size
+        total.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= 64 * SAMPLE:
+                total.update(stream.read())
+            else:
+                for i in range(64):
+                    stream.seek((size - SAMPLE) * i // 63)
+                    total.update(stream.read(SAMPLE))
+    return total.hexdigest()[:16]
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, or says in a sentence why that can't be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {path} can't be made: {error.strerror or error}.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Holds a lock file; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: of the lock file.
+        wait: for whoever holds it; otherwise that is an error.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise InputError(f"another process is at work in {path.parent}: wait for it, or choose another output.") from error
+        yield
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+    if isinstance(tree, list) and tree:
+        return {k: v for i, item in enumerate(tree) for k, v in _flat(item, f"{prefix}{i}.").items()}
+    return {prefix[:-1]: tree}
+
+
+def check_folder(config: RunConfig) -> None:
+    """Makes sure that a run may go on, or begin, in its folder; writes nothing.
+
+    Raises:
+        InputError: when the folder holds something else than a run, or a run of another config that has scores.
+    """
+    folder = config.folder
+    file = folder / "config.yaml"
+    if not file.exists():
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+            raise InputError(f"the output {folder} exists and is not a run folder: choose another output.")
+        return
+    try:
+        other = yaml.safe_load(file.read_text("utf-8"))
+        assert isinstance(other, dict)
+    except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
+        raise InputError(f"{file} is not the config of a run: choose another output folder.") from error
+    if not (folder / "history.jsonl").exists():
+        return
+    other.pop("versions", None)
+    here, there = _flat(to_dict(config)), _flat(other)
+    for key in sorted(here.keys() | there.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if key == "search.generations":
+            free = here[key] >= there.get(key, math.inf)  # no generation depends on how many come after it
+        if not free and here.get(key, "<absent>") != there.get(key, "<absent>"):
+            raise InputError(
+                f"the run folder {folder} belongs to another config: its {key} is {there.get(key, '<absent>')!r}, now it is "
+                f"{here.get(key, '<absent>')!r}. Choose another output, or continue with the old value."
+            )
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
+
+    Where the run goes on for more generations, what was measured after fewer is dropped.
+    """
+    file = config.folder / "config.yaml"
+    here = {**to_dict(config), "versions": versions()}
+    if (config.folder / "history.jsonl").exists():
+        there = yaml.safe_load(file.read_text("utf-8"))
+        if there["search"]["generations"] == config.search.generations:
+            return
+        there["search"]["generations"] = config.search.generations
+        here = there
+        (config.folder / "tables" / "results.json").unlink(missing_ok=True)
+    write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Records what a run's scores depend on beside its config, or compares it with what was recorded.
+
+    Args:
+        folder: of the run.
+        inputs: digests of models and problems, by name.
+        say: told of versions that have changed.
+
+    Raises:
+        InputError: when a model or a problem is not what it was.
+    """
+    file = folder / "inputs.json"
+    if not file.exists():
+        write_json(file, {**inputs, "versions": versions()})
+        return
+    before = json.loads(file.read_text("utf-8"))
+    for name, value in inputs.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{name} is not what it was when the run in {folder} began (digest {before.get(name)}, now {value}): restore "
+                "it, or choose another output."
+            )
+    changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
+    if changed:
+        say(f"versions changed since this run began, so it may not continue bit for bit: {', '.join(changed)}")

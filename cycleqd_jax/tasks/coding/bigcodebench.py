@@ -1,0 +1,146 @@
+"""BigCodeBench: Python functions that use libraries, judged by ``unittest`` classes. The standard library's part of it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import warnings
+from typing import Any, Literal
+
+from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.tasks.base import one_of, whole
+from cycleqd_jax.tasks.coding.base import INSTRUCTION, CodingTask, FunctionRecord
+from cycleqd_jax.tasks.judges import preside
+from cycleqd_jax.tasks.records import Row
+from cycleqd_jax.types import Score
+
+__all__ = ["BigCodeBench", "BigCodeBenchRecord"]
+
+_CASE = "TestCases"
+
+
+@dataclasses.dataclass(frozen=True)
+class BigCodeBenchRecord(FunctionRecord):
+    """One problem.
+
+    Attributes:
+        instruction: the problem in words.
+        head: imports and the function's first line.
+        test: source of the test class.
+        count: how many tests it has.
+        modules: that the gold program and the test class import.
+    """
+
+    instruction: str
+    head: str
+    test: str
+    count: int
+    modules: tuple[str, ...]
+
+
+class BigCodeBench(CodingTask[BigCodeBenchRecord]):
+    """Single-turn coding: all tests of a ``unittest`` class must pass.
+
+    As the benchmark's calibrated score has it, the problem's imports come before the reply's program.
+    """
+
+    def __init__(
+        self,
+        *,
+        sandbox: Sandbox,
+        name: str = "bigcodebench",
+        prompt: Literal["instruct", "complete", "brief"] = "instruct",
+        seconds: float = 60.0,
+        memory_mb: int = 1024,
+        **options: Any,
+    ) -> None:
+        """Reads and checks all records.
+
+        Args:
+            sandbox: where programs run.
+            name: as in configs, journals and tables.
+            prompt: ``"instruct"`` and ``"complete"`` ask as the benchmark's two splits do, ``"brief"`` gives the problem in
+                words and nothing else.
+            seconds: time limit of a program with all its tests, some of which wait on the clock.
+            memory_mb: memory of a program, where that is more than the sandbox's.
+            options: the others of :class:`~cycleqd_jax.tasks.base.RecordTask`.
+
+        Raises:
+            InputError: for an unknown option, a missing or empty file, or a malformed record.
+        """
+        self.prompt = one_of(name, "prompt", prompt, ("instruct", "complete", "brief"))
+        super().__init__(sandbox=sandbox, name=name, seconds=seconds, **options)
+        memory_mb = max(self.limits.memory_mb, whole(name, "memory_mb", memory_mb))
+        self.limits = dataclasses.replace(self.limits, memory_mb=memory_mb)
+
+    def options(self) -> dict[str, Any]:
+        """What decides about prompts and verdicts."""
+        return {"prompt": self.prompt, "limits": dataclasses.asdict(self.limits)}
+
+    def parse(self, row: Row) -> BigCodeBenchRecord:
+        """A record as published."""
+        head, test = row.text("code_prompt"), row.text("test")
+        gold = head + row.text("canonical_solution")
+        trees = []
+        for field, code in (("canonical_solution", gold), ("test", test)):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    trees.append(ast.parse(code))
+            except (SyntaxError, ValueError, RecursionError) as error:
+                raise row.error(f"valid Python in field {field!r}", str(error)) from error
+        case = next((n for n in trees[1].body if isinstance(n, ast.ClassDef) and n.name == _CASE), None)
+        count = len({n.name for n in case.body if isinstance(n, ast.FunctionDef) and n.name.startswith("test")}) if case else 0
+        if not count:
+            raise row.error(f"a class {_CASE} with tests in field 'test'", "none")
+        identity, name = row.text("task_id"), row.text("entry_point")
+        return BigCodeBenchRecord(
+            identity,
+            row.text("complete_prompt"),
+            name,
+            gold,
+            instruction=row.text("instruct_prompt"),
+            head=head,
+            test=test,
+            count=count,
+            modules=tuple(sorted({name for tree in trees for name in _imported(tree)})),
+        )
+
+    def question(self, record: BigCodeBenchRecord) -> str:
+        """The user's message."""
+        if self.prompt == "brief":
+            return record.instruction.strip()
+        if self.prompt == "complete":
+            return f"{INSTRUCTION}\n```\n{record.prompt.strip()}\n```\n"
+        return f"{INSTRUCTION}\n{record.instruction.strip()}\n"
+
+    def judge(self, record: BigCodeBenchRecord, code: str) -> tuple[Score, bool]:
+        """Runs the test class beside the program."""
+        job = {
+            "code": f"{record.head.rstrip()}\n    pass\n{code}",
+            "tests": record.test,
+            "name": record.name,
+            "case": _CASE,
+            "count": record.count,
+            "modules": record.modules,
+        }
+        ruling = preside(self.sandbox, "cases", job, {}, self.limits)
+        verdict = ruling.verdict
+        if verdict is None:
+            return Score(0.0, ruling.reason), False
+        if verdict["passed"] == record.count and verdict["over"]:
+            return Score(1.0, "passed"), True
+        if verdict["error"] is None:
+            return Score(0.0, "the program ended before the verdict"), False
+        where, error = verdict["error"]
+        return Score(0.0, f"{verdict['passed']} of {record.count} tests passed; {where} failed: {error}"), True
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return names - {"__test__"}

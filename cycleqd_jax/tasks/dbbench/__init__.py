@@ -1,0 +1,5 @@
+"""AgentBench's DBBench: questions about a database, on SQLite, MySQL or MariaDB."""
+
+from cycleqd_jax.tasks.dbbench.task import DbBench
+
+__all__ = ["DbBench"]

@@ -1,0 +1,284 @@
+"""DBBench on a MySQL or MariaDB server: each episode has a schema and a user of its own, both thrown away."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from typing import Any
+
+from cycleqd_jax.sandbox import InfraError, Killed, Limits
+from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
+from cycleqd_jax.tasks.dbbench.mysql_server import LOST, Guest, MySqlServer
+
+__all__ = ["SQL_MODE", "MySqlDatabase"]
+
+SQL_MODE = "NO_ENGINE_SUBSTITUTION"
+"""The mode by default: not strict, so that texts compare with numbers in changes too."""
+
+_OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
+# What a table of the benchmark's may be refused for: names (1059, 1103, 1166), columns (1060, 1113, 1117, 1118), ragged rows
+# (1136), and cells (1366, 1406).
+_OF_THE_TABLE = (1059, 1060, 1103, 1113, 1117, 1118, 1136, 1166, 1366, 1406)
+_OF_THE_DISK = (3, 20, 28, 1021, 1026, 1030, 1114, 1296)  # full, or not to be written to
+_TOO_LONG = (1969, 3024)  # what MariaDB and MySQL say when their clock runs out
+_FIRST_LOOK, _NEXT_LOOK = 0.25, 0.1
+_GRACE_SECONDS = 1.0  # how much later than the server's own clock ours stops a statement
+_LAST_SECONDS = 5.0  # how much later still the connection is given up, where killing does not help
+_MOST_ROWS, _MOST_CHARACTERS = 20_000, 20_000_000  # read of a result, though few are shown
+
+
+class MySqlDatabase:
+    """One table in one schema of a server. Between statements nothing is connected.
+
+    A statement is executed as AgentBench's client does: in a session of its own, committed where it succeeds. Several in one
+    text are all executed; then the client finds itself out of step, says so, and does not commit. What the server calls schema
+    and user is shown under the names they have in AgentBench, the table's and ``root``.
+    """
+
+    def __init__(self, server: MySqlServer, limits: Limits, seconds: float, sql_mode: str, table: Table) -> None:
+        """Makes schema and user and builds the table.
+
+        Args:
+            server: where.
+            limits: memory of a connection and disk of the schema.
+            seconds: of one statement.
+            sql_mode: of all sessions.
+            table: what it holds. Where it can't be built, it isn't there, as in AgentBench.
+
+        Raises:
+            InfraError: the server is broken.
+        """
+        self._server = server
+        self._limits = limits
+        self._seconds = seconds
+        self._table = table
+        self._sql_mode = sql_mode
+        self._guest: Guest | None = server.guest()
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, sql: str) -> Ran:
+        """Executes one statement, or several."""
+        if not sql:
+            return Ran("[]", False)
+        sql = unqualified(sql, self._table.name)
+        began = time.monotonic()
+        text, code = self._execute(sql)
+        timed_out = code in _TOO_LONG or time.monotonic() - began >= self._seconds
+        return Ran(truncated(self._masked(text)), timed_out)
+
+    def md5(self) -> str | None:
+        """The fingerprint, by the benchmark's own query. The guest asks it: tables may have become views by now."""
+        columns = ",".join(map(quoted, self._table.columns))
+        text, code = self._execute(
+            "SELECT MD5(GROUP_CONCAT(rowhash ORDER BY rowhash)) AS hash "
+            f"FROM (SELECT SUBSTRING(MD5(CONCAT_WS(',', {columns})), 1, 5) AS rowhash FROM {quoted(self._table.name)}) AS sub"
+        )
+        match = re.fullmatch(r"\[\('([0-9a-f]{32})',\)\]", text)
+        return None if match is None or code else match.group(1)
+
+    def close(self) -> None:
+        """Drops schema and user."""
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            self._server.drop(guest)
+
+    def _build(self) -> None:
+        """One CREATE and one INSERT of all rows, as AgentBench does; what the server doesn't like stays undone."""
+        table = self._table
+        listed = ", ".join(f"{quoted(column)} TEXT" for column in table.columns)
+        names = ", ".join(map(quoted, table.columns))
+        rows = ", ".join("(" + ", ".join(map(_literal, row)) + ")" for row in table.rows)
+        statements = [f"CREATE TABLE {quoted(table.name)} ({listed})"]
+        if rows:
+            statements.append(f"INSERT INTO {quoted(table.name)} ({names}) VALUES {rows}")
+        for statement in statements:
+            try:
+                text, code = self._execute(statement)
+            except Killed as killed:  # nothing of the model's has run yet
+                raise InfraError(f"the table {table.name!r} could not be built: {killed}") from killed
+            if code in _OF_THE_TABLE:
+                return
+            if code is not None:
+                raise InfraError(f"the table {table.name!r} could not be built: {text}")
+
+    def _execute(self, sql: str) -> tuple[str, int | None]:
+        """What the client would print, and the number of the error where there is one."""
+        began = time.monotonic()
+        with (
+            self._session() as session,
+            _Watch(self._server, session.thread, self._schema, self._limits, self._seconds) as watch,
+        ):
+            text, code = session.execute(sql)
+        if watch.failure is not None:
+            raise watch.failure
+        if watch.excess is not None and watch.excess != "time":
+            raise Killed(f"a statement took more {watch.excess} than it may")
+        if code in LOST and watch.excess is None and time.monotonic() - began < self._seconds:
+            raise InfraError(f"the server went away while it executed a statement ({text}): it may lack memory or disk")
+        if code in _OF_THE_DISK:  # the statement's own fault, unless nobody can write
+            self._server.drop(self._server.guest())
+        return text, code
+
+    @property
+    def _schema(self) -> str:
+        if self._guest is None:
+            raise Killed("the database is closed")
+        return self._guest.schema
+
+    def _session(self) -> _Session:
+        schema = self._schema
+        assert self._guest is not None
+        server, seconds = self._server, self._seconds
+        settings = [
+            f"sql_mode = '{self._sql_mode},NO_DIR_IN_CREATE'",
+            "group_concat_max_len = 1048576",
+            f"lock_wait_timeout = {int(seconds) + 1}",
+        ]
+        if server.maria:
+            settings += [
+                f"max_statement_time = {seconds}",
+                f"max_session_mem_used = {self._limits.memory_mb << 20}",
+                f"tmp_disk_table_size = {self._limits.disk_mb << 20}",
+            ]
+        else:
+            settings += [f"max_execution_time = {max(1, int(1000 * seconds))}"]
+        read_seconds = seconds + _GRACE_SECONDS + _LAST_SECONDS
+        return _Session(server.login(self._guest, init="SET " + ", ".join(settings), read_seconds=read_seconds), schema)
+
+    def _masked(self, text: str) -> str:
+        assert self._guest is not None
+        return text.replace(self._guest.schema, self._table.name).replace(self._guest.user, "root")
+
+
+class _Session:
+    """A connection that may be left in the middle of a result."""
+
+    def __init__(self, connection: Any, schema: str) -> None:
+        self._connection = connection
+        self._schema = schema
+        self.thread: int = connection.thread_id()
+
+    def execute(self, sql: str) -> tuple[str, int | None]:
+        """Rows or error, and the number of the error."""
+        from pymysql import MySQLError
+        from pymysql.cursors import SSCursor
+
+        cursor = self._connection.cursor(SSCursor)
+        done: str | None = None
+        try:
+            cursor.execute(f"USE {self._schema}")
+            cursor.execute(sql)
+            text, whole = _shown(cursor)
+            done = text
+            if not whole:
+                return text, None
+            while cursor.nextset():
+                done = _OUT_OF_SYNC
+                if not _shown(cursor)[1]:
+                    break
+            if done is not _OUT_OF_SYNC:
+                self._connection.commit()
+            return done, None
+        except MySQLError as error:
+            if done is not None and error.args[0] not in LOST and error.args[0] not in _TOO_LONG:
+                return _OUT_OF_SYNC, None  # of several statements, a later one failed
+            return _described(error), error.args[0]
+        except (ValueError, OverflowError, RuntimeError) as error:  # a cell that is no text, date or number to the driver
+            return str(error), None
+        finally:
+            _abandon(cursor)
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection.open:
+            self._connection.close()
+
+
+class _Watch:
+    """Ends a connection that goes beyond its limits, whatever it has told the server about them.
+
+    Attributes:
+        excess: ``"time"``, ``"memory"`` or ``"disk"``, where it did.
+        failure: where the server could not be asked.
+    """
+
+    def __init__(self, server: MySqlServer, thread: int, schema: str, limits: Limits, seconds: float) -> None:
+        self.excess: str | None = None
+        self.failure: InfraError | None = None
+        self._server, self._thread, self._schema, self._limits = server, thread, schema, limits
+        self._deadline = time.monotonic() + seconds + _GRACE_SECONDS
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._look, name="db-watch", daemon=True)
+
+    def _look(self) -> None:
+        pause = _FIRST_LOOK
+        try:
+            while not self._over.wait(pause) and self.excess is None:
+                pause = _NEXT_LOOK
+                memory, disk = self._server.usage(self._thread, self._schema)
+                if time.monotonic() > self._deadline:
+                    self.excess = "time"
+                elif memory > self._limits.memory_mb << 20:
+                    self.excess = "memory"
+                elif disk > self._limits.disk_mb << 20:
+                    self.excess = "disk"
+                if self.excess is not None:
+                    self._server.kill(self._thread)
+        except InfraError as error:
+            self.failure = error
+
+    def __enter__(self) -> _Watch:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+
+
+def quoted(name: str) -> str:
+    """``name`` as an identifier."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _literal(cell: str) -> str:
+    """A cell as an expression that means the same in every mode."""
+    return f"_utf8mb4 x'{cell.encode().hex()}'" if cell else "''"
+
+
+def _shown(cursor: Any) -> tuple[str, bool]:
+    """The rows of a result as far as they are looked at, and whether all were read."""
+    if cursor.description is None:
+        return "[]", True
+    parts: list[str] = []
+    shown = size = 0
+    for count, row in enumerate(cursor.fetchall_unbuffered()):
+        size += sum(len(cell) for cell in row if isinstance(cell, str | bytes))
+        if shown <= 2 * LONGEST_OUTPUT:  # some more than is shown: names may become shorter
+            # AgentBench's client has another type for binary values.
+            parts.append(str(tuple(bytearray(cell) if isinstance(cell, bytes) else cell for cell in row)))
+            shown += len(parts[-1]) + 2
+        elif count >= _MOST_ROWS or size > _MOST_CHARACTERS:
+            return "[" + ", ".join(parts) + "]", False
+    return "[" + ", ".join(parts) + "]", True
+
+
+def _described(error: Any) -> str:
+    """An error as AgentBench's client prints it: ``1146 (42S02): Table 't.u' doesn't exist``."""
+    number, text = (*error.args, "")[:2]
+    return f"{number} ({getattr(error, 'sqlstate', None) or 'HY000'}): {text}"
+
+
+def _abandon(cursor: Any) -> None:
+    """Leaves what the server still sends unread: driver and cursor would read it all when they are thrown away."""
+    if cursor._result is not None:
+        cursor._result.unbuffered_active = False
+    cursor._result = None
+    cursor.connection = None

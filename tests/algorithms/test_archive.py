@@ -1,0 +1,164 @@
+"""Archives against the plain rendering of Algorithm 1, over thousands of random cases."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cycleqd_jax.algorithms import Archives
+from cycleqd_jax.algorithms.archive import cell_winners, expert_bounds
+from cycleqd_jax.types import InputError
+
+WIDTH = 3  # of a genotype
+add = jax.jit(Archives.add)
+
+
+def random_scores(rng, bounds, bins, shape):
+    """Scores that provoke: many equals, many exactly on edges, some outside, some NaN or infinite."""
+    tasks = len(bounds)
+    scores = np.empty((*shape, tasks), np.float32)
+    for k, (low, high) in enumerate(bounds):
+        edges = np.linspace(low, high, bins + 1).astype(np.float32)
+        on_edge = rng.choice(edges, size=shape)
+        near = np.nextafter(on_edge, rng.choice([-np.inf, np.inf], size=shape).astype(np.float32))
+        coarse = rng.integers(0, 6, size=shape) / 5  # few values: ties
+        anywhere = rng.uniform(low - 0.3, high + 0.3, size=shape)
+        near[np.abs(near) < 1e-30] = 0  # XLA on CPU takes subnormal numbers for zero
+        kind = rng.integers(0, 4, size=shape)
+        scores[..., k] = np.choose(kind, [on_edge, near, coarse, anywhere])
+    broken = rng.uniform(size=shape) < 0.08
+    scores[broken, rng.integers(tasks)] = rng.choice([np.nan, np.inf, -np.inf])
+    return scores
+
+
+CASES = 220
+GENERATIONS = 5
+
+
+@pytest.mark.parametrize(("tasks", "bins", "batch"), [(2, 1, 3), (2, 15, 1), (3, 5, 16), (3, 15, 4), (4, 3, 5)])
+def test_thousands_of_cases_against_algorithm_1(plain, tasks, bins, batch):
+    rng = np.random.default_rng([tasks, bins, batch])
+    genome = jnp.zeros(WIDTH)
+    add_to_all = jax.jit(jax.vmap(Archives.add))
+    for ends in (
+        [(0.0, 1.0)] * tasks,
+        [(round(rng.uniform(0, 0.4), 2), round(rng.uniform(0.5, 1.2), 2)) for _ in range(tasks)],
+    ):
+        bounds = np.asarray(ends, np.float32)
+        empty = Archives.create(genome, bounds, bins)
+        archives = jax.tree.map(lambda x: jnp.broadcast_to(x, (CASES, *x.shape)), empty)
+        references = [plain.Archives(bounds, bins) for _ in range(CASES)]
+        for generation in range(GENERATIONS):
+            scores = random_scores(rng, bounds, bins, (CASES, batch))
+            genomes = rng.normal(size=(CASES, batch, WIDTH)).astype(np.float32)
+            ids = generation * batch + np.broadcast_to(np.arange(batch), (CASES, batch))
+            archives = add_to_all(archives, genomes, scores, ids)
+            for reference, g, f, i in zip(references, genomes.tolist(), scores.tolist(), ids.tolist(), strict=True):
+                for row in zip(g, f, i, strict=True):
+                    reference.insert(dict(zip(("genome", "scores", "id"), row, strict=True)))
+        archives = jax.device_get(archives)
+        for case, reference in enumerate(references):
+            plain.compare(archives, reference, case)
+
+
+def test_a_batch_is_inserted_as_if_one_by_one(assert_identical):
+    rng = np.random.default_rng(0)
+    bounds = np.asarray([(0, 1)] * 3, np.float32)
+    scores = random_scores(rng, bounds, 4, (40,))
+    genomes, ids = {"w": jnp.asarray(rng.normal(size=(40, 2, 2)), jnp.float32)}, jnp.arange(40)
+    empty = Archives.create({"w": jnp.zeros((2, 2))}, bounds, 4)
+    at_once = add(empty, genomes, scores, ids)
+    for size in (1, 8):
+        archives = empty
+        for start in range(0, 40, size):
+            part = slice(start, start + size)
+            archives = add(archives, jax.tree.map(lambda x, p=part: x[p], genomes), scores[part], ids[part])
+        assert_identical(archives, at_once)
+
+
+def test_ties_go_to_the_earliest_and_incumbents_stay():
+    archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 2), 2)
+    genomes = jnp.arange(4.0)[:, None]
+    scores = np.asarray([[0.5, 0.2], [0.7, 0.2], [0.7, 0.3], [0.7, 0.1]], np.float32)
+    archives = add(archives, genomes, scores, jnp.arange(4))
+    assert archives[0].extra_scores["id"][0] == 1
+    archives = add(archives, genomes, scores, 10 + jnp.arange(4))
+    assert archives[0].extra_scores["id"][0] == 1
+    assert archives[0].genotypes[0, 0] == 1
+
+
+def test_cell_winners():
+    cells = jnp.asarray([0, 0, 1, 0, 1, 2])
+    fitness = jnp.asarray([0.1, 0.5, 0.3, 0.5, 0.2, -jnp.inf])
+    assert cell_winners(cells, fitness).tolist() == [False, True, True, False, False, True]
+
+
+def test_the_cell_is_that_of_the_nearest_centroid():
+    """Away from the edges QDax, asked with the true descriptors, finds the same cells: ours is its ordering."""
+    from qdax.core.containers.mapelites_repertoire import get_cells_indices
+
+    rng = np.random.default_rng(0)
+    bounds = np.asarray([(0.1, 0.9), (0.0, 0.5), (0.3, 1.15), (0.0, 1.0)], np.float32)
+    bins = 6
+    archives = Archives.create(jnp.zeros(1), bounds, bins)
+    position = rng.integers(0, bins, size=(200, 4)) + rng.uniform(0.02, 0.98, size=(200, 4))
+    scores = (bounds[:, 0] + position / bins * (bounds[:, 1] - bounds[:, 0])).astype(np.float32)
+    assert np.array_equal(archives.bin_indices(jnp.asarray(scores)), position.astype(int))
+    alone = jax.jit(jax.vmap(lambda row: archives.add(jnp.zeros((1, 1)), row[None], jnp.zeros(1, int)).occupied()))(scores)
+    assert np.all(np.sum(alone, axis=-1) == 1)
+    for k in range(4):
+        expected = get_cells_indices(jnp.asarray(np.delete(scores, k, axis=1)), archives[k].centroids)
+        assert np.argmax(alone[:, k], axis=-1).tolist() == expected.tolist()
+
+
+def test_edges_and_clipping():
+    archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1), (0.25, 0.75)]), 4)
+    scores = np.asarray([[-1, 0.25], [0, 0.2], [0.25, 0.375], [0.2499999, 0.5], [0.99, 0.75], [1, 0.625], [7, 9]], np.float32)
+    assert archives.bin_indices(jnp.asarray(scores)).tolist() == [[0, 0], [0, 0], [1, 1], [0, 2], [3, 3], [3, 3], [3, 3]]
+
+
+def test_expert_bounds_are_the_papers():
+    scores = np.asarray([[0.7, 0.2, 0.2], [0.65, 0.42, 0.3], [0.66, 0.01, 0.3], [np.nan, 9, 9]])
+    want = [[0.85 * 0.65, 1.15 * 0.7], [0.85 * 0.01, 1.15 * 0.42], [0.85 * 0.2, 1.15 * 0.3]]
+    np.testing.assert_allclose(expert_bounds(scores), want, rtol=1e-6)
+    # an axis of no length
+    np.testing.assert_array_equal(expert_bounds(np.zeros((2, 2))), [[0, 1], [0, 1]])
+    np.testing.assert_allclose(expert_bounds(np.full((2, 2), 0.5)), [[0.425, 0.575]] * 2, rtol=1e-6)
+
+
+def test_best_is_the_elite_of_each_archive():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=(50, 3)).astype(np.float32)
+    archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 3), 5)
+    archives = add(archives, jnp.arange(50.0)[:, None], scores, jnp.arange(50))
+    genomes, best, ids = archives.best()
+    assert ids.tolist() == scores.argmax(axis=0).tolist()
+    np.testing.assert_array_equal(best, scores[scores.argmax(axis=0)])
+    assert genomes[:, 0].tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "bins", "message"),
+    [
+        ([(0, 1)], 5, "at least two tasks"),
+        ([(0, 1), (1, 0)], 5, "lower bound below"),
+        ([(0, 1), (0.5, 0.5)], 5, "lower bound below"),
+        ([(0, 1), (0, float("nan"))], 5, "finite"),
+        ([(0, 1), (0, float("inf"))], 5, "finite"),
+        ([(0, 1), (0, 1)], 0, "0 bins"),
+        ([(0, 1)] * 8, 15, "170859375 cells"),
+        ([0, 1], 5, "shape"),
+    ],
+)
+def test_bad_grids(bounds, bins, message):
+    with pytest.raises(InputError, match=message):
+        Archives.create(jnp.zeros(1), np.asarray(bounds), bins)
+
+
+def test_no_recompilation(compilations):
+    archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 2), 5)
+    batch = jnp.zeros((2, 1)), jnp.zeros((2, 2)), jnp.arange(2)
+    archives = add(archives, *batch)
+    assert compilations(lambda: add(archives, *batch)) == 0

@@ -1,0 +1,496 @@
+"""The stage that decomposes: stores that are found again, go on where they were killed, and are never those of others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from cycleqd_jax.cli import main
+from cycleqd_jax.config import load_config
+from cycleqd_jax.genome.basis import Basis, dense_bases
+from cycleqd_jax.runs import basis as stage
+from cycleqd_jax.runs.basis import Experts, basis_text, experts_of, stored_bases
+from cycleqd_jax.types import Adapter, InputError, LowRank, no_progress
+
+SHAPES = {"embed": (10, 6), "layers/norm": (2, 6), "layers/q": (2, 6, 8)}
+MATRICES = ["embed", "layers/q"]
+Q = f"layers.q-{zlib.crc32(b'layers/q'):08x}"  # where the leaf lies in a store
+
+
+def weights(seed, around=None, scale=1.0):
+    rng = np.random.default_rng(seed)
+    made = {path: jnp.asarray(scale * rng.normal(size=shape), jnp.float32) for path, shape in SHAPES.items()}
+    return made if around is None else {path: x + around[path] for path, x in made.items()}
+
+
+def experts(*seeds, rank=None, **options):
+    base = weights(0)
+    identity = {"experts": list(seeds), "rank": rank}
+    return Experts(base, [weights(seed, base, 0.1) for seed in seeds], identity, rank, **options)
+
+
+@pytest.fixture
+def decomposed(monkeypatch):
+    """The leaves that have been decomposed so far, in order."""
+    done = []
+
+    def counted(base, experts, paths, *rest):
+        for path, *found in dense_bases(base, experts, paths, *rest):
+            done.append(path)
+            yield path, *found
+
+    monkeypatch.setattr(stage, "dense_bases", counted)
+    return done
+
+
+def make(of, cache):
+    said = []
+    return stored_bases(of, cache, no_progress, said.append), said
+
+
+def test_bases_from_a_store_are_those_in_memory(tmp_path, decomposed, assert_identical):
+    of = experts(1, 2, 3)
+    wanted = {path: basis for path, basis, _ in dense_bases(of.base, of.experts, MATRICES, None)}
+    made, said = make(of, tmp_path)
+    assert decomposed == MATRICES
+    assert said == []
+    again, said = make(of, tmp_path)
+    assert decomposed == MATRICES
+    assert said == [f"basis: {made.folder}"]
+    assert_identical(made.bases, wanted)
+    assert_identical(again.bases, wanted)
+    assert again.facts == made.facts
+    assert json.loads((made.folder / "basis.json").read_text()) == made.facts
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_bases_stay_on_the_host(tmp_path, monkeypatch, count):
+    devices = jax.local_devices()
+    if len(devices) < count:
+        pytest.skip("needs several devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[:count])
+    made, again = make(experts(1, 2), tmp_path)[0], make(experts(1, 2), tmp_path)[0]
+    assert {type(x) for x in jax.tree.leaves((made.bases, again.bases))} == {np.ndarray}
+
+
+def test_leaves_of_similar_names_have_files_of_their_own(tmp_path, decomposed, assert_identical):
+    paths = ["a.b", "a/b", "a/b.json", "a/b/c"]
+    base = {path: weights(0)["embed"] for path in paths}
+    changed = [{path: x + weights(10 * k + i)["embed"] for i, (path, x) in enumerate(base.items())} for k in (1, 2)]
+    of = Experts(base, changed, {})
+    made, _ = make(of, tmp_path)
+    again, said = make(of, tmp_path)
+    assert said == [f"basis: {made.folder}"]
+    assert decomposed == paths
+    wanted = {path: basis for path, basis, _ in dense_bases(base, changed, paths, None)}
+    assert_identical(again.bases, wanted)
+
+
+def test_stacks_without_matrices_are_stored(tmp_path):
+    base = weights(0) | {"none": jnp.zeros((0, 6, 8))}
+    of = Experts(base, [weights(k, weights(0)) | {"none": base["none"]} for k in (1, 2)], {})
+    made, _ = make(of, tmp_path)
+    again, said = make(of, tmp_path)
+    assert said == [f"basis: {made.folder}"]
+    assert [x.shape for x in again.bases["none"]] == [(0, 6, 2, 6), (2, 0, 6), (0, 2, 6, 8)]
+    assert again.facts["leaves"]["none"]["retained"] is None
+    basis_text(again.facts, ["a", "b"])
+
+
+def test_what_is_known_of_a_basis(tmp_path):
+    of = experts(1, 2, rank=3)
+    facts = make(of, tmp_path)[0].facts
+    tau = np.asarray(of.experts[1]["layers/q"], np.float64) - np.asarray(of.base["layers/q"], np.float64)
+    s = np.linalg.svd(tau, compute_uv=False)
+    q = facts["leaves"]["layers/q"]
+    assert (q["kind"], q["matrices"], q["shape"], q["rank"]) == ("whole", 2, [6, 8], 3)
+    assert q["bytes"] == 4 * 2 * 2 * 3 * (6 + 8 + 1)
+    np.testing.assert_allclose(q["retained_by_expert"][1], (s[:, :3] ** 2).sum(-1) / (s**2).sum(-1), rtol=1e-5)
+    assert q["retained"]["min"] == np.min(q["retained_by_expert"])
+    assert q["retained"]["mean"] == pytest.approx(np.mean(q["retained_by_expert"]))
+    assert facts["seconds"] > 0
+    assert facts["similarity"]["task_vectors"][0][0] == pytest.approx(1)
+    text = basis_text(facts, ["mbpp", "dbbench"])
+    assert "2 × 6 × 8" in text
+    assert f"mbpp and dbbench: {facts['similarity']['singular_values'][0][1]:.4f}" in text
+    full = make(experts(1, 2), tmp_path)[0].facts
+    assert full["leaves"]["layers/q"]["retained"]["min"] == pytest.approx(1, abs=1e-6)
+    assert full["leaves"]["embed"]["rank"] == 6
+
+
+def test_experts_that_are_the_base_have_nothing_to_say(tmp_path):
+    base = weights(0)
+    of = Experts(base, [base, weights(1, base, 0.1)], {})
+    facts = json.loads(json.dumps(make(of, tmp_path)[0].facts, allow_nan=False))
+    assert facts["leaves"]["embed"]["retained_by_expert"] == [[None], [pytest.approx(1, abs=1e-6)]]
+    assert facts["similarity"]["task_vectors"] == [[None, None], [None, pytest.approx(1)]]
+    assert "mbpp and dbbench: –, –" in basis_text(facts, ["mbpp", "dbbench"])
+    nobody = make(Experts(base, [base, base], {"nobody": True}), tmp_path)[0].facts
+    assert nobody["leaves"]["embed"]["retained"] is None
+    assert "–" in basis_text(nobody, ["a", "b"])
+
+
+def test_tiny_changes_are_not_none(tmp_path):
+    base = {"w": jnp.zeros((10, 6))}
+    of = Experts(base, [{"w": weights(k, scale=1e-24)["embed"]} for k in (1, 2)], {})
+    retained = make(of, tmp_path)[0].facts["leaves"]["w"]["retained_by_expert"]
+    assert retained == [[pytest.approx(1, abs=1e-5)]] * 2
+
+
+def test_adapters_are_described_but_not_stored(tmp_path, decomposed):
+    base, rng = weights(0), np.random.default_rng(0)
+
+    def adapter(rank):
+        return Adapter(
+            {"layers/q": LowRank(rng.normal(size=(2, 6, rank)).astype("f"), rng.normal(size=(2, rank, 8)).astype("f"))}
+        )
+
+    made, _ = make(Experts(base, [adapter(2), adapter(4)], {}, rank=3), tmp_path)
+    assert made.bases == {}
+    assert decomposed == []
+    assert not any((made.folder / "leaves").iterdir())
+    q = made.facts["leaves"]["layers/q"]
+    assert (q["kind"], q["rank"]) == ("low-rank", 3)
+    assert q["retained_by_expert"][0] == pytest.approx([1, 1])
+    assert max(q["retained_by_expert"][1]) < 1 - 1e-3
+    assert -1 < made.facts["similarity"]["task_vectors"][0][1] < 1
+    assert make(Experts(base, [adapter(2), adapter(4)], {}, rank=3), tmp_path)[1] == [f"basis: {made.folder}"]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+import orbax.checkpoint as ocp
+from test_basis import *
+saves = []
+save = ocp.Checkpointer.save
+def killed_in_the_second(self, path, *args, **kwargs):
+    saves.append(path)
+    if len(saves) == 2:
+        handler_save = ocp.PyTreeCheckpointHandler.finalize
+        ocp.PyTreeCheckpointHandler.finalize = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    save(self, path, *args, **kwargs)
+ocp.Checkpointer.save = killed_in_the_second
+make(experts(1, 2), Path({cache!r}))
+"""
+
+
+def test_a_killed_stage_goes_on_at_the_leaf_it_was_at(tmp_path, decomposed, assert_identical):
+    script = KILLED.format(here=str(Path(__file__).parent), cache=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert list(tmp_path.rglob(f"{Q}.orbax-checkpoint-tmp*"))  # it was in the middle of writing
+    made, said = make(experts(1, 2), tmp_path)
+    assert decomposed == ["layers/q"]
+    assert said == [f"basis: 1 of 2 leaves are in {made.folder}"]
+    of = experts(1, 2)
+    assert_identical(made.bases, {path: basis for path, basis, _ in dense_bases(of.base, of.experts, MATRICES, None)})
+    assert not list(tmp_path.rglob("*orbax-checkpoint-tmp*"))
+
+
+def test_two_runs_at_once_share_the_work(tmp_path, decomposed):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(make(experts(1, 2), tmp_path)[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert decomposed == MATRICES
+    assert results[0].facts == results[1].facts
+
+
+def facts_of(leaf):
+    return leaf.with_name(f"{leaf.name}.json")
+
+
+def flip_a_byte(leaf):
+    file = max(filter(Path.is_file, leaf.rglob("*")), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty_arrays(leaf):
+    shutil.rmtree(leaf)
+    leaf.mkdir()
+    facts_of(leaf).write_text(json.dumps(json.loads(facts_of(leaf).read_text()) | {"files": {}}))
+
+
+def remove_arrays(leaf):
+    shutil.rmtree(leaf)
+
+
+def spoil_facts(leaf):
+    facts_of(leaf).write_text('{"path": ')
+
+
+def forge(leaf, change, suits=True):
+    """Other arrays, with facts that suit them, or don't."""
+    facts = json.loads(facts_of(leaf).read_text())
+    with stage._checkpointer() as checkpointer:
+        host = checkpointer.restore(leaf.absolute())
+        host = {name: change(np.array(x)) for name, x in host.items()}
+        shutil.rmtree(leaf)
+        checkpointer.save(leaf.absolute(), host)
+    if suits:
+        facts_of(leaf).write_text(json.dumps(facts | {"files": stage._file_checksums(leaf)}))
+
+
+def write_other_numbers(leaf):
+    forge(leaf, lambda x: x * np.float32(1 + 1e-6), suits=False)
+
+
+def write_nan(leaf):
+    forge(leaf, lambda x: np.where(x == x.max(), np.nan, x).astype(np.float32))
+
+
+def write_another_rank(leaf):
+    forge(leaf, lambda x: x[..., :-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip_a_byte, "its files are not those that were written"),
+        (write_other_numbers, "its files are not those that were written"),
+        (remove_arrays, "its files are not those that were written"),
+        (empty_arrays, "its arrays can't be read"),
+        (spoil_facts, "its facts can't be read"),
+        (write_nan, "it holds NaN or infinity"),
+        (write_another_rank, "its arrays have other shapes"),
+    ],
+)
+def test_a_broken_leaf_is_said_and_made_again(tmp_path, decomposed, assert_identical, damage, said):
+    made, _ = make(experts(1, 2), tmp_path)
+    damage(made.folder / "leaves" / Q)
+    again, lines = make(experts(1, 2), tmp_path)
+    assert lines[0].startswith(f"basis: layers/q in {made.folder} is broken ({said}")
+    assert decomposed == [*MATRICES, "layers/q"]
+    assert_identical(again.bases, made.bases)
+    assert make(experts(1, 2), tmp_path)[1] == [f"basis: {made.folder}"]
+
+
+def test_a_leaf_of_another_basis_is_made_again(tmp_path, decomposed, assert_identical):
+    other, _ = make(experts(1, 3), tmp_path)
+    made, _ = make(experts(1, 2), tmp_path)
+    for name in (Q, f"{Q}.json"):
+        target = made.folder / "leaves" / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        copy = shutil.copytree if (other.folder / "leaves" / name).is_dir() else shutil.copy
+        copy(other.folder / "leaves" / name, target)
+    again, said = make(experts(1, 2), tmp_path)
+    assert "layers/q" in said[0]
+    assert "it is of another basis" in said[0]
+    assert_identical(again.bases, made.bases)
+
+
+def test_experts_that_changed_under_the_same_digest_are_noticed(tmp_path, decomposed):
+    make(experts(1, 2), tmp_path)
+    changed = experts(1, 2)
+    layer = changed.experts[1]["layers/q"]  # type: ignore[index]
+    changed.experts[1]["layers/q"] = layer.at[1, 0, 0].add(0.1)  # type: ignore[index]
+    made, said = make(changed, tmp_path)
+    assert "layers/q" in said[0]
+    assert "it is of other task vectors than the experts'" in said[0]
+    assert decomposed == [*MATRICES, "layers/q"]
+    want = np.linalg.norm(np.asarray(changed.experts[1]["layers/q"] - changed.base["layers/q"], np.float64), axis=(1, 2))  # type: ignore[index]
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(made.bases["layers/q"].s[1], np.float64), axis=1), want, rtol=1e-5)
+
+
+def one_element(tau):
+    return tau.at[1, 37, 211].add(3 * np.asarray(tau, np.float64).std())
+
+
+def reversed_rows(tau):
+    return tau.at[1].set(tau[1, ::-1])
+
+
+def two_rows(tau):
+    return tau.at[1, jnp.array([17, 18])].set(tau[1, jnp.array([18, 17])])
+
+
+def reversed_stack(tau):
+    return tau[::-1]
+
+
+def transposed(tau):
+    return jnp.swapaxes(tau, -1, -2)
+
+
+def other_sign(tau):
+    return -tau
+
+
+def nothing(tau):
+    return tau
+
+
+@pytest.mark.parametrize(
+    "change", [one_element, reversed_rows, two_rows, reversed_stack, transposed, other_sign, nothing], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-24, 1e24])
+def test_changes_that_norms_do_not_show_are_noticed(tmp_path, decomposed, change, scale):
+    base = {"w": jnp.zeros((2, 400, 400))}
+    taus = [scale * jax.random.normal(jax.random.key(k), (2, 400, 400)) for k in (1, 2)]
+    options = {"identity": {}, "rank": 2, "method": "randomized"}
+    make(Experts(base, [{"w": tau} for tau in taus], **options), tmp_path)
+    said = make(Experts(base, [{"w": taus[0]}, {"w": change(taus[1])}], **options), tmp_path)[1]
+    again = change is not nothing
+    assert ("it is of other task vectors than the experts'" in said[0]) == again
+    assert decomposed == ["w"] * (1 + again)
+
+
+def test_sums_in_another_order_are_not_other_experts(tmp_path, decomposed):
+    devices = jax.devices()
+    if len(devices) < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    mesh = jax.sharding.Mesh(np.asarray(devices[:8]).reshape(2, 4), ("a", "b"))
+    base, *changed = ({"w": 0.1 + jax.random.normal(jax.random.key(k), (64, 16384))} for k in range(3))
+    options = {"identity": {}, "rank": 2, "method": "randomized"}
+    make(Experts(base, changed, **options), tmp_path)
+    for names in (("a", "b"), (None, ("a", "b"))):
+        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
+        make(Experts(*jax.device_put((base, changed), spread), **options), tmp_path)
+    assert decomposed == ["w"]
+
+
+def test_a_basis_of_other_experts_is_refused(tmp_path, decomposed):
+    other, _ = make(experts(1, 3), tmp_path)
+    made, _ = make(experts(1, 2), tmp_path)
+    shutil.rmtree(made.folder)
+    shutil.copytree(other.folder, made.folder)
+    with pytest.raises(InputError, match=r"was built for other experts than its name says: its experts is \[1, 3\], expected"):
+        make(experts(1, 2), tmp_path)
+    assert len(decomposed) == 4
+
+
+def test_a_store_that_does_not_say_what_it_is_is_made_again(tmp_path, decomposed, assert_identical):
+    made, _ = make(experts(1, 2), tmp_path)
+    (made.folder / "meta.json").write_text("")
+    again, said = make(experts(1, 2), tmp_path)
+    assert "meta.json can't be read" in said[0]
+    assert decomposed == MATRICES * 2
+    assert_identical(again.bases, made.bases)
+
+
+def test_facts_that_are_lost_are_found_again(tmp_path, decomposed):
+    made, _ = make(experts(1, 2), tmp_path)
+    (made.folder / "basis.json").write_text("{}")
+    assert make(experts(1, 2), tmp_path)[0].facts == made.facts
+    assert decomposed == MATRICES
+
+
+def test_a_disk_without_space_is_refused_before_anything_is_decomposed(tmp_path, decomposed, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(InputError, match="GB of space for the basis"):
+        make(experts(1, 2), tmp_path)
+    assert decomposed == []
+
+
+def test_experts_that_are_not_finite_are_refused(tmp_path):
+    base = weights(0)
+    broken = {**weights(1), "embed": base["embed"].at[0, 0].set(jnp.nan)}
+    with pytest.raises(InputError, match=r"expert 1.*'embed'.*NaN"):
+        make(Experts(base, [weights(1), broken], {}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("rank", "method"), [(99, "svd"), (2, "gram"), (2, "randomized")])
+def test_ranks_and_methods(tmp_path, rank, method):
+    of = experts(1, 2, rank=rank, method=method)
+    made, _ = make(of, tmp_path)
+    wanted = {path: basis for path, basis, _ in dense_bases(of.base, of.experts, MATRICES, min(rank, 6), method)}
+    for path, basis in wanted.items():
+        for found, want in zip(made.bases[path], basis, strict=True):
+            np.testing.assert_allclose(found, want, atol=1e-5)
+    assert isinstance(made.bases["embed"], Basis)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    for name, content in (("base", "{}"), ("a", '{"a": 1}'), ("b", '{"b": 1}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    tree = {
+        "name": "given",
+        "tasks": [{"name": "mbpp"}, {"name": "dbbench"}],
+        "model": {"base": str(tmp_path / "base"), "experts": {"mbpp": str(tmp_path / "a"), "dbbench": str(tmp_path / "b")}},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "config.yaml"
+
+
+def identity(file, *overrides, swapped=False):
+    config = load_config(file, overrides)
+    names = ("a", "b")[:: -1 if swapped else 1]
+    folders = {f"expert/{task}": file.parent / name for task, name in zip(config.task_names, names, strict=True)}
+    models = SimpleNamespace(base={}, experts=[], folders={"base": file.parent / "base", **folders})
+    return experts_of(config, models).identity  # type: ignore[arg-type]
+
+
+def test_what_a_basis_depends_on(config_file):
+    plain = identity(config_file)
+    assert identity(config_file, "seed=3", "genome.mutation=none", "genome.strength=0.1", "search.generations=9") == plain
+    changed = ["genome.rank=4", "genome.method=gram", "genome.densify=true", "model.dtype=bfloat16", "model.vocab_size=300"]
+    others = [identity(config_file, change) for change in changed] + [identity(config_file, swapped=True)]
+    (config_file.parent / "b" / "config.json").write_text('{"b": 2}')
+    others.append(identity(config_file))
+    assert len({json.dumps(other) for other in [plain, *others]}) == 8
+
+
+def test_the_dense_space_has_no_basis(config_file):
+    with pytest.raises(InputError, match=r"genome\.space: dense evolves whole task vectors"):
+        identity(config_file, "genome.space=dense")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["genome.method=randomized"], "needs genome.rank"),
+        (["genome.method=qr"], "genome.method must be one of svd, gram, randomized, but is 'qr'"),
+    ],
+)
+def test_configs_that_make_no_sense(config_file, overrides, message):
+    with pytest.raises(InputError, match=message):
+        load_config(config_file, overrides)
+
+
+def test_the_command(finished, trained, capsys):
+    tree = yaml.safe_load((finished / "config.yaml").read_text("utf-8"))
+    tree |= {"output": str(trained / "run"), "cache": str(trained / "cache")}
+    (trained / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["basis", str(trained / "config.yaml"), "--json"]) == 0
+    shown = capsys.readouterr().out
+    facts = json.loads(shown[shown.index("{\n") :])
+    in_run = json.loads((finished / "run" / "tables" / "basis.json").read_text("utf-8"))
+    assert {**facts, "store": ""} == {**in_run, "store": ""}  # the run before had made it
+    assert facts == json.loads((trained / "run" / "tables" / "basis.json").read_text("utf-8"))
+    assert facts["experts"] == ["mbpp", "dbbench", "os_interaction"]
+    assert {"embed_tokens", "layers/attn/q", "layers/mlp/down"} <= facts["leaves"].keys()
+    assert all(leaf["retained"]["min"] > 1 - 1e-5 for leaf in facts["leaves"].values())
+    for name, least in (("singular_values", 0.9), ("task_vectors", -1)):  # spectra are alike, directions need not be
+        table = np.asarray(facts["similarity"][name])
+        np.testing.assert_allclose(np.diag(table), 1, atol=1e-6)
+        np.testing.assert_array_equal(table, table.T)
+        assert np.all((least < table) & (table < 1) | np.eye(3, dtype=bool))
+    # another rank is another basis; the run folder has no scores yet and may still change its mind
+    assert main(["basis", str(trained / "config.yaml"), "genome.rank=8", "genome.method=randomized"]) == 0
+    shown, said = capsys.readouterr()
+    assert "bit for bit" not in said
+    assert "randomized, 8 directions of every matrix" in shown
+    assert "mbpp and dbbench: " in shown
+    assert len(list((trained / "cache" / "basis").iterdir())) == 2

@@ -1,0 +1,148 @@
+"""Models that are given: adapters, padded vocabularies, strangers."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from cycleqd_jax.cli import main
+from cycleqd_jax.config import load_config
+from cycleqd_jax.models import llama
+from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
+from cycleqd_jax.runs.models import Models
+from cycleqd_jax.types import Adapter, InputError, no_progress, tree_paths
+
+TEXTS = ["What is the capital of France?", "Paris, of course. 1 + 1 = 2"] * 3
+
+
+def write_adapter(folder, config, seed, scale=0.02, rank=2):
+    """A LoRA adapter of q and down in PEFT's layout."""
+    rng = np.random.default_rng(seed)
+    heads = config.num_attention_heads * config.head_dim
+    tensors = {}
+    for i in range(config.num_hidden_layers):
+        for name, out, into in (
+            ("self_attn.q_proj", heads, config.hidden_size),
+            ("mlp.down_proj", config.hidden_size, config.intermediate_size),
+        ):
+            stem = f"base_model.model.model.layers.{i}.{name}"
+            tensors[f"{stem}.lora_A.weight"] = rng.normal(size=(rank, into)).astype(np.float32)
+            tensors[f"{stem}.lora_B.weight"] = (scale * rng.normal(size=(out, rank))).astype(np.float32)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": ["q_proj", "down_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokenizer = chat.train_tiny_tokenizer(TEXTS, 300)
+    config = llama.LlamaConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 8, max_position_embeddings=128)
+    base = llama.init_params(config, jax.random.key(0))
+    hf.save(tmp_path / "base", config, base, tokenizer=tokenizer)
+    near = jax.tree.map(lambda leaf: leaf * 1.01, base)
+    hf.save(tmp_path / "near", config, near, tokenizer=tokenizer)
+    hf.save(tmp_path / "stranger", config, llama.init_params(config, jax.random.key(1)), tokenizer=tokenizer)
+    padded = config.replace(vocab_size=config.vocab_size + 7)
+    hf.save(tmp_path / "padded", padded, llama.init_params(padded, jax.random.key(0)), tokenizer=tokenizer)
+    write_adapter(tmp_path / "lora-a", config, 1, scale=0.002)
+    write_adapter(tmp_path / "lora-b", config, 2, scale=0.002, rank=3)
+    return tmp_path
+
+
+def models_of(folder, a, b, *overrides):
+    tree = {
+        "name": "given",
+        "output": str(folder / "run"),
+        "cache": str(folder / "cache"),
+        "tasks": [{"name": "mbpp"}, {"name": "dbbench"}],
+        "engine": {"max_len": 128},
+        "model": {"base": str(folder / "base"), "experts": {"mbpp": str(folder / a), "dbbench": str(folder / b)}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    said = []
+    return Models(load_config(folder / "config.yaml", overrides), {}, no_progress, said.append), said
+
+
+def test_a_stranger_is_warned_of(folder):
+    models, said = models_of(folder, "near", "stranger")
+    assert len(models.experts) == 2
+    assert len(said) == 1
+    assert f"{folder / 'stranger'} is 1.4" in said[0]
+    models, said = models_of(folder, "near", "near")
+    assert len(models.experts) == 2
+    assert not said
+
+
+def test_adapters_stay_adapters(folder):
+    models, said = models_of(folder, "lora-a", "lora-b")
+    assert all(isinstance(expert, Adapter) for expert in models.experts)
+    merged = {task: models.expert_params(task) for task in ("mbpp", "dbbench")}
+    assert (np.asarray(merged["mbpp"]["layers"]["attn"]["k"]) == np.asarray(models.base["layers"]["attn"]["k"])).all()
+    assert (np.asarray(merged["mbpp"]["layers"]["attn"]["q"]) != np.asarray(models.base["layers"]["attn"]["q"])).any()
+    assert not said
+
+
+def test_a_stranger_among_adapters_is_warned_of(folder):
+    config = open_checkpoint(folder / "base").config
+    write_adapter(folder / "lora-far", config, 3, scale=1.0)
+    settings = json.loads((folder / "lora-far" / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = "mistralai/Mistral-7B-v0.1"
+    (folder / "lora-far" / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    models, said = models_of(folder, "lora-a", "lora-far")
+    assert len(models.experts) == 2
+    assert [("Mistral-7B" in line, "× the norm" in line) for line in said] == [(True, False), (False, True)]
+
+
+def test_vocabularies_are_cut_when_asked(folder):
+    size = json.loads((folder / "base" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    with pytest.raises(InputError, match=f"model.vocab_size={size}"):
+        models_of(folder, "near", "padded")
+    models, _ = models_of(folder, "near", "padded", f"model.vocab_size={size}")
+    assert models.config.vocab_size == size
+    assert [expert["lm_head"].shape for expert in models.experts] == [(32, size)] * 2
+
+
+def test_a_disk_without_space_is_refused_early(folder, monkeypatch):
+    import shutil
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"0\.0 GB of space for the evolved model"):
+        models_of(folder, "near", "near")
+
+
+def test_a_run_with_adapters(finished, tmp_path, capsys):
+    base = next((finished / "cache" / "models").glob("base-*"))
+    config = open_checkpoint(base).config
+    write_adapter(tmp_path / "lora-a", config, 1, scale=0.01)
+    write_adapter(tmp_path / "lora-b", config, 2, scale=0.01, rank=4)
+    tree = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
+    tree["tasks"] = [task | {"train_size": 4, "test_size": 4} for task in tree["tasks"] if task["name"] != "os_interaction"]
+    tree |= {"output": str(tmp_path / "run"), "cache": str(tmp_path / "cache"), "baselines": []}
+    tree["search"] = {"generations": 2, "batch_size": 2, "bounds": {"mbpp": [0, 1], "dbbench": [0, 1]}}
+    tree["model"] = {"base": str(base), "experts": {"mbpp": str(tmp_path / "lora-a"), "dbbench": str(tmp_path / "lora-b")}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert main(["run", str(tmp_path / "config.yaml")]) == 0
+    results = json.loads((tmp_path / "run" / "tables" / "results.json").read_text(encoding="utf-8"))
+    assert {"base", "expert/mbpp", "expert/dbbench", "uniform_merge", "cycleqd"} <= set(results["methods"])
+    exported, params = hf.load(tmp_path / "run" / "model")
+    original = hf.load(base)[1]
+    changed = {path for path, leaf in tree_paths(params) if (leaf != dict(tree_paths(original))[path]).any()}
+    assert changed == {"layers/attn/q", "layers/mlp/down"}
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path / "lora-a") in card
+    assert exported.vocab_size == config.vocab_size

@@ -1,0 +1,75 @@
+"""A run of the whole loop that takes seconds, and fixtures that share it between tests."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cycleqd_jax.cli import main
+
+TASKS = ("mbpp", "dbbench", "os_interaction")
+
+
+def small_config(folder: Path, **changes) -> dict:
+    """A config of the whole loop that takes seconds: everything is real but the amount of training."""
+    config = {
+        "name": "small",
+        "output": str(folder / "run"),
+        "cache": str(folder / "cache"),
+        "tasks": [{"name": n, "train_size": 8, "test_size": 8, "finetune_size": 600, "max_new_tokens": 40} for n in TASKS],
+        "model": {
+            "tiny": {
+                "vocab_size": 512,
+                "hidden_size": 96,
+                "intermediate_size": 192,
+                "num_layers": 2,
+                "num_heads": 3,
+                "num_kv_heads": 1,
+                "problems": 3000,
+            }
+        },
+        "pretrain": {"steps": 240, "batch_size": 32, "learning_rate": 4e-3},
+        "finetune": {"steps": 48, "batch_size": 32, "learning_rate": 1e-3},
+        "baselines": ["finetune_all"],
+        "search": {"generations": 4, "batch_size": 2},
+        "engine": {"slots": 24, "max_len": 160},
+        "checkpoint": {"every": 2},
+    }
+    for key, value in changes.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) and isinstance(config.get(key), dict) else value
+    return config
+
+
+def write_config(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(small_config(folder, **changes)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder with ``config.yaml``, ``cache/`` and a finished ``run/``, made once for all workers of a test run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "finished"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            assert main(["run", str(write_config(folder))]) == 0
+            (folder / "done").touch()
+    return folder
+
+
+@pytest.fixture
+def trained(finished, tmp_path) -> Path:
+    """A folder of one's own whose cache has the trained models already."""
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+    return tmp_path

@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 __all__ = [
+    "SPLITS",
     "Adapter",
+    "AnyArray",
     "Array",
     "Bool",
     "Episode",
@@ -29,6 +31,7 @@ __all__ = [
     "LowRank",
     "Message",
     "MixedMatrix",
+    "NonFiniteError",
     "Outcome",
     "PRNGKeyArray",
     "Params",
@@ -45,6 +48,9 @@ __all__ = [
     "tree_paths",
 ]
 
+AnyArray = jax.Array | np.ndarray
+"""An array on a device or in the host's memory: annotations read ``Float[AnyArray, "batch task"]``."""
+
 Params = PyTree[Array]
 """Weights of one model: any pytree of arrays."""
 
@@ -57,8 +63,8 @@ class LowRank(NamedTuple):
         b: ``[*stack, r, n]``.
     """
 
-    a: Float[Array | np.ndarray, "*stack m r"]
-    b: Float[Array | np.ndarray, "*stack r n"]
+    a: Float[AnyArray, "*stack m r"]
+    b: Float[AnyArray, "*stack r n"]
 
 
 class MixedMatrix(NamedTuple):
@@ -94,11 +100,14 @@ class Adapter:
 Genome = PyTree[Array]
 """What evolution works on. Only its :class:`GenomeSpace` knows what the leaves mean."""
 
-Scores = Float[Array | np.ndarray, "batch task"]
+Scores = Float[AnyArray, "batch task"]
 """``scores[b, k]`` is f_k of individual b, in [0, 1]; a row with a NaN is an individual that could not be evaluated."""
 
 Split = Literal["train", "test"]
 """The search sees ``train`` only; ``test`` is what is reported."""
+
+SPLITS: tuple[Split, Split] = ("train", "test")
+"""Both splits, in the order of tables."""
 
 
 class InputError(ValueError):
@@ -107,6 +116,18 @@ class InputError(ValueError):
     The message is one sentence: what was expected, what came, where, and what to do. The command line prints it and exits
     with code 2.
     """
+
+
+class NonFiniteError(ArithmeticError):
+    """A model's logits are NaN or infinite: its weights are broken, and none of its replies means anything.
+
+    Attributes:
+        individual: index of the individual whose weights are broken, where several are decoded together.
+    """
+
+    def __init__(self, message: str, individual: int = 0) -> None:
+        super().__init__(message)
+        self.individual = individual
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -155,6 +176,7 @@ class GenomeSpace(Protocol):
         ...
 
 
+@runtime_checkable
 class Searcher(Protocol):
     """A black-box optimiser as ask/tell. Pure: the state is one pytree, and nothing else remembers anything."""
 
@@ -195,6 +217,7 @@ class Score:
     reason: str = ""
 
 
+@runtime_checkable
 class Episode(Protocol):
     """One problem, played as a conversation. Methods may block (sandboxes); one thread at a time calls them.
 
@@ -215,6 +238,7 @@ class Episode(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """A named set of problems with a train and a test half.
 
@@ -252,11 +276,19 @@ class Reply:
     dropped: int = 0
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Conversations in, replies out, many at once; knows nothing of tasks."""
 
-    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int) -> None:
-        """Asks for one reply, of at most ``max_new_tokens`` tokens, to a conversation that has none under way."""
+    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
+        """Queues a request for one reply.
+
+        Args:
+            conversation: names the conversation; it must have no other request in progress.
+            messages: the whole conversation so far.
+            max_new_tokens: most tokens of the reply.
+            individual: whose weights decode it, where several individuals are loaded.
+        """
         ...
 
     def advance(self) -> list[tuple[Hashable, Reply]]:

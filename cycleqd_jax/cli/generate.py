@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from cycleqd_jax.engine import NonFiniteError, stream_reply
+from cycleqd_jax.engine import stream_reply
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, NonFiniteError
 
 __all__ = ["generate"]
 

@@ -2,7 +2,7 @@
 
 from cycleqd_jax.engine.cache import Attention
 from cycleqd_jax.engine.chat import ChatGenerator
-from cycleqd_jax.engine.engine import Engine, Generation, NonFiniteError, Statistics
+from cycleqd_jax.engine.engine import Engine, Generation, Statistics
 from cycleqd_jax.engine.stream import Detokenizer, Piece, stream_reply, stream_tokens
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Detokenizer",
     "Engine",
     "Generation",
-    "NonFiniteError",
     "Piece",
     "Statistics",
     "stream_reply",

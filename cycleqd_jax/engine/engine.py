@@ -27,23 +27,11 @@ from cycleqd_jax.engine import programs
 from cycleqd_jax.engine.cache import BLOCK, SHARED_BLOCK, Attention, KVCache, Rows, attention_for, shared_blocks
 from cycleqd_jax.engine.prefix import common_length, shared_prefixes
 from cycleqd_jax.models import llama
-from cycleqd_jax.types import InputError, MixedMatrix, Params, tree_paths
+from cycleqd_jax.types import InputError, MixedMatrix, NonFiniteError, Params, tree_paths
 
-__all__ = ["Engine", "Generation", "NonFiniteError", "Statistics"]
+__all__ = ["Engine", "Generation", "Statistics"]
 
 PATIENCE = 64  # looks of the host after which a request goes before conversations that have begun
-
-
-class NonFiniteError(ArithmeticError):
-    """The model's logits are NaN or infinite: its weights are broken, and no reply means anything.
-
-    Attributes:
-        individual: whose weights, where several individuals are decoded at once.
-    """
-
-    def __init__(self, message: str, individual: int = 0) -> None:
-        super().__init__(message)
-        self.individual = individual
 
 
 class Generation(NamedTuple):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from cycleqd_jax.engine.engine import Engine, NonFiniteError
+from cycleqd_jax.engine.engine import Engine
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.types import InputError, Message, Params
+from cycleqd_jax.types import InputError, Message, NonFiniteError, Params
 
 __all__ = ["Detokenizer", "Piece", "stream_reply", "stream_tokens"]
 

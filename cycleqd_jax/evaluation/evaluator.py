@@ -7,11 +7,9 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
 
-from cycleqd_jax.engine import NonFiniteError
 from cycleqd_jax.evaluation import rollout
-from cycleqd_jax.types import Episode, Generator, InputError, Message, Outcome, Params, Reply, Split, Task
+from cycleqd_jax.types import Episode, Generator, InputError, Message, NonFiniteError, Outcome, Params, Reply, Split, Task
 
 __all__ = ["Abandoned", "Evaluation", "Evaluator"]
 
@@ -66,11 +64,10 @@ class _Watched:
         self._stop = stop
         self._begun: set[Hashable] = set()
 
-    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int) -> None:
-        whose: dict[str, Any] = {}
+    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
         if self._individuals is not None:
-            whose["individual"] = self._individuals[conversation]  # type: ignore[index]
-        self._generator.submit(conversation, messages, max_new_tokens, **whose)
+            individual = self._individuals[conversation]  # type: ignore[index]
+        self._generator.submit(conversation, messages, max_new_tokens, individual=individual)
 
     def advance(self) -> list[tuple[Hashable, Reply]]:
         if self._stop is not None and self._stop.is_set():

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ Record = dict[str, Any]
 """``scores``, ``error``, ``items`` and ``seconds`` of one individual, as the journal has them."""
 
 
+@runtime_checkable
 class Lane(Protocol):
     """Judges individuals on one device, or on one group of them.
 
@@ -47,6 +48,7 @@ class Lane(Protocol):
         ...
 
 
+@runtime_checkable
 class Judge(Protocol):
     """From genomes to records, as many at a time as there are devices for.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from cycleqd_jax.files import write_bytes
 from cycleqd_jax.report.folder import load_config, load_results, load_transcripts
 from cycleqd_jax.report.history import load_grid, load_history
 from cycleqd_jax.report.html import Page, render_page
@@ -17,11 +17,7 @@ __all__ = ["write_report"]
 
 
 def _write(path: Path, content: bytes) -> Path:
-    """Whole or not at all: a page that is open in a browser is never half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_bytes(path, content)
     return path
 
 

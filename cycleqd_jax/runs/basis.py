@@ -22,11 +22,12 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.files import digest, locked, make_folder, write_json
 from cycleqd_jax.genome.basis import Basis, Sketch, dense_bases, low_rank_bases, matrix_leaves, sketch
 from cycleqd_jax.genome.experts import check_experts
 from cycleqd_jax.genome.similarity import similarity
 from cycleqd_jax.operators.svd import Method
-from cycleqd_jax.runs.folder import digest, folder_digest, locked, make_folder, write_json
+from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.types import Adapter, Array, InputError, Params, Progress, tree_paths
 
@@ -116,7 +117,7 @@ def stored_bases(of: Experts, cache: Path, progress: Progress, say: Callable[[st
     """
     check_experts(of.base, of.experts)
     dense, low_rank = matrix_leaves(of.base, of.experts, densify=of.densify)
-    store = _Store(cache / "basis" / digest(of.identity), of)
+    store = _Store(cache / "basis" / digest(of.identity, digits=16), of)
     make_folder(store.folder / "leaves")
     make_folder(cache / "locks")
     found: dict[str, tuple[Basis, Facts]] = {}
@@ -319,7 +320,7 @@ def _file_checksums(folder: Path) -> dict[str, int]:
 
 
 def _checksum(found: Mapping[str, tuple[Basis, Facts]]) -> str:
-    return digest({path: facts["crc32"] for path, (_, facts) in found.items()})
+    return digest({path: facts["crc32"] for path, (_, facts) in found.items()}, digits=16)
 
 
 def _describe(of: Experts, found: Mapping[str, tuple[Basis, Facts]], low_rank: Sequence[str]) -> Facts:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +15,12 @@ import yaml
 
 import cycleqd_jax
 from cycleqd_jax.config import RunConfig, to_dict
+from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.tokenizer import FILES
 from cycleqd_jax.types import InputError
 
-__all__ = ["check_folder", "check_inputs", "claim_folder", "digest", "folder_digest", "locked", "make_folder"]
-__all__ += ["versions", "write_json", "write_text"]
+__all__ = ["check_folder", "check_inputs", "claim_folder", "folder_digest", "versions"]
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
 
@@ -37,11 +34,6 @@ def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
     found = {"cycleqd_jax": cycleqd_jax.__version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in VERSIONED}
-
-
-def digest(value: Any) -> str:
-    """Sixteen hexadecimal digits that stand for a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def folder_digest(folder: str | Path) -> str:
@@ -66,46 +58,6 @@ def folder_digest(folder: str | Path) -> str:
                     stream.seek((size - SAMPLE) * i // 63)
                     total.update(stream.read(SAMPLE))
     return total.hexdigest()[:16]
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder, or says in a sentence why that can't be done."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder {path} can't be made: {error.strerror or error}.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Holds a lock file; the system lets go of it when the process ends, however it ends.
-
-    Args:
-        path: of the lock file.
-        wait: for whoever holds it; otherwise that is an error.
-
-    Raises:
-        InputError: when another process holds it.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise InputError(f"another process is at work in {path.parent}: wait for it, or choose another output.") from error
-        yield
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -19,12 +19,13 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from cycleqd_jax import operators
 from cycleqd_jax import training as baselines
 from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
+from cycleqd_jax.files import digest, locked
 from cycleqd_jax.models import compare, llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf, peft
 from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.models.preflight import Preflight, local_folder, preflight
-from cycleqd_jax.runs.folder import digest, folder_digest, locked
+from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Adapter, InputError, Message, Params, Progress
 
@@ -132,7 +133,7 @@ class Models:
             source |= {"base": folder_digest(base), **chosen}
 
         def cached(name: str, *depends: Any) -> Path:
-            return Path(config.cache) / "models" / f"{name}-{digest([source, *depends])}"
+            return Path(config.cache) / "models" / f"{name}-{digest([source, *depends], digits=16)}"
 
         folders = {"base": cached("base") if base is None else base}
         if config.model.experts is not None:

@@ -21,6 +21,7 @@ from cycleqd_jax import evaluation, genome, report, search
 from cycleqd_jax.algorithms import CycleQD, CycleQDState, EliteSelector, UniformSelector, aggregate
 from cycleqd_jax.config import RunConfig, TaskConfig
 from cycleqd_jax.engine import ChatGenerator
+from cycleqd_jax.files import digest, locked, make_folder, write_json, write_text
 from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
@@ -28,25 +29,14 @@ from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.runs.basis import Stored, experts_of, stored_bases
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.devices import Group, device_groups
-from cycleqd_jax.runs.folder import (
-    check_folder,
-    check_inputs,
-    claim_folder,
-    digest,
-    folder_digest,
-    locked,
-    make_folder,
-    write_json,
-    write_text,
-)
+from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, folder_digest
 from cycleqd_jax.runs.models import RECIPE, Lessons, Models
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.tasks import RecordTask, miniature, task_class
-from cycleqd_jax.types import Adapter, Genome, InputError, Params, Progress, Split
+from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params, Progress, Split
 
 __all__ = ["Run"]
 
-SPLITS: tuple[Split, Split] = ("train", "test")
 BRIEF = {
     "mbpp": {"prompt": "brief", "shown": "first"},
     "dbbench": {"prompt": "brief"},
@@ -315,7 +305,9 @@ class Run:
         claim_folder(self.config)
         inputs: dict[str, Any] = {name: folder_digest(folder) for name, folder in self.models.folders.items()}
         for task in self.tasks:
-            inputs |= {f"{task.name}/{split}": digest([row.fingerprint for row in task.rows[split]]) for split in SPLITS}
+            inputs |= {
+                f"{task.name}/{split}": digest([row.fingerprint for row in task.rows[split]], digits=16) for split in SPLITS
+            }
         check_inputs(self.folder, inputs, self._say)
         if self.config.genome.space == "expert":
             self.write_basis()

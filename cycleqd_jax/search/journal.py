@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cycleqd_jax.files import replacing
 from cycleqd_jax.types import InputError
 
 __all__ = ["Journal"]
@@ -90,16 +91,12 @@ class Journal:
         """Brings the lines into the order of their ids, where an interrupted generation left others; whole or not at all."""
         if list(self._lines) == sorted(self._lines):
             return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         found, end = {}, 0
-        with temporary.open("wb") as file:
+        with replacing(self.path) as file:
             for identity in sorted(self._lines):
                 record = self._lines[identity].record
                 end += file.write(json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n")
                 found[identity] = _Line(record, end)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
         self._lines = found
 
     def scores(self, identity: int, tasks: Sequence[str]) -> list[float]:

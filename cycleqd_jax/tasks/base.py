@@ -7,17 +7,16 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import tempfile
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from cycleqd_jax.files import digest, write_text
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks.download import local_file
 from cycleqd_jax.tasks.memo import Environment, Memo
-from cycleqd_jax.tasks.records import Row, digest, read_rows, split_evenly
+from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
 __all__ = ["RecordTask", "Solution", "clean", "fixed", "one_of", "optional_text", "play", "system_message", "whole"]
@@ -171,7 +170,7 @@ class RecordTask(abc.ABC, Generic[R]):
                 raise
         conversations = [messages for messages in solved if messages is not None]
         if file is not None:
-            _write(file, json.dumps(conversations, ensure_ascii=False))
+            write_text(file, json.dumps(conversations, ensure_ascii=False))
         return conversations
 
     def _demonstrate(self, record: R) -> list[Message] | None:
@@ -297,12 +296,3 @@ def _much_in_common(row: Row, other: Row) -> bool:
     """Whether records of one id are one problem, as of MBPP and its sanitised part: ids that are mere numbers prove nothing."""
     equal = (json.dumps(value) for key, value in row.fields.items() if other.fields.get(key) == value)
     return any(len(text) > 30 for text in equal)
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(temporary, file)

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cycleqd_jax.types import Episode, Message, Score
 
@@ -15,6 +15,7 @@ __all__ = ["Environment", "Memo", "MemoEpisode"]
 Result = tuple[Message, ...] | Score
 
 
+@runtime_checkable
 class Environment(Episode, Protocol):
     """An episode that tells what about it may be remembered.
 

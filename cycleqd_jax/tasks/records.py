@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cycleqd_jax.files import digest
 from cycleqd_jax.types import InputError
 
 __all__ = ["Row", "read_rows", "split_evenly"]
@@ -78,11 +79,6 @@ class Row:
             if not isinstance(value, str):
                 raise self.error(f"only texts in field {name!r}", _shown(value))
         return tuple(values)
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of anything JSON can hold, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.config import load_config
-from cycleqd_jax.runs.folder import locked
+from cycleqd_jax.files import locked
 from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import no_progress
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from cycleqd_jax import sharding
-from cycleqd_jax.engine import Attention, Engine, NonFiniteError, programs
+from cycleqd_jax.engine import Attention, Engine, programs
 from cycleqd_jax.engine.cache import Rows
 from cycleqd_jax.engine.engine import PATIENCE
 from cycleqd_jax.models import llama
-from cycleqd_jax.types import InputError, MixedMatrix
+from cycleqd_jax.types import InputError, MixedMatrix, NonFiniteError
 
 CONFIG = llama.LlamaConfig(48, 32, 64, 2, 4, 2, 8, max_position_embeddings=64, initializer_range=0.4, tie_word_embeddings=True)
 STOPS = (3, 5)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cycleqd_jax.engine import ChatGenerator, Detokenizer, Engine, NonFiniteError, programs, stream_reply, stream_tokens
+from cycleqd_jax.engine import ChatGenerator, Detokenizer, Engine, programs, stream_reply, stream_tokens
 from cycleqd_jax.models import llama
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, NonFiniteError
 
 CONFIG = llama.LlamaConfig(48, 32, 64, 2, 4, 2, 8, max_position_embeddings=64, initializer_range=0.4, tie_word_embeddings=True)
 STOPS = (3, 5)

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from cycleqd_jax.engine import NonFiniteError
 from cycleqd_jax.evaluation import Abandoned, Evaluator
-from cycleqd_jax.types import InputError, Reply, Score
+from cycleqd_jax.types import InputError, NonFiniteError, Reply, Score
 
 
 class Guess:

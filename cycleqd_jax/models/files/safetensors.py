@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +40,7 @@ CHUNK = 8 << 20
 _TILE = 128  # of a transposition: rows and columns that stay in the cache
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """A tensor of a checkpoint that has not been read.
 

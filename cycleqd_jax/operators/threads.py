@@ -1,0 +1,25 @@
+"""One thread for LAPACK, so that decompositions repeat bit for bit on any number of cores."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+
+import threadpoolctl
+
+__all__ = ["single_threaded_lapack"]
+
+
+@contextlib.contextmanager
+def single_threaded_lapack() -> Iterator[None]:
+    """Limits BLAS and LAPACK to one thread inside the block.
+
+    On a CPU, JAX decomposes matrices with the LAPACK that SciPy brings, whose last bits depend on the number of its threads. With
+    one thread the result is the same on any number of cores. XLA's own threads are not affected. JAX computes
+    asynchronously: block on the results inside the block. :class:`~cycleqd_jax.genome.ExpertSpace` and :class:`cycleqd_jax.Run`
+    use this by themselves.
+    """
+    importlib.import_module("scipy.linalg")  # JAX loads it with its first decomposition, which would be too late for the limit
+    with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
+        yield

@@ -1,0 +1,71 @@
+"""What the stages of a run share."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.engine import ChatGenerator
+from cycleqd_jax.evaluation import Evaluator
+from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.runs.devices import DeviceGroup
+from cycleqd_jax.runs.models import Models
+from cycleqd_jax.tasks import RecordTask
+from cycleqd_jax.types import Params, Progress, Split
+
+__all__ = ["Context", "workers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the stages of a run share.
+
+    Attributes:
+        config: of the run.
+        models: base, experts and baselines.
+        tasks: in the order of the config.
+        groups: of devices; children are spread over them, and everything else happens in the first.
+        progress: called by long stages.
+        log: for single lines.
+    """
+
+    config: RunConfig
+    models: Models
+    tasks: Sequence[RecordTask[Any]]
+    groups: Sequence[DeviceGroup]
+    progress: Progress
+    log: Callable[[str], None]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.folder
+
+    def evaluator(self, config: LlamaConfig, tokenizer: ChatTokenizer, group: DeviceGroup) -> Evaluator:
+        """An evaluator for models of one architecture and tokenizer.
+
+        Args:
+            config: of the models.
+            tokenizer: of the models.
+            group: the devices on which it decodes.
+        """
+        engine = group.engine(config, tokenizer, self.config.engine)
+
+        def load(params: Params, *, donate: bool) -> None:
+            engine.load(group.place(params, config), donate=donate)
+
+        sizes: dict[str, dict[Split, int | None]] = {
+            task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks
+        }
+        generator = ChatGenerator(engine, tokenizer)
+        return Evaluator(load, generator, self.tasks, unload=engine.unload, sizes=sizes, workers=workers(self.config))
+
+
+def workers(config: RunConfig) -> int:
+    """Sandboxes that execute at the same time."""
+    return config.sandbox.workers or os.cpu_count() or 1

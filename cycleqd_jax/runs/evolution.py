@@ -1,0 +1,251 @@
+"""The search of a run: its genome space, its workers, and the archives it ends with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cycleqd_jax import search
+from cycleqd_jax.algorithms import CycleQD, CycleQDState, EliteSelector, UniformSelector, aggregate
+from cycleqd_jax.evaluation import Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
+from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.genome import DenseSpace, ExpertGenome, ExpertSpace
+from cycleqd_jax.genome.basis import Basis
+from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
+from cycleqd_jax.runs.context import Context
+from cycleqd_jax.runs.devices import DeviceGroup, Space
+from cycleqd_jax.runs.folder import check_inputs, claim_folder, folder_digest
+from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params
+
+__all__ = ["Evolution", "Merged"]
+
+PAPER_W_MAX = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """A model that a search found.
+
+    Attributes:
+        genome: of the model.
+        facts: JSON-ready; of the aggregate ``elites`` (ids) and their weights ``beta``, of an elite its ``id``; and ``mixing``,
+            the weights of the experts' task vectors (None in the dense space).
+    """
+
+    genome: Genome
+    facts: Mapping[str, Any]
+
+
+class Evolution:
+    """The search of a run. What is computed or loaded is kept until the run is closed."""
+
+    def __init__(self, context: Context) -> None:
+        """Does nothing yet.
+
+        Args:
+            context: of the run; its models are loaded when they are needed.
+        """
+        self._context = context
+        self._config = context.config
+        self._space: Space | None = None
+        self._host_space: Space | None = None
+        self._evaluator: Evaluator | None = None
+        self._state: CycleQDState | None = None
+        self._basis: dict[str, Any] | None = None
+
+    # Spaces and workers
+
+    def ensure_evaluator(self) -> Evaluator:
+        """The evaluator of this run's models on the first group of devices, made once."""
+        if self._evaluator is None:
+            models = self._context.models
+            self._evaluator = self._context.evaluator(models.config, models.tokenizer, self._context.groups[0])
+        return self._evaluator
+
+    def ensure_space(self) -> Space:
+        """The genome space on the first group of devices, made once.
+
+        With several groups the host's copy is kept too: the others take theirs from it.
+        """
+        if self._space is None:
+            host = self._build_space()
+            groups = self._context.groups
+            self._space = groups[0].place_space(host, self._context.models.config)
+            self._host_space = host if len(groups) > 1 else None
+        return self._space
+
+    def _build_space(self) -> Space:
+        """The genome space with weights where they were loaded, and bases in the host's memory."""
+        base, experts = self._context.models.base, self._context.models.experts
+        options = self._config.genome
+        strength = PAPER_W_MAX if options.strength is None else options.strength
+        if options.space == "dense":
+            return DenseSpace.from_experts(
+                base, experts, mutation=options.mutation, strength=strength, rank=options.rank, method=options.method
+            )
+        return ExpertSpace.from_experts(
+            base,
+            experts,
+            rank=options.rank,
+            w_max=0.0 if options.mutation == "none" else strength,
+            densify=options.densify,
+            method=options.method,
+            bases=self._load_basis(),
+            factor_dtype=options.factor_dtype,
+        )
+
+    def _load_basis(self) -> dict[str, Basis]:
+        """The experts' singular directions: from the cache, or decomposed now. The caller owns them."""
+        context = self._context
+        experts = experts_of(self._config, context.models)
+        stored: StoredBasis = load_basis(experts, Path(self._config.cache), context.progress, context.log)
+        self._basis = {"experts": list(self._config.task_names), "store": str(stored.folder), **stored.facts}
+        return stored.bases
+
+    def build_basis(self) -> dict[str, Any]:
+        """Builds the basis alone and writes ``tables/basis.json``; returns its content."""
+        if self._basis is None:
+            self._load_basis()
+        claim_folder(self._config)
+        return self._write_basis()
+
+    def _write_basis(self) -> dict[str, Any]:
+        assert self._basis is not None
+        write_facts(self._context.folder / "tables" / "basis.json", self._basis, self._context.log)
+        return self._basis
+
+    def express(self, genome: Genome) -> Params:
+        """The weights of a genome, on the first group of devices; the engine's weights are dropped to make room."""
+        self.ensure_evaluator().unload()
+        return self._context.groups[0].express(self.ensure_space().express)(genome)
+
+    def expert_genomes(self) -> list[Genome]:
+        """The genomes of the experts, in the order of the tasks."""
+        space = self.ensure_space()
+        return [space.expert(k) for k in range(len(self._config.tasks))]
+
+    def _worker(self, group: DeviceGroup) -> Worker:
+        """A worker on a group of devices, which gets its space and its engine with its first child."""
+        population = self._config.engine.population
+
+        def make() -> Worker:
+            space, evaluator = self.ensure_space(), self.ensure_evaluator()
+            if group is not self._context.groups[0]:
+                models = self._context.models
+                assert self._host_space is not None
+                space = group.place_space(self._host_space, models.config)
+                evaluator = self._context.evaluator(models.config, models.tokenizer, group)
+            if population > 1 and isinstance(space, ExpertSpace):
+                return PopulationWorker(group.express(space.express_mixed), evaluator, population)
+            return SerialWorker(group.express(space.express), evaluator)
+
+        return LazyWorker(population, make)
+
+    # Search
+
+    def searcher(self) -> CycleQD:
+        """CycleQD as the config says."""
+        options = self._config.search
+        elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
+        bounds = options.bounds
+        return CycleQD(
+            space=self.ensure_space(),
+            bins=options.bins,
+            mu=options.mu,
+            sigma=options.sigma,
+            selector=elite if options.selection == "elite" else UniformSelector(),
+            bounds=None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in self._config.task_names),
+        )
+
+    def ensure_evolved(self) -> CycleQDState:
+        """Evolves to the last generation, once, from wherever the run folder stands.
+
+        Returns:
+            The state after the last generation.
+
+        Raises:
+            InputError: the folder belongs to another config, other models or other data; or an expert can't be evaluated.
+            InfraError: a sandbox is broken; the same call continues.
+        """
+        if self._state is None:
+            self._state = self._evolve()
+        return self._state
+
+    def _evolve(self) -> CycleQDState:
+        context, config = self._context, self._config
+        self.ensure_evaluator()  # the models are loaded and checked before anything is written
+        experts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.expert_genomes())
+        self._check_population(experts)
+        claim_folder(config)
+        check_inputs(context.folder, self._input_digests(), context.log)
+        if self._basis is not None:
+            self._write_basis()
+        checkpoints = search.Checkpoints(
+            context.folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
+        )
+        with contextlib.closing(checkpoints):
+            return search.evolve(
+                self.searcher(),
+                experts,
+                WorkerPool([self._worker(group) for group in context.groups]),
+                tasks=config.task_names,
+                key=jax.random.key(config.seed),
+                generations=config.search.generations,
+                batch_size=config.search.batch_size,
+                journal=search.Journal(context.folder / "history.jsonl"),
+                checkpoints=checkpoints,
+                on_start=self._write_grid,
+                progress=context.progress,
+            )
+
+    def _input_digests(self) -> dict[str, str]:
+        """Digests of the models and problems that the scores depend on."""
+        digests = {name: folder_digest(folder) for name, folder in self._context.models.folders.search.items()}
+        for task in self._context.tasks:
+            for split in SPLITS:
+                digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in task.rows[split]], digits=16)
+        return digests
+
+    def _check_population(self, genomes: Genome) -> None:
+        """Refuses to decode individuals over one base where the experts do not share one."""
+        population, space = self._config.engine.population, self.ensure_space()
+        if population == 1:
+            return
+        for name, expert in zip(self._config.task_names, self._context.models.experts, strict=True):
+            if not isinstance(expert, Adapter):
+                raise InputError(
+                    f"expected LoRA adapters as experts where engine.population is {population}, got whole weights for the "
+                    f"expert of task {name!r}; set engine.population=1"
+                )
+        assert isinstance(space, ExpertSpace)
+        jax.eval_shape(space.express_mixed, genomes)
+
+    def _write_grid(self, state: CycleQDState) -> None:
+        names = self._config.task_names
+        edges = {name: row.tolist() for name, row in zip(names, np.asarray(state.archives.edges), strict=True)}
+        bounds = {name: [row[0], row[-1]] for name, row in edges.items()}
+        grid = {"tasks": list(names), "bins": state.archives.bins, "bounds": bounds, "edges": edges}
+        write_json(self._context.folder / "grid.json", grid)
+
+    # What it found
+
+    def aggregate(self) -> Merged:
+        """The elites of all archives merged (equation 5); evolves first where that has not been done."""
+        merged, beta, ids = aggregate(self.ensure_evolved().archives)
+        return Merged(merged, {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": _mixing(merged)})
+
+    def best_elite(self) -> Merged:
+        """The elite of the best average on the train half, whichever archive holds it."""
+        elite, _, identity = self.ensure_evolved().archives.best_on_average()
+        return Merged(elite, {"id": int(identity), "mixing": _mixing(elite)})
+
+
+def _mixing(genome: Genome) -> list[float] | None:
+    return genome.mixing.tolist() if isinstance(genome, ExpertGenome) else None

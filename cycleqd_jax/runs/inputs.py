@@ -1,0 +1,160 @@
+"""What a run works on, resolved once from its config, the headers of model files and the names of its tasks.
+
+:func:`resolve` reads no weights, opens no sandbox and trains nothing. :class:`~cycleqd_jax.runs.run.Run` and ``cycleqd plan``
+take their values from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.models.files import peft
+from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.models.preflight import Preflight, preflight
+from cycleqd_jax.runs.tasks import TaskInput, resolve_tasks
+from cycleqd_jax.types import InputError
+
+__all__ = ["Inputs", "resolve", "tiny_llama"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The resolved inputs of a run.
+
+    Attributes:
+        config: of the run.
+        tasks: in the order of the config.
+        architecture: of every model of the run, with the dtype and vocabulary it is evaluated in; of the tiny base, the largest
+            there can be (its vocabulary is known once its tokenizer is trained).
+        preflight: the given models as their headers describe them; None where the run trains its own, or where
+            only the architecture was asked for.
+        adapters: for every expert the leaves that its LoRA adapter changes, with their ranks (None: the whole leaf); None for
+            an expert that is no adapter, or that is not on this machine.
+        absent: names of given experts that are not on this machine.
+    """
+
+    config: RunConfig
+    tasks: tuple[TaskInput, ...]
+    architecture: LlamaConfig
+    preflight: Preflight | None
+    adapters: tuple[Mapping[str, int | None] | None, ...]
+    absent: tuple[str, ...]
+
+
+def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> Inputs:
+    """Resolves the inputs of a run.
+
+    Args:
+        config: of the run.
+        architecture: of the base. When it is given, no file of the base is read, and the given models are not compared.
+
+    Raises:
+        InputError: a task is unknown or lacks its file; a model can't be read; base and experts do not belong together; or
+            ``engine.max_len`` exceeds the model's positions.
+    """
+    tasks = resolve_tasks(config)
+    model = config.model
+    checked: Preflight | None = None
+    if architecture is not None:
+        pass
+    elif model.base is None:
+        architecture = tiny_llama(config, model.tiny.vocab_size)
+    else:
+        experts = [model.experts[name] for name in config.task_names] if model.experts else []
+        checked = preflight(model.base, experts, dtype=model.dtype, vocab_size=model.vocab_size, tokenizer=model.tokenizer)
+        architecture = checked.config
+    evaluated = architecture.replace(
+        dtype=model.dtype or architecture.dtype, vocab_size=model.vocab_size or architecture.vocab_size
+    )
+    limit = checked.context_length if checked is not None else evaluated.context_length
+    if config.engine.max_len > limit:
+        raise InputError(
+            f"expected engine.max_len of at most {limit}, the positions of {model.base or 'the model'}, got "
+            f"{config.engine.max_len}; make it smaller"
+        )
+    adapters, absent = _adapters(config, architecture)
+    return Inputs(config, tasks, evaluated, checked, adapters, absent)
+
+
+def tiny_llama(config: RunConfig, vocab_size: int) -> LlamaConfig:
+    """The architecture of the tiny base.
+
+    Args:
+        config: of the run.
+        vocab_size: of the tokenizer that is trained with it, at most ``model.tiny.vocab_size``.
+    """
+    tiny = config.model.tiny
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.num_layers,
+        num_attention_heads=tiny.num_heads,
+        num_key_value_heads=tiny.num_kv_heads,
+        head_dim=tiny.hidden_size // tiny.num_heads,
+        max_position_embeddings=config.engine.max_len,
+        rope_theta=tiny.rope_theta,
+        initializer_range=tiny.initializer_range,
+        tie_word_embeddings=True,
+    )
+
+
+def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
+    """Refuses given models that do not fit the disks, and warns where they hardly fit the memory.
+
+    Raises:
+        InputError: a disk has too little space.
+    """
+    config, checked = inputs.config, inputs.preflight
+    if checked is None:
+        return
+    if checked.download_bytes:
+        _check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
+    _check_space(config.folder, checked.model_bytes, "the evolved model")
+    models = 2 + sum(not isinstance(expert, Path) for expert in checked.experts)  # base, whole experts, and the child
+    _, fsdp, tensor = config.mesh.sizes
+    group = len(jax.devices()) if min(fsdp, tensor) < 0 else fsdp * tensor
+    total = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0) * group or _host_memory()
+    if total and models * checked.model_bytes > total:
+        log(
+            f"warning: {models} models of {checked.model_bytes / 1e9:.1f} GB exceed the {total / 1e9:.1f} GB of memory here; "
+            "`cycleqd plan` shows what would fit"
+        )
+
+
+def _adapters(
+    config: RunConfig, base: LlamaConfig
+) -> tuple[tuple[Mapping[str, int | None] | None, ...], tuple[str, ...]]:
+    """What the adapters among the experts change, from their headers; and the names of experts that are not here."""
+    found: list[Mapping[str, int | None] | None] = []
+    absent = []
+    for name in config.task_names:
+        expert = (config.model.experts or {}).get(name)
+        here = expert is not None and os.path.exists(expert)
+        found.append(peft.check_adapter(expert, base) if expert is not None and here and peft.is_adapter(expert) else None)
+        if expert is not None and not here:
+            absent.append(name)
+    return tuple(found), tuple(absent)
+
+
+def _host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_space(folder: Path, nbytes: int, what: str) -> None:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < nbytes:
+        raise InputError(
+            f"expected {nbytes / 1e9:.1f} GB of space for {what} in {folder}, got {free / 1e9:.1f} GB; choose another place or "
+            "free some"
+        )

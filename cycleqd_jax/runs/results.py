@@ -1,0 +1,112 @@
+"""The final measurement of a run: every row of the results table, on both halves of every task."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from cycleqd_jax.evaluation import Evaluation
+from cycleqd_jax.files import write_json, write_text
+from cycleqd_jax.runs.context import Context
+from cycleqd_jax.runs.evolution import Evolution
+from cycleqd_jax.types import SPLITS, Genome, Params, Split
+
+__all__ = ["measure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One row of the results table.
+
+    Attributes:
+        make: makes the weights.
+        donate: whether the weights belong to the evaluator, which may use their buffers up.
+    """
+
+    make: Callable[[], Params]
+    donate: bool
+
+
+def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
+    """Evaluates every row on both halves and writes ``tables/results.json`` and ``transcripts/``.
+
+    Args:
+        context: of the run.
+        evolution: of the run; it evolves first where that has not been done.
+        isolation: of the sandbox, for the record.
+
+    Returns:
+        The content of ``results.json``.
+    """
+    rows = _rows(context, evolution)
+    methods: dict[str, dict[Split, dict[str, float | None]]] = {}
+    for done, (name, row) in enumerate(rows.items()):
+        context.progress("measure", done, len(rows), {})
+        methods[name] = {split: _score(context, evolution, name, row, split) for split in SPLITS}
+    context.progress("measure", len(rows), len(rows), {})
+    results = {
+        "methods": methods,
+        "tasks": list(context.config.task_names),
+        "seed": context.config.seed,
+        "aggregate": dict(evolution.aggregate().facts),
+        "best_elite": evolution.best_elite().facts["id"],
+        "isolation": isolation,
+    }
+    write_json(context.folder / "tables" / "results.json", results)
+    return results
+
+
+def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
+    models = context.models
+    rows = {"base": _Row(lambda: models.base, donate=False)}
+    for name in context.config.task_names:
+        rows[f"expert/{name}"] = _Row(functools.partial(models.expert_params, name), donate=False)
+    for name, folder in models.folders.baselines.items():
+        if folder.exists():
+            rows[name] = _Row(functools.partial(models.load_baseline, name), donate=True)
+
+    def expressed(genome: Genome) -> _Row:
+        return _Row(functools.partial(evolution.express, genome), donate=True)
+
+    experts = evolution.expert_genomes()
+    rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
+    rows["cycleqd_best_elite"] = expressed(evolution.best_elite().genome)
+    rows["cycleqd"] = expressed(evolution.aggregate().genome)
+    return rows
+
+
+def _score(context: Context, evolution: Evolution, method: str, row: _Row, split: Split) -> Mapping[str, float | None]:
+    """Scores of one row on one half, with its transcripts written; None for all where it can't be evaluated."""
+    evaluator = evolution.ensure_evaluator()
+    evaluator.unload()  # the weights are made anew for every half, so that memory holds one set at a time
+    evaluation = evaluator(row.make(), split, donate=row.donate)
+    if evaluation.scores is None:
+        context.log(f"warning: {method} can't be evaluated: {evaluation.error}")
+        return dict.fromkeys((*context.config.task_names, "average"))
+    _write_transcripts(context, method, split, evaluation)
+    return {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}
+
+
+def _write_transcripts(context: Context, method: str, split: Split, evaluation: Evaluation) -> None:
+    lines = [
+        {
+            "task": task,
+            "split": split,
+            "method": method,
+            "index": index,
+            "score": outcome.score.value,
+            "reason": outcome.score.reason,
+            "messages": outcome.messages,
+            "dropped": outcome.dropped,
+        }
+        for task, outcomes in evaluation.outcomes.items()
+        for index, outcome in enumerate(outcomes)
+    ]
+    path = context.folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

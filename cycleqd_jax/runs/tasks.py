@@ -1,0 +1,197 @@
+"""The tasks of a run: their classes and files, and the conversations that experts are fine-tuned on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cycleqd_jax
+from cycleqd_jax.config import RunConfig, TaskConfig
+from cycleqd_jax.runs.models import RECIPE
+from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, miniature, task_class
+from cycleqd_jax.types import InputError, Message
+
+__all__ = ["OpenTasks", "TaskInput", "TrainingData", "open_tasks", "resolve_tasks"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInput:
+    """A task of a run before it is opened: what can be known without a sandbox.
+
+    Attributes:
+        config: of the task.
+        kind: its class.
+    """
+
+    config: TaskConfig
+    kind: type[RecordTask[Any]]
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """The options of the task's class."""
+        defaults = miniature.OPTIONS[self.config.kind] if self.config.train is None else {}
+        return {**defaults, **self.config.options}
+
+    @property
+    def max_replies(self) -> int:
+        """Most replies of one episode."""
+        return self.kind.max_replies(**self.own_options)
+
+    def train_size(self) -> int:
+        """Number of problems that a child is scored on; reads the train file where the config does not say.
+
+        Raises:
+            InputError: the file is not there or malformed.
+        """
+        if self.config.train_size is not None:
+            return self.config.train_size
+        if self.config.train is None:
+            return miniature.SIZES["train"]
+        count = self.kind.count(self.config.train)
+        return count if self.config.test is not None else math.ceil(count / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The conversations that the expert of a task is fine-tuned on.
+
+    Attributes:
+        identity: JSON that changes whenever the conversations do.
+        load: generates them, or replays gold solutions.
+    """
+
+    identity: Any
+    load: Callable[[], list[list[Message]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenTasks:
+    """The tasks of a run, ready to be played.
+
+    Attributes:
+        tasks: in the order of the config; the caller closes them.
+        training_data: of every task, by name.
+    """
+
+    tasks: tuple[RecordTask[Any], ...]
+    training_data: dict[str, TrainingData]
+
+
+def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
+    """Finds the class of every task; reads no data.
+
+    Raises:
+        InputError: a kind is unknown, or a task without a train file has no miniature problems.
+    """
+    inputs = []
+    for task in config.tasks:
+        try:
+            kind = task_class(task.kind)
+        except InputError as error:
+            raise InputError(f"task {task.name!r}: {error}") from error
+        if task.train is None and task.kind not in miniature.TASKS:
+            raise InputError(
+                f"expected a train file for task {task.name!r}, got none, and there are no miniature problems of its kind "
+                f"{task.kind}; set tasks.{task.name}.train"
+            )
+        inputs.append(TaskInput(task, kind))
+    return tuple(inputs)
+
+
+def open_tasks(
+    config: RunConfig, inputs: tuple[TaskInput, ...], sandbox: Sandbox, workers: int, log: Callable[[str], None]
+) -> OpenTasks:
+    """Reads and checks the records of all tasks; miniature problems are generated into the cache.
+
+    Args:
+        config: of the run.
+        inputs: its tasks.
+        sandbox: executes the replies.
+        workers: threads that replay gold solutions.
+        log: for single lines.
+
+    Raises:
+        InputError: data is missing or malformed, or options do not suit a task.
+    """
+    opener = _Opener(config, sandbox, workers, log)
+    with contextlib.ExitStack() as stack:
+        tasks = []
+        for given in inputs:
+            tasks.append(opener.open(given, opener.files(given)))
+            stack.callback(tasks[-1].close)
+        data = {given.config.name: opener.training_data(given, task) for given, task in zip(inputs, tasks, strict=True)}
+        stack.pop_all()
+    return OpenTasks(tuple(tasks), data)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opener:
+    config: RunConfig
+    sandbox: Sandbox
+    workers: int
+    log: Callable[[str], None]
+
+    def open(self, given: TaskInput, files: dict[str, str | Path]) -> RecordTask[Any]:
+        options = TaskOptions(
+            sandbox=self.sandbox,
+            name=given.config.name,
+            max_new_tokens=given.config.max_new_tokens,
+            cache=Path(self.config.cache) / "demonstrations",
+            workers=self.workers,
+            **files,
+        )
+        return make_task(given.config.kind, options, **given.own_options)
+
+    def files(self, given: TaskInput) -> dict[str, str | Path]:
+        """Files with the problems of a task, as arguments of :class:`TaskOptions`."""
+        task = given.config
+        if task.train is None:
+            return self._miniature(task)
+        return {"data": task.train} if task.test is None else {"train": task.train, "test": task.test}
+
+    def _miniature(self, task: TaskConfig) -> dict[str, str | Path]:
+        """Files of generated problems, written once: the same seed and sizes give the same problems."""
+        train, test = task.train_size or miniature.SIZES["train"], task.test_size or miniature.SIZES["test"]
+        name = f"{cycleqd_jax.__version__}-{RECIPE}-seed{self.config.seed}-{train}-{test}"
+        folder = Path(self.config.cache) / "miniature" / name / task.kind
+        if not folder.exists():
+            temporary = folder.with_name(f".{task.kind}.{os.getpid()}")
+            miniature.write(temporary, self.config.seed, train, test, [task.kind])
+            with contextlib.suppress(OSError):  # another run may have written the same files meanwhile
+                (temporary / task.kind).rename(folder)
+            shutil.rmtree(temporary)
+        return {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
+
+    def training_data(self, given: TaskInput, task: RecordTask[Any]) -> TrainingData:
+        """What the expert of a task is fine-tuned on; a file that the config names is read, and checked, at once."""
+        config = given.config
+        if config.train is None and config.finetune is None:
+            size = config.finetune_size or miniature.SIZES["finetune"]
+            identity = {"miniature": config.kind, "seed": self.config.seed, "size": size}
+            return TrainingData(identity, lambda: miniature.demonstrations(config.kind, self.config.seed, size))
+        source = task
+        if config.finetune is not None:
+            files = self.files(given)  # to check that no test problem is trained on
+            test = files.get("test", config.train)
+            assert test is not None
+            source = self.open(given, {"train": config.finetune, "test": test})
+
+        def load() -> list[list[Message]]:
+            self.log(f"replaying the gold solutions of {config.name}")
+            found = source.demonstrations("train")
+            if not found:
+                raise InputError(
+                    f"expected gold solutions that score in the sandbox in {config.finetune or config.train}, got none; check "
+                    f"them with `cycleqd verify-task {config.kind}`"
+                )
+            return found[: config.finetune_size]
+
+        # The keys decide about the names of cached models: they stay as they are.
+        return TrainingData({"kind": config.kind, "size": config.finetune_size, "lessons": source.fingerprint("train")}, load)

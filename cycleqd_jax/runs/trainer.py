@@ -1,0 +1,126 @@
+"""Training of the models that a run lacks: the tiny base, an expert for each task, and the baselines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from cycleqd_jax import training
+from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
+from cycleqd_jax.files import locked, make_folder
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.models.tokenizer import ChatTokenizer, train_tiny_tokenizer
+from cycleqd_jax.runs.inputs import tiny_llama
+from cycleqd_jax.runs.models import Models
+from cycleqd_jax.runs.tasks import TrainingData
+from cycleqd_jax.tasks import miniature
+from cycleqd_jax.types import Params, Progress
+
+__all__ = ["Trainer"]
+
+Example = tuple[list[int], list[bool]]
+"""Token ids of a conversation, and the mask of those that the model learns."""
+
+
+class Trainer:
+    """Trains into the folders of a run's models; a model whose folder exists is not trained again."""
+
+    def __init__(
+        self, config: RunConfig, models: Models, training_data: Mapping[str, TrainingData], progress: Progress
+    ) -> None:
+        """Args:
+        config: of the run.
+        models: of the run; only their folders and their tokenizer are used.
+        training_data: of every task, by name.
+        progress: called while training.
+        """  # noqa: D205
+        self._config = config
+        self._models = models
+        self._data = training_data
+        self._progress = progress
+        self._examples: dict[str, list[Example]] = {}
+
+    def train(self, *, baselines: bool = True) -> None:
+        """Trains every model that has no folder yet.
+
+        Another process that trains the same model is waited for.
+
+        Args:
+            baselines: train those of the config too.
+
+        Raises:
+            InputError: no gold solution of a task scores in the sandbox, or the disk refuses.
+        """
+        folders = self._models.folders
+        wanted = {**folders.search, **(folders.baselines if baselines else {})}
+        if all(folder.exists() for folder in wanted.values()):
+            return
+        with self._claim(wanted.pop("base")) as missing:
+            if missing:
+                self._pretrain(folders.base)
+        config, base = hf.load(folders.base, vocab_size=self._config.model.vocab_size)
+        for name, folder in wanted.items():
+            with self._claim(folder) as missing:
+                if missing:
+                    self._finetune(name, folder, config, base)
+
+    @contextlib.contextmanager
+    def _claim(self, folder: Path) -> Iterator[bool]:
+        """Holds the lock of a model; yields whether it is still to be trained."""
+        if folder.exists():
+            yield False
+            return
+        locks = Path(self._config.cache) / "locks"
+        make_folder(locks)
+        with locked(locks / folder.name, wait=True):
+            yield not folder.exists()
+
+    def _pretrain(self, folder: Path) -> None:
+        tiny, seed = self._config.model.tiny, self._config.seed
+        corpus = miniature.pretraining(seed, tiny.problems, tiny.breadth, [task.kind for task in self._config.tasks])
+        texts = [message["content"] for conversation in corpus for message in conversation]
+        tokenizer = train_tiny_tokenizer(texts, tiny.vocab_size)
+        config = tiny_llama(self._config, tokenizer.vocab_size)
+        params = llama.init_params(config, jax.random.key(seed))
+        examples = [tokenizer.encode_for_training(conversation) for conversation in corpus]
+        self._fit(folder, config, params, tokenizer, examples, self._config.pretrain, "pretrain")
+
+    def _finetune(self, name: str, folder: Path, config: LlamaConfig, base: Params) -> None:
+        """An expert (``expert/<task>``), or a baseline on the data of all tasks."""
+        options, tasks = self._config.finetune, [name.removeprefix("expert/")]
+        if name in self._models.folders.baselines:
+            tasks = list(self._config.task_names)
+        if name == "finetune_all_longer":
+            options = dataclasses.replace(options, steps=options.steps * len(tasks))
+        examples = [example for task in tasks for example in self._encoded(task)]
+        stage = name.replace("_", " ").replace("/", " ")
+        self._fit(folder, config, base, self._models.tokenizer, examples, options, stage)
+
+    def _encoded(self, task: str) -> list[Example]:
+        if task not in self._examples:
+            encode = self._models.tokenizer.encode_for_training
+            self._examples[task] = [encode(conversation) for conversation in self._data[task].load()]
+        return self._examples[task]
+
+    def _fit(
+        self,
+        folder: Path,
+        config: LlamaConfig,
+        params: Params,
+        tokenizer: ChatTokenizer,
+        examples: Sequence[Example],
+        train: TrainConfig,
+        stage: str,
+    ) -> None:
+        """Trains a model and saves it."""
+        options = training.TrainOptions(**to_dict(train))
+        seed = zlib.crc32(folder.name.encode())  # the name is a digest of all that the model depends on
+        params, _ = training.finetune(params, config, examples, options, seed=seed, progress=self._progress, stage=stage)
+        hf.save(folder, config, params, tokenizer=tokenizer)

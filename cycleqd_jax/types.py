@@ -20,6 +20,7 @@ __all__ = [
     "Adapter",
     "AnyArray",
     "Array",
+    "ArrayLeaf",
     "Bool",
     "Episode",
     "Float",
@@ -53,7 +54,11 @@ __all__ = [
 AnyArray = jax.Array | np.ndarray
 """An array on a device or in the host's memory: annotations read ``Float[AnyArray, "batch task"]``."""
 
-Params = PyTree[Array]
+ArrayLeaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""A field of a pytree dataclass. JAX also builds the dataclass with shapes in place of arrays, or with batch axes in front:
+annotations read ``Float[ArrayLeaf, "*batch task edge"]``."""
+
+Params = PyTree[AnyArray]
 """Weights of one model: any pytree of arrays."""
 
 
@@ -99,7 +104,7 @@ class Adapter:
     updates: Mapping[str, LowRank | Array | np.ndarray]
 
 
-Genome = PyTree[Array]
+Genome = PyTree[AnyArray]
 """What evolution works on. Only its :class:`GenomeSpace` knows what the leaves mean."""
 
 Scores = Float[AnyArray, "batch task"]

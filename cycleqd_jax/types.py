@@ -7,6 +7,7 @@ column for every task. A *population* is always one more leading axis.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -19,12 +20,14 @@ __all__ = [
     "Adapter",
     "AnyArray",
     "Array",
+    "ArrayLeaf",
     "Bool",
     "Episode",
     "Float",
     "Generator",
     "Genome",
     "GenomeSpace",
+    "Individual",
     "InputError",
     "Int",
     "Lineage",
@@ -51,7 +54,11 @@ __all__ = [
 AnyArray = jax.Array | np.ndarray
 """An array on a device or in the host's memory: annotations read ``Float[AnyArray, "batch task"]``."""
 
-Params = PyTree[Array]
+ArrayLeaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""A field of a pytree dataclass. JAX also builds the dataclass with shapes in place of arrays, or with batch axes in front:
+annotations read ``Float[ArrayLeaf, "*batch task edge"]``."""
+
+Params = PyTree[AnyArray]
 """Weights of one model: any pytree of arrays."""
 
 
@@ -97,7 +104,7 @@ class Adapter:
     updates: Mapping[str, LowRank | Array | np.ndarray]
 
 
-Genome = PyTree[Array]
+Genome = PyTree[AnyArray]
 """What evolution works on. Only its :class:`GenomeSpace` knows what the leaves mean."""
 
 Scores = Float[AnyArray, "batch task"]
@@ -148,6 +155,104 @@ class Lineage(NamedTuple):
     active: Int[Array, " batch"]
     key: UInt32[Array, "batch 2"]
     omega: Float[Array, "batch 2"]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_list(value: Any, *types: type, length: int | None = None) -> bool:
+    return isinstance(value, list) and all(type(v) in types for v in value) and length in (None, len(value))
+
+
+_RECORD: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "id": ("an integer", lambda value: type(value) is int),
+    "generation": ("an integer", lambda value: type(value) is int),
+    "expert": ("a string or null", _is_text),
+    "active": ("a string or null", _is_text),
+    "parents": ("two integers", lambda value: _is_list(value, int, length=2)),
+    "omega": ("two numbers or null", lambda value: value is None or _is_list(value, int, float, length=2)),
+    "key": ("integers or null", lambda value: value is None or _is_list(value, int)),
+    "scores": (
+        "a number for each task, or null",
+        lambda value: value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))),
+    ),
+    "error": ("a string or null", _is_text),
+    "items": (
+        "a list of numbers for each task",
+        lambda value: isinstance(value, dict) and all(_is_list(v, int, float) for v in value.values()),
+    ),
+    "seconds": (
+        "a number for each stage",
+        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    ),
+}
+"""Fields of a journal record in their order: what each must be, and the check."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Individual:
+    """An expert or a child, as one line of the journal ``history.jsonl`` records it.
+
+    Attributes:
+        id: 0 to K − 1 for the experts; children count on from there.
+        generation: −1 for an expert, from 0 for a child.
+        expert: the task whose expert it is; None for a child.
+        active: the task that gave quality when the child was made; None for an expert.
+        parents: ids of the two parents; −1 where there is none.
+        omega: raw crossover weights ω1, ω2; None for an expert.
+        key: raw data of the child's PRNG key; None for an expert.
+        scores: f_k by task; None if it was quarantined.
+        error: why it was quarantined, or None.
+        items: score of every problem, by task; empty if it was quarantined.
+        seconds: wall time by stage.
+    """
+
+    id: int
+    generation: int
+    expert: str | None
+    active: str | None
+    parents: tuple[int, int]
+    omega: tuple[float, float] | None
+    key: tuple[int, ...] | None
+    scores: Mapping[str, float] | None = None
+    error: str | None = None
+    items: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The line of the journal, without its newline; NaN and infinity raise a ValueError."""
+        return json.dumps({name: getattr(self, name) for name in _RECORD}, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes, place: str) -> Individual:
+        """Reads a line of the journal. Unknown fields are ignored.
+
+        Args:
+            line: the line.
+            place: where it stands, for messages: ``"line 3 of run/history.jsonl"``.
+
+        Raises:
+            InputError: the line is not a JSON object with every field, each of its type.
+        """
+        try:
+            raw = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
+        missing = [name for name in _RECORD if not isinstance(raw, dict) or name not in raw]
+        if missing:
+            raise InputError(
+                f"expected a journal record with {', '.join(_RECORD)}, got none of {', '.join(missing)} in {place}; "
+                "restore the file"
+            )
+        for name, (kind, is_valid) in _RECORD.items():
+            if not is_valid(raw[name]):
+                raise InputError(f"expected {name} to be {kind}, got {raw[name]!r:.80} in {place}; restore the file")
+        return cls(**{name: tuple(v) if isinstance(v := raw[name], list) else v for name in _RECORD})
 
 
 @runtime_checkable

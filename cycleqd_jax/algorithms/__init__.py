@@ -1,8 +1,16 @@
-"""Quality diversity: MAP-Elites archives per task (QDax), selection, and the cycle that swaps quality and behaviour."""
+"""Search algorithms as ask/tell: CycleQD with its MAP-Elites archives (QDax), parent selection and model aggregation."""
 
 from cycleqd_jax.algorithms.aggregate import aggregate
 from cycleqd_jax.algorithms.archive import Archives
 from cycleqd_jax.algorithms.cycleqd import CycleQD, CycleQDState
-from cycleqd_jax.algorithms.selection import EliteSelector, UniformSelector
+from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector, UniformSelector
 
-__all__ = ["Archives", "CycleQD", "CycleQDState", "EliteSelector", "UniformSelector", "aggregate"]
+__all__ = [
+    "Archives",
+    "CycleQD",
+    "CycleQDState",
+    "DistinctSelector",
+    "EliteSelector",
+    "UniformSelector",
+    "aggregate",
+]

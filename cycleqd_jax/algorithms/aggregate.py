@@ -12,15 +12,15 @@ __all__ = ["aggregate"]
 
 
 def aggregate(archives: Archives) -> tuple[Genome, Float[Array, " task"], Int[Array, " task"]]:
-    """τ_agg = Σ_k β_k τ_k*, β = softmax(f_1*, …, f_K*), τ_k* the elite of best quality of archive A_k.
+    """The paper's aggregation τ_agg = Σ_k β_k τ_k*: τ_k* is the best elite of archive A_k, and β = softmax(f_1*, …, f_K*).
 
-    Task vectors are linear in every genome space, so the sum is taken of genomes.
+    Task vectors are linear in the genome in every genome space, so the genomes are summed.
 
     Args:
-        archives: of a finished search.
+        archives: archives of a finished search.
 
     Returns:
-        The genome of the aggregated model, the weights β, and the ids of the elites.
+        The genome of the aggregated model, the weights β and the ids of the elites.
     """
     genomes, scores, ids = archives.best()
     beta = softmax_weights(jnp.diagonal(scores))

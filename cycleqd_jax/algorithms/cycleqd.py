@@ -1,4 +1,4 @@
-"""CycleQD as ask/tell: MAP-Elites whose quality and behaviour characteristics swap roles every generation."""
+"""CycleQD: MAP-Elites in which another task provides the quality every generation, with an ask/tell interface."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ import numpy as np
 from cycleqd_jax.algorithms.archive import Archives, expert_bounds
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector
 from cycleqd_jax.operators.crossover import crossover_weights
-from cycleqd_jax.types import Array, Float, Genome, GenomeSpace, InputError, Int, Lineage, PRNGKeyArray, Scores
+from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, GenomeSpace, InputError, Int, Lineage, PRNGKeyArray
 
 __all__ = ["CycleQD", "CycleQDState"]
 
 
 class CycleQDState(flax.struct.PyTreeNode):
-    """All that a CycleQD run remembers; one pytree, to be checkpointed as it is.
+    """The whole state of a CycleQD search, as one pytree that can be checkpointed.
 
     Attributes:
-        archives: A_1 … A_K.
-        generation: t, how often ``tell`` was called, int32.
-        next_id: the id of the next individual told, int32. The initial individuals have 0, 1, ….
+        archives: the archives A_1 … A_K.
+        generation: number t of calls of ``tell``, int32.
+        next_id: id of the next individual that ``tell`` gets, int32. The initial individuals have the ids 0, 1, ….
     """
 
     archives: Archives
-    generation: Int[Array, ""]
-    next_id: Int[Array, ""]
+    generation: Int[ArrayLeaf, "*batch"]
+    next_id: Int[ArrayLeaf, "*batch"]
 
 
 class CycleQD(flax.struct.PyTreeNode):
     """Algorithm 1 of the paper, a :class:`~cycleqd_jax.types.Searcher`.
 
-    Generation t works on archive i = t mod K: parents come from A_i and mutation follows expert i. Every child is offered to
-    all archives. The defaults are the paper's; the ``n`` children of one ``ask`` all come from the same A_i, and are inserted
-    in order.
+    In generation t archive i = t mod K is active: parents are selected from A_i, and mutation uses the singular directions of
+    expert i. Every child is offered to all archives. The defaults are the paper's. All ``n`` children of one ``ask`` have
+    parents from the same A_i; ``tell`` inserts them in order.
 
     Attributes:
-        space: what genomes are; a pytree.
-        bins: bins per archive axis (paper: 15).
-        mu: mean μ of the crossover's raw weights (paper: 1.0).
-        sigma: their standard deviation σ (paper: 0.03).
-        selector: of parents: ``EliteSelector()``, or ``UniformSelector()`` for the paper's ablation.
-        bounds: fixed ends of the archive axes, ``((low, high), …)`` for each task; None takes the paper's, from the scores of
-            the experts.
+        space: the genome space, a pytree.
+        bins: number of bins per archive axis (paper: 15).
+        mu: mean μ of the raw crossover weights (paper: 1.0).
+        sigma: standard deviation σ of the raw crossover weights (paper: 0.03).
+        selector: selects the parents: ``EliteSelector()``, or ``UniformSelector()`` for the paper's ablation.
+        bounds: lower and upper end of each task's archive axis, ``((low, high), …)``; None computes them from the scores of the
+            experts, as in the paper.
     """
 
     space: GenomeSpace
@@ -56,56 +56,77 @@ class CycleQD(flax.struct.PyTreeNode):
     selector: DistinctSelector = flax.struct.field(pytree_node=False, default=EliteSelector())
     bounds: tuple[tuple[float, float], ...] | None = flax.struct.field(pytree_node=False, default=None)
 
-    def init(self, genomes: Genome, scores: Scores) -> CycleQDState:
-        """The state after the experts have been inserted into every archive.
+    def init(self, genomes: Genome, scores: AnyArray) -> CycleQDState:
+        """Inserts the experts into every archive.
 
         Args:
-            genomes: of the experts, leading axis ``batch``; expert k is task k's.
-            scores: ``[batch, K]``.
+            genomes: the experts, leading axis ``batch``; expert k is the one of task k, more may follow.
+            scores: Float ``[batch, K]``.
+
+        Returns:
+            The first state.
 
         Raises:
-            InputError: with fewer than two tasks, fewer experts than tasks, another number of genomes than of scores, or an
-                expert without finite scores.
+            InputError: there are fewer than two tasks, fewer experts than tasks, not one row of scores for each genome, scores
+                that are not finite, or bounds for another number of tasks.
         """
         table = np.asarray(scores, np.float32)
         if table.ndim != 2 or table.shape[1] < 2:
-            raise InputError(f"CycleQD needs the scores of at least two tasks, got an array of shape {table.shape}.")
+            raise InputError(
+                f"expected scores of at least two tasks, got shape {table.shape} in CycleQD.init; pass [expert, task]"
+            )
         if table.shape[0] < table.shape[1]:
-            raise InputError(f"CycleQD needs an expert for each of its {table.shape[1]} tasks, got {table.shape[0]}.")
+            raise InputError(
+                f"expected an expert for each of {table.shape[1]} tasks, got {table.shape[0]} in CycleQD.init; add experts"
+            )
         count = jax.tree.leaves(genomes)[0].shape[0]
         if count != table.shape[0]:
-            raise InputError(f"CycleQD needs one row of scores for each initial individual, got {table.shape[0]} for {count}.")
+            raise InputError(
+                f"expected one row of scores for each of {count} genomes, got {table.shape[0]} in CycleQD.init; pass as many"
+            )
         if not np.isfinite(table).all():
             broken = np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()
-            raise InputError(f"the scores of every expert must be finite, but those of {broken} are not.")
+            raise InputError(
+                f"expected finite scores of every expert, got NaN or infinity for {broken} in CycleQD.init; correct these "
+                "experts"
+            )
         bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
         if self.bounds is not None and not isinstance(self.bounds, tuple):
-            raise InputError(f"bounds must be a tuple of (low, high) tuples, got {type(self.bounds).__name__}.")
+            raise InputError(
+                f"expected a tuple of (low, high) tuples, got a {type(self.bounds).__name__} in CycleQD.bounds; pass a tuple, "
+                "which is hashable"
+            )
         if len(bounds) != table.shape[1]:
-            raise InputError(f"bounds must name a range for each of {table.shape[1]} tasks, got {len(bounds)}.")
+            raise InputError(
+                f"expected a (low, high) pair for each of {table.shape[1]} tasks, got {len(bounds)} in CycleQD.bounds; pass as "
+                "many, or None"
+            )
         archives = Archives.create(jax.tree.map(lambda leaf: leaf[0], genomes), bounds, self.bins)
         return _insert(CycleQDState(archives, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")
     def ask(self, state: CycleQDState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, CycleQDState]:
-        """``n`` children of the active archive.
+        """Makes ``n`` children of the active archive.
 
-        Child j depends on the state and on ``fold_in(key, j)`` alone, not on ``n``.
+        Child j depends on the state and on ``fold_in(key, j)`` only, not on ``n``.
 
         Args:
-            state: unchanged by asking, returned for the protocol's sake.
-            key: consumed; a typed PRNG key.
-            n: how many.
+            state: the current state.
+            key: a typed PRNG key; consumed.
+            n: number of children.
 
         Returns:
-            Genomes (leading axis ``n``), their lineage, and the state.
+            Genomes (leading axis ``n``), their lineage and the state, which is unchanged.
+
+        Raises:
+            InputError: ``key`` is not a typed key.
         """
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            raise InputError(f"ask needs a typed key, from jax.random.key, got an array of dtype {key.dtype}.")
+            raise InputError(f"expected a typed PRNG key, got dtype {key.dtype} in CycleQD.ask; make it with jax.random.key")
         active = state.generation % state.archives.num_tasks
         repertoires = state.archives.repertoires
         cells = jnp.arange(repertoires.fitnesses.shape[1])
-        # parents are selected as cell numbers, so that no archive of genomes is copied to take two of them
+        # Parents are selected as cell numbers: selecting genomes would copy the whole archive.
         slim = repertoires.replace(genotypes=jnp.broadcast_to(cells, repertoires.fitnesses.shape[:2]))
         archive = jax.tree.map(lambda leaf: leaf[active], slim)
 
@@ -119,27 +140,33 @@ class CycleQD(flax.struct.PyTreeNode):
             genome = self.space.mutate(mutate_key, self.space.crossover(first, second, omega), active)
             return genome, Lineage(parents.extra_scores["id"], active, jax.random.key_data(child_key), omega)
 
-        # one child after another, not vmapped: the arithmetic of a child must not depend on how many there are
+        # A loop instead of vmap: the arithmetic of a child must not depend on n.
         genomes, lineage = jax.lax.map(child, jnp.arange(n))
         return genomes, lineage, state
 
-    def tell(self, state: CycleQDState, genomes: Genome, scores: Scores, lineage: Lineage) -> CycleQDState:
-        """Offers the children to every archive and moves on to the next task.
+    def tell(self, state: CycleQDState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> CycleQDState:
+        """Offers the children to every archive and makes the next task's archive active.
 
         Args:
-            state: of the last ``ask``.
+            state: the state that ``ask`` returned.
             genomes: the children, leading axis ``batch``.
-            scores: ``[batch, K]``; a row with NaN is a quarantined child, which takes an id and enters nowhere.
-            lineage: from ``ask``; CycleQD learns nothing from it.
+            scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id but enters no archive.
+            lineage: the lineage that ``ask`` returned; CycleQD does not use it.
+
+        Returns:
+            The new state.
 
         Raises:
-            InputError: when there is not one row of scores for each child, or not one column for each task.
+            InputError: ``scores`` has another shape.
         """
         del lineage
         scores = jnp.asarray(scores, jnp.float32)
         expected = (jax.tree.leaves(genomes)[0].shape[0], state.archives.num_tasks)
         if scores.shape != expected:
-            raise InputError(f"tell needs scores of shape {expected} (children, tasks), got {scores.shape}.")
+            raise InputError(
+                f"expected scores of shape {expected} (children, tasks), got {scores.shape} in CycleQD.tell; pass one row for "
+                "each child"
+            )
         return _insert(state, genomes, scores)
 
 

@@ -1,4 +1,4 @@
-"""Parent selection from one archive, as QDax selectors."""
+"""Selection of parents from one archive, as QDax selectors."""
 
 from __future__ import annotations
 
@@ -23,62 +23,64 @@ def elite_weights(
     alpha_high: float = 0.8,
     span: Literal["paper", "reference"] = "paper",
 ) -> Float[Array, " cell"]:
-    """γ_j = Π_k (α_low + norm(f_{j,k}) (α_high − α_low)): the paper's elite sampling, not yet divided by Σ γ.
+    """The weights of the paper's elite sampling, γ_j = Π_k (α_low + norm(f_{j,k}) (α_high − α_low)), not normalised.
 
-    norm is min–max over the members of the archive; on a task where all score alike it is zero for all.
+    norm is min–max normalisation over the elites of the archive. It is zero on a task on which all have the same score.
 
     Args:
-        scores: all K scores of the individual in each cell.
-        occupied: which cells hold one; the others have weight zero.
-        alpha_low: lower end of every factor.
-        alpha_high: upper end of every factor.
-        span: ``"reference"`` spans [α_low, α_low + α_high], as the reference code does.
+        scores: all K scores of the elite in each cell.
+        occupied: which cells have an elite; the others get weight zero.
+        alpha_low: the smallest factor.
+        alpha_high: the largest factor.
+        span: ``"reference"`` makes the largest factor α_low + α_high, as the reference code does.
     """
     mask = occupied[:, None]
-    low = jnp.min(jnp.where(mask, scores, jnp.inf), axis=0)
-    high = jnp.max(jnp.where(mask, scores, -jnp.inf), axis=0)
+    low = jnp.min(jnp.where(mask, scores, jnp.inf), axis=0, keepdims=True)
+    high = jnp.max(jnp.where(mask, scores, -jnp.inf), axis=0, keepdims=True)
     width = high - low
     norm = jnp.where(width > 0, (scores - low) / jnp.where(width > 0, width, 1.0), 0.0)
     extent = alpha_high if span == "reference" else alpha_high - alpha_low
     gamma = jnp.prod(alpha_low + norm * extent, axis=1)
-    # with α_low = 0 a member may have γ = 0: it comes after all others, but before an empty cell
+    # With α_low = 0 an elite may have γ = 0. The smallest positive weight ranks it after all others and before empty cells.
     return jnp.where(occupied, jnp.maximum(gamma, jnp.finfo(gamma.dtype).tiny), 0.0)
 
 
 class DistinctSelector(Selector[MapElitesRepertoire], abc.ABC):
-    """Draws elites without replacement, with probabilities in proportion to weights."""
+    """Samples elites without replacement, with probabilities proportional to their weights. Subclasses define the weights."""
 
     @abc.abstractmethod
     def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
-        """Weight of each cell, zero where it is empty."""
+        """The weight of each cell, zero if it is empty."""
 
     def select(self, repertoire: MapElitesRepertoire, key: PRNGKeyArray, num_samples: int) -> MapElitesRepertoire:
-        """Draws ``num_samples`` distinct elites; only an archive with fewer members gives some of them again.
+        """Samples ``num_samples`` distinct elites. An archive with fewer elites repeats them in the sampled order.
 
         Args:
-            repertoire: of one archive, with at least one member.
-            key: consumed.
-            num_samples: how many.
+            repertoire: one archive with at least one elite.
+            key: PRNG key; consumed.
+            num_samples: number of elites.
 
         Returns:
             A repertoire of ``num_samples`` cells.
         """
         weights = self.weights(repertoire)
-        # Gumbel top-k is sampling without replacement, one draw after another
+        # The top k of Gumbel-perturbed log weights is a sequence of k draws without replacement.
         noisy = jnp.where(weights > 0, jnp.log(weights) + jax.random.gumbel(key, weights.shape), -jnp.inf)
         order = jax.lax.top_k(noisy, min(num_samples, noisy.shape[0]))[1]
-        members = jnp.maximum(jnp.sum(weights > 0), 1)
-        cells = order[jnp.arange(num_samples) % jnp.minimum(members, order.shape[0])]
+        elites = jnp.maximum(jnp.sum(weights > 0), 1)
+        cells = order[jnp.arange(num_samples) % jnp.minimum(elites, order.shape[0])]
         return jax.tree.map(lambda leaf: leaf[cells], repertoire)
 
 
 @dataclasses.dataclass(frozen=True)
 class EliteSelector(DistinctSelector):
-    """The paper's elite sampling: individuals good at all tasks are likelier parents. Wants ``extra_scores["scores"]``.
+    """The paper's elite sampling: elites that are good at all tasks are the likeliest parents.
+
+    The repertoire must have ``extra_scores["scores"]``, as :class:`~cycleqd_jax.algorithms.Archives` has.
 
     Attributes:
-        alpha_low: α_low.
-        alpha_high: α_high.
+        alpha_low: α_low of :func:`elite_weights`.
+        alpha_high: α_high of :func:`elite_weights`.
         span: see :func:`elite_weights`.
     """
 
@@ -87,7 +89,7 @@ class EliteSelector(DistinctSelector):
     span: Literal["paper", "reference"] = "paper"
 
     def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
-        """γ of each cell."""
+        """γ of each cell, zero if it is empty."""
         occupied = repertoire.fitnesses[:, 0] > -jnp.inf
         kept: Any = repertoire.extra_scores
         return elite_weights(kept["scores"], occupied, self.alpha_low, self.alpha_high, self.span)
@@ -95,8 +97,8 @@ class EliteSelector(DistinctSelector):
 
 @dataclasses.dataclass(frozen=True)
 class UniformSelector(DistinctSelector):
-    """Every elite is as likely a parent as any other ("random sampling" in the paper's ablations)."""
+    """Uniform sampling of elites ("random sampling" in the paper's ablations)."""
 
     def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
-        """One for each occupied cell."""
+        """One for each cell that has an elite, else zero."""
         return jnp.where(repertoire.fitnesses[:, 0] > -jnp.inf, 1.0, 0.0)

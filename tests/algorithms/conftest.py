@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper in plain Python: dicts of cells, loops, exact fractions; no arrays, no tricks."""
+"""Algorithm 1 of the paper in plain Python, with dicts, loops and exact fractions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class PlainArchives:
         self.edges = []
         for low, high in bounds:
             low, high = Fraction(float(low)), Fraction(float(high))
-            # as float32, in which scores are kept: a score on an edge is on it exactly
+            # float32, as the scores: a score on an edge equals it
             self.edges.append([float(np.float32(float(low + (high - low) * i / bins))) for i in range(bins + 1)])
         self.archives = [{} for _ in bounds]
 
     def bin(self, task, score):
-        for i in reversed(range(1, self.bins)):  # the end bins take all that is outside
+        for i in reversed(range(1, self.bins)):  # the first and last bin take scores outside
             if score >= self.edges[task][i]:
                 return i
         return 0
@@ -54,7 +54,7 @@ def paper_gammas(members, low, high, span):
 
 
 def compare(archives, plain, case=None):
-    """Every cell of the QDax archives holds exactly the plain one's individual, and all of it."""
+    """Checks that every cell of the QDax archives has the same individual as the plain archives, in every leaf."""
     r = archives.repertoires
     tasks = len(plain.archives)
     leaves = {
@@ -84,7 +84,7 @@ def compare(archives, plain, case=None):
 
 
 class Plain:
-    """What the tests take from here."""
+    """The helpers of this file, for the tests."""
 
     Archives = PlainArchives
     gammas = staticmethod(paper_gammas)

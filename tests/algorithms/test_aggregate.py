@@ -33,7 +33,7 @@ def test_against_numpy(assert_close):
         assert_close(genome, want, 2e-6)
 
 
-def test_one_elite_of_all_archives_is_the_aggregate(assert_close):
+def test_the_aggregate_of_one_elite_is_that_elite(assert_close):
     scores = np.asarray([[0.9, 0.9], [0.1, 0.2]], np.float32)
     genomes = jnp.asarray([[1.0, 2.0], [5.0, 6.0]])
     genome, beta, ids = aggregate(filled(genomes, scores))
@@ -42,6 +42,6 @@ def test_one_elite_of_all_archives_is_the_aggregate(assert_close):
     np.testing.assert_allclose(beta, [0.5, 0.5])
 
 
-def test_of_equals_in_quality_the_all_rounder_stands_for_the_archive():
+def test_of_elites_with_equal_quality_the_best_on_average_is_used():
     scores = np.asarray([[0.9, 0.1], [0.9, 0.6], [0.2, 0.8]], np.float32)
     assert aggregate(filled(jnp.eye(3), scores))[2].tolist() == [1, 2]

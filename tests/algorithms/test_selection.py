@@ -1,4 +1,4 @@
-"""Elite and uniform selection: exact probabilities, and what is really drawn."""
+"""Elite and uniform selection: exact probabilities and sampled frequencies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from cycleqd_jax.algorithms import Archives, EliteSelector, UniformSelector
 from cycleqd_jax.algorithms.selection import elite_weights
 
-CELLS = 60  # everything is padded to so many: one compilation each
+CELLS = 60  # all batches are padded to this size, so that functions compile once
 add = jax.jit(Archives.add)
-weigh = jax.jit(elite_weights, static_argnames="span")
+weigh = jax.jit(elite_weights, static_argnames=("alpha_low", "alpha_high", "span"))
 
 
 def archive_of(scores, bins=15):
@@ -33,7 +33,7 @@ def members_of(repertoire):
 
 @pytest.mark.parametrize("span", ["paper", "reference"])
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.8), (0.1, 1.0)])
-def test_probabilities_are_the_papers(plain, span, low, high):
+def test_probabilities_equal_the_papers(plain, span, low, high):
     rng = np.random.default_rng(0)
     for case in range(100):
         tasks = 2 + case % 3
@@ -68,7 +68,7 @@ SCORES = [[0.9, 0.1, 0.2], [0.2, 0.7, 0.1], [0.5, 0.45, 0.8], [0.1, 0.2, 0.5], [
     ],
 )
 def test_empirical_frequencies(plain, selector, options):
-    """First parents as P_j; second parents as P_j among the others: χ² over all ordered pairs."""
+    """First parents have probability P_j, second parents P_j among the others: a χ² test over all ordered pairs."""
     draws = 20_000
     repertoire = archive_of(SCORES)
     gammas = [1.0] * len(SCORES) if options is None else plain.gammas([{"scores": s} for s in SCORES], *options)
@@ -83,14 +83,14 @@ def test_empirical_frequencies(plain, selector, options):
     assert statistic < 43.8  # 19 degrees of freedom, p = 0.001
 
 
-def test_the_better_are_likelier():
+def test_better_elites_are_selected_more_often():
     pairs = pairs_drawn(EliteSelector(alpha_low=0.01, alpha_high=1.0), archive_of(SCORES), 2000)
     counts = np.bincount(pairs.ravel(), minlength=5)
     assert counts[4] == counts.max()
 
 
 @pytest.mark.parametrize("selector", [EliteSelector(), UniformSelector()])
-def test_only_members_are_drawn(selector):
+def test_all_elites_and_no_empty_cells_are_drawn(selector):
     rng = np.random.default_rng(1)
     scores = rng.uniform(size=(60, 2))
     repertoire = archive_of(scores)
@@ -101,7 +101,7 @@ def test_only_members_are_drawn(selector):
 
 
 @pytest.mark.parametrize("selector", [EliteSelector(), UniformSelector()])
-def test_a_single_member_is_both_parents(selector):
+def test_a_single_elite_is_both_parents(selector):
     repertoire = archive_of([[0.3, 0.7]])
     chosen = jax.jit(lambda key: selector.select(repertoire, key, 2))(jax.random.key(0))
     assert chosen.extra_scores["id"].tolist() == [0, 0]
@@ -110,8 +110,8 @@ def test_a_single_member_is_both_parents(selector):
 
 
 @pytest.mark.parametrize("scores", [[[0.3, 0.7]], [[0.3, 0.1], [0.3, 0.9]], [[0.0, 0.0], [0.0, 0.5], [1.0, 0.99]]])
-def test_alpha_low_of_zero_still_draws_distinct_members(scores):
-    """γ is zero for whoever is worst at anything: those come last, but before empty cells and before being drawn twice."""
+def test_alpha_low_of_zero_draws_distinct_elites(scores):
+    """γ is zero for an elite with the lowest score of any task: it is drawn last, but before empty cells and repetitions."""
     pairs = pairs_drawn(EliteSelector(alpha_low=0.0), archive_of(scores), 200)
     assert set(pairs.ravel().tolist()) <= set(range(len(scores)))
     chosen = EliteSelector(alpha_low=0.0).select(archive_of(scores), jax.random.key(0), 2)
@@ -120,7 +120,7 @@ def test_alpha_low_of_zero_still_draws_distinct_members(scores):
         assert np.all(pairs[:, 0] != pairs[:, 1])
 
 
-def test_more_samples_than_members_come_round_again():
+def test_more_samples_than_elites_repeat_in_order():
     chosen = EliteSelector().select(archive_of(SCORES[:3]), jax.random.key(0), 7).extra_scores["id"].tolist()
     assert sorted(chosen[:3]) == [0, 1, 2]
     assert chosen[3:6] == chosen[:3]

@@ -1,0 +1,104 @@
+"""The record of the journal: its bytes, and the lines it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from cycleqd_jax.types import Individual, InputError
+
+EXPERT = (
+    '{"id":0,"generation":-1,"expert":"mbpp","active":null,"parents":[-1,-1],"omega":null,"key":null,'
+    '"scores":{"mbpp":0.875,"db":0.3333333333333333},"error":null,"items":{"mbpp":[1.0,0.75],"db":[0.0]},'
+    '"seconds":{"express":1.971035,"evaluate":36.296812}}'
+)
+CHILD = (
+    '{"id":7,"generation":2,"expert":null,"active":"db","parents":[0,3],"omega":[1.0296448469161987,0.9],'
+    '"key":[4146024105,967050713],"scores":null,"error":"logits are \\u221e","items":{},"seconds":{}}'
+)
+
+
+@pytest.mark.parametrize("line", [EXPERT, CHILD])
+def test_a_line_read_and_written_has_the_same_bytes(line):
+    individual = Individual.from_json(line, "here")
+    assert individual.to_json() == line
+    assert Individual.from_json(line.encode(), "here") == individual
+
+
+def test_a_line_gives_the_individual():
+    assert Individual.from_json(CHILD, "here") == Individual(
+        id=7,
+        generation=2,
+        expert=None,
+        active="db",
+        parents=(0, 3),
+        omega=(1.0296448469161987, 0.9),
+        key=(4146024105, 967050713),
+        error="logits are ∞",
+    )
+    assert json.loads(EXPERT).keys() == {field.name for field in dataclasses.fields(Individual)}
+
+
+def test_unknown_fields_are_ignored():
+    assert Individual.from_json(EXPERT[:-1] + ',"note":1}', "here") == Individual.from_json(EXPERT, "here")
+
+
+@pytest.mark.parametrize("line", ["{", "", b"\xff", EXPERT[:-9], "[1, 2]", "7", "null", "{}"])
+def test_other_lines_are_refused(line):
+    with pytest.raises(InputError, match=r"^expected a journal record .*, got .* in line 3 of x\.jsonl; restore the file$"):
+        Individual.from_json(line, "line 3 of x.jsonl")
+
+
+@pytest.mark.parametrize("name", json.loads(EXPERT))
+def test_every_field_is_required(name):
+    record = json.loads(EXPERT)
+    del record[name]
+    with pytest.raises(InputError, match=f"got none of {name} in here"):
+        Individual.from_json(json.dumps(record), "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", "1"),
+        ("id", None),
+        ("id", True),
+        ("id", 1.0),
+        ("generation", "0"),
+        ("expert", 1),
+        ("active", ["db"]),
+        ("parents", None),
+        ("parents", [1]),
+        ("parents", [1, 2, 3]),
+        ("parents", [1, "2"]),
+        ("parents", [0.5, 1]),
+        ("omega", [1.0]),
+        ("omega", "ab"),
+        ("omega", [1.0, None]),
+        ("key", [1.5, 2]),
+        ("key", 3),
+        ("scores", 0.5),
+        ("scores", [0.5]),
+        ("scores", {"mbpp": None}),
+        ("scores", {"mbpp": "0.5"}),
+        ("error", False),
+        ("items", None),
+        ("items", {"mbpp": 1.0}),
+        ("items", {"mbpp": [True]}),
+        ("seconds", None),
+        ("seconds", {"express": "1"}),
+    ],
+)
+def test_fields_of_other_types_are_refused(name, value):
+    record = json.loads(EXPERT) | {name: value}
+    with pytest.raises(InputError, match=f"^expected {name} to be .*, got .* in here; restore the file$"):
+        Individual.from_json(json.dumps(record), "here")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_json_does_not_have_are_not_written(value):
+    individual = dataclasses.replace(Individual.from_json(EXPERT, "here"), scores={"mbpp": value})
+    with pytest.raises(ValueError, match="JSON"):
+        individual.to_json()

@@ -32,18 +32,12 @@ from cycleqd_jax.runs.devices import Group, device_groups
 from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, folder_digest
 from cycleqd_jax.runs.models import RECIPE, Lessons, Models
 from cycleqd_jax.runs.sandbox import open_sandbox
-from cycleqd_jax.tasks import RecordTask, miniature, task_class
+from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, miniature, task_class
 from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params, Progress, Split
 
 __all__ = ["Run"]
 
-BRIEF = {
-    "mbpp": {"prompt": "brief", "shown": "first"},
-    "dbbench": {"prompt": "brief"},
-    "os_interaction": {"prompt": "brief"},
-}  # how miniature problems are put: as in miniature's own lessons
 PAPER_W_MAX = 0.3
-MINIATURE_SIZES = {"train": 32, "test": 64, "finetune": 2000}
 
 
 class Run:
@@ -85,7 +79,8 @@ class Run:
         self._progress = progress
         self._say = say
         self._command = command
-        self._classes = {task.name: _class_of(task) for task in config.tasks}
+        for task in config.tasks:
+            _class_of(task)
         with contextlib.ExitStack() as stack:
             if writes:
                 check_folder(config)
@@ -123,7 +118,7 @@ class Run:
 
     def _miniature(self, task: TaskConfig) -> dict[str, Path]:
         """Files of generated problems; written once, the same for the same seed and sizes."""
-        sizes = {"train": task.train_size or MINIATURE_SIZES["train"], "test": task.test_size or MINIATURE_SIZES["test"]}
+        sizes = {"train": task.train_size or miniature.SIZES["train"], "test": task.test_size or miniature.SIZES["test"]}
         name = f"{cycleqd_jax.__version__}-{RECIPE}-seed{self.config.seed}-{sizes['train']}-{sizes['test']}"
         folder = Path(self.config.cache) / "miniature" / name / task.kind
         wanted = {split: folder / f"{split}.jsonl" for split in SPLITS}
@@ -144,26 +139,23 @@ class Run:
         return {"data": task.train} if task.test is None else {"train": task.train, "test": task.test}
 
     def _task(self, task: TaskConfig, **files: Any) -> RecordTask[Any]:
-        options = {**(BRIEF[task.kind] if task.train is None else {}), **task.options}
-        try:
-            return self._classes[task.name](
-                **(files or self._files(task)),
-                **options,
-                name=task.name,
-                sandbox=self.sandbox,
-                max_new_tokens=task.max_new_tokens,
-                cache=Path(self.config.cache) / "demonstrations",
-                workers=self.workers,
-            )
-        except TypeError as error:
-            raise InputError(f"task {task.name!r}: the options {options} do not suit its kind ({error}).") from error
+        options = TaskOptions(
+            sandbox=self.sandbox,
+            name=task.name,
+            max_new_tokens=task.max_new_tokens,
+            cache=Path(self.config.cache) / "demonstrations",
+            workers=self.workers,
+            **(files or self._files(task)),
+        )
+        own = {**(miniature.OPTIONS[task.kind] if task.train is None else {}), **task.options}
+        return make_task(task.kind, options, **own)
 
     def _lessons(self, task: TaskConfig) -> Lessons:
         """What the expert of a task is fine-tuned on; a file that is named is read, and checked, at once."""
         if task.train is None and task.finetune is None:
-            size = task.finetune_size or MINIATURE_SIZES["finetune"]
+            size = task.finetune_size or miniature.SIZES["finetune"]
             identity = {"miniature": task.kind, "seed": self.config.seed, "size": size}
-            return Lessons(identity, lambda: miniature.lessons(task.kind, self.config.seed, size))
+            return Lessons(identity, lambda: miniature.demonstrations(task.kind, self.config.seed, size))
         source = self.tasks[self.config.task_names.index(task.name)]
         if task.finetune is not None:
             files = self._files(task)  # none of whose test problems may be learned

@@ -34,7 +34,7 @@ from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.sandbox import Sandbox
-from cycleqd_jax.tasks import TASKS, RecordTask
+from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task
 from cycleqd_jax.types import Message, MixedMatrix, Outcome, Params, Reply
 
 FILES = {
@@ -326,7 +326,7 @@ def main() -> None:
     results: dict[str, Any] = {"limits": bounds, "rows": []}
     with Sandbox(workers=4) as sandbox:
         tasks = {
-            name: TASKS[name](sandbox=sandbox, data=arguments.data / file, max_new_tokens=new[name], memo=False)
+            name: make_task(name, TaskOptions(sandbox, name, new[name], data=arguments.data / file, memo=False))
             for name, file in FILES.items()
         }
         chosen: dict[str, list[Any]] = {name: [task] for name, task in tasks.items()} | {"together": list(tasks.values())}

@@ -20,9 +20,7 @@ from cycleqd_jax.plan.compiled import replace_estimates
 from cycleqd_jax.plan.estimate import Mesh, estimate
 from cycleqd_jax.plan.layout import generation_seconds
 from cycleqd_jax.sharding import mesh_sizes
-from cycleqd_jax.tasks.download import local_file
-from cycleqd_jax.tasks.os_interaction.folder import read_os_rows
-from cycleqd_jax.tasks.records import read_rows
+from cycleqd_jax.tasks import task_class
 from cycleqd_jax.types import InputError
 
 __all__ = ["plan_run"]
@@ -228,15 +226,13 @@ def _size(task: TaskConfig) -> int:
         return task.train_size
     if task.train is None:
         raise InputError(f"expected to know how many problems task {task.name!r} has, got neither its file nor train_size.")
-    file = local_file(task.train)
-    count = len(read_os_rows(file) if task.kind == "os_interaction" else read_rows(file))
+    count = task_class(task.kind).count(task.train)
     return count if task.test is not None else math.ceil(count / 2)
 
 
 def _replies(task: TaskConfig) -> int:
     """Most replies of one episode."""
-    rounds = task.options.get("rounds", 5)
-    return {"dbbench": rounds + 1, "os_interaction": rounds}.get(task.kind, 1)
+    return task_class(task.kind).max_replies(**task.options)
 
 
 def _arranged(run: RunConfig, devices: int | None, mesh: str | None) -> tuple[int, Mesh | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import os
 import sys
@@ -16,8 +15,7 @@ from typing import Any
 
 from cycleqd_jax.config import task_options
 from cycleqd_jax.runs.sandbox import open_sandbox
-from cycleqd_jax.tasks import RecordTask, task_class
-from cycleqd_jax.tasks.base import Solution, play
+from cycleqd_jax.tasks import RecordTask, Solution, TaskOptions, make_task, own_options, play, task_class
 from cycleqd_jax.types import InputError, Score
 
 __all__ = ["verify_task"]
@@ -76,15 +74,12 @@ def verify_task(
     overrides = [*overrides, *([f"sandbox.isolation={isolation}"] if isolation else [])]
     overrides += [f"sandbox.workers={workers}"] if workers else []
     if backend is not None:
-        own = "backend" in inspect.signature(found.__init__).parameters
+        own = "backend" in own_options(found)
         overrides.append(f"backend={backend}" if own else f"sandbox.backend={backend}")
     options, config = task_options(overrides)
     began = time.monotonic()
     with open_sandbox(config) as sandbox:
-        try:
-            task = found(sandbox=sandbox, name=kind, data=data, memo=False, **options)
-        except TypeError as error:
-            raise InputError(f"task {kind!r}: the options {options} do not suit its kind ({error}).") from error
+        task = make_task(kind, TaskOptions(sandbox=sandbox, name=kind, data=data, memo=False), **options)
         with contextlib.closing(task):
             replays = _replay_all(task, split, stub, config.workers or os.cpu_count() or 1, quiet)
         held = sandbox.isolation.name

@@ -1,4 +1,4 @@
-"""Files of benchmarks that are named by an address: fetched once, checked, and kept."""
+"""Downloads benchmark files that are named by a URL, verifies their content and caches them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ _TIMEOUT_S = 60
 
 
 def local_file(path: str | Path) -> Path:
-    """Where a file lies on this machine, after a download if it is named by its address.
+    """The path of a file on this machine; a file named by a URL is downloaded first.
 
     Args:
-        path: of the file; or ``https://host/file#sha256=DIGEST``, whose content must have that digest; or
-            ``hf://datasets/owner/name@commit/file``, a file of a data set on the Hugging Face hub at a commit, which stands for
-            its content. Downloads are kept in ``$XDG_CACHE_HOME/cycleqd/data`` (``~/.cache/cycleqd/data``) or by
-            ``huggingface_hub``, and are not asked for again.
+        path: a path; or ``https://host/file#sha256=DIGEST``, whose content must have that digest; or
+            ``hf://datasets/owner/name@commit/file``, a file of a data set on the Hugging Face hub at a fixed commit.
+            Downloads are cached in ``$XDG_CACHE_HOME/cycleqd/data`` (``~/.cache/cycleqd/data``) or by ``huggingface_hub``.
 
     Raises:
-        InputError: no digest or commit is given, the content is another, or it can't be had or kept.
+        InputError: the digest or the commit is missing, the content has another digest, or the download fails.
     """
     address = str(path)
     if address.startswith("hf://"):
@@ -40,7 +39,7 @@ def local_file(path: str | Path) -> Path:
     url, _, digest = address.partition("#sha256=")
     digest = digest.lower()
     if digest and not re.fullmatch("[0-9a-f]{64}", digest):
-        raise InputError(f"expected a SHA-256 digest of 64 hexadecimal digits behind {url}, got {digest!r}: correct it")
+        raise InputError(f"expected a SHA-256 digest of 64 hexadecimal digits, got {digest!r} in {url}; correct it")
     try:
         name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
         kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cycleqd" / "data" / digest / name
@@ -50,7 +49,7 @@ def local_file(path: str | Path) -> Path:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(
-            f"expected to download {url}, got {error}: check the address, the network and the disk, or download it by hand "
+            f"expected to download {url}, got {error}; check the URL, the network and the disk, or download it by hand "
             "and give the file's path"
         ) from error
     return kept
@@ -62,33 +61,35 @@ def _digest(file: Path) -> str:
 
 
 def _fetch(url: str, digest: str, kept: Path) -> None:
-    """Only what has the digest ever gets the name ``kept``."""
+    """Downloads ``url`` to ``kept``; only content with the given digest is stored there."""
     with tempfile.TemporaryDirectory(prefix="cycleqd-download-") as folder:
         file = Path(folder) / "content"
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, file.open("wb") as out:
             shutil.copyfileobj(response, out)
             length = response.headers.get("Content-Length")
         if length is not None and int(length) != file.stat().st_size:
-            raise InputError(f"expected {length} bytes from {url}, got {file.stat().st_size}: try again")
+            raise InputError(f"expected {length} bytes from {url}, got {file.stat().st_size}; try again")
         got = _digest(file)
         if not digest:
             raise InputError(
-                f"expected {url} to be given with the digest of its content, so that every run sees the same, got none: look "
-                f"at the file, and if it is what you want, write {url}#sha256={got}"
+                f"expected a digest after {url}, so that every run reads the same content, got none; inspect the file, and if "
+                f"it is the right one, write {url}#sha256={got}"
             )
         if got != digest:
             raise InputError(
-                f"expected the content of {url} to have the SHA-256 digest {digest}, got {got}: it is another file"
+                f"expected the content of {url} to have the SHA-256 digest {digest}, got {got}; correct the digest or the URL"
             )
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as beside:  # renamed within one file system
+        with tempfile.TemporaryDirectory(dir=kept.parent) as beside:  # a rename is atomic only within one file system
             os.replace(shutil.copy(file, beside), kept)
 
 
 def _from_hub(address: str) -> Path:
     found = _HUB.fullmatch(address)
     if found is None:
-        raise InputError(f"expected a file of a data set at a commit, hf://datasets/owner/name@commit/file, got {address}")
+        raise InputError(
+            f"expected a file of a data set at a commit (hf://datasets/owner/name@commit/file), got {address}; correct it"
+        )
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -98,6 +99,6 @@ def _from_hub(address: str) -> Path:
         )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise InputError(
-            f"expected to download {address}, got {error}: check the address and the network, or download it by hand and give "
+            f"expected to download {address}, got {error}; check the address and the network, or download it by hand and give "
             "the file's path"
         ) from error

@@ -1,4 +1,4 @@
-"""Verdicts seen before: during evolution many children give the same replies to the same problem."""
+"""A cache of verdicts: during evolution many children give the same replies to the same problem."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Result = tuple[Message, ...] | Score
 
 @runtime_checkable
 class Environment(Episode, Protocol):
-    """An episode that tells what about it may be remembered.
+    """An episode whose results the memo may store.
 
     Attributes:
-        repeatable: whether everything that happened so far would happen again: nothing timed out, and nothing that was
-            executed depends on chance, on the clock or on other processes.
+        repeatable: whether the same replies would lead to the same results again: no time limit was hit, and nothing that was
+            executed depends on random numbers, on the clock or on other processes.
     """
 
     repeatable: bool
 
     def opening(self) -> list[Message]:
-        """What :meth:`start` returns, without setting anything up."""
+        """The messages that :meth:`start` returns, without setting anything up."""
         ...
 
 
 class Memo:
-    """Results of steps, keyed on the problem and all replies so far; bounded (least recently used goes first), thread-safe.
+    """A thread-safe LRU cache of the results of steps, keyed by the problem and all replies so far.
 
-    What it assumes: the result of a step is a function of the problem and the replies. Environments say through
-    ``repeatable`` where that doesn't hold (time-outs, random numbers, clocks); such results are never kept. As a net under
-    that, a replay that differs from what is remembered bars the problem from the memo for good.
+    The cache assumes that the result of a step is a function of the problem and the replies. An environment sets
+    ``repeatable`` to False if that does not hold (time limits, random numbers, clocks), and its results are not stored from
+    then on. If a replay differs from the stored results all the same, the problem is excluded from the cache for good.
 
     Attributes:
-        hits: steps answered without an environment.
-        misses: steps that were executed.
+        hits: number of steps answered from the cache.
+        misses: number of steps that were executed.
     """
 
     def __init__(self, capacity: int = 100_000) -> None:
@@ -48,7 +48,7 @@ class Memo:
         self.misses = 0
         self._capacity = capacity
         self._results: OrderedDict[bytes, Result] = OrderedDict()
-        self._barred: set[str] = set()
+        self._excluded: set[str] = set()
         self._running: dict[bytes, threading.Event] = {}
         self._lock = threading.Lock()
 
@@ -56,22 +56,22 @@ class Memo:
         return len(self._results)
 
     def wrap(self, problem: str, make: Callable[[], Environment]) -> MemoEpisode:
-        """The episode that ``make`` makes, started only where a reply comes that the memo doesn't know.
+        """An episode that uses the cache and starts an environment only for replies that are not cached.
 
         Args:
-            problem: a fingerprint of the problem and of everything that decides about verdicts.
-            make: makes a fresh environment.
+            problem: a fingerprint of the problem and of all settings that affect verdicts.
+            make: returns a fresh environment.
         """
         return MemoEpisode(self, problem, make)
 
     def get(self, problem: str, key: bytes) -> Result | None:
-        """The result remembered under ``key``; where another thread is at work on it, its result.
+        """The cached result of ``key``; if another thread is computing it, this call waits for its result.
 
-        None makes the caller responsible: it must call :meth:`put` with the same key, whatever happens.
+        After None the caller must compute the result and call :meth:`put` with the same key, even if it fails.
         """
         while True:
             with self._lock:
-                if problem in self._barred:
+                if problem in self._excluded:
                     self.misses += 1
                     return None
                 if key in self._results:
@@ -86,9 +86,9 @@ class Memo:
             running.wait()
 
     def put(self, problem: str, key: bytes, result: Result | None) -> None:
-        """Remembers ``result`` (None: nothing to remember) and wakes the threads that wait for it."""
+        """Stores ``result`` (None stores nothing) and wakes the threads that wait for it."""
         with self._lock:
-            if result is not None and problem not in self._barred:
+            if result is not None and problem not in self._excluded:
                 self._results[key] = result
                 if len(self._results) > self._capacity:
                     self._results.popitem(last=False)
@@ -96,14 +96,14 @@ class Memo:
         if running is not None:
             running.set()
 
-    def bar(self, problem: str) -> None:
-        """Stops remembering anything about a problem; what is there is used no more."""
+    def exclude(self, problem: str) -> None:
+        """Ignores all cached results of a problem and stores no new ones."""
         with self._lock:
-            self._barred.add(problem)
+            self._excluded.add(problem)
 
 
 class MemoEpisode:
-    """An episode that looks into the memo first. The environment starts with the first reply that isn't known there."""
+    """An episode that asks the memo first; its environment starts with the first reply that is not cached."""
 
     def __init__(self, memo: Memo, problem: str, make: Callable[[], Environment]) -> None:
         self._memo = memo
@@ -116,16 +116,16 @@ class MemoEpisode:
 
     @property
     def single_turn(self) -> bool:
-        """Whether the first reply ends it."""
+        """Whether the first reply ends the episode."""
         return getattr(self._environment, "single_turn", False)
 
     def start(self) -> list[Message]:
-        """The conversation so far; nothing is set up yet."""
+        """The first messages of the conversation; nothing is set up yet."""
         return self._environment.opening()
 
     def step(self, reply: str) -> list[Message] | Score:
-        """Acts on the reply, or recalls what came of it."""
-        # Chained digests of fixed length: sequences of replies can't be confused by how they are cut.
+        """The result of the reply, from the memo or from the environment."""
+        # Digests of fixed length are chained, so that ["ab"] and ["a", "b"] have different keys.
         key = hashlib.sha256(self._key + hashlib.sha256(reply.encode("utf-8", "surrogatepass")).digest()).digest()
         trusted = self._trusted
         result = self._memo.get(self._problem, key) if trusted else None
@@ -136,7 +136,7 @@ class MemoEpisode:
             try:
                 self._catch_up()
                 result = _frozen(self._environment.step(reply))
-                # What follows something unrepeatable belongs to this environment alone.
+                # After a result that is not repeatable, all later results hold for this environment only.
                 self._trusted = self._trusted and self._environment.repeatable
                 remember = result if self._trusted else None
             finally:
@@ -150,7 +150,7 @@ class MemoEpisode:
         self._environment.close()
 
     def _catch_up(self) -> None:
-        """Brings the environment to where the conversation is."""
+        """Replays in the environment the replies that the memo answered."""
         if not self._started:
             self._environment.start()
             self._started = True
@@ -158,7 +158,7 @@ class MemoEpisode:
         for reply, expected in past:
             if _frozen(self._environment.step(reply)) != expected:
                 self._trusted = False
-                self._memo.bar(self._problem)
+                self._memo.exclude(self._problem)
 
 
 def _frozen(result: list[Message] | Score) -> Result:

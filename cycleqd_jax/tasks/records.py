@@ -1,4 +1,4 @@
-"""Reading of benchmark records: JSON Lines (or one JSON list), checked field by field before anything expensive starts."""
+"""Reads benchmark records from JSON Lines or one JSON list and checks every field before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TYPE_NAMES = {str: "a text", list: "a list", dict: "an object", int: "an intege
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One record as it stands in its file.
+    """One record of a file, not yet parsed.
 
     Attributes:
         fields: the JSON object.
-        where: file and line, for error messages.
+        where: the file and the line, for error messages.
     """
 
     fields: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def id(self) -> str:
-        """What tells the record from others: its ``id`` or ``task_id``, else a digest of its content."""
+        """The record's ``id`` or ``task_id``; a digest of its content if it has neither."""
         for name in ("id", "task_id"):
             if isinstance(self.fields.get(name), str | int):
                 return str(self.fields[name])
@@ -45,19 +45,19 @@ class Row:
         return digest(self.fields)
 
     def error(self, expected: str, got: str) -> InputError:
-        """The error for a record that isn't as ``expected``."""
-        return InputError(f"{self.where}: expected {expected}, got {got}; mend or remove the record")
+        """An error that names the file and the line of the record."""
+        return InputError(f"expected {expected}, got {got} in {self.where}; correct or remove the record")
 
     def get(self, name: str, kind: type, default: Any = dataclasses.MISSING) -> Any:
-        """A field that must be of JSON type ``kind``.
+        """The value of a field, which must have the JSON type ``kind``.
 
         Args:
-            name: of the field; ``"table/table_info/rows"`` goes into objects.
+            name: name of the field; ``"table/table_info/rows"`` is a path through nested objects.
             kind: ``str``, ``list``, ``dict``, ``int`` or ``bool``.
-            default: returned where the field is missing or null; without it the field must be there.
+            default: returned if the field is missing or null; without a default the field is required.
 
         Raises:
-            InputError: naming file, line and field.
+            InputError: the field is missing or has another type; the message names the file, the line and the field.
         """
         value: Any = self.fields
         for part in name.split("/"):
@@ -69,11 +69,11 @@ class Row:
         return value
 
     def text(self, name: str, default: Any = dataclasses.MISSING) -> str:
-        """A field that must be a text."""
+        """The value of a field that must be a text."""
         return self.get(name, str, default)
 
     def texts(self, name: str, default: Any = dataclasses.MISSING) -> tuple[str, ...]:
-        """A field that must be a list of texts."""
+        """The value of a field that must be a list of texts."""
         values = self.get(name, list, default)
         for value in values:
             if not isinstance(value, str):
@@ -82,48 +82,51 @@ class Row:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The records of a file, JSON Lines or one JSON list, packed by gzip if its name says so; blank lines are skipped.
+    """The records of a file that holds JSON Lines or one JSON list, compressed if its name ends in ``.gz``.
+
+    Blank lines are skipped.
 
     Raises:
-        InputError: where the file is missing, unreadable, empty or malformed, naming file and line (in a list: the item), or
-            where two records have the same id.
+        InputError: the file is missing, unreadable, empty or malformed, or two records have the same id. The message names
+            the file and the line (in a list, the item).
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"expected a file of records, got no file at {path}; check the path in the configuration")
+        raise InputError(f"expected a file of records, got no file at {path}; check the path in the config")
     try:
         packed = path.read_bytes()
         content = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"expected a readable UTF-8 file of records at {path}, got {error}") from error
+        raise InputError(f"expected a readable UTF-8 file of records, got {error} in {path}; replace the file") from error
     rows = _parse_list(path, content) if content.lstrip().startswith("[") else _parse_lines(path, content)
     if not rows:
-        raise InputError(f"expected at least one record in {path}, got an empty file")
+        raise InputError(f"expected at least one record, got an empty file in {path}; replace the file")
     seen: dict[str, str] = {}
     for row in rows:
         if row.id in seen:
-            raise row.error(f"an id of its own (id {row.id} is also at {seen[row.id]})", f"id {row.id} again")
+            raise row.error(f"a unique id (id {row.id} is also in {seen[row.id]})", f"id {row.id} again")
         seen[row.id] = row.where
     return rows
 
 
 def split_evenly(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Two halves: the rows whose ids have the smaller SHA-256 digests train, the others test; both in the order of the digests.
+    """Splits rows into two halves, train and test, by the SHA-256 digests of their ids.
 
-    The halves differ in size by at most one (test has the odd one), and don't depend on the order of the file, which is often
-    by kind: the first rows of a half are a fair sample of it.
+    The rows with the smaller digests are the train half. Both halves are in the order of the digests, so they do not depend on
+    the order of the file, and the first rows of a half are a fair sample of it (published files are often sorted by kind).
+    With an odd number of rows the test half has one more.
 
     Raises:
-        InputError: where there are fewer than two rows.
+        InputError: there are fewer than two rows.
     """
     if len(rows) < 2:
-        raise InputError(f"expected at least two records to split into train and test, got one, at {rows[0].where}")
+        raise InputError(f"expected at least two records to split into train and test, got one in {rows[0].where}; give more")
     order = sorted(rows, key=lambda row: (hashlib.sha256(row.id.encode()).digest(), row.id))
     return order[: len(rows) // 2], order[len(rows) // 2 :]
 
 
 def _parse_lines(path: Path, content: str) -> list[Row]:
-    # Not splitlines(): JSON texts may hold U+2028 and the like unescaped.
+    # Not splitlines(): JSON texts may contain unescaped line separators such as U+2028.
     rows = []
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
@@ -139,18 +142,18 @@ def _loads(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: expected valid JSON, got {error or 'too deep nesting'}; mend or remove it") from error
+        raise InputError(f"expected valid JSON, got {error or 'too deep nesting'} in {where}; correct it") from error
 
 
 def _row(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a record (a JSON object), got {_shown(value)}; mend or remove it")
+        raise InputError(f"expected a record (a JSON object), got {_shown(value)} in {where}; correct or remove it")
     row = Row(value, where)
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         found = error.object[max(0, error.start - 20) : error.end + 20]
-        raise row.error("characters that UTF-8 has in all texts", f"a lone surrogate at {found!a}") from error
+        raise row.error("texts that UTF-8 can encode", f"a lone surrogate at {found!a}") from error
     except RecursionError as error:
         raise row.error("valid JSON", "too deep nesting") from error
     return row

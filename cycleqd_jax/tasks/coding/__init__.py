@@ -1,4 +1,4 @@
-"""Single-turn tasks whose replies are Python programs: MBPP, EvalPlus, HumanEval and BigCodeBench."""
+"""Single-turn tasks whose replies are Python programs: MBPP, EvalPlus, HumanEval, BigCodeBench."""
 
 from cycleqd_jax.tasks.coding.bigcodebench import BigCodeBench
 from cycleqd_jax.tasks.coding.evalplus import EvalPlus

@@ -1,4 +1,4 @@
-"""What the tasks share whose replies are Python functions: options, prompts, and the way from a reply to a verdict."""
+"""The base classes of tasks whose replies are Python programs: question, program, verdict."""
 
 from __future__ import annotations
 
@@ -8,28 +8,50 @@ from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed
-from cycleqd_jax.tasks.coding.extraction import LONGEST_PROGRAM, extract_code, is_chancy, only_program
+from cycleqd_jax.tasks.coding.extraction import LONGEST_PROGRAM, extract_code, may_vary, only_program
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.types import Message, Score
 
-__all__ = ["CONSTANTS", "INSTRUCTION", "CodingEpisode", "CodingTask", "FunctionRecord", "fenced"]
+__all__ = ["CONSTANTS", "INSTRUCTION", "CodingEpisode", "CodingTask", "FunctionRecord", "FunctionTask", "fenced"]
 
 INSTRUCTION = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
-"""What EvalPlus and BigCodeBench ask of chat models; the problem follows."""
+"""The prompt of EvalPlus and BigCodeBench for chat models; the problem follows."""
 
 CONSTANTS = ("None", "0")
-"""What the stubs of coding tasks return."""
+"""The results of the stubs of coding tasks."""
+
+R = TypeVar("R")
+
+
+class CodingTask(RecordTask[R], Generic[R]):
+    """A task whose replies are Python programs: every episode has one reply."""
+
+    @abc.abstractmethod
+    def question(self, record: R) -> str:
+        """The user message."""
+
+    @abc.abstractmethod
+    def program(self, record: R, reply: str) -> str:
+        """The program in a reply; blank if there is none."""
+
+    @abc.abstractmethod
+    def judge(self, record: R, code: str) -> tuple[Score, bool]:
+        """The score of a program, and whether the same program would get the same score again."""
+
+    def environment(self, record: R) -> Environment:
+        """A fresh episode of a record."""
+        return CodingEpisode(self, record)
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionRecord:
-    """What the records of all these benchmarks have.
+    """A problem that asks for one function.
 
     Attributes:
-        id: as in the file.
-        prompt: the problem as it is put.
-        name: of the function that is asked for.
-        gold: the gold program, whole.
+        id: the id in the file.
+        prompt: the text of the problem.
+        name: name of the function.
+        gold: the whole gold program.
     """
 
     id: str
@@ -38,34 +60,22 @@ class FunctionRecord:
     gold: str
 
 
-R = TypeVar("R", bound=FunctionRecord)
+F = TypeVar("F", bound=FunctionRecord)
 
 
-class CodingTask(RecordTask[R], Generic[R]):
-    """A task whose replies are functions, asked for and judged one by one."""
+class FunctionTask(CodingTask[F], Generic[F]):
+    """A coding task whose problems ask for one function."""
 
-    @abc.abstractmethod
-    def question(self, record: R) -> str:
-        """The user's message."""
-
-    @abc.abstractmethod
-    def judge(self, record: R, code: str) -> tuple[Score, bool]:
-        """The score of a program, and whether the same program would get it again."""
-
-    def program(self, record: R, reply: str) -> str:
-        """The program in a reply; blank where there is none."""
+    def program(self, record: F, reply: str) -> str:
+        """The program in a reply, without examples of its use; blank if there is none."""
         return only_program(extract_code(reply, (record.name,)), record.name)
 
-    def environment(self, record: R) -> Environment:
-        """A fresh episode of a record."""
-        return CodingEpisode(self, record)
-
-    def solutions(self, record: R) -> Iterable[Solution]:
-        """The gold program in a fence."""
+    def solutions(self, record: F) -> Iterable[Solution]:
+        """The gold program in a code block."""
         yield fixed(fenced(record.gold))
 
-    def stubs(self, record: R) -> Iterable[Solution]:
-        """No code, and functions that return a constant."""
+    def stubs(self, record: F) -> Iterable[Solution]:
+        """An empty reply, and functions that return a constant."""
         yield fixed("")
         for constant in CONSTANTS:
             yield fixed(fenced(f"def {record.name}(*args, **kwargs):\n    return {constant}"))
@@ -76,7 +86,7 @@ class CodingEpisode:
 
     single_turn = True
 
-    def __init__(self, task: CodingTask[Any], record: FunctionRecord) -> None:
+    def __init__(self, task: CodingTask[Any], record: Any) -> None:
         self.repeatable = True
         self._task = task
         self._record = record
@@ -86,24 +96,24 @@ class CodingEpisode:
         return [{"role": "user", "content": self._task.question(self._record)}]
 
     def start(self) -> list[Message]:
-        """The question; a program's box is made when there is a program."""
+        """The question; a sandbox starts only when there is a program."""
         return self.opening()
 
     def step(self, reply: str) -> Score:
-        """Judges the reply's program."""
+        """Judges the program in the reply."""
         code = self._task.program(self._record, clean(reply))
         if not code.strip():
             return Score(0.0, "no code")
         if len(code) > LONGEST_PROGRAM:
             return Score(0.0, "the program is too long")
         score, repeatable = self._task.judge(self._record, code)
-        self.repeatable = self.repeatable and repeatable and not is_chancy(code)
+        self.repeatable = self.repeatable and repeatable and not may_vary(code)
         return score
 
     def close(self) -> None:
-        """Nothing is held between steps."""
+        """Does nothing: no resources are held between steps."""
 
 
 def fenced(code: str) -> str:
-    """A program as a chat model says it."""
+    """A program as a Markdown code block, the way chat models write it."""
     return f"```python\n{code.strip(chr(10))}\n```"

@@ -1,4 +1,4 @@
-"""BigCodeBench: Python functions that use libraries, judged by ``unittest`` classes. The standard library's part of it."""
+"""BigCodeBench: Python functions that use libraries, judged by ``unittest`` classes; only problems of the standard library."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import dataclasses
 import warnings
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import Sandbox
-from cycleqd_jax.tasks.base import one_of, whole
-from cycleqd_jax.tasks.coding.base import INSTRUCTION, CodingTask, FunctionRecord
-from cycleqd_jax.tasks.judges import preside
+from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
+from cycleqd_jax.tasks.judges import run_judge
+from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Score
 
@@ -25,10 +24,10 @@ class BigCodeBenchRecord(FunctionRecord):
 
     Attributes:
         instruction: the problem in words.
-        head: imports and the function's first line.
-        test: source of the test class.
-        count: how many tests it has.
-        modules: that the gold program and the test class import.
+        head: the imports and the first line of the function.
+        test: source code of the test class.
+        count: number of its tests.
+        modules: modules that the gold program and the test class import.
     """
 
     instruction: str
@@ -38,47 +37,38 @@ class BigCodeBenchRecord(FunctionRecord):
     modules: tuple[str, ...]
 
 
-class BigCodeBench(CodingTask[BigCodeBenchRecord]):
+class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
     """Single-turn coding: all tests of a ``unittest`` class must pass.
 
-    As the benchmark's calibrated score has it, the problem's imports come before the reply's program.
+    The imports of the problem precede the program of the reply, as in the benchmark's calibrated score.
     """
 
+    default_seconds = 60.0  # of a program with all its tests, some of which wait on the clock
+
     def __init__(
-        self,
-        *,
-        sandbox: Sandbox,
-        name: str = "bigcodebench",
-        prompt: Literal["instruct", "complete", "brief"] = "instruct",
-        seconds: float = 60.0,
-        memory_mb: int = 1024,
-        **options: Any,
+        self, options: TaskOptions, *, prompt: Literal["instruct", "complete", "brief"] = "instruct", memory_mb: int = 1024
     ) -> None:
         """Reads and checks all records.
 
         Args:
-            sandbox: where programs run.
-            name: as in configs, journals and tables.
-            prompt: ``"instruct"`` and ``"complete"`` ask as the benchmark's two splits do, ``"brief"`` gives the problem in
-                words and nothing else.
-            seconds: time limit of a program with all its tests, some of which wait on the clock.
-            memory_mb: memory of a program, where that is more than the sandbox's.
-            options: the others of :class:`~cycleqd_jax.tasks.base.RecordTask`.
+            options: the options that all tasks share; ``seconds`` limits a program with all its tests.
+            prompt: ``"instruct"`` and ``"complete"`` are the prompts of the benchmark's two splits, ``"brief"`` is the problem
+                in words alone.
+            memory_mb: memory limit of a program; the sandbox's limit if that is larger.
 
         Raises:
-            InputError: for an unknown option, a missing or empty file, or a malformed record.
+            InputError: a file is missing or empty, or a record is malformed.
         """
-        self.prompt = one_of(name, "prompt", prompt, ("instruct", "complete", "brief"))
-        super().__init__(sandbox=sandbox, name=name, seconds=seconds, **options)
-        memory_mb = max(self.limits.memory_mb, whole(name, "memory_mb", memory_mb))
-        self.limits = dataclasses.replace(self.limits, memory_mb=memory_mb)
+        self.prompt = prompt
+        super().__init__(options)
+        self.limits = dataclasses.replace(self.limits, memory_mb=max(self.limits.memory_mb, memory_mb))
 
-    def options(self) -> dict[str, Any]:
-        """What decides about prompts and verdicts."""
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the records that affects prompts or verdicts."""
         return {"prompt": self.prompt, "limits": dataclasses.asdict(self.limits)}
 
     def parse(self, row: Row) -> BigCodeBenchRecord:
-        """A record as published."""
+        """Parses a record in the published format."""
         head, test = row.text("code_prompt"), row.text("test")
         gold = head + row.text("canonical_solution")
         trees = []
@@ -107,7 +97,7 @@ class BigCodeBench(CodingTask[BigCodeBenchRecord]):
         )
 
     def question(self, record: BigCodeBenchRecord) -> str:
-        """The user's message."""
+        """The user message."""
         if self.prompt == "brief":
             return record.instruction.strip()
         if self.prompt == "complete":
@@ -115,7 +105,7 @@ class BigCodeBench(CodingTask[BigCodeBenchRecord]):
         return f"{INSTRUCTION}\n{record.instruction.strip()}\n"
 
     def judge(self, record: BigCodeBenchRecord, code: str) -> tuple[Score, bool]:
-        """Runs the test class beside the program."""
+        """Runs the program and the test class in one process."""
         job = {
             "code": f"{record.head.rstrip()}\n    pass\n{code}",
             "tests": record.test,
@@ -124,7 +114,7 @@ class BigCodeBench(CodingTask[BigCodeBenchRecord]):
             "count": record.count,
             "modules": record.modules,
         }
-        ruling = preside(self.sandbox, "cases", job, {}, self.limits)
+        ruling = run_judge(self.sandbox, "cases", job, {}, self.limits)
         verdict = ruling.verdict
         if verdict is None:
             return Score(0.0, ruling.reason), False

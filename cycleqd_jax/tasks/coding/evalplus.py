@@ -1,7 +1,7 @@
 """MBPP+ and HumanEval+: Python functions, judged as EvalPlus does on many more inputs than the benchmarks they extend.
 
-Expected results are those of the gold programs, computed in the sandbox when a problem is first judged. Programs and
-comparisons are kept apart (``judges/calls.py``).
+Expected results are computed from the gold programs in the sandbox when a problem is first judged. Results are compared in
+another process than the program's (``judges/calls.py``).
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 import ast
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import Limits, Sandbox
-from cycleqd_jax.tasks.base import one_of
-from cycleqd_jax.tasks.coding.base import INSTRUCTION, CodingTask, FunctionRecord
-from cycleqd_jax.tasks.judges import preside
+from cycleqd_jax.sandbox import Limits
+from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
+from cycleqd_jax.tasks.coding.evalplus_inputs import has_types, typed_inputs
+from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.judges.values import encode
+from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import InputError, Score
 
-__all__ = ["EvalPlus", "EvalPlusRecord", "typed_inputs"]
+__all__ = ["EvalPlus", "EvalPlusRecord"]
 
-_TIME_FACTOR = 4.0  # a call may take so many times as long as the gold program's
-_MOST_SECONDS = 60.0  # all calls with base inputs, and all with plus inputs
+_TIME_FACTOR = 4.0  # times the duration of the gold program's call
+_MOST_SECONDS = 60.0  # of all calls with base inputs, and of all calls with plus inputs
 _GOLD_SECONDS = 300.0
 _GOLD_MEMORY_MB = 4096
-_MEMORY_FACTOR = 2  # a program may take so many times as much as the gold program
+_MEMORY_FACTOR = 2  # times the memory of the gold program
 _START_SECONDS = 5.0
 _REFERENCE_BYTES = 64 << 20
 
@@ -37,11 +37,11 @@ class EvalPlusRecord(FunctionRecord):
     """One problem.
 
     Attributes:
-        base: arguments of each call of the benchmark's own tests, as the judge takes them.
-        plus: arguments of each call that EvalPlus adds.
-        atol: absolute tolerance of results; 0 for none, but for floats.
-        oracle: the function's name, where its results may be compared by a rule of their own.
-        fingerprint: of the row it was read from.
+        base: encoded arguments of each call in the tests of the original benchmark.
+        plus: encoded arguments of each call that EvalPlus adds.
+        atol: absolute tolerance of results; with 0, only floats have a tolerance.
+        oracle: name of the function, if its results may be compared by a rule of their own; else None.
+        fingerprint: fingerprint of the row.
     """
 
     base: tuple[Any, ...]
@@ -53,86 +53,66 @@ class EvalPlusRecord(FunctionRecord):
 
 @dataclasses.dataclass(frozen=True)
 class _Reference:
-    """What the gold program returns for base and plus inputs, the seconds of each call, and the memory it takes to judge it."""
+    """A replay of the gold program.
+
+    Attributes:
+        outputs: encoded results for the base and the plus inputs.
+        times: seconds of each call, for the base and the plus inputs.
+        peak_mb: peak memory of judge and program together.
+    """
 
     outputs: tuple[str, str]
     times: tuple[list[float], list[float]]
     peak_mb: int
 
 
-class EvalPlus(CodingTask[EvalPlusRecord]):
-    """Single-turn coding, judged by EvalPlus's rules. Reads MBPP+ (v0.1.0, v0.2.0) and HumanEval+ (also mini) files.
+class EvalPlus(FunctionTask[EvalPlusRecord]):
+    """Single-turn coding, judged by the rules of EvalPlus. Reads MBPP+ (v0.1.0, v0.2.0) and HumanEval+ (also mini) files.
 
-    With ``tests: plus`` a program has to be right on base and plus inputs, with ``tests: base`` on base inputs only. The reason
-    of a score says which it failed, so that one run has both figures (:meth:`measures`).
+    With ``tests="plus"`` a program has to be correct on base and plus inputs, with ``tests="base"`` on base inputs only. The
+    reason of a score names the failed group, so that one run gives both figures (:meth:`measures`).
     """
+
+    default_seconds = 4.0  # of each call
 
     def __init__(
         self,
+        options: TaskOptions,
         *,
-        sandbox: Sandbox,
-        name: str = "evalplus",
-        max_new_tokens: int = 512,
-        train: str | Path | None = None,
-        test: str | Path | None = None,
-        data: str | Path | None = None,
         prompt: Literal["chat", "brief"] = "chat",
         tests: Literal["plus", "base"] = "plus",
         version: Literal["v0.2.0", "v0.1.0"] = "v0.2.0",
-        seconds: float = 4.0,
-        memo: bool = True,
-        cache: str | Path | None = None,
-        workers: int = 4,
     ) -> None:
-        """Reads and checks all records (see :class:`~cycleqd_jax.tasks.base.RecordTask` for the options not listed here).
+        """Reads and checks all records.
 
         Args:
-            sandbox: where programs run.
-            name: as in configs, journals and tables.
-            max_new_tokens: most tokens a reply may have.
-            train: file with the records the search may see.
-            test: file with the records to report on.
-            data: instead of both, one file to be split evenly.
-            prompt: ``"chat"`` asks as EvalPlus does, ``"brief"`` gives the problem and nothing else.
-            tests: which inputs a program has to be right on.
-            version: of MBPP+, where a record has the prompts of both.
-            seconds: least time limit of each call; where the gold program takes more than a quarter of it, four times that.
-            memo: whether verdicts are remembered.
-            cache: folder where demonstrations are kept, or None.
-            workers: threads that replay demonstrations.
+            options: the options that all tasks share. ``seconds`` limits each call; a call may always take four times as long
+                as that of the gold program.
+            prompt: ``"chat"`` is the prompt of EvalPlus, ``"brief"`` the problem alone.
+            tests: the inputs on which a program has to be correct.
+            version: version of MBPP+ whose prompts are used, for records that have the prompts of both.
 
         Raises:
-            InputError: for an unknown option, a missing or empty file, or a malformed record.
+            InputError: a file is missing or empty, or a record is malformed.
         """
-        self.prompt = one_of(name, "prompt", prompt, ("chat", "brief"))
-        self.tests = one_of(name, "tests", tests, ("plus", "base"))
-        self.version = one_of(name, "version", version, ("v0.2.0", "v0.1.0"))
+        self.prompt = prompt
+        self.tests = tests
+        self.version = version
         self._references: dict[str, _Reference] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
-        super().__init__(
-            sandbox=sandbox,
-            name=name,
-            max_new_tokens=max_new_tokens,
-            train=train,
-            test=test,
-            data=data,
-            seconds=seconds,
-            memo=memo,
-            cache=cache,
-            workers=workers,
-        )
-        self.seconds = self.limits.wall_s
+        super().__init__(options)
 
-    def options(self) -> dict[str, Any]:
-        """What decides about prompts and verdicts."""
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the records that affects prompts or verdicts."""
         own = {"prompt": self.prompt, "tests": self.tests, "version": self.version}
         return {**own, "limits": dataclasses.asdict(self.limits)}
 
     def parse(self, row: Row) -> EvalPlusRecord:
-        """A record as EvalPlus publishes it.
+        """Parses a record in the format that EvalPlus published.
 
-        For problems whose types are not known here, ``base_input_repr`` and ``plus_input_repr`` may have the inputs in Python.
+        For problems whose types are not listed in this package, ``base_input_repr`` and ``plus_input_repr`` may hold the inputs
+        as Python literals.
         """
         identity = row.text("task_id")
         dataset, _, number = identity.partition("/")
@@ -154,11 +134,11 @@ class EvalPlus(CodingTask[EvalPlusRecord]):
 
     def _inputs(self, row: Row, group: str, number: int | None) -> tuple[Any, ...]:
         field = f"{group}_input"
-        if row.fields.get(field) == {}:  # as v0.1.0 and v0.2.0 have it where there are none
+        if row.fields.get(field) == {}:  # v0.1.0 and v0.2.0 write an empty list like this
             return ()
         inputs = row.get(field, list)
         try:
-            if number in _TYPES:
+            if number is not None and has_types(number):
                 inputs = typed_inputs(number, inputs)
             elif f"{field}_repr" in row.fields:
                 field = f"{field}_repr"
@@ -168,12 +148,12 @@ class EvalPlus(CodingTask[EvalPlusRecord]):
             raise row.error(f"lists of arguments in field {field!r}", str(error)) from error
 
     def question(self, record: EvalPlusRecord) -> str:
-        """The user's message."""
+        """The user message."""
         problem = record.prompt.strip()
         return problem if self.prompt == "brief" else f"{INSTRUCTION}\n```python\n{problem}\n```"
 
     def judge(self, record: EvalPlusRecord, code: str) -> tuple[Score, bool]:
-        """Compares what the program returns with what the gold program does."""
+        """Compares the results of the program with those of the gold program."""
         known = self._reference(record)
         groups = [
             {
@@ -188,7 +168,7 @@ class EvalPlus(CodingTask[EvalPlusRecord]):
         seconds = sum(min(_MOST_SECONDS, sum(group["limits"])) + 1.0 for group in groups)
         limits = self._limits(seconds, _MEMORY_FACTOR * known.peak_mb)
         secret = {"mode": "compare", "groups": groups, "atol": record.atol, "oracle": record.oracle}
-        ruling = preside(self.sandbox, "calls", {"code": code, "name": record.name}, secret, limits)
+        ruling = run_judge(self.sandbox, "calls", {"code": code, "name": record.name}, secret, limits)
         if ruling.verdict is None:
             return Score(0.0, ruling.reason), False
         if ruling.verdict["failed"] is None:
@@ -200,7 +180,7 @@ class EvalPlus(CodingTask[EvalPlusRecord]):
         return Score(0.0, f"{before}{where} failed: {reason}"), settled
 
     def measures(self, scores: Sequence[Score]) -> dict[str, float]:
-        """pass@1 on the base inputs and, where they are judged, on base and plus inputs."""
+        """pass@1 on the base inputs, and on base and plus inputs if both are judged."""
         if not scores:
             return {}
         plus = [score.value for score in scores]
@@ -220,12 +200,12 @@ class EvalPlus(CodingTask[EvalPlusRecord]):
     def _replay(self, record: EvalPlusRecord) -> _Reference:
         limits = dataclasses.replace(self._limits(_GOLD_SECONDS, _GOLD_MEMORY_MB), output_bytes=_REFERENCE_BYTES)
         secret = {"mode": "reference", "groups": [record.base, record.plus], "seconds": _GOLD_SECONDS}
-        ruling = preside(self.sandbox, "calls", {"code": record.gold, "name": record.name}, secret, limits)
+        ruling = run_judge(self.sandbox, "calls", {"code": record.gold, "name": record.name}, secret, limits)
         if ruling.verdict is None or ruling.verdict["failed"] is not None:
             reason = ruling.reason if ruling.verdict is None else " ".join(map(str, ruling.verdict["failed"]))
             raise InputError(
-                f"task {self.name!r}: expected the gold program of {record.id} to return for all inputs within "
-                f"{_GOLD_SECONDS:g} s, got: {reason}; mend or remove the record"
+                f"expected the gold program of {record.id} to return for all inputs within {_GOLD_SECONDS:g} s, got: {reason} "
+                f"in task {self.name!r}; correct or remove the record"
             )
         verdict = ruling.verdict
         return _Reference(verdict["outputs"], verdict["times"], verdict["peak_mb"])
@@ -234,76 +214,3 @@ class EvalPlus(CodingTask[EvalPlusRecord]):
         seconds += _START_SECONDS
         memory_mb = max(memory_mb, self.limits.memory_mb)
         return dataclasses.replace(self.limits, wall_s=seconds, cpu_s=seconds, memory_mb=memory_mb)
-
-
-def typed_inputs(number: int, inputs: Sequence[Any]) -> list[Any]:
-    """The inputs of a problem of MBPP+ with the types that JSON has lost.
-
-    Args:
-        number: of the problem.
-        inputs: lists of arguments as in the published file.
-
-    Raises:
-        ValueError, TypeError, IndexError, AttributeError: they are not shaped as that problem's.
-    """
-    restore = _TYPES.get(number)
-    return list(inputs) if restore is None else [restore(list(arguments)) for arguments in inputs]
-
-
-def _tuples(arguments: list[Any]) -> list[Any]:
-    return [tuple(argument) for argument in arguments]
-
-
-def _lists_of_tuples(arguments: list[Any]) -> list[Any]:
-    return [[tuple(item) for item in argument] for argument in arguments]
-
-
-def _tuples_of_tuples(arguments: list[Any]) -> list[Any]:
-    return [tuple(tuple(item) for item in argument) for argument in arguments]
-
-
-def _tuple_of_mixed(arguments: list[Any]) -> list[Any]:
-    return [tuple(tuple(item) if isinstance(item, list) else item for item in argument) for argument in arguments]
-
-
-def _first_lists_tuples(arguments: list[Any]) -> list[Any]:
-    return [[tuple(item) for item in arguments[0]], *arguments[1:]]
-
-
-def _first_tuple(arguments: list[Any]) -> list[Any]:
-    return [tuple(arguments[0]), *arguments[1:]]
-
-
-def _second_tuple(arguments: list[Any]) -> list[Any]:
-    return [arguments[0], tuple(arguments[1])]
-
-
-def _all_tuples(value: Any) -> Any:
-    return tuple(map(_all_tuples, value)) if isinstance(value, list) else value
-
-
-def _list_of_sets(arguments: list[Any]) -> list[Any]:
-    # EvalPlus empties the dictionaries as well, and then a function that always returns True is right.
-    return [[(set(item) if item else {}) if isinstance(item, list) else item for item in arguments[0]]]
-
-
-def _dict_of_tuples(arguments: list[Any]) -> list[Any]:
-    return [{key: tuple(value) for key, value in arguments[0].items()}, *arguments[1:]]
-
-
-_TYPES: dict[int, Callable[[list[Any]], Any]] = {
-    **dict.fromkeys(
-        (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726, 740, 744, 809), _tuples
-    ),
-    **dict.fromkeys((63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780), _lists_of_tuples),
-    **dict.fromkeys((75, 413, 444, 753), _first_lists_tuples),
-    **dict.fromkeys((106, 750), _second_tuple),
-    **dict.fromkeys((250, 307, 405, 446, 617, 720, 763, 808), _first_tuple),
-    **dict.fromkeys((259, 401, 445), _tuples_of_tuples),
-    **dict.fromkeys((580, 615, 791), _all_tuples),
-    115: _list_of_sets,
-    124: lambda arguments: [float(arguments[0]), complex(arguments[1])],
-    252: lambda arguments: [complex(arguments[0])],
-    278: _tuple_of_mixed,
-    722: _dict_of_tuples,
-}

@@ -1,4 +1,4 @@
-"""The program in a reply."""
+"""Extracts the program from a reply."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ import re
 import warnings
 from collections.abc import Iterable
 
-__all__ = ["LONGEST_PROGRAM", "extract_code", "is_chancy", "only_program"]
+__all__ = ["LONGEST_PROGRAM", "extract_code", "may_vary", "only_program"]
 
 LONGEST_PROGRAM = 200_000
-"""Characters of the longest program that is run."""
+"""Number of characters of the longest program that is executed."""
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
-# Chance, clocks, other processes, and the hash seed: verdicts on such programs are not remembered.
-_CHANCE = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b")
+# Random numbers, clocks, other processes and the hash seed: verdicts on such programs are not cached.
+_VARYING = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b")
 _MOST_CUTS = 20
-# Top-level statements that use one of these show the program off.
-_SHOWING = frozenset(("print", "input", "__name__", "unittest", "doctest"))
+# Top-level statements that use one of these names are examples of use.
+_EXAMPLE_NAMES = frozenset(("print", "input", "__name__", "unittest", "doctest"))
 
 
-def is_chancy(code: str) -> bool:
-    """Whether a program's results may depend on chance, on the clock or on other processes."""
-    return _CHANCE.search(code) is not None
+def may_vary(code: str) -> bool:
+    """Whether a program's results may depend on random numbers, the clock or other processes."""
+    return _VARYING.search(code) is not None
 
 
 def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     """The program in a reply.
 
-    Fenced blocks tagged as Python count, untagged ones where there are none. Of several, the first that defines all
-    ``names`` is taken, else all together. A fence that is never closed lasts to the end; one that was never opened (the
-    reply began inside a block) ends the program. Without fences the program starts at the first line that looks like code.
+    The program is the code block tagged as Python, or an untagged block if no block has that tag. Of several blocks, the first
+    that defines all ``names`` is taken; if none does, all are joined. A block that is never closed lasts to the end of the
+    reply. A closing fence without an opening one (the reply began inside a block) ends the program. In a reply without
+    fences, the program starts at the first line that looks like code.
     """
     fences = list(_FENCE.finditer(reply))
     blocks: list[tuple[str, str]] = []
@@ -41,7 +42,7 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
             start = fence
         else:
             blocks.append((start.group(1).lower(), reply[start.end() + 1 : fence.start()]))
-            # A tagged fence never closes a block: the one before was left open.
+            # A tagged fence never closes a block: the block before it was left open.
             start = fence if fence.group(1) else None
     if start is not None:
         rest = reply[start.end() + 1 :]
@@ -67,14 +68,14 @@ def _from_code_line(text: str) -> str:
 
 
 def only_program(code: str, name: str) -> str:
-    """A program without what only shows it off, as EvalPlus judges it: a wrong example of use is no wrong program.
+    """A program without examples of its use, as EvalPlus judges it: a wrong example does not make the program wrong.
 
-    Left out are, at the top level: asserts, the ``__main__`` guard, prints, and whatever uses the function ``name`` but its own
-    definition. A program that ends in the middle of a statement (a reply that was cut) ends before that statement.
+    Removed from the top level are asserts, the ``__main__`` guard, prints, and statements that use the function ``name``
+    without defining it. If the reply was cut off, the program ends before the unfinished statement.
 
     Args:
-        code: the program; returned as it is where nothing of it is Python, or it is too long to be run.
-        name: of the function that is asked for.
+        code: the program; returned unchanged if no part of it is Python, or if it is too long to be executed.
+        name: name of the requested function.
     """
     if len(code) > LONGEST_PROGRAM:
         return code
@@ -83,7 +84,7 @@ def only_program(code: str, name: str) -> str:
         tree = _parse("\n".join(lines))
         if isinstance(tree, ast.Module):
             break
-        begin = min(tree, len(lines)) - 1  # of the statement that is no Python
+        begin = min(tree, len(lines)) - 1  # first line of the statement that is not Python
         while begin > 0 and (not lines[begin].strip() or lines[begin][0] in " \t)]}#"):
             begin -= 1
         lines = lines[:begin]
@@ -91,7 +92,7 @@ def only_program(code: str, name: str) -> str:
         return code
     if not tree.body:
         return code
-    kept = [node for node in tree.body if not _shows(node, name)]
+    kept = [node for node in tree.body if not _is_example(node, name)]
     if len(kept) == len(tree.body):
         return "\n".join(lines)
     try:
@@ -100,7 +101,7 @@ def only_program(code: str, name: str) -> str:
         return "\n".join(lines)
 
 
-def _shows(node: ast.stmt, name: str) -> bool:
+def _is_example(node: ast.stmt, name: str) -> bool:
     if isinstance(node, ast.Assert):
         return True
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom):
@@ -108,11 +109,11 @@ def _shows(node: ast.stmt, name: str) -> bool:
     names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
     if any(part.id == name and isinstance(part.ctx, ast.Store) for part in names):
         return False
-    return any(part.id == name or part.id in _SHOWING for part in names)
+    return any(part.id == name or part.id in _EXAMPLE_NAMES for part in names)
 
 
 def _parse(code: str) -> ast.Module | int:
-    """The program's tree, or the line that is no Python."""
+    """The syntax tree of a program, or the number of the line that is not Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

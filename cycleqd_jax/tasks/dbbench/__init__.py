@@ -1,4 +1,4 @@
-"""AgentBench's DBBench: questions about a database, on SQLite, MySQL or MariaDB."""
+"""AgentBench's DBBench: questions about a table and changes to it, on SQLite, MySQL or MariaDB."""
 
 from cycleqd_jax.tasks.dbbench.task import DbBench
 

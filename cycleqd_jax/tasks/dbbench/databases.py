@@ -1,4 +1,4 @@
-"""What a database of DBBench is, whichever server it lives on."""
+"""The interface of the databases of DBBench, and text functions that both backends use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 __all__ = ["LONGEST_OUTPUT", "Database", "Ran", "Table", "truncated", "unqualified"]
 
 LONGEST_OUTPUT = 800
-"""Characters of an output that the model sees."""
+"""Number of characters of an output that the model sees."""
 
 _TOKENS = re.compile(
-    r"'(?:[^'\\]|\\.|'')*'?"  # a closing mark that is missing must not make the search start over: that takes quadratic time
+    r"'(?:[^'\\]|\\.|'')*'?"  # without the "?" a missing closing quote would cost quadratic time
     r'|"(?:[^"\\]|\\.|"")*"?'
     r"|`(?:[^`]|``)*`?"
     r"|/\*(?:[^*]|\*(?!/))*(?:\*/)?"
@@ -26,9 +26,9 @@ class Table:
     """The table of a problem.
 
     Attributes:
-        name: its name.
-        columns: their names.
-        rows: cells as text.
+        name: name of the table.
+        columns: names of the columns.
+        rows: the cells as text.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Table:
 
 
 class Ran(NamedTuple):
-    """The end of a statement.
+    """The result of a statement.
 
     Attributes:
-        output: the rows as ``str()`` of a list of tuples, or what the error says; not longer than the model may see.
-        timed_out: it took too long.
+        output: the rows as ``str()`` of a list of tuples, or the text of the error; truncated to the length that models see.
+        timed_out: whether the time limit was exceeded.
     """
 
     output: str
@@ -50,48 +50,48 @@ class Ran(NamedTuple):
 
 @runtime_checkable
 class Database(Protocol):
-    """A database for one episode, with the table of its problem. Each statement is a session of its own, then committed."""
+    """The database of one episode, with the table of its problem. Each statement runs in its own session and is committed."""
 
     def run(self, sql: str) -> Ran:
-        """Executes what a reply says.
+        """Executes the statement of a reply.
 
         Raises:
-            Killed: it went beyond a limit other than that of time: the fault of the statement.
+            Killed: the statement exceeded a limit other than the time limit.
             InfraError: the server is broken.
         """
         ...
 
     def md5(self) -> str | None:
-        """AgentBench's fingerprint of the table; None where the table or a column is gone, or no row is left.
+        """AgentBench's fingerprint of the table; None if the table or a column is gone, or no row is left.
 
         Raises:
-            Killed: what ran before keeps it from being taken.
+            Killed: an earlier statement makes it impossible to compute.
             InfraError: the server is broken.
         """
         ...
 
     def close(self) -> None:
-        """Throws the database away. Safe to call twice."""
+        """Drops the database. Safe to call twice."""
         ...
 
 
 def truncated(output: str) -> str:
-    """An output as AgentBench shows it."""
+    """An output truncated as in AgentBench."""
     return output if len(output) <= LONGEST_OUTPUT else output[:LONGEST_OUTPUT] + "[TRUNCATED]"
 
 
 def unqualified(sql: str, table: str) -> str:
-    """``sql`` with ``t.t`` for ``t``: AgentBench's databases have the name of their table, ours don't."""
+    """``sql`` with ``t`` in place of ``t.t``: in AgentBench a database has the name of its table, here it has another name."""
     escaped = table.replace("`", "``")
     if sql.count(escaped) < 2 or "." not in sql:
         return sql
     names = (table, f"`{escaped}`")
     kept: list[str] = []
-    begin, dot = None, False  # where in ``kept`` a qualifier may have begun, and whether a dot has followed
+    begin, dot = None, False  # index in ``kept`` where a qualifier may begin, and whether a dot followed it
     for token in _TOKENS.findall(sql):
         if token in names and begin is not None and dot:
             del kept[begin:]
-            begin = None  # of t.t.c only the first is the database
+            begin = None  # in t.t.c only the first t is the database
         elif token in names:
             begin, dot = len(kept), False
         elif token == "." and begin is not None and not dot:

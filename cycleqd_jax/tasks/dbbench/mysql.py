@@ -1,4 +1,4 @@
-"""DBBench on a MySQL or MariaDB server: each episode has a schema and a user of its own, both thrown away."""
+"""DBBench on a MySQL or MariaDB server: each episode has a temporary schema and user."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from cycleqd_jax.tasks.dbbench.mysql_server import LOST, Guest, MySqlServer
 __all__ = ["SQL_MODE", "MySqlDatabase"]
 
 SQL_MODE = "NO_ENGINE_SUBSTITUTION"
-"""The mode by default: not strict, so that texts compare with numbers in changes too."""
+"""The default SQL mode. It is not strict, so that changes may compare texts with numbers."""
 
 _OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
-# What a table of the benchmark's may be refused for: names (1059, 1103, 1166), columns (1060, 1113, 1117, 1118), ragged rows
-# (1136), and cells (1366, 1406).
-_OF_THE_TABLE = (1059, 1060, 1103, 1113, 1117, 1118, 1136, 1166, 1366, 1406)
-_OF_THE_DISK = (3, 20, 28, 1021, 1026, 1030, 1114, 1296)  # full, or not to be written to
-_TOO_LONG = (1969, 3024)  # what MariaDB and MySQL say when their clock runs out
-_FIRST_LOOK, _NEXT_LOOK = 0.25, 0.1
-_GRACE_SECONDS = 1.0  # how much later than the server's own clock ours stops a statement
-_LAST_SECONDS = 5.0  # how much later still the connection is given up, where killing does not help
-_MOST_ROWS, _MOST_CHARACTERS = 20_000, 20_000_000  # read of a result, though few are shown
+# Errors of tables that can't be created: names (1059, 1103, 1166), columns (1060, 1113, 1117, 1118), ragged rows (1136), cells
+# (1366, 1406).
+_TABLE_ERRORS = (1059, 1060, 1103, 1113, 1117, 1118, 1136, 1166, 1366, 1406)
+_DISK_ERRORS = (3, 20, 28, 1021, 1026, 1030, 1114, 1296)  # the disk is full or not writable
+_TIMEOUTS = (1969, 3024)  # the errors of MariaDB and MySQL at their own time limit
+_FIRST_POLL, _POLL = 0.25, 0.1  # seconds
+_GRACE_SECONDS = 1.0  # how long after the server's own time limit this process stops a statement
+_LAST_SECONDS = 5.0  # how much later the connection is closed if KILL has no effect
+_MOST_ROWS, _MOST_CHARACTERS = 20_000, 20_000_000  # largest part of a result that is read, though less is shown
 
 
 class MySqlDatabase:
-    """One table in one schema of a server. Between statements nothing is connected.
+    """One table in one schema of a server. Between statements there is no connection.
 
-    A statement is executed as AgentBench's client does: in a session of its own, committed where it succeeds. Several in one
-    text are all executed; then the client finds itself out of step, says so, and does not commit. What the server calls schema
-    and user is shown under the names they have in AgentBench, the table's and ``root``.
+    A statement is executed as by AgentBench's client: in its own session, and committed if it succeeds. If a text contains
+    several statements, all of them are executed, but the client fails with "commands out of sync" and does not commit. Outputs
+    show the names of AgentBench for the schema (the name of the table) and the user (``root``).
     """
 
     def __init__(self, server: MySqlServer, limits: Limits, seconds: float, sql_mode: str, table: Table) -> None:
-        """Makes schema and user and builds the table.
+        """Creates the schema, the user and the table.
 
         Args:
-            server: where.
-            limits: memory of a connection and disk of the schema.
-            seconds: of one statement.
-            sql_mode: of all sessions.
-            table: what it holds. Where it can't be built, it isn't there, as in AgentBench.
+            server: the server.
+            limits: limits of the memory of a connection and of the disk space of the schema.
+            seconds: time limit of one statement.
+            sql_mode: SQL mode of all sessions.
+            table: the table. If it can't be created, the database has no table, as in AgentBench.
 
         Raises:
             InfraError: the server is broken.
@@ -62,17 +62,17 @@ class MySqlDatabase:
             raise
 
     def run(self, sql: str) -> Ran:
-        """Executes one statement, or several."""
+        """Executes one or several statements."""
         if not sql:
             return Ran("[]", False)
         sql = unqualified(sql, self._table.name)
         began = time.monotonic()
         text, code = self._execute(sql)
-        timed_out = code in _TOO_LONG or time.monotonic() - began >= self._seconds
+        timed_out = code in _TIMEOUTS or time.monotonic() - began >= self._seconds
         return Ran(truncated(self._masked(text)), timed_out)
 
     def md5(self) -> str | None:
-        """The fingerprint, by the benchmark's own query. The guest asks it: tables may have become views by now."""
+        """The fingerprint, by the query of the benchmark, with the rights of the guest: the table may have become a view."""
         columns = ",".join(map(quoted, self._table.columns))
         text, code = self._execute(
             "SELECT MD5(GROUP_CONCAT(rowhash ORDER BY rowhash)) AS hash "
@@ -82,13 +82,13 @@ class MySqlDatabase:
         return None if match is None or code else match.group(1)
 
     def close(self) -> None:
-        """Drops schema and user."""
+        """Drops the schema and the user."""
         guest, self._guest = self._guest, None
         if guest is not None:
             self._server.drop(guest)
 
     def _build(self) -> None:
-        """One CREATE and one INSERT of all rows, as AgentBench does; what the server doesn't like stays undone."""
+        """Creates the table with one CREATE and one INSERT of all rows, as AgentBench does; stops if the server refuses."""
         table = self._table
         listed = ", ".join(f"{quoted(column)} TEXT" for column in table.columns)
         names = ", ".join(map(quoted, table.columns))
@@ -99,15 +99,17 @@ class MySqlDatabase:
         for statement in statements:
             try:
                 text, code = self._execute(statement)
-            except Killed as killed:  # nothing of the model's has run yet
-                raise InfraError(f"the table {table.name!r} could not be built: {killed}") from killed
-            if code in _OF_THE_TABLE:
+            except Killed as killed:  # no statement of a model has run yet
+                raise InfraError(
+                    f"expected to build the table {table.name!r}, got: {killed}; raise the limits of the sandbox"
+                ) from killed
+            if code in _TABLE_ERRORS:
                 return
             if code is not None:
-                raise InfraError(f"the table {table.name!r} could not be built: {text}")
+                raise InfraError(f"expected to build the table {table.name!r}, got: {text}; check the server")
 
     def _execute(self, sql: str) -> tuple[str, int | None]:
-        """What the client would print, and the number of the error where there is one."""
+        """The output of AgentBench's client, and the number of the error or None."""
         began = time.monotonic()
         with (
             self._session() as session,
@@ -117,10 +119,12 @@ class MySqlDatabase:
         if watch.failure is not None:
             raise watch.failure
         if watch.excess is not None and watch.excess != "time":
-            raise Killed(f"a statement took more {watch.excess} than it may")
+            raise Killed(f"a statement exceeded its limit of {watch.excess}")
         if code in LOST and watch.excess is None and time.monotonic() - began < self._seconds:
-            raise InfraError(f"the server went away while it executed a statement ({text}): it may lack memory or disk")
-        if code in _OF_THE_DISK:  # the statement's own fault, unless nobody can write
+            raise InfraError(
+                f"expected the server to execute a statement, got a lost connection ({text}); check its memory and disk"
+            )
+        if code in _DISK_ERRORS:  # if the disk is full for the administrator too, this raises InfraError
             self._server.drop(self._server.guest())
         return text, code
 
@@ -156,7 +160,7 @@ class MySqlDatabase:
 
 
 class _Session:
-    """A connection that may be left in the middle of a result."""
+    """A connection that may be closed in the middle of a result."""
 
     def __init__(self, connection: Any, schema: str) -> None:
         self._connection = connection
@@ -164,7 +168,7 @@ class _Session:
         self.thread: int = connection.thread_id()
 
     def execute(self, sql: str) -> tuple[str, int | None]:
-        """Rows or error, and the number of the error."""
+        """The rows or the text of the error, and the number of the error or None."""
         from pymysql import MySQLError
         from pymysql.cursors import SSCursor
 
@@ -173,9 +177,9 @@ class _Session:
         try:
             cursor.execute(f"USE {self._schema}")
             cursor.execute(sql)
-            text, whole = _shown(cursor)
+            text, complete = _shown(cursor)
             done = text
-            if not whole:
+            if not complete:
                 return text, None
             while cursor.nextset():
                 done = _OUT_OF_SYNC
@@ -185,10 +189,10 @@ class _Session:
                 self._connection.commit()
             return done, None
         except MySQLError as error:
-            if done is not None and error.args[0] not in LOST and error.args[0] not in _TOO_LONG:
-                return _OUT_OF_SYNC, None  # of several statements, a later one failed
+            if done is not None and error.args[0] not in LOST and error.args[0] not in _TIMEOUTS:
+                return _OUT_OF_SYNC, None  # a later one of several statements failed
             return _described(error), error.args[0]
-        except (ValueError, OverflowError, RuntimeError) as error:  # a cell that is no text, date or number to the driver
+        except (ValueError, OverflowError, RuntimeError) as error:  # the driver can't convert a cell
             return str(error), None
         finally:
             _abandon(cursor)
@@ -202,11 +206,11 @@ class _Session:
 
 
 class _Watch:
-    """Ends a connection that goes beyond its limits, whatever it has told the server about them.
+    """Ends a connection that exceeds its limits, even if a statement has changed the server's own limits.
 
     Attributes:
-        excess: ``"time"``, ``"memory"`` or ``"disk"``, where it did.
-        failure: where the server could not be asked.
+        excess: ``"time"``, ``"memory"`` or ``"disk"`` if that limit was exceeded, else None.
+        failure: the error if the server could not be queried, else None.
     """
 
     def __init__(self, server: MySqlServer, thread: int, schema: str, limits: Limits, seconds: float) -> None:
@@ -215,13 +219,13 @@ class _Watch:
         self._server, self._thread, self._schema, self._limits = server, thread, schema, limits
         self._deadline = time.monotonic() + seconds + _GRACE_SECONDS
         self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._look, name="db-watch", daemon=True)
+        self._watcher = threading.Thread(target=self._poll, name="db-watch", daemon=True)
 
-    def _look(self) -> None:
-        pause = _FIRST_LOOK
+    def _poll(self) -> None:
+        pause = _FIRST_POLL
         try:
             while not self._over.wait(pause) and self.excess is None:
-                pause = _NEXT_LOOK
+                pause = _POLL
                 memory, disk = self._server.usage(self._thread, self._schema)
                 if time.monotonic() > self._deadline:
                     self.excess = "time"
@@ -244,25 +248,25 @@ class _Watch:
 
 
 def quoted(name: str) -> str:
-    """``name`` as an identifier."""
+    """``name`` as a quoted identifier."""
     return "`" + name.replace("`", "``") + "`"
 
 
 def _literal(cell: str) -> str:
-    """A cell as an expression that means the same in every mode."""
+    """A cell as an expression with the same value in every SQL mode."""
     return f"_utf8mb4 x'{cell.encode().hex()}'" if cell else "''"
 
 
 def _shown(cursor: Any) -> tuple[str, bool]:
-    """The rows of a result as far as they are looked at, and whether all were read."""
+    """The first rows of a result as text, and whether the result was read to its end."""
     if cursor.description is None:
         return "[]", True
     parts: list[str] = []
     shown = size = 0
     for count, row in enumerate(cursor.fetchall_unbuffered()):
         size += sum(len(cell) for cell in row if isinstance(cell, str | bytes))
-        if shown <= 2 * LONGEST_OUTPUT:  # some more than is shown: names may become shorter
-            # AgentBench's client has another type for binary values.
+        if shown <= 2 * LONGEST_OUTPUT:  # more than is shown, because names may be replaced by shorter ones
+            # AgentBench's client returns bytearray for binary values.
             parts.append(str(tuple(bytearray(cell) if isinstance(cell, bytes) else cell for cell in row)))
             shown += len(parts[-1]) + 2
         elif count >= _MOST_ROWS or size > _MOST_CHARACTERS:
@@ -271,13 +275,13 @@ def _shown(cursor: Any) -> tuple[str, bool]:
 
 
 def _described(error: Any) -> str:
-    """An error as AgentBench's client prints it: ``1146 (42S02): Table 't.u' doesn't exist``."""
+    """An error in the format of AgentBench's client: ``1146 (42S02): Table 't.u' doesn't exist``."""
     number, text = (*error.args, "")[:2]
     return f"{number} ({getattr(error, 'sqlstate', None) or 'HY000'}): {text}"
 
 
 def _abandon(cursor: Any) -> None:
-    """Leaves what the server still sends unread: driver and cursor would read it all when they are thrown away."""
+    """Discards the unread rest of a result; otherwise the driver and the cursor would read it when they are closed."""
     if cursor._result is not None:
         cursor._result.unbuffered_active = False
     cursor._result = None

@@ -1,4 +1,4 @@
-"""A MySQL or MariaDB server as its administrator sees it: address, connections, schemas and users to be thrown away."""
+"""The administration of a MySQL or MariaDB server: connections, and temporary schemas and users."""
 
 from __future__ import annotations
 
@@ -12,103 +12,42 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from cycleqd_jax.sandbox import InfraError, Killed
+from cycleqd_jax.tasks.dbbench.mysql_address import Address
 from cycleqd_jax.types import InputError
 
-__all__ = ["Address", "Guest", "MySqlServer"]
+__all__ = ["LOST", "Guest", "MySqlServer"]
 
 LOST = (1053, 2006, 2013, 2055)
-"""Errors of a server that went away or shuts down: not what a statement leads to, if nobody has ended it."""
+"""Numbers of the errors after which the server or the connection is gone."""
 
-_FORM = "mysql://user:password@host:port or mysql://user:password@/?unix_socket=/path"
 _ADVICE = (
-    "start one (apt-get install mariadb-server, or docker run mariadb:10.11; README, DBBench on MySQL) or correct the address "
-    "in option dsn or CYCLEQD_MYSQL_DSN"
+    "start a server (apt-get install mariadb-server, or docker run mariadb:10.11; README, DBBench on MySQL) or correct the "
+    "address in option dsn or CYCLEQD_MYSQL_DSN"
 )
 _RIGHTS = (
-    "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW"  # on the own schema only
+    "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW"  # on its own schema only
 )
-_REFUSED = (1045, 1203, 1226, 1820, 1862)  # wrong password, too many connections of the user's, password to be changed
-_NEEDED = "give the account ALL PRIVILEGES ON *.* WITH GRANT OPTION, on a server that has nothing else to do"
-# Letters and digits only: in GRANT an underscore stands for any character.
+_REFUSED = (1045, 1203, 1226, 1820, 1862)  # wrong password, too many connections of the user, expired password
+_NEEDED = "grant the account ALL PRIVILEGES ON *.* WITH GRANT OPTION, on a server that is used for nothing else"
+# Letters and digits only: in GRANT an underscore matches any character.
 _SCHEMA, _USER = "cycleqddb", "cycleqdus"
 _NAME = re.compile(rf"(?:{_SCHEMA}|{_USER})([0-9a-f]{{8}})[0-9a-f]{{14}}")
 _LEFTOVER_SECONDS = 12 * 3600
 _CONNECT_SECONDS = 10.0
 _ADMIN_SECONDS = 60.0
-_MOST_CONNECTIONS = 8  # of the administrator's
-
-
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """Where a server is, and who we are to it.
-
-    Attributes:
-        host: name or address; empty for a socket.
-        port: of TCP.
-        socket: path of a Unix socket, or None.
-        user: an account that may create schemas and users.
-        password: its password.
-        ssl_ca: file with the certificates that the server's must be signed by; None takes any, as MySQL's own clients do.
-    """
-
-    host: str
-    port: int
-    socket: str | None
-    user: str
-    password: str = dataclasses.field(repr=False)
-    ssl_ca: str | None = None
-
-    @classmethod
-    def parse(cls, where: str, dsn: Any) -> Address:
-        """The address that ``mysql://user:password@host:port`` or ``mysql://user:password@/?unix_socket=/path`` means.
-
-        Marks in names and passwords are written as in URLs (``%40`` for @); ``?ssl_ca=/path`` asks for a signed certificate.
-
-        Raises:
-            InputError: for anything else; ``where`` says where it was given. The password is not repeated.
-        """
-        problem = f"{where}: expected {_FORM}, got"
-        if not isinstance(dsn, str):
-            raise InputError(f"{problem} {type(dsn).__name__}")
-        try:
-            parts = urlsplit(dsn)
-            query = parse_qs(parts.query, strict_parsing=bool(parts.query))
-            port = parts.port
-        except ValueError:
-            raise InputError(f"{problem} something that is no such address") from None
-        unknown = sorted(set(query) - {"unix_socket", "ssl_ca"})
-        if parts.scheme != "mysql" or not parts.username or unknown or parts.path not in ("", "/") or parts.fragment:
-            lacks = "unknown settings " + ", ".join(unknown) if unknown else "no such address"
-            raise InputError(f"{problem} one with {lacks}" if unknown else f"{problem} something that is {lacks}")
-        path = query.get("unix_socket", [None])[-1]
-        if not parts.hostname and not path:
-            raise InputError(f"{problem} one without host and socket")
-        return cls(
-            host=parts.hostname or "",
-            port=port or 3306,
-            socket=path,
-            user=unquote(parts.username),
-            password=unquote(parts.password or ""),
-            ssl_ca=query.get("ssl_ca", [None])[-1],
-        )
-
-    @property
-    def place(self) -> str:
-        """As in messages."""
-        return self.socket or f"{self.host}:{self.port}"
+_MOST_CONNECTIONS = 8  # of the administrator
 
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """A schema, and a user who has rights on nothing else.
+    """A temporary schema, and a user with rights on that schema only.
 
     Attributes:
-        schema: its name.
-        user: the user's.
-        password: the user's.
+        schema: name of the schema.
+        user: name of the user.
+        password: password of the user.
     """
 
     schema: str
@@ -117,13 +56,14 @@ class Guest:
 
 
 class MySqlServer:
-    """Any MySQL (8.0 or later) or MariaDB (10.5 or later) server. Thread-safe; nothing is connected before it is needed.
+    """Any MySQL (8.0 or later) or MariaDB (10.5 or later) server. Thread-safe; connects when it is first used.
 
-    The first connection drops the schemas and users that dead runs have left: those named as ours, older than twelve hours.
+    The first connection drops leftover schemas and users of runs that were killed: those with names of the form used here that
+    are older than twelve hours.
     """
 
     def __init__(self, address: Address) -> None:
-        """Takes the address.
+        """Stores the address without connecting.
 
         Raises:
             InputError: the driver is not installed.
@@ -132,7 +72,7 @@ class MySqlServer:
             import pymysql
         except ImportError:
             raise InputError(
-                "expected the package pymysql, which speaks to MySQL servers, got none: pip install 'cycleqd_jax[mysql]'"
+                "expected the package pymysql, the driver of MySQL servers, got none; pip install 'cycleqd_jax[mysql]'"
             ) from None
         self._driver = pymysql
         self._address = address
@@ -141,23 +81,23 @@ class MySqlServer:
         self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._ready = False
-        self._doomed: set[Guest] = set()
+        self._leftover: set[Guest] = set()
         self.maria = False
 
     def guest(self) -> Guest:
-        """A new, empty schema and its user.
+        """Creates an empty schema and its user.
 
         Raises:
-            InfraError: the server can't be reached, or the account may not do this.
+            InfraError: the server can't be reached, or the account lacks the rights.
         """
         self._prepare()
         name = f"{int(time.time()):08x}{secrets.token_hex(7)}"
-        # A password that also passes servers that ask for letters of both cases, a digit and a mark.
+        # Some servers require upper and lower case letters, a digit and a special character in a password.
         guest = Guest(_SCHEMA + name, _USER + name, "Aa1-" + secrets.token_hex(16))
         try:
             self.admin(
                 f"CREATE DATABASE {guest.schema} CHARACTER SET utf8mb4",
-                # A few at once: the server may still be busy ending the one before.
+                # More than one connection: the server may still be closing the previous one.
                 f"CREATE USER {guest.user}@'%' IDENTIFIED BY '{guest.password}' WITH MAX_USER_CONNECTIONS 4",
                 f"GRANT {_RIGHTS} ON {guest.schema}.* TO {guest.user}@'%'",
             )
@@ -167,22 +107,22 @@ class MySqlServer:
         return guest
 
     def drop(self, guest: Guest) -> None:
-        """Drops schema and user. What can't be dropped now (the server is gone) is left to :meth:`close`, or to a later run."""
+        """Drops a schema and its user. If the server is gone, :meth:`close` or a later run drops them."""
         try:
             self.admin(f"DROP DATABASE IF EXISTS {guest.schema}", f"DROP USER IF EXISTS {guest.user}@'%'")
         except InfraError:
             with self._lock:
-                self._doomed.add(guest)
+                self._leftover.add(guest)
             return
         with self._lock:
-            self._doomed.discard(guest)
+            self._leftover.discard(guest)
 
     def login(self, guest: Guest, *, init: str, read_seconds: float) -> Any:
-        """A connection of the guest's, several statements at once allowed.
+        """A connection of the guest that accepts several statements in one text.
 
         Raises:
-            Killed: the guest has made its own account useless.
-            InfraError: the server can't be reached, or refuses.
+            Killed: the guest has locked its own account.
+            InfraError: the server can't be reached, or refuses the connection.
         """
         from pymysql.constants.CLIENT import MULTI_STATEMENTS
 
@@ -190,14 +130,14 @@ class MySqlServer:
             return self._connect(guest.user, guest.password, init=init, client_flag=MULTI_STATEMENTS, read_timeout=read_seconds)
         except (self._driver.MySQLError, RuntimeError, OSError) as error:
             if error.args and error.args[0] in _REFUSED:
-                raise Killed(f"its account can't be used any more: {_said(error)}") from error
+                raise Killed(f"its account is locked: {_text_of(error)}") from error
             raise self._broken(error) from error
 
     def admin(self, *statements: str) -> list[tuple]:
-        """Executes statements as administrator, and returns the rows of the last.
+        """Executes statements as administrator and returns the rows of the last one.
 
         Raises:
-            InfraError: the server can't be reached, or refuses.
+            InfraError: the server can't be reached, or refuses a statement.
         """
         with self._administrator() as connection, connection.cursor() as cursor:
             for statement in statements:
@@ -205,12 +145,12 @@ class MySqlServer:
             return list(cursor.fetchall())
 
     def kill(self, thread: int) -> None:
-        """Ends a connection and what it executes; one that has ended by itself is fine too."""
+        """Ends a connection and its statement; does nothing if the connection has already ended."""
         with self._administrator() as connection, contextlib.suppress(self._driver.MySQLError):
             connection.cursor().execute(f"KILL {thread:d}")
 
     def usage(self, thread: int, schema: str) -> tuple[int, int]:
-        """Bytes of memory that a connection holds, and bytes of the schema's tables on disk."""
+        """The bytes of memory of a connection, and the bytes of the tables of a schema on disk."""
         if self.maria:
             memory = f"SELECT memory_used FROM information_schema.processlist WHERE id = {thread:d}"
             spaces = "innodb_sys_tablespaces"
@@ -225,8 +165,8 @@ class MySqlServer:
         return int(used or 0), int(size or 0)
 
     def close(self) -> None:
-        """Drops what could not be dropped before, and closes the connections. The server may be used again after it."""
-        for guest in list(self._doomed):
+        """Drops leftover schemas and users and closes the connections. The server may be used again afterwards."""
+        for guest in list(self._leftover):
             self.drop(guest)
         with self._lock:
             idle, self._idle = self._idle, []
@@ -256,7 +196,7 @@ class MySqlServer:
 
     @contextlib.contextmanager
     def _administrator(self) -> Iterator[Any]:
-        """One of the administrator's connections, for this thread alone."""
+        """A connection of the administrator for the current thread."""
         with self._turn:
             connection = self._checked_out()
             try:
@@ -271,7 +211,7 @@ class MySqlServer:
                 self._idle.append(connection)
 
     def _checked_out(self) -> Any:
-        """An idle connection that still answers, else a new one."""
+        """An idle connection if one still works, else a new connection."""
         while True:
             with self._lock:
                 if not self._idle:
@@ -282,7 +222,7 @@ class MySqlServer:
                 return connection
             except self._driver.MySQLError:
                 self._discard(connection)
-        # Waiting for locks is for those whom the server has time for.
+        # A short limit: an administrator must not wait for the locks of an episode.
         init = "SET lock_wait_timeout = 20, sql_mode = 'NO_ENGINE_SUBSTITUTION'"
         address = self._address
         try:
@@ -298,20 +238,20 @@ class MySqlServer:
         code = error.args[0] if error.args else None
         place = self._address.place
         if code in (1044, 1142, 1227, 1410):
-            return InfraError(f"the server at {place} refuses what databases need ({_said(error)}): {_NEEDED}")
+            return InfraError(f"expected an account with all rights at {place}, got a refusal ({_text_of(error)}); {_NEEDED}")
         if code in (1045, 1698):
-            return InfraError(f"the server at {place} does not know the account ({_said(error)}): {_ADVICE}")
-        return InfraError(f"no MySQL or MariaDB server does its work at {place} ({_said(error)}): {_ADVICE}")
+            return InfraError(f"expected a known account at {place}, got a refusal ({_text_of(error)}); {_ADVICE}")
+        return InfraError(f"expected a working MySQL or MariaDB server at {place}, got an error ({_text_of(error)}); {_ADVICE}")
 
     # ------------------------------------------------------------------------------------------------ first connection
 
     def _prepare(self) -> None:
-        """Looks at the server, once, and drops what dead runs have left."""
+        """Checks the server at the first use, and drops leftover schemas and users."""
         with self._lock:
             if self._ready:
                 return
         if self._address.socket is not None:
-            with socket.socket(socket.AF_UNIX) as probe:  # the driver does not close those that it can't connect
+            with socket.socket(socket.AF_UNIX) as probe:  # the driver leaks sockets that can't connect
                 try:
                     probe.connect(self._address.socket)
                 except OSError as error:
@@ -321,20 +261,21 @@ class MySqlServer:
                 self._tls = ssl.create_default_context(cafile=self._address.ssl_ca)
             except OSError as error:  # ssl.SSLError too
                 raise InputError(
-                    f"expected a certificate at {self._address.ssl_ca}, got {error}: correct ssl_ca in the server's address"
+                    f"expected a certificate at {self._address.ssl_ca}, got {error}; correct ssl_ca in the server's address"
                 ) from error
         (version,) = self.admin("SELECT VERSION()")[0]
         encrypted = any(value for _, value in self.admin("SHOW STATUS LIKE 'Ssl_cipher'"))
-        everybody = self.admin("SELECT DISTINCT db FROM mysql.db WHERE user = ''")
-        if everybody or self.admin("SELECT 1 FROM mysql.user WHERE user = ''"):
+        anonymous = self.admin("SELECT DISTINCT db FROM mysql.db WHERE user = ''")
+        if anonymous or self.admin("SELECT 1 FROM mysql.user WHERE user = ''"):
             raise InfraError(
-                f"the server at {self._address.place} lets everybody in, or into the schema {_listed(everybody)}, where "
-                "episodes could meet: run mariadb-secure-installation (mysql_secure_installation), which drops these accounts"
+                f"expected a server without anonymous accounts, through which episodes could exchange data, got access to the "
+                f"schema {_listed(anonymous)} for everybody at {self._address.place}; run mariadb-secure-installation "
+                "(mysql_secure_installation)"
             )
         self._sweep()
         with self._lock:
             self.maria = "mariadb" in version.lower()
-            if encrypted and self._tls is None:  # made once, since it takes longer than a connection does
+            if encrypted and self._tls is None:  # made once, since it takes longer than a connection
                 self._tls = ssl.create_default_context()
                 self._tls.check_hostname = False
                 self._tls.verify_mode = ssl.CERT_NONE
@@ -343,22 +284,22 @@ class MySqlServer:
     def _sweep(self) -> None:
         rows = self.admin("SELECT schema_name FROM information_schema.schemata UNION SELECT user FROM mysql.user")
         for (name,) in rows:
-            match = _NAME.fullmatch(_text(name))
+            match = _NAME.fullmatch(_decoded(name))
             if match is None or int(match.group(1), 16) > time.time() - _LEFTOVER_SECONDS:
                 continue
             name = match.group()
             kind, whose = ("DATABASE", name) if name.startswith(_SCHEMA) else ("USER", f"{name}@'%'")
-            with contextlib.suppress(InfraError):  # what another run is just dropping
+            with contextlib.suppress(InfraError):  # another run may drop them at the same time
                 self.admin(f"DROP {kind} IF EXISTS {whose}")
 
 
-def _said(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     return str(error.args[1] if len(error.args) > 1 else error)
 
 
 def _listed(rows: Sequence[tuple]) -> str:
-    return ", ".join(_text(row[0]) for row in rows) or "-"
+    return ", ".join(_decoded(row[0]) for row in rows) or "-"
 
 
-def _text(value: Any) -> str:
+def _decoded(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)

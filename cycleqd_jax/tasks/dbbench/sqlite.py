@@ -1,4 +1,4 @@
-"""DBBench on SQLite, in memory, in a box of the sandbox."""
+"""DBBench on SQLite: a database in memory, in the sandbox."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["SqliteDatabase"]
 
 
 class SqliteDatabase:
-    """One table in one SQLite database: every column TEXT, compared without regard to the case of letters as in MySQL."""
+    """One table in one SQLite database; every column is TEXT and compared case-insensitively, as in MySQL."""
 
     def __init__(self, sandbox: Sandbox, limits: Limits, seconds: float, table: Table) -> None:
         """Starts the database and builds the table.
 
         Args:
-            sandbox: where it lives.
-            limits: of its process, for all statements together.
-            seconds: of one statement.
-            table: what it holds. Where it can't be built, it isn't there, as in AgentBench.
+            sandbox: runs the database process.
+            limits: limits of that process, for all statements together.
+            seconds: time limit of one statement.
+            table: the table. If it can't be created, the database has no table, as in AgentBench.
 
         Raises:
             InfraError: the sandbox is broken.
@@ -31,8 +31,10 @@ class SqliteDatabase:
         self._session = sandbox.session(_server(), limits=limits)
         try:
             self._session.request({"build": {"name": table.name, "columns": table.columns, "rows": table.rows}})
-        except Killed as killed:  # nothing of the model's has run yet
-            raise InfraError(f"the database of {table.name!r} could not be built: {killed}") from killed
+        except Killed as killed:  # no statement of a model has run yet
+            raise InfraError(
+                f"expected to build the table {table.name!r}, got: {killed}; raise the limits of the sandbox"
+            ) from killed
 
     def run(self, sql: str) -> Ran:
         """Executes one statement."""
@@ -41,7 +43,7 @@ class SqliteDatabase:
         return Ran(truncated(result["output"]), result["timed_out"])
 
     def md5(self) -> str | None:
-        """The fingerprint, computed in Python as MySQL does."""
+        """The fingerprint, computed in Python by MySQL's rule."""
         return self._session.request({"md5": {"name": self._table.name, "columns": self._table.columns}})["md5"]
 
     def close(self) -> None:
@@ -51,4 +53,4 @@ class SqliteDatabase:
 
 @functools.cache
 def _server() -> str:
-    return resources.files("cycleqd_jax.tasks.dbbench").joinpath("server.py").read_text(encoding="utf-8")
+    return resources.files("cycleqd_jax.tasks.dbbench").joinpath("sqlite_server.py").read_text(encoding="utf-8")

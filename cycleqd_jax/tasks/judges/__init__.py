@@ -1,6 +1,7 @@
-"""Judges of programs: what runs in the sandbox to say whether a program is right, and how it is started.
+"""Judges: scripts that run in the sandbox and decide whether a program is correct.
 
-Each judge is a script, executed in the sandbox with the modules that it imports from here; the package itself is not there.
+A judge is sent to the sandbox as source text, together with the modules of this folder that it imports; the package itself is
+not installed there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.sandbox import Completed, InfraError, Limits, Sandbox
 
-__all__ = ["Ruling", "preside"]
+__all__ = ["Ruling", "run_judge"]
 
 _SLOW_START_SECONDS = 30.0
 _MODULES = {
@@ -35,41 +36,41 @@ exec(compile({script!r}, "judge", "exec"), {{"__name__": "judge"}})
 
 @dataclasses.dataclass(frozen=True)
 class Ruling:
-    """What became of a program.
+    """The result of judging a program.
 
     Attributes:
-        verdict: the judge's, or None where the program's box ended before there was one.
-        reason: why there is none: ``"timed out"`` or ``"the program ended its box"``.
+        verdict: the verdict of the judge, or None if the sandbox ended before there was one.
+        reason: why there is no verdict: ``"timed out"`` or ``"the program ended its box"``.
     """
 
     verdict: dict[str, Any] | None
     reason: str = ""
 
 
-def preside(
+def run_judge(
     sandbox: Sandbox, judge: Literal["asserts", "calls", "cases"], job: dict[str, Any], secret: dict[str, Any], limits: Limits
 ) -> Ruling:
-    """Has a program judged in the sandbox.
+    """Judges a program in the sandbox.
 
     Args:
-        sandbox: where it runs.
-        judge: which one.
-        job: what the program's process may know.
-        secret: what it may not.
-        limits: of judge and program together.
+        sandbox: runs the judge and the program.
+        judge: name of the judge.
+        job: data that the program's process may see.
+        secret: data that only the judge may see.
+        limits: limits of judge and program together.
 
     Raises:
-        InfraError: the judge did not start: that is not the program's doing.
+        InfraError: the judge did not start, which is not the program's fault.
     """
     done, verdict, ready = _run(sandbox, judge, job, secret, limits)
-    if done.timed_out and not ready:  # a machine that is slow to start the judge: not the program's time
+    if done.timed_out and not ready:  # the machine was too slow to start the judge; the program used no time
         slow = dataclasses.replace(limits, wall_s=limits.wall_s + _SLOW_START_SECONDS)
         done, verdict, ready = _run(sandbox, judge, job, secret, slow)
     if not ready and done.exit_code != -signal.SIGKILL:
-        # The program only begins after that line: this isn't its doing.
+        # The program starts only after the judge is ready, so it is not the cause.
         raise InfraError(
-            f"the sandbox did not start the test program (exit code {done.exit_code}, timed out: {done.timed_out}): "
-            f"{done.output[-300:]!r}"
+            f"expected the judge to start, got exit code {done.exit_code} (timed out: {done.timed_out}) and the output "
+            f"{done.output[-300:]!r} in the sandbox; check it with cycleqd doctor"
         )
     if verdict is None:
         return Ruling(None, "timed out" if done.timed_out else "the program ended its box")
@@ -79,7 +80,7 @@ def preside(
 def _run(
     sandbox: Sandbox, judge: str, job: dict[str, Any], secret: dict[str, Any], limits: Limits
 ) -> tuple[Completed, dict[str, Any] | None, bool]:
-    """How the judge ended, its verdict if there is one, and whether the program was begun at all."""
+    """How the judge ended, its verdict if there is one, and whether the program was started."""
     nonce = secrets.token_hex(16)
     texts = [json.dumps(job), json.dumps({**secret, "nonce": nonce})]
     stdin = "".join(f"{len(text):016x}{text}" for text in texts)

@@ -1,12 +1,12 @@
-"""Judges a program by asserts that are executed beside it. Runs in the sandbox.
+"""Judges a program by asserts that run in the program's process. Runs in the sandbox.
 
-The job has ``code``, ``setup``, ``imports`` (texts), ``asserts`` (list of texts) and ``names`` (which of the program's names
-the asserts may use); the verdict has ``passed`` and ``error``.
+The job contains ``code``, ``setup``, ``imports`` (texts), ``asserts`` (a list of texts) and ``names`` (the names of the program
+that the asserts may use). The verdict contains ``passed`` and ``error``.
 
-Before each assert the program's process is sent a fresh token that it has to return when the assert held: leaving early,
-printing or killing proves nothing. Asserts see pristine built-ins and the named functions only, and call ``__plain__`` on what
-they compare, which refuses results whose equality is the program's own. What this does not stop: a program that knows this
-file, finds the socket among its open files and answers on it from within an assert.
+Before each assert, the judge sends the program's process a fresh token, which must be returned after the assert has held. A
+program that exits early, prints or kills processes can't return it. Asserts see only the original built-ins and the named
+functions. They call ``__plain__`` on their operands, which refuses values with an equality of their own. Not prevented: a
+program that knows this file, finds the socket among its open files and answers on it during an assert.
 """
 
 import builtins
@@ -14,13 +14,13 @@ import contextlib
 import os
 
 from cycleqd_jax.tasks.judges.equality import plain
-from cycleqd_jax.tasks.judges.inside import Ended, describe, preside
+from cycleqd_jax.tasks.judges.inside import Ended, describe, run_judge
 
 __all__ = []
 
 
 def program(link, job):
-    """Runs the program, then assert after assert for as long as they hold."""
+    """Runs the program and then the asserts, up to the first one that fails."""
     stage = "program"
     pristine = dict(vars(builtins))
     tests = {"__name__": "tests", "__builtins__": dict(pristine), "__plain__": plain}
@@ -47,7 +47,7 @@ def program(link, job):
 
 
 def judge(link, job, secret):
-    """Counts the asserts that held; an ``error`` of None with asserts left: the program ended before the verdict."""
+    """Counts the asserts that held; ``error`` is None if the program ended before the verdict."""
     passed, error = 0, None
     with contextlib.suppress(Ended, ValueError, TypeError):
         for _ in job["asserts"]:
@@ -65,4 +65,4 @@ def judge(link, job, secret):
 
 
 if __name__ == "judge":
-    preside(program, judge)
+    run_judge(program, judge)

@@ -1,16 +1,17 @@
-"""Judges a program by what its function returns, in a process that never runs it. Runs in the sandbox.
+"""Judges a program by the results of its function, in a process that does not run the program. Runs in the sandbox.
 
-The program's process gets arguments, calls the function and sends the result, both as data (``values``). What is expected
-stays with the judge: a program can't know it, and can't decide what its result is equal to.
+The program's process receives arguments, calls the function and sends the result; both are encoded as data (``values``). Only
+the judge knows the expected results, and the program can't change how results are compared.
 
-The job has ``code`` and the ``name`` of the function. The secret says what to do by its ``mode``:
+The job contains ``code`` and the ``name`` of the function. The ``mode`` in the secret is one of:
 
-* ``reference``: call with all ``inputs`` within ``seconds``; the verdict has ``outputs`` and ``times``.
-* ``compare``: call with the inputs of all ``groups``, each with ``inputs``, ``expected`` (outputs of a reference)
-  and ``limits`` (seconds of each call), and compare by ``oracle`` and ``atol``.
-* ``check``: execute ``setup`` and ``test`` here, and ``check(f)`` where f calls the program's function.
+* ``reference``: calls the function with all inputs within ``seconds``; the verdict contains ``outputs`` and ``times``.
+* ``compare``: calls the function with the inputs of all ``groups``, each with ``inputs``, ``expected`` (outputs of a reference)
+  and ``limits`` (seconds of each call), and compares by ``oracle`` and ``atol``.
+* ``check``: executes ``setup`` and ``test`` in the judge's process, and ``check(f)``, where f calls the program's function.
 
-The verdict has ``failed``: None, or what failed (a name, a number or None, a reason), and ``late``, whether that was for time.
+The verdict contains ``failed``, which is None or [name, number or None, reason], and ``late``, whether a time limit was
+exceeded.
 """
 
 import base64
@@ -24,21 +25,21 @@ import types
 import zlib
 from typing import Any
 
-from cycleqd_jax.tasks.judges.inside import Ended, Late, describe, preside
+from cycleqd_jax.tasks.judges.inside import Ended, Late, describe, run_judge
 from cycleqd_jax.tasks.judges.oracles import agrees
 from cycleqd_jax.tasks.judges.values import decode, encode
 
 __all__ = []
 
-_LONGEST_GROUP = 60.0  # seconds that all calls of a group may take, as EvalPlus's default
+_LONGEST_GROUP = 60.0  # time limit of all calls of a group in seconds, the default of EvalPlus
 
 
 class Failed(Exception):
-    """The program's function raised, or returned what is no value."""
+    """The program's function raised an exception, or its result can't be encoded."""
 
 
 def program(link, job):
-    """Loads the program, then answers calls until the judge ends it."""
+    """Loads the program, then answers calls until the judge ends the process."""
     module = types.ModuleType("program")
     sys.modules["program"] = module
     try:
@@ -68,7 +69,7 @@ def program(link, job):
 
 
 def ask(link, end, arguments=None, named=None) -> Any:
-    """What a call returns; without arguments, waits until the program is loaded."""
+    """The encoded result of a call; without arguments, waits until the program is loaded."""
     if arguments is not None:
         link.send([arguments, named or ["d"]])
     answer = link.receive(end)
@@ -80,7 +81,7 @@ def ask(link, end, arguments=None, named=None) -> Any:
 
 
 def peak():
-    """Most megabytes of address space that this process has had; 0 where that is not known."""
+    """Peak address space of this process in megabytes; 0 if it is unknown."""
     try:
         with open("/proc/self/status") as file:
             return max(int(line.split()[1]) >> 10 for line in file if line.startswith("VmPeak:"))
@@ -100,13 +101,13 @@ def judge(link, job, secret):
         reason = "the program ended before the verdict"
     except (Failed, AssertionError) as error:
         reason = str(error)
-    except BaseException as error:  # a comparison that can't be made
+    except BaseException as error:  # the comparison itself failed
         reason = describe(error)
     return {"failed": [*place, reason], "late": late}
 
 
 def reference(link, place, secret):
-    """Outputs and times of the gold program, group by group."""
+    """The outputs and the times of the gold program, per group."""
     end = time.monotonic() + secret["seconds"]
     ask(link, end)
     outputs, times = [], []
@@ -123,7 +124,7 @@ def reference(link, place, secret):
 
 
 def compare(link, place, secret):
-    """Whether the program's results are those expected."""
+    """Compares the program's results with the expected ones."""
     loaded = False
     for group in secret["groups"]:
         atol = secret["atol"]
@@ -144,7 +145,7 @@ def compare(link, place, secret):
 
 
 def check(link, place, secret):
-    """Whether the benchmark's own test function is content."""
+    """Runs the test function of the benchmark."""
     ask(link, None)
 
     def candidate(*arguments, **named):
@@ -167,7 +168,7 @@ def check(link, place, secret):
 
 
 def shown(value):
-    """A value in a few characters."""
+    """A value as a short text."""
     text = f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -175,4 +176,4 @@ def shown(value):
 MODES = {"reference": reference, "compare": compare, "check": check}
 
 if __name__ == "judge":
-    preside(program, judge)
+    run_judge(program, judge)

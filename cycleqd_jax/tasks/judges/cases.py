@@ -1,14 +1,14 @@
-"""Judges a program by a ``unittest`` class that is executed beside it. Runs in the sandbox.
+"""Judges a program by a ``unittest`` class that runs in the program's process. Runs in the sandbox.
 
-The job has ``code``, ``tests`` (the test class's source, which shares the program's names), ``name`` (of the function under
-test), ``case`` (of the class), ``count`` (how many tests it has) and ``modules`` (that both use); the verdict has ``passed``
-and ``failed`` (how many tests did), ``error`` (of the first), and ``over`` (whether all ended well).
+The job contains ``code``, ``tests`` (source of the test class, which shares the program's names), ``name`` (of the tested
+function), ``case`` (name of the class), ``count`` (number of tests) and ``modules`` (that both use). The verdict contains
+``passed`` and ``failed`` (numbers of tests), ``error`` (of the first failure) and ``over`` (whether the run was complete).
 
-Such tests replace parts of modules while they run, so they can't be kept apart from the program. Instead: for each test that
-has passed, and for their end, the program's process has to return a fresh token; ``unittest`` and the built-ins must be after
-each test what they were before the program; and a result of the function that decides itself what it is equal to fails its
-test. What this does not stop: a program that knows this file, finds the socket among its open files and answers on it from
-within a test, or one that changes other modules that the tests rely on.
+The tests replace parts of modules while they run, so they must run in the program's process. Three checks protect the verdict.
+The process has to return a fresh token for every passed test and for the end of the run. After every test, ``unittest`` and the
+built-ins must be the same as before the program. A result with an equality of its own fails its test. Not prevented: a program
+that knows this file, finds the socket among its open files and answers on it during a test, or a program that changes other
+modules that the tests use.
 """
 
 import builtins
@@ -22,7 +22,7 @@ import unittest
 import unittest.mock
 
 from cycleqd_jax.tasks.judges.equality import DECIDING, Forged, plain
-from cycleqd_jax.tasks.judges.inside import Ended, describe, preside
+from cycleqd_jax.tasks.judges.inside import Ended, describe, run_judge
 
 __all__ = []
 
@@ -36,14 +36,14 @@ _OF_MOCKS = unittest.mock.MagicProxy
 
 
 def snapshot():
-    """What ``unittest`` and the built-ins are made of."""
+    """The members of ``unittest`` and the built-ins, and the code of their functions."""
     members = [dict(vars(owner)) for owner in _OWNERS]
     functions = {id(m): m for group in members for m in group.values() if type(m) is types.FunctionType}
     return members, [(function, function.__code__) for function in functions.values()]
 
 
 def changed(before):
-    """Whether they are something else now."""
+    """Whether ``unittest`` or the built-ins differ from a snapshot."""
     members, codes = before
     for owner, group in zip(_OWNERS, members, strict=True):
         now = vars(owner)
@@ -53,7 +53,7 @@ def changed(before):
 
 
 def operators():
-    """What decides for each class that there is, by its id; and the classes, to keep their ids."""
+    """The operators of all existing classes by the id of the class, and the classes, so that their ids stay in use."""
     classes, pending = {}, [object]
     while pending:
         for kind in type.__subclasses__(pending.pop()):
@@ -64,7 +64,7 @@ def operators():
 
 
 class Results(unittest.TestResult):
-    """Asks for a token before each test, and returns it where the test passed."""
+    """Requests a token before each test, and returns it if the test has passed."""
 
     def __init__(self, link, before):
         super().__init__()
@@ -72,59 +72,59 @@ class Results(unittest.TestResult):
         self.token, self.bad = None, None
 
     def startTest(self, test):
-        """Asks for the token."""
+        """Requests the token."""
         super().startTest(test)
         self.link.send("?")
         self.token, self.bad = self.link.receive(), None
 
     def stopTest(self, test):
-        """Returns it, or what happened."""
+        """Returns the token, or the reason of the failure."""
         super().stopTest(test)
         if self.bad is None and changed(self.before):
             self.bad = "Forged: unittest or the built-ins were changed"
         self.link.send(self.token if self.bad is None else [test.id().split(".")[-1], self.bad])
 
     def addFailure(self, test, err):
-        """Notes a failed assertion."""
+        """Records a failed assertion."""
         self.bad = describe(err[1])
 
     def addError(self, test, err):
-        """Notes an exception; one outside of any test ends it all."""
+        """Records an exception; an exception outside a test ends the run."""
         self.bad = describe(err[1])
         if not isinstance(test, unittest.TestCase):
             raise RuntimeError(f"{test.id()}: {self.bad}")
 
     def addSkip(self, test, reason):
-        """Notes a test that was not done: the program may have said so."""
+        """Records a skipped test as failed: the program may have skipped it."""
         self.bad = f"skipped: {reason}"[:200]
 
     def addSubTest(self, test, subtest, err):
-        """Notes the failure of a part of a test."""
+        """Records the failure of a subtest."""
         if err is not None:
             self.bad = self.bad or describe(err[1])
 
 
 def guarded(function, known):
-    """``function``, whose results must not be of a class of the program's with operators of its own."""
+    """``function`` with a check that its results have no class of the program with operators of its own."""
     before, classes = known
 
-    def decent(kind):
+    def is_allowed(kind):
         deciding = [vars(kind).get(name) for name in DECIDING]
         if id(kind) in before:
             return kind is not _ANY and before[id(kind)] == deciding
-        # Each mock has a class of its own, with operators that are those of all mocks until somebody sets them.
+        # Each mock has a class of its own, whose operators are those of all mocks until they are set.
         return kind.__bases__ in _MOCKS and all(member is None or type(member) is _OF_MOCKS for member in deciding)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        return plain(function(*args, **kwargs), decent)
+        return plain(function(*args, **kwargs), is_allowed)
 
-    call.__dict__["classes"] = classes  # kept alive: others could get their ids
+    call.__dict__["classes"] = classes  # keeps the classes alive, so that their ids are not reused
     return call
 
 
 def program(link, job):
-    """Loads program and tests, and runs all tests."""
+    """Loads the program and the tests, and runs the tests."""
     stage = "program"
     try:
         os.chdir(os.environ.get("TMPDIR", "/tmp"))
@@ -155,7 +155,7 @@ def program(link, job):
 
 
 def judge(link, job, secret):
-    """Counts the tests that passed and failed; an ``error`` of None with tests left: the program ended before the verdict."""
+    """Counts the passed and the failed tests; ``error`` is None if the program ended before the verdict."""
     passed, failed, error, over = 0, 0, None, False
     with contextlib.suppress(Ended, ValueError, TypeError):
         for number in range(job["count"] + 1):
@@ -179,4 +179,4 @@ def judge(link, job, secret):
 
 
 if __name__ == "judge":
-    preside(program, judge)
+    run_judge(program, judge)

@@ -1,4 +1,4 @@
-"""Which values compare as data: the guard of judges that have to compare in the program's own process. Runs in the sandbox."""
+"""Refuses values with operators of their own, for judges that compare in the program's process. Runs in the sandbox."""
 
 import array
 import collections
@@ -11,16 +11,16 @@ __all__ = ["DECIDING", "Forged", "plain"]
 
 
 class Forged(Exception):
-    """A value that decides itself what it is equal to."""
+    """A value has operators of its own."""
 
 
-# What asserts do with a value has to be done by these classes, not by the program's.
+# The operators that asserts use must be defined by these classes, not by a class of the program.
 NATIVE = (
     object, type, int, float, complex, bool, str, bytes, bytearray, range, list, tuple, set, frozenset, dict, type({}.keys()),
     type({}.items()), collections.deque, collections.OrderedDict, collections.defaultdict, array.array, decimal.Decimal,
     datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone,
 )  # fmt: skip
-# The standard library's classes in Python that are results now and then. They can be patched, hence the copies.
+# Classes of the standard library that are written in Python and can be patched, hence the copies of their members.
 WRITTEN = {kind: dict(vars(kind)) for kind in (collections.Counter, fractions.Fraction)}
 CODES = [(m, m.__code__) for members in WRITTEN.values() for m in members.values() if type(m) is types.FunctionType]
 DECIDING = (
@@ -29,7 +29,7 @@ DECIDING = (
     "__rpow__", "__and__", "__rand__", "__or__", "__ror__", "__xor__", "__rxor__", "__neg__", "__pos__", "__invert__",
     "__abs__", "__round__",
 )  # fmt: skip
-# Classes are told by identity: a metaclass can have equality, hash and attributes of its own.
+# Classes are compared by identity: a metaclass may define equality, hash and attributes of its own.
 NATIVE_IDS = frozenset(map(id, NATIVE))
 LEAVES = frozenset(map(id, (int, float, str, bool, type(None), complex, bytes, range, types.FunctionType)))
 ITERATED = {
@@ -40,15 +40,15 @@ bases_of = type.__dict__["__mro__"].__get__
 members_of = type.__dict__["__dict__"].__get__
 
 
-def plain(value, decent=lambda kind: False):
-    """``value``, where neither it nor anything in it has operators of its own.
+def plain(value, is_allowed=lambda kind: False):
+    """Returns ``value`` if neither it nor any value in it has operators of its own.
 
     Args:
-        value: any.
-        decent: whether a class, besides those that are known here, may decide.
+        value: any value.
+        is_allowed: whether a class besides the known ones may define operators.
 
     Raises:
-        Forged: a class of the program's (or ``unittest.mock.ANY``, a patched class, a proxy, …) would decide.
+        Forged: an operator is defined by a class of the program, ``unittest.mock.ANY``, a patched class, a proxy or the like.
     """
     pending, seen = [value], {}
     while pending:
@@ -56,19 +56,19 @@ def plain(value, decent=lambda kind: False):
         kind = type(item)
         if id(kind) in LEAVES or id(item) in seen:
             continue
-        seen[id(item)] = item  # kept alive: another could get its id
+        seen[id(item)] = item  # keeps the item alive, so that its id is not reused
         bases = bases_of(kind)
         if id(kind) not in NATIVE_IDS and not is_pristine(kind):
             for name in DECIDING:
                 base = next((base for base in bases if name in members_of(base)), object)
-                if id(base) not in NATIVE_IDS and not decent(base):
+                if id(base) not in NATIVE_IDS and not is_allowed(base):
                     raise Forged(f"the result defines its own {name}")
         pending.extend(contents(item, bases))
     return value
 
 
 def is_pristine(kind):
-    """Whether it is one of the ``WRITTEN`` classes, as it was before the program."""
+    """Whether a class is one of the ``WRITTEN`` classes and unchanged."""
     members = next((members for written, members in WRITTEN.items() if written is kind), None)
     if members is None or any(method.__code__ is not code for method, code in CODES):
         return False
@@ -77,7 +77,7 @@ def is_pristine(kind):
 
 
 def contents(item, bases):
-    """What the equality of ``item`` compares."""
+    """The values that the equality of ``item`` compares."""
     for base in bases:
         if base is dict:
             return [*dict.keys(item), *dict.values(item)]

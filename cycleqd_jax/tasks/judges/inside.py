@@ -1,10 +1,10 @@
-"""What all judges share: two processes, one that runs the program and one that knows what is right. Runs in the sandbox.
+"""The frame of all judges: one process runs the program, another process judges it. Runs in the sandbox.
 
-Standard input: 16 hexadecimal digits (a length), the *job* as JSON, then, again with its length, the *secret* as JSON, whose
-``nonce`` begins each line of ours on standard output: ``<nonce> ready``, then ``<nonce> <verdict as JSON>``.
+Standard input is the length of the *job* as 16 hexadecimal digits, the job as JSON, then length and JSON of the *secret*. The
+judge prints the lines ``<nonce> ready`` and ``<nonce> <verdict as JSON>``; the ``nonce`` is part of the secret.
 
-The process that runs the program is forked off before the secret is read, has no standard streams, and can't look into the
-judge's memory and files. It begins when the judge has said that it is ready: what fails before is not the program's doing.
+The process that runs the program is forked before the secret is read. It has no standard streams and can't read the judge's
+memory and files. It starts after the judge is ready, so that an earlier failure is never the program's fault.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ import socket
 import sys
 import time
 
-__all__ = ["Ended", "Late", "Link", "describe", "preside"]
+__all__ = ["Ended", "Late", "Link", "describe", "run_judge"]
 
 _LONGEST_FRAME = 64 << 20
 
 
 class Ended(Exception):
-    """The program's process is gone, or says what it may not."""
+    """The program's process has ended, or sent an invalid message."""
 
 
 class Late(Exception):
-    """The program did not answer in time."""
+    """The program exceeded its time limit."""
 
 
 class Link:
-    """One end of the socket between program and judge; messages are JSON values."""
+    """One end of the socket between program and judge. Messages are JSON values."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -38,8 +38,8 @@ class Link:
         """Sends a message.
 
         Raises:
-            Ended: the other end is gone.
-            Late: it does not read what was sent before.
+            Ended: the other process has ended.
+            Late: the other process does not read its messages.
         """
         data = json.dumps(message).encode()
         if len(data) > _LONGEST_FRAME:
@@ -55,11 +55,11 @@ class Link:
         """The next message.
 
         Args:
-            end: the time on the monotonic clock when it is too late, or None.
+            end: deadline on the monotonic clock, or None.
 
         Raises:
-            Ended: the other end is gone, or sent no message.
-            Late: it took too long.
+            Ended: the other process has ended, or sent an invalid message.
+            Late: the deadline has passed.
         """
         try:
             size = int.from_bytes(self._exactly(8, end), "big")
@@ -86,22 +86,22 @@ class Link:
 
 
 def describe(error):
-    """One short line for the transcript."""
+    """An exception as one short line."""
     try:
         return f"{type(error).__name__}: {error}"[:200].encode("utf-8", "replace").decode()
     except BaseException:
         return "error"
 
 
-def preside(program, judge):
-    """Reads job and secret, runs the program and prints what the judge says.
+def run_judge(program, judge):
+    """Reads the job and the secret, runs the program and prints the verdict.
 
     Args:
-        program: called with a link and the job, in a process of its own that ends with it.
-        judge: called with a link, the job and the secret; returns the verdict.
+        program: function of a link and the job; called in a process of its own.
+        judge: function of a link, the job and the secret that returns the verdict.
     """
     for name in [name for name in sys.modules if name.startswith("cycleqd_jax")]:
-        del sys.modules[name]  # nothing of ours stays importable
+        del sys.modules[name]  # the program must not import the judge
     job = _read()
     ours, theirs = socket.socketpair()
     pid = os.fork()
@@ -136,7 +136,7 @@ def _read():
 
 
 def _exactly(count):
-    """``count`` bytes of standard input, unbuffered: the program's process must not get any of the secret."""
+    """Reads ``count`` bytes without buffering: the program's process must not inherit a part of the secret."""
     chunks = []
     while count:
         chunk = os.read(0, count)
@@ -148,7 +148,7 @@ def _exactly(count):
 
 
 def _unreadable():
-    """Bars other processes of the same user from this one's memory and open files."""
+    """Denies other processes of the same user access to the memory and the open files of this process."""
     with contextlib.suppress(Exception):
         import ctypes
 

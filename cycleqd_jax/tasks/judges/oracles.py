@@ -1,8 +1,8 @@
-"""When a result is right: the rules of EvalPlus, on values that are data. Runs in the sandbox.
+"""Decides whether a result is correct, by the rules of EvalPlus. Runs in the sandbox.
 
-Results are equal, or close where floats are expected; some problems, named by their functions, have rules of their own. Where
-EvalPlus's rule would accept any result whatever (``are_equivalent``, and 0 from ``sum_div``), the other readings of the problem
-that it means to allow are accepted, and no others: a function that returns a constant passes nothing.
+A result must equal the expected one, or be close to it if floats are expected. Some functions have rules of their own. EvalPlus
+accepts every result of ``are_equivalent`` and every 0 of ``sum_div``; the rules here accept only the other readings of these
+two problems, so that a function that returns a constant fails.
 """
 
 import math
@@ -14,17 +14,18 @@ _FLOAT_ATOL = 1e-6
 
 
 def agrees(name, arguments, output, expected, atol):
-    """Whether ``output`` is right.
+    """Whether ``output`` is correct.
 
     Args:
-        name: of the function, where its problem has a rule of its own, else None.
-        arguments: returns a fresh copy of the call's arguments.
-        output: what the program returned.
-        expected: what the gold program returned.
-        atol: absolute tolerance; 0 for none, but for floats.
+        name: name of the function if its problem has a rule of its own, else None.
+        arguments: returns a fresh copy of the arguments of the call.
+        output: the result of the program.
+        expected: the result of the gold program.
+        atol: absolute tolerance; with 0, only floats have a tolerance.
 
     Returns:
-        Whether it is right, and the tolerance of the calls that follow: as in EvalPlus, it stays once floats were expected.
+        Whether the result is correct, and the tolerance for the next calls: as in EvalPlus, the tolerance of floats holds for
+        all calls after the first one with a float.
     """
     if name == "find_zero":
         return abs(_polynomial(arguments()[0], output)) <= atol, atol
@@ -39,7 +40,7 @@ def agrees(name, arguments, output, expected, atol):
 
 
 def close(output, expected, atol):
-    """Whether numbers, or lists of lists of numbers, of the same type and shape are as close as ``numpy.allclose`` asks for."""
+    """Whether numbers, or nested lists of numbers, of the same type and shape are close in the sense of ``numpy.allclose``."""
     return type(output) is type(expected) and _near(output, expected, atol)
 
 
@@ -57,7 +58,7 @@ def _near(output, expected, atol):
 
 def _number(value):
     if isinstance(value, int):
-        return abs(value) < 1 << 64  # as numpy, to which larger ones are no numbers
+        return abs(value) < 1 << 64  # numpy has no larger integers
     return isinstance(value, float | complex)
 
 
@@ -76,19 +77,19 @@ def _as_sets(exact, arguments, output, expected):
 
 
 def _found(exact, arguments, output, expected):
-    """What is returned for a match is anybody's guess; that there is one is not."""
+    """Any value but None and False may stand for a match."""
     expected = expected is not None
     return output == expected if isinstance(output, bool) else (output is not None) == expected
 
 
 def _pyramid(exact, arguments, output, expected):
-    """The height may be that of the pyramid instead of that of its sides."""
+    """The height may be read as that of the pyramid instead of that of its sides."""
     edge, height = arguments
     return exact or output == round(edge**2 + 2 * edge * math.sqrt((edge / 2) ** 2 + height**2))
 
 
 def _digit_distance(exact, arguments, output, expected):
-    """Or digit by digit, the shorter number filled up with zeros."""
+    """The distance may be taken digit by digit, with leading zeros on the shorter number."""
     texts = [str(number) for number in arguments]
     width = max(map(len, texts))
     pairs = zip(*(text.zfill(width) for text in texts), strict=True)
@@ -96,12 +97,12 @@ def _digit_distance(exact, arguments, output, expected):
 
 
 def _equal_divisor_sums(exact, arguments, output, expected):
-    """Or the proper divisors of both, each counted once."""
+    """The sums may be those of the proper divisors, each counted once."""
     return exact or output == (_proper_sum(arguments[0]) == _proper_sum(arguments[1]))
 
 
 def _divisor_sum(exact, arguments, output, expected):
-    """Numbers below 2 have no proper divisors, whatever the gold program says."""
+    """Numbers below 2 have no proper divisors, although the gold program returns 1."""
     return exact or (arguments[0] < 2 and output == 0)
 
 

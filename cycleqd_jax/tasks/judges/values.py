@@ -1,10 +1,10 @@
-"""Values as JSON: what passes between a program under test and its judge, as data only.
+"""Encodes values as JSON, so that only data passes between a program and its judge.
 
-Used on both sides of the sandbox's wall. A class of a program's own arrives as the built-in one it derives from, and equality,
-order and hashes are those of the built-in classes: nothing that a program wrote is executed where results are compared.
+This module is used inside and outside the sandbox. An instance of a class of the program is decoded as an instance of the
+built-in class that it derives from, so comparisons of decoded values execute no code of the program.
 
-Numbers, texts, booleans and None are themselves, everything else is a list that begins with its kind. A list or tuple of more
-than a million items in all is sent as a digest, equal to that of the same items of the same types.
+Numbers, texts, booleans and None are encoded as themselves, all other values as a list that starts with their kind. A list or
+tuple with more than a million items in total is encoded as a digest, which equals that of the same items with the same types.
 """
 
 import collections
@@ -24,7 +24,7 @@ _MOST_ITEMS = 1_000_000
 
 
 class Opaque:
-    """A value that is no data (a function, a class, a match of a pattern): equal to nothing but itself."""
+    """A value that can't be encoded (a function, a class, a match of a pattern); equal only to itself."""
 
     def __init__(self, name):
         self.name = name
@@ -34,21 +34,19 @@ class Opaque:
 
 
 class Digest(tuple):
-    """What is left of a very large value: kind, length and SHA-256."""
+    """The digest of a very large value: kind, length and SHA-256."""
 
 
 class _Large(Exception):
-    """There are more items than are sent."""
+    """The value has too many items."""
 
 
 def encode(value):
-    """``value`` as what JSON can hold.
-
-    Iterators are read to their end.
+    """Encodes ``value`` as a JSON value. Iterators are consumed.
 
     Raises:
-        ValueError: it is too large, and no list or tuple of plain data.
-        RecursionError: it is nested too deep, or holds itself.
+        ValueError: the value is too large and not a list or tuple of plain data.
+        RecursionError: the value is nested too deeply or contains itself.
     """
     try:
         return _encode(value)
@@ -57,7 +55,7 @@ def encode(value):
             raise ValueError("the value is too large") from None
     digest = hashlib.sha256()
     for item in value:
-        digest.update(marshal.dumps(item, 2))  # a version without references: the same bytes for the same data
+        digest.update(marshal.dumps(item, 2))  # version 2 has no references: equal data gives equal bytes
     return ["h", type(value).__name__, len(value), digest.hexdigest()]
 
 
@@ -108,10 +106,10 @@ def _encode(value):
 
 
 def decode(data: Any) -> Any:
-    """The value that :func:`encode` made ``data`` of, every object new; what comes from a program may be anything.
+    """Decodes the output of :func:`encode` into new objects.
 
     Raises:
-        Exception: ``data`` stands for no value.
+        Exception: ``data`` encodes no value; a program may send anything.
     """
     if not isinstance(data, list):
         if isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""AgentBench's OS interaction: shell tasks in a throwaway box."""
+"""AgentBench's OS interaction: shell problems, each in a sandbox of its own."""
 
 from cycleqd_jax.tasks.os_interaction.task import OsInteraction
 

@@ -1,8 +1,8 @@
-"""AgentBench's own files of OS problems: its folder ``data/os_interaction``, or one of the JSON files in it.
+"""Reads AgentBench's own files of OS problems: its folder ``data/os_interaction``, or one of the JSON files in it.
 
-The folder holds ``data/N/*.json``, whose scripts lie in ``scripts/N``: together the benchmark's "std" set. A single file may
-be any of these, ``data/dev.json`` (scripts in ``scripts/dev``) or ``train_0317/training.json`` (``scripts/7``, as the
-benchmark's configuration has it).
+The files ``data/N/*.json`` with their scripts in ``scripts/N`` are the "std" set of the benchmark. A single file may be one of
+these, ``data/dev.json`` (scripts in ``scripts/dev``) or ``train_0317/training.json`` (scripts in ``scripts/7``, as in the
+benchmark's configuration).
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ _TRAINING_SCRIPTS = "7"
 
 
 def read_os_rows(path: str | Path) -> list[Row]:
-    """The records of AgentBench's folder, of one of its files, or of a file of flat records, all as flat records.
+    """The flat records of AgentBench's folder, of one of its files, or of a file of flat records.
 
-    The ids are those that AgentBench gives (``std-004-N11-00000``). An example that stands beside ``evaluation`` counts too.
+    The ids are those of AgentBench (``std-004-N11-00000``). An example may be a field of ``evaluation`` or of the record.
 
     Args:
-        path: the folder (or the repository that holds it), or a file, JSON or JSON Lines.
+        path: the folder (or the repository that contains it), or a JSON or JSON Lines file.
 
     Raises:
-        InputError: where nothing is found there, or for a malformed record or a missing script, naming file and item.
+        InputError: there are no records, a record is malformed, or a script is missing; the message names the file and the
+            item.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,24 +47,24 @@ def _read_folder(path: Path) -> list[Row]:
     folder = path / "data" / "os_interaction" if (path / "data" / "os_interaction").is_dir() else path
     if not (folder / "data").is_dir() or not (folder / "scripts").is_dir():
         raise InputError(
-            f"expected AgentBench's folder data/os_interaction at {path}, got one without the folders data and scripts; "
+            f"expected AgentBench's folder data/os_interaction, got a folder without data and scripts in {path}; "
             "give that folder, or a file of records"
         )
     sets = sorted((f for f in (folder / "data").iterdir() if f.is_dir() and f.name.isdigit()), key=lambda f: int(f.name))
     files = [file for f in sets for file in sorted(f.iterdir()) if file.suffix in _SUFFIXES]
     if not files:
-        raise InputError(f"expected problems in {folder / 'data'}, such as 1/stock.json, got none; give another folder")
+        raise InputError(f"expected files of problems such as 1/stock.json, got none in {folder / 'data'}; give another folder")
     return [row for file in files for row in read_os_rows(file)]
 
 
 def _single(path: Path) -> Mapping[str, Any] | None:
-    """The one object that makes up a file."""
+    """The JSON object that a file consists of; None if it consists of several or of anything else."""
     if path.suffix != ".json" or not path.is_file():
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
-        return None  # read_rows says what is wrong
+        return None  # read_rows reports the error
     return fields if isinstance(fields, dict) else None
 
 
@@ -79,7 +80,7 @@ def _convert_file(path: Path, rows: list[Row]) -> list[Row]:
 
 
 def _convert(row: Row, identity: str, scripts: Path) -> dict[str, Any]:
-    create = row.fields.get("create")  # in one published record a list, by mistake, which AgentBench takes for none
+    create = row.fields.get("create")  # a list in one published record, by mistake; AgentBench ignores it
     create = create if isinstance(create, dict) else {}
     evaluation = row.get("evaluation", dict)
     match, checks, example = (evaluation.get(key) for key in ("match", "check", "example"))
@@ -104,7 +105,7 @@ def _several(value: Any) -> list[Any]:
 
 
 def _script(row: Row, value: Any, scripts: Path) -> list[str] | None:
-    """``[language, code]`` of a script: its text, or an object with its code or the name of its file."""
+    """A script as ``[language, code]``, from its text or from an object with its code or the name of its file."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -116,8 +117,8 @@ def _script(row: Row, value: Any, scripts: Path) -> list[str] | None:
         return [language, value["code"]]
     file = (scripts / value["file"]).resolve()
     if not file.is_relative_to(scripts.resolve()):
-        raise row.error(f"a script below {scripts}", repr(value["file"]))
+        raise row.error(f"a script in the folder {scripts}", repr(value["file"]))
     try:
         return [language, file.read_text(encoding="utf-8")]
     except (OSError, UnicodeDecodeError) as error:
-        raise row.error(f"a readable script at {file}", str(error)) from error
+        raise row.error(f"a readable script {file}", str(error)) from error

@@ -1,11 +1,11 @@
-"""A throwaway SQLite database behind JSON lines. Executed inside the sandbox as a script; never imported by the package.
+"""A SQLite database in memory that answers JSON requests. A script for the sandbox; the package never imports it.
 
-Requests, one per line, each answered by one line:
+Every request and every answer is one line:
 
 - ``{"build": {"name": …, "columns": […], "rows": [[…]]}}`` → ``{"error": text or null}``
 - ``{"sql": text, "seconds": s, "characters": n}`` → ``{"output": text, "timed_out": bool}``: the rows as ``str()`` of the
-  driver's ``fetchall()``, or what the error says; at most n + 1 characters of it
-- ``{"md5": {"name": …, "columns": […]}}`` → ``{"md5": text}``, null where the table or a column is gone or no row is left
+  driver's ``fetchall()``, or the text of the error; at most n + 1 characters
+- ``{"md5": {"name": …, "columns": […]}}`` → ``{"md5": text}``, null if the table or a column is gone or no row is left
 """
 
 import hashlib
@@ -19,7 +19,7 @@ LENGTH_LIMIT = 4_000_000
 
 
 def authorize(action, first, second, _database, _trigger):
-    """Bars everything that reaches outside the database."""
+    """Denies all actions that reach outside the database."""
     if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
         return sqlite3.SQLITE_DENY
     if action == sqlite3.SQLITE_PRAGMA and (first or "").lower() not in ALLOWED_PRAGMAS:
@@ -35,9 +35,9 @@ def quoted(name):
 
 
 def build(connection, name, columns, rows):
-    """Creates and fills the table as AgentBench does: one CREATE, one INSERT of all rows (a ragged row fails them all).
+    """Creates and fills the table as AgentBench does: one CREATE, one INSERT of all rows (one ragged row makes it fail).
 
-    Letters compare without regard to case, as in MySQL.
+    Texts are compared case-insensitively, as in MySQL.
     """
     listed = ", ".join(f"{quoted(column)} TEXT COLLATE NOCASE" for column in columns)
     try:
@@ -54,9 +54,9 @@ def build(connection, name, columns, rows):
 
 
 def run(connection, sql, seconds, characters):
-    """Executes one statement; rows are fetched only for as long as their text is looked at.
+    """Executes one statement as if in a session of its own: commits it, and drops temporary objects.
 
-    As if in a session of its own: what it began is committed, what it made for the time being is gone.
+    Rows are fetched until their text has the length that is shown.
     """
     deadline = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
@@ -79,7 +79,7 @@ def run(connection, sql, seconds, characters):
 
 
 def settle(connection):
-    """Commits, and drops what is temporary."""
+    """Commits, and drops temporary objects."""
     if connection.in_transaction:
         connection.execute("COMMIT")
     for kind, name in connection.execute("SELECT type, name FROM sqlite_temp_master").fetchall():

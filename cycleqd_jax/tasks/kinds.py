@@ -1,0 +1,104 @@
+"""The kinds of tasks by name, and the construction of a task from the options of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from typing import Any
+
+from cycleqd_jax.tasks.base import RecordTask
+from cycleqd_jax.tasks.coding import BigCodeBench, EvalPlus, HumanEval, Mbpp
+from cycleqd_jax.tasks.dbbench import DbBench
+from cycleqd_jax.tasks.options import TaskOptions, check_option
+from cycleqd_jax.tasks.os_interaction import OsInteraction
+from cycleqd_jax.types import InputError
+
+__all__ = ["TASKS", "make_task", "own_options", "task_class"]
+
+TASKS: dict[str, type[RecordTask[Any]]] = {
+    "mbpp": Mbpp,
+    "evalplus": EvalPlus,
+    "humaneval": HumanEval,
+    "bigcodebench": BigCodeBench,
+    "dbbench": DbBench,
+    "os_interaction": OsInteraction,
+}
+"""Task classes by the name that configs use."""
+
+_SHARED = {"seconds": float | None, "memo": bool}  # shared options that a config gives among a task's own options
+
+
+def task_class(kind: str) -> type[RecordTask[Any]]:
+    """The class of a kind of task.
+
+    Args:
+        kind: a name in :data:`TASKS`, or ``"package.module:Class"`` for a class outside this package.
+
+    Raises:
+        InputError: there is no such kind, the module can't be imported, or the class is not a :class:`RecordTask`.
+    """
+    if kind in TASKS:
+        return TASKS[kind]
+    module, colon, name = kind.partition(":")
+    if not (colon and module and name):
+        raise InputError(
+            f"expected a kind of task ({', '.join(TASKS)}) or package.module:Class, got {kind!r}; correct the kind"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # the module may raise anything
+        raise InputError(
+            f"expected a task class, got {type(error).__name__}: {error} in {kind!r}; check the name and PYTHONPATH"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, RecordTask)):
+        raise InputError(f"expected a subclass of cycleqd_jax.tasks.RecordTask, got {found!r} in {kind!r}; correct the kind")
+    return found
+
+
+def own_options(task: type[RecordTask[Any]]) -> dict[str, Any]:
+    """A task's own options: the annotations of the keyword-only parameters of ``__init__``, by name.
+
+    Options that ``__init__`` passes on as ``**options`` are those of the base class.
+    """
+    found: dict[str, Any] = {}
+    for base in task.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        try:
+            annotations = typing.get_type_hints(base.__init__)
+        except Exception:  # an annotation that can't be resolved at run time is not checked
+            annotations = {}
+        for parameter in parameters:
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                found.setdefault(parameter.name, annotations.get(parameter.name, Any))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def make_task(kind: str, options: TaskOptions, **own: Any) -> RecordTask[Any]:
+    """Makes a task, and checks the names and the types of its own options.
+
+    Args:
+        kind: a name in :data:`TASKS`, or ``"package.module:Class"``.
+        options: the options that all tasks share.
+        own: the task's own options as in the ``options`` of a config, which may also set ``seconds`` and ``memo``.
+
+    Raises:
+        InputError: the kind or an option is unknown, an option has the wrong type, a file is missing or empty, or a record is
+            malformed.
+    """
+    found = task_class(kind)
+    known = own_options(found) | _SHARED
+    for option, value in own.items():
+        if option not in known:
+            raise InputError(
+                f"expected an option of {kind} ({', '.join(known)}), got {option!r} in task {options.name!r}; "
+                "correct the config"
+            )
+        own[option] = check_option(options.name, option, known[option], value)
+    shared = {option: own.pop(option) for option in _SHARED if option in own}
+    return found(dataclasses.replace(options, **shared), **own)

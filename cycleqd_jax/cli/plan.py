@@ -14,7 +14,7 @@ from cycleqd_jax import plan
 from cycleqd_jax.config import RunConfig, TaskConfig, load_config
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
-from cycleqd_jax.models.files.safetensors import read_json
+from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.plan.compiled import replace_estimates
 from cycleqd_jax.plan.estimate import Mesh, estimate

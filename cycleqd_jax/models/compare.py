@@ -1,10 +1,11 @@
-"""How far a model is from another one, tensor by tensor and in pieces: neither is ever in memory as a whole."""
+"""The distance between two models, tensor by tensor in chunks of rows; neither is in memory as a whole."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from cycleqd_jax.types import Adapter, InputError, LowRank
 __all__ = ["Distance", "adapter_norms", "distances", "norms"]
 
 
-class Distance(NamedTuple):
-    """Sums of squares over one tensor, of which norms are made: they add up over tensors.
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """Squared norms of one tensor, or their sums over several tensors.
 
     Attributes:
         tau: ‖θ − θ_base‖².
@@ -34,45 +36,45 @@ class Distance(NamedTuple):
             return 0.0 if self.tau == 0 else math.inf
         return math.sqrt(self.tau / self.base)
 
-    def __add__(self, other: Distance) -> Distance:  # type: ignore[override]
+    def __add__(self, other: Distance) -> Distance:
         return Distance(self.tau + other.tau, self.base + other.base)
 
 
 def distances(model: Checkpoint, base: Checkpoint) -> dict[tuple[str, int | None], Distance]:
-    """The task vector's norm of every tensor.
+    """The norm of the task vector, for every tensor.
 
     Args:
         model: the fine-tuned model.
-        base: the model it was tuned from.
+        base: the model that was fine-tuned.
 
     Returns:
-        By our path of the weight and the layer (None for what has none).
+        By our path of the weight and the layer (None for a weight without layers).
 
     Raises:
-        InputError: their tensors differ in name or shape, or hold NaN or infinity.
+        InputError: tensors differ in name or shape, or have NaN or infinity.
     """
     shapes = [{name: c.tensors[name].shape for name in c.names} for c in (model, base)]
     for name in shapes[0].keys() | shapes[1].keys():
         here, there = shapes[0].get(name), shapes[1].get(name)
         if here != there:
             raise InputError(
-                f"expected {model.name} to have the tensors of {base.name}, got {'none' if here is None else list(here)} for "
-                f"{name} where the latter has {'none' if there is None else list(there)}: compare with the model's own base"
+                f"expected {'no tensor' if there is None else f'shape {list(there)}'} for {name}, as in {base.name}, got "
+                f"{'none' if here is None else list(here)} in {model.name}: compare with the model's own base"
             )
     return {key: _distance(name, model, base) for key, name in _names(base)}
 
 
 def norms(base: Checkpoint) -> dict[tuple[str, int | None], Distance]:
-    """The norm of every tensor of a model, as the distance of nothing from it.
+    """The norm of every tensor of a model; ``tau`` is zero.
 
     Args:
         base: the model.
 
     Returns:
-        By our path of the weight and the layer (None for what has none).
+        By our path of the weight and the layer (None for a weight without layers).
 
     Raises:
-        InputError: tensors hold NaN or infinity.
+        InputError: tensors have NaN or infinity.
     """
     return {key: _distance(name, None, base) for key, name in _names(base)}
 
@@ -99,10 +101,10 @@ def adapter_norms(adapter: Adapter) -> dict[tuple[str, int | None], float]:
     """‖τ‖ of every tensor that an adapter changes, from its factors: ‖A B‖² = tr((AᵀA)(B Bᵀ)).
 
     Args:
-        adapter: of a model; updates of ``layers/…`` have a leading layer axis.
+        adapter: updates of ``layers/…`` have a leading layer axis.
 
     Returns:
-        By our path of the weight and the layer (None for what has none).
+        By our path of the weight and the layer (None for a weight without layers).
     """
     norms: dict[tuple[str, int | None], float] = {}
     for path, update in adapter.updates.items():

@@ -1,7 +1,7 @@
 """Tokenizers and chat templates: conversations to token ids and back.
 
-Rendering and tokenising are done by ``transformers`` with the checkpoint's own template, so ids are those of every other
-tool that reads the folder. The import is slow and done when first needed; torch is not required.
+``transformers`` renders and tokenises with the checkpoint's own template, so ids equal those of every other tool that reads
+the folder. It is imported when first needed, because the import is slow. Torch is not required.
 """
 
 from __future__ import annotations
@@ -13,14 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.models.files.safetensors import read_json
+from cycleqd_jax.models.folder import TOKENIZER_FILES, read_json
 from cycleqd_jax.types import InputError, Message
 
-__all__ = ["FILES", "LLAMA3_TEMPLATE", "ChatTokenizer", "train_tiny_tokenizer"]
-
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
-FILES += ("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json")
-"""What a tokenizer may consist of."""
+__all__ = ["LLAMA3_TEMPLATE", "ChatTokenizer", "set_parts", "train_tiny_tokenizer"]
 
 LLAMA3_TEMPLATE = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
@@ -32,8 +28,8 @@ LLAMA3_TEMPLATE = (
 
 _SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
-# Llama 3's pattern with two changes for models that are too small to know every spelling of a thing: digits stand alone,
-# and a word takes a space but no other sign with it, so that a name has the same tokens after a quote or a bracket.
+# Llama 3's pattern with two changes for small models, which should see one spelling of each word: every digit is a token, and
+# a word includes a leading space but no other sign, so that a name has the same tokens after a quote or a bracket.
 _PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)(?!\p{L})| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 _CACHED_PROMPTS = 8192
@@ -45,12 +41,12 @@ class ChatTokenizer:
     Args:
         tokenizer: a ``transformers`` tokenizer that has a chat template.
         stop_ids: tokens that end a reply.
-        pad_id: fills empty places of a batch.
-        folder: whose files it was read from, if any.
+        pad_id: the token for padding.
+        folder: the folder it was read from, if any.
 
     Attributes:
-        stop_ids: ascending.
-        pad_id: see above.
+        stop_ids: tokens that end a reply, ascending.
+        pad_id: the token for padding.
     """
 
     def __init__(self, tokenizer: Any, stop_ids: Iterable[int], pad_id: int, folder: Path | None = None) -> None:
@@ -58,18 +54,18 @@ class ChatTokenizer:
         self._folder = folder
         self.stop_ids: tuple[int, ...] = tuple(sorted(set(stop_ids)))
         self.pad_id = pad_id
-        # The first prompts of all episodes come again for every individual.
+        # The first prompts of all episodes are encoded again for every individual.
         self._encode_cached = functools.lru_cache(_CACHED_PROMPTS)(self._encode)
 
     @classmethod
     def load(cls, folder: str | Path) -> ChatTokenizer:
         """Reads the tokenizer files of a Hugging Face folder.
 
-        Stop tokens are ``eos_token_id`` of ``generation_config.json``; without it, the tokenizer's own.
+        The stop tokens are ``eos_token_id`` of ``generation_config.json``, or else the tokenizer's own.
 
         Raises:
-            InputError: there is no tokenizer, no chat template or no stop token, or ``generation_config.json`` is broken or
-                names a token that there is not.
+            InputError: there is no tokenizer, no chat template or no stop token, or ``generation_config.json`` is corrupt or
+                names a token that does not exist.
         """
         folder = Path(folder)
         if not (folder / "tokenizer_config.json").is_file():
@@ -81,7 +77,7 @@ class ChatTokenizer:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever the file at fault made it raise
+        except Exception as error:  # transformers raises many types of exceptions
             raise InputError(
                 f"expected a tokenizer that transformers can read in {folder}, got {type(error).__name__}: "
                 f"{_short(str(error))}; restore the tokenizer files"
@@ -98,14 +94,14 @@ class ChatTokenizer:
             eos = tokenizer.eos_token_id
         if eos is None:
             raise InputError(
-                f"expected eos_token_id in {path} or an eos_token in tokenizer_config.json, got neither: say which token ends "
-                "a reply"
+                f"expected eos_token_id in {path} or an eos_token in tokenizer_config.json, got neither: name the token that "
+                "ends a reply"
             )
         stop_ids = eos if isinstance(eos, list) else [eos]
         if not stop_ids or not all(_is_token(tokenizer, i) for i in stop_ids):
             raise InputError(
                 f"expected the id of a token, or a list of ids, as eos_token_id in {path}, got {_short(json.dumps(eos))} where "
-                f"the tokenizer has {len(tokenizer)} tokens: say which token ends a reply"
+                f"the tokenizer has {len(tokenizer)} tokens: name the token that ends a reply"
             )
         pads = (tokenizer.pad_token_id, generation.get("pad_token_id"), stop_ids[0])
         pad = next(pad for pad in pads if pad is not None)
@@ -117,14 +113,14 @@ class ChatTokenizer:
         return cls(tokenizer, stop_ids, pad, folder)
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer files, the chat template and ``generation_config.json`` to a folder, which is made if need be.
+        """Writes the tokenizer files, the chat template and ``generation_config.json`` to a folder, which may not exist yet.
 
-        The files it was read from are copied byte for byte.
+        Files it was read from are copied byte for byte.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._folder is not None:
-            for name in FILES:
+            for name in TOKENIZER_FILES:
                 if (self._folder / name).is_file():
                     shutil.copyfile(self._folder / name, folder / name)
             if (folder / "generation_config.json").exists():
@@ -133,7 +129,7 @@ class ChatTokenizer:
             self._tokenizer.save_pretrained(folder)
             path = folder / "tokenizer_config.json"
             settings = json.loads(path.read_text(encoding="utf-8"))
-            if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name of it, unknown to transformers 4
+            if settings.get("tokenizer_class") == "TokenizersBackend":  # of transformers 5, unknown to 4
                 settings["tokenizer_class"] = "PreTrainedTokenizerFast"
                 path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         generation = {
@@ -146,11 +142,11 @@ class ChatTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, special tokens included; a model's ``vocab_size`` must be at least this."""
+        """The number of ids, special tokens included; a model's ``vocab_size`` must be at least this."""
         return len(self._tokenizer)
 
     def token(self, i: int) -> str:
-        """The token of an id, as the vocabulary writes it."""
+        """The token of an id, as in the vocabulary."""
         return self._tokenizer.convert_ids_to_tokens(i)
 
     @property
@@ -159,40 +155,41 @@ class ChatTokenizer:
         return self._tokenizer.chat_template
 
     def backend_json(self) -> dict[str, Any]:
-        """The content of its ``tokenizer.json``, which a checkpoint may lack."""
+        """The contents of ``tokenizer.json``, also where the checkpoint has no such file."""
         return json.loads(self._tokenizer.backend_tokenizer.to_str())
 
     @property
     def bos_id(self) -> int | None:
-        """The token that a text begins with, if there is one."""
+        """The id of the bos token, if there is one."""
         return self._tokenizer.bos_token_id
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, as the template renders it.
+        """The token ids of a conversation, as the template renders it.
 
         Args:
             messages: the conversation.
-            add_generation_prompt: end with the header of the assistant's next message.
+            add_generation_prompt: append the header of the assistant's next message.
 
         Raises:
-            InputError: the template refuses the conversation.
+            InputError: the template raises an error for the conversation.
         """
         return list(self._encode_cached(tuple((m["role"], m["content"]) for m in messages), add_generation_prompt))
 
     def encode_for_training(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Token ids of a conversation, and which of them the model has to learn to say.
+        """The token ids of a conversation, and a mask of the tokens to learn.
 
-        Everything before a learned token is exactly what :meth:`encode` feeds the model when it has to say it.
+        The tokens before a learned one are exactly the prompt that :meth:`encode` gives when the model generates it.
 
         Args:
             messages: a conversation with one or more assistant messages.
 
         Returns:
-            ids, and a mask of the same length: true for the tokens of every assistant message and the stop token that ends it.
+            The ids, and a mask of the same length: true for the tokens of every assistant message and for the stop token that
+            ends it.
 
         Raises:
-            InputError: the template does not render a conversation as a continuation of its beginning, or ends an assistant
-                message with no stop token, or there is no assistant message.
+            InputError: the template does not render a conversation as a continuation of its beginning, or does not end an
+                assistant message with a stop token, or there is no assistant message.
         """
         ids = self.encode(messages, add_generation_prompt=False)
         mask = [False] * len(ids)
@@ -206,16 +203,16 @@ class ChatTokenizer:
             if ids[: len(prompt)] != prompt or end == len(ids):
                 raise InputError(
                     "expected a chat template that continues a conversation without rewriting it and ends every reply with a "
-                    f"stop token {list(self.stop_ids)}, got another rendering of message {i}: use a plain chat template for "
-                    "training"
+                    f"stop token {list(self.stop_ids)}, got a different rendering of message {i}: use a plain chat template "
+                    "for training"
                 )
             mask[len(prompt) : end + 1] = [True] * (end + 1 - len(prompt))
         if not any(mask):
-            raise InputError("expected an assistant message to learn from, got a conversation without one: drop it")
+            raise InputError("expected an assistant message in each training conversation, got none: drop the conversation")
         return ids, mask
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens leave none."""
+        """The text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _encode(self, messages: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> tuple[int, ...]:
@@ -226,7 +223,7 @@ class ChatTokenizer:
                 tokenize=True,
                 return_dict=False,
             )
-        except Exception as error:  # a template is a program: it raises TemplateError, or whatever goes wrong in it
+        except Exception as error:  # a template is a program that may raise anything
             roles = ", ".join(role for role, _ in messages)
             raise InputError(
                 f"expected a conversation that the chat template accepts, got messages of {roles}: "
@@ -236,7 +233,7 @@ class ChatTokenizer:
 
 
 def _is_token(tokenizer: Any, i: Any) -> bool:
-    """Whether this is the id of a token; those that were added may lie beyond gaps."""
+    """Whether this is the id of a token. The ids of added tokens may have gaps."""
     return type(i) is int and (0 <= i < len(tokenizer) or i in tokenizer.added_tokens_decoder)
 
 
@@ -245,18 +242,24 @@ def _short(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
-    """Learns a byte-level BPE with Llama 3's special tokens and chat template; the same texts give the same tokenizer.
+def set_parts(tokenizer: Any, **parts: Any) -> None:
+    """Sets the normalizer, pre-tokenizer, post-processor or decoder of a ``tokenizers.Tokenizer``."""
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
 
-    Digits stand alone, and words take a leading space but no other sign with them: what a model of a few million
-    parameters copies should have one spelling.
+
+def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
+    """Trains a byte-level BPE with Llama 3's special tokens and chat template; the same texts give the same tokenizer.
+
+    Every digit is a token, and a word includes a leading space but no other sign, so that a model of a few million parameters
+    sees one spelling of each word.
 
     Args:
         texts: contents of messages.
-        vocab_size: the most tokens; at least the 256 bytes and five special tokens. Small texts give fewer.
+        vocab_size: the most tokens; at least 256 bytes and five special tokens. Short texts give fewer.
 
     Returns:
-        The tokenizer. ``<|eot_id|>`` and ``<|end_of_text|>`` end a reply, the latter also pads.
+        The tokenizer. ``<|eot_id|>`` and ``<|end_of_text|>`` end a reply; ``<|end_of_text|>`` is also the padding.
 
     Raises:
         InputError: ``vocab_size`` is too small.
@@ -272,19 +275,18 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer
         )
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_PATTERN), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    # The roles are part of every prompt and of no message.
+    pieces = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    set_parts(tokenizer, pre_tokenizer=pieces, decoder=decoders.ByteLevel())
+    # Role names occur in every prompt but in no message.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(_SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([*texts, *["system", "user", "assistant", "\n\n"] * 100], trainer)
     bos = _SPECIAL[0]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    bos_first = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
+    set_parts(tokenizer, post_processor=bos_first)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,

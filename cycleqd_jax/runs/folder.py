@@ -17,7 +17,7 @@ import cycleqd_jax
 from cycleqd_jax.config import RunConfig, to_dict
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
-from cycleqd_jax.models.tokenizer import FILES
+from cycleqd_jax.models.folder import TOKENIZER_FILES
 from cycleqd_jax.types import InputError
 
 __all__ = ["check_folder", "check_inputs", "claim_folder", "folder_digest", "versions"]
@@ -45,7 +45,7 @@ def folder_digest(folder: str | Path) -> str:
     """
     total = hashlib.sha256()
     folder = Path(folder)
-    names = {"config.json", INDEX, *weight_files(folder), "adapter_config.json", "adapter_model.safetensors", *FILES}
+    names = {"config.json", INDEX, *weight_files(folder), "adapter_config.json", "adapter_model.safetensors", *TOKENIZER_FILES}
     found = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.name in names)
     for file in filter(Path.is_file, found):
         size = file.stat().st_size

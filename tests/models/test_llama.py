@@ -221,7 +221,7 @@ def test_transformers_reads_the_config_as_this_model(make_config):
         ({"pad_token_id": 1.5}, "'pad_token_id'.*got 1.5"),
         (rope(factor="8"), "'rope_scaling.factor'.*got '8'"),
         (rope(factor=0), "'rope_scaling.factor'.*got 0"),
-        (rope(low_freq_factor=4.0), "low_freq_factor of 4.0 for 'rope_scaling.high_freq_factor'.*got 4.0"),
+        (rope(low_freq_factor=4.0), "low_freq_factor 4.0 for 'rope_scaling.high_freq_factor'.*got 4.0"),
         (rope(low_freq_factor=None), "'rope_scaling.low_freq_factor'.*got None"),
         (rope(original_max_position_embeddings=0.5), "'rope_scaling.original_max_position_embeddings'.*got 0.5"),
         ({"rope_parameters": rope(high_freq_factor="x")["rope_scaling"]}, "'rope_parameters.high_freq_factor'.*got 'x'"),

@@ -1,4 +1,4 @@
-"""What a model is, found out from its config and headers alone: a local folder, a GGUF file, or a repository on a hub."""
+"""Opens a model by its config and headers alone: a local folder, a GGUF file, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from cycleqd_jax.models.files import hub
+from cycleqd_jax.models.files import gguf, hub
 from cycleqd_jax.models.files.names import EMBEDDING, HEAD, hf_shapes
-from cycleqd_jax.models.files.safetensors import DTYPES, Tensor, read_headers, read_json
+from cycleqd_jax.models.files.safetensors import DTYPES, Tensor, read_headers
+from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError
@@ -19,11 +20,11 @@ __all__ = ["Checkpoint", "load_tokenizer", "open_checkpoint"]
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model whose weights have not been read; config and tensors fit each other.
+    """A model whose weights have not been read; its config and tensors match.
 
     Attributes:
-        where: the folder or file; of a repository that has not been downloaded, the folder of its small files.
-        name: as it was asked for.
+        where: the folder or file; for a repository whose weights are not downloaded, the folder of its small files.
+        name: the path or name that was opened.
         config: with the dtype of the tensors.
         tensors: by Hugging Face's name.
     """
@@ -35,7 +36,7 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights, a tied head counted once."""
+        """The bytes of the weights; a tied head counts once."""
         return sum(math.prod(self.tensors[name].shape) * DTYPES[self.tensors[name].dtype].itemsize for name in self.names)
 
     @property
@@ -45,27 +46,25 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        """The tensors that the model is made of, in the order of Hugging Face's modules."""
+        """The names of the model's tensors, in the order of Hugging Face's modules."""
         return list(hf_shapes(self.config))
 
 
 def open_checkpoint(model: str | Path, *, weights: bool = True) -> Checkpoint:
-    """Finds a model and reads its config and headers.
+    """Finds a model, and reads its config and headers.
 
     Args:
         model: a Hugging Face folder with safetensors in one file or sharded, a ``.gguf`` file, or a repository of the hub
             (``owner/name`` or ``owner/name@revision``), which is downloaded.
-        weights: download the weights too. Without, a repository that is not in the local cache is judged by its headers, read
-            over the network; its tensors can't be read.
+        weights: download the weights too. Otherwise, for a repository that is not in the local cache, only the headers are
+            read, over the network; its tensors can't be read.
 
     Raises:
-        InputError: there is no such model; it is not supported; tensors are missing, superfluous, broken, or of another shape
-            than the config says.
+        InputError: there is no such model; it is not supported; or tensors are missing, unknown, corrupt, or of another shape
+            than in the config.
     """
     path = Path(model)
     if path.suffix == ".gguf":
-        from cycleqd_jax.models.files import gguf
-
         raw, tensors = gguf.read_gguf(path)
         return _fit(path, str(model), LlamaConfig.from_hf(raw, str(path)), tensors)
     if _is_local(model):
@@ -81,71 +80,71 @@ def open_checkpoint(model: str | Path, *, weights: bool = True) -> Checkpoint:
 
 
 def load_tokenizer(model: str | Path) -> ChatTokenizer:
-    """Tokenizer and chat template of a model that :func:`open_checkpoint` finds; no weights are downloaded.
+    """The tokenizer and chat template of a model (see :func:`open_checkpoint`); no weights are downloaded.
 
     Raises:
         InputError: there is no tokenizer, no chat template or no stop token.
     """
     path = Path(model)
     if path.suffix == ".gguf":
-        from cycleqd_jax.models.files import gguf
-
         return gguf.gguf_tokenizer(path)
     return ChatTokenizer.load(path if _is_local(model) else hub.download(str(model)))
 
 
 def _is_local(model: str | Path) -> bool:
-    """Whether this is a folder, and not the name of a repository.
+    """Whether this is a folder and not the name of a repository.
 
     Raises:
         InputError: it is neither.
     """
     try:
         kind = "folder" if (path := Path(model)).is_dir() else "file" if path.exists() else "none"
-    except OSError as error:  # a name that is too long, or a folder that may not be read
-        raise InputError(f"expected a model, got {str(model)[:200]}, which can't be read ({error.strerror})") from error
-    if kind == "folder" and str(model):  # an empty name would be the folder one is in
+    except OSError as error:  # a name that is too long, or a folder without permission
+        raise InputError(
+            f"expected a readable model, got {error.strerror} for {str(model)[:200]}: correct the path or its permissions"
+        ) from error
+    if kind == "folder" and str(model):  # an empty name would be the current folder
         return True
     if kind == "none" and hub.is_repository(model):
         return False
-    what = {"file": "which is a file of another kind", "none": "which is none, as there is no such folder"}
+    what = {"file": "another kind of file", "none": "no such folder"}
     raise InputError(
         "expected a Hugging Face model folder, a .gguf file or a repository owner/name, got "
-        f"{f'{model}, {what[kind]}' if str(model) else 'an empty name'}: correct the path"
+        f"{f'{what[kind]}: {model}' if str(model) else 'an empty name'}; correct the path"
     )
 
 
 def _read_config(folder: Path, name: str) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
-        what, advice = "no config.json", "correct the name; of a GGUF file give its path"
+        what, advice = "no config.json", "correct the name, or give the path of a .gguf file"
         if (folder / "adapter_config.json").is_file():
-            what, advice = "a LoRA adapter", "give a whole model, such as the adapter merged into its base"
+            what, advice = "a LoRA adapter", "give a whole model, for example the adapter merged into its base"
         raise InputError(f"expected a Hugging Face model, got {what} in {name}: {advice}")
     return LlamaConfig.from_hf(read_json(path), str(Path(name) / path.name))
 
 
 def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """Config and tensors, checked to fit each other."""
-    if config.num_hidden_layers > len(tensors):  # before the names of so many are made
+    """Checks that config and tensors match."""
+    if config.num_hidden_layers > len(tensors):  # a huge number would take long below
         raise InputError(
-            f"expected tensors for {config.num_hidden_layers} layers, as the config of {name} says, got {len(tensors)} "
-            "tensors: correct the config or restore the weights"
+            f"expected tensors for {config.num_hidden_layers} layers, as in the config of {name}, got {len(tensors)} tensors: "
+            "correct the config or restore the weights"
         )
     expected = hf_shapes(config)
-    superfluous = [name for name in tensors if name not in expected and not name.endswith("rotary_emb.inv_freq")]
-    if config.tie_word_embeddings and HEAD in superfluous:
-        superfluous.remove(HEAD)
+    unknown = [name for name in tensors if name not in expected and not name.endswith("rotary_emb.inv_freq")]
+    if config.tie_word_embeddings and HEAD in unknown:
+        unknown.remove(HEAD)
     missing = [name for name in expected if name not in tensors]
-    if missing or superfluous:
-        what = f"no {missing[0]}" if missing else f"an unknown {superfluous[0]} in {tensors[superfluous[0]].file}"
+    if missing or unknown:
+        what = f"no {missing[0]}" if missing else f"an unknown {unknown[0]} in {tensors[unknown[0]].file}"
         raise InputError(
-            f"expected the {len(expected)} tensors of the {config.model_type} model that {name} describes, got {what} "
-            f"({len(missing) + len(superfluous)} such in all): correct the config or restore the weights"
+            f"expected the {len(expected)} tensors of the {config.model_type} model in {name}, got {what} (tensors that do not "
+            f"match: {len(missing) + len(unknown)}); correct the config or restore the weights"
         )
     for tensor_name in (*expected, *([HEAD] if HEAD in tensors else [])):
         info = tensors[tensor_name]
-        shape = expected.get(tensor_name, expected[EMBEDDING])  # a tied head that was written twice
+        shape = expected.get(tensor_name, expected[EMBEDDING])  # a tied head that is stored too
         if info.shape != shape:
             raise InputError(
                 f"expected shape {list(shape)} for tensor {tensor_name} in {info.file}, got {list(info.shape)}: correct the "
@@ -156,7 +155,7 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
                 f"expected dtype {', '.join(DTYPES)} for tensor {tensor_name} in {info.file}, got {info.dtype}: use an "
                 "unquantised checkpoint"
             )
-    # Where dtypes are mixed the largest part says what the model is, and it is read in.
+    # The dtype of the model is that of most of its parameters.
     sizes: dict[str, int] = {}
     for tensor_name in expected:
         info = tensors[tensor_name]

@@ -1,7 +1,8 @@
 """GGUF files of llama.cpp as Hugging Face's config, tensors and tokenizer.
 
-Only the head of a file is read here; tensors are mapped, and dequantised by rows when asked for. Two things differ from
-Hugging Face: names, and the order of q and k rows in the llama architecture, where llama.cpp rotates neighbours, not halves.
+Only the header of a file is read at first; tensors are memory-mapped and dequantised row by row on request. Names differ from
+Hugging Face's. So does the order of the rows of q and k in the llama architecture: llama.cpp's RoPE rotates neighbouring
+elements, Hugging Face's rotates the two halves of a head.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cycleqd_jax.models.files.gguf_file import Head, broken, read_head
+from cycleqd_jax.models.files.gguf_file import Header, corrupt, read_header
 from cycleqd_jax.models.files.gguf_tokenizer import gguf_tokenizer
 from cycleqd_jax.models.files.safetensors import DTYPES
 from cycleqd_jax.types import InputError
@@ -48,16 +49,16 @@ _PLAIN = {_F32: "F32", _F16: "F16", _BF16: "BF16"}
 
 @dataclasses.dataclass(frozen=True)
 class GgufTensor:
-    """A tensor of a GGUF file; nothing is read before :meth:`read`.
+    """A tensor of a GGUF file, which :meth:`read` reads.
 
     Attributes:
-        file: where it is.
-        dtype: of what :meth:`read` returns, by safetensors' names: F32, F16 and BF16 as stored, F32 for all that is quantised.
-        shape: Hugging Face's, ``[out, in]`` for matrices.
-        stored: how it is stored, by ggml's names, such as ``Q4_1``.
+        file: the path of the file.
+        dtype: the dtype that :meth:`read` returns, by safetensors' names: F32, F16 and BF16 as stored, F32 for quantised types.
+        shape: in Hugging Face's layout, ``[out, in]`` for matrices.
+        stored: the stored type, by ggml's names, such as ``Q4_1``.
         offset: of its first byte in the file.
-        row_bytes: how long a row of the last dimension is in the file.
-        heads: how many heads have the halves of their rows interleaved in the file; 0 for tensors without.
+        row_bytes: bytes of a row of the last dimension.
+        heads: the number of heads whose two halves are interleaved in the file; 0 for other tensors.
     """
 
     file: Path
@@ -69,7 +70,7 @@ class GgufTensor:
     heads: int = 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of the first dimension, in Hugging Face's order; no other row of a matrix is touched."""
+        """Rows ``start`` to ``stop`` of the first dimension, in Hugging Face's order; no other row of a matrix is read."""
         if stop <= start:
             return np.empty((0, *self.shape[1:]), DTYPES[self.dtype])
         rows = self.shape[0] if len(self.shape) > 1 else 1
@@ -88,41 +89,41 @@ class GgufTensor:
         if self.stored == self.dtype:
             return blocks.view(DTYPES[self.dtype])
         gguf = _gguf()
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever loads weights checks and names them
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks for NaN and infinity
             return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[self.stored])
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    """Reads the head of a GGUF file.
+    """Reads the header of a GGUF file.
 
     Args:
-        path: a file of the llama (Llama, Mistral, SmolLM2, …), qwen2 or qwen3 architecture, in any of the types that the gguf
-            package can dequantise.
+        path: a file of the llama (Llama, Mistral, SmolLM2, …), qwen2 or qwen3 architecture, in any type that the gguf package
+            can dequantise.
 
     Returns:
-        The contents of the Hugging Face ``config.json`` that describes the model, and its tensors by Hugging Face's names.
-        ``torch_dtype`` is that of the matrices where they have one unquantised type, else float32.
+        The contents of a Hugging Face ``config.json`` for the model, and its tensors by Hugging Face's names. ``torch_dtype``
+        is the type of the matrices if all have the same unquantised type, else float32.
 
     Raises:
-        InputError: the gguf package is not installed; the file is broken or one of several parts; its architecture, a tensor's
-            type or an option of the model is not supported; or a key or tensor is missing, unknown, or of another shape.
+        InputError: the gguf package is not installed; the file is corrupt or one of several parts; its architecture, the type
+            of a tensor or an option of the model is not supported; or a key or tensor is missing, unknown, or of another shape.
     """
     gguf = _gguf()
-    head = read_head(Path(path))
-    if head.metadata.get("split.count", 1) != 1:
+    header = read_header(Path(path))
+    if header.metadata.get("split.count", 1) != 1:
         raise InputError(
-            f"expected a whole model, got one of {head.metadata['split.count']} parts in {head.path}: join them with "
+            f"expected a whole model, got one of {header.metadata['split.count']} parts in {header.path}: join them with "
             "llama.cpp's llama-gguf-split --merge"
         )
-    architecture = head.get("general.architecture", str)
+    architecture = header.get("general.architecture", str)
     if architecture not in _MORE_LAYER_NAMES:
         raise InputError(
-            f"expected one of {', '.join(_MORE_LAYER_NAMES)} for general.architecture in {head.path}, got {architecture!r}: "
-            "this model can't be computed here"
+            f"expected one of {', '.join(_MORE_LAYER_NAMES)} for general.architecture in {header.path}, got {architecture!r}: "
+            "choose a model of a supported architecture"
         )
-    layers = head.get(f"{architecture}.block_count", int)
-    if not 0 < layers <= len(head.tensors):
-        raise broken(head.path, f"{len(head.tensors)} tensors for {layers} layers")
+    layers = header.get(f"{architecture}.block_count", int)
+    if not 0 < layers <= len(header.tensors):
+        raise corrupt(header.path, f"{len(header.tensors)} tensors for {layers} layers")
     names = {f"blk.{i}.{ours}": f"model.layers.{i}.{theirs}" for i in range(layers) for ours, theirs in _LAYER_NAMES.items()}
     names |= {
         f"blk.{i}.{ours}": f"model.layers.{i}.{theirs}"
@@ -130,23 +131,23 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         for ours, theirs in _MORE_LAYER_NAMES[architecture].items()
     }
     names |= _TOP_NAMES
-    missing = [name for name in names if name not in head.tensors and name != _HEAD]
-    unknown = [name for name in head.tensors if name not in names and name != _ROPE_FACTORS]
+    missing = [name for name in names if name not in header.tensors and name != _HEAD]
+    unknown = [name for name in header.tensors if name not in names and name != _ROPE_FACTORS]
     if missing or unknown:
         what = f"no tensor {missing[0]}" if missing else f"an unknown tensor {unknown[0]}"
         raise InputError(
-            f"expected the tensors of a plain {architecture} model with {layers} layers in {head.path}, got {what} "
-            f"({len(missing) + len(unknown)} such in all): use a dense checkpoint, converted by a current llama.cpp"
+            f"expected the tensors of a plain {architecture} model with {layers} layers in {header.path}, got {what} "
+            f"(tensors that do not match: {len(missing) + len(unknown)}); use a dense checkpoint, converted by llama.cpp"
         )
-    config = _config(head, architecture, layers)
+    config = _config(header, architecture, layers)
     heads = {}
     if architecture == "llama":
         heads = {"attn_q.weight": config["num_attention_heads"], "attn_k.weight": config["num_key_value_heads"]}
     tensors: dict[str, GgufTensor] = {}
     for ours, theirs in names.items():
-        if ours in head.tensors:
+        if ours in header.tensors:
             permuted = heads.get(ours.split(".", 2)[-1], 0)
-            tensors[theirs] = _tensor(gguf, head, ours, permuted, config["head_dim"])
+            tensors[theirs] = _tensor(gguf, header, ours, permuted, config["head_dim"])
     matrices = {tensor.stored for tensor in tensors.values() if len(tensor.shape) == 2}
     plain = {"F16": "float16", "BF16": "bfloat16"}
     config["torch_dtype"] = plain.get(next(iter(matrices)), "float32") if len(matrices) == 1 else "float32"
@@ -159,18 +160,18 @@ def _gguf() -> Any:
         import gguf.quants
     except ImportError as error:
         raise InputError(
-            "expected the gguf package, which reads llama.cpp's quantised types, got none: pip install 'cycleqd_jax[gguf]'"
+            "expected the gguf package for files of llama.cpp, got none: pip install 'cycleqd_jax[gguf]'"
         ) from error
     return gguf
 
 
-def _tensor(gguf: Any, head: Head, ours: str, heads: int, head_dim: int) -> GgufTensor:
-    entry = head.tensors[ours]
+def _tensor(gguf: Any, header: Header, ours: str, heads: int, head_dim: int) -> GgufTensor:
+    entry = header.tensors[ours]
     rank = 1 if "norm." in ours or ours.endswith(".bias") else 2
     if len(entry.shape) != rank or 0 in entry.shape or (heads and entry.shape[0] != heads * head_dim):
-        expected = f"{heads * head_dim} rows ({heads} heads of {head_dim})" if heads else f"{rank} dimensions, none of them 0,"
+        expected = f"{heads * head_dim} rows ({heads} heads of {head_dim})" if heads else f"{rank} nonzero dimensions"
         raise InputError(
-            f"expected {expected} for the tensor {ours} in {head.path}, got shape {list(entry.shape)}: convert the model again"
+            f"expected {expected} for the tensor {ours} in {header.path}, got shape {list(entry.shape)}: convert it again"
         )
     try:
         kind = gguf.GGMLQuantizationType(entry.kind)
@@ -179,31 +180,31 @@ def _tensor(gguf: Any, head: Head, ours: str, heads: int, head_dim: int) -> Gguf
             gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
     except (ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
-            f"expected a type that the gguf package can dequantise for the tensor {ours} in {head.path}, got ggml type "
-            f"{entry.kind} ({error}): take another quantisation or a newer gguf"
+            f"expected a type that the gguf package can dequantise for the tensor {ours} in {header.path}, got ggml type "
+            f"{entry.kind} ({error}): use another quantisation or a newer gguf package"
         ) from error
     if entry.shape[-1] % block:
-        raise broken(head.path, f"{entry.shape[-1]} columns in blocks of {block} for the tensor {ours}")
+        raise corrupt(header.path, f"{entry.shape[-1]} columns in blocks of {block} for the tensor {ours}")
     row_bytes = entry.shape[-1] // block * block_bytes
     end = entry.offset + row_bytes * math.prod(entry.shape[:-1])
-    if end > head.size:
-        raise broken(head.path, f"{head.size} bytes where the tensor {ours} ends at {end}")
+    if end > header.size:
+        raise corrupt(header.path, f"{header.size} bytes where the tensor {ours} ends at {end}")
     dtype = _PLAIN.get(entry.kind, "F32")
-    return GgufTensor(head.path, dtype, entry.shape, kind.name, entry.offset, row_bytes, heads)
+    return GgufTensor(header.path, dtype, entry.shape, kind.name, entry.offset, row_bytes, heads)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Config
 
 
-def _config(head: Head, architecture: str, layers: int) -> dict[str, Any]:
+def _config(header: Header, architecture: str, layers: int) -> dict[str, Any]:
     def get(key: str, kind: type, default: Any = ...) -> Any:
-        return head.get(f"{architecture}.{key}", kind, default)
+        return header.get(f"{architecture}.{key}", kind, default)
 
     def refuse(key: str, expected: str) -> InputError:
         return InputError(
-            f"expected {expected} for {architecture}.{key} in {head.path}, got {get(key, object)!r}: this "
-            "model can't be computed here"
+            f"expected {expected} for {architecture}.{key} in {header.path}, got {get(key, object)!r}: choose "
+            "a model without this option"
         )
 
     heads, hidden = get("attention.head_count", int), get("embedding_length", int)
@@ -212,7 +213,7 @@ def _config(head: Head, architecture: str, layers: int) -> dict[str, Any]:
     head_dim = get("attention.key_length", int, get("rope.dimension_count", int, hidden // heads))
     for key in ("rope.dimension_count", "attention.value_length"):
         if get(key, int, head_dim) != head_dim:
-            raise refuse(key, f"the heads' size {head_dim}")
+            raise refuse(key, f"the head size {head_dim}")
     if get("rope.scaling.type", str, "none") != "none":
         raise refuse("rope.scaling.type", "'none' (Llama 3's is stored as the tensor rope_freqs.weight)")
     if get("expert_count", int, 0) != 0:
@@ -225,7 +226,7 @@ def _config(head: Head, architecture: str, layers: int) -> dict[str, Any]:
         "model_type": architecture,
         "hidden_act": "silu",
         "attention_bias": False,
-        "vocab_size": head.tensors["token_embd.weight"].shape[0],
+        "vocab_size": header.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": get("feed_forward_length", int),
         "num_hidden_layers": layers,
@@ -235,40 +236,40 @@ def _config(head: Head, architecture: str, layers: int) -> dict[str, Any]:
         "max_position_embeddings": get("context_length", int),
         "rms_norm_eps": _decimal(get("attention.layer_norm_rms_epsilon", float)),
         "rope_theta": theta,
-        "tie_word_embeddings": _HEAD not in head.tensors,
+        "tie_word_embeddings": _HEAD not in header.tensors,
     }
     if architecture == "llama":
         config["mlp_bias"] = False
     else:
         config["use_sliding_window"] = False
-    if _ROPE_FACTORS in head.tensors:
-        config["rope_scaling"] = _rope_scaling(head, theta, head_dim)
+    if _ROPE_FACTORS in header.tensors:
+        config["rope_scaling"] = _rope_scaling(header, theta, head_dim)
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        token = head.get(f"tokenizer.ggml.{key}_token_id", int, None)
+        token = header.get(f"tokenizer.ggml.{key}_token_id", int, None)
         if token is not None:
             config[f"{name}_token_id"] = token
     return config
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal of a stored float32: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal of a stored float32: 1e-05 instead of 9.999999747378752e-06."""
     with np.errstate(all="ignore"):
         return float(str(np.float32(value)))
 
 
-def _rope_scaling(head: Head, theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3.1's scaling from the factors by which llama.cpp divides the frequencies.
+def _rope_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:
+    """Llama 3.1's RoPE scaling, from the factors by which llama.cpp divides the frequencies.
 
-    The factors fix the three lengths of the scaling up to a common scale; all published models have the same ones.
+    The factors determine the three lengths of the scaling up to a common scale; all published models have the same lengths.
     """
-    entry = head.tensors[_ROPE_FACTORS]
+    entry = header.tensors[_ROPE_FACTORS]
     refused = InputError(
         f"expected the factors of Llama 3's RoPE scaling (1 to 4 turns over 8192 positions) in the tensor {_ROPE_FACTORS} of "
-        f"{head.path}, got others: convert the model from its original checkpoint"
+        f"{header.path}, got others: convert the model from its original checkpoint"
     )
-    if entry.kind != _F32 or entry.shape != (head_dim // 2,) or entry.offset + 2 * head_dim > head.size:
+    if entry.kind != _F32 or entry.shape != (head_dim // 2,) or entry.offset + 2 * head_dim > header.size:
         raise refused
-    stored = np.array(np.memmap(head.path, "<f4", "r", entry.offset, entry.shape), np.float64)
+    stored = np.array(np.memmap(header.path, "<f4", "r", entry.offset, entry.shape), np.float64)
     low, high, length, factor = 1.0, 4.0, 8192, float(stored.max())
     turns = length * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)

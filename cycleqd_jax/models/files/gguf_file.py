@@ -1,4 +1,4 @@
-"""The head of a GGUF file: key-value pairs, and where its tensors are.
+"""The header of a GGUF file: key-value pairs and the table of tensors.
 
 The format: magic ``GGUF``, version, counts, typed key-value pairs, a table of tensors (name, shape innermost first, type,
 offset), padding, and the tensors' blocks.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["Entry", "Head", "broken", "read_head"]
+__all__ = ["Entry", "Header", "corrupt", "read_header"]
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -22,15 +22,28 @@ _VERSIONS = (2, 3)
 
 
 class Entry(NamedTuple):
-    """Where a tensor is: shape (outermost dimension first), ggml's number of its type, and its first byte in the file."""
+    """The description of a tensor.
+
+    Attributes:
+        shape: outermost dimension first.
+        kind: ggml's number of its type.
+        offset: of its first byte in the file.
+    """
 
     shape: tuple[int, ...]
     kind: int
     offset: int
 
 
-class Head(NamedTuple):
-    """The head of a file: its path, key-value pairs, tensors by llama.cpp's names, and how many bytes the whole file has."""
+class Header(NamedTuple):
+    """The header of a file.
+
+    Attributes:
+        path: of the file.
+        metadata: the key-value pairs.
+        tensors: by llama.cpp's names.
+        size: of the file, in bytes.
+    """
 
     path: Path
     metadata: dict[str, Any]
@@ -41,7 +54,7 @@ class Head(NamedTuple):
         """A value of the metadata.
 
         Raises:
-            InputError: it is of another type than ``kind``, or not there and there is no default.
+            InputError: the value is of another type than ``kind``, or it is missing and there is no default.
         """
         value = self.metadata.get(key, default)
         if value is ... or (value is not default and not isinstance(value, kind)):
@@ -53,29 +66,29 @@ class Head(NamedTuple):
         return value
 
 
-def broken(path: Path, what: str) -> InputError:
-    """The error for a file that ends early or says impossible things."""
+def corrupt(path: Path, what: str) -> InputError:
+    """The error for a file that is truncated or invalid."""
     return InputError(f"expected a whole GGUF file of version 2 or 3, got {what} in {path}: download or convert it again")
 
 
-def read_head(path: Path) -> Head:
+def read_header(path: Path) -> Header:
     """Reads everything but the tensors.
 
     Raises:
         InputError: the file is missing, truncated, corrupt, or no GGUF of version 2 or 3.
     """
-    if not os.path.isfile(path):  # and not path.is_file(), which raises for a name that is too long
-        raise InputError(f"expected a GGUF file, got {path}, which is not a file: correct the path")
+    if not os.path.isfile(path):  # unlike path.is_file(), no error for a name that is too long
+        raise InputError(f"expected a GGUF file, got no file {path}: correct the path")
     size = path.stat().st_size
     if size < 24:
-        raise broken(path, f"{size} bytes")
+        raise corrupt(path, f"{size} bytes")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
-            raise broken(path, f"the magic {data[:4]!r}")
+            raise corrupt(path, f"the magic {data[:4]!r}")
         (version,) = struct.unpack_from("<I", data, 4)
         if version not in _VERSIONS:
             swapped = version & 0xFFFF == 0
-            raise broken(path, "big-endian numbers" if swapped else f"version {version}")
+            raise corrupt(path, "big-endian numbers" if swapped else f"version {version}")
         reader = _Reader(data, 8)
         try:
             count, pairs = reader.scalar("Q"), reader.scalar("Q")
@@ -83,28 +96,28 @@ def read_head(path: Path) -> Head:
             for _ in range(pairs):
                 key = reader.string()
                 if key in metadata:
-                    raise broken(path, f"the key {key} twice")
+                    raise corrupt(path, f"the key {key} twice")
                 metadata[key] = reader.value(reader.scalar("I"))
             raw: dict[str, tuple[tuple[int, ...], int, int]] = {}
             for _ in range(count):
                 name = reader.string()
                 if name in raw:
-                    raise broken(path, f"the tensor {name} twice")
+                    raise corrupt(path, f"the tensor {name} twice")
                 dims = [reader.scalar("Q") for _ in range(reader.scalar("I"))]
                 raw[name] = (tuple(reversed(dims)), reader.scalar("I"), reader.scalar("Q"))
         except (struct.error, UnicodeDecodeError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise broken(path, f"an unreadable head near byte {reader.at} of {size} ({error})") from error
+            raise corrupt(path, f"an unreadable header near byte {reader.at} of {size} ({error})") from error
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
-        raise broken(path, f"general.alignment {alignment!r}")
+        raise corrupt(path, f"general.alignment {alignment!r}")
     start = -(-reader.at // alignment) * alignment
-    return Head(path, metadata, {k: Entry(shape, kind, start + at) for k, (shape, kind, at) in raw.items()}, size)
+    return Header(path, metadata, {k: Entry(shape, kind, start + at) for k, (shape, kind, at) in raw.items()}, size)
 
 
 class _Reader:
-    """Reads numbers and strings in turn; everything past the end is an error."""
+    """Reads numbers and strings one after another; reading past the end is an error."""
 
     def __init__(self, data: mmap.mmap, at: int) -> None:
         self.data, self.at = data, at
@@ -132,7 +145,7 @@ class _Reader:
 
     def _bytes(self, length: int) -> bytes:
         if length > len(self.data) - self.at:
-            raise ValueError(f"{length} bytes announced, {len(self.data) - self.at} left")
+            raise ValueError(f"{length} bytes, more than the {len(self.data) - self.at} that are left")
         self.at += length
         return self.data[self.at - length : self.at]
 

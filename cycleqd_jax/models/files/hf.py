@@ -1,4 +1,4 @@
-"""Models in and out, tensor by tensor: never more of one on the host than its largest stacked weight."""
+"""Loads and saves models tensor by tensor; the host never holds more than the largest stacked weight."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from cycleqd_jax.models.files.safetensors import (
     transpose,
     write_safetensors,
 )
+from cycleqd_jax.models.folder import TOKENIZER_FILES
 from cycleqd_jax.models.llama.config import LlamaConfig
-from cycleqd_jax.models.tokenizer import FILES, ChatTokenizer
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError, Params, tree_paths
 
 __all__ = ["check_target", "load", "load_weights", "save"]
@@ -45,29 +46,29 @@ def load(
 ) -> tuple[LlamaConfig, Params]:
     """Reads a model.
 
-    Weights are read in pieces, once, and go to the devices one stacked weight at a time.
+    Weights are read once, in chunks, and copied to the devices one stacked weight at a time.
 
     Args:
         model: see :func:`~cycleqd_jax.models.files.checkpoint.open_checkpoint`.
-        dtype: of the weights; that of the files by default, bit for bit. Of files with several dtypes it is the one that most
-            weights have (a 16-bit GGUF file keeps its norms in float32).
-        vocab_size: keep the first rows of the embedding and the head, for vocabularies that were padded; all by default.
-        shardings: where the weights go: a tree of ``jax.sharding.Sharding`` like the weights
-            (:func:`cycleqd_jax.sharding.shardings`), or a function that makes it of the config; JAX's default device if none.
+        dtype: cast the weights to this dtype. By default they keep the dtype of the files, bit for bit; where files have
+            several dtypes, all weights get the one of most parameters (a 16-bit GGUF file has its norms in float32).
+        vocab_size: keep this many rows of the embedding and the head, for padded vocabularies; all by default.
+        shardings: a tree of ``jax.sharding.Sharding`` like the weights (:func:`cycleqd_jax.sharding.shardings`), or a function
+            from the config to such a tree; JAX's default device by default.
 
     Returns:
-        The config, with the dtype and the vocabulary that the weights have, and the weights.
+        The config, with the dtype and vocabulary size of the weights, and the weights.
 
     Raises:
-        InputError: what :func:`~.checkpoint.open_checkpoint` raises; or weights are NaN or infinite (after
-            the cast); or ``vocab_size`` is more than there are.
+        InputError: see :func:`~.checkpoint.open_checkpoint`; also if weights are NaN or infinite (after the cast), or
+            ``vocab_size`` is larger than the model's.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     config, tensors = checkpoint.config, checkpoint.tensors
     if vocab_size is not None and not 0 < vocab_size <= config.vocab_size:
         raise InputError(
-            f"expected a vocab_size from 1 to the {config.vocab_size} rows of {checkpoint.where}, got {vocab_size}: choose the "
-            "smallest vocabulary of base and experts"
+            f"expected a vocab_size from 1 to {config.vocab_size}, the rows in {checkpoint.where}, got {vocab_size}: choose "
+            "the smallest vocabulary of base and experts"
         )
     config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
     if config.tie_word_embeddings and HEAD in tensors:
@@ -89,28 +90,28 @@ def save(
     card: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a model that transformers, vLLM and what else reads Hugging Face folders can load.
+    """Writes a Hugging Face folder that transformers, vLLM and other tools can load.
 
-    The folder appears whole or not at all: it is written beside its place and then renamed. A model that was there before is
-    replaced.
+    The write is atomic: the folder is written beside its place and then renamed. An existing model is replaced.
 
     Args:
-        folder: where to.
+        folder: a new place or a model folder.
         config: of the model.
         params: the weights; a tied head is written once.
-        dtype: cast to this one; the config's by default.
-        tokenizer: its files (those it was read from, byte for byte) and ``generation_config.json`` are written too, and its
-            special tokens noted in the config.
+        dtype: cast the weights to this dtype; by default the config's.
+        tokenizer: written too, with ``generation_config.json``; files it was read from are copied byte for byte. Its special
+            tokens are added to the config.
         card: text of the model card, ``README.md``.
-        max_shard_bytes: a file gets no more than this, unless one tensor is larger.
+        max_shard_bytes: the most bytes of a file, unless one tensor is larger.
 
     Raises:
-        InputError: ``folder`` is something other than a model folder, or weights are NaN or infinite (after the cast).
+        InputError: ``folder`` can't be made or is something other than a model folder, or weights are NaN or infinite (after
+            the cast).
     """
     folder = check_target(folder)
     config = config.replace(dtype=dtype or config.dtype)
     if tokenizer is not None:
-        # not the padding token: in the config it takes the gradient from its embedding, and it may be a stop token
+        # Not the padding token: in the config it would disable the gradient of its embedding, and it may be a stop token.
         defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.stop_ids}
         config = config.replace(**{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
@@ -118,7 +119,9 @@ def save(
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
-        raise InputError(f"the model folder {folder} can't be made: {error.strerror or error}.") from error
+        raise InputError(
+            f"expected to make the model folder {folder}, got {error.strerror or error}: choose another place"
+        ) from error
     try:
         new = work / folder.name
         new.mkdir()
@@ -141,24 +144,24 @@ def save(
 
 
 def check_target(folder: str | Path) -> Path:
-    """Where :func:`save` will write, symbolic links resolved.
+    """The path that :func:`save` will write to, with symbolic links resolved.
 
     Args:
         folder: a new place, an empty folder, or a model folder, which will be replaced.
 
     Raises:
-        InputError: the place holds anything that a model folder does not consist of.
+        InputError: the place is a file, or a folder with anything that is not part of a model.
     """
     place = Path(os.path.realpath(folder))
     if place.exists() or place.is_symlink():
         entries = sorted(path.name for path in place.iterdir()) if place.is_dir() else [place.name]
         if not place.is_dir():
             raise InputError(f"expected a folder to write a model to, got the file {folder}: choose another place")
-        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or name in FILES)]
+        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or name in TOKENIZER_FILES)]
         if foreign or (entries and "config.json" not in entries):
             raise InputError(
-                f"expected a new place or a model folder to replace, got {folder}, which holds {(foreign or entries)[0]}: "
-                "choose another place"
+                f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}: choose another "
+                "place"
             )
     return place
 
@@ -168,7 +171,7 @@ def check_target(folder: str | Path) -> Path:
 
 
 def load_weights(checkpoint: Checkpoint, paths: Iterable[str]) -> dict[str, jax.Array]:
-    """Some weights of a model.
+    """Reads some weights of a model.
 
     Args:
         checkpoint: the model.
@@ -178,14 +181,14 @@ def load_weights(checkpoint: Checkpoint, paths: Iterable[str]) -> dict[str, jax.
         The weights by path, in the config's dtype, on JAX's default device.
 
     Raises:
-        InputError: they are NaN or infinite.
+        InputError: weights are NaN or infinite.
     """
     shapes = dict(tree_paths(llama.abstract_params(checkpoint.config)))
     return {path: _read_leaf(checkpoint.tensors, path, shapes[path], None) for path in paths}
 
 
 class _Part(NamedTuple):
-    """A part of a leaf that some devices hold."""
+    """The part of a leaf that some devices hold."""
 
     ranges: tuple[slice, ...]
     array: np.ndarray
@@ -195,7 +198,7 @@ class _Part(NamedTuple):
 def _read_leaf(
     tensors: Mapping[str, Tensor], path: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
-    """One of our weights, from the tensors of its layers."""
+    """Reads one of our weights from the tensors of its layers."""
     pattern, transposed = NAMES[path]
     parts: dict[Any, _Part] = {}
     places: Mapping[Any, Any] = {None: None}
@@ -225,14 +228,14 @@ def _read_leaf(
     if sharding is None:
         return jax.block_until_ready(jax.device_put(next(iter(parts.values())).array))
     arrays = []
-    while parts:  # what is on its devices leaves the host
+    while parts:  # frees the host memory of each part once its devices have it
         part = parts.pop(next(iter(parts)))
         arrays += [jax.block_until_ready(jax.device_put(part.array, device)) for device in part.devices]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
 def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tuple[slice, ...]]], transposed: bool) -> None:
-    """Fills arrays with parts of a tensor, cast to their dtype; the tensor is read once, in chunks of rows."""
+    """Reads a tensor once, in chunks of rows, into arrays for parts of it, cast to their dtype."""
     wanted = [(target, ranges[::-1] if transposed else ranges) for target, ranges in targets]
     first, last = min(r[0].start for _, r in wanted), max(r[0].stop for _, r in wanted)
     for start, stop in row_chunks(tensor, first, last):
@@ -257,7 +260,7 @@ def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tupl
 
 
 def _check_tied(head: Tensor, embedding: Tensor) -> None:
-    """Refuses a head that differs from the embedding it is said to be."""
+    """Raises if the config ties the head to the embedding but the file stores another head."""
     for start, stop in row_chunks(head):
         if not np.array_equal(head.read(start, stop), embedding.read(start, stop)):
             raise InputError(
@@ -271,7 +274,7 @@ def _check_tied(head: Tensor, embedding: Tensor) -> None:
 
 
 def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[int, ...], Any]]:
-    """Hugging Face's tensors in its own order of layers: name, shape there, and what fetches it."""
+    """Hugging Face's tensors in its order of layers: name, shape, and a function that reads the tensor."""
     leaves = dict(tree_paths(params))
     dtype = np.dtype(config.dtype)
 
@@ -284,7 +287,9 @@ def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[i
             with np.errstate(over="ignore"):
                 array = np.asarray(leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
             if not all_finite(array):
-                raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} as {dtype}: nothing was written")
+                raise InputError(
+                    f"expected finite weights to write, got NaN or Inf in tensor {name} as {dtype}: correct the weights"
+                )
             if not transposed:
                 return array
             target = np.empty(shape[::-1], dtype)

@@ -1,8 +1,8 @@
-"""Repositories on the Hugging Face hub: judged by their headers, then downloaded into huggingface_hub's cache.
+"""Repositories on the Hugging Face hub: checked by their headers, then downloaded into the cache of huggingface_hub.
 
-Everything goes through ``huggingface_hub``: its cache, token, endpoint (``HF_ENDPOINT``) and offline mode
-(``HF_HUB_OFFLINE=1``, which uses what the cache has) are honoured. A revision is resolved once in a process, by
-:func:`download`; what follows is of that commit, whatever happens to the branch meanwhile: what was checked is what is loaded.
+All access goes through ``huggingface_hub``, with its cache, token, endpoint (``HF_ENDPOINT``) and offline mode
+(``HF_HUB_OFFLINE=1`` uses only the cache). :func:`download` resolves a revision once per process. All later calls use that
+commit, so that the model that was checked is the one that is loaded, even if the branch moves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cycleqd_jax.models.files.safetensors import (
     read_index,
     weight_files,
 )
-from cycleqd_jax.models.tokenizer import FILES
+from cycleqd_jax.models.folder import TOKENIZER_FILES
 from cycleqd_jax.types import InputError
 
 __all__ = ["download", "download_weights", "forget", "headers", "is_repository"]
@@ -36,19 +36,19 @@ __all__ = ["download", "download_weights", "forget", "headers", "is_repository"]
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", re.ASCII)
 
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_SMALL = ["config.json", _ADAPTER, INDEX, *FILES]
-_FIRST = 1 << 15  # bytes that hold almost every header
+_SMALL = ["config.json", _ADAPTER, INDEX, *TOKENIZER_FILES]
+_FIRST = 1 << 15  # bytes; almost every header is shorter
 
 _NO_SAFETENSORS = (
-    "expected {file} in the repository {name}, got none: choose a repository or revision that has it; pickled weights run code "
-    "when they are read, convert them with transformers, from_pretrained(name).save_pretrained(folder)"
+    "expected {file} in the repository {name}, got none: choose a repository or revision that has it, or convert pickled "
+    "weights, which can run code when they are read, with transformers, from_pretrained(name).save_pretrained(folder)"
 )
 
 _snapshots: dict[tuple[str, str], Path] = {}  # by repository and revision
 
 
 class _RemoteTensor:
-    """A :class:`~cycleqd_jax.models.files.safetensors.Tensor` that is known by its header alone."""
+    """A :class:`~cycleqd_jax.models.files.safetensors.Tensor` of which only the header is here."""
 
     def __init__(self, file: str, dtype: str, shape: tuple[int, ...]) -> None:
         self.file, self.dtype, self.shape = file, dtype, shape
@@ -58,23 +58,23 @@ class _RemoteTensor:
 
 
 def is_repository(name: str | Path) -> bool:
-    """Whether this reads like ``owner/name`` or ``owner/name@revision``; what exists as a path is for the caller to see."""
+    """Whether this has the form ``owner/name`` or ``owner/name@revision``; it may also be the path of a folder."""
     return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None
 
 
 def download(name: str) -> Path:
-    """Downloads configs and tokenizer of a repository, as far as they are not in the cache.
+    """Downloads the configs and the tokenizer of a repository that are not in the cache.
 
-    The same name is the same commit for as long as the process lives, or until :func:`forget`.
+    A name stands for the same commit until the process ends or :func:`forget` is called.
 
     Args:
         name: ``owner/name`` or ``owner/name@revision``.
 
     Returns:
-        The snapshot: a folder of the cache, whose name is that of the commit.
+        The snapshot: a folder of the cache that is named by the commit.
 
     Raises:
-        InputError: no such repository, no access, or no network and not in the cache.
+        InputError: there is no such repository, access is denied, or it is not in the cache and there is no network.
     """
     repository, _, revision = name.partition("@")
     key = repository, revision or "main"
@@ -84,27 +84,27 @@ def download(name: str) -> Path:
 
 
 def forget() -> None:
-    """Lets branches be looked up anew."""
+    """Makes :func:`download` resolve all revisions again."""
     _snapshots.clear()
 
 
 def headers(name: str, folder: Path) -> Mapping[str, Tensor]:
-    """All tensors of a repository, by headers that are read over the network; those of the cache where it has the weights.
+    """All tensors of a repository: files in the cache if it has the weights, otherwise headers read over the network.
 
     Args:
         name: ``owner/name`` or ``owner/name@revision``.
         folder: its snapshot.
 
     Raises:
-        InputError: there are no safetensors, their headers can't be read or are broken, or the index names tensors or files
-            that are not there.
+        InputError: there are no safetensors, their headers can't be read or are corrupt, or the index names tensors or files
+            that do not exist.
     """
     if not _missing(folder):
         try:
             return read_headers(folder)
         except InputError as error:
             repository = name.partition("@")[0]
-            raise InputError(f"{error}; `hf cache rm model/{repository}` first removes what is in the cache") from error
+            raise InputError(f"{error}, after `hf cache rm model/{repository}` has cleared the cache") from error
     single = _remote_header(name, folder, SINGLE)
     if single is not None:
         return single
@@ -118,9 +118,9 @@ def headers(name: str, folder: Path) -> Mapping[str, Tensor]:
     for tensor, file in weight_map.items():
         header = found[file]
         if header is None or tensor not in header:
-            what = f"no such {'file' if header is None else 'tensor there'}"
+            what = f"no such {'file' if header is None else 'tensor'}"
             raise InputError(
-                f"expected the tensor {tensor} in {file} of the repository {name}, as its index says, got {what}: choose "
+                f"expected the tensor {tensor} in {file} of the repository {name}, as in its index, got {what}: choose "
                 "another repository or revision"
             )
         tensors[tensor] = header[tensor]
@@ -128,15 +128,15 @@ def headers(name: str, folder: Path) -> Mapping[str, Tensor]:
 
 
 def download_weights(name: str, folder: Path, nbytes: int = 0) -> None:
-    """Downloads the safetensors of a model or adapter, as far as they are not in the cache.
+    """Downloads the safetensors of a model or adapter that are not in the cache.
 
     Args:
         name: ``owner/name`` or ``owner/name@revision``.
-        folder: its snapshot, which they are added to.
-        nbytes: their size; a disk with less space is refused before anything is downloaded.
+        folder: its snapshot; the files are added to it.
+        nbytes: their size, compared with the free space of the disk before the download.
 
     Raises:
-        InputError: there are none, they can't be downloaded, or there is no space for them.
+        InputError: there are no safetensors, they can't be downloaded, or the disk has too little space.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -148,10 +148,10 @@ def download_weights(name: str, folder: Path, nbytes: int = 0) -> None:
     if free < nbytes - there:
         raise InputError(
             f"expected {(nbytes - there) / 1e9:.3g} GB of space for the weights of {name} in {cache}, got {free / 1e9:.3g} GB: "
-            "free some, or set HF_HOME to another disk"
+            "free some space, or set HF_HOME to another disk"
         )
     repository = name.partition("@")[0]
-    # One file is preferred to shards, as by transformers; a repository may have both.
+    # Like transformers: a single file is preferred where a repository also has shards.
     first = _ADAPTER_WEIGHTS if (folder / _ADAPTER).is_file() else SINGLE
     _snapshot(name, repository, folder.name, [*_SMALL, first])
     if missing := _missing(folder):
@@ -184,7 +184,7 @@ def _snapshot(name: str, repository: str, revision: str, files: list[str], quiet
 
 
 def _remote_header(name: str, folder: Path, file: str) -> dict[str, Tensor] | None:
-    """The header of one file, or None where there is no such file."""
+    """The header of one file, or None if there is no such file."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -205,7 +205,7 @@ def _remote_header(name: str, folder: Path, file: str) -> dict[str, Tensor] | No
 
 
 def _fetch_start(url: str, nbytes: int) -> tuple[bytes, int]:
-    """The first bytes of a file, and how many it has."""
+    """The first bytes of a file, and its size."""
     from huggingface_hub import constants, utils
 
     headers = {**utils.build_hf_headers(), "Range": f"bytes=0-{nbytes - 1}", "Accept-Encoding": "identity"}
@@ -214,7 +214,7 @@ def _fetch_start(url: str, nbytes: int) -> tuple[bytes, int]:
         content = b""
         for chunk in response.iter_bytes():
             content += chunk
-            if len(content) >= nbytes:  # of a server that does not know ranges
+            if len(content) >= nbytes:  # the server may ignore the range
                 break
         size = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers["Content-Length"]
     return content[:nbytes], int(size)
@@ -222,11 +222,11 @@ def _fetch_start(url: str, nbytes: int) -> tuple[bytes, int]:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What the hub and the network raise, as a sentence."""
+    """Turns errors of the hub and the network into an :class:`InputError`."""
     from huggingface_hub import errors
 
     def short(error: BaseException) -> str:
-        if isinstance(error, errors.HfHubHTTPError):  # its text has the address, which may be signed
+        if isinstance(error, errors.HfHubHTTPError):  # its text has the URL, which may be signed
             return " ".join(f"HTTP {error.response.status_code} {error.server_message or ''}".split())
         return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
@@ -236,27 +236,31 @@ def _explained(name: str) -> Iterator[None]:
     except InputError:
         raise
     except errors.GatedRepoError as error:
-        raise InputError(f"the repository {name} is gated: accept its terms on the hub, then `hf auth login`") from error
+        raise InputError(
+            f"expected access to the repository {name}, got a gated repository: accept its terms on the hub, then "
+            "`hf auth login`"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(
-            f"the repository {repository} has no revision {revision or 'main'}: correct the branch, tag or commit after the @"
+            f"expected a revision of the repository {repository}, got {revision or 'main'}, which does not exist: correct the "
+            "branch, tag or commit after the @"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"there is no folder {name}, and no repository {repository} on the hub (or it is private): correct the name, or "
+            f"expected a folder or a repository of the hub, got {name}, which is neither (or is private): correct the name, or "
             "`hf auth login`"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         cause = error.__cause__ or error
         offline = isinstance(cause, errors.OfflineModeIsEnabled)
-        why = "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the hub does not give it ({short(cause)})"
+        why = "offline mode (HF_HUB_OFFLINE)" if offline else short(cause)
         raise InputError(
-            f"there is no folder {name}, the hub's cache does not hold that repository or not enough of it, and {why}: correct "
-            "the path, or go online once"
+            f"expected the folder {name}, or that repository in the hub's cache, got neither in full, and {why} instead "
+            "of a download: correct the path, or go online once"
         ) from error
     except errors.HFValidationError as error:
-        raise InputError(f"there is no folder {name}, and it is no name of a repository: {short(error)}") from error
-    except Exception as error:  # the HTTP library's errors pass through huggingface_hub, and have no common base with its own
         raise InputError(
-            f"the repository {name} can't be read from the hub ({short(error)}): try again when it can be reached"
+            f"expected a folder or the name of a repository, got {name} ({short(error)}): correct the path"
         ) from error
+    except Exception as error:  # errors of the HTTP library share no base class with those of huggingface_hub
+        raise InputError(f"expected to read the repository {name} from the hub, got {short(error)}: try again later") from error

@@ -1,4 +1,4 @@
-"""One table of names: our path of every weight and Hugging Face's, used for reading, writing and checking."""
+"""The table of our paths and Hugging Face's names of all weights, used to read, write and check models."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class HFName(NamedTuple):
     """Hugging Face's name of a weight.
 
     Attributes:
-        pattern: ``{}`` is the layer.
-        transpose: Hugging Face stores ``[out, in]`` what is ``[in, out]`` here.
+        pattern: the name, with ``{}`` for the layer.
+        transpose: whether it is ``[out, in]`` in Hugging Face's files; it is ``[in, out]`` here.
     """
 
     pattern: str
@@ -48,7 +48,7 @@ NAMES: dict[str, HFName] = {
 
 
 def hf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model's checkpoint by Hugging Face's name, with its shape there."""
+    """The shape of every tensor in a checkpoint of the model, by Hugging Face's name."""
     shapes = {}
     for path, leaf in tree_paths(llama.abstract_params(config)):
         pattern, transpose = NAMES[path]

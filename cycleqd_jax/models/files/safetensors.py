@@ -1,7 +1,7 @@
-"""Safetensors files, header first and in pieces: nothing is in memory that is not being copied.
+"""Safetensors files: headers, and tensors read in chunks of rows.
 
 The format is a length (8 bytes, little-endian), a JSON header with dtype, shape and byte range of every tensor, and the bytes.
-Headers alone say whether models fit together, before gigabytes are read.
+Headers are enough to check that models are compatible, before gigabytes are read.
 """
 
 from __future__ import annotations
@@ -15,54 +15,69 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
+from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.types import InputError
 
-__all__ = ["DTYPES", "SafeTensor", "Tensor", "all_finite", "header_length", "parse_header", "read_headers", "read_index"]
-__all__ += ["read_finite", "read_json", "row_chunks", "transpose", "weight_files", "write_safetensors"]
+__all__ = [
+    "CHUNK",
+    "DTYPES",
+    "INDEX",
+    "SINGLE",
+    "SafeTensor",
+    "Tensor",
+    "all_finite",
+    "header_length",
+    "parse_header",
+    "read_finite",
+    "read_header",
+    "read_headers",
+    "read_index",
+    "row_chunks",
+    "transpose",
+    "weight_files",
+    "write_safetensors",
+]
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
 }
-"""The weight dtypes that can be read, by safetensors' names."""
+"""The supported dtypes of weights, by safetensors' names."""
 
 SINGLE = "model.safetensors"
+"""The weights of a model in one file."""
+
 INDEX = "model.safetensors.index.json"
+"""The index of a model in several files."""
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}
 _ITEM_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1}
-_MAX_HEADER = 100_000_000  # as the safetensors library has it
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CHUNK = 8 << 20
-"""Bytes of a tensor that are read at once."""
+"""The most bytes of a tensor that are read at once."""
 
-_TILE = 128  # of a transposition: rows and columns that stay in the cache
+_TILE = 128  # rows and columns of a transposition that fit in the cache
 
 
 @runtime_checkable
 class Tensor(Protocol):
-    """A tensor of a checkpoint that has not been read.
-
-    Attributes:
-        file: it lies in, for messages.
-        dtype: by safetensors' name.
-        shape: as Hugging Face has it.
-    """
+    """A tensor of a checkpoint that has not been read."""
 
     @property
     def file(self) -> Path | str:
-        """See above."""
+        """The name of its file, for messages."""
         ...
 
     @property
     def dtype(self) -> str:
-        """See above."""
+        """Its dtype, by safetensors' name."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See above."""
+        """Its shape in Hugging Face's layout."""
         ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -71,7 +86,7 @@ class Tensor(Protocol):
 
 
 class SafeTensor(NamedTuple):
-    """A :class:`Tensor` in a safetensors file, and the offset of its first byte there."""
+    """A :class:`Tensor` in a safetensors file; ``offset`` is the position of its first byte."""
 
     file: Path
     dtype: str
@@ -82,50 +97,31 @@ class SafeTensor(NamedTuple):
         """Rows ``start`` to ``stop`` of the first dimension.
 
         Raises:
-            InputError: the file has become shorter.
+            InputError: the file was truncated after its header was read.
         """
         dtype, row = DTYPES[self.dtype], math.prod(self.shape[1:])
         array = np.fromfile(self.file, dtype, (stop - start) * row, offset=self.offset + start * row * dtype.itemsize)
         if array.size != (stop - start) * row:
-            raise InputError(f"expected {self.file} to stay as it was, but it was cut while it was read: restore the file")
+            raise InputError(f"expected {stop} rows of a tensor in {self.file}, got a truncated file: restore the file")
         return array.reshape(stop - start, *self.shape[1:])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: the file is missing, or is not a JSON object.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"expected a Hugging Face model folder with {path.name}, got no such file in {path.parent}: correct the path"
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last of brackets within brackets
-        raise InputError(f"expected JSON in {path}, got {error}: restore the file") from error
-    if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object in {path}, got {type(value).__name__}: restore the file")
-    return value
-
-
 def _plain_name(name: str, where: Path | str) -> str:
-    """A file name that stays in its folder.
+    """Checks that a file name does not leave its folder.
 
     Raises:
-        InputError: it has a separator, or is ``..`` or empty.
+        InputError: the name has a separator, or is ``..`` or empty.
     """
     if not name or name in (".", "..") or any(sign in name for sign in "/\\\0:"):
-        raise InputError(f"expected plain file names in {where}, got {name!r}, which leads out of the folder: restore the file")
+        raise InputError(f"expected plain file names in {where}, got {name!r}: restore the file")
     return name
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The ``weight_map`` of an index: the file of every tensor.
+    """The file of every tensor, from the ``weight_map`` of an index.
 
     Raises:
-        InputError: there is none, a file's name is unsafe, or its weights are pickled.
+        InputError: there is no weight map, the name of a file is unsafe, or weights are pickled.
     """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -137,10 +133,10 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Files of a model folder that its weights are read from, whether they are there or still to be downloaded.
+    """The names of the files with the weights of a model folder, including files that have not been downloaded yet.
 
     Raises:
-        InputError: the index is broken, or names unsafe files.
+        InputError: the index is corrupt or names unsafe files.
     """
     if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
         return sorted(set(read_index(folder / INDEX).values()))
@@ -148,10 +144,10 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def read_headers(folder: Path) -> dict[str, SafeTensor]:
-    """All tensors of a model folder, from one file or from the shards of its index.
+    """All tensors of a model folder, in one file or in the shards of its index.
 
     Raises:
-        InputError: a file is missing, pickled, truncated or not safetensors; or the index names a tensor that its file lacks.
+        InputError: a file is missing, pickled, truncated or not safetensors; or a tensor of the index is not in its file.
     """
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
@@ -165,13 +161,11 @@ def read_headers(folder: Path) -> dict[str, SafeTensor]:
     tensors: dict[str, SafeTensor] = {}
     for file in sorted(set(weight_map.values())):
         if not (folder / file).is_file():
-            raise InputError(f"expected the shard {file} that {folder / INDEX} names, got no such file: finish the download")
+            raise InputError(f"expected the shard {file}, as in {folder / INDEX}, got no such file: finish the download")
         header = read_header(folder / file)
         for name in (name for name, owner in weight_map.items() if owner == file):
             if name not in header:
-                raise InputError(
-                    f"expected the tensor {name} in {folder / file} as the index says, got none: restore the shard"
-                )
+                raise InputError(f"expected the tensor {name} in {folder / file}, as in the index, got none: restore the shard")
             tensors[name] = header[name]
     return tensors
 
@@ -180,7 +174,7 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
     """All tensors of one file.
 
     Raises:
-        InputError: it can't be read, is truncated or not safetensors.
+        InputError: the file can't be read, is truncated or is not safetensors.
     """
     try:
         size = path.stat().st_size
@@ -192,32 +186,32 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
 
 
 def header_length(path: Path, start: bytes, size: int) -> int:
-    """Bytes of the header, without the length before it.
+    """The number of bytes of the header, without the length before it.
 
     Args:
         path: of the file.
-        start: its first 8 bytes.
-        size: of the file, bytes.
+        start: the first 8 bytes of the file.
+        size: of the file, in bytes.
 
     Raises:
-        InputError: the file is too short for it.
+        InputError: the file is shorter than its header.
     """
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-        raise _broken(path, f"{size} bytes where its header announces {8 + length}")
+        raise _broken(path, f"{size} bytes instead of the {8 + length} of its header")
     return length
 
 
 def parse_header(path: Path, header: bytes, size: int) -> dict[str, SafeTensor]:
-    """All tensors that a header names.
+    """All tensors of a header.
 
     Args:
         path: of the file.
         header: the JSON, without the length before it.
-        size: of the file, bytes.
+        size: of the file, in bytes.
 
     Raises:
-        InputError: the header is not safetensors', or does not fit the size.
+        InputError: the header is invalid or does not match the size.
     """
     try:
         entries = json.loads(header)
@@ -231,7 +225,7 @@ def parse_header(path: Path, header: bytes, size: int) -> dict[str, SafeTensor]:
         raise _broken(path, f"an unreadable header ({type(error).__name__}: {error})") from error
     data = 8 + len(header)
     if size != data + end:
-        raise _broken(path, f"{size} bytes where its header announces {data + end}")
+        raise _broken(path, f"{size} bytes instead of the {data + end} of its header")
     result, last = {}, 0
     for name, (dtype, shape, offsets) in sorted(tensors.items(), key=lambda item: item[1][2]):
         begin, stop = offsets if len(offsets) == 2 else (-1, -1)
@@ -243,11 +237,11 @@ def parse_header(path: Path, header: bytes, size: int) -> dict[str, SafeTensor]:
 
 
 def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, data: Iterable[np.ndarray]) -> None:
-    """Writes tensors of one dtype as they come.
+    """Writes tensors of one dtype, one at a time.
 
     Args:
         path: of the file.
-        shapes: of the tensors, by name, in their order.
+        shapes: of the tensors, by name, in order.
         dtype: one of :data:`DTYPES`.
         data: the tensors, in order.
     """
@@ -259,7 +253,7 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: 
         header[name] = {"dtype": name_of[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin on a multiple of eight bytes, as safetensors has it
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of eight bytes, as the library writes it
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, shape), array in zip(shapes.items(), data, strict=True):
@@ -268,34 +262,34 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: 
 
 
 def row_chunks(tensor: Tensor, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, from ``first`` to ``last``, of at most :data:`CHUNK` bytes each."""
+    """Ranges of rows from ``first`` to ``last`` with at most :data:`CHUNK` bytes each."""
     step = max(1, CHUNK // (math.prod(tensor.shape[1:]) * DTYPES[tensor.dtype].itemsize))
     stop = tensor.shape[0] if last is None else last
     return ((start, min(start + step, stop)) for start in range(first, stop, step))
 
 
 def read_finite(name: str, tensor: Tensor, start: int, stop: int) -> np.ndarray:
-    """Rows of a tensor, checked.
+    """Reads rows of a tensor and checks them.
 
     Raises:
-        InputError: a number is NaN or infinite.
+        InputError: the rows have NaN or infinity.
     """
     rows = tensor.read(start, stop)
     if not all_finite(rows):
-        raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use a sound one")
+        raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use another checkpoint")
     return rows
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite, for any dtype of :data:`DTYPES`."""
+    """Whether an array of any of :data:`DTYPES` has neither NaN nor infinity."""
     if array.dtype == np.float32:
         return bool(np.isfinite(array).all())
-    exponent = 0x7F80 if array.dtype == ml_dtypes.bfloat16 else 0x7C00  # all ones: NaN or infinite
+    exponent = 0x7F80 if array.dtype == ml_dtypes.bfloat16 else 0x7C00  # all ones in NaN and infinity
     return not ((array.view(np.uint16) & exponent) == exponent).any()
 
 
 def transpose(source: np.ndarray, target: np.ndarray) -> None:
-    """``target[...] = source.T`` for two matrices, tile by tile: three times as fast as NumPy when they exceed the cache."""
+    """``target[...] = source.T``, tile by tile: three times as fast as NumPy for matrices that exceed the cache."""
     rows, columns = source.shape
     for i in range(0, rows, _TILE):
         for j in range(0, columns, _TILE):
@@ -304,13 +298,13 @@ def transpose(source: np.ndarray, target: np.ndarray) -> None:
 
 def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise ValueError(f"{str(values)[:80]} where whole numbers belong")
+        raise ValueError(f"{str(values)[:80]} instead of integers")
     return tuple(values)
 
 
 def _pickled(expected: str, file: str) -> InputError:
     return InputError(
-        f"expected {expected}, got pickled weights ({file}), which run code when they are read: convert them with "
+        f"expected {expected}, got pickled weights ({file}), which can run code when they are read: convert them with "
         "transformers, AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)"
     )
 

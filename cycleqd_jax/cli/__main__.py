@@ -1,4 +1,4 @@
-"""``python -m cycleqd_jax.cli``."""
+"""Runs the command as ``python -m cycleqd_jax.cli``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``cycleqd doctor``: what this machine has."""
+"""``cycleqd doctor``: prints what this machine offers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ def doctor() -> None:
         stats = device.memory_stats() or {}
         memory = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
         print(f"  {device.platform}:{device.id} {device.device_kind}{memory}")
-    print("isolation of executed replies (the first is taken)")
+    print("isolation of model-written code (the first one is used)")
     found = detect()
     for isolation in found:
         print(f"  {isolation.name:18} {isolation.description}")
     if not any(isolation.name != "none" for isolation in found):
-        print("  nothing holds here: install bubblewrap (apt-get install bubblewrap)")
+        print("  none works on this machine: install bubblewrap (apt-get install bubblewrap)")
     print("data")
     data = os.environ.get("CYCLEQD_DATA")
     if data is None:
-        print("  CYCLEQD_DATA is not set: generated miniature problems only; tests on third-party data are skipped")
+        print(
+            "  CYCLEQD_DATA is not set: there are only generated miniature problems, and tests on third-party data are skipped"
+        )
     elif not Path(data).is_dir():
         print(f"  CYCLEQD_DATA is {data}, which is not a folder")
     else:
@@ -50,5 +52,5 @@ def doctor() -> None:
             print(f"  {folder.name:18} {', '.join(sorted(path.name for path in folder.glob('*.jsonl')))}")
     print("extras")
     for extra, (module, purpose) in EXTRAS.items():
-        there = "installed" if importlib.util.find_spec(module) else f"not installed (pip install 'cycleqd_jax[{extra}]')"
-        print(f"  {extra:18} {purpose}: {there}")
+        status = "installed" if importlib.util.find_spec(module) else f"not installed (pip install 'cycleqd_jax[{extra}]')"
+        print(f"  {extra:18} {purpose}: {status}")

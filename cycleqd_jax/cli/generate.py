@@ -1,4 +1,4 @@
-"""``cycleqd generate``: one answer of one model."""
+"""``cycleqd generate``: prints a model's answer to one message."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ __all__ = ["generate"]
 
 
 def generate(model: str | Path, prompt: str, max_new_tokens: int) -> None:
-    """Prints a model's greedy answer to one user message while it is generated; how fast, to a terminal's standard error.
+    """Prints a model's greedy answer to one user message while it is generated, and the speed if stderr is a terminal.
 
     Args:
-        model: a Hugging Face folder, a ``.gguf`` file or a repository of the hub.
+        model: a Hugging Face folder, a ``.gguf`` file or a repository on the hub.
         prompt: the user's message.
-        max_new_tokens: most tokens of the answer; fewer where the model's context ends first.
+        max_new_tokens: largest number of tokens of the answer, which the model's context also limits.
 
     Raises:
-        InputError: when the model can't be read, computes no numbers, or the prompt does not fit it.
+        InputError: the model can't be read, its logits are not finite, or the prompt does not fit its context.
     """
     if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens must be positive, but is {max_new_tokens}.")
-    open_checkpoint(model, weights=False)  # what is no model is called so, and not a model without a tokenizer
-    tokenizer = load_tokenizer(model)  # before weights are downloaded
+        raise InputError(f"expected --max-new-tokens to be at least 1, got {max_new_tokens}; correct it")
+    open_checkpoint(model, weights=False)  # so that a folder without a model is not reported as one without a tokenizer
+    tokenizer = load_tokenizer(model)  # before the weights are downloaded
     config, params = hf.load(model)
     start = time.perf_counter()
-    told: list[tuple[float, int]] = []  # seconds, and tokens so far
+    times: list[tuple[float, int]] = []  # seconds and number of tokens after every piece of text
     try:
         for text, tokens in stream_reply(
             params, config, tokenizer, [{"role": "user", "content": prompt}], max_new_tokens=max_new_tokens
         ):
             print(text, end="", flush=True)
-            told.append((time.perf_counter() - start, tokens))
+            times.append((time.perf_counter() - start, tokens))
     except NonFiniteError as error:
         print()
-        raise InputError(f"{model} can't answer: {error}.") from error
+        raise InputError(f"expected {model} to compute finite logits, got an error ({error}); use other weights") from error
     print(flush=True)
-    if told and sys.stderr.isatty():
-        print(_speed(told), file=sys.stderr)
+    if times and sys.stderr.isatty():
+        print(_speed(times), file=sys.stderr)
 
 
-def _speed(told: list[tuple[float, int]]) -> str:
-    """Programs are compiled before the first and the second piece: the rate is that of the pieces after."""
-    (first, _), (seconds, tokens) = told[0], told[-1]
+def _speed(times: list[tuple[float, int]]) -> str:
+    """The time of the first piece, and the rate after the second; both pieces include compilation."""
+    (first, _), (seconds, tokens) = times[0], times[-1]
     rate = ""
-    if len(told) > 2:
-        since, before = told[1]
-        rate = f", then {(tokens - before) / (seconds - since):.1f} tokens/s"
+    if len(times) > 2:
+        second, before = times[1]
+        rate = f", then {(tokens - before) / (seconds - second):.1f} tokens/s"
     return f"{tokens} tokens; the first after {first:.1f}s{rate}"

@@ -1,4 +1,4 @@
-"""``cycleqd sandbox``: the root file system that boxes show."""
+"""``cycleqd sandbox``: builds the root file system of the OS task's boxes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["build"]
 
 
 def build(into: Path, suite: str, mirror: str | None) -> None:
-    """Builds a root file system and says how to use it.
+    """Builds a root file system and prints the setting that uses it.
 
     Args:
-        into: folder for it.
-        suite: of Debian or Ubuntu.
-        mirror: the distribution's address; by default this machine's apt says.
+        into: the folder to write.
+        suite: release of Debian or Ubuntu.
+        mirror: address of the distribution, by default that of this machine's apt.
 
     Raises:
-        InputError: the folder is not empty and not ours, or there is no such suite.
-        InfraError: no tool is installed, or it failed.
+        InputError: the folder has other content, or there is no such suite.
+        InfraError: no tool for the build is installed, or it fails.
     """
     try:
         rootfs = build_rootfs(into, suite=suite, mirror=mirror)

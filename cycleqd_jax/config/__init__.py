@@ -1,5 +1,7 @@
-"""The configuration of a run."""
+"""The configuration of a run: :func:`load_config` reads YAML or a mapping, :func:`describe` lists all keys."""
 
+from cycleqd_jax.config.load import load_config, task_options, to_dict, to_yaml
+from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
     CheckpointConfig,
     EngineConfig,
@@ -12,16 +14,13 @@ from cycleqd_jax.config.schema import (
     TaskConfig,
     TinyConfig,
     TrainConfig,
-    load_config,
-    task_options,
-    to_dict,
-    to_yaml,
 )
 
 __all__ = [
     "CheckpointConfig",
     "EngineConfig",
     "GenomeConfig",
+    "KeyDoc",
     "MeshConfig",
     "ModelConfig",
     "RunConfig",
@@ -30,6 +29,7 @@ __all__ = [
     "TaskConfig",
     "TinyConfig",
     "TrainConfig",
+    "describe",
     "load_config",
     "task_options",
     "to_dict",

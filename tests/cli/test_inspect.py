@@ -1,3 +1,5 @@
+"""``cycleqd inspect``: the facts about a model, and its distance from its base."""
+
 from __future__ import annotations
 
 import json
@@ -34,7 +36,7 @@ def inspected(capsys, *args):
     return json.loads(capsys.readouterr().out)
 
 
-def test_what_a_model_is(pair, capsys):
+def test_facts_of_a_model(pair, capsys):
     folder, config, base, _ = pair
     facts = inspected(capsys, folder / "expert")
     assert facts["architecture"] == "LlamaForCausalLM"
@@ -50,7 +52,7 @@ def test_what_a_model_is(pair, capsys):
     assert "4 heads, 2 for keys and values" in shown
 
 
-def test_how_far_it_is_from_its_base(pair, capsys):
+def test_the_norm_of_the_task_vector(pair, capsys):
     folder, _, base, expert = pair
     facts = inspected(capsys, folder / "expert", "--base", folder / "base")["task_vector"]
     tau = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), expert, base)
@@ -69,14 +71,14 @@ def test_how_far_it_is_from_its_base(pair, capsys):
     assert inspected(capsys, folder / "base", "--base", folder / "base")["task_vector"]["all"]["norm"] == 0
 
 
-def test_a_model_without_chat_template_is_inspected_all_the_same(pair, capsys, tmp_path):
+def test_a_model_without_chat_template(pair, capsys, tmp_path):
     folder, *_ = pair
     shutil.copytree(folder / "base", tmp_path / "m")
     (tmp_path / "m" / "chat_template.jinja").unlink()
     assert "chat template" in inspected(capsys, tmp_path / "m")["tokenizer"]
 
 
-def test_other_models_are_refused(pair, capsys, tmp_path):
+def test_models_that_do_not_belong_together(pair, capsys, tmp_path):
     folder, config, *_ = pair
     small = config.replace(num_hidden_layers=2)
     hf.save(tmp_path / "small", small, llama.init_params(small, jax.random.key(1)))

@@ -1,4 +1,4 @@
-"""``cycleqd verify-task``: gold solutions and stubs of every kind, and what it says of bad requests."""
+"""``cycleqd verify-task``: gold solutions and stubs of every kind, and errors of bad requests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def verify(capsys, *arguments):
 
 
 @pytest.mark.parametrize("kind", miniature.TASKS)
-def test_every_miniature_is_sound(files, capsys, kind):
+def test_the_gold_solutions_of_every_miniature_task_pass(files, capsys, kind):
     code, result = verify(capsys, kind, "--data", files[kind]["train"], "prompt=brief", "--json")
     assert (code, result["passed"], result["total"], result["failed"]) == (0, 6, 6, [])
     assert result["task"] == kind
@@ -49,7 +49,7 @@ def test_stubs_do_not_pass(files, capsys):
     assert (code, result["solutions"], result["passed"], result["total"], result["solved"]) == (0, "stub", 0, 6, [])
 
 
-def test_what_fails_is_named_and_the_exit_code_is_1(write, capsys):
+def test_failures_are_listed_and_the_exit_code_is_1(write, capsys):
     wrong = RECORD | {"task_id": 2, "code": "def add(a, b): return a - b"}
     data = write(RECORD, wrong)
     code, result = verify(capsys, "mbpp", "--data", data)
@@ -59,13 +59,13 @@ def test_what_fails_is_named_and_the_exit_code_is_1(write, capsys):
     assert sorted((code, result["passed"], result["total"]) for code, result in halves) == [(0, 1, 1), (1, 0, 1)]
 
 
-def test_a_stub_that_passes_is_named(write, capsys):
+def test_stubs_that_pass_are_listed(write, capsys):
     none = {"task_id": 3, "text": "Nothing.", "code": "def f(): pass", "test_list": ["assert f() is None"]}
     code, result = verify(capsys, "mbpp", "--data", write(RECORD, none), "--stub")
     assert (code, result["passed"], result["solved"]) == (1, 1, [{"id": "3", "reason": "passed"}])
 
 
-def test_options_reach_task_and_sandbox(write, capsys):
+def test_options_of_task_and_sandbox(write, capsys):
     slow = RECORD | {"task_id": 2, "code": "import time\ntime.sleep(1)\ndef add(a, b): return a + b"}
     data = write(RECORD, slow)
     assert verify(capsys, "mbpp", "--data", data)[0] == 0
@@ -74,7 +74,7 @@ def test_options_reach_task_and_sandbox(write, capsys):
         assert (code, result["failed"]) == (1, [{"id": "2", "reason": "timed out"}])
 
 
-def test_unsandboxed_by_name_only(write, capsys):
+def test_no_isolation_only_on_request(write, capsys):
     code, result = verify(capsys, "mbpp", "--data", write(RECORD, RECORD | {"task_id": 2}), "--sandbox", "none")
     assert (code, result["isolation"]) == (0, "none")
 
@@ -84,15 +84,15 @@ def test_unsandboxed_by_name_only(write, capsys):
     [
         (["nothing"], "expected a kind of task (mbpp, evalplus"),
         (["mbpp", "prompt=long"], "one of instruct, brief"),
-        (["mbpp", "colour=red"], "do not suit its kind"),
-        (["mbpp", "colour"], "must read key=value"),
-        (["mbpp", "sandbox.colour=red"], "unknown key sandbox.colour"),
-        (["mbpp", "--workers", "0"], "--workers"),
+        (["mbpp", "colour=red"], "expected options that the task 'mbpp' has, got {'colour': 'red'}"),
+        (["mbpp", "colour"], "of the form key=value, got 'colour'"),
+        (["mbpp", "sandbox.colour=red"], "got the unknown key sandbox.colour"),
+        (["mbpp", "--workers", "0"], "expected --workers to be at least 1, got 0"),
         (["mbpp", "--backend", "mysql"], "sandbox.backend"),
         (["mbpp", "train=x"], "either the two files"),
     ],
 )
-def test_bad_requests_are_explained(write, capsys, arguments, words):
+def test_bad_requests(write, capsys, arguments, words):
     assert main(["verify-task", *arguments, "--data", write(RECORD, RECORD | {"task_id": 2})]) == 2
     out, error = capsys.readouterr()
     assert out == ""
@@ -100,6 +100,6 @@ def test_bad_requests_are_explained(write, capsys, arguments, words):
     assert words in error
 
 
-def test_missing_data_is_named(tmp_path, capsys):
+def test_a_missing_file(tmp_path, capsys):
     assert main(["verify-task", "mbpp", "--data", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl" in capsys.readouterr().err

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from cycleqd_jax.cli.fetch import fetch_smollm2
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.models import llama
+from cycleqd_jax.models.fetch import fetch_smollm2
 from cycleqd_jax.models.files import gguf, hf
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 

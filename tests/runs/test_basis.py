@@ -460,8 +460,8 @@ def test_the_dense_space_has_no_basis(config_file):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["genome.method=randomized"], "needs genome.rank"),
-        (["genome.method=qr"], "genome.method must be one of svd, gram, randomized, but is 'qr'"),
+        (["genome.method=randomized"], "expected genome.rank with genome.method: randomized, got null"),
+        (["genome.method=qr"], "expected genome.method to be one of svd, gram, randomized, got 'qr'"),
     ],
 )
 def test_configs_that_make_no_sense(config_file, overrides, message):

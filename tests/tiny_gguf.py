@@ -1,4 +1,4 @@
-"""A GGUF file of SmolLM2's kind, with one tiny layer."""
+"""A tiny GGUF file in the format of SmolLM2, with one layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPLATE = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] 
 
 
 def write(path: Path, kind: gguf.GGMLQuantizationType) -> Path:
-    """Matrices are stored as ``kind``, norms in float32, as llama.cpp does."""
+    """Writes the file; matrices have the type ``kind`` and norms are float32, as llama.cpp writes them."""
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *BYTES, "Hi", *(f"unused{i}" for i in range(28))]
     file = gguf.GGUFWriter(path, "llama")
     file.add_context_length(64)

@@ -1,0 +1,171 @@
+"""Checks that concern several keys of a config; types and ranges of single keys are checked while it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cycleqd_jax.config.schema import RunConfig
+from cycleqd_jax.types import InputError
+
+__all__ = ["check_config"]
+
+MAX_CELLS = 1_000_000  # per archive, as in algorithms.archive
+
+
+def check_config(config: RunConfig) -> None:
+    """Checks that the keys of a config fit together.
+
+    Raises:
+        InputError: naming the keys and their values.
+    """
+    _check_names(config)
+    _check_tasks(config)
+    _check_experts(config)
+    _check_tiny(config)
+    _check_devices(config)
+    _check_genome(config)
+    _check_search(config)
+
+
+def _check_names(config: RunConfig) -> None:
+    names = config.task_names
+    if len(names) < 2:
+        raise InputError(f"expected tasks to list at least two tasks, got {len(names)}; add a task")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"expected unique task names, got {name!r} {names.count(name)} times in tasks; rename one")
+    for key, name in [("name", config.name), *((f"tasks.{i}.name", name) for i, name in enumerate(names))]:
+        if not name or name != Path(name).name or name.startswith("."):
+            raise InputError(f"expected {key} to be a plain file name, got {name!r}; rename it")
+    if "average" in names:
+        raise InputError("expected task names other than 'average', which is a column of the tables, got 'average'; rename it")
+    for name in config.baselines:
+        if config.baselines.count(name) > 1:
+            raise InputError(f"expected every name in baselines once, got {name!r} twice; remove one")
+
+
+def _check_tasks(config: RunConfig) -> None:
+    for i, task in enumerate(config.tasks):
+        if task.max_new_tokens >= config.engine.max_len:
+            raise InputError(
+                f"expected engine.max_len, which holds prompt and reply, to be above tasks.{i}.max_new_tokens "
+                f"({task.max_new_tokens}), got {config.engine.max_len}; increase engine.max_len"
+            )
+        if task.test is not None and task.train is None:
+            raise InputError(
+                f"expected tasks.{i}.train beside tasks.{i}.test, got no train file for task {task.name!r}; give a train file"
+            )
+
+
+def _check_experts(config: RunConfig) -> None:
+    experts, names = config.model.experts, config.task_names
+    if experts is None:
+        return
+    if config.baselines:
+        raise InputError(
+            "expected no baselines with model.experts, because baselines are fine-tuned together with the experts, got "
+            f"{config.baselines[0]!r}; remove one of them"
+        )
+    missing = [name for name in names if name not in experts]
+    if missing:
+        raise InputError(f"expected model.experts to name an expert of every task, got none for {missing[0]!r}; add it")
+    _check_task_keys("model.experts", experts, names)
+    if config.model.base is None:
+        raise InputError(
+            "expected model.base beside model.experts, got null; give the model from which the experts were fine-tuned"
+        )
+
+
+def _check_task_keys(key: str, mapping: dict[str, str] | dict[str, list[float]], names: tuple[str, ...]) -> None:
+    unknown = [name for name in mapping if name not in names]
+    if unknown:
+        raise InputError(f"expected the keys of {key} to be tasks ({', '.join(names)}), got {unknown[0]!r}; correct the name")
+
+
+def _check_tiny(config: RunConfig) -> None:
+    tiny = config.model.tiny
+    if tiny.num_heads % tiny.num_kv_heads:
+        raise InputError(
+            f"expected model.tiny.num_heads to be a multiple of model.tiny.num_kv_heads ({tiny.num_kv_heads}), got "
+            f"{tiny.num_heads}; correct one of them"
+        )
+    if tiny.hidden_size % (2 * tiny.num_heads):
+        raise InputError(
+            f"expected model.tiny.hidden_size to be a multiple of twice model.tiny.num_heads ({2 * tiny.num_heads}), got "
+            f"{tiny.hidden_size}; correct one of them"
+        )
+
+
+def _check_devices(config: RunConfig) -> None:
+    mesh, population = config.mesh, config.engine.population
+    single = (mesh.fsdp, mesh.tensor) == (1, 1)
+    if mesh.sizes.count(-1) > 1:
+        raise InputError(
+            f"expected at most one axis of mesh to be -1 (all devices left), got {mesh.sizes}; give the size of the others"
+        )
+    if config.genome.space == "dense" and not single:
+        raise InputError(
+            f"expected mesh.fsdp and mesh.tensor to be 1 with genome.space: dense, got {mesh.fsdp} and {mesh.tensor}; "
+            "use the population axis"
+        )
+    if population == 1:
+        return
+    if population > config.search.batch_size:
+        raise InputError(
+            f"expected engine.population to be at most search.batch_size ({config.search.batch_size}), because only "
+            f"individuals of one generation are decoded together, got {population}; decrease it"
+        )
+    advice = "set engine.population: 1"
+    if config.genome.space != "expert":
+        raise InputError(
+            f"expected genome.space: expert with engine.population {population}, got {config.genome.space}; {advice}"
+        )
+    if not single:
+        raise InputError(
+            f"expected mesh.fsdp and mesh.tensor to be 1 (groups of one device) with engine.population {population}, got "
+            f"{mesh.fsdp} and {mesh.tensor}; {advice}"
+        )
+    if config.model.experts is None:
+        raise InputError(
+            f"expected model.experts that are LoRA adapters with engine.population {population}, got experts that are "
+            f"fine-tuned in this run; {advice}"
+        )
+
+
+def _check_genome(config: RunConfig) -> None:
+    genome = config.genome
+    if genome.mutation == "gaussian" and genome.space != "dense":
+        raise InputError(
+            f"expected genome.space: dense with genome.mutation: gaussian, which leaves the span of the experts, got "
+            f"{genome.space}; correct one of them"
+        )
+    if genome.mutation == "gaussian" and genome.strength is None:
+        raise InputError(
+            "expected genome.strength with genome.mutation: gaussian, got null; give σ in the units of the weights, such as "
+            "0.001"
+        )
+    if genome.method == "randomized" and genome.rank is None:
+        raise InputError("expected genome.rank with genome.method: randomized, got null; give a rank, such as 256")
+
+
+def _check_search(config: RunConfig) -> None:
+    search, names = config.search, config.task_names
+    if search.bounds is not None:
+        for name in names:
+            bounds = search.bounds.get(name)
+            if bounds is None or len(bounds) != 2 or not bounds[0] < bounds[1]:
+                raise InputError(
+                    f"expected search.bounds to give [low, high] with low < high for the task {name!r}, got {bounds}; "
+                    "correct the config"
+                )
+        _check_task_keys("search.bounds", search.bounds, names)
+    if search.alpha_low > search.alpha_high and search.elite_span == "paper":
+        raise InputError(
+            f"expected search.alpha_low to be at most search.alpha_high ({search.alpha_high}), got {search.alpha_low}; "
+            "correct one of them"
+        )
+    cells = search.bins ** (len(names) - 1)
+    if cells > MAX_CELLS:
+        raise InputError(
+            f"expected at most {MAX_CELLS} cells per archive, got {cells} from search.bins {search.bins}; decrease it"
+        )

@@ -1,0 +1,266 @@
+"""Reads configs from YAML or mappings, applies overrides and environment variables, and writes configs back.
+
+Unknown keys, values of the wrong type and values out of range are errors that name the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cycleqd_jax.config.check import check_config
+from cycleqd_jax.config.fields import Range, range_of
+from cycleqd_jax.config.schema import RunConfig, SandboxConfig
+from cycleqd_jax.types import InputError
+
+__all__ = ["load_config", "task_options", "to_dict", "to_yaml"]
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a config and applies overrides.
+
+    ``${NAME}`` in a text is replaced by the environment variable NAME.
+
+    Args:
+        source: path of a YAML file, or a mapping with the same keys, which is not changed.
+        overrides: ``dotted.key=value`` strings. Values are YAML. An item of a list is addressed by its index or its ``name``
+            (``tasks.mbpp.train_size=8``).
+
+    Raises:
+        InputError: naming the file, the key, or the environment variable that is not set.
+
+    >>> config = load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]}, ["search.bins=10"])
+    >>> config.task_names, config.search.bins
+    (('mbpp', 'dbbench'), 10)
+    """
+    tree = _plain(source) if isinstance(source, Mapping) else _read(Path(source))
+    tree.pop("versions", None)  # added to the config.yaml of a run folder
+    for assignment in overrides:
+        _override(tree, assignment)
+    config = _build(RunConfig, _fill_variables(tree, ""), "")
+    check_config(config)
+    return config
+
+
+def task_options(overrides: Sequence[str]) -> tuple[dict[str, Any], SandboxConfig]:
+    """Reads the options of a task and its sandbox without a config.
+
+    Args:
+        overrides: ``key=value`` for an option of the task, ``sandbox.key=value`` for the sandbox.
+
+    Returns:
+        The options of the task, and the sandbox.
+
+    Raises:
+        InputError: naming the key.
+    """
+    tree: dict[str, Any] = {"sandbox": {}}
+    for assignment in overrides:
+        _override(tree, assignment)
+    return tree, _build(SandboxConfig, tree.pop("sandbox"), "sandbox")
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain YAML types, with every default written out."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_dict(item) for key, item in config.items()}
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """A config as YAML that :func:`load_config` reads back equal."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# YAML and overrides
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A YAML loader that refuses duplicate keys; the standard one keeps the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                line = node.value[i][0].start_mark.line + 1
+                raise InputError(f"expected unique keys, got {key!r} twice in the config (line {line}); remove one")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        tree = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
+    except OSError as error:
+        raise InputError(f"expected a config in {path}, got {error.strerror}; correct the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f" (line {mark.line + 1})"
+        raise InputError(f"expected a config, got text that is not YAML in {path}{line}; correct the file") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"expected a mapping of keys, got {type(tree).__name__} in {path}; correct the file")
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a value with the types that YAML has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _override(tree: Any, assignment: str) -> None:
+    """Sets ``a.b.0.c=value`` in a tree of dicts and lists; the value is YAML."""
+    dotted, equals, text = assignment.partition("=")
+    if not equals or not dotted:
+        raise InputError(f"expected an override of the form key=value, got {assignment!r}; correct it")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"expected YAML as the value, got {text!r} in the override {assignment!r}; correct it") from error
+    *parents, last = dotted.split(".")
+    for depth, name in enumerate([*parents, last]):
+        here = ".".join(dotted.split(".")[: depth + 1])
+        if isinstance(tree, list):
+            place: Any = _list_index(tree, name, here, assignment)
+        elif not isinstance(tree, dict):
+            outer = here.rpartition(".")[0]
+            raise InputError(
+                f"expected {outer} to be a mapping, got {tree!r} for {here} in the override {assignment!r}; correct the key"
+            )
+        else:
+            place = name
+        if depth == len(parents):
+            tree[place] = value
+            return
+        if isinstance(tree, dict) and tree.get(place) is None:
+            tree[place] = {}
+        tree = tree[place]
+
+
+def _list_index(items: list[Any], name: str, key: str, assignment: str) -> int:
+    """The index of an item that is addressed by its index or its ``name``."""
+    if name.isdigit() and int(name) < len(items):
+        return int(name)
+    for i, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == name:
+            return i
+    raise InputError(
+        f"expected the index or the name of one of the {len(items)} items of {key.rpartition('.')[0]}, got {key} in the "
+        f"override {assignment!r}; correct it"
+    )
+
+
+def _fill_variables(value: Any, key: str) -> Any:
+    """A copy of a value in which the environment variable replaces each ``${NAME}`` of a text."""
+    if isinstance(value, Mapping):
+        return {name: _fill_variables(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_variables(item, f"{key}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise InputError(
+                f"expected the environment variable {match[1]} to be set, got nothing for {value!r} in {key}; set it, or "
+                f"override {key}"
+            )
+        return found
+
+    return _VARIABLE.sub(fill, value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Types and ranges
+
+
+def _error(key: str, expected: object, value: Any) -> InputError:
+    return InputError(f"expected {key or 'the config'} to be {expected}, got {value!r}; correct the config")
+
+
+def _build(kind: Any, value: Any, key: str, limits: Range | None = None) -> Any:
+    """Converts plain YAML to the type of a key.
+
+    Args:
+        kind: the annotated type.
+        value: plain YAML.
+        key: the dotted key, for messages.
+        limits: the range of a number.
+
+    Raises:
+        InputError: naming the key.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, key)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _build(next(a for a in args if a is not type(None)), value, key, limits)
+    if origin is Literal:
+        if value not in args:
+            raise _error(key, f"one of {', '.join(map(str, args))}", value)
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, list):
+            raise _error(key, "a list", value)
+        return origin(_build(args[0], item, f"{key}.{i}") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _error(key, "a mapping", value)
+        return {str(k): _build(args[1], v, f"{key}.{k}") for k, v in value.items()}
+    return value if kind is Any else _build_scalar(kind, value, key, limits)
+
+
+def _build_scalar(kind: type, value: Any, key: str, limits: Range | None) -> Any:
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-3 as a text
+            value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _error(key, f"of type {kind.__name__}", value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _error(key, "finite", value)
+    if limits is not None and isinstance(value, int | float) and not limits.accepts(value):
+        raise _error(key, limits, value)
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _error(key, "a mapping", value)
+    hints = typing.get_type_hints(kind)
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            found = f"got the unknown key {prefix}{name}"
+            if close:
+                raise InputError(f"expected a key of the config, {found}; did you mean {prefix}{close[0]}?")
+            raise InputError(f"expected one of the keys {', '.join(hints)}, {found}; correct the config")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise InputError(f"expected the key {prefix}{name}, got none in the config; add it")
+    return kind(**{name: _build(hints[name], item, f"{prefix}{name}", range_of(fields[name])) for name, item in value.items()})

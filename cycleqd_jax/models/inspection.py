@@ -1,0 +1,256 @@
+"""The facts about a model or a LoRA adapter: architecture, tensors, tokenizer, and the norm of its task vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from cycleqd_jax.models import compare, llama
+from cycleqd_jax.models.files import hf, peft
+from cycleqd_jax.models.files.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files.names import NAMES
+from cycleqd_jax.models.llama.config import FAMILIES
+from cycleqd_jax.models.preflight import local_folder
+from cycleqd_jax.types import InputError, tree_paths
+
+__all__ = [
+    "UNRELATED",
+    "AdapterFacts",
+    "Architecture",
+    "ModelFacts",
+    "Norm",
+    "TaskVectorNorms",
+    "TensorFacts",
+    "TokenizerFacts",
+    "inspect_model",
+]
+
+UNRELATED = 0.7
+"""‖τ‖ / ‖θ_base‖ above which a model is probably not a fine-tuning of the base; unrelated models have about √2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFacts:
+    """One weight; the layers of a model are one weight with a leading layer axis.
+
+    Attributes:
+        tensor: Hugging Face's name of the weight, of layer 0 for stacked weights.
+        shape: shape of the weight.
+        dtype: dtype in the file.
+    """
+
+    tensor: str
+    shape: list[int]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the config and the headers of a model say.
+
+    Attributes:
+        architecture: name of the architecture in ``transformers``.
+        parameters: number of parameters.
+        bytes: size of the weights.
+        files: files that hold the weights.
+        dtype: dtype of most weights.
+        layers: number of decoder layers.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the MLP.
+        heads: number of attention heads.
+        kv_heads: number of key/value heads.
+        head_dim: width of a head.
+        vocab_size: rows of the embedding.
+        tied_embeddings: whether the output head is the embedding.
+        context_length: largest number of positions.
+        rope: rotary embedding, in words.
+        tensors: the weights, by our path.
+    """
+
+    architecture: str
+    parameters: int
+    bytes: int
+    files: list[str]
+    dtype: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tied_embeddings: bool
+    context_length: int
+    rope: str
+    tensors: dict[str, TensorFacts]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFacts:
+    """A tokenizer.
+
+    Attributes:
+        vocab_size: number of ids.
+        stop_tokens: ids of the stop tokens, by text.
+    """
+
+    vocab_size: int
+    stop_tokens: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """The norm of a task vector, or of a part.
+
+    Attributes:
+        norm: ‖τ‖.
+        relative: ‖τ‖ / ‖θ_base‖; None where the base is zero and τ is not.
+    """
+
+    norm: float
+    relative: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskVectorNorms:
+    """How far a model is from its base.
+
+    Attributes:
+        base: the base, as the user named it.
+        total: of all weights.
+        by_kind: of every kind of weight, by our path.
+        by_layer: of every layer, by its index.
+    """
+
+    base: str
+    total: Norm
+    by_kind: dict[str, Norm]
+    by_layer: dict[int, Norm]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """A whole model.
+
+    Attributes:
+        model: the model, as the user named it.
+        architecture: its architecture.
+        tokenizer: its tokenizer, or why there is none.
+        task_vector: its distance from the base, if a base is given.
+    """
+
+    model: str
+    architecture: Architecture
+    tokenizer: TokenizerFacts | str
+    task_vector: TaskVectorNorms | None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFacts:
+    """A LoRA adapter.
+
+    Attributes:
+        model: folder of the adapter.
+        ranks: rank of the update of every changed weight, by our path; None for a weight that the adapter replaces.
+        base: the base, as the user or the adapter names it.
+        architecture: architecture of the base.
+        task_vector: the norm of the update.
+    """
+
+    model: str
+    ranks: dict[str, int | None]
+    base: str
+    architecture: Architecture
+    task_vector: TaskVectorNorms
+
+
+def inspect_model(model: str, base: str | None = None) -> ModelFacts | AdapterFacts:
+    """Reads the facts about a model from its headers; the norm of the task vector needs all weights.
+
+    Args:
+        model: a folder, a ``.gguf`` file, a repository on the hub, or a LoRA adapter.
+        base: the model from which it was fine-tuned. An adapter needs it unless the base that it names is a local folder.
+
+    Raises:
+        InputError: a model can't be read, or model and base do not belong together.
+    """
+    folder = local_folder(model, weights=False)
+    if peft.is_adapter(folder):
+        return _adapter_facts(folder, base)
+    checkpoint = open_checkpoint(model, weights=base is not None)
+    norms = None if base is None else _norms(base, compare.distances(checkpoint, open_checkpoint(base)))
+    return ModelFacts(model, _architecture(checkpoint), _tokenizer(model), norms)
+
+
+def _adapter_facts(folder: Path, base: str | None) -> AdapterFacts:
+    name = base or peft.adapter_base(folder)
+    if name is None or (base is None and not Path(name).exists()):
+        raise InputError(f"expected the base of the adapter, got {name or 'no base'} in {folder}; give the base with --base")
+    checkpoint = open_checkpoint(name)
+    ranks = peft.check_adapter(folder, checkpoint.config)
+    # only for weights that the adapter copies or replaces are the base's weights needed
+    copied = [path for path in dict(tree_paths(llama.abstract_params(checkpoint.config))) if "/" not in path]
+    copied += [path for path, rank in ranks.items() if rank is None and path not in copied]
+    changes = compare.adapter_norms(peft.load_adapter(folder, checkpoint.config, hf.load_weights(checkpoint, copied)))
+    distances = {key: compare.Distance(changes.get(key, 0.0) ** 2, d.base) for key, d in compare.norms(checkpoint).items()}
+    return AdapterFacts(str(folder), dict(ranks), name, _architecture(checkpoint), _norms(name, distances))
+
+
+def _architecture(checkpoint: Checkpoint) -> Architecture:
+    c, tensors, names = checkpoint.config, checkpoint.tensors, set(checkpoint.names)
+    rope = f"theta {c.rope_theta:g}"
+    if c.rope_scaling is not None:
+        rope += f", llama3 scaling × {c.rope_scaling.factor:g} from {c.rope_scaling.original_max_position_embeddings}"
+    kinds: dict[str, TensorFacts] = {}
+    for path, (pattern, _) in NAMES.items():
+        if (name := pattern.format(0)) in names:
+            layers = [c.num_hidden_layers] if NAMES[path].stacked else []
+            kinds[path] = TensorFacts(pattern, layers + list(tensors[name].shape), tensors[name].dtype)
+    return Architecture(
+        architecture=FAMILIES[c.model_type].architecture,
+        parameters=sum(math.prod(tensors[name].shape) for name in names),
+        bytes=checkpoint.nbytes,
+        files=sorted({str(tensors[name].file) for name in names}),
+        dtype=c.dtype,
+        layers=c.num_hidden_layers,
+        hidden_size=c.hidden_size,
+        intermediate_size=c.intermediate_size,
+        heads=c.num_attention_heads,
+        kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        vocab_size=c.vocab_size,
+        tied_embeddings=c.tie_word_embeddings,
+        context_length=c.context_length,
+        rope=rope,
+        tensors=kinds,
+    )
+
+
+def _tokenizer(model: str) -> TokenizerFacts | str:
+    try:
+        tokenizer = load_tokenizer(model)
+    except InputError as error:  # base models often have no chat template
+        return str(error)
+    return TokenizerFacts(tokenizer.vocab_size, {tokenizer.token(i): i for i in tokenizer.stop_ids})
+
+
+def _norms(base: str, distances: Mapping[tuple[str, int | None], compare.Distance]) -> TaskVectorNorms:
+    zero = compare.Distance(0.0, 0.0)
+    kinds: dict[str, compare.Distance] = {}
+    layers: dict[int, compare.Distance] = {}
+    for (path, layer), distance in distances.items():
+        kinds[path] = kinds.get(path, zero) + distance
+        if layer is not None:
+            layers[layer] = layers.get(layer, zero) + distance
+
+    def norm(distance: compare.Distance) -> Norm:
+        return Norm(math.sqrt(distance.tau), distance.relative if math.isfinite(distance.relative) else None)
+
+    return TaskVectorNorms(
+        base,
+        norm(sum(distances.values(), zero)),
+        {path: norm(distance) for path, distance in kinds.items()},
+        {layer: norm(distance) for layer, distance in layers.items()},
+    )

@@ -1,0 +1,153 @@
+"""Errors of a config name the key, the value and what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from cycleqd_jax.config import load_config
+from cycleqd_jax.types import InputError
+
+from .conftest import MINIMAL
+
+CORRECT = "; correct the config"
+
+
+def bounds(**of_tasks) -> dict:
+    return {"search": {"bounds": {"mbpp": [0, 1], "dbbench": [0, 1], "os": [0, 1]} | of_tasks}}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"serch": {}}, "unknown key serch; did you mean search"),
+        ({"zzz": 1}, f"one of the keys name, tasks, .*checkpoint, got the unknown key zzz{CORRECT}"),
+        ({"search": {"alpha_lo": 0.1}}, "search.alpha_lo; did you mean search.alpha_low"),
+        ({"finetune": {"warmup_fraction": 1.5}}, "unknown key finetune.warmup_fraction"),
+        ({"mesh": {"tensors": 2}}, "unknown key mesh.tensors; did you mean mesh.tensor"),
+        ({"tasks": [{"name": "a", "trian": "x"}, {"name": "b"}]}, r"tasks\.0\.trian; did you mean tasks\.0\.train"),
+        ({"tasks": [{"kind": "mbpp"}, {"name": "b"}]}, r"expected the key tasks\.0\.name, got none in the config; add it"),
+        ({"tasks": "mbpp"}, "expected tasks to be a list, got 'mbpp'"),
+        ({"tasks": None}, "expected tasks to be a list, got None"),
+        ({"tasks": [{"name": "a"}, "b"]}, r"expected tasks\.1 to be a mapping, got 'b'"),
+        ({"checkpoint": []}, r"expected checkpoint to be a mapping, got \[\]"),
+        ({"name": 5}, f"expected name to be of type str, got 5{CORRECT}"),
+        ({"seed": 1.5}, "expected seed to be of type int, got 1.5"),
+        ({"seed": True}, "expected seed to be of type int, got True"),
+        ({"seed": "7"}, "expected seed to be of type int, got '7'"),
+        ({"search": {"selection": "best"}}, "expected search.selection to be one of elite, uniform, got 'best'"),
+        ({"genome": {"space": "sparse"}}, "expected genome.space to be one of expert, dense, got 'sparse'"),
+        ({"model": {"dtype": "int8"}}, "expected model.dtype to be one of float32, bfloat16, float16, got 'int8'"),
+        ({"baselines": ["finetune_some"]}, r"expected baselines\.0 to be one of finetune_all, finetune_all_longer, got"),
+    ],
+)
+def test_keys_and_types(more, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | more)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"seed": -1}, f"expected seed to be at least 0 and below 4294967296, got -1{CORRECT}"),
+        ({"seed": 2**32}, "expected seed to be at least 0 and below 4294967296, got 4294967296"),
+        ({"search": {"generations": 0}}, "expected search.generations to be at least 1, got 0"),
+        ({"search": {"batch_size": -4}}, "expected search.batch_size to be at least 1, got -4"),
+        ({"search": {"bins": 0}}, f"expected search.bins to be at least 1, got 0{CORRECT}"),
+        ({"search": {"sigma": -0.1}}, "expected search.sigma to be at least 0, got -0.1"),
+        ({"search": {"sigma": float("nan")}}, "expected search.sigma to be finite, got nan"),
+        ({"search": {"sigma": float("inf")}}, "expected search.sigma to be finite, got inf"),
+        ({"search": {"mu": float("nan")}}, "expected search.mu to be finite, got nan"),
+        ({"search": {"mu": float("-inf")}}, "expected search.mu to be finite, got -inf"),
+        (bounds(os=[0, float("nan")]), r"expected search.bounds.os.1 to be finite, got nan"),
+        ({"finetune": {"warmup": 1}}, "expected finetune.warmup to be at least 0 and below 1, got 1.0"),
+        ({"finetune": {"learning_rate": 0}}, "expected finetune.learning_rate to be above 0, got 0.0"),
+        ({"pretrain": {"final_ratio": 2}}, "expected pretrain.final_ratio to be at least 0 and at most 1, got 2.0"),
+        ({"model": {"tiny": {"vocab_size": 100}}}, "expected model.tiny.vocab_size to be at least 261, got 100"),
+        ({"model": {"tiny": {"breadth": 1.5}}}, "expected model.tiny.breadth to be at least 0 and at most 1, got 1.5"),
+        ({"genome": {"rank": 0}}, "expected genome.rank to be at least 1, got 0"),
+        ({"genome": {"strength": -1}}, "expected genome.strength to be at least 0, got -1.0"),
+        ({"sandbox": {"wall_s": 0}}, "expected sandbox.wall_s to be above 0, got 0.0"),
+        ({"checkpoint": {"every": 0}}, "expected checkpoint.every to be at least 1, got 0"),
+        ({"engine": {"population": 0}}, "expected engine.population to be at least 1, got 0"),
+        ({"mesh": {"tensor": 0}}, "expected mesh.tensor to be at least 1, or -1, got 0"),
+        ({"mesh": {"population": -2}}, "expected mesh.population to be at least 1, or -1, got -2"),
+        ({"tasks": [{"name": "a"}, {"name": "b", "train_size": 0}]}, r"expected tasks\.1\.train_size to be at least 1, got 0"),
+    ],
+)
+def test_ranges(more, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | more)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tasks": [{"name": "a"}]}, "at least two tasks, got 1; add a task"),
+        ({"tasks": []}, "at least two tasks, got 0"),
+        ({"tasks": [{"name": "a"}, {"name": "a"}]}, "unique task names, got 'a' 2 times in tasks; rename one"),
+        ({"tasks": [{"name": "a/b"}, {"name": "c"}]}, r"tasks\.0\.name to be a plain file name, got 'a/b'; rename it"),
+        ({"tasks": [{"name": ".."}, {"name": "c"}]}, r"tasks\.0\.name to be a plain file name, got '\.\.'"),
+        ({"tasks": [{"name": "a"}, {"name": "average"}]}, "other than 'average'"),
+        ({"name": "../x"}, r"expected name to be a plain file name, got '\.\./x'"),
+        ({"name": ""}, "expected name to be a plain file name, got ''"),
+        ({"baselines": ["finetune_all", "finetune_all"]}, "baselines once, got 'finetune_all' twice; remove one"),
+        ({"engine": {"max_len": 32}}, r"engine.max_len, .*above tasks\.0\.max_new_tokens \(64\), got 32; increase"),
+        ({"tasks": [{"name": "a", "test": "t.jsonl"}, {"name": "b"}]}, r"tasks\.0\.train .*no train file for task 'a'"),
+        ({"search": {"alpha_low": 0.8, "alpha_high": 0.5}}, r"alpha_low to be at most search.alpha_high \(0.5\), got 0.8"),
+        ({"search": {"bounds": {"mbpp": [0, 1]}}}, "search.bounds .*for the task 'dbbench', got None"),
+        (bounds(os=[0]), r"search.bounds .*for the task 'os', got \[0.0\]"),
+        (bounds(os=[1, 0]), r"low < high for the task 'os', got \[1.0, 0.0\]"),
+        (bounds(sql=[0, 1]), r"keys of search.bounds to be tasks \(mbpp, dbbench, os\), got 'sql'; correct the name"),
+        ({"search": {"bins": 2000}}, "at most 1000000 cells per archive, got 4000000 from search.bins 2000"),
+        ({"genome": {"space": "dense", "mutation": "gaussian"}}, "expected genome.strength with .*gaussian, got null"),
+        ({"genome": {"mutation": "gaussian"}}, "genome.space: dense with genome.mutation: gaussian, .*got expert"),
+        ({"genome": {"method": "randomized"}}, "expected genome.rank with genome.method: randomized, got null"),
+        ({"model": {"tiny": {"num_heads": 3}}}, r"num_heads to be a multiple of model.tiny.num_kv_heads \(2\), got 3"),
+        ({"model": {"tiny": {"hidden_size": 190}}}, r"hidden_size .*twice model.tiny.num_heads \(12\), got 190"),
+    ],
+)
+def test_keys_that_do_not_fit_together(more, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | more)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"base": "b", "experts": {"mbpp": "x", "dbbench": "y"}}, "model.experts .*none for 'os'; add it"),
+        ({"base": "b", "experts": {"mbpp": "x", "dbbench": "y", "os": "z", "q": "w"}}, "keys of model.experts .*got 'q'"),
+        ({"experts": {"mbpp": "x", "dbbench": "y", "os": "z"}}, "expected model.base beside model.experts, got null"),
+    ],
+)
+def test_experts_and_base(model, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | {"model": model})
+
+
+def test_baselines_need_experts_of_this_run():
+    model = {"base": "b", "experts": {"mbpp": "x", "dbbench": "y", "os": "z"}}
+    with pytest.raises(InputError, match=r"no baselines with model.experts, .*got 'finetune_all'; remove one"):
+        load_config(MINIMAL | {"model": model, "baselines": ["finetune_all"]})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"mesh": {"population": -1, "tensor": -1}}, r"at most one axis of mesh to be -1 .*got \(-1, 1, -1\)"),
+        ({"mesh": {"tensor": 2}, "genome": {"space": "dense"}}, "mesh.fsdp and mesh.tensor to be 1 .*got 1 and 2"),
+        ({"engine": {"population": 2}}, "model.experts that are LoRA adapters with engine.population 2"),
+        ({"engine": {"population": 2}, "genome": {"space": "dense"}}, "genome.space: expert with .*got dense"),
+        ({"engine": {"population": 2}, "mesh": {"fsdp": -1}}, "groups of one device.*got -1 and 1"),
+        ({"engine": {"population": 9}}, r"at most search.batch_size \(4\), .*got 9; decrease it"),
+    ],
+)
+def test_devices(more, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | more)
+
+
+def test_required_keys():
+    with pytest.raises(InputError, match="expected the key tasks, got none"):
+        load_config({"name": "x"})
+    with pytest.raises(InputError, match="expected the key name, got none"):
+        load_config({"tasks": []})

@@ -1,0 +1,45 @@
+"""Replaying gold solutions: order, scores, progress, and errors of the sandbox."""
+
+from __future__ import annotations
+
+import pytest
+
+from cycleqd_jax.sandbox import InfraError
+from cycleqd_jax.tasks import miniature, task_class
+from cycleqd_jax.tasks.replay import replay_solutions
+
+
+@pytest.fixture
+def task(sandbox, tmp_path):
+    files = miniature.write(tmp_path, 0, 3, 2, ["dbbench"])["dbbench"]
+    return task_class("dbbench")(sandbox=sandbox, name="dbbench", prompt="brief", memo=False, **files)
+
+
+def test_gold_solutions_of_both_halves(task):
+    progress: list[tuple[int, int]] = []
+    replays = replay_solutions(task, workers=2, on_replay=lambda done, total: progress.append((done, total)))
+    assert [replay.id for replay in replays] == [row.id for split in ("train", "test") for row in task.rows[split]]
+    assert {replay.score.value for replay in replays} == {1.0}
+    assert all(replay.seconds > 0 for replay in replays)
+    assert progress == [(i, 5) for i in range(1, 6)]
+
+
+def test_stubs_of_one_half_score_0(task):
+    replays = replay_solutions(task, ["test"], stub=True)
+    assert [replay.id for replay in replays] == [row.id for row in task.rows["test"]]
+    assert {replay.score.value for replay in replays} == {0.0}
+
+
+def test_a_record_without_solutions(task, monkeypatch):
+    monkeypatch.setattr(task, "solutions", lambda record: [])
+    for replay in replay_solutions(task, ["test"]):
+        assert (replay.score.value, replay.score.reason) == (0.0, "there is no gold solution")
+
+
+def test_a_broken_sandbox_ends_the_replay(task, monkeypatch):
+    def broken(record):
+        raise InfraError("no namespaces")
+
+    monkeypatch.setattr(task, "environment", broken)
+    with pytest.raises(InfraError, match="no namespaces"):
+        replay_solutions(task)

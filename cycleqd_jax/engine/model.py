@@ -54,9 +54,7 @@ class Model(model.Model):
             pad_id=self.tokenizer.pad_id,
         )
         engine.load(self.params)
-        generator = ChatGenerator(
-            engine, self.tokenizer, stop=stop, temperature=temperature, top_p=top_p, seed=seed
-        )
+        generator = ChatGenerator(engine, self.tokenizer, stop=stop, temperature=temperature, top_p=top_p, seed=seed)
         (reply,) = generator.generate([messages], [max_new_tokens])
         if reply.finish == "refused":
             raise InputError(
@@ -75,9 +73,7 @@ class Model(model.Model):
         Raises:
             InputError: see :meth:`generate`.
         """
-        pieces = stream_reply(
-            self.params, self.config, self.tokenizer, _messages(prompt), max_new_tokens=max_new_tokens
-        )
+        pieces = stream_reply(self.params, self.config, self.tokenizer, _messages(prompt), max_new_tokens=max_new_tokens)
         return (piece.text for piece in pieces)
 
 

@@ -14,6 +14,7 @@ from cycleqd_jax.operators.merge import merge, softmax_weights, weighted_sum
 from cycleqd_jax.operators.mutation import gaussian_mutation, mutation_coefficients, svd_mutation
 from cycleqd_jax.operators.svd import Factors, compose, decompose, factorize, factorize_low_rank, is_matrix
 from cycleqd_jax.operators.task_vector import apply_task_vector, matrix_norm, relative_norm, task_vector
+from cycleqd_jax.operators.threads import single_threaded_lapack
 
 __all__ = [
     "Factors",
@@ -33,6 +34,7 @@ __all__ = [
     "mutation_coefficients",
     "normalize_weights",
     "relative_norm",
+    "single_threaded_lapack",
     "softmax_weights",
     "svd_mutation",
     "task_vector",

@@ -52,7 +52,9 @@ def model_card(
     ]
     models = "\n".join(f"| {name} | {given.get(name) or folder} |" for name, folder in folders.items())
     if "elites" in chosen:
-        weights = "θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*)."
+        weights = (
+            "θ_base + Σ_k β_k τ_k*, where τ_k* is the task vector of the best individual of archive k and β = softmax(f*)."
+        )
         elites = [
             f"| {name} | {identity} | {beta:.4f} |\n"
             for name, identity, beta in zip(config.task_names, chosen["elites"], chosen["beta"], strict=True)

@@ -130,9 +130,7 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
         )
 
 
-def _adapters(
-    config: RunConfig, base: LlamaConfig
-) -> tuple[tuple[Mapping[str, int | None] | None, ...], tuple[str, ...]]:
+def _adapters(config: RunConfig, base: LlamaConfig) -> tuple[tuple[Mapping[str, int | None] | None, ...], tuple[str, ...]]:
     """What the adapters among the experts change, from their headers; and the names of experts that are not here."""
     found: list[Mapping[str, int | None] | None] = []
     absent = []

@@ -191,7 +191,9 @@ class Models:
 
     def _load(self, name: str, folder: Path) -> tuple[LlamaConfig, Params]:
         if not folder.exists():
-            raise InputError(f"expected a model for {name}, got none in {folder}; run `cycleqd finetune` with this config first")
+            raise InputError(
+                f"expected a model for {name}, got none in {folder}; run `cycleqd finetune` with this config first"
+            )
         model = self._config.model
         return hf.load(folder, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)
 

@@ -45,7 +45,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         The content of ``results.json``.
     """
     rows = _rows(context, evolution)
-    methods: dict[str, dict[Split, dict[str, float | None]]] = {}
+    methods: dict[str, Mapping[Split, Mapping[str, float | None]]] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
         methods[name] = {split: _score(context, evolution, name, row, split) for split in SPLITS}

@@ -17,9 +17,9 @@ from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.runs.card import model_card
+from cycleqd_jax.runs.compilation import persistent_compilation
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.compilation import persistent_compilation
 from cycleqd_jax.runs.evolution import Evolution, Merged
 from cycleqd_jax.runs.folder import check_folder
 from cycleqd_jax.runs.inputs import check_resources, resolve
@@ -93,9 +93,7 @@ class Run:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def open(self) -> None:

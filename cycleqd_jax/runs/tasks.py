@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cycleqd_jax
 from cycleqd_jax.config import RunConfig, TaskConfig
@@ -131,6 +131,14 @@ def open_tasks(
     return OpenTasks(tuple(tasks), data)
 
 
+class _Files(NamedTuple):
+    """Files with the problems of a task, as :class:`TaskOptions` names them."""
+
+    train: str | Path | None = None
+    test: str | Path | None = None
+    data: str | Path | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Opener:
     config: RunConfig
@@ -138,25 +146,27 @@ class _Opener:
     workers: int
     log: Callable[[str], None]
 
-    def open(self, given: TaskInput, files: dict[str, str | Path]) -> RecordTask[Any]:
+    def open(self, given: TaskInput, files: _Files) -> RecordTask[Any]:
         options = TaskOptions(
             sandbox=self.sandbox,
             name=given.config.name,
             max_new_tokens=given.config.max_new_tokens,
             cache=Path(self.config.cache) / "demonstrations",
             workers=self.workers,
-            **files,
+            train=files.train,
+            test=files.test,
+            data=files.data,
         )
         return make_task(given.config.kind, options, **given.own_options)
 
-    def files(self, given: TaskInput) -> dict[str, str | Path]:
-        """Files with the problems of a task, as arguments of :class:`TaskOptions`."""
+    def files(self, given: TaskInput) -> _Files:
+        """Files with the problems of a task."""
         task = given.config
         if task.train is None:
             return self._miniature(task)
-        return {"data": task.train} if task.test is None else {"train": task.train, "test": task.test}
+        return _Files(data=task.train) if task.test is None else _Files(train=task.train, test=task.test)
 
-    def _miniature(self, task: TaskConfig) -> dict[str, str | Path]:
+    def _miniature(self, task: TaskConfig) -> _Files:
         """Files of generated problems, written once: the same seed and sizes give the same problems."""
         train, test = task.train_size or miniature.SIZES["train"], task.test_size or miniature.SIZES["test"]
         name = f"{cycleqd_jax.__version__}-{RECIPE}-seed{self.config.seed}-{train}-{test}"
@@ -167,7 +177,7 @@ class _Opener:
             with contextlib.suppress(OSError):  # another run may have written the same files meanwhile
                 (temporary / task.kind).rename(folder)
             shutil.rmtree(temporary)
-        return {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
+        return _Files(train=folder / "train.jsonl", test=folder / "test.jsonl")
 
     def training_data(self, given: TaskInput, task: RecordTask[Any]) -> TrainingData:
         """What the expert of a task is fine-tuned on; a file that the config names is read, and checked, at once."""
@@ -178,10 +188,8 @@ class _Opener:
             return TrainingData(identity, lambda: miniature.demonstrations(config.kind, self.config.seed, size))
         source = task
         if config.finetune is not None:
-            files = self.files(given)  # to check that no test problem is trained on
-            test = files.get("test", config.train)
-            assert test is not None
-            source = self.open(given, {"train": config.finetune, "test": test})
+            test = self.files(given).test or config.train  # to check that no test problem is trained on
+            source = self.open(given, _Files(train=config.finetune, test=test))
 
         def load() -> list[list[Message]]:
             self.log(f"replaying the gold solutions of {config.name}")

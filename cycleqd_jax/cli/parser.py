@@ -106,7 +106,7 @@ def _add_models(add: Add) -> None:
 
 def _add_plan(add: Add) -> None:
     command = add(
-        "plan", "print the memory, disk and time that a run needs by stage, and whether it fits, before renting devices"
+        "plan", "print the memory, disk and time that each stage of a run needs, and whether it fits the devices"
     )
     _add_config(command, "configs/llama3_8b_cs.yaml")
     command.add_argument("--devices", type=int, metavar="N", help="number of devices (that of the config's mesh, or 1)")

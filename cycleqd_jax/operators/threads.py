@@ -15,8 +15,8 @@ __all__ = ["single_threaded_lapack"]
 def single_threaded_lapack() -> Iterator[None]:
     """Limits BLAS and LAPACK to one thread inside the block.
 
-    On a CPU, JAX decomposes matrices with the LAPACK that SciPy brings, whose last bits depend on the number of its threads. With
-    one thread the result is the same on any number of cores. XLA's own threads are not affected. JAX computes
+    On a CPU, JAX decomposes matrices with SciPy's LAPACK, whose last bits depend on its number of threads. With one thread the
+    result is the same on any number of cores. XLA's own threads are not affected. JAX computes
     asynchronously: block on the results inside the block. :class:`~cycleqd_jax.genome.ExpertSpace` and :class:`cycleqd_jax.Run`
     use this by themselves.
     """

@@ -115,7 +115,7 @@ def write_facts(file: Path, facts: Facts, log: Callable[[str], None]) -> None:
     before = json.loads(file.read_text("utf-8")) if file.exists() else facts
     if before["digest"] == facts["digest"] and before["checksum"] != facts["checksum"]:
         log(
-            "warning: the basis was rebuilt since this run began and its last bits differ, so the run may not continue bit for bit"
+            "warning: the basis was rebuilt since this run began, and its last bits differ: the run may not continue exactly"
         )
     write_json(file, facts)
 

@@ -132,8 +132,8 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], N
     for name, value in inputs.items():
         if before.get(name) != value:
             raise InputError(
-                f"expected {name} with digest {before.get(name)}, as when the run in {folder} began, got {value}; restore it, or "
-                "choose another output"
+                f"expected {name} with digest {before.get(name)}, as when the run in {folder} began, got {value}; restore it, "
+                "or choose another output"
             )
     changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
     if changed:

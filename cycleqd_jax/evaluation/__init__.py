@@ -1,18 +1,25 @@
-"""Evaluation: models play episodes of all tasks; workers turn genomes into scores."""
+"""Evaluation: models play episodes of all tasks, and workers turn genomes into scores."""
 
 from cycleqd_jax.evaluation.evaluator import Abandoned, Evaluation, Evaluator
 from cycleqd_jax.evaluation.rollout import rollout
-from cycleqd_jax.evaluation.workers import Judge, Lane, OneByOne, OverOneBase, Record, SideBySide
+from cycleqd_jax.evaluation.workers import (
+    GenomeEvaluator,
+    LazyWorker,
+    PopulationWorker,
+    SerialWorker,
+    Worker,
+    WorkerPool,
+)
 
 __all__ = [
     "Abandoned",
     "Evaluation",
     "Evaluator",
-    "Judge",
-    "Lane",
-    "OneByOne",
-    "OverOneBase",
-    "Record",
-    "SideBySide",
+    "GenomeEvaluator",
+    "LazyWorker",
+    "PopulationWorker",
+    "SerialWorker",
+    "Worker",
+    "WorkerPool",
     "rollout",
 ]

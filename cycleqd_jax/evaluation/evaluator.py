@@ -1,4 +1,4 @@
-"""From weights to scores: all tasks of a model are played through one engine at once."""
+"""From weights to scores: one engine plays the episodes of all tasks at once."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from cycleqd_jax.evaluation import rollout
+from cycleqd_jax.evaluation.rollout import rollout
 from cycleqd_jax.types import Episode, Generator, InputError, Message, NonFiniteError, Outcome, Params, Reply, Split, Task
 
 __all__ = ["Abandoned", "Evaluation", "Evaluator"]
 
 
 class Abandoned(Exception):
-    """An evaluation was told to stop; nothing is known of the model."""
+    """The evaluation was stopped before it had a result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is known of one model on one split.
+    """The result of one model on one split.
 
     Attributes:
-        outcomes: for each task, how each episode ended, in the order of the task's episodes; empty if quarantined.
+        outcomes: for each task, the outcomes of its episodes in their order; empty if the model is quarantined.
         error: why the model could not be evaluated, or None.
         seconds: wall time by stage.
     """
@@ -39,47 +39,49 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, float] | None:
-        """f_k: the mean score of each task; None if quarantined."""
+        """f_k: the mean score of each task; None if the model is quarantined."""
         if self.error is not None:
             return None
         return {name: statistics.fmean(values) for name, values in self.items.items()}
 
 
-class _Watched:
-    """A generator that stops when it is told to, and refuses problems whose very first prompt does not fit.
+@dataclasses.dataclass(frozen=True)
+class _Played:
+    """An episode, the individual that plays it and the task it belongs to."""
 
-    Those would score zero whatever the model.
+    individual: int
+    task: Task
+    episode: Episode
+
+
+class _GuardedGenerator:
+    """A generator for one rollout of several individuals.
+
+    It decodes every conversation with the weights of its individual, raises :class:`Abandoned` when ``stop`` is set, and raises
+    an InputError when the first prompt of an episode does not fit, because such an episode scores zero with any weights.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        names: Sequence[str],
-        individuals: Sequence[int] | None = None,
-        stop: threading.Event | None = None,
-    ) -> None:
+    def __init__(self, generator: Generator, played: Sequence[_Played], stop: threading.Event | None) -> None:
         self._generator = generator
-        self._names = names
-        self._individuals = individuals
+        self._played: Mapping[Hashable, _Played] = dict(enumerate(played))
         self._stop = stop
         self._begun: set[Hashable] = set()
 
     def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
-        if self._individuals is not None:
-            individual = self._individuals[conversation]  # type: ignore[index]
+        individual = self._played[conversation].individual
         self._generator.submit(conversation, messages, max_new_tokens, individual=individual)
 
     def advance(self) -> list[tuple[Hashable, Reply]]:
         if self._stop is not None and self._stop.is_set():
             raise Abandoned
         replies = self._generator.advance()
-        new = [(key, reply) for key, reply in replies if key not in self._begun]
-        self._begun.update(key for key, _ in new)
-        refused = [key for key, reply in new if reply.finish == "refused"]
+        first = [(conversation, reply) for conversation, reply in replies if conversation not in self._begun]
+        self._begun.update(conversation for conversation, _ in first)
+        refused = [conversation for conversation, reply in first if reply.finish == "refused"]
         if refused:
             raise InputError(
-                f"{len(refused)} prompts, the first of them of task {self._names[refused[0]]!r}, leave no room for a reply in "  # type: ignore[index]
-                "engine.max_len: raise it."
+                "expected engine.max_len to leave room for a reply after the first prompt of every problem, got "
+                f"{len(refused)} longer prompts, the first in task {self._played[refused[0]].task.name!r}; raise engine.max_len"
             )
         return replies
 
@@ -88,14 +90,13 @@ class _Watched:
 
 
 class Evaluator:
-    """Scores models by letting them play the tasks, through one engine; from one thread at a time.
+    """Scores models: they play all tasks through one engine. Not thread-safe.
 
-    A model's scores depend on its weights alone: an engine begins every model alike, and nothing is shared between models but
-    verdicts on equal replies.
+    The scores of a model depend on its weights alone. Models share no state except cached scores of identical replies.
 
     Attributes:
         tasks: in the order of the scores.
-        unload: lets go of the weights of the last model, so that there is room to make the next one's.
+        unload: frees the weights of the last model, so that there is room for the next.
     """
 
     def __init__(
@@ -110,12 +111,12 @@ class Evaluator:
         overlap: bool = True,
     ) -> None:
         """Args:
-        load: ``load(params, donate=…)`` makes the generator speak with these weights.
+        load: ``load(params, donate=…)`` makes the generator use these weights.
         generator: conversations in, replies out.
-        tasks: what to play.
+        tasks: the tasks to play.
         unload: see the class.
-        sizes: how many of the first problems of each task and split count; all where nothing is said.
-        workers: sandboxes at work at the same time.
+        sizes: by task and split, how many of the first problems are played; all by default.
+        workers: number of sandboxes that work at the same time.
         overlap: see :func:`cycleqd_jax.evaluation.rollout`.
         """  # noqa: D205
         self.tasks = tuple(tasks)
@@ -127,7 +128,7 @@ class Evaluator:
         self._overlap = overlap
 
     def episodes(self, task: Task, split: Split) -> Sequence[Episode]:
-        """The episodes of a split that count."""
+        """The episodes of a split, cut to the configured size."""
         return task.episodes(split)[: self._sizes.get(task.name, {}).get(split)]
 
     def __call__(
@@ -136,42 +137,44 @@ class Evaluator:
         """Plays all tasks with one model.
 
         Args:
-            params: its weights.
-            split: which half.
-            donate: the weights are not needed afterwards.
-            stop: when it is set, the model is abandoned as soon as the engine comes back from what it is at.
+            params: weights of the model.
+            split: which problems.
+            donate: whether the weights' buffers may be reused; the caller must not use them afterwards.
+            stop: when it is set, the evaluation is abandoned after the generator's current call.
 
         Returns:
-            The evaluation; a model whose logits are not finite has ``error`` set.
+            The evaluation. Its ``error`` is set if the model's logits are not finite.
 
         Raises:
-            InputError: when the first prompt of a problem does not fit the engine's cache.
-            InfraError: when a sandbox is broken; nothing is known of the model then.
+            InputError: the first prompt of a problem does not fit the engine's cache.
+            InfraError: a sandbox failed; the model has no scores then.
             Abandoned: ``stop`` was set.
         """
-        return self.population(params, None, split, donate=donate, stop=stop)[0]
+        return self.population(params, 1, split, donate=donate, stop=stop)[0]
 
     def population(
         self,
         params: Params,
-        count: int | None,
+        count: int,
         split: Split = "train",
         *,
         donate: bool = False,
         stop: threading.Event | None = None,
     ) -> list[Evaluation]:
-        """Plays all tasks with several models at once, whose weights are one tree (``types.MixedMatrix``).
+        """Plays all tasks with several models at once, whose weights are one tree (:class:`cycleqd_jax.types.MixedMatrix`).
+
+        When the logits of one model are not finite, the other models start again without it.
 
         Args:
-            params: their weights.
-            count: how many of them are wanted, from the first; ``None`` for the weights of one.
-            split: which half.
-            donate: the weights are not needed afterwards.
+            params: weights of all models.
+            count: how many of the models to evaluate, from the first.
+            split: which problems.
+            donate: see :meth:`__call__`.
             stop: see :meth:`__call__`.
 
         Returns:
-            An evaluation for each; those whose logits are not finite have ``error`` set. All have the same ``seconds``: those
-            of all of them together.
+            An evaluation for each model. ``error`` is set where the logits are not finite. ``seconds`` is the time of all
+            models together, in each of them.
 
         Raises:
             InputError: see :meth:`__call__`.
@@ -180,34 +183,35 @@ class Evaluator:
         """
         start = time.perf_counter()
         errors: dict[int, str] = {}
+        outcomes: dict[int, dict[str, list[Outcome]]] = {}
         self._load(params, donate=donate)
-        while True:
-            alive = [i for i in range(count or 1) if i not in errors]
+        while alive := [i for i in range(count) if i not in errors]:
             try:
-                played = self._play(alive if count is not None else None, split, stop) if alive else {}
+                outcomes = self._play(alive, split, stop)
                 break
             except NonFiniteError as error:
                 errors[error.individual] = str(error)
         seconds = {"evaluate": time.perf_counter() - start}
-        return [Evaluation(played.get(i, {}), errors.get(i), seconds) for i in range(count or 1)]
+        return [Evaluation(outcomes.get(i, {}), errors.get(i), seconds) for i in range(count)]
 
     def _play(
-        self, individuals: Sequence[int] | None, split: Split, stop: threading.Event | None
+        self, individuals: Sequence[int], split: Split, stop: threading.Event | None
     ) -> dict[int, dict[str, list[Outcome]]]:
-        names: list[str] = []
-        owners: list[int] = []
-        episodes: list[Episode] = []
-        limits: list[int] = []
-        for individual in individuals or (0,):
-            for task in self.tasks:
-                group = self.episodes(task, split)
-                episodes += group
-                names += [task.name] * len(group)
-                owners += [individual] * len(group)
-                limits += [task.max_new_tokens] * len(group)
-        generator = _Watched(self._generator, names, None if individuals is None else owners, stop)
-        outcomes = rollout(episodes, generator, limits, workers=self._workers, overlap=self._overlap)
-        played: dict[int, dict[str, list[Outcome]]] = {i: {task.name: [] for task in self.tasks} for i in individuals or (0,)}
-        for owner, name, outcome in zip(owners, names, outcomes, strict=True):
-            played[owner][name].append(outcome)
-        return played
+        """Outcomes of all tasks by individual and task."""
+        played = [
+            _Played(individual, task, episode)
+            for individual in individuals
+            for task in self.tasks
+            for episode in self.episodes(task, split)
+        ]
+        found = rollout(
+            [one.episode for one in played],
+            _GuardedGenerator(self._generator, played, stop),
+            [one.task.max_new_tokens for one in played],
+            workers=self._workers,
+            overlap=self._overlap,
+        )
+        outcomes: dict[int, dict[str, list[Outcome]]] = {i: {task.name: [] for task in self.tasks} for i in individuals}
+        for one, outcome in zip(played, found, strict=True):
+            outcomes[one.individual][one.task.name].append(outcome)
+        return outcomes

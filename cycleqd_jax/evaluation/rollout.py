@@ -1,13 +1,14 @@
-"""Episodes of all tasks, and of several individuals, played together; environments work while the model decodes."""
+"""Episodes of all tasks and of several individuals, played together: environments act while the model generates."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from cycleqd_jax.types import Episode, Generator, Message, Outcome, Progress, Score, no_progress
+from cycleqd_jax.types import Episode, Generator, Message, Outcome, Progress, Reply, Score, no_progress
 
 __all__ = ["rollout"]
 
@@ -25,124 +26,178 @@ def rollout(
 ) -> list[Outcome]:
     """Plays every episode to its end.
 
-    The generator is asked for all replies at once, for those of single-turn episodes last. Where some are complete, their
-    environments act on them in ``workers`` threads while the generator goes on with the others; what they say is taken in after
-    that. Nothing but this order decides what is generated with what: it does not depend on how long environments take. Scores
-    of single-turn episodes, which nothing depends on, are taken in when they are there. A prompt that the generator refuses
-    scores 0. Every episode is closed, whatever happens.
+    All first replies are requested at once, those of single-turn episodes last. When some replies are complete, ``workers``
+    threads apply them to their environments while the generator continues with the others. The results are collected after
+    the generator's next call, in a fixed order, so the batches do not depend on how long environments take. The scores of
+    single-turn episodes are collected whenever they are ready, because no request depends on them. A prompt that the generator
+    refuses scores 0. Every episode is closed, also after an exception.
 
     Args:
-        episodes: fresh ones, of any tasks.
-        generator: says what the model says; episode i is its conversation i.
+        episodes: fresh episodes of any tasks.
+        generator: generates the replies; episode i is its conversation i.
         max_new_tokens: for each episode, the most tokens of a reply.
-        workers: threads in which environments start, step and close.
-        overlap: whether the generator goes on while environments work.
-        progress: called where episodes ended, with the episodes done, and as figures the round and the tokens so far.
+        workers: number of threads in which environments start, step and close.
+        overlap: whether the generator continues while environments act.
+        progress: called in rounds in which episodes ended, with the number of ended episodes; the figures are the round, the
+            tokens and the seconds so far.
 
     Returns:
         An outcome for each episode, in order.
 
     Raises:
-        ValueError: where the lengths of the arguments differ.
-        InfraError: where a sandbox is broken; it is never a score.
+        ValueError: ``episodes`` and ``max_new_tokens`` differ in length.
+        TypeError: the first reply did not end a single-turn episode.
+        InfraError: a sandbox failed; this is never a score.
     """
     if len(episodes) != len(max_new_tokens):
         raise ValueError(f"expected as many max_new_tokens as episodes ({len(episodes)}), got {len(max_new_tokens)}")
-    messages: list[list[Message]] = [[] for _ in episodes]
-    tokens = [0] * len(episodes)
-    rounds = [0] * len(episodes)
-    dropped = [0] * len(episodes)
-    scores: list[Score | None] = [None] * len(episodes)
-    began = time.monotonic()
-    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rollout")
-    judges = ThreadPoolExecutor(max(1, workers // 2), thread_name_prefix="judge")  # others must not queue behind them
-    acting: list[tuple[int, Future[list[Message] | Score]]] = []
-    judging: list[tuple[int, Future[list[Message] | Score]]] = []  # of single-turn episodes
-    closing: list[Future[None]] = []
-    speaking = 0
-
-    def single(index: int) -> bool:
-        return getattr(episodes[index], "single_turn", False)
-
-    def end(index: int, score: Score) -> None:
-        scores[index] = score
-        generator.release(index)
-        # Boxes go as soon as they can: hundreds of episodes must not hold hundreds of boxes to the end.
-        closing.append(pool.submit(episodes[index].close))
-
-    def judged() -> list[tuple[int, Future[list[Message] | Score]]]:
-        """Takes in the scores that are there, and returns those that are not yet."""
-        for index, future in judging:
-            if future.done():
-                result = future.result()
-                if not isinstance(result, Score):
-                    raise TypeError(f"{type(episodes[index]).__name__} is single-turn, but its first reply did not end it")
-                end(index, result)
-        return [(index, future) for index, future in judging if not future.done() or scores[index] is None]
-
-    def ask(index: int) -> None:
-        nonlocal speaking
-        generator.submit(index, messages[index], max_new_tokens[index])
-        speaking += 1
-
-    try:
-        for index, opening in enumerate(_all(pool, [episode.start for episode in episodes])):
-            messages[index] = list(opening)
-        for index in sorted(range(len(episodes)), key=single):  # the long ones first: the others fill what they leave
-            ask(index)
-        number = 0
-        while speaking or acting or judging:
-            number += 1
-            if judging and not speaking and not acting:
-                wait([future for _, future in judging], return_when=FIRST_COMPLETED)
-            done = len(closing)
-            judging = judged()
-            earlier, acting = acting, []
-            for key, reply in generator.advance() if speaking else ():
-                index: int = key  # type: ignore[assignment]
-                speaking -= 1
-                tokens[index] += reply.tokens
-                dropped[index] += reply.dropped
-                if reply.finish == "refused":
-                    end(index, Score(0.0, "the prompt does not fit the cache"))
-                    continue
-                rounds[index] += 1
-                messages[index].append({"role": "assistant", "content": reply.text})
-                if single(index) and overlap:
-                    generator.release(index)
-                    judging.append((index, judges.submit(episodes[index].step, reply.text)))
-                else:
-                    acting.append((index, pool.submit(episodes[index].step, reply.text)))
-            if not overlap:
-                earlier, acting = [*earlier, *acting], []
-            for index, future in earlier:
-                result = future.result()
-                if isinstance(result, Score):
-                    end(index, result)
-                else:
-                    messages[index].extend(result)
-                    ask(index)
-            if len(closing) > done or not (speaking or acting or judging):
-                figures = {"round": number, "tokens": sum(tokens), "seconds": time.monotonic() - began}
-                progress("rollout", len(closing), len(episodes), figures)
-        for future in closing:
-            future.result()
-    finally:
-        for index, score in enumerate(scores):
-            if score is None:
-                generator.release(index)
-        for executor in (judges, pool):
-            executor.shutdown(wait=True, cancel_futures=True)
-        _close_all(episodes, workers)
+    plays = [_Play(i, episode, limit) for i, (episode, limit) in enumerate(zip(episodes, max_new_tokens, strict=True))]
+    _Rollout(plays, generator, workers, overlap, progress).run()
     return [
-        Outcome(score, tuple(said), count, spoken, lost)
-        for score, said, count, spoken, lost in zip(scores, messages, tokens, rounds, dropped, strict=True)
-        if score is not None
+        Outcome(play.score, tuple(play.messages), play.tokens, play.rounds, play.dropped)
+        for play in plays
+        if play.score is not None
     ]
 
 
-def _all(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], T]]) -> list[T]:
-    """The results of all calls, in order; the first exception ends it, what hasn't begun is dropped."""
+@dataclasses.dataclass
+class _Play:
+    """The state of one episode."""
+
+    conversation: int
+    episode: Episode
+    max_new_tokens: int
+    messages: list[Message] = dataclasses.field(default_factory=list)
+    tokens: int = 0
+    rounds: int = 0
+    dropped: int = 0
+    score: Score | None = None
+
+    @property
+    def single_turn(self) -> bool:
+        return getattr(self.episode, "single_turn", False)
+
+    def add(self, reply: Reply) -> None:
+        self.rounds += 1
+        self.messages.append({"role": "assistant", "content": reply.text})
+
+
+_Step = Future[list[Message] | Score]
+
+
+class _Rollout:
+    """One call of :func:`rollout`. All methods run in the caller's thread; only the environments run in others."""
+
+    def __init__(self, plays: Sequence[_Play], generator: Generator, workers: int, overlap: bool, progress: Progress) -> None:
+        self.plays = plays
+        self.by_conversation: dict[Hashable, _Play] = {play.conversation: play for play in plays}
+        self.generator = generator
+        self.workers = workers
+        self.overlap = overlap
+        self.progress = progress
+        self.began = time.monotonic()
+        self.round = 0
+        self.generating = 0  # requests whose replies are not complete
+        self.pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rollout")
+        self.stepping: list[tuple[_Play, _Step]] = []
+        # Single-turn episodes have threads of their own: their scores may be slow, and other episodes must not queue for them.
+        self.scoring_pool = ThreadPoolExecutor(max(1, workers // 2), thread_name_prefix="score")
+        self.scoring: list[tuple[_Play, _Step]] = []
+        self.closing: list[Future[None]] = []
+
+    def run(self) -> None:
+        """Plays all episodes, and closes them whatever happens."""
+        try:
+            openings = _call_all(self.pool, [play.episode.start for play in self.plays])
+            for play, opening in zip(self.plays, openings, strict=True):
+                play.messages = list(opening)
+            for play in sorted(self.plays, key=lambda play: play.single_turn):  # short episodes fill slots that become free
+                self.submit(play)
+            while self.generating or self.stepping or self.scoring:
+                self.play_round()
+            for future in self.closing:
+                future.result()
+        finally:
+            for play in self.plays:
+                if play.score is None:
+                    self.generator.release(play.conversation)
+            for executor in (self.scoring_pool, self.pool):
+                executor.shutdown(wait=True, cancel_futures=True)
+            _close_all([play.episode for play in self.plays], self.workers)
+
+    def play_round(self) -> None:
+        """Collects scores, lets the generator advance once, and collects the steps that were running meanwhile."""
+        self.round += 1
+        if self.scoring and not self.generating and not self.stepping:
+            wait([future for _, future in self.scoring], return_when=FIRST_COMPLETED)
+        ended = len(self.closing)
+        self.collect_scores()
+        earlier, self.stepping = self.stepping, []
+        for conversation, reply in self.generator.advance() if self.generating else ():
+            self.receive(self.by_conversation[conversation], reply)
+        if not self.overlap:
+            earlier, self.stepping = [*earlier, *self.stepping], []
+        self.collect_steps(earlier)
+        if len(self.closing) > ended or not (self.generating or self.stepping or self.scoring):
+            tokens = sum(play.tokens for play in self.plays)
+            figures = {"round": float(self.round), "tokens": float(tokens), "seconds": time.monotonic() - self.began}
+            self.progress("rollout", len(self.closing), len(self.plays), figures)
+
+    def submit(self, play: _Play) -> None:
+        """Requests the next reply."""
+        self.generator.submit(play.conversation, play.messages, play.max_new_tokens)
+        self.generating += 1
+
+    def receive(self, play: _Play, reply: Reply) -> None:
+        """Starts the environment's step on a complete reply."""
+        self.generating -= 1
+        play.tokens += reply.tokens
+        play.dropped += reply.dropped
+        if reply.finish == "refused":
+            self.end(play, Score(0.0, "the prompt does not fit the cache"))
+            return
+        play.add(reply)
+        if play.single_turn and self.overlap:
+            self.generator.release(play.conversation)
+            self.scoring.append((play, self.scoring_pool.submit(play.episode.step, reply.text)))
+        else:
+            self.stepping.append((play, self.pool.submit(play.episode.step, reply.text)))
+
+    def collect_steps(self, steps: Sequence[tuple[_Play, _Step]]) -> None:
+        """Waits for steps in order; each ends its episode or leads to the next request."""
+        for play, future in steps:
+            result = future.result()
+            if isinstance(result, Score):
+                self.end(play, result)
+            else:
+                play.messages.extend(result)
+                self.submit(play)
+
+    def collect_scores(self) -> None:
+        """Ends the single-turn episodes whose scores are ready, without waiting."""
+        remaining = []
+        for play, future in self.scoring:
+            if not future.done():
+                remaining.append((play, future))
+                continue
+            result = future.result()
+            if not isinstance(result, Score):
+                name = type(play.episode).__name__
+                raise TypeError(
+                    f"expected the first reply to end {name}, got messages in its step; set {name}.single_turn = False"
+                )
+            self.end(play, result)
+        self.scoring = remaining
+
+    def end(self, play: _Play, score: Score) -> None:
+        """Records the score and frees what the episode holds, at once: hundreds of sandboxes must not stay open to the end."""
+        play.score = score
+        self.generator.release(play.conversation)
+        self.closing.append(self.pool.submit(play.episode.close))
+
+
+def _call_all(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Results of all calls, in order; the first exception is raised and cancels the calls that have not started."""
     futures: list[Future[T]] = [pool.submit(call) for call in calls]
     try:
         return [future.result() for future in futures]
@@ -153,7 +208,7 @@ def _all(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def _close_all(episodes: Sequence[Episode], workers: int) -> None:
-    """Closes every episode, though some fail to; then raises what the first of them raised."""
+    """Closes every episode, then raises the first exception among them."""
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="close") as pool:
         failures = [future.exception() for future in [pool.submit(episode.close) for episode in episodes]]
     for failure in failures:

@@ -1,4 +1,4 @@
-"""From genomes to journal records: which individuals are made into weights where, and scored with whom."""
+"""Workers express genomes as weights and evaluate them; a worker pool spreads groups of genomes over several workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,31 +16,28 @@ import jax.numpy as jnp
 from cycleqd_jax.evaluation.evaluator import Abandoned, Evaluation, Evaluator
 from cycleqd_jax.types import Genome, Params
 
-__all__ = ["Judge", "Lane", "OneByOne", "OverOneBase", "Record", "SideBySide"]
-
-Record = dict[str, Any]
-"""``scores``, ``error``, ``items`` and ``seconds`` of one individual, as the journal has them."""
+__all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "SerialWorker", "Worker", "WorkerPool"]
 
 
 @runtime_checkable
-class Lane(Protocol):
-    """Judges individuals on one device, or on one group of them.
+class Worker(Protocol):
+    """Evaluates genomes on one device or one group of devices. One thread at a time calls it.
 
     Attributes:
-        size: how many it judges together; fewer may come, when there are no more.
+        size: the most genomes per call.
     """
 
     size: int
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Record]:
-        """Judges them.
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+        """Evaluates a group of genomes.
 
         Args:
-            genomes: up to ``size`` of them.
-            stop: when it is set, nobody waits for the outcome any more.
+            genomes: 1 to ``size`` genomes.
+            stop: when it is set, the worker abandons the evaluation as soon as it can.
 
         Returns:
-            A record for each, in order.
+            An evaluation for each genome, in order; ``seconds`` includes the time to express it.
 
         Raises:
             Abandoned: ``stop`` was set.
@@ -49,139 +46,157 @@ class Lane(Protocol):
 
 
 @runtime_checkable
-class Judge(Protocol):
-    """From genomes to records, as many at a time as there are devices for.
+class GenomeEvaluator(Protocol):
+    """Evaluates any number of genomes in groups, on all available devices.
 
     Attributes:
-        size: how many genomes make a group: what is judged together may differ in its last bits from what is judged apart.
+        size: genomes per group. Genomes of a group may be evaluated in one batch, so the last bits of their results may depend
+            on the group.
     """
 
     size: int
 
-    def __call__(self, groups: Sequence[Sequence[Genome]], found: Callable[[int, list[Record]], None]) -> None:
-        """Judges groups of genomes.
+    def __call__(self, groups: Sequence[Sequence[Genome]], on_result: Callable[[int, list[Evaluation]], None]) -> None:
+        """Evaluates groups of genomes.
 
         Args:
             groups: of up to ``size`` genomes each.
-            found: told the number of a group and the records of its genomes as soon as these are known: groups in any order,
-                one at a time. What it was told before an exception stands.
+            on_result: called with the index of a group and the evaluations of its genomes, as soon as they are complete. The
+                groups come in any order; calls do not overlap. Results delivered before an exception are valid.
         """
         ...
 
 
-def _record(result: Evaluation, **seconds: float) -> Record:
-    spent = {**seconds, **result.seconds}
-    return {
-        "scores": result.scores,
-        "error": result.error,
-        "items": result.items,
-        "seconds": {name: round(value, 6) for name, value in spent.items()},
-    }
-
-
-class OneByOne:
-    """A lane in which every individual is made into weights of its own."""
+class SerialWorker:
+    """A worker that expresses and evaluates one individual at a time."""
 
     size = 1
 
     def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator) -> None:
         """Args:
-        express: from a genome to weights, where the evaluator's engine is.
-        evaluator: from weights to scores; the weights are its own to use up.
+        express: from a genome to weights on the devices of the evaluator's engine.
+        evaluator: scores the weights; their buffers are donated to it.
         """  # noqa: D205
         self._express = express
         self._evaluator = evaluator
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Record]:
-        """Records of the genomes, in order."""
-        return [self._judge(genome, stop) for genome in genomes]
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+        """Evaluations of the genomes, in order; see :class:`Worker`."""
+        return [self._evaluate(genome, stop) for genome in genomes]
 
-    def _judge(self, genome: Genome, stop: threading.Event) -> Record:
+    def _evaluate(self, genome: Genome, stop: threading.Event) -> Evaluation:
         if stop.is_set():
             raise Abandoned
         start = time.perf_counter()
-        self._evaluator.unload()  # there need never be room for two children
+        self._evaluator.unload()  # the devices need room for one individual only
         params = jax.block_until_ready(self._express(genome))
         expressed = time.perf_counter() - start
-        return _record(self._evaluator(params, donate=True, stop=stop), express=expressed)
+        return _with_express_time(self._evaluator(params, donate=True, stop=stop), expressed)
 
 
-class OverOneBase:
-    """A lane in which individuals that differ by a low rank are decoded together, over the weights that they share.
+class PopulationWorker:
+    """A worker that decodes several individuals in one batch, over the base weights that they share.
 
     Attributes:
-        size: how many at a time.
+        size: the most individuals per batch.
     """
 
     def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, size: int) -> None:
         """Args:
-        express: from genomes, stacked, to the weights of all of them (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
-        evaluator: plays the tasks with all of them.
-        size: how many at a time.
+        express: from stacked genomes to the weights of all (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
+        evaluator: scores all of them together.
+        size: the most individuals per batch.
         """  # noqa: D205
         self.size = size
         self._express = express
         self._evaluator = evaluator
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Record]:
-        """Records of the genomes, in order; ``seconds`` are those of all of them together, divided."""
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+        """Evaluations of the genomes, in order; ``seconds`` is the time of the batch divided by their number."""
         if stop.is_set():
             raise Abandoned
         start = time.perf_counter()
         self._evaluator.unload()
-        missing = self.size - len(genomes)  # one program, whatever the number
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes, *[genomes[-1]] * missing)
+        padding = [genomes[-1]] * (self.size - len(genomes))  # smaller groups use the same compiled program
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes, *padding)
         params = jax.block_until_ready(self._express(stacked))
         expressed = (time.perf_counter() - start) / len(genomes)
-        found = []
-        for result in self._evaluator.population(params, len(genomes), stop=stop):  # the base is not the engine's to use up
-            shared = {name: value / len(genomes) for name, value in result.seconds.items()}
-            found.append(_record(dataclasses.replace(result, seconds=shared), express=expressed))
-        return found
+        evaluations = []
+        for evaluation in self._evaluator.population(params, len(genomes), stop=stop):  # not donated: the base is shared
+            share = {stage: seconds / len(genomes) for stage, seconds in evaluation.seconds.items()}
+            evaluations.append(_with_express_time(dataclasses.replace(evaluation, seconds=share), expressed))
+        return evaluations
 
 
-class SideBySide:
-    """Judges groups in several lanes at the same time; a group's records do not depend on the lane, nor on how many there are.
+class LazyWorker:
+    """A worker that is constructed at its first call, so that its devices are not used before.
 
     Attributes:
-        size: of a group, as the lanes have it.
+        size: that of the worker.
     """
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
+    def __init__(self, size: int, make: Callable[[], Worker]) -> None:
         """Args:
-        lanes: at least one; all of one size.
+        size: that of the worker.
+        make: constructs the worker.
         """  # noqa: D205
-        self.size = lanes[0].size
-        self._lanes = tuple(lanes)
+        self.size = size
+        self._make = make
+        self._worker: Worker | None = None
 
-    def __call__(self, groups: Sequence[Sequence[Genome]], found: Callable[[int, list[Record]], None]) -> None:
-        """Judges groups of genomes, and tells ``found``; see :class:`Judge`.
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+        """Evaluations of the genomes, in order; see :class:`Worker`."""
+        if self._worker is None:
+            self._worker = self._make()
+        return self._worker(genomes, stop)
 
-        After an exception, that of a lane or Ctrl-C, lanes abandon what they are at, and it is raised once they have.
+
+class WorkerPool:
+    """Evaluates groups of genomes on several workers; the results do not depend on the number of workers.
+
+    Attributes:
+        size: genomes per group, as of the workers.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        """Args:
+        workers: one or more workers of equal size.
+        """  # noqa: D205
+        self.size = workers[0].size
+        self._workers = tuple(workers)
+
+    def __call__(self, groups: Sequence[Sequence[Genome]], on_result: Callable[[int, list[Evaluation]], None]) -> None:
+        """Evaluates groups of genomes; see :class:`GenomeEvaluator`.
+
+        After an exception in a worker or an interrupt (Ctrl-C), all workers stop; then the exception is raised.
         """
         stop = threading.Event()
-        if len(self._lanes) == 1:
+        if len(self._workers) == 1:
             for i, group in enumerate(groups):
-                found(i, self._lanes[0](group, stop))
+                on_result(i, self._workers[0](group, stop))
             return
-        free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for lane in self._lanes:
-            free.put(lane)
-        telling = threading.Lock()
+        idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            idle.put(worker)
+        one_at_a_time = threading.Lock()
 
-        def judge(i: int, group: Sequence[Genome]) -> None:
-            lane = free.get()
+        def evaluate(i: int, group: Sequence[Genome]) -> None:
+            worker = idle.get()
             try:
-                records = lane(group, stop)
+                evaluations = worker(group, stop)
             finally:
-                free.put(lane)
-            with telling:
-                found(i, records)
+                idle.put(worker)
+            with one_at_a_time:
+                on_result(i, evaluations)
 
-        pool = ThreadPoolExecutor(len(self._lanes), thread_name_prefix="lane")
+        pool = ThreadPoolExecutor(len(self._workers), thread_name_prefix="worker")
         try:
-            for future in as_completed([pool.submit(judge, i, group) for i, group in enumerate(groups)]):
+            for future in as_completed([pool.submit(evaluate, i, group) for i, group in enumerate(groups)]):
                 future.result()
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_express_time(evaluation: Evaluation, seconds: float) -> Evaluation:
+    return dataclasses.replace(evaluation, seconds={"express": seconds, **evaluation.seconds})

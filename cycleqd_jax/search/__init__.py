@@ -1,4 +1,4 @@
-"""The search: the loop, its journal and its checkpoints."""
+"""Search: the loop, its journal and its checkpoints."""
 
 from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.journal import Journal

@@ -1,10 +1,11 @@
-"""Checkpoints of a search with orbax."""
+"""Checkpoints of a search, with orbax."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax
 import orbax.checkpoint as ocp
 
@@ -13,25 +14,34 @@ from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 __all__ = ["SCHEMA", "Checkpoints"]
 
 SCHEMA = 1
-"""Version of what a checkpoint holds; raised with every incompatible change."""
+"""Version of the checkpoint format; increased with every incompatible change."""
 
 
 def _leaves(tree: Any) -> dict[str, str]:
     return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in tree_paths(tree)}
 
 
-class Checkpoints:
-    """The newest states of a search in a folder, each written whole or not at all.
+def _contents(state: Any, key: PRNGKeyArray) -> dict[str, Any]:
+    """What orbax writes: dicts of arrays, because orbax puts other objects than arrays into the nodes of a tree."""
+    return {"state": flax.serialization.to_state_dict(state), "key_data": jax.random.key_data(key)}
 
-    A checkpoint holds the searcher's state, the raw data of the run's PRNG key, and the schema version; its step is the number
-    of generations told.
+
+class Checkpoints:
+    """A folder of atomically written checkpoints.
+
+    A checkpoint holds the searcher's state, the raw data of the run's PRNG key and the schema version. Its step is the number
+    of finished generations.
+
+    Attributes:
+        folder: the folder.
+        every: generations between two checkpoints.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 10, keep: int = 2) -> None:
         """Args:
-        folder: made if need be.
+        folder: created if it is missing.
         every: generations between two checkpoints.
-        keep: how many are kept.
+        keep: how many checkpoints are kept, the newest ones.
         """  # noqa: D205
         self.every = every
         self.folder = Path(folder).resolve()
@@ -40,62 +50,68 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, key: PRNGKeyArray) -> None:
-        """Writes a checkpoint.
+        """Writes a checkpoint, unless the step has one.
 
         Args:
-            step: generations told so far.
-            state: of the searcher, a pytree.
-            key: of the run.
+            step: number of finished generations.
+            state: state of the searcher, a pytree.
+            key: PRNG key of the run.
         """
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            search=ocp.args.StandardSave({"state": state, "key_data": jax.random.key_data(key)}),
+            search=ocp.args.StandardSave(_contents(state, key)),
             meta=ocp.args.JsonSave({"schema": SCHEMA, "leaves": _leaves(state)}),
         )
         self._manager.save(step, args=items)
         self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
+        """Step of the newest checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
     def restore(self, like: Any, key: PRNGKeyArray) -> tuple[int, Any]:
         """Reads the newest checkpoint.
 
         Args:
-            like: a state of the same shapes.
-            key: of the run; it must be the one that was saved.
+            like: a state with the same leaves, shapes and dtypes.
+            key: PRNG key of the run; it must equal the saved one.
 
         Returns:
-            Its step and the state.
+            The step and the state.
 
         Raises:
-            InputError: when the checkpoint is of another schema, or of a run with another key.
+            InputError: the checkpoint can't be read, or has another schema, other leaves or another key.
         """
         step = self._manager.latest_step()
         assert step is not None, "no checkpoint to restore"
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta["schema"] != SCHEMA:
-            raise InputError(f"the checkpoint {self.folder} has schema {meta['schema']}, this version reads {SCHEMA}.")
+            raise InputError(
+                f"expected a checkpoint of schema {SCHEMA}, got schema {meta['schema']} in {self.folder}; use the version of "
+                "cycleqd_jax that wrote it, or remove the checkpoints to replay the journal"
+            )
         if meta["leaves"] != _leaves(like):
             raise InputError(
-                f"the checkpoint {self.folder} holds a state of other leaves or shapes than this run's: the folder belongs to "
-                "another config."
+                f"expected a checkpoint with the leaves and shapes of this run's state, got others in {self.folder}; use the "
+                "config of that run, or another folder"
             )
-        data = jax.random.key_data(key)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like, "key_data": data})
+        contents = _contents(like, key)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, contents)
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(search=ocp.args.StandardRestore(target)))["search"]
-        except Exception as error:  # orbax and tensorstore raise what they like
+        except Exception as error:  # orbax and tensorstore do not document what they raise
             raise InputError(
-                f"the checkpoint {self.folder / str(step)} can't be read: remove it, and the run goes on from the one before, "
-                "or from the journal alone."
+                f"expected a readable checkpoint, got {type(error).__name__} in {self.folder / str(step)}; remove it, and the "
+                "run continues from the checkpoint before it or from the journal"
             ) from error
-        if not bool((found["key_data"] == data).all()):
-            raise InputError(f"the checkpoint {self.folder} belongs to a run with another seed.")
-        return step, found["state"]
+        if not bool((found["key_data"] == contents["key_data"]).all()):
+            raise InputError(
+                f"expected a checkpoint with the PRNG key of this run, got another key in {self.folder}; use the seed of that "
+                "run, or another folder"
+            )
+        return step, flax.serialization.from_state_dict(like, found["state"])
 
     def close(self) -> None:
-        """Waits for writes and frees the manager."""
+        """Waits for writes and closes the manager."""
         self._manager.close()

@@ -1,40 +1,28 @@
-"""The loop of a search: ask, evaluate, record, tell; and the same again after a crash."""
+"""The search loop: ask, evaluate, record, tell; resumable after a crash at any instant."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cycleqd_jax.evaluation.workers import Judge, Record
+from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.types import Genome, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
+from cycleqd_jax.types import Genome, Individual, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
 __all__ = ["evolve"]
-
-
-def _row(tree: Genome, j: int) -> Genome:
-    return jax.tree.map(lambda leaf: leaf[j], tree)
-
-
-def _check_lineage(record: dict[str, Any], expected: dict[str, Any], journal: Journal) -> None:
-    for name in ("generation", "active", "parents", "key", "omega"):
-        if record.get(name) != expected[name]:
-            raise InputError(
-                f"the journal {journal.path} says {name} = {record.get(name)} of individual {expected['id']}, this run makes "
-                f"it {expected[name]}: the folder belongs to another config, other experts or another version."
-            )
 
 
 def evolve(
     searcher: Searcher,
     experts: Genome,
-    judge: Judge,
+    evaluator: GenomeEvaluator,
     *,
     tasks: Sequence[str],
     key: PRNGKeyArray,
@@ -42,144 +30,184 @@ def evolve(
     batch_size: int,
     journal: Journal,
     checkpoints: Checkpoints | None = None,
-    started: Callable[[Any], None] = lambda state: None,
+    on_start: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
 ) -> Any:
-    """Runs a search to its end, from wherever its journal and checkpoints say it is.
+    """Runs a search to its end, from the state that its journal and checkpoints hold.
 
-    Every individual is written to the journal as soon as it and those before it are scored; when the search is interrupted,
-    what was scored out of turn is written too. After a crash the newest checkpoint is read, and what the journal has beyond it
-    is told again without being evaluated: a run that was killed at any instant and resumed ends bit-identical to one that
-    never was.
+    Individuals are written to the journal in the order of their ids, each as soon as it and all before it are evaluated. When
+    the search is interrupted, the results that are complete are written too, out of order. To resume, the newest checkpoint is
+    restored, and later individuals of the journal are told to the searcher without being evaluated again. A run that was killed
+    at any instant and resumed ends bit-identical to one that never was.
 
     Args:
-        searcher: which search.
-        experts: genomes of the experts, leading axis K; evaluated first, with ids 0 … K−1.
-        judge: from genomes to scores. An InfraError ends the search, resumable.
+        searcher: the algorithm.
+        experts: genomes of the experts, leading axis K; evaluated first, with ids 0 to K − 1.
+        evaluator: evaluates the genomes. An InfraError ends the search, which can be resumed.
         tasks: names of the tasks, in the order of the scores.
-        key: of the run; generation t asks with ``fold_in(key, t)``.
-        generations: T.
+        key: PRNG key of the run; generation t asks with ``fold_in(key, t)``.
+        generations: number of generations.
         batch_size: children per generation.
         journal: of the run.
-        checkpoints: of the run, if wanted.
-        started: told the searcher's first state, once the experts are in.
-        progress: told after every individual, in any thread of the judge's.
+        checkpoints: of the run, or None.
+        on_start: called with the searcher's first state, after the experts are evaluated.
+        progress: called after every individual, in any of the evaluator's threads.
 
     Returns:
         The searcher's last state.
 
     Raises:
-        InputError: when journal or checkpoint belong to another run, or an expert can't be evaluated.
+        InputError: journal or checkpoint belong to another run, or an expert can't be evaluated.
     """
     count = jax.tree.leaves(experts)[0].shape[0]
-    total = count + generations * batch_size
-    best = -np.inf
-
-    told = 0 if checkpoints is None else checkpoints.latest() or 0
-    if told and len(journal) < count + told * batch_size:
+    restored = 0 if checkpoints is None else checkpoints.latest() or 0
+    if restored and len(journal) < count + restored * batch_size:
         raise InputError(
-            f"the journal {journal.path} has {len(journal)} individuals, fewer than its checkpoint of generation {told}: "
-            "restore the journal, or remove the run folder's checkpoints to search again."
+            f"expected at least {count + restored * batch_size} individuals for the checkpoint of generation {restored}, got "
+            f"{len(journal)} in {journal.path}; restore the journal, or remove the checkpoints to search again"
         )
-
-    def report(identity: int) -> None:
-        nonlocal best
-        scores = journal.scores(identity, tasks)
-        best = float(np.fmax(best, np.mean(scores)))
-        progress("evolve", identity + 1, total, {"best average": best})
-
-    heads: list[dict[str, Any]] = []
-    for k in range(count):
-        name = tasks[k] if k < len(tasks) else f"expert {k}"
-        heads.append(
-            {"id": k, "generation": -1, "expert": name, "active": None, "parents": [-1, -1], "omega": None, "key": None}
-        )
-        record = journal.get(k)
-        if record is not None and record["expert"] != name:
-            raise InputError(
-                f"the journal {journal.path} has individual {k} as expert {record['expert']!r}, this run as {name!r}: the "
-                "folder belongs to another config."
-            )
-
-    def check(k: int) -> None:
-        if math.isnan(journal.scores(k, tasks)[0]):
-            raise InputError(f"expert {heads[k]['expert']!r} can't be evaluated: {journal.get(k)['error']}")  # type: ignore[index]
-        report(k)
-
-    _judge(judge, experts, heads, journal, check)
-    state = searcher.init(experts, np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32))
-
-    started(state)
-
+    report = _Reporter(journal, tasks, count + generations * batch_size, progress)
+    state = _evaluate_experts(searcher, experts, evaluator, tasks, journal, report)
+    on_start(state)
     first = 0
-    if told:
-        assert checkpoints is not None
+    if checkpoints is not None and restored:
         first, state = checkpoints.restore(state, key)
-
     for t in range(first, generations):
         genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), batch_size)
-        heads = _heads(lineage, t, count + t * batch_size, tasks)
-        for head in heads:
-            record = journal.get(head["id"])
-            if record is not None:
-                _check_lineage(record, head, journal)
-        _judge(judge, genomes, heads, journal, report)
-        scores = [journal.scores(head["id"], tasks) for head in heads]
+        children = _children(lineage, t, count + t * batch_size, tasks)
+        for child in children:
+            _check_recorded(child, journal)
+        _evaluate(evaluator, genomes, children, journal, report)
+        scores = [journal.scores(child.id, tasks) for child in children]
         state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage)
         if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or t + 1 == generations):
             checkpoints.save(t + 1, state, key)
     return state
 
 
-def _judge(
-    judge: Judge, genomes: Genome, heads: Sequence[dict[str, Any]], journal: Journal, report: Callable[[int], None]
+class _Reporter:
+    """Reports an individual of the journal as progress, with the best average score so far."""
+
+    def __init__(self, journal: Journal, tasks: Sequence[str], total: int, progress: Progress) -> None:
+        self._journal = journal
+        self._tasks = tasks
+        self._total = total
+        self._progress = progress
+        self._best = -np.inf
+
+    def __call__(self, identity: int) -> None:
+        self._best = float(np.fmax(self._best, np.mean(self._journal.scores(identity, self._tasks))))
+        self._progress("evolve", identity + 1, self._total, {"best average": self._best})
+
+
+def _evaluate_experts(
+    searcher: Searcher,
+    genomes: Genome,
+    evaluator: GenomeEvaluator,
+    tasks: Sequence[str],
+    journal: Journal,
+    report: Callable[[int], None],
+) -> Any:
+    """The searcher's first state."""
+    count = jax.tree.leaves(genomes)[0].shape[0]
+    experts = [
+        Individual(k, -1, tasks[k] if k < len(tasks) else f"expert {k}", None, parents=(-1, -1), omega=None, key=None)
+        for k in range(count)
+    ]
+    for expert in experts:
+        recorded = journal.get(expert.id)
+        if recorded is not None and recorded.expert != expert.expert:
+            raise InputError(
+                f"expected individual {expert.id} to be expert {expert.expert!r}, got {recorded.expert!r} in {journal.path}; "
+                "use the config of that run, or another folder"
+            )
+
+    def check(identity: int) -> None:
+        recorded = journal.get(identity)
+        if recorded is not None and math.isnan(journal.scores(identity, tasks)[0]):
+            raise InputError(
+                f"expected finite scores of expert {recorded.expert!r}, got: {recorded.error} in {journal.path}; correct the "
+                "expert, and choose another folder"
+            )
+        report(identity)
+
+    _evaluate(evaluator, genomes, experts, journal, check)
+    return searcher.init(genomes, np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32))
+
+
+def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
+    """The children of a generation, not yet evaluated."""
+    host = jax.tree.map(np.asarray, lineage)
+    return [
+        Individual(
+            id=first_id + j,
+            generation=generation,
+            expert=None,
+            active=tasks[int(host.active[j])] if host.active[j] >= 0 else None,
+            parents=tuple(host.parents[j].tolist()),
+            omega=tuple(host.omega[j].tolist()),
+            key=tuple(host.key[j].tolist()),
+        )
+        for j in range(len(host.active))
+    ]
+
+
+def _check_recorded(child: Individual, journal: Journal) -> None:
+    """Checks that a child which the journal has is the one that the searcher makes."""
+    recorded = journal.get(child.id)
+    for name in ("generation", "active", "parents", "key", "omega"):
+        if recorded is not None and getattr(recorded, name) != getattr(child, name):
+            raise InputError(
+                f"expected {name} = {getattr(child, name)} of individual {child.id}, got {getattr(recorded, name)} in "
+                f"{journal.path}; use the config, the experts and the version of that run, or another folder"
+            )
+
+
+def _evaluate(
+    evaluator: GenomeEvaluator,
+    genomes: Genome,
+    individuals: Sequence[Individual],
+    journal: Journal,
+    on_recorded: Callable[[int], None],
 ) -> None:
-    """Judges the individuals that are not in the journal and writes them there; reports the ids of all, in order.
+    """Evaluates the individuals that the journal lacks and records them; ``on_recorded`` gets the ids of all, in order.
 
-    Groups are the same whatever the journal has: what is judged together may differ in its last bits from what is judged apart.
+    The groups do not depend on what the journal has, because the last bits of results may depend on the group.
     """
-    groups = [range(start, min(start + judge.size, len(heads))) for start in range(0, len(heads), judge.size)]
-    groups = [group for group in groups if any(journal.get(heads[j]["id"]) is None for j in group)]
-    records: dict[int, Record] = {}
-    reported = 0
+    groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
+    groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
+    results: dict[int, Individual] = {}
+    done = 0  # how many are recorded without a gap
 
-    def write(j: int) -> None:
-        if journal.get(heads[j]["id"]) is None:
-            journal.append({**heads[j], **records[j]})
+    def record(j: int) -> None:
+        if journal.get(individuals[j].id) is None:
+            journal.append(results[j])
 
-    def advance() -> None:
-        nonlocal reported
-        while reported < len(heads) and (reported in records or journal.get(heads[reported]["id"]) is not None):
-            write(reported)
-            report(heads[reported]["id"])
-            reported += 1
+    def record_in_order() -> None:
+        nonlocal done
+        while done < len(individuals) and (done in results or journal.get(individuals[done].id) is not None):
+            record(done)
+            on_recorded(individuals[done].id)
+            done += 1
 
-    def found(i: int, of_group: list[Record]) -> None:
-        records.update(zip(groups[i], of_group, strict=True))
-        advance()
+    def on_result(i: int, evaluations: list[Evaluation]) -> None:
+        results.update({j: _evaluated(individuals[j], one) for j, one in zip(groups[i], evaluations, strict=True)})
+        record_in_order()
 
     try:
-        advance()
-        judge([[_row(genomes, j) for j in group] for group in groups], found)
+        record_in_order()
+        evaluator([[_row(genomes, j) for j in group] for group in groups], on_result)
     except BaseException:
-        for j in sorted(records):
-            write(j)
+        for j in sorted(results):
+            record(j)
         raise
     journal.sort()
 
 
-def _heads(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """What the journal says of each child before it is evaluated."""
-    host = jax.tree.map(np.asarray, lineage)
-    return [
-        {
-            "id": first_id + j,
-            "generation": generation,
-            "expert": None,
-            "active": tasks[int(host.active[j])] if host.active[j] >= 0 else None,
-            "parents": host.parents[j].tolist(),
-            "omega": host.omega[j].tolist(),
-            "key": host.key[j].tolist(),
-        }
-        for j in range(len(host.active))
-    ]
+def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
+    seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
+    return replace(individual, scores=evaluation.scores, error=evaluation.error, items=evaluation.items, seconds=seconds)
+
+
+def _row(tree: Genome, j: int) -> Genome:
+    return jax.tree.map(lambda leaf: leaf[j], tree)

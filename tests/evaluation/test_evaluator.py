@@ -1,10 +1,11 @@
-"""One evaluator: what it makes of outcomes, of several individuals, of models that compute no numbers, and of a stop."""
+"""The evaluator: scores, populations, models without finite logits, and stopping."""
 
 from __future__ import annotations
 
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from cycleqd_jax.evaluation import Abandoned, Evaluator
@@ -12,7 +13,7 @@ from cycleqd_jax.types import InputError, NonFiniteError, Reply, Score
 
 
 class Guess:
-    """An episode of ``turns`` turns that scores what the model says last; its problem is a number."""
+    """An episode of ``turns`` turns whose score is the last reply; its problem is a number."""
 
     def __init__(self, task, number):
         self.task, self.number, self.left = task, number, task.turns
@@ -38,109 +39,117 @@ class GuessTask:
         self.made = [Guess(self, i + 10 * (split == "test")) for i in range(self.count)]
         return self.made
 
+    def demonstrations(self, split):
+        return []
 
-class Speaker:
-    """Says ``weights[individual] + number / 100``; one reply at a look, or none at all while it ``hangs``."""
+
+def model(*weights):
+    """One weight for each individual; the logits of None are not finite."""
+    return [None if weight is None else np.asarray(weight) for weight in weights]
+
+
+class FakeGenerator:
+    """Replies ``weights[individual] + number / 100``: one reply per call of ``advance``, or none while it ``hangs``."""
 
     def __init__(self, hangs=False):
-        self.weights, self.asked, self.looks, self.hangs, self.refuses = None, {}, 0, hangs, None
+        self.weights, self.queue, self.calls, self.hangs, self.refuses = None, {}, 0, hangs, None
         self.donated = []
 
     def load(self, params, *, donate):
         self.weights = params
-        self.asked = {}
+        self.queue = {}
         self.donated.append(donate)
 
     def submit(self, conversation, messages, max_new_tokens, *, individual=0):
         assert max_new_tokens == 7
-        self.asked[conversation] = (individual, messages)
+        self.queue[conversation] = (individual, messages)
 
     def advance(self):
-        self.looks += 1
+        self.calls += 1
         if self.hangs:
             time.sleep(0.001)
             return []
-        key = next(iter(self.asked))
-        individual, messages = self.asked.pop(key)
+        key = next(iter(self.queue))
+        individual, messages = self.queue.pop(key)
         if self.weights[individual] is None:
-            self.asked = {}
+            self.queue = {}
             raise NonFiniteError(f"individual {individual} overflows", individual)
         number = int(messages[0]["content"].split()[1])
         finish = "refused" if messages[0]["content"] == self.refuses else "stop"
         return [(key, Reply(str(self.weights[individual] + number / 100), 1, finish))]
 
     def release(self, conversation):
-        self.asked.pop(conversation, None)
+        self.queue.pop(conversation, None)
 
 
 @pytest.fixture
-def speaker():
-    return Speaker()
+def generator():
+    return FakeGenerator()
 
 
 @pytest.fixture
-def evaluator(speaker):
-    return Evaluator(speaker.load, speaker, [GuessTask("short"), GuessTask("long", turns=2)])
+def evaluator(generator):
+    return Evaluator(generator.load, generator, [GuessTask("short"), GuessTask("long", turns=2)])
 
 
-def test_scores_of_one_model(evaluator, speaker):
-    evaluation = evaluator([0.25])
+def test_scores_of_one_model(evaluator, generator):
+    evaluation = evaluator(model(0.25))
     assert evaluation.items == {"short": [0.25, 0.26, 0.27], "long": [0.25, 0.26, 0.27]}
     assert evaluation.scores == pytest.approx({"short": 0.26, "long": 0.26})
     assert [outcome.rounds for outcome in evaluation.outcomes["long"]] == [2, 2, 2]
     assert evaluation.error is None
-    assert evaluator([0.25], "test").items["short"] == [0.35, 0.36, 0.37]
-    assert evaluator([0.25], donate=True).scores == evaluation.scores
-    assert speaker.donated == [False, False, True]
+    assert evaluator(model(0.25), "test").items["short"] == [0.35, 0.36, 0.37]
+    assert evaluator(model(0.25), donate=True).scores == evaluation.scores
+    assert generator.donated == [False, False, True]
 
 
-def test_sizes(speaker):
+def test_sizes(generator):
     tasks = [GuessTask("short"), GuessTask("long")]
-    evaluator = Evaluator(speaker.load, speaker, tasks, sizes={"short": {"train": 1, "test": None}})
-    assert {name: len(items) for name, items in evaluator([0.5]).items.items()} == {"short": 1, "long": 3}
-    assert {name: len(items) for name, items in evaluator([0.5], "test").items.items()} == {"short": 3, "long": 3}
+    evaluator = Evaluator(generator.load, generator, tasks, sizes={"short": {"train": 1, "test": None}})
+    assert {name: len(items) for name, items in evaluator(model(0.5)).items.items()} == {"short": 1, "long": 3}
+    assert {name: len(items) for name, items in evaluator(model(0.5), "test").items.items()} == {"short": 3, "long": 3}
 
 
-def test_a_population_is_its_individuals(evaluator):
+def test_a_population_equals_its_individuals(evaluator):
     weights = [0.1, 0.5, 0.3]
-    together = evaluator.population(weights, 3)
-    assert [evaluation.items for evaluation in together] == [evaluator([w]).items for w in weights]
+    together = evaluator.population(model(*weights), 3)
+    assert [evaluation.items for evaluation in together] == [evaluator(model(w)).items for w in weights]
     assert len({id(evaluation.seconds) for evaluation in together}) == 1
-    assert [evaluation.items for evaluation in evaluator.population(weights, 2)] == [e.items for e in together[:2]]
+    assert [evaluation.items for evaluation in evaluator.population(model(*weights), 2)] == [e.items for e in together[:2]]
 
 
 @pytest.mark.parametrize("broken", [(0,), (1,), (0, 2), (0, 1, 2)])
-def test_of_a_population_the_broken_are_quarantined(evaluator, broken):
+def test_broken_individuals_of_a_population_are_quarantined(evaluator, broken):
     weights = [None if i in broken else 0.1 * i for i in range(3)]
-    for i, evaluation in enumerate(evaluator.population(weights, 3)):
+    for i, evaluation in enumerate(evaluator.population(model(*weights), 3)):
         if i in broken:
             assert (evaluation.scores, evaluation.items, evaluation.error) == (None, {}, f"individual {i} overflows")
         else:
-            assert evaluation.items == evaluator([weights[i]]).items
+            assert evaluation.items == evaluator(model(weights[i])).items
 
 
-def test_a_model_that_computes_no_numbers_is_quarantined(evaluator):
-    evaluation = evaluator([None])
+def test_a_model_without_finite_logits_is_quarantined(evaluator):
+    evaluation = evaluator(model(None))
     assert (evaluation.scores, evaluation.items, evaluation.error) == (None, {}, "individual 0 overflows")
 
 
-def test_prompts_that_do_not_fit_are_named(evaluator, speaker):
-    speaker.refuses = "long 2"
-    with pytest.raises(InputError, match=r"1 prompts, the first of them of task 'long', .*engine.max_len"):
-        evaluator([0.5])
+def test_the_error_names_prompts_that_do_not_fit(evaluator, generator):
+    generator.refuses = "long 2"
+    with pytest.raises(InputError, match=r"got 1 longer prompts, the first in task 'long'; raise engine\.max_len$"):
+        evaluator(model(0.5))
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_told_to_stop_it_abandons_the_model(early):
-    speaker, task, stop = Speaker(hangs=True), GuessTask("short"), threading.Event()
-    evaluator = Evaluator(speaker.load, speaker, [task])
+def test_stop_abandons_the_model(early):
+    generator, task, stop = FakeGenerator(hangs=True), GuessTask("short"), threading.Event()
+    evaluator = Evaluator(generator.load, generator, [task])
     if early:
         stop.set()
     else:
         threading.Timer(0.05, stop.set).start()
     with pytest.raises(Abandoned):
-        evaluator([0.5], stop=stop)
-    assert (speaker.looks > 0) is not early
+        evaluator(model(0.5), stop=stop)
+    assert (generator.calls > 0) is not early
     assert all(episode.closed for episode in task.made)
-    speaker.hangs = False
-    assert evaluator([0.5]).error is None  # ready for the next
+    generator.hangs = False
+    assert evaluator(model(0.5)).error is None  # ready for the next

@@ -1,3 +1,5 @@
+"""Rollouts: the order of requests, threads, errors and interrupts."""
+
 from __future__ import annotations
 
 import random
@@ -12,12 +14,12 @@ from cycleqd_jax.types import Reply, Score
 
 
 class Count:
-    """Ends after ``rounds`` replies; scores 1 if all were right (its own number)."""
+    """An episode of ``rounds`` rounds that scores 1 if every reply is its number."""
 
     def __init__(self, number, rounds, fails=None):
         self.number, self.rounds, self.fails = number, rounds, fails
-        self.started, self.closed, self.threads = 0, 0, set()
-        self.heard = []
+        self.started, self.closed = 0, 0
+        self.replies = []
 
     def start(self):
         self.started += 1
@@ -28,9 +30,9 @@ class Count:
     def step(self, reply):
         if self.fails == "step":
             raise InfraError("box broke")
-        self.heard.append(reply)
-        if len(self.heard) == self.rounds:
-            return Score(float(set(self.heard) == {str(self.number)}), "end")
+        self.replies.append(reply)
+        if len(self.replies) == self.rounds:
+            return Score(float(set(self.replies) == {str(self.number)}), "end")
         return [{"role": "user", "content": str(self.number)}]
 
     def close(self):
@@ -40,25 +42,28 @@ class Count:
 
 
 class Echo:
-    """Says what the user said, to ``most`` at a time; refuses what ``refuses`` says, is interrupted at look ``stops``."""
+    """Replies with the last user message, ``most`` replies per call.
+
+    It refuses the messages in ``refuses`` and is interrupted in call number ``stops``.
+    """
 
     def __init__(self, refuses=(), stops=None, most=None):
-        self.log, self.waiting, self.released, self.looks = [], {}, [], 0
+        self.log, self.waiting, self.released, self.calls = [], {}, [], 0
         self.refuses, self.stops, self.most = refuses, stops, most
 
     def submit(self, conversation, messages, max_new_tokens):
         assert messages[-1]["role"] == "user"
         assert conversation not in self.waiting
         self.waiting[conversation] = messages[-1]["content"]
-        self.log.append((self.looks, conversation, max_new_tokens, len(messages)))
+        self.log.append((self.calls, conversation, max_new_tokens, len(messages)))
 
     def advance(self):
-        if self.stops == self.looks:
+        if self.stops == self.calls:
             raise KeyboardInterrupt
-        self.looks += 1
+        self.calls += 1
         ready = list(self.waiting)[: self.most]
-        said = [(conversation, self.waiting.pop(conversation)) for conversation in ready]
-        return [(c, Reply("", 0, "refused") if text in self.refuses else Reply(text, 3, "stop")) for c, text in said]
+        texts = [(conversation, self.waiting.pop(conversation)) for conversation in ready]
+        return [(c, Reply("", 0, "refused") if text in self.refuses else Reply(text, 3, "stop")) for c, text in texts]
 
     def release(self, conversation):
         self.waiting.pop(conversation, None)
@@ -73,8 +78,8 @@ def test_all_episodes_advance_together(overlap):
     assert [o.score for o in outcomes] == [Score(1.0, "end")] * 7
     assert [o.rounds for o in outcomes] == [1 + n % 3 for n in range(7)]
     assert [o.tokens for o in outcomes] == [3 * o.rounds for o in outcomes]
-    asked = [[n for look, n, _, length in echo.log if length == 2 * turn] for turn in (1, 2, 3)]
-    assert asked == [[0, 1, 2, 3, 4, 5, 6], [1, 2, 4, 5], [2, 5]]
+    requested = [[n for _, n, _, length in echo.log if length == 2 * turn] for turn in (1, 2, 3)]
+    assert requested == [[0, 1, 2, 3, 4, 5, 6], [1, 2, 4, 5], [2, 5]]
     assert all(limit == n + 1 for _, n, limit, _ in echo.log)
     assert [m["content"] for m in outcomes[1].messages] == ["count", "1", "1", "1", "1"]
     assert [m["role"] for m in outcomes[1].messages] == ["system", "user", "assistant", "user", "assistant"]
@@ -84,13 +89,13 @@ def test_all_episodes_advance_together(overlap):
     assert [done for done in dict.fromkeys(done for _, done, _, _ in shown) if done] == [3, 5, 7]
 
 
-def test_those_who_speak_once_are_asked_last():
+def test_single_turn_episodes_are_requested_last():
     class Once(Count):
         single_turn = True
 
     echo = Echo()
     rollout([Once(0, 1), Count(1, 2), Once(2, 1), Count(3, 1)], echo, [9] * 4)
-    assert [number for look, number, _, _ in echo.log if look == 0] == [1, 3, 0, 2]
+    assert [number for call, number, _, _ in echo.log if call == 0] == [1, 3, 0, 2]
 
 
 def test_a_refused_prompt_scores_zero():
@@ -103,7 +108,7 @@ def test_a_refused_prompt_scores_zero():
 
 
 class Slow(Count):
-    """Takes its time, another every time."""
+    """Its steps take random times."""
 
     def __init__(self, number, rounds, seed):
         super().__init__(number, rounds)
@@ -114,7 +119,7 @@ class Slow(Count):
         return super().step(reply)
 
 
-def test_what_is_asked_does_not_depend_on_how_long_environments_take():
+def test_requests_do_not_depend_on_how_long_environments_take():
     def play(seed, workers=3, **options):
         echo = Echo(most=4)
         return rollout([Slow(n, 1 + n % 4, seed) for n in range(12)], echo, [9] * 12, workers=workers, **options), echo.log
@@ -123,32 +128,32 @@ def test_what_is_asked_does_not_depend_on_how_long_environments_take():
     assert len(log) == 30
     for seed, workers in ((1, 3), (2, 1), (3, 12)):
         assert play(seed, workers) == (outcomes, log)
-    in_turn, other = play(0, overlap=False)
-    assert in_turn == outcomes
+    sequential, other = play(0, overlap=False)
+    assert sequential == outcomes
     assert other != log
 
 
-def test_the_generator_goes_on_while_environments_work():
-    looked = threading.Event()
+def test_the_generator_continues_while_environments_act():
+    advanced = threading.Event()
 
     class Waits(Count):
         def step(self, reply):
-            assert looked.wait(10), "the generator waits for the environment"
+            assert advanced.wait(10), "the generator waits for the environment"
             return super().step(reply)
 
-    class Looks(Echo):
+    class Signals(Echo):
         def advance(self):
-            if self.looks:
-                looked.set()
+            if self.calls:
+                advanced.set()
             return super().advance()
 
-    (first, second) = rollout([Waits(0, 1), Count(1, 1)], Looks(most=1), [9, 9])
+    (first, second) = rollout([Waits(0, 1), Count(1, 1)], Signals(most=1), [9, 9])
     assert (first.score.value, second.score.value) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("fails", ["start", "step", "close"])
-def test_infra_errors_come_through_and_everything_is_closed(fails, overlap):
+def test_infra_errors_are_raised_and_all_episodes_closed(fails, overlap):
     episodes = [Count(n, 2, fails if n == 3 else None) for n in range(8)]
     with pytest.raises(InfraError):
         rollout(episodes, Echo(), [9] * 8, workers=2, overlap=overlap)
@@ -156,7 +161,7 @@ def test_infra_errors_come_through_and_everything_is_closed(fails, overlap):
 
 
 @pytest.mark.parametrize("stops", [0, 1, 2])
-def test_interrupt_closes_everything(stops):
+def test_an_interrupt_closes_all_episodes(stops):
     episodes = [Count(n, 3) for n in range(5)]
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
@@ -165,37 +170,37 @@ def test_interrupt_closes_everything(stops):
     assert threading.active_count() == before
 
 
-def test_nothing_to_play():
+def test_no_episodes():
     assert rollout([], Echo(), []) == []
 
 
-def test_lengths_must_agree():
+def test_lengths_must_be_equal():
     with pytest.raises(ValueError, match="as many"):
         rollout([Count(0, 1)], Echo(), [])
 
 
-def test_worker_count_does_not_matter():
+def test_outcomes_do_not_depend_on_the_number_of_threads():
     def scores(workers):
         return rollout([Count(n, 1 + n % 4) for n in range(20)], Echo(refuses=("5",)), [9] * 20, workers=workers)
 
     assert scores(1) == scores(8)
 
 
-def test_nothing_waits_for_the_score_of_a_single_turn():
-    judged = threading.Event()
+def test_no_episode_waits_for_the_score_of_a_single_turn_episode():
+    ended = threading.Event()
 
     class Slow(Count):
         single_turn = True
 
         def step(self, reply):
-            assert judged.wait(20)
+            assert ended.wait(20)
             return super().step(reply)
 
     class Last(Count):
         def step(self, reply):
             result = super().step(reply)
             if isinstance(result, Score):
-                judged.set()  # the others end before the slow one is judged
+                ended.set()  # this episode ends before the slow ones have scores
             return result
 
     generator = Echo()
@@ -206,16 +211,16 @@ def test_nothing_waits_for_the_score_of_a_single_turn():
     assert generator.released.index(0) < generator.released.index(1)
 
 
-def test_an_error_leaves_the_generator_without_conversations():
+def test_after_an_error_all_conversations_are_released():
     generator = Echo()
     with pytest.raises(InfraError):
         rollout([Count(0, 3), Count(1, 3, fails="step"), Count(2, 3)], generator, [5] * 3)
     assert {0, 1, 2} <= set(generator.released)
 
 
-def test_a_single_turn_that_goes_on_is_an_error():
-    class Talks(Count):
+def test_a_single_turn_episode_that_continues_is_an_error():
+    class Continues(Count):
         single_turn = True
 
-    with pytest.raises(TypeError, match="Talks is single-turn"):
-        rollout([Talks(0, 2)], Echo(), [5])
+    with pytest.raises(TypeError, match=r"expected the first reply to end Continues, got messages"):
+        rollout([Continues(0, 2)], Echo(), [5])

@@ -1,4 +1,4 @@
-"""A search without a model: a tiny ExpertSpace, and an evaluator that scores weights by arithmetic."""
+"""A search without a model: a tiny ExpertSpace, and an evaluator that computes scores from the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.algorithms import CycleQD
-from cycleqd_jax.evaluation import Evaluation, OneByOne, SideBySide
+from cycleqd_jax.evaluation import Evaluation, Evaluator, SerialWorker, WorkerPool
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.search import Checkpoints, Journal, evolve
 from cycleqd_jax.types import Outcome, Score
@@ -22,12 +22,12 @@ COUNT = len(TASKS)
 
 
 class Killed(BaseException):
-    """Not an Exception: nothing may catch it."""
+    """Stands for a killed process: no code may catch it."""
 
 
 @dataclasses.dataclass
-class FakeEvaluator:
-    """Scores that follow from the weights; dies when asked for evaluation number ``dies_at``, quarantines by ``broken``."""
+class FakeEvaluator(Evaluator):
+    """Computes scores from the weights; raises in evaluation number ``dies_at``, quarantines weights that are ``broken``."""
 
     dies_at: int | None = None
     broken: Any = lambda weights: False
@@ -36,7 +36,7 @@ class FakeEvaluator:
     def unload(self) -> None:
         pass
 
-    def __call__(self, params, donate, stop) -> Evaluation:
+    def __call__(self, params, split="train", *, donate=False, stop=None) -> Evaluation:
         if self.calls == self.dies_at:
             raise Killed
         self.calls += 1
@@ -52,7 +52,7 @@ class FakeEvaluator:
 
 
 class Run:
-    """A run folder, and evolution in it."""
+    """A run folder and the search in it."""
 
     def __init__(self, space, folder):
         self.space, self.folder = space, folder
@@ -63,14 +63,24 @@ class Run:
         return jax.tree.map(lambda *x: jnp.stack(x), *(self.space.expert(k) for k in range(COUNT)))
 
     def evolve(
-        self, evaluate=None, *, every=None, generations=4, batch_size=2, seed=0, searcher=None, tasks=TASKS, lanes=(), **more
+        self,
+        evaluator=None,
+        *,
+        every=None,
+        generations=4,
+        batch_size=2,
+        seed=0,
+        searcher=None,
+        tasks=TASKS,
+        evaluators=(),
+        **more,
     ):
         checkpoints = None if every is None else Checkpoints(self.folder / "checkpoints", every=every)
         try:
             return evolve(
                 searcher or CycleQD(self.space, bins=5),
                 self.experts,
-                SideBySide([OneByOne(self.space.express, lane) for lane in lanes or [evaluate or FakeEvaluator()]]),
+                WorkerPool([SerialWorker(self.space.express, one) for one in evaluators or [evaluator or FakeEvaluator()]]),
                 tasks=tasks,
                 key=jax.random.key(seed),
                 generations=generations,

@@ -1,4 +1,4 @@
-"""The journal: whole lines or none."""
+"""The journal: every line is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import math
 import pytest
 
 from cycleqd_jax.search import Journal
-from cycleqd_jax.search.journal import FIELDS
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import Individual, InputError
 
 
-def record(identity, **more):
-    return dict.fromkeys(FIELDS) | {"id": identity, "scores": {"a": 0.25, "b": 1 / 3}, **more}
+def child(identity, **more):
+    fields = {"parents": (0, 1), "omega": (0.1, 1 / 3), "key": (1, 2), "scores": {"a": 0.25, "b": 1 / 3}, **more}
+    return Individual(identity, 0, None, "a", **fields)
 
 
 def test_append_and_read_back(tmp_path):
@@ -23,101 +23,101 @@ def test_append_and_read_back(tmp_path):
     assert journal.get(0) is None
     assert not path.exists()
     for i in range(3):
-        journal.append(record(i, omega=(0.1, 1 / 3)))
+        journal.append(child(i))
     for journal in (journal, Journal(path)):
         assert len(journal) == 3
-        assert journal.get(1) == record(1, omega=[0.1, 1 / 3])  # the same before and after a restart
+        assert journal.get(1) == child(1)  # the same before and after a restart
         assert journal.scores(2, ["b", "a"]) == [1 / 3, 0.25]
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
-def test_every_record_is_on_disk_at_once(tmp_path):
+def test_every_line_is_on_disk_at_once(tmp_path):
     journal = Journal(tmp_path / "history.jsonl")
     for i in range(3):
-        journal.append(record(i))
+        journal.append(child(i))
         assert len(Journal(journal.path)) == i + 1
 
 
 @pytest.mark.parametrize("kept", range(1, 40, 6))
-def test_a_torn_last_line_is_dropped(tmp_path, kept):
+def test_an_incomplete_last_line_is_removed(tmp_path, kept):
     path = tmp_path / "history.jsonl"
     journal = Journal(path)
-    journal.append(record(0))
+    journal.append(child(0))
     whole = path.read_bytes()
-    journal.append(record(1))
+    journal.append(child(1))
     path.write_bytes(path.read_bytes()[: len(whole) + kept])
     again = Journal(path)
     assert len(again) == 1
     assert path.read_bytes() == whole
-    again.append(record(1))
+    again.append(child(1))
     assert len(Journal(path)) == 2
 
 
-def test_a_line_that_lacks_only_its_newline_is_torn(tmp_path):
+def test_a_line_without_its_newline_is_incomplete(tmp_path):
     path = tmp_path / "history.jsonl"
-    path.write_text(json.dumps(record(0)))
+    path.write_text(child(0).to_json())
     assert len(Journal(path)) == 0
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize("bad", ["{", "[1, 2]", '{"id": 1, "scores": {}}', "7", "", "\udc80", json.dumps(record(0))])
-def test_a_broken_line_elsewhere_is_named(tmp_path, bad):
+@pytest.mark.parametrize("bad", ["{", "[1, 2]", '{"id": 1, "scores": {}}', "7", "", "\udc80", child(0).to_json()])
+def test_the_error_names_an_invalid_line(tmp_path, bad):
     path = tmp_path / "history.jsonl"
-    lines = [json.dumps(record(0)), bad, json.dumps(record(2)), ""]
+    lines = [child(0).to_json(), bad, child(2).to_json(), ""]
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"history\.jsonl, line 2"):
+    with pytest.raises(InputError, match=r"^expected .*, got .* in line 2 of .*history\.jsonl; restore the file$"):
         Journal(path)
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_no_json_are_refused(tmp_path, value):
+def test_numbers_that_json_does_not_have_are_refused(tmp_path, value):
     journal = Journal(tmp_path / "history.jsonl")
-    journal.append(record(0))
+    journal.append(child(0))
     before = journal.path.read_bytes()
     with pytest.raises(ValueError, match="JSON"):
-        journal.append(record(1, scores={"a": value}))
+        journal.append(child(1, scores={"a": value}))
     assert journal.path.read_bytes() == before
     assert journal.get(1) is None
 
 
-def test_the_quarantined_have_nan(tmp_path):
+def test_scores_of_quarantined_individuals_are_nan(tmp_path):
     journal = Journal(tmp_path / "history.jsonl")
-    journal.append(record(0, scores=None, error="not finite"))
+    journal.append(child(0, scores=None, error="not finite"))
     assert all(math.isnan(f) for f in journal.scores(0, ["a", "b"]))
 
 
 def test_scores_of_other_tasks_are_refused(tmp_path):
     journal = Journal(tmp_path / "history.jsonl")
-    journal.append(record(0))
-    with pytest.raises(InputError, match="another config"):
+    journal.append(child(0))
+    with pytest.raises(InputError, match="tasks a, c, got scores of a, b for individual 0"):
         journal.scores(0, ["a", "c"])
 
 
-def test_lines_out_of_turn_are_brought_into_order(tmp_path):
-    journal, tidy = Journal(tmp_path / "history.jsonl"), Journal(tmp_path / "tidy.jsonl")
+def test_sort_brings_lines_into_order(tmp_path):
+    journal, ordered = Journal(tmp_path / "history.jsonl"), Journal(tmp_path / "ordered.jsonl")
     for i in range(4):
-        tidy.append(record(i, error=f"é{i}"))
+        ordered.append(child(i, error=f"é{i}"))
     for i in (0, 2, 3, 1):
-        journal.append(record(i, error=f"é{i}"))
+        journal.append(child(i, error=f"é{i}"))
     journal.sort()
-    assert journal.path.read_bytes() == tidy.path.read_bytes()
-    for some in (journal, tidy):
-        some.append(record(4))
-    assert journal.path.read_bytes() == tidy.path.read_bytes()
+    assert journal.path.read_bytes() == ordered.path.read_bytes()
+    for some in (journal, ordered):
+        some.append(child(4))
+    assert journal.path.read_bytes() == ordered.path.read_bytes()
     before = journal.path.stat()
     journal.sort()
-    assert journal.path.stat() == before  # nothing was to be done
+    assert journal.path.stat() == before  # no change, no write
 
 
 @pytest.mark.parametrize("written", [0, 5, None])
-def test_after_an_interrupted_line_the_next_is_whole(tmp_path, monkeypatch, written):
-    """Ctrl-C may come while a line is written, and when it is but nobody knows yet."""
+def test_the_line_after_an_interrupted_one_is_whole(tmp_path, monkeypatch, written):
+    """Ctrl-C may come while a line is written, and after it is written but before the journal has registered it."""
     import os
 
     journal = Journal(tmp_path / "history.jsonl")
-    journal.append(record(0))
+    journal.append(child(0))
     size = journal.path.stat().st_size
 
     def interrupted(descriptor):
@@ -128,9 +128,9 @@ def test_after_an_interrupted_line_the_next_is_whole(tmp_path, monkeypatch, writ
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            journal.append(record(1, error="interrupted"))
+            journal.append(child(1, error="interrupted"))
     assert journal.get(1) is None
     for i in (1, 2):
-        journal.append(record(i))
+        journal.append(child(i))
     again = Journal(journal.path)
-    assert [again.get(i) for i in range(3)] == [record(i) for i in range(3)]
+    assert [again.get(i) for i in range(3)] == [child(i) for i in range(3)]

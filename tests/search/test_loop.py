@@ -1,4 +1,4 @@
-"""The loop: what it writes, and that killing it anywhere changes nothing."""
+"""The search loop: what it writes, and that a run killed anywhere and resumed ends bit-identical."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_journal_of_a_search(new_run, uninterrupted):
     assert int(state.next_id) == INDIVIDUALS
 
 
-def test_the_archives_hold_what_the_journal_says(new_run, uninterrupted):
+def test_the_archives_have_the_scores_of_the_journal(new_run, uninterrupted):
     state, lines = uninterrupted
     scores, ids = (np.asarray(state.archives.repertoires.extra_scores[name]) for name in ("scores", "id"))
     occupied = np.asarray(state.archives.occupied())
@@ -51,7 +51,7 @@ def test_the_archives_hold_what_the_journal_says(new_run, uninterrupted):
         np.testing.assert_array_equal(scores[k, c], np.float32(expected))
 
 
-def test_the_same_again(new_run, uninterrupted, assert_identical):
+def test_a_repeated_run_is_identical(new_run, uninterrupted, assert_identical):
     run = new_run("again")
     assert_identical(run.evolve(every=2), uninterrupted[0])
     assert run.lines() == uninterrupted[1]
@@ -69,12 +69,12 @@ def test_killed_at_any_individual_and_resumed(new_run, uninterrupted, assert_ide
         assert len(run.lines()) == s
         rest = new_run.Evaluator()
         state = run.evolve(rest, every=every)
-        assert rest.calls == INDIVIDUALS - s  # nobody is evaluated twice
+        assert rest.calls == INDIVIDUALS - s  # no individual is evaluated twice
         assert run.lines() == uninterrupted[1]
         assert_identical(state, uninterrupted[0])
 
 
-def test_killed_again_and_again(new_run, uninterrupted, assert_identical):
+def test_killed_after_every_individual(new_run, uninterrupted, assert_identical):
     run = new_run()
     for _ in range(INDIVIDUALS - 1):
         with pytest.raises(new_run.Killed):
@@ -93,11 +93,11 @@ def test_killed_while_writing_the_journal(new_run, uninterrupted, assert_identic
     assert run.lines() == uninterrupted[1]
 
 
-def test_checkpoints_that_were_lost_are_not_missed(new_run, uninterrupted, assert_identical):
+def test_without_checkpoints_the_journal_is_replayed(new_run, uninterrupted, assert_identical):
     run = new_run()
     run.evolve()
-    nobody = new_run.Evaluator(dies_at=0)
-    assert_identical(run.evolve(nobody, every=1), uninterrupted[0])
+    unused = new_run.Evaluator(dies_at=0)
+    assert_identical(run.evolve(unused, every=1), uninterrupted[0])
 
 
 def test_more_generations_continue_a_finished_search(new_run, uninterrupted, assert_identical):
@@ -107,7 +107,7 @@ def test_more_generations_continue_a_finished_search(new_run, uninterrupted, ass
     assert run.lines() == uninterrupted[1]
 
 
-def test_the_quarantined_are_recorded_and_never_told_as_zero(new_run, uninterrupted):
+def test_quarantined_individuals_are_recorded_and_enter_no_archive(new_run, uninterrupted):
     by_weights = uninterrupted[1]
     run, seen = new_run(), []
 
@@ -151,7 +151,9 @@ def test_resuming_with_quarantined_children(new_run, space, assert_identical):
 def test_an_expert_that_cannot_be_evaluated(new_run):
     run = new_run()
     for _ in range(2):  # also from the journal
-        with pytest.raises(InputError, match=r"'coding'.*logits are not finite"):
+        with pytest.raises(
+            InputError, match=r"^expected finite scores of expert 'coding', got: the logits are not finite in .*jsonl; "
+        ):
             run.evolve(new_run.Evaluator(broken=lambda weights: True))
 
 
@@ -166,7 +168,7 @@ def test_progress_counts_every_individual(new_run):
     np.testing.assert_allclose(best, np.maximum.accumulate(averages))
 
 
-def test_progress_after_a_restart_remembers_the_best(new_run):
+def test_progress_after_a_restart_includes_earlier_scores(new_run):
     run = new_run()
     run.evolve(generations=3, every=1)
     before = max(np.mean(list(line["scores"].values())) for line in run.lines())
@@ -178,9 +180,9 @@ def test_progress_after_a_restart_remembers_the_best(new_run):
 # ------------------------------------------------------------------------------------------------ folders of other runs
 
 
-def copied(new_run, name="copy", **options):
+def killed(new_run, **options):
     """A run that was killed in its third generation."""
-    run = new_run(name)
+    run = new_run("copy")
     with pytest.raises(new_run.Killed):
         run.evolve(new_run.Evaluator(dies_at=8), **options)
     return run
@@ -197,58 +199,58 @@ def copied(new_run, name="copy", **options):
     ],
 )
 def test_a_folder_of_another_run_is_refused(new_run, every, other):
-    run = copied(new_run, every=every)
+    run = killed(new_run, every=every)
     before = run.lines()
-    with pytest.raises(InputError, match=r"journal|checkpoint"):
+    with pytest.raises(InputError, match=r"^expected .*, got .* in .*(history\.jsonl|checkpoints); use "):
         run.evolve(every=every, **other)
     assert run.lines() == before
 
 
 @pytest.mark.parametrize("options", [{"mu": 2.0}, {"sigma": 0.5}])
 def test_a_journal_of_other_crossover_weights_is_refused(new_run, space, options):
-    run = copied(new_run)
-    with pytest.raises(InputError, match="journal"):
+    run = killed(new_run)
+    with pytest.raises(InputError, match=r"expected omega = .*history\.jsonl; use "):
         run.evolve(searcher=CycleQD(space, bins=5, **options))
 
 
 def test_a_journal_of_another_selection_is_refused(new_run, space):
-    run = copied(new_run)
+    run = killed(new_run)
     path = run.folder / "history.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[4]["parents"] = lines[4]["parents"][::-1]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match=r"parents.*individual 4"):
+    with pytest.raises(InputError, match=r"expected parents.*individual 4"):
         run.evolve(searcher=CycleQD(space, bins=5, selector=UniformSelector()))
 
 
 def test_a_checkpoint_without_its_journal_is_refused(new_run):
-    run = copied(new_run, every=1)
+    run = killed(new_run, every=1)
     (run.folder / "history.jsonl").unlink()
-    with pytest.raises(InputError, match=r"0 individuals, fewer than its checkpoint"):
+    with pytest.raises(InputError, match=r"for the checkpoint of generation 2, got 0 in .*history\.jsonl"):
         run.evolve(every=1)
 
 
 @pytest.mark.parametrize("bins", [4, 6])
 def test_a_checkpoint_of_other_archives_is_refused(new_run, space, bins):
-    run = copied(new_run, every=1)
-    with pytest.raises(InputError, match="checkpoint"):
+    run = killed(new_run, every=1)
+    with pytest.raises(InputError, match="expected a checkpoint with the leaves and shapes of this run"):
         run.evolve(every=1, searcher=CycleQD(space, bins=bins))
 
 
 def test_a_checkpoint_of_another_space_is_refused(new_run, space):
-    run = copied(new_run, every=1)
+    run = killed(new_run, every=1)
     taus = jax.tree.map(lambda leaf: jnp.zeros((space.num_experts, *leaf.shape)), space.base)
     run.space = DenseSpace(base=space.base, task_vectors=taus)
-    with pytest.raises(InputError, match="checkpoint"):
+    with pytest.raises(InputError, match="expected a checkpoint with the leaves and shapes of this run"):
         run.evolve(every=1)
 
 
 def test_a_checkpoint_of_another_schema_is_refused(new_run, monkeypatch):
-    run = copied(new_run, every=1)
+    run = killed(new_run, every=1)
     import cycleqd_jax.search.checkpoint as module
 
     monkeypatch.setattr(module, "SCHEMA", module.SCHEMA + 1)
-    with pytest.raises(InputError, match=rf"schema {module.SCHEMA - 1}.*reads {module.SCHEMA}"):
+    with pytest.raises(InputError, match=rf"schema {module.SCHEMA}, got schema {module.SCHEMA - 1} in"):
         run.evolve(every=1)
 
 
@@ -265,20 +267,20 @@ def test_old_checkpoints_are_removed_and_the_last_generation_is_kept(new_run):
     assert steps == [5, 6]
 
 
-def test_the_expressed_weights_are_those_of_the_journalled_scores(new_run, space):
-    """Every individual can be rebuilt from the archive, and scores what the journal says."""
+def test_elites_score_what_the_journal_records(new_run, space):
+    """The weights of an elite, expressed from the archive, have the scores of the journal."""
     run = new_run()
     state = run.evolve()
     lines = run.lines()
     genomes, _, ids = state.archives.best()
-    evaluate = new_run.Evaluator()
+    evaluator = new_run.Evaluator()
     for k, identity in enumerate(ids.tolist()):
         genome = jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), genomes)
-        assert evaluate(space.express(genome), True, None).scores == lines[identity]["scores"]
+        assert evaluator(space.express(genome), donate=True).scores == lines[identity]["scores"]
 
 
-def test_the_aggregate_of_genomes_is_that_of_task_vectors(space, new_run, assert_close):
-    """Aggregating coefficients and expressing is expressing and averaging weights with β (they sum to one)."""
+def test_the_aggregate_of_genomes_equals_that_of_task_vectors(space, new_run, assert_close):
+    """Expressing the aggregated coefficients equals averaging the expressed weights with β, which sums to one."""
     state = new_run().evolve()
     genome, beta, _ = aggregate(state.archives)
     elites = state.archives.best()[0]

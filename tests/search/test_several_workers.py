@@ -1,0 +1,82 @@
+"""Searches with several workers: the same results with any number of them, and after an interrupt."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from cycleqd_jax.evaluation import Abandoned, Evaluator
+from cycleqd_jax.search import Journal
+
+
+class Gate(Evaluator):
+    """An evaluator whose fifth model never ends: Ctrl-C comes when all others of ``total`` models are done."""
+
+    def __init__(self, evaluator, total):
+        self.evaluator, self.total, self.count, self.done = evaluator, total, 0, 0
+        self.lock, self.unload = threading.Lock(), evaluator.unload
+
+    def __call__(self, params, split="train", *, donate=False, stop=None):
+        with self.lock:
+            number, self.count = self.count, self.count + 1
+        if number == 4:
+            while self.done < self.total - 1:
+                time.sleep(0.01)
+            time.sleep(0.2)  # their results are in the journal now, or wait for earlier ones
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            if not stop.wait(10):
+                pytest.fail("stop was not set")
+            raise Abandoned
+        try:
+            return self.evaluator(params, donate=donate, stop=stop)
+        finally:
+            with self.lock:
+                self.done += 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_a_search_does_not_depend_on_the_number_of_workers(new_run, assert_identical, count):
+    one, several = new_run("one"), new_run("several")
+    state = one.evolve(batch_size=5)
+    assert_identical(several.evolve(batch_size=5, evaluators=[new_run.Evaluator() for _ in range(count)]), state)
+    assert several.lines() == one.lines()
+    changed = new_run("changed")  # the number of workers changes in the middle
+    changed.evolve(batch_size=5, generations=2, every=1, evaluators=[new_run.Evaluator() for _ in range(count)])
+    assert_identical(changed.evolve(batch_size=5, every=1), state)
+    assert changed.lines() == one.lines()
+
+
+def test_ctrl_c_keeps_finished_results_and_stops_the_others(new_run, assert_identical):
+    whole, run = new_run("whole"), new_run("interrupted")
+    state = whole.evolve(batch_size=5)
+    gate = Gate(new_run.Evaluator(), total=3 + 5)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.evolve(batch_size=5, evaluators=[gate, gate])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    ids = [line["id"] for line in run.lines()]
+    assert len(ids) == 7  # all but the model that hangs, also those after it
+    assert ids == sorted(ids)
+    rest = new_run.Evaluator()
+    assert_identical(run.evolve(rest, batch_size=5), state)
+    assert rest.calls == 1 + 3 * 5
+    assert run.lines() == whole.lines()  # sorted again
+
+
+def test_seconds_do_not_include_waiting_for_a_worker(new_run):
+    class Slow(new_run.Evaluator):
+        def __call__(self, params, split="train", *, donate=False, stop=None):
+            time.sleep(0.3)
+            return super().__call__(params, split, donate=donate, stop=stop)
+
+    run = new_run()
+    run.evolve(batch_size=8, generations=1, evaluators=[Slow(), Slow()])
+    journal = Journal(run.folder / "history.jsonl")
+    spent = [journal.get(i).seconds for i in range(3, 11)]
+    assert all(set(seconds) == {"express", "evaluate"} for seconds in spent)
+    assert sorted(sum(seconds.values()) for seconds in spent)[4] < 0.6  # half of the children waited longer than that

@@ -237,7 +237,7 @@ def _stage(args: argparse.Namespace, command: Sequence[str]) -> None:
     model = getattr(args, "model", None)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(report.ProgressBar())
-        run = stack.enter_context(Run(config, progress=progress, say=progress.say, writes=model is None, command=command))
+        run = stack.enter_context(Run(config, progress=progress, say=progress.log, writes=model is None, command=command))
         if model is not None:
             for split, shown in run.evaluate_folder(model):
                 print(f"{split}: {shown}")

@@ -16,9 +16,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from cycleqd_jax.report.folder import Config, Transcript
 from cycleqd_jax.report.history import History
 from cycleqd_jax.report.metrics import Metrics
+from cycleqd_jax.report.read import Config, Transcript
 from cycleqd_jax.report.style import EXPERT, place_labels, ramp, task_color
 from cycleqd_jax.report.tables import ResultsTable, method_label
 

@@ -95,7 +95,7 @@ def place_labels(
         Cell → centre of its label (horizontal, vertical), in cells from the lower left corner of the map.
     """
     rows, columns = size
-    frames = [(x, y, x + 1.0, y + 1.0) for y, x in cells]
+    frames = [(float(x), float(y), x + 1.0, y + 1.0) for y, x in cells]
     taken: list[tuple[float, float, float, float]] = []
     placed: dict[tuple[int, int], tuple[float, float]] = {}
     for (y, x), names in sorted(cells.items()):
@@ -112,7 +112,7 @@ def place_labels(
 
         def cost(spot: tuple[float, float], width: float = width) -> float:
             box = (spot[0] - width / 2, spot[1] - height / 2, spot[0] + width / 2, spot[1] + height / 2)
-            outside = max(-box[0], 0) + max(-box[1], 0) + max(box[2] - columns, 0) + max(box[3] - rows, 0)
+            outside = max(-box[0], 0.0) + max(-box[1], 0.0) + max(box[2] - columns, 0.0) + max(box[3] - rows, 0.0)
             return 10 * outside + 3 * sum(_overlap(box, other) for other in taken) + sum(_overlap(box, f) for f in frames)
 
         best = min(spots, key=cost)
@@ -122,4 +122,4 @@ def place_labels(
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)

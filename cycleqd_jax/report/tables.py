@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cycleqd_jax.report.folder import load_results
 from cycleqd_jax.report.history import load_grid
+from cycleqd_jax.report.read import load_results
 from cycleqd_jax.types import InputError
 
 __all__ = ["AVERAGE", "ResultsTable", "method_label", "results_table"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from cycleqd_jax.files import write_bytes
-from cycleqd_jax.report.folder import load_config, load_results, load_transcripts
 from cycleqd_jax.report.history import load_grid, load_history
 from cycleqd_jax.report.html import Page, render_page
 from cycleqd_jax.report.metrics import compute_metrics
 from cycleqd_jax.report.plots import plot_archives, plot_archives_over_generations, plot_curves, plot_results, render
+from cycleqd_jax.report.read import load_config, load_results, load_transcripts
 from cycleqd_jax.report.tables import results_table
 from cycleqd_jax.types import InputError
 

@@ -144,9 +144,9 @@ class DockerBox:
                 data, why = _talk(process, stdin.encode("utf-8", "surrogatepass"), timeout, self.limits.output_bytes)
                 seconds = time.monotonic() - begin
             except BaseException:
-                self._end(process, wait=0)
+                self._end(process, wait=0.0)
                 raise
-            self._end(process, wait=0 if why else 2)
+            self._end(process, wait=0.0 if why else 2.0)
             code = process.returncode
             if code == 137 and seconds >= timeout:
                 why = "time"
@@ -168,7 +168,7 @@ class DockerBox:
             with contextlib.suppress(InfraError):
                 _call(["docker", "rm", "--force", "--volumes", self.name])
             for process in list(self._living):
-                self._end(process, wait=2)
+                self._end(process, wait=2.0)
         self._docker.forget(self)
 
     def __enter__(self) -> DockerBox:
@@ -263,7 +263,7 @@ class DockerShell:
         head, found, tail = data.rpartition(f"\n{token} ".encode())
         if found and not why:
             return _completed(head, int(tail.split()[0]), "", seconds, box.limits)
-        box._end(process, wait=0 if why else 2)
+        box._end(process, wait=0.0 if why else 2.0)
         self._process, self._dead = None, why == "time"
         code = None if why == "time" else -9 if why else process.returncode
         if code and not why and not box._runs():

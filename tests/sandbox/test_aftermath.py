@@ -29,7 +29,7 @@ _REFUSED = ("Permission denied", "Operation not permitted", "Value too large")
 
 def _run(box: Box, script: str) -> bool:
     """Runs an attack; false where the box refuses: without root on the host, what lies in folders of /usr belongs to nobody."""
-    output = box.exec(["bash", "-c", script], timeout=20).output
+    output = box.exec(["bash", "-c", script], timeout=20.0).output
     return os.getuid() == 0 or not any(words in output for words in _REFUSED)
 
 
@@ -63,7 +63,7 @@ def test_a_process_that_died_unnoticed_among_orphans(sealed: Sandbox) -> None:
         while not box.exec(["test", "-e", "/tmp/done"]).ok and time.monotonic() < deadline:
             time.sleep(0.1)
         begin = time.monotonic()
-        assert shell.run("ls", timeout=1).exit_code == -9
+        assert shell.run("ls", timeout=1.0).exit_code == -9
         assert time.monotonic() - begin < 5
         assert shell.run("echo anew").output == "anew\n"
 
@@ -171,7 +171,7 @@ def test_trusted_commands_do_not_load_what_users_wrote(sealed: Sandbox, attack: 
 
 def test_changes_behind_a_trusted_command_are_seen(sealed: Sandbox) -> None:
     """A command that runs what users wrote, which puts a fake where the next word of the command looks for it."""
-    with sealed.box(limits=Limits(wall_s=10)) as box:
+    with sealed.box(limits=Limits(wall_s=10.0)) as box:
         _run(box, f"{_FAKE}; printf '#!/bin/sh\\ncp /tmp/fake /usr/local/bin/grep' > /root/mine; chmod +x /root/mine")
         with pytest.raises(Killed, match="grep was changed"):
             box.exec(["bash", "-c", "/root/mine; grep -q secret /etc/passwd"], trusted=True)

@@ -141,7 +141,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def box(state: Path) -> Iterator[DockerBox]:
-    with Docker().box(Limits(wall_s=10, output_bytes=4096), threading.BoundedSemaphore(2)) as box:
+    with Docker().box(Limits(wall_s=10.0, output_bytes=4096), threading.BoundedSemaphore(2)) as box:
         yield box
 
 
@@ -303,7 +303,7 @@ def test_a_real_engine() -> None:
         docker = Docker(os.environ.get("CYCLEQD_IMAGE", "local-os/default"))
     except InfraError as error:
         pytest.skip(str(error))
-    with docker.box(Limits(wall_s=20), threading.BoundedSemaphore(1)) as box:
+    with docker.box(Limits(wall_s=20.0), threading.BoundedSemaphore(1)) as box:
         assert isinstance(box.exec(["true"]), Completed)
         assert box.exec(["id", "-u"]).output == "0\n"
         assert box.exec(["sh", "-c", "echo a >&2; exit 3"]).exit_code == 3

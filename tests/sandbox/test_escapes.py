@@ -13,7 +13,7 @@ import pytest
 
 from cycleqd_jax.sandbox import Limits, Sandbox
 
-SMALL = Limits(wall_s=8, cpu_s=8, memory_mb=256, processes=16, disk_mb=16)
+SMALL = Limits(wall_s=8.0, cpu_s=8.0, memory_mb=256, processes=16, disk_mb=16)
 TRY = """
 import contextlib, ctypes, errno, os, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -28,7 +28,7 @@ class _Row:
         box: holds the other three.
         bar: the progress bar.
         text: count, time and figures.
-        stage: which the row shows.
+        stage: the stage that the row shows.
         drawn: time of the last change.
     """
 
@@ -40,10 +40,10 @@ class _Row:
 
 
 class Widgets:
-    """A progress bar per stage. A finished outermost stage keeps its bar; the bars of nested stages go with it.
+    """One progress bar per stage. A finished outermost stage keeps its bar; the bars of its nested stages are removed.
 
     Args:
-        stream: for single lines.
+        stream: where to write single lines.
 
     Raises:
         ImportError: if ``ipywidgets`` is not installed.
@@ -53,11 +53,11 @@ class Widgets:
         self._widgets = importlib.import_module("ipywidgets")
         self._display = importlib.import_module("IPython.display").display
         self._stream = stream
-        self._column: Any = None  # holds the rows; shown with the first stage
+        self._column = self._widgets.VBox(children=())  # holds the rows; displayed with the first stage
         self._rows: dict[str, _Row] = {}  # of unfinished stages and of finished nested ones
 
     def show(self, stage: Stage, now: float) -> None:
-        """Updates the bar of a stage, at most ten times a second; makes it first where there is none."""
+        """Updates the bar of a stage, at most ten times a second. A new stage gets a new bar."""
         row = self._rows.get(stage.name)
         if row is None:
             row = self._add(stage, now)
@@ -80,7 +80,7 @@ class Widgets:
             if not row.stage.finished:
                 row.bar.bar_style = "warning"
         self._rows.clear()
-        self._column = None
+        self._column = self._widgets.VBox(children=())
 
     def _add(self, stage: Stage, now: float) -> _Row:
         widgets = self._widgets
@@ -89,11 +89,10 @@ class Widgets:
         text = widgets.Label(value="")
         row = _Row(widgets.HBox(children=(label, bar, text)), bar, text, stage, now)
         self._rows[stage.name] = row
-        if self._column is None:
-            self._column = widgets.VBox(children=(row.box,))
+        is_first = not self._column.children
+        self._column.children = (*self._column.children, row.box)
+        if is_first:
             self._display(self._column)
-        else:
-            self._column.children = (*self._column.children, row.box)
         return row
 
     def _keep_only(self, row: _Row) -> None:

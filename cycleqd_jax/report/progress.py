@@ -96,5 +96,5 @@ def _choose_display(stream: Stream | None) -> Display:
         with contextlib.suppress(ImportError):
             return Widgets(sys.stdout)
         return PlainLines(sys.stdout)
-    stream = sys.stderr if stream is None else stream
-    return Terminal(stream) if is_terminal(stream) else PlainLines(stream)
+    text: Stream = sys.stderr if stream is None else stream
+    return Terminal(text) if is_terminal(text) else PlainLines(text)

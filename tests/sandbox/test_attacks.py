@@ -1,4 +1,4 @@
-"""What a program may try; each must end as an ordinary result, and the next execution must work."""
+"""Attacks by programs. Each must end as an ordinary result, and the next execution must work."""
 
 from __future__ import annotations
 

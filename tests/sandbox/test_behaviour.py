@@ -1,4 +1,4 @@
-"""What every isolation does, the unsandboxed one included."""
+"""Behaviour of every isolation, including ``none``."""
 
 from __future__ import annotations
 
@@ -218,11 +218,12 @@ def test_boxes_at_once(sandbox: Sandbox) -> None:
             box.close()
 
 
-def test_detect_is_ordered_and_says_what_holds() -> None:
-    names = [isolation.name for isolation in detect()]
+def test_detect_is_ordered_and_describes_isolations() -> None:
+    found = detect()
+    names = [isolation.name for isolation in found]
     assert names == [name for name in ("bwrap", "userns", "none") if name in names]
     assert "none" in names
-    assert all(isolation.description for isolation in detect())
+    assert all(isolation.description for isolation in found)
 
 
 @pytest.mark.parametrize("field", ["wall_s", "cpu_s", "memory_mb", "processes", "disk_mb", "output_bytes"])

@@ -1,6 +1,6 @@
-"""The Docker backend against a stand-in for the ``docker`` command: what is said to it, and what is made of its answers.
+"""The Docker backend with a stand-in for the ``docker`` command: its arguments, and the handling of its answers.
 
-No engine was at hand: what a real one isolates is not tested here. The last test is, where there is one.
+The stand-in isolates nothing. Only the last test needs a real engine.
 """
 
 from __future__ import annotations
@@ -212,11 +212,11 @@ def test_a_shell_persists(box: DockerBox) -> None:
     assert box.shell().run("echo hi").output == "hi\n"
 
 
-def test_a_container_that_dies_is_the_fault_of_what_ran(state: Path, box: DockerBox) -> None:
+def test_a_container_that_ends_is_the_fault_of_its_programs(state: Path, box: DockerBox) -> None:
     shell = box.shell()
     assert shell.run("true").ok
     remove = ["sh", "-c", f"rm {state}/{box.name}.json; exit 137"]
-    with pytest.raises(Killed, match="died"):
+    with pytest.raises(Killed, match="a program ended the box"):
         box.exec(remove)
     with pytest.raises(Killed, match="closed"):
         box.exec(["true"])
@@ -225,22 +225,22 @@ def test_a_container_that_dies_is_the_fault_of_what_ran(state: Path, box: Docker
 def test_an_engine_that_goes_away_is_no_score(state: Path, box: DockerBox) -> None:
     assert box.exec(["true"]).ok
     (state / "down").touch()
-    with pytest.raises(InfraError, match="answers no more"):
+    with pytest.raises(InfraError, match="expected the Docker engine to answer"):
         box.exec(["true"])
     (state / "down").unlink()
 
 
-def test_what_is_missing_is_said(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InfraError, match=r"no image other.*docker pull other"):
+def test_missing_parts_are_errors(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InfraError, match=r"expected the image other .*docker pull other"):
         Docker("other")
     (state / "refuses").touch()
     with pytest.raises(InfraError, match="OCI runtime create failed"):
         Docker().box(Limits(), threading.BoundedSemaphore(1))
     (state / "down").touch()
-    with pytest.raises(InfraError, match="no Docker engine answers"):
+    with pytest.raises(InfraError, match="expected a Docker engine, got"):
         Docker()
     monkeypatch.setenv("PATH", str(state))
-    with pytest.raises(InfraError, match="no docker command"):
+    with pytest.raises(InfraError, match="expected the docker command, got no such program"):
         Docker()
 
 
@@ -289,7 +289,7 @@ def test_the_sandbox_makes_its_boxes_there(state: Path) -> None:
         assert isinstance(box, DockerBox)
         assert box.exec(["echo", "here"]).output == "here\n"
     assert sorted(os.listdir(state)) == ["calls"]
-    with pytest.raises(InfraError, match="closed"):
+    with pytest.raises(InfraError, match="expected an open sandbox, got one that was closed"):
         sandbox.box()
     with pytest.raises(ValueError, match="leave out rootfs"):
         Sandbox(backend="docker", rootfs="/x")

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from cycleqd_jax.files import write_bytes
 from cycleqd_jax.report.history import load_grid, load_history
-from cycleqd_jax.report.html import Page, render_page
 from cycleqd_jax.report.metrics import compute_metrics
-from cycleqd_jax.report.plots import plot_archives, plot_archives_over_generations, plot_curves, plot_results, render
 from cycleqd_jax.report.read import load_config, load_results, load_transcripts
 from cycleqd_jax.report.tables import results_table
 from cycleqd_jax.types import InputError
@@ -35,6 +33,10 @@ def write_report(run_folder: Path) -> list[Path]:
     Raises:
         InputError: if the folder has neither a journal nor results, or if one of its files is damaged.
     """
+    # Matplotlib and Jinja take a second to import; readers of run folders do not need them.
+    from cycleqd_jax.report.html import Page, render_page
+    from cycleqd_jax.report.plots import plot_archives, plot_archives_over_generations, plot_curves, plot_results, render
+
     folder = Path(run_folder)
     history, results, config = load_history(folder), load_results(folder), load_config(folder)
     if history is not None and not history.individuals:

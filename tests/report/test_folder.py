@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -152,3 +154,8 @@ def test_damaged_config_is_an_error(make_run, text):
     (folder / "config.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError, match=r"expected (YAML|a mapping) in .*config\.yaml"):
         _ = open_run(folder).config
+
+
+def test_reading_needs_no_plotting():
+    code = "import sys, cycleqd_jax.report; print('matplotlib' in sys.modules, 'jinja2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False False\n"

@@ -51,7 +51,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Rendering is most of the time; what the page says does not depend on it."""
-    monkeypatch.setattr("cycleqd_jax.report.write.render", lambda figure, kind, theme="light": b"<svg/>")
+    monkeypatch.setattr("cycleqd_jax.report.plots.render", lambda figure, kind, theme="light": b"<svg/>")
 
 
 def read(folder):

@@ -221,7 +221,7 @@ for family, address in ((socket.AF_INET, {tcp.getsockname()!r}), (socket.AF_UNIX
         assert sealed.run_python(source).output == "refused\n" * 2
 
 
-def test_cannot_signal_trace_or_squeeze_the_supervisor(sealed: Sandbox) -> None:
+def test_cannot_signal_trace_or_limit_the_supervisor(sealed: Sandbox) -> None:
     source = """
 import os, signal, resource, ctypes
 for number in (9, 15, 2, 19, 10, 11, 17, 24):

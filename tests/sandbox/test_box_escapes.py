@@ -80,7 +80,7 @@ print(os.path.exists("/root/jail"), os.path.exists({str(tmp_path / "secret")!r})
 @pytest.mark.parametrize(
     "grant", ["chmod 4755 /tmp/p", "setcap cap_dac_override,cap_setuid+ep /tmp/p", "chmod 2755 /tmp/p; chgrp shadow /tmp/p"]
 )
-def test_setuid_and_capabilities_of_files_give_nothing(boxes: Sandbox, grant: str) -> None:
+def test_setuid_and_capabilities_of_files_have_no_effect(boxes: Sandbox, grant: str) -> None:
     with boxes.box() as box:
         box.exec(["bash", "-c", f"useradd -m ann; cp $(readlink -f /usr/bin/python3) /tmp/p; {grant}"])
         code = "import os; print(os.geteuid(), os.access('/etc/shadow', os.R_OK)); os.setuid(0); print('ESCAPED')"

@@ -129,18 +129,16 @@ def test_a_sandbox_describes_its_boxes(tmp_path: Path) -> None:
         assert (sandbox.system, sandbox.boxes) == ("host", "boxes are temporary folders of this machine")
 
 
-def test_boxes_of_a_built_one(debian: Sandbox, rootfs: str) -> None:
+def test_boxes_show_a_built_root_file_system(debian: Sandbox, rootfs: str) -> None:
     digest = Rootfs.load(rootfs).digest
     assert debian.system.endswith(digest)
     assert digest[:8] in debian.boxes
     with debian.box() as box:
         assert box.exec(["sh", "-c", ". /etc/os-release; echo $ID"]).output == "debian\n"
         tools = ["python3", "pip", "git", "vim", "curl", "wget", "unzip", "zip", "tree", "ps", "useradd", "find", "awk"]
-        assert box.exec(["sh", "-c", f"for t in {' '.join(tools)}; do command -v $t || echo missing $t; done"]).ok
-        assert (
-            "missing"
-            not in box.exec(["sh", "-c", f"for t in {' '.join(tools)}; do command -v $t || echo missing $t; done"]).output
-        )
+        done = box.exec(["sh", "-c", f"for t in {' '.join(tools)}; do command -v $t || echo missing $t; done"])
+        assert done.ok
+        assert "missing" not in done.output
         assert box.exec(["sh", "-c", "exit 5"], trusted=True).exit_code == 5
 
 

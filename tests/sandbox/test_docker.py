@@ -19,7 +19,7 @@ import pytest
 from cycleqd_jax.sandbox import Completed, DockerBox, InfraError, Killed, Limits, Sandbox
 from cycleqd_jax.sandbox.docker import Docker
 
-# Runs what it is asked to as this user, in a folder per container. Unknown options are errors, as the real one's are.
+# Runs commands as this user, in a folder per container. Unknown options are errors, as in the real command.
 FAKE = r"""#!{python}
 import json, os, select, shutil, signal, subprocess, sys
 state = {state!r}
@@ -104,7 +104,7 @@ elif verb == "exec":
         fail(126, f"OCI runtime exec failed: chdir to cwd ({{cwd}}) set in config.json failed: no such file or directory")
     env = {{**os.environ, "HOME": f"{{state}}/{{name}}", "CYCLEQD_FAKE": name}}
     remember(name)
-    # As the engine, which ends with the process and not with what that has left in the background.
+    # As in the engine, the command ends with its process, not with background processes.
     child = subprocess.Popen(args, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     out = child.stdout.fileno()
     while True:

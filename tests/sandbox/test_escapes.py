@@ -153,7 +153,7 @@ def test_private_files(sealed: Sandbox, path: str) -> None:
         "irq/0",
     ],
 )
-def test_switches_of_the_kernel(sealed: Sandbox, path: str) -> None:
+def test_kernel_settings(sealed: Sandbox, path: str) -> None:
     source = f"{TRY}\nattempt(lambda: os.write(os.open('/proc/{path}', os.O_WRONLY), b'-1000'))"
     assert sealed.run_python(source).output == ""
     with sealed.box() as box:
@@ -286,7 +286,7 @@ for name in ("NPROC", "AS", "CPU", "FSIZE", "NOFILE", "CORE"):
     attempt(lambda: resource.setrlimit(what, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)))
 attempt(lambda: os.nice(-10))"""
     assert sealed.run_python(source).output == ""
-    with sealed.box() as box:  # whose shells are granted CPU time anew for each command
+    with sealed.box() as box:  # shells get new CPU time for each command
         assert box.exec(["python3", "-c", source.replace('"CPU", ', "")]).output == ""
 
 

@@ -1,12 +1,14 @@
-"""What a run did, read from its folder alone: metrics, figures, tables, the HTML page; and progress bars.
+"""What a run did: figures, tables and the HTML page, made from its folder alone; and progress bars.
 
-- :func:`write_report`: everything a run folder has data for, written into it;
-- :func:`results_table`: the table of one run, or of several as mean ± standard deviation over seeds;
-- :class:`ProgressBar`: a ``types.Progress`` for terminals and logs.
+- :func:`open_run`: a run folder as data, ready for ``pandas.DataFrame``;
+- :func:`write_report`: writes figures, tables and ``report.html`` into a run folder;
+- :func:`results_table`: the results of one run, or of several runs as mean ± standard deviation;
+- :class:`ProgressBar`: shows long stages in terminals, notebooks and logs.
 """
 
+from cycleqd_jax.report.folder import RunFolder, open_run
 from cycleqd_jax.report.progress import ProgressBar
 from cycleqd_jax.report.tables import ResultsTable, results_table
 from cycleqd_jax.report.write import write_report
 
-__all__ = ["ProgressBar", "ResultsTable", "results_table", "write_report"]
+__all__ = ["ProgressBar", "ResultsTable", "RunFolder", "open_run", "results_table", "write_report"]

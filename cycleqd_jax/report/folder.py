@@ -1,115 +1,215 @@
-"""The other files of a run folder: configuration, results, transcripts."""
+"""A run folder as data for notebooks and scripts: records that ``pandas.DataFrame`` takes as they are."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from cycleqd_jax.report.history import Archive, History, load_history
+from cycleqd_jax.report.read import load_results, load_transcripts
 from cycleqd_jax.types import InputError
 
-__all__ = ["Config", "Transcript", "load_config", "load_results", "load_transcripts"]
+__all__ = ["Record", "RunFolder", "open_run"]
+
+Record = dict[str, Any]
+"""One row of a table: column → value. A list of records is a table."""
+
+_CONTENTS = ("config.yaml", "history.jsonl", "tables/results.json")
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The resolved configuration, as text.
+def open_run(folder: str | Path) -> RunFolder:
+    """Opens the folder of a run for reading.
 
-    Attributes:
-        text: ``config.yaml`` without its versions.
-        versions: package → version.
-    """
+    Example:
+        >>> run = open_run("runs/quickstart")  # doctest: +SKIP
+        >>> pandas.DataFrame(run.individuals())  # doctest: +SKIP
+        >>> pandas.DataFrame(run.archives["mbpp"]).nlargest(5, "quality")  # doctest: +SKIP
 
-    text: str
-    versions: Mapping[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Transcript:
-    """One episode as it was played.
-
-    Attributes:
-        task: its task.
-        split: ``train`` or ``test``.
-        method: whose model spoke.
-        index: number of the episode in the split.
-        score: in [0, 1].
-        reason: why it got that score.
-        messages: (role, content) pairs.
-    """
-
-    task: str
-    split: str
-    method: str
-    index: int
-    score: float
-    reason: str
-    messages: tuple[tuple[str, str], ...]
-
-
-def load_config(folder: Path) -> Config | None:
-    """``config.yaml`` of a run folder, or None.
-
-    The text is shown as it is; only the ``versions:`` mapping (one ``package: version`` a line) is taken apart.
-    """
-    path = Path(folder) / "config.yaml"
-    if not path.exists():
-        return None
-    text, versions, inside = [], {}, False
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if re.match(r"\S", line) and not line.startswith("#"):
-            inside = re.fullmatch(r"versions:\s*", line) is not None
-            if inside:
-                continue
-        entry = re.fullmatch(r"\s+['\"]?([^:'\"]+)['\"]?:\s*['\"]?(.*?)['\"]?\s*", line) if inside else None
-        if entry:
-            versions[entry[1]] = entry[2]
-        else:
-            text.append(line)
-    return Config("\n".join(text).strip(), versions)
-
-
-def load_results(folder: Path) -> dict[str, Any] | None:
-    """``tables/results.json`` of a run folder, or None.
+    Args:
+        folder: the ``output`` of a configuration.
 
     Raises:
-        InputError: the file is not a mapping with ``methods``: method → split → task → score.
+        InputError: if the folder is not a run folder.
     """
-    path = Path(folder) / "tables" / "results.json"
-    if not path.exists():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        for splits in raw["methods"].values():
-            for scores in splits.values():
-                for score in scores.values():
-                    _ = score is None or float(score)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f'expected {{"methods": method → split → task → score}} in {path}, got {type(error).__name__} {error}; '
-            "evaluate the run again"
-        ) from error
-    return raw
+    return RunFolder(folder)
 
 
-def load_transcripts(folder: Path) -> Iterator[Transcript]:
-    """Every episode under ``transcripts/``; lines that are no episode (cut short by a kill) are passed over."""
-    for path in sorted((Path(folder) / "transcripts").rglob("*.jsonl")):
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    raw = json.loads(line)
-                    yield Transcript(
-                        task=str(raw["task"]),
-                        split=str(raw["split"]),
-                        method=str(raw["method"]),
-                        index=int(raw["index"]),
-                        score=float(raw["score"]),
-                        reason=str(raw.get("reason", "")),
-                        messages=tuple((str(m["role"]), str(m["content"])) for m in raw["messages"]),
-                    )
-                except (ValueError, TypeError, KeyError, AttributeError):
-                    continue
+class RunFolder:
+    """A read-only view of a run folder.
+
+    Files are read on first use and then kept in memory. The search may still be running; open the folder again to see newer
+    individuals. Every method raises ``InputError`` if the file that it needs is missing or damaged.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Checks that the folder is a run folder; reads nothing yet.
+
+        Raises:
+            InputError: if it is not one.
+        """
+        self.path = Path(folder)
+        if not any((self.path / name).is_file() for name in _CONTENTS):
+            found = "a folder without them" if self.path.is_dir() else "a file" if self.path.exists() else "nothing"
+            raise InputError(
+                f"expected a run folder with {', '.join(_CONTENTS[:-1])} or {_CONTENTS[-1]}, got {found} at {self.path}; "
+                "give the output folder of a run"
+            )
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration of the run, as nested mappings; ``versions`` holds the versions of the packages."""
+        path = self._existing("config.yaml", "restore the file from the run that wrote it")
+        try:
+            config = yaml.safe_load(path.read_text("utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"expected YAML in {path}, got {error}; restore the file from the run that wrote it") from error
+        if not isinstance(config, dict):
+            raise InputError(f"expected a mapping in {path}, got {type(config).__name__}; restore the file")
+        return config
+
+    @functools.cached_property
+    def history(self) -> History:
+        """The journal: all individuals, and the archives replayed from them."""
+        for name in ("grid.json", "history.jsonl"):
+            self._existing(name, "start the search first, with cycleqd evolve")
+        history = load_history(self.path)
+        assert history is not None  # both files exist
+        return history
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the archives."""
+        return self.history.grid.tasks
+
+    def individuals(self) -> list[Record]:
+        """Every evaluated individual, in the order of the journal.
+
+        Returns:
+            Records with ``id``, ``generation`` (-1 for experts), ``active`` (the active task), ``parents`` (ids), ``expert``
+            (the task of an expert; None for children), one score per task, ``average``, ``error`` (why an individual is
+            quarantined; its scores are NaN) and ``seconds`` (over all stages).
+        """
+        return [self._individual(row) for row in range(len(self.history.individuals))]
+
+    @functools.cached_property
+    def archives(self) -> dict[str, list[Record]]:
+        """The elites of every archive after the last generation, by task; see :meth:`archives_after`."""
+        return self.archives_after(self.history.last_generation)
+
+    def archives_after(self, generation: int) -> dict[str, list[Record]]:
+        """The elites of every archive after a generation; -1 is the experts alone.
+
+        Returns:
+            For each task, records with ``cell`` (bins), ``descriptors`` (scores on the other tasks, in task order),
+            ``quality`` (score on the archive's task), ``id`` of the individual, one score per task, and ``average``.
+        """
+        return {self.tasks[archive.task]: self._elites(archive) for archive in self.history.archives(generation)}
+
+    def lineage(self, id: int) -> list[Record]:
+        """An individual and all its ancestors, up to the experts.
+
+        Args:
+            id: of the individual.
+
+        Returns:
+            Records as of :meth:`individuals`, each ancestor once, with ``depth``: the fewest generations between it and the
+            individual (0 for the individual, 1 for its parents). Sorted by depth.
+        """
+        rows = self.history.row_of
+        if id not in rows:
+            raise InputError(f"expected the id of an individual, got {id} in {self.path}; see individuals() for the ids")
+        records, seen, level = [], {id}, [id]
+        depth = 0
+        while level:
+            records += [{**self._individual(rows[one]), "depth": depth} for one in level]
+            parents = dict.fromkeys(parent for one in level for parent in self._parents(rows[one]))
+            level = [parent for parent in parents if parent not in seen and parent in rows]
+            seen.update(level)
+            depth += 1
+        return records
+
+    def results(self) -> list[Record]:
+        """The scores of the base model, the experts, the baselines and CycleQD.
+
+        Returns:
+            Records with ``method``, ``split``, ``task`` (``"average"`` for the mean over tasks) and ``score``, which is NaN
+            if the method could not be evaluated.
+        """
+        self._existing("tables/results.json", "evaluate the run first, with cycleqd evaluate")
+        results = load_results(self.path)
+        assert results is not None  # the file exists
+        return [
+            {"method": method, "split": split, "task": task, "score": float("nan") if score is None else float(score)}
+            for method, splits in results["methods"].items()
+            for split, scores in splits.items()
+            for task, score in scores.items()
+        ]
+
+    def transcripts(self, *, task: str | None = None, split: str | None = None, method: str | None = None) -> list[Record]:
+        """The conversations of the evaluation; empty before the run is evaluated.
+
+        Args:
+            task: only this task.
+            split: only ``"train"`` or ``"test"``.
+            method: only this method, such as ``"cycleqd"``.
+
+        Returns:
+            Records with ``task``, ``split``, ``method``, ``index`` (of the problem), ``score``, ``reason`` and ``messages``
+            (mappings with ``role`` and ``content``).
+        """
+        return [
+            {
+                **{name: getattr(one, name) for name in ("task", "split", "method", "index", "score", "reason")},
+                "messages": [{"role": role, "content": content} for role, content in one.messages],
+            }
+            for one in load_transcripts(self.path)
+            if task in (None, one.task) and split in (None, one.split) and method in (None, one.method)
+        ]
+
+    def _existing(self, name: str, advice: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise InputError(f"expected the file {name}, got none in {self.path}; {advice}")
+        return path
+
+    def _scores(self, row: int) -> Record:
+        scores = self.history.scores[row].tolist()
+        return {**dict(zip(self.tasks, scores, strict=True)), "average": self.history.individuals[row].average}
+
+    def _parents(self, row: int) -> tuple[int, ...]:
+        return tuple(parent for parent in self.history.individuals[row].parents if parent >= 0)
+
+    def _individual(self, row: int) -> Record:
+        one = self.history.individuals[row]
+        return {
+            "id": one.id,
+            "generation": one.generation,
+            "active": one.active,
+            "parents": self._parents(row),
+            "expert": one.expert,
+            **self._scores(row),
+            "error": one.error,
+            "seconds": sum(one.seconds.values()),
+        }
+
+    def _elites(self, archive: Archive) -> list[Record]:
+        return [
+            {
+                "cell": cell,
+                "descriptors": tuple(self.history.scores[row, list(archive.axes)].tolist()),
+                "quality": archive.quality[cell],
+                "id": self.history.individuals[row].id,
+                **self._scores(row),
+            }
+            for cell, row in sorted(archive.cells.items())
+        ]

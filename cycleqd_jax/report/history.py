@@ -1,6 +1,6 @@
-"""The journal of a search, and the archives rebuilt from it by replaying Algorithm 1's insertions in plain numpy.
+"""The journal of a search, and the archives that the insertions of Algorithm 1 give, replayed in plain numpy.
 
-Nothing here uses the searcher's own code: the report is a second opinion on what the search did.
+Nothing here uses the code of the searcher, so the report checks the search independently.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Grid:
 
     Attributes:
         tasks: names of the K tasks, in order.
-        bins: bins of every axis.
-        bounds: score at the lower edge of the first and the upper edge of the last bin, Float ``[K, 2]``.
-        edges: edges of the bins in float32, as the searcher holds them: a score on an edge must fall to the same side
-            here; Float ``[K, bins + 1]``.
+        bins: number of bins per axis.
+        bounds: lower edge of the first bin and upper edge of the last, per task, Float ``[K, 2]``.
+        edges: edges of the bins, Float ``[K, bins + 1]``. They are float32 as in the searcher, so that a score on an edge
+            falls into the same bin.
     """
 
     tasks: tuple[str, ...]
@@ -40,16 +40,16 @@ class Grid:
 
     @classmethod
     def of_bounds(cls, tasks: tuple[str, ...], bins: int, bounds: np.ndarray) -> Grid:
-        """Equal bins between the bounds."""
+        """A grid with equal bins between the bounds."""
         edges = np.linspace(bounds[:, 0], bounds[:, 1], bins + 1, axis=1)
         return cls(tasks, bins, bounds, edges.astype(np.float32))
 
     def axes(self, task: int) -> tuple[int, ...]:
-        """The tasks whose scores are the behaviour characteristics f_{j≠k} of archive ``task``, in task order."""
+        """The tasks whose scores are the descriptors f_{j≠k} of archive ``task``, in task order."""
         return tuple(j for j in range(len(self.tasks)) if j != task)
 
     def bin(self, scores: np.ndarray) -> np.ndarray:
-        """Which bin of its axis each score falls into; an edge belongs to the bin above it, values outside to the end bins.
+        """The bin of each score. An edge belongs to the bin above it; scores outside the bounds fall into the end bins.
 
         Args:
             scores: finite scores, Float ``[..., K]``.
@@ -94,7 +94,7 @@ class Individual:
 
 
 class Insertion(NamedTuple):
-    """An individual that entered an archive.
+    """The insertion of an individual into an archive.
 
     Attributes:
         task: index of the archive.
@@ -115,8 +115,8 @@ class Archive:
 
     Attributes:
         task: index k of the task that gives quality.
-        axes: indices of the tasks that give the behaviour characteristics.
-        bins: bins of every axis.
+        axes: indices of the tasks that give the descriptors.
+        bins: number of bins per axis.
         cells: bins on the axes → position of the elite in the journal.
         quality: f_k of the elite of each cell.
     """
@@ -128,14 +128,14 @@ class Archive:
     quality: Mapping[tuple[int, ...], float]
 
     def pairs(self) -> list[tuple[int, int]]:
-        """The pairs of axis positions to look at it from: one for K ≤ 3 (``(0, 0)`` for K = 2), all pairs beyond."""
+        """The pairs of axis positions to show: one pair for K ≤ 3 (``(0, 0)`` for K = 2), all pairs for more tasks."""
         return list(itertools.combinations(range(len(self.axes)), 2)) or [(0, 0)]
 
     def project(self, pair: tuple[int, int]) -> np.ndarray:
-        """The best elite over all other axes, seen on two of them; of equals the first in the journal.
+        """Projects the archive on two axes: the best elite over all other axes, the earlier one if qualities are equal.
 
         Args:
-            pair: positions in ``axes`` of the horizontal and the vertical axis; equal ones (K = 2) give one row.
+            pair: positions in ``axes`` of the horizontal and the vertical axis; if they are equal (K = 2), there is one row.
 
         Returns:
             Position in the journal, Int ``[bins (vertical; 1 for K = 2), bins (horizontal)]``; -1 for empty cells.
@@ -158,8 +158,8 @@ class History:
 
     Attributes:
         grid: tasks, bins and bounds.
-        individuals: in the order they were told to the searcher; a *row* is a position in it.
-        torn: whether an unfinished last line was left out.
+        individuals: in the order of the journal; a *row* is a position in this order.
+        torn: whether an incomplete last line was left out.
     """
 
     grid: Grid
@@ -173,20 +173,20 @@ class History:
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
-        """Scores in task order, Float ``[N, K]``; rows of NaN are quarantined."""
+        """Scores in task order, Float ``[N, K]``; a row of NaN is a quarantined individual."""
         missing = (math.nan,) * len(self.grid.tasks)
         rows = [one.scores or missing for one in self.individuals]
         return np.array(rows, np.float64).reshape(len(rows), len(self.grid.tasks))
 
     @functools.cached_property
     def clock(self) -> np.ndarray:
-        """Newest generation seen up to each row, Int ``[N]``: the generation itself unless children arrive out of order."""
+        """Newest generation up to each row, Int ``[N]``: the generation of the row, unless children arrive out of order."""
         generations = np.array([one.generation for one in self.individuals], np.int64)
         return np.maximum.accumulate(generations) if len(generations) else generations
 
     @property
     def last_generation(self) -> int:
-        """Newest generation; -1 when there are experts only."""
+        """Newest generation; -1 if there are only experts."""
         return int(self.clock[-1]) if len(self.clock) else -1
 
     @functools.cached_property
@@ -196,12 +196,12 @@ class History:
 
     @functools.cached_property
     def insertions(self) -> tuple[Insertion, ...]:
-        """Algorithm 1's insertions, in order: into A_k at the cell of f_{j≠k} if it is empty or f_k strictly better."""
+        """The insertions of Algorithm 1 in order: into A_k at the cell of f_{j≠k}, if it is empty or f_k is strictly better."""
         tasks = len(self.grid.tasks)
         elites: list[dict[tuple[int, ...], int]] = [{} for _ in range(tasks)]
         done: list[Insertion] = []
         alive = np.isfinite(self.scores).all(axis=1)
-        quality = self.scores.astype(np.float32)  # what differs by less is a tie to the searcher
+        quality = self.scores.astype(np.float32)  # as in the searcher, where smaller differences are ties
         bins = np.full(self.scores.shape, -1, np.int64)
         bins[alive] = self.grid.bin(self.scores[alive])
         axes = [self.grid.axes(k) for k in range(tasks)]
@@ -227,7 +227,7 @@ class History:
         )
 
     def expert_cells(self, archive: Archive, pair: tuple[int, int]) -> dict[tuple[int, int], list[str]]:
-        """Where the experts fall on a projection: (vertical, horizontal) bin → tasks of the experts there."""
+        """The cells of the experts on a projection: (vertical, horizontal) bin → tasks of the experts in it."""
         found: dict[tuple[int, int], list[str]] = {}
         for row in self.experts:
             bins = self.grid.bin(self.scores[row])
@@ -236,15 +236,15 @@ class History:
         return found
 
     def quality_range(self, task: int) -> tuple[float, float]:
-        """Lowest and highest f_k that ever entered archive ``task``: one colour scale for all generations."""
+        """Lowest and highest f_k ever inserted into archive ``task``, as one colour scale for all generations."""
         values = [self.scores[i.row, task] for i in self.insertions if i.task == task]
         return (float(min(values)), float(max(values))) if values else (0.0, 1.0)
 
     @functools.cached_property
     def mixture(self) -> np.ndarray:
-        """The mixing vector ``a`` of each individual, Float ``[N, K]``: what crossover alone makes of the experts.
+        """The mixing vector ``a`` of each individual, Float ``[N, K]``: the weights of the experts, from crossover alone.
 
-        One-hot for experts; ω1/(ω1+ω2) a_p1 + ω2/(ω1+ω2) a_p2 for children; NaN where the journal does not tell.
+        It is one-hot for experts, ω1/(ω1+ω2) a_p1 + ω2/(ω1+ω2) a_p2 for children, and NaN if the journal has no ω.
         """
         tasks = self.grid.tasks
         mix = np.full((len(self.individuals), len(tasks)), np.nan)
@@ -252,7 +252,7 @@ class History:
             if one.expert in tasks:
                 mix[row] = np.eye(len(tasks))[tasks.index(one.expert)]
             elif one.omega is not None and sum(one.omega) != 0:
-                parents = [self.row_of.get(p, row) for p in one.parents]  # itself: still NaN
+                parents = [self.row_of.get(p, row) for p in one.parents]  # if unknown: the row itself, still NaN
                 weights = np.array(one.omega) / sum(one.omega)
                 mix[row] = weights @ mix[parents]
         return mix
@@ -266,10 +266,10 @@ def _read_json(path: Path) -> Any:
 
 
 def load_grid(folder: Path) -> Grid | None:
-    """The grid of a run folder (``grid.json``), or None if it has none yet.
+    """Reads the grid of a run folder (``grid.json``); None if there is no such file yet.
 
     Raises:
-        InputError: the file is not a grid.
+        InputError: if the file is not a grid.
     """
     path = Path(folder) / "grid.json"
     if not path.exists():
@@ -290,7 +290,7 @@ def load_grid(folder: Path) -> Grid | None:
             f"got tasks {tasks}, {bins} bins, bounds {bounds.tolist()}; run the search again or restore the file"
         )
     grid = Grid.of_bounds(tasks, bins, bounds)
-    if "edges" in raw:  # the searcher's own, to the last bit
+    if "edges" in raw:  # those of the searcher, bit for bit
         try:
             edges = np.array([raw["edges"][task] for task in tasks], np.float32).reshape(grid.edges.shape)
         except (KeyError, TypeError, ValueError) as error:
@@ -325,12 +325,12 @@ def _individual(raw: Any, tasks: tuple[str, ...]) -> Individual:
 
 
 def load_history(folder: Path) -> History | None:
-    """The journal of a run folder, or None while ``history.jsonl`` or ``grid.json`` is missing.
+    """Reads the journal of a run folder; None if ``history.jsonl`` or ``grid.json`` is missing.
 
-    A last line that was cut short (the run was killed, or is writing it right now) is left out.
+    An incomplete last line (the run was killed, or is writing it at this moment) is left out.
 
     Raises:
-        InputError: a line before the last is not a record, or an id comes twice.
+        InputError: if a line before the last is not a record, or if an id occurs twice.
     """
     path = Path(folder) / "history.jsonl"
     grid = load_grid(folder)
@@ -356,7 +356,7 @@ def load_history(folder: Path) -> History | None:
         if one.id in seen:
             raise InputError(
                 f"expected distinct ids in {path}, got id {one.id} in line {seen[one.id]} and in line {number}; "
-                "remove the line that does not belong to the run"
+                "remove the line of the other run"
             )
         seen[one.id] = number
         individuals.append(one)

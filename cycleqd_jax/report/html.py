@@ -1,7 +1,7 @@
-"""One self-contained ``report.html``: everything a run folder tells, nothing fetched from anywhere.
+"""One self-contained ``report.html``, which fetches nothing.
 
-What models wrote is hostile until proven otherwise: the template engine escapes every value, the script only ever sets
-text, and a content security policy lets no script run but the page's own (by its hash).
+Text written by models is treated as hostile: the template engine escapes every value, the script sets text only, and a
+content security policy allows no script but the page's own (by its hash).
 """
 
 from __future__ import annotations
@@ -16,36 +16,35 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from cycleqd_jax.report.folder import Config, Transcript
 from cycleqd_jax.report.history import History
+from cycleqd_jax.report.maps import CELL, archive_maps, percent
 from cycleqd_jax.report.metrics import Metrics
-from cycleqd_jax.report.style import EXPERT, place_labels, ramp, task_color
+from cycleqd_jax.report.read import Config, Transcript
+from cycleqd_jax.report.style import EXPERT, ramp, task_color
 from cycleqd_jax.report.tables import ResultsTable, method_label
 
 __all__ = ["Page", "data_url", "render_page"]
 
-_CELL = 20  # side of a cell, in SVG units
-_MARGIN = (48.0, 24.0, 12.0, 44.0)  # left, top, right, bottom of a map
-_MOST_CHARACTERS = 4000  # of a message
-_EACH = 2  # transcripts of each method and task that passed, and that failed
+_MOST_CHARACTERS = 4000  # per message
+_EACH = 2  # transcripts per method, task and outcome (passed or failed)
 _MOST_TRANSCRIPTS = 60
 _MOST_ERRORS = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What goes onto the page; None or empty is left out.
+    """The content of the page. Parts that are None or empty are left out.
 
     Attributes:
         title: name of the run.
         seed: seed of the run.
         history: the journal.
-        metrics: computed from it.
+        metrics: the metrics of the journal.
         table: the results.
         figures: name → theme → SVG.
-        transcripts: episodes.
+        transcripts: episodes of the evaluation.
         config: configuration and versions.
-        notes: sentences about what is missing or was repaired.
+        notes: sentences about missing or damaged parts of the run folder.
     """
 
     title: str
@@ -60,12 +59,8 @@ class Page:
 
 
 def data_url(svg: bytes) -> str:
-    """An SVG as the source of an image, so that nothing in it can run or clash with the page."""
+    """An SVG as the source of an image, where its scripts cannot run and its ids and styles cannot clash with the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
-def _percent(value: float) -> str:
-    return "–" if not np.isfinite(value) else f"{100 * value:.1f}"
 
 
 def _duration(seconds: float) -> str:
@@ -76,86 +71,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _panels(history: History) -> list[dict[str, Any]]:
-    """Every map of every archive after the last generation, laid out in SVG units."""
-    grid, colors, panels = history.grid, ramp(), []
-    left, top, right, bottom = _MARGIN
-    for archive in history.archives():
-        low, high = history.quality_range(archive.task)
-        for pair in archive.pairs():
-            rows = archive.project(pair)
-            flat = pair[0] == pair[1]
-            height = _CELL * (3 if flat else 1)
-            width, depth = _CELL * rows.shape[1], height * rows.shape[0]
-
-            def at(row: int, column: int, height: int = height, depth: int = depth) -> dict[str, float]:
-                return {"x": left + _CELL * column, "y": top + depth - height * (row + 1)}
-
-            cells = []
-            for (row, column), who in np.ndenumerate(rows):
-                cell: dict[str, Any] = at(row, column) | {"row": row, "column": column, "id": "", "fill": "", "title": ""}
-                if who >= 0:
-                    one = history.individuals[who]
-                    share = (history.scores[who, archive.task] - low) / (high - low) if high > low else 1.0
-                    scores = ", ".join(f"{t} {_percent(s)}" for t, s in zip(grid.tasks, one.scores or (), strict=False))
-                    origin = f"{one.expert} expert" if one.expert else f"generation {one.generation}, parents {one.parents}"
-                    cell |= {
-                        "id": one.id,
-                        "fill": colors[round(share * (len(colors) - 1))],
-                        "title": f"#{one.id}: {scores}; {origin}",
-                    }
-                cells.append(cell)
-            frames = history.expert_cells(archive, pair)
-            labels = place_labels(frames, rows.shape, 7.0 / _CELL, 13 / _CELL)
-            axes = [archive.axes[i] for i in pair]
-            panels.append(
-                {
-                    "archive": archive.task,
-                    "pair": pair,
-                    "task": grid.tasks[archive.task],
-                    "horizontal": grid.tasks[axes[0]],
-                    "vertical": "" if flat else grid.tasks[axes[1]],
-                    "width": left + width + right,
-                    "height": top + depth + bottom,
-                    "map": {"x": left, "y": top, "width": width, "height": depth, "cell": height},
-                    "low": low,
-                    "high": high,
-                    "filled": len(archive.cells),
-                    "capacity": archive.bins ** len(archive.axes),
-                    "cells": cells,
-                    "frames": [at(*spot) for spot in frames],
-                    "labels": [
-                        {
-                            "x": left + _CELL * (spot[1] + 0.5 if flat else labels[spot][0]),
-                            "y": top - 8 if flat else top + depth - _CELL * labels[spot][1] + 4,
-                            "text": ", ".join(names),
-                        }
-                        for spot, names in frames.items()
-                    ],
-                    "ticks_x": _ticks(grid.bounds[axes[0]], left, left + width),
-                    "ticks_y": [] if flat else _ticks(grid.bounds[axes[1]], top + depth, top),
-                }
-            )
-    return panels
-
-
-def _ticks(bounds: np.ndarray, start: float, end: float) -> list[dict[str, Any]]:
-    low, high = (float(bound) for bound in bounds)
-    return [
-        {"at": start + share * (end - start), "text": f"{low + share * (high - low):.2f}"} for share in (0, 0.25, 0.5, 0.75, 1)
-    ]
-
-
 def _payload(history: History, metrics: Metrics, panels: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the script needs: insertions to replay, and all individuals that were ever elites.
+    """The data of the script: the insertions to replay, and every individual that was ever an elite.
 
-    Parents come from archives, so lineages never leave this set.
+    Parents are elites, so every lineage stays within this set.
     """
     rows = dict.fromkeys([*history.experts, *(insertion.row for insertion in history.insertions)])
-    people = {}
+    individuals = {}
     for row in rows:
         one, mix = history.individuals[row], history.mixture[row]
-        people[one.id] = {
+        individuals[one.id] = {
             "generation": one.generation,
             "expert": one.expert,
             "active": one.active,
@@ -171,7 +96,7 @@ def _payload(history: History, metrics: Metrics, panels: list[dict[str, Any]]) -
         "events": [
             [int(history.clock[i.row]), i.task, list(i.cell), history.individuals[i.row].id] for i in history.insertions
         ],
-        "people": people,
+        "individuals": individuals,
         "panels": [{key: panel[key] for key in ("archive", "pair", "low", "high")} for panel in panels],
         "ramp": ramp(),
         "average": [round(float(value), 4) if np.isfinite(value) else None for value in metrics.best_average],
@@ -198,34 +123,36 @@ def _table(table: ResultsTable) -> list[dict[str, Any]]:
 
 
 def _tiles(page: Page) -> list[tuple[str, str, str]]:
-    """The headline: (value, what it is, beside what)."""
+    """The headline numbers as (value, label, remark)."""
     tiles = []
     if page.table is not None and page.table.splits:
         split, average = page.table.splits[0], page.table.mean(page.table.splits[0])[:, -1]
         named = dict(zip(page.table.methods, average.tolist(), strict=True))
         experts = [value for name, value in named.items() if name.startswith("expert/") and np.isfinite(value)]
         if np.isfinite(named.get("cycleqd", np.nan)):
-            beside = f"best expert {_percent(max(experts))}" if experts else ""
-            tiles.append((_percent(named["cycleqd"]), f"CycleQD, {split} average (%)", beside))
+            remark = f"best expert {percent(max(experts))}" if experts else ""
+            tiles.append((percent(named["cycleqd"]), f"CycleQD, {split} average (%)", remark))
     if page.history is not None and page.metrics is not None and len(page.history.individuals):
         h, m = page.history, page.metrics
         if np.isfinite(m.best_average[-1]):
             tiles.append(
-                (_percent(m.best_average[-1]), "best individual, average (%)", f"#{m.best_average_id[-1]}, in the search")
+                (percent(m.best_average[-1]), "best individual, average (%)", f"#{m.best_average_id[-1]}, during the search")
             )
         tiles.append((f"{h.last_generation + 1}", "generations", f"{m.evaluated[-1]} individuals evaluated"))
         elites = sum(len(archive.cells) for archive in h.archives())
         tiles.append(
             (f"{elites}", f"elites in {len(h.grid.tasks)} archives", f"{100 * m.coverage[-1].mean():.0f}% of the cells")
         )
-        tiles.append((f"{m.quarantined[-1]}", "quarantined", "no score, not told to the search"))
+        tiles.append((f"{m.quarantined[-1]}", "quarantined", "evaluation failed, no score"))
         if m.seconds:
-            tiles.append((_duration(sum(float(s.sum()) for s in m.seconds.values())), "of work", "summed over individuals"))
+            tiles.append(
+                (_duration(sum(float(s.sum()) for s in m.seconds.values())), "compute time", "summed over individuals")
+            )
     return tiles
 
 
 def _choose(transcripts: Iterable[Transcript]) -> list[Transcript]:
-    """A few of every method and task, passed and failed, CycleQD's first."""
+    """A few transcripts of every method and task, passed and failed; those of CycleQD come first."""
     taken: dict[tuple[str, str, bool], int] = {}
     chosen = []
     for one in transcripts:
@@ -254,7 +181,7 @@ def _timing(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def render_page(page: Page) -> str:
-    """The page as HTML, ready to be written as UTF-8."""
+    """Renders the page as HTML that can be encoded as UTF-8."""
     files = importlib.resources.files("cycleqd_jax.report") / "page"
     style = (files / "page.css").read_text(encoding="utf-8")
     script = (files / "page.js").read_text(encoding="utf-8")
@@ -262,7 +189,7 @@ def render_page(page: Page) -> str:
     environment.filters["shorten"] = _shorten
     template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
     searched = page.history is not None and page.metrics is not None and bool(page.history.experts)
-    panels = _panels(page.history) if searched and page.history else []
+    panels = archive_maps(page.history) if searched and page.history else []
     errors = [one for one in page.history.individuals if one.scores is None] if page.history else []
     html = template.render(
         page=page,
@@ -276,7 +203,7 @@ def render_page(page: Page) -> str:
         legend=[(task, task_color(k)) for k, task in enumerate(page.history.grid.tasks)] if page.history else [],
         ramp=ramp(9),
         expert_color=EXPERT,
-        cell=_CELL,
+        cell=CELL,
         figures={name: {theme: data_url(svg) for theme, svg in themes.items()} for name, themes in page.figures.items()},
         errors=errors[:_MOST_ERRORS],
         errors_left=max(len(errors) - _MOST_ERRORS, 0),
@@ -284,5 +211,5 @@ def render_page(page: Page) -> str:
         transcripts=_choose(page.transcripts),
         method_label=method_label,
     )
-    # Journals may carry lone surrogates and NULs of model output; no browser needs to see them.
+    # Model output may contain lone surrogates and NULs, which are invalid in HTML.
     return html.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")

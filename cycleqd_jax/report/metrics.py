@@ -1,4 +1,4 @@
-"""Figures of merit over generations, computed from the replayed journal."""
+"""Metrics over generations, computed from the replayed journal."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Metrics:
 
     Attributes:
         generations: Int ``[G]``.
-        best: highest quality f_k in archive A_k, Float ``[G, K]``; NaN while it is empty.
-        coverage: filled share of the cells of A_k, Float ``[G, K]``.
+        best: highest quality f_k in archive A_k, Float ``[G, K]``; NaN while the archive is empty.
+        coverage: share of the cells of A_k that are filled, Float ``[G, K]``.
         qd_score: sum of the qualities of A_k, Float ``[G, K]``.
         best_average: highest average over tasks of any individual so far, Float ``[G]``.
-        best_average_id: its id, Int ``[G]``; -1 while there is none.
-        elites_average: average over tasks, averaged over the individuals that live in any archive, Float ``[G]``.
+        best_average_id: id of that individual, Int ``[G]``; -1 while there is none.
+        elites_average: average over tasks, averaged over the individuals in any archive, Float ``[G]``.
         evaluated: individuals so far, Int ``[G]``.
-        quarantined: individuals without scores so far, Int ``[G]``.
+        quarantined: quarantined individuals so far, Int ``[G]``.
         seconds: stage → seconds spent in each generation, summed over its individuals, Float ``[G]``.
     """
 
@@ -44,17 +44,36 @@ class Metrics:
 
 
 def compute_metrics(history: History) -> Metrics:
-    """All metrics of all generations, in one pass over the journal."""
-    tasks = len(history.grid.tasks)
+    """Computes all metrics of all generations."""
     generations = np.arange(-1, history.last_generation + 1)
     size = len(generations)
-    cells = history.grid.bins ** (tasks - 1)
+    slot = history.clock + 1  # of each individual: the position of its generation in ``generations``
+    averages = history.scores.mean(axis=1)
+    best, coverage, qd_score, elites_average = _archive_metrics(history, generations, averages)
+    best_average, best_average_id = _best_so_far(history, averages, slot, size)
+    return Metrics(
+        generations=generations,
+        best=best,
+        coverage=coverage,
+        qd_score=qd_score,
+        best_average=best_average,
+        best_average_id=best_average_id,
+        elites_average=elites_average,
+        evaluated=np.cumsum(np.bincount(slot, minlength=size)[:size]),
+        quarantined=np.cumsum(np.bincount(slot[~np.isfinite(averages)], minlength=size)[:size]),
+        seconds=_seconds(history, slot, size),
+    )
+
+
+def _archive_metrics(
+    history: History, generations: np.ndarray, averages: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Best quality, coverage and QD score of every archive, and the average over all elites, per generation."""
+    tasks, size = len(history.grid.tasks), len(generations)
     best = np.full((size, tasks), np.nan)
     count, qd_score = np.zeros((size, tasks)), np.zeros((size, tasks))
     elites_average = np.full(size, np.nan)
-
-    averages = history.scores.mean(axis=1)
-    residents: collections.Counter[int] = collections.Counter()
+    cells_of: collections.Counter[int] = collections.Counter()  # row of an elite → number of cells that it holds
     filled, total, top = np.zeros(tasks), np.zeros(tasks), np.full(tasks, np.nan)
     insertions = iter(history.insertions)
     pending = next(insertions, None)
@@ -62,58 +81,53 @@ def compute_metrics(history: History) -> Metrics:
         while pending is not None and history.clock[pending.row] <= generation:
             task, _, row, replaced = pending
             quality = history.scores[row, task]
-            residents[row] += 1
+            cells_of[row] += 1
             total[task] += quality
             top[task] = np.fmax(top[task], quality)
             if replaced < 0:
                 filled[task] += 1
             else:
                 total[task] -= history.scores[replaced, task]
-                residents[replaced] -= 1
-                if not residents[replaced]:
-                    del residents[replaced]
+                cells_of[replaced] -= 1
+                if not cells_of[replaced]:
+                    del cells_of[replaced]
             pending = next(insertions, None)
         best[g], count[g], qd_score[g] = top, filled, total
-        if residents:
-            elites_average[g] = averages[list(residents)].mean()
+        if cells_of:
+            elites_average[g] = averages[list(cells_of)].mean()
+    return best, count / history.grid.bins ** (tasks - 1), qd_score, elites_average
 
-    slot = history.clock + 1
-    alive = np.isfinite(averages)
+
+def _best_so_far(history: History, averages: np.ndarray, slot: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Highest average of any individual up to each generation, and the id of that individual."""
     best_average, best_id = np.full(size, np.nan), np.full(size, -1)
     leader = -1
-    for row in range(len(history.individuals)):
-        if alive[row] and (leader < 0 or averages[row] > averages[leader]):
+    for row, average in enumerate(averages):
+        if np.isfinite(average) and (leader < 0 or average > averages[leader]):
             leader = row
         if leader >= 0:
             best_average[slot[row]], best_id[slot[row]] = averages[leader], history.individuals[leader].id
-    for g in range(1, size):  # generations that wrote nothing keep what was
+    for g in range(1, size):  # a generation without individuals keeps the best of the one before
         if best_id[g] < 0:
             best_average[g], best_id[g] = best_average[g - 1], best_id[g - 1]
+    return best_average, best_id
 
-    seconds = {stage: np.zeros(size) for stage in dict.fromkeys(s for i in history.individuals for s in i.seconds)}
+
+def _seconds(history: History, slot: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """Stage → seconds in each generation, summed over its individuals."""
+    seconds = {stage: np.zeros(size) for stage in dict.fromkeys(s for one in history.individuals for s in one.seconds)}
     for row, one in enumerate(history.individuals):
         for stage, spent in one.seconds.items():
             seconds[stage][slot[row]] += spent if math.isfinite(spent) else 0.0
-    return Metrics(
-        generations=generations,
-        best=best,
-        coverage=count / cells,
-        qd_score=qd_score,
-        best_average=best_average,
-        best_average_id=best_id,
-        elites_average=elites_average,
-        evaluated=np.cumsum(np.bincount(slot, minlength=size)[:size]),
-        quarantined=np.cumsum(np.bincount(slot[~alive], minlength=size)[:size]),
-        seconds=seconds,
-    )
+    return seconds
 
 
 def milestones(last: int, most: int = 12) -> list[int]:
-    """The generations to mark: every 100 for the paper's 1200 (fig. 5), a rounder or smaller step for other lengths.
+    """The generations to mark in figures: every 100 for the 1200 of the paper (fig. 5), other round steps for other lengths.
 
     Args:
         last: newest generation (0-based).
-        most: how many steps there may be.
+        most: most steps.
 
     Returns:
         -1 (the experts), then the last generation of every step, ending with ``last``.

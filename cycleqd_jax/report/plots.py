@@ -1,6 +1,6 @@
-"""The figures: archives as heat maps (fig. 4), archives over generations, score curves (fig. 5), the results as dots.
+"""The figures: archives as heat maps (fig. 4), archives over generations, score curves (fig. 5), and results as dots.
 
-Each function returns a Matplotlib ``Figure`` of its own (no pyplot, no global state); :func:`render` makes bytes of it.
+Each function returns a new Matplotlib ``Figure`` (no pyplot, no global state); :func:`render` turns it into bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _P = ParamSpec("_P")
 
 
 def _themed(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Draws under the settings of the theme named by the keyword ``theme``."""
+    """Decorates a plot so that it is drawn with the settings of its ``theme`` argument."""
 
     @functools.wraps(plot)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
@@ -42,11 +42,11 @@ def _themed(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 
 def render(figure: Figure, kind: str, theme: str = "light") -> bytes:
-    """A figure as a file.
+    """Renders a figure as the content of a file.
 
     Args:
-        figure: drawn with the same theme.
-        kind: ``"png"`` (opaque, 160 dpi) or ``"svg"`` (transparent, same bytes for same data).
+        figure: a figure drawn with the same theme.
+        kind: ``"png"`` (opaque, 160 dpi) or ``"svg"`` (transparent, reproducible byte for byte).
         theme: ``"light"`` or ``"dark"``.
     """
     out = io.BytesIO()
@@ -59,7 +59,7 @@ def render(figure: Figure, kind: str, theme: str = "light") -> bytes:
 
 
 def _heat_map(axes: Axes, history: History, archive: Archive, pair: tuple[int, int], theme: str, names: bool = True) -> Any:
-    """One projection of an archive; returns the mesh for a colour bar."""
+    """Draws one projection of an archive and returns the mesh, for a colour bar."""
     rows = archive.project(pair)
     quality = np.where(rows >= 0, history.scores[rows, archive.task], np.nan)
     bounds, tasks = history.grid.bounds, history.grid.tasks
@@ -76,18 +76,41 @@ def _heat_map(axes: Axes, history: History, archive: Archive, pair: tuple[int, i
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=2.5)
+    _frame_experts(axes, history, archive, pair, (x, y), names)
+    if flat:
+        axes.set_yticks([])
+    if names:
+        axes.set_xlabel(f"{tasks[horizontal]} score")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        if not flat:
+            axes.set_ylabel(f"{tasks[vertical]} score")
+            axes.yaxis.set_major_locator(MaxNLocator(6))
+    return mesh
+
+
+def _frame_experts(
+    axes: Axes, history: History, archive: Archive, pair: tuple[int, int], edges: tuple[np.ndarray, np.ndarray], names: bool
+) -> None:
+    """Draws red frames around the cells of the experts, and their names.
+
+    Args:
+        axes: the heat map.
+        history: the journal.
+        archive: the archive that the map shows.
+        pair: the positions of the map's axes in ``archive.axes``.
+        edges: the horizontal and the vertical edges of the cells.
+        names: whether to draw the names.
+    """
+    x, y = edges
+    flat = pair[0] == pair[1]
     frames = history.expert_cells(archive, pair)
     step_x, step_y = x[1] - x[0], y[1] - y[0]
     labels = place_labels(frames, (len(y) - 1, len(x) - 1), 0.36, 0.75) if names and not flat else {}
     for (row, column), experts in frames.items():
         for color, width, order in ((THEMES["light"]["page"], 3.6, 3), (EXPERT, 1.8, 4)):
-            width = width if names else width * 0.55
-            axes.add_patch(
-                Rectangle(
-                    (x[column], y[row]), step_x, step_y, fill=False, edgecolor=color, linewidth=width, zorder=order,
-                    clip_on=False,
-                )
-            )  # fmt: skip
+            frame = Rectangle((x[column], y[row]), step_x, step_y, fill=False, edgecolor=color, zorder=order, clip_on=False)
+            frame.set_linewidth(width if names else width * 0.55)
+            axes.add_patch(frame)
         if not names:
             continue
         if flat:
@@ -101,27 +124,18 @@ def _heat_map(axes: Axes, history: History, archive: Archive, pair: tuple[int, i
                 x[0] + across * step_x, y[0] + up * step_y, ", ".join(experts), color=EXPERT, fontsize=8, fontweight="bold",
                 ha="center", va="center", zorder=5, path_effects=[withStroke(linewidth=2.6, foreground="white")],
             )  # fmt: skip
-    if flat:
-        axes.set_yticks([])
-    if names:
-        axes.set_xlabel(f"{tasks[horizontal]} score")
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        if not flat:
-            axes.set_ylabel(f"{tasks[vertical]} score")
-            axes.yaxis.set_major_locator(MaxNLocator(6))
-    return mesh
 
 
 @_themed
 def plot_archives(history: History, generation: int | None = None, *, theme: str = "light") -> Figure:
-    """All archives as heat maps, the experts' cells framed in red and named (fig. 4).
+    """All archives as heat maps; the cells of the experts have red frames and names (fig. 4).
 
-    Two tasks: a strip each. Three: a map each. More: a row per archive with every pair of its axes, each cell showing the
-    best elite over the other axes.
+    With two tasks, an archive is a strip, with three a map. With more, it is a row of maps, one per pair of axes, where each
+    cell shows the best elite over the other axes.
 
     Args:
         history: the journal.
-        generation: which one to show; default: the last.
+        generation: the generation to show; the last by default.
         theme: ``"light"`` or ``"dark"``.
     """
     archives = history.archives(generation)
@@ -142,7 +156,7 @@ def plot_archives(history: History, generation: int | None = None, *, theme: str
             if p == 0:
                 axes.set_title(title + (f"  ({len(archive.cells)} of {cells} cells)"), fontsize=10.5, pad=24 if flat else 8)
             bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=8 if flat else 26)
-            bar.outline.set_visible(False)  # type: ignore[operator]
+            bar.ax.spines["outline"].set_visible(False)
             bar.ax.tick_params(length=0)
             bar.set_label(f"best {tasks[archive.task]} score", color=THEMES[theme]["ink"])
     return figure
@@ -155,9 +169,9 @@ def _shape(panels: int) -> tuple[int, int]:
 
 @_themed
 def plot_archives_over_generations(history: History, *, theme: str = "light") -> Figure:
-    """Small multiples: a row per archive, a column per milestone, one colour scale per row.
+    """Small maps: a row per archive, a column per milestone, one colour scale per row.
 
-    With four tasks or more the first two axes of every archive are shown.
+    With four tasks or more, the maps show the first two axes of every archive.
     """
     marks = milestones(history.last_generation, most=5)
     tasks = history.grid.tasks
@@ -179,7 +193,7 @@ def plot_archives_over_generations(history: History, *, theme: str = "light") ->
                 axes.set_ylabel(f"{tasks[archive.task]} archive", fontweight="bold")
             if column == len(marks) - 1:
                 bar = figure.colorbar(mesh, ax=grid[archive.task, :], pad=0.01, aspect=14)
-                bar.outline.set_visible(False)  # type: ignore[operator]
+                bar.ax.spines["outline"].set_visible(False)
                 bar.ax.tick_params(length=0)
                 bar.set_label("score", color=THEMES[theme]["ink"])
     return figure
@@ -218,7 +232,7 @@ def plot_curves(history: History, metrics: Metrics, *, theme: str = "light") -> 
                 best.axhline(float(history.scores[row, k]), ls=(0, (5, 3)), lw=1.2, color=color)
         coverage.plot(generations, 100 * metrics.coverage[:, k], color=color, drawstyle="steps-post", label=task)
         qd_score.plot(generations, metrics.qd_score[:, k], color=color, drawstyle="steps-post", label=task)
-    best.plot([], [], ls=(0, (5, 3)), lw=1.2, color=t["muted"], label="its expert")
+    best.plot([], [], ls=(0, (5, 3)), lw=1.2, color=t["muted"], label="expert of the task")
     coverage.set_title("Coverage")
     coverage.set_ylabel("filled cells (%)")
     coverage.set_ylim(bottom=0)
@@ -230,7 +244,7 @@ def plot_curves(history: History, metrics: Metrics, *, theme: str = "light") -> 
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     for axes in (average, best, coverage, qd_score):
         axes.margins(x=0.02)
-        if axes in (average, best):  # lines run everywhere: make room below them
+        if axes in (average, best):  # lines cross the whole plot: make room for the legend below them
             low, high = axes.get_ylim()
             axes.set_ylim(low - 0.38 * (high - low), high)
             axes.legend(ncols=2, loc="lower right")
@@ -241,7 +255,7 @@ def plot_curves(history: History, metrics: Metrics, *, theme: str = "light") -> 
 
 @_themed
 def plot_results(table: ResultsTable, *, theme: str = "light") -> Figure:
-    """The results table as dots: a panel per task and one for the average; hollow dots are the train split.
+    """The results table as dots: a panel per task and one for the average. Hollow dots are the train split.
 
     Whiskers are standard deviations over runs.
     """
@@ -251,7 +265,7 @@ def plot_results(table: ResultsTable, *, theme: str = "light") -> Figure:
     grid = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     height = np.arange(len(table.methods))[::-1]
     primary = table.splits[0]
-    # Hollow before filled: where they coincide the reported one is on top.
+    # Hollow dots are drawn first, so that the reported split is on top.
     for c, column in enumerate(table.columns):
         axes = grid[c]
         color = t["ink"] if c == panels - 1 else task_color(c)

@@ -1,4 +1,4 @@
-"""Colours and shapes that every figure and the HTML page share. All hues keep apart under the common colour blindnesses."""
+"""Colours and label placement of the figures and the HTML page. The hues suit the common kinds of colour blindness."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from matplotlib.colors import Colormap, to_hex
 __all__ = ["EXPERT", "TASK_COLORS", "THEMES", "place_labels", "quality_colormap", "ramp", "rc", "task_color"]
 
 TASK_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
-"""Okabe and Ito's palette, ordered for contrast of neighbours."""
+"""The palette of Okabe and Ito, ordered so that neighbours contrast."""
 
 EXPERT = "#e3122b"
-"""The frame of the experts' cells (fig. 4 of the paper)."""
+"""Colour of the frames around the cells of the experts (fig. 4 of the paper)."""
 
 THEMES: dict[str, Mapping[str, str]] = {
     "light": {"ink": "#1c2230", "muted": "#667085", "line": "#d5dae3", "empty": "#eef0f4", "page": "#ffffff"},
     "dark": {"ink": "#e7eaf2", "muted": "#98a2b8", "line": "#3a4358", "empty": "#232a3b", "page": "#161b28"},
 }
-"""Theme → ink of text, muted ink, hairlines, empty cells, page."""
+"""Theme → colours of text, muted text, hairlines, empty cells and the page."""
 
 
 def task_color(task: int) -> str:
-    """The colour of a task in curves and charts."""
+    """The colour of a task in curves and charts; colours repeat after the last."""
     return TASK_COLORS[task % len(TASK_COLORS)]
 
 
 def quality_colormap() -> Colormap:
-    """Low to high quality: perceptually uniform, and readable without colour vision."""
+    """Colours from low to high quality: perceptually uniform, and readable in greyscale."""
     return mpl.colormaps["viridis"]
 
 
 def ramp(steps: int = 64) -> list[str]:
-    """The quality colours as hex, low to high."""
+    """The quality colours from low to high, as hex."""
     colors = quality_colormap()
     return [to_hex(colors(i / (steps - 1))) for i in range(steps)]
 
@@ -83,7 +83,7 @@ def rc(theme: str) -> Any:
 def place_labels(
     cells: Mapping[tuple[int, int], Sequence[str]], size: tuple[int, int], letter: float, height: float
 ) -> dict[tuple[int, int], tuple[float, float]]:
-    """Where to write the names of framed cells so that they stay inside the map and, if possible, off each other.
+    """Places the labels of framed cells inside the map, with as little overlap as possible.
 
     Args:
         cells: (vertical, horizontal) cell → names.
@@ -95,7 +95,7 @@ def place_labels(
         Cell → centre of its label (horizontal, vertical), in cells from the lower left corner of the map.
     """
     rows, columns = size
-    frames = [(x, y, x + 1.0, y + 1.0) for y, x in cells]
+    frames = [(float(x), float(y), x + 1.0, y + 1.0) for y, x in cells]
     taken: list[tuple[float, float, float, float]] = []
     placed: dict[tuple[int, int], tuple[float, float]] = {}
     for (y, x), names in sorted(cells.items()):
@@ -112,7 +112,7 @@ def place_labels(
 
         def cost(spot: tuple[float, float], width: float = width) -> float:
             box = (spot[0] - width / 2, spot[1] - height / 2, spot[0] + width / 2, spot[1] + height / 2)
-            outside = max(-box[0], 0) + max(-box[1], 0) + max(box[2] - columns, 0) + max(box[3] - rows, 0)
+            outside = max(-box[0], 0.0) + max(-box[1], 0.0) + max(box[2] - columns, 0.0) + max(box[3] - rows, 0.0)
             return 10 * outside + 3 * sum(_overlap(box, other) for other in taken) + sum(_overlap(box, f) for f in frames)
 
         best = min(spots, key=cost)
@@ -122,4 +122,4 @@ def place_labels(
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)

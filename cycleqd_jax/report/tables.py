@@ -1,4 +1,4 @@
-"""The results table: base, experts, baselines and CycleQD on every task and split, over one run or several."""
+"""The results table: scores of every method on every task and split, of one run or of several."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cycleqd_jax.report.folder import load_results
 from cycleqd_jax.report.history import load_grid
+from cycleqd_jax.report.read import load_results
 from cycleqd_jax.types import InputError
 
 __all__ = ["AVERAGE", "ResultsTable", "method_label", "results_table"]
@@ -33,7 +33,7 @@ _LABELS = {
 
 
 def method_label(method: str) -> str:
-    """A method's name as shown: ``"expert/mbpp"`` → ``"Expert: mbpp"``."""
+    """The display name of a method: ``"expert/mbpp"`` → ``"Expert: mbpp"``."""
     if method.startswith("expert/"):
         return f"Expert: {method.removeprefix('expert/')}"
     return _LABELS.get(method, method)
@@ -44,10 +44,10 @@ class ResultsTable:
     """Scores of methods on tasks.
 
     Attributes:
-        methods: row names, the base first and CycleQD last.
-        splits: those that have scores, ``test`` first.
+        methods: names of the rows, the base first and CycleQD last.
+        splits: the splits with scores, ``test`` first.
         columns: the tasks and ``"average"``.
-        values: split → scores in [0, 1], Float ``[run, method, column]``; NaN where a run does not have one.
+        values: split → scores in [0, 1], Float ``[run, method, column]``; NaN where a run has no score.
     """
 
     methods: tuple[str, ...]
@@ -61,11 +61,11 @@ class ResultsTable:
         return len(next(iter(self.values.values()))) if self.values else 0
 
     def count(self, split: str) -> np.ndarray:
-        """How many runs have each score, Int ``[method, column]``."""
+        """Number of runs with a score, Int ``[method, column]``."""
         return np.isfinite(self.values[split]).sum(axis=0)
 
     def mean(self, split: str) -> np.ndarray:
-        """Mean over the runs that have the score, Float ``[method, column]``; NaN where none has."""
+        """Mean over the runs with a score, Float ``[method, column]``; NaN where no run has one."""
         count = self.count(split)
         total = np.nansum(self.values[split], axis=0)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -77,26 +77,26 @@ class ResultsTable:
         return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
 
     def best(self, split: str) -> np.ndarray:
-        """Which means are the highest of their column as printed (ties are all marked), Bool ``[method, column]``."""
+        """Whether a mean is the highest of its column as printed, Bool ``[method, column]``. Ties are all marked."""
         shown = np.round(self.mean(split) * 100, 1)
         if not len(shown):
             return np.zeros(shown.shape, bool)
         return shown == np.where(np.isnan(shown), -np.inf, shown).max(axis=0)
 
     def cell(self, split: str, method: int, column: int) -> str:
-        """A score as printed, in percent: ``"52.4"``, ``"52.4 ± 0.8"`` over runs, ``"–"`` if missing."""
+        """A score in percent as printed: ``"52.4"``, ``"52.4 ± 0.8"`` over several runs, ``"–"`` if missing."""
         mean, std = self.mean(split)[method, column], self.std(split)[method, column]
         if np.isnan(mean):
             return "–"
         return f"{mean * 100:.1f}" + (f" ± {std * 100:.1f}" if np.isfinite(std) else "")
 
     def caption(self) -> str:
-        """One line that says what the numbers are."""
+        """One line that explains the numbers."""
         over = f"; mean ± standard deviation over {self.runs} runs" if self.runs > 1 else ""
         return f"Scores in percent{over}. The best of each column is marked."
 
     def markdown(self) -> str:
-        """GitHub-flavoured Markdown, one table per split, the best of each column in bold."""
+        """The table as GitHub-flavoured Markdown, one table per split, with the best of each column in bold."""
         parts = []
         for split in self.splits:
             best = self.best(split)
@@ -115,7 +115,7 @@ class ResultsTable:
         return "\n\n".join([*parts, self.caption().replace("is marked", "is bold")]) + "\n"
 
     def csv(self) -> str:
-        """One row per method, split and column (tidy), scores in [0, 1]: ``method,split,task,mean,std,runs,best``."""
+        """The table as tidy CSV, ``method,split,task,mean,std,runs,best``, with scores in [0, 1]."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["method", "split", "task", "mean", "std", "runs", "best"])
@@ -130,10 +130,10 @@ class ResultsTable:
         return out.getvalue()
 
     def text(self, color: bool = False) -> str:
-        """A table for terminals, the best of each column starred.
+        """The table for terminals, with a star at the best of each column.
 
         Args:
-            color: whether to print the best in bold (ANSI) as well.
+            color: whether to print the best in bold (ANSI) too.
         """
         names = [method_label(method) for method in self.methods]
         first = max(map(len, ["method", *names]))
@@ -170,25 +170,26 @@ def _order(method: str) -> int:
 
 
 def results_table(run_folders: Path | Sequence[Path]) -> ResultsTable:
-    """The table of one run, or of several as mean ± standard deviation over them (seeds).
+    """The results of one run, or of several runs (seeds) as mean ± standard deviation.
 
-    Methods, splits and tasks may be missing from some runs; an average that a run does not state is taken over its tasks
-    if it has all of them.
+    Methods and splits may be missing from some runs. An average that a run lacks is computed if all its tasks have scores.
 
     Args:
         run_folders: one or more run folders with a ``tables/results.json``.
 
     Raises:
-        InputError: a folder has no results, or its tasks are not those of the first.
+        InputError: if a folder has no results, or if the runs have different tasks.
     """
     folders = [Path(run_folders)] if isinstance(run_folders, (str, Path)) else [Path(folder) for folder in run_folders]
     if not folders:
-        raise InputError("expected one run folder or more for a results table, got none; name the folders")
+        raise InputError("expected one run folder or more for a results table, got none; give the folders")
     loaded = []
     for folder in folders:
         results = load_results(folder)
         if results is None:
-            raise InputError(f"expected results in {folder / 'tables' / 'results.json'}, got no such file; evaluate the run")
+            raise InputError(
+                f"expected results in {folder / 'tables' / 'results.json'}, got no such file; run the evaluation first"
+            )
         grid = load_grid(folder)
         found = dict.fromkeys(
             task for splits in results["methods"].values() for s in splits.values() for task in s if task != AVERAGE
@@ -200,7 +201,7 @@ def results_table(run_folders: Path | Sequence[Path]) -> ResultsTable:
         if set(others) != set(tasks):
             raise InputError(
                 f"expected the tasks {', '.join(tasks)} of {folders[0]} in every run, got {', '.join(others)} in {folder}; "
-                "aggregate runs of one experiment"
+                "combine only runs of the same tasks"
             )
     names = dict.fromkeys(method for methods, _ in loaded for method in methods)
     methods = tuple(sorted(names, key=_order))

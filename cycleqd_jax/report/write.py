@@ -1,15 +1,13 @@
-"""Everything that a run folder has data for, written into it."""
+"""Writes every figure, table and page that a run folder has data for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from cycleqd_jax.files import write_bytes
-from cycleqd_jax.report.folder import load_config, load_results, load_transcripts
 from cycleqd_jax.report.history import load_grid, load_history
-from cycleqd_jax.report.html import Page, render_page
 from cycleqd_jax.report.metrics import compute_metrics
-from cycleqd_jax.report.plots import plot_archives, plot_archives_over_generations, plot_curves, plot_results, render
+from cycleqd_jax.report.read import load_config, load_results, load_transcripts
 from cycleqd_jax.report.tables import results_table
 from cycleqd_jax.types import InputError
 
@@ -24,17 +22,21 @@ def _write(path: Path, content: bytes) -> Path:
 def write_report(run_folder: Path) -> list[Path]:
     """Writes ``figures/*.png|svg``, ``tables/results.md|csv|txt`` and ``report.html`` of a run.
 
-    What the folder has no data for is left out, so it can be called while the search is under way.
+    Parts without data are left out, so this can be called while the search is running.
 
     Args:
-        run_folder: a run folder; see the package's design for what it holds.
+        run_folder: the output folder of a run.
 
     Returns:
-        The files that were written, ``report.html`` last.
+        The written files, ``report.html`` last.
 
     Raises:
-        InputError: the folder has neither a journal nor results, or one of its files is damaged.
+        InputError: if the folder has neither a journal nor results, or if one of its files is damaged.
     """
+    # Matplotlib and Jinja take a second to import; readers of run folders do not need them.
+    from cycleqd_jax.report.html import Page, render_page
+    from cycleqd_jax.report.plots import plot_archives, plot_archives_over_generations, plot_curves, plot_results, render
+
     folder = Path(run_folder)
     history, results, config = load_history(folder), load_results(folder), load_config(folder)
     if history is not None and not history.individuals:
@@ -42,7 +44,7 @@ def write_report(run_folder: Path) -> list[Path]:
     if history is None and not (results and results["methods"]):
         raise InputError(
             f"expected history.jsonl with grid.json, or tables/results.json, in {folder}, got neither; "
-            "run the search first or name another folder"
+            "run the search first or give another folder"
         )
     metrics = compute_metrics(history) if history else None
     table = results_table(folder) if results and results["methods"] else None
@@ -61,7 +63,7 @@ def write_report(run_folder: Path) -> list[Path]:
         svg = render(figure, "svg")
         written.append(_write(folder / "figures" / f"{name}.png", render(figure, "png")))
         written.append(_write(folder / "figures" / f"{name}.svg", svg))
-        if name != "archives":  # the page draws these itself
+        if name != "archives":  # the page draws the archives itself
             inline[name] = {"light": svg, "dark": render(plot("dark"), "svg", "dark")}
     if table is not None:
         for suffix, text in (("md", table.markdown()), ("csv", table.csv()), ("txt", table.text())):
@@ -70,11 +72,11 @@ def write_report(run_folder: Path) -> list[Path]:
     notes = []
     if history is None and (folder / "history.jsonl").exists():
         missing = "grid.json is missing" if load_grid(folder) is None else "history.jsonl has no complete line"
-        notes.append(f"The search is not shown: {missing}.")
+        notes.append(f"The search is not shown because {missing}.")
     if history is not None and history.torn:
-        notes.append("The last line of history.jsonl is unfinished and was left out: the run was stopped or is still writing.")
+        notes.append("The last line of history.jsonl is incomplete and is left out: the run was killed or is still writing.")
     if table is None:
-        notes.append("There are no results on both splits yet; the run has not been evaluated.")
+        notes.append("There is no results table yet, because the run has not been evaluated.")
     seed = results.get("seed") if results else None
     page = Page(
         title=folder.resolve().name,

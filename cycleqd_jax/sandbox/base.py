@@ -1,4 +1,4 @@
-"""The words of this room: limits, results, errors."""
+"""Limits, results and errors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ __all__ = ["Completed", "InfraError", "Isolation", "Killed", "Limits"]
 
 
 class InfraError(RuntimeError):
-    """The sandbox is broken. Says nothing about the program that was to run, so it is never a score."""
+    """The sandbox does not work. This is no result of the program that was to run, so it must never become a score."""
 
 
 class Killed(RuntimeError):
-    """What ran in the box broke its limits or killed its own server: the program's fault, a wrong answer."""
+    """A program exceeded its limits or ended its own box. This is the fault of the program and counts as a wrong answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one box may use.
+    """The resources of one box.
 
     Attributes:
-        wall_s: seconds on the clock, for a program, a command or a request.
-        cpu_s: seconds of computing per process, rounded up to whole ones.
+        wall_s: wall-clock seconds of a program, a command or a request.
+        cpu_s: CPU seconds per process, rounded up to whole seconds.
         memory_mb: address space of each process, and memory of all processes of the box together.
-        processes: most processes and threads at once; a fork beyond fails with EAGAIN.
-        disk_mb: size of the throwaway file system (which is memory), and of the largest file.
-        output_bytes: most that is kept of an output; 64 times as much kills the program.
+        processes: most processes and threads at once; a further fork fails with EAGAIN.
+        disk_mb: size of the throwaway file system, which is in memory, and of the largest file.
+        output_bytes: most bytes of output to keep; 64 times as many kill the program.
     """
 
     wall_s: float = 5.0
@@ -39,18 +39,18 @@ class Limits:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not value > 0:
-                raise ValueError(f"expected Limits.{field.name} > 0, got {value!r}; give a positive number")
+                raise ValueError(f"expected Limits.{field.name} to be positive, got {value!r}; give a positive number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Completed:
-    """The end of a program or command. Measured from outside: nothing that ran can set these but by running.
+    """The result of a program or command, measured from outside the box.
 
     Attributes:
-        output: stdout and stderr as they came, as UTF-8 with replacement characters, cut at ``Limits.output_bytes``.
-        exit_code: as a shell's, or minus the signal that ended it; None where it was stopped for taking too long.
-        timed_out: it took longer than its wall clock or CPU time.
-        truncated: it printed more than ``output`` holds.
+        output: stdout and stderr interleaved, as UTF-8 with replacement characters, cut at ``Limits.output_bytes``.
+        exit_code: the exit code, or minus the number of the signal that ended the program; None after a timeout.
+        timed_out: whether it took longer than its wall-clock or CPU time.
+        truncated: whether it printed more than ``output`` holds.
         seconds: wall-clock time.
     """
 
@@ -62,17 +62,17 @@ class Completed:
 
     @property
     def ok(self) -> bool:
-        """Whether it ended by itself, with exit code 0."""
+        """Whether it ended with exit code 0, without a timeout."""
         return self.exit_code == 0 and not self.timed_out
 
 
 @dataclasses.dataclass(frozen=True)
 class Isolation:
-    """A way to keep programs away from the host.
+    """A way to isolate programs from the host.
 
     Attributes:
         name: ``"bwrap"``, ``"userns"`` or ``"none"``.
-        description: one sentence: what holds, and what does not.
+        description: one sentence on what it protects from, and what not.
     """
 
     name: str

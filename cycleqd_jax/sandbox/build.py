@@ -1,4 +1,4 @@
-"""A root file system for boxes, built with the tools of Debian from whatever mirror this machine's apt uses."""
+"""Builds a root file system for boxes with Debian's tools, from the mirrors that apt uses on this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TREE = "root"
 _VERSION = 1
 _MINUTES = 60
 
-# Those of AgentBench's image (python3 to tree), and what its Ubuntu has that a minimal Debian has not.
+# The packages of AgentBench's image (python3 to tree), and those of its Ubuntu that a minimal Debian lacks.
 PACKAGES = (
     "python3",
     "python3-pip",
@@ -45,7 +45,7 @@ PACKAGES = (
     "procps",
 )
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")
-# How packages are fetched is this machine's business; what they are is not.
+# Settings below Acquire:: that do not concern how packages are fetched.
 _NOT_FETCHING = ("IndexTargets", "Changelogs", "CompressionTypes", "Languages", "cdrom", "GzipIndexes")
 _TOOLS = ("mmdebstrap", "debootstrap")
 
@@ -55,13 +55,13 @@ class Rootfs:
     """A root file system on disk, as ``cycleqd sandbox build-rootfs`` leaves it.
 
     Attributes:
-        folder: holds the tree and its stamp.
+        folder: the folder of the tree and its stamp.
         tree: the root file system.
-        suite: of the distribution.
-        digest: SHA-256 over the names, owners, modes and contents of all files but logs and caches.
-        files: their number.
-        size: bytes of their contents.
-        packages: every package with its version.
+        suite: the suite of the distribution, such as bookworm.
+        digest: SHA-256 over the names, owners, modes and contents of all files except logs and caches.
+        files: number of files.
+        size: bytes of all files.
+        packages: version of every package.
     """
 
     folder: Path
@@ -74,10 +74,10 @@ class Rootfs:
 
     @classmethod
     def load(cls, folder: str | Path) -> Rootfs:
-        """The root file system in ``folder``.
+        """Loads the root file system in ``folder``.
 
         Raises:
-            ValueError: there is none, or its build was interrupted.
+            ValueError: if there is none, or if its build was interrupted.
         """
         folder = Path(folder).absolute()
         stamp = _read_stamp(folder)
@@ -91,28 +91,28 @@ class Rootfs:
 
 
 def build_rootfs(
-    into: str | Path, *, suite: str = "bookworm", mirror: str | None = None, say: Callable[[str], None] = print
+    into: str | Path, *, suite: str = "bookworm", mirror: str | None = None, log: Callable[[str], None] = print
 ) -> Rootfs:
-    """Builds a root file system with mmdebstrap, or debootstrap where that is what there is.
+    """Builds a root file system with mmdebstrap, or with debootstrap if mmdebstrap is not installed.
 
-    It is built beside its final place and moved there when it is complete. What is there already and was built from the same
-    suite and list of packages stays as it is.
+    The tree is built in a temporary folder and renamed when it is complete. An existing tree of the same suite and packages is
+    kept.
 
     Args:
-        into: folder for the tree and its stamp; created where it is missing.
-        suite: of Debian or Ubuntu, such as bookworm.
-        mirror: the distribution's address; by default the sources that this machine's apt is configured with.
-        say: for single lines.
+        into: folder for the tree and its stamp; created if missing.
+        suite: a suite of Debian or Ubuntu, such as bookworm.
+        mirror: address of the distribution; by default the sources of apt on this machine.
+        log: called with single lines of progress.
 
     Raises:
-        ValueError: the folder holds something that was not built by this function, or apt knows no source for the suite.
-        InfraError: no tool is installed, or it failed.
+        ValueError: if the folder holds files that this function did not write, or if apt has no source for the suite.
+        InfraError: if no tool is installed, or if the tool fails.
     """
     folder = Path(into).absolute()
     if suite.startswith("-") or not suite.replace("-", "").replace(".", "").isalnum():
-        raise ValueError(f"expected the name of a suite such as bookworm, got {suite!r}")
+        raise ValueError(f"expected the name of a suite such as bookworm, got {suite!r}; correct --suite")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"expected a folder at {folder}, got a file; give another --into")
+        raise ValueError(f"expected a folder, got a file at {folder}; give another --into")
     found = sorted(os.listdir(folder)) if folder.is_dir() else []
     if found and _read_stamp(folder) is None:
         raise ValueError(
@@ -121,23 +121,23 @@ def build_rootfs(
         )
     tool = next((name for name in _TOOLS if shutil.which(name)), None)
     if tool is None:
-        raise InfraError("a root file system is built with mmdebstrap or debootstrap: apt-get install mmdebstrap")
+        raise InfraError("expected mmdebstrap or debootstrap to be installed, got neither; run apt-get install mmdebstrap")
     if tool == "debootstrap" and os.geteuid() != 0:
-        raise InfraError("debootstrap needs root; without it: apt-get install mmdebstrap uidmap")
+        raise InfraError("expected root for debootstrap, got another user; run as root, or apt-get install mmdebstrap uidmap")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         stamp = _read_stamp(folder) or {}
         if stamp.get("suite") == suite and stamp.get("asked") == sorted(PACKAGES):
             with contextlib.suppress(ValueError):
                 done = Rootfs.load(folder)
-                say(f"{folder} is there already; remove it to build it anew")
+                log(f"{folder} holds this root file system already; remove the folder to build it again")
                 return done
         _write_stamp(folder, {"version": 0, "state": "building"})
         begin = time.monotonic()
         _sweep(folder)
         with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as work:
             tree = Path(work) / _TREE
-            say(f"building {suite} with {tool} in {folder}; this takes minutes")
+            log(f"building {suite} with {tool} in {folder}; this takes minutes")
             sources = _sources(suite, mirror)
             _TOOL_RUNS[tool](suite, tree, sources)
             _tidy(tree)
@@ -158,7 +158,7 @@ def build_rootfs(
         _write_stamp(folder, stamp)
     os.chmod(folder, 0o755)
     done = Rootfs.load(folder)
-    say(f"{files} files, {size >> 20} MB, {len(done.packages)} packages, in {stamp['seconds']:.0f} s: {digest[:16]}")
+    log(f"{files} files, {size >> 20} MB, {len(done.packages)} packages, {stamp['seconds']:.0f} s, digest {digest[:16]}")
     return done
 
 
@@ -167,7 +167,7 @@ def build_rootfs(
 
 
 def _sources(suite: str, mirror: str | None) -> list[str]:
-    """Lines of a sources.list: those of this machine's apt for the suite, its updates and security."""
+    """Lines of a sources.list: the sources of apt on this machine for the suite, its updates and its security fixes."""
     if mirror is not None:
         return [f"deb {mirror} {suite} main"]
     form = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"
@@ -176,21 +176,21 @@ def _sources(suite: str, mirror: str | None) -> list[str]:
             ["apt-get", "indextargets", "Created-By: Packages", "--format", form], capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InfraError(f"apt-get does not say which sources this machine has ({error}); give --mirror") from error
+        raise InfraError(f"expected apt-get to list the sources of this machine, got {error}; give --mirror URL") from error
     found: dict[tuple[str, str, str], list[str]] = {}
     for line in listed.splitlines():
         uri, release, component, key = line.split("|")
-        # A field that a source does not have stands for itself.
+        # apt prints the placeholder itself where a source lacks the field.
         option = f"[signed-by={key}] " if key.startswith("/") else ""
         if release in (suite, f"{suite}-updates", f"{suite}-security"):
             found.setdefault((option, uri, release), []).append(component)
     if not any(release == suite for _, _, release in found):
-        raise ValueError(f"expected this machine's apt to have a source for the suite {suite!r}, got none; give --mirror URL")
+        raise ValueError(f"expected apt on this machine to have a source for the suite {suite!r}, got none; give --mirror URL")
     return [f"deb {option}{uri} {release} {' '.join(dict.fromkeys(names))}" for (option, uri, release), names in found.items()]
 
 
 def _fetch_options() -> list[str]:
-    """How this machine's apt fetches (proxies, dates): as lines of an apt.conf."""
+    """The settings by which apt fetches on this machine (proxies, dates), as lines of an apt.conf."""
     try:
         dump = subprocess.run(["apt-config", "dump", "--no-empty"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -207,7 +207,7 @@ def _mmdebstrap(suite: str, tree: Path, sources: list[str]) -> None:
     root = os.geteuid() == 0
     target = tree if root else tree.with_suffix(".tar")
     command = ["mmdebstrap", "--variant=minbase", f"--mode={'root' if root else 'auto'}", f"--include={','.join(PACKAGES)}"]
-    command += ["--skip=cleanup/reproducible"]  # an image has logs of what was installed
+    command += ["--skip=cleanup/reproducible"]  # keep the logs of the installation, as an image does
     command += [f"--aptopt={line}" for line in _fetch_options()]
     command += [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
     _run([*command, suite, str(target), *sources])
@@ -231,27 +231,32 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=_MINUTES * 60)
     except subprocess.TimeoutExpired as error:
-        raise InfraError(f"{command[0]} did not end within {_MINUTES} minutes") from error
+        raise InfraError(
+            f"expected {command[0]} to end within {_MINUTES} minutes, got a timeout; give another --mirror"
+        ) from error
     except OSError as error:
-        raise InfraError(f"{command[0]} does not start: {error}") from error
+        raise InfraError(f"expected {command[0]} to start, got {error}; install it again") from error
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise InfraError(f"{command[0]} failed with exit code {done.returncode}: " + " / ".join(lines[-5:])[-1000:])
+        raise InfraError(
+            f"expected {command[0]} to succeed, got exit code {done.returncode} ({' / '.join(lines[-5:])[-1000:]}); "
+            "correct the cause and build again"
+        )
 
 
 def _unpack(archive: Path, tree: Path) -> None:
-    """Everything but devices, owned by the caller, who is a box's root where there is no other."""
+    """Unpacks everything except devices, with the caller as owner: without root on the host, the caller is the box's root."""
     tree.mkdir()
 
-    def ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    def as_own(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
         if member.ischr() or member.isblk() or member.isfifo():
             return None
-        # A folder or file that the owner may not write or read could not be filled or shown.
+        # The owner must be able to fill every folder and to read every file.
         mode = stat.S_IMODE(member.mode) & 0o777
         return member.replace(mode=mode | (0o700 if member.isdir() else 0o400), deep=False)
 
     with tarfile.open(archive) as file:
-        file.extractall(tree, filter=ours)
+        file.extractall(tree, filter=as_own)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ def _unpack(archive: Path, tree: Path) -> None:
 
 
 def _tidy(tree: Path) -> None:
-    """Takes away what the build has left of this machine: its sources, proxies, names, caches and device files."""
+    """Removes what the build took over from this machine: sources, proxies, names, caches and device files."""
     etc = tree / "etc"
     for path in ("apt/apt.conf.d/99mmdebstrap", "apt/auth.conf", "resolv.conf", "hostname", "machine-id"):
         with contextlib.suppress(FileNotFoundError):
@@ -279,11 +284,11 @@ def _tidy(tree: Path) -> None:
 
 
 def _measure(tree: Path) -> tuple[str, int, int]:
-    """Digest, number of files, and bytes."""
-    total, files, size = hashlib.sha256(), 0, 0
+    """Digest of the tree, number of files, and total bytes."""
+    digest, files, size = hashlib.sha256(), 0, 0
     for path in _walk(tree):
         info = path.lstat()
-        if path.is_relative_to(tree / "var/log") or path.is_relative_to(tree / "var/cache"):  # hold times
+        if path.is_relative_to(tree / "var/log") or path.is_relative_to(tree / "var/cache"):  # depend on the time
             continue
         what = ""
         if stat.S_ISLNK(info.st_mode):
@@ -293,8 +298,8 @@ def _measure(tree: Path) -> tuple[str, int, int]:
                 what = hashlib.file_digest(file, "sha256").hexdigest()
             files, size = files + 1, size + info.st_size
         entry = [os.fsencode(path.relative_to(tree)).hex(), info.st_mode, info.st_uid, info.st_gid, what]
-        total.update(json.dumps(entry).encode() + b"\n")
-    return total.hexdigest(), files, size
+        digest.update(json.dumps(entry).encode() + b"\n")
+    return digest.hexdigest(), files, size
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -315,14 +320,18 @@ def _installed(tree: Path) -> dict[str, str]:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes earlier trees of ours, unless something is still mounted in them."""
+    """Removes earlier trees.
+
+    Raises:
+        InfraError: if something is still mounted in them.
+    """
     mounts = Path("/proc/self/mounts")
     mounted = [line.split()[1] for line in mounts.read_text().splitlines()] if mounts.exists() else []
     for path in sorted(folder.iterdir()):
         if path.name == _TREE or path.name.startswith("build-"):
             inside = [where for where in mounted if where.startswith(f"{path}/")]
             if inside:
-                raise InfraError(f"{inside[0]} is still mounted; unmount it first: umount {inside[0]}")
+                raise InfraError(f"expected no mounts in {path}, got {inside[0]}; run umount {inside[0]}")
             shutil.rmtree(path)
 
 
@@ -347,7 +356,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InfraError(f"another process is building in {folder}; wait for it") from None
+            raise InfraError(f"expected no other build in {folder}, got another process; wait until it has ended") from None
         yield
     finally:
         os.close(fd)

@@ -1,7 +1,7 @@
-"""Boxes that are containers of a Docker engine, driven by the ``docker`` command: AgentBench's own way.
+"""Boxes as containers of a Docker engine, controlled by the ``docker`` command, as in AgentBench.
 
-A container lives as long as the process that attends it, whose input is a pipe of ours: where this process ends, however it
-ends, the container ends and is removed.
+The main process of a container reads a pipe from this process. When this process ends, in whatever way, the pipe closes and
+the container ends and is removed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .base import Completed, InfraError, Killed, Limits
 __all__ = ["IMAGE", "Docker", "DockerBox", "DockerShell"]
 
 IMAGE = "local-os/default"
-_CALL_SECONDS = 60.0  # for the engine to answer
-_FLOOD = 64  # times the output limit: a program that prints more is killed
-# Docker's own 14 are its default; this names them, so that an engine configured otherwise gives no more.
+_CALL_SECONDS = 60.0  # most time for an answer of the engine
+_FLOOD = 64  # a program that prints this many times the output limit is killed
+# Docker's default capabilities, named so that an engine with other settings grants no more.
 _CAPABILITIES = (
     "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "NET_RAW",
     "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP",
 )  # fmt: skip
-_ATTEND = "echo up; cat > /dev/null"  # until its input ends
-# What a command is run by: both streams as one, and an end that the container itself enforces. Exit code 137 is `timeout`'s.
+_ATTEND = "echo up; cat > /dev/null"  # runs until its input ends
+# Runs a command with both streams merged and a timeout inside the container. `timeout` exits with code 137.
 _RUN = 'exec 2>&1; exec timeout --signal=KILL "$@"'
 _QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
 
@@ -38,14 +38,14 @@ class Docker:
     """A Docker engine.
 
     Args:
-        image: of the containers, present on the engine: nothing is pulled.
+        image: image of the containers. It must be present on the engine; nothing is pulled.
 
     Attributes:
-        image: likewise.
-        digest: of the image.
+        image: image of the containers.
+        digest: digest of the image.
 
     Raises:
-        InfraError: there is no ``docker`` command, its engine does not answer, or the image is not there.
+        InfraError: if there is no ``docker`` command, the engine does not answer, or the image is missing.
     """
 
     def __init__(self, image: str = IMAGE) -> None:
@@ -54,17 +54,20 @@ class Docker:
         self._lock = threading.Lock()
         version = _call(["docker", "version", "--format", "{{.Server.Version}}"])
         if version.returncode:
-            raise InfraError(f"no Docker engine answers; start one, or use the backend bwrap: {_said(version)}")
+            raise InfraError(f"expected a Docker engine, got {_output_of(version)!r}; start it or use the backend bwrap")
         found = _call(["docker", "image", "inspect", "--format", "{{.Id}}", image])
         if found.returncode:
-            raise InfraError(f"the Docker engine has no image {image}; build or pull it (docker pull {image}): {_said(found)}")
+            raise InfraError(
+                f"expected the image {image} on the Docker engine, got {_output_of(found)!r}; "
+                f"build it or run docker pull {image}"
+            )
         self.digest = found.stdout.strip()
 
     def box(self, limits: Limits, turn: threading.BoundedSemaphore) -> DockerBox:
         """Starts a container.
 
         Raises:
-            InfraError: the engine does not start it.
+            InfraError: if the engine does not start it.
         """
         box = DockerBox(self, limits, turn)
         with self._lock:
@@ -72,7 +75,7 @@ class Docker:
         return box
 
     def forget(self, box: DockerBox) -> None:
-        """Says that a container is gone."""
+        """Removes a container from the list of open containers."""
         with self._lock:
             self._boxes.discard(box)
 
@@ -109,31 +112,32 @@ class DockerBox:
         command += ["--pids-limit", str(processes), "--cpus", "1", "--ulimit", "core=0", "--ulimit", "nofile=1024"]
         command += ["--ulimit", f"fsize={limits.disk_mb << 20}", "--workdir", "/", "--pull", "never", "--entrypoint", "sh"]
         self._attendant = self._start([*command, docker.image, "-c", _ATTEND])
-        heard = _read_until(self._attendant, b"up\n", _CALL_SECONDS, 4096)
-        if not heard.endswith(b"up\n"):
+        greeting = _read_until(self._attendant, b"up\n", _CALL_SECONDS, 4096)
+        if not greeting.endswith(b"up\n"):
             self.close()
-            raise InfraError(f"Docker does not start a container of {docker.image}: {heard.decode(errors='replace').strip()}")
+            text = greeting.decode(errors="replace").strip()
+            raise InfraError(f"expected Docker to start a container of {docker.image}, got {text!r}; check the engine")
 
     def exec(
         self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
     ) -> Completed:
-        """Runs one command; exit code 127 where there is no such program.
+        """Runs one command. The exit code is 127 if there is no such program.
 
         Args:
             argv: the program (looked up in PATH) and its arguments.
-            stdin: what it reads.
-            cwd: its folder.
+            stdin: input of the command.
+            cwd: working directory.
             timeout: seconds; by default ``limits.wall_s``.
-            trusted: of no effect here: nothing tells whether the container's programs are still those of the image.
+            trusted: has no effect here: changes to the container's programs cannot be detected.
 
         Raises:
-            Killed: the container has ended.
-            InfraError: Docker does not work.
+            Killed: if the container has ended.
+            InfraError: if Docker does not work.
         """
         timeout = timeout or self.limits.wall_s
         with self._lock, self._turn:
             self._refuse_closed()
-            # An argument with a NUL is one that no program can be given.
+            # No program can receive an argument with a NUL.
             if any("\0" in argument for argument in argv):
                 return Completed("embedded null byte\n", 127, False, False, 0.0)
             command = ["docker", "exec", "--interactive", "--workdir", cwd, self.name]
@@ -141,22 +145,22 @@ class DockerBox:
             begin = time.monotonic()
             process = self._start([*command, *argv])
             try:
-                data, why = _talk(process, stdin.encode("utf-8", "surrogatepass"), timeout, self.limits.output_bytes)
+                data, why = _exchange(process, stdin.encode("utf-8", "surrogatepass"), timeout, self.limits.output_bytes)
                 seconds = time.monotonic() - begin
             except BaseException:
-                self._end(process, wait=0)
+                self._end(process, wait=0.0)
                 raise
-            self._end(process, wait=0 if why else 2)
+            self._end(process, wait=0.0 if why else 2.0)
             code = process.returncode
             if code == 137 and seconds >= timeout:
                 why = "time"
             if why == "stuck" or (code and not self._runs()):
                 self.close()
-                raise Killed("the box died of what ran in it")
+                raise Killed("a program ended the box")
             return _completed(data, None if why == "time" else -9 if why else code, why, seconds, self.limits)
 
     def shell(self) -> DockerShell:
-        """An interactive login shell; starts with its first command."""
+        """An interactive login shell. It starts with its first command."""
         return DockerShell(self)
 
     def close(self) -> None:
@@ -168,7 +172,7 @@ class DockerBox:
             with contextlib.suppress(InfraError):
                 _call(["docker", "rm", "--force", "--volumes", self.name])
             for process in list(self._living):
-                self._end(process, wait=2)
+                self._end(process, wait=2.0)
         self._docker.forget(self)
 
     def __enter__(self) -> DockerBox:
@@ -179,17 +183,17 @@ class DockerBox:
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         try:
-            # A session of its own: Ctrl-C is for the host.
+            # In a new session, so that Ctrl-C reaches only this process.
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as error:
-            raise InfraError(f"could not start docker: {error}") from error
+            raise InfraError(f"expected docker to start, got {error}; install Docker or use the backend bwrap") from error
         self._living.append(process)
         return process
 
     def _end(self, process: subprocess.Popen[bytes], wait: float) -> None:
-        """Ends a ``docker`` command; what it has started in the container ends with that."""
+        """Ends a ``docker`` command, and with it the program that it has started in the container."""
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -206,14 +210,18 @@ class DockerBox:
             raise Killed("the box is closed")
 
     def _runs(self) -> bool:
-        """Whether the container is there; an engine that does not answer is no fault of what ran in it."""
-        asked = _call(["docker", "container", "inspect", "--format", "{{.State.Running}}", self.name])
-        if asked.returncode == 0:
-            return asked.stdout.strip() == "true"
+        """Whether the container is running.
+
+        Raises:
+            InfraError: if the engine does not answer, which is no fault of the programs in the container.
+        """
+        found = _call(["docker", "container", "inspect", "--format", "{{.State.Running}}", self.name])
+        if found.returncode == 0:
+            return found.stdout.strip() == "true"
         version = _call(["docker", "version", "--format", "{{.Server.Version}}"])
         if version.returncode:
             self.close()
-            raise InfraError(f"the Docker engine answers no more: {_said(version)}")
+            raise InfraError(f"expected the Docker engine to answer, got {_output_of(version)!r}; start it again and resume")
         return False
 
 
@@ -226,60 +234,60 @@ class DockerShell:
         self._dead = False
 
     def run(self, code: str, timeout: float | None = None) -> Completed:
-        """Types ``code`` and returns what the shell and its programs print, and the last exit code.
+        """Types ``code`` and returns the output of the shell and its programs, and the last exit code.
 
         Args:
             code: one or more lines of bash.
             timeout: seconds; by default ``limits.wall_s``.
 
         Raises:
-            Killed: what ran in this box has ended the box, or keeps the shell from starting.
-            InfraError: Docker does not work.
+            Killed: if earlier commands have ended the box or keep the shell from starting.
+            InfraError: if Docker does not work.
         """
         box = self._box
         if self._dead:
-            return Completed("the shell is dead: an earlier command took too long\n", None, True, False, 0.0)
+            return Completed("the shell has ended: an earlier command took too long\n", None, True, False, 0.0)
         timeout = timeout or box.limits.wall_s
         with box._lock, box._turn:
             box._refuse_closed()
             if self._process is None:
                 argv = ["bash", "--login", "--noediting", "-i"]
                 self._process = box._start(["docker", "exec", "--interactive", "--workdir", "/", box.name, *argv])
-                hello = self._type(f"exec 2>&1; {_QUIET}", 10.0)
-                if hello.exit_code != 0:
+                greeting = self._type(f"exec 2>&1; {_QUIET}", 10.0)
+                if greeting.exit_code != 0:
                     if box._runs():
                         box.close()
-                    raise Killed(f"the shell does not start: {hello.output[-500:]}")
+                    raise Killed(f"the shell does not start: {greeting.output[-500:]}")
             return self._type(f"eval {shlex.quote(code.replace(chr(0), ''))}", timeout)
 
     def _type(self, command: str, timeout: float) -> Completed:
         box, process, begin = self._box, self._process, time.monotonic()
         assert process is not None
         token = secrets.token_hex(8)
-        # What the command reads of its input are our next lines, as if they were typed; then it waits for its timeout.
+        # A command that reads its input receives the next line that is typed, and then waits until its timeout.
         typed = f"{command}\nprintf '\\n{token} %d\\n' $?\n".encode("utf-8", "replace")
-        data, why = _talk(process, typed, timeout, box.limits.output_bytes, until=token.encode())
+        data, why = _exchange(process, typed, timeout, box.limits.output_bytes, until=token.encode())
         seconds = time.monotonic() - begin
         head, found, tail = data.rpartition(f"\n{token} ".encode())
         if found and not why:
             return _completed(head, int(tail.split()[0]), "", seconds, box.limits)
-        box._end(process, wait=0 if why else 2)
+        box._end(process, wait=0.0 if why else 2.0)
         self._process, self._dead = None, why == "time"
         code = None if why == "time" else -9 if why else process.returncode
         if code and not why and not box._runs():
             box.close()
-            raise Killed("the box died of what ran in it")
+            raise Killed("a program ended the box")
         return _completed(data, code, why, seconds, box.limits)
 
 
-def _talk(
+def _exchange(
     process: subprocess.Popen[bytes], given: bytes, timeout: float, limit: int, until: bytes | None = None
 ) -> tuple[bytes, str]:
-    """Sends input and collects output until the process ends or, with ``until``, a line with that mark has come.
+    """Sends input and collects output until the process ends or, with ``until``, until a line with this mark arrives.
 
     Returns:
-        At most ``limit`` bytes (and the last line), and which limit was reached: nothing, "time", "output", or "stuck" for a
-        command that its container should have ended.
+        At most ``limit`` bytes (and the last line), and the limit that was reached: "" for none, "time", "output", or "stuck"
+        for a command that the container should have ended.
     """
     assert process.stdin is not None
     assert process.stdout is not None
@@ -346,10 +354,10 @@ def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_CALL_SECONDS
         )
     except FileNotFoundError as error:
-        raise InfraError("there is no docker command: install Docker's command line, or use the backend bwrap") from error
+        raise InfraError("expected the docker command, got no such program; install Docker or use the backend bwrap") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfraError(f"docker does not answer: {error}") from error
+        raise InfraError(f"expected docker to answer, got {error}; start the engine or use the backend bwrap") from error
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> str:
+def _output_of(done: subprocess.CompletedProcess[str]) -> str:
     return (done.stderr or done.stdout).strip()[-300:]

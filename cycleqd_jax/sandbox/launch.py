@@ -1,4 +1,4 @@
-"""How the fork server is started under each isolation: what it may see, and the command line that shows it just that."""
+"""How the fork server starts under each isolation: the files that it sees, and its command line."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "local
 
 DESCRIPTIONS = {
     "bwrap": (
-        "bubblewrap: own user, PID, mount, network, IPC and UTS namespaces, a read-only runtime, no capability over the host, "
-        "a system call filter and limits on time, memory, processes and disk hold; flaws of the kernel itself are not covered."
+        "bubblewrap: separate user, PID, mount, network, IPC and UTS namespaces, a read-only runtime, no capabilities on the "
+        "host, a system call filter, and limits on time, memory, processes and disk; flaws of the kernel are not covered."
     ),
     "userns": (
-        "raw Linux namespaces set up by ourselves (no bubblewrap): the same namespaces, masks, system call filter and limits "
-        "hold; flaws of the kernel itself are not covered."
+        "Linux namespaces without bubblewrap: the same namespaces, hidden folders, system call filter and limits; flaws of the "
+        "kernel are not covered."
     ),
     "none": (
-        "UNSANDBOXED: programs run as this user and can read, write, connect and kill whatever this user can; only a "
-        "temporary folder, a clean environment, time and per-process memory limits hold."
+        "UNSANDBOXED: programs run as this user and can read, write, connect and kill whatever this user can; they only get a "
+        "temporary folder, a clean environment, and limits on time and on memory per process."
     ),
 }
 
@@ -51,10 +51,10 @@ class Launch:
     """One way to start the fork server.
 
     Attributes:
-        isolation: its name and what it is worth.
+        isolation: the isolation.
         command: the command line.
-        plan: what the fork server is told first: ``isolation``, ``new_user``, and what its root shows.
-        user: the user id to start as; None for the caller's.
+        plan: the first message to the fork server: ``isolation``, ``new_user``, and the contents of its root.
+        user: the user id to start as; None for that of the caller.
     """
 
     isolation: Isolation
@@ -64,13 +64,15 @@ class Launch:
 
 
 def launches(name: str, tree: Path | None = None) -> list[Launch]:
-    """The ways to start a fork server under the isolation ``name``, best first; none where the machine lacks a tool.
+    """The ways to start a fork server under the isolation ``name``, best first; empty if the machine lacks a tool.
 
-    With a ``tree``, boxes show that root file system; without, the host's programs and settings.
+    If the caller is root, boxes have their own range of user ids. Otherwise, a box has one user, who is root inside the box and
+    the caller outside. If root may not use other user ids (in some containers), the fork server runs as the user nobody, so a
+    program is never the root of the host: even without capabilities, that root could change the files of root.
 
-    As root, boxes get a range of user ids of their own. As anyone else a box has one user, who looks like root inside and is
-    the caller outside. A root who may not do the former does the latter as the user nobody: what runs in a box is never the
-    host's root, not even one without capabilities (it could still change what root owns).
+    Args:
+        name: of the isolation.
+        tree: the root file system of boxes; None for the programs and settings of the host.
     """
     isolation = Isolation(name, DESCRIPTIONS[name])
     if name == "none":
@@ -91,7 +93,7 @@ def launches(name: str, tree: Path | None = None) -> list[Launch]:
 
 
 def _python(library: str) -> tuple[str, ...]:
-    # As -I, but for the hash seed of the environment: the order of a set of strings is the same in every run.
+    # As -I, except that PYTHONHASHSEED is used: the order of a set of strings is the same in every run.
     return (_executable(), "-s", "-P", "-S", "-B", "-X", "utf8", "-c", _START.format(library=library))
 
 
@@ -100,7 +102,7 @@ def _executable() -> str:
 
 
 def _plan(name: str, new_user: bool, library: str, tree: Path | None = None) -> dict:
-    """The outer root: /usr, the Python installation and a few files of /etc, all read-only; everything else is absent."""
+    """The outer root: /usr, the Python installation and a few files of /etc, read-only and nothing else."""
     binds, links = [("/usr", "/usr")], list(_LINKS)
     for folder in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
         if os.path.islink(folder):
@@ -115,7 +117,7 @@ def _plan(name: str, new_user: bool, library: str, tree: Path | None = None) -> 
     binds += [("/etc", "/fs/etc"), (str(_INSIDE), f"{_LIBRARY}/inside")]
     if tree is not None:
         binds.append((str(tree), _ROOTFS))
-    # Named, because bubblewrap gives the folders above a bind mount modes that shut other users out.
+    # Listed, because bubblewrap would create the parents of a bind mount with modes that exclude other users.
     parents = sorted({str(parent) for _, target in binds for parent in Path(target).parents} - {"/"})
     return {
         "isolation": name,
@@ -131,7 +133,7 @@ def _plan(name: str, new_user: bool, library: str, tree: Path | None = None) -> 
 
 
 def _runtime() -> list[str]:
-    """The Python installation; where the caller's home or work lies in it, only what an interpreter needs."""
+    """The Python installation. If it contains the caller's home or working directory, only the files of the interpreter."""
     executable, private = _executable(), [os.path.realpath(path) for path in (Path.home(), os.getcwd())]
     found = []
     for prefix in dict.fromkeys((os.path.realpath(sys.base_prefix), os.path.dirname(os.path.dirname(executable)))):
@@ -147,7 +149,7 @@ def _runtime() -> list[str]:
 
 
 def _masks(shown: list[str]) -> list[str]:
-    """Folders below those shown that hold other people's packages, this repository, or the caller's work."""
+    """Folders to hide below the visible ones: installed packages, this repository, and the caller's home and work."""
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     packages = [sysconfig.get_path(name, vars=base) for name in ("purelib", "platlib")]
     private = [*packages, *site.getsitepackages([sys.base_prefix]), str(_INSIDE.parents[2]), os.getcwd(), str(Path.home())]
@@ -167,7 +169,7 @@ def _within(path: str, folder: str) -> bool:
 
 def _bubblewrap(bwrap: str, plan: dict, new_user: bool) -> tuple[str, ...]:
     command = [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--as-pid-1", "--cap-add", "ALL"]
-    # Not --die-with-parent: it would follow the thread that starts us, not the process. The fork server watches the process.
+    # Not --die-with-parent, which follows the starting thread instead of the process. The fork server watches the process.
     if new_user:
         command += ["--unshare-user", "--uid", "0", "--gid", "0"]
     for folder in plan["folders"]:

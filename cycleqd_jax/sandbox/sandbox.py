@@ -1,4 +1,4 @@
-"""The manager: one warm fork server, restarted once when it dies, and what runs in its boxes."""
+"""The public classes: a sandbox with one warm fork server, and its boxes, sessions and shells."""
 
 from __future__ import annotations
 
@@ -12,98 +12,42 @@ import threading
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .base import Completed, InfraError, Isolation, Killed, Limits
+from .base import Completed, InfraError, Killed, Limits
 from .build import Rootfs
 from .docker import IMAGE, Docker, DockerBox
-from .launch import Launch, launches
-from .worker import Worker, ask
+from .probe import ISOLATIONS, find
+from .worker import ADVICE, Worker, ask
 
-__all__ = ["Box", "Sandbox", "Session", "Shell", "detect"]
+__all__ = ["Box", "Sandbox", "Session", "Shell"]
 
-_ISOLATIONS = ("bwrap", "userns", "none")  # strongest first
-_GRACE_SECONDS = 30.0  # how much later than its clock a supervisor may answer before we call it broken
-_ADVICE = "install bubblewrap (apt-get install bubblewrap), or ask for isolation=none by name to run programs UNSANDBOXED"
+_GRACE_SECONDS = 30.0  # a supervisor that answers this much after its timeout has failed
+_ADVICE = "install bubblewrap (apt-get install bubblewrap), or set isolation=none to run programs UNSANDBOXED"
 
 _LIMITS = Limits()
 _T = TypeVar("_T")
 
 
-def detect() -> list[Isolation]:
-    """The isolations that hold here, strongest first; each has just run a program and a box."""
-    found = []
-    for name in _ISOLATIONS:
-        try:
-            launch, worker = _find(name, None)
-        except InfraError:
-            continue
-        worker.close()
-        found.append(launch.isolation)
-    return found
-
-
-def _find(name: str, rootfs: Rootfs | None) -> tuple[Launch, Worker]:
-    """The first way to start the isolation ``name`` that passes its probe, started."""
-    found = launches(name, None if rootfs is None else rootfs.tree)
-    reasons = [] if found else [f"{name} is not installed"]
-    for launch in found:
-        try:
-            worker = Worker(launch)
-        except InfraError as error:
-            reasons.append(str(error))
-            continue
-        try:
-            _probe(worker, launch, rootfs is None)
-        except (InfraError, Killed, EOFError, OSError) as error:
-            worker.close()
-            reasons.append(f"the isolation {name!r} does not hold here: {error}")
-        else:
-            return launch, worker
-    raise InfraError("; ".join(dict.fromkeys(reasons)))
-
-
-def _probe(worker: Worker, launch: Launch, host: bool) -> None:
-    limits = dataclasses.asdict(Limits(wall_s=_GRACE_SECONDS))
-    sealed = launch.isolation.name != "none"
-    here = os.path.abspath(__file__)
-    with worker.open(b"p") as channel:
-        source = f"import os, colorsys; print(os.path.exists({here!r}), os.getpid() < 10)"
-        message = {"kind": "python", "limits": limits, "source": source, "stdin": ""}
-        answer = ask(channel, message, 2 * _GRACE_SECONDS)
-    if answer["exit_code"] != 0 or (sealed and answer["output"].split() != ["False", "True"]):
-        raise InfraError(f"a first program ended with {answer}")
-    with worker.open(b"b") as channel:
-        ask(channel, {"kind": "box", "limits": limits}, 2 * _GRACE_SECONDS)
-        script = "id -u"
-        if sealed:
-            script = f"echo probe > /etc/probe && {'test ! -s /etc/sudoers && ' * host}{script}"
-        message = {"do": "exec", "argv": ["sh", "-c", script], "stdin": "", "cwd": "/"}
-        message |= {"timeout": _GRACE_SECONDS, "trusted": sealed}
-        answer = ask(channel, message, 2 * _GRACE_SECONDS)
-    if answer["exit_code"] != 0 or (sealed and answer["output"].strip() != "0"):
-        raise InfraError(f"a first box ended with {answer}")
-
-
 class Sandbox:
-    """Runs what nobody has read. Thread-safe; a context manager.
+    """Runs untrusted code. Thread-safe; a context manager.
 
     Args:
-        isolation: ``"auto"`` for the strongest that holds here (never ``"none"``), or one by name.
-        limits: of every box that is not given its own.
-        workers: most programs, commands and requests at work at once (boxes that wait do not count); more callers wait
-            their turn, off the clock. By default one for each core.
-        rootfs: folder of a root file system for boxes, as :func:`~cycleqd_jax.sandbox.build.build_rootfs` makes one; by
-            default boxes show the programs and settings of this machine.
-        backend: what makes boxes: ``"bwrap"`` for this sandbox under its isolation, ``"docker"`` for a Docker engine.
-            Programs and sessions run in this sandbox in either case.
-        image: of Docker's containers.
+        isolation: the name of an isolation, or ``"auto"`` for the strongest that works here (never ``"none"``).
+        limits: limits of every box that has none of its own.
+        workers: most programs, commands and requests that run at once; idle boxes do not count. Further callers wait, and their
+            timeouts start after the wait. By default one per core.
+        rootfs: folder of a root file system for boxes, made by :func:`~cycleqd_jax.sandbox.build.build_rootfs`. By default,
+            boxes show the programs and settings of this machine.
+        backend: ``"bwrap"`` for boxes in this sandbox, under its isolation, or ``"docker"`` for containers of a Docker engine.
+            Programs and sessions run in this sandbox in both cases.
+        image: image of the Docker containers.
 
     Attributes:
         isolation: the isolation in use.
-        system: what boxes show, as a short text that differs where they do: results of commands depend on it.
+        system: a short text that identifies the system in boxes, because results of commands depend on it.
 
     Raises:
-        InfraError: no isolation holds here, or Docker does not answer.
-        ValueError: there is no isolation or backend of that name, or no root file system in that folder.
+        InfraError: if no isolation works here, or if Docker does not answer.
+        ValueError: if there is no isolation or backend of that name, or no root file system in that folder.
     """
 
     def __init__(
@@ -116,10 +60,12 @@ class Sandbox:
         backend: Literal["bwrap", "docker"] = "bwrap",
         image: str = IMAGE,
     ) -> None:
-        if isolation not in ("auto", *_ISOLATIONS):
-            raise ValueError(f"expected isolation to be one of auto, {', '.join(_ISOLATIONS)}, got {isolation!r}")
+        if isolation not in ("auto", *ISOLATIONS):
+            raise ValueError(
+                f"expected isolation to be one of auto, {', '.join(ISOLATIONS)}, got {isolation!r}; correct the isolation"
+            )
         if backend not in ("bwrap", "docker"):
-            raise ValueError(f"expected backend to be bwrap or docker, got {backend!r}")
+            raise ValueError(f"expected backend to be bwrap or docker, got {backend!r}; correct the backend")
         if rootfs is not None and (isolation == "none" or backend == "docker"):
             what = "the backend docker, whose boxes show an image" if backend == "docker" else "the isolation none"
             raise ValueError(f"expected a root file system to be used by boxes, got {what}; leave out rootfs")
@@ -133,37 +79,37 @@ class Sandbox:
         self._lock = threading.Lock()
         self._closed = False
         reasons = []
-        for name in _ISOLATIONS[:-1] if isolation == "auto" else (isolation,):
+        for name in ISOLATIONS[:-1] if isolation == "auto" else (isolation,):
             try:
-                self._launch, self._worker = _find(name, tree)
+                self._launch, self._worker = find(name, tree)
                 break
             except InfraError as error:
                 reasons.append(str(error))
         else:
-            raise InfraError(f"no isolation holds here ({'; '.join(reasons)}): {_ADVICE}")
+            raise InfraError(f"expected an isolation that works here, got none ({'; '.join(reasons)}); {_ADVICE}")
         self.isolation = self._launch.isolation
 
     @property
     def boxes(self) -> str:
-        """One sentence on what boxes show."""
+        """One sentence on the system in boxes."""
         if self._docker is not None:
             return f"boxes are Docker containers of {self._docker.image} ({self._docker.digest[:19]})"
         if self.isolation.name == "none":
             return "boxes are temporary folders of this machine"
         if self.system == "host":
-            return "boxes show this machine's /usr and settings, not what users own; see cycleqd sandbox build-rootfs"
+            return "boxes show /usr and the settings of this machine, but no files of users; see cycleqd sandbox build-rootfs"
         return f"boxes show a root file system ({self.system[:25]})"
 
     def run_python(self, source: str, *, stdin: str = "", limits: Limits | None = None) -> Completed:
-        """Runs a program as ``python -I -S -B`` would, in a fresh box: no network, no files but a read-only runtime.
+        """Runs a program as ``python -I -S -B`` would, in a new box without network and with a read-only runtime.
 
         Args:
             source: the program.
-            stdin: what it reads.
-            limits: instead of the sandbox's.
+            stdin: input of the program.
+            limits: limits other than those of the sandbox.
 
         Raises:
-            InfraError: the sandbox is broken.
+            InfraError: if the sandbox does not work.
         """
         limits = limits or self.limits
         message = {"kind": "python", "source": source, "stdin": stdin}
@@ -176,29 +122,36 @@ class Sandbox:
         return Completed(**answer)
 
     def session(self, source: str, *, limits: Limits | None = None) -> Session:
-        """Starts a server: our own Python source, which answers each line of JSON on stdin with one on stdout.
+        """Starts a server in a new box.
+
+        Args:
+            source: a trusted Python program that answers each line of JSON on stdin with a line of JSON on stdout.
+            limits: limits other than those of the sandbox.
 
         Raises:
-            InfraError: the sandbox is broken.
+            InfraError: if the sandbox does not work.
         """
         with self._turn:
             return Session(self, *self._long_lived(b"p", {"kind": "session", "source": source}, limits))
 
     def box(self, *, limits: Limits | None = None) -> Box | DockerBox:
-        """Makes a small throwaway Linux: a root file system, or the host's programs under an /etc, /root and /home of its own.
+        """Makes a small throwaway Linux: a root file system, or the host's programs with its own /etc, /root and /home.
+
+        Args:
+            limits: limits other than those of the sandbox.
 
         Raises:
-            InfraError: the sandbox is broken.
+            InfraError: if the sandbox does not work.
         """
         with self._turn:
             if self._docker is not None:
                 if self._closed:
-                    raise InfraError("the sandbox was closed; make a new one")
+                    raise InfraError("expected an open sandbox, got one that was closed; make a new one")
                 return self._docker.box(limits or self.limits, self._turn)
             return Box(self, *self._long_lived(b"b", {"kind": "box"}, limits))
 
     def close(self) -> None:
-        """Ends everything that still runs. Safe to call twice."""
+        """Ends all programs, sessions and boxes. Safe to call twice."""
         with self._lock:
             self._closed = True
             self._worker.close()
@@ -218,7 +171,12 @@ class Sandbox:
         return worker, channel, limits
 
     def _start(self, kind: bytes, message: dict, limits: Limits, timeout: float) -> tuple[socket.socket, Any]:
-        """Makes a box and returns its channel and first answer; tries twice, the second time with a new fork server."""
+        """Makes a box and returns its channel and first answer. If the fork server has died, tries once more with a new one.
+
+        Raises:
+            Killed: if a program ended its own box.
+            InfraError: if the sandbox does not work.
+        """
         message = {**message, "limits": dataclasses.asdict(limits)}
         reason = ""
         for _ in range(2):
@@ -235,14 +193,14 @@ class Sandbox:
                     continue
                 if not worker.answers():
                     self._replace(worker)
-                elif message["kind"] == "python":  # nothing else has run anything yet
-                    raise Killed("the box died of what ran in it") from error
-        raise InfraError(f"the sandbox is broken, and starting it anew did not help: {reason}")
+                elif message["kind"] == "python":  # sessions and boxes have not run anything yet
+                    raise Killed("a program ended the box") from error
+        raise InfraError(f"expected a working sandbox, got {reason} even after a restart; {ADVICE}")
 
     def _current(self) -> Worker:
         with self._lock:
             if self._closed:
-                raise InfraError("the sandbox was closed; make a new one")
+                raise InfraError("expected an open sandbox, got one that was closed; make a new one")
             return self._worker
 
     def _replace(self, worker: Worker) -> None:
@@ -257,16 +215,16 @@ def _cores() -> int:
 
 
 class _Resident:
-    """What lives in a box between requests."""
+    """A box that lives on between requests."""
 
     def __init__(self, sandbox: Sandbox, worker: Worker, channel: socket.socket, limits: Limits) -> None:
         self._sandbox, self._worker, self._channel, self.limits = sandbox, worker, channel, limits
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Throws the box away. Safe to call twice."""
+        """Ends the box. Safe to call twice."""
         with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)  # wakes a thread that still waits for an answer
+            self._channel.shutdown(socket.SHUT_RDWR)  # wakes a thread that is waiting for an answer
         self._channel.close()
 
     def __enter__(self: _T) -> _T:
@@ -287,14 +245,14 @@ class _Resident:
                     raise
                 except (EOFError, OSError) as error:
                     self._channel.close()
-                    if self._worker.answers():  # so only this box is gone, or answers no more
-                        raise Killed("the box died of what ran in it") from error
+                    if self._worker.answers():  # only this box has ended or hangs
+                        raise Killed("a program ended the box") from error
                     self._sandbox._replace(self._worker)
-                    raise InfraError(f"the sandbox is broken: {error or type(error).__name__}") from error
+                    raise InfraError(f"expected a working sandbox, got {error or type(error).__name__}; {ADVICE}") from error
 
 
 class Session(_Resident):
-    """A server in a box of its own, see :meth:`Sandbox.session`."""
+    """A server in its own box, see :meth:`Sandbox.session`."""
 
     def request(self, obj: Any, timeout: float | None = None) -> Any:
         """Sends a JSON value and returns the server's answer.
@@ -304,8 +262,8 @@ class Session(_Resident):
             timeout: seconds; by default ``limits.wall_s``.
 
         Raises:
-            Killed: the server ended, took too long or too much: the fault of what it was asked to run.
-            InfraError: the sandbox is broken.
+            Killed: if the server ended or exceeded its limits, which is the fault of the request.
+            InfraError: if the sandbox does not work.
         """
         timeout = timeout or self.limits.wall_s
         answer = self._ask({"line": json.dumps(obj), "timeout": timeout}, timeout)
@@ -313,11 +271,11 @@ class Session(_Resident):
             return json.loads(answer["line"])
         except ValueError as error:
             self.close()
-            raise Killed(f"the server answered no JSON: {answer['line'][:200]!r}") from error
+            raise Killed(f"the server did not answer with JSON: {answer['line'][:200]!r}") from error
 
 
 class Box(_Resident):
-    """A throwaway Linux, see :meth:`Sandbox.box`. Files and background processes persist until it is closed."""
+    """A throwaway Linux, see :meth:`Sandbox.box`. Files and background processes persist until the box is closed."""
 
     def __init__(self, sandbox: Sandbox, worker: Worker, channel: socket.socket, limits: Limits) -> None:
         super().__init__(sandbox, worker, channel, limits)
@@ -326,39 +284,38 @@ class Box(_Resident):
     def exec(
         self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
     ) -> Completed:
-        """Runs one command; exit code 127 where there is no such program.
+        """Runs one command. The exit code is 127 if there is no such program.
 
-        A trusted command is one of ours whose result decides something, after commands that nobody has read. All else in the
-        box stands still meanwhile, Python does not load users' modules, and where what it relies on (a program, library or
-        setting of the system) is not as it was when the box was made, it does not count. Under the isolation ``none`` it is a
-        command as any other.
+        A trusted command checks the work of earlier, untrusted commands. While it runs, all other processes of the box are
+        stopped, and Python does not load modules of users. If a program, library or setting of the system has changed since the
+        box was made, the command is refused. Under the isolation ``none``, it is an ordinary command.
 
         Args:
             argv: the program (looked up in PATH) and its arguments.
-            stdin: what it reads.
-            cwd: its folder.
+            stdin: input of the command.
+            cwd: working directory.
             timeout: seconds; by default ``limits.wall_s``.
-            trusted: whether the box's programs must be those of the host.
+            trusted: whether this is a trusted command.
 
         Raises:
-            Killed: what ran in this box has ended the box, keeps programs from starting, or has changed what a trusted command
-                relies on.
-            InfraError: the sandbox is broken.
+            Killed: if earlier commands have ended the box, keep programs from starting, or have changed the system that a
+                trusted command relies on.
+            InfraError: if the sandbox does not work.
         """
         timeout = timeout or self.limits.wall_s
         message = {"do": "exec", "argv": list(argv), "stdin": stdin, "cwd": cwd, "timeout": timeout, "trusted": trusted}
         return Completed(**self._ask(message, timeout))
 
     def shell(self) -> Shell:
-        """An interactive login shell; starts with its first command."""
+        """An interactive login shell. It starts with its first command."""
         return Shell(self, next(self._shells))
 
 
 class Shell:
     """An interactive login shell (``bash --login --noediting``): folder, variables and ``su`` persist between commands.
 
-    Commands are as if typed; a program that reads the terminal reads what we type next, so it waits for its timeout. After
-    ``exit`` the next command finds a fresh login shell in the same box; after a timeout the shell is dead.
+    Commands are typed. A program that reads its input waits for the next typed line, so it runs into its timeout. After
+    ``exit``, the next command starts a new login shell in the same box. After a timeout, the shell cannot be used again.
     """
 
     def __init__(self, box: Box, number: int) -> None:
@@ -366,18 +323,18 @@ class Shell:
         self._dead = False
 
     def run(self, code: str, timeout: float | None = None) -> Completed:
-        """Types ``code`` and returns what the terminal shows, without prompt and echo, and the last exit code.
+        """Types ``code`` and returns the output of the terminal, without prompt and echo, and the last exit code.
 
         Args:
             code: one or more lines of bash.
             timeout: seconds; by default ``limits.wall_s``.
 
         Raises:
-            Killed: what ran in this box has ended the box, or keeps the shell from starting.
-            InfraError: the sandbox is broken.
+            Killed: if earlier commands have ended the box or keep the shell from starting.
+            InfraError: if the sandbox does not work.
         """
         if self._dead:
-            return Completed("the shell is dead: an earlier command took too long\n", None, True, False, 0.0)
+            return Completed("the shell has ended: an earlier command took too long\n", None, True, False, 0.0)
         timeout = timeout or self._box.limits.wall_s
         message = {"do": "shell", "shell": self._number, "code": code, "timeout": timeout}
         done = Completed(**self._box._ask(message, timeout + 10.0))

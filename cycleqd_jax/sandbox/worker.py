@@ -1,4 +1,4 @@
-"""The host's end of one fork server."""
+"""A fork server, seen from the host process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .base import InfraError, Killed
 from .inside import frames
 from .launch import Launch
 
-__all__ = ["Worker"]
+__all__ = ["ADVICE", "Worker", "ask"]
+
+ADVICE = "correct the cause and resume the run"
+"""What to do when the sandbox fails."""
 
 _START_SECONDS = 30.0
 _ENVIRONMENT = {
@@ -32,7 +35,7 @@ class Worker:
     """A running fork server, started in the constructor.
 
     Raises:
-        InfraError: it does not start.
+        InfraError: if it does not start.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -40,7 +43,7 @@ class Worker:
         self._lock = threading.Lock()
         with theirs:
             try:
-                # Never os.fork: the host process has threads. A session of its own: Ctrl-C is for the host.
+                # Not os.fork: the host process has threads. A new session: Ctrl-C must reach only the host process.
                 self.process = subprocess.Popen(
                     launch.command,
                     stdin=theirs.fileno(),
@@ -55,13 +58,13 @@ class Worker:
                 )
             except OSError as error:
                 self.control.close()
-                raise InfraError(f"could not start {launch.command[0]}: {error}") from error
-        # Ours and the fork server's to remove: either may be killed.
+                raise InfraError(f"expected {launch.command[0]} to start, got {error}; install it again") from error
+        # Both this process and the fork server remove the folder, because either may be killed.
         folder = tempfile.mkdtemp(prefix="cycleqd-unsandboxed-") if launch.isolation.name == "none" else None
         self._finalizer = weakref.finalize(self, _stop, self.control, self.process, os.getpid(), folder)
-        self._greet(launch, folder)
+        self._shake_hands(launch, folder)
 
-    def _greet(self, launch: Launch, folder: str | None) -> None:
+    def _shake_hands(self, launch: Launch, folder: str | None) -> None:
         watched = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []
         try:
             self.control.settimeout(_START_SECONDS)
@@ -71,23 +74,25 @@ class Worker:
             self.control.settimeout(None)
             reason = answer.get("error")
         except (EOFError, OSError) as error:
-            reason = _words(self.process) or str(error)
+            reason = _stderr_of(self.process) or str(error)
             self.process.kill()
         finally:
             for fd in watched:
                 os.close(fd)
         if reason:
             self.close()
-            raise InfraError(f"the isolation {launch.isolation.name!r} does not hold here: {reason}")
+            raise InfraError(
+                f"expected the isolation {launch.isolation.name!r} to work here, got {reason}; choose another isolation"
+            )
 
     def open(self, kind: bytes) -> socket.socket:
-        """A channel to the supervisor of a fresh box.
+        """Opens a channel to the supervisor of a new box.
 
         Args:
-            kind: ``b"b"`` for a box with a root file system of its own, else ``b"p"``.
+            kind: ``b"b"`` for a box with its own root file system, ``b"p"`` for a program or session.
 
         Raises:
-            OSError: the fork server is gone.
+            OSError: if the fork server has ended.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -99,7 +104,7 @@ class Worker:
         return ours
 
     def answers(self) -> bool:
-        """Whether the fork server works; tells its end from the end of one box."""
+        """Whether the fork server works. This distinguishes its end from the end of one box."""
         try:
             with self.open(b"p") as channel:
                 channel.settimeout(_START_SECONDS)
@@ -109,13 +114,13 @@ class Worker:
             return False
 
     def close(self) -> None:
-        """Ends the fork server and with it every box it has."""
+        """Ends the fork server and all its boxes."""
         self._finalizer()
 
 
 def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int, folder: str | None) -> None:
     control.close()
-    if os.getpid() != owner:  # a fork of the host process: the fork server is not ours to stop
+    if os.getpid() != owner:  # a fork of the host process must not stop the fork server
         return
     try:
         process.wait(5)
@@ -128,8 +133,8 @@ def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int, 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _words(process: subprocess.Popen[bytes]) -> str:
-    """What a command that failed to start has to say."""
+def _stderr_of(process: subprocess.Popen[bytes]) -> str:
+    """What a command that failed to start wrote to stderr."""
     if process.stderr is None:
         return ""
     with contextlib.suppress(OSError):
@@ -143,10 +148,10 @@ def ask(channel: socket.socket, message: Any, timeout: float | None) -> Any:
     """Sends one message and returns the answer.
 
     Raises:
-        Killed: the supervisor says that what runs in the box is at fault.
-        InfraError: the supervisor says that the sandbox does not work.
-        TimeoutError: no answer came in time.
-        EOFError, OSError: the supervisor is gone.
+        Killed: if the supervisor reports a fault of the program in the box.
+        InfraError: if the supervisor reports a fault of the sandbox.
+        TimeoutError: if there is no answer in time.
+        EOFError, OSError: if the supervisor has ended.
     """
     channel.settimeout(timeout)
     frames.send(channel, message)
@@ -154,5 +159,5 @@ def ask(channel: socket.socket, message: Any, timeout: float | None) -> Any:
     if "killed" in answer:
         raise Killed(answer["killed"])
     if "infra" in answer:
-        raise InfraError(f"the sandbox is broken: {answer['infra']}")
+        raise InfraError(f"expected a working sandbox, got {answer['infra']}; {ADVICE}")
     return answer

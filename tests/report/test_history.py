@@ -110,7 +110,7 @@ def test_bins_are_clipped_per_axis_and_an_edge_belongs_above():
     ]  # fmt: skip
 
 
-def test_axis_without_extent_tells_none_from_some():
+def test_an_axis_of_zero_width_has_two_bins():
     grid = Grid.of_bounds(("a", "b"), 3, np.array([[0.0, 0.0], [0.0, 1.0]]))
     low, high = grid.bin(np.array([[-0.1, 0.0], [0.5, 0.0]]))[:, 0].tolist()
     assert (low, high) == (0, 2)
@@ -128,7 +128,7 @@ def test_bins_agree_with_the_searchers_archives():
     np.testing.assert_array_equal(ours.bin(scores), theirs)
 
 
-def test_edges_of_the_searcher_count(make_run):
+def test_edges_of_the_searcher_are_used(make_run):
     folder = make_run(generations=5, bins=2, tasks=TASKS[:2])
     grid = json.loads((folder / "grid.json").read_text())
     edges = {task: [grid["bounds"][task][0], grid["bounds"][task][1] * 0.99, grid["bounds"][task][1]] for task in grid["tasks"]}

@@ -124,18 +124,18 @@ def test_stage_inside_another_leaves_no_line(terminal):
     assert "evolve 1/3 › evaluate" in terminal.getvalue()
 
 
-def test_say_puts_lines_above_the_bar(terminal):
+def test_log_puts_lines_above_the_bar(terminal):
     clock = Clock()
     bar = ProgressBar(terminal, clock)
     bar("evolve", 1, 3, {})
-    bar.say("a note\nof two lines")
+    bar.log("a note\nof two lines")
     bar("evolve", 2, 3, {})
     shown = screen(terminal.getvalue())
     assert shown[:2] == ["a note", "of two lines"]
     assert len(shown) == 3
     assert shown[2].startswith("evolve  66%")
     plain = Stream(False)
-    ProgressBar(plain, clock).say("a note")
+    ProgressBar(plain, clock).log("a note")
     assert plain.getvalue() == "a note\n"
 
 

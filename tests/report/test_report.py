@@ -51,7 +51,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Rendering is most of the time; what the page says does not depend on it."""
-    monkeypatch.setattr("cycleqd_jax.report.write.render", lambda figure, kind, theme="light": b"<svg/>")
+    monkeypatch.setattr("cycleqd_jax.report.plots.render", lambda figure, kind, theme="light": b"<svg/>")
 
 
 def read(folder):
@@ -85,7 +85,7 @@ def test_everything_is_written(make_run, add_transcripts, k):
     assert shown == sum((a.project(p) >= 0).sum() for a in history.archives() for p in a.pairs())
     payload = json.loads(page.scripts[0])
     assert len(payload["events"]) == len(history.insertions)
-    assert all(str(parent) in payload["people"] for one in payload["people"].values() for parent in one["parents"])
+    assert all(str(parent) in payload["individuals"] for one in payload["individuals"].values() for parent in one["parents"])
     text = " ".join(page.text)
     assert "0.10.2" in text
     assert "assertion 2 failed" in text
@@ -159,7 +159,7 @@ def test_only_the_journal_still_being_written(undrawn, make_run):
     assert "archives.png" in names
     assert "results.md" not in names
     text = "".join(read(folder).text)
-    assert "unfinished" in text
+    assert "is incomplete and is left out" in text
     assert "has not been evaluated" in text
 
 
@@ -170,7 +170,7 @@ def test_experts_only_have_archives_and_no_curves(undrawn, make_run):
     assert "curves.svg" not in names
 
 
-def test_journal_without_grid_is_said(undrawn, make_run):
+def test_journal_without_grid_gives_a_note(undrawn, make_run):
     folder = make_run(generations=3)
     (folder / "grid.json").unlink()
     write_report(folder)

@@ -14,26 +14,26 @@ def _sandbox(name: str, rootfs: str | None = None) -> Iterator[Sandbox]:
     try:
         sandbox = Sandbox(name, limits=LIMITS, rootfs=rootfs)
     except InfraError as error:
-        pytest.skip(f"the isolation {name!r} does not hold on this machine: {error}")
+        pytest.skip(f"the isolation {name!r} does not work on this machine: {error}")
     with sandbox:
         yield sandbox
 
 
 @pytest.fixture(scope="session", params=["bwrap", "userns", "none"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """Every isolation: for behaviour that none of them may lack."""
+    """A sandbox under each isolation, for behaviour that all must have."""
     yield from _sandbox(request.param)
 
 
 @pytest.fixture(scope="session", params=["bwrap", "userns"])
 def sealed(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """Isolations that isolate: attacks are run in these only."""
+    """A sandbox under each isolation that protects the host. Attacks run only in these."""
     yield from _sandbox(request.param)
 
 
 @pytest.fixture(scope="session")
 def rootfs() -> str:
-    """A root file system that was built before, by ``cycleqd sandbox build-rootfs``."""
+    """The folder of a root file system that ``cycleqd sandbox build-rootfs`` has built."""
     if not os.environ.get("CYCLEQD_ROOTFS"):
         pytest.skip("CYCLEQD_ROOTFS does not name a root file system (cycleqd sandbox build-rootfs)")
     return os.environ["CYCLEQD_ROOTFS"]
@@ -41,11 +41,11 @@ def rootfs() -> str:
 
 @pytest.fixture(scope="session", params=["bwrap", "userns"])
 def debian(request: pytest.FixtureRequest, rootfs: str) -> Iterator[Sandbox]:
-    """Isolations that isolate, with boxes that show a root file system."""
+    """As ``sealed``, with boxes that show a root file system."""
     yield from _sandbox(request.param, rootfs)
 
 
 @pytest.fixture(scope="session", params=["host", "rootfs"])
 def boxes(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """The strongest isolation, with what boxes can show."""
+    """The strongest isolation, once with boxes that show the host and once with a root file system."""
     yield from _sandbox("auto", request.getfixturevalue("rootfs") if request.param == "rootfs" else None)

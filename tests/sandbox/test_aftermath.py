@@ -1,4 +1,4 @@
-"""What commands of a box may do to those that follow: never an error of the sandbox, and no verdict that is not earned."""
+"""Commands that damage their own box: this is never an error of the sandbox, and it never forges a later verdict."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _REFUSED = ("Permission denied", "Operation not permitted", "Value too large")
 
 
 def _run(box: Box, script: str) -> bool:
-    """Runs an attack; false where the box refuses: without root on the host, what lies in folders of /usr belongs to nobody."""
-    output = box.exec(["bash", "-c", script], timeout=20).output
+    """Runs an attack. False if the box refuses it: without root on the host, files below /usr belong to the user nobody."""
+    output = box.exec(["bash", "-c", script], timeout=20.0).output
     return os.getuid() == 0 or not any(words in output for words in _REFUSED)
 
 
@@ -46,8 +46,8 @@ def _run(box: Box, script: str) -> bool:
 def test_a_shell_that_no_longer_starts(sealed: Sandbox, command: str) -> None:
     with sealed.box() as box:
         shell = box.shell()
-        said = shell.run(command).output
-        if os.getuid() and any(words in said for words in _REFUSED):
+        output = shell.run(command).output
+        if os.getuid() and any(words in output for words in _REFUSED):
             pytest.skip("without root on the host, programs cannot be changed in place")
         with pytest.raises(Killed, match="the shell does not start"):
             shell.run("ls")
@@ -63,13 +63,13 @@ def test_a_process_that_died_unnoticed_among_orphans(sealed: Sandbox) -> None:
         while not box.exec(["test", "-e", "/tmp/done"]).ok and time.monotonic() < deadline:
             time.sleep(0.1)
         begin = time.monotonic()
-        assert shell.run("ls", timeout=1).exit_code == -9
+        assert shell.run("ls", timeout=1.0).exit_code == -9
         assert time.monotonic() - begin < 5
         assert shell.run("echo anew").output == "anew\n"
 
 
 @pytest.mark.parametrize("number", [9, pytest.param(19, marks=pytest.mark.slow)])
-def test_signals_to_whatever_starts(sealed: Sandbox, number: int) -> None:
+def test_signals_to_every_new_process(sealed: Sandbox, number: int) -> None:
     with sealed.box() as neighbour, sealed.box() as box:
         box.exec(["python3", "-c", _SIGNALS.format(number=number)])
         time.sleep(0.3)
@@ -130,7 +130,7 @@ def test_trusted_commands_after_ordinary_work(sealed: Sandbox) -> None:
         f'python3 -c "{_DEEP}"',
     ],
 )
-def test_trusted_commands_do_not_run_where_programs_were_changed(sealed: Sandbox, attack: str) -> None:
+def test_trusted_commands_are_refused_after_changes_to_programs(sealed: Sandbox, attack: str) -> None:
     with sealed.box() as box:
         assert box.exec(["bash", "-c", "exit 5"], trusted=True).exit_code == 5
         if _run(box, attack):
@@ -160,7 +160,7 @@ open(path, 'wb').write(head + marshal.dumps(compile('import os; os._exit(0)', 'x
 " """,
     ],
 )
-def test_trusted_commands_do_not_load_what_users_wrote(sealed: Sandbox, attack: str) -> None:
+def test_trusted_commands_do_not_load_files_of_users(sealed: Sandbox, attack: str) -> None:
     with sealed.box() as box:
         _run(box, attack)
         assert box.exec(["python3", "-c", "import json, re, os, sys; sys.exit(5)"], trusted=True).exit_code == 5
@@ -169,9 +169,9 @@ def test_trusted_commands_do_not_load_what_users_wrote(sealed: Sandbox, attack: 
         assert box.exec(["bash", "-c", nested], cwd="/usr", trusted=True).exit_code == 5
 
 
-def test_changes_behind_a_trusted_command_are_seen(sealed: Sandbox) -> None:
-    """A command that runs what users wrote, which puts a fake where the next word of the command looks for it."""
-    with sealed.box(limits=Limits(wall_s=10)) as box:
+def test_changes_by_a_trusted_command_are_detected(sealed: Sandbox) -> None:
+    """A command that runs a program of a user, which replaces the program that the command runs next."""
+    with sealed.box(limits=Limits(wall_s=10.0)) as box:
         _run(box, f"{_FAKE}; printf '#!/bin/sh\\ncp /tmp/fake /usr/local/bin/grep' > /root/mine; chmod +x /root/mine")
         with pytest.raises(Killed, match="grep was changed"):
             box.exec(["bash", "-c", "/root/mine; grep -q secret /etc/passwd"], trusted=True)

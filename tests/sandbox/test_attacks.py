@@ -1,4 +1,4 @@
-"""What a program may try; each must end as an ordinary result, and the next execution must work."""
+"""Attacks by programs. Each must end as an ordinary result, and the next execution must work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from cycleqd_jax.sandbox import Limits, Sandbox
 
-SMALL = Limits(wall_s=8, cpu_s=8, memory_mb=256, processes=16, disk_mb=16)
+SMALL = Limits(wall_s=8.0, cpu_s=8.0, memory_mb=256, processes=16, disk_mb=16)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def still_works(sealed: Sandbox) -> Iterator[None]:
 
 def test_fork_bomb(sealed: Sandbox) -> None:
     source = "import os\nn = 0\nwhile True:\n    try:\n        os.fork(); n += 1\n    except OSError: pass"
-    done = sealed.run_python(source, limits=Limits(wall_s=1, processes=16))
+    done = sealed.run_python(source, limits=Limits(wall_s=1.0, processes=16))
     assert not done.ok
     assert done.seconds < 5
 
@@ -221,7 +221,7 @@ for family, address in ((socket.AF_INET, {tcp.getsockname()!r}), (socket.AF_UNIX
         assert sealed.run_python(source).output == "refused\n" * 2
 
 
-def test_cannot_signal_trace_or_squeeze_the_supervisor(sealed: Sandbox) -> None:
+def test_cannot_signal_trace_or_limit_the_supervisor(sealed: Sandbox) -> None:
     source = """
 import os, signal, resource, ctypes
 for number in (9, 15, 2, 19, 10, 11, 17, 24):
@@ -280,7 +280,7 @@ for o in gc.get_objects():
     try: o.clear()
     except Exception: pass
 raise ValueError"""
-    assert not sealed.run_python(source, limits=Limits(wall_s=2)).ok
+    assert not sealed.run_python(source, limits=Limits(wall_s=2.0)).ok
 
 
 def test_closed_streams_and_stopping_oneself(sealed: Sandbox) -> None:

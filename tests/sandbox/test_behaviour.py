@@ -1,4 +1,4 @@
-"""What every isolation does, the unsandboxed one included."""
+"""Behaviour of every isolation, including ``none``."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_wall_clock(sandbox: Sandbox) -> None:
 
 
 def test_cpu_clock(sandbox: Sandbox) -> None:
-    done = sandbox.run_python("while True: pass", limits=Limits(wall_s=20, cpu_s=1))
+    done = sandbox.run_python("while True: pass", limits=Limits(wall_s=20.0, cpu_s=1.0))
     assert done.timed_out
     assert done.exit_code is None
     assert done.seconds < 15
@@ -114,7 +114,7 @@ def test_output_is_cut_and_a_flood_is_ended(sandbox: Sandbox) -> None:
     assert (some.exit_code, some.truncated) == (0, True)
     assert some.output == "é" * 50 + "\ufffd"
     begin = time.monotonic()
-    flood = sandbox.run_python("while True: print('x' * 100000)", limits=Limits(wall_s=20, output_bytes=1000))
+    flood = sandbox.run_python("while True: print('x' * 100000)", limits=Limits(wall_s=20.0, output_bytes=1000))
     assert flood.truncated
     assert flood.exit_code == -9
     assert len(flood.output) == 1000
@@ -148,7 +148,7 @@ def test_session_killed(sandbox: Sandbox, message: str, reason: str) -> None:
 def test_session_cpu_is_counted_per_request(sandbox: Sandbox) -> None:
     server = "import sys, time\nfor _ in sys.stdin:\n    end = time.process_time() + 0.4\n"
     server += "    while time.process_time() < end: pass\n    print(1, flush=True)"
-    with sandbox.session(server, limits=Limits(wall_s=10, cpu_s=1)) as session:
+    with sandbox.session(server, limits=Limits(wall_s=10.0, cpu_s=1.0)) as session:
         assert [session.request(0) for _ in range(3)] == [1] * 3
 
 
@@ -218,14 +218,16 @@ def test_boxes_at_once(sandbox: Sandbox) -> None:
             box.close()
 
 
-def test_detect_is_ordered_and_says_what_holds() -> None:
-    names = [isolation.name for isolation in detect()]
+def test_detect_is_ordered_and_describes_isolations() -> None:
+    found = detect()
+    names = [isolation.name for isolation in found]
     assert names == [name for name in ("bwrap", "userns", "none") if name in names]
     assert "none" in names
-    assert all(isolation.description for isolation in detect())
+    assert all(isolation.description for isolation in found)
 
 
 @pytest.mark.parametrize("field", ["wall_s", "cpu_s", "memory_mb", "processes", "disk_mb", "output_bytes"])
 def test_limits_are_positive(field: str) -> None:
+    zero = 0.0 if field in ("wall_s", "cpu_s") else 0
     with pytest.raises(ValueError, match=field):
-        Limits(**{field: 0})
+        Limits(**{field: zero})

@@ -1,4 +1,4 @@
-"""Building of root file systems, with stand-ins for the tools; the real ones are run by the slow test."""
+"""Building of root file systems, with stand-ins for mmdebstrap and apt."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_built_from_the_sources_of_this_machine(calls: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    rootfs = build_rootfs(tmp_path / "made", say=said.append)
+    lines: list[str] = []
+    rootfs = build_rootfs(tmp_path / "made", log=lines.append)
     asked = (calls / "mmdebstrap").read_text().splitlines()
     assert asked[-2:] == [
         "deb http://mirror.example/debian/ bookworm main contrib",
@@ -66,34 +66,34 @@ def test_built_from_the_sources_of_this_machine(calls: Path, tmp_path: Path) -> 
     assert rootfs == Rootfs.load(tmp_path / "made")
     assert (rootfs.suite, rootfs.packages) == ("bookworm", {"tree": "2"})
     assert re.fullmatch("[0-9a-f]{64}", rootfs.digest)
-    assert rootfs.digest[:16] in said[-1]
+    assert rootfs.digest[:16] in lines[-1]
     assert sorted(os.listdir(tmp_path / "made")) == ["root", "rootfs.json"]
-    # Nothing of this machine is left in it, and what it is does not depend on when it was built.
+    # The tree holds nothing of this machine, and its digest does not depend on the time of the build.
     for path in rootfs.tree.rglob("*"):
         assert not path.is_file() or "secret" not in path.read_text()
-    assert build_rootfs(tmp_path / "again", say=said.append).digest == rootfs.digest
+    assert build_rootfs(tmp_path / "again", log=lines.append).digest == rootfs.digest
 
 
-def test_what_is_there_stays(calls: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    first = build_rootfs(tmp_path / "made", say=said.append)
+def test_an_existing_tree_is_kept(calls: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    first = build_rootfs(tmp_path / "made", log=lines.append)
     (calls / "mmdebstrap").unlink()
-    assert build_rootfs(tmp_path / "made", say=said.append) == first
+    assert build_rootfs(tmp_path / "made", log=lines.append) == first
     assert not (calls / "mmdebstrap").exists()
-    assert "there already" in said[-1]
-    # Another suite replaces it, as does anything that an interrupted build has left.
-    assert build_rootfs(tmp_path / "made", suite="other", mirror="http://x.example", say=said.append).suite == "other"
+    assert "holds this root file system already" in lines[-1]
+    # Another suite replaces the tree, and an interrupted build is replaced.
+    assert build_rootfs(tmp_path / "made", suite="other", mirror="http://x.example", log=lines.append).suite == "other"
     assert (calls / "mmdebstrap").read_text().splitlines()[-1] == "deb http://x.example other main"
     stamp = tmp_path / "made" / "rootfs.json"
     stamp.write_text(json.dumps({"version": 0, "state": "building"}))
     (tmp_path / "made" / "build-x" / "root").mkdir(parents=True)
     with pytest.raises(ValueError, match="interrupted"):
         Rootfs.load(tmp_path / "made")
-    build_rootfs(tmp_path / "made", say=said.append)
+    build_rootfs(tmp_path / "made", log=lines.append)
     assert sorted(os.listdir(tmp_path / "made")) == ["root", "rootfs.json"]
 
 
-def test_what_it_did_not_build_is_not_touched(calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_folders_are_not_touched(calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").write_text("x")
     assert main(["sandbox", "build-rootfs", "--into", str(tmp_path / "mine")]) == 2
@@ -107,7 +107,7 @@ def test_what_it_did_not_build_is_not_touched(calls: Path, tmp_path: Path, capsy
         build_rootfs(tmp_path / "made", suite="noble")
 
 
-def test_failures_are_said(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_errors(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = calls.parent / "bin" / "mmdebstrap"
     tool.write_text(TOOL.format(calls=calls, name="mmdebstrap", end="echo E: no such package >&2; exit 25"))
     with pytest.raises(InfraError, match=r"exit code 25.*no such package"):
@@ -120,7 +120,7 @@ def test_failures_are_said(calls: Path, tmp_path: Path, monkeypatch: pytest.Monk
         build_rootfs(tmp_path / "other")
 
 
-def test_a_sandbox_says_what_its_boxes_show(tmp_path: Path) -> None:
+def test_a_sandbox_describes_its_boxes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file rootfs\.json there; build one with: cycleqd sandbox build-rootfs"):
         Sandbox(rootfs=tmp_path)
     with pytest.raises(ValueError, match="leave out rootfs"):
@@ -129,18 +129,16 @@ def test_a_sandbox_says_what_its_boxes_show(tmp_path: Path) -> None:
         assert (sandbox.system, sandbox.boxes) == ("host", "boxes are temporary folders of this machine")
 
 
-def test_boxes_of_a_built_one(debian: Sandbox, rootfs: str) -> None:
+def test_boxes_show_a_built_root_file_system(debian: Sandbox, rootfs: str) -> None:
     digest = Rootfs.load(rootfs).digest
     assert debian.system.endswith(digest)
     assert digest[:8] in debian.boxes
     with debian.box() as box:
         assert box.exec(["sh", "-c", ". /etc/os-release; echo $ID"]).output == "debian\n"
         tools = ["python3", "pip", "git", "vim", "curl", "wget", "unzip", "zip", "tree", "ps", "useradd", "find", "awk"]
-        assert box.exec(["sh", "-c", f"for t in {' '.join(tools)}; do command -v $t || echo missing $t; done"]).ok
-        assert (
-            "missing"
-            not in box.exec(["sh", "-c", f"for t in {' '.join(tools)}; do command -v $t || echo missing $t; done"]).output
-        )
+        done = box.exec(["sh", "-c", f"for t in {' '.join(tools)}; do command -v $t || echo missing $t; done"])
+        assert done.ok
+        assert "missing" not in done.output
         assert box.exec(["sh", "-c", "exit 5"], trusted=True).exit_code == 5
 
 

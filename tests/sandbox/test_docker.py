@@ -1,6 +1,6 @@
-"""The Docker backend against a stand-in for the ``docker`` command: what is said to it, and what is made of its answers.
+"""The Docker backend with a stand-in for the ``docker`` command: its arguments, and the handling of its answers.
 
-No engine was at hand: what a real one isolates is not tested here. The last test is, where there is one.
+The stand-in isolates nothing. Only the last test needs a real engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from cycleqd_jax.sandbox import Completed, DockerBox, InfraError, Killed, Limits, Sandbox
 from cycleqd_jax.sandbox.docker import Docker
 
-# Runs what it is asked to as this user, in a folder per container. Unknown options are errors, as the real one's are.
+# Runs commands as this user, in a folder per container. Unknown options are errors, as in the real command.
 FAKE = r"""#!{python}
 import json, os, select, shutil, signal, subprocess, sys
 state = {state!r}
@@ -104,7 +104,7 @@ elif verb == "exec":
         fail(126, f"OCI runtime exec failed: chdir to cwd ({{cwd}}) set in config.json failed: no such file or directory")
     env = {{**os.environ, "HOME": f"{{state}}/{{name}}", "CYCLEQD_FAKE": name}}
     remember(name)
-    # As the engine, which ends with the process and not with what that has left in the background.
+    # As in the engine, the command ends with its process, not with background processes.
     child = subprocess.Popen(args, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     out = child.stdout.fileno()
     while True:
@@ -141,7 +141,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def box(state: Path) -> Iterator[DockerBox]:
-    with Docker().box(Limits(wall_s=10, output_bytes=4096), threading.BoundedSemaphore(2)) as box:
+    with Docker().box(Limits(wall_s=10.0, output_bytes=4096), threading.BoundedSemaphore(2)) as box:
         yield box
 
 
@@ -212,11 +212,11 @@ def test_a_shell_persists(box: DockerBox) -> None:
     assert box.shell().run("echo hi").output == "hi\n"
 
 
-def test_a_container_that_dies_is_the_fault_of_what_ran(state: Path, box: DockerBox) -> None:
+def test_a_container_that_ends_is_the_fault_of_its_programs(state: Path, box: DockerBox) -> None:
     shell = box.shell()
     assert shell.run("true").ok
     remove = ["sh", "-c", f"rm {state}/{box.name}.json; exit 137"]
-    with pytest.raises(Killed, match="died"):
+    with pytest.raises(Killed, match="a program ended the box"):
         box.exec(remove)
     with pytest.raises(Killed, match="closed"):
         box.exec(["true"])
@@ -225,22 +225,22 @@ def test_a_container_that_dies_is_the_fault_of_what_ran(state: Path, box: Docker
 def test_an_engine_that_goes_away_is_no_score(state: Path, box: DockerBox) -> None:
     assert box.exec(["true"]).ok
     (state / "down").touch()
-    with pytest.raises(InfraError, match="answers no more"):
+    with pytest.raises(InfraError, match="expected the Docker engine to answer"):
         box.exec(["true"])
     (state / "down").unlink()
 
 
-def test_what_is_missing_is_said(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InfraError, match=r"no image other.*docker pull other"):
+def test_missing_parts_are_errors(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InfraError, match=r"expected the image other .*docker pull other"):
         Docker("other")
     (state / "refuses").touch()
     with pytest.raises(InfraError, match="OCI runtime create failed"):
         Docker().box(Limits(), threading.BoundedSemaphore(1))
     (state / "down").touch()
-    with pytest.raises(InfraError, match="no Docker engine answers"):
+    with pytest.raises(InfraError, match="expected a Docker engine, got"):
         Docker()
     monkeypatch.setenv("PATH", str(state))
-    with pytest.raises(InfraError, match="no docker command"):
+    with pytest.raises(InfraError, match="expected the docker command, got no such program"):
         Docker()
 
 
@@ -289,7 +289,7 @@ def test_the_sandbox_makes_its_boxes_there(state: Path) -> None:
         assert isinstance(box, DockerBox)
         assert box.exec(["echo", "here"]).output == "here\n"
     assert sorted(os.listdir(state)) == ["calls"]
-    with pytest.raises(InfraError, match="closed"):
+    with pytest.raises(InfraError, match="expected an open sandbox, got one that was closed"):
         sandbox.box()
     with pytest.raises(ValueError, match="leave out rootfs"):
         Sandbox(backend="docker", rootfs="/x")
@@ -303,7 +303,7 @@ def test_a_real_engine() -> None:
         docker = Docker(os.environ.get("CYCLEQD_IMAGE", "local-os/default"))
     except InfraError as error:
         pytest.skip(str(error))
-    with docker.box(Limits(wall_s=20), threading.BoundedSemaphore(1)) as box:
+    with docker.box(Limits(wall_s=20.0), threading.BoundedSemaphore(1)) as box:
         assert isinstance(box.exec(["true"]), Completed)
         assert box.exec(["id", "-u"]).output == "0\n"
         assert box.exec(["sh", "-c", "echo a >&2; exit 3"]).exit_code == 3

@@ -1,4 +1,4 @@
-"""A broken sandbox is an error of its own, mended once where it can be, and it leaves nothing behind."""
+"""A sandbox that fails raises InfraError, is restarted once if possible, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _mounts() -> int:
 
 @pytest.fixture(autouse=True)
 def _own_temporary_folder(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests that run beside these leave their own folders in the common one."""
+    """A temporary folder per test, because tests of other processes use the common one."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -51,8 +51,8 @@ def test_unknown_name() -> None:
         Sandbox("docker")
 
 
-def test_nothing_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cycleqd_jax.sandbox.sandbox.launches", lambda name, tree: [])
+def test_no_isolation_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cycleqd_jax.sandbox.probe.launches", lambda name, tree: [])
     with pytest.raises(InfraError, match=r"apt-get install bubblewrap.*isolation=none"):
         Sandbox()
 
@@ -65,7 +65,7 @@ def test_bubblewrap_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(InfraError, match="bwrap: no permissions"):
         Sandbox("bwrap")
     monkeypatch.setattr(launch_module.shutil, "which", lambda name: str(tmp_path / "missing"))
-    with pytest.raises(InfraError, match="could not start"):
+    with pytest.raises(InfraError, match=r"expected .* to start, got"):
         Sandbox("bwrap")
 
 
@@ -74,10 +74,10 @@ def test_auto_never_means_none() -> None:
         with Sandbox() as sandbox:
             assert sandbox.isolation.name in ("bwrap", "userns")
     except InfraError as error:
-        pytest.skip(f"nothing holds here: {error}")
+        pytest.skip(f"no isolation works here: {error}")
 
 
-def test_killed_from_outside_is_mended_once(sandbox: Sandbox) -> None:
+def test_a_fork_server_that_is_killed_is_restarted_once(sandbox: Sandbox) -> None:
     before = _folders()
     with Sandbox(sandbox.isolation.name) as victim:
         box = victim.box()
@@ -86,7 +86,7 @@ def test_killed_from_outside_is_mended_once(sandbox: Sandbox) -> None:
         _kill_from_outside(victim)
         assert victim.run_python("print(1)").output == "1\n"
         for call in (lambda: box.exec(["true"]), lambda: session.request(0)):
-            with pytest.raises(InfraError, match="broken"):
+            with pytest.raises(InfraError, match="expected a working sandbox, got"):
                 call()
         box.close()
         session.close()
@@ -95,13 +95,13 @@ def test_killed_from_outside_is_mended_once(sandbox: Sandbox) -> None:
     assert _folders() <= before
 
 
-def test_what_cannot_be_mended_is_said(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_restart_is_an_error(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(sandbox.isolation.name) as victim:
         _kill_from_outside(victim)
         broken = victim._launch.__class__(victim._launch.isolation, ("/no/such/program",), victim._launch.plan)
         monkeypatch.setattr(victim, "_launch", broken)
         for _ in range(2):
-            with pytest.raises(InfraError, match="could not start"):
+            with pytest.raises(InfraError, match=r"expected .* to start, got"):
                 victim.run_python("print(1)")
 
 
@@ -110,7 +110,7 @@ def test_use_after_close(sandbox: Sandbox) -> None:
     box = closed.box()
     closed.close()
     closed.close()
-    with pytest.raises(InfraError, match="closed"):
+    with pytest.raises(InfraError, match="expected an open sandbox, got one that was closed"):
         closed.run_python("print(1)")
     with pytest.raises(InfraError):
         box.exec(["true"])
@@ -138,7 +138,7 @@ def test_close_leaves_nothing(sandbox: Sandbox) -> None:
     assert _folders() <= folders
 
 
-def test_a_box_that_hangs_is_ended_alone(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_box_that_hangs_is_ended(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cycleqd_jax.sandbox.sandbox._GRACE_SECONDS", 0.2)
     with Sandbox(sandbox.isolation.name) as other, other.box() as neighbour:
         assert neighbour.exec(["true"]).ok

@@ -1,5 +1,5 @@
 "use strict";
-// Replays the archives' insertions up to the chosen generation. Text enters the page as text only, never as markup.
+// Replays the insertions into the archives up to the chosen generation. Text is inserted as text only, never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
@@ -7,7 +7,7 @@
   const panels = data.panels.map((panel, index) => {
     const svg = document.querySelector(`svg[data-panel="${index}"]`);
     const cells = new Map([...svg.querySelectorAll("[data-cell]")].map((rect) => [rect.dataset.cell, rect]));
-    svg.querySelectorAll("title").forEach((title) => title.remove()); // our own tip says more
+    svg.querySelectorAll("title").forEach((title) => title.remove()); // the tooltip below shows more
     return { ...panel, svg, cells };
   });
   const percent = (score) => (100 * score).toFixed(1);
@@ -33,7 +33,7 @@
     const flat = pair[0] === pair[1];
     for (const [cell, id] of archive.values()) {
       const spot = `${flat ? 0 : cell[pair[1]]},${cell[pair[0]]}`;
-      const score = data.people[id].scores[task];
+      const score = data.individuals[id].scores[task];
       const now = best.get(spot);
       if (!now || score > now.score || (score === now.score && id < now.id)) best.set(spot, { id, score });
     }
@@ -68,18 +68,18 @@
     champions.replaceChildren();
     archives.forEach((archive, task) => {
       let top = null;
-      for (const [, id] of archive.values()) if (top === null || data.people[id].scores[task] > data.people[top].scores[task]) top = id;
+      for (const [, id] of archive.values()) if (top === null || data.individuals[id].scores[task] > data.individuals[top].scores[task]) top = id;
       if (top === null) return;
-      const text = `Best ${data.tasks[task]}: ${title(top)} (${percent(data.people[top].scores[task])}%)`;
+      const text = `Best ${data.tasks[task]}: ${title(top)} (${percent(data.individuals[top].scores[task])}%)`;
       make(champions, "button", { type: "button" }, text).addEventListener("click", () => choose(top));
     });
   }
 
-  const title = (id) => (data.people[id].expert !== null ? `${data.people[id].expert} expert` : `#${id}`);
+  const title = (id) => (data.individuals[id].expert !== null ? `${data.individuals[id].expert} expert` : `#${id}`);
 
   function origin(id) {
-    const one = data.people[id];
-    if (one.expert !== null) return "expert, from the start";
+    const one = data.individuals[id];
+    if (one.expert !== null) return "initial expert";
     return `generation ${one.generation}, ${one.active} active, parents ${one.parents.map((parent) => "#" + parent).join(" and ")}`;
   }
 
@@ -98,7 +98,7 @@
 
   function choose(id) {
     chosen = id;
-    const one = data.people[id];
+    const one = data.individuals[id];
     const facts = $("facts");
     facts.replaceChildren();
     make(facts, "h3", {}, one.expert !== null ? `${title(id)} (#${id})` : `Individual #${id}`);
@@ -106,14 +106,14 @@
     meters(facts, one.scores, (score) => percent(score));
     make(facts, "p", {}, `average ${percent(mean(one.scores))}%`);
     if (one.mix !== null && one.expert === null) {
-      make(facts, "p", {}, "Experts mixed by crossover along its lineage:");
+      make(facts, "p", {}, "Weights of the experts, from the crossovers of its lineage:");
       meters(facts, one.mix, (share) => share.toFixed(2).replace("-", "−"));
     }
     drawTree(id);
     for (const panel of panels) for (const rect of panel.cells.values()) rect.classList.toggle("chosen", rect.dataset.id === String(id));
   }
 
-  // Root at the left, parents to the right, four generations of ancestors; choosing a node makes it the root.
+  // Draws the root at the left and four generations of ancestors to the right; clicking a node makes it the root.
   function drawTree(root) {
     const [across, down, width, height, depth] = [148, 44, 122, 36, 4];
     const svg = $("tree");
@@ -122,8 +122,8 @@
     let leaves = 0;
     let widest = 0;
     function place(id, level) {
-      const one = data.people[id];
-      const parents = level < depth ? one.parents.filter((parent) => data.people[parent]) : [];
+      const one = data.individuals[id];
+      const parents = level < depth ? one.parents.filter((parent) => data.individuals[parent]) : [];
       const spots = parents.map((parent) => place(parent, level + 1));
       const y = spots.length ? mean(spots) : down * leaves++ + down / 2;
       const x = level * across;
@@ -151,7 +151,7 @@
   }
 
   const describe = (id) =>
-    [title(id), ...data.tasks.map((task, k) => `${task} ${percent(data.people[id].scores[k])}%`), origin(id)].join("\n");
+    [title(id), ...data.tasks.map((task, k) => `${task} ${percent(data.individuals[id].scores[k])}%`), origin(id)].join("\n");
 
   const tip = $("tip");
   for (const { svg } of panels) {
@@ -193,7 +193,7 @@
 
   document.querySelectorAll(".js").forEach((element) => (element.hidden = false));
   let best = null;
-  for (const [, , , id] of data.events) if (best === null || mean(data.people[id].scores) > mean(data.people[best].scores)) best = id;
+  for (const [, , , id] of data.events) if (best === null || mean(data.individuals[id].scores) > mean(data.individuals[best].scores)) best = id;
   if (best !== null) choose(best);
   show(data.last);
 })();

@@ -1,5 +1,5 @@
-"""What runs on the other side: the fork server, its supervisors and the programs they start.
+"""The code inside the outer sandbox: the fork server, its supervisors, and the programs that they start.
 
-This folder is mounted, alone, into the outer sandbox and imported there as the top-level package ``inside``; it uses the
-standard library only, and relative imports only.
+Only this folder of the package is mounted into the outer sandbox, where it is imported as the top-level package ``inside``. It
+uses only the standard library and relative imports.
 """

@@ -1,4 +1,4 @@
-"""The way into a box: forks a process, moves it into the box's user namespace and limits, and lets it become a program."""
+"""Starts processes in a box: forks, enters the user namespace of the box, sets the limits, and runs a program."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ __all__ = ["Entry", "write_maps"]
 
 _OPEN_FILES = 256
 _SYNC_FD = 10
-_SECONDS = 10.0  # for the few calls between fork and program
+_SECONDS = 10.0  # for the few system calls between the fork and the program
 
 
 def write_maps(proc: int, pid: int, line: str) -> None:
-    """Gives the new user namespace of process ``pid`` its map of user and group ids, through the /proc behind ``proc``."""
+    """Writes the map of user and group ids of the new user namespace of process ``pid``.
+
+    Args:
+        proc: a descriptor of a writable /proc.
+        pid: the process.
+        line: the map.
+    """
     for name in ("uid_map", "gid_map"):
         fd = os.open(f"{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
         try:
@@ -31,15 +37,15 @@ def write_maps(proc: int, pid: int, line: str) -> None:
 
 
 class Entry:
-    """Starts the processes of one box; the first makes the user namespace that those of a ``box`` share.
+    """Starts the processes of one box. All processes of a ``box`` share the user namespace of the first.
 
     Args:
         kind: ``"python"``, ``"session"`` or ``"box"``.
         limits: the fields of a ``Limits``.
         env: the environment of programs.
-        proc: a /proc that can be written to; None for the isolation "none".
-        owner: the box's root user, as a user id here.
-        id_map: the line of its uid_map and gid_map.
+        proc: a descriptor of a writable /proc; None for the isolation "none".
+        owner: user id, in this namespace, of the root user of the box.
+        id_map: the line of the uid_map and gid_map of the box.
     """
 
     def __init__(self, kind: str, limits: dict, env: dict[str, str], proc: int | None, owner: int, id_map: str) -> None:
@@ -48,10 +54,10 @@ class Entry:
         self.userns: int | None = None
 
     def start(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int:
-        """Starts a process with nothing but its three streams (and the shell's marker) open.
+        """Starts a process with only its three streams (and the marker of a shell) open, and returns its pid.
 
         Raises:
-            OSError: it does not start, or what runs in the box has stopped or killed it on its way in.
+            OSError: if it does not start, or if another process of the box has stopped or killed it before it started.
         """
         here, there = socket.socketpair()
         pid = os.fork()
@@ -71,7 +77,7 @@ class Entry:
             if message:
                 raise OSError(message.decode(errors="replace"))
         except OSError as error:
-            os.kill(pid, signal.SIGKILL)  # ours, and not yet collected
+            os.kill(pid, signal.SIGKILL)  # a child that has not been reaped yet, so the pid is valid
             raise OSError(f"a program does not start: {error}") from error
         return pid
 
@@ -85,7 +91,7 @@ class Entry:
             os.setsid()
             if self.proc is not None:
                 self._enter_user_namespace(sync)
-            # Above all descriptors in use first, so that none is overwritten before it was copied.
+            # Copied above all descriptors in use first, so that none is overwritten before it has been copied.
             sources = (*streams, sync.fileno(), marker)
             high = [os.dup2(fd, 200 + i, inheritable=False) for i, fd in enumerate(sources) if fd >= 0]
             for target, fd in zip((0, 1, 2, _SYNC_FD, BASH_FD), high, strict=False):

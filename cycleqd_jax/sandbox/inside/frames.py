@@ -1,4 +1,4 @@
-"""JSON messages over a stream socket: four bytes of length, then the message."""
+"""JSON messages over a stream socket: four bytes with the length, then the message."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _HEAD = struct.Struct("!I")
 
 
 def send(sock: socket.socket, message: Any) -> None:
-    """Sends one message; blocks until the other side has taken it.
+    """Sends one message, and blocks until the socket has accepted it.
 
     Raises:
-        OSError: the other side is gone, or the socket's timeout passed.
+        OSError: if the other side has ended, or after the timeout of the socket.
     """
     data = json.dumps(message).encode("ascii")
     sock.sendall(_HEAD.pack(len(data)) + data)
 
 
 def recv(sock: socket.socket) -> Any:
-    """The next message.
+    """Receives the next message.
 
     Raises:
-        EOFError: the other side is gone.
-        OSError: the socket failed, or its timeout passed.
+        EOFError: if the other side has ended.
+        OSError: if the socket fails, or after its timeout.
     """
     (size,) = _HEAD.unpack(_exactly(sock, _HEAD.size))
     if size > MAX_FRAME:
-        raise EOFError(f"a message of {size} bytes")
+        raise EOFError(f"a message of {size} bytes, which is more than {MAX_FRAME}")
     return decode(_exactly(sock, size))
 
 
 def decode(data: bytes) -> Any:
-    """The message that ``data`` spells."""
+    """Parses a message."""
     return json.loads(data)
 
 
@@ -46,7 +46,7 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
     while size:
         chunk = sock.recv(min(size, 1 << 20))
         if not chunk:
-            raise EOFError("the other side is gone")
+            raise EOFError("the other side has ended")
         chunks.append(chunk)
         size -= len(chunk)
     return b"".join(chunks)

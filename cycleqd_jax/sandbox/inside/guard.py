@@ -1,4 +1,4 @@
-"""Whether commands of a box are still those of the host, so that a program of ours can rely on them."""
+"""Detects changes to the programs of a box, so that a trusted command can rely on them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from collections.abc import Iterator
 __all__ = ["Guard", "isolate"]
 
 _COMMANDS = ("local/sbin", "local/bin", "sbin", "bin")  # below /usr
-# What a program is found by or loads, beyond files that were there before: libraries, modules, Python's own settings.
+# New files that a program would find or load: libraries, modules, settings of Python.
 _LOADED = re.compile(
     r"(local/)?(lib(32|64|x32|exec)?(/|$)|share/(perl|python|awk))|local$|(local/)?(pyvenv\.cfg|s?bin)$"
     r"|(local/)?s?bin/(.*/|.*(\.cfg|\.txt|_pth)$)"
 )
 _SETTINGS = re.compile(r"(usr|s?bin|lib(32|64|x32)?)(/|$)|etc$|etc/(ld\.so|alternatives|nsswitch\.conf|python|perl)")
 _NO_FOLDER = "/proc/none"
-# Bytecode that users may have written is neither read nor does it count.
+# Bytecode is not read, because users may have written it; so changes to it do not matter.
 _ENV = {"PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": _NO_FOLDER}
 
 
 class Guard:
-    """The layers of a box's file systems: what was changed since the box was made lies in the upper ones.
+    """The layers of the file systems of a box. All changes since the box was made are in the upper layers.
 
     Args:
-        root: upper layer of ``/``, and the lower ones, uppermost first, as folders.
-        usr: the same of ``/usr``.
+        root: folders of the layers of ``/``, uppermost first.
+        usr: folders of the layers of ``/usr``, uppermost first.
     """
 
     def __init__(self, root: tuple[str, ...], usr: tuple[str, ...]) -> None:
@@ -38,9 +38,9 @@ class Guard:
         return {name for fd in self._layers["/usr"][1:] for folder in _COMMANDS for name in _list(folder, fd)}
 
     def tampered(self) -> str:
-        """The first change found that may decide what other programs do; empty where there is none.
+        """The path of a change that may affect other programs; empty if there is none.
 
-        Nothing that was there can be changed without a trace: a copy or a mark in the upper layer.
+        Every change to an existing file leaves a copy or a mark in the upper layer.
         """
         for where, layers in self._layers.items():
             for path in _changes(where, *layers):
@@ -58,7 +58,7 @@ class Guard:
 
 
 def isolate(argv: list[str]) -> list[str]:
-    """The command line of a program of ours; it and this process's environment keep users' modules and bytecode out."""
+    """The command line of a trusted program. Python gets options and an environment without modules and bytecode of users."""
     os.environ.update(_ENV)
     if argv[0] in ("python", "python3"):
         return [argv[0], "-I", "-X", f"pycache_prefix={_NO_FOLDER}", *argv[1:]]
@@ -66,12 +66,12 @@ def isolate(argv: list[str]) -> list[str]:
 
 
 def _changes(where: str, upper: int, *lowers: int) -> Iterator[str]:
-    """Paths below ``where`` that were added, changed or removed; added folders are named by their files."""
+    """Yields the paths below ``where`` that were added, changed or removed. For an added folder, yields its files."""
     todo = [""]
     while todo:
         folder = todo.pop()
         before = {name for fd in lowers for name in _list(folder, fd)}
-        # A folder that was removed and made anew hides what it held without a mark for each.
+        # A folder that was removed and made again hides its former files without a mark for each.
         yield from (folder + name for name in sorted(before.difference(_list(f"{where}/{folder}"))))
         for name in _list(folder, upper):
             path = folder + name
@@ -97,7 +97,7 @@ def _list(path: str, below: int | None = None) -> list[str]:
 
 
 def _kind(path: str, below: int) -> int:
-    """The type of a file, as in its mode; 0 where there is none."""
+    """The type of a file, as in its mode; 0 if there is no file."""
     try:
         return stat.S_IFMT(os.lstat(path, dir_fd=below).st_mode)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
-"""The Linux calls that Python 3.11 does not offer: namespaces, mounts, capabilities, seccomp.
+"""The Linux calls that Python 3.11 lacks: namespaces, mounts, capabilities, seccomp.
 
-Every function raises ``OSError`` with the name of the call when the kernel says no.
+Every function raises ``OSError`` with the name of the call if the kernel refuses it.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 
 # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD AUDIT_WRITE SETFCAP:
-# Docker's default set; and SYS_PTRACE, without which root would not see other users' processes. They count in the box's own
-# user namespace only: no device can be made, and no network but the box's own lo be sniffed.
+# Docker's default set; and SYS_PTRACE, without which root would not see the processes of other users. They apply only in the
+# user namespace of the box: they allow no devices, and no sniffing of networks other than the lo of the box.
 BOX_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 19, 27, 29, 31})
 _LAST_CAPABILITY = 63
 
@@ -102,7 +102,7 @@ def setns(fd: int, flags: int) -> None:
 
 
 def sethostname(name: str) -> None:
-    """Names the machine, in this UTS namespace."""
+    """Sets the host name of this UTS namespace."""
     data = name.encode()
     _check(_libc.sethostname(data, len(data)), "sethostname")
 
@@ -121,7 +121,7 @@ def umount(target: str) -> None:
 
 
 def pivot_root(root: str, old: str = "") -> None:
-    """Makes ``root`` (a mount point) this mount namespace's ``/``; the old one goes, or to the folder ``old`` in it."""
+    """Makes the mount point ``root`` the ``/`` of this mount namespace. The old root is unmounted, or moved to ``old``."""
     os.chdir(root)
     _check(_libc.syscall(_number("pivot_root"), b".", old.encode() or b"."), "pivot_root")
     if not old:
@@ -130,7 +130,7 @@ def pivot_root(root: str, old: str = "") -> None:
 
 
 def read_only(target: str) -> None:
-    """Makes the mount on ``target`` and all below it read-only, without set-user-id."""
+    """Makes the mounts on and below ``target`` read-only and nosuid."""
     attributes = struct.pack("=QQQQ", 1 | 2, 0, 0, 0)
     number = _MOUNT_SETATTR
     _check(_libc.syscall(number, -100, target.encode(), 0x8000, attributes, len(attributes)), f"read-only {target}")
@@ -142,32 +142,32 @@ def _prctl(option: int, *args: int, what: str) -> None:
 
 
 def die_with_parent(signal: int = 9) -> None:
-    """Has the kernel send this process a signal when the thread that started it ends."""
+    """Asks the kernel to send this process a signal when the thread that started it ends."""
     _prctl(_PR_SET_PDEATHSIG, signal, what="prctl(PDEATHSIG)")
 
 
 def set_dumpable() -> None:
-    """Gives this process its own /proc/self back, which a change of user takes away."""
+    """Gives this process access to its own /proc/self, which it loses when its user changes."""
     _prctl(_PR_SET_DUMPABLE, 1, what="prctl(DUMPABLE)")
 
 
 def become_subreaper() -> None:
-    """Has orphaned descendants become children of this process."""
+    """Makes orphaned descendants children of this process."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, what="prctl(CHILD_SUBREAPER)")
 
 
 def no_new_privs() -> None:
-    """No program started from here on gains privileges by being started."""
+    """Prevents this process and its children from gaining privileges when they execute a program."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, what="prctl(NO_NEW_PRIVS)")
 
 
 def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
-    """Gives up every capability but those in ``keep``, for this process and all it starts."""
+    """Drops every capability except those in ``keep``, for this process and its children."""
     for capability in range(_LAST_CAPABILITY + 1):
         if capability not in keep:
             result = _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
             if result < 0:
-                if ctypes.get_errno() == 22:  # beyond the last capability that this kernel knows
+                if ctypes.get_errno() == 22:  # beyond the last capability of this kernel
                     break
                 _check(result, "prctl(CAPBSET_DROP)")
     mask = sum(1 << capability for capability in keep)
@@ -199,7 +199,7 @@ def idmapped(source: str, target: str, userns: int) -> None:
 
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-# name: (x86_64, aarch64). Nothing a program of ours needs; each is a way out of the limits or a large piece of kernel.
+# name: (x86_64, aarch64). Programs in boxes need none of these. Each evades a limit or exposes a large part of the kernel.
 _DENIED = {
     "unshare": (272, 97),
     "setns": (308, 268),
@@ -244,7 +244,7 @@ _CLONE = (56, 220)
 _CLONE3 = (435, 435)
 _SOCKET = (41, 198)
 _SOCKETPAIR = (53, 199)
-_FAMILIES = (1, 2, 10)  # unix, inet, inet6: not netlink, packet, alg, nor vsock, which knows no network namespace
+_FAMILIES = (1, 2, 10)  # unix, inet, inet6; not netlink, packet, alg, nor vsock, which ignores network namespaces
 
 
 def _number(name: str) -> int:
@@ -255,12 +255,12 @@ def _architecture() -> tuple[int, int]:
     try:
         return _ARCHITECTURES[platform.machine()]
     except KeyError:
-        raise OSError(38, f"no system call table for the machine type {platform.machine()!r}") from None
+        raise OSError(38, f"no system call table for machines of type {platform.machine()!r}") from None
 
 
 @functools.cache
 def build_filter() -> bytes:
-    """The filter of :func:`seccomp`; built once, so that forks find it ready."""
+    """The filter of :func:`seccomp`. It is built once, before any fork."""
     audit, column = _architecture()
     errno = 0x00050000
     allow, eperm, enosys, eafnosupport, kill = 0x7FFF0000, errno | 1, errno | 38, errno | 97, 0x80000000
@@ -269,10 +269,13 @@ def build_filter() -> bytes:
     ret = lambda value: (0x06, 0, 0, value)  # noqa: E731
     program = [load(4), equal(audit, 1, 0), ret(kill), load(0), (0x35, 0, 1, 0x40000000), ret(enosys)]
     for name, numbers in _DENIED.items():
-        if name == "prlimit64":  # reading and setting one's own limits is fine, another process's is not
+        if name == "prlimit64":  # allowed for the process itself, refused for other processes
             continue
         program += [equal(numbers[column], 0, 1), ret(eperm)]
-    program += [equal(_CLONE3[column], 0, 1), ret(enosys)]  # its flags are behind a pointer; libc falls back to clone
+    program += [
+        equal(_CLONE3[column], 0, 1),
+        ret(enosys),
+    ]  # its flags are behind a pointer; libc falls back to clone
     program += [equal(_CLONE[column], 0, 4), load(16), (0x45, 0, 1, _CLONE_ANY_NAMESPACE), ret(eperm), load(0)]
     program += [equal(_DENIED["prlimit64"][column], 0, 4), load(16), equal(0, 1, 0), ret(eperm), load(0)]
     for numbers in (_SOCKET, _SOCKETPAIR):
@@ -288,7 +291,7 @@ class _Program(ctypes.Structure):
 
 
 def seccomp() -> None:
-    """Refuses the system calls that programs here never need, for this process and all it starts."""
+    """Refuses the system calls that programs in boxes do not need, for this process and its children."""
     code = build_filter()
     program = _Program(len(code) // 8, code)
     _check(_libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "prctl(SECCOMP)")

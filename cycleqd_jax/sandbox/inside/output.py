@@ -1,4 +1,4 @@
-"""What a program prints, kept up to a limit."""
+"""The output of a program, kept up to a limit."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 __all__ = ["Gone", "Output"]
 
-_FLOOD = 64  # times the output limit: a program that prints more is killed
+_FLOOD = 64  # a program that prints this many times the output limit is killed
 
 
 class Gone(Exception):
-    """The host process has lost interest."""
+    """The host process has closed the box."""
 
 
 class Output:
-    """What a pipe has brought, up to a limit; the rest is counted and dropped."""
+    """The bytes from a pipe, up to a limit; the rest is counted and dropped."""
 
     def __init__(self, fd: int, limit: int) -> None:
         os.set_blocking(fd, False)
@@ -22,7 +22,7 @@ class Output:
         self.data, self.total, self.ended = bytearray(), 0, False
 
     def read(self) -> bool:
-        """Takes what is there; false when it has become a flood."""
+        """Reads what is available. Returns false if the output is so large that the program must be killed."""
         try:
             chunk = os.read(self.fd, 1 << 16)
         except BlockingIOError:
@@ -34,7 +34,7 @@ class Output:
         return self.total <= _FLOOD * self.limit
 
     def drain(self) -> None:
-        """Takes what is still in the pipe, without waiting for more."""
+        """Reads what is still in the pipe, without waiting for more."""
         before = -1
         while not self.ended and self.total != before and self.total <= _FLOOD * self.limit:
             before = self.total

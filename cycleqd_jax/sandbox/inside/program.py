@@ -1,4 +1,4 @@
-"""Runs Python source as ``python -I -S -B main.py`` would, in a forked interpreter that is thrown away afterwards."""
+"""Runs Python source as ``python -I -S -B main.py`` would, in a forked interpreter that then exits."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PRELOADED = (
 
 
 def preload() -> None:
-    """Imports what programs often import: a fork then has it for nothing."""
+    """Imports modules that programs often import, so that forks have them already."""
     for name in _PRELOADED:
         try:
             __import__(name)
-        except ImportError:  # e.g. a Python built without SQLite
+        except ImportError:  # such as in a Python built without SQLite
             continue
 
 
@@ -39,9 +39,9 @@ def run(source: str, path: str) -> None:
 
     Args:
         source: the program.
-        path: where it is written, for tracebacks; its folder must be writable.
+        path: where to write the program, for tracebacks; the folder must be writable.
     """
-    # Nothing of ours stays importable, and the program's own threads are all there are.
+    # Make the sandbox's own modules unavailable to the program.
     for name in [name for name in sys.modules if name == "inside" or name.startswith("inside.")]:
         del sys.modules[name]
     _open_streams()
@@ -49,7 +49,7 @@ def run(source: str, path: str) -> None:
     main.__dict__.update(__file__=path, __builtins__=builtins)
     sys.modules["__main__"] = main
     sys.argv = sys.orig_argv = [path]
-    gc.enable()  # what was there before stays frozen: no collection ever walks it
+    gc.enable()  # objects from before the fork stay frozen, so collections skip them
     code = 1
     try:
         data = source.encode("utf-8", "surrogatepass")
@@ -70,13 +70,13 @@ def run(source: str, path: str) -> None:
         try:
             stream.flush()
         except BaseException:
-            code = code or 120  # as the interpreter does
+            code = code or 120  # as in the interpreter
     os._exit(code)
 
 
 def _open_streams() -> None:
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
-    # Line by line, so that both streams keep their order in one pipe.
+    # Line-buffered, so that both streams keep their order in one pipe.
     for fd, name in ((1, "stdout"), (2, "stderr")):
         raw = io.BufferedWriter(io.FileIO(fd, "wb", closefd=False))
         stream = io.TextIOWrapper(raw, "utf-8", errors="backslashreplace" if fd == 2 else "strict", line_buffering=True)
@@ -97,5 +97,5 @@ def _report(error: BaseException) -> None:
     frames = error.__traceback__
     if frames is not None and frames.tb_frame.f_code is run.__code__:
         frames = frames.tb_next
-    with contextlib.suppress(BaseException):  # a program may have broken its own hook
+    with contextlib.suppress(BaseException):  # the program may have broken sys.excepthook
         sys.excepthook(type(error), error.with_traceback(frames), frames)

@@ -1,4 +1,4 @@
-"""What lives in a box between requests: a server that answers lines, and a shell that is typed to."""
+"""Processes that live in a box between requests: a server that answers lines, and an interactive shell."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BASH_FD", "Server", "Shell", "execute"]
 
-_REPLY = 16  # times the output limit: the longest line a server may answer
-BASH_FD = 9  # bash keeps an inherited descriptor from its children; they get
-_MARKER_FD = 8  # this one, opened anew
+_REPLY = 16  # the longest answer of a server, in output limits
+BASH_FD = 9  # the pipe for markers, as bash inherits it; bash hides this descriptor from its children
+_MARKER_FD = 8  # the same pipe opened again, which the children of bash inherit
 _QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
 _WATCH_SECONDS = 0.05
 
 
 class Server:
-    """A program that answers lines with lines."""
+    """A program that answers each line with a line."""
 
     def __init__(self, box: Box, pid: int, stdin: int, stdout: int, stderr: int) -> None:
         self.box, self.pid, self.stdin, self.stdout = box, pid, stdin, stdout
@@ -38,7 +38,7 @@ class Server:
             os.set_blocking(fd, False)
 
     def ask(self, line: bytes, timeout: float) -> dict:
-        """The answer to one line, or why there is none."""
+        """Sends a line and returns the answer as ``{"line": …}``, or ``{"killed": reason}`` if there is none."""
         box, end = self.box, time.monotonic() + timeout
         refill_cpu(self.pid, box.limits["cpu_s"])
         todo, reply = memoryview(line + b"\n"), bytearray()
@@ -56,7 +56,7 @@ class Server:
             if box.channel.fileno() in ready:
                 raise Gone
             if self.errors.fd in ready and not self.errors.read():
-                return {"killed": "it printed too much"}
+                return {"killed": "the server printed too much"}
             if self.stdin in ready:
                 try:
                     todo = todo[os.write(self.stdin, todo[:65536]) :]
@@ -65,45 +65,45 @@ class Server:
             if self.stdout in ready:
                 chunk = os.read(self.stdout, 1 << 16)
                 if not chunk:
-                    return {"killed": self._last_words()}
+                    return {"killed": self._reason_of_end()}
                 reply += chunk
                 if len(reply) > self.limit:
-                    return {"killed": f"its answer is longer than {self.limit} bytes"}
+                    return {"killed": f"the server's answer is longer than {self.limit} bytes"}
                 continue
             box.reap()
             if self.pid in box.dead:
-                return {"killed": self._last_words()}
+                return {"killed": self._reason_of_end()}
             if left <= 0:
-                return {"killed": f"it took longer than {timeout:g} s"}
+                return {"killed": f"the server took longer than {timeout:g} s"}
             if not ready and box.too_large():
-                return {"killed": f"it took more than {box.limits['memory_mb']} MB"}
+                return {"killed": f"the server took more than {box.limits['memory_mb']} MB"}
         return {"line": reply.decode("utf-8", "replace")}
 
-    def _last_words(self) -> str:
+    def _reason_of_end(self) -> str:
         end = time.monotonic() + 0.2
         while self.pid not in self.box.dead and time.monotonic() < end:
             self.box.wait([], end)
         self.errors.drain()
         status = self.box.dead.get(self.pid, (9, 0.0))[0]
-        words = self.errors.data.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-        return f"its server ended with exit code {os.waitstatus_to_exitcode(status)}" + (f": {words}" if words else "")
+        last_line = self.errors.data.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
+        return f"the server ended with exit code {os.waitstatus_to_exitcode(status)}" + (f": {last_line}" if last_line else "")
 
 
 class Shell:
-    """An interactive login shell that reads its commands from a pipe, as if they were typed."""
+    """An interactive login shell that reads its commands from a pipe."""
 
     def __init__(self, box: Box) -> None:
         self.box = box
         self.pid = -1
 
     def run(self, code: str, timeout: float) -> dict:
-        """Types one command and waits until the shell has done it."""
+        """Types one command and waits until it has ended."""
         begin = time.monotonic()
         if self.pid < 0:
             self._start()
-            hello = self._type(f"exec {_MARKER_FD}>/proc/self/fd/{BASH_FD}; {_QUIET}", 10.0)
-            if hello["exit_code"] != 0:
-                raise OSError(f"the shell does not start: {hello['output'][-500:]}")
+            greeting = self._type(f"exec {_MARKER_FD}>/proc/self/fd/{BASH_FD}; {_QUIET}", 10.0)
+            if greeting["exit_code"] != 0:
+                raise OSError(f"the shell does not start: {greeting['output'][-500:]}")
             self.box.used = True
         result = self._type(f"eval {shlex.quote(code.replace(chr(0), ''))}", timeout)
         result["seconds"] = time.monotonic() - begin
@@ -124,9 +124,9 @@ class Shell:
     def _type(self, command: str, timeout: float) -> dict:
         box, begin = self.box, time.monotonic()
         token = os.urandom(8).hex()
-        # The marker is sent when the shell has taken the command, so that after `su` it is the new shell that reads it.
-        sent = f"printf '{token} %d\\n' $? 2>/dev/null >&{_MARKER_FD}\n".encode()
-        todo, queue = memoryview(f"{command}\n".encode("utf-8", "replace")), [memoryview(sent)]
+        # The marker is sent after the shell has read the command, so that after `su`, the new shell reads the marker.
+        marker_command = f"printf '{token} %d\\n' $? 2>/dev/null >&{_MARKER_FD}\n".encode()
+        todo, queue = memoryview(f"{command}\n".encode("utf-8", "replace")), [memoryview(marker_command)]
         output, marker = Output(self.stdout, box.limits["output_bytes"]), Output(self.marker, 1 << 16)
         refill_cpu(self.pid, box.limits["cpu_s"])
         end, why, code = begin + timeout, "", None
@@ -156,27 +156,27 @@ class Shell:
             for fd in (self.stdin, self.stdout, self.marker):
                 os.close(fd)
             self.pid = -1
-            output.data = output.data.replace(sent, b"")  # a program that reads the terminal may have shown it
+            output.data = output.data.replace(marker_command, b"")  # a program that reads the terminal may have printed it
         else:
             output.drain()
         return output.result(code, why == "time", seconds)
 
 
 def execute(argv: list[str]) -> None:
-    """Becomes the program ``argv``; ends with 127 where there is none."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
+    """Replaces this process with the program ``argv``; exits with code 127 if there is none."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode("utf-8", "replace"))
-    except ValueError as error:  # a NUL in an argument
+    except ValueError as error:  # an argument with a NUL
         os.write(2, f"{error}\n".encode("utf-8", "replace"))
     os._exit(127)
 
 
 def _waiting(pipe: int) -> int:
-    """Bytes in a pipe that nobody has read yet."""
+    """The number of unread bytes in a pipe."""
     count = bytearray(4)
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return int.from_bytes(count, sys.byteorder)

@@ -1,7 +1,8 @@
-"""What a program sees of the machine: the outer root, the skeleton of a box, and the mounts of one execution.
+"""The file systems of programs and boxes: the outer root, the skeleton of a box, and the mounts of one execution.
 
-A box's ``/`` is an overlay over the skeleton, and its ``/usr`` one over the skeleton's and the host's, or those of a root file
-system where there is one: then the skeleton is that, but for its ``/usr``, with the box's own users as owners.
+The ``/`` of a box is an overlay over the skeleton. Its ``/usr`` is an overlay over that of the skeleton and that of the host.
+With a root file system, the skeleton is a copy of it without ``/usr``, owned by the users of the box, and its ``/usr`` replaces
+that of the host.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from .guard import Guard
 __all__ = ["ETC", "FS", "SKELETON", "build_skeleton", "enter_outer", "mount_box", "mount_program"]
 
 FS = "/fs"  # mount points that the fork server and its supervisors use
-ETC = "/fs/etc"  # the host's /etc, until the skeleton has been made of it
+ETC = "/fs/etc"  # the host's /etc, until the skeleton has been made from it
 SKELETON = "/fs/skeleton"
 _BOX = "/fs/box"
 _USR = "/fs/usr"
-_TREE = "/fs/rootfs"  # there if boxes are to show a root file system instead of the host
+_TREE = "/fs/rootfs"  # exists if boxes show a root file system instead of the host
 
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _LARGEST_ETC_FILE = 1 << 20
@@ -51,10 +52,10 @@ alias ll='ls -l'
 
 
 def mount_program(owner: int, disk_mb: int) -> int:
-    """Gives this mount namespace a private /tmp (also its /dev/shm) and a /proc of its own PID namespace.
+    """Mounts a private /tmp (also /dev/shm), and the /proc of this PID namespace.
 
     Returns:
-        A descriptor of a /proc that can be written to, which nothing in the box sees.
+        A descriptor of a writable /proc that is hidden from the box.
     """
     proc = _writable_proc()
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb, "1777"))
@@ -64,19 +65,19 @@ def mount_program(owner: int, disk_mb: int) -> int:
 
 
 def mount_box(owner: int, disk_mb: int) -> tuple[int, Guard]:
-    """Makes ``/`` of this mount namespace a throwaway Linux: the skeleton and the host's /usr under one tmpfs.
+    """Makes ``/`` of this mount namespace a throwaway Linux: the skeleton and /usr below one tmpfs.
 
     Returns:
-        A descriptor of a /proc that can be written to, which nothing in the box sees, and the guard over its layers.
+        A descriptor of a writable /proc that is hidden from the box, and the guard over the layers.
     """
     proc = _writable_proc()
     linux.mount("tmpfs", _BOX, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb, "755"))
     root = f"{_BOX}/root"
     for name in ("root", "upper", "work", "usr", "usr-work"):
         os.mkdir(f"{_BOX}/{name}")
-    for name in ("upper", "usr"):  # an upper layer's top directory is the root directory that everyone sees
+    for name in ("upper", "usr"):  # the top folder of the upper layer gives the owner of the visible one
         os.chown(f"{_BOX}/{name}", owner, owner)
-    # Where a box's root is the caller, trusted attributes are out of reach and the overlay keeps its notes in user ones.
+    # Without root on the host, the overlay cannot use trusted extended attributes, so it uses user attributes.
     notes = "" if owner else ",userxattr"
     _overlay(root, SKELETON, f"{_BOX}/upper", f"{_BOX}/work", notes)
     lowers = (f"{SKELETON}/usr", next(path for path in (_USR, f"{_TREE}/usr", "/usr") if os.path.isdir(f"{path}/bin")))
@@ -95,7 +96,7 @@ def _overlay(target: str, lower: str, upper: str, work: str, notes: str) -> None
     options = f"lowerdir={lower},upperdir={upper},workdir={work}"
     try:
         linux.mount("overlay", target, "overlay", linux.MS_NOSUID, options + notes)
-    except OSError:  # a kernel whose tmpfs has no user attributes: a directory of the host can't be replaced by a new one
+    except OSError:  # tmpfs of this kernel has no user attributes: folders of the host then cannot be replaced
         linux.mount("overlay", target, "overlay", linux.MS_NOSUID, options)
 
 
@@ -103,7 +104,7 @@ _PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
 def _mount_proc(target: str) -> None:
-    # What a box may not look into (its supervisor, drivers) is not there at all, so that `find /` finds no fault with it.
+    # What a box may not read (its supervisor, drivers) is absent, so that `find /` reports no errors.
     linux.mount("proc", target, "proc", _PROC_FLAGS, "hidepid=2")
     linux.mount("tmpfs", f"{target}/tty", "tmpfs", _PROC_FLAGS | linux.MS_RDONLY, "mode=755,size=4k")
     linux.mount("none", target, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | _PROC_FLAGS)
@@ -122,16 +123,16 @@ def _tmpfs(owner: int, disk_mb: int, mode: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The skeleton: everything of a box but /usr. Made once for each fork server.
+# The skeleton: everything in a box except /usr. It is made once per fork server.
 
 
 def build_skeleton(owner: int, userns: int | None) -> None:
-    """Fills the skeleton, from the root file system or from the host's world-readable /etc and what every Linux has.
+    """Fills the skeleton from the root file system, or else from the host's world-readable /etc and the usual folders.
 
     Args:
-        owner: the box's root, as seen from here.
-        userns: a user namespace with a box's map; /usr is shown through it where the filesystem can
-            (its files then belong to the box's root; elsewhere they belong to nobody).
+        owner: user id, in this namespace, of the root user of boxes.
+        userns: a user namespace with the id map of boxes. If the filesystem supports it, /usr is mounted with this map, and
+            its files belong to the root of the box. Otherwise, they belong to the user nobody.
     """
     own_tree = os.path.isdir(_TREE)
     previous = os.umask(0)
@@ -152,7 +153,7 @@ def build_skeleton(owner: int, userns: int | None) -> None:
 
 
 def _copy_tree(source: str, target: str, owner: int) -> None:
-    """Everything but /usr and what is mounted or empty in a box; ids are shifted as the map of a box shifts them."""
+    """Copies a tree, except for /usr and folders that are mounts in a box, with ids shifted by the map of boxes."""
     with os.scandir(source) as entries:
         for entry in entries:
             path = f"{target}/{entry.name}"
@@ -161,7 +162,7 @@ def _copy_tree(source: str, target: str, owner: int) -> None:
                 os.symlink(os.readlink(entry.path), path)
             elif entry.is_dir(follow_symlinks=False):
                 os.mkdir(path, 0o700)
-                with contextlib.suppress(PermissionError):  # without root on the host, what others may not see is left out
+                with contextlib.suppress(PermissionError):  # without root on the host, unreadable folders are left out
                     if path not in _ELSEWHERE:
                         _copy_tree(entry.path, path, owner)
             elif entry.is_file(follow_symlinks=False):
@@ -172,7 +173,7 @@ def _copy_tree(source: str, target: str, owner: int) -> None:
             else:
                 continue
             if owner:
-                with contextlib.suppress(OSError):  # an id beyond those of boxes
+                with contextlib.suppress(OSError):  # an id outside the map
                     os.chown(path, owner + info.st_uid, owner + info.st_gid, follow_symlinks=False)
             if not entry.is_symlink():
                 os.chmod(path, stat.S_IMODE(info.st_mode))
@@ -180,7 +181,7 @@ def _copy_tree(source: str, target: str, owner: int) -> None:
 
 
 def _own_names(etc: str, owner: int) -> None:
-    """What a box has of its own in a tree that may come from another machine, and what could not be read there."""
+    """Writes the names of a box into a tree that may come from another machine, and the files that could not be copied."""
     for name, text in _NAMES.items():
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{etc}/{name}")
@@ -193,7 +194,7 @@ def _own_names(etc: str, owner: int) -> None:
 
 
 def _merge_usr(usr: str, owner: int) -> None:
-    # Merged directories take their owner from the topmost layer: these become writable for the box's root.
+    # Merged folders take their owner from the topmost layer, so these folders are writable for the root of the box.
     for name in ("", "local"):
         with os.scandir(f"{usr}/{name}") as entries:
             for entry in entries:
@@ -252,12 +253,12 @@ def _copy_etc(source: str, target: str, skip: frozenset[str]) -> None:
                 elif entry.is_file() and info.st_mode & 0o004 and info.st_size <= _LARGEST_ETC_FILE:
                     shutil.copyfile(entry.path, path)
                     os.chmod(path, stat.S_IMODE(info.st_mode) & 0o755)
-            except OSError:  # a file of the host that can't be read is one that a box does without
+            except OSError:  # unreadable files of the host are left out
                 continue
 
 
 def _write_etc(etc: str) -> None:
-    """Users and names of a box: the host's system accounts, no people, nobody's password."""
+    """Writes the accounts and names of a box: the system accounts of the host, without people and passwords."""
     users, groups = ["root:x:0:0:root:/root:/bin/bash"], ["root:x:0:"]
     for name, lines in (("passwd", users), ("group", groups)):
         with contextlib.suppress(OSError), open(f"{ETC}/{name}", encoding="utf-8", errors="replace") as file:
@@ -290,11 +291,11 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The outer root, where bubblewrap is not there to build it
+# The outer root, without bubblewrap
 
 
 def enter_outer(plan: dict) -> None:
-    """Builds the outer root in this (new) mount namespace as bubblewrap would, and pivots into it.
+    """Builds the outer root in this new mount namespace, as bubblewrap would, and pivots into it.
 
     Args:
         plan: ``binds`` (source, target), ``links`` (text, path), ``folders``, ``masks``, ``devices``: see ``launch``.

@@ -1,8 +1,7 @@
-"""The fork server: one single-threaded process that forks a supervisor for every execution.
+"""The fork server: a single-threaded process that forks a supervisor for every execution.
 
-It never looks at what is asked for: each message on its control socket is one byte and one descriptor, a socket over which
-the supervisor (pid 1 of a fresh PID namespace) talks with the host process. So nothing that runs in a box shares a channel
-with anything else.
+It never reads requests. Each message on its control socket is one byte and one descriptor: a socket between the supervisor
+(pid 1 of a new PID namespace) and the host process. So no two boxes share a channel.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from . import entry, frames, linux, program, rootfs, supervisor
 
 __all__ = ["main"]
 
-# First and number of a box's user ids: far from those in use where root has all of them, else (in a container that has
-# 65,536) the upper half.
+# First user id of boxes and number of ids. If root has all ids, they are far from those in use. Otherwise (in a container with
+# 65,536 ids), they are the upper half.
 _BOX_IDS = ((1_610_612_736, 65_536), (32_768, 32_768))
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 
 
 def main() -> None:
-    """Serves the control socket on descriptor 0 until its other end, or the host process, is gone."""
+    """Serves the control socket on descriptor 0 until its other end is closed or the host process has ended."""
     control = socket.socket(fileno=os.dup(0))
     watched = socket.recv_fds(control, 1, 1)[1]
     plan = frames.recv(control)
@@ -58,7 +57,7 @@ def main() -> None:
 
 
 class _Setup(supervisor.Setup):
-    """What the fork server knows of its surroundings."""
+    """The environment of this fork server."""
 
     def __init__(self, plan: dict) -> None:
         self.isolated = plan["isolation"] != "none"
@@ -70,7 +69,7 @@ class _Setup(supervisor.Setup):
         if not plan["new_user"]:
             self.owner, count = _free_ids()
             self.id_map = f"0 {self.owner} {count}"
-        for path in plan["devices"]:  # written to, but not changed; bubblewrap's --remount-ro would close them altogether
+        for path in plan["devices"]:  # programs write to devices, so bubblewrap's --remount-ro would be too strict
             linux.read_only(path)
         os.umask(0o022)
 
@@ -90,7 +89,7 @@ class _Setup(supervisor.Setup):
         self.has_skeleton = True
 
     def _example_userns(self) -> int:
-        """A descriptor of a user namespace with a box's map."""
+        """Opens a user namespace with the id map of boxes."""
         here, there = socket.socketpair()
         child = os.fork()
         if child == 0:
@@ -112,17 +111,17 @@ class _Setup(supervisor.Setup):
 
 
 def _free_ids() -> tuple[int, int]:
-    """First and number of the user ids for boxes."""
+    """The first user id of boxes and the number of ids."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         mapped = [tuple(map(int, line.split())) for line in file]
     for first, count in _BOX_IDS:
         if any(start <= first and first + count <= start + size for start, _, size in mapped):
             return first, count
-    raise OSError("there are no user ids for boxes: this root has fewer than 65,536")
+    raise OSError("there are no user ids for boxes, because root has fewer than 65,536")
 
 
 def _enter_namespaces(plan: dict, control: socket.socket) -> None:
-    """What bubblewrap does for the isolation "bwrap": new namespaces around a new root."""
+    """Enters new namespaces and a new root, as bubblewrap does for the isolation "bwrap"."""
     uid, gid = os.getuid(), os.getgid()
     if plan["new_user"]:
         linux.unshare(linux.CLONE_NEWUSER)
@@ -142,12 +141,12 @@ def _enter_namespaces(plan: dict, control: socket.socket) -> None:
 
 
 def _serve(control: socket.socket, watched: list[int], setup: _Setup) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors reap themselves
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors need no reaping
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if setup.isolated else -1
     poll = select.poll()
     poll.register(control, select.POLLIN)
-    for fd in watched:  # a pidfd of the host process: readable when it ends, however it ends
+    for fd in watched:  # a pidfd of the host process, readable when the process ends
         poll.register(fd, select.POLLIN)
     while True:
         ready = dict(poll.poll())

@@ -1,7 +1,7 @@
-"""Pid 1 of one box: starts what runs in it, holds its clock, its output and its memory to the limits, and reports.
+"""The supervisor, pid 1 of one box: starts programs, enforces limits on time, output and memory, and reports results.
 
-It stays outside the box's user namespace, so nothing in the box can trace, signal or impersonate it; when it ends, the
-kernel ends everything else in its PID namespace.
+It stays outside the user namespace of the box, so programs in the box cannot trace, signal or impersonate it. When it ends, the
+kernel ends all other processes of its PID namespace.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _BOX_ENV = {
     "TERM": "dumb",
 }
 _WATCH_SECONDS = 0.05
-_END_SECONDS = 5.0  # for a killed process to end
-_MOST_DEAD = 4096  # to collect at a time: a storm of forks must not keep us from the clock
+_END_SECONDS = 5.0  # most time for a killed process to end
+_MOST_DEAD = 4096  # most processes to reap at a time, so that many forks cannot delay the timeout
 
 
 class Setup:
-    """What a supervisor must know of the fork server's surroundings.
+    """The environment of a fork server.
 
     Attributes:
         isolated: false for the isolation "none".
-        owner: a box's root user, as a user id here.
-        id_map: the line of a box's uid_map and gid_map.
-        folder: where temporary folders go, for the isolation "none".
+        owner: user id, in this namespace, of the root user of boxes.
+        id_map: the line of the uid_map and gid_map of boxes.
+        folder: the parent of temporary folders, for the isolation "none".
     """
 
     isolated: bool
@@ -64,7 +64,7 @@ class Setup:
 def main(channel: socket.socket, setup: Setup) -> None:
     """Serves one box over ``channel`` until the host process closes it; never returns."""
     gc.disable()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored by the kernel for pid 1, and none of our business otherwise
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel ignores it for pid 1
     box = None
     try:
         request = frames.recv(channel)
@@ -74,7 +74,7 @@ def main(channel: socket.socket, setup: Setup) -> None:
         except Gone:
             raise
         except Exception as error:
-            # What has run in the box before may be why: then it is not the sandbox that is broken.
+            # If a program has run in the box, the program may be the cause, so this is no fault of the sandbox.
             fault = "killed" if isinstance(error, OSError) and box is not None and box.used else "infra"
             frames.send(channel, {fault: str(error) or repr(error)})
     except (Gone, EOFError, OSError):
@@ -90,17 +90,17 @@ class Box:
 
     Args:
         channel: the socket to the host process.
-        setup: the fork server's surroundings.
-        request: the first message: ``kind``, ``limits`` and what the kind needs.
+        setup: the environment of the fork server.
+        request: the first message: ``kind``, ``limits``, and the fields of the kind.
 
     Raises:
-        OSError: the sandbox does not work.
+        OSError: if the sandbox does not work.
     """
 
     def __init__(self, channel: socket.socket, setup: Setup, request: dict) -> None:
         self.channel, self.setup = channel, setup
         self.limits = request["limits"]
-        self.used = False  # whether anything that we were asked to run has begun
+        self.used = False  # whether a requested program has started
         self.living: set[int] = set()
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
         self.shells: dict[int, Shell] = {}
@@ -123,7 +123,7 @@ class Box:
             self.env["HOME"] = self.folder
             if sys.platform == "linux":
                 linux.become_subreaper()
-                # No PID namespace ends with the fork server: tidy up when it ends.
+                # There is no PID namespace to end with the fork server, so this process cleans up when the fork server ends.
                 signal.signal(signal.SIGTERM, _give_up)
                 linux.die_with_parent(signal.SIGTERM)
             return None, None
@@ -133,15 +133,15 @@ class Box:
         if not self.is_box:
             return rootfs.mount_program(self.setup.owner, self.limits["disk_mb"]), None
         mounted = rootfs.mount_box(self.setup.owner, self.limits["disk_mb"])
-        sys.path.clear()  # nothing that a program wrote is ever imported here
+        sys.path.clear()  # never import a file that a program wrote
         sys.meta_path.clear()
         return mounted
 
     # ----------------------------------------------------------------------------------------------------------------
-    # What the host process asks for
+    # Requests of the host process
 
     def serve_ping(self, request: dict) -> None:
-        """Says that all is well."""
+        """Answers that the fork server works."""
         frames.send(self.channel, {"pong": True})
 
     def serve_python(self, request: dict) -> None:
@@ -152,7 +152,7 @@ class Box:
         frames.send(self.channel, result)
 
     def serve_session(self, request: dict) -> None:
-        """Starts a server and passes lines to it and back."""
+        """Starts a server and passes requests and answers."""
         path = f"{self.folder}/main.py"
         source = request["source"]
         stdin, stdout, stderr = self.pipe(), self.pipe(), self.pipe()
@@ -169,7 +169,7 @@ class Box:
                 return
 
     def serve_box(self, request: dict) -> None:
-        """Runs commands, independent ones and those typed to shells."""
+        """Runs single commands and commands of shells."""
         frames.send(self.channel, {"ready": True})
         while True:
             request = self.next_request()
@@ -186,7 +186,7 @@ class Box:
             frames.send(self.channel, result)
 
     def next_request(self) -> dict:
-        """Waits for the host process, while background processes stay within their limits."""
+        """Waits for the next request, and enforces the limits on background processes."""
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         poll.register(self.wake, select.POLLIN)
@@ -209,11 +209,15 @@ class Box:
         return self.execute(lambda: execute(argv), stdin, cwd, wall)
 
     def execute_trusted(self, argv: list[str], stdin: str, cwd: str, wall: float) -> dict:
-        """Runs a command of ours while all else stands still, where nothing was changed that it relies on."""
+        """Runs a trusted command while all other processes are stopped.
+
+        Raises:
+            OSError: if a program, library or setting of the system was changed.
+        """
         if self.guard is None:
             return self.execute_command(argv, stdin, cwd, wall)
         self.signal_all(signal.SIGSTOP)
-        # Twice, because a program that was stopped may have been about to write, and the command may run what users wrote.
+        # Checked twice: the command itself may run programs of users, which may change the system.
         changed = self.guard.tampered()
         if not changed:
             result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
@@ -224,7 +228,7 @@ class Box:
         return result
 
     def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
-        """Runs one process to its end, or to the end of its limits."""
+        """Runs one process until it ends or reaches a limit."""
         with _input(stdin) as file:
             read, write = self.pipe()
             try:
@@ -245,26 +249,26 @@ class Box:
                         os.close(fd)
         status, cpu = self.dead.pop(pid)
         code = os.waitstatus_to_exitcode(status)
-        # The kernel's limit counts whole timer ticks and so may strike earlier than this exact figure says.
+        # The kernel's limit counts whole timer ticks, so it may be reached before the exact CPU time.
         timed_out = why == "time" or (code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu >= 0.5 * self.limits["cpu_s"])
         return output.result(None if timed_out else code, timed_out, seconds)
 
     def pipe(self) -> tuple[int, int]:
-        """A pipe that the box's root may also open by name (/dev/stdout)."""
+        """Makes a pipe that the root of the box may also open by name (/dev/stdout)."""
         read, write = os.pipe()
         if self.setup.isolated:
             os.fchown(write, self.setup.owner, self.setup.owner)
         return read, write
 
     def spawn(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int:
-        """Starts a process inside the box, see :meth:`Entry.start`, whose end :attr:`dead` will tell."""
+        """Starts a process in the box, see :meth:`Entry.start`. When it has ended, its pid is in :attr:`dead`."""
         pid = self.entry.start(action, streams, cwd, marker)
         self.living.add(pid)
-        self.used = self.used or marker < 0  # a shell does nothing before it is typed to
+        self.used = self.used or marker < 0  # a shell runs nothing before its first command
         return pid
 
     def reap(self) -> None:
-        """Collects every child that has ended, ours and orphans alike."""
+        """Reaps every child that has ended, including orphans."""
         with contextlib.suppress(BlockingIOError):
             self.wake.recv(4096)
         for _ in range(_MOST_DEAD):
@@ -274,12 +278,12 @@ class Box:
                 return
             if pid == 0:
                 return
-            if pid in self.living:  # else an orphan nobody asks after
+            if pid in self.living:  # not an orphan
                 self.living.remove(pid)
                 self.dead[pid] = status, usage.ru_utime + usage.ru_stime
 
     def wait(self, outputs: list[Output], end: float) -> str:
-        """Waits a moment for output, for the end of a process, and for limits; says which limit is reached."""
+        """Waits a moment for output or the end of a process. Returns the limit that was reached, or an empty string."""
         poll = select.poll()
         poll.register(self.wake, select.POLLIN)
         poll.register(self.channel, select.POLLIN)
@@ -288,7 +292,7 @@ class Box:
             poll.register(fd, select.POLLIN)
         left = end - time.monotonic()
         ready = dict(poll.poll(1000 * max(0.0, min(left, _WATCH_SECONDS))))
-        if self.channel.fileno() in ready:  # nothing is sent while we work: the host process has given up
+        if self.channel.fileno() in ready:  # the host process sends nothing during a request, so it has closed the box
             raise Gone
         for fd, output in sources.items():
             if fd in ready and not output.read():
@@ -303,16 +307,16 @@ class Box:
         return ""
 
     def too_large(self) -> bool:
-        """Whether all processes together have too much memory, or are too many."""
+        """Whether all processes together use too much memory, or are too many."""
         if not self.setup.isolated:
             return False
         return exceeds(self.limits["processes"], self.limits["memory_mb"])
 
     def finish(self, pid: int) -> None:
-        """Kills a process, where it still runs, and waits for its end.
+        """Kills a process if it is running, and waits for its end.
 
         Raises:
-            OSError: it does not end.
+            OSError: if it does not end.
         """
         if pid not in self.dead:
             self.kill(pid)
@@ -322,7 +326,7 @@ class Box:
                     raise OSError("a killed process does not end")
 
     def kill(self, pid: int) -> None:
-        """Kills a process and what it started; everything, where that is all there is."""
+        """In a ``box``, kills a process and its group. Elsewhere, kills all processes."""
         if self.is_box and self.setup.isolated:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
@@ -339,7 +343,7 @@ class Box:
         if self.setup.isolated:
             self.signal_all(signal.SIGKILL)
             return
-        # Unsandboxed: children, and orphans as they become our children, until there are none.
+        # Without isolation: kill the children, and orphans as they become children of this process, until there are none.
         for _ in range(100):
             children = _children()
             if not children:
@@ -352,7 +356,7 @@ class Box:
             self.reap()
 
     def end(self) -> None:
-        """Leaves nothing behind."""
+        """Ends all processes and removes the temporary folder, without isolation. With isolation, the kernel does it."""
         if not self.setup.isolated:
             self.kill_all()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -364,7 +368,7 @@ def _give_up(number: int, frame: object) -> None:
 
 
 def _nothing(number: int, frame: object) -> None:
-    """A handler, so that the wake-up descriptor hears of SIGCHLD."""
+    """Handles SIGCHLD, so that the wake-up descriptor is written to."""
 
 
 @contextlib.contextmanager

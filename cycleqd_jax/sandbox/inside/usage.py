@@ -1,4 +1,4 @@
-"""What processes have used so far, read from /proc."""
+"""The resources that processes use, read from /proc."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def exceeds(processes: int, memory_mb: int) -> bool:
-    """Whether all processes of this PID namespace but its first have more memory together, or are four times as many."""
+    """Whether the processes of this PID namespace, without its first, use more memory or are over four times as many."""
     names = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
     if len(names) > 4 * processes:
         return True
@@ -24,7 +24,7 @@ def exceeds(processes: int, memory_mb: int) -> bool:
 
 
 def _resident(pid: str) -> int:
-    """Bytes of memory that a process holds, shared ones included."""
+    """Resident bytes of a process, including shared memory."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE
@@ -33,7 +33,7 @@ def _resident(pid: str) -> int:
 
 
 def _proportional(pid: str) -> int:
-    """As ``_resident``, but memory shared by n processes counts 1/n."""
+    """Resident bytes of a process, where memory shared by n processes counts 1/n."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
@@ -45,7 +45,7 @@ def _proportional(pid: str) -> int:
 
 
 def _sysv_memory() -> int:
-    """Memory of System V segments in this IPC namespace, which need not be mapped to be held."""
+    """Bytes of System V segments in this IPC namespace, which use memory even if no process maps them."""
     try:
         with open("/proc/sysvipc/shm", "rb") as file:
             head, *rows = (line.split() for line in file)
@@ -55,7 +55,7 @@ def _sysv_memory() -> int:
 
 
 def refill_cpu(pid: int, seconds: float) -> None:
-    """Lets a long-lived process compute for ``seconds`` more."""
+    """Raises the CPU limit of a long-lived process to ``seconds`` more than it has used."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rsplit(b")", 1)[1].split()

@@ -1,0 +1,120 @@
+"""Readers of ``config.yaml``, ``tables/results.json`` and ``transcripts/``; ``history.py`` reads the journal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax.types import InputError
+
+__all__ = ["Config", "Transcript", "load_config", "load_results", "load_transcripts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The resolved configuration, as text.
+
+    Attributes:
+        text: ``config.yaml`` without the ``versions`` section.
+        versions: version of each package.
+    """
+
+    text: str
+    versions: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """One episode of an evaluation.
+
+    Attributes:
+        task: name of the task.
+        split: ``train`` or ``test``.
+        method: the method whose model wrote the replies, such as ``cycleqd``.
+        index: number of the episode in the split.
+        score: in [0, 1].
+        reason: why the episode got this score.
+        messages: (role, content) pairs.
+    """
+
+    task: str
+    split: str
+    method: str
+    index: int
+    score: float
+    reason: str
+    messages: tuple[tuple[str, str], ...]
+
+
+def load_config(folder: Path) -> Config | None:
+    """Reads ``config.yaml`` of a run folder as text; None if there is no such file.
+
+    Only the ``versions:`` section (one ``package: version`` per line) is parsed, so a damaged file can still be shown.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        return None
+    text, versions, in_versions = [], {}, False
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if re.match(r"\S", line) and not line.startswith("#"):
+            in_versions = re.fullmatch(r"versions:\s*", line) is not None
+            if in_versions:
+                continue
+        entry = re.fullmatch(r"\s+['\"]?([^:'\"]+)['\"]?:\s*['\"]?(.*?)['\"]?\s*", line) if in_versions else None
+        if entry:
+            versions[entry[1]] = entry[2]
+        else:
+            text.append(line)
+    return Config("\n".join(text).strip(), versions)
+
+
+def load_results(folder: Path) -> dict[str, Any] | None:
+    """Reads ``tables/results.json`` of a run folder; None if there is no such file.
+
+    Raises:
+        InputError: if the file does not map ``methods`` to method → split → task → score.
+    """
+    path = Path(folder) / "tables" / "results.json"
+    if not path.exists():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        for splits in raw["methods"].values():
+            for scores in splits.values():
+                for score in scores.values():
+                    _ = score is None or float(score)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f'expected {{"methods": method → split → task → score}} in {path}, got {type(error).__name__} {error}; '
+            "run the evaluation again"
+        ) from error
+    return raw
+
+
+def load_transcripts(folder: Path) -> Iterator[Transcript]:
+    """Yields every episode under ``transcripts/``. Lines that a killed run left incomplete are skipped."""
+    for path in sorted((Path(folder) / "transcripts").rglob("*.jsonl")):
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    transcript = _transcript(json.loads(line))
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    continue
+                yield transcript
+
+
+def _transcript(raw: Any) -> Transcript:
+    """Parses one line; raises ValueError, TypeError, KeyError or AttributeError if it is not an episode."""
+    return Transcript(
+        task=str(raw["task"]),
+        split=str(raw["split"]),
+        method=str(raw["method"]),
+        index=int(raw["index"]),
+        score=float(raw["score"]),
+        reason=str(raw.get("reason", "")),
+        messages=tuple((str(message["role"]), str(message["content"])) for message in raw["messages"]),
+    )

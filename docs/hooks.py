@@ -5,6 +5,7 @@ The package is read, not imported, so that the site builds without JAX.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,17 @@ class PublicNames(griffe.Extension):
         del kwargs
         rooms = [pkg]
         for room in rooms:
-            modules = {name: member for name, member in room.members.items() if not member.is_alias and member.is_module}
-            rooms += [module for module in modules.values() if isinstance(module, griffe.Module)]
-            for name in set(map(str, room.exports or ())) & modules.keys():
-                if name in modules[name].members:
-                    room.members[name] = griffe.Alias(name, modules[name].members[name], parent=room)
+            rooms += [member for member in room.members.values() if not member.is_alias and isinstance(member, griffe.Module)]
+        public = [(room, str(name)) for room in rooms for name in room.exports or () if str(name) in room.members]
+        for room, name in public:
+            member = room.members[name]
+            if member.is_alias:
+                with contextlib.suppress(griffe.AliasResolutionError):  # a name of another package
+                    _ = member.final_target  # found now, before a module on its path is hidden
+        for room, name in public:
+            module = room.members[name]
+            if not module.is_alias and module.is_module and name in module.members:
+                room.members[name] = griffe.Alias(name, module.members[name], parent=room)
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Replaces Sphinx's roles, such as ``:func:`~a.b.c```, by code."""

@@ -72,17 +72,21 @@ def _documented_value(module_name: str, name: str) -> bool:
     """Whether a text follows the assignment of a constant or an alias, in the module that assigns it."""
     module = importlib.import_module(module_name)
     body = ast.parse(Path(str(module.__file__)).read_text("utf-8")).body
+    assigned = False
     for node, after in zip(body, [*body[1:], None], strict=True):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        one = isinstance(node, ast.AnnAssign | ast.AugAssign)
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if one else []
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+            assigned = True
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+                return True
         if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
             if node.level or not str(node.module).startswith("cycleqd_jax"):
                 parent = module_name if hasattr(module, "__path__") else module_name.rpartition(".")[0]
                 inner = importlib.util.resolve_name("." * node.level + (node.module or ""), parent) if node.level else ""
                 return _documented_value(inner, name) if inner else True
             return _documented_value(str(node.module), name)
-    home = _home_of_lazy(module, name)
+    home = None if assigned else _home_of_lazy(module, name)
     return home is not None and _documented_value(home, name)
 
 
@@ -149,7 +153,8 @@ def slug(heading: str) -> str:
 
 def link_problems() -> Iterator[str]:
     """Links of pages to files or headings that do not exist."""
-    for page in [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").rglob("*.md")):
+    top = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+    for page in top + sorted((ROOT / "docs").rglob("*.md")):
         text = FENCE.sub("", page.read_text("utf-8"))
         for link in LINK.findall(text):
             if re.match(r"[a-z]+:", link):

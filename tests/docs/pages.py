@@ -59,7 +59,8 @@ def blocks(page: Path) -> list[Block]:
     for match in BLOCK.finditer(text):
         parts = [part.strip().partition(" ") for part in (match["comment"] or "").split(";") if part.strip()]
         line = text[: match.start("text")].count("\n") + 1
-        found.append(Block(match["language"], match["text"], line, match["title"], tuple((word, rest) for word, _, rest in parts)))
+        comment = tuple((word, rest) for word, _, rest in parts)
+        found.append(Block(match["language"], match["text"], line, match["title"], comment))
     return found
 
 

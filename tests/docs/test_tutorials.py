@@ -74,7 +74,8 @@ def test_how_to(name, tiny_model, tmp_path, monkeypatch):
 
 def test_blocks_are_read_with_their_comments(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text('<!-- test: tiny; overrides a=1 b=2 -->\n```bash\nx\n```\n\n```python title="f.py"\ny\n```\n\n```\nz\n```\n')
+    commented = "<!-- test: tiny; overrides a=1 b=2 -->\n```bash\nx\n```\n"
+    page.write_text(commented + '\n```python title="f.py"\ny\n```\n\n```\nz\n```\n')
     first, second, third = blocks(page)
     assert first.comment == (("tiny", ""), ("overrides", "a=1 b=2"))
     assert (second.title, second.language, second.text) == ("f.py", "python", "y\n")

@@ -1,19 +1,16 @@
-"""What the documentation site adds to MkDocs: the table of configuration keys, and docstrings without Sphinx's roles.
-
-The package is read, not imported, so that the site builds without JAX.
-"""
+"""What the documentation site adds to MkDocs: the table of configuration keys, and docstrings without Sphinx's roles."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import griffe
+import yaml
 
-ROOT = Path(__file__).parents[1]
+from cycleqd_jax.config import describe
+
 MARKER = "<!-- configuration keys -->"
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
 
@@ -62,67 +59,28 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 
 def config_tables() -> str:
-    """A table of keys for the whole config and for each of its sections, from the dataclasses and their docstrings."""
-    package = griffe.load("cycleqd_jax.config", search_paths=[ROOT], docstring_parser=griffe.Parser.google)
+    """A table of keys for the whole config and for each of its sections, from :func:`cycleqd_jax.config.describe`."""
     lines: list[str] = []
-    for prefix, cls in _sections(package, "", package["RunConfig"]):
-        heading = f"`{prefix.rstrip('.')}`" if prefix else "The whole config"
-        lines += [f"## {heading}", "", plain(cls.docstring.value.split("\n\n")[0]) if cls.docstring else "", ""]
-        lines += ["| key | type | default | |", "|---|---|---|---|"]
-        texts = _texts(cls)
-        for field in _fields(cls):
-            if _section(package, field) is not None:
-                kind, default = "section", ""
-            else:
-                kind = _kind(str(field.annotation))
-                default = "required" if field.value is None else _default(str(field.value))
-            lines.append(f"| `{prefix}{field.name}` | {kind} | {default} | {_cell(texts.get(field.name, ''))} |")
+    keys = describe()
+    sections = [None, *(doc for doc in keys if doc.type == "section" or any(k.key.startswith(f"{doc.key}.*.") for k in keys))]
+    for section in sections:
+        prefix = "" if section is None else f"{section.key}."
+        inside = [doc for doc in keys if doc.key.startswith(prefix)]
+        if inside and inside[0].key.startswith(f"{prefix}*."):
+            prefix += "*."
+        rows = [doc for doc in inside if "." not in doc.key.removeprefix(prefix)]
+        lines += ["## The whole config" if section is None else f"## `{section.key}`", ""]
+        lines += ["" if section is None else _cell(section.text), "", "| key | type | default | |", "|---|---|---|---|"]
+        for doc in rows:
+            default = "required" if doc.required else "" if doc in sections else f"`{_yaml(doc.default)}`"
+            limits = f" ({doc.range})" if doc.range else ""
+            lines.append(f"| `{doc.key}` | {doc.type}{limits} | {default} | {_cell(doc.text)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _sections(package: Any, prefix: str, cls: Any) -> Iterator[tuple[str, Any]]:
-    yield prefix, cls
-    for field in _fields(cls):
-        inner = _section(package, field)
-        if inner is not None:
-            yield from _sections(package, f"{prefix}{field.name}{'[].' if 'tuple' in str(field.annotation) else '.'}", inner)
-
-
-def _section(package: Any, field: Any) -> Any:
-    """The dataclass of a field that is a section of its own, else None."""
-    found = re.search(r"\b(\w+Config)\b", str(field.annotation))
-    return package[found[1]] if found else None
-
-
-def _fields(cls: Any) -> list[Any]:
-    return [member for member in cls.members.values() if member.is_attribute and "property" not in member.labels]
-
-
-def _texts(cls: Any) -> dict[str, str]:
-    """What the docstring says of each attribute."""
-    sections = cls.docstring.parse("google", warnings=False) if cls.docstring else []
-    found = [item for section in sections if section.kind.value == "attributes" for item in section.value]
-    return {item.name: item.description for item in found}
-
-
-def _kind(annotation: str) -> str:
-    literal = re.search(r"Literal\[(.*?)\]", annotation)
-    if literal:
-        words = ", ".join(f"`{word.strip().strip(chr(34)).strip(chr(39))}`" for word in literal[1].split(","))
-        annotation = annotation.replace(literal[0], words)
-        if annotation.startswith("tuple"):
-            return f"list of {words}"
-    annotation = annotation.replace("None", "null").replace(" | null", " or null")
-    return annotation if literal else f"`{annotation}`"
-
-
-def _default(value: str) -> str:
-    factory = re.search(r"default_factory=(\w+)", value)
-    if factory:
-        value = {"dict": "{}", "list": "[]"}.get(factory[1], value)
-    value = {"None": "null", "True": "true", "False": "false", "()": "[]"}.get(value, value)
-    return f"`{value.strip(chr(34)).strip(chr(39)) or value}`"
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def _cell(text: str) -> str:

@@ -1,0 +1,87 @@
+"""What the documentation site adds to MkDocs: the table of configuration keys, and docstrings without Sphinx's roles."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any
+
+import griffe
+import yaml
+
+from cycleqd_jax.config import describe
+
+MARKER = "<!-- configuration keys -->"
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
+
+
+class PublicNames(griffe.Extension):
+    """Reads docstrings and public names as the package means them."""
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Lets a public function hide the module of the same name, as it does when the package is imported."""
+        del kwargs
+        rooms = [pkg]
+        for room in rooms:
+            rooms += [member for member in room.members.values() if not member.is_alias and isinstance(member, griffe.Module)]
+        public = [(room, str(name)) for room in rooms for name in room.exports or () if str(name) in room.members]
+        for room, name in public:
+            member = room.members[name]
+            if member.is_alias:
+                with contextlib.suppress(griffe.AliasResolutionError):  # a name of another package
+                    _ = member.final_target  # found now, before a module on its path is hidden
+        for room, name in public:
+            module = room.members[name]
+            if not module.is_alias and module.is_module and name in module.members:
+                room.members[name] = griffe.Alias(name, module.members[name], parent=room)
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Replaces Sphinx's roles, such as ``:func:`~a.b.c```, by code."""
+        del kwargs
+        if obj.docstring is not None:
+            obj.docstring.value = plain(obj.docstring.value)
+
+
+def plain(text: str) -> str:
+    """``text`` with the last name of every role's target, as code."""
+
+    def name(match: re.Match[str]) -> str:
+        full = match[0].split("`")[1]
+        return f"`{full.removeprefix('~').rsplit('.', 1)[-1] if full.startswith('~') else full}`"
+
+    return ROLE.sub(name, text)
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Puts the tables in the place of the marker; MkDocs calls it for every page."""
+    del kwargs
+    return markdown.replace(MARKER, config_tables()) if MARKER in markdown else markdown
+
+
+def config_tables() -> str:
+    """A table of keys for the whole config and for each of its sections, from :func:`cycleqd_jax.config.describe`."""
+    lines: list[str] = []
+    keys = describe()
+    sections = [None, *(doc for doc in keys if doc.type == "section" or any(k.key.startswith(f"{doc.key}.*.") for k in keys))]
+    for section in sections:
+        prefix = "" if section is None else f"{section.key}."
+        inside = [doc for doc in keys if doc.key.startswith(prefix)]
+        if inside and inside[0].key.startswith(f"{prefix}*."):
+            prefix += "*."
+        rows = [doc for doc in inside if "." not in doc.key.removeprefix(prefix)]
+        lines += ["## The whole config" if section is None else f"## `{section.key}`", ""]
+        lines += ["" if section is None else _cell(section.text), "", "| key | type | default | |", "|---|---|---|---|"]
+        for doc in rows:
+            default = "required" if doc.required else "" if doc in sections else f"`{_yaml(doc.default)}`"
+            limits = f" ({doc.range})" if doc.range else ""
+            lines.append(f"| `{doc.key}` | {doc.type}{limits} | {default} | {_cell(doc.text)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def _cell(text: str) -> str:
+    return " ".join(plain(text).split()).replace("|", "\\|")

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv with pinned dependencies, and installs what apt has where it may.
-# Safe to repeat: what is there is left alone, and a .venv that is half made or was moved is made again.
+# Sourced by the other scripts: creates .venv with pinned dependencies, and installs missing system packages with apt.
+# Safe to repeat: a complete .venv is kept. An incomplete .venv, or one that was moved, is created again.
 # usage: source scripts/setup.sh [EXTRAS]        EXTRAS as in pyproject.toml, such as dev
 
 set -euo pipefail
@@ -7,11 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 _apt() {
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "installing $* with apt"
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null ||
-      echo "apt could not install $*; going on without" >&2
+    echo "Installing the system package $* with apt, about half a minute."
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null 2>&1 ||
+      echo "apt could not install $*; continuing without it." >&2
   else
-    echo "not installed: $* (on Debian and Ubuntu: sudo apt-get install $*)" >&2
+    echo "The system package $* is missing; on Debian and Ubuntu, install it with: sudo apt-get install $*" >&2
   fi
 }
 
@@ -23,7 +23,7 @@ _python() {
       return
     fi
   done
-  echo "Python 3.11 or later is needed; set PYTHON to one." >&2
+  echo "expected Python 3.11 or later, got none on the PATH; install it, or set PYTHON to its path" >&2
   return 1
 }
 
@@ -36,14 +36,19 @@ if [ "$(cat "$_stamp" 2>/dev/null)" != "$_wanted" ]; then
   _interpreter=$(_python)
   if ! "$_interpreter" -c 'import venv, ensurepip' 2>/dev/null; then
     _apt "$("$_interpreter" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
-    "$_interpreter" -c 'import venv, ensurepip' || { echo "$_interpreter can't make virtual environments." >&2; exit 1; }
+    "$_interpreter" -c 'import venv, ensurepip' || {
+      echo "expected $_interpreter to have the modules venv and ensurepip, got neither; install its venv package" >&2
+      exit 1
+    }
   fi
+  echo "Installing cycleqd_jax${_extras:+[$_extras]} with JAX, Flax, transformers and matplotlib into .venv, about a minute."
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || [ "$(cat .venv/.place 2>/dev/null)" != "$PWD" ]; then
     rm -rf .venv
     "$_interpreter" -m venv .venv
     echo "$PWD" >.venv/.place
   fi
-  echo "installing cycleqd_jax${_extras:+[$_extras]} into .venv (a minute or so)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${_extras:+[$_extras]}"
+  # Python compiles the few modules that are imported when they first are: to compile all takes half a CPU minute.
+  .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --root-user-action=ignore \
+    -c constraints.txt -e ".${_extras:+[$_extras]}"
   echo "$_wanted" >"$_stamp"
 fi

@@ -6,6 +6,7 @@ the folder. It is imported when first needed, because the import is slow. Torch 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -73,10 +74,8 @@ class ChatTokenizer:
                 f"expected a Hugging Face tokenizer with tokenizer_config.json in {folder}, got no such file: copy the model's "
                 "tokenizer files there"
             )
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many types of exceptions
             raise InputError(
                 f"expected a tokenizer that transformers can read in {folder}, got {type(error).__name__}: "
@@ -230,6 +229,30 @@ class ChatTokenizer:
                 f"{type(error).__name__}: {_short(str(error))}; change the conversation or the template"
             ) from error
         return tuple(ids)
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What ``AutoTokenizer`` returns for a folder, or ``AutoTokenizer`` itself.
+
+    ``AutoTokenizer`` imports the code of all models, and PyTorch where it is installed: that takes up to 8 s of CPU time. For
+    Llama models with a plain ``tokenizer.json`` it always returns ``PreTrainedTokenizerFast``.
+    """
+    plain = False
+    with contextlib.suppress(InputError):
+        config, model = read_json(folder / "tokenizer_config.json"), read_json(folder / "config.json")
+        plain = (
+            config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+            and "auto_map" not in config
+            and model.get("model_type") == "llama"
+            and (folder / "tokenizer.json").is_file()
+        )
+    if plain:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _is_token(tokenizer: Any, i: Any) -> bool:

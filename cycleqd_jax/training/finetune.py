@@ -219,7 +219,8 @@ def finetune(
     compute = config.compute_dtype or config.dtype
     if jax.default_backend() == "cpu":
         compute = "float32"  # activations of 16 bits take several times as long there
-    config = config.replace(dtype="float32", compute_dtype=compute)
+    # The ids of special tokens are part of no computation: without them, the base and its experts share one compiled program.
+    config = config.replace(dtype="float32", compute_dtype=compute, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     optimizer_options = (options.betas, options.weight_decay, options.clip)
     state = _optimizer(*optimizer_options).init(params)
     rates = learning_rates(options)

@@ -1,16 +1,16 @@
-"""One child, from parents to weights: ours against the reference's arithmetic, mergekit, and the limits of the machine.
+"""Measures the time from the parents' genomes to the child's weights, against the reference code, mergekit and the machine.
 
     python scripts/bench_operators.py [--rank 64] [--dtype bfloat16 float32] [--repeats 5] [--mergekit PYTHON] [--json FILE]
 
-Weights are random, of the shape of SmolLM2-135M (135 M parameters, 30 layers, tied embeddings), or of any config.json
-(--config); three experts. Everything runs in this one process, and what is compared takes turns, so that ratios mean something
-on a machine with other work too; of every time the least of all turns is kept.
+The weights are random. Their shape is that of SmolLM2-135M (135 M parameters, 30 layers, tied embeddings) or of the config.json
+given with --config. There are three experts. The measured functions run in this process and alternate, so that their ratio is
+meaningful on a machine with other load. Every reported time is the minimum over all rounds.
 
-The reference's arithmetic is its evolution step in torch: task vectors of two parents, their weighted sum, U diag(s w) Vᵀ of
-the active expert matrix by matrix (everything with "norm" in its name skipped), and the sum with the base. It knows full rank
-alone, and its dtype is bfloat16. Its decomposition is made before and not timed, as ours, whose methods have rows of their own.
-It reads both parents and writes the child, which are rows of their own too; ours needs neither.
-Needs torch and safetensors, which the package's operators do not.
+The arithmetic of the reference code is its evolution step in torch: the task vectors of two parents, their weighted sum,
+U diag(s w) Vᵀ of the active expert for every matrix (without "norm" in its name), and the sum with the base. It supports full
+rank only, in bfloat16. The decomposition is computed in advance and not timed, neither the reference's nor ours; the methods of
+decomposition are timed separately. The reference reads both parents from files and writes the child to one, which has separate
+rows. cycleqd_jax does neither. The script needs torch and safetensors, which the operators do not.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ METHODS: tuple[Method, ...] = ("svd", "gram", "randomized")
 
 
 def fastest(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of the fastest call of each; they take turns, and a first round does not count."""
+    """Seconds of the fastest call of each function. The functions alternate, and the first round is not counted."""
     found = dict.fromkeys(functions, float("inf"))
     for i in range(repeats + 1):
         for name, function in functions.items():
@@ -58,7 +58,7 @@ def fastest(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
 
 
 def limits(repeats: int) -> dict[str, float]:
-    """What this machine can do at most: bytes per second of a copy, operations per second of large products."""
+    """Peak rates of this machine: bytes per second of a copy, and operations per second of a large matrix product."""
     x = jnp.ones(1 << 27, jnp.float32)
     copy = jax.jit(lambda x, out: x + 1, donate_argnums=1, keep_unused=True)
     held = [jnp.zeros_like(x)]
@@ -76,7 +76,7 @@ def limits(repeats: int) -> dict[str, float]:
 
 
 def make_models(config: llama.LlamaConfig) -> tuple[Any, list[Any]]:
-    """A base and experts near it."""
+    """Makes a base and experts with small differences from it."""
     base = llama.init_params(config, jax.random.key(0))
 
     @jax.jit
@@ -92,7 +92,7 @@ def make_models(config: llama.LlamaConfig) -> tuple[Any, list[Any]]:
 
 
 def random_bases(base: Any, rank: int | None) -> dict[str, Basis]:
-    """Bases of the right shape: the time of a product does not depend on the numbers, and decomposing is not what is timed."""
+    """Makes random decompositions of the right shape; the time of a product does not depend on the values."""
     found = {}
     for i, (path, leaf) in enumerate(tree_paths(base)):
         if is_matrix(path, leaf):
@@ -108,7 +108,7 @@ def random_bases(base: Any, rank: int | None) -> dict[str, Basis]:
 
 
 class Ours:
-    """Crossover, mutation and expression of one child, and how near the latter is to what bounds it."""
+    """Crossover, mutation and expression of one child, and the fraction of the machine's limits that expression reaches."""
 
     def __init__(self, base: Any, experts: list[Any], rank: int | None) -> None:
         space = ExpertSpace.from_experts(base, experts, predicate=lambda path, leaf: False)
@@ -119,16 +119,16 @@ class Ours:
         self._held = space.express(self._individual)
 
     def operate(self) -> Any:
-        """Crossover and mutation."""
+        """Computes crossover and mutation."""
         return self._child(jax.random.key(0), *self.parents)
 
     def express(self) -> Any:
-        """The child's weights, into those of the last one."""
+        """Computes the child's weights in the buffer of the previous child."""
         self._held = self.space.express(self._individual, self._held)
         return self._held
 
     def facts(self, operators_s: float, express_s: float, peak: Mapping[str, float]) -> dict[str, Any]:
-        """What is reported."""
+        """Returns the row of the report."""
         leaves = dict(tree_paths(self.space.base))
         bases = self.space.bases
         weights = sum(leaf.nbytes for leaf in leaves.values())
@@ -155,7 +155,7 @@ class Ours:
 
 
 class Reference:
-    """The reference's step in torch."""
+    """The evolution step of the reference code in torch."""
 
     def __init__(self, folders: list[Path], dtype: torch.dtype, work: Path) -> None:
         self._folders, self._dtype, self._work = folders, dtype, work
@@ -173,12 +173,12 @@ class Reference:
         return {name: tensor.to(self._dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
 
     def read(self) -> None:
-        """Both parents."""
+        """Reads both parents."""
         for folder in self._folders[1:3]:
             self._read(folder)
 
     def step(self) -> None:
-        """From parents to the child, in memory."""
+        """Computes the child from its parents in memory."""
         base, first, second = self._base, self._first, self._second
         w1, w2 = (1.0 + 0.03 * torch.randn(2)).tolist()
         tau1 = {name: first[name] - base[name] for name in base}
@@ -189,12 +189,12 @@ class Reference:
         self._child = {name: base[name] + tau[name] for name in base}
 
     def write(self) -> None:
-        """The child."""
+        """Writes the child."""
         save_file(self._child, self._work / "child.safetensors")
 
 
 def mergekit(python: str, folders: list[Path], work: Path, repeats: int) -> float:
-    """Seconds of mergekit's linear merge of the three experts, with reading and writing, without starting Python."""
+    """Seconds of mergekit's linear merge of the three experts, with file access but without the start of Python."""
     models = "\n".join(f"  - model: {folder}\n    parameters: {{weight: 0.3333}}" for folder in folders[1:])
     (work / "merge.yaml").write_text(f"merge_method: linear\ndtype: bfloat16\nmodels:\n{models}\n", encoding="utf-8")
     code = (
@@ -215,7 +215,7 @@ def mergekit(python: str, folders: list[Path], work: Path, repeats: int) -> floa
 
 
 def factorization(base: Any, rank: int | None, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of every method for one matrix of each kind, and of all matrices of all experts one after the other."""
+    """Seconds of every method of decomposition for one matrix of each shape, and for all experts in sequence."""
     counts: Counter[tuple[int, int]] = Counter()
     for path, leaf in tree_paths(base):
         if is_matrix(path, leaf):
@@ -234,20 +234,20 @@ def factorization(base: Any, rank: int | None, repeats: int) -> dict[str, dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, help="config.json of another model")
-    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--config", type=Path, help="take the shape of the model from this config.json")
+    parser.add_argument("--rank", type=int, default=64, help="rank of the genome space (64)")
     parser.add_argument(
         "--dtype",
         nargs="+",
         choices=("bfloat16", "float32"),
         default=["bfloat16", "float32"],
-        help="of weights, theirs and ours",
+        help="dtypes of the weights",
     )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-full-rank", action="store_true", help="leave ours of full rank out")
-    parser.add_argument("--no-factorization", action="store_true")
-    parser.add_argument("--mergekit", metavar="PYTHON", help="an interpreter that has mergekit")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--repeats", type=int, default=5, help="number of rounds (5)")
+    parser.add_argument("--no-full-rank", action="store_true", help="skip cycleqd_jax at full rank")
+    parser.add_argument("--no-factorization", action="store_true", help="skip the methods of decomposition")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="Python interpreter with mergekit installed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     args = parser.parse_args()
     config = SMOLLM2
     if args.config:
@@ -277,14 +277,14 @@ def main() -> None:
             reference = Reference(folders, getattr(torch, dtype), work)
             calls: dict[str, Callable[[], Any]] = {"read": reference.read, "step": reference.step, "write": reference.write}
             ours = {name: Ours(base, experts, rank) for name, rank in ranks.items()}
-            for name, mine in ours.items():
-                calls |= {f"operate {name}": mine.operate, f"express {name}": mine.express}
-            calls["step"]()  # there is a child to write
+            for name, space in ours.items():
+                calls |= {f"operate {name}": space.operate, f"express {name}": space.express}
+            calls["step"]()  # so that there is a child to write
             seconds = fastest(calls, args.repeats)
-            theirs = {"read_s": seconds["read"], "arithmetic_s": seconds["step"], "write_s": seconds["write"]}
-            result["reference"][dtype] = theirs | {"total_s": sum(theirs.values())}
-            for name, mine in ours.items():
-                row = mine.facts(seconds[f"operate {name}"], seconds[f"express {name}"], peak)
+            times = {"read_s": seconds["read"], "arithmetic_s": seconds["step"], "write_s": seconds["write"]}
+            result["reference"][dtype] = times | {"total_s": sum(times.values())}
+            for name, space in ours.items():
+                row = space.facts(seconds[f"operate {name}"], seconds[f"express {name}"], peak)
                 result["ours"][f"{dtype}, {name}"] = row
             del reference, calls, ours, base, experts
         if args.mergekit:
@@ -298,18 +298,18 @@ def main() -> None:
 
 
 def compare(result: dict[str, Any]) -> None:
-    """How many times ours each of the others takes."""
+    """Adds the ratio of every other time to ours."""
     for row in result["ours"].values():
         row["times_ours"] = times = {}
-        for dtype, theirs in result["reference"].items():
-            times[f"reference in {dtype}"] = theirs["arithmetic_s"] / row["total_s"]
-            times[f"reference in {dtype}, with reads and writes"] = theirs["total_s"] / row["total_s"]
+        for dtype, reference in result["reference"].items():
+            times[f"reference in {dtype}"] = reference["arithmetic_s"] / row["total_s"]
+            times[f"reference in {dtype}, with reads and writes"] = reference["total_s"] / row["total_s"]
         if "mergekit_linear_s" in result:
             times["mergekit's linear merge, with reads and writes"] = result["mergekit_linear_s"] / row["total_s"]
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints all rows."""
+    """Prints the report."""
     for name, row in result["ours"].items():
         bounds = ", ".join(f"{bound} {seconds * 1e3:.0f} ms" for bound, seconds in row["bounds_s"].items())
         print(

@@ -141,7 +141,7 @@ def _override(tree: Any, assignment: str) -> None:
     for depth, name in enumerate([*parents, last]):
         here = ".".join(dotted.split(".")[: depth + 1])
         if isinstance(tree, list):
-            place: Any = _list_index(tree, name, here, assignment)
+            place: int | str = _list_index(tree, name, here, assignment)
         elif not isinstance(tree, dict):
             outer = here.rpartition(".")[0]
             raise InputError(

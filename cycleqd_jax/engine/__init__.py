@@ -1,8 +1,10 @@
-"""Decoding: token ids in, token ids out; the same behind a chat template; and one reply as it is generated."""
+"""Decoding: from token ids to token ids, from conversations to replies, and one reply as it is generated."""
 
-from cycleqd_jax.engine.cache import Attention
+from cycleqd_jax.engine.attention import Attention
 from cycleqd_jax.engine.chat import ChatGenerator
-from cycleqd_jax.engine.engine import Engine, Generation, Statistics
+from cycleqd_jax.engine.engine import Engine
+from cycleqd_jax.engine.layout import EngineLayout
+from cycleqd_jax.engine.requests import Generation, Statistics
 from cycleqd_jax.engine.stream import Detokenizer, Piece, stream_reply, stream_tokens
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "ChatGenerator",
     "Detokenizer",
     "Engine",
+    "EngineLayout",
     "Generation",
     "Piece",
     "Statistics",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
-from cycleqd_jax.engine.engine import Engine, Generation
+from cycleqd_jax.engine.engine import Engine
+from cycleqd_jax.engine.requests import Generation, StopWhen
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError, Message, Reply
 
@@ -17,10 +18,10 @@ class ChatGenerator:
     Args:
         engine: with the weights loaded.
         tokenizer: of the same model.
-        stop: strings that end a reply; neither they nor what follows them is part of it.
+        stop: strings that end a reply; the reply is cut before the first of them.
         temperature: 0 is greedy.
-        top_p: draw from the likeliest tokens that have this probability together.
-        seed: of what is drawn: with the same seed a conversation is always continued alike.
+        top_p: draw from the likeliest tokens that together have this probability.
+        seed: of the draws: with the same seed the reply to a conversation is always the same.
 
     Raises:
         InputError: the engine does not stop at the tokenizer's stop tokens, or a stop string is empty.
@@ -39,55 +40,55 @@ class ChatGenerator:
         if set(engine.stop_ids) != set(tokenizer.stop_ids):
             raise InputError(
                 f"expected an engine with the tokenizer's stop ids {sorted(tokenizer.stop_ids)}, got "
-                f"{sorted(engine.stop_ids)}: build it with stop_ids=tokenizer.stop_ids"
+                f"{sorted(engine.stop_ids)}; build it with stop_ids=tokenizer.stop_ids"
             )
         if isinstance(stop, str) or not all(stop):
-            raise InputError(f"expected stop to be a list of strings that are not empty, got {stop!r}: correct it")
+            raise InputError(f"expected stop to be a list of strings that are not empty, got {stop!r}; correct it")
         self.engine = engine
         self.tokenizer = tokenizer
         self._stop = tuple(stop)
         self._options = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        self._asked: dict[int, Hashable] = {}
+        self._names: dict[int, Hashable] = {}
 
     def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
-        """Asks for a reply.
+        """Queues a request for one reply.
 
         Args:
-            conversation: names it until :meth:`release`; its next turn computes its new tokens alone.
-            messages: all of it, ending with a user message.
+            conversation: names the conversation until :meth:`release`; its next turn computes only the new tokens.
+            messages: the whole conversation, ending with a user message.
             max_new_tokens: the most tokens of the reply.
-            individual: whose weights, where several individuals are loaded.
+            individual: whose weights to use, where those of several individuals are loaded.
         """
         number = self.engine.submit(
             self.tokenizer.encode(messages),
             max_new_tokens,
             conversation=conversation,
             individual=individual,
-            ends=self._ends() if self._stop else None,
+            stop_when=self._stop_when() if self._stop else None,
             **self._options,
         )
-        self._asked[number] = conversation
+        self._names[number] = conversation
 
     def advance(self) -> list[tuple[Hashable, Reply]]:
-        """Decodes for a while.
+        """Decodes until the next host sync.
 
         Returns:
-            Conversations and replies that are complete.
+            Conversations whose replies are complete, and the replies.
 
         Raises:
-            NonFiniteError: the model computes NaN or infinite logits; all requests are gone.
+            NonFiniteError: the model computes NaN or infinite logits; all requests are dropped.
         """
         try:
             done = self.engine.advance()
         except BaseException:
-            self._asked.clear()
+            self._names.clear()
             raise
-        return [(self._asked.pop(number), self._reply(generation)) for number, generation in done if number in self._asked]
+        return [(self._names.pop(number), self._reply(generation)) for number, generation in done if number in self._names]
 
     def release(self, conversation: Hashable) -> None:
-        """A conversation is over; a reply that is still being said is dropped."""
+        """Ends a conversation; a reply that is being generated is dropped."""
         self.engine.release(conversation)
-        self._asked = {number: asked for number, asked in self._asked.items() if asked != conversation}
+        self._names = {number: name for number, name in self._names.items() if name != conversation}
 
     def generate(self, conversations: Sequence[Sequence[Message]], max_new_tokens: Sequence[int]) -> list[Reply]:
         """One reply for each conversation.
@@ -100,11 +101,11 @@ class ChatGenerator:
             The replies, in order.
 
         Raises:
-            InputError: other replies have been asked for and are not there yet.
+            InputError: the generator has other requests.
             NonFiniteError: the model computes NaN or infinite logits.
         """
-        if self._asked:
-            raise InputError("expected a generator without requests: finish them with advance() before generate()")
+        if self._names:
+            raise InputError("expected a generator without requests, got one that is busy; finish them with advance() first")
         names = [object() for _ in conversations]
         replies: dict[Hashable, Reply] = {}
         try:
@@ -125,14 +126,14 @@ class ChatGenerator:
         cut = min((at for at in (text.find(s) for s in self._stop) if at >= 0), default=len(text))
         return Reply(text[:cut], len(ids), generation.finish, generation.dropped)
 
-    def _ends(self) -> Callable[[Sequence[int]], int | None]:
-        """For one request: how many of its tokens it takes to say the first stop string."""
+    def _stop_when(self) -> StopWhen:
+        """The ``stop_when`` of one request: ends it with the token that completes the first stop string."""
 
-        def ends(ids: Sequence[int]) -> int | None:
+        def stop_when(ids: Sequence[int]) -> int | None:
             text = self.tokenizer.decode(ids)
             if not any(s in text for s in self._stop):
                 return None
-            low, high = 1, len(ids)  # the fewest tokens whose text has one
+            low, high = 1, len(ids)  # bisect for the fewest tokens whose text has a stop string
             while low < high:
                 middle = (low + high) // 2
                 if any(s in self.tokenizer.decode(ids[:middle]) for s in self._stop):
@@ -141,4 +142,4 @@ class ChatGenerator:
                     low = middle + 1
             return low
 
-        return ends
+        return stop_when

@@ -1,4 +1,4 @@
-"""What many prompts begin with."""
+"""Shared prefixes: token sequences that many prompts begin with, computed once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,100 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["common_length", "shared_prefixes"]
+from cycleqd_jax.engine.layout import EngineLayout
+from cycleqd_jax.engine.requests import Request
+
+__all__ = ["NewPrefix", "PrefixTable", "common_length", "shared_prefixes"]
+
+
+class NewPrefix(NamedTuple):
+    """A prefix that is to be computed.
+
+    Attributes:
+        tokens: the prefix.
+        start: its first shared column.
+        request: one that begins with it; of its individual.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    request: Request
+
+
+class PrefixTable:
+    """Which prefixes are in the shared columns, and where.
+
+    Args:
+        layout: sizes.
+
+    Attributes:
+        intervals: for each individual and prefix, its shared columns: start and end.
+    """
+
+    def __init__(self, layout: EngineLayout) -> None:
+        self._layout = layout
+        self._saving = 2 * layout.chunk  # the fewest tokens that a prefix must save
+        self.intervals: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+
+    def forget(self) -> None:
+        """Removes all prefixes."""
+        self.intervals = {}
+
+    def find(self, request: Request) -> tuple[int, int]:
+        """The shared columns of the longest prefix that the prompt begins with; (0, 0) if there is none."""
+        prompt, best = request.prompt, (0, 0)
+        for (individual, prefix), interval in self.intervals.items():
+            longer = individual == request.individual and interval[1] - interval[0] > best[1] - best[0]
+            if longer and len(prefix) < len(prompt) and prompt[: len(prefix)] == prefix:
+                best = interval
+        return best
+
+    def choose(self, queue: Sequence[Request], columns: int) -> tuple[int, list[NewPrefix]]:
+        """Chooses what the queued prompts of each individual have in common and is not in the table yet.
+
+        Args:
+            queue: waiting requests.
+            columns: the present number of shared columns.
+
+        Returns:
+            The number of shared columns that are needed, and the prefixes to compute, which are in the table from now on. If
+            the number is another one than ``columns``, no prefix that was computed before is in the table.
+        """
+        found = [
+            (individual, prefix)
+            for individual in sorted({request.individual for request in queue})
+            for prefix in shared_prefixes([r.prompt for r in queue if r.individual == individual], saving=self._saving)
+            if not self.intervals or self._gain(queue, individual, prefix) >= self._saving
+        ]
+        if not found:
+            return (columns if self.intervals else 0), []
+        start = max((self._layout.aligned(end) for _, end in self.intervals.values()), default=0)
+        starts = [start]
+        for _, prefix in found:
+            starts.append(starts[-1] + self._layout.aligned(len(prefix)))
+        needed = self._layout.shared_columns(starts[-1])
+        if self.intervals:
+            if needed > columns:  # no room for all: choose again, and keep none of those in the table
+                self.forget()
+                return self.choose(queue, columns)
+            needed = columns
+        # An empty table takes exactly the columns it needs: what a model generates must not depend on earlier requests.
+        new = []
+        for (individual, prefix), start in zip(found, starts, strict=False):
+            self.intervals[individual, prefix] = (start, start + len(prefix))
+            users = (r for r in queue if r.individual == individual and r.prompt[: len(prefix)] == prefix)
+            new.append(NewPrefix(prefix, start, next(users)))
+        return needed, new
+
+    def _gain(self, queue: Sequence[Request], individual: int, prefix: tuple[int, ...]) -> int:
+        """Tokens of the individual's queued prompts that another prefix saves, beyond those saved by the table."""
+        users = [r for r in queue if r.individual == individual and r.prompt[: len(prefix)] == prefix]
+        known = (self.find(request) for request in users)
+        return sum(len(prefix) - (end - start) for start, end in known) - len(prefix)
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """The number of tokens that two sequences have in common at their beginning."""
     most = min(len(a), len(b))
     return next((i for i in range(most) if a[i] != b[i]), most)
 
@@ -19,10 +108,10 @@ class _Group(NamedTuple):
     """Neighbouring prompts that begin with the same ``length`` tokens.
 
     Attributes:
-        length: how many.
-        low: the first of them.
-        saved: what those of its parts save that are complete.
-        prefixes: by computing these once.
+        length: the number of common tokens.
+        low: the first prompt of the group.
+        saved: tokens saved by the complete groups inside it.
+        prefixes: the prefixes that save them.
     """
 
     length: int
@@ -32,9 +121,9 @@ class _Group(NamedTuple):
 
 
 def shared_prefixes(prompts: Sequence[Sequence[int]], *, saving: int) -> list[tuple[int, ...]]:
-    """Prefixes that are worth computing once: those that save the most tokens together, none of which another begins with.
+    """The prefixes that save the most tokens together, if each is computed once; none begins with another one.
 
-    Every prompt begins with at most one of them, and is longer: its last token is never shared.
+    Every prompt begins with at most one of the prefixes and is longer than it: the last token of a prompt is never shared.
 
     Args:
         prompts: token ids.
@@ -44,11 +133,11 @@ def shared_prefixes(prompts: Sequence[Sequence[int]], *, saving: int) -> list[tu
         The prefixes, in lexicographic order.
     """
     ordered = sorted(tuple(prompt[:-1]) for prompt in prompts)
-    shared = [common_length(a, b) for a, b in itertools.pairwise(ordered)]  # of neighbours
-    groups: list[_Group] = []  # that are not complete: each is part of the one before
+    shared = [common_length(a, b) for a, b in itertools.pairwise(ordered)]  # with the next prompt
+    groups: list[_Group] = []  # not complete; each is part of the one before it
     for i, length in enumerate([*shared, -1]):
         part = _Group(length, i, 0, [])
-        while groups and groups[-1].length > length:  # they end with prompt i
+        while groups and groups[-1].length > length:  # the group ends with prompt i
             group = groups.pop()
             saved, prefixes = group.saved, group.prefixes
             together = group.length * (i - group.low)

@@ -1,6 +1,6 @@
-"""One reply as it is generated: the host is told after every few tokens, and says them as text.
+"""One reply as it is generated, a few tokens or a piece of text at a time.
 
-For somebody who reads along; :class:`cycleqd_jax.engine.Engine` with a single slot. The tokens are the same.
+This is :class:`cycleqd_jax.engine.Engine` with a single slot and few steps between two host syncs; the tokens are the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cycleqd_jax.types import InputError, Message, NonFiniteError, Params
 
 __all__ = ["Detokenizer", "Piece", "stream_reply", "stream_tokens"]
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of bytes that are no character, or not yet one
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the decoder's text for bytes that are not a (complete) character
 
 
 def stream_tokens(
@@ -35,11 +35,11 @@ def stream_tokens(
         prompt_ids: at least one token.
         max_new_tokens: the most tokens of the reply; fewer where the model's context ends first.
         stop_ids: tokens that end a reply.
-        tokens_per_step: how many tokens the device decodes before the host is told.
+        tokens_per_step: decode steps between two host syncs.
 
     Returns:
-        An iterator of new tokens, in lists that are not empty; the stop token is included. Its ``next`` raises
-        :class:`NonFiniteError` when the model computes NaN or infinite logits.
+        An iterator of non-empty lists of new tokens, including the stop token. Its ``next`` raises :class:`NonFiniteError` when
+        the model computes NaN or infinite logits.
 
     Raises:
         InputError: no prompt token, a size below one, no stop id, an id outside the vocabulary, or a prompt that leaves no room
@@ -48,40 +48,40 @@ def stream_tokens(
     if not len(prompt_ids) or min(max_new_tokens, tokens_per_step) < 1:
         raise InputError(
             f"expected at least one prompt token, and max_new_tokens and tokens_per_step of at least 1, got {len(prompt_ids)}, "
-            f"{max_new_tokens} and {tokens_per_step}: correct the request"
+            f"{max_new_tokens} and {tokens_per_step}; correct the request"
         )
     if len(prompt_ids) >= config.context_length:
         raise InputError(
             f"expected a prompt that leaves room for a reply in the model's context of {config.context_length} tokens, got "
-            f"{len(prompt_ids)} tokens: shorten it"
+            f"{len(prompt_ids)} tokens; shorten it"
         )
-    # One of a few sizes: a program serves prompts of many lengths.
+    # One of a few sizes, so that few programs are compiled.
     length = min(max(64, 1 << (len(prompt_ids) + max_new_tokens - 1).bit_length()), config.context_length)
     pad = stop_ids[0] if stop_ids else 0
     engine = Engine(config, slots=1, max_len=length, stop_ids=stop_ids, pad_id=pad, steps=tokens_per_step)
     engine.load(params)
-    told: list[list[int]] = []
-    engine.submit(prompt_ids, max_new_tokens, tell=lambda ids: told.append(list(ids)))
+    new: list[list[int]] = []
+    engine.submit(prompt_ids, max_new_tokens, on_tokens=lambda ids: new.append(list(ids)))
 
     def blocks() -> Iterator[list[int]]:
         while engine.busy:
             try:
                 engine.advance()
             except NonFiniteError:
-                yield from told  # what came before it
+                yield from new  # the tokens before the error
                 raise
-            yield from told
-            told.clear()
+            yield from new
+            new.clear()
 
     return blocks()
 
 
 class Detokenizer:
-    """Text of a growing list of tokens: never half a character, and what has been said is never changed.
+    """The text of a growing list of tokens, in pieces that never end within a character and are never changed.
 
-    Text is held back while its end is U+FFFD, which is how a decoder shows the first bytes of a character whose other bytes are
-    in tokens to come. Only the tokens of the last piece and those since are decoded: the former because some decoders drop the
-    space that a text begins with.
+    Text that ends with U+FFFD is held back: that is how a decoder shows the first bytes of a character whose other bytes
+    are in the next tokens. Only the tokens of the last piece and the ones after it are decoded. The last piece is included
+    because some decoders drop a space at the beginning of a text.
 
     Args:
         decode: the text of token ids, such as :meth:`cycleqd_jax.models.tokenizer.ChatTokenizer.decode`.
@@ -89,34 +89,34 @@ class Detokenizer:
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
-        self._said: list[int] = []  # tokens of the last piece
-        self._held: list[int] = []  # tokens since
+        self._last: list[int] = []  # tokens of the last piece
+        self._held: list[int] = []  # tokens after it
 
     def add(self, ids: Sequence[int]) -> str:
-        """The text that can be said now that these tokens have come; it may be empty."""
-        said = ""
-        for i in ids:  # one by one: a list may end within a character, and what comes before is not held back for it
+        """The new text after these tokens; it may be empty."""
+        new = ""
+        for i in ids:  # one at a time: text before an incomplete character at the end of the list is not held back
             self._held.append(i)
-            text = self._new_text()
+            text = self._held_text()
             if text and not text.endswith(REPLACEMENT):
-                said += text
-                self._said, self._held = self._held, []
-        return said
+                new += text
+                self._last, self._held = self._held, []
+        return new
 
     def end(self) -> str:
-        """What is still held back, when no more tokens will come."""
-        return self._new_text()
+        """The text that is held back, when no more tokens will come."""
+        return self._held_text()
 
-    def _new_text(self) -> str:
-        return self._decode(self._said + self._held)[len(self._decode(self._said)) :]
+    def _held_text(self) -> str:
+        return self._decode(self._last + self._held)[len(self._decode(self._last)) :]
 
 
 class Piece(NamedTuple):
-    """Some more of a reply.
+    """A part of a reply.
 
     Attributes:
-        text: what is to be said after the pieces before; not empty.
-        tokens: how many tokens have been generated so far.
+        text: follows the text of the pieces before; not empty.
+        tokens: the number of tokens generated so far.
     """
 
     text: str
@@ -132,7 +132,7 @@ def stream_reply(
     max_new_tokens: int,
     tokens_per_step: int = 4,
 ) -> Iterator[Piece]:
-    """The greedy reply to a conversation, as it is generated; together the pieces are what :class:`ChatGenerator` replies.
+    """The greedy reply to a conversation, piece by piece; together they equal the reply of :class:`ChatGenerator`.
 
     Args:
         params: the weights.

@@ -1,0 +1,219 @@
+"""Attention over the KV cache: matrix products that XLA's CPU backend is fast at, or fused kernels for GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cycleqd_jax.engine import products
+from cycleqd_jax.engine.cache import MASKED, KVCache, Rows, own_mask, shared_mask, to_cache
+from cycleqd_jax.models.llama.config import LlamaConfig
+from cycleqd_jax.types import Array, Float
+
+__all__ = ["Attention", "attention_for"]
+
+Implementation = Literal["products", "cudnn", "xla"]
+
+
+def attention_for(config: LlamaConfig, platform: str) -> Attention:
+    """The fastest implementation: products on a CPU, cuDNN on NVIDIA GPUs, XLA's own attention elsewhere.
+
+    Args:
+        config: cuDNN needs 16-bit numbers and a head dimension of at most 128 that is a multiple of eight.
+        platform: as in ``jax.Device.platform``.
+    """
+    if platform == "cpu":
+        return Attention("products")
+    dtype = jnp.dtype(config.compute_dtype or config.dtype)
+    fused = platform in ("gpu", "cuda") and dtype.itemsize == 2 and config.head_dim <= 128 and config.head_dim % 8 == 0
+    return Attention("cudnn" if fused else "xla")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """The shape of a cache, and attention over it.
+
+    Attributes:
+        implementation: ``"products"``: keys ``[page, kv_heads, head_dim, column]``, values ``[page, kv_heads, column,
+            head_dim]``, so that both products of attention read their large operand in its own order; otherwise XLA's CPU
+            backend takes three times as long. bfloat16 numbers are stored as their bits, ``uint16``: that backend widens whole
+            arrays of 16-bit floats wherever they pass through a loop. ``"cudnn"`` and ``"xla"``: keys and values
+            ``[page, column, kv_heads, head_dim]``; in a decode step row i has page i.
+    """
+
+    implementation: Implementation
+
+    @property
+    def paged(self) -> bool:
+        """Whether a conversation may have several pages."""
+        return self.implementation == "products"
+
+    @property
+    def _axes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Axes of columns and KV heads, of keys and of values."""
+        return ((3, 1), (2, 1)) if self.paged else ((1, 2), (1, 2))
+
+    def init(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
+        """An empty cache in the compute dtype, its KV heads split over the mesh axis ``tensor``."""
+        shapes = self.abstract(config, pages, columns, mesh)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
+
+    def abstract(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
+        """Shapes, dtypes and shardings of a cache (``jax.ShapeDtypeStruct``), without arrays."""
+        dtype = jnp.dtype(config.compute_dtype or config.dtype)
+        if self.paged and dtype == jnp.bfloat16:
+            dtype = jnp.dtype(jnp.uint16)
+
+        def leaf(axes: tuple[int, int]) -> Any:
+            shape = [pages, *[config.head_dim] * 3]
+            shape[axes[0]], shape[axes[1]] = columns, config.num_key_value_heads
+            place = None
+            if mesh is not None:
+                place = NamedSharding(mesh, P(*("tensor" if axis == axes[1] else None for axis in range(4))))
+            return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=place)
+
+        keys, values = ((leaf(axes),) * config.num_hidden_layers for axes in self._axes)
+        return KVCache(keys, values)
+
+    def shape(self, cache: KVCache) -> tuple[int, int]:
+        """Pages of a cache, and columns of a page."""
+        return cache.v[0].shape[0], cache.v[0].shape[self._axes[1][0]]
+
+    def grow(self, cache: KVCache, pages: int) -> KVCache:
+        """The cache with this many pages; the old pages come first."""
+
+        def leaf(x: Array) -> Array:
+            new = jnp.zeros((pages, *x.shape[1:]), x.dtype)
+            return jax.lax.dynamic_update_slice(new, x, (0, 0, 0, 0))
+
+        return jax.tree.map(leaf, cache)
+
+    def __call__(
+        self,
+        q: Float[Array, "batch heads time head_dim"],
+        k: Float[Array, "batch kv_heads time head_dim"],
+        v: Float[Array, "batch kv_heads time head_dim"],
+        cache: KVCache,
+        layer: int,
+        *,
+        rows: Rows,
+        shared: KVCache | None,
+    ) -> tuple[Float[Array, "batch heads time head_dim"], KVCache]:
+        """Writes the tokens' keys and values, then attends to them and to everything before them.
+
+        This is an ``Attend`` of the decoder. All tokens of a row are written to one page. A batch with one token per row is a
+        decode step.
+        """
+        k, v = (k.swapaxes(2, 3), v) if self.paged else (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        k, v = to_cache(k, cache.k[layer].dtype), to_cache(v, cache.v[layer].dtype)
+        (of_k, _), (of_v, _) = self._axes
+        write = _write_in_turn if self.paged else _write_at_once
+        own = write(cache.k[layer], k, rows, of_k), write(cache.v[layer], v, rows, of_v)
+        cache = KVCache(_replaced(cache.k, layer, own[0]), _replaced(cache.v, layer, own[1]))
+        common = None if shared is None else (shared.k[layer], shared.v[layer])
+        if self.paged:
+            return products.attend(q, own, common, rows), cache
+        if q.shape[2] > 1:
+            own = own[0][rows.pages[:, 0]], own[1][rows.pages[:, 0]]
+        return self._fused(q, own, common, rows), cache
+
+    def _fused(
+        self, q: Array, own: tuple[Array, Array], common: tuple[Array, Array] | None, rows: Rows
+    ) -> Float[Array, "batch heads time head_dim"]:
+        """Attention to the row's own page and to the shared columns, combined by their normalisers."""
+        batch, heads, time, dims = q.shape
+        queries = q.swapaxes(1, 2)  # [batch, time, heads, head_dim]
+        columns = own[0].shape[1]
+        # One token needs no mask: the kernel does not read the columns past the row's length.
+        seen = jnp.asarray(rows.columns) + 1 if time == 1 else own_mask(rows, time, columns)[:, None]
+        attend = _cudnn if self.implementation == "cudnn" else _xla
+        out, normaliser = attend(queries, *own, seen, residual=common is not None)
+        if common is None:
+            return out.swapaxes(1, 2)
+        sees = shared_mask(rows.shared, jnp.arange(common[0].shape[1]))
+        mask = jnp.repeat(sees, time, axis=0)[None, None]  # [1, 1, batch * time, shared]
+        more, other = attend(queries.reshape(1, batch * time, heads, dims), *common, mask, residual=True)
+        other = other.reshape(normaliser.shape)
+        other = jnp.where((rows.shared[:, 1] > rows.shared[:, 0])[:, None, None], other, -jnp.inf)
+        share = jax.nn.sigmoid(other - normaliser)[..., None]  # exp(b) / (exp(a) + exp(b))
+        out = out.astype(jnp.float32) * (1 - share) + more.reshape(out.shape).astype(jnp.float32) * share
+        return out.astype(q.dtype).swapaxes(1, 2)
+
+
+def _replaced(layers: tuple[Array, ...], layer: int, new: Array) -> tuple[Array, ...]:
+    return (*layers[:layer], new, *layers[layer + 1 :])
+
+
+def _write_in_turn(x: Array, new: Array, rows: Rows, axis: int) -> Array:
+    """Writes ``new[row]`` into the row's page of ``x``, row by row: the fastest way on XLA's CPU backend."""
+    size = x.shape[axis]
+
+    def write(i: Array, x: Array) -> Array:
+        row = jax.lax.dynamic_slice_in_dim(new, i, 1, 0)
+        start: list[Any] = [rows.pages[i, rows.columns[i] // size], *[jnp.int32(0)] * 3]
+        start[axis] = rows.columns[i] % size
+        return jax.lax.dynamic_update_slice(x, row, start)
+
+    return jax.lax.fori_loop(0, new.shape[0], write, x)
+
+
+def _write_at_once(x: Array, new: Array, rows: Rows, axis: int) -> Array:
+    """The same as one scatter, where columns are axis 1 and a row has one page."""
+    assert axis == 1
+    columns = jnp.asarray(rows.columns)[:, None] + jnp.arange(new.shape[1])[None]
+    return x.at[rows.pages[:, :1], columns].set(new)
+
+
+def _cudnn(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tuple[Array, Any]:
+    """The same as :func:`_xla`, computed by cuDNN; without ``residual`` the normaliser is None."""
+    lengths: Any = seen.astype(jnp.int32) if seen.ndim == 1 else None
+    if not residual:
+        mask = None if seen.ndim == 1 else seen
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn"), None
+    # The private function behind jax.nn's: the public one rounds the normaliser to the dtype of q, which at 20 is an eighth.
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType
+    from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention as cudnn_attention
+
+    scale = q.shape[-1] ** -0.5
+    if lengths is None:
+        found: Any = cudnn_attention(q, k, v, None, seen, scale=scale, return_residual=True)
+    else:
+        ones = jnp.ones(q.shape[0], jnp.int32)
+        kind = MaskType.PADDING
+        found = cudnn_attention(q, k, v, None, None, ones, lengths, scale=scale, mask_type=kind, return_residual=True)
+    out, normaliser = found
+    return out, normaliser.swapaxes(1, 2).astype(jnp.float32)
+
+
+def _xla(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tuple[Array, Any]:
+    """Attention and its normaliser.
+
+    Args:
+        q: ``[batch, time, heads, head_dim]``.
+        k: ``[batch, column, kv_heads, head_dim]``.
+        v: ``[batch, column, kv_heads, head_dim]``.
+        seen: how many columns each row sees, ``[batch]``, or which ones, ``[batch, 1, time, column]``.
+        residual: whether the caller needs the normaliser.
+
+    Returns:
+        ``[batch, time, heads, head_dim]``, and the log of the sum of exp(score), float32 ``[batch, time, heads]``.
+    """
+    batch, time, heads, dims = q.shape
+    if seen.ndim == 1:
+        seen = (jnp.arange(k.shape[1])[None] < seen[:, None])[:, None, None]
+    grouped = q.reshape(batch, time, k.shape[2], -1, dims)
+    scores = _einsum("btkgd,bckd->bkgtc", grouped, k) * dims**-0.5
+    scores = jnp.where(seen[:, :, None], scores, MASKED)
+    normaliser = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    out = _einsum("bkgtc,bckd->btkgd", jnp.exp(scores - normaliser).astype(v.dtype), v)
+    return out.reshape(q.shape).astype(q.dtype), normaliser[..., 0].transpose(0, 3, 1, 2).reshape(batch, time, heads)
+
+
+def _einsum(formula: str, a: Array, b: Array) -> Array:
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.einsum(formula, a, b, precision=precision, preferred_element_type=jnp.float32)

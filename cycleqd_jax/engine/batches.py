@@ -1,0 +1,182 @@
+"""From slots and chunks to the arrays that the programs take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cycleqd_jax.engine import programs
+from cycleqd_jax.engine.cache import BLOCK, Rows, shared_blocks
+from cycleqd_jax.engine.layout import EngineLayout
+from cycleqd_jax.engine.requests import GREEDY, Request
+from cycleqd_jax.engine.scheduler import Slot
+from cycleqd_jax.types import Int
+
+__all__ = ["Batches", "Chunk", "chunks_of"]
+
+
+class Chunk(NamedTuple):
+    """Consecutive tokens that are computed as one row of a prefill.
+
+    Attributes:
+        slot: where they go; None for shared columns.
+        tokens: at most the layout's ``chunk``.
+        first: the first column that they may see.
+        column: the column of the first token.
+        shared: the shared columns that they see: start and end.
+        request: whose prompt or prefix ends with them; None if more chunks follow.
+        individual: whose weights are used.
+    """
+
+    slot: Slot | None
+    tokens: Sequence[int]
+    first: int
+    column: int
+    shared: tuple[int, int]
+    request: Request | None
+    individual: int
+
+
+def chunks_of(
+    request: Request, slot: Slot | None, tokens: Sequence[int], *, size: int, start: int = 0, first: int = 0
+) -> list[Chunk]:
+    """The chunks of a prompt or a prefix.
+
+    Args:
+        request: that they are computed for.
+        slot: where they go; None for shared columns.
+        tokens: all tokens.
+        size: tokens per chunk.
+        start: tokens that are in the cache already.
+        first: the column of the first token.
+    """
+    shared = (0, 0) if slot is None else slot.shared
+    last = len(tokens) - size
+    return [
+        Chunk(slot, tokens[i : i + size], first, first + i, shared, request if i >= last else None, request.individual)
+        for i in range(start, len(tokens), size)
+    ]
+
+
+class Batches:
+    """Makes the arguments of the programs.
+
+    Args:
+        layout: sizes.
+        pad_id: token of empty places.
+    """
+
+    def __init__(self, layout: EngineLayout, pad_id: int) -> None:
+        self._layout = layout
+        self._pad_id = pad_id
+
+    def split(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+        """Consecutive batches of at most the largest prefill's rows."""
+        most = self._layout.batches[-1]
+        return [list(chunks[start : start + most]) for start in range(0, len(chunks), most)]
+
+    def prefill(
+        self, batch: Sequence[Chunk], *, size: int, width: int, shared_columns: int
+    ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests]:
+        """Tokens and requests of a prefill with ``size`` rows; empty rows repeat the first chunk.
+
+        Args:
+            batch: at most ``size`` chunks.
+            size: rows.
+            width: pages per row.
+            shared_columns: how many there are.
+        """
+        first = batch[0] if batch else Chunk(None, (), 0, 0, (0, 0), None, 0)
+        batch = [*batch, *[first] * (size - len(batch))]
+        tokens = np.full((size, self._layout.chunk), self._pad_id, np.int32)
+        for row, chunk in zip(tokens, batch, strict=True):
+            row[: len(chunk.tokens)] = chunk.tokens
+        rows = Rows(
+            self._tables([chunk.slot for chunk in batch], width),
+            _int32(chunk.first for chunk in batch),
+            _int32(chunk.column for chunk in batch),
+            _int32(chunk.shared for chunk in batch),
+        )
+        return tokens, programs.Requests(
+            self._with_near(rows, shared_columns, self._layout.chunk),
+            _int32(chunk.individual for chunk in batch),
+            _int32(len(chunk.tokens) for chunk in batch),
+            _sampling(chunk.request for chunk in batch),
+        )
+
+    def decode(
+        self, slots: Sequence[Slot], *, width: int, shared_columns: int, pages: int
+    ) -> tuple[Int[np.ndarray, " row"], programs.Requests]:
+        """Last tokens and requests of a call of the decode program, a row per slot.
+
+        Args:
+            slots: some may have no request.
+            width: pages per row.
+            shared_columns: how many there are.
+            pages: of the cache.
+        """
+        rows = Rows(
+            _int32(range(len(slots)))[:, None],
+            _int32(0 for _ in slots),
+            _int32(len(slot.tokens) for slot in slots),
+            _int32(slot.shared for slot in slots),
+        )
+        if self._layout.attention.paged:
+            owners = np.full(pages, -1, np.int32)
+            starts = np.zeros_like(owners)
+            for i, slot in enumerate(slots):
+                owners[slot.pages] = i
+                starts[slot.pages] = np.arange(len(slot.pages)) * self._layout.page
+            used = np.flatnonzero(owners >= 0)
+            blocks = np.array(used[-1] // BLOCK + 1 if used.size else 0, np.int32)
+            rows = rows._replace(pages=self._tables(slots, width), owners=owners, starts=starts, blocks=blocks)
+        requests = [slot.request for slot in slots]
+        token = _int32(self._pad_id if request is None else request.ids[-1] for request in requests)
+        return token, programs.Requests(
+            self._with_near(rows, shared_columns, 1),
+            _int32(slot.individual for slot in slots),
+            _int32(0 if request is None else request.left for request in requests),
+            _sampling(requests),
+        )
+
+    def _tables(self, slots: Sequence[Slot | None], width: int) -> Int[np.ndarray, "batch width"]:
+        """The pages of each row."""
+        tables = np.zeros((len(slots), width), np.int32)
+        for row, slot in zip(tables, slots, strict=True):
+            if slot is None:
+                continue
+            if self._layout.attention.paged:
+                # A row with fewer pages repeats its own first: other pages are masked, but NaN in them would spread.
+                row[:] = slot.pages[0] if slot.pages else 0
+                row[: len(slot.pages)] = slot.pages[:width]
+            else:
+                row[0] = slot.row
+        return tables
+
+    def _with_near(self, rows: Rows, shared_columns: int, tokens: int) -> Rows:
+        """The rows with the pairs of blocks of rows and of shared columns in which a row sees a column."""
+        if not shared_columns or not self._layout.attention.paged:
+            return rows
+        intervals = np.asarray(rows.shared)
+        size, width = shared_blocks(len(intervals), tokens, shared_columns)
+        starts = np.arange(0, shared_columns, width)[None]
+        sees = (intervals[:, :1] < starts + width) & (intervals[:, 1:] > starts)
+        pairs = np.argwhere(sees.reshape(-1, size, starts.size).any(1)).astype(np.int32)
+        near = np.zeros((len(intervals) // size * starts.size, 2), np.int32)
+        near[: len(pairs)] = pairs
+        return rows._replace(near=near, nears=np.array(len(pairs), np.int32))
+
+
+def _int32(values: Iterable[object]) -> Int[np.ndarray, ...]:
+    return np.asarray(list(values), np.int32)
+
+
+def _sampling(requests: Iterable[Request | None]) -> programs.Sampling:
+    draws = [GREEDY if request is None else request.draw for request in requests]
+    return programs.Sampling(
+        np.asarray([draw.temperature for draw in draws], np.float32),
+        np.asarray([draw.top_p for draw in draws], np.float32),
+        np.asarray([draw.key for draw in draws], np.uint32),
+    )

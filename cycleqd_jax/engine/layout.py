@@ -1,0 +1,185 @@
+"""Sizes of an engine: how its cache is divided, and for which shapes its programs are compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from cycleqd_jax.engine.attention import Attention, attention_for
+from cycleqd_jax.engine.cache import BLOCK, SHARED_BLOCK
+from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.types import InputError
+
+__all__ = ["STEPS", "EngineLayout", "check_mesh"]
+
+STEPS = 16
+"""Decode steps between two host syncs, unless the engine is given another number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineLayout:
+    """Every size of an engine, computed from shapes alone; holds no arrays.
+
+    The engine and ``cycleqd plan`` both read their sizes here. Make one with :meth:`of`.
+
+    Attributes:
+        config: the model.
+        attention: the implementation of attention.
+        slots: conversations that are decoded at the same time.
+        max_len: the most tokens of a prompt and its reply together.
+        steps: decode steps between two host syncs.
+        chunk: tokens per row of a prefill.
+        page: columns of a page.
+        pages: pages of the cache at its largest: room for ``slots`` conversations of ``max_len`` tokens.
+        batches: rows of the compiled prefill programs, smallest first.
+        counts: rows of the compiled decode programs, smallest first.
+        widths: pages per row of the compiled programs, smallest first.
+    """
+
+    config: LlamaConfig
+    attention: Attention
+    slots: int
+    max_len: int
+    steps: int
+    chunk: int
+    page: int
+    pages: int
+    batches: tuple[int, ...]
+    counts: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        config: LlamaConfig,
+        *,
+        slots: int,
+        max_len: int,
+        platform: str,
+        attention: Attention | None = None,
+        steps: int = STEPS,
+        chunk: int | None = None,
+    ) -> EngineLayout:
+        """The sizes for a model, a workload and a platform.
+
+        Args:
+            config: the model.
+            slots: conversations that are decoded at the same time.
+            max_len: the most tokens of a prompt and its reply together.
+            platform: ``"cpu"``, or another one of ``jax.Device.platform``.
+            attention: None takes the fastest implementation for the platform.
+            steps: decode steps between two host syncs.
+            chunk: tokens per row of a prefill; None takes the platform's.
+
+        Raises:
+            InputError: a size is below its least value, or ``max_len`` is beyond the model's positions.
+        """
+        if slots < 1 or steps < 1 or (chunk is not None and chunk < 1) or not 2 <= max_len <= config.context_length:
+            raise InputError(
+                "expected at least 1 slot, 1 step, a chunk of at least 1 token and a max_len from 2 to the model's "
+                f"{config.context_length} positions, got {slots} slots, {steps} steps, chunk {chunk} and max_len {max_len}; "
+                "correct the engine's settings"
+            )
+        cpu = platform == "cpu"
+        attention = attention or attention_for(config, platform)
+        # On a CPU 8 × 64 tokens keep the cores busy; a GPU needs thousands.
+        chunk = min(chunk or (64 if cpu else 512), max_len)
+        batches = (2, 8) if cpu else (1, 8)
+        if not attention.paged:
+            if chunk == 1:
+                raise InputError("expected a chunk of at least 2 tokens where the cache has no pages, got 1; make it larger")
+            page = max_len + max(chunk, steps)  # the last chunk of a prompt is written whole
+            return cls(config, attention, slots, max_len, steps, chunk, page, slots, batches, (slots,), (1,))
+        width = -(-max_len // chunk)
+        pages = whole_blocks(1 + slots * width)  # page 0 is where rows without a reply write
+        widths = (*(2**i for i in range(2, 32) if 2**i < width), width)
+        # Products do not skip empty rows: only active ones are decoded, by a program for each of a few counts.
+        counts = (*(count for count in _sizes(slots, smallest=min(8, slots)) if count < slots), slots)
+        return cls(config, attention, slots, max_len, steps, chunk, chunk, pages, batches, counts, widths)
+
+    @property
+    def computed(self) -> LlamaConfig:
+        """The model as the programs compute it.
+
+        A CPU multiplies bfloat16 numbers fast and is slow at everything else with them: activations are float32 there.
+        """
+        narrow = self.attention.paged and (self.config.compute_dtype or self.config.dtype) == "bfloat16"
+        return self.config.replace(compute_dtype="float32") if narrow else self.config
+
+    @property
+    def columns(self) -> int:
+        """Columns of the longest conversation."""
+        return self.widths[-1] * self.page
+
+    @property
+    def positions(self) -> int:
+        """Positions that a program may compute: the last chunk of a prompt is computed whole."""
+        return self.max_len + self.chunk
+
+    @functools.cached_property
+    def column_bytes(self) -> int:
+        """Bytes of one column: keys and values of one token in all layers."""
+        cache = self.attention.abstract(self.config, 1, 1)
+        return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(cache))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache at its largest, without shared columns."""
+        return self.pages * self.page * self.column_bytes
+
+    def batch_for(self, rows: int) -> int:
+        """Rows of the smallest prefill program that takes this many."""
+        return next(size for size in self.batches if size >= rows)
+
+    def count_for(self, rows: int) -> int:
+        """Rows of the smallest decode program that takes this many."""
+        return next(size for size in self.counts if size >= rows)
+
+    def width_for(self, columns: int) -> int:
+        """Pages per row of the smallest program that takes rows of this many columns."""
+        return next((width for width in self.widths if width * self.page >= columns), self.widths[-1])
+
+    def aligned(self, columns: int) -> int:
+        """This many shared columns, rounded up to where another prefix may begin."""
+        size = math.lcm(self.chunk, SHARED_BLOCK) if self.attention.paged else self.chunk
+        return -(-columns // size) * size
+
+    def shared_columns(self, columns: int) -> int:
+        """The smallest size of an array of shared columns that has room for this many."""
+        return _sizes(columns, smallest=4 * self.chunk)[-1]
+
+
+def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Checks that a cache can be split over a mesh.
+
+    Raises:
+        InputError: the mesh has no axis ``tensor``, or its size does not divide the KV heads.
+    """
+    if "tensor" not in mesh.shape:
+        raise InputError(
+            f"expected a mesh with an axis 'tensor', got the axes {list(mesh.shape)}; build it with sharding.make_mesh"
+        )
+    if config.num_key_value_heads % mesh.shape["tensor"]:
+        raise InputError(
+            f"expected the model's {config.num_key_value_heads} KV heads to divide by the {mesh.shape['tensor']} devices "
+            "of mesh axis 'tensor'; choose a smaller one"
+        )
+
+
+def whole_blocks(pages: int) -> int:
+    """This many pages, rounded up to whole blocks of :data:`BLOCK` pages."""
+    return -(-pages // BLOCK) * BLOCK
+
+
+def _sizes(most: int, smallest: int) -> tuple[int, ...]:
+    """Powers of two and the sizes halfway between them, from ``smallest`` up to the first that reaches ``most``."""
+    sizes = [smallest]
+    while sizes[-1] < most:
+        last = sizes[-1]
+        sizes.append(last * 3 // 2 if last & (last - 1) == 0 else last * 4 // 3)
+    return tuple(sizes)

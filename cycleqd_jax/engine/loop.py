@@ -1,0 +1,201 @@
+"""The host's work between two calls of programs: admit requests, compute their prompts, decode, and free what has ended."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import jax
+
+from cycleqd_jax.engine.batches import Batches, Chunk, chunks_of
+from cycleqd_jax.engine.layout import EngineLayout
+from cycleqd_jax.engine.pages import PagePool
+from cycleqd_jax.engine.prefix import PrefixTable, common_length
+from cycleqd_jax.engine.requests import Generation, Statistics
+from cycleqd_jax.engine.runner import Runner
+from cycleqd_jax.engine.scheduler import Scheduler, Slot
+from cycleqd_jax.types import Array
+
+__all__ = ["HostLoop"]
+
+
+class HostLoop:
+    """Owns the parts of an engine and passes each one's work to the next.
+
+    After an exception in :meth:`sync` the buffers of the caches may have been donated and not replaced: :meth:`reset` it.
+
+    Args:
+        layout: sizes.
+        runner: weights and caches.
+        batches: makes the programs' arguments.
+        stop_ids: tokens that end a reply.
+        share_prefixes: compute a prefix of several waiting prompts once.
+        keep_conversations: keep the cache of a conversation for its next turn.
+
+    Attributes:
+        scheduler: queue and slots.
+        pool: pages of the cache.
+        prefixes: what the shared columns hold.
+        done: numbers and replies of complete requests.
+        statistics: counters.
+    """
+
+    def __init__(
+        self,
+        layout: EngineLayout,
+        runner: Runner,
+        batches: Batches,
+        stop_ids: tuple[int, ...],
+        *,
+        share_prefixes: bool,
+        keep_conversations: bool,
+    ) -> None:
+        self._layout = layout
+        self._runner = runner
+        self._batches = batches
+        self._stop_ids = stop_ids
+        self._share_prefixes = share_prefixes
+        self.scheduler = Scheduler(layout.slots, paged=layout.attention.paged, keep_conversations=keep_conversations)
+        self.pool = PagePool(layout)
+        self.prefixes = PrefixTable(layout)
+        self.done: list[tuple[int, Generation]] = []
+        self.statistics = Statistics()
+
+    def forget(self) -> None:
+        """Drops all requests, conversations and prefixes; the memory of the caches stays allocated."""
+        self.scheduler.forget()
+        self.pool.forget()
+        self.prefixes.forget()
+        self.done = []
+
+    def reset(self) -> None:
+        """Drops everything and frees the caches."""
+        self.pool.lose()
+        self._runner.lose()
+        self.forget()
+
+    def sync(self) -> None:
+        """One host sync: starts waiting requests where slots are free, and decodes.
+
+        Raises:
+            NonFiniteError: logits are not finite.
+        """
+        self._admit()
+        self._decode()
+        self.statistics.rounds += 1
+
+    def free(self, slots: Iterable[Slot]) -> None:
+        """Frees the pages of slots whose columns are no longer needed."""
+        for slot in slots:
+            self.pool.give_back(slot)
+
+    def grow(self, pages: int) -> None:
+        """Enlarges the cache to this many pages, if it has fewer."""
+        if pages > self.pool.size:
+            self._runner.grow(pages)
+            self.pool.grow(pages)
+
+    def _admit(self) -> None:
+        """Gives slots to waiting requests, and computes their prompts."""
+        if self._share_prefixes and self.scheduler.queue and not self.scheduler.live:
+            self._compute_prefixes()
+        chunks: list[Chunk] = []
+        for request, slot in self.scheduler.assign():
+            interval = self.prefixes.find(request)
+            length = interval[1] - interval[0]
+            own = request.prompt[length:]
+            kept = 0
+            if slot.conversation is None or slot.conversation != request.conversation:
+                self.pool.give_back(slot)
+            elif slot.shared == interval and slot.individual == request.individual:
+                kept = min(common_length(own, slot.tokens), len(own) - 1)
+                if self._layout.attention.paged:
+                    kept -= kept % self._layout.page  # a chunk is a page
+            self.statistics.reused += kept + length
+            self.statistics.prefilled += len(own) - kept
+            self.scheduler.start(request, slot)
+            slot.shared, slot.tokens = interval, list(own)
+            self._reserve(slot, len(own))
+            chunks += chunks_of(request, slot, own, size=self._layout.chunk, start=kept)
+        chunks.sort(key=lambda chunk: chunk.shared)  # rows with the same prefix are next to each other
+        pending = [(batch, self._runner.prefill(batch)) for batch in self._batches.split(chunks)]
+        for chunk, token in self._last_tokens(pending):
+            assert chunk.slot is not None
+            self._append(chunk.slot, [token])
+
+    def _compute_prefixes(self) -> None:
+        """Computes the prefixes that waiting prompts have in common and that are not in the shared columns yet."""
+        columns, new = self.prefixes.choose(self.scheduler.queue, self._runner.shared_columns)
+        if columns != self._runner.shared_columns:
+            self._runner.set_shared_columns(columns)
+        chunks: list[Chunk] = []
+        for prefix in new:
+            self.statistics.prefilled += len(prefix.tokens)
+            chunks += chunks_of(prefix.request, None, prefix.tokens, size=self._layout.chunk, first=prefix.start)
+        # One individual after the other: NaN in the columns of a broken one would spread to the others, though masked.
+        for _, own in itertools.groupby(chunks, key=lambda chunk: chunk.individual):
+            batches = self._batches.split(list(own))
+            self._last_tokens([(batch, self._runner.prefill_shared(batch)) for batch in batches])
+
+    def _last_tokens(self, pending: Iterable[tuple[Sequence[Chunk], tuple[Array, Array]]]) -> list[tuple[Chunk, int]]:
+        """The chunks that end a prompt or a prefix, with the token that follows each.
+
+        Raises:
+            NonFiniteError: the logits of one are not finite.
+        """
+        ended = []
+        for batch, results in pending:
+            tokens, finite = jax.device_get(results)
+            for chunk, token, fine in zip(batch, tokens.tolist(), finite.tolist(), strict=False):
+                if chunk.request is None:
+                    continue
+                if not fine:
+                    raise self._runner.diagnose(chunk.request)
+                ended.append((chunk, token))
+        return ended
+
+    def _decode(self) -> None:
+        """Generates up to ``steps`` tokens for every slot with a request."""
+        self.scheduler.count_idle()
+        active = self.scheduler.active
+        if not active:
+            return
+        for slot in active:
+            assert slot.request is not None
+            # A row that has ended writes to the column after its last.
+            self._reserve(slot, len(slot.tokens) + min(self._layout.steps, slot.request.left) + 1)
+        rows = self.scheduler.slots
+        if self._layout.attention.paged:
+            if pairs := self.pool.compact(active, self.scheduler.slots):
+                self._runner.swap(pairs)
+            rows = [*active, *[Slot()] * (self._layout.count_for(len(active)) - len(active))]
+        tokens, count, finite = jax.device_get(self._runner.decode(rows))
+        for slot, ids, n, fine in zip(rows, tokens.tolist(), count.tolist(), finite.tolist(), strict=True):
+            if slot.request is None:
+                continue
+            if not fine:
+                raise self._runner.diagnose(slot.request, ids[: n - 1])
+            self.statistics.decoded += n
+            slot.tokens += [slot.request.ids[-1], *ids[: n - 1]]
+            self._append(slot, ids[:n])
+
+    def _append(self, slot: Slot, ids: Sequence[int]) -> None:
+        """Adds new tokens to a slot's reply, and frees the slot if the reply is complete."""
+        request = slot.request
+        assert request is not None
+        generation = request.append(ids, self._stop_ids)
+        if generation is not None:
+            self.scheduler.finish(slot)
+            if slot.conversation is None:
+                self.pool.give_back(slot)
+            self.done.append((request.number, generation))
+
+    def _reserve(self, slot: Slot, columns: int) -> None:
+        """Gives a slot pages for this many columns: free ones, those of a larger cache, or those of an idle conversation."""
+        while not self.pool.take(slot, columns):
+            size = self.pool.larger()
+            if size is not None:
+                self.grow(size)
+            else:
+                wanted = {request.conversation for request in self.scheduler.queue}
+                self.pool.give_back(self.pool.evictable(self.scheduler.slots, wanted))

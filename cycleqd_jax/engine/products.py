@@ -1,0 +1,163 @@
+"""Attention as matrix products over pages, for XLA's CPU backend.
+
+Keys are ``[page, kv_heads, head_dim, column]``, values ``[page, kv_heads, column, head_dim]``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cycleqd_jax.engine.cache import BLOCK, MASKED, Rows, own_mask, shared_blocks, shared_mask, to_cache
+from cycleqd_jax.models.llama import matmul
+from cycleqd_jax.types import Array, Float
+
+__all__ = ["attend"]
+
+
+class _Part(NamedTuple):
+    """Attention to some of the columns, not yet divided: ``out = Σ 2^(score − top) v``, ``total = Σ 2^(score − top)``.
+
+    Scores are the usual ones over ln 2, and ``top`` is the largest score rounded up to a whole number. Weights that are rounded
+    to bfloat16 are then rounded to the same number whatever other columns are in the part.
+    """
+
+    out: Float[Array, "batch kv_heads per head_dim"]
+    top: Float[Array, "batch kv_heads per 1"]
+    total: Float[Array, "batch kv_heads per 1"]
+
+
+def attend(
+    q: Float[Array, "batch heads time head_dim"], own: tuple[Array, Array], common: tuple[Array, Array] | None, rows: Rows
+) -> Float[Array, "batch heads time head_dim"]:
+    """Attention to the row's own columns and to the shared columns that it sees.
+
+    Args:
+        q: queries.
+        own: keys and values of the pool; those of ``q``'s tokens are written already.
+        common: keys and values of the shared columns, if there are any.
+        rows: where the rows lie in both.
+    """
+    part = _over_gathered(q, own, rows) if rows.owners is None else _over_pages(q, own, rows)
+    if common is not None:
+        part = _over_shared(q, part, common, rows)
+    return (part.out / part.total).astype(q.dtype).reshape(q.shape)
+
+
+def _queries(q: Array, kv_heads: int) -> Float[Array, "batch kv_heads per head_dim"]:
+    """The query heads of one KV head as rows of one product: keys are not repeated, and the matrix is larger."""
+    batch, _, _, dims = q.shape
+    return q.reshape(batch, kv_heads, -1, dims)
+
+
+def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
+    """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``.
+
+    If keys and values are bits of bfloat16, queries and weights are rounded to bfloat16 as well. With few rows the products are
+    computed in float32, which is faster there and has the same operands.
+    """
+    few = q.shape[-2] < 16
+
+    def number(x: Array) -> Array:
+        return _widened(x) if few else _as_bfloat16(x)
+
+    def rounded(x: Array, like: Array) -> Array:
+        return number(to_cache(x, like.dtype))
+
+    scores = matmul(rounded(q, k), number(k), preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * (q.shape[-1] ** -0.5 / math.log(2)), MASKED)
+    top = jnp.ceil(scores.max(-1, keepdims=True))
+    weights = jnp.exp2(scores - top)
+    out = matmul(rounded(weights, v), number(v), preferred_element_type=jnp.float32)
+    return _Part(out, top, weights.sum(-1, keepdims=True))
+
+
+def _widened(x: Array) -> Array:
+    """Numbers of a cache to compute with; bits of bfloat16 become float32."""
+    if x.dtype != jnp.uint16:
+        return x
+    return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def _as_bfloat16(x: Array) -> Array:
+    """Numbers of a cache in their own dtype; bits of bfloat16 become bfloat16."""
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
+    """Prefill: attention over each row's pages, gathered into one array."""
+    k, v = (x[rows.pages] for x in pool)  # [batch, width, kv_heads, …]
+    batch, width, kv_heads, dims, size = k.shape
+    k = k.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, dims, width * size)
+    v = v.swapaxes(1, 2).reshape(batch, kv_heads, width * size, dims)
+    time = q.shape[2]
+    mask = jnp.tile(own_mask(rows, time, width * size), (1, q.shape[1] // kv_heads, 1))
+    return _part(_queries(q, kv_heads), k, v, mask[:, None])
+
+
+def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
+    """A decode step over the pool in place: each page with the query of its row, then the pages of every row combined.
+
+    Pages are not copied, and the work depends on the pages in use, not on the longest row.
+    """
+    owners, starts, blocks = rows.owners, rows.starts, rows.blocks
+    assert owners is not None
+    assert starts is not None
+    owners, starts, columns = jnp.asarray(owners), jnp.asarray(starts), jnp.asarray(rows.columns)
+    k, v = pool
+    pages, kv_heads, dims, size = k.shape
+    queries = _queries(q, kv_heads)
+    column = jnp.arange(size)[None]
+
+    def block(i: Array, done: _Part) -> _Part:
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, 0)
+
+        owner, start = cut(owners), cut(starts)
+        row = jnp.maximum(owner, 0)
+        mask = (start[:, None] + column <= columns[row][:, None]) & (owner >= 0)[:, None]
+        part = _part(queries[row], cut(k), cut(v), mask[:, None, None])
+        return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, i * BLOCK, 0), done, part)
+
+    per = queries.shape[2]
+    empty = _Part(*(jnp.zeros((pages, kv_heads, per, n), jnp.float32) for n in (dims, 1, 1)))
+    done = jax.lax.fori_loop(0, blocks, block, empty)
+    width = rows.pages.shape[1]
+    used = (jnp.arange(width)[None] * size <= columns[:, None])[:, :, None, None, None]
+    out, tops, totals = (x[rows.pages] for x in done)  # [batch, width, kv_heads, per, …]
+    tops = jnp.where(used, tops, MASKED)
+    top = tops.max(1)
+    share = jnp.where(used, jnp.exp2(tops - top[:, None]), 0.0)
+    return _Part((out * share).sum(1), top, (totals * share).sum(1))
+
+
+def _over_shared(q: Array, own: _Part, common: tuple[Array, Array], rows: Rows) -> _Part:
+    """Combines attention to a row's own columns with its shared ones, for each pair of blocks in ``rows.near``."""
+    assert rows.near is not None
+    k, v = common[0][0], common[1][0]  # [kv_heads, head_dim, column], [kv_heads, column, head_dim]
+    batch, kv_heads, per, dims = own.out.shape
+    size, width = shared_blocks(batch, q.shape[2], k.shape[-1])
+    queries, near, intervals = _queries(q, kv_heads), jnp.asarray(rows.near), jnp.asarray(rows.shared)
+    column = jnp.arange(width)
+
+    def step(i: Array, done: _Part) -> _Part:
+        row, first = near[i, 0] * size, near[i, 1] * width
+
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, row, size, 0)
+
+        flat = cut(queries).swapaxes(0, 1).reshape(kv_heads, size * per, dims)
+        mask = jnp.repeat(shared_mask(cut(intervals), first + column), per, axis=0)[None]
+        keys, values = jax.lax.dynamic_slice_in_dim(k, first, width, 2), jax.lax.dynamic_slice_in_dim(v, first, width, 1)
+        part = _part(flat, keys, values, mask)
+        out, top, total = (x.reshape(kv_heads, size, per, -1).swapaxes(0, 1) for x in part)
+        before = jax.tree.map(cut, done)
+        most = jnp.maximum(before.top, top)
+        mine, theirs = jnp.exp2(before.top - most), jnp.exp2(top - most)
+        mixed = _Part(before.out * mine + out * theirs, most, before.total * mine + total * theirs)
+        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, 0), done, mixed)
+
+    return jax.lax.fori_loop(0, rows.nears, step, own)

@@ -105,9 +105,7 @@ def _add_models(add: Add) -> None:
 
 
 def _add_plan(add: Add) -> None:
-    command = add(
-        "plan", "print the memory, disk and time that each stage of a run needs, and whether it fits the devices"
-    )
+    command = add("plan", "print the memory, disk and time that each stage of a run needs, and whether it fits the devices")
     _add_config(command, "configs/llama3_8b_cs.yaml")
     command.add_argument("--devices", type=int, metavar="N", help="number of devices (that of the config's mesh, or 1)")
     command.add_argument("--device", choices=("h100-80gb", "h200", "a100-80gb", "cpu"), default="h100-80gb", help="their kind")

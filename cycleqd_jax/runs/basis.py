@@ -114,9 +114,7 @@ def write_facts(file: Path, facts: Facts, log: Callable[[str], None]) -> None:
     """Writes ``tables/basis.json`` of a run; warns where the basis is not the one that the run began with."""
     before = json.loads(file.read_text("utf-8")) if file.exists() else facts
     if before["digest"] == facts["digest"] and before["checksum"] != facts["checksum"]:
-        log(
-            "warning: the basis was rebuilt since this run began, and its last bits differ: the run may not continue exactly"
-        )
+        log("warning: the basis was rebuilt since this run began, and its last bits differ: the run may not continue exactly")
     write_json(file, facts)
 
 

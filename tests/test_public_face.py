@@ -1,0 +1,161 @@
+"""What ``import cycleqd_jax`` offers, and a notebook that uses nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cycleqd_jax as cq
+
+FACE = [
+    "Adapter",
+    "ChatGenerator",
+    "CycleQD",
+    "DenseSpace",
+    "Engine",
+    "ExpertSpace",
+    "InfraError",
+    "InputError",
+    "LowRank",
+    "Model",
+    "RecordTask",
+    "Run",
+    "RunConfig",
+    "RunFolder",
+    "__version__",
+    "aggregate",
+    "load_config",
+    "load_model",
+    "open_run",
+    "operators",
+]
+
+
+def test_the_face_is_what_the_docs_list():
+    assert cq.__all__ == FACE
+    assert set(FACE) <= set(dir(cq))
+
+
+@pytest.mark.parametrize("name", FACE)
+def test_every_name_is_documented_and_comes_from_its_room(name):
+    value = getattr(cq, name)
+    if name == "__version__":
+        assert value.count(".") == 2
+    else:
+        assert value.__doc__
+        assert getattr(value, "__module__", value.__name__).startswith("cycleqd_jax.")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'cycleqd_jax' has no attribute 'CycleQd'"):
+        cq.CycleQd
+
+
+def test_names_are_imported_when_they_are_used():
+    code = "import sys, cycleqd_jax as cq; cq.InputError; print('cycleqd_jax.engine' in sys.modules, 'qdax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False False\n"
+
+
+TINY = {
+    "name": "tiny",
+    "tasks": [{"name": name, "train_size": 2, "test_size": 2, "finetune_size": 8} for name in ("mbpp", "dbbench")],
+    "model": {
+        "tiny": {
+            "vocab_size": 400,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_layers": 1,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "problems": 60,
+        }
+    },
+    "pretrain": {"steps": 2, "batch_size": 4},
+    "finetune": {"steps": 2, "batch_size": 4},
+    "search": {"generations": 2, "batch_size": 2, "bounds": {"mbpp": [0, 1], "dbbench": [0, 1]}},
+    "engine": {"slots": 8, "max_len": 192},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole tiny run, from Python alone."""
+    folder = tmp_path_factory.mktemp("notebook")
+    config = cq.load_config({**TINY, "output": str(folder / "run"), "cache": str(folder / "cache")})
+    lines = []
+    with cq.Run(config, progress=lambda *_: None, log=lines.append) as run:
+        run.train()
+        run.evolve()
+        results = run.evaluate()
+        exported = run.export()
+        pages = run.report()
+    assert exported == folder / "run" / "model"
+    assert pages[-1].name == "report.html"
+    assert any(line.startswith("sandbox: ") for line in lines)
+    return folder / "run", results
+
+
+def test_a_run_from_python(finished):
+    folder, results = finished
+    assert {"base", "expert/mbpp", "expert/dbbench", "uniform_merge", "cycleqd_best_elite", "cycleqd"} == set(
+        results["methods"]
+    )
+    before = (folder / "history.jsonl").read_bytes()
+    with cq.Run(cq.load_config(folder / "config.yaml")) as again:
+        assert again.results() == results
+        again.evolve()
+    assert (folder / "history.jsonl").read_bytes() == before
+
+
+def test_a_run_does_nothing_before_it_is_opened(tmp_path):
+    config = cq.load_config({**TINY, "output": str(tmp_path / "run"), "cache": str(tmp_path / "cache")})
+    run = cq.Run(config)
+    assert list(tmp_path.iterdir()) == []
+    run.close()
+
+
+def test_the_archives_of_a_finished_run(finished):
+    run = cq.open_run(finished[0])
+    individuals = run.individuals()
+    assert [record["id"] for record in individuals] == list(range(2 + 2 * 2))
+    assert set(run.archives) == {"mbpp", "dbbench"}
+    assert all(elite["id"] in range(6) for elites in run.archives.values() for elite in elites)
+    assert {"method", "split", "task", "score"} <= set(run.results()[0])
+    assert run.lineage(5)[0]["id"] == 5
+
+
+def test_a_model_is_loaded_and_generates(finished, tmp_path):
+    model = cq.load_model(finished[0] / "model")
+    assert model.config.hidden_size == 32
+    text = model.generate("How many files are in /tmp?", max_new_tokens=5)
+    assert isinstance(text, str)
+    assert "".join(model.stream("How many files are in /tmp?", max_new_tokens=5)) == text
+    assert model.generate([{"role": "user", "content": "How many files are in /tmp?"}], max_new_tokens=5) == text
+    with pytest.raises(cq.InputError, match="leaves room"):
+        model.generate("word " * 500, max_new_tokens=5)
+    model.save(tmp_path / "copy")
+    copy = cq.load_model(tmp_path / "copy")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), copy.params, model.params))
+
+
+def test_two_flax_models_merged():
+    net = nn.Dense(3)
+    base = net.init(jax.random.key(0), jnp.ones(4))["params"]
+    experts = [jax.tree.map(lambda x, k=k: x + 0.1 * k, base) for k in (1, 2)]
+    space = cq.ExpertSpace.from_experts(base, experts)
+    search = cq.CycleQD(space, bins=4)
+    genomes = jax.vmap(space.expert)(jnp.arange(2))
+    state = search.init(genomes, jnp.array([[0.9, 0.1], [0.2, 0.8]]))
+    children, lineage, state = search.ask(state, jax.random.key(1), 4)
+    state = search.tell(state, children, jnp.full((4, 2), 0.5), lineage)
+    merged = space.express(cq.aggregate(state.archives)[0])
+    taus = [cq.operators.task_vector(expert, base) for expert in experts]
+    middle = cq.operators.apply_task_vector(base, cq.operators.linear_crossover(*taus, jnp.ones(2)))
+    assert net.apply({"params": merged}, jnp.ones(4)).shape == (3,)
+    np.testing.assert_allclose(middle["kernel"], base["kernel"] + 0.15, rtol=1e-6)

@@ -130,7 +130,7 @@ def topology(device: Device, count: int) -> list[Any]:
         )
     except NotImplementedError as error:
         raise InputError(
-            "expected JAX's CUDA plugin to load, got a process in which it cannot; run with JAX_PLATFORMS=cpu, or in a new process"
+            "expected JAX's CUDA plugin to load, got an error; run with JAX_PLATFORMS=cpu, or in a new process"
         ) from error
     return list(found.devices)
 

@@ -17,11 +17,11 @@ The formulas. All are per device: a sum over leaves takes the part of each leaf 
 - KV cache of N columns: 2 · layers · N · kv_heads · head_dim · itemsize. On a GPU each slot has a chunk more than its longest
   conversation, on a CPU whole pages of a chunk. The shared columns come on top: four chunks in this estimate.
 - Prefill computes R rows of a chunk of T tokens: 2 FLOPs per weight and token, and 4 · heads · head_dim · N per token for
-  attention to the N columns of its row. It holds states and hidden units of its tokens, keys and values of its rows in one layer,
-  mask and bias; without cuDNN also the scores, in float32 and as weights, R · heads · T · N · (4 + itemsize). Conversations stay
-  in the cache: every part of an episode's prompt is computed once.
+  attention to the N columns of its row. It holds states and hidden units of its tokens, keys and values of its rows in one
+  layer, mask and bias; without cuDNN also the scores, in float32 and as weights, R · heads · T · N · (4 + itemsize).
+  Conversations stay in the cache: every part of an episode's prompt is computed once.
 - A decode step reads the weights and the used part of the cache, and takes 2 FLOPs per weight and slot. A free slot takes the
-  next reply: the number of steps is that of all replies' tokens over the slots, and at least that of the longest episode. A step
+  next reply: the number of steps is that of all replies' tokens over the slots, and at least that of the longest episode. It
   holds four arrays of every slot's logits in float32, and whole logits where the vocabulary is split; on a CPU the results of
   attention for every page; on a GPU without cuDNN a copy of the cache, and scores.
 - A product that sums over a split axis is reduced over d devices: 2 (d − 1) / d of its result goes over the links.

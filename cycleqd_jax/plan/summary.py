@@ -143,8 +143,8 @@ def _time(plan: dict[str, Any]) -> str:
     hours = seconds * plan["generations"] * plan["devices"] / 3600
     return (
         f"a generation takes at least {seconds:.3g} s of device time, {plan['generations']} generations {hours:.3g} "
-        f"device-hours: {plan['replies']} replies of {tokens['reply']} tokens to prompts of {tokens['prompt']}, at the devices' "
-        "limits; time in sandboxes comes on top"
+        f"device-hours: {plan['replies']} replies of {tokens['reply']} tokens to prompts of {tokens['prompt']}, at the "
+        "devices' limits; time in sandboxes comes on top"
     )
 
 

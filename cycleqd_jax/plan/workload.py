@@ -101,8 +101,8 @@ def workload_of(
     """
     if run.genome.space != "expert":
         raise InputError(
-            f"expected genome.space to be 'expert', the space that cycleqd plan can estimate, got {run.genome.space!r}; a dense "
-            "genome is as large as the model in float32"
+            f"expected genome.space to be 'expert', which cycleqd plan can estimate, got {run.genome.space!r}; a dense genome "
+            "is as large as the model in float32"
         )
     if run.engine.max_len > model.context_length:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from cycleqd_jax.types import InputError, leaf_path
 
@@ -128,7 +128,7 @@ def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> Parti
     return PartitionSpec(*entries)
 
 
-def shardings(mesh: Mesh, shapes: Any, axes: Any, rules: Mapping[str, str | None] = RULES) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, rules: Mapping[str, str | None] = RULES) -> Any:
     """Shardings for a tree of arrays.
 
     Args:

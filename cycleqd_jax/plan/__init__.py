@@ -1,9 +1,12 @@
-"""What a run needs before it is started: memory, disk and time by stage, from shapes, or from what XLA compiles of them."""
+"""What a run needs before it starts: memory, disk and time by stage, from shapes or from compiled programs."""
 
 from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
-from cycleqd_jax.plan.estimate import Stage, Workload, estimate
-from cycleqd_jax.plan.layout import USABLE, advice, choose_mesh, fits, peak
+from cycleqd_jax.plan.estimate import Stage, estimate
+from cycleqd_jax.plan.mesh import USABLE, advice, choose_mesh, configured_mesh, fits, peak
+from cycleqd_jax.plan.shapes import base_shape
+from cycleqd_jax.plan.summary import as_text, summary
+from cycleqd_jax.plan.workload import Workload, workload_of
 
 __all__ = [
     "DEVICES",
@@ -14,11 +17,16 @@ __all__ = [
     "Stage",
     "Workload",
     "advice",
+    "as_text",
+    "base_shape",
     "choose_mesh",
     "compile_programs",
+    "configured_mesh",
     "estimate",
     "fits",
     "peak",
+    "summary",
     "this_machine",
     "topology",
+    "workload_of",
 ]

@@ -1,7 +1,7 @@
-"""The real programs, compiled ahead of time for devices that need not be there; nothing is allocated.
+"""The real programs, compiled ahead of time for devices that this machine need not have; nothing is allocated.
 
-What XLA's buffer assignment says of a program is what a device will hold while it runs. Work space that cuSOLVER asks for when
-it is called is not in it.
+XLA's buffer assignment gives the bytes that a device holds while a program runs. The work space that cuSOLVER allocates when it
+is called is not included.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cycleqd_jax.engine import Engine
+from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.engine.cache import Rows, shared_blocks
+from cycleqd_jax.engine.layout import check_mesh
 from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome.basis import Basis, default_factor_dtype
@@ -33,7 +34,10 @@ from cycleqd_jax.genome.expert_space import ExpertGenome
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import decompose, is_matrix
 from cycleqd_jax.plan.device import Device
-from cycleqd_jax.plan.estimate import Stage, Workload, changes, matrix_shapes, sizes
+from cycleqd_jax.plan.estimate import Stage
+from cycleqd_jax.plan.leaves import changes, matrix_shapes
+from cycleqd_jax.plan.workload import Mesh as MeshSizes
+from cycleqd_jax.plan.workload import Workload
 from cycleqd_jax.sharding import make_mesh, shardings
 from cycleqd_jax.types import InputError, Params, tree_paths
 
@@ -51,13 +55,13 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Messages between devices, as written in a program: those of a loop's body are counted once.
+    """Messages between devices, as they are written in a program; those in the body of a loop are counted once.
 
     Attributes:
         kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all``, ``ragged-all-to-all``,
             ``collective-permute`` or ``collective-broadcast``.
         bytes: of one result on one device.
-        count: how many such there are.
+        count: the number of collectives of this kind and size.
     """
 
     kind: str
@@ -67,17 +71,17 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the compiler says of one program.
+    """The compiler's figures for one program; all bytes are per device.
 
     Attributes:
-        stage: that it belongs to.
+        stage: the stage that runs it.
         name: of the program.
-        arguments: bytes on each device.
-        outputs: likewise.
-        aliased: bytes of the outputs that lie where arguments were.
-        temporaries: bytes on each device while it runs.
-        collectives: messages.
-        seconds: that compiling took.
+        arguments: bytes of its arguments.
+        outputs: bytes of its outputs.
+        aliased: bytes of the outputs that reuse the memory of arguments.
+        temporaries: further bytes while it runs.
+        collectives: messages between devices.
+        seconds: of compilation.
     """
 
     stage: str
@@ -91,11 +95,11 @@ class Program:
 
 
 def topology(device: Device, count: int) -> list[Any]:
-    """Devices to compile for: those of the local CPU backend, or GPUs that need not be there.
+    """Devices to compile for: those of the local CPU backend, or GPUs that this machine need not have.
 
     Args:
-        device: which kind.
-        count: how many.
+        device: the kind of device.
+        count: the number of devices.
 
     Raises:
         InputError: the CUDA plugin is not installed, or there are too few CPU devices.
@@ -104,16 +108,16 @@ def topology(device: Device, count: int) -> list[Any]:
         local = jax.local_devices(backend="cpu")
         if len(local) < count:
             raise InputError(
-                f"expected {count} CPU devices to compile for, got {len(local)}: set "
+                f"expected {count} CPU devices to compile for, got {len(local)}; set "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
             )
         return local[:count]
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise InputError(
-            f"expected JAX's CUDA plugin, which compiles for {device.name} without one, got none: "
+            f"expected JAX's CUDA plugin, which compiles for {device.name} without one, got none; "
             "pip install 'cycleqd_jax[cuda12]'"
         )
-    # The plugin looks for a GPU's driver when it is loaded, and XLA for ptxas and nvlink when it compiles.
+    # The plugin looks for a GPU's driver when it is loaded; XLA looks for ptxas and nvlink when it compiles.
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or () if spec else ():
@@ -126,18 +130,18 @@ def topology(device: Device, count: int) -> list[Any]:
         )
     except NotImplementedError as error:
         raise InputError(
-            "expected JAX's CUDA plugin to load, but it did not: run this command with JAX_PLATFORMS=cpu, or in a new process"
+            "expected JAX's CUDA plugin to load, got an error; run with JAX_PLATFORMS=cpu, or in a new process"
         ) from error
     return list(found.devices)
 
 
-def compile_programs(work: Workload, mesh_shape: tuple[int, int, int], device: Device) -> list[Program]:
-    """Compiles what the stages run: decompositions, express into donated weights, and the engine's programs at their largest.
+def compile_programs(work: Workload, mesh_shape: MeshSizes, device: Device) -> list[Program]:
+    """Compiles the programs of all stages: decompositions, express into donated weights, and the engine's largest programs.
 
     Args:
         work: what is to be computed.
-        mesh_shape: population × fsdp × tensor; one group of the population is compiled for.
-        device: which kind.
+        mesh_shape: population × fsdp × tensor; the programs are those of one group of the population.
+        device: the kind of device.
 
     Raises:
         InputError: see :func:`topology`; or the mesh does not divide the model.
@@ -189,20 +193,19 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
 
     Args:
         work: what is to be computed.
-        mesh: its devices' platform decides about attention and sizes, as at run time.
-        params: stacked weights as shapes, dtypes and places.
+        mesh: the devices; as at run time, their platform decides on attention and sizes.
+        params: shapes, dtypes and shardings of the stacked weights.
 
     Returns:
-        Names, jitted functions, and their arguments (shapes, dtypes and places) and static arguments.
+        Names, jitted functions, their arguments (shapes, dtypes and shardings), and their static arguments.
 
     Raises:
         InputError: the mesh does not divide the model's KV heads.
     """
-    engine = Engine(work.model, slots=work.slots, max_len=work.max_len, stop_ids=(0,), pad_id=0, mesh=mesh)
-    attention, chunk, width = engine.attention, engine._chunk, engine._widths[-1]
-    pages = engine._most_pages
-    cache = attention.abstract(work.model, pages, engine._page, mesh)
-    columns = sizes(work, "cpu" if attention.paged else "gpu").shared
+    check_mesh(work.model, mesh)
+    layout: EngineLayout = work.layout(mesh.devices.flat[0].platform)
+    attention, width, columns = layout.attention, layout.widths[-1], layout.shared_columns(1)
+    cache = attention.abstract(work.model, layout.pages, layout.page, mesh)
     shared = attention.abstract(work.model, 1, columns, mesh)
     everywhere = NamedSharding(mesh, P())
 
@@ -212,9 +215,9 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
     def requests(count: int, *, decodes: bool) -> Requests:
         rows = Rows(array(count, width), array(count), array(count), array(count, 2))
         if decodes and attention.paged:
-            rows = rows._replace(owners=array(pages), starts=array(pages), blocks=array())
+            rows = rows._replace(owners=array(layout.pages), starts=array(layout.pages), blocks=array())
         if attention.paged:
-            size, cut = shared_blocks(count, 1 if decodes else chunk, columns)
+            size, cut = shared_blocks(count, 1 if decodes else layout.chunk, columns)
             rows = rows._replace(near=array(count // size * (columns // cut), 2), nears=array())
         sampling = Sampling(array(count, dtype=jnp.float32), array(count, dtype=jnp.float32), array(count, 2, dtype=jnp.uint32))
         return Requests(rows, array(count), array(count), sampling)
@@ -225,10 +228,10 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
     layer = jax.tree.map(apart, params["layers"])
     params = params | {"layers": [layer] * work.model.num_hidden_layers}
     if attention.paged:
-        count = work.max_len + chunk
-        params |= jax.eval_shape(functools.partial(llama.for_products, config=work.model, positions=count), params)
-    static = {"config": engine._computed, "attention": attention}
-    most = engine._batches[-1]
+        extra = functools.partial(llama.for_products, config=work.model, positions=layout.positions)
+        params |= jax.eval_shape(extra, params)
+    static = {"config": layout.computed, "attention": attention}
+    most, chunk = layout.batches[-1], layout.chunk
     given = params, cache, shared
     return [
         (f"prefill, {most} × {chunk}", prefill, (*given, array(most, chunk), requests(most, decodes=False)), static),
@@ -236,13 +239,13 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
             f"decode, {work.slots} × {work.max_len}",
             decode,
             (*given, array(work.slots), requests(work.slots, decodes=True)),
-            static | {"steps": engine.steps, "stop_ids": engine.stop_ids},
+            static | {"steps": layout.steps, "stop_ids": (0,)},
         ),
     ]
 
 
 def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenome]:
-    """The expert space and a genome as shapes, dtypes and places, without any array.
+    """The expert space and a genome as shapes, dtypes and shardings, without arrays.
 
     Raises:
         InputError: the mesh does not divide the model.
@@ -316,7 +319,7 @@ def collectives(text: str) -> tuple[Collective, ...]:
     found: Counter[tuple[str, int]] = Counter()
     for match in _COLLECTIVE.finditer(text):
         result = match["result"]
-        if match["start"] and match["kind"] != "all-reduce":  # (operands, results, then the transport's own numbers)
+        if match["start"] and match["kind"] != "all-reduce":  # (operands, results, then numbers of the transport)
             result = _elements(result)[1]
         sizes = [
             math.prod(map(int, filter(None, dims.split(",")))) * max(int(bits or 8), 8) // 8
@@ -327,7 +330,7 @@ def collectives(text: str) -> tuple[Collective, ...]:
 
 
 def _elements(shape: str) -> list[str]:
-    """The parts of a tuple's shape."""
+    """The elements of a tuple's shape."""
     found, depth = [""], 0
     for character in shape.strip()[1:-1]:
         depth += (character in "([{") - (character in ")]}")
@@ -339,11 +342,11 @@ def _elements(shape: str) -> list[str]:
 
 
 def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> list[Stage]:
-    """The stages with the compiler's figures where a program of theirs was compiled: that which needs most.
+    """The stages with the compiler's figures in place of estimates, from each stage's program that needs the most memory.
 
     Args:
         stages: of an estimate.
-        programs: what was compiled.
+        programs: that were compiled.
     """
 
     def replaced(stage: Stage) -> Stage:
@@ -352,9 +355,9 @@ def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> l
             return stage
         most = max(own, key=lambda program: program.arguments + program.outputs - program.aliased + program.temporaries)
         device = {name: size for name, size in stage.device.items() if name != "temporaries"}
-        if stage.name == "basis":  # beside the weights, which are no arguments of it
+        if stage.name == "basis":  # the weights are not among its arguments
             device["arguments"] = most.arguments
-        elif stage.name == "express":  # all but the archives and what the engine holds
+        elif stage.name == "express":  # its arguments are all but the archives and the engine's memory
             others = ("archives", "KV cache", "shared columns", "one stack")
             device = {name: device[name] for name in others} | {"arguments": most.arguments}
         device["outputs"] = most.outputs - most.aliased

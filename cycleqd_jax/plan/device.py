@@ -1,10 +1,11 @@
-"""What devices can do: the limits that every estimate is made against."""
+"""The limits of devices, on which every estimate is based."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,19 +14,19 @@ __all__ = ["DEVICES", "Device", "this_machine"]
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Limits of one device, as its maker states them; programs reach a part of them.
+    """Limits of one device, as its maker states them; programs reach only a part of them.
 
     Attributes:
         name: as on the command line.
-        memory: bytes that the driver offers to programs.
+        memory: bytes that the driver gives to programs.
         bandwidth: of that memory, bytes/s.
-        half: dense bfloat16 or float16 matrix products that sum in float32, FLOP/s.
+        half: dense matrix products in bfloat16 or float16, summed in float32, FLOP/s.
         single: float32 products at full precision (no TensorFloat-32), FLOP/s.
         link: to the other devices of a machine, bytes/s out of each.
-        latency: of one collective, s; assumed, not stated by anyone.
-        disk: at which weights are read and bases written, bytes/s, by all devices together; assumed.
-        chip: fields of XLA's ``gpu_device_info`` that differ from chip to chip; None where nothing is compiled for it.
-        shares_host: its memory is the host's: what a stage needs there is taken from it too.
+        latency: of one collective, s; an assumption.
+        disk: rate at which all devices together read weights and write bases, bytes/s; an assumption.
+        chip: the fields of XLA's ``gpu_device_info`` that differ between chips; None where programs are compiled for the CPU.
+        shares_host: whether its memory is the host's: then it also holds what a stage needs on the host.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Device:
 
     @property
     def target(self) -> str:
-        """The device as a text proto, for a compiler that has none at hand (``stream_executor.GpuTargetConfigProto``)."""
+        """The device as a text proto (``stream_executor.GpuTargetConfigProto``), to compile for it on a machine without it."""
         return (
             "gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 "
             "threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 "
@@ -69,21 +70,21 @@ DEVICES = {
         Device("a100-80gb", 84_986_691_584, 2.04e12, 312e12, 19.5e12, 300e9, chip=_AMPERE),
     )
 }
-"""NVIDIA's data sheets of the SXM modules."""
+"""Figures from NVIDIA's data sheets of the SXM modules."""
 
 
 def this_machine(devices: int = 1) -> Device:
-    """The processor of this machine as devices, its product rate and copy bandwidth measured within a second.
+    """This machine's processor as devices; its rate of products and its bandwidth are measured, which takes a second.
 
     Args:
-        devices: how many simulated ones share it: each has that part of its memory, FLOPs and bandwidth.
+        devices: simulated devices that share it: each has an equal part of its memory, FLOPs and bandwidth.
     """
 
-    def fastest(work: object, repeats: int) -> float:
+    def fastest(work: Callable[[], object], repeats: int) -> float:
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            work()  # type: ignore[operator]
+            work()
             times.append(time.perf_counter() - start)
         return min(times)
 

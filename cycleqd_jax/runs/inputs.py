@@ -58,7 +58,8 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
 
     Raises:
         InputError: a task is unknown or lacks its file; a model can't be read; base and experts do not belong together; or
-            ``engine.max_len`` exceeds the model's positions.
+            ``engine.max_len`` exceeds the model's positions; or experts are adapters and whole models without
+            ``genome.densify``.
     """
     tasks = resolve_tasks(config)
     model = config.model
@@ -140,6 +141,14 @@ def _adapters(config: RunConfig, base: LlamaConfig) -> tuple[tuple[Mapping[str, 
         found.append(peft.check_adapter(expert, base) if expert is not None and here and peft.is_adapter(expert) else None)
         if expert is not None and not here:
             absent.append(name)
+    adapters = [adapter for adapter in found if adapter is not None]
+    low_rank = {path for adapter in adapters for path, rank in adapter.items() if rank is not None}
+    whole = {path for adapter in adapters for path, rank in adapter.items() if rank is None}
+    if adapters and (len(adapters) < len(found) - len(absent) or low_rank & whole) and not config.genome.densify:
+        raise InputError(
+            "expected experts that are all adapters, or all whole models, got leaves of both kinds; set genome.densify=true, "
+            "which multiplies the adapters out"
+        )
     return tuple(found), tuple(absent)
 
 

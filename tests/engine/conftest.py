@@ -1,3 +1,5 @@
+"""Fixtures of the engine's tests: a small model, an engine with it, and models whose replies are known."""
+
 from __future__ import annotations
 
 import jax
@@ -8,17 +10,19 @@ import pytest
 from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 
+from .small_model import ATTENTIONS, CONFIG, groups_of, make, plain_loop, requests_of
+
 HELLO = [{"role": "user", "content": "hi"}]
 
 
 def scripted_model(tokenizer, text, stop=True):
-    """A model that answers with ``text``, whose tokens differ, and begins it again if it is not to stop."""
+    """A model that replies with ``text``, whose tokens differ from each other; without ``stop`` it repeats the text."""
     ids = tokenizer._tokenizer.encode(text, add_special_tokens=False)
     assert len(set(ids)) == len(ids)
     size = tokenizer.vocab_size
     config = llama.LlamaConfig(size, size + size % 2, 2, 1, 1, 1, 2, max_position_embeddings=128)
     params = jax.tree.map(jnp.zeros_like, llama.init_params(config, jax.random.key(0)))
-    # Layers add nothing: the head sees which token was the last, and knows which one follows.
+    # The layers add nothing: the head sees the last token and maps it to the next one.
     following = dict(zip(ids, [*ids[1:], tokenizer.stop_ids[0] if stop else ids[0]], strict=True))
     following[tokenizer.encode(HELLO)[-1]] = ids[0]
     head = np.zeros((config.hidden_size, size), np.float32)
@@ -41,3 +45,27 @@ def hello():
 def tokenizer():
     """Bytes beyond ASCII are tokens of their own."""
     return chat.train_tiny_tokenizer(["SELECT a FROM b", "def f(x): return x"] * 4, 300)
+
+
+@pytest.fixture(scope="session")
+def params():
+    return llama.init_params(CONFIG, jax.random.key(1))
+
+
+@pytest.fixture(scope="session", params=ATTENTIONS, ids=lambda attention: attention.implementation)
+def attention(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def engine(params, attention):
+    engine = make(attention=attention)
+    engine.load(params)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def expected(params):
+    """Two sets of requests, and the replies of the plain loop."""
+    requests = [requests_of(9), groups_of()]
+    return [(*r, [plain_loop(params, prompt, limit) for prompt, limit in zip(*r, strict=True)]) for r in requests]

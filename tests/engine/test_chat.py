@@ -36,25 +36,25 @@ def test_conversations_in_replies_out(tokenizer):
     assert (replies[2].text, replies[2].tokens) == ("", 0)
     wanted = engine.generate([tokenizer.encode(conversation) for conversation in conversations], limits)
     for reply, generation, limit in zip(replies, wanted, limits, strict=True):
-        said = generation.ids[:-1] if generation.finish == "stop" else generation.ids
-        assert reply.text == tokenizer.decode(said)
+        ids = generation.ids[:-1] if generation.finish == "stop" else generation.ids
+        assert reply.text == tokenizer.decode(ids)
         assert reply.tokens == len(generation.ids) <= limit
 
 
-def test_the_stop_token_is_counted_and_not_said(tokenizer):
-    # Layers that add nothing, embeddings that are all ones: the head alone says what comes, and it says one thing.
+def test_the_stop_token_is_counted_but_not_in_the_text(tokenizer):
+    # The layers add nothing and the embeddings are all ones: the head decides alone, and always for the same token.
     config = model_of(tokenizer).config.replace(tie_word_embeddings=False)
     params = jax.tree.map(jnp.zeros_like, llama.init_params(config, jax.random.key(0)))
     params |= {"embed_tokens": params["embed_tokens"] + 1, "norm": params["norm"] + 1}
     engine = Engine(config, slots=2, max_len=64, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
     letter = tokenizer._tokenizer.convert_tokens_to_ids("x")
-    for token, said in ((letter, ("xxxxx", 5, "length")), (tokenizer.stop_ids[-1], ("", 1, "stop"))):
+    for token, expected in ((letter, ("xxxxx", 5, "length")), (tokenizer.stop_ids[-1], ("", 1, "stop"))):
         engine.load(params | {"lm_head": params["lm_head"].at[:, token].set(1.0)})
         (reply,) = ChatGenerator(engine, tokenizer).generate([[{"role": "user", "content": "hi"}]], [5])
-        assert (reply.text, reply.tokens, reply.finish) == said
+        assert (reply.text, reply.tokens, reply.finish) == expected
 
 
-def test_an_engine_that_stops_elsewhere_is_refused(tokenizer):
+def test_an_engine_with_other_stop_ids_is_refused(tokenizer):
     engine = model_of(tokenizer)
     other = Engine(engine.config, slots=4, max_len=64, stop_ids=(9,), pad_id=0)
     with pytest.raises(InputError, match=r"stop ids \[1, 4\], got \[9\]"):
@@ -63,29 +63,29 @@ def test_an_engine_that_stops_elsewhere_is_refused(tokenizer):
 
 @pytest.mark.parametrize("steps", [1, 16])
 @pytest.mark.parametrize(
-    ("stop", "said"),
+    ("stop", "expected"),
     [
         (("WX",), ("UV", 4, "stop")),  # in two tokens
         (("YZ", "VWX"), ("U", 4, "stop")),
         (("U",), ("", 1, "stop")),
-        (("ZU",), ("UVWXYZ", 7, "stop")),  # the reply's own stop token
+        (("ZU",), ("UVWXYZ", 7, "stop")),  # ended by the stop token
     ],
 )
-def test_stop_strings(tokenizer, scripted, hello, stop, said, steps):
+def test_stop_strings(tokenizer, scripted, hello, stop, expected, steps):
     config, params = scripted(tokenizer, "UVWXYZ")
     engine = Engine(config, slots=2, max_len=128, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, steps=steps)
     engine.load(params)
     (reply,) = ChatGenerator(engine, tokenizer, stop=stop).generate([hello], [20])
-    assert (reply.text, reply.tokens, reply.finish) == said
+    assert (reply.text, reply.tokens, reply.finish) == expected
 
 
 @pytest.mark.parametrize("stop", ["END", ("a", "")])
-def test_stop_strings_that_can_not_be(tokenizer, stop):
+def test_bad_stop_strings(tokenizer, stop):
     with pytest.raises(InputError, match="list of strings that are not empty"):
         ChatGenerator(model_of(tokenizer), tokenizer, stop=stop)
 
 
-def test_generate_after_a_conversation_that_can_not_be(tokenizer):
+def test_generate_after_a_bad_conversation(tokenizer):
     engine = model_of(tokenizer)
     generator = ChatGenerator(engine, tokenizer)
     good = [{"role": "user", "content": "hello"}]
@@ -103,7 +103,7 @@ def test_generate_after_a_conversation_that_can_not_be(tokenizer):
     assert generator.generate([good], [4]) == wanted
 
 
-def test_what_a_prompt_lost_is_told(tokenizer):
+def test_replies_report_the_tokens_cut_from_their_prompts(tokenizer):
     engine = model_of(tokenizer)
     short = Engine(
         engine.config, slots=1, max_len=32, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, overflow="truncate"

@@ -34,7 +34,7 @@ def reply_of_engine(tokenizer, scripted, hello):
     return reply
 
 
-def test_the_tokens_are_the_engine_s(params):
+def test_the_tokens_equal_the_engine(params):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 48, rng.integers(1, 33)).tolist() for _ in range(12)] + [[1] * 55]
     limits = [*rng.integers(1, 30, 12).tolist(), 30]  # the last is cut where the context ends
@@ -61,7 +61,7 @@ def test_nothing_is_compiled_twice(params, compilations):
     assert compilations(run(other, [8] * 14, 17)) == 0
 
 
-def test_the_device_is_asked_for_no_more_than_is_read(tokenizer, scripted, hello, monkeypatch):
+def test_no_more_is_decoded_than_is_read(tokenizer, scripted, hello, monkeypatch):
     config, params = scripted(tokenizer, "UVWXYZ", stop=False)
     asked = []
     decode = programs.decode
@@ -86,7 +86,7 @@ def test_logits_that_are_not_finite(tokenizer, scripted, hello):
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_no_half_characters_and_no_stop_token(tokenizer, scripted, hello, reply_of_engine, steps):
+def test_no_incomplete_characters_and_no_stop_token(tokenizer, scripted, hello, reply_of_engine, steps):
     text = "aé€😀b"  # 1, 2, 3, 4 and 1 bytes, a token each
     config, params = scripted(tokenizer, text)
     pieces = list(stream_reply(params, config, tokenizer, hello, max_new_tokens=30, tokens_per_step=steps))
@@ -117,21 +117,20 @@ def test_a_reply_cut_within_a_character(tokenizer, scripted, hello, reply_of_eng
         ([1] * 64, {}, "64 tokens"),
     ],
 )
-def test_requests_that_can_not_be(params, prompt, changes, named):
-    with pytest.raises(InputError, match=named):  # at once, not when the first token is asked for
+def test_bad_requests(params, prompt, changes, named):
+    with pytest.raises(InputError, match=named):  # at once, not at the first token
         stream_tokens(params, CONFIG, prompt, **({"max_new_tokens": 5, "stop_ids": STOPS} | changes))
 
 
 def sentencepiece_like():
-    """Spaces are part of tokens and dropped at the beginning; characters it does not know are tokens of bytes, as in Llama "
-    "2."""
+    """As in Llama 2: spaces are part of tokens and dropped at the beginning; unknown characters become tokens of bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     signs = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *"abcé"]
     tokenizer = Tokenizer(models.BPE({sign: i for i, sign in enumerate(signs)}, [], byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # type: ignore
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)  # type: ignore
+    tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
 
 
@@ -156,7 +155,7 @@ def test_any_text_in_any_lists(tokenizer, text, cuts):
 
 @given(data=st.data())
 def test_any_tokens_in_any_lists(tokenizer, data):
-    """Special tokens, and bytes that are no characters."""
+    """Special tokens, and bytes that are not characters."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     said, rest = said_of(tokenizer.decode, ids, data.draw(st.lists(st.integers(0, 99), max_size=8)))
     assert "".join([*said, rest]) == tokenizer.decode(ids)

@@ -1,4 +1,4 @@
-"""Whether a plan fits, how devices are best arranged for it, and which single change would make it fit."""
+"""Whether a plan fits its devices, the best mesh for it, and the smallest changes that would make it fit."""
 
 from __future__ import annotations
 
@@ -8,36 +8,61 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from cycleqd_jax.config import RunConfig
 from cycleqd_jax.plan.device import DEVICES, Device
-from cycleqd_jax.plan.estimate import Mesh, Stage, Workload, estimate
+from cycleqd_jax.plan.estimate import Stage, estimate
+from cycleqd_jax.plan.workload import Mesh, Workload
+from cycleqd_jax.sharding import mesh_sizes
 from cycleqd_jax.types import InputError
 
-__all__ = ["USABLE", "advice", "choose_mesh", "fits", "generation_seconds", "peak"]
+__all__ = ["USABLE", "advice", "choose_mesh", "configured_mesh", "fits", "generation_seconds", "mesh_text", "peak"]
 
 USABLE = 0.95
-"""Share of a device's memory that programs can have, with ``XLA_PYTHON_CLIENT_MEM_FRACTION`` set to it; JAX takes 0.75."""
+"""The usable share of a device's memory, if ``XLA_PYTHON_CLIENT_MEM_FRACTION`` is set to it; JAX's own default is 0.75."""
 
 MOST_DEVICES = 64
 
 
 def peak(stages: Sequence[Stage]) -> Stage:
-    """The stage that needs most memory on a device."""
+    """The stage that needs the most memory on a device."""
     return max(stages, key=lambda stage: stage.total)
 
 
 def fits(stages: Sequence[Stage], device: Device) -> bool:
-    """Whether every stage finds room on the devices."""
+    """Whether every stage fits the usable memory of the devices."""
     return peak(stages).total <= USABLE * device.memory
 
 
 def generation_seconds(stages: Sequence[Stage], work: Workload, mesh: Mesh) -> float:
-    """Of one generation, whose children are spread over the population axis; sandboxes not counted."""
+    """Seconds of one generation, its children spread over the population axis; time in sandboxes is not included."""
     child = sum(stage.seconds for stage in stages if stage.name in ("express", "decode", "evaluate"))
     return math.ceil(work.children / mesh[0]) * child
 
 
+def configured_mesh(run: RunConfig, devices: int | None) -> tuple[int, Mesh | None]:
+    """The number of devices of a config, and its mesh.
+
+    Args:
+        run: the config.
+        devices: the number of devices that were asked for; None takes those of the config's mesh, or one.
+
+    Returns:
+        The number of devices, and the mesh, or None where the config leaves it open.
+
+    Raises:
+        InputError: there are not enough devices for the config's mesh.
+    """
+    population, fsdp, tensor = run.mesh.sizes
+    if (population, fsdp, tensor) == (1, 1, 1):
+        return devices or 1, None
+    if devices is None:
+        devices = max(1, math.prod(size for size in run.mesh.sizes if size > 0))
+    sizes = mesh_sizes(devices, population=population, fsdp=fsdp, tensor=tensor)
+    return math.prod(sizes), sizes
+
+
 def _meshes(devices: int, work: Workload) -> Iterator[Mesh]:
-    """Arrangements that leave key/value heads whole, and no group of devices without a child."""
+    """Meshes that do not split a KV head and give every group of devices a child."""
     for population in range(1, min(devices, work.children) + 1):
         for fsdp in range(1, devices // population + 1):
             tensor = devices // (population * fsdp)
@@ -46,18 +71,18 @@ def _meshes(devices: int, work: Workload) -> Iterator[Mesh]:
 
 
 def choose_mesh(work: Workload, devices: int, device: Device) -> tuple[Mesh, list[Stage]]:
-    """The arrangement that fits and takes least time; if none fits, the one that needs least memory.
+    """The fastest mesh that fits; if none fits, the one that needs the least memory.
 
     Args:
         work: what is to be computed.
-        devices: how many.
-        device: of which kind.
+        devices: the number of devices.
+        device: the kind of device.
 
     Returns:
         The mesh and its stages.
 
     Raises:
-        InputError: no arrangement divides the model.
+        InputError: no mesh divides the model.
     """
     tried = []
     for mesh in _meshes(devices, work):
@@ -72,28 +97,28 @@ def choose_mesh(work: Workload, devices: int, device: Device) -> tuple[Mesh, lis
     if not tried:
         raise InputError(
             f"expected a number of devices that divides the model's {work.model.num_key_value_heads} key/value heads and "
-            f"{work.model.hidden_size} hidden units, got {devices}: choose another with --devices"
+            f"{work.model.hidden_size} hidden units, got {devices}; choose another with --devices"
         )
     (*_, mesh), stages = min(tried, key=lambda item: item[0])
     return mesh, stages
 
 
 def advice(work: Workload, devices: int, device: Device, scale: float = 1.0, mesh: Mesh | None = None) -> list[str]:
-    """What would make a plan fit, the least change first; or, if it fits, with how few devices it still does.
+    """Changes that would make a plan fit, the smallest first; if it fits, the fewest devices on which it still does.
 
     Args:
         work: what is to be computed.
-        devices: how many.
-        device: of which kind.
-        scale: how many times as much memory as estimated is needed, where that has been measured.
-        mesh: how the devices are arranged; as is best for the plan by default.
+        devices: the number of devices.
+        device: the kind of device.
+        scale: measured memory over estimated memory.
+        mesh: how the devices are arranged; None is the best mesh for each plan.
 
     Returns:
-        Arguments and overrides of ``cycleqd plan``, instead of those given; those of a line belong together.
+        Arguments and overrides of ``cycleqd plan`` that replace the given ones. Those of one line belong together.
     """
 
     def arranged(changed: Workload, count: int = devices, kind: Device = device) -> Mesh | None:
-        """The best arrangement, if it fits."""
+        """The best mesh, if it fits."""
         try:
             best, stages = choose_mesh(changed, count, kind)
         except InputError:
@@ -106,11 +131,11 @@ def advice(work: Workload, devices: int, device: Device, scale: float = 1.0, mes
         return scale * peak(estimate(changed, mesh, kind)).total <= USABLE * kind.memory
 
     def number(count: int) -> str:
-        # a mesh that was given is of another number of devices
+        # a given mesh is for another number of devices
         best = None if mesh is None else choose_mesh(work, count, device)[0]
-        return f"--devices {count}" + ("" if best is None else f" --mesh {_text(best)}")
+        return f"--devices {count}" + ("" if best is None else f" --mesh {mesh_text(best)}")
 
-    alone = device.shares_host  # more devices there are smaller ones
+    alone = device.shares_host  # more simulated devices are smaller devices
     if works(work):
         fewer = next((count for count in range(1, 1 if alone else devices) if works(work, count)), None)
         return [] if fewer is None else [number(fewer)]
@@ -118,7 +143,7 @@ def advice(work: Workload, devices: int, device: Device, scale: float = 1.0, mes
     other = None if mesh is None else arranged(work)
     more = None
     if other is not None:
-        found.append(f"--mesh {_text(other)}")
+        found.append(f"--mesh {mesh_text(other)}")
     elif not alone:
         more = next((count for count in range(devices + 1, MOST_DEVICES + 1) if works(work, count)), None)
         found += [] if more is None else [number(more)]
@@ -137,12 +162,13 @@ def advice(work: Workload, devices: int, device: Device, scale: float = 1.0, mes
     return found
 
 
-def _text(mesh: Mesh) -> str:
+def mesh_text(mesh: Mesh) -> str:
+    """A mesh as the command line takes it."""
     return ",".join(map(str, mesh))
 
 
 def _smaller(work: Workload, works: Callable[[Workload], bool]) -> list[list[str]]:
-    """The fewest halvings of slots, lengths and rank that fit: of each alone and, if none does, of several."""
+    """The fewest halvings that fit of slots, lengths or rank alone; if none of them fits alone, of several together."""
     full = min(work.model.hidden_size, work.rank or work.model.hidden_size)
     ranks = [None, *(2**k for k in range(full.bit_length(), 2, -1) if 2**k < full)]
     slots = [None, *(2**k for k in range(work.slots.bit_length(), -1, -1) if 2**k < work.slots)]

@@ -1,0 +1,53 @@
+"""The shapes of a run's models, from names, files and headers; no weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
+from cycleqd_jax.models.files.safetensors import read_json
+from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.types import InputError
+
+__all__ = ["PUBLISHED", "base_shape"]
+
+_LLAMA3 = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+}
+_8B = {**_LLAMA3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+_70B = {**_LLAMA3, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+PUBLISHED: Mapping[str, Mapping[str, object]] = {
+    "meta-llama/Meta-Llama-3-8B": _8B,
+    "meta-llama/Meta-Llama-3-8B-Instruct": _8B,
+    "meta-llama/Meta-Llama-3-70B": _70B,
+    "meta-llama/Meta-Llama-3-70B-Instruct": _70B,
+}
+"""Published shapes of models whose repositories ask users to accept a licence: a plan for them needs no download."""
+
+
+def base_shape(base: str | None, file: str | Path | None = None) -> LlamaConfig:
+    """The shape of a base model.
+
+    Args:
+        base: a name in :data:`PUBLISHED`, a folder, or a repository; not needed with ``file``.
+        file: a ``config.json`` to read instead.
+
+    Raises:
+        InputError: there is no such model or file.
+    """
+    if file is not None:
+        return LlamaConfig.from_hf(read_json(Path(file)), str(file))
+    assert base is not None
+    name = base.partition("@")[0]
+    if name in PUBLISHED and not Path(base).exists():
+        return LlamaConfig.from_hf(dict(PUBLISHED[name]), base)
+    try:
+        return open_checkpoint(base, weights=False).config
+    except InputError as error:
+        raise InputError(f"{error}; or give its shape with --model-config config.json") from error

@@ -1,0 +1,137 @@
+"""What a run computes, in numbers: the input of every estimate."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.engine import EngineLayout
+from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.operators.svd import Method
+from cycleqd_jax.types import InputError
+
+__all__ = ["AdapterRanks", "Mesh", "Workload", "workload_of"]
+
+Mesh = tuple[int, int, int]
+"""Devices as population × fsdp × tensor."""
+
+AdapterRanks = Mapping[str, int | None]
+"""For the path of every leaf that a LoRA adapter changes: the rank of its update, or None where it brings the whole leaf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is to be computed.
+
+    Attributes:
+        model: base and experts, with the dtype of their weights.
+        experts: the number K of experts.
+        rank: singular directions that are kept; None keeps all.
+        method: of the decomposition.
+        slots: prompts decoded together.
+        max_len: most tokens of prompt and reply.
+        new: most tokens of a reply.
+        rounds: replies of one child in each round. Every episode has a reply in the first round; conversations have replies in
+            later rounds.
+        prompt: tokens of a prompt, for estimates of time.
+        reply: tokens of a reply, for estimates of time.
+        children: children per generation.
+        cells: cells of all archives together.
+        keep: checkpoints that are kept.
+        workers: sandboxes at work at the same time.
+        sandbox_memory: bytes of memory per sandbox.
+        sandbox_disk: bytes of disk per sandbox.
+        adapters: for every expert the ranks of its LoRA adapter, or None where the expert is given by its weights; empty where
+            all experts are.
+        factor_dtype: of the singular directions of dense experts; None as :class:`~cycleqd_jax.genome.ExpertSpace` chooses.
+    """
+
+    model: LlamaConfig
+    experts: int
+    rank: int | None
+    method: Method
+    slots: int
+    max_len: int
+    new: int
+    rounds: tuple[int, ...]
+    prompt: int
+    reply: int
+    children: int
+    cells: int
+    keep: int
+    workers: int
+    sandbox_memory: int
+    sandbox_disk: int
+    adapters: tuple[AdapterRanks | None, ...] = ()
+    factor_dtype: str | None = None
+
+    @property
+    def full(self) -> int:
+        """The number of experts that are given by their weights."""
+        return self.experts - sum(adapter is not None for adapter in self.adapters)
+
+    def layout(self, platform: str) -> EngineLayout:
+        """The engine's sizes on a platform, ``"cpu"`` or ``"gpu"``."""
+        return EngineLayout.of(self.model, slots=self.slots, max_len=self.max_len, platform=platform)
+
+
+def workload_of(
+    run: RunConfig,
+    model: LlamaConfig,
+    episodes: Sequence[tuple[int, int]],
+    *,
+    adapters: tuple[AdapterRanks | None, ...] = (),
+    prompt: int | None = None,
+    reply: int | None = None,
+) -> Workload:
+    """The workload of a config.
+
+    Args:
+        run: the config.
+        model: the shape in which base and experts are evaluated.
+        episodes: for every task, its number of episodes and the most replies of one episode.
+        adapters: see :class:`Workload`.
+        prompt: tokens of a prompt, for estimates of time; None is the most that the config allows.
+        reply: tokens of a reply, for estimates of time; None is the most that the config allows.
+
+    Raises:
+        InputError: the genome space is not ``expert``, or a number is out of its range.
+    """
+    if run.genome.space != "expert":
+        raise InputError(
+            f"expected genome.space to be 'expert', which cycleqd plan can estimate, got {run.genome.space!r}; a dense genome "
+            "is as large as the model in float32"
+        )
+    if run.engine.max_len > model.context_length:
+        raise InputError(
+            f"expected engine.max_len to be at most the model's {model.context_length} positions, got {run.engine.max_len}; "
+            "correct the config"
+        )
+    new = max(task.max_new_tokens for task in run.tasks)
+    room = run.engine.max_len - new
+    for name, value, most in (("--prompt-tokens", prompt, room), ("--reply-tokens", reply, new)):
+        if value is not None and not 1 <= value <= most:
+            raise InputError(f"expected {name} from 1 to the {most} that the config allows, got {value}; correct it")
+    rounds = range(max(replies for _, replies in episodes))
+    return Workload(
+        model=model,
+        experts=len(run.tasks),
+        rank=run.genome.rank,
+        method=run.genome.method,
+        slots=run.engine.slots,
+        max_len=run.engine.max_len,
+        new=new,
+        rounds=tuple(sum(size for size, replies in episodes if replies > i) for i in rounds),
+        prompt=prompt or room,
+        reply=reply or new,
+        children=run.search.batch_size,
+        cells=len(run.tasks) * run.search.bins ** (len(run.tasks) - 1),
+        keep=run.checkpoint.keep,
+        workers=run.sandbox.workers or os.cpu_count() or 1,
+        sandbox_memory=run.sandbox.memory_mb << 20,
+        sandbox_disk=run.sandbox.disk_mb << 20,
+        adapters=adapters,
+        factor_dtype=run.genome.factor_dtype,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -137,19 +138,10 @@ def _override(tree: Any, assignment: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"expected YAML as the value, got {text!r} in the override {assignment!r}; correct it") from error
-    *parents, last = dotted.split(".")
-    for depth, name in enumerate([*parents, last]):
-        here = ".".join(dotted.split(".")[: depth + 1])
-        if isinstance(tree, list):
-            place: int | str = _list_index(tree, name, here, assignment)
-        elif not isinstance(tree, dict):
-            outer = here.rpartition(".")[0]
-            raise InputError(
-                f"expected {outer} to be a mapping, got {tree!r} for {here} in the override {assignment!r}; correct the key"
-            )
-        else:
-            place = name
-        if depth == len(parents):
+    names = dotted.split(".")
+    for depth, name in enumerate(names):
+        place = _place(tree, name, ".".join(names[: depth + 1]), assignment)
+        if depth == len(names) - 1:
             tree[place] = value
             return
         if isinstance(tree, dict) and tree.get(place) is None:
@@ -157,16 +149,23 @@ def _override(tree: Any, assignment: str) -> None:
         tree = tree[place]
 
 
-def _list_index(items: list[Any], name: str, key: str, assignment: str) -> int:
-    """The index of an item that is addressed by its index or its ``name``."""
-    if name.isdigit() and int(name) < len(items):
+def _place(tree: Any, name: str, key: str, assignment: str) -> Any:
+    """What ``name`` indexes in a dict or a list; an item of a list is addressed by its index or its ``name``."""
+    outer = key.rpartition(".")[0]
+    if isinstance(tree, dict):
+        return name
+    if not isinstance(tree, list):
+        raise InputError(
+            f"expected {outer} to be a mapping, got {tree!r} for {key} in the override {assignment!r}; correct the key"
+        )
+    if name.isdigit() and int(name) < len(tree):
         return int(name)
-    for i, item in enumerate(items):
+    for i, item in enumerate(tree):
         if isinstance(item, dict) and item.get("name") == name:
             return i
     raise InputError(
-        f"expected the index or the name of one of the {len(items)} items of {key.rpartition('.')[0]}, got {key} in the "
-        f"override {assignment!r}; correct it"
+        f"expected the index or the name of one of the {len(tree)} items of {outer}, got {key} in the override "
+        f"{assignment!r}; correct it"
     )
 
 
@@ -179,16 +178,17 @@ def _fill_variables(value: Any, key: str) -> Any:
     if not isinstance(value, str):
         return value
 
-    def fill(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if not found:
-            raise InputError(
-                f"expected the environment variable {match[1]} to be set, got nothing for {value!r} in {key}; set it, or "
-                f"override {key}"
-            )
-        return found
+    return _VARIABLE.sub(lambda match: _variable(match[1], value, key), value)
 
-    return _VARIABLE.sub(fill, value)
+
+def _variable(name: str, text: str, key: str) -> str:
+    """The value of the environment variable that a text names."""
+    found = os.environ.get(name)
+    if not found:
+        raise InputError(
+            f"expected the environment variable {name} to be set, got nothing for {text!r} in {key}; set it, or override {key}"
+        )
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -246,10 +246,15 @@ def _build_scalar(kind: type, value: Any, key: str, limits: Range | None) -> Any
     return value
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _build_dataclass(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise _error(key, "a mapping", value)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in hints:

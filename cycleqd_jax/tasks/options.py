@@ -43,7 +43,7 @@ class TaskOptions:
     train: str | Path | None = None
     test: str | Path | None = None
     data: str | Path | None = None
-    seconds: float | None = None
+    seconds: int | float | None = None
     memo: bool = True
     cache: str | Path | None = None
     workers: int = 4
@@ -105,7 +105,7 @@ def check_option(task: str, option: str, annotation: Any, value: Any) -> Any:
         return value
     if not fits:
         raise option_error(task, option, f"{expected}{' or null' if optional else ''}", value)
-    return float(value) if isinstance(value, int) and kinds == {float} else value
+    return float(value) if isinstance(value, int) and float in kinds else value
 
 
 def _is_positive(value: Any) -> bool:
@@ -116,6 +116,7 @@ _CHECKS: dict[frozenset[Any], tuple[str, Callable[[Any], bool]]] = {
     frozenset({bool}): ("true or false", lambda value: isinstance(value, bool)),
     frozenset({int}): ("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
     frozenset({float}): ("a finite number above 0", _is_positive),
+    frozenset({int, float}): ("a finite number above 0", _is_positive),
     frozenset({str}): ("a text", lambda value: isinstance(value, str)),
     frozenset({str, Path}): ("a path", lambda value: isinstance(value, str | Path)),
 }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from cycleqd_jax.sandbox import Limits, Sandbox
+from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.tasks.dbbench.mysql_address import Address
+from cycleqd_jax.tasks.dbbench.mysql_server import MySqlServer
 from cycleqd_jax.types import Reply
+
+from . import mariadb
+from .db_records import ASK, INSERT, UPDATE
+from .helpers import FakeSandbox, make
 
 
 @pytest.fixture(scope="session")
@@ -27,32 +29,21 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="session")
 def mysql_dsn() -> Iterator[str]:
-    """Address of a MySQL or MariaDB server: the one that CYCLEQD_MYSQL_DSN names, else a private one."""
+    """Address of a MySQL or MariaDB server: the one that CYCLEQD_MYSQL_DSN names, else a private server."""
     if os.environ.get("CYCLEQD_MYSQL_DSN"):
         yield os.environ["CYCLEQD_MYSQL_DSN"]
         return
     pytest.importorskip("pymysql", reason="the extra mysql is not installed")
-    spec = importlib.util.spec_from_file_location("mariadb_for_tests", Path(__file__).parent / "mariadb.py")
-    assert spec is not None
-    assert spec.loader is not None
-    mariadb = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mariadb)
     if mariadb.missing():
         pytest.skip(mariadb.missing())
     with mariadb.serve() as socket:
         yield f"mysql://root:{quote(mariadb.PASSWORD, safe='')}@/?unix_socket={socket}"
 
 
-class Nowhere:
-    """Where nothing can run: for tests that must not get that far."""
-
-    limits = Limits()
-    system = "host"
-
-
 @pytest.fixture
-def nowhere() -> Nowhere:
-    return Nowhere()
+def nowhere() -> FakeSandbox:
+    """A sandbox that can't run anything."""
+    return FakeSandbox()
 
 
 @pytest.fixture
@@ -66,18 +57,18 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 class Speaker:
-    """A generator that says ``say(messages)`` to each conversation that waits, all at once."""
+    """A generator that replies ``reply(messages)`` to all waiting conversations at once."""
 
-    def __init__(self, say):
-        self.say, self.waiting = say, {}
+    def __init__(self, reply):
+        self.reply, self.waiting = reply, {}
 
-    def submit(self, conversation, messages, max_new_tokens):
+    def submit(self, conversation, messages, max_new_tokens, *, individual=0):
         assert conversation not in self.waiting
         self.waiting[conversation] = list(messages)
 
     def advance(self):
         waiting, self.waiting = self.waiting, {}
-        return [(conversation, Reply(self.say(messages), 1, "stop")) for conversation, messages in waiting.items()]
+        return [(conversation, Reply(self.reply(messages), 1, "stop")) for conversation, messages in waiting.items()]
 
     def release(self, conversation):
         assert conversation not in self.waiting
@@ -88,35 +79,25 @@ def speaker():
     return Speaker
 
 
-@pytest.fixture(scope="session")
-def play_32_at_once():
-    """``play_32_at_once(task, name, sql, label)``: changes of table ``name`` by 32 episodes of one DBBench problem at a time.
+@pytest.fixture
+def make_mysql(write, mysql_dsn, nowhere):
+    """Makes tasks on the server; the train records are ASK and INSERT, the test record is UPDATE."""
+    tasks = []
 
-    Returns:
-        For each what its statements led to, and its score; and the seconds that starts took.
-    """
+    def make_task(**options):
+        files = {"train": write(ASK, INSERT), "test": write(UPDATE, name="t.jsonl")}
+        options = {"dsn": mysql_dsn, "memo": False, "seconds": 2.0} | options
+        tasks.append(make("dbbench", sandbox=nowhere, backend="mysql", **files, **options))
+        return tasks[-1]
 
-    def play(task, name, sql, label):
-        together = threading.Barrier(32)
-        starts = []
+    yield make_task
+    for task in tasks:
+        task.close()
 
-        def one(number):
-            episode = task.episodes("train")[1]
-            try:
-                began = time.monotonic()
-                episode.start()
-                starts.append(time.monotonic() - began)
-                together.wait(60)
-                outputs = [episode.step(sql(f"INSERT INTO {name} VALUES ('n{number}', '{number}', 'x')"))[0]["content"]]
-                outputs.append(episode.step(sql(f"SELECT name FROM {name} WHERE `home city` = 'x'"))[0]["content"])
-                outputs.append(episode.step(sql(f"DELETE FROM {name} WHERE `home city` = 'x'"))[0]["content"])
-                together.wait(60)
-                episode.step(sql(label))
-                return outputs, episode.step("").value
-            finally:
-                episode.close()
 
-        with ThreadPoolExecutor(32) as pool:
-            return list(pool.map(one, range(32))), starts
-
-    return play
+@pytest.fixture
+def admin(mysql_dsn):
+    """Executes statements as administrator of the server."""
+    server = MySqlServer(Address.parse("here", mysql_dsn))
+    yield server.admin
+    server.close()

@@ -1,4 +1,4 @@
-"""A private MariaDB server for tests: started as README says, in a folder of its own, reached by a socket only."""
+"""A private MariaDB server for tests, started as in README, with its own folder and a Unix socket only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PASSWORD = "p@ss/word"
 
 
 def missing() -> str | None:
-    """Why there can be no server here, or None."""
+    """The reason why no server can be started, or None."""
     if _program("mariadbd") is None or _program("mariadb-install-db") is None:
         return "mariadbd is not installed (apt-get install mariadb-server)"
     return None

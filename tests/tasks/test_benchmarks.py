@@ -1,4 +1,4 @@
-"""Gold solutions of samples of the published data, and the embedded miniatures, through the episodes."""
+"""Gold solutions of samples of the published data and of the miniature problems, played in the episodes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import random
 import pytest
 
 from cycleqd_jax.evaluation import rollout
-from cycleqd_jax.tasks import TASKS, DbBench, Mbpp, OsInteraction, miniature
-from cycleqd_jax.tasks.base import play
-from cycleqd_jax.tasks.dbbench.task import CHANGES
+from cycleqd_jax.tasks import miniature
+from cycleqd_jax.tasks.dbbench.records import CHANGES
 from cycleqd_jax.types import Score
 
-# What the gold solutions can't reach on SQLite (a \n escape, an identifier that starts with a digit).
+from .helpers import FakeSandbox, final_score, make, solution_scores
+
+# Problems that the gold solutions don't solve on SQLite (a \n escape, an identifier that starts with a digit).
 DB_UNREACHABLE = {"db/164", "db/180"}
 
 
@@ -21,99 +22,70 @@ def sample(task, split, count):
     return random.Random(0).sample(rows, min(count, len(rows)))
 
 
-def gold(task, row, record) -> list[float | None]:
-    """Scores of the ways to solve a record."""
-    scores = []
-    for solution in task.solutions(record):
-        episode = task.environment(record)
-        try:
-            score = play(episode, solution)[1]
-        finally:
-            episode.close()
-        scores.append(None if score is None else score.value)
-    return scores
-
-
-def answers(task, record, *replies) -> Score:
-    episode = task.environment(record)
-    try:
-        episode.start()
-        for reply in replies:
-            result = episode.step(reply)
-            if isinstance(result, Score):
-                return result
-    finally:
-        episode.close()
-    raise AssertionError("the episode goes on")
-
-
 @pytest.mark.parametrize("name", ["full", "sanitized"])
 def test_mbpp(data_dir, sandbox, name):
-    task = Mbpp(data=data_dir / f"mbpp/mbpp_{name}.visible.jsonl", sandbox=sandbox, memo=False)
+    task = make("mbpp", data=data_dir / f"mbpp/mbpp_{name}.visible.jsonl", sandbox=sandbox, memo=False)
     for row, record in sample(task, "train", 40):
-        assert gold(task, row, record) == [1.0], row.id
+        assert solution_scores(task, record) == [1.0], row.id
         constant = "\n".join(f"def {n}(*a, **k): return 0" for n in record.names)
-        assert answers(task, record, f"```python\n{constant}\n```").value == 0.0, row.id
-        assert answers(task, record, "```python\nexit(0)\n```").value == 0.0, row.id
+        assert final_score(task, record, f"```python\n{constant}\n```").value == 0.0, row.id
+        assert final_score(task, record, "```python\nexit(0)\n```").value == 0.0, row.id
 
 
 def test_dbbench(data_dir, sandbox):
-    task = DbBench(data=data_dir / "dbbench/dbbench_cycleqd.visible.jsonl", sandbox=sandbox, memo=False)
+    task = make("dbbench", data=data_dir / "dbbench/dbbench_cycleqd.visible.jsonl", sandbox=sandbox, memo=False)
     queries = 0
     for row, record in sample(task, "train", 40):
-        scores = gold(task, row, record)
+        scores = solution_scores(task, record)
         if record.kind in CHANGES:
             assert scores == [0.0 if row.id in DB_UNREACHABLE else 1.0], row.id
         else:
             assert scores[-1] == 1.0, row.id
             queries += scores[0] == 1.0
         for reply in ("", 'Action: Answer\nFinal Answer: ["done"]', "Action: Answer\nFinal Answer: []"):
-            assert answers(task, record, reply).value == 0.0, row.id
+            assert final_score(task, record, reply).value == 0.0, row.id
     assert queries > 0
 
 
 def test_os_interaction(data_dir, sandbox):
-    task = OsInteraction(data=data_dir / "os_interaction/os_agentbench_train.visible.jsonl", sandbox=sandbox, memo=False)
+    task = make(
+        "os_interaction", data=data_dir / "os_interaction/os_agentbench_train.visible.jsonl", sandbox=sandbox, memo=False
+    )
     for row, record in sample(task, "train", 20):
-        assert 1.0 in gold(task, row, record) or not row.fields["gold_replay"]["rootless_single_uid"], row.id
-        assert answers(task, record, "Act: finish").value == 0.0, row.id
+        assert 1.0 in solution_scores(task, record) or not row.fields["gold_replay"]["rootless_single_uid"], row.id
+        assert final_score(task, record, "Act: finish").value == 0.0, row.id
 
 
 @pytest.mark.slow
 def test_os_interaction_standard(data_dir, sandbox):
-    task = OsInteraction(data=data_dir / "os_interaction/os_cycleqd.visible.jsonl", sandbox=sandbox, memo=False)
+    task = make("os_interaction", data=data_dir / "os_interaction/os_cycleqd.visible.jsonl", sandbox=sandbox, memo=False)
     solved = 0
     chosen = [(row, record) for row, record in sample(task, "train", 30) if record.example is not None]
     for row, record in chosen:
-        solved += 1.0 in gold(task, row, record)
-        assert answers(task, record, "Act: finish").value == 0.0, row.id
+        solved += 1.0 in solution_scores(task, record)
+        assert final_score(task, record, "Act: finish").value == 0.0, row.id
     assert solved >= 0.8 * len(chosen)
 
 
 @pytest.fixture
 def miniatures(tmp_path, sandbox):
     files = miniature.write(tmp_path, seed=0, train=25, test=5)
-    brief = {
-        "mbpp": {"prompt": "brief", "shown": "first"},
-        "dbbench": {"prompt": "brief"},
-        "os_interaction": {"prompt": "brief"},
-    }
-    return {name: TASKS[name](**files[name], **brief[name], sandbox=sandbox) for name in miniature.TASKS}
+    return {name: make(name, **files[name], **miniature.OPTIONS[name], sandbox=sandbox) for name in miniature.TASKS}
 
 
 @pytest.mark.parametrize("name", miniature.TASKS)
-def test_miniatures_are_solvable_as_their_lessons_say(miniatures, name):
+def test_miniatures_are_solved_in_the_format_of_the_training_conversations(miniatures, name):
     task = miniatures[name]
     demonstrations = task.demonstrations("train")
     assert len(demonstrations) == 25
-    (lesson, *_) = miniature.lessons(name, seed=0, size=1)
-    same_shape = [d for d in demonstrations if len(d) == len(lesson)]
+    (example, *_) = miniature.demonstrations(name, seed=0, size=1)
+    same_shape = [d for d in demonstrations if len(d) == len(example)]
     assert same_shape
-    assert [m["role"] for m in same_shape[0]] == [m["role"] for m in lesson]
+    assert [m["role"] for m in same_shape[0]] == [m["role"] for m in example]
 
 
-def test_an_oracle_solves_all_tasks_together_and_the_memo_spares_the_sandbox(miniatures, speaker):
-    # Says what the demonstrations say.
+def test_an_oracle_solves_all_tasks_and_the_memo_needs_no_sandbox(miniatures, speaker):
+    # Replies as in the demonstrations.
     talks = [talk for task in miniatures.values() for talk in task.demonstrations("train")]
     following = {str(talk[:n]): talk[n]["content"] for talk in talks for n in range(len(talk))}
     oracle = speaker(lambda messages: following[str(messages)])
@@ -121,15 +93,9 @@ def test_an_oracle_solves_all_tasks_together_and_the_memo_spares_the_sandbox(min
     first = rollout(episodes, oracle, [64] * len(episodes))
     assert [o.score.value for o in first] == [1.0] * 75
 
-    class Forbidden:
-        system = miniatures["os_interaction"].sandbox.system
-
-        def __getattr__(self, name):
-            raise AssertionError(f"the sandbox was asked for {name}")
-
     remembered = {name: task.memo.misses for name, task in miniatures.items()}
     for task in miniatures.values():
-        task.sandbox = Forbidden()
+        task.sandbox = FakeSandbox()  # fails if anything is executed
     episodes = [e for task in miniatures.values() for e in task.episodes("train")]
     assert rollout(episodes, oracle, [64] * len(episodes)) == first
     assert {name: task.memo.misses for name, task in miniatures.items()} == remembered
@@ -145,7 +111,7 @@ def test_verdicts_with_and_without_memo_are_equal(miniatures, name):
     rng = random.Random(0)
 
     def play_random(episode, seed):
-        """Replies and results; what the clock said is left out."""
+        """The replies and their results, without outputs of the clock."""
         rng.seed(seed)
         results = []
         try:

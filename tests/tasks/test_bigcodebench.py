@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cycleqd_jax.tasks import BigCodeBench
 from cycleqd_jax.types import InputError, Score
+
+from .helpers import make
 
 LETTERS = {
     "task_id": "BigCodeBench/9000",
@@ -39,7 +40,9 @@ GOLD = "def task_func(n):\n    return json.dumps([random.randint(0, 9) for _ in 
 
 @pytest.fixture
 def task(write, sandbox):
-    return BigCodeBench(train=write(LETTERS), test=write(OTHER, name="test.jsonl"), sandbox=sandbox, memo=False, seconds=5)
+    return make(
+        "bigcodebench", train=write(LETTERS), test=write(OTHER, name="test.jsonl"), sandbox=sandbox, memo=False, seconds=5
+    )
 
 
 def verdict(task, code) -> Score:
@@ -47,14 +50,14 @@ def verdict(task, code) -> Score:
 
 
 def test_prompts(write, nowhere):
-    def said(prompt):
-        episodes = BigCodeBench(data=write(LETTERS, OTHER), sandbox=nowhere, prompt=prompt).episodes("train")
+    def question(prompt):
+        episodes = make("bigcodebench", data=write(LETTERS, OTHER), sandbox=nowhere, prompt=prompt).episodes("train")
         return episodes[0].start()[0]["content"]
 
     start = "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
-    assert said("instruct") == f"{start}{LETTERS['instruct_prompt']}\n"
-    assert said("complete") == f"{start}```\n{LETTERS['complete_prompt'].strip()}\n```\n"
-    assert said("brief") == LETTERS["instruct_prompt"]
+    assert question("instruct") == f"{start}{LETTERS['instruct_prompt']}\n"
+    assert question("complete") == f"{start}```\n{LETTERS['complete_prompt'].strip()}\n```\n"
+    assert question("brief") == LETTERS["instruct_prompt"]
 
 
 def test_gold_passes(task):
@@ -128,8 +131,11 @@ def test_replies_without_a_program(task, reply):
 )
 def test_malformed_records_are_named(write, nowhere, change, words):
     with pytest.raises(InputError, match=words) as error:
-        BigCodeBench(
-            train=write(OTHER, LETTERS | change), test=write(LETTERS | {"task_id": "x"}, name="t.jsonl"), sandbox=nowhere
+        make(
+            "bigcodebench",
+            train=write(OTHER, LETTERS | change),
+            test=write(LETTERS | {"task_id": "x"}, name="t.jsonl"),
+            sandbox=nowhere,
         )
     assert "records.jsonl, line 2" in str(error.value)
 
@@ -141,4 +147,4 @@ def test_options_are_checked(write, nowhere):
         ("memory_mb", 0, "at least 1"),
     ]:
         with pytest.raises(InputError, match=words):
-            BigCodeBench(data=write(LETTERS, OTHER), sandbox=nowhere, **{option: value})
+            make("bigcodebench", data=write(LETTERS, OTHER), sandbox=nowhere, **{option: value})

@@ -1,4 +1,4 @@
-"""The published coding benchmarks through ``cycleqd verify-task``: all gold programs pass, and no stub does."""
+"""The published coding benchmarks through ``cycleqd verify-task``: all gold programs pass, and no stub passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import pytest
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.tasks.coding.evalplus import typed_inputs
+from cycleqd_jax.tasks.coding.evalplus_inputs import typed_inputs
 
 FILES = {
     "mbpp_full": ("mbpp", "mbpp/mbpp_full.visible.jsonl"),
@@ -22,7 +22,7 @@ FILES = {
     "humanevalplus_mini": ("evalplus", "humaneval/humanevalplus_mini_v0.1.10.visible.jsonl"),
     "bigcodebench": ("bigcodebench", "bigcodebench/bigcodebench_stdlib.visible.jsonl"),
 }
-# Their tests ask for numpy, which is not in the sandbox.
+# Their tests import numpy, which is not in the sandbox.
 NEED_PACKAGES = {"bigcodebench/159", "bigcodebench/541"}
 # Problems that take many seconds and hundreds of megabytes, whoever solves them.
 HEAVY = ("Mbpp/255", "Mbpp/271", "Mbpp/392", "Mbpp/599", "Mbpp/603", "Mbpp/630", "HumanEval/100", "HumanEval/130")
@@ -107,8 +107,8 @@ def test_stubs_do_not_pass(verify, name):
     assert (code, result["passed"], result["solved"]) == (0, 0, [])
 
 
-def test_types_are_restored_as_the_typed_inputs_say(data_dir):
-    """Two ways to the same types: by the number of the problem, and by the Python that the test data have beside the JSON."""
+def test_restored_types_equal_the_typed_inputs(data_dir):
+    """Restoring types by the number of the problem equals reading the Python literals of the test data."""
 
     def kinds(value):
         if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""All of the visible benchmark through the episodes, on both backends."""
+"""All problems of the visible benchmark, played in the episodes on both backends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cycleqd_jax.tasks import DbBench
-from cycleqd_jax.tasks.base import play
-from cycleqd_jax.tasks.dbbench.task import CHANGES
+from cycleqd_jax.tasks.dbbench.records import CHANGES
 
-# What the gold statements can't reach, for reasons that the data's README explains.
+from .helpers import make, solution_scores
+
+# Problems that the gold statements don't solve; the README of the data explains why.
 UNREACHABLE = {
     "mysql": {"db/225"},  # its fingerprint is that of the table loaded twice
     # escapes in texts (164, 242), an identifier that begins with a digit (180), matches without regard to accents (206)
@@ -23,7 +23,7 @@ UNREACHABLE = {
 def task(request, data_dir, sandbox):
     options = {"dsn": request.getfixturevalue("mysql_dsn"), "backend": "mysql"} if request.param == "mysql" else {}
     path = data_dir / "dbbench/dbbench_cycleqd.visible.jsonl"
-    task = DbBench(data=path, sandbox=sandbox, memo=False, seconds=30.0, **options)
+    task = make("dbbench", data=path, sandbox=sandbox, memo=False, seconds=30.0, **options)
     yield task
     task.close()
 
@@ -33,19 +33,11 @@ def everything(task):
 
 
 def values(task, pairs, solutions) -> dict[str, list[float | None]]:
-    """For each record, the scores of the solutions that ``solutions(record)`` yields."""
+    """The scores of the solutions that ``solutions(record)`` yields, by record."""
 
     def one(pair):
         row, record = pair
-        found = []
-        for solution in solutions(record):
-            episode = task.environment(record)
-            try:
-                score = play(episode, solution)[1]
-            finally:
-                episode.close()
-            found.append(None if score is None else score.value)
-        return row.id, found
+        return row.id, solution_scores(task, record, solutions(record))
 
     with ThreadPoolExecutor(8) as pool:
         return dict(pool.map(one, pairs))
@@ -63,7 +55,7 @@ def test_gold(task):
     assert sum(results[id][0] == 1.0 for id in questions) >= 20  # the machine-written query leads to it
 
 
-def test_doing_nothing_is_worth_nothing(task):
+def test_stubs_do_not_score(task):
     pairs = everything(task)
     assert sum(record.kind in CHANGES for _, record in pairs) == 172
     turn = itertools.count()

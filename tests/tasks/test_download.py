@@ -29,10 +29,10 @@ def sha(content: bytes) -> str:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    asked: list[str]
+    requests: list[str]
 
     def do_GET(self):
-        self.asked.append(f"{self.command} {self.path}")
+        self.requests.append(f"{self.command} {self.path}")
         content = FILES.get(self.path)
         if content is None:
             return self.send_error(404)
@@ -52,25 +52,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """An address, and what was asked of it; the cache is empty."""
+    """The URL of a server and the list of its requests; the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    asked: list[str] = []
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Handler,), {"asked": asked}))
+    requests: list[str] = []
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Handler,), {"requests": requests}))
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield f"http://127.0.0.1:{running.server_address[1]}", asked
+    yield f"http://127.0.0.1:{running.server_address[1]}", requests
     running.shutdown()
     thread.join()
     running.server_close()
 
 
 @pytest.mark.parametrize("name", ["problems.jsonl", "problems.jsonl.gz"])
-def test_a_file_is_fetched_once(server, name):
-    url, asked = server
+def test_a_file_is_downloaded_once(server, name):
+    url, requests = server
     address = f"{url}/{name}#sha256={sha(FILES[f'/{name}']).upper()}"
     first = local_file(address)
     assert local_file(address) == first
-    assert asked == [f"GET /{name}"]
+    assert requests == [f"GET /{name}"]
     assert [row.fields["text"] for row in read_rows(first)] == [f"problem {i}" for i in range(5)]
 
 
@@ -86,7 +86,7 @@ def test_a_file_is_fetched_once(server, name):
         ("/problems.jsonl#sha256=" + sha(LINES)[:32], "64 hexadecimal digits"),
     ],
 )
-def test_what_is_not_the_file_is_not_kept(server, tmp_path, address, named):
+def test_wrong_content_is_not_cached(server, tmp_path, address, named):
     url, _ = server
     for _ in range(2):
         with pytest.raises(InputError, match=named):
@@ -94,22 +94,22 @@ def test_what_is_not_the_file_is_not_kept(server, tmp_path, address, named):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_what_is_kept_is_looked_at(server):
-    url, asked = server
+def test_cached_content_is_verified(server):
+    url, requests = server
     address = f"{url}/problems.jsonl#sha256={sha(LINES)}"
     local_file(address).write_bytes(b"something else")
     assert local_file(address).read_bytes() == LINES
-    assert len(asked) == 2
+    assert len(requests) == 2
 
 
-def test_a_disk_that_cannot_be_written_to(server, tmp_path):
+def test_a_cache_folder_that_is_not_writable(server, tmp_path):
     url, _ = server
     (tmp_path / "cache").write_text("no folder")
     with pytest.raises(InputError, match="the disk"):
         local_file(f"{url}/problems.jsonl#sha256={sha(LINES)}")
 
 
-def test_nobody_answers(server):
+def test_an_unreachable_host(server):
     with pytest.raises(InputError, match=r"download it by hand"):
         local_file("http://127.0.0.1:9/problems.jsonl#sha256=" + sha(LINES))
     with pytest.raises(InputError, match=r"download it by hand"):
@@ -117,7 +117,7 @@ def test_nobody_answers(server):
 
 
 def test_a_data_set_of_the_hub(server, tmp_path):
-    url, asked = server
+    url, requests = server
     address = f"hf://datasets/someone/problems@{'c' * 40}/data/problems.jsonl"
     code = f"from cycleqd_jax.tasks.download import local_file; print(local_file({address!r}).read_text())"
     environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -125,7 +125,7 @@ def test_a_data_set_of_the_hub(server, tmp_path):
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == LINES.decode()
-    assert sum(one.startswith("GET") for one in asked) == 1
+    assert sum(one.startswith("GET") for one in requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from cycleqd_jax.sandbox import InfraError
-from cycleqd_jax.tasks import EvalPlus
-from cycleqd_jax.tasks.coding.evalplus import typed_inputs
+from cycleqd_jax.sandbox import Completed, InfraError
+from cycleqd_jax.tasks.coding.evalplus_inputs import typed_inputs
 from cycleqd_jax.types import InputError, Score
+
+from .helpers import FakeSandbox, make
 
 ADD = {
     "task_id": "HumanEval/900",
@@ -41,7 +42,7 @@ GOLD = "def add(a, b):\n    return a + b"
 
 @pytest.fixture
 def task(write, sandbox):
-    return EvalPlus(train=write(ADD), test=write(SIMILAR, ZERO, name="test.jsonl"), sandbox=sandbox, memo=False)
+    return make("evalplus", train=write(ADD), test=write(SIMILAR, ZERO, name="test.jsonl"), sandbox=sandbox, memo=False)
 
 
 def verdict(task, code, split="train", number=0) -> Score:
@@ -50,14 +51,14 @@ def verdict(task, code, split="train", number=0) -> Score:
 
 def test_prompts(write, nowhere):
     files = {"train": write(ADD), "test": write(SIMILAR, name="t.jsonl"), "sandbox": nowhere}
-    (message,) = EvalPlus(**files).episodes("train")[0].start()
+    (message,) = make("evalplus", **files).episodes("train")[0].start()
     assert message == {
         "role": "user",
         "content": "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
         '```python\ndef add(a, b):\n    """ Add.\n    """\n```',
     }
-    assert EvalPlus(**files, prompt="brief").episodes("train")[0].start()[0]["content"] == ADD["prompt"].strip()
-    old = EvalPlus(**files, prompt="brief", version="v0.1.0").episodes("test")[0].start()
+    assert make("evalplus", **files, prompt="brief").episodes("train")[0].start()[0]["content"] == ADD["prompt"].strip()
+    old = make("evalplus", **files, prompt="brief", version="v0.1.0").episodes("test")[0].start()
     assert old[0]["content"] == "old prompt"
 
 
@@ -67,7 +68,7 @@ def test_gold_passes(task):
         assert verdict(task, next(solution), split, number) == Score(1.0, "passed")
 
 
-def test_reasons_tell_base_from_plus(task, write, sandbox):
+def test_reasons_distinguish_base_from_plus(task, write, sandbox):
     only_base = "def add(a, b): return int(a) + int(b)"
     wrong = "def add(a, b): return a - b"
     scores = [verdict(task, code) for code in (GOLD, only_base, wrong, "def add(a, b): return a + b + 1e-9")]
@@ -76,13 +77,13 @@ def test_reasons_tell_base_from_plus(task, write, sandbox):
     assert scores[2].reason == "base test 1 failed: returned -1, expected 3"
     assert scores[3].reason.startswith("base test 1 failed: returned 3")
     assert task.measures(scores) == {"base": 0.5, "plus": 0.25}
-    base = EvalPlus(train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox, tests="base")
+    base = make("evalplus", train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox, tests="base")
     scores = [verdict(base, code) for code in (GOLD, only_base, wrong)]
     assert [score.value for score in scores] == [1.0, 1.0, 0.0]
     assert base.measures(scores) == {"base": pytest.approx(2 / 3)}
 
 
-def test_other_right_programs_pass(task):
+def test_other_correct_programs_pass(task):
     assert verdict(task, "def add(*a):\n    return a[0].__add__(a[1])").value == 1.0
     assert verdict(task, GOLD + "\nassert add(1, 1) == 3\nprint(add(input(), 1))").value == 1.0
     assert verdict(task, GOLD + "\n\nprint(add(1,").value == 1.0
@@ -148,8 +149,8 @@ def test_replies_without_a_program(task, reply):
     assert task.environment(task.records["train"][0]).step(reply).value == 0.0
 
 
-def test_each_call_has_its_time(write, sandbox):
-    task = EvalPlus(train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox, seconds=0.5)
+def test_each_call_has_a_time_limit(write, sandbox):
+    task = make("evalplus", train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox, seconds=0.5)
     environment = task.environment(task.records["train"][0])
     score = environment.step("```python\nimport itertools\ndef add(a, b):\n  while a == 0.1: pass\n  return a + b\n```")
     assert score == Score(0.0, "base passed, plus test 1 failed: timed out")
@@ -158,24 +159,20 @@ def test_each_call_has_its_time(write, sandbox):
     assert verdict(task, slow).value == 1.0
 
 
-def test_a_gold_program_that_fails_is_the_records_fault(write, sandbox):
+def test_a_failing_gold_program_is_an_error_of_the_record(write, sandbox):
     bad = ADD | {"canonical_solution": "    return 1 / a\n"}
-    task = EvalPlus(train=write(bad), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox)
+    task = make("evalplus", train=write(bad), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox)
     with pytest.raises(InputError, match=r"HumanEval/900 to return for all inputs .* got: input 2 ZeroDivisionError"):
         verdict(task, GOLD)
 
 
-def test_a_judge_that_does_not_start_is_no_score(write, nowhere):
-    from cycleqd_jax.sandbox import Completed
-
-    class Broken:
-        limits = nowhere.limits
-
+def test_a_judge_that_does_not_start_is_no_score(write):
+    class Broken(FakeSandbox):
         def run_python(self, *_, **__):
             return Completed("no python", 1, False, False, 0.1)
 
-    task = EvalPlus(train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=Broken())  # type: ignore[arg-type]
-    with pytest.raises(InfraError, match="no python"):
+    task = make("evalplus", train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=Broken())
+    with pytest.raises(InfraError, match=r"expected the judge to start, got .*no python"):
         verdict(task, GOLD)
 
 
@@ -202,10 +199,10 @@ def test_malformed_records_are_named(write, nowhere, change, words):
     }
     files["test"] = write(ZERO, name="t.jsonl")
     if words is None:
-        EvalPlus(**files)
+        make("evalplus", **files)
         return
     with pytest.raises(InputError, match=words) as error:
-        EvalPlus(**files)
+        make("evalplus", **files)
     assert "records.jsonl, line 2" in str(error.value)
 
 
@@ -218,10 +215,10 @@ def test_options_are_checked(write, nowhere):
         ("seconds", 0, "a finite number above 0"),
     ]:
         with pytest.raises(InputError, match=words):
-            EvalPlus(data=path, sandbox=nowhere, **{option: value})
-    plain = EvalPlus(data=path, sandbox=nowhere).options()
+            make("evalplus", data=path, sandbox=nowhere, **{option: value})
+    plain = make("evalplus", data=path, sandbox=nowhere).settings()
     for option, value in [("prompt", "brief"), ("tests", "base"), ("version", "v0.1.0"), ("seconds", 1.0)]:
-        assert EvalPlus(data=path, sandbox=nowhere, **{option: value}).options() != plain
+        assert make("evalplus", data=path, sandbox=nowhere, **{option: value}).settings() != plain
 
 
 def test_types_are_restored():
@@ -234,11 +231,11 @@ def test_types_are_restored():
     assert typed_inputs(3, [[[1]]]) == [[[1]]]
 
 
-def test_results_are_remembered(write, sandbox):
-    task = EvalPlus(train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox)
+def test_verdicts_are_cached(write, sandbox):
+    task = make("evalplus", train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox)
     for _ in range(3):
         (episode,) = task.episodes("train")
         episode.start()
-        assert episode.step(f"```python\n{GOLD}\n```").value == 1.0  # type: ignore[union-attr]
+        assert episode.step(f"```python\n{GOLD}\n```").value == 1.0
     assert task.memo is not None
     assert (task.memo.hits, task.memo.misses) == (2, 1)

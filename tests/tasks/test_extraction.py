@@ -1,4 +1,4 @@
-"""From a reply to a program: whatever models say is judged, and never crashes."""
+"""Extraction of programs: every reply gives a program or nothing, and never an error."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ PROGRAM = "def f(x):\n    return x"
         ("",) * 2,
     ],
 )
-def test_what_shows_a_program_off_is_left_out(code, kept):
+def test_examples_of_use_are_removed(code, kept):
     assert only_program(code, "f").rstrip() == kept
 
 

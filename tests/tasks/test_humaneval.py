@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cycleqd_jax.tasks import HumanEval
 from cycleqd_jax.types import InputError, Score
+
+from .helpers import make
 
 # As HumanEval/38: the test uses a helper of the prompt's.
 TWICE = {
@@ -26,7 +27,7 @@ WHOLE = "def twice(x: int) -> List[int]:\n" + BODY
 
 @pytest.fixture
 def task(write, sandbox):
-    return HumanEval(train=write(TWICE), test=write(OTHER, name="test.jsonl"), sandbox=sandbox, memo=False)
+    return make("humaneval", train=write(TWICE), test=write(OTHER, name="test.jsonl"), sandbox=sandbox, memo=False)
 
 
 def verdict(task, reply) -> Score:
@@ -34,9 +35,9 @@ def verdict(task, reply) -> Score:
 
 
 def test_prompt(write, nowhere):
-    (message,) = HumanEval(data=write(TWICE, OTHER), sandbox=nowhere).episodes("train")[0].start()
+    (message,) = make("humaneval", data=write(TWICE, OTHER), sandbox=nowhere).episodes("train")[0].start()
     assert message["content"].endswith(f"in a markdown code block:\n```python\n{TWICE['prompt'].strip()}\n```")
-    (message,) = HumanEval(data=write(TWICE, OTHER), sandbox=nowhere, prompt="brief").episodes("train")[0].start()
+    (message,) = make("humaneval", data=write(TWICE, OTHER), sandbox=nowhere, prompt="brief").episodes("train")[0].start()
     assert message["content"] == TWICE["prompt"].strip()
 
 
@@ -86,7 +87,7 @@ def test_forgeries_do_not_pass(task, name):
 
 
 def test_time_is_limited(write, sandbox):
-    task = HumanEval(data=write(TWICE, OTHER), sandbox=sandbox, seconds=1)
+    task = make("humaneval", data=write(TWICE, OTHER), sandbox=sandbox, seconds=1)
     environment = task.environment(task.records["train"][0])
     assert environment.step("```python\ndef twice(x):\n    while x: pass\n```") == Score(0.0, "timed out")
     assert not environment.repeatable
@@ -111,10 +112,15 @@ def test_replies_without_a_program(task, reply):
 )
 def test_malformed_records_are_named(write, nowhere, change, words):
     with pytest.raises(InputError, match=words) as error:
-        HumanEval(train=write(OTHER, TWICE | change), test=write(TWICE | {"task_id": "x"}, name="t.jsonl"), sandbox=nowhere)
+        make(
+            "humaneval",
+            train=write(OTHER, TWICE | change),
+            test=write(TWICE | {"task_id": "x"}, name="t.jsonl"),
+            sandbox=nowhere,
+        )
     assert "records.jsonl, line 2" in str(error.value)
 
 
 def test_options_are_checked(write, nowhere):
     with pytest.raises(InputError, match="one of chat, brief"):
-        HumanEval(data=write(TWICE, OTHER), sandbox=nowhere, prompt="long")  # type: ignore[arg-type]
+        make("humaneval", data=write(TWICE, OTHER), sandbox=nowhere, prompt="long")

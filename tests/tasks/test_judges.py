@@ -1,4 +1,4 @@
-"""What crosses between a program and its judge, and when a result is right."""
+"""The encoding of values between a program and its judge, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def across(value):
 
 @given(VALUES)
 @settings(max_examples=100, deadline=None)
-def test_data_crosses_unchanged(value):
+def test_data_is_decoded_unchanged(value):
     copy = across(value)
     assert copy == value
     assert type(copy) is type(value)
 
 
-def test_what_a_program_derives_counts_as_built_in():
+def test_derived_classes_are_decoded_as_built_in_ones():
     class Mine(int):
         def __eq__(self, other):
             return True
@@ -79,7 +79,7 @@ def test_what_a_program_derives_counts_as_built_in():
 
 
 @pytest.mark.parametrize("value", [re.match("a", "a"), print, int, object(), {}.values(), NotImplemented])
-def test_what_is_no_data_equals_nothing(value):
+def test_values_that_are_not_data_equal_nothing(value):
     copy = across(value)
     assert isinstance(copy, Opaque)
     assert copy not in (value, None, True, across(value))
@@ -100,7 +100,7 @@ def test_large_lists_are_digested(monkeypatch):
 @pytest.mark.parametrize(
     "message", [{}, ["x"], [], [3], ["d", 1], ["s", ["l"]], ["n", "?"], ["n"], ["b", "zz"], ["c", "x"], ["f", 1, 0], [["l"]]]
 )
-def test_messages_that_are_no_values_are_refused(message):
+def test_invalid_messages_are_refused(message):
     with pytest.raises((ValueError, TypeError, IndexError, ArithmeticError)):
         decode(message)
 
@@ -143,7 +143,7 @@ def test_tolerance(output, expected, atol, verdict):
     assert right(output, expected, atol) is verdict
 
 
-def test_tolerance_stays_once_floats_were_expected():
+def test_the_tolerance_of_floats_holds_for_later_calls():
     assert agrees(None, list, 1, 1, 0) == (True, 0)
     assert agrees(None, list, 1.0, 1.0, 0) == (True, 1e-6)
     assert agrees(None, list, 1.0, 1.0, 1e-4) == (True, 1e-4)
@@ -157,7 +157,7 @@ PAIRS = st.tuples(NUMBERS, NUMBERS) | NUMBERS.flatmap(
 
 @given(st.lists(PAIRS, min_size=1, max_size=4), st.sampled_from([1e-6, 1e-4]))
 @settings(max_examples=300, deadline=None)
-def test_close_is_numpys(pairs, atol):
+def test_close_equals_numpys_allclose(pairs, atol):
     output, expected = map(list, zip(*pairs, strict=True))
     with np.errstate(all="ignore"):
         reference = bool(np.allclose(output, expected, rtol=1e-7, atol=atol))
@@ -166,7 +166,7 @@ def test_close_is_numpys(pairs, atol):
         assert close(output, expected, atol) == reference
 
 
-def test_rules_of_single_problems():
+def test_rules_of_special_problems():
     assert right((5, 4), (4, 5), name="similar_elements")
     assert not right((5, 3), (4, 5), name="similar_elements")
     match = Opaque("Match")
@@ -189,7 +189,7 @@ def test_rules_of_single_problems():
         right(None, 99, 1e-4, "find_zero", ([1, 2],))
 
 
-def test_numbers_that_are_no_floats():
+def test_fractions_and_decimals():
     assert right(Fraction(1, 2), 0.5)
     assert right(Decimal("0.5"), 0.5)
     assert not right(Decimal("0.5000000001"), 0.5)

@@ -4,9 +4,11 @@ import time
 
 import pytest
 
-from cycleqd_jax.sandbox import Completed, InfraError, Limits
+from cycleqd_jax.sandbox import Completed, InfraError
 from cycleqd_jax.tasks import Mbpp
 from cycleqd_jax.types import InputError, Score
+
+from .helpers import FakeSandbox, make
 
 ADD = {
     "task_id": 1,
@@ -36,7 +38,7 @@ GOLD = "def add(a, b):\n    return a + b\n"
 
 @pytest.fixture
 def task(write, sandbox):
-    return Mbpp(train=write(ADD), test=write(AREA, NODE, name="test.jsonl"), sandbox=sandbox, memo=False)
+    return make("mbpp", train=write(ADD), test=write(AREA, NODE, name="test.jsonl"), sandbox=sandbox, memo=False)
 
 
 def verdict(task, code, split="train", number=0) -> Score:
@@ -100,7 +102,7 @@ def test_forgeries_do_not_pass(task, name):
     assert score.reason
 
 
-# Programs of one argument whose results, one way or another, decide themselves what they are equal to.
+# Programs of one argument whose results have an equality of their own.
 E = "class E:\n  def __eq__(s, o): return True\n  def __hash__(s): return 1\n"
 EQUAL_TO_ALL = {
     "class": "class f(E):\n  def __init__(s, x): pass",
@@ -130,20 +132,20 @@ EQUAL_TO_ALL = {
 
 
 @pytest.mark.parametrize("name", EQUAL_TO_ALL)
-def test_what_is_equal_to_all_does_not_pass(write, sandbox, name):
+def test_results_that_equal_everything_do_not_pass(write, sandbox, name):
     record = {
         "task_id": 1,
         "text": "?",
         "code": "def f(x): return x + 1",
         "test_list": ["assert f(1) == 2", "assert f(0) == 1"],
     }
-    task = Mbpp(train=write(record), test=write(AREA, name="t.jsonl"), sandbox=sandbox, memo=False)
+    task = make("mbpp", train=write(record), test=write(AREA, name="t.jsonl"), sandbox=sandbox, memo=False)
     score = verdict(task, E + EQUAL_TO_ALL[name])
     assert score.value == 0.0
     assert "Forged: the result defines its own __" in score.reason
 
 
-# How the published asserts consume a result, each with a right program and one whose result decides itself.
+# The ways in which published asserts use a result, with a correct program and one whose result has operators of its own.
 CONSUMERS = {
     "list(f(4)) == [0, 1, 2, 3]": ("return iter(range(n))", "yield from [E()] * 4"),
     "f(4)[0][0][0][0][0][0] == 4": ("return [[[[[[n]]]]]]", "return [[[[[[E()]]]]]]"),
@@ -180,7 +182,7 @@ def test_results_are_judged_by_native_equality(write, sandbox, line):
     right, forged = CONSUMERS[line]
     imports = ["from collections import Counter, deque"]
     record = {"task_id": 1, "prompt": "?", "code": CONSUMED + right, "test_imports": imports, "test_list": [f"assert {line}"]}
-    task = Mbpp(train=write(record), test=write(AREA, name="t.jsonl"), sandbox=sandbox, memo=False)
+    task = make("mbpp", train=write(record), test=write(AREA, name="t.jsonl"), sandbox=sandbox, memo=False)
     assert verdict(task, CONSUMED + right) == Score(1.0, "passed")
     score = verdict(task, CONSUMED + forged)
     assert score.value == 0.0
@@ -191,12 +193,12 @@ def test_overridden_test_module_does_not_pass(task):
     assert verdict(task, "import math\nmath.isclose = lambda *a, **k: True\ndef area(r): return 0", "test").value == 0.0
 
 
-def test_prints_and_own_streams_do_not_fail_a_right_program(task):
+def test_prints_and_replaced_streams_do_not_fail_a_correct_program(task):
     assert verdict(task, "import sys\nprint('x' * 10**6)\nsys.stdout = None\n" + GOLD).value == 1.0
 
 
 def test_endless_program_times_out(write, sandbox):
-    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
+    task = make("mbpp", train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
     for code in ("while True: pass", "def add(a, b):\n  import time\n  time.sleep(60)"):
         began = time.monotonic()
         assert verdict(task, code).value == 0.0
@@ -211,30 +213,29 @@ def test_odd_characters_are_harmless(task):
 
 
 def test_huge_program_is_refused_without_a_sandbox(write, nowhere):
-    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=nowhere)
+    task = make("mbpp", train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=nowhere)
     assert "too long" in verdict(task, "x = 1\n" * 1_000_000).reason
 
 
 @pytest.mark.parametrize(
     "done", [Completed("", 127, False, False, 0.0), Completed("sh: python3: not found", 0, False, False, 0.0)]
 )
-def test_a_judge_that_never_started_is_no_score(write, done):
-    class Broken:
-        limits = Limits()
-
+def test_a_judge_that_did_not_start_is_no_score(write, done):
+    class Broken(FakeSandbox):
         def run_python(self, *args, **kwargs):
             return done
 
-    task = Mbpp(train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=Broken())
-    with pytest.raises(InfraError, match="did not start"):
+    task = make("mbpp", train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=Broken())
+    with pytest.raises(InfraError, match="expected the judge to start"):
         verdict(task, GOLD)
     assert len(task.memo) == 0
 
 
-class Slow:
-    """Starts test programs in so many seconds."""
+class Slow(FakeSandbox):
+    """A sandbox that starts programs in so many seconds."""
 
     def __init__(self, sandbox, seconds):
+        super().__init__()
         self.sandbox, self.seconds, self.limits, self.asked = sandbox, seconds, sandbox.limits, []
 
     def run_python(self, source, *, stdin, limits):
@@ -247,10 +248,10 @@ class Slow:
 def test_a_judge_that_is_slow_to_start_gets_more_time_once(write, sandbox):
     paths = {"train": write(ADD), "test": write(AREA, name="t.jsonl")}
     slow, dead = Slow(sandbox, 20), Slow(sandbox, 60)
-    assert verdict(Mbpp(**paths, sandbox=slow, seconds=2), GOLD).value == 1.0
+    assert verdict(make("mbpp", **paths, sandbox=slow, seconds=2), GOLD).value == 1.0
     assert slow.asked == [2, 32]
-    with pytest.raises(InfraError, match="did not start"):
-        verdict(Mbpp(**paths, sandbox=dead, seconds=2), GOLD)
+    with pytest.raises(InfraError, match="expected the judge to start"):
+        verdict(make("mbpp", **paths, sandbox=dead, seconds=2), GOLD)
     assert dead.asked == [2, 32]
 
 
@@ -259,9 +260,9 @@ def test_a_judge_that_is_slow_to_start_gets_more_time_once(write, sandbox):
 
 def test_prompts(write, nowhere):
     paths = {"train": write(ADD), "test": write(AREA, name="t.jsonl"), "sandbox": nowhere}
-    brief = Mbpp(**paths, prompt="brief", shown="first").episodes("train")[0].start()
+    brief = make("mbpp", **paths, prompt="brief", shown="first").episodes("train")[0].start()
     assert brief == [{"role": "user", "content": "Add two numbers.\nassert add(1, 2) == 3"}]
-    full = Mbpp(**paths).episodes("train")[0].start()[0]["content"]
+    full = make("mbpp", **paths).episodes("train")[0].start()[0]["content"]
     assert all(line in full for line in ADD["test_list"])
     assert ADD["text"] in full
 
@@ -281,7 +282,7 @@ def test_prompts(write, nowhere):
 )
 def test_malformed_records_are_named(write, change, words, nowhere):
     with pytest.raises(InputError, match=words) as error:
-        Mbpp(train=write(ADD | {"task_id": 7}, ADD | change), test=write(AREA, name="t.jsonl"), sandbox=nowhere)
+        make("mbpp", train=write(ADD | {"task_id": 7}, ADD | change), test=write(AREA, name="t.jsonl"), sandbox=nowhere)
     assert "records.jsonl, line 2" in str(error.value)
 
 
@@ -297,31 +298,34 @@ def test_options_are_checked(write, nowhere):
         ({"train": path, "test": path}, "different records"),
     ]:
         with pytest.raises(InputError, match=words):
-            Mbpp(sandbox=nowhere, **options)
+            make("mbpp", sandbox=nowhere, **options)
 
 
-def test_one_problem_told_in_two_ways_is_in_one_half(write, nowhere):
+def test_one_problem_in_two_wordings_is_refused_in_both_halves(write, nowhere):
     reworded = ADD | {"text": "Write a function that sums two numbers."}
     with pytest.raises(InputError, match="different records"):
-        Mbpp(sandbox=nowhere, train=write(ADD), test=write(reworded, AREA, name="t.jsonl"))
-    Mbpp(sandbox=nowhere, train=write(ADD), test=write(AREA | {"task_id": ADD["task_id"]}, name="t.jsonl"))  # numbered anew
+        make("mbpp", sandbox=nowhere, train=write(ADD), test=write(reworded, AREA, name="t.jsonl"))
+    numbered = AREA | {"task_id": ADD["task_id"]}  # only the number is the same
+    make("mbpp", sandbox=nowhere, train=write(ADD), test=write(numbered, name="t.jsonl"))
 
 
-def test_what_parsing_raises_names_the_record(write, nowhere, monkeypatch):
+def test_any_error_of_parse_names_the_record(write, nowhere, monkeypatch):
     monkeypatch.setattr(Mbpp, "parse", lambda self, row: row.fields["absent"])
-    with pytest.raises(InputError, match=r"line 1: expected a record as the task has them, got KeyError: 'absent'"):
-        Mbpp(sandbox=nowhere, data=write(ADD, AREA))
+    with pytest.raises(
+        InputError, match=r"expected a record in the format of the task, got KeyError: 'absent' in .*line 1; correct"
+    ):
+        make("mbpp", sandbox=nowhere, data=write(ADD, AREA))
 
 
 def test_demonstrations_are_solved_and_cached(write, sandbox, tmp_path, nowhere):
     unsolvable = ADD | {"task_id": 9, "code": "def add(a, b): return 0"}
     paths = {"train": write(ADD, unsolvable), "test": write(AREA, NODE, name="t.jsonl")}
-    first = Mbpp(**paths, sandbox=sandbox, cache=tmp_path / "cache")
+    first = make("mbpp", **paths, sandbox=sandbox, cache=tmp_path / "cache")
     (talk,) = first.demonstrations("train")
     assert talk[-1] == {"role": "assistant", "content": f"```python\n{GOLD}```"}
     assert len(first.demonstrations("test")) == 2
-    again = Mbpp(**paths, sandbox=nowhere, cache=tmp_path / "cache")
+    again = make("mbpp", **paths, sandbox=nowhere, cache=tmp_path / "cache")
     assert again.demonstrations("train") == [talk]
-    other = Mbpp(**paths, sandbox=nowhere, cache=tmp_path / "cache", shown="first")
+    other = make("mbpp", **paths, sandbox=nowhere, cache=tmp_path / "cache", shown="first")
     with pytest.raises(AttributeError):  # other options: nothing in the cache, and there is no sandbox
         other.demonstrations("train")

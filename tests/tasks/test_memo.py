@@ -14,12 +14,12 @@ ENDINGS = ("stop", "win")
 
 
 class Counting:
-    """An environment whose observations are all replies so far; counts what it does in ``log``."""
+    """An environment whose observations are all replies so far; records its calls in ``log``."""
 
     def __init__(self, log, salt=lambda: "", gate=None):
         self.repeatable = True
         self.log = log
-        self.said = []
+        self.replies = []
         self.salt = salt
         self.gate = gate
 
@@ -41,10 +41,10 @@ class Counting:
             return Score(0.0, "timed out")
         if reply == "clock":
             self.repeatable = False
-        self.said.append(reply)
+        self.replies.append(reply)
         if reply in ENDINGS:
-            return Score(float(reply == "win"), "/".join(self.said))
-        return [{"role": "user", "content": "/".join(self.said) + self.salt()}]
+            return Score(float(reply == "win"), "/".join(self.replies))
+        return [{"role": "user", "content": "/".join(self.replies) + self.salt()}]
 
     def close(self):
         self.log.append("close")
@@ -60,7 +60,7 @@ def play(episode, replies):
     return results
 
 
-def test_a_hit_touches_nothing():
+def test_a_hit_starts_no_environment():
     memo, log = Memo(), []
     first = play(memo.wrap("p", lambda: Counting(log)), ["a", "b", "win"])
     log.clear()
@@ -92,7 +92,7 @@ def test_a_hit_after_a_miss_is_replayed_before_the_next_miss():
     assert log == ["b", "c"]
 
 
-def test_problems_and_cuts_are_not_confused():
+def test_problems_and_splits_of_replies_have_different_keys():
     memo = Memo()
     assert play(memo.wrap("p", lambda: Counting([])), ["ab", "win"])[-1].reason == "ab/win"
     assert play(memo.wrap("p", lambda: Counting([])), ["a", "bwin", "win"])[-1].reason == "a/bwin/win"
@@ -100,17 +100,17 @@ def test_problems_and_cuts_are_not_confused():
 
 
 @pytest.mark.parametrize("reply", ["slow", "clock"])
-def test_what_may_differ_is_not_remembered(reply):
+def test_results_that_may_differ_are_not_cached(reply):
     memo, log = Memo(), []
     for _ in range(2):
         log.clear()
         play(memo.wrap("p", lambda: Counting(log)), [reply, "win"])
         assert reply in log
-    # Nor what follows it.
+    # The results after it are not cached either.
     assert len(memo) == 0
 
 
-def test_an_infra_error_is_not_remembered():
+def test_an_infra_error_is_not_cached():
     memo = Memo()
     for _ in range(2):
         episode = memo.wrap("p", lambda: Counting([]))
@@ -120,7 +120,7 @@ def test_an_infra_error_is_not_remembered():
     assert len(memo) == 0
 
 
-def test_a_problem_that_replays_differently_is_barred():
+def test_a_problem_that_replays_differently_is_excluded():
     memo, log = Memo(), []
     numbers = iter(range(100))
 
@@ -140,7 +140,7 @@ def test_results_are_copies():
     assert memo.wrap("p", lambda: Counting([])).step("a") == [{"role": "user", "content": "a"}]
 
 
-def test_it_is_bounded_and_forgets_the_least_recently_used():
+def test_the_least_recently_used_result_is_evicted():
     memo = Memo(capacity=3)
     for reply in ("a", "b", "c", "a", "d"):
         memo.wrap("p", lambda: Counting([])).step(reply)
@@ -152,7 +152,7 @@ def test_it_is_bounded_and_forgets_the_least_recently_used():
     assert log == ["start", "b"]
 
 
-def test_equal_replies_at_one_time_are_executed_once():
+def test_concurrent_equal_replies_are_executed_once():
     memo, log, gate = Memo(), [], threading.Event()
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(memo.wrap("p", lambda: Counting(log, gate=gate)).step, "win") for _ in range(8)]
@@ -169,7 +169,7 @@ def test_waiting_threads_go_on_when_the_first_fails():
         assert all(isinstance(future.exception(timeout=10), InfraError) for future in futures)
 
 
-def test_with_and_without_memo_are_equal_on_random_play():
+def test_random_play_is_equal_with_and_without_memo():
     memo = Memo(capacity=200)
     rng = random.Random(1)
     jobs = [[rng.choice("aab") for _ in range(rng.randint(0, 4))] + [rng.choice(ENDINGS)] for _ in range(300)]

@@ -1,4 +1,4 @@
-"""The embedded default: disjoint, compositional, solvable by its gold programs and by nothing constant."""
+"""Miniature problems: disjoint, compositional, solved by their gold programs and by no constant reply."""
 
 import collections
 import itertools
@@ -9,12 +9,16 @@ import re
 import pytest
 
 from cycleqd_jax.evaluation import rollout
-from cycleqd_jax.tasks import TASKS
 from cycleqd_jax.tasks import miniature as mini
+from cycleqd_jax.tasks.miniature.corpus import DRAW, distinct, problems_of
+from cycleqd_jax.tasks.miniature.python import NUMBERS, STRINGS, result_of
+from cycleqd_jax.tasks.miniature.sql import table_md5
 from cycleqd_jax.types import InputError
 
+from .helpers import make
+
 PROBLEMS = {"train": 40, "test": 60}
-# Replays in the sandbox: of a few problems, and, where there is time, of as many as the quick start has.
+# Replays in the sandbox: a few problems by default, as many as in the quick start among the slow tests.
 FEW = pytest.param({"train": 10, "test": 15}, id="few")
 MANY = pytest.param({"train": 32, "test": 128}, id="many", marks=pytest.mark.slow)
 
@@ -25,13 +29,12 @@ def records():
 
 
 @pytest.fixture
-def make(tmp_path, sandbox):
-    """A task of the first so many problems."""
+def make_mini(tmp_path, sandbox):
+    """Makes a task with the given numbers of problems."""
 
     def make_task(name, counts):
-        options = {"shown": "first"} if name == "mbpp" else {}
         files = mini.write(tmp_path, 0, counts["train"], counts["test"], [name])[name]
-        return TASKS[name](sandbox=sandbox, prompt="brief", max_new_tokens=64, **options, **files)
+        return make(name, sandbox=sandbox, max_new_tokens=64, **mini.OPTIONS[name], **files)
 
     return make_task
 
@@ -45,16 +48,16 @@ def _program(task, record):
 
 
 def _reply_program(task, conversation):
-    """The program that a lesson teaches."""
+    """The program in a solved conversation."""
     mark = {"mbpp": "    return ", "dbbench": "```sql\n", "os_interaction": "```bash\n"}[task]
     return conversation[1]["content"].split(mark)[1].removesuffix("\n```")
 
 
 @pytest.mark.parametrize("task", mini.TASKS)
-def test_splits_and_lessons_never_share_a_program(records, task):
+def test_splits_and_demonstrations_never_share_a_program(records, task):
     train, test = ([_program(task, r) for r in records[task][split]] for split in ("train", "test"))
     other = [_program(task, r) for r in mini.generate(7, 40, 0, [task])[task]["train"]]
-    taught = {_reply_program(task, c) for c in mini.lessons(task, 0, 2000)}
+    taught = {_reply_program(task, c) for c in mini.demonstrations(task, 0, 2000)}
     taught |= {_reply_program(task, c) for c in mini.pretraining(1, 500, 1.0, [task])}
     assert len(set(train)) == PROBLEMS["train"]
     assert len(set(test)) == PROBLEMS["test"]
@@ -64,10 +67,10 @@ def test_splits_and_lessons_never_share_a_program(records, task):
 
 
 @pytest.mark.parametrize("task", mini.TASKS)
-def test_problems_ask_for_what_lessons_have_taught_in_parts(records, task):
-    """Every word of a test problem, and every piece of its program, occurs in the lessons."""
-    lessons = mini.lessons(task, 0, 4000)
-    known = {word for c in lessons for message in c for word in message["content"].replace("'", " ").split()}
+def test_demonstrations_contain_all_parts_of_test_problems(records, task):
+    """Every word of a test problem, and every piece of its program, occurs in the demonstrations."""
+    examples = mini.demonstrations(task, 0, 4000)
+    known = {word for c in examples for message in c for word in message["content"].replace("'", " ").split()}
     for record in records[task]["test"]:
         wanted = {*record.get("description", record.get("text", "")).split(), *_program(task, record).replace("'", " ").split()}
         unknown = {
@@ -78,11 +81,11 @@ def test_problems_ask_for_what_lessons_have_taught_in_parts(records, task):
 
 @pytest.mark.parametrize("counts", [FEW, MANY])
 @pytest.mark.parametrize("task", mini.TASKS)
-def test_gold_solutions_score_one_and_lessons_look_like_demonstrations(make, task, counts):
-    """``demonstrations`` keeps what scored 1 when really executed; lessons are in the very same format."""
-    rendered = {split: mini._distinct(task, split, 0, count) for split, count in counts.items()}
+def test_gold_solutions_score_one_in_the_format_of_the_demonstrations(make_mini, task, counts):
+    """The demonstrations of a task are executed and score 1; the generated ones have the same format."""
+    rendered = {split: distinct(task, split, 0, count) for split, count in counts.items()}
     for split, count in counts.items():
-        demonstrations = make(task, counts).demonstrations(split)
+        demonstrations = make_mini(task, counts).demonstrations(split)
         assert len(demonstrations) == count
         assert demonstrations == [problem.conversation for problem in rendered[split]]
 
@@ -100,15 +103,15 @@ CONSTANTS = (
 
 @pytest.mark.parametrize("counts", [FEW, MANY])
 @pytest.mark.parametrize("task", mini.TASKS)
-def test_constants_score_nothing(make, speaker, task, counts):
+def test_constants_score_nothing(make_mini, speaker, task, counts):
     for reply in CONSTANTS:
-        episodes = make(task, counts).episodes("test")
+        episodes = make_mini(task, counts).episodes("test")
         outcomes = rollout(episodes, speaker(lambda _, reply=reply: reply), [64] * len(episodes))
         assert [outcome.score.value for outcome in outcomes] == [0.0] * counts["test"], reply
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_answer_is_right_for_few(seed):
+def test_no_single_answer_is_correct_for_many(seed):
     records = mini.generate(seed, 0, 128, ["dbbench", "os_interaction"])
     answers = {
         "dbbench": [str(r["label"]) for r in records["dbbench"]["test"] if "answer_md5" not in r],
@@ -119,7 +122,7 @@ def test_one_answer_is_right_for_few(seed):
         assert times <= 0.1 * 128, (task, best)
 
 
-# The phrases of a program: reduction, map, filter, the rest of the reduction.
+# The pieces of a program: reduction, map, filter, the rest of the reduction.
 _PHRASES = re.compile(r"(.*?\[)(.*?) for i in x(| if .*?)(\](?:\)|\[0\]|\[-1\]|\[::-1\])?)$")
 
 
@@ -146,13 +149,13 @@ def _passes(record, name, body):
 
 
 def test_equal_functions_are_in_the_same_split():
-    """Programs that do the same to lists of all sizes, like counts of what was multiplied, never are in different splits."""
+    """Programs with the same results for lists of all sizes are never in different splits."""
     rng = random.Random(1)
     lists = {
         kind: [[rng.choice(items) for _ in range(rng.randint(1, 6))] for _ in range(300)]
-        for kind, items in (("numbers", mini._NUMBERS.items), ("words", mini._STRINGS.items))
+        for kind, items in (("numbers", NUMBERS.items), ("words", STRINGS.items))
     }
-    codes = {"lessons": {_reply_program("mbpp", c) for c in mini.lessons("mbpp", 0, 1500)}}
+    codes = {"demonstrations": {_reply_program("mbpp", c) for c in mini.demonstrations("mbpp", 0, 1500)}}
     for pool, seed in itertools.product(("train", "test"), (0, 1)):
         programs = {_program("mbpp", record) for record in mini.generate(seed, 100, 100, ["mbpp"])["mbpp"][pool]}
         codes.setdefault(pool, set()).update(programs)
@@ -160,7 +163,7 @@ def test_equal_functions_are_in_the_same_split():
     for pool, programs in codes.items():
         for program in programs:
             kind = "words" if re.search(r"'|\bi\[|len\(i|upper", program) else "numbers"
-            does = str([mini._result(program, values) for values in lists[kind]])
+            does = str([result_of(program, values) for values in lists[kind]])
             assert found.setdefault(program, pool) == found.setdefault(does, pool) == pool, program
 
 
@@ -177,20 +180,20 @@ def test_records_have_the_published_fields(records):
         assert (record["check"] is None) != (record["match"] is None)
 
 
-def test_table_fingerprint_is_that_of_the_benchmark(data_dir):
+def test_the_table_fingerprint_equals_that_of_the_benchmark(data_dir):
     path = data_dir / "dbbench" / "dbbench_cycleqd.visible.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     record = next(r for r in rows if r["id"] == "db/100")
     after = [[str(cell) for cell in row] for row in record["table"]["table_info"]["rows"]]
     after.append(["2019", "Aoharu Ride", "Kou Mabuchi"])
-    assert str([(mini._table_md5(after),)]) == record["answer_md5"]
+    assert str([(table_md5(after),)]) == record["answer_md5"]
 
 
 def test_seeds(records):
     assert mini.generate(0, 5, 5) == {t: {s: r[:5] for s, r in splits.items()} for t, splits in records.items()}
     assert mini.generate(1, 5, 5) != mini.generate(0, 5, 5)
-    assert mini.lessons("mbpp", 3, 20) == mini.lessons("mbpp", 3, 30)[:20]
-    assert mini.lessons("mbpp", 3, 20) != mini.lessons("mbpp", 4, 20)
+    assert mini.demonstrations("mbpp", 3, 20) == mini.demonstrations("mbpp", 3, 30)[:20]
+    assert mini.demonstrations("mbpp", 3, 20) != mini.demonstrations("mbpp", 4, 20)
     assert mini.pretraining(0, 9, 0.5) == mini.pretraining(0, 9, 0.5)
 
 
@@ -207,14 +210,14 @@ def test_a_narrow_corpus_has_all_formats_but_few_phrases():
 
 def test_bad_requests():
     with pytest.raises(InputError, match="one of mbpp, dbbench, os_interaction, got 'chess'"):
-        mini.lessons("chess", 0, 1)
+        mini.demonstrations("chess", 0, 1)
     with pytest.raises(InputError, match="0 or more, got train=-1"):
         mini.generate(0, -1, 1)
 
 
 def test_more_problems_than_there_are(monkeypatch):
-    problem = next(mini._problems("mbpp", "test", 0))
-    monkeypatch.setitem(mini._DRAW, "mbpp", lambda rng, basic: problem)
+    problem = next(problems_of("mbpp", "test", 0))
+    monkeypatch.setitem(DRAW, "mbpp", lambda rng, basic: problem)
     assert len(mini.generate(0, 0, 1, ["mbpp"])["mbpp"]["test"]) == 1
     with pytest.raises(InputError, match="at most 1 different test problems of mbpp to be asked for, got 2"):
         mini.generate(0, 0, 2, ["mbpp"])

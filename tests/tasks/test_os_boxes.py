@@ -1,4 +1,4 @@
-"""OS interaction over many boxes: gold solutions of the published records, load, and what is left afterwards."""
+"""OS interaction in many sandboxes: gold solutions of the published records, load, and leftovers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.sandbox import Limits, Sandbox, build_rootfs
-from cycleqd_jax.tasks import OsInteraction
-from cycleqd_jax.tasks.base import play
+from cycleqd_jax.tasks import OsInteraction, play
 from cycleqd_jax.types import Score
+
+from .helpers import final_score, make
 
 FILES = {"standard": "os_cycleqd.visible.jsonl", "training": "os_agentbench_train.visible.jsonl"}
 # 52, 53, 55: sudo from the network; 153: a checker that can't read "4.0K"; 56, 131: as many processes as run; 64, 85: a search
 # of /proc. 252: an answer of two lines; 540, 683: an example that changes what it counts.
 UNREACHABLE = {"os/52", "os/53", "os/55", "os/153", "ostrain/252", "ostrain/540", "ostrain/683"}
 UNSTEADY = {"os/56", "os/131", "os/64", "os/85"}
-# Those that are judged by a match come without an example.
+# Records that are judged by a match have no example.
 WITHOUT_EXAMPLE = {
     "os/23": "find /working -type f -name workspace | grep -q . && echo yes || echo no",
     "os/24": "find /working -type f -name workspace | grep -q . && echo yes || echo no",
@@ -36,7 +37,7 @@ WITHOUT_EXAMPLE = {
 
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory):
-    """A sandbox whose boxes show a Debian: the one that CYCLEQD_ROOTFS names, or a new one."""
+    """A sandbox with a Debian root file system: the one that CYCLEQD_ROOTFS names, or a new one."""
     folder = os.environ.get("CYCLEQD_ROOTFS") or tmp_path_factory.mktemp("rootfs")
     rootfs = build_rootfs(folder)
     with Sandbox(rootfs=rootfs.folder, limits=Limits(wall_s=15, cpu_s=15)) as sandbox:
@@ -64,27 +65,16 @@ def _typed(command: str):
     yield f"Act: answer({output.rsplit(chr(10), 1)[-1]})"
 
 
-def first(task: OsInteraction, record, reply: str) -> Score:
-    episode = task.environment(record)
-    try:
-        episode.start()
-        score = episode.step(reply)
-    finally:
-        episode.close()
-    assert isinstance(score, Score)
-    return score
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(os.getuid() != 0, reason="several users in a box need root on the host")
 @pytest.mark.parametrize("name", FILES)
 def test_gold_solutions_in_a_debian(data_dir, debian, name):
-    task = OsInteraction(data=data_dir / "os_interaction" / FILES[name], sandbox=debian, memo=False)
+    task = make("os_interaction", data=data_dir / "os_interaction" / FILES[name], sandbox=debian, memo=False)
     both = [pair for split in ("train", "test") for pair in zip(task.rows[split], task.records[split], strict=True)]
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda pair: solve(task, *pair), both))
-        nothing = list(pool.map(lambda pair: first(task, pair[1], "Act: finish").value, both))
+        nothing = list(pool.map(lambda pair: final_score(task, pair[1], "Act: finish").value, both))
     failed = {row.id for (row, _), scores in zip(both, results, strict=True) if not any(s and s.value == 1.0 for s in scores)}
     assert failed - UNSTEADY == UNREACHABLE & {row.id for row, _ in both}
     assert sum(nothing) == 0
@@ -101,8 +91,10 @@ HANGS = LOAD | {"id": "hangs", "example_script": ["bash", "sleep 100"]}
 
 
 def load(write, sandbox: Sandbox, episodes: int) -> float:
-    """Plays so many episodes, sixteen at a time, one of which hangs; returns how many ended per second."""
-    task = OsInteraction(train=write(LOAD), test=write(HANGS, name="t.jsonl"), sandbox=sandbox, memo=False, seconds=2.0)
+    """Plays the given number of episodes, sixteen at a time, one of which hangs; returns the episodes per second."""
+    task = make(
+        "os_interaction", train=write(LOAD), test=write(HANGS, name="t.jsonl"), sandbox=sandbox, memo=False, seconds=2.0
+    )
     (good,), (bad,) = task.records["train"], task.records["test"]
 
     def one(number: int) -> float:

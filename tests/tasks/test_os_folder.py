@@ -1,4 +1,4 @@
-"""AgentBench's own folder of OS problems, in small."""
+"""A small copy of AgentBench's folder of OS problems."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cycleqd_jax.tasks import OsInteraction
 from cycleqd_jax.tasks.os_interaction.folder import read_os_rows
 from cycleqd_jax.types import InputError, Score
+
+from .helpers import make
 
 CHECK = [None, {"language": "python", "file": "check/integer-match.py"}]
 MATCH_INTEGER = "from sys import argv\nif int(argv[1]) != int(argv[2]):\n    exit(1)\n"
@@ -82,7 +83,7 @@ def test_flat_records_stay_as_they_are(write):
 
 
 def test_episodes(folder, sandbox):
-    task = OsInteraction(train=folder / "train_0317/training.json", test=folder, sandbox=sandbox, memo=False)
+    task = make("os_interaction", train=folder / "train_0317/training.json", test=folder, sandbox=sandbox, memo=False)
     values = []
     for record, answer in zip(task.records["test"], ("1", "3", "", "1", "1"), strict=True):
         episode = task.environment(record)
@@ -104,15 +105,15 @@ def test_episodes(folder, sandbox):
     ("change", "words"),
     [
         ({"create": {"init": {"file": "init/none.sh"}}}, "readable script"),
-        ({"create": {"init": {"file": "../../../../secret"}}}, "a script below"),
-        ({"create": {"init": {"file": "/etc/passwd"}}}, "a script below"),
+        ({"create": {"init": {"file": "../../../../secret"}}}, "a script in the folder"),
+        ({"create": {"init": {"file": "/etc/passwd"}}}, "a script in the folder"),
         ({"create": {"init": 3}}, "a script as a text or an object"),
         ({"start": {"language": "bash"}}, "a script as a text or an object"),
         ({"evaluation": []}, "an object in field 'evaluation'"),
         ({"description": None}, "'description'"),
     ],
 )
-def test_what_is_wrong_is_named(folder, change, words):
+def test_malformed_records_and_scripts_are_named(folder, change, words):
     (folder / "data/1/stock.json").write_text(json.dumps([problem(), problem() | change]))
     with pytest.raises(InputError, match=words) as error:
         read_os_rows(folder)
@@ -120,11 +121,11 @@ def test_what_is_wrong_is_named(folder, change, words):
 
 
 def test_other_folders_are_refused(tmp_path, folder):
-    with pytest.raises(InputError, match="without the folders data and scripts"):
+    with pytest.raises(InputError, match="got a folder without data and scripts"):
         read_os_rows(folder / "data")
     (tmp_path / "x" / "data").mkdir(parents=True)
     (tmp_path / "x" / "scripts").mkdir()
-    with pytest.raises(InputError, match="expected problems in"):
+    with pytest.raises(InputError, match=r"expected files of problems .* in "):
         read_os_rows(tmp_path / "x")
     with pytest.raises(InputError, match="got no file at"):
         read_os_rows(tmp_path / "missing.json")

@@ -5,11 +5,14 @@ import time
 
 import pytest
 
-from cycleqd_jax.sandbox import Completed, InfraError, Limits
-from cycleqd_jax.tasks import OsInteraction, base, os_interaction
-from cycleqd_jax.tasks.agentbench import OS_PREFIX
-from cycleqd_jax.tasks.os_interaction.task import Act, parse_act, same_size
+from cycleqd_jax.sandbox import Box, Completed, InfraError
+from cycleqd_jax.tasks.os_interaction import task as os_task
+from cycleqd_jax.tasks.os_interaction.checks import same_size
+from cycleqd_jax.tasks.os_interaction.prompts import PREFIX
+from cycleqd_jax.tasks.os_interaction.replies import Act, parse_act
 from cycleqd_jax.types import InputError, Score
+
+from .helpers import FakeSandbox, make, play_replies, solution_scores
 
 INIT = [["bash", "mkdir -p ~/docs\nprintf '%s\\n' one two three > ~/docs/list.txt"]]
 COUNT = {
@@ -43,7 +46,7 @@ STATE = {
 
 @pytest.fixture
 def task(write, sandbox):
-    return OsInteraction(train=write(COUNT, STATE), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
+    return make("os_interaction", train=write(COUNT, STATE), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
 
 
 def bash(code: str) -> str:
@@ -51,21 +54,6 @@ def bash(code: str) -> str:
 
 
 FINISH = "Think: done.\n\nAct: finish"
-
-
-def play(task, replies, split="train", number=0):
-    episode = task.episodes(split)[number]
-    results = []
-    try:
-        episode.start()
-        for reply in replies:
-            result = episode.step(reply)
-            if isinstance(result, Score):
-                return [*results, result]
-            results.append(result[0]["content"])
-    finally:
-        episode.close()
-    return results
 
 
 # ------------------------------------------------------------------------------------------------ replies
@@ -130,22 +118,22 @@ def test_sizes(first, second, same):
 
 
 def test_answers_are_checked(task):
-    output, score = play(task, [bash("wc -l < ~/docs/list.txt"), "Act: answer(3)"])
+    output, score = play_replies(task, [bash("wc -l < ~/docs/list.txt"), "Act: answer(3)"])
     assert output == "The output of the OS:\n\n3"
     assert score == Score(1.0, "passed")
-    assert play(task, ["Act: answer( 3 )"])[-1].value == 1.0
+    assert play_replies(task, ["Act: answer( 3 )"])[-1].value == 1.0
     for wrong in ("answer(4)", "answer(three)", "answer()", "answer(None)", "finish", "answer(" + "9" * 6000 + ")"):
-        assert play(task, [f"Act: {wrong}"])[-1].value == 0.0
+        assert play_replies(task, [f"Act: {wrong}"])[-1].value == 0.0
 
 
 def test_answers_are_matched(task):
-    assert play(task, [bash("head -n 1 $here"), "Act: answer( one )"], "test")[-1].value == 1.0
+    assert play_replies(task, [bash("head -n 1 $here"), "Act: answer( one )"], "test")[-1].value == 1.0
     for wrong in ("answer(One)", "answer(one two)", "finish", "answer()"):
-        assert play(task, [f"Act: {wrong}"], "test")[-1].value == 0.0
+        assert play_replies(task, [f"Act: {wrong}"], "test")[-1].value == 0.0
 
 
 def test_states_are_checked(task):
-    output, score = play(task, [bash("rm ~/docs/list.txt"), FINISH], number=1)
+    output, score = play_replies(task, [bash("rm ~/docs/list.txt"), FINISH], number=1)
     assert output == "The output of the OS is empty."
     assert score.value == 1.0
     for replies in (
@@ -155,10 +143,10 @@ def test_states_are_checked(task):
         [bash("exit 0"), FINISH],
         [bash("rm ~/docs/list.txt"), "I am done."],  # out of format: as AgentBench, not even checked
     ):
-        assert play(task, replies, number=1)[-1].value == 0.0
+        assert play_replies(task, replies, number=1)[-1].value == 0.0
 
 
-# Replaced programs hold whatever a check asks; what a check relies on is the box's own as it was made.
+# A replaced program could pass every check, so checks need the original programs of the sandbox.
 UNIVERSAL = {
     "mv over bash": "cp /bin/true /tmp/b; mv -f /tmp/b /usr/bin/bash",
     "link over bash": "ln -sf true /usr/bin/bash",
@@ -169,35 +157,35 @@ UNIVERSAL = {
 
 @pytest.mark.parametrize("name", UNIVERSAL)
 @pytest.mark.parametrize("language", ["bash", "python"])
-def test_replaced_programs_hold_no_check(write, sandbox, name, language):
+def test_replaced_programs_pass_no_check(write, sandbox, name, language):
     if sandbox.isolation.name == "none":
         pytest.skip("without isolation the programs are the host's")
     checks = {"bash": ["bash", "test -e /tmp/wanted"], "python": ["python", "open('/tmp/wanted')"]}
     record = STATE | {"check": [checks[language]]}
-    task = OsInteraction(train=write(record), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
-    assert play(task, [bash("touch /tmp/wanted"), FINISH])[-1].value == 1.0
+    task = make("os_interaction", train=write(record), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
+    assert play_replies(task, [bash("touch /tmp/wanted"), FINISH])[-1].value == 1.0
     attack = UNIVERSAL[name] if language == "bash" else UNIVERSAL[name].replace("/bash", "/python3")
-    score = play(task, [bash(attack), FINISH])[-1]
+    score = play_replies(task, [bash(attack), FINISH])[-1]
     assert score.value == 0.0
     assert score.reason.startswith("killed: ")
 
 
 def test_the_shell_persists_and_boxes_do_not(task):
-    first, second = play(task, [bash("cd /tmp; x=5; touch here"), bash("pwd; echo $x; ls")])
+    first, second = play_replies(task, [bash("cd /tmp; x=5; touch here"), bash("pwd; echo $x; ls")])
     assert first == "The output of the OS is empty."
     assert second == "The output of the OS:\n\n/tmp\n5\nhere"
-    assert "here" not in play(task, [bash("ls -a /tmp")])[0]
+    assert "here" not in play_replies(task, [bash("ls -a /tmp")])[0]
 
 
 def test_rounds(task):
-    assert play(task, [bash("true")] * 4 + ["Act: answer(3)"])[-1].value == 1.0
-    results = play(task, [bash("true")] * 9)
+    assert play_replies(task, [bash("true")] * 4 + ["Act: answer(3)"])[-1].value == 1.0
+    results = play_replies(task, [bash("true")] * 9)
     assert len(results) == 5
     assert results[-1] == Score(0.0, "round limit")
 
 
 def test_long_output_is_cut_as_published(task):
-    fits, cut = play(task, [bash("printf 'x%.0s' {1..800}"), bash("printf 'x%.0s' {1..801}")])
+    fits, cut = play_replies(task, [bash("printf 'x%.0s' {1..800}"), bash("printf 'x%.0s' {1..801}")])
     assert fits == "The output of the OS:\n\n" + "x" * 800
     assert cut == "The output of the OS:\n\n" + "x" * 780 + "\n[truncated because the output is too long]"
 
@@ -215,12 +203,12 @@ def test_long_output_is_cut_as_published(task):
     ],
 )
 def test_hostile_commands_are_contained(write, sandbox, code):
-    task = OsInteraction(train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
+    task = make("os_interaction", train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
     began = time.monotonic()
-    results = play(task, [bash(code), "Act: answer(7)"])
+    results = play_replies(task, [bash(code), "Act: answer(7)"])
     assert results[-1].value == 0.0
     assert time.monotonic() - began < 60
-    assert play(task, ["Act: answer(3)"])[-1].value == 1.0
+    assert play_replies(task, ["Act: answer(3)"])[-1].value == 1.0
 
 
 def test_odd_replies(task):
@@ -232,21 +220,22 @@ def test_odd_replies(task):
         bash("x" * 1_000_000),
         f"Act: answer({'x' * 10**6})",
     ):
-        assert play(task, [reply])
-    assert play(task, ["Act: answer(\0003\0)"])[-1].value == 1.0
+        assert play_replies(task, [reply])
+    assert play_replies(task, ["Act: answer(\0003\0)"])[-1].value == 1.0
 
 
 def test_a_check_that_hangs_is_a_wrong_answer(write, sandbox, monkeypatch):
-    monkeypatch.setattr(os_interaction, "_CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(os_task, "_CHECK_SECONDS", 1.0)
     hangs = COUNT | {"check": [["bash", "sleep 100"]]}
-    task = OsInteraction(train=write(hangs), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
-    assert play(task, [FINISH])[-1] == Score(0.0, "check 1 timed out")
+    task = make("os_interaction", train=write(hangs), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
+    assert play_replies(task, [FINISH])[-1] == Score(0.0, "check 1 timed out")
     assert len(task.memo) == 0
 
 
 def test_an_init_script_that_hangs_is_no_score(write):
-    class Box:
-        closed = False
+    class HangingBox(Box):
+        def __init__(self):
+            self.closed = False
 
         def exec(self, argv, **_):
             return Completed("", None, True, False, 60.0)
@@ -260,16 +249,14 @@ def test_an_init_script_that_hangs_is_no_score(write):
         def close(self):
             self.closed = True
 
-    class Hanging:
-        limits = Limits()
-
+    class Hanging(FakeSandbox):
         def box(self, **_):
             return box
 
-    box = Box()
-    task = OsInteraction(train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=Hanging(), memo=False)
-    with pytest.raises(InfraError, match="took too long"):
-        play(task, [FINISH])
+    box = HangingBox()
+    task = make("os_interaction", train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=Hanging(), memo=False)
+    with pytest.raises(InfraError, match="expected a script that prepares a problem to end within 60 s, got a timeout"):
+        play_replies(task, [FINISH])
     assert box.closed
 
 
@@ -278,19 +265,19 @@ def test_an_init_script_that_hangs_is_no_score(write):
 
 def test_prompts(write, nowhere):
     files = {"train": write(COUNT), "test": write(MATCH, name="t.jsonl"), "sandbox": nowhere}
-    brief = OsInteraction(**files, prompt="brief").episodes("train")[0].start()
+    brief = make("os_interaction", **files, prompt="brief").episodes("train")[0].start()
     assert brief == [{"role": "user", "content": COUNT["description"]}]
     for prompt in ("brief", "agentbench"):
-        plain = OsInteraction(**files, prompt=prompt).episodes("train")[0].start()
-        led = OsInteraction(**files, prompt=prompt, system_prompt="You operate Linux.").episodes("train")[0].start()
+        plain = make("os_interaction", **files, prompt=prompt).episodes("train")[0].start()
+        led = make("os_interaction", **files, prompt=prompt, system_prompt="You operate Linux.").episodes("train")[0].start()
         assert led == [{"role": "system", "content": "You operate Linux."}, *plain]
-    *prefix, problem = OsInteraction(**files).episodes("train")[0].start()
+    *prefix, problem = make("os_interaction", **files).episodes("train")[0].start()
     assert problem["content"].endswith("My problem is:\n\n" + COUNT["description"])
-    assert prefix == list(OS_PREFIX)
+    assert prefix == list(PREFIX)
 
 
-def test_the_fixed_prompt_is_the_published_one(data_dir):
-    assert list(OS_PREFIX) == json.loads((data_dir / "os_interaction/prompt_prefix.json").read_text())
+def test_the_prompt_equals_the_published_one(data_dir):
+    assert list(PREFIX) == json.loads((data_dir / "os_interaction/prompt_prefix.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -314,7 +301,7 @@ def test_the_fixed_prompt_is_the_published_one(data_dir):
 )
 def test_malformed_records_are_named(write, change, words, nowhere):
     with pytest.raises(InputError, match=words) as error:
-        OsInteraction(train=write(STATE, COUNT | change), test=write(MATCH, name="t.jsonl"), sandbox=nowhere)
+        make("os_interaction", train=write(STATE, COUNT | change), test=write(MATCH, name="t.jsonl"), sandbox=nowhere)
     assert "records.jsonl, line 2" in str(error.value)
 
 
@@ -330,34 +317,28 @@ def test_demonstrations(task):
 
 
 def test_gold_solutions(write, sandbox):
-    """What the published examples need: processes of their own, no input, an empty output as the answer, or no command."""
+    """Published examples need their own process, no input, an empty output as the answer, or no command."""
     counts = COUNT | {"id": "counts", "example_script": ["bash", "ps -A | wc -l"]}
     reads = COUNT | {"id": "reads", "example_script": ["bash", "cat | wc -l"]}
     empty = COUNT | {"id": "empty", "check": [None, {"builtin": "string-match"}], "example_script": ["bash", "true"]}
     given = MATCH | {"id": "given", "example_script": None}
-    task = OsInteraction(
-        train=write(counts, reads, empty, given), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1
+    task = make(
+        "os_interaction",
+        train=write(counts, reads, empty, given),
+        test=write(MATCH, name="t.jsonl"),
+        sandbox=sandbox,
+        seconds=1,
     )
     for record in task.records["train"]:
-        scores = []
-        for solution in task.solutions(record):
-            episode = task.environment(record)
-            try:
-                scores.append(base.play(episode, solution)[1])
-            finally:
-                episode.close()
-        assert 1.0 in [score.value for score in scores if score is not None], record
-        for stub in task.stubs(record):
-            episode = task.environment(record)
-            try:
-                assert base.play(episode, stub)[1].value == 0.0
-            finally:
-                episode.close()
+        assert 1.0 in solution_scores(task, record), record
+        assert set(solution_scores(task, record, task.stubs(record))) == {0.0}
     assert len(task.demonstrations("train")) == 3
 
 
 def test_the_shell_is_older_than_the_scripts_that_prepare(write, sandbox):
     init = [["bash", "echo 'export PATH=$PATH:/made' >> ~/.bashrc; echo 'export PATH=$PATH:/made' >> ~/.profile"]]
-    task = OsInteraction(train=write(COUNT | {"init_script": init}), test=write(MATCH, name="t.jsonl"), sandbox=sandbox)
-    assert "/made" not in play(task, [bash("echo $PATH")])[0]
-    assert "/made" in play(task, [bash("source ~/.bashrc; echo $PATH")])[0]
+    task = make(
+        "os_interaction", train=write(COUNT | {"init_script": init}), test=write(MATCH, name="t.jsonl"), sandbox=sandbox
+    )
+    assert "/made" not in play_replies(task, [bash("echo $PATH")])[0]
+    assert "/made" in play_replies(task, [bash("source ~/.bashrc; echo $PATH")])[0]

@@ -66,6 +66,6 @@ def parse_record(row: Row) -> DbRecord:
         kind=kind,
         labels=labels,
         md5=md5,
-        query=None if kind in CHANGES else row.text("sql/query", None),
+        query=None if kind in CHANGES else row.get("sql/query", str, None),
         table=Table(row.text("table/table_name"), tuple(columns), tuple(tuple(map(str, cells)) for cells in rows)),
     )

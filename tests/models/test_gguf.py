@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cycleqd_jax.models.files import gguf, hf
-from cycleqd_jax.models.files.gguf_file import read_head
+from cycleqd_jax.models.files.gguf_file import read_header
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
 
@@ -392,7 +392,7 @@ def test_smollm2s_ids_are_llama_cpps(smollm2_gguf, llama_cpp, data_or_none):
 
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
 def test_other_ways_of_cutting_are_llama_cpps(smollm2_gguf, llama_cpp, tmp_path, data_or_none, pre):
-    metadata = read_head(smollm2_gguf).metadata
+    metadata = read_header(smollm2_gguf).metadata
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     path = vocab_file(
         tmp_path / "m.gguf", tokens, types, pre, merges=metadata["tokenizer.ggml.merges"], eos_token_id=2, add_bos_token=False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,7 @@ RANKS = [
 ]
 
 
+@functools.cache
 def base_model(dtype=jnp.float32):
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), dtype), SHAPES, is_leaf=lambda x: isinstance(x, tuple))
@@ -43,14 +46,17 @@ def make_adapter(seed, ranks, whole=()):
     return Adapter(updates | {path: rng.normal(size=shapes[path]).astype(np.float32) for path in whole})
 
 
+@functools.cache
 def adapters():
     return [make_adapter(seed + 1, ranks) for seed, ranks in enumerate(RANKS)]
 
 
+@functools.cache
 def make_space(dtype=jnp.float32, **options):
     return ExpertSpace.from_experts(base_model(dtype), adapters(), **options)
 
 
+@functools.cache
 def dense_space(**options):
     """The same experts as whole models."""
     base = base_model()
@@ -251,9 +257,7 @@ def test_low_rank_and_dense_of_one_leaf_are_refused_unless_asked_for(assert_clos
     base = base_model()
     dense = make_adapter(5, {}, ["layers/q", "norm"])
     experts = [*adapters()[:2], apply_adapter(base, dense) if whole == "a model" else dense]
-    with pytest.raises(
-        InputError, match=r"one kind of change of '.*', got a low-rank update by expert \d and .* by expert 2: .*densify=True"
-    ) as caught:
+    with pytest.raises(InputError, match=r"got a low-rank update by expert \d and .* by expert 2: .*densify=True") as caught:
         ExpertSpace.from_experts(base, experts)
     assert ("'layers/q'" in str(caught.value)) or whole == "a model"
     space = ExpertSpace.from_experts(base, experts, densify=True)

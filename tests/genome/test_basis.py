@@ -125,9 +125,7 @@ def test_low_rank_updates_beyond_float32_are_refused():
     base = {"w": jnp.zeros((6, 8))}
     update = LowRank(np.full((6, 2), 3e30, np.float32), np.full((2, 8), 3e30, np.float32))  # finite, their product not
     fine = Adapter({"w": LowRank(np.ones((6, 2), np.float32), np.ones((2, 8), np.float32))})
-    with pytest.raises(
-        InputError, match="low-rank update of 'w' with a finite float32 product, got NaN or infinity in expert 1"
-    ):
+    with pytest.raises(InputError, match="of 'w' with a finite float32 product, got NaN or infinity in expert 1"):
         ExpertSpace.from_experts(base, [fine, Adapter({"w": update})])
 
     @jax.jit

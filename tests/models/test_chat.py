@@ -76,7 +76,7 @@ def test_an_empty_reply_is_a_stop_token(tokenizer, conversations):
 
 
 def test_training_refuses_what_generation_would_not_feed(tokenizer, conversations):
-    with pytest.raises(InputError, match="without one"):
+    with pytest.raises(InputError, match="assistant message in each training conversation, got none"):
         tokenizer.encode_for_training(conversations[0])
     forgetful = "{% for m in messages[-2:] %}{{ m['role'] + m['content'] }}<|eot_id|>{% endfor %}"
     other = train_tiny_tokenizer(["a"], 300)

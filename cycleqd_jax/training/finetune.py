@@ -135,7 +135,8 @@ def _train(
     def update(step: Array, carry: Any) -> Any:
         params, state, losses = carry
         value, gradients = jax.value_and_grad(loss)(params, config, tokens[step], mask[step])
-        updates, state = optimizer.update(gradients, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies Python floats by integer counters
+            updates, state = optimizer.update(gradients, state, params)
         params = jax.tree.map(lambda p, u: p + rates[step] * u, params, updates)
         return params, state, losses.at[step].set(value)
 

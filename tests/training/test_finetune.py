@@ -82,7 +82,8 @@ def test_equals_a_plain_optax_loop(params, examples):
         batch = [examples[i] for i in order[32 * step : 32 * step + 32]]
         parts = [reference(expected, jnp.asarray(ids), jnp.asarray(learned)) for ids, learned in batch]
         value, gradients = jax.tree.map(lambda *leaves: sum(leaves) / (3 * len(batch)), *parts)
-        updates, state = optimizer.update(gradients, state, expected)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradients, state, expected)
         expected = optax.apply_updates(expected, updates)
         losses.append(float(value))
     np.testing.assert_allclose(metrics.losses, losses, rtol=1e-5)

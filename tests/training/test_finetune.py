@@ -71,7 +71,7 @@ def test_equals_a_plain_optax_loop(params, examples):
 
     def reference_loss(params, ids, learned):  # summed over the learned tokens of one conversation, without padding
         logp = jax.nn.log_softmax(forward(params, CONFIG, ids[None, :-1])[0])
-        return -jnp.sum(jnp.take_along_axis(logp, ids[1:, None], axis=1)[:, 0] * learned[1:])
+        return -jnp.sum(jnp.take_along_axis(logp, ids[1:, None], axis=1)[:, 0] * learned[1:].astype(logp.dtype))
 
     reference = jax.jit(jax.value_and_grad(reference_loss))
 

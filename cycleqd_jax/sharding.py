@@ -1,7 +1,7 @@
-"""Meshes, and which mesh axis each logical axis of an array is split over.
+"""Meshes, and the mesh axis over which each logical axis of an array is split.
 
-Code names what an axis *is* (``"embed"``, ``"heads"``, ``"population"``); rules say where such axes go. A model is therefore
-written once, and the same tree of logical axes gives the layout on one device, on eight, or on many hosts.
+Models declare logical axes (``"embed"``, ``"heads"``, ``"population"``), and rules map them to mesh axes. The same tree of
+logical axes gives the layout on one device, on eight, or on many hosts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from cycleqd_jax.types import InputError, leaf_path
 __all__ = ["MESH_AXES", "RULES", "Axes", "groups", "make_mesh", "mesh_sizes", "partition_spec", "shardings"]
 
 Axes = tuple[str | None, ...]
-"""A logical axis name for every dimension of an array; ``None`` is never split."""
+"""The logical axis of every dimension of an array; ``None`` is never split."""
 
 MESH_AXES = ("population", "fsdp", "tensor")
-"""The mesh axes: individuals, slices of every weight, and heads or hidden units of one matrix product."""
+"""The mesh axes: individuals; slices of every weight; and heads or hidden units of one matrix product."""
 
 RULES: Mapping[str, str | None] = {
     "population": "population",
@@ -34,20 +34,20 @@ RULES: Mapping[str, str | None] = {
     "hidden": "tensor",
     "vocab": "tensor",
 }
-"""Logical axis → mesh axis: Megatron's layout over ``tensor``, the other side of every matrix over ``fsdp``."""
+"""Logical axis → mesh axis: Megatron's layout over ``tensor``, and the other side of every matrix over ``fsdp``."""
 
 
 def mesh_sizes(devices: int, *, population: int = 1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
-    """The sizes of a mesh, where −1, at most once, stands for all the devices that the other axes leave.
+    """The sizes of a mesh; one of them may be −1, for all remaining devices.
 
     Args:
-        devices: how many there are.
-        population: groups of devices that hold different individuals.
+        devices: the number of devices.
+        population: groups of devices with different individuals.
         fsdp: devices that share the slices of every weight.
         tensor: devices that share the heads and hidden units of every layer.
 
     Returns:
-        Sizes of the axes :data:`MESH_AXES`.
+        The sizes of the axes :data:`MESH_AXES`.
 
     Raises:
         InputError: a size is neither positive nor −1, several are −1, there are not enough devices, or the other axes do not
@@ -57,7 +57,7 @@ def mesh_sizes(devices: int, *, population: int = 1, fsdp: int = 1, tensor: int 
     text = " × ".join(map(str, sizes))
     if min(sizes) < -1 or 0 in sizes or sizes.count(-1) > 1:
         raise InputError(
-            f"expected positive sizes of a mesh population × fsdp × tensor, one of them −1 at most, got {text}: correct them"
+            f"expected positive sizes, or one of −1, for a mesh population × fsdp × tensor, got {text}: correct the mesh"
         )
     known = math.prod(size for size in sizes if size > 0)
     if known > devices or (-1 in sizes and devices % known):
@@ -74,10 +74,10 @@ def make_mesh(*, population: int = 1, fsdp: int = 1, tensor: int = 1, devices: S
     """Arranges devices as ``[population, fsdp, tensor]``.
 
     Args:
-        population: groups of devices that hold different individuals; −1, for one of the axes, is all the devices left.
+        population: groups of devices with different individuals; one of the axes may be −1, for all remaining devices.
         fsdp: devices that share the slices of every weight.
         tensor: devices that share the heads and hidden units of every layer.
-        devices: the devices to use, all there are by default; the first ``population * fsdp * tensor`` are taken.
+        devices: all devices by default; the first ``population * fsdp * tensor`` are used.
 
     Returns:
         A mesh with the axes :data:`MESH_AXES`.
@@ -91,12 +91,12 @@ def make_mesh(*, population: int = 1, fsdp: int = 1, tensor: int = 1, devices: S
 
 
 def groups(mesh: Mesh) -> list[Mesh]:
-    """The groups of devices along the axis ``population``, each a mesh of its own with the same axes."""
+    """The groups of devices along the axis ``population``, each as a mesh with the same axes."""
     return [Mesh(mesh.devices[i : i + 1], mesh.axis_names) for i in range(mesh.shape["population"])]
 
 
 def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> PartitionSpec:
-    """Where the dimensions of one array go.
+    """The partition spec of one array.
 
     Args:
         axes: its logical axes.
@@ -121,7 +121,7 @@ def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> Parti
             if target in used:
                 raise InputError(
                     f"expected different mesh axes for the dimensions of {axes}, got {target!r} for both {used[target]!r} "
-                    f"and {axis!r}: send one of them elsewhere in the rules"
+                    f"and {axis!r}: change one of the rules"
                 )
             used[target] = str(axis)
         entries.append(target)
@@ -132,16 +132,16 @@ def shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, rules: Mapping[
     """Shardings for a tree of arrays.
 
     Args:
-        mesh: where the arrays will live.
+        mesh: the devices.
         shapes: a tree of arrays or ``jax.ShapeDtypeStruct``.
         axes: a tree of the same structure with an :data:`Axes` tuple for each leaf.
         rules: logical axis → mesh axis.
 
     Returns:
-        A tree of ``NamedSharding``, as ``jax.device_put`` and ``jax.jit`` take it.
+        A tree of ``NamedSharding``, for ``jax.device_put`` and ``jax.jit``.
 
     Raises:
-        InputError: see :func:`partition_spec`; or a dimension does not divide by the mesh axis it is split over.
+        InputError: see :func:`partition_spec`; also if a mesh axis does not divide the dimension that it splits.
     """
 
     def leaf(path: Any, array: Any, names: Axes) -> NamedSharding:

@@ -1,10 +1,10 @@
-"""The singular directions of all experts, laid out so that the sum over experts is one matrix product."""
+"""The singular directions of all experts, in a layout in which the sum over experts is one matrix product."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from cycleqd_jax.genome.experts import sort_leaves
 from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import HIGHEST, Factors, MatrixPredicate, Method, decompose, factorize_low_rank, is_matrix
-from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, LowRank, Params, tree_paths
+from cycleqd_jax.types import Adapter, AnyArray, Array, Float, InputError, Int, LowRank, Params, tree_paths
 
 __all__ = [
     "Basis",
@@ -26,6 +26,7 @@ __all__ = [
     "basis_of",
     "change_at",
     "changes_of",
+    "check_bases",
     "default_factor_dtype",
     "dense_bases",
     "low_rank_bases",
@@ -37,39 +38,40 @@ _PROJECTIONS = 3
 
 
 class Basis(NamedTuple):
-    """U_k, s_k and V_kᵀ of the experts of one leaf; leading axes are those of the leaf.
+    """U_k, s_k and V_kᵀ of all experts for one leaf; ``*stack`` are the leading axes of the leaf.
 
     Attributes:
-        u: ``[*stack, m, K, r]``: seen as ``[m, K r]`` it is the left side of a product.
-        s: ``[K, *stack, r]``, float32, as coefficients are kept.
-        vt: ``[*stack, K, r, n]``: seen as ``[K r, n]`` its right side, in the dtype of u.
+        u: ``[*stack, m, K, r]``; reshaped to ``[m, K r]`` it is the left side of a product.
+        s: ``[K, *stack, r]``, float32, in the layout of coefficients.
+        vt: ``[*stack, K, r, n]``; reshaped to ``[K r, n]`` it is the right side. Its dtype is that of u.
     """
 
-    u: Float[Array, "*stack m k r"]
-    s: Float[Array, "k *stack r"]
-    vt: Float[Array, "*stack k r n"]
+    u: Float[AnyArray, "*stack m k r"]
+    s: Float[AnyArray, "k *stack r"]
+    vt: Float[AnyArray, "*stack k r n"]
 
     def of(self, k: int) -> Factors:
         """The factors of expert k, u ``[*stack, m, r]``, s ``[*stack, r]``, vt ``[*stack, r, n]``."""
         return Factors(self.u[..., k, :], self.s[k], self.vt[..., k, :, :])
 
     def directions(self, some: slice) -> Basis:
-        """Some of the r directions of every expert."""
+        """A slice of the r directions of every expert."""
         return Basis(self.u[..., some], self.s[..., some], self.vt[..., some, :])
 
     def astype(self, dtype: DTypeLike) -> Basis:
-        """The directions u and vt rounded to a dtype; s stays float32."""
+        """Casts u and vt to a dtype; s stays float32."""
         dtype = jnp.dtype(dtype)
         return self if self.u.dtype == dtype else Basis(self.u.astype(dtype), self.s, self.vt.astype(dtype))
 
 
 class Sketch(NamedTuple):
-    """Few numbers that tell a task vector from another, of every matrix of a leaf, in float64.
+    """A fingerprint of the task vectors of a leaf, per matrix, in float64.
 
     Attributes:
-        energies: ‖τ_k‖², ``[K, *stack]``; zero where the expert is the base, and only there.
-        projections: uᵀ τ_k v for some fixed pairs of vectors, ``[K, *stack, 3]``. Their entries have random signs and sizes
-            from 1 to 2: a change δ of one element moves all by δ or more, and rows that swap places move them too.
+        energies: ‖τ_k‖², ``[K, *stack]``; zero exactly where the expert equals the base.
+        projections: uᵀ τ_k v for three fixed pairs of vectors, ``[K, *stack, 3]``. Entries of the vectors have random signs and
+            absolute values from 1 to 2: a change δ of one element changes every projection by at least δ, and swapped rows
+            change them too.
     """
 
     energies: Float[np.ndarray, "k ..."]
@@ -77,12 +79,12 @@ class Sketch(NamedTuple):
 
 
 def default_factor_dtype(weights: DTypeLike) -> np.dtype:
-    """Of the directions that mutation acts on: bfloat16 where the weights of the model are, float32 elsewhere."""
+    """The default dtype of the directions that mutation acts on: bfloat16 for bfloat16 weights, otherwise float32."""
     return jnp.dtype(jnp.bfloat16 if jnp.dtype(weights) == jnp.bfloat16 else jnp.float32)
 
 
 def basis_of(factors: Sequence[Factors]) -> Basis:
-    """The basis of the factors of every expert, which have one rank."""
+    """The basis from the factors of every expert, which have the same rank."""
     return Basis(
         jnp.stack([f.u for f in factors], axis=-2),
         jnp.stack([f.s for f in factors]),
@@ -97,31 +99,32 @@ def matrix_leaves(
 
     Args:
         base: weights θ_base.
-        experts: of each task.
+        experts: one per task.
         densify: see :func:`~cycleqd_jax.genome.experts.sort_leaves`.
         predicate: which leaves are matrices.
 
     Returns:
-        The paths of those that some expert changes as a whole (:func:`dense_bases` decomposes them), and of those that are
-        changed by low-rank updates alone (:func:`low_rank_bases`); in the order of the base.
+        The paths of leaves that some expert changes as a whole (see :func:`dense_bases`), and of leaves that are only changed
+        by low-rank updates (see :func:`low_rank_bases`); in the order of the base.
 
     Raises:
         InputError: see :func:`~cycleqd_jax.genome.experts.sort_leaves`.
     """
     leaves = {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in tree_paths(base)}
     dense, low_rank = sort_leaves(base, experts, densify)
-    return tuple([path for path in paths if predicate(path, leaves[path])] for paths in (dense, low_rank))  # type: ignore
+    chosen = [[path for path in paths if predicate(path, leaves[path])] for paths in (dense, low_rank)]
+    return chosen[0], chosen[1]
 
 
 @functools.partial(jax.jit, static_argnames="weights")
 def change_at(base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool) -> Array:
-    """τ of one matrix of a leaf, float32; nothing larger than it is made.
+    """τ of one matrix of a leaf, in float32; no larger array is created.
 
     Args:
         base: θ_base of the leaf, ``[*stack, *rest]``.
-        change: what the expert makes of it, see :func:`changes_of`.
-        at: place of the matrix in the stack; ``()`` is all of the leaf.
-        weights: ``change`` is θ, not τ.
+        change: of one expert, see :func:`changes_of`.
+        at: the index of the matrix in the stack; ``()`` is the whole leaf.
+        weights: whether ``change`` is θ rather than τ.
     """
     if change is None:
         return jnp.zeros(base.shape[len(at) :], jnp.float32)
@@ -132,7 +135,7 @@ def change_at(base: Array, change: LowRank | Array | None, at: tuple[Int[Array, 
 
 
 def changes_of(path: str, experts: Sequence[Params | Adapter]) -> list[tuple[LowRank | Array | None, bool]]:
-    """What every expert makes of a leaf: its weights there (and True), or what it adds, None being nothing (and False)."""
+    """How every expert changes a leaf: ``(θ, True)`` for weights, ``(τ, False)`` or ``(None, False)`` for an adapter."""
     return [
         (_on_device(expert.updates.get(path)), False) if isinstance(expert, Adapter) else (dict(tree_paths(expert))[path], True)
         for expert in experts
@@ -155,20 +158,20 @@ def dense_bases(
 
     Args:
         base: weights θ_base.
-        experts: of each task.
+        experts: one per task.
         paths: of the leaves.
         rank: directions kept; None keeps all.
         method: see :func:`~cycleqd_jax.operators.svd.decompose`.
-        mesh: decompose as many matrices at a time as it has devices, whatever its axes; of one process. On CPU the result is
-            that of one device, bit for bit.
+        mesh: decompose one matrix on each of its devices at a time, whatever its axes; for a single process. On CPU the
+            result equals that of one device, bit for bit.
 
     Yields:
-        The path, the basis, and the :func:`sketch` of what it is of: how much of a matrix the basis holds is
-        ``sum(s**2) / ‖τ_k‖²``. A basis lies on the default device, or in the host's memory where a mesh is given: it may be
-        larger than any of its devices, and :meth:`~cycleqd_jax.genome.ExpertSpace.shard` is what spreads it.
+        The path, the basis, and the :func:`sketch` of the task vectors. The energy retained per matrix is
+        ``sum(s**2) / ‖τ_k‖²``. The basis is on the default device. With a mesh it is in host memory, because it may be larger
+        than one device; :meth:`~cycleqd_jax.genome.ExpertSpace.shard` distributes it.
 
     Raises:
-        InputError: a matrix has no decomposition, because its task vector is infinite.
+        InputError: a matrix has no decomposition, because its task vector is not finite.
     """
     leaves = dict(tree_paths(base))
     width = 1 if mesh is None else mesh.size
@@ -188,18 +191,20 @@ def dense_bases(
             found = jax.tree.map(np.asarray, decompose(batch, rank, method, mesh))
             for j, (k, i) in enumerate(part):
                 if not np.isfinite(found.s[j]).all():
-                    raise InputError(f"expert {k}: its change of {path!r} can't be decomposed: it is not finite.")
+                    raise InputError(
+                        f"expected a finite task vector of {path!r}, got NaN or infinity in expert {k}: correct its weights"
+                    )
                 u[i, :, k], s[k, i], vt[i, k] = found.u[j], found.s[j], found.vt[j]
         k = len(experts)
-        host: Any = (u.reshape(*stack, m, k, r), s.reshape(k, *stack, r), vt.reshape(*stack, k, r, n))
-        yield path, Basis(*(host if mesh is not None else map(jnp.asarray, host))), sketch(base, experts, path)
+        basis = Basis(u.reshape(*stack, m, k, r), s.reshape(k, *stack, r), vt.reshape(*stack, k, r, n))
+        yield path, basis if mesh is not None else jax.tree.map(jnp.asarray, basis), sketch(base, experts, path)
 
 
 def _batch(taus: Iterator[Array], shape: tuple[int, int], mesh: Mesh | None) -> Array:
-    """Matrices ``[devices, m, n]``, each on its own device; what is lacking is zero, so that all batches are of one shape."""
+    """Matrices ``[devices, m, n]``, each on its own device; missing ones are zero, so that all batches have one shape."""
     if mesh is None:
         return next(taus)[None]
-    # waited for one by one: where they are computed there is room for one, not for as many as there are devices
+    # One after another: the device that computes them has memory for one matrix, not for one per device.
     parts = [
         jax.block_until_ready(jax.device_put(tau[None], device)) for tau, device in zip(taus, mesh.devices.flat, strict=False)
     ]
@@ -209,11 +214,11 @@ def _batch(taus: Iterator[Array], shape: tuple[int, int], mesh: Mesh | None) -> 
 
 
 def sketch(base: Params, experts: Sequence[Params | Adapter], path: str) -> Sketch:
-    """What is remembered of a leaf's task vectors, to know them again: rows summed in float32, all the rest in float64.
+    """The fingerprint of a leaf's task vectors. Rows are summed in float32, everything else in float64.
 
     Args:
         base: weights θ_base.
-        experts: of each task.
+        experts: one per task.
         path: of the leaf.
     """
     leaf = dict(tree_paths(base))[path]
@@ -235,34 +240,33 @@ def sketch(base: Params, experts: Sequence[Params | Adapter], path: str) -> Sket
 def _row_sums(
     base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool, v: Array
 ) -> tuple[Array, Array, Array]:
-    """Largest |τ|, and of every row of τ divided by it the sum of squares and the products with v."""
+    """The largest |τ|; the sum of squares of every row of τ divided by it; and the products of these rows with v."""
     tau = change_at(base, change, at, weights)
-    # scaled, so that small task vectors do not underflow when squared
+    # scaled, so that the squares of a small task vector do not underflow
     scale = jnp.max(jnp.abs(tau))
     tau = tau / jnp.where(scale > 0, scale, 1.0)
     return scale, jnp.sum(jnp.square(tau), axis=-1), jnp.matmul(tau, v, precision=HIGHEST)
 
 
 def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Sequence[str]) -> Iterator[tuple[str, Basis]]:
-    """Decomposes low-rank updates; nothing of a leaf's size is made.
+    """Decomposes low-rank updates; no array of a leaf's size is created.
 
     Args:
         base: weights θ_base.
-        experts: of each task.
-        paths: of leaves that are changed by low-rank updates alone.
+        experts: one per task.
+        paths: of leaves that are only changed by low-rank updates.
 
     Yields:
-        The path and the basis, whose rank is the largest of the experts': what an expert lacks of it is zero, and all is where
-        it does not change the leaf.
+        The path and the basis. Its rank is the largest among the experts; directions that an expert lacks are zero.
 
     Raises:
-        InputError: an update has no decomposition: its factors are not finite, or their product is not. Traced ones, inside of
-            ``jax.jit``, can't be looked at: their factors are NaN.
+        InputError: an update has no decomposition, because its factors or their product are not finite. Inside ``jax.jit``
+            values can't be checked; the factors are NaN instead.
     """
     leaves = dict(tree_paths(base))
 
     def padded(factors: Factors, rank: int) -> Factors:
-        def pad(x: Array, axis: int) -> Array:
+        def pad(x: AnyArray, axis: int) -> Array:
             widths = [(0, 0)] * x.ndim
             widths[axis] = (0, rank - x.shape[axis])
             return jnp.pad(x, widths)
@@ -277,8 +281,55 @@ def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Seq
         for k, f in enumerate(factors):
             if not isinstance(f.s, Tracer) and not bool(jnp.all(jnp.isfinite(f.s))):
                 raise InputError(
-                    f"expert {k}: its low-rank update of {path!r} can't be decomposed: its factors, or their product, are not "
-                    "finite in float32."
+                    f"expected a low-rank update of {path!r} with a finite float32 product, got NaN or infinity in expert {k}: "
+                    "correct the adapter"
                 )
         rank = max(f.s.shape[-1] for f in factors)
         yield path, basis_of([padded(f, rank) for f in factors])
+
+
+@jax.jit
+def _leading(tau: Array, u: Array, vt: Array) -> Array:
+    return jnp.einsum("...m,...mn,...n->...", u, tau, vt, precision=jax.lax.Precision.HIGHEST)
+
+
+def check_bases(
+    bases: Mapping[str, Basis], base: Params, experts: Sequence[Params | Adapter], wanted: Sequence[str], rank: int | None
+) -> None:
+    """Checks that bases belong to these leaves, this rank and these experts: s_1 must be u_1ᵀ τ v_1 of every matrix.
+
+    Args:
+        bases: to check.
+        base: weights θ_base.
+        experts: one per task.
+        wanted: the paths of the leaves.
+        rank: directions kept; None keeps all.
+
+    Raises:
+        InputError: they do not.
+    """
+    leaves = dict(tree_paths(base))
+    if bases.keys() != set(wanted):
+        odd = sorted(bases.keys() ^ set(wanted))[0]
+        raise InputError(
+            f"expected bases of the leaves that these experts change, got a difference at {odd!r}: decompose these experts"
+        )
+    for path, basis in bases.items():
+        *stack, m, n = leaves[path].shape
+        r = min(m, n) if rank is None else min(rank, m, n)
+        expected = ((*stack, m, len(experts), r), (len(experts), *stack, r), (*stack, len(experts), r, n))
+        if tuple(tuple(x.shape) for x in basis) != expected or {np.dtype(x.dtype) for x in basis} != {np.dtype(np.float32)}:
+            raise InputError(
+                f"expected float32 factors of shapes {list(expected)} for {len(experts)} experts at rank {r} in the basis of "
+                f"{path!r}, got {[tuple(x.shape) for x in basis]} in {basis.u.dtype}, {basis.s.dtype} and {basis.vt.dtype}: "
+                "decompose these experts"
+            )
+        for k, (change, whole) in enumerate(changes_of(path, experts)):
+            u, s, vt = basis.of(k)
+            tau = change_at(leaves[path], change, (), whole)
+            error = np.abs(np.asarray(_leading(tau, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
+            finite = all(bool(jnp.isfinite(x).all()) for x in (u, s, vt))
+            if not finite or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
+                raise InputError(
+                    f"expected the finite basis of expert {k} for {path!r}, got another basis: decompose these experts"
+                )

@@ -1,4 +1,4 @@
-"""The space of task vectors themselves: for operators that leave the span of the experts' factors."""
+"""The space of task vectors, for operators that leave the span of the experts' factors."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Literal, get_args
 import flax.struct
 import jax
 
-from cycleqd_jax.genome.experts import check_expert, check_experts, stacked_task_vectors
+from cycleqd_jax.genome.experts import Index, check_expert, check_experts, check_rank, stacked_task_vectors
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import Method, factorize
 from cycleqd_jax.operators.task_vector import apply_task_vector
-from cycleqd_jax.types import Adapter, Array, Float, InputError, Int, Params, PRNGKeyArray, PyTree, tree_paths
+from cycleqd_jax.types import Adapter, Array, Float, InputError, Params, PRNGKeyArray, PyTree, tree_paths
 
 __all__ = ["DenseSpace"]
 
 
 class DenseSpace(flax.struct.PyTreeNode):
-    """Genomes are task vectors: as large as the model, free to go anywhere; a pytree.
+    """Genomes are unrestricted task vectors, as large as the model; a pytree.
 
-    For small models, the paper's Gaussian ablation, and SVD mutation around the child's own decomposition (the literal reading
-    of the paper's h(θ_child); the reference code takes the active expert's, which is :class:`ExpertSpace`).
+    For small models, the paper's Gaussian ablation, and SVD mutation along the child's own singular directions. That is the
+    literal reading of the paper's h(θ_child). The reference code uses the active expert's, like :class:`ExpertSpace`.
 
     Attributes:
         base: weights θ_base.
-        task_vectors: τ of the experts, a tree like ``base`` with float32 leaves ``[K, *shape]``.
+        task_vectors: τ of all experts, a tree like ``base`` with float32 leaves ``[K, *shape]``.
         mutation: ``"svd"`` (the child's own), ``"gaussian"`` or ``"none"``.
         strength: w_max of SVD mutation (paper: 0.3), or the standard deviation σ of Gaussian mutation.
         rank: singular directions that SVD mutation acts on; None is all.
-        method: how the child is decomposed: see :func:`~cycleqd_jax.operators.svd.factorize`.
+        method: of the decomposition of the child; see :func:`~cycleqd_jax.operators.svd.factorize`.
     """
 
-    base: Params
-    task_vectors: PyTree[Array]
+    base: PyTree
+    task_vectors: PyTree
     mutation: Literal["svd", "gaussian", "none"] = flax.struct.field(pytree_node=False, default="svd")
     strength: float = flax.struct.field(pytree_node=False, default=0.3)
     rank: int | None = flax.struct.field(pytree_node=False, default=None)
@@ -55,24 +55,23 @@ class DenseSpace(flax.struct.PyTreeNode):
 
         Args:
             base: weights θ_base.
-            experts: of each task, in task order: its weights, or an adapter, which is multiplied out.
-            mutation: which mutation.
-            strength: of the mutation, see the class.
-            rank: of the mutation, see the class.
-            method: of the mutation, see the class.
+            experts: one per task, in task order: its weights, or an adapter, which is multiplied out.
+            mutation: the kind of mutation.
+            strength: see the class.
+            rank: see the class.
+            method: see the class.
 
         Raises:
-            InputError: see :func:`~cycleqd_jax.genome.experts.check_experts`; also for an unknown mutation or a negative
-                strength.
+            InputError: see :func:`~cycleqd_jax.genome.experts.check_experts`; also for an unknown mutation or method, a
+                ``rank`` below one or a negative strength.
         """
         if mutation not in ("svd", "gaussian", "none"):
-            raise InputError(f"mutation must be svd, gaussian or none, but is {mutation!r}.")
-        if rank is not None and (not isinstance(rank, int) or rank < 1):
-            raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
+            raise InputError(f"expected mutation to be svd, gaussian or none, got {mutation!r}: correct the config")
+        check_rank(rank)
         if method not in get_args(Method):
-            raise InputError(f"method must be one of {', '.join(get_args(Method))}, but is {method!r}.")
+            raise InputError(f"expected method to be one of {', '.join(get_args(Method))}, got {method!r}: correct the config")
         if not 0 <= strength < math.inf:
-            raise InputError(f"the strength of mutation must be zero or positive, but is {strength}.")
+            raise InputError(f"expected the strength of mutation to be zero or positive, got {strength}: correct the config")
         check_experts(base, experts)
         taus = stacked_task_vectors(base, experts)
         tree = jax.tree.unflatten(jax.tree.structure(base), [taus[path] for path, _ in tree_paths(base)])
@@ -80,10 +79,10 @@ class DenseSpace(flax.struct.PyTreeNode):
 
     @property
     def num_experts(self) -> int:
-        """Number K of experts."""
+        """The number K of experts."""
         return jax.tree.leaves(self.task_vectors)[0].shape[0]
 
-    def expert(self, k: int | Int[Array, ""]) -> PyTree[Array]:
+    def expert(self, k: Index) -> PyTree[Array]:
         """τ_k."""
         check_expert(k, self.num_experts)
         return jax.tree.map(lambda tau: tau[k], self.task_vectors)
@@ -92,8 +91,8 @@ class DenseSpace(flax.struct.PyTreeNode):
         """Linear crossover of task vectors."""
         return crossover.linear_crossover(parent1, parent2, omega)
 
-    def mutate(self, key: PRNGKeyArray, genome: PyTree, active: int | Int[Array, ""]) -> PyTree[Array]:
-        """Mutation of the child's own task vector; the active task plays no part.
+    def mutate(self, key: PRNGKeyArray, genome: PyTree, active: Index) -> PyTree[Array]:
+        """Mutation of the child's own task vector; the active task has no effect.
 
         Args:
             key: consumed; a typed PRNG key.

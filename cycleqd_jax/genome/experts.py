@@ -1,4 +1,4 @@
-"""What both genome spaces need of their experts: checked, sorted into dense and low-rank updates, and stacked."""
+"""Experts of both genome spaces: checks, sorting into dense and low-rank changes, and stacked task vectors."""
 
 from __future__ import annotations
 
@@ -6,89 +6,109 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from cycleqd_jax.operators.adapter import check_updates, dense_update
 from cycleqd_jax.operators.task_vector import check_same_shapes, task_vector
-from cycleqd_jax.types import Adapter, Array, InputError, Int, LowRank, Params, tree_paths
+from cycleqd_jax.types import Adapter, AnyArray, Array, InputError, Int, LowRank, Params, tree_paths
 
-__all__ = ["check_expert", "check_experts", "sort_leaves", "stacked_task_vectors"]
+__all__ = ["Index", "check_expert", "check_experts", "check_rank", "sort_leaves", "stacked_task_vectors"]
+
+Index = int | np.integer | Int[AnyArray, ""]
+"""The index of an expert, possibly traced."""
 
 
-def check_expert(k: int | Int[Array, ""], count: int) -> None:
-    """Refuses the number of an expert that is not there; a traced one can't be looked at.
+def check_expert(k: Index, count: int) -> None:
+    """Checks the index of an expert; a traced index can't be checked.
 
     Raises:
-        InputError: when ``k`` is not in 0 … count − 1.
+        InputError: ``k`` is not in 0 … count − 1.
     """
     if not isinstance(k, Tracer) and not 0 <= int(k) < count:
-        raise InputError(f"there are experts 0 to {count - 1}, but expert {k} was asked for.")
+        raise InputError(f"expected one of the experts 0 to {count - 1}, got {k}: correct the index")
+
+
+def check_rank(rank: int | None) -> None:
+    """Checks the rank of an operator.
+
+    Raises:
+        InputError: it is not a positive integer or None.
+    """
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise InputError(f"expected rank to be a positive integer, or null for full rank, got {rank}: correct the config")
 
 
 def check_experts(base: Params, experts: Sequence[Params | Adapter]) -> None:
-    """Refuses experts that can't be merged.
+    """Checks that experts can be merged.
 
     Args:
         base: weights of the base model.
-        experts: weights of each expert, trees like ``base``, or what it adds to the base.
+        experts: the weights of each expert, a tree like ``base``, or its adapter.
 
     Raises:
-        InputError: with fewer than two experts, or when one differs from the base in structure, shape or dtype, or holds NaN
-            or infinity; the message names the expert and the leaf.
+        InputError: there are fewer than two experts, or one differs from the base in structure, shape or dtype, or has NaN or
+            infinity. The message names the expert and the leaf.
     """
     if len(experts) < 2:
-        raise InputError(f"evolution by merging needs at least two experts, got {len(experts)}.")
+        raise InputError(f"expected at least two experts to merge, got {len(experts)}: add experts")
     reference = dict(tree_paths(base))
     for name, expert in [("the base", base), *((f"expert {k}", expert) for k, expert in enumerate(experts))]:
         if isinstance(expert, Adapter):
             check_updates(expert, base, name)
             for path, update in expert.updates.items():
                 if not all(bool(jnp.all(jnp.isfinite(part))) for part in jax.tree.leaves(update)):
-                    raise InputError(f"{name}: its update of {path!r} holds NaN or infinity: the adapter is broken.")
+                    raise InputError(
+                        f"expected a finite update of {path!r} in {name}, got NaN or infinity: use another adapter"
+                    )
             continue
         check_same_shapes(expert, base, name)
         for path, leaf in tree_paths(expert):
             if leaf.dtype != reference[path].dtype:
                 raise InputError(
-                    f"{name}: leaf {path!r} has dtype {leaf.dtype}, the base has {reference[path].dtype}: convert one of them."
+                    f"expected dtype {reference[path].dtype} of the base for leaf {path!r}, got {leaf.dtype} in {name}: "
+                    "convert one of them"
                 )
             if not bool(jnp.all(jnp.isfinite(leaf))):
-                raise InputError(f"{name}: leaf {path!r} holds NaN or infinity: the checkpoint is broken.")
+                raise InputError(
+                    f"expected finite weights, got NaN or infinity in leaf {path!r} of {name}: use another checkpoint"
+                )
 
 
 def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool) -> tuple[list[str], list[str]]:
-    """Which leaves are held as task vectors, and which as factors; leaves that no expert changes are neither.
+    """Sorts leaves into dense ones, kept as task vectors, and low-rank ones, kept as factors.
 
     Args:
         base: weights of the base model.
-        experts: see :func:`check_experts`, which they passed. One that is given as weights changes every leaf.
-        densify: leaves that some experts change by low-rank updates and others otherwise are dense.
+        experts: checked by :func:`check_experts`. An expert given by its weights changes every leaf as a whole.
+        densify: make a leaf dense that some experts change by low-rank updates and others as a whole.
 
     Returns:
-        The paths of dense leaves and those of low-rank leaves, in the order of the base.
+        The paths of dense leaves and of low-rank leaves, in the order of the base, without leaves that no expert changes.
 
     Raises:
-        InputError: there is such a leaf and ``densify`` is false, or no expert changes any leaf.
+        InputError: experts change a leaf in both ways and ``densify`` is false, or no expert changes any leaf.
     """
     dense, low_rank = [], []
     for path, leaf in tree_paths(base):
-        by_factors, otherwise = [], []
+        by_factors, as_whole = [], []
         for k, expert in enumerate(experts):
             if not isinstance(expert, Adapter):
-                otherwise.append(k)
+                as_whole.append(k)
             elif path in expert.updates:
-                (by_factors if isinstance(expert.updates[path], LowRank) else otherwise).append(k)
-        if by_factors and otherwise and not densify:
+                (by_factors if isinstance(expert.updates[path], LowRank) else as_whole).append(k)
+        if by_factors and as_whole and not densify:
             raise InputError(
-                f"expert {by_factors[0]} changes {path!r} by a low-rank update, but expert {otherwise[0]} changes all of it: "
-                f"give densify=True if the update may become an array of shape {tuple(leaf.shape)}, or give all as adapters."
+                f"expected one kind of change of {path!r}, got a low-rank update by expert {by_factors[0]} and a change of the "
+                f"whole leaf by expert {as_whole[0]}: set densify=True to allow an array of shape {tuple(leaf.shape)} for the "
+                "update, or use adapters for all experts"
             )
-        if otherwise:
+        if as_whole:
             dense.append(path)
         elif by_factors:
             low_rank.append(path)
     if not dense and not low_rank:
-        raise InputError("none of the experts changes any leaf of the base: there is nothing to merge.")
+        raise InputError("expected experts that change the base, got none that changes any leaf: check the experts")
     return dense, low_rank
 
 
@@ -97,7 +117,7 @@ def stacked_task_vectors(base: Params, experts: Sequence[Params | Adapter]) -> d
 
     Args:
         base: weights of the base model.
-        experts: see :func:`check_experts`, which they passed. Low-rank updates are multiplied out.
+        experts: checked by :func:`check_experts`. Low-rank updates are multiplied out.
 
     Returns:
         Arrays ``[K, *shape]``, float32.

@@ -1,10 +1,10 @@
-"""From coefficients to weights: matrix by matrix, with no temporary larger than one matrix.
+"""From coefficients to weights, matrix by matrix: no temporary array is larger than one matrix.
 
-Factors in bfloat16 are multiplied as they are, and summed in float32: on a GPU's tensor cores that takes a tenth of the time of
-float32 in full precision, on CPUs that have such instructions half of it.
+Factors in bfloat16 are multiplied without conversion and summed in float32. On a GPU's tensor cores that takes a tenth of the
+time of full-precision float32, and half of it on CPUs with bfloat16 instructions.
 
-One loop over the layers makes a matrix of every stacked leaf in each step. The products of a step don't wait for one another,
-which XLA's CPU backend needs: it writes into an array that exists already by one thread, the others make the next product.
+One loop over the layers computes a matrix of every stacked leaf in each step. The products of a step are independent, because
+XLA's CPU backend updates an existing array in one thread: the other threads can compute the next product meanwhile.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import jax.numpy as jnp
 
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.operators.svd import HIGHEST
-from cycleqd_jax.types import Array, Float
+from cycleqd_jax.types import AnyArray, Array, Float, Int
 
 __all__ = ["Parts", "block_shape", "express_leaves"]
 
 _BLOCK = 1 << 24
-"""Numbers of a temporary: a matrix that is larger (an embedding, a head) is made in blocks of its longer side."""
+"""The most elements of a temporary: a larger matrix (an embedding, a head) is computed in blocks along its longer side."""
 
 _CACHED = 1 << 20
-"""Numbers of a product that stays in a CPU's cache: a block may be as small where the loop over layers makes it then."""
+"""Elements of a product that fits in a CPU's cache: blocks may be as small as this to fit the loop over layers."""
 
 
 class Parts(NamedTuple):
-    """What a leaf θ is made of.
+    """The arrays from which a leaf θ is computed.
 
     Attributes:
         base: θ_base, ``[*shape]``.
-        experts: θ_k where every expert has weights of its own here, in the base's dtype; otherwise empty.
-        updates: τ_k where some expert changes all of the leaf otherwise, float32, None for those who don't; otherwise empty.
-        bases: bases of the directions that coefficients act on.
+        experts: θ_k in the base's dtype if every expert is given by weights, otherwise empty.
+        updates: τ_k in float32 (None for an expert without one) if some adapter replaces the leaf as a whole, otherwise empty.
+        bases: the directions that coefficients act on.
     """
 
     base: Array
@@ -45,7 +45,8 @@ class Parts(NamedTuple):
     bases: tuple[Basis, ...]
 
 
-Coefficients = tuple[Float[Array, "k *stack r"], ...]
+Coefficients = tuple[Float[Array, "k ..."], ...]
+"""``[K, *stack, r]`` for every basis of a leaf."""
 
 
 def express_leaves(
@@ -59,35 +60,39 @@ def express_leaves(
     Args:
         parts: of every leaf.
         mixing: a.
-        coefficients: of every leaf, c for every basis.
-        outs: of every leaf, an array like it whose memory is written over, block by block; for None one of zeros is made first.
+        coefficients: c, for every basis of every leaf.
+        outs: for every leaf an array like it to overwrite block by block; for None, an array of zeros is created first.
 
     Returns:
-        Leaves like the bases.
+        Leaves of the shapes and dtypes of θ_base.
     """
-    found = [_mix(x, mixing, 0.0).astype(x.base.dtype) if not x.bases or x.base.size == 0 else None for x in parts]
+    # Leaves without directions are sums alone; the others are replaced below.
+    found = [x.base if x.bases and x.base.size else _mix(x, mixing, 0.0).astype(x.base.dtype) for x in parts]
     stacks = {math.prod(x.base.shape[:-2]) for x in parts if x.base.ndim > 2}
     loops: dict[int, list[int]] = {}
     for i, x in enumerate(parts):
-        if found[i] is None:
+        if x.bases and x.base.size:
             *stack, m, n = x.base.shape
             steps = math.prod(stack) if stack else _blocks(m, n, _width(x), stacks)
             loops.setdefault(steps, []).append(i)
     for steps, members in loops.items():
         leaves = [_matrices(parts[i], coefficients[i], steps) for i in members]
         outs_here = [jnp.zeros_like(parts[i].base) if (out := outs[i]) is None else out for i in members]
-        made = [out.reshape(leaf.whole.base.shape) for leaf, out in zip(leaves, outs_here, strict=True)]
-        for i, theta in zip(members, _fill(steps, leaves, mixing, made), strict=True):
+        stacked = [out.reshape(leaf.whole.base.shape) for leaf, out in zip(leaves, outs_here, strict=True)]
+        for i, theta in zip(members, _fill(steps, leaves, mixing, stacked), strict=True):
             found[i] = theta.reshape(parts[i].base.shape)
-    return found  # type: ignore[return-value]
+    return found
+
+
+_Step = int | Int[Array, ""]
 
 
 class _Matrices(NamedTuple):
-    """A leaf as matrices ``[count, m, n]``, and the size of the blocks that they are made in."""
+    """A leaf as matrices ``[count, m, n]``, and the size of the blocks in which they are computed."""
 
     whole: Parts
-    lefts: list[Array]
-    rights: list[Array]
+    lefts: list[AnyArray]
+    rights: list[AnyArray]
     scales: list[Array]
     rows: int
     columns: int
@@ -112,32 +117,32 @@ def _matrices(parts: Parts, coefficients: Coefficients, steps: int) -> _Matrices
     )
 
 
-def _fill(steps: int, leaves: list[_Matrices], mixing: Array, made: list[Array]) -> list[Array]:
-    """Makes a matrix, or a block of one, of every leaf in each step."""
+def _fill(steps: int, leaves: list[_Matrices], mixing: Array, outs: list[Array]) -> list[Array]:
+    """Computes a matrix of every leaf, or a block of one, in each step of a loop, and writes it to ``outs``."""
 
-    def loop(made: list[Array]) -> list[Array]:
-        def step(j: Array, made: list[Array]) -> list[Array]:
+    def loop(outs: list[Array]) -> list[Array]:
+        def step(j: _Step, outs: list[Array]) -> list[Array]:
             found = [_block(leaf, mixing, j) for leaf in leaves]
-            return [jax.lax.dynamic_update_slice(x, theta, place) for x, (theta, place) in zip(made, found, strict=True)]
+            return [jax.lax.dynamic_update_slice(x, theta, place) for x, (theta, place) in zip(outs, found, strict=True)]
 
-        return jax.lax.fori_loop(0, steps, step, made)
+        return jax.lax.fori_loop(0, steps, step, outs)
 
-    def loop_with_bits(made: list[Array]) -> list[Array]:
-        held = [{"whole": leaf.whole, "lefts": leaf.lefts, "rights": leaf.rights} for leaf in leaves]
+    def loop_with_bits(outs: list[Array]) -> list[Array]:
+        operands = [{"whole": leaf.whole, "lefts": leaf.lefts, "rights": leaf.rights} for leaf in leaves]
 
-        # XLA's CPU backend has no slices of bfloat16. It would widen all of an operand before the loop: the barrier keeps that
-        # in the loop, where it is one with the slice. And it would widen all of the output in each step: written as integers
-        # it is not, and as they turn into integers and back where they are written, nothing is copied.
-        def step(j: Array, made: list[Array]) -> list[Array]:
-            here, j = jax.lax.optimization_barrier((held, j))
+        # XLA's CPU backend can't slice bfloat16. It would convert whole operands to float32 before the loop; the barrier keeps
+        # the conversion in the loop, where it is fused with the slice. It would also convert the whole output in each step,
+        # but not when integers are written. The casts to integers and back are fused with the write, so nothing is copied.
+        def step(j: _Step, outs: list[Array]) -> list[Array]:
+            here, j = jax.lax.optimization_barrier((operands, j))
             found = [_block(leaf._replace(**x), mixing, j) for leaf, x in zip(leaves, here, strict=True)]
-            return [_write_bits(x, theta, place) for x, (theta, place) in zip(made, found, strict=True)]
+            return [_write_bits(x, theta, place) for x, (theta, place) in zip(outs, found, strict=True)]
 
-        return jax.lax.fori_loop(0, steps, step, made)
+        return jax.lax.fori_loop(0, steps, step, outs)
 
-    if all(x.dtype.itemsize > 2 for x in made):
-        return loop(made)
-    return jax.lax.platform_dependent(made, cpu=loop_with_bits, default=loop)
+    if all(x.dtype.itemsize > 2 for x in outs):
+        return loop(outs)
+    return jax.lax.platform_dependent(outs, cpu=loop_with_bits, default=loop)
 
 
 def _write_bits(x: Array, theta: Array, place: tuple[Any, Any, Any]) -> Array:
@@ -147,15 +152,15 @@ def _write_bits(x: Array, theta: Array, place: tuple[Any, Any, Any]) -> Array:
     return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice(bits, written, place), x.dtype)
 
 
-def _block(leaf: _Matrices, mixing: Array, j: Array) -> tuple[Array, tuple[Any, Any, Any]]:
-    """The j-th matrix of a stack, or block of a single one, ``[1, rows, columns]``, and where it belongs."""
+def _block(leaf: _Matrices, mixing: Array, j: _Step) -> tuple[Array, tuple[Any, Any, Any]]:
+    """The j-th matrix of a stack, or block of a single matrix, ``[1, rows, columns]``, and its position."""
     rows, columns = leaf.rows, leaf.columns
     _, m, n = leaf.whole.base.shape
-    # a last block that would reach too far is moved back by dynamic_slice, and makes some of its neighbour again
+    # dynamic_slice moves a last block that exceeds the matrix back, so that it overlaps its neighbour
     place = (j, 0, 0) if (rows, columns) == (m, n) else (0, j * rows, 0) if m >= n else (0, 0, j * columns)
     i, row, column = place
 
-    def cut(x: Array, row: Array | int, column: Array | int, rows: int, columns: int) -> Array:
+    def cut(x: AnyArray, row: Array | int, column: Array | int, rows: int, columns: int) -> Array:
         return jax.lax.dynamic_slice(x, (i, row, column), (1, rows, columns))[0]
 
     product = 0.0
@@ -163,9 +168,9 @@ def _block(leaf: _Matrices, mixing: Array, j: Array) -> tuple[Array, tuple[Any, 
         directions = scale.shape[-1]
         u, vt = cut(left, row, 0, rows, directions), cut(right, 0, column, directions, columns)
         diagonal = jax.lax.dynamic_index_in_dim(scale, i, keepdims=False)
-        if u.dtype != jnp.float32:  # always the same factor is rounded, whatever part of the matrix is made here
-            u = (u * diagonal[None, :]).astype(u.dtype)
-        elif rows <= columns:  # diag(c ⊙ s) goes to the smaller factor
+        if u.dtype != jnp.float32:  # the same factor is rounded for every block size
+            u = (u.astype(jnp.float32) * diagonal[None, :]).astype(u.dtype)
+        elif rows <= columns:  # diag(c ⊙ s) scales the smaller factor
             u = u * diagonal[None, :]
         else:
             vt = diagonal[:, None] * vt
@@ -186,10 +191,10 @@ def _mix(parts: Parts, mixing: Array, product: Array | float) -> Array:
 
 
 def block_shape(m: int, n: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the largest blocks that a matrix outside of a stack is made in.
+    """The rows and columns of the largest blocks in which a matrix outside of a stack is computed.
 
-    The longer side is cut, so that what is read again for every block is the shorter factor: into the fewest parts of which
-    neither the product nor its factor is larger than :data:`_BLOCK`. The last part may reach beyond the matrix.
+    The longer side is cut, so that the shorter factor is the one read again for every block. There are as few blocks as
+    possible with a product and a factor of at most :data:`_BLOCK` elements. The last block may exceed the matrix.
 
     Args:
         m: rows of the matrix.
@@ -200,7 +205,7 @@ def block_shape(m: int, n: int, width: int) -> tuple[int, int]:
 
 
 def _blocks(m: int, n: int, width: int, loops: Collection[int] = ()) -> int:
-    """The fewest blocks, or as many as a loop has steps where that makes them small, and less is read again than made."""
+    """The fewest blocks, or the steps of an existing loop if then blocks fit in the cache and cost few repeated reads."""
     long, short = max(m, n), max(min(m, n), width)
     fewest = -(-long // max(1, _BLOCK // short))
     fitting = (steps for steps in loops if fewest <= steps <= long // width and m * n <= steps * _CACHED)

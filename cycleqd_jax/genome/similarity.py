@@ -1,4 +1,4 @@
-"""How alike experts are: the paper's measure of singular values, and the cosine of whole task vectors."""
+"""Similarity of experts: the paper's measure of singular values, and the cosine of whole task vectors."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 
 from cycleqd_jax.genome.basis import change_at, changes_of
 from cycleqd_jax.operators.svd import HIGHEST
-from cycleqd_jax.types import Adapter, Array, Float, Int, LowRank, Params, tree_paths
+from cycleqd_jax.types import Adapter, AnyArray, Array, Float, Int, LowRank, Params, tree_paths
 
 __all__ = ["Similarity", "inner_products", "similarity"]
 
 Table = list[list[float | None]]
-"""A number for every pair of experts; None where there is none, as one of them is the base itself."""
+"""A number for every pair of experts; None where one of the pair equals the base."""
 
 
 class Similarity(NamedTuple):
-    """Of every pair of experts.
+    """The similarity of every pair of experts.
 
     Attributes:
         singular_values: the paper's s = mean over matrices l of cos(diag Σ_l,A, diag Σ_l,B). Matrices that one of the pair does
-            not change have no such cosine, and are left out. It says how alike the *spectra* are, and is high for any two
-            experts: it does not see directions.
+            not change have no cosine and are left out. It compares *spectra* only, not directions, and is high for any two
+            experts.
         task_vectors: the cosine ⟨τ_A, τ_B⟩ / (‖τ_A‖ ‖τ_B‖) over the whole model.
     """
 
@@ -36,15 +36,15 @@ class Similarity(NamedTuple):
 
 
 def similarity(
-    base: Params, experts: Sequence[Params | Adapter], singular_values: Mapping[str, Float[Array | np.ndarray, "k *stack r"]]
+    base: Params, experts: Sequence[Params | Adapter], singular_values: Mapping[str, Float[AnyArray, "k ..."]]
 ) -> Similarity:
-    """How alike the experts are, pair by pair.
+    """The similarity of all pairs of experts.
 
     Args:
         base: weights θ_base.
-        experts: weights of each, or what it adds to the base.
-        singular_values: of every matrix leaf, by path: the ``s`` of its :class:`~cycleqd_jax.genome.basis.Basis`. Where the
-            basis keeps some directions alone, the cosine is that of those.
+        experts: the weights of each, or its adapter.
+        singular_values: the ``s`` of the :class:`~cycleqd_jax.genome.basis.Basis` of every matrix leaf, ``[K, *stack, r]``, by
+            path. For a truncated basis the cosine is that of the kept singular values.
 
     Returns:
         Tables ``[K][K]``.
@@ -67,13 +67,13 @@ def _quotients(above: np.ndarray, below: np.ndarray) -> Table:
 
 
 def inner_products(base: Params, experts: Sequence[Params | Adapter]) -> Float[np.ndarray, "k k"]:
-    """⟨τ_A, τ_B⟩ of every pair of experts over the whole model, from weights, or from the factors of low-rank updates.
+    """⟨τ_A, τ_B⟩ of every pair of experts over the whole model, from weights or from the factors of low-rank updates.
 
-    Rows of matrices are summed in float32, all the rest in float64; nothing larger than one matrix is made.
+    Rows of matrices are summed in float32, everything else in float64. No array is larger than one matrix.
 
     Args:
         base: weights θ_base.
-        experts: weights of each, or what it adds to the base.
+        experts: the weights of each, or its adapter.
     """
     pairs = list(itertools.combinations_with_replacement(range(len(experts)), 2))
     total = np.zeros((len(experts), len(experts)))
@@ -86,12 +86,12 @@ def inner_products(base: Params, experts: Sequence[Params | Adapter]) -> Float[n
 
 
 def _leaf_products(leaf: Array, changes: list[tuple[LowRank | Array | None, bool]]) -> Iterator[tuple[Array, ...]]:
-    """Parts of the inner products of every pair."""
-    given = [change for change, _ in changes if change is not None]
-    if not given:
+    """Partial sums of the inner product of every pair."""
+    low_rank = [change for change, _ in changes if change is None or isinstance(change, LowRank)]
+    if all(change is None for change, _ in changes):
         return
-    if all(isinstance(change, LowRank) for change in given):
-        yield _factored(tuple(change for change, _ in changes))  # type: ignore[arg-type]
+    if len(low_rank) == len(changes):
+        yield _factored(tuple(low_rank))
         return
     values, weights = zip(*changes, strict=True)
     for at in np.ndindex(*leaf.shape[:-2]):

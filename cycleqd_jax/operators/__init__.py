@@ -1,11 +1,11 @@
 """Operators of CycleQD on weights: task vectors, adapters, SVD, crossover, mutation, merge.
 
-Everything here works on any pytree of arrays (Flax Linen or NNX states, plain dicts …), is pure, jitted and vmapped across
-stacked matrices, and needs nothing but JAX: other projects are welcome to import this room alone.
+All operators work on any pytree of arrays (Flax Linen or NNX states, plain dicts …). They are pure, jitted and vmapped across
+stacked matrices, and need only JAX, so that other projects can import this package alone.
 
-A leaf is a *matrix* when the last two axes span one; leading axes are a stack of matrices (layers, experts, heads) that are
-treated one by one. Leaves with ``norm`` or ``bias`` in their path, vectors and scalars are not matrices: SVD mutation lets
-them pass (:func:`is_matrix`, replaceable everywhere by a predicate of your own).
+A *matrix* is a leaf with at least two axes; leading axes are a stack of matrices (layers, experts, heads) that are treated
+separately. Vectors, scalars and leaves with ``norm`` or ``bias`` in their path are not matrices, and SVD mutation leaves them
+unchanged (:func:`is_matrix`; every operator also takes your own predicate).
 """
 
 from cycleqd_jax.operators.adapter import apply_adapter, dense_update

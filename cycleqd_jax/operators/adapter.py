@@ -1,4 +1,4 @@
-"""Experts given as what they add to their base: low-rank updates (LoRA) and updates of whole leaves."""
+"""Experts as adapters of their base: low-rank updates (LoRA) and updates of whole leaves."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ __all__ = ["apply_adapter", "check_updates", "dense_update"]
 
 
 def check_updates(adapter: Adapter, base: Params, what: str = "the adapter") -> None:
-    """Refuses an adapter that does not fit a base.
+    """Checks that an adapter matches a base.
 
     Args:
         adapter: the adapter to check.
         base: weights θ_base (arrays or ``ShapeDtypeStruct``).
-        what: how to call the adapter in the error.
+        what: the name of the adapter in the error.
 
     Raises:
-        InputError: naming the first update that is of no leaf of the base, of another shape, or not floating point.
+        InputError: an update is for a leaf that the base does not have, has another shape, or is not floating point. The
+            message names the first one.
     """
     leaves = dict(tree_paths(base))
     for path, update in adapter.updates.items():
         if path not in leaves:
-            raise InputError(f"{what} changes {path!r}, which is no leaf of the base: they must share one architecture.")
+            raise InputError(f"expected updates of leaves of the base, got {path!r} in {what}: use models of one architecture")
         expected = tuple(leaves[path].shape)
         if isinstance(update, LowRank):
             a, b = tuple(update.a.shape), tuple(update.b.shape)
@@ -38,18 +39,18 @@ def check_updates(adapter: Adapter, base: Params, what: str = "the adapter") -> 
             fits, got = tuple(update.shape) == expected, f"shape {tuple(update.shape)}"
         if not fits:
             raise InputError(
-                f"{what}: its update of {path!r} has {got}, the base has {expected}: they must share one architecture and "
-                "vocabulary."
+                f"expected shape {expected} of the base for the update of {path!r}, got {got} in {what}: use models of one "
+                "architecture and vocabulary"
             )
         for part in jax.tree.leaves(update):
             if not jnp.issubdtype(part.dtype, jnp.floating):
                 raise InputError(
-                    f"{what}: its update of {path!r} has dtype {part.dtype}: an update is of floating-point numbers."
+                    f"expected a floating-point update of {path!r}, got dtype {part.dtype} in {what}: convert the update"
                 )
 
 
 def dense_update(update: LowRank | Array | np.ndarray) -> Float[Array, "*shape"]:
-    """What an update adds to its leaf: the product a @ b of a low-rank one, another as it is.
+    """What an update adds to its leaf: the product a @ b of a low-rank update, or the update of a whole leaf.
 
     Args:
         update: of one leaf.
@@ -74,16 +75,16 @@ def _apply(base: Params, updates: Mapping[str, LowRank | Array]) -> Params:
 
 
 def apply_adapter(base: Params, adapter: Adapter) -> Params:
-    """θ = θ_base + a @ b leaf by leaf: the adapter merged into its base.
+    """Merges an adapter into its base: θ = θ_base + a @ b for every leaf.
 
     The product and the sum are taken in float32 and cast once to the dtypes of the base.
 
     Args:
         base: weights θ_base.
-        adapter: what to add.
+        adapter: the updates to add.
 
     Returns:
-        Weights with the dtypes of ``base``; leaves that the adapter does not name are those of the base.
+        Weights with the dtypes of ``base``; leaves without an update are those of the base.
 
     Raises:
         InputError: see :func:`check_updates`.

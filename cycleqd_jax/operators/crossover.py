@@ -1,4 +1,4 @@
-"""Linear crossover of task vectors, or of anything that depends on them linearly."""
+"""Linear crossover of task vectors, or of values that depend on them linearly."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def crossover_weights(key: PRNGKeyArray, mu: float = 1.0, sigma: float = 0.03) -
 def normalize_weights(omega: Float[Array, 2]) -> Float[Array, 2]:
     """(ω1, ω2) / (ω1 + ω2): weights that sum to one.
 
-    The reference code divides unguarded. Here a pair whose sum is within 1e-3 of zero, for which the quotient would blow
-    the child up, stands for the mean of the parents.
+    The reference code always divides. Here a pair whose sum is within 1e-3 of zero gives the mean of the parents, because the
+    quotient would make the child arbitrarily large.
 
     Args:
         omega: raw weights.
@@ -54,12 +54,12 @@ def linear_crossover(parent1: PyTree[Array], parent2: PyTree[Array], omega: Floa
         The child, float32.
 
     Raises:
-        InputError: when the trees differ, naming the leaf.
+        InputError: the trees differ; the message names the leaf.
     """
     check_same_shapes(parent2, parent1, "the second parent", "first parent")
     w = normalize_weights(jnp.asarray(omega, jnp.float32))
 
-    # p1 + w2 (p2 − p1) rather than w1 p1 + w2 p2: equal parents have exactly that child
+    # p1 + w2 (p2 − p1) instead of w1 p1 + w2 p2: the child of equal parents is exactly equal to them
     def cross(p1: Array, p2: Array) -> Array:
         p1, p2 = p1.astype(jnp.float32), p2.astype(jnp.float32)
         return p1 + w[1] * (p2 - p1)

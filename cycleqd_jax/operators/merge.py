@@ -50,10 +50,13 @@ def merge(base: Params, task_vectors: Sequence[PyTree[Array]], weights: Sequence
         Weights with the dtypes of ``base``; the sum is taken in float32.
 
     Raises:
-        InputError: when there is not one weight for each task vector, or a tree differs from the base.
+        InputError: the numbers of weights and task vectors differ or are zero, or a tree differs from the base.
     """
     if len(task_vectors) == 0 or len(weights) != len(task_vectors):
-        raise InputError(f"merge needs one weight for each task vector, got {len(weights)} for {len(task_vectors)}.")
+        raise InputError(
+            f"expected one weight for each of at least one task vector to merge, got {len(weights)} for {len(task_vectors)}: "
+            "correct the weights"
+        )
     for k, tau in enumerate(task_vectors):
         check_same_shapes(tau, base, f"task vector {k}")
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *task_vectors)

@@ -20,8 +20,8 @@ __all__ = ["gaussian_mutation", "matrix_keys", "mutation_coefficients", "svd_mut
 def matrix_keys(key: PRNGKeyArray, path: str, stack: tuple[int, ...]) -> Key[Array, "*stack"]:
     """A key for every matrix of a leaf.
 
-    The key of a matrix depends on the leaf's path and the matrix's place in the stack alone: not on the other leaves, on
-    how many layers are stacked after it, or on how the leaf is sharded.
+    The key of a matrix depends only on the leaf's path and the index of the matrix in the stack. It does not depend on other
+    leaves, the number of layers stacked after it, or the sharding of the leaf.
 
     Args:
         key: of the individual.
@@ -60,26 +60,28 @@ def mutation_coefficients(
 def svd_mutation(
     key: PRNGKeyArray, tau: PyTree[Array], factors: Mapping[str, Factors], w_max: float | Array = 0.3
 ) -> PyTree[Array]:
-    """τ_l + U_l (Σ_l ⊙ w) V_lᵀ for every matrix l, w ~ U[0, w_max]^r; other leaves pass.
+    """τ_l + U_l (Σ_l ⊙ w) V_lᵀ for every matrix l, w ~ U[0, w_max]^r; other leaves are unchanged.
 
-    Whose SVD it is is the caller's choice: the reference code takes the expert of the active task, a literal reading of the
-    paper takes the child's own.
+    The caller chooses the SVD. The reference code takes that of the active task's expert; a literal reading of the paper takes
+    that of the child.
 
     Args:
         key: consumed; a typed PRNG key.
         tau: task vector of the child.
-        factors: from :func:`~cycleqd_jax.operators.factorize`; leaves without factors pass.
+        factors: from :func:`~cycleqd_jax.operators.factorize`; leaves without factors are unchanged.
         w_max: upper end of the uniform distribution.
 
     Returns:
         The mutated task vector.
 
     Raises:
-        InputError: when there are factors of a leaf that ``tau`` does not have.
+        InputError: there are factors of a leaf that ``tau`` does not have.
     """
     stray = sorted(set(factors) - {path for path, _ in tree_paths(tau)})
     if stray:
-        raise InputError(f"the factors have {stray[0]!r}, which is no leaf of the task vector: factorize a tree like it.")
+        raise InputError(
+            f"expected factors of leaves of the task vector, got factors of {stray[0]!r}: factorize a tree like it"
+        )
     w_max = jnp.asarray(w_max, jnp.float32)
 
     def mutate(path, leaf: Array) -> Array:
@@ -97,7 +99,7 @@ def svd_mutation(
 def gaussian_mutation(
     key: PRNGKeyArray, tau: PyTree[Array], sigma: float | Array, predicate: MatrixPredicate = is_matrix
 ) -> PyTree[Array]:
-    """τ_l + ε, ε ~ N(0, σ²) for every entry of every matrix l (the paper's ablation); other leaves pass.
+    """τ_l + ε, ε ~ N(0, σ²) for every entry of every matrix l (the paper's ablation); other leaves are unchanged.
 
     Args:
         key: consumed; a typed PRNG key.

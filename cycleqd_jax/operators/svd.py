@@ -12,44 +12,44 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cycleqd_jax.types import Array, Float, InputError, LowRank, PyTree, tree_paths
+from cycleqd_jax.types import AnyArray, Array, Float, InputError, LowRank, PyTree, tree_paths
 
 __all__ = ["Factors", "MatrixPredicate", "Method", "compose", "decompose", "factorize", "factorize_low_rank", "is_matrix"]
 
 MatrixPredicate = Callable[[str, Array | jax.ShapeDtypeStruct], bool]
-"""``predicate(path, leaf)``: does SVD mutation act on this leaf? Paths read ``"layers/attn/q"``."""
+"""``predicate(path, leaf)``: whether SVD mutation acts on this leaf; paths have the form ``"layers/attn/q"``."""
 
 HIGHEST = jax.lax.Precision.HIGHEST  # TensorFloat-32 would round the factors to 10 bits
 
 
 Method = Literal["svd", "gram", "randomized"]
-"""How matrices are decomposed: see :func:`factorize`."""
+"""The method of decomposition: see :func:`decompose`."""
 
 OVERSAMPLING, ITERATIONS = 16, 2
-"""Of randomised subspace iteration: directions beyond the rank, and how often the matrix is applied again."""
+"""Of randomised subspace iteration: the directions beyond the rank, and the number of power iterations."""
 
 
 class Factors(NamedTuple):
     """The decomposition U diag(s) Vᵀ of the matrices of one leaf; leading axes are those of the leaf.
 
-    How nearly orthonormal the directions are depends on the method: see :func:`decompose`.
+    The method determines how close to orthonormal the directions are: see :func:`decompose`.
 
     Attributes:
         u: ``[*stack, m, r]``, orthonormal columns.
-        s: ``[*stack, r]``, descending, not negative.
+        s: ``[*stack, r]``, descending and nonnegative.
         vt: ``[*stack, r, n]``, orthonormal rows.
     """
 
-    u: Float[Array, "*stack m r"]
-    s: Float[Array, "*stack r"]
-    vt: Float[Array, "*stack r n"]
+    u: Float[AnyArray, "*stack m r"]
+    s: Float[AnyArray, "*stack r"]
+    vt: Float[AnyArray, "*stack r n"]
 
 
 def is_matrix(path: str, leaf: Array | jax.ShapeDtypeStruct) -> bool:
-    """Is this leaf a matrix, or a stack of matrices, of rank above one?
+    """Whether a leaf is a matrix, or a stack of matrices, with more than one row and column.
 
-    As in the reference code everything with "norm" in its name passes through mutation unchanged, however it is stacked; so do
-    biases, vectors and scalars. Embeddings and ``lm_head`` are matrices.
+    As in the reference code, mutation leaves everything with "norm" in its name unchanged, and biases, vectors and scalars
+    too. Embeddings and ``lm_head`` are matrices.
 
     Args:
         path: of the leaf, as ``"layers/attn/q"``.
@@ -62,7 +62,7 @@ def is_matrix(path: str, leaf: Array | jax.ShapeDtypeStruct) -> bool:
 _product = functools.partial(jnp.matmul, precision=HIGHEST)
 
 
-def _transposed(x: Array) -> Array:
+def _transposed(x: AnyArray) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
 
@@ -75,13 +75,13 @@ def _gram(matrices: Array, rank: int) -> Factors:
     if matrices.shape[-2] > matrices.shape[-1]:
         u, s, vt = _gram(_transposed(matrices), rank)
         return Factors(_transposed(vt), s, _transposed(u))
-    # Scaled, so that small task vectors do not underflow when squared.
+    # Scaled, so that the squares of a small task vector do not underflow.
     scale = jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True)
     scale = jnp.where(scale > 0, scale, 1.0)
     matrices = matrices / scale
     _, u = jnp.linalg.eigh(_product(matrices, _transposed(matrices)))  # ascending
     u = u[..., ::-1][..., :rank]
-    rows = _product(_transposed(u), matrices)  # diag(s) Vᵀ, whose norms are better than the roots of eigenvalues
+    rows = _product(_transposed(u), matrices)  # diag(s) Vᵀ; its norms are more precise than square roots of eigenvalues
     s = jnp.linalg.norm(rows, axis=-1)
     vt = rows / jnp.where(s > 0, s, 1.0)[..., None]
     order = jnp.argsort(-s, axis=-1)
@@ -93,7 +93,7 @@ def _gram(matrices: Array, rank: int) -> Factors:
 def _randomized(matrices: Array, rank: int) -> Factors:
     *_stack, m, n = matrices.shape
     width = min(rank + OVERSAMPLING, m, n)
-    # one test matrix for all, of a generator that is named: what is found depends on no batch, device or setting
+    # The same test matrix for all, from an explicit generator: results depend on no batch, device or global setting.
     y = _product(matrices, jax.random.normal(jax.random.key(0, impl="threefry2x32"), (n, width), jnp.float32))
     for _ in range(ITERATIONS):
         q = jnp.linalg.qr(y)[0]
@@ -116,7 +116,7 @@ def _decompose(matrices: Float[Array, "*stack m n"], rank: int, method: Method, 
     flat = matrices.reshape(-1, m, n)
     count = len(flat)
     flat = jnp.pad(flat, ((0, -count % mesh.size), (0, 0), (0, 0)))
-    # XLA does not partition calls of LAPACK and cuSOLVER: every device is handed matrices of its own
+    # XLA does not partition calls of LAPACK and cuSOLVER, so that each device must get its own matrices.
     spread = P(mesh.axis_names)
     local = jax.shard_map(one_by_one, mesh=mesh, in_specs=spread, out_specs=spread)
     found = local(flat.astype(jnp.float32))
@@ -130,36 +130,36 @@ def decompose(
 
     Methods, all in float32; A is one matrix, ε = 6e-8 and σ_1 its largest singular value:
 
-    - ``svd``: LAPACK's or cuSOLVER's own. Singular values to a few ε σ_1; U and V orthonormal to rounding, always.
-    - ``gram``: eigenvectors of the smaller Gram matrix, say the columns of U for m ≤ n, then diag(s) Vᵀ = Uᵀ A. Several times
-      as fast. U is orthonormal to rounding, and so U diag(s) Vᵀ = U Uᵀ A is a projection of A: all of it at full rank. But
-      squaring halves the digits: directions below about √ε σ_1 = 3e-4 σ_1 are mixed with each other, so that the rows of Vᵀ,
-      of norm one each, are not orthogonal there; where s is zero they are zero.
+    - ``svd``: the routine of LAPACK or cuSOLVER. Singular values are accurate to a few ε σ_1; U and V are always orthonormal
+      to rounding.
+    - ``gram``: the eigenvectors of the smaller Gram matrix, for m ≤ n the columns of U; then diag(s) Vᵀ = Uᵀ A. Several times
+      as fast. U is orthonormal to rounding, so that U diag(s) Vᵀ = U Uᵀ A is a projection of A, and equals A at full rank. But
+      squaring halves the digits: directions below about √ε σ_1 = 3e-4 σ_1 are mixed with each other, and the corresponding
+      rows of Vᵀ have norm one but are not orthogonal. Where s is zero, rows are zero.
     - ``randomized``: subspace iteration (Halko, Martinsson & Tropp 2011) with 16 extra directions and two passes, from a fixed
-      test matrix. For ranks far below the matrix': products instead of decompositions. U and V are orthonormal to rounding.
-      Leading directions are exact where singular values fall off; where they don't, those found hold nearly as much energy as
-      the best.
+      test matrix. It needs products instead of decompositions, for ranks far below the matrix's. U and V are orthonormal to
+      rounding. Leading directions are exact where singular values decay; otherwise the retained energy is nearly the best.
 
-    On CPU the last bits depend on how many threads LAPACK uses; runs of the ``cycleqd`` command set it to one
-    (``OPENBLAS_NUM_THREADS=1`` before SciPy is imported), so that they repeat on any number of cores.
+    On CPU the last bits depend on LAPACK's number of threads. The ``cycleqd`` command sets it to one
+    (``OPENBLAS_NUM_THREADS=1`` before SciPy is imported), so that runs repeat on any number of cores.
 
     Args:
-        matrices: a stack, or one.
-        rank: keep the leading ``rank`` directions of each matrix; None, or more than there are, keeps all ``min(m, n)``.
+        matrices: one matrix or a stack.
+        rank: keep the leading ``rank`` directions of each matrix; None, or a rank above ``min(m, n)``, keeps all.
         method: see above.
-        mesh: spread the matrices of the stack over all its devices, which work at the same time; a stack that does not divide
-            is padded with zeros. By default they are decomposed where they lie. Equal, to rounding: ``svd`` bit for bit on CPU.
+        mesh: distribute the matrices of the stack over all its devices; a stack that does not divide is padded with zeros. By
+            default they are decomposed where they are. Results are equal to rounding, and with ``svd`` on CPU bit for bit.
 
     Returns:
-        Float32 factors. Those of a matrix that holds NaN or infinity are NaN.
+        Float32 factors. They are NaN for a matrix with NaN or infinity.
 
     Raises:
-        InputError: when ``rank`` is not positive, or there is no such method.
+        InputError: ``rank`` is not positive, or the method is unknown.
     """
     if method not in _METHODS:
-        raise InputError(f"the method of decomposition must be one of {', '.join(_METHODS)}, but is {method!r}.")
+        raise InputError(f"expected method to be one of {', '.join(_METHODS)}, got {method!r}: correct the config")
     if rank is not None and rank < 1:
-        raise InputError(f"rank must be a positive integer, or null for full rank, but is {rank}.")
+        raise InputError(f"expected rank to be a positive integer, or null for full rank, got {rank}: correct the config")
     full = min(matrices.shape[-2:])
     return _decompose(matrices, full if rank is None else min(rank, full), method, mesh)
 
@@ -175,41 +175,44 @@ def factorize(
 
     Args:
         tau: a task vector (see :func:`~cycleqd_jax.operators.task_vector`).
-        rank: keep the leading ``rank`` directions of each matrix; None keeps all ``min(m, n)``, which is exact. A rank above
-            ``min(m, n)`` keeps all of them.
+        rank: keep the leading ``rank`` directions of each matrix; None, or a rank above ``min(m, n)``, keeps all, which is
+            exact.
         predicate: which leaves are matrices.
         method: see :func:`decompose`.
         mesh: see :func:`decompose`.
 
     Returns:
-        A dict from the path of each matrix leaf to its factors, float32.
+        The float32 factors of each matrix leaf, by path.
 
     Raises:
-        InputError: when ``rank`` is not positive, there is no such method, or a leaf has no decomposition: it holds NaN or
-            infinity. Traced leaves, inside of ``jax.jit``, can't be looked at: theirs are NaN.
+        InputError: ``rank`` is not positive, the method is unknown, or a leaf has NaN or infinity. Inside ``jax.jit`` values
+            can't be checked; the factors are NaN instead.
     """
     factors = {}
     for path, leaf in tree_paths(tau):
         if predicate(path, leaf):
             found = decompose(leaf, rank, method, mesh)
             if not isinstance(found.s, Tracer) and not bool(jnp.all(jnp.isfinite(found.s))):
-                raise InputError(f"the leaf {path!r} can't be decomposed: it holds NaN, infinity or numbers near the largest.")
+                raise InputError(
+                    f"expected a matrix that can be decomposed as leaf {path!r}, got NaN, infinity or values near the float32 "
+                    "maximum: correct the weights"
+                )
             factors[path] = found
     return factors
 
 
 @jax.jit
 def factorize_low_rank(update: LowRank) -> Factors:
-    """A B = U Σ Vᵀ for every matrix of a low-rank update, from its factors: the product is never formed.
+    """A B = U Σ Vᵀ for every matrix of a low-rank update, from its factors without forming the product.
 
     With A = Q_a R_a and Bᵀ = Q_b R_b, the decomposition of the small core R_a R_bᵀ = U' Σ V'ᵀ gives U = Q_a U' and
-    Vᵀ = (Q_b V')ᵀ, exactly. What :func:`decompose` says of the last bits on CPU holds here too.
+    Vᵀ = (Q_b V')ᵀ, exactly. On CPU the last bits vary as described for :func:`decompose`.
 
     Args:
         update: a ``[*stack, m, r]`` and b ``[*stack, r, n]``.
 
     Returns:
-        Factors of ``min(m, n, r)`` directions, float32. Zero columns of a, or rows of b, give zero singular values.
+        Float32 factors with ``min(m, n, r)`` directions. Zero columns of a and zero rows of b give zero singular values.
     """
     qa, ra = jnp.linalg.qr(update.a.astype(jnp.float32))
     qb, rb = jnp.linalg.qr(jnp.swapaxes(update.b.astype(jnp.float32), -1, -2))
@@ -222,7 +225,7 @@ def compose(factors: Factors, coefficients: Float[Array, "*stack r"] | None = No
 
     Args:
         factors: of one leaf.
-        coefficients: c, ``[*stack, r]``; None is all ones, which gives the (truncated) matrix back.
+        coefficients: c, ``[*stack, r]``; None is all ones, which gives the (truncated) matrix.
 
     Returns:
         ``[*stack, m, n]``, float32.

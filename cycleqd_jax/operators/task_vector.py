@@ -1,4 +1,4 @@
-"""Task vectors τ = θ − θ_base, in float32 whatever the dtype of the weights."""
+"""Task vectors τ = θ − θ_base, in float32 for weights of any dtype."""
 
 from __future__ import annotations
 
@@ -12,36 +12,43 @@ __all__ = ["apply_task_vector", "check_same_shapes", "matrix_norm", "relative_no
 
 
 def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str = "base") -> None:
-    """Refuses a tree whose leaves are not those of another one.
+    """Checks that a tree has the leaves of another one.
 
     Args:
         tree: the tree to check.
-        like: the tree it must resemble (arrays or ``ShapeDtypeStruct``).
-        what: how to call ``tree`` in the error.
-        of: how to call ``like`` in the error.
+        like: the tree to compare with (arrays or ``ShapeDtypeStruct``).
+        what: the name of ``tree`` in the error.
+        of: the name of ``like`` in the error.
 
     Raises:
-        InputError: naming the first leaf that is missing, unexpected, of another shape or not floating point; also for other
-            containers.
+        InputError: a leaf is missing, unexpected, of another shape or not floating point, or containers differ. The message
+            names the first such leaf.
     """
     got, expected = dict(tree_paths(tree)), dict(tree_paths(like))
     for path in {**expected, **got}:
         if path not in got:
-            raise InputError(f"{what} lack the leaf {path!r} that the {of} has: they must share one architecture.")
+            raise InputError(
+                f"expected the leaf {path!r} of the {of}, got no such leaf in {what}: use trees of one architecture"
+            )
         if path not in expected:
-            raise InputError(f"{what} have the leaf {path!r} that the {of} lacks: they must share one architecture.")
+            raise InputError(
+                f"expected the leaves of the {of}, got another leaf {path!r} in {what}: use trees of one architecture"
+            )
         if got[path].shape != expected[path].shape:
             raise InputError(
-                f"{what}: leaf {path!r} has shape {got[path].shape}, the {of} has {expected[path].shape}: they must share "
-                "one architecture and vocabulary."
+                f"expected shape {expected[path].shape} of the {of} for leaf {path!r}, got {got[path].shape} in {what}: use "
+                "trees of one architecture and vocabulary"
             )
         if not jnp.issubdtype(got[path].dtype, jnp.floating):
             raise InputError(
-                f"{what}: leaf {path!r} has dtype {got[path].dtype}: pass the weights alone, without counters and random "
-                "states (of a Flax NNX model, nnx.state(model, nnx.Param))."
+                f"expected floating-point leaves, got dtype {got[path].dtype} for leaf {path!r} in {what}: pass only the "
+                "weights, without counters and random states (of a Flax NNX model, nnx.state(model, nnx.Param))"
             )
     if jax.tree.structure(tree) != jax.tree.structure(like):
-        raise InputError(f"{what} have the leaves of the {of} in other containers: expected {jax.tree.structure(like)}.")
+        raise InputError(
+            f"expected the containers {jax.tree.structure(like)} of the {of}, got {jax.tree.structure(tree)} in {what}: use "
+            "the same containers"
+        )
 
 
 @jax.jit
@@ -52,17 +59,17 @@ def _subtract(params: Params, base: Params) -> Params:
 def task_vector(params: Params, base: Params) -> PyTree[Array]:
     """τ = θ − θ_base, leaf by leaf.
 
-    The subtraction is done in float32; the reference code does it in bfloat16, which loses most of a small τ.
+    The subtraction is in float32; the reference code subtracts in bfloat16, which loses most of a small τ.
 
     Args:
         params: weights θ of a fine-tuned model.
-        base: weights θ_base of the model it was tuned from, the same tree of shapes.
+        base: weights θ_base of the model that was fine-tuned, the same tree of shapes.
 
     Returns:
         A tree like ``base`` with float32 leaves.
 
     Raises:
-        InputError: when the trees differ, naming the leaf.
+        InputError: the trees differ; the message names the leaf.
     """
     check_same_shapes(params, base)
     return _subtract(params, base)
@@ -81,21 +88,21 @@ def _matrices(tree: PyTree[Array]) -> list[Array]:
 
 
 def matrix_norm(tree: PyTree[Array]) -> float:
-    """The Frobenius norm over all matrices of a tree, of which there is at least one."""
+    """The Frobenius norm over all matrices of a tree with at least one matrix."""
     return float(_norm(_matrices(tree)))
 
 
 def relative_norm(params: Params, base: Params) -> float:
     """‖θ − θ_base‖ / ‖θ_base‖ over all matrices: a few hundredths for a fine-tuning, about √2 for an unrelated model.
 
-    The gains of norms, which are alike in all models, are left out.
+    The gains of norms are left out, because they are similar in all models.
 
     Args:
         params: weights θ.
         base: weights θ_base, the same tree of shapes, with at least one matrix.
 
     Raises:
-        InputError: when the trees differ, naming the leaf.
+        InputError: the trees differ; the message names the leaf.
     """
     check_same_shapes(params, base)
     return float(_norm(_matrices(params), _matrices(base))) / matrix_norm(base)

@@ -1,4 +1,4 @@
-"""What CycleQD is measured against, and what makes its experts."""
+"""Fine-tuning: the base, the experts, and models trained on all data."""
 
 from cycleqd_jax.training.finetune import TrainMetrics, TrainOptions, finetune
 

@@ -1,8 +1,8 @@
-"""Supervised training of the whole model: pretraining of a tiny base, one expert per task, and one model on all data.
+"""Supervised training of all weights: pretraining of a tiny base, one expert per task, and one model on all data.
 
-AdamW with a linear warm-up and a cosine decay, as the paper's experts were made (β = 0.9, 0.95; the rate rises over the first
-10 % of the steps and falls to 0.2 of its peak). Several steps run per dispatch; weights and moments are float32, whatever the
-model's dtype, and cast once at the end.
+AdamW with a linear warm-up and a cosine decay, as for the paper's experts (β = 0.9, 0.95; the rate rises over the first 10 % of
+the steps and falls to 0.2 of its peak). Several steps run per dispatch. Weights and moments are float32 for models of any
+dtype, and the weights are cast once at the end.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from cycleqd_jax.types import InputError, Params, Progress, no_progress
 __all__ = ["Example", "TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss"]
 
 Example = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a conversation, and for each whether it is to be learned (1: a token of a reply) or not (0)."""
+"""The token ids of a conversation, and a mask: 1 for a token to learn (of a reply), otherwise 0."""
 
-_BUCKET = 16  # sequences are padded to a multiple of this: few shapes, so few compilations
+_BUCKET = 16  # sequences are padded to a multiple of this, for few shapes and few compilations
 _GROUPED_BUCKET = 32
-_WINDOW = 16  # batches whose examples are sorted by length together
+_WINDOW = 16  # batches; their examples are sorted by length together
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How to train.
+    """Options of a training.
 
     Attributes:
         steps: number of updates.
         batch_size: conversations per update.
         learning_rate: the peak.
-        final_ratio: the last learning rate, as a share of the peak.
-        warmup: share of the steps over which the rate rises linearly from 0.
+        final_ratio: the last learning rate, as a fraction of the peak.
+        warmup: the fraction of the steps over which the rate rises linearly from 0.
         betas: decay rates of AdamW's two moments.
-        weight_decay: decoupled, of matrices only (norms' gains are spared).
-        clip: largest global norm of a gradient.
-        steps_per_dispatch: updates that run on the device between two looks at the loss; padded to the same length.
-        group_by_length: batch conversations of about the same length, and run each step on its own, so that little is padded.
+        weight_decay: decoupled; not applied to the gains of norms.
+        clip: the largest global norm of a gradient.
+        steps_per_dispatch: updates per host sync; their batches are padded to the same length.
+        group_by_length: batch conversations of similar length and sync after every step, to reduce padding.
     """
 
     steps: int
@@ -64,7 +64,7 @@ class TrainOptions:
         for name in ("steps", "batch_size", "steps_per_dispatch"):
             if getattr(self, name) < 1:
                 raise InputError(
-                    f"expected {name} of a training to be 1 or more, got {getattr(self, name)}: correct the config"
+                    f"expected {name} of a training to be at least 1, got {getattr(self, name)}: correct the config"
                 )
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
@@ -73,12 +73,12 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainMetrics:
-    """What a training was like.
+    """Metrics of a training.
 
     Attributes:
         losses: the loss of every step, in nats per learned token, Float ``[steps]``.
-        tokens: tokens seen, padding not counted.
-        seconds: wall time, compilation included.
+        tokens: the number of tokens, without padding.
+        seconds: wall time, including compilation.
     """
 
     losses: np.ndarray
@@ -95,14 +95,14 @@ def learning_rates(options: TrainOptions) -> Float[np.ndarray, " steps"]:
         decay_steps=options.steps,
         end_value=options.final_ratio * options.learning_rate,
     )
-    # Step n uses the rate after n + 1 ticks: the first update is not lost to a rate of 0.
+    # Step n uses the rate of the schedule's step n + 1, so that the first rate is not 0.
     return np.asarray([schedule(step + 1) for step in range(options.steps)], np.float32)
 
 
 def loss(
     params: Params, config: llama.LlamaConfig, tokens: Int[Array, "batch time"], mask: Float[Array, "batch time"]
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the tokens with ``mask`` 1, each predicted from those before it, in nats."""
+    """The mean cross-entropy of the tokens with ``mask`` 1, each predicted from the tokens before it, in nats."""
     logits = llama.forward(params, config, tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     weights = mask[:, 1:]
@@ -114,7 +114,7 @@ def _decayed(params: Params) -> Any:
 
 
 def _optimizer(betas: tuple[float, float], weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """AdamW at a learning rate of 1: the rate of the step is applied by the loop, so that one program serves all schedules."""
+    """AdamW at a learning rate of 1; the loop multiplies by the rate of the step, so that all schedules share one program."""
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(1.0, *betas, weight_decay=weight_decay, mask=_decayed))
 
 
@@ -129,13 +129,14 @@ def _train(
     config: llama.LlamaConfig,
     optimizer_options: tuple[tuple[float, float], float, float],
 ) -> tuple[Params, Any, Float[Array, " step"]]:
-    """``count`` updates, the first of those given; a shorter last dispatch runs the same compiled program."""
+    """Runs the first ``count`` of the given updates, so that a shorter last dispatch uses the same compiled program."""
     optimizer = _optimizer(*optimizer_options)
 
     def update(step: Array, carry: Any) -> Any:
         params, state, losses = carry
         value, gradients = jax.value_and_grad(loss)(params, config, tokens[step], mask[step])
-        updates, state = optimizer.update(gradients, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies Python floats by integer counters
+            updates, state = optimizer.update(gradients, state, params)
         params = jax.tree.map(lambda p, u: p + rates[step] * u, params, updates)
         return params, state, losses.at[step].set(value)
 
@@ -143,9 +144,10 @@ def _train(
 
 
 def _batches(examples: Sequence[Example], options: TrainOptions, seed: int) -> Iterator[np.ndarray]:
-    """Indices of the examples of every step, Int ``[batch]``: one random permutation after another.
+    """The indices of the examples of every step, Int ``[batch]``, from consecutive random permutations.
 
-    With ``group_by_length`` those of a window of steps are sorted by length, cut into batches, and these shuffled.
+    With ``group_by_length`` the examples of a window of steps are sorted by length and cut into batches, and the batches are
+    shuffled.
     """
     rng = np.random.default_rng(seed)
     order = np.empty(0, np.int64)
@@ -164,22 +166,23 @@ def _batches(examples: Sequence[Example], options: TrainOptions, seed: int) -> I
 
 def _check(examples: Sequence[Example], config: llama.LlamaConfig) -> None:
     if not examples:
-        raise InputError("expected at least one training example, got none: check the data that the model is trained on")
+        raise InputError("expected at least one training example, got none: check the training data")
     for number, (ids, mask) in enumerate(examples):
         if len(ids) != len(mask) or len(ids) < 2 or not any(mask[1:]):
             raise InputError(
-                f"expected 2 or more tokens, as many mask values and one token to learn in training example {number}, got "
-                f"{len(ids)} tokens, {len(mask)} mask values of which {sum(map(bool, mask))} are set: correct the data"
+                "expected at least 2 tokens, as many mask values and a token to learn after the first, got "
+                f"{len(ids)} tokens and {len(mask)} mask values, {sum(map(bool, mask))} of them 1, in training example "
+                f"{number}: correct the data"
             )
         if len(ids) > config.context_length:
             raise InputError(
-                f"expected at most the model's context_length = {config.context_length} tokens in training example "
-                f"{number}, got {len(ids)}: shorten the data or enlarge the model's context"
+                f"expected at most context_length = {config.context_length} tokens, got {len(ids)} in training example "
+                f"{number}: shorten the data or enlarge the model's context"
             )
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:
             raise InputError(
-                f"expected token ids from 0 to {config.vocab_size - 1} in training example {number}, got {min(ids)} to "
-                f"{max(ids)}: use the tokenizer that belongs to the model"
+                f"expected token ids from 0 to {config.vocab_size - 1}, got {min(ids)} to {max(ids)} in training example "
+                f"{number}: use the model's own tokenizer"
             )
 
 
@@ -197,29 +200,29 @@ def finetune(
     The same arguments give the same bits on the same machine.
 
     Args:
-        params: the weights to start from; not changed.
+        params: the initial weights; they are not changed.
         config: the model.
-        examples: tokenised conversations; they are shuffled, again and again, for as many steps as asked.
-        options: how to train.
+        examples: tokenised conversations; every pass over them has a new random order.
+        options: of the training.
         seed: of the order of the examples.
-        progress: told the loss and the learning rate after every dispatch.
-        stage: the name that progress and errors call this training by.
+        progress: called with the loss and the learning rate after every dispatch.
+        stage: the name of this training in progress and errors.
 
     Returns:
-        The new weights, of the dtype of the old ones, and the metrics.
+        The new weights, in the dtype of the initial ones, and the metrics.
 
     Raises:
-        InputError: for unusable examples, or when the loss is not finite (a learning rate that is too high).
+        InputError: examples are invalid, or the loss is not finite (for example with too high a learning rate).
     """
     _check(examples, config)
     start = time.monotonic()
     dtypes = jax.tree.map(lambda p: p.dtype, params)
     params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-    # float32 master weights, products in the dtype that the model will run in
+    # Master weights are float32; products have the dtype in which the model will run.
     compute = config.compute_dtype or config.dtype
     if jax.default_backend() == "cpu":
-        compute = "float32"  # activations of 16 bits take several times as long there
-    # The ids of special tokens are part of no computation: without them, the base and its experts share one compiled program.
+        compute = "float32"  # on CPU 16-bit activations are several times slower
+    # No computation uses the ids of special tokens. Without them, the base and its experts share one compiled program.
     config = config.replace(dtype="float32", compute_dtype=compute, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     optimizer_options = (options.betas, options.weight_decay, options.clip)
     state = _optimizer(*optimizer_options).init(params)
@@ -247,7 +250,7 @@ def finetune(
         if bad:
             raise InputError(
                 f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}: lower "
-                f"learning_rate (now {options.learning_rate}) or check the starting weights for NaN and Inf"
+                f"learning_rate (now {options.learning_rate}) or check the initial weights for NaN and Inf"
             )
         progress(stage, len(losses), options.steps, {"loss": losses[-1], "learning_rate": float(rate[len(chosen) - 1])})
     params = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)

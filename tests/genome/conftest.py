@@ -1,10 +1,16 @@
-"""Genomes are held to explicit broadcasting."""
+"""Fixtures for tests of genome spaces."""
 
-import jax
+import inspect
+
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def strict_jax():
-    with jax.numpy_rank_promotion("raise"):
-        yield
+@pytest.fixture(scope="session")
+def unchecked():
+    """``unchecked(function)`` is a function or class method without the check of annotations, to test its own checks."""
+
+    def unwrap(function):
+        plain = inspect.unwrap(getattr(function, "__func__", function))
+        return plain.__get__(function.__self__) if inspect.ismethod(function) else plain
+
+    return unwrap

@@ -20,7 +20,7 @@ SHAPES = {"embed": (40, 12), "layers/norm": (5, 12), "layers/q": (5, 12, 16), "l
 def weights(seed, around=None, scale=1.0, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
     made = {path: jnp.asarray(scale * rng.normal(size=shape), jnp.float32) for path, shape in SHAPES.items()}
-    return {path: (x + (0 if around is None else around[path])).astype(dtype) for path, x in made.items()}
+    return {path: (x + (0 if around is None else around[path].astype(x.dtype))).astype(dtype) for path, x in made.items()}
 
 
 def matrices():
@@ -125,7 +125,7 @@ def test_low_rank_updates_beyond_float32_are_refused():
     base = {"w": jnp.zeros((6, 8))}
     update = LowRank(np.full((6, 2), 3e30, np.float32), np.full((2, 8), 3e30, np.float32))  # finite, their product not
     fine = Adapter({"w": LowRank(np.ones((6, 2), np.float32), np.ones((2, 8), np.float32))})
-    with pytest.raises(InputError, match="expert 1: its low-rank update of 'w' can't be decomposed"):
+    with pytest.raises(InputError, match="of 'w' with a finite float32 product, got NaN or infinity in expert 1"):
         ExpertSpace.from_experts(base, [fine, Adapter({"w": update})])
 
     @jax.jit
@@ -165,9 +165,9 @@ def test_bases_of_others_are_refused():
     base = weights(0)
     experts = [weights(k, base, 0.1) for k in (1, 2, 3)]
     bases = {path: basis for path, basis, _ in dense_bases(base, experts, matrices(), 5)}
-    with pytest.raises(InputError, match=r"basis of 'embed' has the shapes .* 2 experts at rank 5"):
+    with pytest.raises(InputError, match=r"for 2 experts at rank 5 in the basis of 'embed', got"):
         ExpertSpace.from_experts(base, experts[:2], rank=5, bases=bases)
-    with pytest.raises(InputError, match=r"bases are those of other leaves.*'layers/up'"):
+    with pytest.raises(InputError, match=r"bases of the leaves that these experts change, got a difference at 'layers/up'"):
         ExpertSpace.from_experts(base, experts, rank=5, bases={path: bases[path] for path in ("embed", "layers/q")})
 
 
@@ -199,7 +199,7 @@ def test_adapters_are_multiplied_out_where_leaves_are_dense(assert_close):
 def test_a_task_vector_beyond_float32_is_refused():
     base = {"w": jnp.full((3, 4), -3e38)}
     experts = [{"w": jnp.full((3, 4), -3e38)}, {"w": jnp.full((3, 4), 3e38)}]  # each finite, their difference not
-    with pytest.raises(InputError, match="expert 1: its change of 'w' can't be decomposed"):
+    with pytest.raises(InputError, match="finite task vector of 'w', got NaN or infinity in expert 1"):
         ExpertSpace.from_experts(base, experts)
 
 

@@ -18,8 +18,8 @@ def model(seed, dtype=jnp.float32):
     return {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
 
 
-def make_space(dtype=jnp.float32, **options):
-    return DenseSpace.from_experts(model(0, dtype), [model(1, dtype), model(2, dtype)], **options)
+def make_space(dtype=jnp.float32, from_experts=DenseSpace.from_experts, **options):
+    return from_experts(model(0, dtype), [model(1, dtype), model(2, dtype)], **options)
 
 
 def test_is_a_genome_space(assert_close):
@@ -80,8 +80,8 @@ def test_vmapped_is_the_loop(assert_close):
         ({"strength": float("nan")}, "nan"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_options(options, message, unchecked):
     from cycleqd_jax.types import InputError
 
     with pytest.raises(InputError, match=message):
-        make_space(**options)
+        make_space(from_experts=unchecked(DenseSpace.from_experts), **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ seeds = st.integers(0, 2**31 - 1)
 MATRICES = ("embed", "layers/q", "layers/experts")
 
 
+@functools.cache
 def model(seed, dtype=jnp.float32, scale=1.0):
     rng = np.random.default_rng(seed)
     shapes = {
@@ -30,6 +33,7 @@ def model(seed, dtype=jnp.float32, scale=1.0):
     )
 
 
+@functools.cache
 def make_space(seed=0, experts=3, dtype=jnp.float32, **options):
     return ExpertSpace.from_experts(model(seed, dtype), [model(seed + 1 + k, dtype) for k in range(experts)], **options)
 

@@ -25,13 +25,13 @@ def with_leaf(**leaves):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (with_leaf(norm=jnp.zeros(5)), r"expert 1.*'norm'.*\(5,\).*\(4,\)"),
-        (with_leaf(norm=jnp.zeros(4, jnp.bfloat16)), "expert 1.*'norm'.*bfloat16.*float32"),
-        (with_leaf(layers={}), "expert 1.*lack.*'layers/q'"),
-        (with_leaf(lm_head=jnp.zeros((4, 9))), "expert 1.*'lm_head'"),
-        (with_leaf(norm=jnp.asarray([1, jnp.nan, 1, 1])), "expert 1.*'norm'.*NaN or infinity"),
-        (with_leaf(norm=jnp.asarray([1, jnp.inf, 1, 1])), "expert 1.*'norm'.*NaN or infinity"),
-        (with_leaf(norm=jnp.asarray([jnp.inf, -jnp.inf, 1, 1])), "expert 1.*'norm'.*NaN or infinity"),
+        (with_leaf(norm=jnp.zeros(5)), r"\(4,\) of the base for leaf 'norm', got \(5,\) in expert 1"),
+        (with_leaf(norm=jnp.zeros(4, jnp.bfloat16)), "float32 of the base for leaf 'norm', got bfloat16 in expert 1"),
+        (with_leaf(layers={}), "leaf 'layers/q' of the base, got no such leaf in expert 1"),
+        (with_leaf(lm_head=jnp.zeros((4, 9))), "another leaf 'lm_head' in expert 1"),
+        (with_leaf(norm=jnp.asarray([1, jnp.nan, 1, 1])), "NaN or infinity in leaf 'norm' of expert 1"),
+        (with_leaf(norm=jnp.asarray([1, jnp.inf, 1, 1])), "NaN or infinity in leaf 'norm' of expert 1"),
+        (with_leaf(norm=jnp.asarray([jnp.inf, -jnp.inf, 1, 1])), "NaN or infinity in leaf 'norm' of expert 1"),
     ],
 )
 def test_bad_experts(space, bad, message):
@@ -41,14 +41,14 @@ def test_bad_experts(space, bad, message):
 
 @pytest.mark.parametrize("space", SPACES)
 def test_a_broken_base_is_called_the_base(space):
-    with pytest.raises(InputError, match=r"the base.*'norm'.*NaN"):
+    with pytest.raises(InputError, match=r"NaN or infinity in leaf 'norm' of the base"):
         space.from_experts({**model(0), "norm": jnp.full(4, jnp.nan)}, [model(1), model(2)])
 
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("count", [0, 1])
 def test_at_least_two_experts(space, count):
-    with pytest.raises(InputError, match=f"two experts, got {count}"):
+    with pytest.raises(InputError, match=f"two experts to merge, got {count}"):
         space.from_experts(model(0), [model(1)] * count)
 
 
@@ -60,7 +60,7 @@ def test_large_finite_weights_are_not_called_infinite():
 def test_a_tree_of_other_containers_is_refused_as_input():
     """Equal paths in other containers are still another tree: the error must be ours, not one from inside JAX."""
     as_list, as_tuple = {"w": [jnp.zeros((3, 3))]}, {"w": (jnp.zeros((3, 3)),)}
-    with pytest.raises(InputError, match="expert 0"):
+    with pytest.raises(InputError, match="in expert 0"):
         ExpertSpace.from_experts(as_list, [as_tuple, as_tuple])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 
@@ -12,19 +13,22 @@ import pytest
 
 from cycleqd_jax import sharding
 from cycleqd_jax.genome import DenseSpace, ExpertSpace, express
+from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.genome.expert_space import _express, _express_into, _express_population
 from cycleqd_jax.models import llama
-from cycleqd_jax.operators import crossover_weights, mutation_coefficients
+from cycleqd_jax.operators import crossover_weights, is_matrix, mutation_coefficients
 from cycleqd_jax.types import Adapter, InputError, LowRank, tree_paths
 
 CONFIG = llama.LlamaConfig(64, 32, 48, 3, 4, 4, 8, initializer_range=0.2, qk_norm=True, model_type="qwen3")
 COLLECTIVES = re.compile(r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)")
 
 
+@functools.cache
 def params(seed, dtype="float32"):
     return llama.init_params(CONFIG.replace(dtype=dtype), jax.random.key(seed))
 
 
+@functools.cache
 def make_space(dtype="float32", rank=5, **options):
     return ExpertSpace.from_experts(params(0, dtype), [params(k, dtype) for k in (1, 2, 3)], rank=rank, **options)
 
@@ -92,7 +96,7 @@ def test_a_mesh_that_does_not_divide_is_refused():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_old_weights_are_written_over(dtype, assert_identical):
+def test_old_weights_are_overwritten(dtype, assert_identical):
     space = make_space(dtype)
     first, second = mutant(space, 1), mutant(space, 2)
     want = space.express(second)
@@ -102,7 +106,7 @@ def test_old_weights_are_written_over(dtype, assert_identical):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     memory = _express_into.lower(space, second, got).compile().memory_analysis()
     assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(got))
-    with pytest.raises(InputError, match="weights to write over lack the leaf"):
+    with pytest.raises(InputError, match="got no such leaf in the weights to overwrite"):
         space.express(second, {"norm": got["norm"]})
 
 
@@ -138,11 +142,26 @@ def test_temporaries_on_cpu_are_smaller_than_the_model(dtype):
     if jax.default_backend() != "cpu":
         pytest.skip("of the CPU backend")
     config = llama.LlamaConfig(512, 64, 256, 24, 8, 4, 8, dtype=dtype)
-    base, *experts = (llama.init_params(config, jax.random.key(k)) for k in range(4))
-    space = ExpertSpace.from_experts(base, experts, rank=2, method="randomized")
-    genome = space.expert(0)
+    base = llama.abstract_params(config)  # the program depends on shapes alone
+    leaves, K, r = dict(tree_paths(base)), 3, 2
+
+    def basis(leaf):
+        *stack, m, n = leaf.shape
+        shapes = ((*stack, m, K, r), (K, *stack, r), (*stack, K, r, n))
+        return Basis(*(jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, (dtype, "float32", dtype), strict=True)))
+
+    bases = {path: basis(leaf) for path, leaf in leaves.items() if is_matrix(path, leaf)}
+    space = ExpertSpace(base, {path: (leaf,) * K for path, leaf in leaves.items()}, {}, bases, {}, num_experts=K)
+    real = make_space(dtype, 2)  # this is what a space is made of
+    assert {path: x.u.dtype for path, x in real.bases.items()} == dict.fromkeys(real.bases, jnp.dtype(dtype))
+    assert {path: x.s.dtype for path, x in real.bases.items()} == dict.fromkeys(real.bases, jnp.float32)
+    assert (set(real.bases), set(real.experts)) == (
+        {p for p in real.experts if is_matrix(p, real.experts[p][0])},
+        set(dict(tree_paths(real.base))),
+    )
+    genome = jax.eval_shape(lambda space: space.expert(0), space)
     memory = _express_into.lower(space, genome, space.base).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.25 * sum(leaf.nbytes for leaf in jax.tree.leaves(base))
+    assert memory.temp_size_in_bytes < 0.25 * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
 
 
 def test_experts_are_held_and_not_copied():
@@ -187,29 +206,45 @@ def test_200_lineages_of_20_generations_against_float64():
     assert set(base) - set(space.bases) == {path for path in base if "norm" in path}
 
     @jax.jit
-    def child(key, one, other, active):
-        cross, mutate = jax.random.split(key)
+    @functools.partial(jax.vmap, in_axes=(0, None, 0, 0, None))
+    def child(lineage, t, one, other, active):
+        cross, mutate = jax.random.split(jax.random.fold_in(jax.random.key(lineage), t))
         omega = crossover_weights(cross)
         genome = space.mutate(mutate, space.crossover(one, other, omega), active)
         w = {p: mutation_coefficients(mutate, p, b.s.shape[1:-1], b.s.shape[-1], space.w_max) for p, b in space.bases.items()}
         return genome, omega, w
 
-    for lineage in range(200):
-        rng = np.random.default_rng(lineage)
-        genomes, dense = [space.expert(k) for k in range(experts)], list(taus)
+    def last(lineages):
+        """The youngest of every lineage, as a batch of genomes and of float64 task vectors."""
+        rngs, rows = [np.random.default_rng(i) for i in lineages], np.arange(len(lineages))
+
+        def batch(tree):
+            return jax.tree.map(lambda x: np.stack([np.asarray(x)] * len(lineages)), tree)
+
+        genomes, dense = [batch(space.expert(k)) for k in range(experts)], [batch(tau) for tau in taus]
         for t in range(20):
-            i, j, active = len(genomes) - 1, int(rng.integers(len(genomes) - 1)), t % experts
-            genome, omega, w = child(jax.random.fold_in(jax.random.key(lineage), t), genomes[i], genomes[j], active)
-            w1, w2 = np.asarray(omega, np.float64)
-            tau = {path: (w1 * dense[i][path] + w2 * dense[j][path]) / (w1 + w2) for path in base}
-            for path, (u, s, vt) in factors[active].items():
+            j = [int(rng.integers(len(genomes) - 1)) for rng in rngs]
+            one, other = genomes[-1], jax.tree.map(lambda *x: np.stack(x)[j, rows], *genomes)
+            genome, omega, w = child(np.asarray(lineages), t, one, other, t % experts)
+            w1, w2 = np.asarray(omega, np.float64).T
+            tau = {}
+            for path in base:
+                a, b = (x.reshape(-1, *(1,) * base[path].ndim) for x in (w1, w2))
+                tau[path] = (a * dense[-1][path] + b * np.stack([dense[k][path][row] for row, k in enumerate(j)])) / (a + b)
+            for path, (u, s, vt) in factors[t % experts].items():
                 tau[path] = tau[path] + (u * (np.asarray(w[path], np.float64) * s)[..., None, :]) @ vt
-            genomes.append(genome)
+            genomes.append(jax.tree.map(np.asarray, genome))
             dense.append(tau)
-        got = dict(tree_paths(space.express(genomes[-1])))
-        for path, tau in dense[-1].items():
+        return genomes[-1], dense[-1]
+
+    for first in range(0, 200, 25):
+        genomes, dense = last(range(first, first + 25))
+        got = dict(tree_paths(space.express_population(jax.tree.map(jnp.asarray, genomes))))
+        for path, tau in dense.items():
             want = base[path] + tau
-            assert np.linalg.norm(np.asarray(got[path], np.float64) - want) <= 1e-5 * np.linalg.norm(want), (lineage, path)
+            axes = tuple(range(1, want.ndim))
+            error = np.sqrt(np.square(np.asarray(got[path], np.float64) - want).sum(axes))
+            assert np.all(error <= 1e-5 * np.sqrt(np.square(want).sum(axes))), (first, path)
 
 
 def test_adapters_on_a_mesh(assert_close):
@@ -252,7 +287,7 @@ def test_blocks_cover_every_matrix(m, n, monkeypatch, assert_close):
 
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 4, "tensor": 2}], ids=str)
-def test_what_is_still_needed_is_not_written_over(sizes):
+def test_weights_that_are_still_needed_are_not_overwritten(sizes):
     space = make_space()
     space = on_mesh(space, **sizes) if sizes else space
     genome = mutant(space)
@@ -273,7 +308,7 @@ def test_what_is_still_needed_is_not_written_over(sizes):
     with pytest.raises(InputError, match=r"live jax\.Array"):
         space.express(genome, {**out, "norm": np.asarray(out["norm"])})
     if sizes:
-        with pytest.raises(InputError, match="lies elsewhere"):
+        with pytest.raises(InputError, match="got it elsewhere"):
             space.express(genome, make_space().express(mutant(make_space())))
     again = space.express(genome, out)
     assert out["norm"].is_deleted()
@@ -287,12 +322,12 @@ def test_meshes_that_do_not_fit():
     P = jax.sharding.PartitionSpec
     mesh = sharding.make_mesh(population=4, tensor=2)
     specs = jax.tree.map(lambda leaf: P(), space.base)
-    with pytest.raises(InputError, match="'nope', which the mesh"):
+    with pytest.raises(InputError, match="partition spec of 'norm', got 'nope'"):
         space.shard(mesh, {**specs, "norm": P("nope")})
-    with pytest.raises(InputError, match="'norm' has 1 dimensions, but its partition spec has 2"):
+    with pytest.raises(InputError, match="at most 1 dimensions for 'norm', got 2"):
         space.shard(mesh, {**specs, "norm": P(None, "tensor")})
     layers = {**specs["layers"], "input_norm": P("tensor")}
-    with pytest.raises(InputError, match="dimension of 3, which 'tensor'"):
+    with pytest.raises(InputError, match=r"'tensor' of the mesh.*divide.*'layers/input_norm'.*dimension of 3"):
         space.shard(mesh, {**specs, "layers": layers})
     three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), mutant(space))
     with pytest.raises(InputError, match="divides 3 individuals"):
@@ -309,12 +344,18 @@ def test_bases_are_those_of_the_experts():
     assert all(same.bases[path] is space.bases[path] for path in space.bases)
     up = "layers/mlp/up"
     wrong = {
-        "not that of expert 0": ExpertSpace.from_experts(base, [params(3), params(2)], rank=4).bases,
-        "not that of expert 1": ExpertSpace.from_experts(base, [params(1), params(3)], rank=4).bases,
-        "another rank": ExpertSpace.from_experts(base, experts, rank=3).bases,
-        "or not finite": {**space.bases, up: space.bases[up]._replace(u=space.bases[up].u.at[0, 3, 1, 2].set(jnp.nan))},
-        "in float32": {**space.bases, up: space.bases[up]._replace(s=space.bases[up].s.astype(jnp.float16))},
-        "'layers/mlp/up' is in one of them": {path: basis for path, basis in space.bases.items() if path != up},
+        "basis of expert 0 for .*, got another": ExpertSpace.from_experts(base, [params(3), params(2)], rank=4).bases,
+        "basis of expert 1 for .*, got another": ExpertSpace.from_experts(base, [params(1), params(3)], rank=4).bases,
+        "expected float32 factors of shapes .* at rank 4": ExpertSpace.from_experts(base, experts, rank=3).bases,
+        "the finite basis of expert 1": {
+            **space.bases,
+            up: space.bases[up]._replace(u=space.bases[up].u.at[0, 3, 1, 2].set(jnp.nan)),
+        },
+        "float32, float16 and": {
+            **space.bases,
+            up: space.bases[up]._replace(s=space.bases[up].s.astype(jnp.float16)),
+        },
+        "a difference at 'layers/mlp/up'": {path: basis for path, basis in space.bases.items() if path != up},
     }
     for named, bases in wrong.items():
         with pytest.raises(InputError, match=named):
@@ -332,9 +373,9 @@ def test_experts_that_are_not_there(k):
 
 
 @pytest.mark.parametrize("options", [{"w_max": math.inf}, {"rank": 2.5}, {"rank": 0}])
-def test_options_that_make_no_sense(options):
+def test_options_that_make_no_sense(options, unchecked):
     with pytest.raises(InputError):
-        make_space(**{"rank": 2, **options})
+        unchecked(ExpertSpace.from_experts)(params(0), [params(1), params(2)], **{"rank": 2, **options})
 
 
 def test_a_stack_of_no_matrices():

@@ -20,7 +20,7 @@ def weights(seed, dtype=jnp.float32, around=None, scale=1.0):
     rng = np.random.default_rng(seed)
     leaves = {path: jnp.asarray(scale * rng.normal(size=shape), jnp.float32) for path, shape in SHAPES.items()}
     tree = {"layers": {"q": leaves["layers/q"], "norm": leaves["layers/norm"]}, **{k: leaves[k] for k in ("embed", "scale")}}
-    return jax.tree.map(lambda x, b: (x + b).astype(dtype), tree, around or jax.tree.map(jnp.zeros_like, tree))
+    return jax.tree.map(lambda x, b: (x + b.astype(x.dtype)).astype(dtype), tree, around or jax.tree.map(jnp.zeros_like, tree))
 
 
 def adapter(seed, rank, scale=0.1):

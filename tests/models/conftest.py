@@ -11,7 +11,7 @@ import pytest
 from cycleqd_jax.engine import Attention
 from cycleqd_jax.engine.cache import BLOCK, Rows
 from cycleqd_jax.models import llama
-from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 
 CONVERSATIONS = [
     [{"role": "user", "content": "Write a function add(a, b) that returns the sum of 12 and 345."}],
@@ -112,7 +112,7 @@ def make_params():
 @pytest.fixture(scope="session")
 def tokenizer():
     texts = [message["content"] for conversation in CONVERSATIONS for message in conversation]
-    return chat.train_tiny_tokenizer(texts * 4, 400)
+    return train_tiny_tokenizer(texts * 4, 400)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from cycleqd_jax.types import InputError
 
 DEEP = "[" * 100_000
 INDEX = "model.safetensors.index.json"
-ADVICE = r"pickled weights \({}\), which run code when they are read: convert them with transformers, AutoModelForCausalLM"
+ADVICE = r"pickled weights \({}\), which can run code when they are read: convert them with transformers, AutoModelForCausalLM"
 
 
 @pytest.fixture(scope="module")
@@ -175,20 +175,20 @@ def test_an_index_of_pickled_weights(shards):
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("/nowhere", "got /nowhere, which is none, as there is no such folder"),
-        ("/etc/passwd", "got /etc/passwd, which is a file of another kind"),
+        ("/nowhere", "got no such folder: /nowhere"),
+        ("/etc/passwd", "got another kind of file: /etc/passwd"),
         ("", "got an empty name"),
-        ("/nowhere/m.gguf", "expected a GGUF file, got /nowhere/m.gguf"),
+        ("/nowhere/m.gguf", "expected a GGUF file, got no file /nowhere/m.gguf"),
     ],
 )
-def test_what_is_no_model_is_called_so(capsys, command, name, named):
+def test_names_that_are_no_models(capsys, command, name, named):
     error = refused(capsys, command[0], name, *command[1:])
     assert named in error
     assert "tokenizer" not in error
 
 
 def test_a_name_that_is_too_long(capsys):
-    assert "which can't be read (File name too long)" in refused(capsys, "generate", "x" * 5000, "hi")
+    assert "got File name too long for xxxx" in refused(capsys, "generate", "x" * 5000, "hi")
 
 
 def test_generate_says_first_that_there_is_no_model(single, capsys):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cycleqd_jax.models import tokenizer as chat
+from cycleqd_jax.models.tokenizer import ChatTokenizer, train_tiny_tokenizer
 from cycleqd_jax.types import InputError
 
 
@@ -16,7 +16,7 @@ def test_ids_are_those_of_transformers(tmp_path, tokenizer, conversations):
 
     tokenizer.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    for loaded in (tokenizer, chat.ChatTokenizer.load(tmp_path)):
+    for loaded in (tokenizer, ChatTokenizer.load(tmp_path)):
         for messages in conversations:
             for prompt in (True, False):
                 want = theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
@@ -26,7 +26,7 @@ def test_ids_are_those_of_transformers(tmp_path, tokenizer, conversations):
 
 def test_saved_and_loaded_is_the_same(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
-    loaded = chat.ChatTokenizer.load(tmp_path)
+    loaded = ChatTokenizer.load(tmp_path)
     assert (loaded.stop_ids, loaded.pad_id, loaded.bos_id) == (tokenizer.stop_ids, tokenizer.pad_id, tokenizer.bos_id)
     assert loaded.vocab_size == tokenizer.vocab_size
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -76,21 +76,21 @@ def test_an_empty_reply_is_a_stop_token(tokenizer, conversations):
 
 
 def test_training_refuses_what_generation_would_not_feed(tokenizer, conversations):
-    with pytest.raises(InputError, match="without one"):
+    with pytest.raises(InputError, match="assistant message in each training conversation, got none"):
         tokenizer.encode_for_training(conversations[0])
     forgetful = "{% for m in messages[-2:] %}{{ m['role'] + m['content'] }}<|eot_id|>{% endfor %}"
-    other = chat.train_tiny_tokenizer(["a"], 300)
+    other = train_tiny_tokenizer(["a"], 300)
     other._tokenizer.chat_template = forgetful
     with pytest.raises(InputError, match="plain chat template"):
         other.encode_for_training(conversations[1])
-    other = chat.train_tiny_tokenizer(["a"], 300)
+    other = train_tiny_tokenizer(["a"], 300)
     other._tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="stop token"):
         other.encode_for_training(conversations[1])
 
 
 def test_what_the_template_refuses(tokenizer, conversations):
-    other = chat.train_tiny_tokenizer(["a"], 300)
+    other = train_tiny_tokenizer(["a"], 300)
     other._tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(InputError, match=r"system, user.*not supported"):
         other.encode(conversations[1])
@@ -98,7 +98,7 @@ def test_what_the_template_refuses(tokenizer, conversations):
 
 @pytest.mark.parametrize("template", ["{{ 1/0 }}", "{{ messages + 1 }}", "{{ none.x.y }}", "{% for"])
 def test_what_goes_wrong_in_a_template(conversations, template):
-    other = chat.train_tiny_tokenizer(["a"], 300)
+    other = train_tiny_tokenizer(["a"], 300)
     other._tokenizer.chat_template = template
     with pytest.raises(
         InputError, match=r"that the chat template accepts, got messages of system, user.*Error: .*template"
@@ -110,7 +110,7 @@ def test_what_goes_wrong_in_a_template(conversations, template):
 def test_tiny_tokenizer_is_deterministic(tmp_path):
     texts = [f"SELECT c{i} FROM t{i % 7} WHERE x = 'name{i}'" for i in range(200)]
     for name in ("a", "b"):
-        chat.train_tiny_tokenizer(texts, 400).save(tmp_path / name)
+        train_tiny_tokenizer(texts, 400).save(tmp_path / name)
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
 
 
@@ -127,8 +127,8 @@ def test_names_and_numbers_have_one_spelling(tokenizer):
 
 def test_vocabulary_sizes():
     with pytest.raises(InputError, match=r"at least 261.*200"):
-        chat.train_tiny_tokenizer(["a"], 200)
-    assert chat.train_tiny_tokenizer(["some words, " * 50], 280).vocab_size <= 280
+        train_tiny_tokenizer(["a"], 200)
+    assert train_tiny_tokenizer(["some words, " * 50], 280).vocab_size <= 280
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_broken_folders(tmp_path, tokenizer, spoil, named):
     tokenizer.save(tmp_path)
     spoil(tmp_path)
     with pytest.raises(InputError, match=named):
-        chat.ChatTokenizer.load(tmp_path)
+        ChatTokenizer.load(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +158,14 @@ def saved(tmp_path_factory, tokenizer):
 def test_a_generation_config_is_an_object(saved, content):
     (saved / "generation_config.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match=r"JSON object in .*generation_config.json, got"):
-        chat.ChatTokenizer.load(saved)
+        ChatTokenizer.load(saved)
 
 
 @pytest.mark.parametrize("value", [1.5, "x", [1, "x"], [None], [], {"a": 1}, -1, True, [[4]], 10**6, 10**30, "x" * 10000])
 def test_stop_ids_are_ids_of_tokens(saved, value):
     (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
     with pytest.raises(InputError, match=r"eos_token_id in .*generation_config.json, got .*tokens") as refused:
-        chat.ChatTokenizer.load(saved)
+        ChatTokenizer.load(saved)
     assert json.dumps(value)[:100] in str(refused.value)
     assert len(str(refused.value)) < 800
 
@@ -179,9 +179,9 @@ def test_the_padding_token_is_the_id_of_a_token(saved, tmp_path, value):
     generation = {"eos_token_id": 4, "pad_token_id": value}
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     with pytest.raises(InputError, match=r"pad_token_id in .*generation_config.json, got"):
-        chat.ChatTokenizer.load(tmp_path / "m")
+        ChatTokenizer.load(tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [4]}', encoding="utf-8")
-    assert chat.ChatTokenizer.load(tmp_path / "m").pad_id == 4
+    assert ChatTokenizer.load(tmp_path / "m").pad_id == 4
 
 
 def test_a_stop_token_beyond_a_gap(saved, tmp_path):
@@ -193,7 +193,7 @@ def test_a_stop_token_beyond_a_gap(saved, tmp_path):
     content["model"]["vocab"]["<|end|>"] = 1000
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [4, 1000]}', encoding="utf-8")
-    loaded = chat.ChatTokenizer.load(tmp_path / "m")
+    loaded = ChatTokenizer.load(tmp_path / "m")
     assert loaded.vocab_size < 1000
     assert loaded.stop_ids == (4, 1000)
 
@@ -201,7 +201,7 @@ def test_a_stop_token_beyond_a_gap(saved, tmp_path):
 def test_stop_ids_without_a_generation_config(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     (tmp_path / "generation_config.json").unlink()
-    assert chat.ChatTokenizer.load(tmp_path).stop_ids == (4,)
+    assert ChatTokenizer.load(tmp_path).stop_ids == (4,)
 
 
 def test_import_needs_neither_torch_nor_transformers():

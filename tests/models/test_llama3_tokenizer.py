@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import gguf
-from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.models.tokenizer import LLAMA3_TEMPLATE, ChatTokenizer
 
 pytest.importorskip("llama_models.llama3.tokenizer", reason="llama-models, which holds Llama 3's tokenizer, is not installed")
 
@@ -179,7 +178,7 @@ def test_the_package_trains_with_the_published_template(tokenizer, meta):
     published = tokenizer._tokenizer
     for conversation in CONVERSATIONS.values():
         rendered = published.apply_chat_template(
-            messages_of(conversation), chat_template=chat.LLAMA3_TEMPLATE, tokenize=True, return_dict=False
+            messages_of(conversation), chat_template=LLAMA3_TEMPLATE, tokenize=True, return_dict=False
         )
         assert rendered == published_ids(meta, conversation, add_generation_prompt=False)
 

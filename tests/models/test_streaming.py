@@ -14,8 +14,7 @@ import pytest
 
 from cycleqd_jax import sharding
 from cycleqd_jax.models import llama
-from cycleqd_jax.models.files import hf
-from cycleqd_jax.models.files import safetensors as weights_file
+from cycleqd_jax.models.files import hf, safetensors
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.models.files.names import hf_shapes
 from cycleqd_jax.models.files.safetensors import SafeTensor
@@ -107,7 +106,7 @@ def test_llama_3_8b_by_its_headers(tmp_path):
 PEAK = """
 import json, sys
 import jax
-from cycleqd_jax.models.files import hf, safetensors as weights_file
+from cycleqd_jax.models.files import hf
 from cycleqd_jax.models import llama
 
 def status(name):
@@ -201,5 +200,5 @@ def test_chunks_do_not_show(tmp_path, make_config, make_params, assert_identical
     config = make_config(dtype="bfloat16")
     params = make_params(config)
     hf.save(tmp_path / "m", config, params)
-    monkeypatch.setattr(weights_file, "CHUNK", 500)  # a few rows
+    monkeypatch.setattr(safetensors, "CHUNK", 500)  # a few rows
     assert_identical(hf.load(tmp_path / "m")[1], params)

@@ -121,16 +121,16 @@ def factors(a, b):
 @pytest.mark.parametrize(
     ("updates", "message"),
     [
-        ({"q": factors((6, 2), (2, 5))}, "changes 'q', which is no leaf"),
-        ({"w": factors((6, 2), (2, 4))}, r"'w' has factors.*\(2, 4\).*\(6, 5\)"),
-        ({"w": factors((6, 2), (3, 5))}, r"'w' has factors.*\(6, 2\) and \(3, 5\)"),
-        ({"w": factors((1, 6, 2), (1, 2, 5))}, "'w' has factors"),
-        ({"s": factors((6, 2), (2, 5))}, r"'s' has factors.*\(3, 6, 5\)"),
-        ({"s": factors((3, 6, 2), (1, 2, 5))}, "'s' has factors"),
-        ({"v": factors((4, 2), (2, 4))}, r"'v' has factors.*\(4,\)"),
-        ({"w": np.zeros((5, 6), np.float32)}, r"'w' has shape \(5, 6\)"),
-        ({"w": np.zeros((6, 5), np.int32)}, "'w' has dtype int32"),
-        ({"w": LowRank(np.zeros((6, 2), np.int32), np.zeros((2, 5), np.float32))}, "'w' has dtype int32"),
+        ({"q": factors((6, 2), (2, 5))}, "updates of leaves of the base, got 'q' in the adapter"),
+        ({"w": factors((6, 2), (2, 4))}, r"\(6, 5\) of the base for the update of 'w', got factors.*\(2, 4\)"),
+        ({"w": factors((6, 2), (3, 5))}, r"update of 'w', got factors.*\(6, 2\) and \(3, 5\)"),
+        ({"w": factors((1, 6, 2), (1, 2, 5))}, "update of 'w', got factors"),
+        ({"s": factors((6, 2), (2, 5))}, r"\(3, 6, 5\) of the base for the update of 's', got factors"),
+        ({"s": factors((3, 6, 2), (1, 2, 5))}, "update of 's', got factors"),
+        ({"v": factors((4, 2), (2, 4))}, r"\(4,\) of the base for the update of 'v', got factors"),
+        ({"w": np.zeros((5, 6), np.float32)}, r"update of 'w', got shape \(5, 6\)"),
+        ({"w": np.zeros((6, 5), np.int32)}, "update of 'w', got dtype int32"),
+        ({"w": LowRank(np.zeros((6, 2), np.int32), np.zeros((2, 5), np.float32))}, "update of 'w', got dtype int32"),
     ],
 )
 def test_updates_that_do_not_fit(updates, message):

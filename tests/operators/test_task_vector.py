@@ -65,11 +65,11 @@ def test_mismatched_trees_are_refused_by_leaf():
     rng = np.random.default_rng(0)
     base = model(rng)
     missing = {**base, "layers": {"q": base["layers"]["q"]}}
-    with pytest.raises(InputError, match=r"layers/norm.*share one architecture"):
+    with pytest.raises(InputError, match=r"layers/norm.*one architecture"):
         task_vector(missing, base)
     with pytest.raises(InputError, match="lm_head"):
         task_vector({**base, "lm_head": base["embed"]}, base)
-    with pytest.raises(InputError, match=r"embed.*\(8, 4\).*\(7, 4\).*vocabulary"):
+    with pytest.raises(InputError, match=r"\(7, 4\) of the base for leaf 'embed', got \(8, 4\).*vocabulary"):
         task_vector({**base, "embed": jnp.zeros((8, 4))}, base)
 
 
@@ -93,5 +93,5 @@ def test_relative_norm():
     params = {"w": base["w"] + jnp.asarray([[0.0, 0.3], [0.4, 0.0]]), "norm": jnp.zeros(100)}
     assert relative_norm(params, base) == pytest.approx(0.1)
     assert relative_norm(base, base) == 0
-    with pytest.raises(InputError, match="lack the leaf 'norm'"):
+    with pytest.raises(InputError, match="leaf 'norm' of the base, got no such leaf in params"):
         relative_norm({"w": base["w"]}, base)

@@ -1,0 +1,50 @@
+"""Commands on models of the hub."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .traffic import FIRST, INDEX, large
+
+
+def test_inspect(server, publish, online, models):
+    publish("command/model", "sharded")
+    with server.watched() as log:
+        code, shown, _ = online("cli", "inspect", "command/model", "--json")
+    assert code == 0
+    assert max(large(log).values()) <= FIRST
+    facts = json.loads(shown)
+    assert facts["model"] == "command/model"
+    assert facts["bytes"] == sum(json.loads((models / "sharded" / INDEX).read_bytes())["metadata"].values())
+    assert set(facts["files"]) == {f"command/model/{path.name}" for path in (models / "sharded").glob("*.safetensors")}
+    assert "stop_tokens" in facts["tokenizer"]
+
+
+def test_inspect_against_a_base(server, publish, online, models):
+    for name in ("base", "expert", "lora"):
+        publish(f"distance/{name}", name)
+    found = json.loads(online("cli", "inspect", "distance/expert", "--base", "distance/base", "--json")[1])["task_vector"]
+    assert found["base"] == "distance/base"
+    assert found["all"]["relative"] == pytest.approx(0.01, rel=1e-4)
+    code, shown, _ = online("cli", "inspect", "distance/lora", "--base", "distance/base")
+    assert code == 0
+    assert "rank 4" in shown
+
+
+def test_generate(server, publish, online):
+    publish("answer/model")
+    publish("answer/bare", change=lambda files: files.pop("tokenizer_config.json"))
+    code, shown, _ = online("cli", "generate", "answer/model", "hi", "--max-new-tokens", "2")
+    assert code == 0
+    assert shown.endswith("\n")
+    with server.watched() as log:
+        code, _, message = online("cli", "generate", "answer/bare", "hi")
+    assert code == 2
+    assert "tokenizer" in message
+    assert large(log) == {"model.safetensors": FIRST}  # the header
+    publish("answer/lora", "lora")
+    code, _, message = online("cli", "generate", "answer/lora", "hi")
+    assert code == 2
+    assert "got a LoRA adapter in answer/lora" in message

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,21 +199,20 @@ class Run:
         """Plays all tasks with the models of this run, in the first group of devices."""
         return self.evaluator_of(self.models.config, self.models.tokenizer, self.groups[0])
 
-    def _lane(self, group: Group) -> evaluation.Lane:
+    def _worker(self, group: Group) -> evaluation.Worker:
         """What judges children in a group of devices; what it takes is put there when the first of them comes."""
 
-        @functools.cache
-        def lane() -> evaluation.Lane:
+        def make() -> evaluation.Worker:
             space, evaluator = self.space, self.evaluator
             if group is not self.groups[0]:
                 space = group.place_space(self._space, self.models.config)
                 evaluator = self.evaluator_of(self.models.config, self.models.tokenizer, group)
             together = self.config.engine.population
             if together > 1 and isinstance(space, genome.ExpertSpace):
-                return evaluation.OverOneBase(group.express(space.express_mixed), evaluator, together)
-            return evaluation.OneByOne(group.express(space.express), evaluator)
+                return evaluation.PopulationWorker(group.express(space.express_mixed), evaluator, together)
+            return evaluation.SerialWorker(group.express(space.express), evaluator)
 
-        return _Later(self.config.engine.population, lane)
+        return evaluation.LazyWorker(self.config.engine.population, make)
 
     # Search
 
@@ -315,14 +313,14 @@ class Run:
             return search.evolve(
                 self.searcher,
                 experts,
-                evaluation.SideBySide([self._lane(group) for group in self.groups]),
+                evaluation.WorkerPool([self._worker(group) for group in self.groups]),
                 tasks=names,
                 key=jax.random.key(self.config.seed),
                 generations=self.config.search.generations,
                 batch_size=self.config.search.batch_size,
                 journal=search.Journal(self.folder / "history.jsonl"),
                 checkpoints=checkpoints,
-                started=self._write_grid,
+                on_start=self._write_grid,
                 progress=self._progress,
             )
 
@@ -452,17 +450,6 @@ class Run:
     def report(self) -> list[Path]:
         """Draws figures, tables and the page from the run folder."""
         return report.write_report(self.folder)
-
-
-class _Later:
-    """A lane that is made when the first genome comes."""
-
-    def __init__(self, size: int, make: Callable[[], evaluation.Lane]) -> None:
-        self.size = size
-        self._make = make
-
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[evaluation.Record]:
-        return self._make()(genomes, stop)
 
 
 def _mixing(individual: Genome) -> list[float] | None:

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, locks between processes, and digests of values.
+"""Atomic file writes, locks between processes, and digests of values.
 
-The sandbox does not use this module: it needs the standard library alone.
+The sandbox does not use this module, because the sandbox imports the standard library only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["digest", "locked", "make_folder", "replacing", "write_bytes", "write
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a binary file that takes the place of ``path`` when the block ends without an exception.
+    """Opens a temporary binary file, which replaces ``path`` if the block ends without an exception.
 
-    The content is on disk before the name changes. Readers, and a process that is killed, see the old file or the new one.
+    The content is on disk before the replacement. Readers see the old or the new file, also if the process is killed.
 
     Args:
-        path: of the file; missing parent folders are made.
+        path: path of the file; missing parent folders are created.
 
     Yields:
-        The open file.
+        The open temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates files that only the owner can read
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -51,43 +51,49 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file atomically."""
+    """Writes bytes to a file atomically."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 file atomically."""
+    """Writes text to a file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes indented JSON atomically; NaN and infinity are errors."""
+    """Writes indented JSON to a file atomically.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def make_folder(path: str | Path) -> None:
-    """Makes a folder and its parents.
+    """Creates a folder and its parents, unless it exists.
 
     Raises:
-        InputError: the system refuses.
+        InputError: the operating system refuses.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"expected to make the folder {path}, got {error.strerror or error}: choose another folder") from error
+        raise InputError(
+            f"expected to create a folder, got {error.strerror or error} in {path}; choose another folder"
+        ) from error
 
 
 @contextlib.contextmanager
 def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
-    """Holds an advisory lock (``flock``); the system releases it when the process ends, however it ends.
+    """Holds an advisory lock (``flock``), which the operating system releases when the process ends in any way.
 
     Args:
-        path: of the lock file.
-        wait: whether to wait for the process that holds the lock; otherwise that is an error.
+        path: path of the lock file.
+        wait: whether to wait until no other process holds the lock.
 
     Raises:
-        InputError: ``wait`` is false and another process holds the lock.
+        InputError: another process holds the lock, and ``wait`` is false.
     """
     path = Path(path)
     with path.open("w") as file:
@@ -95,17 +101,17 @@ def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise InputError(
-                f"expected to work in {path.parent} alone, got another process at work there: wait for it, or choose another "
-                "output"
+                f"expected no other process to use the folder, got another process in {path.parent}; wait for it, or choose "
+                "another folder"
             ) from error
         yield
 
 
 def digest(value: Any, *, digits: int = 64) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys.
+    """SHA-256 of a JSON value, in hexadecimal; the order of keys does not matter.
 
     Args:
-        value: anything JSON can hold; other objects count by their ``str``.
-        digits: how many of the 64 hexadecimal digits to return.
+        value: any JSON value; other objects are converted with ``str``.
+        digits: number of digits to return, at most 64.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]

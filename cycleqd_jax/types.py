@@ -1,7 +1,7 @@
-"""Aliases and contracts shared by every room; this module imports nothing of the package.
+"""Type aliases, records and protocols that all packages share. This module imports no other module of ``cycleqd_jax``.
 
-Shapes are written as in jaxtyping: ``Float[Array, "batch task"]`` is a float array with a row for every individual and a
-column for every task. A *population* is always one more leading axis.
+Shapes are written as in jaxtyping: ``Float[Array, "batch task"]`` is a float array with a row for each individual and a column
+for each task. A population adds one leading axis.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ __all__ = [
 ]
 
 AnyArray = jax.Array | np.ndarray
-"""An array on a device or in the host's memory: annotations read ``Float[AnyArray, "batch task"]``."""
+"""A JAX or a numpy array. Annotations read ``Float[AnyArray, "batch task"]``."""
 
 ArrayLeaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
-"""A field of a pytree dataclass. JAX also builds the dataclass with shapes in place of arrays, or with batch axes in front:
-annotations read ``Float[ArrayLeaf, "*batch task edge"]``."""
+"""An array field of a pytree dataclass. JAX also builds such dataclasses with shapes instead of arrays, and with leading batch
+axes. Annotations read ``Float[ArrayLeaf, "*batch task edge"]``."""
 
 Params = PyTree[AnyArray]
-"""Weights of one model: any pytree of arrays."""
+"""The weights of one model: any pytree of arrays."""
 
 
 class LowRank(NamedTuple):
-    """The product ``a @ b`` of two thin matrices, for every matrix of a stack: an update by LoRA.
+    """A low-rank update ``a @ b`` of every matrix in a stack, as in LoRA.
 
     Attributes:
-        a: ``[*stack, m, r]``, the scale included.
+        a: ``[*stack, m, r]``; includes LoRA's scale.
         b: ``[*stack, r, n]``.
     """
 
@@ -75,12 +75,12 @@ class LowRank(NamedTuple):
 
 
 class MixedMatrix(NamedTuple):
-    """The matrices of several individuals that differ by a low rank from one another: ``w + u @ diag(coefficients[i]) @ vt``.
+    """Matrices of several individuals with a shared part; that of individual i is ``w + u @ diag(coefficients[i]) @ vt``.
 
-    Stands where a stacked matrix stands in the weights of one.
+    In the weights of a population it replaces the stacked matrix of one individual.
 
     Attributes:
-        w: what they share, ``[layer, in, out]``.
+        w: the shared part, ``[layer, in, out]``.
         u: ``[layer, in, r]``.
         vt: ``[layer, r, out]``.
         coefficients: ``[layer, individual, r]``.
@@ -94,42 +94,41 @@ class MixedMatrix(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """An expert as what it adds to its base: θ = θ_base + update, leaf by leaf.
+    """An expert as updates of its base model: θ = θ_base + update for every leaf.
 
     Attributes:
-        updates: by the path of the base's leaf (``"layers/attn/q"``): a :class:`LowRank`, or an array of the leaf's shape.
-            Leaves that are not named are those of the base.
+        updates: from the path of a leaf of the base (``"layers/attn/q"``) to a :class:`LowRank` or an array of the leaf's
+            shape. Leaves without an entry are those of the base.
     """
 
-    updates: Mapping[str, LowRank | Array | np.ndarray]
+    updates: Mapping[str, LowRank | AnyArray]
 
 
 Genome = PyTree[AnyArray]
-"""What evolution works on. Only its :class:`GenomeSpace` knows what the leaves mean."""
+"""The genotype of an individual. Its :class:`GenomeSpace` defines the structure and the meaning of the leaves."""
 
 Scores = Float[AnyArray, "batch task"]
-"""``scores[b, k]`` is f_k of individual b, in [0, 1]; a row with a NaN is an individual that could not be evaluated."""
+"""``scores[b, k]`` is f_k of individual b, in [0, 1]. A row with NaN is a quarantined individual: it could not be evaluated."""
 
 Split = Literal["train", "test"]
-"""The search sees ``train`` only; ``test`` is what is reported."""
+"""The search uses the ``train`` problems only; the reported scores are of the ``test`` problems."""
 
 SPLITS: tuple[Split, Split] = ("train", "test")
-"""Both splits, in the order of tables."""
+"""Both splits, in the order in which tables list them."""
 
 
 class InputError(ValueError):
-    """What the user gave (a config, a file, a model, data) can't be used.
+    """An input of the user (a config, a file, a model or data) is not usable.
 
-    The message is one sentence: what was expected, what came, where, and what to do. The command line prints it and exits
-    with code 2.
+    The message is one sentence of the form "expected X, got Y in Z; do W". The command line prints it and exits with code 2.
     """
 
 
 class NonFiniteError(ArithmeticError):
-    """A model's logits are NaN or infinite: its weights are broken, and none of its replies means anything.
+    """The logits of a model are NaN or infinite, so its replies are meaningless.
 
     Attributes:
-        individual: index of the individual whose weights are broken, where several are decoded together.
+        individual: index of the individual in a population; 0 for a single model.
     """
 
     def __init__(self, message: str, individual: int = 0) -> None:
@@ -142,13 +141,13 @@ class NonFiniteError(ArithmeticError):
 
 
 class Lineage(NamedTuple):
-    """Where the children of one ``ask`` come from. A pytree; every leaf has a leading ``batch`` axis.
+    """The origin of the children of one ``ask``, a pytree. The parents and the key determine a child.
 
     Attributes:
-        parents: ids of the two parents, Int ``[batch, 2]``; -1 where there is none.
-        active: index of the active task, Int ``[batch]``; -1 where there is none.
-        key: raw data of the child's own PRNG key, UInt32 ``[batch, 2]``: with the parents it rebuilds the child.
-        omega: the crossover's raw weights ω1, ω2, Float ``[batch, 2]``.
+        parents: ids of the two parents, Int ``[batch, 2]``; −1 for no parent.
+        active: index of the active task, Int ``[batch]``; −1 for no task.
+        key: raw data of each child's PRNG key, UInt32 ``[batch, 2]``.
+        omega: raw crossover weights ω1, ω2, Float ``[batch, 2]``.
     """
 
     parents: Int[Array, "batch 2"]
@@ -169,6 +168,10 @@ def _is_list(value: Any, *types: type, length: int | None = None) -> bool:
     return isinstance(value, list) and all(type(v) in types for v in value) and length in (None, len(value))
 
 
+def _is_object(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(is_valid, value.values()))
+
+
 _RECORD: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "id": ("an integer", lambda value: type(value) is int),
     "generation": ("an integer", lambda value: type(value) is int),
@@ -177,38 +180,29 @@ _RECORD: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "parents": ("two integers", lambda value: _is_list(value, int, length=2)),
     "omega": ("two numbers or null", lambda value: value is None or _is_list(value, int, float, length=2)),
     "key": ("integers or null", lambda value: value is None or _is_list(value, int)),
-    "scores": (
-        "a number for each task, or null",
-        lambda value: value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))),
-    ),
+    "scores": ("a number for each task, or null", lambda value: value is None or _is_object(value, _is_number)),
     "error": ("a string or null", _is_text),
-    "items": (
-        "a list of numbers for each task",
-        lambda value: isinstance(value, dict) and all(_is_list(v, int, float) for v in value.values()),
-    ),
-    "seconds": (
-        "a number for each stage",
-        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
-    ),
+    "items": ("a list of numbers for each task", lambda value: _is_object(value, lambda v: _is_list(v, int, float))),
+    "seconds": ("a number for each stage", lambda value: _is_object(value, _is_number)),
 }
-"""Fields of a journal record in their order: what each must be, and the check."""
+"""The fields of a journal record in their order, each with what it must be and the check."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Individual:
-    """An expert or a child, as one line of the journal ``history.jsonl`` records it.
+    """An expert or a child: one line of the journal ``history.jsonl``.
 
     Attributes:
-        id: 0 to K − 1 for the experts; children count on from there.
-        generation: −1 for an expert, from 0 for a child.
-        expert: the task whose expert it is; None for a child.
-        active: the task that gave quality when the child was made; None for an expert.
-        parents: ids of the two parents; −1 where there is none.
+        id: 0 to K − 1 for the experts; the ids of the children follow.
+        generation: −1 for an expert; generations of children start at 0.
+        expert: the task for which an expert is fine-tuned; None for a child.
+        active: the task that provided quality for a child; None for an expert.
+        parents: ids of the two parents; −1 for no parent.
         omega: raw crossover weights ω1, ω2; None for an expert.
         key: raw data of the child's PRNG key; None for an expert.
-        scores: f_k by task; None if it was quarantined.
-        error: why it was quarantined, or None.
-        items: score of every problem, by task; empty if it was quarantined.
+        scores: f_k by task; None if the individual is quarantined or not evaluated yet.
+        error: why the individual is quarantined, or None.
+        items: score of every problem, by task; empty if the individual has no scores.
         seconds: wall time by stage.
     """
 
@@ -225,7 +219,11 @@ class Individual:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The line of the journal, without its newline; NaN and infinity raise a ValueError."""
+        """The line of the journal, without its newline.
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
         return json.dumps({name: getattr(self, name) for name in _RECORD}, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -234,10 +232,10 @@ class Individual:
 
         Args:
             line: the line.
-            place: where it stands, for messages: ``"line 3 of run/history.jsonl"``.
+            place: where the line is, for error messages: ``"line 3 of run/history.jsonl"``.
 
         Raises:
-            InputError: the line is not a JSON object with every field, each of its type.
+            InputError: the line is not a JSON object, or a field is missing or of another type.
         """
         try:
             raw = json.loads(line)
@@ -252,49 +250,58 @@ class Individual:
         for name, (kind, is_valid) in _RECORD.items():
             if not is_valid(raw[name]):
                 raise InputError(f"expected {name} to be {kind}, got {raw[name]!r:.80} in {place}; restore the file")
-        return cls(**{name: tuple(v) if isinstance(v := raw[name], list) else v for name in _RECORD})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v := raw[name], list) else v for name in _RECORD}
+        return cls(**values)
 
 
 @runtime_checkable
 class GenomeSpace(Protocol):
-    """The set of individuals the search can reach. All methods are pure, jittable and vmappable over ``key`` and genomes."""
+    """The genomes that a search can reach, and the operators on them.
+
+    Implementations are pytrees. All methods must be pure and work under ``jax.jit``, and under ``jax.vmap`` over keys and
+    genomes.
+    """
 
     @property
     def num_experts(self) -> int:
-        """Number K of experts; expert k is the one fine-tuned for task k."""
+        """The number K of experts. Expert k is fine-tuned for task k."""
         ...
 
     def expert(self, k: int) -> Genome:
-        """The genome of expert k."""
+        """The genome whose weights are those of expert k."""
         ...
 
     def crossover(self, parent1: Genome, parent2: Genome, omega: Float[Array, 2]) -> Genome:
-        """Linear crossover with raw weights ω1, ω2 (see ``operators.crossover_weights``)."""
+        """The linear crossover of two genomes with the raw weights ω1, ω2 (see ``operators.crossover_weights``)."""
         ...
 
     def mutate(self, key: PRNGKeyArray, genome: Genome, active: Int[Array, ""]) -> Genome:
-        """Mutation of a child while task ``active`` provides quality; the key is consumed."""
+        """The mutation of a child when task ``active`` provides quality; the key is consumed."""
         ...
 
     def express(self, genome: Genome) -> Params:
-        """The weights of the model that ``genome`` stands for."""
+        """The weights of the model of ``genome``."""
         ...
 
 
 @runtime_checkable
 class Searcher(Protocol):
-    """A black-box optimiser as ask/tell. Pure: the state is one pytree, and nothing else remembers anything."""
+    """A black-box optimiser with an ask/tell interface.
+
+    Implementations must be pure: all that changes is in the state, one pytree, and the same arguments give the same results. A
+    search that is resumed from a checkpoint relies on it. The search calls ``init`` once, then ``ask`` and ``tell`` in turn.
+    """
 
     def init(self, genomes: Genome, scores: Scores) -> Any:
-        """The state after the initial individuals (leading axis ``batch``) have been told."""
+        """The first state, from the genomes (leading axis ``batch``) and scores of the initial individuals."""
         ...
 
     def ask(self, state: Any, key: PRNGKeyArray, n: int) -> tuple[Genome, Lineage, Any]:
-        """``n`` children (leading axis ``n``), their lineage and the new state; the key is consumed."""
+        """Makes ``n`` children: their genomes (leading axis ``n``), their lineage and the new state; the key is consumed."""
         ...
 
     def tell(self, state: Any, genomes: Genome, scores: Scores, lineage: Lineage) -> Any:
-        """The state after the scores of the children of the last ``ask`` are known."""
+        """The new state, from the scores of all children of the last ``ask``; rows with NaN must not count as scores."""
         ...
 
 
@@ -311,11 +318,11 @@ class Message(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The end of an episode.
+    """The score of an episode.
 
     Attributes:
         value: in [0, 1].
-        reason: one line for the transcript: ``"passed"``, ``"assertion 2 failed"``, ``"wrong answer: …"``.
+        reason: one line for the transcript, such as ``"passed"``, ``"assertion 2 failed"`` or ``"wrong answer: …"``.
     """
 
     value: float
@@ -324,55 +331,57 @@ class Score:
 
 @runtime_checkable
 class Episode(Protocol):
-    """One problem, played as a conversation. Methods may block (sandboxes); one thread at a time calls them.
+    """One problem, played as a conversation with an environment.
 
-    An episode that every first reply ends may say so with an attribute ``single_turn = True``: nothing that is generated waits
-    for its score.
+    Methods may block, for example on a sandbox. The calls may come from different threads, but never two at once. An
+    implementation whose episodes always end with the first reply may set ``single_turn = True``: its replies are then scored in
+    the background. A broken environment raises an error (InfraError); it must not become a score.
     """
 
     def start(self) -> list[Message]:
-        """Sets the environment up and returns the conversation so far, ending with a user message."""
+        """Sets up the environment and returns the opening messages, of which the last is a user message."""
         ...
 
     def step(self, reply: str) -> list[Message] | Score:
-        """Acts on the model's reply: the new messages that follow it, or the score that ends the episode."""
+        """Applies the model's reply; returns the messages that follow it, or the score, which ends the episode."""
         ...
 
     def close(self) -> None:
-        """Frees what ``start`` took; safe to call twice, and before ``start``."""
+        """Frees the resources of ``start``. It must be safe to call twice, and before ``start``."""
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A named set of problems with a train and a test half.
+    """A named set of problems, split into train and test.
 
     Attributes:
-        name: as in configs, journals and tables.
-        max_new_tokens: most tokens a reply may have.
+        name: its name in configs, journals and tables.
+        max_new_tokens: the most tokens of a reply.
     """
 
     name: str
     max_new_tokens: int
 
     def episodes(self, split: Split) -> Sequence[Episode]:
-        """A fresh episode per problem of the split, always in the same order."""
+        """A new episode for each problem of the split. The order must be the same in every call."""
         ...
 
     def demonstrations(self, split: Split) -> list[list[Message]]:
-        """Solved conversations of the split, for fine-tuning: gold solutions replayed through the episodes."""
+        """Conversations of solved problems of the split, for fine-tuning: gold solutions replayed through the episodes."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a model said.
+    """A generated reply.
 
     Attributes:
         text: without the stop token.
-        tokens: how many tokens were generated, the stop token included.
-        finish: ``"stop"`` (a stop token), ``"length"`` (the limit) or ``"refused"`` (the prompt does not fit the cache).
-        dropped: how many tokens of the prompt's beginning were left out because it was too long.
+        tokens: number of generated tokens, including the stop token.
+        finish: why it ended: ``"stop"`` (a stop token), ``"length"`` (the limit) or ``"refused"`` (the prompt does not fit the
+            cache).
+        dropped: number of tokens removed from the beginning of the prompt because it was too long.
     """
 
     text: str
@@ -383,41 +392,45 @@ class Reply:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Conversations in, replies out, many at once; knows nothing of tasks."""
+    """Generates replies for many conversations at once, without knowledge of tasks.
+
+    Implementations queue requests in ``submit`` and return complete replies from ``advance``. Which requests share a batch, and
+    the order of the replies, must not depend on time: the same calls must give the same replies.
+    """
 
     def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
         """Queues a request for one reply.
 
         Args:
-            conversation: names the conversation; it must have no other request in progress.
+            conversation: id of the conversation, which must have no other request in progress.
             messages: the whole conversation so far.
-            max_new_tokens: most tokens of the reply.
-            individual: whose weights decode it, where several individuals are loaded.
+            max_new_tokens: the most tokens of the reply.
+            individual: index of the individual whose weights generate the reply, if a population is loaded.
         """
         ...
 
     def advance(self) -> list[tuple[Hashable, Reply]]:
-        """Generates for a while; the conversations whose replies are complete, in an order that does not depend on time.
+        """Generates some tokens, and returns the complete replies with their conversations.
 
-        An empty list says nothing where replies are under way; where none are, it is returned at once.
+        The list may be empty while replies are in progress. Without requests the call returns an empty list at once.
         """
         ...
 
     def release(self, conversation: Hashable) -> None:
-        """A conversation is over: what is kept of it for its next turn may go."""
+        """Ends a conversation: cancels its request, if any, and frees what is cached for its next turn."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """An episode that was played to its end.
+    """The result of an episode that was played to its end.
 
     Attributes:
-        score: its score.
+        score: the score.
         messages: the whole conversation.
-        tokens: tokens generated by the model in all rounds.
-        rounds: how often the model spoke.
-        dropped: tokens of its beginning that the model was not shown, in all rounds.
+        tokens: number of generated tokens in all rounds.
+        rounds: number of replies.
+        dropped: number of prompt tokens that were removed in all rounds because the prompts were too long.
     """
 
     score: Score
@@ -431,26 +444,26 @@ class Outcome:
 # Progress
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""``progress(stage, done, total, figures)``: called by long stages, shown by whoever runs them."""
+"""``progress(stage, done, total, figures)``: a callback of long stages; ``figures`` are numbers to show, by name."""
 
 
 def no_progress(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-    """Shows nothing."""
+    """A :data:`Progress` that shows nothing."""
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:
-    """A key path of ``jax.tree_util`` as ``"layers/attn/q"``."""
+    """Formats a key path of ``jax.tree_util`` as ``"layers/attn/q"``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def tree_paths(tree: PyTree) -> list[tuple[str, Any]]:
-    """The leaves of a pytree with their paths as ``"layers/attn/q"``.
+    """Lists the leaves of a pytree with their paths.
 
     Args:
-        tree: any pytree of dicts, sequences and dataclasses.
+        tree: any pytree.
 
     Returns:
-        ``(path, leaf)`` pairs in ``jax.tree`` order.
+        ``(path, leaf)`` pairs in ``jax.tree`` order; paths read ``"layers/attn/q"``.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(leaf_path(path), leaf) for path, leaf in leaves]

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from .base import Completed, InfraError, Killed, Limits
 from .build import Rootfs
@@ -57,7 +57,7 @@ class Sandbox:
         limits: Limits = _LIMITS,
         workers: int | None = None,
         rootfs: str | Path | None = None,
-        backend: Literal["bwrap", "docker"] = "bwrap",
+        backend: str = "bwrap",
         image: str = IMAGE,
     ) -> None:
         if isolation not in ("auto", *ISOLATIONS):

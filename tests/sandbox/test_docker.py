@@ -294,7 +294,7 @@ def test_the_sandbox_makes_its_boxes_there(state: Path) -> None:
     with pytest.raises(ValueError, match="leave out rootfs"):
         Sandbox(backend="docker", rootfs="/x")
     with pytest.raises(ValueError, match="bwrap or docker"):
-        Sandbox(backend="podman")  # pyright: ignore[reportArgumentType]
+        Sandbox(backend="podman")
 
 
 @pytest.mark.docker

@@ -8,8 +8,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 _apt() {
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing the system package $* with apt, about half a minute."
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null 2>&1 ||
+    local output
+    if ! output=$({ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } 2>&1); then
+      echo "$output" >&2
       echo "apt could not install $*; continuing without it." >&2
+    fi
   else
     echo "The system package $* is missing; on Debian and Ubuntu, install it with: sudo apt-get install $*" >&2
   fi

@@ -159,7 +159,7 @@ def tiny_sizes(tree: Mapping[str, Any]) -> list[str]:
         sizes += [f"baselines={yaml.safe_dump(small['baselines'], default_flow_style=True).strip()}"]
     task = small["tasks"][0]
     for name, given in ((item["name"], item) for item in tree["tasks"]):
-        sizes += [f"tasks.{name}.{key}={task[key]}" for key in ("train_size", "test_size")]
+        sizes += [f"tasks.{name}.{key}={task[key]}" for key in ("train_size", "test_size", "max_new_tokens")]
         if given.get("train") is None:
             sizes.append(f"tasks.{name}.finetune_size={task['finetune_size']}")
     return sizes

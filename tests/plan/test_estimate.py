@@ -95,7 +95,7 @@ def test_memory_of_adapters():
 
 def test_devices_of_one_host_share_it(monkeypatch):
     # Everything takes one second.
-    monkeypatch.setattr(plan.device, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__))
+    monkeypatch.setattr(plan.device, "time", types.SimpleNamespace(perf_counter=itertools.count(0.0).__next__))
     one, four = plan.this_machine(), plan.this_machine(4)
     assert four.memory == one.memory // 4
     assert four.single == one.single / 4

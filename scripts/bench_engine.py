@@ -1,15 +1,15 @@
-"""How fast the engine is on real workloads, against transformers' ``generate`` and against what bounds it.
+"""Speed of the engine on real workloads, against transformers' ``generate`` and against physical limits.
 
     python scripts/bench_engine.py MODEL --data DIR [--dtypes bfloat16 float32] [--transformers bfloat16:32 ...] [--json FILE]
 
 MODEL is a Hugging Face folder (``cycleqd fetch smollm2 DIR``); DIR has the benchmarks' files (``mbpp/mbpp_full.visible.jsonl``,
 ``dbbench/dbbench_cycleqd.visible.jsonl``, ``os_interaction/os_cycleqd.visible.jsonl``). Everything runs in one process on one
-machine. Ours plays every workload twice, and the second time counts: programs are compiled then. transformers is given float32,
-bfloat16 and several batch sizes, its prompts sorted by length, and the best of them counts; it needs torch.
+machine. The engine plays every workload twice, and the second time is reported: the first one compiles the programs. For
+transformers the best of the given dtypes and batch sizes counts; its prompts are sorted by length, and it needs torch.
 
-Besides the workloads: ``--check`` computes every reply's logits once more, one conversation at a time and without a cache, and
-says where it differs from greedy decoding (``--slots`` and ``--shuffle`` for other slots and another order); ``--rate`` decodes
-with all slots at work, against the limits of products and of reading weights and cache; ``--population N`` decodes low-rank
+Further measurements: ``--check`` computes the logits of all replies again, conversation by conversation, without a cache, and
+lists differences from greedy decoding (``--slots`` and ``--shuffle`` for other slots and another order). ``--rate`` decodes
+with all slots busy, against the limits of matrix products and of reading weights and cache. ``--population N`` decodes low-rank
 individuals over one base, against their merged weights one by one.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cycleqd_jax.engine import ChatGenerator, Engine, Statistics
+from cycleqd_jax.engine import ChatGenerator, Engine
 from cycleqd_jax.engine.prefix import common_length
 from cycleqd_jax.evaluation import rollout
 from cycleqd_jax.models import llama
@@ -52,57 +52,63 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 class Recorder(Engine):
-    """An engine that remembers what it was asked and what it said."""
+    """An engine that records its requests and replies."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.asked: dict[int, tuple[tuple[int, ...], int]] = {}
-        self.said: dict[int, tuple[int, ...]] = {}
+        self.requests: dict[int, tuple[tuple[int, ...], int]] = {}
+        self.replies: dict[int, tuple[int, ...]] = {}
 
     def submit(self, prompt: Sequence[int], max_new_tokens: int, **options: Any) -> int:
         """See :meth:`Engine.submit`."""
         number = super().submit(prompt, max_new_tokens, **options)
-        self.asked[number] = tuple(prompt), max(min(max_new_tokens, self.max_len - len(prompt)), 0)
+        self.requests[number] = tuple(prompt), max(min(max_new_tokens, self.max_len - len(prompt)), 0)
         return number
 
     def advance(self) -> list[tuple[int, Any]]:
         """See :meth:`Engine.advance`."""
         done = super().advance()
-        self.said |= {number: generation.ids for number, generation in done}
+        self.replies |= {number: generation.ids for number, generation in done}
         return done
 
+    def clear(self) -> None:
+        """Forgets the records, and sets the counters to zero."""
+        self.requests, self.replies = {}, {}
+        self.statistics.clear()
+
     def check(self, params: Params) -> dict[str, Any]:
-        """How what was said compares with greedy decoding of each conversation alone, without a cache.
+        """Compares the replies with greedy decoding of each conversation alone, without a cache.
 
         Returns:
-            How many tokens were said; each that is not the first of the likeliest, by request and place, with how far its logit
-            is below the largest; and the requests whose reply ends elsewhere than at its first stop token or its limit.
+            The number of tokens; every token that is not the argmax, with its request, its place and the distance of its logit
+            from the largest; and the requests whose reply does not end at its first stop token or its limit.
         """
 
         @jax.jit
-        def compare(params: Params, tokens: Any, said: Any) -> Any:
+        def compare(params: Params, tokens: Any, following: Any) -> Any:
             logits = llama.forward(params, self.config, tokens[None])[0]
-            return logits.max(-1) - jnp.take_along_axis(logits, said[:, None], -1)[:, 0], logits.argmax(-1) != said
+            gaps = logits.max(-1) - jnp.take_along_axis(logits, following[:, None], -1)[:, 0]
+            return gaps, logits.argmax(-1) != following
 
         others, ends = [], []
-        for number, ids in self.said.items():
-            prompt, limit = self.asked[number]
+        for number, ids in self.replies.items():
+            prompt, limit = self.requests[number]
             stops = [i for i, token in enumerate(ids) if token in self.stop_ids]
             if len(ids) > limit or (stops or [limit - 1])[0] != len(ids) - 1:
                 ends.append(number)
             if not ids:
                 continue
             tokens = [*prompt, *ids]
-            size = -(-len(tokens) // 256) * 256  # few shapes; nothing sees what follows it
+            size = -(-len(tokens) // 256) * 256  # few shapes; padding is masked
             padded = jnp.asarray([*tokens, *[0] * (size - len(tokens))])
             gaps, other = (jax.device_get(x) for x in compare(params, padded, jnp.roll(padded, -1)))
             places = range(len(prompt) - 1, len(tokens) - 1)
             others += [{"request": number, "token": i, "gap": float(gaps[at])} for i, at in enumerate(places) if other[at]]
-        return {"tokens": sum(map(len, self.said.values())), "not the likeliest": others, "ends elsewhere": ends}
+        return {"tokens": sum(map(len, self.replies.values())), "not the argmax": others, "ends elsewhere": ends}
 
 
 class Transformers:
-    """A generator that asks ``generate`` for all replies it was asked for, in batches sorted by length."""
+    """A generator that computes all requests with ``generate``, in batches sorted by length."""
 
     def __init__(self, folder: str, tokenizer: chat.ChatTokenizer, dtype: str, batch: int) -> None:
         import torch
@@ -112,20 +118,21 @@ class Transformers:
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         self._tokenizer = tokenizer
         self._batch = batch
-        self._asked: list[tuple[Hashable, list[int], int]] = []
+        self._requests: list[tuple[Hashable, list[int], int]] = []
         self._generate([("to warm up", [tokenizer.pad_id] * 16, 4)])
 
     def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int) -> None:
         """See :class:`cycleqd_jax.types.Generator`."""
-        self._asked.append((conversation, self._tokenizer.encode(messages), max_new_tokens))
+        self._requests.append((conversation, self._tokenizer.encode(messages), max_new_tokens))
 
     def advance(self) -> list[tuple[Hashable, Reply]]:
         """Replies that are complete."""
-        asked, self._asked = sorted(self._asked, key=lambda one: (one[2], len(one[1]))), []
-        return [reply for i in range(0, len(asked), self._batch) for reply in self._generate(asked[i : i + self._batch])]
+        requests, self._requests = sorted(self._requests, key=lambda one: (one[2], len(one[1]))), []
+        batches = (requests[i : i + self._batch] for i in range(0, len(requests), self._batch))
+        return [reply for batch in batches for reply in self._generate(batch)]
 
     def release(self, conversation: Hashable) -> None:
-        """Nothing is kept."""
+        """Does nothing: no cache is kept."""
 
     def _generate(self, batch: Sequence[tuple[Hashable, list[int], int]]) -> list[tuple[Hashable, Reply]]:
         torch, stops = self._torch, set(self._tokenizer.stop_ids)
@@ -153,7 +160,7 @@ class Transformers:
 
 
 class Static:
-    """A generator that takes in nothing before all it was asked for is answered, a batch of the engine's slots at a time."""
+    """A generator with static batches: as many requests as slots, and no new one before all of them are complete."""
 
     def __init__(self, generator: ChatGenerator) -> None:
         self._generator = generator
@@ -182,7 +189,7 @@ class Static:
 
 
 def limits(config: llama.LlamaConfig) -> dict[str, float]:
-    """Rates of large products, in GFLOP/s, and of reading memory, in GB/s, on this machine now."""
+    """This machine's present rates of large matrix products, in GFLOP/s, and of reading memory, in GB/s."""
     a = jnp.ones((2048, 2048))
     x = jnp.ones(2**27)
 
@@ -207,20 +214,19 @@ def limits(config: llama.LlamaConfig) -> dict[str, float]:
 def rate(
     config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[int]], slots: int, read_gbs: float
 ) -> dict[str, float]:
-    """Tokens per second with every slot at work: of the later of 80 tokens that nothing ends.
-
-    And what it would be if reading the matrices and everybody's keys and values were all there is to do.
-    """
+    """Tokens per second with all slots busy, from the last 64 of 81 tokens, and the limit of reading matrices and cache."""
     never = config.vocab_size - 1
     engine = Engine(config, slots=slots, max_len=1024, stop_ids=(never,), pad_id=0)
     engine.load(params)
     seconds = []
     for limit in (80, 17, 81):
         start = time.perf_counter()
-        said = engine.generate([prompts[i % len(prompts)] for i in range(slots)], [limit] * slots)
+        generations = engine.generate([prompts[i % len(prompts)] for i in range(slots)], [limit] * slots)
         seconds.append(time.perf_counter() - start)
-        assert all(len(generation.ids) == limit for generation in said)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))  # a tied embedding is the head, another is not read whole
+        assert all(len(generation.ids) == limit for generation in generations)
+    weights = sum(
+        leaf.nbytes for leaf in jax.tree.leaves(params)
+    )  # a tied embedding is read as the head; another one is not read as a whole
     weights -= 0 if config.tie_word_embeddings else params["embed_tokens"].nbytes
     common = min(common_length(prompts[0], prompt) for prompt in prompts)
     columns = sum(len(prompts[i % len(prompts)]) + 49 - common for i in range(slots)) + common
@@ -232,7 +238,7 @@ def rate(
 def population(
     config: llama.LlamaConfig, params: Params, prompts: Sequence[Sequence[int]], count: int, rank: int = 16
 ) -> dict[str, Any]:
-    """Seconds of low-rank individuals over one base, and of their merged weights one by one; the same prompts for each."""
+    """Seconds of low-rank individuals over one base, and of their merged weights one by one, with the same prompts."""
     keys_of = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(params))))
 
     def mixed(path: Any, w: Any) -> Any:
@@ -255,29 +261,29 @@ def population(
         return jax.tree.map(leaf, params, is_leaf=lambda x: isinstance(x, MixedMatrix))
 
     together: Any = jax.tree_util.tree_map_with_path(mixed, params)
-    stops, said, seconds = (2,), {}, {}
+    stops, replies, seconds = (2,), {}, {}
     for name in ("over one base", "one by one") * 2:  # the first time compiles
         engine = Engine(config, slots=count * len(prompts), max_len=1024, stop_ids=stops, pad_id=0)
         start = time.perf_counter()
-        said[name] = []
+        replies[name] = []
         if name == "over one base":
             engine.load(together)
             numbers = [engine.submit(prompt, 64, individual=i) for i in range(count) for prompt in prompts]
             done: dict[int, Any] = {}
             while engine.busy:
                 done |= dict(engine.advance())
-            said[name] = [done[number].ids for number in numbers]
+            replies[name] = [done[number].ids for number in numbers]
         else:
             for i in range(count):
                 engine.load(merged(together, i))
-                said[name] += [generation.ids for generation in engine.generate(prompts, [64] * len(prompts))]
+                replies[name] += [generation.ids for generation in engine.generate(prompts, [64] * len(prompts))]
         seconds[name] = time.perf_counter() - start
-    different = [i for i, (a, b) in enumerate(zip(said["over one base"], said["one by one"], strict=True)) if a != b]
-    return {"seconds": seconds, "replies": len(said["one by one"]), "different": different}
+    different = [i for i, (a, b) in enumerate(zip(replies["over one base"], replies["one by one"], strict=True)) if a != b]
+    return {"seconds": seconds, "replies": len(replies["one by one"]), "different": different}
 
 
 def first(task: RecordTask[Any], count: dict[str, int]) -> list[Any]:
-    """As many of its records as are played."""
+    """The records of a task that are played."""
     return [record for split in ("train", "test") for record in task.records[split]][: count[task.name]]
 
 
@@ -301,14 +307,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--max-len", type=int, default=2048)
-    parser.add_argument("--dtypes", nargs="*", default=["float32"], help="of ours; the ablations are of the first")
+    parser.add_argument("--dtypes", nargs="*", default=["float32"], help="of the engine; ablations use the first")
     parser.add_argument("--workloads", nargs="*", default=["mbpp", "dbbench", "os_interaction", "together"])
     parser.add_argument("--ablations", nargs="*", default=["whole"], help=f"of: {', '.join(ABLATIONS)}; or 'all'")
     parser.add_argument("--transformers", nargs="*", default=[], metavar="DTYPE:BATCH", help="such as bfloat16:32")
-    parser.add_argument("--against", nargs="*", default=["mbpp", "os_interaction"], help="workloads that transformers plays")
+    parser.add_argument("--against", nargs="*", default=["mbpp", "os_interaction"], help="workloads for transformers")
     parser.add_argument("--check", action="store_true", help="compare float32 replies with uncached logits")
     parser.add_argument("--shuffle", type=int, metavar="SEED", help="play the episodes in another order")
-    parser.add_argument("--rate", action="store_true", help="decode with all slots at work")
+    parser.add_argument("--rate", action="store_true", help="decode with all slots busy")
     parser.add_argument("--population", type=int, default=0, metavar="N", help="decode N low-rank individuals")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -331,16 +337,16 @@ def main() -> None:
         }
         chosen: dict[str, list[Any]] = {name: [task] for name, task in tasks.items()} | {"together": list(tasks.values())}
 
-        def row(workload: str, who: str, generator: Any, overlap: bool = True) -> dict[str, Any]:
+        def row(workload: str, name: str, generator: Any, overlap: bool = True) -> dict[str, Any]:
             seconds, outcomes = play(chosen[workload], sizes, generator, overlap, arguments.shuffle)
             tokens = sum(outcome.tokens for outcome in outcomes)
             score = sum(outcome.score.value for outcome in outcomes) / len(outcomes)
-            print(f"{workload:16} {who:32} {seconds:8.1f} s {tokens:7d} tokens {tokens / seconds:7.1f} tokens/s", flush=True)
-            found = {"workload": workload, "who": who, "seconds": seconds, "tokens": tokens, "score": score}
+            print(f"{workload:16} {name:32} {seconds:8.1f} s {tokens:7d} tokens {tokens / seconds:7.1f} tokens/s", flush=True)
+            found = {"workload": workload, "who": name, "seconds": seconds, "tokens": tokens, "score": score}
             results["rows"].append(found)
             return found
 
-        def ours(workload: str, dtype: str, name: str) -> None:
+        def measure(workload: str, dtype: str, name: str) -> None:
             options = dict(ABLATIONS[name])
             overlap, static = options.pop("overlap", True), options.pop("static", False)
             config, params = models[dtype]
@@ -357,7 +363,7 @@ def main() -> None:
             engine.load(params)
             play(chosen[workload], sizes, generator, overlap, arguments.shuffle)
             engine.load(params)
-            engine.asked, engine.said, engine.statistics = {}, {}, Statistics()
+            engine.clear()
             found = row(workload, f"{name}, {dtype}", generator, overlap)
             found["statistics"] = vars(engine.statistics)
             if arguments.check and dtype == "float32" and name == "whole":
@@ -368,7 +374,7 @@ def main() -> None:
         for workload in arguments.workloads:
             for i, dtype in enumerate(arguments.dtypes):
                 for name in names if i == 0 else ["whole"]:
-                    ours(workload, dtype, name)
+                    measure(workload, dtype, name)
             for choice in arguments.transformers if workload in arguments.against else ():
                 dtype, batch = choice.split(":")
                 row(workload, f"transformers {choice}", Transformers(arguments.model, tokenizer, dtype, int(batch)))
@@ -380,7 +386,7 @@ def main() -> None:
             tokens = found["tokens_per_s"]
             shares = [f"{tokens / bounds[f'{d}_tokens_per_s']:.0%} of {d} products" for d in ("float32", "bfloat16")]
             shares.append(f"{tokens / found['read_tokens_per_s']:.0%} of reading weights and cache")
-            print(f"{arguments.slots} slots at work, {dtype}: {tokens:.0f} tokens/s, {', '.join(shares)}", flush=True)
+            print(f"{arguments.slots} slots busy, {dtype}: {tokens:.0f} tokens/s, {', '.join(shares)}", flush=True)
     if arguments.population:
         found = population(*models[arguments.dtypes[-1]], prompts[:16], arguments.population)
         results["population"] = found

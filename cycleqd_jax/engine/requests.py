@@ -50,7 +50,7 @@ class Generation(NamedTuple):
 
 @dataclasses.dataclass
 class Statistics:
-    """Counters of an engine since it was made.
+    """Counters of an engine.
 
     Attributes:
         prefilled: prompt tokens that were computed, including those of shared prefixes.
@@ -65,6 +65,10 @@ class Statistics:
     decoded: int = 0
     rounds: int = 0
     loads: int = 0
+
+    def clear(self) -> None:
+        """Sets all counters to zero."""
+        self.prefilled = self.reused = self.decoded = self.rounds = self.loads = 0
 
 
 class Draw(NamedTuple):

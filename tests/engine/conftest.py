@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 
@@ -62,6 +65,19 @@ def engine(params, attention):
     engine = make(attention=attention)
     engine.load(params)
     return engine
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """Engines with one program of each kind, the largest: a test of pages has nothing to gain from compiling the others."""
+    of = EngineLayout.of
+
+    def largest(*args, **options):
+        layout = of(*args, **options)
+        sizes = {name: getattr(layout, name)[-1:] for name in ("batches", "counts", "widths")}
+        return dataclasses.replace(layout, **sizes)
+
+    monkeypatch.setattr(EngineLayout, "of", largest)
 
 
 @pytest.fixture(scope="session")

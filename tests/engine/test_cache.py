@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +14,7 @@ from cycleqd_jax.engine.cache import Rows
 from .small_model import CONFIG, make, plain_loop
 
 
-def test_the_pool_grows_and_idle_conversations_are_evicted(params):
+def test_the_pool_grows_and_idle_conversations_are_evicted(params, few_programs):
     engine = make(attention=Attention("products"), slots=40, chunk=4, max_len=48)
     engine.load(params)
     rng = np.random.default_rng(7)
@@ -51,7 +52,7 @@ def test_a_reply_that_ends_with_a_page_keeps_the_pages_before(params):
             assert engine.statistics.reused == reused + 24
 
 
-def test_a_long_prefix_is_shared_beside_a_short_one(params):
+def test_a_long_prefix_is_shared_beside_a_short_one(params, few_programs):
     engine = make(chunk=4)
     engine.load(params)
     rng = np.random.default_rng(4)
@@ -65,7 +66,7 @@ def test_a_long_prefix_is_shared_beside_a_short_one(params):
         assert engine.statistics.reused == reused + saved
 
 
-def test_pages_of_active_slots_are_compacted(params):
+def test_pages_of_active_slots_are_compacted(params, few_programs):
     engine = make(attention=Attention("products"), slots=64, chunk=2, max_len=48, steps=2)
     engine.load(params)
     rng = np.random.default_rng(9)
@@ -92,6 +93,7 @@ def test_pages_of_active_slots_are_compacted(params):
 def test_shared_columns_in_bfloat16_are_as_exact_as_own_columns():
     rng = np.random.default_rng(0)
     attention = Attention("xla")
+    attend = jax.jit(attention, static_argnums=4)
 
     def draw(*shape, scale=1.0):
         return jnp.asarray(rng.normal(size=shape) * scale, jnp.bfloat16)
@@ -107,7 +109,7 @@ def test_shared_columns_in_bfloat16_are_as_exact_as_own_columns():
         common = type(cache)((whole_k,), (whole_v,)) if shared else None
         rows = Rows(jnp.arange(3)[:, None], jnp.zeros(3, int), jnp.full(3, own), jnp.tile(jnp.array([[0, shared]]), (3, 1)))
         new = (x.astype(dtype) for x in (q, k, v))
-        return np.asarray(attention(*new, cache, 0, rows=rows, shared=common)[0], np.float32)
+        return np.asarray(attend(*new, cache, 0, rows=rows, shared=common)[0], np.float32)
 
     exact = run(0, jnp.float32)
     plain = np.linalg.norm(run(0) - exact)

@@ -32,7 +32,7 @@ def test_memory_of_llama_3_8b():
 
 
 def test_times_are_those_of_the_limits():
-    """Full rank makes 2 m n K r FLOPs of every matrix, more than a Hopper does while it reads the weights; rank 256 makes fewer."""
+    """Express of full rank is limited by its 2 m n K r FLOPs per matrix, that of rank 256 by reading the weights."""
     work = workload(LLAMA_8B, rank=256, slots=1, max_len=4096, prompt=1, reply=1, rounds=(1,))
     stages = by_name(estimate(work, (1, 1, 1), H100))
     matrices = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 2 * 4096 * 128256
@@ -94,9 +94,8 @@ def test_memory_of_adapters():
 
 
 def test_devices_of_one_host_share_it(monkeypatch):
-    monkeypatch.setattr(
-        plan.device, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__)
-    )  # everything takes 1 s
+    # Everything takes one second.
+    monkeypatch.setattr(plan.device, "time", types.SimpleNamespace(perf_counter=itertools.count(0.0).__next__))
     one, four = plan.this_machine(), plan.this_machine(4)
     assert four.memory == one.memory // 4
     assert four.single == one.single / 4

@@ -84,12 +84,12 @@ def test_unsandboxed_by_name_only(write, capsys):
     [
         (["nothing"], "expected a kind of task (mbpp, evalplus"),
         (["mbpp", "prompt=long"], "one of instruct, brief"),
-        (["mbpp", "colour=red"], "do not suit its kind"),
+        (["mbpp", "colour=red"], "expected an option of mbpp (prompt, shown, seconds, memo), got 'colour'"),
         (["mbpp", "colour"], "must read key=value"),
         (["mbpp", "sandbox.colour=red"], "unknown key sandbox.colour"),
         (["mbpp", "--workers", "0"], "--workers"),
         (["mbpp", "--backend", "mysql"], "sandbox.backend"),
-        (["mbpp", "train=x"], "either the two files"),
+        (["mbpp", "train=x"], "expected an option of mbpp (prompt, shown, seconds, memo), got 'train'"),
     ],
 )
 def test_bad_requests_are_explained(write, capsys, arguments, words):

@@ -84,12 +84,12 @@ def test_no_isolation_only_on_request(write, capsys):
     [
         (["nothing"], "expected a kind of task (mbpp, evalplus"),
         (["mbpp", "prompt=long"], "one of instruct, brief"),
-        (["mbpp", "colour=red"], "expected options that the task 'mbpp' has, got {'colour': 'red'}"),
+        (["mbpp", "colour=red"], "expected an option of mbpp (prompt, shown, seconds, memo), got 'colour'"),
         (["mbpp", "colour"], "of the form key=value, got 'colour'"),
         (["mbpp", "sandbox.colour=red"], "got the unknown key sandbox.colour"),
         (["mbpp", "--workers", "0"], "expected --workers to be at least 1, got 0"),
         (["mbpp", "--backend", "mysql"], "sandbox.backend"),
-        (["mbpp", "train=x"], "either the two files"),
+        (["mbpp", "train=x"], "expected an option of mbpp (prompt, shown, seconds, memo), got 'train'"),
     ],
 )
 def test_bad_requests(write, capsys, arguments, words):

@@ -87,7 +87,7 @@ def test_an_operation_without_sql_is_no_answer(task):
 
 
 def test_observations(task):
-    wrong, none, long, cells = play(
+    wrong, none, long, cells = play_replies(
         task,
         [
             sql("SELEC 1"),

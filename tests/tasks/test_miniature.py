@@ -11,7 +11,7 @@ import pytest
 from cycleqd_jax.evaluation import rollout
 from cycleqd_jax.tasks import miniature as mini
 from cycleqd_jax.tasks.miniature.corpus import DRAW, distinct, problems_of
-from cycleqd_jax.tasks.miniature.python import NUMBERS, STRINGS, result_of
+from cycleqd_jax.tasks.miniature.python import NUMBERS, STRINGS, compiled
 from cycleqd_jax.tasks.miniature.sql import table_md5
 from cycleqd_jax.types import InputError
 
@@ -155,7 +155,7 @@ def test_equal_functions_are_in_the_same_split():
         kind: [[rng.choice(items) for _ in range(rng.randint(1, 6))] for _ in range(300)]
         for kind, items in (("numbers", NUMBERS.items), ("words", STRINGS.items))
     }
-    codes = {"demonstrations": {_reply_program("mbpp", c) for c in mini.demonstrations("mbpp", 0, 1500)}}
+    codes: dict[str, set[str]] = {"demonstrations": {_reply_program("mbpp", c) for c in mini.demonstrations("mbpp", 0, 1500)}}
     for pool, seed in itertools.product(("train", "test"), (0, 1)):
         programs = {_program("mbpp", record) for record in mini.generate(seed, 100, 100, ["mbpp"])["mbpp"][pool]}
         codes.setdefault(pool, set()).update(programs)
@@ -163,7 +163,7 @@ def test_equal_functions_are_in_the_same_split():
     for pool, programs in codes.items():
         for program in programs:
             kind = "words" if re.search(r"'|\bi\[|len\(i|upper", program) else "numbers"
-            does = str([result_of(program, values) for values in lists[kind]])
+            does = str([compiled(program)(values) for values in lists[kind]])
             assert found.setdefault(program, pool) == found.setdefault(does, pool) == pool, program
 
 
@@ -219,5 +219,5 @@ def test_more_problems_than_there_are(monkeypatch):
     problem = next(problems_of("mbpp", "test", 0))
     monkeypatch.setitem(DRAW, "mbpp", lambda rng, basic: problem)
     assert len(mini.generate(0, 0, 1, ["mbpp"])["mbpp"]["test"]) == 1
-    with pytest.raises(InputError, match="at most 1 different test problems of mbpp to be asked for, got 2"):
+    with pytest.raises(InputError, match="at most 1 different test problems of mbpp, got 2"):
         mini.generate(0, 0, 2, ["mbpp"])

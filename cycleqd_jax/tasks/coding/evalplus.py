@@ -207,8 +207,8 @@ class EvalPlus(FunctionTask[EvalPlusRecord]):
                 f"expected the gold program of {record.id} to return for all inputs within {_GOLD_SECONDS:g} s, got: {reason} "
                 f"in task {self.name!r}; correct or remove the record"
             )
-        verdict = ruling.verdict
-        return _Reference(verdict["outputs"], verdict["times"], verdict["peak_mb"])
+        (base, plus), (base_times, plus_times) = ruling.verdict["outputs"], ruling.verdict["times"]
+        return _Reference((base, plus), (base_times, plus_times), ruling.verdict["peak_mb"])
 
     def _limits(self, seconds: float, memory_mb: int) -> Limits:
         seconds += _START_SECONDS

@@ -11,7 +11,7 @@ from typing import Any
 
 from cycleqd_jax.tasks.miniature.common import Problem, conversation, fill
 
-__all__ = ["NUMBERS", "STRINGS", "draw_mbpp", "result_of"]
+__all__ = ["NUMBERS", "STRINGS", "compiled", "draw_mbpp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +136,12 @@ def draw_mbpp(rng: random.Random, basic: bool) -> Problem | None:
     cases: list[tuple[list[Any], Any]] = []
     for _ in range(12):
         values = [rng.choice(domain.items) for _ in range(rng.randint(3, 4))]
-        result = result_of(body, values)
+        result = compiled(body)(values)
         if result is None or result in ([], *(r for _, r in cases)):
             continue
-        agreeing = {program for program in shorter if result_of(program, values) == result}
+        agreeing = {program for program in shorter if compiled(program)(values) == result}
         # Already the first two asserts depend on the filter, and every shorter program fails one of the three.
-        if agreeing if len(cases) == 2 else kept.code and result_of(unfiltered, values) == result:
+        if agreeing if len(cases) == 2 else kept.code and compiled(unfiltered)(values) == result:
             continue
         shorter = agreeing
         cases.append((values, result))
@@ -161,17 +161,21 @@ def _body(kept: str, mapped: str, reduced: str) -> str:
     return reduced.replace("{}", f"{mapped} for i in x{kept}")
 
 
-@functools.cache
-def _function(body: str) -> Callable[[list[Any]], Any]:
-    return eval(f"lambda x: {body}")
-
-
-def result_of(body: str, values: list[Any]) -> Any:
-    """The result of a program, or None if it fails because no item passes its filter."""
+_SOURCE = """
+def run(x):
     try:
-        return _function(body)(values)
+        return {body}
     except (ValueError, IndexError):
         return None
+"""
+
+
+@functools.cache
+def compiled(body: str) -> Callable[[list[Any]], Any]:
+    """The function of a program; it returns None for lists for which the program fails, since no item passes its filter."""
+    namespace: dict[str, Any] = {}
+    exec(_SOURCE.format(body=body), namespace)
+    return namespace["run"]
 
 
 def _behaviour(body: str, domain: Domain) -> str:
@@ -181,4 +185,5 @@ def _behaviour(body: str, domain: Domain) -> str:
     """
     rng = random.Random(0)
     several = [[rng.choice(domain.items) for _ in range(size)] for size in range(2, 22)]
-    return repr([result_of(body, values) for values in (*([item] for item in domain.items), *several)])
+    run = compiled(body)
+    return repr([run(values) for values in (*([item] for item in domain.items), *several)])

@@ -90,9 +90,7 @@ def test_padded_vocabularies(pair, make_config, make_params, tokenizer):
     size = tokenizer.vocab_size
     config = make_config(vocab_size=size + 5)
     hf.save(expert, config, make_params(config), tokenizer=tokenizer)
-    with pytest.raises(
-        InputError, match=rf"vocab_size {size} of .*got {size + 5} in the expert.*model.vocab_size={size}"
-    ):
+    with pytest.raises(InputError, match=rf"vocab_size {size} of .*got {size + 5} in the expert.*model.vocab_size={size}"):
         preflight(base, [expert])
     assert preflight(base, [expert], vocab_size=size).config.vocab_size == size
     with pytest.raises(InputError, match=rf"at most {size}, as in .*base, got {size + 5}"):

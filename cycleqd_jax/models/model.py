@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Self
+from typing import TypeVar
 
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
@@ -13,6 +13,8 @@ from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import Params
 
 __all__ = ["Model", "load_model"]
+
+M = TypeVar("M", bound="Model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Model:
     tokenizer: ChatTokenizer
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str | None = None) -> Self:
+    def load(cls: type[M], path: str | Path, *, dtype: str | None = None) -> M:
         """Loads a model: see :func:`load_model`."""
         tokenizer = load_tokenizer(path)  # first, because an error here should come before gigabytes are read
         config, params = hf.load(path, dtype=dtype)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -73,12 +74,12 @@ def logits_step_by_step(attention, params, config, tokens, lengths, steps, width
         cache = attention.grow(cache, BLOCK)
     padded = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 7)
     prompt, cache = run(cache, padded, np.zeros(batch, np.int32))
-    said = []
+    stepped = []
     for i in range(steps):
         columns = (lengths + i).astype(np.int32)
         logits, cache = run(cache, tokens[np.arange(batch), columns][:, None], columns)
-        said.append(logits[:, 0])
-    return np.asarray(prompt), np.stack(said, 1)
+        stepped.append(logits[:, 0])
+    return np.asarray(prompt), np.stack(stepped, 1)
 
 
 @pytest.fixture(scope="session")
@@ -96,15 +97,20 @@ def make_config():
     return config_of
 
 
+@functools.cache
+def params_of(config, seed):
+    """Random weights; norms are not all ones and biases not zero, so that a test sees whether they are applied."""
+
+    def leaf(x):
+        return x + ((x == 1) | (x == 0)).astype(x.dtype) * jax.random.normal(jax.random.key(9), x.shape, x.dtype) / 4
+
+    return jax.tree.map(leaf, llama.init_params(config, jax.random.key(seed)))
+
+
 @pytest.fixture(scope="session")
 def make_params():
     def params(config, seed=0):
-        made = llama.init_params(config, jax.random.key(seed))
-        # Norms that are not all ones, biases that are not zero: a test must see whether they are applied.
-        return jax.tree.map(
-            lambda leaf: leaf + ((leaf == 1) | (leaf == 0)) * jax.random.normal(jax.random.key(9), leaf.shape, leaf.dtype) / 4,
-            made,
-        )
+        return jax.tree.map(lambda x: x, params_of(config, seed))  # dicts of their own, which a test may change
 
     return params
 

@@ -186,10 +186,10 @@ def test_logits_are_those_of_transformers(tmp_path, step_by_step, family, seed):
     # Ragged prompts in a padded prefill, then cached steps, every sequence from its own end.
     lengths, steps = np.asarray([5, 1, 12]), 10
     attention = ("products", "xla")[seed % 2]
-    prompt, said = step_by_step(attention, params, config, tokens, lengths, steps, 12)
+    prompt, stepped = step_by_step(attention, params, config, tokens, lengths, steps, 12)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prompt[row, :length], want[row, :length], atol=TOLERANCE, rtol=0)
-        np.testing.assert_allclose(said[row], want[row, length : length + steps], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(stepped[row], want[row, length : length + steps], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

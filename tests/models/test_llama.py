@@ -66,10 +66,10 @@ def test_prefill_and_cached_steps_equal_the_full_forward(make_config, make_param
     tokens, lengths, steps = tokens_of(config), np.asarray([5, 1, 9]), 25
     full = np.asarray(llama.forward(params, config, tokens))
     # Ragged prompts in a padded prefill, then every sequence goes on from its own end.
-    prompt, said = step_by_step(attention, params, config, tokens, lengths, steps, 12)
+    prompt, stepped = step_by_step(attention, params, config, tokens, lengths, steps, 12)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prompt[row, :length], full[row, :length], atol=2e-5)
-        np.testing.assert_allclose(said[row], full[row, length : length + steps], atol=2e-5)
+        np.testing.assert_allclose(stepped[row], full[row, length : length + steps], atol=2e-5)
 
 
 def test_padding_and_neighbours_change_nothing(make_config, make_params):
@@ -92,7 +92,7 @@ def test_gradient_equals_that_of_unrolled_layers(make_config, make_params):
     def attend(q, k, v, cache, layer):
         q = q.reshape(2, 2, -1, 12, config.head_dim)
         scores = jnp.einsum("bgptd,bgsd->bgpts", q, k) * config.head_dim**-0.5
-        weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf))
+        weights = jax.nn.softmax(jnp.where(causal[None, None, None], scores, -jnp.inf))
         return jnp.einsum("bgpts,bgsd->bgptd", weights, v).reshape(2, -1, 12, config.head_dim), cache
 
     def unrolled(params):

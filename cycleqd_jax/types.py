@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -54,8 +54,11 @@ __all__ = [
 AnyArray = jax.Array | np.ndarray
 """A JAX or a numpy array. Annotations read ``Float[AnyArray, "batch task"]``."""
 
-ArrayLeaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
-"""An array field of a pytree dataclass. JAX also builds such dataclasses with shapes instead of arrays, and with leading batch
+if TYPE_CHECKING:
+    ArrayLeaf = jax.Array
+else:
+    ArrayLeaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""An array field of a pytree dataclass. JAX also builds such dataclasses with numpy arrays or shapes, and with leading batch
 axes. Annotations read ``Float[ArrayLeaf, "*batch task edge"]``."""
 
 Params = PyTree[AnyArray]

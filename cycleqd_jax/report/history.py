@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cycleqd_jax import types
 from cycleqd_jax.types import InputError
 
 __all__ = ["Archive", "Grid", "History", "Individual", "Insertion", "load_grid", "load_history"]
@@ -302,26 +303,19 @@ def load_grid(folder: Path) -> Grid | None:
     return grid
 
 
-def _individual(raw: Any, tasks: tuple[str, ...]) -> Individual:
-    """One journal record; raises KeyError, TypeError or ValueError when it is none."""
+def _individual(line: bytes, place: str, tasks: tuple[str, ...]) -> Individual:
+    """Reads a line of the journal; raises an InputError if it is not a record with scores of the tasks."""
+    one = types.Individual.from_json(line, place)
     scores = None
-    if raw["scores"] is not None:
-        scores = tuple(float(raw["scores"][task]) for task in tasks)
+    if one.scores is not None:
+        if not one.scores.keys() >= set(tasks):
+            raise InputError(
+                f"expected scores of {', '.join(tasks)}, got scores of {', '.join(one.scores)} in {place}; restore the file"
+            )
+        scores = tuple(float(one.scores[task]) for task in tasks)
         if not all(math.isfinite(score) for score in scores):
             scores = None
-    parents = raw.get("parents") or (-1, -1)
-    omega = raw.get("omega")
-    return Individual(
-        id=int(raw["id"]),
-        generation=int(raw["generation"]),
-        expert=raw.get("expert"),
-        active=raw.get("active"),
-        parents=(int(parents[0]), int(parents[1])),
-        omega=None if omega is None else (float(omega[0]), float(omega[1])),
-        scores=scores,
-        error=None if raw.get("error") is None else str(raw["error"]),
-        seconds={str(stage): float(seconds) for stage, seconds in (raw.get("seconds") or {}).items()},
-    )
+    return Individual(one.id, one.generation, one.expert, one.active, one.parents, one.omega, scores, one.error, one.seconds)
 
 
 def load_history(folder: Path) -> History | None:
@@ -344,15 +338,12 @@ def load_history(folder: Path) -> History | None:
     torn = False
     for number, line in enumerate(lines, 1):
         try:
-            one = _individual(json.loads(line), grid.tasks)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            if number == len(lines):
-                torn = True
-                break
-            raise InputError(
-                f"expected a journal record in line {number} of {path}, got {type(error).__name__} {error}; "
-                "remove the line or restore the file"
-            ) from error
+            one = _individual(line, f"line {number} of {path}", grid.tasks)
+        except InputError:
+            if number < len(lines):
+                raise
+            torn = True
+            break
         if one.id in seen:
             raise InputError(
                 f"expected distinct ids in {path}, got id {one.id} in line {seen[one.id]} and in line {number}; "

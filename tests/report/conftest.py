@@ -42,7 +42,7 @@ def write_run(
                 **fields,
                 "scores": None if bad else dict(zip(tasks, values)),
                 "error": "InfraError: the <b>sandbox</b> did not start" if bad else None,
-                "items": None if bad else dict(zip(tasks, results)),
+                "items": {} if bad else dict(zip(tasks, results)),
                 "seconds": {"express": float(rng.uniform(0.01, 0.03)), "evaluate": float(rng.gamma(4, 0.1))},
             }
         )

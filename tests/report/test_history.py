@@ -83,7 +83,8 @@ def write(folder, tasks, bounds, rows, bins=4):
     lines = []
     for index, scores in enumerate(rows):
         record = {"id": index, "generation": index - 1, "expert": None, "active": None, "parents": [-1, -1], "omega": None}
-        lines.append(json.dumps(record | {"scores": scores and dict(zip(tasks, scores)), "error": None, "seconds": {}}))
+        record |= {"key": None, "scores": scores and dict(zip(tasks, scores)), "error": None, "items": {}, "seconds": {}}
+        lines.append(json.dumps(record))
     (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import flax.struct
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
 
+from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores
 
 __all__ = ["Archives", "expert_bounds"]
@@ -167,7 +167,7 @@ class Archives(flax.struct.PyTreeNode):
         bins = self.bin_indices(scores)
         low, high = self.edges[None, :, 0], self.edges[None, :, -1]
         centres = low + (bins.astype(jnp.float32) + 0.5) / self.bins * (high - low)
-        extra: Any = {"scores": scores, "id": jnp.asarray(ids, jnp.int32)}
+        extra = {"scores": scores, "id": jnp.asarray(ids, jnp.int32)}
 
         def insert(repertoire: MapElitesRepertoire, k: Array) -> MapElitesRepertoire:
             others = jnp.arange(self.num_tasks - 1)
@@ -179,22 +179,19 @@ class Archives(flax.struct.PyTreeNode):
             # nearest centroid would have ties at the edges. The true descriptors are restored below.
             with _default_promotion():
                 added = repertoire.add(genomes, centres[:, others], fitness, extra)
-            kept: Any = added.extra_scores
-            return added.replace(descriptors=kept["scores"][:, others])
+            return added.replace(descriptors=extra_scores(added)["scores"][:, others])
 
         return self.replace(repertoires=jax.vmap(insert)(self.repertoires, jnp.arange(self.num_tasks)))
 
     @property
     def scores(self) -> Float[Array, "task cell task"]:
         """All K scores of the elite in each cell; zeros in empty cells."""
-        kept: Any = self.repertoires.extra_scores
-        return kept["scores"]
+        return extra_scores(self.repertoires)["scores"]
 
     @property
     def ids(self) -> Int[Array, "task cell"]:
         """Id of the elite in each cell; zero in empty cells."""
-        kept: Any = self.repertoires.extra_scores
-        return kept["id"]
+        return extra_scores(self.repertoires)["id"]
 
     def occupied(self) -> Bool[Array, "task cell"]:
         """Which cells have an elite."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,12 @@ from qdax.core.emitters.repertoire_selectors.selector import Selector
 
 from cycleqd_jax.types import Array, Bool, Float, PRNGKeyArray
 
-__all__ = ["DistinctSelector", "EliteSelector", "UniformSelector", "elite_weights"]
+__all__ = ["DistinctSelector", "EliteSelector", "UniformSelector", "elite_weights", "extra_scores"]
+
+
+def extra_scores(repertoire: MapElitesRepertoire) -> Mapping[str, Array]:
+    """What is stored with the elites of a repertoire: ``scores``, all K of them, and ``id``."""
+    return cast(Mapping[str, Array], repertoire.extra_scores)
 
 
 def elite_weights(
@@ -91,8 +97,7 @@ class EliteSelector(DistinctSelector):
     def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
         """γ of each cell, zero if it is empty."""
         occupied = repertoire.fitnesses[:, 0] > -jnp.inf
-        kept: Any = repertoire.extra_scores
-        return elite_weights(kept["scores"], occupied, self.alpha_low, self.alpha_high, self.span)
+        return elite_weights(extra_scores(repertoire)["scores"], occupied, self.alpha_low, self.alpha_high, self.span)
 
 
 @dataclasses.dataclass(frozen=True)

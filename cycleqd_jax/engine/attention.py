@@ -171,7 +171,7 @@ def _write_at_once(x: Array, new: Array, rows: Rows, axis: int) -> Array:
 
 def _cudnn(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tuple[Array, Any]:
     """The same as :func:`_xla`, computed by cuDNN; without ``residual`` the normaliser is None."""
-    lengths: Any = seen.astype(jnp.int32) if seen.ndim == 1 else None
+    lengths = seen.astype(jnp.int32) if seen.ndim == 1 else None
     if not residual:
         mask = None if seen.ndim == 1 else seen
         return jax.nn.dot_product_attention(q, k, v, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn"), None

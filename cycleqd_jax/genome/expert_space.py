@@ -41,6 +41,7 @@ from cycleqd_jax.genome.express import Parts, express_leaves
 from cycleqd_jax.genome.placement import check_out, leaf_specs, part_specs, put
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import MatrixPredicate, Method, is_matrix
+from cycleqd_jax.operators.threads import single_threaded_lapack
 from cycleqd_jax.types import (
     Adapter,
     AnyArray,
@@ -153,10 +154,12 @@ class ExpertSpace(flax.struct.PyTreeNode):
         wanted = [path for path in dense if path in chosen]
         if bases is not None:
             check_bases(bases, base, experts, wanted, rank)
-            decomposed = iter(bases.items())
         else:
-            decomposed = ((path, basis) for path, basis, _ in dense_bases(base, experts, wanted, rank, method))
-        found = {path: basis.astype(factor_dtype or default_factor_dtype(leaves[path].dtype)) for path, basis in decomposed}
+            with single_threaded_lapack():  # the same bits on any number of cores
+                bases = {path: basis for path, basis, _ in dense_bases(base, experts, wanted, rank, method)}
+                jax.block_until_ready(bases)
+        dtypes = {path: factor_dtype or default_factor_dtype(leaves[path].dtype) for path in bases}
+        found = {path: basis.astype(dtypes[path]) for path, basis in bases.items()}
 
         weights = [None if isinstance(expert, Adapter) else dict(tree_paths(expert)) for expert in experts]
         given: dict[str, tuple[Array, ...]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from cycleqd_jax.models.folder import TOKENIZER_FILES, read_json
 from cycleqd_jax.types import InputError, Message
 
-__all__ = ["LLAMA3_TEMPLATE", "ChatTokenizer", "set_parts", "train_tiny_tokenizer"]
+__all__ = ["LLAMA3_TEMPLATE", "ChatTokenizer", "set_parts", "train_tiny_tokenizer", "transformers"]
 
 LLAMA3_TEMPLATE = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
@@ -246,13 +247,12 @@ def _tokenizer_class(folder: Path) -> Any:
             and model.get("model_type") == "llama"
             and (folder / "tokenizer.json").is_file()
         )
-    if plain:
-        from transformers import PreTrainedTokenizerFast
+    return getattr(transformers(), "PreTrainedTokenizerFast" if plain else "AutoTokenizer")
 
-        return PreTrainedTokenizerFast
-    from transformers import AutoTokenizer
 
-    return AutoTokenizer
+def transformers() -> Any:
+    """The package, imported when it is needed: an import statement would cost type checkers half a minute."""
+    return importlib.import_module("transformers")
 
 
 def _is_token(tokenizer: Any, i: Any) -> bool:
@@ -288,7 +288,6 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer
         InputError: ``vocab_size`` is too small.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(_SPECIAL):
@@ -310,7 +309,7 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
     set_parts(tokenizer, post_processor=bos_first)
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token="<|eot_id|>",

@@ -140,8 +140,8 @@ def decompose(
       test matrix. It needs products instead of decompositions, for ranks far below the matrix's. U and V are orthonormal to
       rounding. Leading directions are exact where singular values decay; otherwise the retained energy is nearly the best.
 
-    On CPU the last bits depend on LAPACK's number of threads. The ``cycleqd`` command sets it to one
-    (``OPENBLAS_NUM_THREADS=1`` before SciPy is imported), so that runs repeat on any number of cores.
+    On CPU the last bits depend on LAPACK's number of threads; :func:`single_threaded_lapack` sets it to one, so that results
+    repeat on any number of cores.
 
     Args:
         matrices: one matrix or a stack.

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.engine.cache import Rows, shared_blocks
@@ -209,7 +210,7 @@ def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[st
     shared = attention.abstract(work.model, 1, columns, mesh)
     everywhere = NamedSharding(mesh, P())
 
-    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+    def array(*shape: int, dtype: DTypeLike = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
     def requests(count: int, *, decodes: bool) -> Requests:
@@ -254,7 +255,7 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
     specs = shardings(mesh, shapes, llama.logical_axes(work.model))
     leaves = dict(tree_paths(shapes))
 
-    def numbers(*shape: int, dtype: Any = jnp.float32) -> Any:
+    def numbers(*shape: int, dtype: DTypeLike = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     held = {path: changes(work, path) for path in leaves}

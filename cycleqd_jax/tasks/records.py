@@ -48,7 +48,7 @@ class Row:
         """An error that names the file and the line of the record."""
         return InputError(f"expected {expected}, got {got} in {self.where}; correct or remove the record")
 
-    def get(self, name: str, kind: type, default: Any = dataclasses.MISSING) -> Any:
+    def get(self, name: str, kind: type, default: object = dataclasses.MISSING) -> Any:
         """The value of a field, which must have the JSON type ``kind``.
 
         Args:
@@ -68,11 +68,11 @@ class Row:
             raise self.error(f"{_TYPE_NAMES[kind]} in field {name!r}", "nothing" if value is None else _shown(value))
         return value
 
-    def text(self, name: str, default: Any = dataclasses.MISSING) -> str:
+    def text(self, name: str, default: object = dataclasses.MISSING) -> str:
         """The value of a field that must be a text."""
         return self.get(name, str, default)
 
-    def texts(self, name: str, default: Any = dataclasses.MISSING) -> tuple[str, ...]:
+    def texts(self, name: str, default: object = dataclasses.MISSING) -> tuple[str, ...]:
         """The value of a field that must be a list of texts."""
         values = self.get(name, list, default)
         for value in values:

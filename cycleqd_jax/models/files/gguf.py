@@ -198,7 +198,7 @@ def _tensor(gguf: Any, header: Header, ours: str, heads: int, head_dim: int) -> 
 
 
 def _config(header: Header, architecture: str, layers: int) -> dict[str, Any]:
-    def get(key: str, kind: type, default: Any = ...) -> Any:
+    def get(key: str, kind: type, default: object = ...) -> Any:
         return header.get(f"{architecture}.{key}", kind, default)
 
     def refuse(key: str, expected: str) -> InputError:

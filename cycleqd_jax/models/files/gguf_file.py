@@ -50,7 +50,7 @@ class Header(NamedTuple):
     tensors: dict[str, Entry]
     size: int
 
-    def get(self, key: str, kind: type, default: Any = ...) -> Any:
+    def get(self, key: str, kind: type, default: object = ...) -> Any:
         """A value of the metadata.
 
         Raises:

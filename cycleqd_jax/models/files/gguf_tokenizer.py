@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cycleqd_jax.models.files.gguf_file import Header, read_header
-from cycleqd_jax.models.tokenizer import ChatTokenizer, set_parts
+from cycleqd_jax.models.tokenizer import ChatTokenizer, set_parts, transformers
 from cycleqd_jax.types import InputError
 
 __all__ = ["gguf_tokenizer"]
@@ -212,7 +212,6 @@ def _wrap(
     add_bos: bool,
 ) -> ChatTokenizer:
     from tokenizers import AddedToken, processors
-    from transformers import PreTrainedTokenizerFast
 
     # Added tokens are never split, and special ones are left out of decoded text.
     added = [i for i, kind in enumerate(types) if kind in (_UNKNOWN, _CONTROL, _USER)]
@@ -224,7 +223,7 @@ def _wrap(
         )
         set_parts(tokenizer, post_processor=bos_first)
     roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template,
         clean_up_tokenization_spaces=False,

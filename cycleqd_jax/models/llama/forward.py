@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import AnyArray, Array, Bool, Float, InputError, Int, MixedMatrix, Params
@@ -105,13 +106,13 @@ def _product_backward(dtype: Any, residuals: tuple[Array, Array], dy: Array) -> 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _linear(x: Array, w: Array | MixedMatrix, dtype: Any = None) -> Array:
+def _linear(x: Array, w: Array | MixedMatrix, dtype: DTypeLike | None = None) -> Array:
     if isinstance(w, MixedMatrix):
         scale = w.coefficients[:, None].astype(x.dtype)  # [batch, 1, r]
         return _linear(x, w.w, dtype) + _linear(_linear(x, w.u) * scale, w.vt, dtype)
     operands = jnp.bfloat16 if w.dtype == jnp.bfloat16 else x.dtype
     # Flat rows: XLA's CPU backend takes three times as long for the gradient where two axes are contracted.
-    rows: Any = _product(x.reshape(-1, x.shape[-1]).astype(operands), w.astype(operands), dtype or x.dtype)
+    rows = _product(x.reshape(-1, x.shape[-1]).astype(operands), w.astype(operands), dtype or x.dtype)
     return rows.reshape(*x.shape[:-1], w.shape[-1])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Sequence
-from typing import Any
 
 __all__ = ["parse_answer", "same_answer"]
 
@@ -22,7 +21,7 @@ def parse_answer(answer: str) -> list[str]:
     if answer.count("[") + answer.count("(") + answer.count("{") < 50:  # deep nesting could overflow the stack of the parsers
         for parser in (json.loads, ast.literal_eval):
             try:
-                values: Any = parser(answer)
+                values = parser(answer)
                 if isinstance(values, list):  # str() of a very long number raises ValueError
                     return [str(v[0]) if isinstance(v, list | tuple) and len(v) == 1 else str(v) for v in values]
                 break

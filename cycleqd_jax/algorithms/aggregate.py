@@ -21,6 +21,17 @@ def aggregate(archives: Archives) -> tuple[Genome, Float[Array, " task"], Int[Ar
 
     Returns:
         The genome of the aggregated model, the weights β and the ids of the elites.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.algorithms import CycleQD
+    >>> from cycleqd_jax.algorithms import aggregate
+    >>> from cycleqd_jax.genome import ExpertSpace
+    >>> space = ExpertSpace.from_experts({"w": jnp.eye(4)}, [{"w": 2 * jnp.eye(4)}, {"w": 4 * jnp.eye(4)}])
+    >>> state = CycleQD(space).init(jax.vmap(space.expert)(jnp.arange(2)), jnp.array([[0.9, 0.2], [0.1, 0.9]]))
+    >>> genome, beta, ids = aggregate(state.archives)
+    >>> beta.tolist(), ids.tolist()
+    ([0.5, 0.5], [0, 1])
     """
     genomes, scores, ids = archives.best()
     beta = softmax_weights(jnp.diagonal(scores))

@@ -47,6 +47,18 @@ class CycleQD(flax.struct.PyTreeNode):
         selector: selects the parents: ``EliteSelector()``, or ``UniformSelector()`` for the paper's ablation.
         bounds: lower and upper end of each task's archive axis, ``((low, high), …)``; None computes them from the scores of the
             experts, as in the paper.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.algorithms import CycleQD
+    >>> from cycleqd_jax.genome import ExpertSpace
+    >>> space = ExpertSpace.from_experts({"w": jnp.eye(4)}, [{"w": 2 * jnp.eye(4)}, {"w": 4 * jnp.eye(4)}])
+    >>> search = CycleQD(space)
+    >>> state = search.init(jax.vmap(space.expert)(jnp.arange(2)), jnp.array([[0.8, 0.2], [0.1, 0.9]]))
+    >>> children, lineage, state = search.ask(state, jax.random.key(0), 3)
+    >>> state = search.tell(state, children, jnp.full((3, 2), 0.5), lineage)
+    >>> int(state.generation), int(state.next_id)
+    (1, 5)
     """
 
     space: GenomeSpace

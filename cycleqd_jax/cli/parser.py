@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import cycleqd_jax
+from cycleqd_jax.version import __version__
 
 __all__ = ["STAGES", "make_parser"]
 
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cycleqd", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"cycleqd_jax {cycleqd_jax.__version__}")
+    parser.add_argument("--version", action="version", version=f"cycleqd_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

@@ -31,6 +31,12 @@ class DenseSpace(flax.struct.PyTreeNode):
         strength: w_max of SVD mutation (paper: 0.3), or the standard deviation σ of Gaussian mutation.
         rank: singular directions that SVD mutation acts on; None is all.
         method: of the decomposition of the child; see :func:`~cycleqd_jax.operators.svd.factorize`.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.genome import DenseSpace
+    >>> space = DenseSpace.from_experts({"w": jnp.eye(2)}, [{"w": 2 * jnp.eye(2)}, {"w": 3 * jnp.eye(2)}])
+    >>> space.num_experts, space.expert(1)["w"].diagonal().tolist()
+    (2, [2.0, 2.0])
     """
 
     base: PyTree

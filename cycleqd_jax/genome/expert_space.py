@@ -89,6 +89,14 @@ class ExpertSpace(flax.struct.PyTreeNode):
         w_max: upper end of the mutation's uniform distribution; 0 switches mutation off.
         mesh: the devices of the arrays (:meth:`shard`); None is one device.
         specs: the partition spec of every leaf of the base, by path.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.genome import ExpertSpace
+    >>> base = {"w": jnp.eye(4)}
+    >>> space = ExpertSpace.from_experts(base, [{"w": 2 * jnp.eye(4)}, {"w": 4 * jnp.eye(4)}])
+    >>> child = space.crossover(space.expert(0), space.expert(1), jnp.array([1.0, 1.0]))
+    >>> space.express(child)["w"].diagonal().tolist()
+    [3.0, 3.0, 3.0, 3.0]
     """
 
     base: PyTree

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import yaml
 
-import cycleqd_jax
 from cycleqd_jax.models.files import checkpoint, hf
 from cycleqd_jax.models.llama.config import DTYPES
 from cycleqd_jax.types import InputError
+from cycleqd_jax.version import __version__
 
 __all__ = ["fetch_smollm2"]
 
@@ -176,7 +176,7 @@ def _card(source: _Source, dtype: str) -> str:
 # SmolLM2-135M-Instruct
 
 Made by HuggingFaceTB, published as {_REPOSITORY} under the Apache License 2.0. Written by
-`cycleqd fetch smollm2` of cycleqd_jax {cycleqd_jax.__version__} from {source.name}.
+`cycleqd fetch smollm2` of cycleqd_jax {__version__} from {source.name}.
 
 {weights}
 """

@@ -20,6 +20,11 @@ def crossover_weights(key: PRNGKeyArray, mu: float = 1.0, sigma: float = 0.03) -
         key: consumed.
         mu: μ.
         sigma: σ, the standard deviation.
+
+    >>> import jax
+    >>> from cycleqd_jax.operators import crossover_weights
+    >>> crossover_weights(jax.random.key(0)).shape
+    (2,)
     """
     return mu + sigma * jax.random.normal(key, (2,), jnp.float32)
 
@@ -32,6 +37,11 @@ def normalize_weights(omega: Float[Array, 2]) -> Float[Array, 2]:
 
     Args:
         omega: raw weights.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import normalize_weights
+    >>> normalize_weights(jnp.array([3.0, 1.0])).tolist()
+    [0.75, 0.25]
     """
     total = jnp.sum(omega)
     safe = ~(jnp.abs(total) < MIN_WEIGHT_SUM)  # NaN stays NaN
@@ -55,6 +65,11 @@ def linear_crossover(parent1: PyTree[Array], parent2: PyTree[Array], omega: Floa
 
     Raises:
         InputError: the trees differ; the message names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import linear_crossover
+    >>> linear_crossover({"w": jnp.array([0.0, 4.0])}, {"w": jnp.array([4.0, 4.0])}, jnp.array([3.0, 1.0]))["w"].tolist()
+    [1.0, 4.0]
     """
     check_same_shapes(parent2, parent1, "the second parent", "first parent")
     w = normalize_weights(jnp.asarray(omega, jnp.float32))

@@ -18,6 +18,11 @@ def softmax_weights(fitnesses: Float[Array, " k"]) -> Float[Array, " k"]:
 
     Args:
         fitnesses: quality of each archive's elite.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import softmax_weights
+    >>> softmax_weights(jnp.array([0.5, 0.5])).tolist()
+    [0.5, 0.5]
     """
     return jax.nn.softmax(jnp.asarray(fitnesses, jnp.float32))
 
@@ -29,6 +34,11 @@ def weighted_sum(stacked: PyTree[Array], weights: Float[Array, " k"]) -> PyTree[
     Args:
         stacked: a tree whose leaves have a leading axis of K task vectors (or genomes).
         weights: w, of any sign and sum.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import weighted_sum
+    >>> weighted_sum({"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, jnp.array([0.5, 0.5]))["w"].tolist()
+    [2.0, 3.0]
     """
     weights = jnp.asarray(weights, jnp.float32)
 
@@ -51,6 +61,12 @@ def merge(base: Params, task_vectors: Sequence[PyTree[Array]], weights: Sequence
 
     Raises:
         InputError: the numbers of weights and task vectors differ or are zero, or a tree differs from the base.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import merge
+    >>> base, taus = {"w": jnp.ones(2)}, [{"w": jnp.array([2.0, 0.0])}, {"w": jnp.array([0.0, 4.0])}]
+    >>> merge(base, taus, [0.5, 0.5])["w"].tolist()
+    [2.0, 3.0]
     """
     if len(task_vectors) == 0 or len(weights) != len(task_vectors):
         raise InputError(

@@ -76,6 +76,14 @@ def svd_mutation(
 
     Raises:
         InputError: there are factors of a leaf that ``tau`` does not have.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import factorize, svd_mutation
+    >>> tau = {"w": jnp.eye(3), "norm": jnp.ones(3)}
+    >>> child = svd_mutation(jax.random.key(0), tau, factorize(tau), w_max=0.3)
+    >>> bool((child["w"] != tau["w"]).any()), bool((child["norm"] == tau["norm"]).all())
+    (True, True)
     """
     stray = sorted(set(factors) - {path for path, _ in tree_paths(tau)})
     if stray:
@@ -109,6 +117,13 @@ def gaussian_mutation(
 
     Returns:
         The mutated task vector.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import gaussian_mutation
+    >>> child = gaussian_mutation(jax.random.key(0), {"w": jnp.zeros((4, 4)), "bias": jnp.zeros(4)}, 0.01)
+    >>> bool((child["w"] != 0).all()), bool((child["bias"] == 0).all())
+    (True, True)
     """
 
     def mutate(path, leaf: Array) -> Array:

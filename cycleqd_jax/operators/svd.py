@@ -54,6 +54,11 @@ def is_matrix(path: str, leaf: Array | jax.ShapeDtypeStruct) -> bool:
     Args:
         path: of the leaf, as ``"layers/attn/q"``.
         leaf: an array or ``ShapeDtypeStruct``.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import is_matrix
+    >>> is_matrix("layers/attn/q", jnp.zeros((2, 8, 8))), is_matrix("layers/norm", jnp.zeros((2, 8)))
+    (True, False)
     """
     name = path.lower()
     return leaf.ndim >= 2 and min(leaf.shape[-2:]) > 1 and "norm" not in name and "bias" not in name
@@ -187,6 +192,12 @@ def factorize(
     Raises:
         InputError: ``rank`` is not positive, the method is unknown, or a leaf has NaN or infinity. Inside ``jax.jit`` values
             can't be checked; the factors are NaN instead.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import factorize
+    >>> factors = factorize({"w": jnp.diag(jnp.array([1.0, 3.0])), "bias": jnp.ones(2)})
+    >>> list(factors), factors["w"].s.tolist()
+    (['w'], [3.0, 1.0])
     """
     factors = {}
     for path, leaf in tree_paths(tau):

@@ -70,6 +70,11 @@ def task_vector(params: Params, base: Params) -> PyTree[Array]:
 
     Raises:
         InputError: the trees differ; the message names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import task_vector
+    >>> task_vector({"w": jnp.array([3.0, 5.0])}, {"w": jnp.array([1.0, 1.0])})["w"].tolist()
+    [2.0, 4.0]
     """
     check_same_shapes(params, base)
     return _subtract(params, base)
@@ -103,6 +108,11 @@ def relative_norm(params: Params, base: Params) -> float:
 
     Raises:
         InputError: the trees differ; the message names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import relative_norm
+    >>> relative_norm({"w": 3 * jnp.eye(2)}, {"w": 2 * jnp.eye(2)})
+    0.5
     """
     check_same_shapes(params, base)
     return float(_norm(_matrices(params), _matrices(base))) / matrix_norm(base)
@@ -119,6 +129,11 @@ def apply_task_vector(base: Params, tau: PyTree[Array], scale: float | Array = 1
 
     Returns:
         Weights with the dtypes of ``base``.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import apply_task_vector
+    >>> apply_task_vector({"w": jnp.array([1.0, 1.0])}, {"w": jnp.array([2.0, 4.0])}, 0.5)["w"].tolist()
+    [2.0, 3.0]
     """
     scale = jnp.asarray(scale, jnp.float32)
     return jax.tree.map(lambda b, t: (b.astype(jnp.float32) + scale * t).astype(b.dtype), base, tau)

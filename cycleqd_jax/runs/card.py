@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-import cycleqd_jax
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.version import __version__
 
 __all__ = ["model_card"]
 
@@ -76,7 +76,7 @@ def model_card(
 
 # {config.name}: experts merged by CycleQD
 
-Evolved with cycleqd_jax {cycleqd_jax.__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
+Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
 {config.search.generations} generations of {config.search.batch_size}, seed {config.seed}. The weights are
 {weights}
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-import cycleqd_jax
 from cycleqd_jax.config import RunConfig, to_dict
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.folder import TOKENIZER_FILES
 from cycleqd_jax.types import InputError
+from cycleqd_jax.version import __version__
 
 __all__ = ["check_folder", "check_inputs", "claim_folder", "folder_digest", "versions"]
 
@@ -32,7 +32,7 @@ SAMPLE = 1 << 20
 
 def versions() -> dict[str, str]:
     """Versions of the software that a run's numbers depend on."""
-    found = {"cycleqd_jax": cycleqd_jax.__version__, "python": platform.python_version()}
+    found = {"cycleqd_jax": __version__, "python": platform.python_version()}
     return found | {name: importlib.metadata.version(name) for name in VERSIONED}
 
 

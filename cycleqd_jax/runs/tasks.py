@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cycleqd_jax
 from cycleqd_jax.config import RunConfig, TaskConfig
 from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, miniature, task_class
 from cycleqd_jax.types import InputError, Message
+from cycleqd_jax.version import __version__
 
 __all__ = ["OpenTasks", "TaskInput", "TrainingData", "open_tasks", "resolve_tasks"]
 
@@ -169,7 +169,7 @@ class _Opener:
     def _miniature(self, task: TaskConfig) -> _Files:
         """Files of generated problems, written once: the same seed and sizes give the same problems."""
         train, test = task.train_size or miniature.SIZES["train"], task.test_size or miniature.SIZES["test"]
-        name = f"{cycleqd_jax.__version__}-{RECIPE}-seed{self.config.seed}-{train}-{test}"
+        name = f"{__version__}-{RECIPE}-seed{self.config.seed}-{train}-{test}"
         folder = Path(self.config.cache) / "miniature" / name / task.kind
         if not folder.exists():
             temporary = folder.with_name(f".{task.kind}.{os.getpid()}")

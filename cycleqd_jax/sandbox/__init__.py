@@ -36,7 +36,7 @@ What does not hold:
 * Boxes have no network, no /sys, no terminal device (pseudo-terminals) and no setuid programs. Without root on the host, a box
   has one user (useradd works, su and chown do not), and files below /usr belong to the user nobody. Without a root file system,
   boxes have no package database.
-* The backend ``docker`` is as safe as its engine, and its checks are not ``trusted``; see docs/SECURITY.md.
+* The backend ``docker`` is as safe as its engine, and its checks are not ``trusted``; see docs/how-to/security.md.
 * The isolation ``none`` protects from mistakes only.
 """
 

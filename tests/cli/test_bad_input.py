@@ -1,4 +1,4 @@
-"""What is wrong with the input is said in one sentence, with exit code 2, before anything is done or written."""
+"""Bad input ends with one sentence and exit code 2, before anything is computed or written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 from cycleqd_jax.cli import main
 from cycleqd_jax.config import load_config
 from cycleqd_jax.files import locked
-from cycleqd_jax.runs.run import Run
-from cycleqd_jax.types import no_progress
+from cycleqd_jax.runs.inputs import resolve
+from cycleqd_jax.runs.models import ModelFolders, model_folders
+from cycleqd_jax.runs.sandbox import open_sandbox
+from cycleqd_jax.runs.tasks import OpenTasks, open_tasks
 
 from .conftest import TASKS, small_config, write_config
 
@@ -62,6 +64,7 @@ def test_config_file(tmp_path, capsys):
     assert "bad.yaml" in refused(capsys, "run", str(tmp_path / "bad.yaml"))
 
 
+@pytest.mark.e2e
 def test_folder_of_another_config(finished, capsys):
     before = {path: path.read_bytes() for path in (finished / "run").rglob("*") if path.is_file()}
     assert "search.generations" in refused(capsys, "run", str(finished / "config.yaml"), "search.generations=3")
@@ -77,17 +80,20 @@ def test_folder_of_something_else(tmp_path, capsys):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.e2e
 def test_two_at_once(finished, capsys):
     with locked(finished / "run" / ".lock", wait=False):
         assert "another process" in refused(capsys, "run", str(finished / "config.yaml"))
 
 
+@pytest.mark.e2e
 def test_a_mistake_may_be_corrected(trained, capsys):
     config = str(write_config(trained))
     assert "seed" not in refused(capsys, "evaluate", config, "seed=7", "model.tiny.hidden_size=36")
     assert main(["evolve", config]) == 0
 
 
+@pytest.mark.e2e
 def test_another_file_in_the_place_of_an_input(experts, capsys):
     path, models = experts
     assert main(["evolve", str(path)]) == 0
@@ -100,7 +106,7 @@ def test_another_file_in_the_place_of_an_input(experts, capsys):
 
     change_weights(models["expert-dbbench"], spoil)
     assert main(["evolve", str(path)]) == 2
-    assert "expert/dbbench is not what it was" in capsys.readouterr().err
+    assert "expected expert/dbbench with digest" in capsys.readouterr().err
     assert (path.parent / "run" / "history.jsonl").read_bytes() == journal
 
 
@@ -120,23 +126,29 @@ def mbpp_records(path, numbers):
     return str(path)
 
 
-def stages(folder, **changes) -> Run:
-    return Run(load_config(write_config(folder, **changes)), progress=no_progress, say=lambda text: None)
+def opened(folder, **changes) -> tuple[OpenTasks, ModelFolders]:
+    """Tasks and model folders of a config, as a run opens them."""
+    config = load_config(write_config(folder, **changes))
+    inputs = resolve(config)
+    with open_sandbox(config.sandbox) as sandbox:
+        tasks = open_tasks(config, inputs.tasks, sandbox, 2, print)
+        return tasks, model_folders(config, {name: data.identity for name, data in tasks.training_data.items()})
 
 
 @pytest.mark.parametrize("halves", [("train", "test"), ("train",), ()])
-def test_lessons_come_from_the_file_that_is_named(tmp_path, halves):
+def test_experts_are_tuned_on_the_file_that_is_named(tmp_path, halves):
     files = {half: mbpp_records(tmp_path / f"{half}.jsonl", range(10 * i, 10 * i + 6)) for i, half in enumerate(halves)}
     files["finetune"] = mbpp_records(tmp_path / "finetune.jsonl", range(50, 54))
     tasks = small_config(tmp_path)["tasks"]
     tasks[0] |= files
-    with stages(tmp_path, tasks=tasks) as run:
-        lessons = run._lessons(run.config.tasks[0]).load()
-    assert len(lessons) == 4
-    assert all(f"Return x plus {n}." in lesson[0]["content"] for n, lesson in zip(range(50, 54), lessons, strict=True))
+    config = load_config(write_config(tmp_path, tasks=tasks))
+    with open_sandbox(config.sandbox) as sandbox:
+        conversations = open_tasks(config, resolve(config).tasks, sandbox, 2, print).training_data["mbpp"].load()
+    assert len(conversations) == 4
+    assert all(f"Return x plus {n}." in found[0]["content"] for n, found in zip(range(50, 54), conversations, strict=True))
 
 
-def test_lessons_may_not_be_test_problems(tmp_path, capsys):
+def test_experts_may_not_be_tuned_on_test_problems(tmp_path, capsys):
     data = mbpp_records(tmp_path / "data.jsonl", range(6))
     finetune = mbpp_records(tmp_path / "finetune.jsonl", range(5, 8))
     config = str(write_config(tmp_path))
@@ -147,11 +159,9 @@ def test_experts_of_half_a_file_and_of_all_of_it_are_not_the_same(tmp_path):
     data, other = mbpp_records(tmp_path / "a.jsonl", range(8)), mbpp_records(tmp_path / "b.jsonl", range(20, 28))
     tasks = small_config(tmp_path)["tasks"]
     tasks[0]["train"] = data
-    with stages(tmp_path, tasks=tasks) as run:
-        half = run.models.folders["expert/mbpp"]
+    half = opened(tmp_path, tasks=tasks)[1].expert("mbpp")
     tasks[0]["test"] = other
-    with stages(tmp_path, tasks=tasks) as run:
-        assert run.models.folders["expert/mbpp"] != half
+    assert opened(tmp_path, tasks=tasks)[1].expert("mbpp") != half
 
 
 @pytest.mark.parametrize("key", ["output", "cache"])
@@ -180,6 +190,7 @@ def change_weights(folder, change) -> None:
     save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.e2e
 def test_experts_given_as_folders(experts, finished):
     path, _ = experts
     assert main(["evolve", str(path)]) == 0
@@ -187,6 +198,7 @@ def test_experts_given_as_folders(experts, finished):
     assert run["scores"] == json.loads((finished / "run" / "history.jsonl").read_text().splitlines()[0])["scores"]
 
 
+@pytest.mark.e2e
 def test_two_tasks(experts):
     path, _ = experts
     config = yaml.safe_load(path.read_text())
@@ -198,6 +210,7 @@ def test_two_tasks(experts):
     assert set(results["methods"]["cycleqd"]["test"]) == {*TASKS[:2], "average"}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
@@ -215,6 +228,7 @@ def test_expert_of_another_make(experts, capsys, spoil, named):
     assert not (path.parent / "run").exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_numbers(experts, capsys, value):
     path, models = experts
@@ -228,6 +242,7 @@ def test_weights_that_are_not_numbers(experts, capsys, value):
     assert "down_proj" in refused(capsys, "evolve", str(path))
 
 
+@pytest.mark.e2e
 def test_fewer_experts_than_tasks(experts, capsys):
     path, _ = experts
     config = yaml.safe_load(path.read_text())

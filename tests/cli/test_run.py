@@ -19,6 +19,8 @@ from cycleqd_jax.cli import main
 
 from .conftest import TASKS, write_config
 
+pytestmark = pytest.mark.e2e
+
 METHODS = {
     "base",
     *(f"expert/{t}" for t in TASKS),

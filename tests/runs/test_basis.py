@@ -11,6 +11,7 @@ import threading
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,13 @@ import pytest
 import yaml
 
 from cycleqd_jax.cli import main
+from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.config import load_config
 from cycleqd_jax.genome.basis import Basis, dense_bases
-from cycleqd_jax.runs import basis as stage
-from cycleqd_jax.runs.basis import Experts, basis_text, experts_of, stored_bases
+from cycleqd_jax.runs import basis_store
+from cycleqd_jax.runs.basis import experts_of, load_basis
+from cycleqd_jax.runs.basis_store import Experts
+from cycleqd_jax.runs.models import ModelFolders, Models
 from cycleqd_jax.types import Adapter, InputError, LowRank, no_progress
 
 SHAPES = {"embed": (10, 6), "layers/norm": (2, 6), "layers/q": (2, 6, 8)}
@@ -52,24 +56,24 @@ def decomposed(monkeypatch):
             done.append(path)
             yield path, *found
 
-    monkeypatch.setattr(stage, "dense_bases", counted)
+    monkeypatch.setattr(basis_store, "dense_bases", counted)
     return done
 
 
 def make(of, cache):
-    said = []
-    return stored_bases(of, cache, no_progress, said.append), said
+    lines = []
+    return load_basis(of, cache, no_progress, lines.append), lines
 
 
 def test_bases_from_a_store_are_those_in_memory(tmp_path, decomposed, assert_identical):
     of = experts(1, 2, 3)
     wanted = {path: basis for path, basis, _ in dense_bases(of.base, of.experts, MATRICES, None)}
-    made, said = make(of, tmp_path)
+    made, lines = make(of, tmp_path)
     assert decomposed == MATRICES
-    assert said == []
-    again, said = make(of, tmp_path)
+    assert lines == []
+    again, lines = make(of, tmp_path)
     assert decomposed == MATRICES
-    assert said == [f"basis: {made.folder}"]
+    assert lines == [f"basis: {made.folder}"]
     assert_identical(made.bases, wanted)
     assert_identical(again.bases, wanted)
     assert again.facts == made.facts
@@ -93,8 +97,8 @@ def test_leaves_of_similar_names_have_files_of_their_own(tmp_path, decomposed, a
     changed = [{path: x + weights(10 * k + i)["embed"] for i, (path, x) in enumerate(base.items())} for k in (1, 2)]
     of = Experts(base, changed, {})
     made, _ = make(of, tmp_path)
-    again, said = make(of, tmp_path)
-    assert said == [f"basis: {made.folder}"]
+    again, lines = make(of, tmp_path)
+    assert lines == [f"basis: {made.folder}"]
     assert decomposed == paths
     wanted = {path: basis for path, basis, _ in dense_bases(base, changed, paths, None)}
     assert_identical(again.bases, wanted)
@@ -104,8 +108,8 @@ def test_stacks_without_matrices_are_stored(tmp_path):
     base = weights(0) | {"none": jnp.zeros((0, 6, 8))}
     of = Experts(base, [weights(k, weights(0)) | {"none": base["none"]} for k in (1, 2)], {})
     made, _ = make(of, tmp_path)
-    again, said = make(of, tmp_path)
-    assert said == [f"basis: {made.folder}"]
+    again, lines = make(of, tmp_path)
+    assert lines == [f"basis: {made.folder}"]
     assert [x.shape for x in again.bases["none"]] == [(0, 6, 2, 6), (2, 0, 6), (0, 2, 6, 8)]
     assert again.facts["leaves"]["none"]["retained"] is None
     basis_text(again.facts, ["a", "b"])
@@ -132,7 +136,7 @@ def test_what_is_known_of_a_basis(tmp_path):
     assert full["leaves"]["embed"]["rank"] == 6
 
 
-def test_experts_that_are_the_base_have_nothing_to_say(tmp_path):
+def test_experts_equal_to_the_base(tmp_path):
     base = weights(0)
     of = Experts(base, [base, weights(1, base, 0.1)], {})
     facts = json.loads(json.dumps(make(of, tmp_path)[0].facts, allow_nan=False))
@@ -194,9 +198,9 @@ def test_a_killed_stage_goes_on_at_the_leaf_it_was_at(tmp_path, decomposed, asse
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert list(tmp_path.rglob(f"{Q}.orbax-checkpoint-tmp*"))  # it was in the middle of writing
-    made, said = make(experts(1, 2), tmp_path)
+    made, lines = make(experts(1, 2), tmp_path)
     assert decomposed == ["layers/q"]
-    assert said == [f"basis: 1 of 2 leaves are in {made.folder}"]
+    assert lines == [f"basis: 1 of 2 leaves are in {made.folder}"]
     of = experts(1, 2)
     assert_identical(made.bases, {path: basis for path, basis, _ in dense_bases(of.base, of.experts, MATRICES, None)})
     assert not list(tmp_path.rglob("*orbax-checkpoint-tmp*"))
@@ -241,13 +245,13 @@ def spoil_facts(leaf):
 def forge(leaf, change, suits=True):
     """Other arrays, with facts that suit them, or don't."""
     facts = json.loads(facts_of(leaf).read_text())
-    with stage._checkpointer() as checkpointer:
+    with basis_store.checkpointer() as checkpointer:
         host = checkpointer.restore(leaf.absolute())
         host = {name: change(np.array(x)) for name, x in host.items()}
         shutil.rmtree(leaf)
         checkpointer.save(leaf.absolute(), host)
     if suits:
-        facts_of(leaf).write_text(json.dumps(facts | {"files": stage._file_checksums(leaf)}))
+        facts_of(leaf).write_text(json.dumps(facts | {"files": basis_store.file_checksums(leaf)}))
 
 
 def write_other_numbers(leaf):
@@ -263,7 +267,7 @@ def write_another_rank(leaf):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "reason"),
     [
         (flip_a_byte, "its files are not those that were written"),
         (write_other_numbers, "its files are not those that were written"),
@@ -274,11 +278,11 @@ def write_another_rank(leaf):
         (write_another_rank, "its arrays have other shapes"),
     ],
 )
-def test_a_broken_leaf_is_said_and_made_again(tmp_path, decomposed, assert_identical, damage, said):
+def test_a_corrupt_leaf_is_rebuilt_with_a_warning(tmp_path, decomposed, assert_identical, damage, reason):
     made, _ = make(experts(1, 2), tmp_path)
     damage(made.folder / "leaves" / Q)
     again, lines = make(experts(1, 2), tmp_path)
-    assert lines[0].startswith(f"basis: layers/q in {made.folder} is broken ({said}")
+    assert lines[0].startswith(f"warning: the leaf layers/q of the basis {made.folder} is corrupt ({reason}")
     assert decomposed == [*MATRICES, "layers/q"]
     assert_identical(again.bases, made.bases)
     assert make(experts(1, 2), tmp_path)[1] == [f"basis: {made.folder}"]
@@ -292,9 +296,9 @@ def test_a_leaf_of_another_basis_is_made_again(tmp_path, decomposed, assert_iden
         shutil.rmtree(target) if target.is_dir() else target.unlink()
         copy = shutil.copytree if (other.folder / "leaves" / name).is_dir() else shutil.copy
         copy(other.folder / "leaves" / name, target)
-    again, said = make(experts(1, 2), tmp_path)
-    assert "layers/q" in said[0]
-    assert "it is of another basis" in said[0]
+    again, lines = make(experts(1, 2), tmp_path)
+    assert "layers/q" in lines[0]
+    assert "it belongs to another basis" in lines[0]
     assert_identical(again.bases, made.bases)
 
 
@@ -303,9 +307,9 @@ def test_experts_that_changed_under_the_same_digest_are_noticed(tmp_path, decomp
     changed = experts(1, 2)
     layer = changed.experts[1]["layers/q"]  # type: ignore[index]
     changed.experts[1]["layers/q"] = layer.at[1, 0, 0].add(0.1)  # type: ignore[index]
-    made, said = make(changed, tmp_path)
-    assert "layers/q" in said[0]
-    assert "it is of other task vectors than the experts'" in said[0]
+    made, lines = make(changed, tmp_path)
+    assert "layers/q" in lines[0]
+    assert "it was built from other task vectors" in lines[0]
     assert decomposed == [*MATRICES, "layers/q"]
     want = np.linalg.norm(np.asarray(changed.experts[1]["layers/q"] - changed.base["layers/q"], np.float64), axis=(1, 2))  # type: ignore[index]
     np.testing.assert_allclose(np.linalg.norm(np.asarray(made.bases["layers/q"].s[1], np.float64), axis=1), want, rtol=1e-5)
@@ -348,9 +352,9 @@ def test_changes_that_norms_do_not_show_are_noticed(tmp_path, decomposed, change
     taus = [scale * jax.random.normal(jax.random.key(k), (2, 400, 400)) for k in (1, 2)]
     options = {"identity": {}, "rank": 2, "method": "randomized"}
     make(Experts(base, [{"w": tau} for tau in taus], **options), tmp_path)
-    said = make(Experts(base, [{"w": taus[0]}, {"w": change(taus[1])}], **options), tmp_path)[1]
+    lines = make(Experts(base, [{"w": taus[0]}, {"w": change(taus[1])}], **options), tmp_path)[1]
     again = change is not nothing
-    assert ("it is of other task vectors than the experts'" in said[0]) == again
+    assert ("it was built from other task vectors" in lines[0]) == again
     assert decomposed == ["w"] * (1 + again)
 
 
@@ -373,16 +377,19 @@ def test_a_basis_of_other_experts_is_refused(tmp_path, decomposed):
     made, _ = make(experts(1, 2), tmp_path)
     shutil.rmtree(made.folder)
     shutil.copytree(other.folder, made.folder)
-    with pytest.raises(InputError, match=r"was built for other experts than its name says: its experts is \[1, 3\], expected"):
+    with pytest.raises(
+        InputError,
+        match=r"in the basis .*, got \[1, 3\], so it was built for other experts than its name says",
+    ):
         make(experts(1, 2), tmp_path)
     assert len(decomposed) == 4
 
 
-def test_a_store_that_does_not_say_what_it_is_is_made_again(tmp_path, decomposed, assert_identical):
+def test_a_store_without_its_identity_is_rebuilt(tmp_path, decomposed, assert_identical):
     made, _ = make(experts(1, 2), tmp_path)
     (made.folder / "meta.json").write_text("")
-    again, said = make(experts(1, 2), tmp_path)
-    assert "meta.json can't be read" in said[0]
+    again, lines = make(experts(1, 2), tmp_path)
+    assert "meta.json can't be read" in lines[0]
     assert decomposed == MATRICES * 2
     assert_identical(again.bases, made.bases)
 
@@ -434,12 +441,19 @@ def config_file(tmp_path):
     return tmp_path / "config.yaml"
 
 
+class GivenModels(Models):
+    """Models whose weights nobody reads."""
+
+    base: ClassVar = {}
+    experts = ()
+
+
 def identity(file, *overrides, swapped=False):
     config = load_config(file, overrides)
     names = ("a", "b")[:: -1 if swapped else 1]
     folders = {f"expert/{task}": file.parent / name for task, name in zip(config.task_names, names, strict=True)}
-    models = SimpleNamespace(base={}, experts=[], folders={"base": file.parent / "base", **folders})
-    return experts_of(config, models).identity  # type: ignore[arg-type]
+    models = GivenModels(config, ModelFolders({"base": file.parent / "base", **folders}, {}), print)
+    return experts_of(config, models).identity
 
 
 def test_what_a_basis_depends_on(config_file):
@@ -453,7 +467,7 @@ def test_what_a_basis_depends_on(config_file):
 
 
 def test_the_dense_space_has_no_basis(config_file):
-    with pytest.raises(InputError, match=r"genome\.space: dense evolves whole task vectors"):
+    with pytest.raises(InputError, match=r"expected genome\.space: expert for a basis, got dense, which"):
         identity(config_file, "genome.space=dense")
 
 
@@ -469,6 +483,7 @@ def test_configs_that_make_no_sense(config_file, overrides, message):
         load_config(config_file, overrides)
 
 
+@pytest.mark.e2e
 def test_the_command(finished, trained, capsys):
     tree = yaml.safe_load((finished / "config.yaml").read_text("utf-8"))
     tree |= {"output": str(trained / "run"), "cache": str(trained / "cache")}
@@ -489,8 +504,8 @@ def test_the_command(finished, trained, capsys):
         assert np.all((least < table) & (table < 1) | np.eye(3, dtype=bool))
     # another rank is another basis; the run folder has no scores yet and may still change its mind
     assert main(["basis", str(trained / "config.yaml"), "genome.rank=8", "genome.method=randomized"]) == 0
-    shown, said = capsys.readouterr()
-    assert "bit for bit" not in said
+    shown, lines = capsys.readouterr()
+    assert "bit for bit" not in lines
     assert "randomized, 8 directions of every matrix" in shown
     assert "mbpp and dbbench: " in shown
     assert len(list((trained / "cache" / "basis").iterdir())) == 2

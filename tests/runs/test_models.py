@@ -16,8 +16,9 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
-from cycleqd_jax.runs.models import Models
-from cycleqd_jax.types import Adapter, InputError, no_progress, tree_paths
+from cycleqd_jax.runs.inputs import check_resources, resolve
+from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.types import Adapter, InputError, tree_paths
 
 TEXTS = ["What is the capital of France?", "Paris, of course. 1 + 1 = 2"] * 3
 
@@ -73,38 +74,40 @@ def models_of(folder, a, b, *overrides):
         "model": {"base": str(folder / "base"), "experts": {"mbpp": str(folder / a), "dbbench": str(folder / b)}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    said = []
-    return Models(load_config(folder / "config.yaml", overrides), {}, no_progress, said.append), said
+    lines = []
+    inputs = resolve(load_config(folder / "config.yaml", overrides))
+    check_resources(inputs, lines.append)
+    return Models(inputs.config, model_folders(inputs.config, {}), lines.append), lines
 
 
-def test_a_stranger_is_warned_of(folder):
-    models, said = models_of(folder, "near", "stranger")
+def test_an_expert_of_another_base_gets_a_warning(folder):
+    models, lines = models_of(folder, "near", "stranger")
     assert len(models.experts) == 2
-    assert len(said) == 1
-    assert f"{folder / 'stranger'} is 1.4" in said[0]
-    models, said = models_of(folder, "near", "near")
+    assert len(lines) == 1
+    assert f"the expert {folder / 'stranger'} differs from the base {folder / 'base'} by 1.4" in lines[0]
+    models, lines = models_of(folder, "near", "near")
     assert len(models.experts) == 2
-    assert not said
+    assert not lines
 
 
 def test_adapters_stay_adapters(folder):
-    models, said = models_of(folder, "lora-a", "lora-b")
+    models, lines = models_of(folder, "lora-a", "lora-b")
     assert all(isinstance(expert, Adapter) for expert in models.experts)
     merged = {task: models.expert_params(task) for task in ("mbpp", "dbbench")}
     assert (np.asarray(merged["mbpp"]["layers"]["attn"]["k"]) == np.asarray(models.base["layers"]["attn"]["k"])).all()
     assert (np.asarray(merged["mbpp"]["layers"]["attn"]["q"]) != np.asarray(models.base["layers"]["attn"]["q"])).any()
-    assert not said
+    assert not lines
 
 
-def test_a_stranger_among_adapters_is_warned_of(folder):
+def test_an_adapter_of_another_base_gets_a_warning(folder):
     config = open_checkpoint(folder / "base").config
     write_adapter(folder / "lora-far", config, 3, scale=1.0)
     settings = json.loads((folder / "lora-far" / "adapter_config.json").read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = "mistralai/Mistral-7B-v0.1"
     (folder / "lora-far" / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    models, said = models_of(folder, "lora-a", "lora-far")
+    models, lines = models_of(folder, "lora-a", "lora-far")
     assert len(models.experts) == 2
-    assert [("Mistral-7B" in line, "× the norm" in line) for line in said] == [(True, False), (False, True)]
+    assert [("Mistral-7B" in line, "× the norm" in line) for line in lines] == [(True, False), (False, True)]
 
 
 def test_vocabularies_are_cut_when_asked(folder):
@@ -125,6 +128,7 @@ def test_a_disk_without_space_is_refused_early(folder, monkeypatch):
         models_of(folder, "near", "near")
 
 
+@pytest.mark.e2e
 def test_a_run_with_adapters(finished, tmp_path, capsys):
     base = next((finished / "cache" / "models").glob("base-*"))
     config = open_checkpoint(base).config

@@ -1,4 +1,4 @@
-"""The new task in docs/TASKS.md: the example is complete, short, and works wherever tasks do."""
+"""The new task in docs/how-to/tasks.md: the example is complete, short, and works wherever tasks do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cycleqd_jax.types import InputError
 
 from .helpers import make
 
-DOCS = Path(__file__).parents[2] / "docs" / "TASKS.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "tasks.md"
 
 
 def python_blocks() -> list[str]:

@@ -7,16 +7,15 @@ import os
 import select
 import shlex
 import signal
+import socket
 import sys
 import termios
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from .output import Gone, Output
 from .usage import refill_cpu
-
-if TYPE_CHECKING:
-    from .supervisor import Box
 
 __all__ = ["BASH_FD", "Server", "Shell", "execute"]
 
@@ -25,6 +24,25 @@ BASH_FD = 9  # the pipe for markers, as bash inherits it; bash hides this descri
 _MARKER_FD = 8  # the same pipe opened again, which the children of bash inherit
 _QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
 _WATCH_SECONDS = 0.05
+
+
+class Box(Protocol):
+    """What servers and shells use of their box, a ``supervisor.Box``."""
+
+    channel: socket.socket
+    wake: socket.socket
+    setup: Any
+    limits: dict
+    used: bool
+    dead: dict[int, tuple[int, float]]
+    folder: str
+
+    def pipe(self) -> tuple[int, int]: ...
+    def spawn(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int: ...
+    def reap(self) -> None: ...
+    def wait(self, outputs: list[Output], end: float) -> str: ...
+    def too_large(self) -> bool: ...
+    def finish(self, pid: int) -> None: ...
 
 
 class Server:

@@ -54,12 +54,11 @@ __all__ = [
 AnyArray = jax.Array | np.ndarray
 """A JAX or a numpy array. Annotations read ``Float[AnyArray, "batch task"]``."""
 
-if TYPE_CHECKING:
-    ArrayLeaf = jax.Array
-else:
-    ArrayLeaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+ArrayLeaf = jax.Array
 """An array field of a pytree dataclass. JAX also builds such dataclasses with numpy arrays or shapes, and with leading batch
 axes. Annotations read ``Float[ArrayLeaf, "*batch task edge"]``."""
+if not TYPE_CHECKING:
+    ArrayLeaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 Params = PyTree[AnyArray]
 """The weights of one model: any pytree of arrays."""

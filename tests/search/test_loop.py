@@ -201,7 +201,7 @@ def killed(new_run, **options):
 def test_a_folder_of_another_run_is_refused(new_run, every, other):
     run = killed(new_run, every=every)
     before = run.lines()
-    with pytest.raises(InputError, match=r"^expected .*, got .* in .*(history\.jsonl|checkpoints); use "):
+    with pytest.raises(InputError, match=r"^expected .*, got .* in .*(history\.jsonl|checkpoints); (use|restore) "):
         run.evolve(every=every, **other)
     assert run.lines() == before
 

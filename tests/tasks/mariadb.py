@@ -1,4 +1,4 @@
-"""A private MariaDB server for tests, started as in README, with its own folder and a Unix socket only."""
+"""A private MariaDB server for tests, started as docs/how-to/mysql.md says, with its own folder and a Unix socket only."""
 
 from __future__ import annotations
 

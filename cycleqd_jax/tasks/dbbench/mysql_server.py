@@ -23,7 +23,7 @@ LOST = (1053, 2006, 2013, 2055)
 """Numbers of the errors after which the server or the connection is gone."""
 
 _ADVICE = (
-    "start a server (apt-get install mariadb-server, or docker run mariadb:10.11; README, DBBench on MySQL) or correct the "
+    "start a server (apt-get install mariadb-server, or docker run mariadb:10.11; docs/how-to/mysql.md) or correct the "
     "address in option dsn or CYCLEQD_MYSQL_DSN"
 )
 _RIGHTS = (

@@ -50,7 +50,7 @@ if [ "$(cat "$_stamp" 2>/dev/null)" != "$_wanted" ]; then
     "$_interpreter" -m venv .venv
     echo "$PWD" >.venv/.place
   fi
-  # Python compiles the few modules that are imported when they first are: to compile all takes half a CPU minute.
+  # Python compiles a module when it is first imported; most modules installed here never are.
   .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --root-user-action=ignore \
     -c constraints.txt -e ".${_extras:+[$_extras]}"
   echo "$_wanted" >"$_stamp"

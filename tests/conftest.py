@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 from pathlib import Path
 
 # Before jax is imported anywhere: sharded code is tested on simulated devices. What the environment says already stays.
@@ -12,11 +14,14 @@ if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command has it: threads of LAPACK on every device would fight
 
+import beartype  # noqa: E402
 import jaxtyping  # noqa: E402
 
-# Types, shapes and dtypes written in annotations are checked while the tests run, and only then.
-LOOSE = "LOOSE" in os.environ  # while rooms are rebuilt; to be removed
-_hook = None if LOOSE else jaxtyping.install_import_hook("cycleqd_jax", "beartype.beartype")
+# Types, shapes and dtypes written in annotations are checked while the tests run, and only then. An int is a float (PEP 484).
+_checks = types.ModuleType("checks_of_types")
+_checks.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+sys.modules["checks_of_types"] = _checks
+_hook = jaxtyping.install_import_hook("cycleqd_jax", "checks_of_types.check")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -24,9 +29,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-if not LOOSE:
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -206,7 +206,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         flat = leaf_specs(mesh, specs, self.base)
         parts: dict[str, Parts] = {}
         for path, spec in flat.items():
-            whole = self._parts(path)
+            whole = self.parts(path)
             parts[path] = put(whole, mesh, part_specs(whole, spec))
         return self.replace(
             mesh=mesh,
@@ -224,7 +224,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         leaves = dict(tree_paths(self.base))
         found = {}
         for path in leaves:
-            parts = self._parts(path)
+            parts = self.parts(path)
             if parts.experts:
                 found[path] = parts.experts[k].astype(jnp.float32) - leaves[path].astype(jnp.float32)
             elif parts.updates:
@@ -321,7 +321,8 @@ class ExpertSpace(flax.struct.PyTreeNode):
                 )
         return _express_mixed(self, genomes)
 
-    def _parts(self, path: str) -> Parts:
+    def parts(self, path: str) -> Parts:
+        """The arrays that a leaf of an expressed model is made of."""
         bases = (self.bases.get(path), self.remainders.get(path))
         return Parts(
             dict(tree_paths(self.base))[path],
@@ -343,7 +344,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         return tuple(coefficients(basis, d) for basis, d in pairs if basis is not None)
 
     def _mixed(self, path: str, leaf: Array, genomes: ExpertGenome) -> Array | MixedMatrix:
-        parts = self._parts(path)
+        parts = self.parts(path)
         if not parts.bases:
             return leaf
         found = jax.vmap(lambda genome: self._coefficients(path, genome))(genomes)  # [individual, K, layer, r] for each basis
@@ -358,7 +359,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
     def _express(self, genome: ExpertGenome, outs: Sequence[Array | None]) -> list[Array]:
         paths = [path for path, _ in tree_paths(self.base)]
-        parts, coefficients = [self._parts(path) for path in paths], [self._coefficients(path, genome) for path in paths]
+        parts, coefficients = [self.parts(path) for path in paths], [self._coefficients(path, genome) for path in paths]
         if self.mesh is None:
             return express_leaves(parts, genome.mixing, coefficients, outs)
         # Each device computes its part of a leaf from its own parts of the factors.

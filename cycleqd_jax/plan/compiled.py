@@ -32,6 +32,7 @@ from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome.basis import Basis, default_factor_dtype
 from cycleqd_jax.genome.expert_space import ExpertGenome
+from cycleqd_jax.genome.placement import part_specs
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import decompose, is_matrix
 from cycleqd_jax.plan.device import Device
@@ -40,7 +41,7 @@ from cycleqd_jax.plan.leaves import changes, matrix_shapes
 from cycleqd_jax.plan.workload import Mesh as MeshSizes
 from cycleqd_jax.plan.workload import Workload
 from cycleqd_jax.sharding import make_mesh, shardings
-from cycleqd_jax.types import InputError, Params, tree_paths
+from cycleqd_jax.types import InputError, tree_paths
 
 __all__ = [
     "Collective",
@@ -178,7 +179,7 @@ def compile_programs(work: Workload, mesh_shape: MeshSizes, device: Device) -> l
 
     space, genome = abstract_space(work, mesh)
 
-    def express(space: ExpertSpace, genome: ExpertGenome, out: Params) -> Params:
+    def express(space: ExpertSpace, genome: ExpertGenome, out: Any) -> Any:
         return space.express(genome, out)
 
     into = jax.jit(express, donate_argnames="out", keep_unused=True)
@@ -189,7 +190,7 @@ def compile_programs(work: Workload, mesh_shape: MeshSizes, device: Device) -> l
     return programs
 
 
-def engine_programs(work: Workload, mesh: Mesh, params: Params) -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
+def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
     """The largest prefill and the largest decode program of the engine, with shared columns, on a mesh.
 
     Args:
@@ -290,7 +291,8 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
     def place(x: Any, spec: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    parts = {path: jax.tree.map(place, space._parts(path), space._parts_specs(path)) for path in leaves}
+    leaf_specs = dict(space.specs)
+    parts = {path: jax.tree.map(place, space.parts(path), part_specs(space.parts(path), leaf_specs[path])) for path in leaves}
     placed = space.replace(
         base=jax.tree.unflatten(jax.tree.structure(shapes), [parts[path].base for path in leaves]),
         experts={path: parts[path].experts for path in space.experts},

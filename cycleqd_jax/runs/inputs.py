@@ -24,6 +24,9 @@ from cycleqd_jax.types import InputError
 
 __all__ = ["Inputs", "resolve", "tiny_llama"]
 
+AdapterRanks = Mapping[str, int | None]
+"""The leaves that an adapter changes, with their ranks; None is a leaf that it changes as a whole."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -45,7 +48,7 @@ class Inputs:
     tasks: tuple[TaskInput, ...]
     architecture: LlamaConfig
     preflight: Preflight | None
-    adapters: tuple[Mapping[str, int | None] | None, ...]
+    adapters: tuple[AdapterRanks | None, ...]
     absent: tuple[str, ...]
 
 
@@ -81,7 +84,7 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
             f"expected engine.max_len of at most {limit}, the positions of {model.base or 'the model'}, got "
             f"{config.engine.max_len}; make it smaller"
         )
-    adapters, absent = _adapters(config, architecture)
+    adapters, absent = _adapters(config, architecture, absent_are_whole=checked is None)
     return Inputs(config, tasks, evaluated, checked, adapters, absent)
 
 
@@ -131,7 +134,9 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
         )
 
 
-def _adapters(config: RunConfig, base: LlamaConfig) -> tuple[tuple[Mapping[str, int | None] | None, ...], tuple[str, ...]]:
+def _adapters(
+    config: RunConfig, base: LlamaConfig, *, absent_are_whole: bool
+) -> tuple[tuple[Mapping[str, int | None] | None, ...], tuple[str, ...]]:
     """What the adapters among the experts change, from their headers; and the names of experts that are not here."""
     found: list[Mapping[str, int | None] | None] = []
     absent = []
@@ -144,7 +149,8 @@ def _adapters(config: RunConfig, base: LlamaConfig) -> tuple[tuple[Mapping[str, 
     adapters = [adapter for adapter in found if adapter is not None]
     low_rank = {path for adapter in adapters for path, rank in adapter.items() if rank is not None}
     whole = {path for adapter in adapters for path, rank in adapter.items() if rank is None}
-    if adapters and (len(adapters) < len(found) - len(absent) or low_rank & whole) and not config.genome.densify:
+    others = len(found) - len(adapters) - (0 if absent_are_whole else len(absent))
+    if adapters and (others or low_rank & whole) and not config.genome.densify:
         raise InputError(
             "expected experts that are all adapters, or all whole models, got leaves of both kinds; set genome.densify=true, "
             "which multiplies the adapters out"

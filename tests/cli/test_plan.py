@@ -150,10 +150,13 @@ def test_the_quickstart_on_this_machine(capsys):
         (["mesh.tensor=16"], "expected a mesh population × fsdp × tensor of 8 devices, got 1 × 1 × 16"),
         (["--devices", "7"], "expected a number of devices that divides"),
         (["--reply-tokens", "600"], "expected --reply-tokens from 1 to the 512"),
-        (["engine.max_len=9000"], "expected engine.max_len to be at most the model's 8192 positions, got 9000"),
         (
-            ["tasks.mbpp.train_size=null", "tasks.mbpp.train=null"],
-            "expected tasks.mbpp.train_size or the file",
+            ["engine.max_len=9000"],
+            "expected engine.max_len of at most 8192, the positions of",
+        ),
+        (
+            ["tasks.mbpp.kind=humaneval", "tasks.mbpp.train=null"],
+            "expected a train file for task 'mbpp', got none",
         ),
         (["tasks.mbpp.train_size=null", "tasks.mbpp.train=absent.jsonl"], "no file at absent.jsonl"),
         (["genome={space: dense}"], "expected genome.space to be 'expert'"),

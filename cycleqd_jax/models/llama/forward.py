@@ -116,7 +116,7 @@ def _linear(x: Array, w: Array | MixedMatrix, dtype: DTypeLike | None = None) ->
     return rows.reshape(*x.shape[:-1], w.shape[-1])
 
 
-def _project(x: Array, weights: Mapping[str, Array], name: str) -> Array:
+def _project(x: Array, weights: Mapping[str, Array | MixedMatrix], name: str) -> Array:
     y, bias = _linear(x, weights[name]), weights.get(f"{name}_bias")
     return y if bias is None else y + _on_last_axis(bias.astype(y.dtype), y.ndim)
 

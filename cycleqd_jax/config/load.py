@@ -43,6 +43,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Raises:
         InputError: naming the file, the key, or the environment variable that is not set.
 
+    >>> from cycleqd_jax.config import load_config
     >>> config = load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]}, ["search.bins=10"])
     >>> config.task_names, config.search.bins
     (('mbpp', 'dbbench'), 10)

@@ -42,6 +42,7 @@ class KeyDoc:
 def describe() -> list[KeyDoc]:
     """Describes every key of a config, in the order of the schema; a section comes before its keys.
 
+    >>> from cycleqd_jax.config import describe
     >>> [(doc.type, doc.default, doc.range) for doc in describe() if doc.key == "search.bins"]
     [('int', 15, 'at least 1')]
     """

@@ -351,7 +351,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
         def flat(basis: Basis, c: Array) -> tuple[AnyArray, AnyArray, Array]:
             (layers, m), n = basis.u.shape[:2], basis.vt.shape[-1]
-            scaled = jnp.moveaxis(c * basis.s, 2, 0)  # [layer, individual, K, r]
+            scaled = jnp.moveaxis(c * basis.s[None], 2, 0)  # [layer, individual, K, r]
             return basis.u.reshape(layers, m, -1), basis.vt.reshape(layers, -1, n), scaled.reshape(*scaled.shape[:2], -1)
 
         u, vt, c = zip(*(flat(basis, c) for basis, c in zip(parts.bases, found, strict=True)), strict=True)

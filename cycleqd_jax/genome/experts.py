@@ -29,7 +29,7 @@ def check_expert(k: Index, count: int) -> None:
         raise InputError(f"expected one of the experts 0 to {count - 1}, got {k}: correct the index")
 
 
-def check_rank(rank: int | None) -> None:
+def check_rank(rank: object) -> None:
     """Checks the rank of an operator.
 
     Raises:

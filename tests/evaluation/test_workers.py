@@ -142,7 +142,7 @@ class FakePopulationEvaluator(Evaluator):
         layers = range(w.w.shape[0])
         found = []
         for i in range(count):
-            whole = [np.asarray(w.w[j] + (w.u[j] * w.coefficients[j, i]) @ w.vt[j], np.float64) for j in layers]
+            whole = [np.asarray(w.w[j] + (w.u[j] * w.coefficients[j, i][None]) @ w.vt[j], np.float64) for j in layers]
             values = {name: [float(np.round(np.abs(whole[0]).sum(), 3)) % 1] for name in ("coding", "db", "os")}
             outcomes = {name: [Outcome(Score(value), (), 1, 1) for value in some] for name, some in values.items()}
             found.append(Evaluation(outcomes, None, {"evaluate": 0.6}))

@@ -62,7 +62,7 @@ def logits_step_by_step(attention, params, config, tokens, lengths, steps, width
             rows = rows._replace(
                 owners=jnp.where(pages < batch, pages, -1), starts=jnp.zeros(BLOCK, jnp.int32), blocks=jnp.int32(1)
             )
-        positions = columns[:, None] + jnp.arange(tokens.shape[1])
+        positions = columns[:, None] + jnp.arange(tokens.shape[1])[None]
 
         def attend(q, k, v, cache, layer):
             return attention(q, k, v, cache, layer, rows=rows, shared=None)

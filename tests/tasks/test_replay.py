@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cycleqd_jax.sandbox import InfraError
-from cycleqd_jax.tasks import miniature, task_class
+from cycleqd_jax.tasks import TaskOptions, make_task, miniature
 from cycleqd_jax.tasks.replay import replay_solutions
 
 
 @pytest.fixture
 def task(sandbox, tmp_path):
     files = miniature.write(tmp_path, 0, 3, 2, ["dbbench"])["dbbench"]
-    return task_class("dbbench")(sandbox=sandbox, name="dbbench", prompt="brief", memo=False, **files)
+    return make_task("dbbench", TaskOptions(sandbox=sandbox, name="dbbench", memo=False, **files), prompt="brief")
 
 
 def test_gold_solutions_of_both_halves(task):

@@ -48,10 +48,10 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Llama3RopeScaling:
     """Llama 3.1's scaling of the low RoPE frequencies; fields are named as in Hugging Face's config."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    factor: Any  # from JSON, which may hold anything: LlamaConfig checks that these are numbers
+    low_freq_factor: Any
+    high_freq_factor: Any
+    original_max_position_embeddings: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,11 +162,11 @@ def block(
 
 
 @jax.custom_jvp
-def _lookup(table: Float[Array, "vocab embed"], tokens: Int[Array, "batch time"]) -> Array:
-    def rows(table: Array, tokens: Array) -> Array:
+def _lookup(table: Float[Array, "vocab embed"], tokens: Any) -> Array:  # JAX may pass constants as arrays of its own type
+    def rows(table: Array, tokens: Any) -> Array:
         return table[tokens]
 
-    def bits(table: Array, tokens: Array) -> Array:
+    def bits(table: Array, tokens: Any) -> Array:
         return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens], jnp.bfloat16)
 
     if table.dtype != jnp.bfloat16:
@@ -177,7 +177,7 @@ def _lookup(table: Float[Array, "vocab embed"], tokens: Int[Array, "batch time"]
 
 
 @_lookup.defjvp
-def _lookup_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+def _lookup_jvp(primals: tuple[Array, Any], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     (table, tokens), (change, _) = primals, tangents
     return _lookup(table, tokens), change[tokens]
 

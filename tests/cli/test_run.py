@@ -154,7 +154,7 @@ def test_the_best_elite_is_exported(finished, trained, capsys):
     assert f"model: {folder}" in capsys.readouterr().out
     results = json.loads((trained / "run" / "tables" / "results.json").read_text())
     card = (folder / "README.md").read_text()
-    assert f"individual {results['best_elite']}, the elite of best average" in card
+    assert f"individual {results['best_elite']}, the elite of the best average" in card
     assert "| archive |" not in card
     assert (folder / "model.safetensors").read_bytes() != (trained / "run" / "model" / "model.safetensors").read_bytes()
     assert main(["evaluate", str(config), "--model", str(folder)]) == 0

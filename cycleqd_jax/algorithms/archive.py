@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -120,7 +120,7 @@ class Archives(flax.struct.PyTreeNode):
             axes = np.delete(ends, k, axis=0)
             with _default_promotion():
                 centroids = compute_euclidean_centroids((bins,) * (tasks - 1), axes[:, 0].tolist(), axes[:, 1].tolist())
-            extra: Any = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
+            extra = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
             return MapElitesRepertoire.init_default(genome, centroids, extra, tuple(extra))
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(empty(k) for k in range(tasks)))
@@ -179,7 +179,7 @@ class Archives(flax.struct.PyTreeNode):
             # QDax gets the centre of the cell as the descriptor: the edges above have decided the bin, and a search for the
             # nearest centroid would have ties at the edges. The true descriptors are restored below.
             with _default_promotion():
-                added = repertoire.add(genomes, centres[:, others], fitness, extra)
+                added = repertoire.add(genomes, centres[:, others], fitness, cast(Any, extra))
             return added.replace(descriptors=extra_scores(added)["scores"][:, others])
 
         return self.replace(repertoires=jax.vmap(insert)(self.repertoires, jnp.arange(self.num_tasks)))

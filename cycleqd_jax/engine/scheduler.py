@@ -13,7 +13,7 @@ from cycleqd_jax.engine.requests import Request
 
 __all__ = ["PATIENCE", "Scheduler", "Slot"]
 
-PATIENCE = 64  # host syncs after which a waiting request goes before conversations that have begun
+PATIENCE = 64  # host syncs after which a waiting request has priority over open conversations
 
 
 @dataclasses.dataclass(eq=False)

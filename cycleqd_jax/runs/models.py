@@ -15,6 +15,7 @@ from cycleqd_jax.files import digest
 from cycleqd_jax.models import compare
 from cycleqd_jax.models.files import hf, peft
 from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.inspection import UNRELATED
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer
@@ -25,9 +26,6 @@ __all__ = ["ModelFolders", "Models", "model_folders"]
 
 RECIPE = 2
 """Part of the name of every cached model; raised whenever the same config would train other models."""
-
-STRANGER = 0.7
-"""‖τ‖ / ‖θ_base‖ above which an expert was probably tuned from another base: of two unrelated models it is about √2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +196,7 @@ class Models:
         return hf.load(folder, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)
 
     def _warn_of_distance(self, folder: Path, distance: float) -> None:
-        if distance > STRANGER:
+        if distance > UNRELATED:
             self._log(
                 f"warning: the expert {folder} differs from the base {self.folders.base} by {distance:.2f} × the norm of the "
                 "base; check that it was fine-tuned from it"

@@ -193,10 +193,10 @@ class Run:
         Returns:
             The folder.
         """
-        evolution = self._ensure_open().evolution
+        opened = self._ensure_open()
+        evolution, models = opened.evolution, opened.context.models
         chosen: Merged = evolution.best_elite() if best_elite else evolution.aggregate()
         results = self.results()
-        models = self._ensure_open().context.models
         card = model_card(self.config, models.folders.search, chosen.facts, results, self._command)
         target = self.folder / ("best_elite" if best_elite else "model")
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)

@@ -38,7 +38,7 @@ RULES: Mapping[str, str | None] = {
 
 
 def mesh_sizes(devices: int, *, population: int = 1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
-    """The sizes of a mesh; one of them may be −1, for all remaining devices.
+    """The sizes of a mesh; one of them may be -1, for all remaining devices.
 
     Args:
         devices: the number of devices.
@@ -50,20 +50,20 @@ def mesh_sizes(devices: int, *, population: int = 1, fsdp: int = 1, tensor: int 
         The sizes of the axes :data:`MESH_AXES`.
 
     Raises:
-        InputError: a size is neither positive nor −1, several are −1, there are not enough devices, or the other axes do not
+        InputError: a size is neither positive nor -1, several are -1, there are not enough devices, or the other axes do not
             divide them.
     """
     sizes = (population, fsdp, tensor)
     text = " × ".join(map(str, sizes))
     if min(sizes) < -1 or 0 in sizes or sizes.count(-1) > 1:
         raise InputError(
-            f"expected positive sizes, or one of −1, for a mesh population × fsdp × tensor, got {text}: correct the mesh"
+            f"expected positive sizes, or one of -1, for a mesh population × fsdp × tensor, got {text}; correct the mesh"
         )
     known = math.prod(size for size in sizes if size > 0)
     if known > devices or (-1 in sizes and devices % known):
         rule = "a divisor of" if -1 in sizes else "at most"
         raise InputError(
-            f"expected a mesh population × fsdp × tensor of {devices} devices, got {text}: choose sizes whose product is "
+            f"expected a mesh population × fsdp × tensor of {devices} devices, got {text}; choose sizes whose product is "
             f"{rule} {devices}"
         )
     left = devices // known
@@ -74,7 +74,7 @@ def make_mesh(*, population: int = 1, fsdp: int = 1, tensor: int = 1, devices: S
     """Arranges devices as ``[population, fsdp, tensor]``.
 
     Args:
-        population: groups of devices with different individuals; one of the axes may be −1, for all remaining devices.
+        population: groups of devices with different individuals; one of the axes may be -1, for all remaining devices.
         fsdp: devices that share the slices of every weight.
         tensor: devices that share the heads and hidden units of every layer.
         devices: all devices by default; the first ``population * fsdp * tensor`` are used.
@@ -113,7 +113,7 @@ def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> Parti
     for axis in axes:
         if axis is not None and axis not in rules:
             raise InputError(
-                f"expected one of the logical axes {', '.join(sorted(rules))}, got {axis!r} in {axes}: "
+                f"expected one of the logical axes {', '.join(sorted(rules))}, got {axis!r} in {axes}; "
                 "add a rule for it or correct the name"
             )
         target = None if axis is None else rules[axis]
@@ -121,7 +121,7 @@ def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> Parti
             if target in used:
                 raise InputError(
                     f"expected different mesh axes for the dimensions of {axes}, got {target!r} for both {used[target]!r} "
-                    f"and {axis!r}: change one of the rules"
+                    f"and {axis!r}; change one of the rules"
                 )
             used[target] = str(axis)
         entries.append(target)
@@ -148,12 +148,12 @@ def shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, rules: Mapping[
         spec = partition_spec(names, rules)
         where = leaf_path(path)
         if len(names) != len(array.shape):
-            raise InputError(f"expected {len(array.shape)} logical axes for {where}, got {names}: name every dimension")
+            raise InputError(f"expected {len(array.shape)} logical axes for {where}, got {names}; name every dimension")
         for size, name, target in zip(array.shape, names, spec, strict=True):
             if target is not None and size % mesh.shape[target]:
                 raise InputError(
                     f"expected the {name!r} axis of {where} to divide by the {mesh.shape[target]} devices of mesh axis "
-                    f"{target!r}, got size {size}: choose a smaller {target!r} axis"
+                    f"{target!r}, got size {size}; choose a smaller {target!r} axis"
                 )
         return NamedSharding(mesh, spec)
 

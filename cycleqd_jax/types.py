@@ -146,8 +146,8 @@ class Lineage(NamedTuple):
     """The origin of the children of one ``ask``, a pytree. The parents and the key determine a child.
 
     Attributes:
-        parents: ids of the two parents, Int ``[batch, 2]``; −1 for no parent.
-        active: index of the active task, Int ``[batch]``; −1 for no task.
+        parents: ids of the two parents, Int ``[batch, 2]``; -1 for no parent.
+        active: index of the active task, Int ``[batch]``; -1 for no task.
         key: raw data of each child's PRNG key, UInt32 ``[batch, 2]``.
         omega: raw crossover weights ω1, ω2, Float ``[batch, 2]``.
     """
@@ -196,10 +196,10 @@ class Individual:
 
     Attributes:
         id: 0 to K − 1 for the experts; the ids of the children follow.
-        generation: −1 for an expert; generations of children start at 0.
+        generation: -1 for an expert; generations of children start at 0.
         expert: the task for which an expert is fine-tuned; None for a child.
         active: the task that provided quality for a child; None for an expert.
-        parents: ids of the two parents; −1 for no parent.
+        parents: ids of the two parents; -1 for no parent.
         omega: raw crossover weights ω1, ω2; None for an expert.
         key: raw data of the child's PRNG key; None for an expert.
         scores: f_k by task; None if the individual is quarantined or not evaluated yet.

@@ -66,5 +66,8 @@ def _parsed(text: str, devices: int | None) -> tuple[int, tuple[int, int, int]]:
         raise InputError(f"expected --mesh population,fsdp,tensor such as 1,1,8, got {text!r}; give three numbers") from error
     count = population * fsdp * tensor
     if min(population, fsdp, tensor) < 1 or count != (count if devices is None else devices):
-        raise InputError(f"expected --mesh of {devices} devices in all, got {text}; correct it or --devices")
+        raise InputError(
+            f"expected three positive sizes whose product is the number of devices, got {text} in --mesh; correct --mesh or "
+            "--devices"
+        )
     return count, (population, fsdp, tensor)

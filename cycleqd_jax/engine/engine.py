@@ -173,7 +173,7 @@ class Engine:
             TypeError: the conversation's name is not hashable.
         """
         if self._runner.params is None:
-            raise RuntimeError("Engine.load(params) must come before requests")
+            raise RuntimeError("expected weights before a request, got none; call Engine.load(params) first")
         tokens, limit, draw, who = requests.checked(
             prompt,
             max_new_tokens,
@@ -275,7 +275,7 @@ class Engine:
             RuntimeError: no weights have been loaded.
         """
         if self._runner.params is None:
-            raise RuntimeError("Engine.load(params) must come before Engine.warm_up")
+            raise RuntimeError("expected weights before Engine.warm_up, got none; call Engine.load(params) first")
         if self._loop.scheduler.live:
             raise InputError("expected an engine without requests, got one that is busy; finish with advance() first")
         (most,) = requests.whole_numbers("shared columns", [shared])

@@ -50,7 +50,10 @@ def rollout(
         InfraError: a sandbox failed; this is never a score.
     """
     if len(episodes) != len(max_new_tokens):
-        raise ValueError(f"expected as many max_new_tokens as episodes ({len(episodes)}), got {len(max_new_tokens)}")
+        raise ValueError(
+            f"expected as many max_new_tokens as episodes ({len(episodes)}), got {len(max_new_tokens)}; "
+            "give one for each episode"
+        )
     plays = [_Play(i, episode, limit) for i, (episode, limit) in enumerate(zip(episodes, max_new_tokens, strict=True))]
     _Rollout(plays, generator, workers, overlap, progress).run()
     return [

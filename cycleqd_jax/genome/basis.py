@@ -192,7 +192,7 @@ def dense_bases(
             for j, (k, i) in enumerate(part):
                 if not np.isfinite(found.s[j]).all():
                     raise InputError(
-                        f"expected a finite task vector of {path!r}, got NaN or infinity in expert {k}: correct its weights"
+                        f"expected a finite task vector of {path!r}, got NaN or infinity in expert {k}; correct its weights"
                     )
                 u[i, :, k], s[k, i], vt[i, k] = found.u[j], found.s[j], found.vt[j]
         k = len(experts)
@@ -281,7 +281,7 @@ def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Seq
         for k, f in enumerate(factors):
             if not isinstance(f.s, Tracer) and not bool(jnp.all(jnp.isfinite(f.s))):
                 raise InputError(
-                    f"expected a low-rank update of {path!r} with a finite float32 product, got NaN or infinity in expert {k}: "
+                    f"expected a low-rank update of {path!r} with a finite float32 product, got NaN or infinity in expert {k}; "
                     "correct the adapter"
                 )
         rank = max(f.s.shape[-1] for f in factors)
@@ -312,7 +312,7 @@ def check_bases(
     if bases.keys() != set(wanted):
         odd = sorted(bases.keys() ^ set(wanted))[0]
         raise InputError(
-            f"expected bases of the leaves that these experts change, got a difference at {odd!r}: decompose these experts"
+            f"expected bases of the leaves that these experts change, got a difference at {odd!r}; decompose these experts"
         )
     for path, basis in bases.items():
         *stack, m, n = leaves[path].shape
@@ -321,7 +321,7 @@ def check_bases(
         if tuple(tuple(x.shape) for x in basis) != expected or {np.dtype(x.dtype) for x in basis} != {np.dtype(np.float32)}:
             raise InputError(
                 f"expected float32 factors of shapes {list(expected)} for {len(experts)} experts at rank {r} in the basis of "
-                f"{path!r}, got {[tuple(x.shape) for x in basis]} in {basis.u.dtype}, {basis.s.dtype} and {basis.vt.dtype}: "
+                f"{path!r}, got {[tuple(x.shape) for x in basis]} in {basis.u.dtype}, {basis.s.dtype} and {basis.vt.dtype}; "
                 "decompose these experts"
             )
         for k, (change, whole) in enumerate(changes_of(path, experts)):
@@ -331,5 +331,5 @@ def check_bases(
             finite = all(bool(jnp.isfinite(x).all()) for x in (u, s, vt))
             if not finite or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
                 raise InputError(
-                    f"expected the finite basis of expert {k} for {path!r}, got another basis: decompose these experts"
+                    f"expected the finite basis of expert {k} for {path!r}, got another basis; decompose these experts"
                 )

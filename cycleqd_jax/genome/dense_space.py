@@ -72,12 +72,12 @@ class DenseSpace(flax.struct.PyTreeNode):
                 ``rank`` below one or a negative strength.
         """
         if mutation not in ("svd", "gaussian", "none"):
-            raise InputError(f"expected mutation to be svd, gaussian or none, got {mutation!r}: correct the config")
+            raise InputError(f"expected mutation to be svd, gaussian or none, got {mutation!r}; correct the config")
         check_rank(rank)
         if method not in get_args(Method):
-            raise InputError(f"expected method to be one of {', '.join(get_args(Method))}, got {method!r}: correct the config")
+            raise InputError(f"expected method to be one of {', '.join(get_args(Method))}, got {method!r}; correct the config")
         if not 0 <= strength < math.inf:
-            raise InputError(f"expected the strength of mutation to be zero or positive, got {strength}: correct the config")
+            raise InputError(f"expected the strength of mutation to be zero or positive, got {strength}; correct the config")
         check_experts(base, experts)
         taus = stacked_task_vectors(base, experts)
         tree = jax.tree.unflatten(jax.tree.structure(base), [taus[path] for path, _ in tree_paths(base)])

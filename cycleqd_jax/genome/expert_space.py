@@ -149,11 +149,11 @@ class ExpertSpace(flax.struct.PyTreeNode):
                 ``factor_dtype`` other than float32 and bfloat16, or bases of other experts or another rank.
         """
         if not 0 <= w_max < math.inf:
-            raise InputError(f"expected w_max to be zero or positive, got {w_max}: correct the config")
+            raise InputError(f"expected w_max to be zero or positive, got {w_max}; correct the config")
         check_rank(rank)
         if factor_dtype not in (None, "float32", "bfloat16"):
             raise InputError(
-                f"expected factor_dtype float32, bfloat16 or null, got {factor_dtype}: correct the config or leave it out"
+                f"expected factor_dtype float32, bfloat16 or null, got {factor_dtype}; correct the config or leave it out"
             )
         check_experts(base, experts)
         dense, low_rank = sort_leaves(base, experts, densify)
@@ -295,7 +295,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
             count, size = genomes.mixing.shape[0], dict(self.mesh.shape).get("population")
             if size is None or count % size:
                 raise InputError(
-                    f"expected a mesh with an axis 'population' that divides {count} individuals, got {dict(self.mesh.shape)}: "
+                    f"expected a mesh with an axis 'population' that divides {count} individuals, got {dict(self.mesh.shape)}; "
                     "express one at a time, or choose another mesh"
                 )
         return _express_population(self, genomes)
@@ -316,7 +316,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
             changed = path in self.bases or path in self.remainders
             if path in self.experts or path in self.updates or (changed and jnp.ndim(leaf) != 3):
                 raise InputError(
-                    f"expected experts that change stacked matrices by a low rank, got another change of leaf {path!r}: "
+                    f"expected experts that change stacked matrices by a low rank, got another change of leaf {path!r}; "
                     "express the individuals one by one"
                 )
         return _express_mixed(self, genomes)

@@ -26,7 +26,7 @@ def check_expert(k: Index, count: int) -> None:
         InputError: ``k`` is not in 0 … count − 1.
     """
     if not isinstance(k, Tracer) and not 0 <= int(k) < count:
-        raise InputError(f"expected one of the experts 0 to {count - 1}, got {k}: correct the index")
+        raise InputError(f"expected one of the experts 0 to {count - 1}, got {k}; correct the index")
 
 
 def check_rank(rank: object) -> None:
@@ -36,7 +36,7 @@ def check_rank(rank: object) -> None:
         InputError: it is not a positive integer or None.
     """
     if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise InputError(f"expected rank to be a positive integer, or null for full rank, got {rank}: correct the config")
+        raise InputError(f"expected rank to be a positive integer, or null for full rank, got {rank}; correct the config")
 
 
 def check_experts(base: Params, experts: Sequence[Params | Adapter]) -> None:
@@ -51,7 +51,7 @@ def check_experts(base: Params, experts: Sequence[Params | Adapter]) -> None:
             infinity. The message names the expert and the leaf.
     """
     if len(experts) < 2:
-        raise InputError(f"expected at least two experts to merge, got {len(experts)}: add experts")
+        raise InputError(f"expected at least two experts to merge, got {len(experts)}; add experts")
     reference = dict(tree_paths(base))
     for name, expert in [("the base", base), *((f"expert {k}", expert) for k, expert in enumerate(experts))]:
         if isinstance(expert, Adapter):
@@ -59,19 +59,19 @@ def check_experts(base: Params, experts: Sequence[Params | Adapter]) -> None:
             for path, update in expert.updates.items():
                 if not all(bool(jnp.all(jnp.isfinite(part))) for part in jax.tree.leaves(update)):
                     raise InputError(
-                        f"expected a finite update of {path!r} in {name}, got NaN or infinity: use another adapter"
+                        f"expected a finite update of {path!r} in {name}, got NaN or infinity; use another adapter"
                     )
             continue
         check_same_shapes(expert, base, name)
         for path, leaf in tree_paths(expert):
             if leaf.dtype != reference[path].dtype:
                 raise InputError(
-                    f"expected dtype {reference[path].dtype} of the base for leaf {path!r}, got {leaf.dtype} in {name}: "
+                    f"expected dtype {reference[path].dtype} of the base for leaf {path!r}, got {leaf.dtype} in {name}; "
                     "convert one of them"
                 )
             if not bool(jnp.all(jnp.isfinite(leaf))):
                 raise InputError(
-                    f"expected finite weights, got NaN or infinity in leaf {path!r} of {name}: use another checkpoint"
+                    f"expected finite weights, got NaN or infinity in leaf {path!r} of {name}; use another checkpoint"
                 )
 
 
@@ -100,7 +100,7 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
         if by_factors and as_whole and not densify:
             raise InputError(
                 f"expected one kind of change of {path!r}, got a low-rank update by expert {by_factors[0]} and a change of the "
-                f"whole leaf by expert {as_whole[0]}: set densify=True to allow an array of shape {tuple(leaf.shape)} for the "
+                f"whole leaf by expert {as_whole[0]}; set densify=True to allow an array of shape {tuple(leaf.shape)} for the "
                 "update, or use adapters for all experts"
             )
         if as_whole:
@@ -108,7 +108,7 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
         elif by_factors:
             low_rank.append(path)
     if not dense and not low_rank:
-        raise InputError("expected experts that change the base, got none that changes any leaf: check the experts")
+        raise InputError("expected experts that change the base, got none that changes any leaf; check the experts")
     return dense, low_rank
 
 

@@ -37,7 +37,7 @@ def leaf_specs(mesh: Mesh, specs: PyTree[P | NamedSharding], base: Params) -> di
     if flat.keys() != leaves.keys():
         odd = min(flat.keys() ^ leaves.keys())
         raise InputError(
-            f"expected a partition spec for every leaf of the base, got another tree at {odd!r}: build it from the base's axes"
+            f"expected a partition spec for every leaf of the base, got another tree at {odd!r}; build it from the base's axes"
         )
     return flat
 
@@ -45,20 +45,20 @@ def leaf_specs(mesh: Mesh, specs: PyTree[P | NamedSharding], base: Params) -> di
 def _check_spec(mesh: Mesh, spec: P, shape: tuple[int, ...], path: str) -> None:
     if len(spec) > len(shape):
         raise InputError(
-            f"expected a partition spec of at most {len(shape)} dimensions for {path!r}, got {len(spec)} in {spec}: shorten it"
+            f"expected a partition spec of at most {len(shape)} dimensions for {path!r}, got {len(spec)} in {spec}; shorten it"
         )
     for size, axes in zip(shape, spec, strict=False):
         names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
         for name in names:
             if name not in mesh.shape:
                 raise InputError(
-                    f"expected an axis of the mesh {dict(mesh.shape)} in the partition spec of {path!r}, got {name!r}: use one "
+                    f"expected an axis of the mesh {dict(mesh.shape)} in the partition spec of {path!r}, got {name!r}; use one "
                     "of its axes"
                 )
         if size % math.prod(mesh.shape[name] for name in names):
             raise InputError(
                 f"expected {axes!r} of the mesh {dict(mesh.shape)} to divide every dimension of {path!r} that it splits, got a "
-                f"dimension of {size}: choose another mesh or spec"
+                f"dimension of {size}; choose another mesh or spec"
             )
 
 
@@ -112,17 +112,17 @@ def check_out(out: PyTree, base: Params, needed: PyTree) -> None:
         if not isinstance(leaf, jax.Array) or leaf.dtype != like.dtype or leaf.is_deleted():
             raise InputError(
                 f"expected a live jax.Array of dtype {like.dtype} as leaf {path!r} of the weights to overwrite, got another "
-                "dtype, kind or a deleted array: pass expressed weights"
+                "dtype, kind or a deleted array; pass expressed weights"
             )
         if isinstance(like, jax.Array) and not leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim):
             raise InputError(
-                f"expected leaf {path!r} of the weights to overwrite on the devices of the base, got it elsewhere: pass "
+                f"expected leaf {path!r} of the weights to overwrite on the devices of the base, got it elsewhere; pass "
                 "expressed weights"
             )
         pointers = _pointers(leaf)
         if pointers & used:
             raise InputError(
-                f"expected weights to overwrite that are not needed any more, got leaf {path!r}, which is still needed: pass "
+                f"expected weights to overwrite that are not needed any more, got leaf {path!r}, which is still needed; pass "
                 "expressed weights"
             )
         used |= pointers

@@ -59,7 +59,7 @@ def distances(model: Checkpoint, base: Checkpoint) -> dict[tuple[str, int | None
         if here != there:
             raise InputError(
                 f"expected {'no tensor' if there is None else f'shape {list(there)}'} for {name}, as in {base.name}, got "
-                f"{'none' if here is None else list(here)} in {model.name}: compare with the model's own base"
+                f"{'none' if here is None else list(here)} in {model.name}; compare with the model's own base"
             )
     return {key: _distance(name, model, base) for key, name in _names(base)}
 

@@ -33,12 +33,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(
-            f"expected a Hugging Face model folder with {path.name}, got no such file in {path.parent}: correct the path"
+            f"expected a Hugging Face model folder with {path.name}, got no such file in {path.parent}; correct the path"
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
-        raise InputError(f"expected JSON in {path}, got {error}: restore the file") from error
+        raise InputError(f"expected JSON in {path}, got {error}; restore the file") from error
     if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object in {path}, got {type(value).__name__}: restore the file")
+        raise InputError(f"expected a JSON object in {path}, got {type(value).__name__}; restore the file")
     return value

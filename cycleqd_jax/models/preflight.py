@@ -107,7 +107,7 @@ def preflight(
     facts = _tokenizer_facts(base, tokenizer is None)
     chosen = facts if tokenizer is None else _tokenizer_facts(tokenizer, False)
     if tokenizer is not None and chosen is None:
-        raise InputError(f"expected tokenizer files in {tokenizer}, got none: choose the tokenizer of another model")
+        raise InputError(f"expected tokenizer files in {tokenizer}, got none; choose the tokenizer of another model")
     _same_tokenizer(facts, chosen, base, tokenizer or base, vocab_size)
     models: list[Checkpoint | Path] = []
     sizes = {str(base): config.vocab_size}
@@ -126,18 +126,18 @@ def preflight(
     if vocab_size is None and len(set(sizes.values())) > 1:
         other = next(name for name in sizes if sizes[name] != config.vocab_size)
         raise InputError(
-            f"expected vocab_size {config.vocab_size} of the base {base}, got {sizes[other]} in the expert {other}: if only "
+            f"expected vocab_size {config.vocab_size} of the base {base}, got {sizes[other]} in the expert {other}; if only "
             f"the padding differs, set model.vocab_size={sizes[smallest]} to cut all models to it"
         )
     if vocab_size is not None and vocab_size > sizes[smallest]:
         raise InputError(
-            f"expected a vocab_size of at most {sizes[smallest]}, as in {smallest}, got {vocab_size}: choose a smaller one"
+            f"expected a vocab_size of at most {sizes[smallest]}, as in {smallest}, got {vocab_size}; choose a smaller one"
         )
     last = max(chosen["vocabulary"].values()) if chosen else 0
     if last >= (vocab_size or config.vocab_size):
         raise InputError(
             f"expected token ids below vocab_size = {vocab_size or config.vocab_size}, got id {last} in the tokenizer of "
-            f"{tokenizer or base}: use the model's own tokenizer"
+            f"{tokenizer or base}; use the model's own tokenizer"
         )
     config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
     return Preflight(config, checkpoint, tuple(models))
@@ -151,7 +151,7 @@ def _same_config(base: Checkpoint, expert: Checkpoint, dtype: str | None) -> Non
         if ours != theirs:
             advice = "set model.dtype to cast all models" if field.name == "dtype" else "use fine-tunings of one base"
             raise InputError(
-                f"expected {field.name} {ours!r} of the base {base.name}, got {theirs!r} in the expert {expert.name}: {advice}"
+                f"expected {field.name} {ours!r} of the base {base.name}, got {theirs!r} in the expert {expert.name}; {advice}"
             )
 
 
@@ -193,7 +193,7 @@ def _tokenizer_facts(model: str | Path, template: bool) -> dict[str, Any] | None
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"expected a tokenizer with a vocabulary in {folder}, got {error!r}: restore tokenizer.json"
+            f"expected a tokenizer with a vocabulary in {folder}, got {error!r}; restore tokenizer.json"
         ) from error
     return {**facts, "chat template": chat, "stop tokens": _stop_tokens(folder)} if template else facts
 
@@ -228,7 +228,7 @@ def _same_tokenizer(
 
     def differ(what: str, here: Any, there: Any) -> InputError:
         return InputError(
-            f"expected {here} {what}, as in the tokenizer of {base}, got {there} in {other}: use fine-tunings of one base"
+            f"expected {here} {what}, as in the tokenizer of {base}, got {there} in {other}; use fine-tunings of one base"
         )
 
     known, found = ours["vocabulary"], theirs["vocabulary"]
@@ -244,14 +244,14 @@ def _same_tokenizer(
     if "chat template" in ours and "chat template" in theirs and ours["chat template"] != theirs["chat template"]:
         here, there = _difference(ours["chat template"], theirs["chat template"])
         raise InputError(
-            f"expected the chat template of {base} with {here}, got {there} in {other}: set model.tokenizer to the model whose "
+            f"expected the chat template of {base} with {here}, got {there} in {other}; set model.tokenizer to the model whose "
             "tokenizer and template will be used"
         )
 
     here, there = ours.get("stop tokens"), theirs.get("stop tokens")
     if here is not None and there is not None and here != there:
         raise InputError(
-            f"expected the stop tokens {here} of {base}, got {there} in generation_config.json of {other}: set model.tokenizer "
+            f"expected the stop tokens {here} of {base}, got {there} in generation_config.json of {other}; set model.tokenizer "
             "to the model whose tokenizer and stop tokens will be used"
         )
 

@@ -72,7 +72,7 @@ class ChatTokenizer:
         folder = Path(folder)
         if not (folder / "tokenizer_config.json").is_file():
             raise InputError(
-                f"expected a Hugging Face tokenizer with tokenizer_config.json in {folder}, got no such file: copy the model's "
+                f"expected a Hugging Face tokenizer with tokenizer_config.json in {folder}, got no such file; copy the model's "
                 "tokenizer files there"
             )
         try:
@@ -84,7 +84,7 @@ class ChatTokenizer:
             ) from error
         if not tokenizer.chat_template:
             raise InputError(
-                f"expected a chat template with the tokenizer in {folder}, got none: use an instruct checkpoint or add "
+                f"expected a chat template with the tokenizer in {folder}, got none; use an instruct checkpoint or add "
                 "chat_template.jinja"
             )
         path = folder / "generation_config.json"
@@ -94,21 +94,21 @@ class ChatTokenizer:
             eos = tokenizer.eos_token_id
         if eos is None:
             raise InputError(
-                f"expected eos_token_id in {path} or an eos_token in tokenizer_config.json, got neither: name the token that "
+                f"expected eos_token_id in {path} or an eos_token in tokenizer_config.json, got neither; name the token that "
                 "ends a reply"
             )
         stop_ids = eos if isinstance(eos, list) else [eos]
         if not stop_ids or not all(_is_token(tokenizer, i) for i in stop_ids):
             raise InputError(
                 f"expected the id of a token, or a list of ids, as eos_token_id in {path}, got {_short(json.dumps(eos))} where "
-                f"the tokenizer has {len(tokenizer)} tokens: name the token that ends a reply"
+                f"the tokenizer has {len(tokenizer)} tokens; name the token that ends a reply"
             )
         pads = (tokenizer.pad_token_id, generation.get("pad_token_id"), stop_ids[0])
         pad = next(pad for pad in pads if pad is not None)
         if not _is_token(tokenizer, pad):
             raise InputError(
                 f"expected the id of a token as pad_token_id in {path}, got {_short(json.dumps(pad))} where the tokenizer has "
-                f"{len(tokenizer)} tokens: correct or remove it"
+                f"{len(tokenizer)} tokens; correct or remove it"
             )
         return cls(tokenizer, stop_ids, pad, folder)
 
@@ -203,12 +203,12 @@ class ChatTokenizer:
             if ids[: len(prompt)] != prompt or end == len(ids):
                 raise InputError(
                     "expected a chat template that continues a conversation without rewriting it and ends every reply with a "
-                    f"stop token {list(self.stop_ids)}, got a different rendering of message {i}: use a plain chat template "
+                    f"stop token {list(self.stop_ids)}, got a different rendering of message {i}; use a plain chat template "
                     "for training"
                 )
             mask[len(prompt) : end + 1] = [True] * (end + 1 - len(prompt))
         if not any(mask):
-            raise InputError("expected an assistant message in each training conversation, got none: drop the conversation")
+            raise InputError("expected an assistant message in each training conversation, got none; drop the conversation")
         return ids, mask
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -293,7 +293,7 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer
     if vocab_size < len(alphabet) + len(_SPECIAL):
         raise InputError(
             f"expected a vocabulary of at least {len(alphabet) + len(_SPECIAL)} (every byte and the special tokens), got "
-            f"{vocab_size}: choose a larger one"
+            f"{vocab_size}; choose a larger one"
         )
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_PATTERN), "isolated")

@@ -29,7 +29,7 @@ def check_updates(adapter: Adapter, base: Params, what: str = "the adapter") -> 
     leaves = dict(tree_paths(base))
     for path, update in adapter.updates.items():
         if path not in leaves:
-            raise InputError(f"expected updates of leaves of the base, got {path!r} in {what}: use models of one architecture")
+            raise InputError(f"expected updates of leaves of the base, got {path!r} in {what}; use models of one architecture")
         expected = tuple(leaves[path].shape)
         if isinstance(update, LowRank):
             a, b = tuple(update.a.shape), tuple(update.b.shape)
@@ -39,13 +39,13 @@ def check_updates(adapter: Adapter, base: Params, what: str = "the adapter") -> 
             fits, got = tuple(update.shape) == expected, f"shape {tuple(update.shape)}"
         if not fits:
             raise InputError(
-                f"expected shape {expected} of the base for the update of {path!r}, got {got} in {what}: use models of one "
+                f"expected shape {expected} of the base for the update of {path!r}, got {got} in {what}; use models of one "
                 "architecture and vocabulary"
             )
         for part in jax.tree.leaves(update):
             if not jnp.issubdtype(part.dtype, jnp.floating):
                 raise InputError(
-                    f"expected a floating-point update of {path!r}, got dtype {part.dtype} in {what}: convert the update"
+                    f"expected a floating-point update of {path!r}, got dtype {part.dtype} in {what}; convert the update"
                 )
 
 

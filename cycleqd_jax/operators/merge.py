@@ -70,7 +70,7 @@ def merge(base: Params, task_vectors: Sequence[PyTree[Array]], weights: Sequence
     """
     if len(task_vectors) == 0 or len(weights) != len(task_vectors):
         raise InputError(
-            f"expected one weight for each of at least one task vector to merge, got {len(weights)} for {len(task_vectors)}: "
+            f"expected one weight for each of at least one task vector to merge, got {len(weights)} for {len(task_vectors)}; "
             "correct the weights"
         )
     for k, tau in enumerate(task_vectors):

@@ -88,7 +88,7 @@ def svd_mutation(
     stray = sorted(set(factors) - {path for path, _ in tree_paths(tau)})
     if stray:
         raise InputError(
-            f"expected factors of leaves of the task vector, got factors of {stray[0]!r}: factorize a tree like it"
+            f"expected factors of leaves of the task vector, got factors of {stray[0]!r}; factorize a tree like it"
         )
     w_max = jnp.asarray(w_max, jnp.float32)
 

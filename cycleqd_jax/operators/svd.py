@@ -162,9 +162,9 @@ def decompose(
         InputError: ``rank`` is not positive, or the method is unknown.
     """
     if method not in _METHODS:
-        raise InputError(f"expected method to be one of {', '.join(_METHODS)}, got {method!r}: correct the config")
+        raise InputError(f"expected method to be one of {', '.join(_METHODS)}, got {method!r}; correct the config")
     if rank is not None and rank < 1:
-        raise InputError(f"expected rank to be a positive integer, or null for full rank, got {rank}: correct the config")
+        raise InputError(f"expected rank to be a positive integer, or null for full rank, got {rank}; correct the config")
     full = min(matrices.shape[-2:])
     return _decompose(matrices, full if rank is None else min(rank, full), method, mesh)
 
@@ -206,7 +206,7 @@ def factorize(
             if not isinstance(found.s, Tracer) and not bool(jnp.all(jnp.isfinite(found.s))):
                 raise InputError(
                     f"expected a matrix that can be decomposed as leaf {path!r}, got NaN, infinity or values near the float32 "
-                    "maximum: correct the weights"
+                    "maximum; correct the weights"
                 )
             factors[path] = found
     return factors

@@ -28,25 +28,25 @@ def check_same_shapes(tree: PyTree, like: PyTree, what: str = "params", of: str 
     for path in {**expected, **got}:
         if path not in got:
             raise InputError(
-                f"expected the leaf {path!r} of the {of}, got no such leaf in {what}: use trees of one architecture"
+                f"expected the leaf {path!r} of the {of}, got no such leaf in {what}; use trees of one architecture"
             )
         if path not in expected:
             raise InputError(
-                f"expected the leaves of the {of}, got another leaf {path!r} in {what}: use trees of one architecture"
+                f"expected the leaves of the {of}, got another leaf {path!r} in {what}; use trees of one architecture"
             )
         if got[path].shape != expected[path].shape:
             raise InputError(
-                f"expected shape {expected[path].shape} of the {of} for leaf {path!r}, got {got[path].shape} in {what}: use "
+                f"expected shape {expected[path].shape} of the {of} for leaf {path!r}, got {got[path].shape} in {what}; use "
                 "trees of one architecture and vocabulary"
             )
         if not jnp.issubdtype(got[path].dtype, jnp.floating):
             raise InputError(
-                f"expected floating-point leaves, got dtype {got[path].dtype} for leaf {path!r} in {what}: pass only the "
+                f"expected floating-point leaves, got dtype {got[path].dtype} for leaf {path!r} in {what}; pass only the "
                 "weights, without counters and random states (of a Flax NNX model, nnx.state(model, nnx.Param))"
             )
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise InputError(
-            f"expected the containers {jax.tree.structure(like)} of the {of}, got {jax.tree.structure(tree)} in {what}: use "
+            f"expected the containers {jax.tree.structure(like)} of the {of}, got {jax.tree.structure(tree)} in {what}; use "
             "the same containers"
         )
 

@@ -68,7 +68,7 @@ class Sandbox:
             raise ValueError(f"expected backend to be bwrap or docker, got {backend!r}; correct the backend")
         if rootfs is not None and (isolation == "none" or backend == "docker"):
             what = "the backend docker, whose boxes show an image" if backend == "docker" else "the isolation none"
-            raise ValueError(f"expected a root file system to be used by boxes, got {what}; leave out rootfs")
+            raise ValueError(f"expected no rootfs with {what}, got one; remove rootfs")
         tree = None if rootfs is None else Rootfs.load(rootfs)
         self._docker = Docker(image) if backend == "docker" else None
         self.system = "host" if tree is None else f"{tree.suite} {tree.digest}"

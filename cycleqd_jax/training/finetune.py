@@ -64,11 +64,11 @@ class TrainOptions:
         for name in ("steps", "batch_size", "steps_per_dispatch"):
             if getattr(self, name) < 1:
                 raise InputError(
-                    f"expected {name} of a training to be at least 1, got {getattr(self, name)}: correct the config"
+                    f"expected {name} of a training to be at least 1, got {getattr(self, name)}; correct the config"
                 )
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
-                raise InputError(f"expected {name} of a training to be above 0, got {getattr(self, name)}: correct the config")
+                raise InputError(f"expected {name} of a training to be above 0, got {getattr(self, name)}; correct the config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,23 +166,23 @@ def _batches(examples: Sequence[Example], options: TrainOptions, seed: int) -> I
 
 def _check(examples: Sequence[Example], config: llama.LlamaConfig) -> None:
     if not examples:
-        raise InputError("expected at least one training example, got none: check the training data")
+        raise InputError("expected at least one training example, got none; check the training data")
     for number, (ids, mask) in enumerate(examples):
         if len(ids) != len(mask) or len(ids) < 2 or not any(mask[1:]):
             raise InputError(
                 "expected at least 2 tokens, as many mask values and a token to learn after the first, got "
                 f"{len(ids)} tokens and {len(mask)} mask values, {sum(map(bool, mask))} of them 1, in training example "
-                f"{number}: correct the data"
+                f"{number}; correct the data"
             )
         if len(ids) > config.context_length:
             raise InputError(
                 f"expected at most context_length = {config.context_length} tokens, got {len(ids)} in training example "
-                f"{number}: shorten the data or enlarge the model's context"
+                f"{number}; shorten the data or enlarge the model's context"
             )
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:
             raise InputError(
                 f"expected token ids from 0 to {config.vocab_size - 1}, got {min(ids)} to {max(ids)} in training example "
-                f"{number}: use the model's own tokenizer"
+                f"{number}; use the model's own tokenizer"
             )
 
 
@@ -249,7 +249,7 @@ def finetune(
         bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
         if bad:
             raise InputError(
-                f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}: lower "
+                f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}; lower "
                 f"learning_rate (now {options.learning_rate}) or check the initial weights for NaN and Inf"
             )
         progress(stage, len(losses), options.steps, {"loss": losses[-1], "learning_rate": float(rate[len(chosen) - 1])})

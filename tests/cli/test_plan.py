@@ -143,8 +143,8 @@ def test_the_quickstart_on_this_machine(capsys):
     ("args", "message"),
     [
         (["--mesh", "1,8"], "expected --mesh population,fsdp,tensor"),
-        (["--mesh", "1,1,4"], "expected --mesh of 8 devices in all"),
-        (["--mesh", "8,1,1", "--devices", "7"], "expected --mesh of 7 devices in all"),
+        (["--mesh", "1,1,4"], "the number of devices, got 1,1,4 in --mesh"),
+        (["--mesh", "8,1,1", "--devices", "7"], "the number of devices, got 8,1,1 in --mesh"),
         (["--mesh", "1,1,3", "--devices", "3"], "divide by the 3 devices of mesh axis 'tensor'"),
         (["--devices", "0"], "expected at least one device"),
         (["mesh.tensor=16"], "expected a mesh population × fsdp × tensor of 8 devices, got 1 × 1 × 16"),

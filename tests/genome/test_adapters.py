@@ -257,7 +257,7 @@ def test_low_rank_and_dense_of_one_leaf_are_refused_unless_asked_for(assert_clos
     base = base_model()
     dense = make_adapter(5, {}, ["layers/q", "norm"])
     experts = [*adapters()[:2], apply_adapter(base, dense) if whole == "a model" else dense]
-    with pytest.raises(InputError, match=r"got a low-rank update by expert \d and .* by expert 2: .*densify=True") as caught:
+    with pytest.raises(InputError, match=r"got a low-rank update by expert \d and .* by expert 2; .*densify=True") as caught:
         ExpertSpace.from_experts(base, experts)
     assert ("'layers/q'" in str(caught.value)) or whole == "a model"
     space = ExpertSpace.from_experts(base, experts, densify=True)

@@ -15,7 +15,7 @@ from cycleqd_jax.types import InputError
 
 DEEP = "[" * 100_000
 INDEX = "model.safetensors.index.json"
-ADVICE = r"pickled weights \({}\), which can run code when they are read: convert them with transformers, AutoModelForCausalLM"
+ADVICE = r"pickled weights \({}\), which can run code when they are read; convert them with transformers, AutoModelForCausalLM"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_config_that_is_nested_almost_too_deeply(single):
 def test_headers_that_are_none(single, change):
     set_header(single / "model.safetensors", change)
     with pytest.raises(
-        InputError, match=r"expected a whole safetensors file, got .* in .*model.safetensors: download"
+        InputError, match=r"expected a whole safetensors file, got .* in .*model.safetensors; download"
     ) as refused:
         open_checkpoint(single)
     assert len(str(refused.value)) < 500
@@ -198,7 +198,7 @@ def test_generate_says_first_that_there_is_no_model(single, capsys):
     assert "pickled weights (pytorch_model.bin)" in refused(capsys, "generate", single, "hi")
     (single / "config.json").rename(single / "adapter_config.json")
     error = refused(capsys, "generate", single, "hi")
-    assert f"got a LoRA adapter in {single}: give a whole model" in error
+    assert f"got a LoRA adapter in {single}; give a whole model" in error
     (single / "adapter_config.json").unlink()
     assert f"got no config.json in {single}" in refused(capsys, "generate", single, "hi")
 

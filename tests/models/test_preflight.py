@@ -74,7 +74,7 @@ def test_other_architectures_are_refused(pair, make_config, make_params, tokeniz
     hf.save(expert, config, make_params(config))
     with pytest.raises(InputError, match=named) as refused:
         preflight(base, [base, expert])
-    assert f"in the expert {expert}: " in str(refused.value)
+    assert f"in the expert {expert}; " in str(refused.value)
 
 
 def test_a_dtype_by_name_settles_dtypes(pair, make_config, make_params, tokenizer):

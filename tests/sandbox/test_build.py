@@ -123,7 +123,7 @@ def test_failures_are_errors(calls: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_sandbox_describes_its_boxes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file rootfs\.json there; build one with: cycleqd sandbox build-rootfs"):
         Sandbox(rootfs=tmp_path)
-    with pytest.raises(ValueError, match="leave out rootfs"):
+    with pytest.raises(ValueError, match="remove rootfs"):
         Sandbox("none", rootfs=tmp_path)
     with Sandbox("none") as sandbox:
         assert (sandbox.system, sandbox.boxes) == ("host", "boxes are temporary folders of this machine")

@@ -291,7 +291,7 @@ def test_the_sandbox_makes_its_boxes_there(state: Path) -> None:
     assert sorted(os.listdir(state)) == ["calls"]
     with pytest.raises(InfraError, match="expected an open sandbox, got one that was closed"):
         sandbox.box()
-    with pytest.raises(ValueError, match="leave out rootfs"):
+    with pytest.raises(ValueError, match="remove rootfs"):
         Sandbox(backend="docker", rootfs="/x")
     with pytest.raises(ValueError, match="bwrap or docker"):
         Sandbox(backend="podman")

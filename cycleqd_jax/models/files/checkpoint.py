@@ -101,7 +101,7 @@ def _is_local(model: str | Path) -> bool:
         kind = "folder" if (path := Path(model)).is_dir() else "file" if path.exists() else "none"
     except OSError as error:  # a name that is too long, or a folder without permission
         raise InputError(
-            f"expected a readable model, got {error.strerror} for {str(model)[:200]}: correct the path or its permissions"
+            f"expected a readable model, got {error.strerror} for {str(model)[:200]}; correct the path or its permissions"
         ) from error
     if kind == "folder" and str(model):  # an empty name would be the current folder
         return True
@@ -120,7 +120,7 @@ def _read_config(folder: Path, name: str) -> LlamaConfig:
         what, advice = "no config.json", "correct the name, or give the path of a .gguf file"
         if (folder / "adapter_config.json").is_file():
             what, advice = "a LoRA adapter", "give a whole model, for example the adapter merged into its base"
-        raise InputError(f"expected a Hugging Face model, got {what} in {name}: {advice}")
+        raise InputError(f"expected a Hugging Face model, got {what} in {name}; {advice}")
     return LlamaConfig.from_hf(read_json(path), str(Path(name) / path.name))
 
 
@@ -128,7 +128,7 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
     """Checks that config and tensors match."""
     if config.num_hidden_layers > len(tensors):  # a huge number would take long below
         raise InputError(
-            f"expected tensors for {config.num_hidden_layers} layers, as in the config of {name}, got {len(tensors)} tensors: "
+            f"expected tensors for {config.num_hidden_layers} layers, as in the config of {name}, got {len(tensors)} tensors; "
             "correct the config or restore the weights"
         )
     expected = hf_shapes(config)
@@ -147,12 +147,12 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
         shape = expected.get(tensor_name, expected[EMBEDDING])  # a tied head that is stored too
         if info.shape != shape:
             raise InputError(
-                f"expected shape {list(shape)} for tensor {tensor_name} in {info.file}, got {list(info.shape)}: correct the "
+                f"expected shape {list(shape)} for tensor {tensor_name} in {info.file}, got {list(info.shape)}; correct the "
                 "config or restore the weights"
             )
         if info.dtype not in DTYPES:
             raise InputError(
-                f"expected dtype {', '.join(DTYPES)} for tensor {tensor_name} in {info.file}, got {info.dtype}: use an "
+                f"expected dtype {', '.join(DTYPES)} for tensor {tensor_name} in {info.file}, got {info.dtype}; use an "
                 "unquantised checkpoint"
             )
     # The dtype of the model is that of most of its parameters.

@@ -112,13 +112,13 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     header = read_header(Path(path))
     if header.metadata.get("split.count", 1) != 1:
         raise InputError(
-            f"expected a whole model, got one of {header.metadata['split.count']} parts in {header.path}: join them with "
+            f"expected a whole model, got one of {header.metadata['split.count']} parts in {header.path}; join them with "
             "llama.cpp's llama-gguf-split --merge"
         )
     architecture = header.get("general.architecture", str)
     if architecture not in _MORE_LAYER_NAMES:
         raise InputError(
-            f"expected one of {', '.join(_MORE_LAYER_NAMES)} for general.architecture in {header.path}, got {architecture!r}: "
+            f"expected one of {', '.join(_MORE_LAYER_NAMES)} for general.architecture in {header.path}, got {architecture!r}; "
             "choose a model of a supported architecture"
         )
     layers = header.get(f"{architecture}.block_count", int)
@@ -160,7 +160,7 @@ def _gguf() -> Any:
         import gguf.quants
     except ImportError as error:
         raise InputError(
-            "expected the gguf package for files of llama.cpp, got none: pip install 'cycleqd_jax[gguf]'"
+            "expected the gguf package for files of llama.cpp, got none; run pip install 'cycleqd_jax[gguf]'"
         ) from error
     return gguf
 
@@ -171,7 +171,7 @@ def _tensor(gguf: Any, header: Header, ours: str, heads: int, head_dim: int) -> 
     if len(entry.shape) != rank or 0 in entry.shape or (heads and entry.shape[0] != heads * head_dim):
         expected = f"{heads * head_dim} rows ({heads} heads of {head_dim})" if heads else f"{rank} nonzero dimensions"
         raise InputError(
-            f"expected {expected} for the tensor {ours} in {header.path}, got shape {list(entry.shape)}: convert it again"
+            f"expected {expected} for the tensor {ours} in {header.path}, got shape {list(entry.shape)}; convert it again"
         )
     try:
         kind = gguf.GGMLQuantizationType(entry.kind)
@@ -181,7 +181,7 @@ def _tensor(gguf: Any, header: Header, ours: str, heads: int, head_dim: int) -> 
     except (ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
             f"expected a type that the gguf package can dequantise for the tensor {ours} in {header.path}, got ggml type "
-            f"{entry.kind} ({error}): use another quantisation or a newer gguf package"
+            f"{entry.kind} ({error}); use another quantisation or a newer gguf package"
         ) from error
     if entry.shape[-1] % block:
         raise corrupt(header.path, f"{entry.shape[-1]} columns in blocks of {block} for the tensor {ours}")
@@ -203,7 +203,7 @@ def _config(header: Header, architecture: str, layers: int) -> dict[str, Any]:
 
     def refuse(key: str, expected: str) -> InputError:
         return InputError(
-            f"expected {expected} for {architecture}.{key} in {header.path}, got {get(key, object)!r}: choose "
+            f"expected {expected} for {architecture}.{key} in {header.path}, got {get(key, object)!r}; choose "
             "a model without this option"
         )
 
@@ -265,7 +265,7 @@ def _rope_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]
     entry = header.tensors[_ROPE_FACTORS]
     refused = InputError(
         f"expected the factors of Llama 3's RoPE scaling (1 to 4 turns over 8192 positions) in the tensor {_ROPE_FACTORS} of "
-        f"{header.path}, got others: convert the model from its original checkpoint"
+        f"{header.path}, got others; convert the model from its original checkpoint"
     )
     if entry.kind != _F32 or entry.shape != (head_dim // 2,) or entry.offset + 2 * head_dim > header.size:
         raise refused

@@ -60,7 +60,7 @@ class Header(NamedTuple):
         if value is ... or (value is not default and not isinstance(value, kind)):
             got = "none" if value is ... else repr(str(value)[:80])
             raise InputError(
-                f"expected a value of type {kind.__name__} for the key {key} in {self.path}, got {got}: convert the model "
+                f"expected a value of type {kind.__name__} for the key {key} in {self.path}, got {got}; convert the model "
                 "again with a current llama.cpp"
             )
         return value
@@ -68,7 +68,7 @@ class Header(NamedTuple):
 
 def corrupt(path: Path, what: str) -> InputError:
     """The error for a file that is truncated or invalid."""
-    return InputError(f"expected a whole GGUF file of version 2 or 3, got {what} in {path}: download or convert it again")
+    return InputError(f"expected a whole GGUF file of version 2 or 3, got {what} in {path}; download or convert it again")
 
 
 def read_header(path: Path) -> Header:
@@ -78,7 +78,7 @@ def read_header(path: Path) -> Header:
         InputError: the file is missing, truncated, corrupt, or no GGUF of version 2 or 3.
     """
     if not os.path.isfile(path):  # unlike path.is_file(), no error for a name that is too long
-        raise InputError(f"expected a GGUF file, got no file {path}: correct the path")
+        raise InputError(f"expected a GGUF file, got no file {path}; correct the path")
     size = path.stat().st_size
     if size < 24:
         raise corrupt(path, f"{size} bytes")

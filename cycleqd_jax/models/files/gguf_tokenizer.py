@@ -72,7 +72,7 @@ def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
     if len(types) != len(tokens):
         raise InputError(
             f"expected a type for each of {len(tokens)} tokens under tokenizer.ggml.token_type in {header.path}, got "
-            f"{len(types)}: convert the model again"
+            f"{len(types)}; convert the model again"
         )
     model = header.get("tokenizer.ggml.model", str)
     if model == "gpt2":
@@ -83,13 +83,13 @@ def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
         build = _sentencepiece
     else:
         raise InputError(
-            f"expected tokenizer.ggml.model gpt2 or llama in {header.path}, got {model!r}: use the tokenizer of the original "
+            f"expected tokenizer.ggml.model gpt2 or llama in {header.path}, got {model!r}; use the tokenizer of the original "
             "checkpoint"
         )
     template = header.get("tokenizer.chat_template", str, None)
     if not template:
         raise InputError(
-            f"expected a chat template under tokenizer.chat_template in {header.path}, got none: use an instruct checkpoint"
+            f"expected a chat template under tokenizer.chat_template in {header.path}, got none; use an instruct checkpoint"
         )
 
     special: dict[str, int] = {}
@@ -97,7 +97,7 @@ def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
         token = header.get(f"tokenizer.ggml.{name}_token_id", int, None)
         if token is not None and not 0 <= token < len(tokens):
             raise InputError(
-                f"expected an id below {len(tokens)} for tokenizer.ggml.{name}_token_id in {header.path}, got {token}: convert "
+                f"expected an id below {len(tokens)} for tokenizer.ggml.{name}_token_id in {header.path}, got {token}; convert "
                 "the model again"
             )
         if token is not None:
@@ -107,7 +107,7 @@ def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
     stops |= {control[token] for token in pre.stops if token in control}
     if not stops:
         raise InputError(
-            f"expected tokenizer.ggml.eos_token_id in {header.path}, got none: name the token that ends a reply when converting"
+            f"expected tokenizer.ggml.eos_token_id in {header.path}, got none; name the token that ends a reply when converting"
         )
     try:
         tokenizer = build(header, tokens, types, pre)
@@ -115,7 +115,7 @@ def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions
         raise InputError(
-            f"expected merges of known tokens in {header.path}, got {error}: convert the model again with a current llama.cpp"
+            f"expected merges of known tokens in {header.path}, got {error}; convert the model again with a current llama.cpp"
         ) from error
     return _wrap(header, tokenizer, tokens, types, special, stops, template, pre.add_bos)
 
@@ -124,7 +124,7 @@ def _pre(header: Header) -> _Pre:
     name = header.get("tokenizer.ggml.pre", str)
     if name not in _PRE:
         raise InputError(
-            f"expected one of {', '.join(_PRE)} for tokenizer.ggml.pre in {header.path}, got {name!r}: use the tokenizer of "
+            f"expected one of {', '.join(_PRE)} for tokenizer.ggml.pre in {header.path}, got {name!r}; use the tokenizer of "
             "the original checkpoint"
         )
     return _PRE[name]
@@ -133,7 +133,7 @@ def _pre(header: Header) -> _Pre:
 def _strings(header: Header, key: str) -> list[str]:
     values = header.get(key, list)
     if not values or not all(isinstance(value, str) for value in values):
-        raise InputError(f"expected strings under {key} in {header.path}, got other values: convert the model again")
+        raise InputError(f"expected strings under {key} in {header.path}, got other values; convert the model again")
     return values
 
 
@@ -146,7 +146,7 @@ def _vocabulary(header: Header, tokens: list[str], types: list[int]) -> dict[str
         if token in vocabulary:
             raise InputError(
                 f"expected every token once under tokenizer.ggml.tokens in {header.path}, got {token!r} as {vocabulary[token]} "
-                f"and {i}: convert the model again"
+                f"and {i}; convert the model again"
             )
         vocabulary[token] = i
     return vocabulary
@@ -179,7 +179,7 @@ def _sentencepiece(header: Header, tokens: list[str], types: list[int], pre: _Pr
     if len(scores) != len(tokens):
         raise InputError(
             f"expected a score for each of {len(tokens)} tokens under tokenizer.ggml.scores in {header.path}, got "
-            f"{len(scores)}: convert the model again"
+            f"{len(scores)}; convert the model again"
         )
     vocabulary = _vocabulary(header, tokens, types)
     merges: list[tuple[str, str]] = []

@@ -67,7 +67,7 @@ def load(
     config, tensors = checkpoint.config, checkpoint.tensors
     if vocab_size is not None and not 0 < vocab_size <= config.vocab_size:
         raise InputError(
-            f"expected a vocab_size from 1 to {config.vocab_size}, the rows in {checkpoint.where}, got {vocab_size}: choose "
+            f"expected a vocab_size from 1 to {config.vocab_size}, the rows in {checkpoint.where}, got {vocab_size}; choose "
             "the smallest vocabulary of base and experts"
         )
     config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
@@ -120,7 +120,7 @@ def save(
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise InputError(
-            f"expected to make the model folder {folder}, got {error.strerror or error}: choose another place"
+            f"expected to make the model folder {folder}, got {error.strerror or error}; choose another place"
         ) from error
     try:
         new = work / folder.name
@@ -156,11 +156,11 @@ def check_target(folder: str | Path) -> Path:
     if place.exists() or place.is_symlink():
         entries = sorted(path.name for path in place.iterdir()) if place.is_dir() else [place.name]
         if not place.is_dir():
-            raise InputError(f"expected a folder to write a model to, got the file {folder}: choose another place")
+            raise InputError(f"expected a folder to write a model to, got the file {folder}; choose another place")
         foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or name in TOKENIZER_FILES)]
         if foreign or (entries and "config.json" not in entries):
             raise InputError(
-                f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}: choose another "
+                f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}; choose another "
                 "place"
             )
     return place
@@ -244,7 +244,7 @@ def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tupl
             cast = chunk.astype(wanted[0][0].dtype, copy=False)
         if cast is not chunk and not all_finite(cast):
             raise InputError(
-                f"expected weights within the range of {cast.dtype}, got larger ones in tensor {name} of {tensor.file}: choose "
+                f"expected weights within the range of {cast.dtype}, got larger ones in tensor {name} of {tensor.file}; choose "
                 "another dtype"
             )
         for target, (rows, *columns) in wanted:
@@ -264,7 +264,7 @@ def _check_tied(head: Tensor, embedding: Tensor) -> None:
     for start, stop in row_chunks(head):
         if not np.array_equal(head.read(start, stop), embedding.read(start, stop)):
             raise InputError(
-                f"expected {HEAD} to equal {EMBEDDING} in {head.file}, whose config ties them, got different weights: set "
+                f"expected {HEAD} to equal {EMBEDDING} in {head.file}, whose config ties them, got different weights; set "
                 "tie_word_embeddings to false or remove the head"
             )
 
@@ -288,7 +288,7 @@ def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[i
                 array = np.asarray(leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
             if not all_finite(array):
                 raise InputError(
-                    f"expected finite weights to write, got NaN or Inf in tensor {name} as {dtype}: correct the weights"
+                    f"expected finite weights to write, got NaN or Inf in tensor {name} as {dtype}; correct the weights"
                 )
             if not transposed:
                 return array

@@ -40,7 +40,7 @@ _SMALL = ["config.json", _ADAPTER, INDEX, *TOKENIZER_FILES]
 _FIRST = 1 << 15  # bytes; almost every header is shorter
 
 _NO_SAFETENSORS = (
-    "expected {file} in the repository {name}, got none: choose a repository or revision that has it, or convert pickled "
+    "expected {file} in the repository {name}, got none; choose a repository or revision that has it, or convert pickled "
     "weights, which can run code when they are read, with transformers, from_pretrained(name).save_pretrained(folder)"
 )
 
@@ -54,7 +54,7 @@ class _RemoteTensor:
         self.file, self.dtype, self.shape = file, dtype, shape
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        raise RuntimeError(f"{self.file} has not been downloaded")
+        raise RuntimeError(f"expected the downloaded file {self.file}, got its header only; download the repository first")
 
 
 def is_repository(name: str | Path) -> bool:
@@ -104,7 +104,10 @@ def headers(name: str, folder: Path) -> Mapping[str, Tensor]:
             return read_headers(folder)
         except InputError as error:
             repository = name.partition("@")[0]
-            raise InputError(f"{error}, after `hf cache rm model/{repository}` has cleared the cache") from error
+            raise InputError(
+                f"expected whole weights of {name} in the cache, got an error ({error}); clear the cache with "
+                f"`hf cache rm model/{repository}` and run the command again"
+            ) from error
     single = _remote_header(name, folder, SINGLE)
     if single is not None:
         return single
@@ -120,7 +123,7 @@ def headers(name: str, folder: Path) -> Mapping[str, Tensor]:
         if header is None or tensor not in header:
             what = f"no such {'file' if header is None else 'tensor'}"
             raise InputError(
-                f"expected the tensor {tensor} in {file} of the repository {name}, as in its index, got {what}: choose "
+                f"expected the tensor {tensor} in {file} of the repository {name}, as in its index, got {what}; choose "
                 "another repository or revision"
             )
         tensors[tensor] = header[tensor]
@@ -147,7 +150,7 @@ def download_weights(name: str, folder: Path, nbytes: int = 0) -> None:
     free = shutil.disk_usage(next(path for path in (cache, *cache.absolute().parents) if path.exists())).free
     if free < nbytes - there:
         raise InputError(
-            f"expected {(nbytes - there) / 1e9:.3g} GB of space for the weights of {name} in {cache}, got {free / 1e9:.3g} GB: "
+            f"expected {(nbytes - there) / 1e9:.3g} GB of space for the weights of {name} in {cache}, got {free / 1e9:.3g} GB; "
             "free some space, or set HF_HOME to another disk"
         )
     repository = name.partition("@")[0]
@@ -237,17 +240,17 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise InputError(
-            f"expected access to the repository {name}, got a gated repository: accept its terms on the hub, then "
+            f"expected access to the repository {name}, got a gated repository; accept its terms on the hub, then "
             "`hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(
-            f"expected a revision of the repository {repository}, got {revision or 'main'}, which does not exist: correct the "
+            f"expected a revision of the repository {repository}, got {revision or 'main'}, which does not exist; correct the "
             "branch, tag or commit after the @"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"expected a folder or a repository of the hub, got {name}, which is neither (or is private): correct the name, or "
+            f"expected a folder or a repository of the hub, got {name}, which is neither (or is private); correct the name, or "
             "`hf auth login`"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -256,11 +259,11 @@ def _explained(name: str) -> Iterator[None]:
         why = "offline mode (HF_HUB_OFFLINE)" if offline else short(cause)
         raise InputError(
             f"expected the folder {name}, or that repository in the hub's cache, got neither in full, and {why} instead "
-            "of a download: correct the path, or go online once"
+            "of a download; correct the path, or go online once"
         ) from error
     except errors.HFValidationError as error:
         raise InputError(
-            f"expected a folder or the name of a repository, got {name} ({short(error)}): correct the path"
+            f"expected a folder or the name of a repository, got {name} ({short(error)}); correct the path"
         ) from error
     except Exception as error:  # errors of the HTTP library share no base class with those of huggingface_hub
-        raise InputError(f"expected to read the repository {name} from the hub, got {short(error)}: try again later") from error
+        raise InputError(f"expected to read the repository {name} from the hub, got {short(error)}; try again later") from error

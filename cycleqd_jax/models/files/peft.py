@@ -94,7 +94,7 @@ def load_adapter(
             one = _EMBEDDING if path == _HEAD and config.tie_word_embeddings else path
             if reader.change(one, layer, tensor) is not None:
                 raise InputError(
-                    f"expected the base's weights as {tensor.name} in {tensor.info.file}, got other weights: use the base that "
+                    f"expected the base's weights as {tensor.name} in {tensor.info.file}, got other weights; use the base that "
                     "the adapter was trained on (its embedding may have been resized)"
                 )
     if config.tie_word_embeddings:
@@ -177,16 +177,16 @@ def _inspect(folder: Path, config: LlamaConfig) -> _Contents:
 
     def take(name: str, shape: tuple[int, ...], why: str) -> _Tensor:
         if name not in left:
-            raise InputError(f"expected the tensor {name} in {folder / _WEIGHTS} ({why}), got none: save the adapter again")
+            raise InputError(f"expected the tensor {name} in {folder / _WEIGHTS} ({why}), got none; save the adapter again")
         info = left.pop(name)
         if info.shape != shape:
             raise InputError(
-                f"expected shape {list(shape)} for tensor {name} in {info.file}, got {list(info.shape)}: use the adapter's own "
+                f"expected shape {list(shape)} for tensor {name} in {info.file}, got {list(info.shape)}; use the adapter's own "
                 f"base and vocabulary, or correct the rank in {CONFIG}"
             )
         if info.dtype not in DTYPES:
             raise InputError(
-                f"expected dtype {', '.join(DTYPES)} for tensor {name} in {info.file}, got {info.dtype}: save the adapter in "
+                f"expected dtype {', '.join(DTYPES)} for tensor {name} in {info.file}, got {info.dtype}; save the adapter in "
                 "one of these"
             )
         return _Tensor(name, info)
@@ -225,7 +225,7 @@ def _inspect(folder: Path, config: LlamaConfig) -> _Contents:
         factors, tensor = next(iter(contents.low_rank[path].values())), next(iter(contents.whole[path].values()))
         raise InputError(
             f"expected either low-rank factors or whole weights for one kind of weight in {folder}, got {factors.a.name} and "
-            f"{tensor.name}: merge the adapter into its base with peft, merge_and_unload(), and use the result as an expert"
+            f"{tensor.name}; merge the adapter into its base with peft, merge_and_unload(), and use the result as an expert"
         )
     if config.tie_word_embeddings and (_EMBEDDING in contents.low_rank) != (_HEAD in contents.low_rank):
         raise _not_tied(folder)
@@ -237,10 +237,10 @@ def _header(folder: Path) -> dict[str, SafeTensor]:
         return read_header(folder / _WEIGHTS)
     if (folder / _PICKLED).is_file():
         raise InputError(
-            f"expected {_WEIGHTS} in {folder}, got pickled weights ({_PICKLED}), which can run code when they are read: "
+            f"expected {_WEIGHTS} in {folder}, got pickled weights ({_PICKLED}), which can run code when they are read; "
             "convert them with peft, PeftModel.from_pretrained(base, folder).save_pretrained(other_folder)"
         )
-    raise InputError(f"expected {_WEIGHTS} in {folder}, got no such file: correct the path or finish the download")
+    raise InputError(f"expected {_WEIGHTS} in {folder}, got no such file; correct the path or finish the download")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ class _Reader:
         array = tensor.info.read(0, tensor.info.shape[0])
         if not all_finite(array):
             raise InputError(
-                f"expected finite weights, got NaN or Inf in tensor {tensor.name} of {tensor.info.file}: use another adapter"
+                f"expected finite weights, got NaN or Inf in tensor {tensor.name} of {tensor.info.file}; use another adapter"
             )
         return array
 
@@ -266,7 +266,7 @@ class _Reader:
         if self.base is None:
             raise InputError(
                 f"expected the weights of the base, to compare with the whole tensor {tensor.name} in {tensor.info.file}, got "
-                "none: load the base first"
+                "none; load the base first"
             )
         ours = np.asarray(self.base[path][layer] if NAMES[path].stacked else self.base[path])
         theirs = self.read(tensor)
@@ -295,6 +295,6 @@ def _check_tied(
 def _not_tied(folder: Path) -> InputError:
     # PEFT computes with two different matrices until such an adapter is merged, and with one afterwards.
     return InputError(
-        f"expected equal changes of lm_head and embed_tokens, which the base ties, got different ones in the adapter {folder}: "
+        f"expected equal changes of lm_head and embed_tokens, which the base ties, got different ones in the adapter {folder}; "
         "untie the base first, or train with ensure_weight_tying"
     )

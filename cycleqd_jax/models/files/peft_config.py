@@ -62,7 +62,7 @@ class LoraConfig:
 
         def check(name: str, valid: Callable[[Any], bool], expected: str, advice: str = "correct the config") -> Any:
             if not valid(raw.get(name)):
-                raise InputError(f"expected {expected} for {name!r} in {path}, got {raw.get(name)!r}: {advice}")
+                raise InputError(f"expected {expected} for {name!r} in {path}, got {raw.get(name)!r}; {advice}")
             return raw.get(name)
 
         def number(value: Any) -> bool:
@@ -126,7 +126,7 @@ class LoraConfig:
                 re.compile(part)
         except re.error as error:
             raise InputError(
-                f"expected regular expressions in {path}, got {error.pattern!r} ({error}): correct the config"
+                f"expected regular expressions in {path}, got {error.pattern!r} ({error}); correct the config"
             ) from error
         return options
 

@@ -102,7 +102,7 @@ class SafeTensor(NamedTuple):
         dtype, row = DTYPES[self.dtype], math.prod(self.shape[1:])
         array = np.fromfile(self.file, dtype, (stop - start) * row, offset=self.offset + start * row * dtype.itemsize)
         if array.size != (stop - start) * row:
-            raise InputError(f"expected {stop} rows of a tensor in {self.file}, got a truncated file: restore the file")
+            raise InputError(f"expected {stop} rows of a tensor in {self.file}, got a truncated file; restore the file")
         return array.reshape(stop - start, *self.shape[1:])
 
 
@@ -113,7 +113,7 @@ def _plain_name(name: str, where: Path | str) -> str:
         InputError: the name has a separator, or is ``..`` or empty.
     """
     if not name or name in (".", "..") or any(sign in name for sign in "/\\\0:"):
-        raise InputError(f"expected plain file names in {where}, got {name!r}: restore the file")
+        raise InputError(f"expected plain file names in {where}, got {name!r}; restore the file")
     return name
 
 
@@ -125,7 +125,7 @@ def read_index(path: Path) -> dict[str, str]:
     """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"expected a weight_map of tensor names to files in {path}, got none: restore the file")
+        raise InputError(f"expected a weight_map of tensor names to files in {path}, got none; restore the file")
     pickled = sorted(file for file in weight_map.values() if file.endswith(_PICKLED))
     if pickled:
         raise _pickled(f"safetensors files in {path}", pickled[0])
@@ -156,16 +156,16 @@ def read_headers(folder: Path) -> dict[str, SafeTensor]:
         pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith(endings))
         if pickled:
             raise _pickled(f"{SINGLE} in {folder}", pickled[0])
-        raise InputError(f"expected {SINGLE} or {INDEX} in {folder}, got neither: correct the path or finish the download")
+        raise InputError(f"expected {SINGLE} or {INDEX} in {folder}, got neither; correct the path or finish the download")
     weight_map = read_index(folder / INDEX)
     tensors: dict[str, SafeTensor] = {}
     for file in sorted(set(weight_map.values())):
         if not (folder / file).is_file():
-            raise InputError(f"expected the shard {file}, as in {folder / INDEX}, got no such file: finish the download")
+            raise InputError(f"expected the shard {file}, as in {folder / INDEX}, got no such file; finish the download")
         header = read_header(folder / file)
         for name in (name for name, owner in weight_map.items() if owner == file):
             if name not in header:
-                raise InputError(f"expected the tensor {name} in {folder / file}, as in the index, got none: restore the shard")
+                raise InputError(f"expected the tensor {name} in {folder / file}, as in the index, got none; restore the shard")
             tensors[name] = header[name]
     return tensors
 
@@ -181,7 +181,7 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
         with path.open("rb") as file:
             header = file.read(header_length(path, file.read(8), size))
     except OSError as error:
-        raise InputError(f"expected a safetensors file, got {error}: correct the path or its permissions") from error
+        raise InputError(f"expected a safetensors file, got {error}; correct the path or its permissions") from error
     return parse_header(path, header, size)
 
 
@@ -276,7 +276,7 @@ def read_finite(name: str, tensor: Tensor, start: int, stop: int) -> np.ndarray:
     """
     rows = tensor.read(start, stop)
     if not all_finite(rows):
-        raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}: use another checkpoint")
+        raise InputError(f"expected finite weights, got NaN or Inf in tensor {name} of {tensor.file}; use another checkpoint")
     return rows
 
 
@@ -304,10 +304,10 @@ def _counts(values: Any) -> tuple[int, ...]:
 
 def _pickled(expected: str, file: str) -> InputError:
     return InputError(
-        f"expected {expected}, got pickled weights ({file}), which can run code when they are read: convert them with "
+        f"expected {expected}, got pickled weights ({file}), which can run code when they are read; convert them with "
         "transformers, AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)"
     )
 
 
 def _broken(path: Path, what: str) -> InputError:
-    return InputError(f"expected a whole safetensors file, got {what} in {path}: download or export it again")
+    return InputError(f"expected a whole safetensors file, got {what} in {path}; download or export it again")

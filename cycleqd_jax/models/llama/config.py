@@ -137,7 +137,7 @@ class LlamaConfig:
         required = _SIZES[:5]
         for name in required:
             if config.get(name) is None:
-                raise InputError(f"expected {name!r} in {where}, got none: restore the model's config")
+                raise InputError(f"expected {name!r} in {where}, got none; restore the model's config")
             _check_size(name, config[name], where)
         for name in ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"):
             _check_switch(name, given(name, False), where)
@@ -160,7 +160,7 @@ class LlamaConfig:
             source = json.dumps(config)
         except RecursionError as error:
             raise InputError(
-                f"expected a plain model config in {where}, got JSON that is nested too deeply: restore it"
+                f"expected a plain model config in {where}, got JSON that is nested too deeply; restore it"
             ) from error
         fields = {
             **{name: config[name] for name in required},
@@ -275,7 +275,7 @@ def _check(fields: Mapping[str, Any], where: str) -> None:
     heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
     if heads % kv_heads:
         raise InputError(
-            f"expected num_attention_heads to be a multiple of num_key_value_heads in {where}, got {heads} and {kv_heads}: "
+            f"expected num_attention_heads to be a multiple of num_key_value_heads in {where}, got {heads} and {kv_heads}; "
             "correct the config"
         )
     if fields["head_dim"] % 2:
@@ -325,4 +325,4 @@ def _refusal(name: str, expected: str, value: Any, where: str, advice: str = "co
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = shown.maxlong = 100
     shown.maxdict = 10
-    return InputError(f"expected {expected} for {name!r} in {where}, got {shown.repr(value)}: {advice}")
+    return InputError(f"expected {expected} for {name!r} in {where}, got {shown.repr(value)}; {advice}")

@@ -247,7 +247,7 @@ def hidden_states(
     batch, time = tokens.shape
     if config.sliding_window is not None and time > config.sliding_window:
         raise InputError(
-            f"expected at most sliding_window = {config.sliding_window} tokens, got {time}: use shorter texts, since "
+            f"expected at most sliding_window = {config.sliding_window} tokens, got {time}; use shorter texts, since "
             "attention over a window is not supported"
         )
     if positions is None:

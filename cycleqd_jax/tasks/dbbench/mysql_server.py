@@ -72,7 +72,7 @@ class MySqlServer:
             import pymysql
         except ImportError:
             raise InputError(
-                "expected the package pymysql, the driver of MySQL servers, got none; pip install 'cycleqd_jax[mysql]'"
+                "expected the package pymysql, the driver of MySQL servers, got none; run pip install 'cycleqd_jax[mysql]'"
             ) from None
         self._driver = pymysql
         self._address = address

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from cycleqd_jax.types import InputError, leaf_path
 
-__all__ = ["MESH_AXES", "RULES", "Axes", "groups", "make_mesh", "mesh_sizes", "partition_spec", "shardings"]
+__all__ = ["MESH_AXES", "RULES", "Axes", "device_groups", "make_mesh", "mesh_sizes", "partition_spec", "shardings"]
 
 Axes = tuple[str | None, ...]
 """The logical axis of every dimension of an array; ``None`` is never split."""
@@ -90,7 +90,7 @@ def make_mesh(*, population: int = 1, fsdp: int = 1, tensor: int = 1, devices: S
     return Mesh(np.asarray(devices[: math.prod(sizes)]).reshape(sizes), MESH_AXES)
 
 
-def groups(mesh: Mesh) -> list[Mesh]:
+def device_groups(mesh: Mesh) -> list[Mesh]:
     """The groups of devices along the axis ``population``, each as a mesh with the same axes."""
     return [Mesh(mesh.devices[i : i + 1], mesh.axis_names) for i in range(mesh.shape["population"])]
 

@@ -70,6 +70,6 @@ def test_groups_of_a_mesh():
     if len(jax.devices()) < 8:
         pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")
     mesh = sharding.make_mesh(population=-1, tensor=2)
-    found = sharding.groups(mesh)
+    found = sharding.device_groups(mesh)
     assert [dict(group.shape) for group in found] == [{"population": 1, "fsdp": 1, "tensor": 2}] * 4
     assert [list(group.devices.flat) for group in found] == [jax.devices()[i : i + 2] for i in range(0, 8, 2)]

@@ -1,6 +1,6 @@
 """Evaluation: models play episodes of all tasks, and workers turn genomes into scores."""
 
-from cycleqd_jax.evaluation.evaluator import Abandoned, Evaluation, Evaluator
+from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator
 from cycleqd_jax.evaluation.rollout import rollout
 from cycleqd_jax.evaluation.workers import (
     GenomeEvaluator,
@@ -12,8 +12,8 @@ from cycleqd_jax.evaluation.workers import (
 )
 
 __all__ = [
-    "Abandoned",
     "Evaluation",
+    "EvaluationCancelled",
     "Evaluator",
     "GenomeEvaluator",
     "LazyWorker",

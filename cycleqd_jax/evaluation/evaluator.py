@@ -11,10 +11,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from cycleqd_jax.evaluation.rollout import rollout
 from cycleqd_jax.types import Episode, Generator, InputError, Message, NonFiniteError, Outcome, Params, Reply, Split, Task
 
-__all__ = ["Abandoned", "Evaluation", "Evaluator"]
+__all__ = ["Evaluation", "EvaluationCancelled", "Evaluator"]
 
 
-class Abandoned(Exception):
+class EvaluationCancelled(Exception):
     """The evaluation was stopped before it had a result."""
 
 
@@ -57,8 +57,9 @@ class _Played:
 class _GuardedGenerator:
     """A generator for one rollout of several individuals.
 
-    It decodes every conversation with the weights of its individual, raises :class:`Abandoned` when ``stop`` is set, and raises
-    an InputError when the first prompt of an episode does not fit, because such an episode scores zero with any weights.
+    It decodes every conversation with the weights of its individual. It raises :class:`EvaluationCancelled` when ``stop`` is
+    set, and an InputError when the first prompt of an episode does not fit, because such an episode scores zero with any
+    weights.
     """
 
     def __init__(self, generator: Generator, played: Sequence[_Played], stop: threading.Event | None) -> None:
@@ -73,7 +74,7 @@ class _GuardedGenerator:
 
     def advance(self) -> list[tuple[Hashable, Reply]]:
         if self._stop is not None and self._stop.is_set():
-            raise Abandoned
+            raise EvaluationCancelled
         replies = self._generator.advance()
         first = [(conversation, reply) for conversation, reply in replies if conversation not in self._begun]
         self._begun.update(conversation for conversation, _ in first)
@@ -148,7 +149,7 @@ class Evaluator:
         Raises:
             InputError: the first prompt of a problem does not fit the engine's cache.
             InfraError: a sandbox failed; the model has no scores then.
-            Abandoned: ``stop`` was set.
+            EvaluationCancelled: ``stop`` was set.
         """
         return self.population(params, 1, split, donate=donate, stop=stop)[0]
 
@@ -179,7 +180,7 @@ class Evaluator:
         Raises:
             InputError: see :meth:`__call__`.
             InfraError: see :meth:`__call__`.
-            Abandoned: see :meth:`__call__`.
+            EvaluationCancelled: see :meth:`__call__`.
         """
         start = time.perf_counter()
         errors: dict[int, str] = {}

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from cycleqd_jax.evaluation.evaluator import Abandoned, Evaluation, Evaluator
+from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator
 from cycleqd_jax.types import Genome, Params
 
 __all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "SerialWorker", "Worker", "WorkerPool"]
@@ -40,7 +40,7 @@ class Worker(Protocol):
             An evaluation for each genome, in order; ``seconds`` includes the time to express it.
 
         Raises:
-            Abandoned: ``stop`` was set.
+            EvaluationCancelled: ``stop`` was set.
         """
         ...
 
@@ -86,7 +86,7 @@ class SerialWorker:
 
     def _evaluate(self, genome: Genome, stop: threading.Event) -> Evaluation:
         if stop.is_set():
-            raise Abandoned
+            raise EvaluationCancelled
         start = time.perf_counter()
         self._evaluator.unload()  # the devices need room for one individual only
         params = jax.block_until_ready(self._express(genome))
@@ -114,7 +114,7 @@ class PopulationWorker:
     def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
         """Evaluations of the genomes, in order; ``seconds`` is the time of the batch divided by their number."""
         if stop.is_set():
-            raise Abandoned
+            raise EvaluationCancelled
         start = time.perf_counter()
         self._evaluator.unload()
         padding = [genomes[-1]] * (self.size - len(genomes))  # smaller groups use the same compiled program

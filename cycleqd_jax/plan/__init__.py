@@ -3,20 +3,20 @@
 from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
 from cycleqd_jax.plan.estimate import Stage, estimate
-from cycleqd_jax.plan.mesh import USABLE, advice, choose_mesh, configured_mesh, fits, peak
+from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, configured_mesh, fits, peak_stage
 from cycleqd_jax.plan.shapes import base_shape
 from cycleqd_jax.plan.summary import as_text, summary
 from cycleqd_jax.plan.workload import Workload, workload_of
 
 __all__ = [
     "DEVICES",
-    "USABLE",
+    "USABLE_MEMORY",
     "Collective",
     "Device",
     "Program",
     "Stage",
     "Workload",
-    "advice",
+    "alternatives",
     "as_text",
     "base_shape",
     "choose_mesh",
@@ -24,7 +24,7 @@ __all__ = [
     "configured_mesh",
     "estimate",
     "fits",
-    "peak",
+    "peak_stage",
     "summary",
     "this_machine",
     "topology",

@@ -15,22 +15,31 @@ from cycleqd_jax.plan.workload import Mesh, Workload
 from cycleqd_jax.sharding import mesh_sizes
 from cycleqd_jax.types import InputError
 
-__all__ = ["USABLE", "advice", "choose_mesh", "configured_mesh", "fits", "generation_seconds", "mesh_text", "peak"]
+__all__ = [
+    "USABLE_MEMORY",
+    "alternatives",
+    "choose_mesh",
+    "configured_mesh",
+    "fits",
+    "generation_seconds",
+    "mesh_text",
+    "peak_stage",
+]
 
-USABLE = 0.95
+USABLE_MEMORY = 0.95
 """The usable share of a device's memory, if ``XLA_PYTHON_CLIENT_MEM_FRACTION`` is set to it; JAX's own default is 0.75."""
 
 MOST_DEVICES = 64
 
 
-def peak(stages: Sequence[Stage]) -> Stage:
+def peak_stage(stages: Sequence[Stage]) -> Stage:
     """The stage that needs the most memory on a device."""
     return max(stages, key=lambda stage: stage.total)
 
 
 def fits(stages: Sequence[Stage], device: Device) -> bool:
     """Whether every stage fits the usable memory of the devices."""
-    return peak(stages).total <= USABLE * device.memory
+    return peak_stage(stages).total <= USABLE_MEMORY * device.memory
 
 
 def generation_seconds(stages: Sequence[Stage], work: Workload, mesh: Mesh) -> float:
@@ -93,7 +102,7 @@ def choose_mesh(work: Workload, devices: int, device: Device) -> tuple[Mesh, lis
         if fits(stages, device):
             tried.append(((0, generation_seconds(stages, work, mesh), mesh), stages))
         else:
-            tried.append(((1, peak(stages).total, mesh), stages))
+            tried.append(((1, peak_stage(stages).total, mesh), stages))
     if not tried:
         raise InputError(
             f"expected a number of devices that divides the model's {work.model.num_key_value_heads} key/value heads and "
@@ -103,7 +112,7 @@ def choose_mesh(work: Workload, devices: int, device: Device) -> tuple[Mesh, lis
     return mesh, stages
 
 
-def advice(work: Workload, devices: int, device: Device, scale: float = 1.0, mesh: Mesh | None = None) -> list[str]:
+def alternatives(work: Workload, devices: int, device: Device, scale: float = 1.0, mesh: Mesh | None = None) -> list[str]:
     """Changes that would make a plan fit, the smallest first; if it fits, the fewest devices on which it still does.
 
     Args:
@@ -123,12 +132,12 @@ def advice(work: Workload, devices: int, device: Device, scale: float = 1.0, mes
             best, stages = choose_mesh(changed, count, kind)
         except InputError:
             return None
-        return best if scale * peak(stages).total <= USABLE * kind.memory else None
+        return best if scale * peak_stage(stages).total <= USABLE_MEMORY * kind.memory else None
 
     def works(changed: Workload, count: int = devices, kind: Device = device) -> bool:
         if mesh is None or count != devices:
             return arranged(changed, count, kind) is not None
-        return scale * peak(estimate(changed, mesh, kind)).total <= USABLE * kind.memory
+        return scale * peak_stage(estimate(changed, mesh, kind)).total <= USABLE_MEMORY * kind.memory
 
     def number(count: int) -> str:
         # a given mesh is for another number of devices

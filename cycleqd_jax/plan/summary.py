@@ -11,7 +11,7 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.plan.compiled import compile_programs, replace_estimates
 from cycleqd_jax.plan.device import Device
 from cycleqd_jax.plan.estimate import estimate
-from cycleqd_jax.plan.mesh import USABLE, advice, choose_mesh, fits, generation_seconds, peak
+from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, fits, generation_seconds, peak_stage
 from cycleqd_jax.plan.workload import Mesh, Workload
 from cycleqd_jax.sharding import MESH_AXES
 
@@ -53,7 +53,7 @@ def summary(
     else:
         shape, stages = mesh, estimate(work, mesh, device)
     programs = compile_programs(work, shape, device) if compiles else []
-    estimated, stages = peak(stages).total, replace_estimates(stages, programs)
+    estimated, stages = peak_stage(stages).total, replace_estimates(stages, programs)
     return {
         "name": run.name,
         "device": dataclasses.asdict(device),
@@ -69,8 +69,8 @@ def summary(
         "tokens": {"prompt": work.prompt, "reply": work.reply},
         "stages": [{**dataclasses.asdict(stage), "total": stage.total} for stage in stages],
         "fits": fits(stages, device),
-        "usable": USABLE * device.memory,
-        "advice": advice(work, devices, device, peak(stages).total / estimated, mesh),
+        "usable": USABLE_MEMORY * device.memory,
+        "alternatives": alternatives(work, devices, device, peak_stage(stages).total / estimated, mesh),
         "seconds_per_generation": generation_seconds(stages, work, shape),
         "generations": run.search.generations,
         "notes": _notes(run, work, shape, absent),
@@ -153,8 +153,8 @@ def _fits(plan: dict[str, Any]) -> list[str]:
     device = plan["device"]
     worst = max(stage["total"] for stage in plan["stages"])
     if device["name"] != "cpu" and worst > PREALLOCATED * device["memory"]:
-        lines.append(f"  with XLA_PYTHON_CLIENT_MEM_FRACTION={USABLE}; JAX's default is {PREALLOCATED}")
-    return lines + [f"  and with {change}" for change in plan["advice"]]
+        lines.append(f"  with XLA_PYTHON_CLIENT_MEM_FRACTION={USABLE_MEMORY}; JAX's default is {PREALLOCATED}")
+    return lines + [f"  and with {change}" for change in plan["alternatives"]]
 
 
 def _does_not_fit(plan: dict[str, Any], mesh_given: bool) -> list[str]:
@@ -165,12 +165,12 @@ def _does_not_fit(plan: dict[str, Any], mesh_given: bool) -> list[str]:
             part, size = max(stage["device"].items(), key=lambda item: item[1])
             lines.append(f"  {stage['name']} needs {_gb(stage['total'])}, {_gb(size)} of it {part}")
     weights = plan["weights"] * (plan["full_experts"] + 2)
-    other_meshes = [change for change in plan["advice"] if change.startswith("--mesh")]
+    other_meshes = [change for change in plan["alternatives"] if change.startswith("--mesh")]
     if weights > usable and not other_meshes:
         lines.append(f"  base, {plan['full_experts']} experts and a child alone need {_gb(weights)}: only other devices help")
-    lines.append("what would fit, each line alone:" if plan["advice"] else "no known change would make it fit")
+    lines.append("what would fit, each line alone:" if plan["alternatives"] else "no known change would make it fit")
     return lines + [
-        f"  {change}{' (or leave --mesh out)' * (mesh_given and change in other_meshes)}" for change in plan["advice"]
+        f"  {change}{' (or leave --mesh out)' * (mesh_given and change in other_meshes)}" for change in plan["alternatives"]
     ]
 
 

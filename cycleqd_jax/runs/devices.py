@@ -9,12 +9,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cycleqd_jax import sharding
 from cycleqd_jax.config import EngineConfig, RunConfig
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.genome import DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.sharding import groups, make_mesh, shardings
 from cycleqd_jax.types import Genome, Params
 
 __all__ = ["DeviceGroup", "Space", "device_groups"]
@@ -43,7 +43,7 @@ class DeviceGroup:
         Raises:
             InputError: the group's axes do not divide the model.
         """
-        return shardings(self.mesh, llama.abstract_params(config), llama.logical_axes(config))
+        return sharding.shardings(self.mesh, llama.abstract_params(config), llama.logical_axes(config))
 
     def place(self, params: Params, config: llama.LlamaConfig) -> Params:
         """Weights in this group; arrays that are already there are not copied."""
@@ -91,7 +91,8 @@ def device_groups(config: RunConfig, log: Callable[[str], None]) -> list[DeviceG
         InputError: the devices of this process do not form the mesh of the config.
     """
     population, fsdp, tensor = config.mesh.sizes
-    found = [DeviceGroup(mesh) for mesh in groups(make_mesh(population=population, fsdp=fsdp, tensor=tensor))]
+    mesh = sharding.make_mesh(population=population, fsdp=fsdp, tensor=tensor)
+    found = [DeviceGroup(part) for part in sharding.device_groups(mesh)]
     batches = math.ceil(config.search.batch_size / config.engine.population)
     if len(found) > batches:
         log(

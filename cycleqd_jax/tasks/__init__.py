@@ -3,7 +3,7 @@
 :func:`make_task` makes a task of a kind in :data:`TASKS`; a new task is a subclass of :class:`RecordTask`.
 """
 
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, play
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, play_solution
 from cycleqd_jax.tasks.coding import BigCodeBench, EvalPlus, HumanEval, Mbpp
 from cycleqd_jax.tasks.dbbench import DbBench
 from cycleqd_jax.tasks.kinds import TASKS, make_task, own_options, task_class
@@ -23,10 +23,10 @@ __all__ = [
     "RecordTask",
     "Solution",
     "TaskOptions",
-    "clean",
-    "fixed",
+    "clean_text",
+    "fixed_replies",
     "make_task",
     "own_options",
-    "play",
+    "play_solution",
     "task_class",
 ]

@@ -18,12 +18,13 @@ from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
-__all__ = ["RecordTask", "Solution", "clean", "fixed", "play", "system_message"]
+__all__ = ["RecordTask", "Solution", "clean_text", "fixed_replies", "play_solution", "system_message"]
 
 R = TypeVar("R")
 
 Solution = Generator[str, str, None]
-"""A scripted player: it yields replies, is sent the message that follows each reply, and returns if it gives up."""
+"""A scripted solution. It yields replies and receives the message that follows each reply. It returns early if it cannot solve
+the problem."""
 
 # Part of every fingerprint. Raise it with each change of prompts, parsing, verdicts or demonstrations.
 _VERSION = 4
@@ -129,8 +130,8 @@ class RecordTask(abc.ABC, Generic[R]):
         """Solutions of a record, best first, for demonstrations."""
 
     def stubs(self, record: R) -> Iterable[Solution]:
-        """Players that do nothing; none of them may score. By default one that sends empty replies."""
-        yield fixed("")
+        """Solutions that do nothing; none of them may score. By default, one that yields empty replies."""
+        yield fixed_replies("")
 
     def measures(self, scores: Sequence[Score]) -> dict[str, float]:
         """Figures besides the mean score that the benchmark reports, by name, from the scores of this task's episodes."""
@@ -178,7 +179,7 @@ class RecordTask(abc.ABC, Generic[R]):
         for solution in self.solutions(record):
             environment = self.environment(record)
             try:
-                messages, score = play(environment, solution)
+                messages, score = play_solution(environment, solution)
             finally:
                 environment.close()
             if score is not None and score.value == 1.0:
@@ -198,11 +199,11 @@ class RecordTask(abc.ABC, Generic[R]):
         return digest([_VERSION, type(self).__name__, self.settings()])
 
 
-def play(episode: Episode, solution: Solution) -> tuple[list[Message], Score | None]:
-    """Plays an episode with a scripted player; the caller closes the episode.
+def play_solution(episode: Episode, solution: Solution) -> tuple[list[Message], Score | None]:
+    """Plays an episode with a scripted solution; the caller closes the episode.
 
     Returns:
-        The conversation, and the score, or None if the player gave up.
+        The conversation, and the score. The score is None if the solution returned early.
     """
     messages = list(episode.start())
     reply = next(solution, None)
@@ -220,13 +221,13 @@ def play(episode: Episode, solution: Solution) -> tuple[list[Message], Score | N
     return messages, None
 
 
-def fixed(*replies: str) -> Solution:
-    """A player that sends the given replies in turn, whatever the observations, and repeats the last one forever."""
+def fixed_replies(*replies: str) -> Solution:
+    """A solution that yields the given replies in turn, whatever the observations, and repeats the last one forever."""
     for i in itertools.count():
         yield replies[min(i, len(replies) - 1)]
 
 
-def clean(reply: str) -> str:
+def clean_text(reply: str) -> str:
     """A reply that can be encoded and passed to a process: lone surrogates are replaced, NUL characters removed."""
     return reply.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cycleqd_jax.tasks.base import RecordTask, Solution, play
+from cycleqd_jax.tasks.base import RecordTask, Solution, play_solution
 from cycleqd_jax.types import SPLITS, Score, Split
 
 __all__ = ["Replay", "replay_solutions"]
@@ -77,7 +77,7 @@ def _replay(task: RecordTask[Any], record_id: str, record: Any, solutions: Itera
         solution_start = time.monotonic()
         environment = task.environment(record)
         try:
-            score = play(environment, solution)[1] or Score(0.0, "the solution ended before the episode")
+            score = play_solution(environment, solution)[1] or Score(0.0, "the solution ended before the episode")
         finally:
             environment.close()
         if score.value > best.value:

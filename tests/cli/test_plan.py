@@ -50,7 +50,7 @@ def test_advice_names_another_mesh(capsys):
     assert "7 of 8 groups of devices are idle: search.batch_size is 1" in text
     assert "for this mesh, run cycleqd with mesh.population=8 mesh.fsdp=1 mesh.tensor=1" in text
     facts = planned(capsys, *args[1:], "--mesh", "1,8,1")
-    for line in facts["advice"]:
+    for line in facts["alternatives"]:
         words = line.replace("--mesh ", "--mesh=").replace("--devices ", "--devices=").replace("--device ", "--device=").split()
         given = {"--mesh": "1,8,1", "--devices": "8"} | dict(word.split("=") for word in words)
         assert planned(capsys, args[1], *(f"{name}={value}" for name, value in given.items()))["fits"], line

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from cycleqd_jax.evaluation import Abandoned, Evaluator
+from cycleqd_jax.evaluation import EvaluationCancelled, Evaluator
 from cycleqd_jax.types import InputError, NonFiniteError, Reply, Score
 
 
@@ -147,7 +147,7 @@ def test_stop_abandons_the_model(early):
         stop.set()
     else:
         threading.Timer(0.05, stop.set).start()
-    with pytest.raises(Abandoned):
+    with pytest.raises(EvaluationCancelled):
         evaluator(model(0.5), stop=stop)
     assert (generator.calls > 0) is not early
     assert all(episode.closed for episode in task.made)

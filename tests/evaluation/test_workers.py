@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.evaluation import (
-    Abandoned,
     Evaluation,
+    EvaluationCancelled,
     Evaluator,
     LazyWorker,
     PopulationWorker,
@@ -74,7 +74,7 @@ def test_workers_run_at_the_same_time():
 def until_stopped(stop):
     if not stop.wait(10):
         pytest.fail("stop was not set")
-    raise Abandoned
+    raise EvaluationCancelled
 
 
 def test_when_one_worker_fails_the_others_stop_and_finished_results_stay():
@@ -186,7 +186,7 @@ def test_smaller_groups_compile_nothing(low_rank, compilations):
     assert compilations(lambda: worker(genomes[:1], threading.Event()) and None) == 0
     stop = threading.Event()
     stop.set()
-    with pytest.raises(Abandoned):
+    with pytest.raises(EvaluationCancelled):
         worker(genomes, stop)
 
 

@@ -1,4 +1,4 @@
-"""Meshes and advice."""
+"""Meshes, and alternatives to a plan that does not fit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .workloads import H100, LLAMA_8B, workload
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_every_advice_fits(devices):
+def test_every_alternative_fits(devices):
     config = LLAMA_8B.replace(dtype="float32")
     work = workload(config, rank=256, slots=64, max_len=4096, new=512, prompt=3584, reply=512)
     mesh, stages = plan.choose_mesh(work, devices, H100)
     assert math.prod(mesh) == devices
     assert not plan.fits(stages, H100)
-    found = plan.advice(work, devices, H100)
+    found = plan.alternatives(work, devices, H100)
     assert found
     for line in found:
         count, kind, changes = devices, H100, {}

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cycleqd_jax.evaluation import Abandoned, Evaluator
+from cycleqd_jax.evaluation import EvaluationCancelled, Evaluator
 from cycleqd_jax.search import Journal
 
 
@@ -29,7 +29,7 @@ class Gate(Evaluator):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             if not stop.wait(10):
                 pytest.fail("stop was not set")
-            raise Abandoned
+            raise EvaluationCancelled
         try:
             return self.evaluator(params, donate=donate, stop=stop)
         finally:

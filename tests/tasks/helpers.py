@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from cycleqd_jax.sandbox import Limits, Sandbox
-from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, play
+from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, play_solution
 from cycleqd_jax.types import Score
 
 _SHARED = {field.name for field in dataclasses.fields(TaskOptions)} - {"seconds", "memo"}
@@ -56,12 +56,12 @@ def final_score(task, record, *replies) -> Score:
 
 
 def solution_scores(task, record, solutions=None) -> list[float | None]:
-    """The score of every solution of a record, or of the given solutions; None if the player gave up."""
+    """The score of every solution of a record, or of the given solutions; None if the solution returned early."""
     scores = []
     for solution in task.solutions(record) if solutions is None else solutions:
         episode = task.environment(record)
         try:
-            score = play(episode, solution)[1]
+            score = play_solution(episode, solution)[1]
         finally:
             episode.close()
         scores.append(None if score is None else score.value)

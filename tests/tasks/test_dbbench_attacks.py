@@ -144,10 +144,10 @@ REFUSED = [
 
 @pytest.mark.parametrize("statement", REFUSED)
 def test_the_server_refuses(intruder, victim, server, statement):
-    guest = victim._guest
+    account = victim._account
     with server._administrator() as connection:
         thread = connection.thread_id()
-        output = outcome(intruder, statement.format(other=guest.schema, user=guest.user, thread=thread))
+        output = outcome(intruder, statement.format(other=account.schema, user=account.user, thread=thread))
         assert isinstance(output, str)
         assert output[:1].isdigit(), output  # an error, by its number
         connection.ping(reconnect=False)
@@ -182,13 +182,13 @@ HARMLESS = [
 
 @pytest.mark.parametrize("statement", HARMLESS)
 def test_nothing_of_others_is_seen(intruder, victim, server, statement):
-    guest = victim._guest
+    account = victim._account
     with server._administrator() as connection:
-        output = outcome(intruder, statement.format(other=guest.schema))
+        output = outcome(intruder, statement.format(other=account.schema))
         connection.ping(reconnect=False)
     assert isinstance(output, str)
-    own = intruder._guest
-    for secret in (guest.schema, guest.user, own.schema, own.user, guest.password, SECRET, "root:x:0"):
+    own = intruder._account
+    for secret in (account.schema, account.user, own.schema, own.user, account.password, SECRET, "root:x:0"):
         assert secret not in output
 
 
@@ -212,7 +212,7 @@ def test_an_account_that_locks_itself_out_loses_its_episode_only(attacker, serve
 
 
 def test_dropping_the_own_database_harms_nothing_else(attacker):
-    name = attacker._guest.schema
+    name = attacker._account.schema
     assert outcome(attacker, f"DROP DATABASE {name}") == "[]"
     assert outcome(attacker, "SELECT 1") == "1049 (42000): Unknown database 'staff'"
     assert attacker.md5() is None
@@ -247,7 +247,7 @@ def test_endless_statements_end_the_episode(attacker, server, statement):
     else:
         assert output is None or str(output).startswith("1193"), output  # or a setting of MySQL's
     deadline = time.monotonic() + 5
-    busy = f"SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{attacker._guest.user}'"
+    busy = f"SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{attacker._account.user}'"
     while server.admin(busy)[0][0] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert server.admin(busy)[0][0] == 0
@@ -305,7 +305,7 @@ def test_disk_of_the_server(make, victim, server, statement):
     database = make(seconds=20.0)
     output = outcome(database, statement)  # too much disk, or no such engine
     assert isinstance(output, Killed) or output == OUT_OF_SYNC or output[:1].isdigit(), output
-    assert server.usage(0, database._guest.schema)[1] < 500_000_000
+    assert server.usage(0, database._account.schema)[1] < 500_000_000
 
 
 def test_many_episodes_hold_no_connection_while_they_wait(make, server, victim):
@@ -318,8 +318,8 @@ def test_many_episodes_hold_no_connection_while_they_wait(make, server, victim):
 
 def test_an_account_has_few_connections(attacker, server):
     """Statements can't open connections; even with the password there are at most four."""
-    held = [server.login(attacker._guest, init="SET @a = 1", read_seconds=5.0) for _ in range(4)]
+    held = [server.login(attacker._account, init="SET @a = 1", read_seconds=5.0) for _ in range(4)]
     with pytest.raises(Killed, match="max_user_connections"):
-        server.login(attacker._guest, init="SET @a = 1", read_seconds=5.0)
+        server.login(attacker._account, init="SET @a = 1", read_seconds=5.0)
     for connection in held:
         connection.close()

@@ -171,7 +171,7 @@ def test_every_end_of_an_episode_drops_its_database(make_mysql, admin):
     episode = task.episodes("train")[0]
     episode.close()
     episode.start()
-    name = episode._database._guest.schema
+    name = episode._database._account.schema
     assert {name, name.replace("cycleqddb", "cycleqdus")} <= leftovers(admin) - before
     episode.close()
     episode.close()

@@ -31,7 +31,7 @@ def test_a_full_disk_is_no_score_but_a_statement_that_simulates_one_is(make_mysq
     def full(server):
         raise InfraError("No space left on device")
 
-    monkeypatch.setattr(MySqlServer, "guest", full)
+    monkeypatch.setattr(MySqlServer, "create_account", full)
     with pytest.raises(InfraError, match="No space left"):
         episode.step(sql(claim))
     episode.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.sandbox import Limits, Sandbox, build_rootfs
-from cycleqd_jax.tasks import OsInteraction, play
+from cycleqd_jax.tasks import OsInteraction, play_solution
 from cycleqd_jax.types import Score
 
 from .helpers import final_score, make
@@ -52,7 +52,7 @@ def solve(task: OsInteraction, row, record) -> list[Score | None]:
     for solution in solutions:
         episode = task.environment(record)
         try:
-            scores.append(play(episode, solution)[1])
+            scores.append(play_solution(episode, solution)[1])
         finally:
             episode.close()
         if scores[-1] is not None and scores[-1].value == 1.0:
@@ -103,7 +103,7 @@ def load(write, sandbox: Sandbox, episodes: int) -> float:
         episode = task.environment(record)
         begin = time.monotonic()
         try:
-            score = play(episode, next(iter(task.solutions(record))))[1]
+            score = play_solution(episode, next(iter(task.solutions(record))))[1]
         finally:
             episode.close()
         assert score is not None

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies
 from cycleqd_jax.tasks.coding.extraction import LONGEST_PROGRAM, extract_code, may_vary, only_program
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.types import Message, Score
@@ -72,13 +72,13 @@ class FunctionTask(CodingTask[F], Generic[F]):
 
     def solutions(self, record: F) -> Iterable[Solution]:
         """The gold program in a code block."""
-        yield fixed(fenced(record.gold))
+        yield fixed_replies(fenced(record.gold))
 
     def stubs(self, record: F) -> Iterable[Solution]:
         """An empty reply, and functions that return a constant."""
-        yield fixed("")
+        yield fixed_replies("")
         for constant in CONSTANTS:
-            yield fixed(fenced(f"def {record.name}(*args, **kwargs):\n    return {constant}"))
+            yield fixed_replies(fenced(f"def {record.name}(*args, **kwargs):\n    return {constant}"))
 
 
 class CodingEpisode:
@@ -101,7 +101,7 @@ class CodingEpisode:
 
     def step(self, reply: str) -> Score:
         """Judges the program in the reply."""
-        code = self._task.program(self._record, clean(reply))
+        code = self._task.program(self._record, clean_text(reply))
         if not code.strip():
             return Score(0.0, "no code")
         if len(code) > LONGEST_PROGRAM:

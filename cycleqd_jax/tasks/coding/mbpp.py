@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from cycleqd_jax.tasks.base import Solution, fixed
+from cycleqd_jax.tasks.base import Solution, fixed_replies
 from cycleqd_jax.tasks.coding.asserts import guarded
 from cycleqd_jax.tasks.coding.base import CONSTANTS, CodingTask, fenced
 from cycleqd_jax.tasks.coding.extraction import extract_code
@@ -100,13 +100,13 @@ class Mbpp(CodingTask[MbppRecord]):
 
     def solutions(self, record: MbppRecord) -> Iterable[Solution]:
         """The gold program in a code block."""
-        yield fixed(fenced(record.code.strip()))
+        yield fixed_replies(fenced(record.code.strip()))
 
     def stubs(self, record: MbppRecord) -> Iterable[Solution]:
         """An empty reply, and functions that return a constant."""
-        yield fixed("")
+        yield fixed_replies("")
         for constant in CONSTANTS:
-            yield fixed(fenced("\n".join(f"def {name}(*args, **kwargs): return {constant}" for name in record.names)))
+            yield fixed_replies(fenced("\n".join(f"def {name}(*args, **kwargs): return {constant}" for name in record.names)))
 
     def question(self, record: MbppRecord) -> str:
         """The user message."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from cycleqd_jax.sandbox import InfraError, Killed, Limits
 from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
-from cycleqd_jax.tasks.dbbench.mysql_server import LOST, Guest, MySqlServer
+from cycleqd_jax.tasks.dbbench.mysql_server import LOST, MySqlServer, TemporaryAccount
 
 __all__ = ["SQL_MODE", "MySqlDatabase"]
 
@@ -54,7 +54,7 @@ class MySqlDatabase:
         self._seconds = seconds
         self._table = table
         self._sql_mode = sql_mode
-        self._guest: Guest | None = server.guest()
+        self._account: TemporaryAccount | None = server.create_account()
         try:
             self._build()
         except BaseException:
@@ -72,7 +72,7 @@ class MySqlDatabase:
         return Ran(truncated(self._masked(text)), timed_out)
 
     def md5(self) -> str | None:
-        """The fingerprint, by the query of the benchmark, with the rights of the guest: the table may have become a view."""
+        """The fingerprint, by the query of the benchmark, with the rights of the account: the table may have become a view."""
         columns = ",".join(map(quoted, self._table.columns))
         text, code = self._execute(
             "SELECT MD5(GROUP_CONCAT(rowhash ORDER BY rowhash)) AS hash "
@@ -83,9 +83,9 @@ class MySqlDatabase:
 
     def close(self) -> None:
         """Drops the schema and the user."""
-        guest, self._guest = self._guest, None
-        if guest is not None:
-            self._server.drop(guest)
+        account, self._account = self._account, None
+        if account is not None:
+            self._server.drop(account)
 
     def _build(self) -> None:
         """Creates the table with one CREATE and one INSERT of all rows, as AgentBench does; stops if the server refuses."""
@@ -125,18 +125,18 @@ class MySqlDatabase:
                 f"expected the server to execute a statement, got a lost connection ({text}); check its memory and disk"
             )
         if code in _DISK_ERRORS:  # if the disk is full for the administrator too, this raises InfraError
-            self._server.drop(self._server.guest())
+            self._server.drop(self._server.create_account())
         return text, code
 
     @property
     def _schema(self) -> str:
-        if self._guest is None:
+        if self._account is None:
             raise Killed("the database is closed")
-        return self._guest.schema
+        return self._account.schema
 
     def _session(self) -> _Session:
         schema = self._schema
-        assert self._guest is not None
+        assert self._account is not None
         server, seconds = self._server, self._seconds
         settings = [
             f"sql_mode = '{self._sql_mode},NO_DIR_IN_CREATE'",
@@ -152,11 +152,11 @@ class MySqlDatabase:
         else:
             settings += [f"max_execution_time = {max(1, int(1000 * seconds))}"]
         read_seconds = seconds + _GRACE_SECONDS + _LAST_SECONDS
-        return _Session(server.login(self._guest, init="SET " + ", ".join(settings), read_seconds=read_seconds), schema)
+        return _Session(server.login(self._account, init="SET " + ", ".join(settings), read_seconds=read_seconds), schema)
 
     def _masked(self, text: str) -> str:
-        assert self._guest is not None
-        return text.replace(self._guest.schema, self._table.name).replace(self._guest.user, "root")
+        assert self._account is not None
+        return text.replace(self._account.schema, self._table.name).replace(self._account.user, "root")
 
 
 class _Session:

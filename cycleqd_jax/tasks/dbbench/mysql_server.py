@@ -17,7 +17,7 @@ from cycleqd_jax.sandbox import InfraError, Killed
 from cycleqd_jax.tasks.dbbench.mysql_address import Address
 from cycleqd_jax.types import InputError
 
-__all__ = ["LOST", "Guest", "MySqlServer"]
+__all__ = ["LOST", "MySqlServer", "TemporaryAccount"]
 
 LOST = (1053, 2006, 2013, 2055)
 """Numbers of the errors after which the server or the connection is gone."""
@@ -41,7 +41,7 @@ _MOST_CONNECTIONS = 8  # of the administrator
 
 
 @dataclasses.dataclass(frozen=True)
-class Guest:
+class TemporaryAccount:
     """A temporary schema, and a user with rights on that schema only.
 
     Attributes:
@@ -81,10 +81,10 @@ class MySqlServer:
         self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._ready = False
-        self._leftover: set[Guest] = set()
+        self._leftover: set[TemporaryAccount] = set()
         self.maria = False
 
-    def guest(self) -> Guest:
+    def create_account(self) -> TemporaryAccount:
         """Creates an empty schema and its user.
 
         Raises:
@@ -93,41 +93,43 @@ class MySqlServer:
         self._prepare()
         name = f"{int(time.time()):08x}{secrets.token_hex(7)}"
         # Some servers require upper and lower case letters, a digit and a special character in a password.
-        guest = Guest(_SCHEMA + name, _USER + name, "Aa1-" + secrets.token_hex(16))
+        account = TemporaryAccount(_SCHEMA + name, _USER + name, "Aa1-" + secrets.token_hex(16))
         try:
             self.admin(
-                f"CREATE DATABASE {guest.schema} CHARACTER SET utf8mb4",
+                f"CREATE DATABASE {account.schema} CHARACTER SET utf8mb4",
                 # More than one connection: the server may still be closing the previous one.
-                f"CREATE USER {guest.user}@'%' IDENTIFIED BY '{guest.password}' WITH MAX_USER_CONNECTIONS 4",
-                f"GRANT {_RIGHTS} ON {guest.schema}.* TO {guest.user}@'%'",
+                f"CREATE USER {account.user}@'%' IDENTIFIED BY '{account.password}' WITH MAX_USER_CONNECTIONS 4",
+                f"GRANT {_RIGHTS} ON {account.schema}.* TO {account.user}@'%'",
             )
         except BaseException:
-            self.drop(guest)
+            self.drop(account)
             raise
-        return guest
+        return account
 
-    def drop(self, guest: Guest) -> None:
+    def drop(self, account: TemporaryAccount) -> None:
         """Drops a schema and its user. If the server is gone, :meth:`close` or a later run drops them."""
         try:
-            self.admin(f"DROP DATABASE IF EXISTS {guest.schema}", f"DROP USER IF EXISTS {guest.user}@'%'")
+            self.admin(f"DROP DATABASE IF EXISTS {account.schema}", f"DROP USER IF EXISTS {account.user}@'%'")
         except InfraError:
             with self._lock:
-                self._leftover.add(guest)
+                self._leftover.add(account)
             return
         with self._lock:
-            self._leftover.discard(guest)
+            self._leftover.discard(account)
 
-    def login(self, guest: Guest, *, init: str, read_seconds: float) -> Any:
-        """A connection of the guest that accepts several statements in one text.
+    def login(self, account: TemporaryAccount, *, init: str, read_seconds: float) -> Any:
+        """A connection of the account that accepts several statements in one text.
 
         Raises:
-            Killed: the guest has locked its own account.
+            Killed: the account has locked its own account.
             InfraError: the server can't be reached, or refuses the connection.
         """
         from pymysql.constants.CLIENT import MULTI_STATEMENTS
 
         try:
-            return self._connect(guest.user, guest.password, init=init, client_flag=MULTI_STATEMENTS, read_timeout=read_seconds)
+            return self._connect(
+                account.user, account.password, init=init, client_flag=MULTI_STATEMENTS, read_timeout=read_seconds
+            )
         except (self._driver.MySQLError, RuntimeError, OSError) as error:
             if error.args and error.args[0] in _REFUSED:
                 raise Killed(f"its account is locked: {_text_of(error)}") from error
@@ -166,8 +168,8 @@ class MySqlServer:
 
     def close(self) -> None:
         """Drops leftover schemas and users and closes the connections. The server may be used again afterwards."""
-        for guest in list(self._leftover):
-            self.drop(guest)
+        for account in list(self._leftover):
+            self.drop(account)
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:

@@ -1,4 +1,4 @@
-"""The protocol of DBBench: what a reply asks for, and the replies of scripted players."""
+"""The protocol of DBBench: what a reply asks for, and the replies of scripted solutions."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def write_answer(answers: Sequence[str]) -> str:
 
 
 def operate_and_answer(sql: str, answers: Sequence[str]) -> Solution:
-    """A player that executes a statement and then answers."""
+    """A solution that executes a statement and then answers."""
     yield write_operation(sql)
     yield write_answer(answers)
 
 
 def query_and_answer(sql: str, labels: Sequence[str]) -> Solution:
-    """A player that executes a query and answers if the result is the label; else it gives up."""
+    """A solution that executes a query and answers if the result is the label. Otherwise it returns early."""
     output = yield write_operation(sql)
     try:
         rows = ast.literal_eval(output)
@@ -83,5 +83,5 @@ def query_and_answer(sql: str, labels: Sequence[str]) -> Solution:
 
 
 def answer_alone(labels: Sequence[str]) -> Solution:
-    """A player that answers without a query."""
+    """A solution that answers without a query."""
     yield write_answer(labels)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from cycleqd_jax.sandbox import Killed
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, system_message
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, system_message
 from cycleqd_jax.tasks.dbbench.answers import same_answer
 from cycleqd_jax.tasks.dbbench.databases import Database, Table
 from cycleqd_jax.tasks.dbbench.mysql import SQL_MODE, MySqlDatabase
@@ -163,8 +163,8 @@ class DbBench(RecordTask[DbRecord]):
 
     def stubs(self, record: DbRecord) -> Iterable[Solution]:
         """An empty reply, an answer without an operation, and a query without an answer."""
-        yield fixed("")
-        yield fixed(write_answer(["done"]))
+        yield fixed_replies("")
+        yield fixed_replies(write_answer(["done"]))
         yield operate_and_answer("SELECT 1", [])
 
 
@@ -190,7 +190,7 @@ class DbEpisode:
 
     def step(self, reply: str) -> list[Message] | Score:
         """Executes an operation, or ends the episode with a score."""
-        reply = clean(reply)
+        reply = clean_text(reply)
         if self._database is None:
             return Score(0.0, "the episode is closed")
         sql = operation(reply) if self._operations < self._task.rounds else None

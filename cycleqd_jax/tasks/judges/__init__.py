@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.sandbox import Completed, InfraError, Limits, Sandbox
 
-__all__ = ["Ruling", "run_judge"]
+__all__ = ["JudgeResult", "run_judge"]
 
 _SLOW_START_SECONDS = 30.0
 _MODULES = {
@@ -35,7 +35,7 @@ exec(compile({script!r}, "judge", "exec"), {{"__name__": "judge"}})
 
 
 @dataclasses.dataclass(frozen=True)
-class Ruling:
+class JudgeResult:
     """The result of judging a program.
 
     Attributes:
@@ -49,7 +49,7 @@ class Ruling:
 
 def run_judge(
     sandbox: Sandbox, judge: Literal["asserts", "calls", "cases"], job: dict[str, Any], secret: dict[str, Any], limits: Limits
-) -> Ruling:
+) -> JudgeResult:
     """Judges a program in the sandbox.
 
     Args:
@@ -73,8 +73,8 @@ def run_judge(
             f"{done.output[-300:]!r} in the sandbox; check it with cycleqd doctor"
         )
     if verdict is None:
-        return Ruling(None, "timed out" if done.timed_out else "the program ended its box")
-    return Ruling(verdict)
+        return JudgeResult(None, "timed out" if done.timed_out else "the program ended its box")
+    return JudgeResult(verdict)
 
 
 def _run(

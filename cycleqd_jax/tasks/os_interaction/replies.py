@@ -1,4 +1,4 @@
-"""The protocol of OS interaction: the actions of replies, and the replies of scripted players."""
+"""The protocol of OS interaction: the actions of replies, and the replies of scripted solutions."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def _bash_blocks(reply: str) -> Iterable[str]:
 
 
 def command_and_end(command: str, answers: bool, think: bool) -> Solution:
-    """A player that executes a command and ends the episode.
+    """A solution that executes a command and ends the episode.
 
     Args:
         command: the command.
-        answers: whether the player answers with the output; otherwise it finishes without an answer.
+        answers: whether the solution answers with the output; otherwise it finishes without an answer.
         think: whether its replies contain thoughts, as in AgentBench's prompt.
     """
 

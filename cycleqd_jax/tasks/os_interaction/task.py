@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cycleqd_jax.sandbox import Box, DockerBox, DockerShell, InfraError, Killed, Shell
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean, fixed, system_message
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, system_message
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.options import TaskOptions, option_error
 from cycleqd_jax.tasks.os_interaction.checks import BUILTINS
@@ -105,8 +105,8 @@ class OsInteraction(RecordTask[OsRecord]):
         return parse_record(row)
 
     def stubs(self, record: OsRecord) -> Iterable[Solution]:
-        """A player that finishes at once: the checks run on an unchanged system, without an answer."""
-        yield fixed("Act: finish")
+        """A solution that finishes at once: the checks run on an unchanged system, without an answer."""
+        yield fixed_replies("Act: finish")
 
     def environment(self, record: OsRecord) -> Environment:
         """A fresh episode of a record."""
@@ -119,7 +119,7 @@ class OsInteraction(RecordTask[OsRecord]):
         gold command but an answer, the solution is the answer.
         """
         if record.example is None and record.match is not None:
-            yield fixed(f"Act: answer({record.match})")
+            yield fixed_replies(f"Act: answer({record.match})")
         if record.example is None or record.example.language != "bash":
             return
         think, typed = self.prompt == "agentbench", record.example.code
@@ -176,7 +176,7 @@ class OsEpisode:
 
     def step(self, reply: str) -> list[Message] | Score:
         """Executes commands, or ends the episode with a score."""
-        act = parse_act(clean(reply))
+        act = parse_act(clean_text(reply))
         self._rounds += 1
         try:
             if act is None:

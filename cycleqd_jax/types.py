@@ -99,8 +99,8 @@ class Adapter:
     """An expert as updates of its base model: θ = θ_base + update for every leaf.
 
     Attributes:
-        updates: from the path of a leaf of the base (``"layers/attn/q"``) to a :class:`LowRank` or an array of the leaf's
-            shape. Leaves without an entry are those of the base.
+        updates: the changed leaves. The key is the path of a leaf of the base (``"layers/attn/q"``); the value is a
+            :class:`LowRank` or an array of the leaf's shape. Leaves without an entry are those of the base.
     """
 
     updates: Mapping[str, LowRank | AnyArray]
@@ -323,7 +323,7 @@ class Score:
     """The score of an episode.
 
     Attributes:
-        value: in [0, 1].
+        value: the score, in [0, 1].
         reason: one line for the transcript, such as ``"passed"``, ``"assertion 2 failed"`` or ``"wrong answer: …"``.
     """
 

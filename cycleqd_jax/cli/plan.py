@@ -30,7 +30,7 @@ def plan_run(
 
     Args:
         config: YAML file.
-        overrides: of its keys.
+        overrides: overrides of its keys.
         devices: the number of devices; None takes those of the config's mesh, or one.
         device: the kind of device.
         mesh: how they are arranged, ``population,fsdp,tensor``; None takes the config's mesh or, if it has none, the best.

@@ -15,7 +15,7 @@ def write_reports(folders: Sequence[Path]) -> None:
     """Writes the report of every run folder, and prints one table for all that have results.
 
     Args:
-        folders: of the runs.
+        folders: the run folders.
 
     Raises:
         InputError: a folder is no run folder, or it is damaged.

@@ -19,7 +19,7 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
     """Runs the stage ``args.command``.
 
     Args:
-        args: of the command line.
+        args: the arguments of the command line.
         command: the arguments as they were given, for the model card.
     """
     config = load_config(args.config, args.overrides)

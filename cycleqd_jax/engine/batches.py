@@ -21,8 +21,8 @@ class Chunk(NamedTuple):
     """Consecutive tokens that are computed as one row of a prefill.
 
     Attributes:
-        slot: where they go; None for shared columns.
-        tokens: at most the layout's ``chunk``.
+        slot: the slot that stores them; None for shared columns.
+        tokens: the tokens, at most the layout's ``chunk``.
         first: the first column that they may see.
         column: the column of the first token.
         shared: the shared columns that they see: start and end.
@@ -45,8 +45,8 @@ def chunks_of(
     """The chunks of a prompt or a prefix.
 
     Args:
-        request: that they are computed for.
-        slot: where they go; None for shared columns.
+        request: the request that they are computed for.
+        slot: the slot that stores them; None for shared columns.
         tokens: all tokens.
         size: tokens per chunk.
         start: tokens that are in the cache already.
@@ -83,7 +83,7 @@ class Batches:
         """Tokens and requests of a prefill with ``size`` rows; empty rows repeat the first chunk.
 
         Args:
-            batch: at most ``size`` chunks.
+            batch: a list of at most ``size`` chunks.
             size: rows.
             width: pages per row.
             shared_columns: how many there are.
@@ -115,7 +115,7 @@ class Batches:
             slots: some may have no request.
             width: pages per row.
             shared_columns: how many there are.
-            pages: of the cache.
+            pages: the pages of the cache.
         """
         rows = Rows(
             _int32(range(len(slots)))[:, None],

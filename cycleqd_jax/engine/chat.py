@@ -16,12 +16,12 @@ class ChatGenerator:
     """A :class:`cycleqd_jax.types.Generator`: conversations in, replies out.
 
     Args:
-        engine: with the weights loaded.
-        tokenizer: of the same model.
+        engine: an engine with loaded weights.
+        tokenizer: the tokenizer of the same model.
         stop: strings that end a reply; the reply is cut before the first of them.
         temperature: 0 is greedy.
         top_p: draw from the likeliest tokens that together have this probability.
-        seed: of the draws: with the same seed the reply to a conversation is always the same.
+        seed: the seed of the draws: with the same seed the reply to a conversation is always the same.
 
     Raises:
         InputError: the engine does not stop at the tokenizer's stop tokens, or a stop string is empty.

@@ -115,7 +115,8 @@ class Engine:
         The engine keeps every layer's matrices as separate arrays, so that kernels need no copy.
 
         Args:
-            params: of the engine's config; with :class:`~cycleqd_jax.types.MixedMatrix` leaves, those of several individuals.
+            params: the weights of a model with the engine's config; with :class:`~cycleqd_jax.types.MixedMatrix` leaves, those
+                of several individuals.
             donate: delete each stack of matrices once it has been taken apart, so that the weights are never in memory twice,
                 except for one stack (and on CPUs a tied head); ``params`` can't be used afterwards.
 
@@ -156,7 +157,7 @@ class Engine:
                 next prompt that is in the cache is not computed again. It may have one request at a time.
             temperature: 0 is greedy.
             top_p: draw from the likeliest tokens that together have this probability.
-            seed: of the draws; the same request draws the same tokens, whatever else is decoded.
+            seed: the seed of the draws; the same request draws the same tokens, whatever else is decoded.
             individual: whose weights to use, where those of several individuals are loaded.
             stop_when: called at every host sync with all tokens of the reply so far; returns how many of them are the reply if
                 it is complete, or None.

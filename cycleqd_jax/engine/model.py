@@ -35,7 +35,7 @@ class Model(model.Model):
             stop: strings that end the reply and are not part of it.
             temperature: 0 is greedy decoding.
             top_p: sample from the likeliest tokens whose probabilities sum up to this.
-            seed: of sampling.
+            seed: the seed of sampling.
 
         Returns:
             The text of the reply.

@@ -104,7 +104,7 @@ class Request:
         number: the caller's name for it.
         prompt: token ids.
         limit: the most tokens of the reply.
-        conversation: of which this is a turn, or None.
+        conversation: the conversation of which this is a turn, or None.
         draw: how tokens are chosen.
         individual: whose weights are used.
         stop_when: ends the reply early.
@@ -205,10 +205,10 @@ def checked(
         prompt: token ids.
         limit: the most tokens of the reply.
         temperature: 0 is greedy.
-        top_p: see :class:`Draw`.
-        seed: of the draws.
+        top_p: the share of probability to draw from; see :class:`Draw`.
+        seed: the seed of the draws.
         individual: whose weights are used.
-        vocab_size: of the model.
+        vocab_size: the vocabulary size of the model.
         individuals: how many are loaded.
 
     Returns:

@@ -31,8 +31,8 @@ def stream_tokens(
 
     Args:
         params: the weights.
-        config: of the model.
-        prompt_ids: at least one token.
+        config: the config of the model.
+        prompt_ids: the prompt, at least one token.
         max_new_tokens: the most tokens of the reply; fewer where the model's context ends first.
         stop_ids: tokens that end a reply.
         tokens_per_step: decode steps between two host syncs.
@@ -136,8 +136,8 @@ def stream_reply(
 
     Args:
         params: the weights.
-        config: of the model.
-        tokenizer: of the same model.
+        config: the config of the model.
+        tokenizer: the tokenizer of the same model.
         messages: a conversation that ends with a user message.
         max_new_tokens: the most tokens of the reply; fewer where the model's context ends first.
         tokens_per_step: see :func:`stream_tokens`.

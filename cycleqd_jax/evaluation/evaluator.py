@@ -96,7 +96,7 @@ class Evaluator:
     The scores of a model depend on its weights alone. Models share no state except cached scores of identical replies.
 
     Attributes:
-        tasks: in the order of the scores.
+        tasks: the tasks, in the order of the scores.
         unload: frees the weights of the last model, so that there is room for the next.
     """
 
@@ -139,7 +139,7 @@ class Evaluator:
 
         Args:
             params: weights of the model.
-            split: which problems.
+            split: the half of the problems.
             donate: whether the weights' buffers may be reused; the caller must not use them afterwards.
             stop: when it is set, the evaluation is abandoned after the generator's current call.
 
@@ -169,7 +169,7 @@ class Evaluator:
         Args:
             params: weights of all models.
             count: how many of the models to evaluate, from the first.
-            split: which problems.
+            split: the half of the problems.
             donate: see :meth:`__call__`.
             stop: see :meth:`__call__`.
 

@@ -60,7 +60,7 @@ class GenomeEvaluator(Protocol):
         """Evaluates groups of genomes.
 
         Args:
-            groups: of up to ``size`` genomes each.
+            groups: lists of up to ``size`` genomes each.
             on_result: called with the index of a group and the evaluations of its genomes, as soon as they are complete. The
                 groups come in any order; calls do not overlap. Results delivered before an exception are valid.
         """
@@ -74,7 +74,7 @@ class SerialWorker:
 
     def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator) -> None:
         """Args:
-        express: from a genome to weights on the devices of the evaluator's engine.
+        express: turns a genome into weights on the devices of the evaluator's engine.
         evaluator: scores the weights; their buffers are donated to it.
         """  # noqa: D205
         self._express = express
@@ -103,7 +103,7 @@ class PopulationWorker:
 
     def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, size: int) -> None:
         """Args:
-        express: from stacked genomes to the weights of all (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
+        express: turns stacked genomes into the weights of all (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
         evaluator: scores all of them together.
         size: the most individuals per batch.
         """  # noqa: D205

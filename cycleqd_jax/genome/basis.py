@@ -122,7 +122,7 @@ def change_at(base: Array, change: LowRank | Array | None, at: tuple[Int[Array, 
 
     Args:
         base: θ_base of the leaf, ``[*stack, *rest]``.
-        change: of one expert, see :func:`changes_of`.
+        change: the change of one expert, see :func:`changes_of`.
         at: the index of the matrix in the stack; ``()`` is the whole leaf.
         weights: whether ``change`` is θ rather than τ.
     """
@@ -159,7 +159,7 @@ def dense_bases(
     Args:
         base: weights θ_base.
         experts: one per task.
-        paths: of the leaves.
+        paths: the paths of the leaves.
         rank: directions kept; None keeps all.
         method: see :func:`~cycleqd_jax.operators.svd.decompose`.
         mesh: decompose one matrix on each of its devices at a time, whatever its axes; for a single process. On CPU the
@@ -219,7 +219,7 @@ def sketch(base: Params, experts: Sequence[Params | Adapter], path: str) -> Sket
     Args:
         base: weights θ_base.
         experts: one per task.
-        path: of the leaf.
+        path: the path of the leaf.
     """
     leaf = dict(tree_paths(base))[path]
     *stack, m, n = leaf.shape
@@ -254,7 +254,7 @@ def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Seq
     Args:
         base: weights θ_base.
         experts: one per task.
-        paths: of leaves that are only changed by low-rank updates.
+        paths: the paths of leaves that are only changed by low-rank updates.
 
     Yields:
         The path and the basis. Its rank is the largest among the experts; directions that an expert lacks are zero.
@@ -299,7 +299,7 @@ def check_bases(
     """Checks that bases belong to these leaves, this rank and these experts: s_1 must be u_1ᵀ τ v_1 of every matrix.
 
     Args:
-        bases: to check.
+        bases: the bases to check.
         base: weights θ_base.
         experts: one per task.
         wanted: the paths of the leaves.

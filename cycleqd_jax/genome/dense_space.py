@@ -30,7 +30,7 @@ class DenseSpace(flax.struct.PyTreeNode):
         mutation: ``"svd"`` (the child's own), ``"gaussian"`` or ``"none"``.
         strength: w_max of SVD mutation (paper: 0.3), or the standard deviation σ of Gaussian mutation.
         rank: singular directions that SVD mutation acts on; None is all.
-        method: of the decomposition of the child; see :func:`~cycleqd_jax.operators.svd.factorize`.
+        method: the method of the decomposition of the child; see :func:`~cycleqd_jax.operators.svd.factorize`.
 
     >>> import jax.numpy as jnp
     >>> from cycleqd_jax.genome import DenseSpace

@@ -135,11 +135,11 @@ class ExpertSpace(flax.struct.PyTreeNode):
             predicate: which leaves mutation acts on.
             densify: multiply low-rank updates out for leaves that another expert changes as a whole (an expert given by its
                 weights changes every leaf). Otherwise such leaves are an error.
-            method: of the decomposition of leaves that experts change as a whole; see
+            method: the decomposition of leaves that experts change as a whole; see
                 :func:`~cycleqd_jax.operators.svd.factorize`.
             bases: decompositions of these leaves that were computed before, in float32.
-            factor_dtype: of the directions U and V of these leaves, which mutation multiplies. The default is bfloat16 for
-                bfloat16 weights, which halves their memory and the time of :meth:`express`, and float32 otherwise. Sums,
+            factor_dtype: dtype of the directions U and V of these leaves, which mutation multiplies. The default is bfloat16
+                for bfloat16 weights, which halves their memory and the time of :meth:`express`, and float32 otherwise. Sums,
                 singular values and coefficients are always float32, and crossover does not use U and V. With bfloat16 the error
                 of what mutation adds is 0.3 % of its norm; rounding weights to bfloat16 gives an error of 0.17 %.
 
@@ -250,7 +250,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
         Args:
             key: consumed; a typed PRNG key.
-            genome: of the child.
+            genome: the genome of the child.
             active: index i of the active task.
 
         Raises:
@@ -283,7 +283,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         """The weights of several genomes.
 
         Args:
-            genomes: with a leading axis of individuals, which a mesh splits over its axis ``"population"``.
+            genomes: genomes with a leading axis of individuals, which a mesh splits over its axis ``"population"``.
 
         Returns:
             Leaves ``[individual, *shape]``.
@@ -304,7 +304,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         """The weights of several genomes of low-rank experts over one shared base; low-rank updates are not multiplied out.
 
         Args:
-            genomes: with a leading axis of individuals.
+            genomes: genomes with a leading axis of individuals.
 
         Returns:
             The base, with a :class:`~cycleqd_jax.types.MixedMatrix` for every stacked matrix that experts change.

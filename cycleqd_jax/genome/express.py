@@ -58,7 +58,7 @@ def express_leaves(
     """θ = θ_base + Σ_k a_k τ_k + Σ_k U_k diag(c_k ⊙ s_k) V_kᵀ of several leaves, summed in float32 and cast once.
 
     Args:
-        parts: of every leaf.
+        parts: the parts of every leaf.
         mixing: a.
         coefficients: c, for every basis of every leaf.
         outs: for every leaf an array like it to overwrite block by block; for None, an array of zeros is created first.

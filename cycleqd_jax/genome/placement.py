@@ -66,8 +66,8 @@ def part_specs(parts: Parts, spec: P) -> Parts:
     """Partition specs for all arrays that a leaf is made of.
 
     Args:
-        parts: of the leaf.
-        spec: of the leaf.
+        parts: the parts of the leaf.
+        spec: the partition spec of the leaf.
 
     Returns:
         ``parts`` with a spec in place of every array. What is split is never an axis that is summed over, so that no array

@@ -119,9 +119,9 @@ class TaskVectorNorms:
 
     Attributes:
         base: the base, as the user named it.
-        total: of all weights.
-        by_kind: of every kind of weight, by our path.
-        by_layer: of every layer, by its index.
+        total: the norm of all weights together.
+        by_kind: the norm of every kind of weight, by our path.
+        by_layer: the norm of every layer, by its index.
     """
 
     base: str

@@ -53,7 +53,7 @@ def dense_update(update: LowRank | Array | np.ndarray) -> Float[Array, "*shape"]
     """What an update adds to its leaf: the product a @ b of a low-rank update, or the update of a whole leaf.
 
     Args:
-        update: of one leaf.
+        update: the update of one leaf.
 
     Returns:
         An array of the leaf's shape, float32.

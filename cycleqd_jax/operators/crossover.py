@@ -56,8 +56,8 @@ def linear_crossover(parent1: PyTree[Array], parent2: PyTree[Array], omega: Floa
     the weights sum to one.
 
     Args:
-        parent1: task vector (or genome) of the first parent.
-        parent2: of the second, the same tree of shapes.
+        parent1: the task vector (or genome) of the first parent.
+        parent2: the task vector of the second parent, the same tree of shapes.
         omega: raw weights, see :func:`crossover_weights`.
 
     Returns:

@@ -24,8 +24,8 @@ def matrix_keys(key: PRNGKeyArray, path: str, stack: tuple[int, ...]) -> Key[Arr
     leaves, the number of layers stacked after it, or the sharding of the leaf.
 
     Args:
-        key: of the individual.
-        path: of the leaf.
+        key: the key of the individual.
+        path: the path of the leaf.
         stack: the leaf's leading axes.
 
     Returns:
@@ -46,8 +46,8 @@ def mutation_coefficients(
     """W ~ U[0, w_max]^r, independently for every matrix of a leaf (the paper's SVD-based mutation).
 
     Args:
-        key: of the individual; a typed PRNG key.
-        path: of the leaf.
+        key: the key of the individual; a typed PRNG key.
+        path: the path of the leaf.
         stack: the leaf's leading axes.
         rank: r.
         w_max: upper end of the uniform distribution.
@@ -68,7 +68,7 @@ def svd_mutation(
     Args:
         key: consumed; a typed PRNG key.
         tau: task vector of the child.
-        factors: from :func:`~cycleqd_jax.operators.factorize`; leaves without factors are unchanged.
+        factors: the result of :func:`~cycleqd_jax.operators.factorize`; leaves without factors are unchanged.
         w_max: upper end of the uniform distribution.
 
     Returns:

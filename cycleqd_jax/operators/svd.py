@@ -52,7 +52,7 @@ def is_matrix(path: str, leaf: Array | jax.ShapeDtypeStruct) -> bool:
     too. Embeddings and ``lm_head`` are matrices.
 
     Args:
-        path: of the leaf, as ``"layers/attn/q"``.
+        path: the path of the leaf, as ``"layers/attn/q"``.
         leaf: an array or ``ShapeDtypeStruct``.
 
     >>> import jax.numpy as jnp
@@ -151,7 +151,7 @@ def decompose(
     Args:
         matrices: one matrix or a stack.
         rank: keep the leading ``rank`` directions of each matrix; None, or a rank above ``min(m, n)``, keeps all.
-        method: see above.
+        method: the decomposition; see above.
         mesh: distribute the matrices of the stack over all its devices; a stack that does not divide is padded with zeros. By
             default they are decomposed where they are. Results are equal to rounding, and with ``svd`` on CPU bit for bit.
 
@@ -235,7 +235,7 @@ def compose(factors: Factors, coefficients: Float[Array, "*stack r"] | None = No
     """U diag(c ⊙ s) Vᵀ for a stack of matrices, as one batched product.
 
     Args:
-        factors: of one leaf.
+        factors: the factors of one leaf.
         coefficients: c, ``[*stack, r]``; None is all ones, which gives the (truncated) matrix.
 
     Returns:

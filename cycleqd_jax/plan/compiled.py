@@ -62,7 +62,7 @@ class Collective:
     Attributes:
         kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all``, ``ragged-all-to-all``,
             ``collective-permute`` or ``collective-broadcast``.
-        bytes: of one result on one device.
+        bytes: the size of one result on one device.
         count: the number of collectives of this kind and size.
     """
 
@@ -77,13 +77,13 @@ class Program:
 
     Attributes:
         stage: the stage that runs it.
-        name: of the program.
+        name: the name of the program.
         arguments: bytes of its arguments.
         outputs: bytes of its outputs.
         aliased: bytes of the outputs that reuse the memory of arguments.
         temporaries: further bytes while it runs.
         collectives: messages between devices.
-        seconds: of compilation.
+        seconds: the time of compilation.
     """
 
     stage: str
@@ -348,8 +348,8 @@ def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> l
     """The stages with the compiler's figures in place of estimates, from each stage's program that needs the most memory.
 
     Args:
-        stages: of an estimate.
-        programs: that were compiled.
+        stages: the stages of an estimate.
+        programs: the compiled programs.
     """
 
     def replaced(stage: Stage) -> Stage:

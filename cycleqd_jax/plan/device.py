@@ -17,13 +17,13 @@ class Device:
     """Limits of one device, as its maker states them; programs reach only a part of them.
 
     Attributes:
-        name: as on the command line.
+        name: its name on the command line.
         memory: bytes that the driver gives to programs.
-        bandwidth: of that memory, bytes/s.
+        bandwidth: the bandwidth of that memory, bytes/s.
         half: dense matrix products in bfloat16 or float16, summed in float32, FLOP/s.
         single: float32 products at full precision (no TensorFloat-32), FLOP/s.
-        link: to the other devices of a machine, bytes/s out of each.
-        latency: of one collective, s; an assumption.
+        link: the bandwidth to the other devices of a machine, bytes/s out of each.
+        latency: the latency of one collective, s; an assumption.
         disk: rate at which all devices together read weights and write bases, bytes/s; an assumption.
         chip: the fields of XLA's ``gpu_device_info`` that differ between chips; None where programs are compiled for the CPU.
         shares_host: whether its memory is the host's: then it also holds what a stage needs on the host.

@@ -54,11 +54,11 @@ class Stage:
     """What a stage needs.
 
     Attributes:
-        name: of the stage.
+        name: the name of the stage.
         device: bytes on each device, by their use.
         host: bytes of the host's memory.
         disk: bytes on disk that the stage needs or writes.
-        seconds: at the device's limits, once per run (load, basis) or per child; time in sandboxes is not included.
+        seconds: the time at the device's limits, once per run (load, basis) or per child; time in sandboxes is not included.
         source: ``estimate``, or ``XLA`` where the figures are the compiler's.
     """
 

@@ -16,7 +16,7 @@ class Seconds:
     """Times at the limits of a device: the greater of FLOPs and bytes.
 
     Args:
-        memory: of the workload.
+        memory: the memory of the workload.
         device: whose limits.
     """
 

@@ -100,7 +100,7 @@ def as_text(plan: dict[str, Any], *, mesh_given: bool = False) -> str:
     """A plan for a reader.
 
     Args:
-        plan: of :func:`summary`.
+        plan: the result of :func:`summary`.
         mesh_given: whether the user has chosen the mesh.
     """
     lines = [*_head(plan), *map(_program, plan["programs"]), _time(plan), *(f"note: {note}" for note in plan["notes"])]

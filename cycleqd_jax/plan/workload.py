@@ -29,7 +29,7 @@ class Workload:
         model: base and experts, with the dtype of their weights.
         experts: the number K of experts.
         rank: singular directions that are kept; None keeps all.
-        method: of the decomposition.
+        method: the method of the decomposition.
         slots: prompts decoded together.
         max_len: most tokens of prompt and reply.
         new: most tokens of a reply.
@@ -45,7 +45,8 @@ class Workload:
         sandbox_disk: bytes of disk per sandbox.
         adapters: for every expert the ranks of its LoRA adapter, or None where the expert is given by its weights; empty where
             all experts are.
-        factor_dtype: of the singular directions of dense experts; None as :class:`~cycleqd_jax.genome.ExpertSpace` chooses.
+        factor_dtype: the dtype of the singular directions of dense experts; None is the choice of
+            :class:`~cycleqd_jax.genome.ExpertSpace`.
     """
 
     model: LlamaConfig

@@ -119,7 +119,7 @@ class RunFolder:
         """An individual and all its ancestors, up to the experts.
 
         Args:
-            id: of the individual.
+            id: the id of the individual.
 
         Returns:
             Records as of :meth:`individuals`, each ancestor once, with ``depth``: the fewest generations between it and the

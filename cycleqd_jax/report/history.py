@@ -159,7 +159,7 @@ class History:
 
     Attributes:
         grid: tasks, bins and bounds.
-        individuals: in the order of the journal; a *row* is a position in this order.
+        individuals: all individuals, in the order of the journal; a *row* is a position in this order.
         torn: whether an incomplete last line was left out.
     """
 

@@ -36,7 +36,7 @@ class Transcript:
         split: ``train`` or ``test``.
         method: the method whose model wrote the replies, such as ``cycleqd``.
         index: number of the episode in the split.
-        score: in [0, 1].
+        score: the score, in [0, 1].
         reason: why the episode got this score.
         messages: (role, content) pairs.
     """

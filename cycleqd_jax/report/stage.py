@@ -18,7 +18,7 @@ class Stage:
     """A stage under way. Times are seconds on the clock of the progress bar.
 
     Attributes:
-        name: of the stage.
+        name: the name of the stage.
         started: when the stage began.
         done: finished steps.
         total: all steps; 0 if unknown.

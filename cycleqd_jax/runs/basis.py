@@ -28,13 +28,13 @@ RECIPE = 2
 
 
 class StoredBasis(NamedTuple):
-    """A basis and what is known of it.
+    """A basis and its metadata.
 
     Attributes:
-        bases: of every leaf that experts change as a whole, by path, as :class:`~cycleqd_jax.genome.ExpertSpace` takes them;
-            in the host's memory, since in float32 they may exceed that of a device.
+        bases: the bases of every leaf that experts change as a whole, by path, as :class:`~cycleqd_jax.genome.ExpertSpace`
+            takes them. They are in the host's memory, since in float32 they may exceed that of a device.
         facts: the content of ``basis.json``: shapes, ranks, retained energy and seconds by leaf, and the similarity of experts.
-        folder: of the store.
+        folder: the folder of the store.
     """
 
     bases: dict[str, Basis]
@@ -46,8 +46,8 @@ def experts_of(config: RunConfig, models: Models) -> Experts:
     """Base and experts of a run, with the identity of their basis.
 
     Args:
-        config: of the run.
-        models: of the run; they are loaded if need be.
+        config: the config of the run.
+        models: the models of the run; they are loaded if necessary.
 
     Raises:
         InputError: the run evolves whole task vectors, which need no basis.
@@ -80,7 +80,7 @@ def load_basis(experts: Experts, cache: Path, progress: Progress, log: Callable[
         experts: base and experts.
         cache: the run's cache.
         progress: called leaf by leaf.
-        log: for single lines: what was found, and which corrupt leaves are rebuilt.
+        log: called with single lines: what was found, and which corrupt leaves are rebuilt.
 
     Raises:
         InputError: the experts do not belong together (:func:`~cycleqd_jax.genome.experts.check_experts`), the store belongs to
@@ -150,7 +150,7 @@ def _describe_leaf(shape: tuple[int, ...], kind: str, s: np.ndarray, energies: n
     """What is known of one leaf.
 
     Args:
-        shape: of the leaf, ``[*stack, m, n]``.
+        shape: the shape of the leaf, ``[*stack, m, n]``.
         kind: ``"whole"`` or ``"low-rank"``.
         s: singular values kept, ``[expert, *stack, rank]``.
         energies: squared norms of the task vectors, ``[expert, *stack]``.

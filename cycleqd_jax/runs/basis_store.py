@@ -40,7 +40,7 @@ class Experts(NamedTuple):
         experts: one for each task.
         identity: everything the numbers depend on, as JSON; its digest names the store.
         rank: directions kept per matrix; None keeps all.
-        method: of the decomposition.
+        method: the method of the decomposition.
         densify: see :class:`~cycleqd_jax.config.GenomeConfig`.
     """
 
@@ -60,14 +60,14 @@ class BasisStore:
     """One folder of leaves.
 
     Attributes:
-        folder: of the store.
+        folder: the folder of the store.
     """
 
     def __init__(self, folder: Path, experts: Experts) -> None:
         """Reads nothing yet.
 
         Args:
-            folder: of the store.
+            folder: the folder of the store.
             experts: the models that its basis belongs to.
         """
         self.folder = folder
@@ -112,9 +112,9 @@ class BasisStore:
         """Reads the leaves that are stored and not in ``leaves`` yet.
 
         Args:
-            paths: of the leaves wanted.
+            paths: the paths of the wanted leaves.
             leaves: those read before; those found are added.
-            log: for warnings about corrupt leaves, which are then removed (the caller holds the store's lock); None
+            log: called with warnings about corrupt leaves, which are then removed (the caller holds the store's lock); None
                 leaves them as they are.
         """
         if self._meta() != self._identity:

@@ -29,10 +29,10 @@ def model_card(
     """The README.md of a model folder: Hugging Face metadata, lineage and scores.
 
     Args:
-        config: of the run.
-        folders: of base and experts, by the names of the results table.
-        chosen: of the aggregated model the ``elites``, their weights ``beta`` and the ``mixing`` coefficients; of an elite its
-            ``id`` and ``mixing``.
+        config: the config of the run.
+        folders: the folders of base and experts, by the names of the results table.
+        chosen: for the aggregated model the ``elites``, their weights ``beta`` and the ``mixing`` coefficients; for an elite
+            its ``id`` and ``mixing``.
         results: the content of ``results.json``.
         command: arguments of ``cycleqd``; empty where the run was started from Python.
     """

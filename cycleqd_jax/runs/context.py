@@ -26,12 +26,12 @@ class Context:
     """What the stages of a run share.
 
     Attributes:
-        config: of the run.
+        config: the config of the run.
         models: base, experts and baselines.
-        tasks: in the order of the config.
-        groups: of devices; children are spread over them, and everything else happens in the first.
+        tasks: the tasks, in the order of the config.
+        groups: the groups of devices; children are spread over them, and everything else happens in the first.
         progress: called by long stages.
-        log: for single lines.
+        log: called with single lines.
     """
 
     config: RunConfig
@@ -50,8 +50,8 @@ class Context:
         """An evaluator for models of one architecture and tokenizer.
 
         Args:
-            config: of the models.
-            tokenizer: of the models.
+            config: the config of the models.
+            tokenizer: the tokenizer of the models.
             group: the devices on which it decodes.
         """
         engine = group.engine(config, tokenizer, self.config.engine)

@@ -26,7 +26,7 @@ class DeviceGroup:
     """One group of devices along the population axis of the mesh.
 
     Attributes:
-        mesh: of the group, with all axes.
+        mesh: the mesh of the group, with all axes.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -84,8 +84,8 @@ def device_groups(config: RunConfig, log: Callable[[str], None]) -> list[DeviceG
     """The groups of devices that a run uses; groups that could never get a child are left out.
 
     Args:
-        config: of the run.
-        log: for a line that names the number of idle groups.
+        config: the config of the run.
+        log: called with a line that names the number of idle groups.
 
     Raises:
         InputError: the devices of this process do not form the mesh of the config.

@@ -117,9 +117,9 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], N
     """Records what a run's scores depend on beside its config, or compares it with what was recorded.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         inputs: digests of models and problems, by name.
-        log: for a warning that names changed versions.
+        log: called with a warning that names changed versions.
 
     Raises:
         InputError: a model or a problem has changed.

@@ -33,10 +33,10 @@ class Inputs:
     """The resolved inputs of a run.
 
     Attributes:
-        config: of the run.
-        tasks: in the order of the config.
-        architecture: of every model of the run, with the dtype and vocabulary it is evaluated in; of the tiny base, the largest
-            there can be (its vocabulary is known once its tokenizer is trained).
+        config: the config of the run.
+        tasks: the tasks, in the order of the config.
+        architecture: the architecture of every model of the run, with the dtype and vocabulary it is evaluated in. For the tiny
+            base, it is the largest possible one: its vocabulary is known once its tokenizer is trained.
         preflight: the given models as their headers describe them; None where the run trains its own, or where
             only the architecture was asked for.
         adapters: for every expert the leaves that its LoRA adapter changes, with their ranks (None: the whole leaf); None for
@@ -56,8 +56,9 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     """Resolves the inputs of a run.
 
     Args:
-        config: of the run.
-        architecture: of the base. When it is given, no file of the base is read, and the given models are not compared.
+        config: the config of the run.
+        architecture: the architecture of the base. When it is given, no file of the base is read, and the given models are not
+            compared.
 
     Raises:
         InputError: a task is unknown or lacks its file; a model can't be read; base and experts do not belong together; or
@@ -92,8 +93,8 @@ def tiny_llama(config: RunConfig, vocab_size: int) -> LlamaConfig:
     """The architecture of the tiny base.
 
     Args:
-        config: of the run.
-        vocab_size: of the tokenizer that is trained with it, at most ``model.tiny.vocab_size``.
+        config: the config of the run.
+        vocab_size: the size of the tokenizer that is trained with it, at most ``model.tiny.vocab_size``.
     """
     tiny = config.model.tiny
     return LlamaConfig(

@@ -33,8 +33,8 @@ class ModelFolders:
     """Where the models of a run lie, or will lie once they are trained.
 
     Attributes:
-        search: of ``base`` and ``expert/<task>``, which every search needs.
-        baselines: of the config's ``baselines``, which are evaluated where they have been trained.
+        search: the folders of ``base`` and ``expert/<task>``, which every search needs.
+        baselines: the folders of the config's ``baselines``, which are evaluated where they have been trained.
     """
 
     search: Mapping[str, Path]
@@ -57,7 +57,7 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     search share it.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         training_data: the identity of every task's training conversations, by task.
 
     Raises:
@@ -105,7 +105,7 @@ class Models:
     """The weights of base and experts, loaded when they are first needed, and held as long as this object is.
 
     Attributes:
-        folders: where the models lie.
+        folders: the folders of the models.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class Models:
         """Reads nothing yet.
 
         Args:
-            config: of the run.
-            folders: where the models lie.
-            log: for warnings.
-            shardings: of the weights of a model (see :func:`cycleqd_jax.models.files.hf.load`); None is one device.
+            config: the config of the run.
+            folders: the folders of the models.
+            log: called with warnings.
+            shardings: the shardings of a model's weights (see :func:`cycleqd_jax.models.files.hf.load`); None is one device.
         """
         self.folders = folders
         self._config = config

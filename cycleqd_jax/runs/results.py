@@ -37,9 +37,9 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     """Evaluates every row on both halves and writes ``tables/results.json`` and ``transcripts/``.
 
     Args:
-        context: of the run.
-        evolution: of the run; it evolves first where that has not been done.
-        isolation: of the sandbox, for the record.
+        context: the context of the run.
+        evolution: the evolution of the run. It evolves first if that has not been done.
+        isolation: the isolation of the sandbox, for the record.
 
     Returns:
         The content of ``results.json``.

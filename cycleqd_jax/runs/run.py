@@ -59,7 +59,7 @@ class Run:
             run.report()
 
     Attributes:
-        config: of the run.
+        config: the config of the run.
         folder: the run folder.
     """
 
@@ -75,9 +75,9 @@ class Run:
         """Does no work.
 
         Args:
-            config: of the run.
+            config: the config of the run.
             progress: called by long stages; by default a progress bar, in notebooks a widget.
-            log: for single lines; by default they are printed above the progress bar.
+            log: called with single lines; by default they are printed above the progress bar.
             read_only: write nothing into the run folder; it need not be free.
             command: arguments of ``cycleqd``, for the model card.
         """

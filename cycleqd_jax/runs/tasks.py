@@ -26,7 +26,7 @@ class TaskInput:
     """A task of a run before it is opened: what can be known without a sandbox.
 
     Attributes:
-        config: of the task.
+        config: the config of the task.
         kind: its class.
     """
 
@@ -76,8 +76,8 @@ class OpenTasks:
     """The tasks of a run, ready to be played.
 
     Attributes:
-        tasks: in the order of the config; the caller closes them.
-        training_data: of every task, by name.
+        tasks: the tasks, in the order of the config; the caller closes them.
+        training_data: the training data of every task, by name.
     """
 
     tasks: tuple[RecordTask[Any], ...]
@@ -111,11 +111,11 @@ def open_tasks(
     """Reads and checks the records of all tasks; miniature problems are generated into the cache.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         inputs: its tasks.
         sandbox: executes the replies.
         workers: threads that replay gold solutions.
-        log: for single lines.
+        log: called with single lines.
 
     Raises:
         InputError: data is missing or malformed, or options do not suit a task.

@@ -36,9 +36,9 @@ class Trainer:
         self, config: RunConfig, models: Models, training_data: Mapping[str, TrainingData], progress: Progress
     ) -> None:
         """Args:
-        config: of the run.
-        models: of the run; only their folders and their tokenizer are used.
-        training_data: of every task, by name.
+        config: the config of the run.
+        models: the models of the run; only their folders and their tokenizer are used.
+        training_data: the training data of every task, by name.
         progress: called while training.
         """  # noqa: D205
         self._config = config

@@ -71,7 +71,7 @@ def launches(name: str, tree: Path | None = None) -> list[Launch]:
     program is never the root of the host: even without capabilities, that root could change the files of root.
 
     Args:
-        name: of the isolation.
+        name: the name of the isolation.
         tree: the root file system of boxes; None for the programs and settings of the host.
     """
     isolation = Isolation(name, DESCRIPTIONS[name])

@@ -203,8 +203,8 @@ def finetune(
         params: the initial weights; they are not changed.
         config: the model.
         examples: tokenised conversations; every pass over them has a new random order.
-        options: of the training.
-        seed: of the order of the examples.
+        options: the options of the training.
+        seed: the seed of the order of the examples.
         progress: called with the loss and the learning rate after every dispatch.
         stage: the name of this training in progress and errors.
 

@@ -25,8 +25,8 @@ class Checkpoint:
     Attributes:
         where: the folder or file; for a repository whose weights are not downloaded, the folder of its small files.
         name: the path or name that was opened.
-        config: with the dtype of the tensors.
-        tensors: by Hugging Face's name.
+        config: the model's config, with the dtype of the tensors.
+        tensors: the tensors by Hugging Face's name.
     """
 
     where: Path

@@ -54,9 +54,9 @@ class GgufTensor:
     Attributes:
         file: the path of the file.
         dtype: the dtype that :meth:`read` returns, by safetensors' names: F32, F16 and BF16 as stored, F32 for quantised types.
-        shape: in Hugging Face's layout, ``[out, in]`` for matrices.
+        shape: the shape in Hugging Face's layout, ``[out, in]`` for matrices.
         stored: the stored type, by ggml's names, such as ``Q4_1``.
-        offset: of its first byte in the file.
+        offset: the position of its first byte in the file.
         row_bytes: bytes of a row of the last dimension.
         heads: the number of heads whose two halves are interleaved in the file; 0 for other tensors.
     """

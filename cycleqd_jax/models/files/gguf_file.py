@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     Attributes:
         shape: outermost dimension first.
         kind: ggml's number of its type.
-        offset: of its first byte in the file.
+        offset: the position of its first byte in the file.
     """
 
     shape: tuple[int, ...]
@@ -39,10 +39,10 @@ class Header(NamedTuple):
     """The header of a file.
 
     Attributes:
-        path: of the file.
+        path: the path of the file.
         metadata: the key-value pairs.
-        tensors: by llama.cpp's names.
-        size: of the file, in bytes.
+        tensors: the tensors by llama.cpp's names.
+        size: the size of the file, in bytes.
     """
 
     path: Path

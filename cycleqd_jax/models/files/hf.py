@@ -96,7 +96,7 @@ def save(
 
     Args:
         folder: a new place or a model folder.
-        config: of the model.
+        config: the config of the model.
         params: the weights; a tied head is written once.
         dtype: cast the weights to this dtype; by default the config's.
         tokenizer: written too, with ``generation_config.json``; files it was read from are copied byte for byte. Its special
@@ -175,7 +175,7 @@ def load_weights(checkpoint: Checkpoint, paths: Iterable[str]) -> dict[str, jax.
 
     Args:
         checkpoint: the model.
-        paths: of the weights, such as ``"layers/attn/q"``.
+        paths: the paths of the weights, such as ``"layers/attn/q"``.
 
     Returns:
         The weights by path, in the config's dtype, on JAX's default device.

@@ -48,7 +48,7 @@ def check_adapter(folder: str | Path, config: LlamaConfig) -> dict[str, int | No
 
     Args:
         folder: a PEFT folder.
-        config: of the base.
+        config: the config of the base.
 
     Returns:
         The rank of the update of every weight that the adapter changes, by path; None where it has the whole weight.
@@ -73,7 +73,7 @@ def load_adapter(
 
     Args:
         folder: a PEFT folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
-        config: of the base, with the vocabulary size that the adapter was trained with.
+        config: the config of the base, with the vocabulary size that the adapter was trained with.
         base: weights of the base. They are needed where the adapter has whole weights, whose update is the difference from the
             base (``modules_to_save``, or an embedding, which PEFT saves together with its factors).
         vocab_size: keep this many rows of the embedding and the head, as :func:`.hf.load` does for ``base``; all by default.

@@ -189,9 +189,9 @@ def header_length(path: Path, start: bytes, size: int) -> int:
     """The number of bytes of the header, without the length before it.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         start: the first 8 bytes of the file.
-        size: of the file, in bytes.
+        size: the size of the file, in bytes.
 
     Raises:
         InputError: the file is shorter than its header.
@@ -206,9 +206,9 @@ def parse_header(path: Path, header: bytes, size: int) -> dict[str, SafeTensor]:
     """All tensors of a header.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         header: the JSON, without the length before it.
-        size: of the file, in bytes.
+        size: the size of the file, in bytes.
 
     Raises:
         InputError: the header is invalid or does not match the size.
@@ -240,8 +240,8 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: 
     """Writes tensors of one dtype, one at a time.
 
     Args:
-        path: of the file.
-        shapes: of the tensors, by name, in order.
+        path: the path of the file.
+        shapes: the shapes of the tensors, by name, in order.
         dtype: one of :data:`DTYPES`.
         data: the tensors, in order.
     """

@@ -66,10 +66,12 @@ class LlamaConfig:
         qk_norm: whether q and k of every head are normed before RoPE (Qwen3).
         sliding_window: the number of tokens that a layer attends to (Mistral 7B v0.1). It has no effect on shorter texts;
             longer ones are refused.
-        bos_token_id: as in the file, and not used in any computation. This id and the next two may lie outside the vocabulary.
-        dtype: of the weights: float32, bfloat16 or float16.
-        compute_dtype: of activations; ``None`` is the dtype of the weights. Norms, softmax and logits are always float32. The
-            operands of matrix products have this dtype, or bfloat16 where the weights are bfloat16; sums are float32.
+        bos_token_id: the id in the file. It is not used in any computation. This id and the next two may lie outside the
+            vocabulary.
+        dtype: the dtype of the weights: float32, bfloat16 or float16.
+        compute_dtype: the dtype of activations; ``None`` is the dtype of the weights. Norms, softmax and logits are always
+            float32. The operands of matrix products have this dtype, or bfloat16 where the weights are bfloat16; sums are
+            float32.
         source: the JSON this was read from. :meth:`to_hf` writes its other entries again.
     """
 

@@ -120,6 +120,38 @@ def test_a_run_does_nothing_before_it_is_opened(tmp_path):
     run.close()
 
 
+STAGES = ["train", "build_basis", "evolve", "aggregate", "evaluate", "export", "report"]
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "results"])
+def test_a_stage_needs_an_open_run(finished, stage):
+    with cq.Run(cq.load_config(finished[0] / "config.yaml")) as run:
+        pass
+    for closed in (run, cq.Run(run.config)):
+        with pytest.raises(cq.InputError, match=f"expected an open run, got one that is not open in Run.{stage}; use `with"):
+            getattr(closed, stage)()
+    with cq.Run(run.config):  # nobody holds the folder
+        pass
+
+
+def test_a_read_only_run_reads(finished):
+    folder, results = finished
+    config = cq.load_config(folder / "config.yaml")
+    with cq.Run(config):  # another may hold the folder
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        with cq.Run(config, read_only=True) as run:
+            assert run.results() == results
+            measured = run.evaluate_model(folder / "model")
+            for stage in STAGES:
+                with pytest.raises(cq.InputError, match=f"expected a run that may write, got read_only=True in Run.{stage};"):
+                    getattr(run, stage)()
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    for split, evaluation in measured.items():
+        assert evaluation.error is None
+        row = results["methods"]["cycleqd"][split]
+        assert evaluation.scores == {task: row[task] for task in ("mbpp", "dbbench")}
+
+
 def test_the_archives_of_a_finished_run(finished):
     run = cq.open_run(finished[0])
     individuals = run.individuals()

@@ -26,9 +26,9 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
     stage, model = args.command, getattr(args, "model", None)
     with Run(config, read_only=model is not None, command=command) as run:
         if model is not None:
-            for split, scores in run.evaluate_model(model):
-                shown = scores if isinstance(scores, str) else ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
-                print(f"{split}: {shown}")
+            for split, evaluation in run.evaluate_model(model).items():
+                scores = ", ".join(f"{k} {v:.3f}" for k, v in (evaluation.scores or {}).items())
+                print(f"{split}: {evaluation.error or scores}")
             return
         if stage in ("run", "finetune"):
             run.train()

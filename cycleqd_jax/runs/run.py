@@ -1,17 +1,18 @@
-"""A run: its stages, each of which leaves its result in the run folder or the cache and is skipped where that exists."""
+"""A run: each stage stores its result in the run folder or the cache, and is skipped if the result exists."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cycleqd_jax import report
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
@@ -29,7 +30,7 @@ from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import open_tasks
 from cycleqd_jax.runs.trainer import Trainer
 from cycleqd_jax.sandbox import Sandbox
-from cycleqd_jax.types import SPLITS, Progress, Split
+from cycleqd_jax.types import SPLITS, InputError, Progress, Split
 
 __all__ = ["Run"]
 
@@ -48,8 +49,8 @@ class _Opened:
 class Run:
     """One run, as a context manager: entering it checks its inputs and opens its sandbox, leaving it closes them.
 
-    Stages may be called in any order and again: a stage does what is missing and keeps what is there. They are those of
-    the command line::
+    Stages need an open run. They may be called repeatedly and in any order: a stage computes only missing results. They are
+    those of the command line::
 
         with cq.Run(cq.load_config("configs/quickstart.yaml")) as run:
             run.train()
@@ -78,7 +79,8 @@ class Run:
             config: the config of the run.
             progress: called by long stages; by default a progress bar, in notebooks a widget.
             log: called with single lines; by default they are printed above the progress bar.
-            read_only: write nothing into the run folder; it need not be free.
+            read_only: do not lock the run folder, and write nothing into it. Such a run has only :meth:`results` of a finished
+                run and :meth:`evaluate_model`.
             command: arguments of ``cycleqd``, for the model card.
         """
         self.config = config
@@ -97,11 +99,13 @@ class Run:
         self.close()
 
     def open(self) -> None:
-        """Checks everything that can be checked before expensive work, and takes the run folder; entering the run calls it.
+        """Checks everything that can be checked before expensive work, and locks the run folder. ``with Run(...)`` calls it.
+
+        A run that is open stays as it is; one that was closed is opened again.
 
         Raises:
             InputError: config, data, models or run folder can't be used.
-            InfraError: no sandbox holds.
+            InfraError: no isolation works on this machine.
         """
         if self._opened is None:
             with contextlib.ExitStack() as stack:
@@ -150,36 +154,50 @@ class Run:
         bar = stack.enter_context(report.ProgressBar())
         return self._progress or bar, self._log or bar.log
 
-    def _ensure_open(self) -> _Opened:
-        self.open()
-        assert self._opened is not None
+    def _ensure_open(self, stage: str, *, writes: bool = True) -> _Opened:
+        """What the open run holds.
+
+        Args:
+            stage: the method that needs it.
+            writes: whether the stage writes into the run folder.
+
+        Raises:
+            InputError: the run is not open; or it is read-only, and the stage writes.
+        """
+        if self._opened is None:
+            raise InputError(f"expected an open run, got one that is not open in Run.{stage}; use `with Run(...) as run:`")
+        if writes and self._read_only:
+            raise InputError(f"expected a run that may write, got read_only=True in Run.{stage}; leave read_only out")
         return self._opened
 
     # Stages
 
+    # Each raises an InputError where the run is not open, or is read-only and would be written.
+
     def train(self) -> None:
         """Trains the models that are neither given nor cached: the tiny base, the experts, and the config's baselines."""
-        self._ensure_open().trainer.train()
+        self._ensure_open("train").trainer.train()
 
     def build_basis(self) -> dict[str, Any]:
         """Decomposes the experts' task vectors; returns the content of ``tables/basis.json``."""
-        return self._ensure_open().evolution.build_basis()
+        return self._ensure_open("build_basis").evolution.build_basis()
 
     def evolve(self) -> None:
-        """Evolves the archives to the last generation, from wherever the run folder stands."""
-        self._ensure_open().evolution.ensure_evolved()
+        """Evolves the archives to the last generation, continuing from the state in the run folder."""
+        self._ensure_open("evolve").evolution.ensure_evolved()
 
     def aggregate(self) -> Mapping[str, Any]:
         """The merge of the archives' elites (equation 5): ids of the ``elites``, their weights ``beta``, and ``mixing``."""
-        return self._ensure_open().evolution.aggregate().facts
+        return self._ensure_open("aggregate").evolution.aggregate().facts
 
     def evaluate(self) -> dict[str, Any]:
         """Scores every row of the results table on both halves; writes and returns ``tables/results.json``."""
-        opened = self._ensure_open()
+        opened = self._ensure_open("evaluate")
         return measure(opened.context, opened.evolution, opened.sandbox.isolation.name)
 
     def results(self) -> dict[str, Any]:
-        """The results table: read where it is there, otherwise evaluated."""
+        """The results table: read from the run folder if it exists, otherwise computed."""
+        self._ensure_open("results", writes=False)
         path = self.folder / "tables" / "results.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else self.evaluate()
 
@@ -193,7 +211,7 @@ class Run:
         Returns:
             The folder.
         """
-        opened = self._ensure_open()
+        opened = self._ensure_open("export")
         evolution, models = opened.evolution, opened.context.models
         chosen: Merged = evolution.best_elite() if best_elite else evolution.aggregate()
         results = self.results()
@@ -204,21 +222,20 @@ class Run:
 
     def report(self) -> list[Path]:
         """Draws figures, tables and the page from the run folder; returns the files written."""
+        self._ensure_open("report")
         return report.write_report(self.folder)
 
-    def evaluate_model(self, model: str | Path) -> Iterator[tuple[Split, Mapping[str, float] | str]]:
-        """Scores any model on the tasks of this run; writes nothing.
+    def evaluate_model(self, model: str | Path) -> dict[Split, Evaluation]:
+        """Scores any model on the tasks of this run; writes nothing into the run folder.
 
         Args:
             model: a Hugging Face folder, a ``.gguf`` file, or a repository of the hub.
 
-        Yields:
-            Each split with its scores by task, or with the reason why the model can't be evaluated.
+        Returns:
+            The evaluation on each half. Its ``error`` is set if the model's logits are not finite.
         """
-        context = self._ensure_open().context
+        context = self._ensure_open("evaluate_model", writes=False).context
         group = context.groups[0]
         config, params = hf.load(model, shardings=None if group.single else group.weight_shardings)
         evaluator = context.evaluator(config, load_tokenizer(model), group)
-        for split in SPLITS:
-            evaluation = evaluator(params, split)
-            yield split, str(evaluation.error) if evaluation.scores is None else evaluation.scores
+        return {split: evaluator(params, split) for split in SPLITS}

@@ -1,6 +1,6 @@
 """The configuration of a run: :func:`load_config` reads YAML or a mapping, :func:`describe` lists all keys."""
 
-from cycleqd_jax.config.load import load_config, task_options, to_dict, to_yaml
+from cycleqd_jax.config.load import check_config, load_config, task_options, to_dict, to_yaml
 from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
     CheckpointConfig,
@@ -29,6 +29,7 @@ __all__ = [
     "TaskConfig",
     "TinyConfig",
     "TrainConfig",
+    "check_config",
     "describe",
     "load_config",
     "task_options",

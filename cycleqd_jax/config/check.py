@@ -7,12 +7,12 @@ from pathlib import Path
 from cycleqd_jax.config.schema import RunConfig
 from cycleqd_jax.types import InputError
 
-__all__ = ["check_config"]
+__all__ = ["check_keys_together"]
 
 MAX_CELLS = 1_000_000  # per archive, as in algorithms.archive
 
 
-def check_config(config: RunConfig) -> None:
+def check_keys_together(config: RunConfig) -> None:
     """Checks that the keys of a config fit together.
 
     Raises:

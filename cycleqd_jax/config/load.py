@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import yaml
 
-from cycleqd_jax.config.check import check_config
+from cycleqd_jax.config.check import check_keys_together
 from cycleqd_jax.config.fields import Range, range_of
 from cycleqd_jax.config.schema import RunConfig, SandboxConfig
 from cycleqd_jax.types import InputError
 
-__all__ = ["load_config", "task_options", "to_dict", "to_yaml"]
+__all__ = ["check_config", "load_config", "task_options", "to_dict", "to_yaml"]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -53,8 +53,25 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     for assignment in overrides:
         _override(tree, assignment)
     config = _build(RunConfig, _fill_variables(tree, ""), "")
-    check_config(config)
+    check_keys_together(config)
     return config
+
+
+def check_config(config: RunConfig) -> None:
+    """Checks a config that was not read by :func:`load_config`, such as the result of ``dataclasses.replace``.
+
+    Raises:
+        InputError: naming the key whose value has another type or is out of range, or the keys that do not fit together.
+
+    >>> import dataclasses
+    >>> from cycleqd_jax.config import check_config, load_config
+    >>> config = load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]})
+    >>> check_config(dataclasses.replace(config, search=dataclasses.replace(config.search, bins=0)))
+    Traceback (most recent call last):
+    cycleqd_jax.types.InputError: expected search.bins to be at least 1, got 0; correct the config
+    """
+    _build(RunConfig, to_dict(config), "")
+    check_keys_together(config)
 
 
 def task_options(overrides: Sequence[str]) -> tuple[dict[str, Any], SandboxConfig]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from cycleqd_jax.config import RunConfig
+from cycleqd_jax.config import RunConfig, check_config
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import Preflight, preflight
@@ -61,10 +61,11 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
             compared.
 
     Raises:
-        InputError: a task is unknown or lacks its file; a model can't be read; base and experts do not belong together; or
-            ``engine.max_len`` exceeds the model's positions; or experts are adapters and whole models without
-            ``genome.densify``.
+        InputError: a key of the config is out of range; a task is unknown or lacks its file; a model can't be read; base and
+            experts do not belong together; ``engine.max_len`` exceeds the model's positions; or experts are adapters and whole
+            models without ``genome.densify``.
     """
+    check_config(config)
     tasks = resolve_tasks(config)
     model = config.model
     checked: Preflight | None = None
@@ -169,6 +170,6 @@ def _check_space(folder: Path, nbytes: int, what: str) -> None:
     free = shutil.disk_usage(place).free
     if free < nbytes:
         raise InputError(
-            f"expected {nbytes / 1e9:.1f} GB of space for {what} in {folder}, got {free / 1e9:.1f} GB; choose another place or "
-            "free some"
+            f"expected {nbytes / 1e9:.1f} GB of space for {what} in {folder}, got {free / 1e9:.1f} GB; free some space "
+            "or choose another folder"
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from cycleqd_jax.config import load_config
+from cycleqd_jax.config import check_config, load_config
 from cycleqd_jax.types import InputError
 
 from .conftest import MINIMAL
@@ -144,6 +146,23 @@ def test_baselines_need_experts_of_this_run():
 def test_devices(more, message):
     with pytest.raises(InputError, match=message):
         load_config(MINIMAL | more)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "message"),
+    [
+        ("search", {"batch_size": 0}, "expected search.batch_size to be at least 1, got 0"),
+        ("search", {"sigma": float("nan")}, "expected search.sigma to be finite, got nan"),
+        ("search", {"bins": 2000}, "at most 1000000 cells per archive"),
+        ("engine", {"max_len": 32}, r"above tasks\.0\.max_new_tokens"),
+    ],
+)
+def test_a_config_that_was_not_loaded(key, changes, message):
+    config = load_config(MINIMAL)
+    check_config(config)
+    changed = dataclasses.replace(config, **{key: dataclasses.replace(getattr(config, key), **changes)})
+    with pytest.raises(InputError, match=message):
+        check_config(changed)
 
 
 def test_required_keys():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from cycleqd_jax.config import RunConfig, TaskConfig
 from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, miniature, task_class
+from cycleqd_jax.tasks.records import split_sizes
 from cycleqd_jax.types import InputError, Message
 from cycleqd_jax.version import __version__
 
@@ -45,17 +45,22 @@ class TaskInput:
         return self.kind.max_replies(**self.own_options)
 
     def train_size(self) -> int:
-        """Number of problems that a child is scored on; reads the train file where the config does not say.
+        """Number of problems that a child is scored on; reads the train file.
+
+        A file that is not on this machine is not downloaded where the config gives a size: that size is returned.
 
         Raises:
-            InputError: the file is not there or malformed.
+            InputError: the file is not there and the config gives no size, or the file is malformed.
         """
-        if self.config.train_size is not None:
-            return self.config.train_size
-        if self.config.train is None:
-            return miniature.SIZES["train"]
-        count = self.kind.count(self.config.train)
-        return count if self.config.test is not None else math.ceil(count / 2)
+        size, train = self.config.train_size, self.config.train
+        if train is None:
+            return size or miniature.SIZES["train"]
+        if size is not None and not os.path.exists(train):
+            return size
+        count = self.kind.count(train)
+        if self.config.test is None:
+            count, _ = split_sizes(count, train)
+        return count if size is None else min(size, count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from cycleqd_jax.files import digest
 from cycleqd_jax.types import InputError
 
-__all__ = ["Row", "read_rows", "split_evenly"]
+__all__ = ["Row", "read_rows", "split_evenly", "split_sizes"]
 
 _TYPE_NAMES = {str: "a text", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
 
@@ -119,10 +119,24 @@ def split_evenly(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     Raises:
         InputError: there are fewer than two rows.
     """
-    if len(rows) < 2:
-        raise InputError(f"expected at least two records to split into train and test, got one in {rows[0].where}; give more")
+    train, _ = split_sizes(len(rows), rows[0].where if rows else "the file")
     order = sorted(rows, key=lambda row: (hashlib.sha256(row.id.encode()).digest(), row.id))
-    return order[: len(rows) // 2], order[len(rows) // 2 :]
+    return order[:train], order[train:]
+
+
+def split_sizes(count: int, where: str | Path) -> tuple[int, int]:
+    """The sizes of the train and the test half of :func:`split_evenly`.
+
+    Args:
+        count: number of rows.
+        where: the file, for error messages.
+
+    Raises:
+        InputError: there are fewer than two rows.
+    """
+    if count < 2:
+        raise InputError(f"expected at least two records to split into train and test, got {count} in {where}; give more")
+    return count // 2, count - count // 2
 
 
 def _parse_lines(path: Path, content: str) -> list[Row]:

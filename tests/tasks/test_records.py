@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
+from cycleqd_jax.tasks.records import Row, read_rows, split_evenly, split_sizes
 from cycleqd_jax.types import InputError
 
 
@@ -84,7 +84,8 @@ def test_a_list_of_texts_has_texts_only():
 def test_split_is_even_disjoint_and_independent_of_order(count):
     rows = [Row({"id": f"x/{n}"}, "here") for n in range(count)]
     train, test = split_evenly(rows)
-    assert abs(len(train) - len(test)) == count % 2
+    assert (len(train), len(test)) == split_sizes(count, "here")
+    assert len(test) - len(train) == count % 2
     assert sorted([r.id for r in train + test]) == sorted(r.id for r in rows)
     shuffled = random.Random(0).sample(rows, count)
     assert split_evenly(shuffled) == (train, test)
@@ -92,5 +93,5 @@ def test_split_is_even_disjoint_and_independent_of_order(count):
 
 
 def test_one_record_cannot_be_split():
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match=r"at least two records .*, got 1 in here; give more"):
         split_evenly([Row({"id": 1}, "here")])

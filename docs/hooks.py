@@ -21,19 +21,22 @@ class PublicNames(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Lets a public function hide the module of the same name, as it does when the package is imported."""
         del kwargs
-        rooms = [pkg]
-        for room in rooms:
-            rooms += [member for member in room.members.values() if not member.is_alias and isinstance(member, griffe.Module)]
-        public = [(room, str(name)) for room in rooms for name in room.exports or () if str(name) in room.members]
-        for room, name in public:
-            member = room.members[name]
+        modules = [pkg]
+        for parent in modules:
+            modules += [
+                member for member in parent.members.values() if not member.is_alias and isinstance(member, griffe.Module)
+            ]
+        public = [(parent, str(name)) for parent in modules for name in parent.exports or () if str(name) in parent.members]
+        for parent, name in public:
+            member = parent.members[name]
             if member.is_alias:
                 with contextlib.suppress(griffe.AliasResolutionError):  # a name of another package
                     _ = member.final_target  # found now, before a module on its path is hidden
-        for room, name in public:
-            module = room.members[name]
-            if not module.is_alias and module.is_module and name in module.members:
-                room.members[name] = griffe.Alias(name, module.members[name], parent=room)
+        for parent, name in public:
+            module = parent.members[name]
+            hidden = parent.imports.get(name) == f"{module.path}.{name}"
+            if not module.is_alias and module.is_module and hidden and name in module.members:
+                parent.members[name] = griffe.Alias(name, module.members[name], parent=parent)
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Replaces Sphinx's roles, such as ``:func:`~a.b.c```, by code."""

@@ -2,8 +2,10 @@
 
 It fails where
 
-- a public name (``__all__`` of the package, of a room, or of a folder or module that a reference page shows) has no docstring;
-- a public name of the package or of a room is on no reference page;
+- a public name (``__all__`` of the package, of a subpackage, or of a module that a reference page shows) has no docstring;
+- a public name of the package or of a subpackage is on no reference page;
+- a subpackage has no ``__all__``, or its ``__all__`` lists modules, and one of its modules is on no reference page. Modules
+  whose name starts with an underscore are not public, and neither are those of a subpackage that lists its names itself;
 - a link in a page, in README.md, CHANGELOG.md or CONTRIBUTING.md leads nowhere;
 - a page is missing in the navigation of mkdocs.yml;
 - README.md has more than 200 lines.
@@ -36,12 +38,12 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def packages(name: str = "cycleqd_jax") -> list[str]:
-    """The package and all rooms and folders in it that have public names; and the modules that are rooms."""
+    """The package, all its subpackages, and the modules directly in it."""
     root = importlib.import_module(name)
     found = [name]
     for info in pkgutil.walk_packages(root.__path__, f"{name}."):
-        is_room = info.name.count(".") == 1
-        if (info.ispkg or is_room) and not info.name.endswith(".inside"):
+        is_direct = info.name.count(".") == 1
+        if (info.ispkg or is_direct) and not info.name.endswith(".inside"):
             found.append(info.name)
     return found
 
@@ -51,10 +53,17 @@ def public_names(module_name: str) -> list[str]:
     return [str(name) for name in getattr(importlib.import_module(module_name), "__all__", ())]
 
 
+def value_of(module_name: str, name: str) -> object:
+    """The object of a public name; a module that was not imported yet is imported."""
+    module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        return importlib.import_module(f"{module_name}.{name}")
+    return getattr(module, name)
+
+
 def documented(module_name: str, name: str) -> bool:
     """Whether a public name has a docstring of its own; names of other packages need none."""
-    module = importlib.import_module(module_name)
-    thing = getattr(module, name)
+    thing = value_of(module_name, name)
     if name == "__version__":
         return True
     if isinstance(thing, types.ModuleType):
@@ -119,13 +128,28 @@ def _is_module(name: str) -> bool:
 
 
 def reference_problems() -> Iterator[str]:
-    """Public names that no reference page shows."""
+    """Public names and modules that no reference page shows."""
     pages = (ROOT / "docs" / "reference").rglob("*.md")
     shown = {match for page in pages for match in DIRECTIVE.findall(page.read_text("utf-8"))}
     for module_name in packages():
         for name in public_names(module_name):
             if not {module_name, f"{module_name}.{name}"} & shown:
                 yield f"expected {module_name}.{name} on a page of docs/reference, got none; add '::: {module_name}' to one"
+        for name in public_modules(module_name):
+            if name not in shown:
+                yield f"expected the module {name} on a page of docs/reference, got none; add '::: {name}' to one"
+
+
+def public_modules(package_name: str) -> list[str]:
+    """The modules that users import by name: those of a subpackage that does not list other public names itself."""
+    package = importlib.import_module(package_name)
+    names = public_names(package_name)
+    if package_name == "cycleqd_jax" or not hasattr(package, "__path__"):
+        return []
+    if names and not any(isinstance(value_of(package_name, name), types.ModuleType) for name in names):
+        return []
+    found = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
+    return [f"{package_name}.{name}" for name in found]
 
 
 def site_problems(site: Path) -> Iterator[str]:
@@ -140,7 +164,7 @@ def site_problems(site: Path) -> Iterator[str]:
 
 def _foreign(module_name: str, name: str) -> bool:
     """Whether a public name is a module, or comes from another package, so that its own pages describe it."""
-    thing = getattr(importlib.import_module(module_name), name)
+    thing = value_of(module_name, name)
     home = getattr(thing, "__module__", None)
     return name == "__version__" or isinstance(thing, types.ModuleType) or not str(home).startswith("cycleqd_jax")
 

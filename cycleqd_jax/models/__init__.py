@@ -1,1 +1,11 @@
-"""Models as pure functions of a tree of weights, with their tokenizers and files."""
+"""Models as pure functions of a tree of weights, with their tokenizers and files.
+
+The public names are modules, so that importing one of them does not import the others.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cycleqd_jax.models import compare, fetch, files, folder, inspection, llama, model, preflight, tokenizer
+
+__all__ = ["compare", "fetch", "files", "folder", "inspection", "llama", "model", "preflight", "tokenizer"]

@@ -1,5 +1,6 @@
 """Runs: the stages of a search, its models, its folder and its devices."""
 
+from cycleqd_jax.runs.inputs import Inputs, resolve
 from cycleqd_jax.runs.run import Run
 
-__all__ = ["Run"]
+__all__ = ["Inputs", "Run", "resolve"]

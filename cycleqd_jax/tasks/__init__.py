@@ -7,20 +7,23 @@ from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_repli
 from cycleqd_jax.tasks.coding import BigCodeBench, EvalPlus, HumanEval, Mbpp
 from cycleqd_jax.tasks.dbbench import DbBench
 from cycleqd_jax.tasks.kinds import TASKS, make_task, own_options, task_class
-from cycleqd_jax.tasks.memo import Memo
+from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.os_interaction import OsInteraction
+from cycleqd_jax.tasks.records import Row
 
 __all__ = [
     "TASKS",
     "BigCodeBench",
     "DbBench",
+    "Environment",
     "EvalPlus",
     "HumanEval",
     "Mbpp",
     "Memo",
     "OsInteraction",
     "RecordTask",
+    "Row",
     "Solution",
     "TaskOptions",
     "clean_text",

@@ -66,6 +66,16 @@ def test_names_on_no_page_are_found(check_docs, small_docs):
     assert not [problem for problem in check_docs.reference_problems() if "cycleqd_jax.operators" in problem]
 
 
+def test_public_modules_on_no_page_are_found(check_docs, small_docs):
+    page = small_docs / "docs" / "reference" / "models.md"
+    page.write_text("::: cycleqd_jax.models\n\n::: cycleqd_jax.models.inspection\n")
+    missing = "\n".join(check_docs.reference_problems())
+    assert "the module cycleqd_jax.models.fetch on a page" in missing
+    assert "the module cycleqd_jax.models.files.hub on a page" in missing
+    assert "the module cycleqd_jax.models.inspection on a page" not in missing
+    assert check_docs.public_modules("cycleqd_jax.operators") == []  # lists its own names
+
+
 def test_names_without_docstrings_are_found(check_docs, tmp_path, monkeypatch):
     (tmp_path / "undocumented.py").write_text(
         "from typing import NamedTuple\n"

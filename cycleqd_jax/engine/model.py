@@ -1,4 +1,4 @@
-"""A model that answers: weights and tokenizer behind an engine with one slot."""
+"""A model that generates replies: weights and tokenizer behind an engine with one slot."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ class BasisStore:
         free = shutil.disk_usage(self.folder).free
         if free < nbytes:
             raise InputError(
-                f"expected {nbytes / 1e9:.1f} GB of space for the basis in {self.folder}, got {free / 1e9:.1f} GB; choose "
-                "another cache, free some, or set genome.rank"
+                f"expected {nbytes / 1e9:.1f} GB of space for the basis in {self.folder}, got {free / 1e9:.1f} GB; free "
+                "some space, choose another cache, or set genome.rank"
             )
         devices = jax.local_devices()
         mesh = Mesh(np.asarray(devices), ("device",)) if len(devices) > 1 else None

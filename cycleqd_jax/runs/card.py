@@ -90,5 +90,5 @@ Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_n
 |---|{"---|" * len(names)}
 {chr(10).join(rows)}
 
-{made}`cycleqd run` with the run folder's `config.yaml` makes it again.
+{made}To reproduce this model, run `cycleqd run` with the `config.yaml` of the run folder.
 """

@@ -12,7 +12,7 @@ throwaway /tmp or root and forks the program into its own user namespace, withou
 filter and resource limits. It measures the program from outside. When the supervisor ends, the kernel ends all processes of the
 box. When the host process ends, in whatever way, the fork server ends too.
 
-What holds (``tests/sandbox`` attacks each claim): a program cannot read the host's files, environment or processes. It cannot
+Guarantees (``tests/sandbox`` attacks each claim): a program cannot read the host's files, environment or processes. It cannot
 reach a network (abstract and vsock sockets included), signal or trace anything outside its box, see another box, outlive its
 box, exceed its limits of time, memory, processes, disk and output, or report a result that it did not have. It cannot turn its
 own fault into an error of the sandbox: a box in which nothing starts any more, or which no longer answers, is ``Killed``.
@@ -20,7 +20,7 @@ own fault into an error of the sandbox: a box in which nothing starts any more, 
 A command whose result decides a score must run with ``trusted=True``. Earlier commands in the box may have replaced programs of
 the system; a trusted command in such a box is ``Killed``.
 
-What does not hold:
+Not guaranteed:
 
 * Boxes share the kernel with the host, so its flaws are not covered. Use a virtual machine against determined attackers.
 * CPU time and memory bandwidth are shared, so a program can measure the load of the machine and of its caches. /proc shows the
@@ -29,7 +29,7 @@ What does not hold:
 * Memory is measured every 50 ms, so a box may exceed its limit for that long. Kernel buffers of open pipes and sockets (at most
   hundreds of megabytes, with 256 descriptors per process) are limited only by the number of descriptors. Each execution may
   take ``memory_mb + disk_mb``.
-* A program controls its own output. A task must not believe a line that says that a *test* passed.
+* A program controls its own output. A task must not treat printed text as proof that a test passed.
 * A trusted command that runs or reads what users wrote (their scripts, /etc/passwd, programs that the system did not have) can
   be deceived by it.
 * The server script of a session is trusted: it shares its pipe with the program's stdout.

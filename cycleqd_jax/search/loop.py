@@ -209,5 +209,6 @@ def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
     return replace(individual, scores=evaluation.scores, error=evaluation.error, items=evaluation.items, seconds=seconds)
 
 
-def _row(tree: Genome, j: int) -> Genome:
+@jax.jit
+def _row(tree: Genome, j: Int[Array, ""]) -> Genome:
     return jax.tree.map(lambda leaf: leaf[j], tree)

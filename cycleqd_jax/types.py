@@ -1,4 +1,4 @@
-"""Type aliases, records and protocols that all packages share. This module imports no other module of ``cycleqd_jax``.
+"""Type aliases and protocols that all packages share. This module imports no other module of ``cycleqd_jax``.
 
 Shapes are written as in jaxtyping: ``Float[Array, "batch task"]`` is a float array with a row for each individual and a column
 for each task. A population adds one leading axis.
@@ -7,7 +7,6 @@ for each task. A population adds one leading axis.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -27,7 +26,6 @@ __all__ = [
     "Generator",
     "Genome",
     "GenomeSpace",
-    "Individual",
     "InputError",
     "Int",
     "Lineage",
@@ -156,104 +154,6 @@ class Lineage(NamedTuple):
     active: Int[Array, " batch"]
     key: UInt32[Array, "batch 2"]
     omega: Float[Array, "batch 2"]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_list(value: Any, *types: type, length: int | None = None) -> bool:
-    return isinstance(value, list) and all(type(v) in types for v in value) and length in (None, len(value))
-
-
-def _is_object(value: Any, is_valid: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(map(is_valid, value.values()))
-
-
-_RECORD: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "id": ("an integer", lambda value: type(value) is int),
-    "generation": ("an integer", lambda value: type(value) is int),
-    "expert": ("a string or null", _is_text),
-    "active": ("a string or null", _is_text),
-    "parents": ("two integers", lambda value: _is_list(value, int, length=2)),
-    "omega": ("two numbers or null", lambda value: value is None or _is_list(value, int, float, length=2)),
-    "key": ("integers or null", lambda value: value is None or _is_list(value, int)),
-    "scores": ("a number for each task, or null", lambda value: value is None or _is_object(value, _is_number)),
-    "error": ("a string or null", _is_text),
-    "items": ("a list of numbers for each task", lambda value: _is_object(value, lambda v: _is_list(v, int, float))),
-    "seconds": ("a number for each stage", lambda value: _is_object(value, _is_number)),
-}
-"""The fields of a journal record in their order, each with what it must be and the check."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Individual:
-    """An expert or a child: one line of the journal ``history.jsonl``.
-
-    Attributes:
-        id: 0 to K − 1 for the experts; the ids of the children follow.
-        generation: -1 for an expert; generations of children start at 0.
-        expert: the task for which an expert is fine-tuned; None for a child.
-        active: the task that provided quality for a child; None for an expert.
-        parents: ids of the two parents; -1 for no parent.
-        omega: raw crossover weights ω1, ω2; None for an expert.
-        key: raw data of the child's PRNG key; None for an expert.
-        scores: f_k by task; None if the individual is quarantined or not evaluated yet.
-        error: why the individual is quarantined, or None.
-        items: score of every problem, by task; empty if the individual has no scores.
-        seconds: wall time by stage.
-    """
-
-    id: int
-    generation: int
-    expert: str | None
-    active: str | None
-    parents: tuple[int, int]
-    omega: tuple[float, float] | None
-    key: tuple[int, ...] | None
-    scores: Mapping[str, float] | None = None
-    error: str | None = None
-    items: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The line of the journal, without its newline.
-
-        Raises:
-            ValueError: a number is NaN or infinite.
-        """
-        return json.dumps({name: getattr(self, name) for name in _RECORD}, allow_nan=False, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, line: str | bytes, place: str) -> Individual:
-        """Reads a line of the journal. Unknown fields are ignored.
-
-        Args:
-            line: the line.
-            place: where the line is, for error messages: ``"line 3 of run/history.jsonl"``.
-
-        Raises:
-            InputError: the line is not a JSON object, or a field is missing or of another type.
-        """
-        try:
-            raw = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
-        missing = [name for name in _RECORD if not isinstance(raw, dict) or name not in raw]
-        if missing:
-            raise InputError(
-                f"expected a journal record with {', '.join(_RECORD)}, got none of {', '.join(missing)} in {place}; "
-                "restore the file"
-            )
-        for name, (kind, is_valid) in _RECORD.items():
-            if not is_valid(raw[name]):
-                raise InputError(f"expected {name} to be {kind}, got {raw[name]!r:.80} in {place}; restore the file")
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v := raw[name], list) else v for name in _RECORD}
-        return cls(**values)
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ EVERYTHING = {path.stem if path.is_file() else path.name for path in PACKAGE.ite
 ARROWS = {
     "version": set(),
     "types": set(),
+    "individual": {"types"},
     "files": {"types"},
     "sharding": {"types"},
     "config": {"types"},
@@ -31,10 +32,10 @@ ARROWS = {
     "sandbox": set(),
     "tasks": {"types", "files", "sandbox"},
     "evaluation": {"types"},
-    "search": {"types", "files", "evaluation"},
+    "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "config", "sharding", "operators", "genome", "models", "engine"},
-    "report": {"types", "files"},
-    "runs": EVERYTHING - {"cli", "plan", "runs", "py"},
+    "report": {"types", "individual", "files"},
+    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "py"},
     "cli": {"types", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs", "version"},
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"

@@ -184,7 +184,7 @@ class RunFolder:
 
     def _scores(self, row: int) -> Record:
         scores = self.history.scores[row].tolist()
-        return {**dict(zip(self.tasks, scores, strict=True)), "average": self.history.individuals[row].average}
+        return {**dict(zip(self.tasks, scores, strict=True)), "average": float(self.history.averages[row])}
 
     def _parents(self, row: int) -> tuple[int, ...]:
         return tuple(parent for parent in self.history.individuals[row].parents if parent >= 0)

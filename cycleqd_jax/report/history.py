@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cycleqd_jax import types
+from cycleqd_jax.individual import Individual
 from cycleqd_jax.types import InputError
 
-__all__ = ["Archive", "Grid", "History", "Individual", "Insertion", "load_grid", "load_history"]
+__all__ = ["Archive", "Grid", "History", "Insertion", "load_grid", "load_history"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,38 +60,6 @@ class Grid:
         """
         above = (np.asarray(scores, np.float32)[..., None] >= self.edges).sum(axis=-1)
         return np.clip(above - 1, 0, self.bins - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Individual:
-    """One line of the journal.
-
-    Attributes:
-        id: unique number of the individual.
-        generation: -1 for experts, from 0 for children.
-        expert: task whose expert it is; None for children.
-        active: task that was the active archive; None for experts.
-        parents: ids of the parents; -1 where there is none.
-        omega: raw crossover weights ω1, ω2; None where there is no crossover.
-        scores: f_k in [0, 1] in task order; None when it was quarantined.
-        error: why it was quarantined.
-        seconds: time spent per stage.
-    """
-
-    id: int
-    generation: int
-    expert: str | None
-    active: str | None
-    parents: tuple[int, int]
-    omega: tuple[float, float] | None
-    scores: tuple[float, ...] | None
-    error: str | None
-    seconds: Mapping[str, float]
-
-    @property
-    def average(self) -> float:
-        """Mean score over the tasks; NaN when quarantined."""
-        return math.nan if self.scores is None else float(np.mean(self.scores))
 
 
 class Insertion(NamedTuple):
@@ -175,9 +143,14 @@ class History:
     @functools.cached_property
     def scores(self) -> np.ndarray:
         """Scores in task order, Float ``[N, K]``; a row of NaN is a quarantined individual."""
-        missing = (math.nan,) * len(self.grid.tasks)
-        rows = [one.scores or missing for one in self.individuals]
-        return np.array(rows, np.float64).reshape(len(rows), len(self.grid.tasks))
+        tasks = self.grid.tasks
+        rows = [[math.nan if one.scores is None else one.scores[task] for task in tasks] for one in self.individuals]
+        return np.array(rows, np.float64).reshape(len(rows), len(tasks))
+
+    @functools.cached_property
+    def averages(self) -> np.ndarray:
+        """Mean score over the tasks, Float ``[N]``; NaN for a quarantined individual."""
+        return self.scores.mean(axis=1)
 
     @functools.cached_property
     def clock(self) -> np.ndarray:
@@ -305,45 +278,31 @@ def load_grid(folder: Path) -> Grid | None:
 
 def _individual(line: bytes, place: str, tasks: tuple[str, ...]) -> Individual:
     """Reads a line of the journal; raises an InputError if it is not a record with scores of the tasks."""
-    one = types.Individual.from_json(line, place)
-    scores = None
-    if one.scores is not None:
-        if not one.scores.keys() >= set(tasks):
-            raise InputError(
-                f"expected scores of {', '.join(tasks)}, got scores of {', '.join(one.scores)} in {place}; restore the file"
-            )
-        scores = tuple(float(one.scores[task]) for task in tasks)
-        if not all(math.isfinite(score) for score in scores):
-            scores = None
-    return Individual(one.id, one.generation, one.expert, one.active, one.parents, one.omega, scores, one.error, one.seconds)
+    one = Individual.from_json(line, place)
+    if one.scores is not None and not one.scores.keys() >= set(tasks):
+        raise InputError(
+            f"expected scores of {', '.join(tasks)}, got scores of {', '.join(one.scores)} in {place}; restore the file"
+        )
+    return one
 
 
 def load_history(folder: Path) -> History | None:
     """Reads the journal of a run folder; None if ``history.jsonl`` or ``grid.json`` is missing.
 
-    An incomplete last line (the run was killed, or is writing it at this moment) is left out.
+    A last line without its newline (the run was killed, or is writing it at this moment) is left out.
 
     Raises:
-        InputError: if a line before the last is not a record, or if an id occurs twice.
+        InputError: if a line is not a record, or if an id occurs twice.
     """
     path = Path(folder) / "history.jsonl"
     grid = load_grid(folder)
     if grid is None or not path.exists():
         return None
-    lines = path.read_bytes().split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
+    *lines, incomplete = path.read_bytes().split(b"\n")
     individuals: list[Individual] = []
     seen: dict[int, int] = {}
-    torn = False
     for number, line in enumerate(lines, 1):
-        try:
-            one = _individual(line, f"line {number} of {path}", grid.tasks)
-        except InputError:
-            if number < len(lines):
-                raise
-            torn = True
-            break
+        one = _individual(line, f"line {number} of {path}", grid.tasks)
         if one.id in seen:
             raise InputError(
                 f"expected distinct ids in {path}, got id {one.id} in line {seen[one.id]} and in line {number}; "
@@ -351,4 +310,4 @@ def load_history(folder: Path) -> History | None:
             )
         seen[one.id] = number
         individuals.append(one)
-    return History(grid, tuple(individuals), torn)
+    return History(grid, tuple(individuals), torn=bool(incomplete))

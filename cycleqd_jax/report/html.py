@@ -85,7 +85,7 @@ def _payload(history: History, metrics: Metrics, panels: list[dict[str, Any]]) -
             "expert": one.expert,
             "active": one.active,
             "parents": [parent for parent in one.parents if parent >= 0],
-            "scores": [round(score, 6) for score in one.scores or ()],
+            "scores": [round(score, 6) for score in history.scores[row].tolist()],
             "mix": [round(float(value), 4) for value in mix] if np.isfinite(mix).all() else None,
         }
     return {

@@ -74,7 +74,7 @@ def _map(history: History, archive: Archive, pair: tuple[int, int]) -> dict[str,
 def _tooltip(history: History, row: int) -> str:
     """Scores and origin of an individual in one line."""
     one = history.individuals[row]
-    scores = ", ".join(f"{task} {percent(score)}" for task, score in zip(history.grid.tasks, one.scores or (), strict=False))
+    scores = ", ".join(f"{task} {percent(score)}" for task, score in zip(history.grid.tasks, history.scores[row], strict=True))
     origin = f"{one.expert} expert" if one.expert else f"generation {one.generation}, parents {one.parents}"
     return f"#{one.id}: {scores}; {origin}"
 

@@ -48,7 +48,7 @@ def compute_metrics(history: History) -> Metrics:
     generations = np.arange(-1, history.last_generation + 1)
     size = len(generations)
     slot = history.clock + 1  # of each individual: the position of its generation in ``generations``
-    averages = history.scores.mean(axis=1)
+    averages = history.averages
     best, coverage, qd_score, elites_average = _archive_metrics(history, generations, averages)
     best_average, best_average_id = _best_so_far(history, averages, slot, size)
     return Metrics(

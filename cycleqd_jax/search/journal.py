@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cycleqd_jax.files import replacing
-from cycleqd_jax.types import Individual, InputError
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.types import InputError
 
 __all__ = ["Journal"]
 

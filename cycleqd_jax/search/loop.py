@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
+from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.types import Genome, Individual, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
+from cycleqd_jax.types import Genome, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
 __all__ = ["evolve"]
 

@@ -180,6 +180,24 @@ def test_torn_last_line_is_left_out(make_run, tail):
     assert torn.individuals == whole.individuals
 
 
+def test_a_damaged_last_line_with_its_newline_is_an_error(make_run):
+    folder = make_run(generations=5)
+    with (folder / "history.jsonl").open("a") as file:
+        file.write('{"id": 99, "generation": 3}\n')
+    with pytest.raises(InputError, match=r"got none of .* in line 9 of .*history\.jsonl"):
+        load_history(folder)
+
+
+def test_a_whole_last_line_without_its_newline_is_incomplete(make_run):
+    folder = make_run(generations=5)
+    path = folder / "history.jsonl"
+    whole = load_history(folder)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # the journal removes such a line, and evaluates it again
+    torn = load_history(folder)
+    assert torn.torn
+    assert torn.individuals == whole.individuals[:-1]
+
+
 def test_damage_before_the_last_line_is_an_error_with_its_line(make_run):
     folder = make_run(generations=5)
     lines = (folder / "history.jsonl").read_text().splitlines()
@@ -207,10 +225,11 @@ def test_damaged_grid_is_an_error(make_run, grid):
         load_history(folder)
 
 
-def test_non_finite_scores_are_quarantined(tmp_path):
-    history = load_history(write(tmp_path / "run", ("a", "b"), [(0, 1), (0, 1)], [(0.5, math.nan), (0.2, 0.3)]))
-    assert history.individuals[0].scores is None
-    assert history.archives()[0].cells == {(1,): 1}
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_scores_are_an_error_with_their_line(tmp_path, value):
+    folder = write(tmp_path / "run", ("a", "b"), [(0, 1), (0, 1)], [(0.2, 0.3), (0.5, value)])
+    with pytest.raises(InputError, match=r"scores to be a finite number for each task.* in line 2 of .*history\.jsonl"):
+        load_history(folder)
 
 
 def test_missing_files_are_no_history(make_run, tmp_path):

@@ -7,8 +7,9 @@ import math
 
 import pytest
 
+from cycleqd_jax.individual import Individual
 from cycleqd_jax.search import Journal
-from cycleqd_jax.types import Individual, InputError
+from cycleqd_jax.types import InputError
 
 
 def child(identity, **more):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
-from cycleqd_jax.types import Individual, InputError
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.types import InputError
 
 EXPERT = (
     '{"id":0,"generation":-1,"expert":"mbpp","active":null,"parents":[-1,-1],"omega":null,"key":null,'
@@ -77,18 +79,23 @@ def test_every_field_is_required(name):
         ("omega", [1.0]),
         ("omega", "ab"),
         ("omega", [1.0, None]),
+        ("omega", [1.0, math.inf]),
         ("key", [1.5, 2]),
         ("key", 3),
         ("scores", 0.5),
         ("scores", [0.5]),
         ("scores", {"mbpp": None}),
         ("scores", {"mbpp": "0.5"}),
+        ("scores", {"mbpp": math.nan}),
+        ("scores", {"mbpp": -math.inf}),
         ("error", False),
         ("items", None),
         ("items", {"mbpp": 1.0}),
         ("items", {"mbpp": [True]}),
+        ("items", {"mbpp": [1.0, math.nan]}),
         ("seconds", None),
         ("seconds", {"express": "1"}),
+        ("seconds", {"express": math.nan}),
     ],
 )
 def test_fields_of_other_types_are_refused(name, value):

@@ -1,0 +1,120 @@
+"""The journal's record of one individual. The search writes it to ``history.jsonl``, and the report reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cycleqd_jax.types import InputError
+
+__all__ = ["Individual"]
+
+
+def _json(kind: str, is_valid: Callable[[Any], bool]) -> dict[str, Any]:
+    """Metadata of a field: what its JSON value must be, and the check."""
+    return {"kind": kind, "is_valid": is_valid}
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _or_null(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_valid(value)
+
+
+def _list_of(is_valid: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and length in (None, len(value)) and all(map(is_valid, value))
+
+
+def _object_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(is_valid, value.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Individual:
+    """An expert or a child: one line of the journal ``history.jsonl``. The fields have the order of the JSON object.
+
+    Attributes:
+        id: 0 to K − 1 for the experts; the ids of the children follow.
+        generation: -1 for an expert; generations of children start at 0.
+        expert: the task for which an expert is fine-tuned; None for a child.
+        active: the task that provided quality for a child; None for an expert.
+        parents: ids of the two parents; -1 for no parent.
+        omega: raw crossover weights ω1, ω2; None for an expert.
+        key: raw data of the child's PRNG key; None for an expert.
+        scores: f_k by task; None if the individual is quarantined or not evaluated yet.
+        error: why the individual is quarantined, or None.
+        items: score of every problem, by task; empty if the individual has no scores.
+        seconds: wall time by stage.
+    """
+
+    id: int = dataclasses.field(metadata=_json("an integer", _is_integer))
+    generation: int = dataclasses.field(metadata=_json("an integer", _is_integer))
+    expert: str | None = dataclasses.field(metadata=_json("a string or null", _or_null(_is_text)))
+    active: str | None = dataclasses.field(metadata=_json("a string or null", _or_null(_is_text)))
+    parents: tuple[int, int] = dataclasses.field(metadata=_json("two integers", _list_of(_is_integer, 2)))
+    omega: tuple[float, float] | None = dataclasses.field(
+        metadata=_json("two finite numbers or null", _or_null(_list_of(_is_number, 2)))
+    )
+    key: tuple[int, ...] | None = dataclasses.field(metadata=_json("integers or null", _or_null(_list_of(_is_integer))))
+    scores: Mapping[str, float] | None = dataclasses.field(
+        default=None, metadata=_json("a finite number for each task, or null", _or_null(_object_of(_is_number)))
+    )
+    error: str | None = dataclasses.field(default=None, metadata=_json("a string or null", _or_null(_is_text)))
+    items: Mapping[str, Sequence[float]] = dataclasses.field(
+        default_factory=dict, metadata=_json("a list of finite numbers for each task", _object_of(_list_of(_is_number)))
+    )
+    seconds: Mapping[str, float] = dataclasses.field(
+        default_factory=dict, metadata=_json("a finite number for each stage", _object_of(_is_number))
+    )
+
+    def to_json(self) -> str:
+        """The line of the journal, without its newline.
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
+        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps(record, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes, place: str) -> Individual:
+        """Reads a line of the journal. Unknown fields are ignored.
+
+        Args:
+            line: the line.
+            place: where the line is, for error messages: ``"line 3 of run/history.jsonl"``.
+
+        Raises:
+            InputError: the line is not a JSON object, or a field is missing or of another type, or a number is NaN or infinite.
+        """
+        try:
+            raw = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
+        fields = dataclasses.fields(cls)
+        missing = [field.name for field in fields if not isinstance(raw, dict) or field.name not in raw]
+        if missing:
+            raise InputError(
+                f"expected a journal record with {', '.join(field.name for field in fields)}, got none of "
+                f"{', '.join(missing)} in {place}; restore the file"
+            )
+        for field in fields:
+            value = raw[field.name]
+            if not field.metadata["is_valid"](value):
+                kind = field.metadata["kind"]
+                raise InputError(f"expected {field.name} to be {kind}, got {value!r:.80} in {place}; restore the file")
+        values = {field.name: raw[field.name] for field in fields}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

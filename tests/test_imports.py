@@ -21,6 +21,7 @@ ARROWS = {
     "types": set(),
     "individual": {"types"},
     "files": {"types"},
+    "compilation": {"files"},
     "sharding": {"types"},
     "config": {"types"},
     "operators": {"types"},
@@ -36,7 +37,7 @@ ARROWS = {
     "plan": {"types", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files"},
     "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "py"},
-    "cli": {"types", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs", "version"},
+    "cli": {"types", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs", "version"},
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"
     },

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
 
-from cycleqd_jax.engine import stream_reply
-from cycleqd_jax.models.files import hf
-from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.compilation import persistent_compilation
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.engine import load_model
 from cycleqd_jax.types import InputError, NonFiniteError
 
 __all__ = ["generate"]
@@ -22,25 +23,26 @@ def generate(model: str | Path, prompt: str, max_new_tokens: int) -> None:
         prompt: the user's message.
         max_new_tokens: largest number of tokens of the answer, which the model's context also limits.
 
+    Compiled programs are kept where runs keep them by default.
+
     Raises:
         InputError: the model can't be read, its logits are not finite, or the prompt does not fit its context.
     """
     if max_new_tokens < 1:
         raise InputError(f"expected --max-new-tokens to be at least 1, got {max_new_tokens}; correct it")
-    open_checkpoint(model, weights=False)  # so that a folder without a model is not reported as one without a tokenizer
-    tokenizer = load_tokenizer(model)  # before the weights are downloaded
-    config, params = hf.load(model)
-    start = time.perf_counter()
-    times: list[tuple[float, int]] = []  # seconds and number of tokens after every piece of text
-    try:
-        for text, tokens in stream_reply(
-            params, config, tokenizer, [{"role": "user", "content": prompt}], max_new_tokens=max_new_tokens
-        ):
-            print(text, end="", flush=True)
-            times.append((time.perf_counter() - start, tokens))
-    except NonFiniteError as error:
-        print()
-        raise InputError(f"expected {model} to compute finite logits, got an error ({error}); use other weights") from error
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(InputError):  # without a folder that can be written, programs are compiled again
+            stack.enter_context(persistent_compilation(Path(RunConfig.cache)))
+        loaded = load_model(model)
+        start = time.perf_counter()
+        times: list[tuple[float, int]] = []  # seconds and number of tokens after every piece of text
+        try:
+            for text, tokens in loaded.stream_pieces(prompt, max_new_tokens=max_new_tokens):
+                print(text, end="", flush=True)
+                times.append((time.perf_counter() - start, tokens))
+        except NonFiniteError as error:
+            print()
+            raise InputError(f"expected {model} to compute finite logits, got an error ({error}); use other weights") from error
     print(flush=True)
     if times and sys.stderr.isatty():
         print(_speed(times), file=sys.stderr)

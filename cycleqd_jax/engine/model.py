@@ -1,21 +1,52 @@
-"""A model that generates replies: weights and tokenizer behind an engine with one slot."""
+"""A model in memory that generates replies: config, weights and tokenizer behind an engine with one slot."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cycleqd_jax.engine.chat import ChatGenerator
 from cycleqd_jax.engine.engine import Engine
-from cycleqd_jax.engine.stream import stream_reply
-from cycleqd_jax.models import model
-from cycleqd_jax.types import InputError, Message
+from cycleqd_jax.engine.stream import Piece, stream_reply
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.types import InputError, Message, Params
 
 __all__ = ["Model", "load_model"]
 
+STEPS = 4
+"""Decode steps between two host syncs: few, so that a stream is smooth and little is decoded after the end of a reply."""
 
-class Model(model.Model):
-    """A model in memory that generates replies; see :func:`load_model`."""
+MIN_LENGTH = 64
+"""Fewest tokens of prompt and reply that an engine is built for."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A model in memory; see :func:`load_model`. Two models are equal only if they are the same object.
+
+    The engine of the last reply is kept, with its own copy of the weights.
+
+    Attributes:
+        config: the architecture.
+        params: the weights (see :mod:`cycleqd_jax.models.llama.params`).
+        tokenizer: the tokenizer with its chat template.
+    """
+
+    config: llama.LlamaConfig
+    params: Params
+    tokenizer: ChatTokenizer
+    _kept: list[Engine] = dataclasses.field(default_factory=list, init=False)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"Model({config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}, "
+            f"{llama.num_params(config):,} parameters, {config.dtype})"
+        )
 
     def generate(
         self,
@@ -45,22 +76,9 @@ class Model(model.Model):
             NonFiniteError: the model computes NaN or infinite logits.
         """
         messages = _messages(prompt)
-        length = min(len(self.tokenizer.encode(messages)) + max_new_tokens, self.config.context_length)
-        engine = Engine(
-            self.config,
-            slots=1,
-            max_len=max(length, 2),
-            stop_ids=self.tokenizer.stop_ids,
-            pad_id=self.tokenizer.pad_id,
-        )
-        engine.load(self.params)
+        engine = self._engine_for(messages, max_new_tokens)
         generator = ChatGenerator(engine, self.tokenizer, stop=stop, temperature=temperature, top_p=top_p, seed=seed)
         (reply,) = generator.generate([messages], [max_new_tokens])
-        if reply.finish == "refused":
-            raise InputError(
-                f"expected a prompt that leaves room in the model's {self.config.context_length} positions, got a longer one; "
-                "shorten it"
-            )
         return reply.text
 
     def stream(self, prompt: str | Sequence[Message], *, max_new_tokens: int = 256) -> Iterator[str]:
@@ -73,8 +91,55 @@ class Model(model.Model):
         Raises:
             InputError: see :meth:`generate`.
         """
-        pieces = stream_reply(self.params, self.config, self.tokenizer, _messages(prompt), max_new_tokens=max_new_tokens)
-        return (piece.text for piece in pieces)
+        return (piece.text for piece in self.stream_pieces(prompt, max_new_tokens=max_new_tokens))
+
+    def stream_pieces(self, prompt: str | Sequence[Message], *, max_new_tokens: int = 256) -> Iterator[Piece]:
+        """The greedy reply as :meth:`stream` gives it, with the number of tokens generated so far."""
+        messages = _messages(prompt)
+        engine = self._engine_for(messages, max_new_tokens)
+        return stream_reply(engine, self.tokenizer, messages, max_new_tokens=max_new_tokens)
+
+    def save(self, folder: str | Path, card: str | None = None) -> None:
+        """Writes a Hugging Face folder with weights, config and tokenizer, atomically.
+
+        Args:
+            folder: a new place, or a model folder, which is replaced.
+            card: text of the model card, ``README.md``.
+
+        Raises:
+            InputError: see :func:`cycleqd_jax.models.files.hf.save`.
+        """
+        hf.save(folder, self.config, self.params, tokenizer=self.tokenizer, card=card)
+
+    def _engine_for(self, messages: Sequence[Message], max_new_tokens: int) -> Engine:
+        """An engine without requests that has room for a prompt and its reply.
+
+        Lengths are rounded up to powers of two, so that few programs are compiled. The last engine is used again where it has
+        the same size and no reply is under way.
+
+        Raises:
+            InputError: the prompt does not fit the model's context.
+        """
+        tokens, most = len(self.tokenizer.encode(messages)), self.config.context_length
+        if tokens >= most:
+            raise InputError(
+                f"expected a prompt that leaves room for a reply in the model's {most} positions, got {tokens} tokens; "
+                "shorten it"
+            )
+        length = min(max(MIN_LENGTH, 1 << (tokens + max_new_tokens - 1).bit_length()), most)
+        if not self._kept or self._kept[0].max_len != length or self._kept[0].busy:
+            self._kept.clear()  # frees its weights before they are copied again
+            engine = Engine(
+                self.config,
+                slots=1,
+                max_len=length,
+                stop_ids=self.tokenizer.stop_ids,
+                pad_id=self.tokenizer.pad_id,
+                steps=STEPS,
+            )
+            engine.load(self.params)
+            self._kept.append(engine)
+        return self._kept[0]
 
 
 def load_model(path: str | Path, *, dtype: str | None = None) -> Model:
@@ -91,7 +156,10 @@ def load_model(path: str | Path, *, dtype: str | None = None) -> Model:
     Raises:
         InputError: there is no such model, it is not supported or corrupt, or it has no tokenizer with a chat template.
     """
-    return Model.load(path, dtype=dtype)
+    open_checkpoint(path, weights=False)  # so that a folder without a model is not reported as one without a tokenizer
+    tokenizer = load_tokenizer(path)  # before gigabytes are downloaded and read
+    config, params = hf.load(path, dtype=dtype)
+    return Model(config, params, tokenizer)
 
 
 def _messages(prompt: str | Sequence[Message]) -> list[Message]:

@@ -1,6 +1,6 @@
 """One reply as it is generated, a few tokens or a piece of text at a time.
 
-This is :class:`cycleqd_jax.engine.Engine` with a single slot and few steps between two host syncs; the tokens are the same.
+The engine should have a single slot and few steps between two host syncs; the tokens do not depend on either.
 """
 
 from __future__ import annotations
@@ -9,57 +9,37 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from cycleqd_jax.engine.engine import Engine
-from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.types import InputError, Message, NonFiniteError, Params
+from cycleqd_jax.types import InputError, Message, NonFiniteError
 
 __all__ = ["Detokenizer", "Piece", "stream_reply", "stream_tokens"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the decoder's text for bytes that are not a (complete) character
 
 
-def stream_tokens(
-    params: Params,
-    config: llama.LlamaConfig,
-    prompt_ids: Sequence[int],
-    *,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    tokens_per_step: int = 4,
-) -> Iterator[list[int]]:
+def stream_tokens(engine: Engine, prompt_ids: Sequence[int], *, max_new_tokens: int) -> Iterator[list[int]]:
     """The greedy continuation of one prompt, a few tokens at a time.
 
     Args:
-        params: the weights.
-        config: the config of the model.
+        engine: an engine with loaded weights and no other requests.
         prompt_ids: the prompt, at least one token.
-        max_new_tokens: the most tokens of the reply; fewer where the model's context ends first.
-        stop_ids: tokens that end a reply.
-        tokens_per_step: decode steps between two host syncs.
+        max_new_tokens: the most tokens of the reply; fewer where the engine's ``max_len`` ends first.
 
     Returns:
-        An iterator of non-empty lists of new tokens, including the stop token. Its ``next`` raises :class:`NonFiniteError` when
-        the model computes NaN or infinite logits.
+        An iterator of non-empty lists of new tokens, including the stop token: those of one prefill, then those between two
+        host syncs. Its ``next`` raises :class:`NonFiniteError` when the model computes NaN or infinite logits.
 
     Raises:
-        InputError: no prompt token, a size below one, no stop id, an id outside the vocabulary, or a prompt that leaves no room
-            for a token.
+        InputError: the engine is busy, there is no prompt token, ``max_new_tokens`` is below one, an id is outside the
+            vocabulary, or the prompt leaves no room for a token.
     """
-    if not len(prompt_ids) or min(max_new_tokens, tokens_per_step) < 1:
+    if engine.busy:
+        raise InputError("expected an engine without requests, got one that is busy; finish them, or use another engine")
+    if len(prompt_ids) >= engine.max_len:
         raise InputError(
-            f"expected at least one prompt token, and max_new_tokens and tokens_per_step of at least 1, got {len(prompt_ids)}, "
-            f"{max_new_tokens} and {tokens_per_step}; correct the request"
+            f"expected a prompt that leaves room for a reply in the engine's {engine.max_len} tokens, got {len(prompt_ids)} "
+            "tokens; shorten it"
         )
-    if len(prompt_ids) >= config.context_length:
-        raise InputError(
-            f"expected a prompt that leaves room for a reply in the model's context of {config.context_length} tokens, got "
-            f"{len(prompt_ids)} tokens; shorten it"
-        )
-    # One of a few sizes, so that few programs are compiled.
-    length = min(max(64, 1 << (len(prompt_ids) + max_new_tokens - 1).bit_length()), config.context_length)
-    pad = stop_ids[0] if stop_ids else 0
-    engine = Engine(config, slots=1, max_len=length, stop_ids=stop_ids, pad_id=pad, steps=tokens_per_step)
-    engine.load(params)
     new: list[list[int]] = []
     engine.submit(prompt_ids, max_new_tokens, on_tokens=lambda ids: new.append(list(ids)))
 
@@ -124,23 +104,15 @@ class Piece(NamedTuple):
 
 
 def stream_reply(
-    params: Params,
-    config: llama.LlamaConfig,
-    tokenizer: ChatTokenizer,
-    messages: Sequence[Message],
-    *,
-    max_new_tokens: int,
-    tokens_per_step: int = 4,
+    engine: Engine, tokenizer: ChatTokenizer, messages: Sequence[Message], *, max_new_tokens: int
 ) -> Iterator[Piece]:
     """The greedy reply to a conversation, piece by piece; together they equal the reply of :class:`ChatGenerator`.
 
     Args:
-        params: the weights.
-        config: the config of the model.
+        engine: an engine with loaded weights and no other requests, which stops at the tokenizer's stop ids.
         tokenizer: the tokenizer of the same model.
         messages: a conversation that ends with a user message.
-        max_new_tokens: the most tokens of the reply; fewer where the model's context ends first.
-        tokens_per_step: see :func:`stream_tokens`.
+        max_new_tokens: the most tokens of the reply; fewer where the engine's ``max_len`` ends first.
 
     Returns:
         An iterator of pieces; its ``next`` raises :class:`NonFiniteError` when the model computes NaN or infinite logits.
@@ -148,22 +120,14 @@ def stream_reply(
     Raises:
         InputError: as :func:`stream_tokens`, or the template refuses the conversation.
     """
-    stops = tokenizer.stop_ids
-    steps = stream_tokens(
-        params,
-        config,
-        tokenizer.encode(messages),
-        max_new_tokens=max_new_tokens,
-        stop_ids=stops,
-        tokens_per_step=tokens_per_step,
-    )
+    steps = stream_tokens(engine, tokenizer.encode(messages), max_new_tokens=max_new_tokens)
 
     def pieces() -> Iterator[Piece]:
         detokenizer = Detokenizer(tokenizer.decode)
         count = 0
         for ids in steps:
             count += len(ids)
-            if text := detokenizer.add(ids[:-1] if ids[-1] in stops else ids):
+            if text := detokenizer.add(ids[:-1] if ids[-1] in engine.stop_ids else ids):
                 yield Piece(text, count)
         if text := detokenizer.end():
             yield Piece(text, count)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from cycleqd_jax import report
+from cycleqd_jax.compilation import persistent_compilation
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
@@ -18,7 +19,6 @@ from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.runs.card import model_card
-from cycleqd_jax.runs.compilation import persistent_compilation
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
 from cycleqd_jax.runs.evolution import Evolution, Merged

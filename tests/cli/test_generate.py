@@ -17,6 +17,11 @@ from gguf import GGMLQuantizationType
 from ..tiny_gguf import write
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the command keeps its compiled programs
+
+
 def answer(capsys, model, *options: str) -> str:
     capsys.readouterr()
     assert main(["generate", str(model), "Hi 12", "--max-new-tokens", "5", *options]) == 0
@@ -57,3 +62,17 @@ def test_bad_requests(tmp_path, capsys):
     assert "expected --max-new-tokens to be at least 1, got 0" in capsys.readouterr().err
     assert main(["generate", str(model), "1 " * 200]) == 2
     assert "shorten it" in capsys.readouterr().err
+
+
+def test_compiled_programs_are_kept(tmp_path, capsys):
+    model = write(tmp_path / "m.gguf", GGMLQuantizationType.F32)
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        text = answer(capsys, model)
+        assert list((tmp_path / "runs" / "cache" / "compiled").iterdir())
+        (tmp_path / "runs").rename(tmp_path / "elsewhere")
+        (tmp_path / "runs").touch()  # no folder can be made
+        assert answer(capsys, model) == text
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -13,7 +13,10 @@ from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 
+from ..models.conftest import smollm2_gguf
 from .small_model import ATTENTIONS, CONFIG, groups_of, make, plain_loop, requests_of
+
+__all__ = ["smollm2_gguf"]
 
 HELLO = [{"role": "user", "content": "hi"}]
 

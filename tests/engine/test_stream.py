@@ -22,6 +22,17 @@ def params():
     return llama.init_params(CONFIG, jax.random.key(1))
 
 
+def engine_of(params, config, max_len=64, stop_ids=STOPS, pad_id=0, steps=4):
+    engine = Engine(config, slots=1, max_len=max_len, stop_ids=stop_ids, pad_id=pad_id, steps=steps)
+    engine.load(params)
+    return engine
+
+
+def streamed(params, config, tokenizer, messages, max_new_tokens, steps):
+    engine = engine_of(params, config, 128, tokenizer.stop_ids, tokenizer.pad_id, steps)
+    return stream_reply(engine, tokenizer, messages, max_new_tokens=max_new_tokens)
+
+
 @pytest.fixture(scope="module")
 def reply_of_engine(tokenizer, scripted, hello):
     config, _ = scripted(tokenizer, "x")
@@ -42,9 +53,10 @@ def test_the_tokens_equal_the_engine(params):
     engine.load(params)
     wanted = engine.generate(prompts, limits)
     assert {result.finish for result in wanted} == {"stop", "length"}
-    for prompt, limit, want in zip(prompts, limits, wanted, strict=True):
-        for steps in (1, 4):
-            lists = list(stream_tokens(params, CONFIG, prompt, max_new_tokens=limit, stop_ids=STOPS, tokens_per_step=steps))
+    for steps in (1, 4):
+        single = engine_of(params, CONFIG, steps=steps)
+        for prompt, limit, want in zip(prompts, limits, wanted, strict=True):
+            lists = list(stream_tokens(single, prompt, max_new_tokens=limit))
             assert tuple(i for ids in lists for i in ids) == want.ids
             sizes = [len(ids) for ids in lists]
             assert sizes[0] == 1
@@ -54,7 +66,7 @@ def test_the_tokens_equal_the_engine(params):
 
 def test_nothing_is_compiled_twice(params, compilations):
     def run(params, prompt, limit):
-        return lambda: list(stream_tokens(params, CONFIG, prompt, max_new_tokens=limit, stop_ids=[9], tokens_per_step=3))
+        return lambda: list(stream_tokens(engine_of(params, CONFIG, stop_ids=[9], steps=3), prompt, max_new_tokens=limit))
 
     other = llama.init_params(CONFIG, jax.random.key(2))
     assert compilations(run(params, [7] * 9, 12)) >= 1
@@ -66,7 +78,7 @@ def test_no_more_is_decoded_than_is_read(tokenizer, scripted, hello, monkeypatch
     asked = []
     decode = programs.decode
     monkeypatch.setattr(programs, "decode", lambda *a, **k: asked.append(1) or decode(*a, **k))
-    pieces = stream_reply(params, config, tokenizer, hello, max_new_tokens=30, tokens_per_step=5)
+    pieces = streamed(params, config, tokenizer, hello, 30, 5)
     assert [tuple(piece) for piece in islice(pieces, 3)] == [("U", 1), ("VWXYZ", 6), ("UVWXY", 11)]
     assert len(asked) == 2
 
@@ -76,9 +88,7 @@ def test_logits_that_are_not_finite(tokenizer, scripted, hello):
     for sign, said in (("\n\n", ""), ("U", "U"), ("W", "UVW")):
         broken = tokenizer._tokenizer.encode(sign, add_special_tokens=False)
         embedding = params["embed_tokens"].at[jnp.asarray(broken)].set(jnp.nan)
-        pieces = stream_reply(
-            params | {"embed_tokens": embedding}, config, tokenizer, hello, max_new_tokens=9, tokens_per_step=1
-        )
+        pieces = streamed(params | {"embed_tokens": embedding}, config, tokenizer, hello, 9, 1)
         for letter in said:
             assert next(pieces).text == letter
         with pytest.raises(NonFiniteError):
@@ -89,7 +99,7 @@ def test_logits_that_are_not_finite(tokenizer, scripted, hello):
 def test_no_incomplete_characters_and_no_stop_token(tokenizer, scripted, hello, reply_of_engine, steps):
     text = "aé€😀b"  # 1, 2, 3, 4 and 1 bytes, a token each
     config, params = scripted(tokenizer, text)
-    pieces = list(stream_reply(params, config, tokenizer, hello, max_new_tokens=30, tokens_per_step=steps))
+    pieces = list(streamed(params, config, tokenizer, hello, 30, steps))
     assert "".join(piece.text for piece in pieces) == reply_of_engine(params, 30) == text
     wanted = {
         1: [("a", 1), ("é", 3), ("€", 6), ("😀", 10), ("b", 11)],
@@ -100,26 +110,35 @@ def test_no_incomplete_characters_and_no_stop_token(tokenizer, scripted, hello, 
 
 def test_a_reply_cut_within_a_character(tokenizer, scripted, hello, reply_of_engine):
     config, params = scripted(tokenizer, "aé€😀b")
-    said = [piece.text for piece in stream_reply(params, config, tokenizer, hello, max_new_tokens=8, tokens_per_step=1)]
+    said = [piece.text for piece in streamed(params, config, tokenizer, hello, 8, 1)]
     assert said == ["a", "é", "€", "\N{REPLACEMENT CHARACTER}"]
     assert "".join(said) == reply_of_engine(params, 8)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "changes", "named"),
+    ("prompt", "limit", "settings", "named"),
     [
-        ([], {}, "got 0,"),
-        ([1], {"max_new_tokens": 0}, "got 1, 0 and 4"),
-        ([1], {"tokens_per_step": 0}, "got 1, 5 and 0"),
-        ([1, 48], {}, "ids below 48, got 1 to 48"),
-        ([1], {"stop_ids": ()}, r"one or more stop ids.*got stop ids \[\]"),
-        ([1], {"stop_ids": (-1,)}, r"stop ids \[-1\]"),
-        ([1] * 64, {}, "64 tokens"),
+        ([], 5, {}, "got 0 tokens"),
+        ([1], 0, {}, "got 1 tokens and limit 0"),
+        ([1], 5, {"steps": 0}, "got 1 slots, 0 steps"),
+        ([1, 48], 5, {}, "ids below 48, got 1 to 48"),
+        ([1], 5, {"stop_ids": ()}, r"one or more stop ids.*got stop ids \[\]"),
+        ([1], 5, {"stop_ids": (-1,)}, r"stop ids \[-1\]"),
+        ([1] * 64, 5, {}, "the engine's 64 tokens, got 64 tokens"),
     ],
 )
-def test_bad_requests(params, prompt, changes, named):
+def test_bad_requests(params, prompt, limit, settings, named):
     with pytest.raises(InputError, match=named):  # at once, not at the first token
-        stream_tokens(params, CONFIG, prompt, **({"max_new_tokens": 5, "stop_ids": STOPS} | changes))
+        stream_tokens(engine_of(params, CONFIG, **settings), prompt, max_new_tokens=limit)
+
+
+def test_a_busy_engine(params):
+    engine = engine_of(params, CONFIG)
+    first = stream_tokens(engine, [1], max_new_tokens=3)
+    with pytest.raises(InputError, match="expected an engine without requests, got one that is busy"):
+        stream_tokens(engine, [2], max_new_tokens=3)
+    assert list(first)
+    assert list(stream_tokens(engine, [2], max_new_tokens=3))
 
 
 def sentencepiece_like():

@@ -1,4 +1,4 @@
-"""The persistent compilation cache of a run."""
+"""The persistent compilation cache of runs and commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def persistent_compilation(cache: Path) -> Iterator[None]:
     A compilation cache that the user has configured (``jax_compilation_cache_dir``) is left as it is.
 
     Args:
-        cache: the run's cache; programs go to a folder below it that is named after what they depend on beside their
+        cache: the folder that runs share; programs go to a folder below it that is named after what they depend on beside their
             source: the machine's instruction set, its number of cores, and ``XLA_FLAGS``.
 
     Raises:

@@ -31,7 +31,7 @@ from cycleqd_jax.version import __version__
 if TYPE_CHECKING:
     from cycleqd_jax import operators
     from cycleqd_jax.algorithms import CycleQD
-    from cycleqd_jax.algorithms.aggregate import aggregate
+    from cycleqd_jax.algorithms.aggregation import aggregate
     from cycleqd_jax.config import RunConfig, load_config
     from cycleqd_jax.engine import ChatGenerator, Engine, Model, load_model
     from cycleqd_jax.genome import DenseSpace, ExpertSpace

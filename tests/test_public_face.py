@@ -186,7 +186,7 @@ def test_two_flax_models_merged():
     state = search.init(genomes, jnp.array([[0.9, 0.1], [0.2, 0.8]]))
     children, lineage, state = search.ask(state, jax.random.key(1), 4)
     state = search.tell(state, children, jnp.full((4, 2), 0.5), lineage)
-    merged = space.express(cq.aggregate(state.archives)[0])
+    merged = space.express(cq.aggregate(state.archives).genome)
     taus = [cq.operators.task_vector(expert, base) for expert in experts]
     middle = cq.operators.apply_task_vector(base, cq.operators.linear_crossover(*taus, jnp.ones(2)))
     assert net.apply({"params": merged}, jnp.ones(4)).shape == (3,)

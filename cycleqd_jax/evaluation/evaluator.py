@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from cycleqd_jax.evaluation.rollout import rollout
+from cycleqd_jax.evaluation.episodes import rollout
 from cycleqd_jax.types import Episode, Generator, InputError, Message, NonFiniteError, Outcome, Params, Reply, Split, Task
 
 __all__ = ["Evaluation", "EvaluationCancelled", "Evaluator"]

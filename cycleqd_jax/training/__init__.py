@@ -1,5 +1,5 @@
 """Fine-tuning: the base, the experts, and models trained on all data."""
 
-from cycleqd_jax.training.finetune import TrainMetrics, TrainOptions, finetune
+from cycleqd_jax.training.supervised import TrainMetrics, TrainOptions, finetune
 
 __all__ = ["TrainMetrics", "TrainOptions", "finetune"]

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from cycleqd_jax.models.llama import LlamaConfig, forward, init_params
-from cycleqd_jax.training.finetune import TrainOptions, finetune, learning_rates, loss
+from cycleqd_jax.training.supervised import TrainOptions, finetune, learning_rates, loss
 from cycleqd_jax.types import InputError
 
 CONFIG = LlamaConfig(

@@ -44,4 +44,4 @@ def test_the_aggregate_of_one_elite_is_that_elite(assert_close):
 
 def test_of_elites_with_equal_quality_the_best_on_average_is_used():
     scores = np.asarray([[0.9, 0.1], [0.9, 0.6], [0.2, 0.8]], np.float32)
-    assert aggregate(filled(jnp.eye(3), scores))[2].tolist() == [1, 2]
+    assert aggregate(filled(jnp.eye(3), scores)).elites.tolist() == [1, 2]

@@ -154,11 +154,11 @@ def test_a_read_only_run_reads(finished):
 
 def test_the_archives_of_a_finished_run(finished):
     run = cq.open_run(finished[0])
-    individuals = run.individuals()
+    individuals = run.individuals
     assert [record["id"] for record in individuals] == list(range(2 + 2 * 2))
     assert set(run.archives) == {"mbpp", "dbbench"}
     assert all(elite["id"] in range(6) for elites in run.archives.values() for elite in elites)
-    assert {"method", "split", "task", "score"} <= set(run.results()[0])
+    assert {"method", "split", "task", "score"} <= set(run.results[0])
     assert run.lineage(5)[0]["id"] == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ def open_run(folder: str | Path) -> RunFolder:
 
     Example:
         >>> run = open_run("runs/quickstart")  # doctest: +SKIP
-        >>> pandas.DataFrame(run.individuals())  # doctest: +SKIP
+        >>> pandas.DataFrame(run.individuals)  # doctest: +SKIP
         >>> pandas.DataFrame(run.archives["mbpp"]).nlargest(5, "quality")  # doctest: +SKIP
 
     Args:
@@ -42,7 +43,9 @@ class RunFolder:
     """A read-only view of a run folder.
 
     Files are read on first use and then kept in memory. The search may still be running; open the folder again to see newer
-    individuals. Every method raises ``InputError`` if the file that it needs is missing or damaged.
+    individuals. Reading raises ``InputError`` if the file that is needed is missing or damaged.
+
+    Tables are attributes: lists of records, which ``pandas.DataFrame`` takes as they are. What takes an argument is a method.
 
     Attributes:
         path: the folder.
@@ -78,7 +81,7 @@ class RunFolder:
         return config
 
     @functools.cached_property
-    def history(self) -> History:
+    def _history(self) -> History:
         """The journal: all individuals, and the archives replayed from them."""
         for name in ("grid.json", "history.jsonl"):
             self._existing(name, "start the search first, with cycleqd evolve")
@@ -89,22 +92,22 @@ class RunFolder:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of the archives."""
-        return self.history.grid.tasks
+        return self._history.grid.tasks
 
+    @functools.cached_property
     def individuals(self) -> list[Record]:
         """Every evaluated individual, in the order of the journal.
 
-        Returns:
-            Records with ``id``, ``generation`` (-1 for experts), ``active`` (the active task), ``parents`` (ids), ``expert``
-            (the task of an expert; None for children), one score per task, ``average``, ``error`` (why an individual is
-            quarantined; its scores are NaN) and ``seconds`` (over all stages).
+        The records have the fields of :class:`~cycleqd_jax.individual.Individual`, with one score per task and ``average``
+        instead of ``scores``. ``parents`` lists only ids that exist, ``seconds`` is the sum over all stages, and the scores of
+        a quarantined individual are NaN.
         """
-        return [self._individual(row) for row in range(len(self.history.individuals))]
+        return [self._individual(row) for row in range(len(self._history.individuals))]
 
     @functools.cached_property
     def archives(self) -> dict[str, list[Record]]:
         """The elites of every archive after the last generation, by task; see :meth:`archives_after`."""
-        return self.archives_after(self.history.last_generation)
+        return self.archives_after(self._history.last_generation)
 
     def archives_after(self, generation: int) -> dict[str, list[Record]]:
         """The elites of every archive after a generation; -1 is the experts alone.
@@ -113,7 +116,7 @@ class RunFolder:
             For each task, records with ``cell`` (bins), ``descriptors`` (scores on the other tasks, in task order),
             ``quality`` (score on the archive's task), ``id`` of the individual, one score per task, and ``average``.
         """
-        return {self.tasks[archive.task]: self._elites(archive) for archive in self.history.archives(generation)}
+        return {self.tasks[archive.task]: self._elites(archive) for archive in self._history.archives(generation)}
 
     def lineage(self, id: int) -> list[Record]:
         """An individual and all its ancestors, up to the experts.
@@ -122,12 +125,12 @@ class RunFolder:
             id: the id of the individual.
 
         Returns:
-            Records as of :meth:`individuals`, each ancestor once, with ``depth``: the fewest generations between it and the
+            Records as of :attr:`individuals`, each ancestor once, with ``depth``: the fewest generations between it and the
             individual (0 for the individual, 1 for its parents). Sorted by depth.
         """
-        rows = self.history.row_of
+        rows = self._history.row_of
         if id not in rows:
-            raise InputError(f"expected the id of an individual, got {id} in {self.path}; see individuals() for the ids")
+            raise InputError(f"expected the id of an individual, got {id} in {self.path}; see individuals for the ids")
         records, seen, level = [], {id}, [id]
         depth = 0
         while level:
@@ -138,12 +141,12 @@ class RunFolder:
             depth += 1
         return records
 
+    @functools.cached_property
     def results(self) -> list[Record]:
         """The scores of the base model, the experts, the baselines and CycleQD.
 
-        Returns:
-            Records with ``method``, ``split``, ``task`` (``"average"`` for the mean over tasks) and ``score``, which is NaN
-            if the method could not be evaluated.
+        The records have ``method``, ``split``, ``task`` (``"average"`` for the mean over tasks) and ``score``, which is NaN if
+        the method could not be evaluated.
         """
         self._existing("tables/results.json", "evaluate the run first, with cycleqd evaluate")
         results = load_results(self.path)
@@ -183,32 +186,24 @@ class RunFolder:
         return path
 
     def _scores(self, row: int) -> Record:
-        scores = self.history.scores[row].tolist()
-        return {**dict(zip(self.tasks, scores, strict=True)), "average": float(self.history.averages[row])}
+        scores = self._history.scores[row].tolist()
+        return {**dict(zip(self.tasks, scores, strict=True)), "average": float(self._history.averages[row])}
 
     def _parents(self, row: int) -> tuple[int, ...]:
-        return tuple(parent for parent in self.history.individuals[row].parents if parent >= 0)
+        return tuple(parent for parent in self._history.individuals[row].parents if parent >= 0)
 
     def _individual(self, row: int) -> Record:
-        one = self.history.individuals[row]
-        return {
-            "id": one.id,
-            "generation": one.generation,
-            "active": one.active,
-            "parents": self._parents(row),
-            "expert": one.expert,
-            **self._scores(row),
-            "error": one.error,
-            "seconds": sum(one.seconds.values()),
-        }
+        one = self._history.individuals[row]
+        record = {field.name: getattr(one, field.name) for field in dataclasses.fields(one) if field.name != "scores"}
+        return record | {"parents": self._parents(row), "seconds": sum(one.seconds.values())} | self._scores(row)
 
     def _elites(self, archive: Archive) -> list[Record]:
         return [
             {
                 "cell": cell,
-                "descriptors": tuple(self.history.scores[row, list(archive.axes)].tolist()),
+                "descriptors": tuple(self._history.scores[row, list(archive.axes)].tolist()),
                 "quality": archive.quality[cell],
-                "id": self.history.individuals[row].id,
+                "id": self._history.individuals[row].id,
                 **self._scores(row),
             }
             for cell, row in sorted(archive.cells.items())

@@ -20,15 +20,16 @@ def journal(folder):
 
 def test_individuals_are_the_lines_of_the_journal(make_run):
     folder = make_run(generations=30, quarantine=0.3)
-    records = open_run(folder).individuals()
+    records = open_run(folder).individuals
     lines = journal(folder)
     assert [record["id"] for record in records] == [line["id"] for line in lines]
-    columns = ["id", "generation", "active", "parents", "expert", *TASKS, "average", "error", "seconds"]
+    columns = ["id", "generation", "expert", "active", "parents", "omega", "key", "error", "items", "seconds", *TASKS, "average"]
     for record, line in zip(records, lines, strict=True):
         assert list(record) == columns
-        assert [record[name] for name in ("generation", "active", "expert", "error")] == [
-            line[name] for name in ("generation", "active", "expert", "error")
-        ]
+        for name in ("generation", "active", "expert", "error", "items"):
+            assert record[name] == line[name]
+        for name in ("omega", "key"):
+            assert record[name] == (None if line[name] is None else tuple(line[name]))
         assert record["parents"] == tuple(parent for parent in line["parents"] if parent >= 0)
         assert record["seconds"] == pytest.approx(sum(line["seconds"].values()))
         if line["scores"] is None:
@@ -43,7 +44,7 @@ def test_archives_hold_the_elites(make_run):
     folder = make_run(generations=40, bins=6)
     run, history = open_run(folder), load_history(folder)
     assert tuple(run.archives) == run.tasks == TASKS
-    people = {record["id"]: record for record in run.individuals()}
+    people = {record["id"]: record for record in run.individuals}
     for archive in history.archives():
         task = TASKS[archive.task]
         others = [name for name in TASKS if name != task]
@@ -63,7 +64,7 @@ def test_archives_hold_the_elites(make_run):
 def test_lineage_goes_up_to_the_experts(make_run):
     folder = make_run(generations=40)
     run = open_run(folder)
-    last = max(one["id"] for one in run.individuals() if one["error"] is None)
+    last = max(one["id"] for one in run.individuals if one["error"] is None)
     lineage = run.lineage(last)
     assert (lineage[0]["id"], lineage[0]["depth"]) == (last, 0)
     depths = {one["id"]: one["depth"] for one in lineage}
@@ -86,7 +87,7 @@ def test_results_are_tidy(make_run):
     raw = json.loads(path.read_text())
     raw["methods"]["uniform_merge"]["test"] = dict.fromkeys((*TASKS, "average"))
     path.write_text(json.dumps(raw))
-    records = open_run(folder).results()
+    records = open_run(folder).results
     assert len(records) == len(raw["methods"]) * 2 * 4
     for record in records:
         score = raw["methods"][record["method"]][record["split"]][record["task"]]
@@ -116,9 +117,9 @@ def test_files_are_read_when_they_are_needed(make_run):
     (folder / "history.jsonl").write_text("damaged\n\n{}\n")
     run = open_run(str(folder))
     assert repr(run) == f"RunFolder({str(folder)!r})"
-    assert run.results()
+    assert run.results
     with pytest.raises(InputError, match=r"line 1 of .*history\.jsonl"):
-        run.individuals()
+        run.individuals
 
 
 @pytest.mark.parametrize("kind", ["nothing", "a file", "a folder without them"])
@@ -136,9 +137,9 @@ def test_other_folders_are_an_error(tmp_path, kind):
     ("name", "use"),
     [
         ("config.yaml", lambda run: run.config),
-        ("grid.json", lambda run: run.history),
+        ("grid.json", lambda run: run.individuals),
         ("history.jsonl", lambda run: run.archives),
-        ("tables/results.json", lambda run: run.results()),
+        ("tables/results.json", lambda run: run.results),
     ],
 )
 def test_missing_files_are_named(make_run, name, use):

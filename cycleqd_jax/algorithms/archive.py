@@ -7,7 +7,7 @@ characteristics (QDax: descriptor).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import flax.struct
@@ -65,6 +65,15 @@ def cell_winners(cells: Int[Array, " batch"], fitness: Float[Array, " batch"]) -
     return ~jnp.any(same_cell & (better | earlier_equal), axis=1)
 
 
+@jax.jit
+def _empty(genome: Genome, centroids: Sequence[Float[Array, "cell axis"]]) -> MapElitesRepertoire:
+    """An empty repertoire for each task, stacked."""
+    extra = {"scores": jnp.zeros(len(centroids), jnp.float32), "id": jnp.int32(0)}
+    with _default_promotion():
+        repertoires = [MapElitesRepertoire.init_default(genome, each, extra, tuple(extra)) for each in centroids]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *repertoires)
+
+
 @contextlib.contextmanager
 def _default_promotion() -> Iterator[None]:
     """JAX's default promotion of ranks and dtypes, on which QDax relies; users may have set stricter rules."""
@@ -116,15 +125,12 @@ class Archives(flax.struct.PyTreeNode):
             )
         edges = jnp.asarray(np.linspace(ends[:, 0], ends[:, 1], bins + 1, axis=1), jnp.float32)
 
-        def empty(k: int) -> MapElitesRepertoire:
+        def centroids(k: int) -> Float[Array, "cell axis"]:
             axes = np.delete(ends, k, axis=0)
             with _default_promotion():
-                centroids = compute_euclidean_centroids((bins,) * (tasks - 1), axes[:, 0].tolist(), axes[:, 1].tolist())
-            extra = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
-            return MapElitesRepertoire.init_default(genome, centroids, extra, tuple(extra))
+                return compute_euclidean_centroids((bins,) * (tasks - 1), axes[:, 0].tolist(), axes[:, 1].tolist())
 
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(empty(k) for k in range(tasks)))
-        return cls(repertoires=stacked, edges=edges)
+        return cls(repertoires=_empty(genome, [centroids(k) for k in range(tasks)]), edges=edges)
 
     @property
     def num_tasks(self) -> int:

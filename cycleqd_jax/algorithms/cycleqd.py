@@ -113,7 +113,8 @@ class CycleQD(flax.struct.PyTreeNode):
                 f"expected a (low, high) pair for each of {table.shape[1]} tasks, got {len(bounds)} in CycleQD.bounds; pass as "
                 "many, or None"
             )
-        archives = Archives.create(jax.tree.map(lambda leaf: leaf[0], genomes), bounds, self.bins)
+        one = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), genomes)
+        archives = Archives.create(one, bounds, self.bins)
         return _insert(CycleQDState(archives, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from cycleqd_jax.genome.experts import sort_leaves
+from cycleqd_jax.genome.experts import are_finite, sort_leaves
 from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import HIGHEST, Factors, MatrixPredicate, Method, decompose, factorize_low_rank, is_matrix
 from cycleqd_jax.types import Adapter, AnyArray, Array, Float, InputError, Int, LowRank, Params, tree_paths
@@ -328,8 +328,7 @@ def check_bases(
             u, s, vt = basis.of(k)
             tau = change_at(leaves[path], change, (), whole)
             error = np.abs(np.asarray(_leading(tau, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
-            finite = all(bool(jnp.isfinite(x).all()) for x in (u, s, vt))
-            if not finite or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
+            if not all(are_finite([u, s, vt])) or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
                 raise InputError(
                     f"expected the finite basis of expert {k} for {path!r}, got another basis; decompose these experts"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from cycleqd_jax.operators.adapter import check_updates, dense_update
 from cycleqd_jax.operators.task_vector import check_same_shapes, task_vector
 from cycleqd_jax.types import Adapter, AnyArray, Array, InputError, Int, LowRank, Params, tree_paths
 
-__all__ = ["Index", "check_expert", "check_experts", "check_rank", "sort_leaves", "stacked_task_vectors"]
+__all__ = ["Index", "are_finite", "check_expert", "check_experts", "check_rank", "sort_leaves", "stacked_task_vectors"]
 
 Index = int | np.integer | Int[AnyArray, ""]
 """The index of an expert, possibly traced."""
@@ -56,31 +57,33 @@ def check_experts(base: Params, experts: Sequence[Params | Adapter]) -> None:
     for name, expert in [("the base", base), *((f"expert {k}", expert) for k, expert in enumerate(experts))]:
         if isinstance(expert, Adapter):
             check_updates(expert, base, name)
-            finite = jax.device_get(_finite(expert.updates))
-            for path, parts in finite.items():
-                if not all(jax.tree.leaves(parts)):
+            for path, finite in zip(expert.updates, are_finite(list(expert.updates.values())), strict=True):
+                if not finite:
                     raise InputError(
                         f"expected a finite update of {path!r} in {name}, got NaN or infinity; use another adapter"
                     )
             continue
         check_same_shapes(expert, base, name)
-        finite = jax.device_get(_finite(expert))
-        for (path, leaf), is_finite in zip(tree_paths(expert), jax.tree.leaves(finite), strict=True):
+        for (path, leaf), finite in zip(tree_paths(expert), are_finite(jax.tree.leaves(expert)), strict=True):
             if leaf.dtype != reference[path].dtype:
                 raise InputError(
                     f"expected dtype {reference[path].dtype} of the base for leaf {path!r}, got {leaf.dtype} in {name}; "
                     "convert one of them"
                 )
-            if not is_finite:
+            if not finite:
                 raise InputError(
                     f"expected finite weights, got NaN or infinity in leaf {path!r} of {name}; use another checkpoint"
                 )
 
 
+def are_finite(trees: Sequence[Any]) -> list[bool]:
+    """Whether each tree has finite leaves only. One program for all trees starts much sooner than one for each leaf."""
+    return [bool(finite) for finite in jax.device_get(_are_finite(trees))]
+
+
 @jax.jit
-def _finite(tree: Any) -> Any:
-    """Whether each leaf is finite. One program for the whole tree starts much sooner than one for each leaf."""
-    return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree)
+def _are_finite(trees: Sequence[Any]) -> list[Array]:
+    return [jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all() for tree in trees]
 
 
 def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ class Evolution:
     def _evolve(self) -> CycleQDState:
         context, config = self._context, self._config
         self.ensure_evaluator()  # the models are loaded and checked before anything is written
-        experts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.expert_genomes())
+        experts = _stack(self.expert_genomes())
         self._check_population(experts)
         claim_folder(config)
         check_inputs(context.folder, self._input_digests(), context.log)
@@ -245,6 +245,12 @@ class Evolution:
         """The elite of the best average on the train half, whichever archive holds it."""
         elite, _, identity = self.ensure_evolved().archives.best_on_average()
         return Merged(elite, {"id": int(identity), "mixing": _mixing(elite)})
+
+
+@jax.jit
+def _stack(genomes: Sequence[Genome]) -> Genome:
+    """Genomes as one, with a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
 
 
 def _mixing(genome: Genome) -> list[float] | None:

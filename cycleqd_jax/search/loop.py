@@ -15,7 +15,7 @@ from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.types import Genome, InputError, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
+from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
 __all__ = ["evolve"]
 
@@ -211,5 +211,5 @@ def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
 
 
 @jax.jit
-def _row(tree: Genome, j: Int[Array, ""]) -> Genome:
+def _row(tree: Genome, j: int | Int[Array, ""]) -> Genome:
     return jax.tree.map(lambda leaf: leaf[j], tree)

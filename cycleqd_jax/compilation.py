@@ -13,6 +13,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from cycleqd_jax.files import digest, make_folder
+from cycleqd_jax.machine import cpu_count
 
 __all__ = ["persistent_compilation"]
 
@@ -25,7 +26,7 @@ def persistent_compilation(cache: Path) -> Iterator[None]:
 
     Args:
         cache: the folder that runs share; programs go to a folder below it that is named after what they depend on beside their
-            source: the machine's instruction set, its number of cores, and ``XLA_FLAGS``.
+            source: the machine's instruction set, the number of cores that the process may use, and ``XLA_FLAGS``.
 
     Raises:
         InputError: the folder can't be made.
@@ -33,7 +34,7 @@ def persistent_compilation(cache: Path) -> Iterator[None]:
     if getattr(jax.config, "jax_compilation_cache_dir"):  # noqa: B009 (the type checker does not know it)
         yield
         return
-    folder = cache / "compiled" / digest([_cpu(), os.cpu_count(), os.environ.get("XLA_FLAGS", "")], digits=16)
+    folder = cache / "compiled" / digest([_cpu(), cpu_count(), os.environ.get("XLA_FLAGS", "")], digits=16)
     make_folder(folder)
     settings: dict[str, Any] = {
         "jax_compilation_cache_dir": str(folder.absolute()),

@@ -116,5 +116,6 @@ class Individual:
             if not field.metadata["is_valid"](value):
                 kind = field.metadata["kind"]
                 raise InputError(f"expected {field.name} to be {kind}, got {value!r:.80} in {place}; restore the file")
-        values = {field.name: raw[field.name] for field in fields}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        found: dict[str, Any] = {field.name: raw[field.name] for field in fields}
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return cls(**values)

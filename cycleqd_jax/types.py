@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 __all__ = [
     "SPLITS",
     "Adapter",
+    "AdapterRanks",
     "AnyArray",
     "Array",
     "ArrayLeaf",
@@ -103,6 +104,9 @@ class Adapter:
 
     updates: Mapping[str, LowRank | AnyArray]
 
+
+AdapterRanks = Mapping[str, int | None]
+"""For the path of every leaf that a LoRA adapter changes: the rank of its update, or None where it brings the whole leaf."""
 
 Genome = PyTree[AnyArray]
 """The genotype of an individual. Its :class:`GenomeSpace` defines the structure and the meaning of the leaves."""

@@ -19,9 +19,10 @@ EVERYTHING = {path.stem if path.is_file() else path.name for path in PACKAGE.ite
 ARROWS = {
     "version": set(),
     "types": set(),
+    "machine": set(),
     "individual": {"types"},
     "files": {"types"},
-    "compilation": {"files"},
+    "compilation": {"files", "machine"},
     "sharding": {"types"},
     "config": {"types"},
     "operators": {"types"},
@@ -30,14 +31,16 @@ ARROWS = {
     "models": {"types", "sharding", "version"},
     "training": {"types", "models"},
     "engine": {"types", "models"},
-    "sandbox": set(),
+    "sandbox": {"machine"},
     "tasks": {"types", "files", "sandbox"},
     "evaluation": {"types"},
     "search": {"types", "individual", "files", "evaluation"},
-    "plan": {"types", "config", "sharding", "operators", "genome", "models", "engine"},
+    "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files"},
     "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "py"},
-    "cli": {"types", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs", "version"},
+    "cli": {
+        "types", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs", "version"
+    },
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"
     },

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.runs.folder import versions
 from cycleqd_jax.sandbox import detect
 
@@ -29,7 +30,7 @@ def doctor() -> None:
     print("versions")
     for name, version in versions().items():
         print(f"  {name:18} {version}")
-    print(f"  {'system':18} {platform.system()} {platform.release()}, {os.cpu_count()} cores")
+    print(f"  {'system':18} {platform.system()} {platform.release()}, {cpu_count()} cores")
     print("devices")
     for device in jax.devices():
         stats = device.memory_stats() or {}

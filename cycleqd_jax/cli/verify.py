@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from cycleqd_jax.config import task_options
+from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.tasks import TaskOptions, make_task, own_options, task_class
 from cycleqd_jax.tasks.replay import replay_solutions
@@ -72,7 +72,7 @@ def verify_task(
                 task,
                 SPLITS if split == "all" else (cast(Split, split),),
                 stub=stub,
-                workers=config.workers or os.cpu_count() or 1,
+                workers=config.workers or cpu_count(),
                 on_replay=_print_progress if shows_progress else None,
             )
         isolation = sandbox.isolation.name

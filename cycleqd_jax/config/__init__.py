@@ -1,5 +1,6 @@
 """The configuration of a run: :func:`load_config` reads YAML or a mapping, :func:`describe` lists all keys."""
 
+from cycleqd_jax.config.check import idle_groups
 from cycleqd_jax.config.load import check_config, load_config, task_options, to_dict, to_yaml
 from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
@@ -31,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "check_config",
     "describe",
+    "idle_groups",
     "load_config",
     "task_options",
     "to_dict",

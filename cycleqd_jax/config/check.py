@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from cycleqd_jax.config.schema import RunConfig
 from cycleqd_jax.types import InputError
 
-__all__ = ["check_keys_together"]
+__all__ = ["check_keys_together", "idle_groups"]
 
 MAX_CELLS = 1_000_000  # per archive, as in algorithms.archive
 
@@ -25,6 +26,22 @@ def check_keys_together(config: RunConfig) -> None:
     _check_devices(config)
     _check_genome(config)
     _check_search(config)
+
+
+def idle_groups(config: RunConfig, groups: int) -> str | None:
+    """A line that names the groups of devices that never get a child; None if all get one.
+
+    Args:
+        config: the config of the run.
+        groups: the number of groups along the population axis of the mesh.
+    """
+    batches = math.ceil(config.search.batch_size / config.engine.population)
+    if groups <= batches:
+        return None
+    return (
+        f"{groups - batches} of {groups} groups of devices are idle: search.batch_size is {config.search.batch_size}; make it "
+        "larger, or mesh.population smaller"
+    )
 
 
 def _check_names(config: RunConfig) -> None:

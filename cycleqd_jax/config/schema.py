@@ -253,7 +253,7 @@ class SandboxConfig:
         backend: what runs the OS task's boxes: ``bwrap`` (this sandbox) or ``docker`` (a Docker engine). Programs and databases
             always run in this sandbox.
         image: image of the Docker containers.
-        workers: number of executions at the same time. Null is the number of cores.
+        workers: number of executions at the same time. Null is the number of cores that the process may use.
         wall_s: wall-clock limit of one execution in seconds.
         cpu_s: CPU time limit of each process in seconds.
         memory_mb: memory limit of one execution in MiB.

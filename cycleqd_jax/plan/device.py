@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 
 import numpy as np
+
+from cycleqd_jax.machine import host_memory
 
 __all__ = ["DEVICES", "Device", "this_machine"]
 
@@ -93,6 +94,5 @@ def this_machine(devices: int = 1) -> Device:
     single = 2 * size**3 / fastest(lambda: a @ a, 4)
     source, target = np.ones(1 << 25, np.uint8), np.empty(1 << 25, np.uint8)
     bandwidth = 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 4)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    memory, single, bandwidth = memory // devices, single / devices, bandwidth / devices
+    memory, single, bandwidth = host_memory() // devices, single / devices, bandwidth / devices
     return Device("cpu", memory, bandwidth, single, single, bandwidth, shares_host=True)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from cycleqd_jax.config import RunConfig
+from cycleqd_jax.config import RunConfig, idle_groups
 from cycleqd_jax.models import llama
 from cycleqd_jax.plan.compiled import compile_programs, replace_estimates
 from cycleqd_jax.plan.device import Device
@@ -73,21 +73,18 @@ def summary(
         "alternatives": alternatives(work, devices, device, peak_stage(stages).total / estimated, mesh),
         "seconds_per_generation": generation_seconds(stages, work, shape),
         "generations": run.search.generations,
-        "notes": _notes(run, work, shape, absent),
+        "notes": _notes(run, shape, absent),
         "programs": [dataclasses.asdict(program) for program in programs],
     }
 
 
-def _notes(run: RunConfig, work: Workload, mesh: Mesh, absent: Sequence[str]) -> list[str]:
+def _notes(run: RunConfig, mesh: Mesh, absent: Sequence[str]) -> list[str]:
     """Facts that the figures do not show."""
     notes = []
     if absent:
         notes.append(f"experts that are not on this machine, counted as full weights: {', '.join(absent)}")
-    if mesh[0] > work.children:
-        notes.append(
-            f"{mesh[0] - work.children} of {mesh[0]} groups of devices are idle: search.batch_size is {work.children}; "
-            "make it larger, or the population axis smaller"
-        )
+    if (note := idle_groups(run, mesh[0])) is not None:
+        notes.append(note)
     if run.engine.population > 1:
         notes.append(f"times are those of one individual after the other, though {run.engine.population} are decoded together")
     if mesh not in ((1, 1, 1), run.mesh.sizes) and -1 not in run.mesh.sizes:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.engine import EngineLayout
+from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.operators.svd import Method
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import AdapterRanks, InputError
 
-__all__ = ["AdapterRanks", "Mesh", "Workload", "workload_of"]
+__all__ = ["Mesh", "Workload", "workload_of"]
 
 Mesh = tuple[int, int, int]
 """Devices as population × fsdp × tensor."""
-
-AdapterRanks = Mapping[str, int | None]
-"""For the path of every leaf that a LoRA adapter changes: the rank of its update, or None where it brings the whole leaf."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +102,6 @@ def workload_of(
             f"expected genome.space to be 'expert', which cycleqd plan can estimate, got {run.genome.space!r}; a dense genome "
             "is as large as the model in float32"
         )
-    if run.engine.max_len > model.context_length:
-        raise InputError(
-            f"expected engine.max_len to be at most the model's {model.context_length} positions, got {run.engine.max_len}; "
-            "correct the config"
-        )
     new = max(task.max_new_tokens for task in run.tasks)
     room = run.engine.max_len - new
     for name, value, most in (("--prompt-tokens", prompt, room), ("--reply-tokens", reply, new)):
@@ -130,7 +122,7 @@ def workload_of(
         children=run.search.batch_size,
         cells=len(run.tasks) * run.search.bins ** (len(run.tasks) - 1),
         keep=run.checkpoint.keep,
-        workers=run.sandbox.workers or os.cpu_count() or 1,
+        workers=run.sandbox.workers or cpu_count(),
         sandbox_memory=run.sandbox.memory_mb << 20,
         sandbox_disk=run.sandbox.disk_mb << 20,
         adapters=adapters,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.engine import ChatGenerator
 from cycleqd_jax.evaluation import Evaluator
+from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import DeviceGroup
@@ -68,4 +68,4 @@ class Context:
 
 def workers(config: RunConfig) -> int:
     """Sandboxes that execute at the same time."""
-    return config.sandbox.workers or os.cpu_count() or 1
+    return config.sandbox.workers or cpu_count()

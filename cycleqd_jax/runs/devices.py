@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cycleqd_jax import sharding
-from cycleqd_jax.config import EngineConfig, RunConfig
+from cycleqd_jax.config import EngineConfig, RunConfig, idle_groups
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.genome import DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama
@@ -93,10 +93,6 @@ def device_groups(config: RunConfig, log: Callable[[str], None]) -> list[DeviceG
     population, fsdp, tensor = config.mesh.sizes
     mesh = sharding.make_mesh(population=population, fsdp=fsdp, tensor=tensor)
     found = [DeviceGroup(part) for part in sharding.device_groups(mesh)]
-    batches = math.ceil(config.search.batch_size / config.engine.population)
-    if len(found) > batches:
-        log(
-            f"{len(found) - batches} of {len(found)} groups of devices are idle: search.batch_size is "
-            f"{config.search.batch_size}; make it larger, or mesh.population smaller"
-        )
-    return found[:batches]
+    if (note := idle_groups(config, len(found))) is not None:
+        log(note)
+    return found[: math.ceil(config.search.batch_size / config.engine.population)]

@@ -9,23 +9,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from cycleqd_jax.config import RunConfig, check_config
+from cycleqd_jax.machine import host_memory
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import Preflight, preflight
 from cycleqd_jax.runs.tasks import TaskInput, resolve_tasks
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import AdapterRanks, InputError
 
 __all__ = ["Inputs", "resolve", "tiny_llama"]
-
-AdapterRanks = Mapping[str, int | None]
-"""The leaves that an adapter changes, with their ranks; None is a leaf that it changes as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +126,7 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
     models = 2 + sum(not isinstance(expert, Path) for expert in checked.experts)  # base, whole experts, and the child
     _, fsdp, tensor = config.mesh.sizes
     group = len(jax.devices()) if min(fsdp, tensor) < 0 else fsdp * tensor
-    total = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0) * group or _host_memory()
+    total = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0) * group or host_memory()
     if total and models * checked.model_bytes > total:
         log(
             f"warning: {models} models of {checked.model_bytes / 1e9:.1f} GB exceed the {total / 1e9:.1f} GB of memory here; "
@@ -138,9 +136,9 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
 
 def _adapters(
     config: RunConfig, base: LlamaConfig, *, absent_are_whole: bool
-) -> tuple[tuple[Mapping[str, int | None] | None, ...], tuple[str, ...]]:
+) -> tuple[tuple[AdapterRanks | None, ...], tuple[str, ...]]:
     """What the adapters among the experts change, from their headers; and the names of experts that are not here."""
-    found: list[Mapping[str, int | None] | None] = []
+    found: list[AdapterRanks | None] = []
     absent = []
     for name in config.task_names:
         expert = (config.model.experts or {}).get(name)
@@ -158,11 +156,6 @@ def _adapters(
             "which multiplies the adapters out"
         )
     return tuple(found), tuple(absent)
-
-
-def _host_memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_space(folder: Path, nbytes: int, what: str) -> None:

@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import socket
 import threading
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..machine import cpu_count
 from .base import Completed, InfraError, Killed, Limits
 from .build import Rootfs
 from .docker import IMAGE, Docker, DockerBox
@@ -75,7 +75,7 @@ class Sandbox:
         if self._docker is not None:
             self.system = f"docker {self._docker.digest}"
         self.limits = limits
-        self._turn = threading.BoundedSemaphore(workers or _cores())
+        self._turn = threading.BoundedSemaphore(workers or cpu_count())
         self._lock = threading.Lock()
         self._closed = False
         reasons = []
@@ -208,10 +208,6 @@ class Sandbox:
             if self._worker is worker and not self._closed:
                 worker.close()
                 self._worker = Worker(self._launch)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Resident:

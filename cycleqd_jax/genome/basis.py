@@ -23,16 +23,21 @@ from cycleqd_jax.types import Adapter, AnyArray, Array, Float, InputError, Int, 
 __all__ = [
     "Basis",
     "Sketch",
+    "basis_bytes",
     "basis_of",
+    "basis_shapes",
     "change_at",
     "changes_of",
     "check_bases",
     "default_factor_dtype",
     "dense_bases",
+    "kept_rank",
     "low_rank_bases",
     "matrix_leaves",
     "sketch",
 ]
+
+Shape = tuple[int, ...]
 
 _PROJECTIONS = 3
 
@@ -81,6 +86,34 @@ class Sketch(NamedTuple):
 def default_factor_dtype(weights: DTypeLike) -> np.dtype:
     """The default dtype of the directions that mutation acts on: bfloat16 for bfloat16 weights, otherwise float32."""
     return jnp.dtype(jnp.bfloat16 if jnp.dtype(weights) == jnp.bfloat16 else jnp.float32)
+
+
+def kept_rank(shape: Sequence[int], rank: int | None) -> int:
+    """The directions kept of a matrix: ``rank``, at most all; None keeps all.
+
+    Args:
+        shape: the shape of the leaf, ``[*stack, m, n]``.
+        rank: the directions that are wanted.
+    """
+    return min(shape[-2:]) if rank is None else min(rank, *shape[-2:])
+
+
+def basis_shapes(shape: Sequence[int], experts: int, rank: int | None) -> tuple[Shape, Shape, Shape]:
+    """The shapes of the :class:`Basis` of a leaf, field by field.
+
+    Args:
+        shape: the shape of the leaf, ``[*stack, m, n]``.
+        experts: the number of experts.
+        rank: see :func:`kept_rank`.
+    """
+    *stack, m, n = shape
+    r = kept_rank(shape, rank)
+    return (*stack, m, experts, r), (experts, *stack, r), (*stack, experts, r, n)
+
+
+def basis_bytes(shape: Sequence[int], experts: int, rank: int | None) -> int:
+    """The bytes of a float32 basis; see :func:`basis_shapes`."""
+    return sum(4 * math.prod(field) for field in basis_shapes(shape, experts, rank))
 
 
 def basis_of(factors: Sequence[Factors]) -> Basis:
@@ -178,8 +211,7 @@ def dense_bases(
     for path in paths:
         leaf, changes = leaves[path], changes_of(path, experts)
         *stack, m, n = leaf.shape
-        full = min(m, n)
-        r, count = full if rank is None else min(rank, full), math.prod(stack)
+        r, count = kept_rank(leaf.shape, rank), math.prod(stack)
         u = np.empty((count, m, len(experts), r), np.float32)
         s = np.empty((len(experts), count, r), np.float32)
         vt = np.empty((count, len(experts), r, n), np.float32)
@@ -315,9 +347,8 @@ def check_bases(
             f"expected bases of the leaves that these experts change, got a difference at {odd!r}; decompose these experts"
         )
     for path, basis in bases.items():
-        *stack, m, n = leaves[path].shape
-        r = min(m, n) if rank is None else min(rank, m, n)
-        expected = ((*stack, m, len(experts), r), (len(experts), *stack, r), (*stack, len(experts), r, n))
+        expected = basis_shapes(leaves[path].shape, len(experts), rank)
+        r = expected[1][-1]
         if tuple(tuple(x.shape) for x in basis) != expected or {np.dtype(x.dtype) for x in basis} != {np.dtype(np.float32)}:
             raise InputError(
                 f"expected float32 factors of shapes {list(expected)} for {len(experts)} experts at rank {r} in the basis of "

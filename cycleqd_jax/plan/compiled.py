@@ -30,7 +30,7 @@ from cycleqd_jax.engine.cache import Rows, shared_blocks
 from cycleqd_jax.engine.layout import check_mesh
 from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
 from cycleqd_jax.genome import ExpertSpace
-from cycleqd_jax.genome.basis import Basis, default_factor_dtype
+from cycleqd_jax.genome.basis import Basis, basis_shapes, default_factor_dtype
 from cycleqd_jax.genome.expert_space import ExpertGenome
 from cycleqd_jax.genome.placement import part_specs
 from cycleqd_jax.models import llama
@@ -263,12 +263,10 @@ def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenom
     bases, remainders = {}, {}
     for path, leaf in leaves.items():
         if is_matrix(path, leaf):
-            *stack, m, n = leaf.shape
-            most = min(m, n) if held[path].dense else min(held[path].rank, m, n)
-            kept = most if work.rank is None else min(work.rank, most)
-            for into, rank in ((bases, kept), (remainders, 0 if held[path].dense else most - kept)):
+            kept, known = held[path].directions(leaf.shape, work.rank)
+            for into, rank in ((bases, kept), (remainders, 0 if held[path].dense else known - kept)):
                 if rank:
-                    u, s, vt = (*stack, m, work.experts, rank), (work.experts, *stack, rank), (*stack, work.experts, rank, n)
+                    u, s, vt = basis_shapes(leaf.shape, work.experts, rank)
                     wanted = work.factor_dtype or default_factor_dtype(leaf.dtype)
                     dtype = jnp.dtype(wanted if held[path].dense else "float32")
                     into[path] = Basis(numbers(*u, dtype=dtype), numbers(*s), numbers(*vt, dtype=dtype))

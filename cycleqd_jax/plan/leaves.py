@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from cycleqd_jax.genome.basis import default_factor_dtype
+from cycleqd_jax.genome.basis import default_factor_dtype, kept_rank
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import is_matrix
 from cycleqd_jax.plan.workload import Mesh, Workload
@@ -37,6 +38,16 @@ class Changes(NamedTuple):
     def dense(self) -> bool:
         """Whether its matrices are decomposed."""
         return self.experts > 0 or any(self.updates)
+
+    def directions(self, shape: Sequence[int], rank: int | None) -> tuple[int, int]:
+        """The directions per expert that mutation changes, and all directions that are known.
+
+        Args:
+            shape: the shape of the leaf, ``[*stack, m, n]``.
+            rank: the directions that are wanted; None takes all.
+        """
+        known = kept_rank(shape, None if self.dense else self.rank)
+        return known if rank is None else min(rank, known), known
 
 
 def changes(work: Workload, path: str) -> Changes:
@@ -118,9 +129,8 @@ def leaves_of(work: Workload, mesh: Mesh) -> list[Leaf]:
         *stack, m, n = shape if matrix else (*shape[:-1], 1, shape[-1])
         rows, columns = (local[-2], local[-1]) if matrix else (1, local[-1])
         change = changes(work, path)
-        most = min(m, n) if change.dense else min(change.rank, m, n)
-        kept = most if work.rank is None else min(work.rank, most)
-        whole = kept if change.dense else most
+        kept, known = change.directions((m, n), work.rank)
+        whole = kept if change.dense else known
         width, directions = (work.experts * kept, work.experts * whole) if matrix else (0, 0)
         factor = jnp.dtype(work.factor_dtype or default_factor_dtype(work.model.dtype)).itemsize if change.dense else 4
         found.append(Leaf(path, math.prod(stack), m, n, rows, columns, width, m // rows, matrix, directions, factor, change))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from cycleqd_jax.genome.basis import basis_bytes
 from cycleqd_jax.genome.express import block_shape
 from cycleqd_jax.operators.svd import OVERSAMPLING
 from cycleqd_jax.plan.leaves import Leaf, leaves_of
@@ -66,7 +67,8 @@ class Memory:
     @property
     def stored_bases(self) -> int:
         """The bases on disk."""
-        return sum(4 * leaf.stack * leaf.width * (leaf.m + leaf.n + 1) for leaf in self.decomposed)
+        experts, rank = self.work.experts, self.work.rank
+        return sum(basis_bytes((leaf.stack, leaf.m, leaf.n), experts, rank) for leaf in self.decomposed)
 
     @property
     def adapters(self) -> int:

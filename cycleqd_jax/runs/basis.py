@@ -13,7 +13,7 @@ import numpy as np
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.files import digest, locked, make_folder, write_json
-from cycleqd_jax.genome.basis import Basis, low_rank_bases, matrix_leaves
+from cycleqd_jax.genome.basis import Basis, basis_bytes, low_rank_bases, matrix_leaves
 from cycleqd_jax.genome.experts import check_experts
 from cycleqd_jax.genome.similarity import similarity
 from cycleqd_jax.runs.basis_store import BasisStore, Experts, Facts, Leaves, checksum
@@ -172,5 +172,5 @@ def _describe_leaf(shape: tuple[int, ...], kind: str, s: np.ndarray, energies: n
         "retained": {"min": min(known), "mean": sum(known) / len(known)} if known else None,
         "retained_by_expert": retained,
         "seconds": seconds,
-        "bytes": 4 * len(s) * matrices * rank * (m + n + 1),
+        "bytes": basis_bytes(shape, len(s), rank),
     }

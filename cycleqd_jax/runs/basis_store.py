@@ -7,7 +7,6 @@ out. A stage that was killed continues at the leaf it was at.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 import zlib
@@ -21,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from cycleqd_jax.files import digest, write_json
-from cycleqd_jax.genome.basis import Basis, Sketch, dense_bases, sketch
+from cycleqd_jax.genome.basis import Basis, Sketch, basis_bytes, basis_shapes, dense_bases, sketch
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import Adapter, InputError, Params, Progress, tree_paths
 
@@ -137,7 +136,7 @@ class BasisStore:
         """
         experts = self._experts
         missing = [path for path in paths if path not in leaves]
-        nbytes = sum(4 * math.prod(shape) for path in missing for shape in self._shapes(path))
+        nbytes = sum(basis_bytes(self._leaves[path].shape, len(experts.experts), experts.rank) for path in missing)
         free = shutil.disk_usage(self.folder).free
         if free < nbytes:
             raise InputError(
@@ -173,13 +172,6 @@ class BasisStore:
         for folder in (arrays, *arrays.parent.glob(f"{arrays.name}.orbax-checkpoint-tmp*")):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _shapes(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Shapes of the leaf's :class:`Basis`, field by field."""
-        *stack, m, n = self._leaves[path].shape
-        count, full = len(self._experts.experts), min(m, n)
-        rank = full if self._experts.rank is None else min(self._experts.rank, full)
-        return (*stack, m, count, rank), (count, *stack, rank), (*stack, count, rank, n)
-
     def _write_leaf(self, path: str, basis: Basis, sketched: Sketch, seconds: float) -> tuple[Basis, Facts]:
         self._remove(path)
         host = Basis(*(np.asarray(x) for x in basis))
@@ -199,7 +191,8 @@ class BasisStore:
         return host, facts
 
     def _read_leaf(self, path: str) -> tuple[Basis, Facts]:
-        shapes = dict(zip(Basis._fields, self._shapes(path), strict=True))
+        fields = basis_shapes(self._leaves[path].shape, len(self._experts.experts), self._experts.rank)
+        shapes = dict(zip(Basis._fields, fields, strict=True))
         try:
             facts = json.loads(self._facts_file(path).read_text("utf-8"))
             owner, files, _ = (facts["basis"], facts["path"]), facts["files"], facts["crc32"]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome import basis as module
-from cycleqd_jax.genome.basis import dense_bases, low_rank_bases, matrix_leaves, sketch
+from cycleqd_jax.genome.basis import basis_bytes, basis_shapes, dense_bases, low_rank_bases, matrix_leaves, sketch
 from cycleqd_jax.operators import compose, factorize
 from cycleqd_jax.types import Adapter, InputError, LowRank, tree_paths
 
@@ -216,3 +216,13 @@ def test_equal_shapes_are_compiled_once(compilations):
     experts = [weights(k, base, 0.1) for k in (1, 2)]
     list(dense_bases(base, experts, ["layers/q"], 4))
     assert compilations(lambda: [basis for _, basis, _ in dense_bases(base, experts, ["layers/up"], 4)]) == 0
+
+
+@pytest.mark.parametrize("rank", [None, 2, 99])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 3, 5), (0, 4, 4)])
+def test_shapes_and_bytes_are_those_of_the_bases(shape, rank):
+    base = {"w": jnp.zeros(shape)}
+    experts = [{"w": jax.random.normal(jax.random.key(k), shape)} for k in range(2)]
+    ((_, basis, _),) = dense_bases(base, experts, ["w"], rank)
+    assert tuple(x.shape for x in basis) == basis_shapes(shape, 2, rank)
+    assert sum(x.nbytes for x in basis) == basis_bytes(shape, 2, rank)

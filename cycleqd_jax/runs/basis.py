@@ -17,7 +17,6 @@ from cycleqd_jax.genome.basis import Basis, basis_bytes, low_rank_bases, matrix_
 from cycleqd_jax.genome.experts import check_experts
 from cycleqd_jax.genome.similarity import similarity
 from cycleqd_jax.runs.basis_store import BasisStore, Experts, Facts, Leaves, checksum
-from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.types import Array, InputError, Progress, tree_paths
 
@@ -60,8 +59,8 @@ def experts_of(config: RunConfig, models: Models) -> Experts:
         )
     identity = {
         "recipe": RECIPE,
-        "base": folder_digest(models.folders.base),
-        "experts": [folder_digest(models.folders.expert(name)) for name in config.task_names],
+        "base": models.folders.digest("base"),
+        "experts": [models.folders.digest(f"expert/{name}") for name in config.task_names],
         "dtype": config.model.dtype,
         "vocab_size": config.model.vocab_size,
         "rank": options.rank,

@@ -21,7 +21,7 @@ from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
-from cycleqd_jax.runs.folder import check_inputs, claim_folder, folder_digest
+from cycleqd_jax.runs.folder import check_inputs, claim_folder
 from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params
 
 __all__ = ["Evolution", "Merged"]
@@ -207,7 +207,7 @@ class Evolution:
 
     def _input_digests(self) -> dict[str, str]:
         """Digests of the models and problems that the scores depend on."""
-        digests = {name: folder_digest(folder) for name, folder in self._context.models.folders.search.items()}
+        digests = {name: self._context.models.folders.digest(name) for name in self._context.models.folders.search}
         for task in self._context.tasks:
             for split in SPLITS:
                 digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in task.rows[split]], digits=16)

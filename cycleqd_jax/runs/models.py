@@ -39,6 +39,7 @@ class ModelFolders:
 
     search: Mapping[str, Path]
     baselines: Mapping[str, Path]
+    _digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def base(self) -> Path:
@@ -48,6 +49,16 @@ class ModelFolders:
     def expert(self, task: str) -> Path:
         """Of the expert of a task."""
         return self.search[f"expert/{task}"]
+
+    def digest(self, name: str) -> str:
+        """The digest of a model that the search needs, computed once: reading gigabytes takes seconds.
+
+        Args:
+            name: ``base`` or ``expert/<task>``; its folder must exist.
+        """
+        if name not in self._digests:
+            self._digests[name] = folder_digest(self.search[name])
+        return self._digests[name]
 
 
 def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelFolders:
@@ -66,6 +77,7 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     tree, given = to_dict(config), config.model.base
     source: dict[str, Any] = {"recipe": RECIPE, "seed": config.seed}
     base: Path | None = None
+    digests: dict[str, str] = {}
     if given is None:
         source |= {
             "tiny": tree["model"]["tiny"],
@@ -77,7 +89,8 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
         base = local_folder(given, weights=True)
         # Options that are null are left out, so that older caches keep their names.
         chosen = {key: tree["model"][key] for key in ("tokenizer", "vocab_size") if tree["model"][key] is not None}
-        source |= {"base": folder_digest(base), **chosen}
+        digests["base"] = folder_digest(base)
+        source |= {"base": digests["base"], **chosen}
 
     def cached(name: str, *depends: Any) -> Path:
         return Path(config.cache) / "models" / f"{name}-{digest([source, *depends], digits=16)}"
@@ -86,12 +99,12 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     if config.model.experts is not None:
         for name in config.task_names:
             folders[f"expert/{name}"] = local_folder(config.model.experts[name], weights=True)
-        return ModelFolders(folders, {})
+        return ModelFolders(folders, {}, digests)
     recipe = _recipe(config.finetune)
     for name in config.task_names:
         folders[f"expert/{name}"] = cached(f"expert-{name}", training_data[name], recipe)
     everything = [training_data[name] for name in config.task_names]
-    return ModelFolders(folders, {name: cached(name, everything, recipe) for name in config.baselines})
+    return ModelFolders(folders, {name: cached(name, everything, recipe) for name in config.baselines}, digests)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,8 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
+from cycleqd_jax.runs import models as module
+from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
 from cycleqd_jax.types import Adapter, InputError, tree_paths
@@ -117,6 +119,17 @@ def test_vocabularies_are_cut_when_asked(folder):
     models, _ = models_of(folder, "near", "padded", f"model.vocab_size={size}")
     assert models.config.vocab_size == size
     assert [expert["lm_head"].shape for expert in models.experts] == [(32, size)] * 2
+
+
+def test_the_content_of_a_model_is_read_once(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(module, "folder_digest", lambda path: read.append(path) or folder_digest(path))
+    models, _ = models_of(folder, "near", "near")
+    assert read == [folder / "base"]  # for the names of cached models
+    for _ in range(2):
+        for name in models.folders.search:
+            assert models.folders.digest(name) == folder_digest(models.folders.search[name])
+    assert read == [folder / "base", folder / "near", folder / "near"]
 
 
 def test_a_disk_without_space_is_refused_early(folder, monkeypatch):

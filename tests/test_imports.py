@@ -29,7 +29,7 @@ ARROWS = {
     "genome": {"types", "operators"},
     "algorithms": {"types", "operators"},
     "models": {"types", "sharding", "version"},
-    "training": {"types", "models"},
+    "training": {"types", "config", "models"},
     "engine": {"types", "models"},
     "sandbox": {"machine"},
     "tasks": {"types", "files", "sandbox"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from cycleqd_jax.config.fields import Range, range_of
+from cycleqd_jax.config.schema import TrainConfig
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, Params, Progress, no_progress
 
@@ -34,7 +37,7 @@ _WINDOW = 16  # batches; their examples are sorted by length together
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Options of a training.
+    """Options of a training. Those of :class:`~cycleqd_jax.config.TrainConfig` have the same ranges.
 
     Attributes:
         steps: number of updates.
@@ -61,14 +64,11 @@ class TrainOptions:
     group_by_length: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "steps_per_dispatch"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"expected {name} of a training to be at least 1, got {getattr(self, name)}; correct the config"
-                )
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"expected {name} of a training to be above 0, got {getattr(self, name)}; correct the config")
+        limits = {item.name: range_of(item) for item in dataclasses.fields(TrainConfig)}
+        for name, accepted in (limits | {"steps_per_dispatch": Range(minimum=1)}).items():
+            value = getattr(self, name)
+            if accepted is not None and not (math.isfinite(value) and accepted.accepts(value)):
+                raise InputError(f"expected {name} of a training to be {accepted}, got {value}; correct the config")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,7 +169,22 @@ def test_unusable_examples(params, examples, message):
         finetune(params, CONFIG, examples, TrainOptions(1, 1, 1e-3))
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"clip": -1.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
+        {"clip": -1.0},
+        {"warmup": 1.0},
+        {"final_ratio": 1.5},
+        {"weight_decay": -0.1},
+        {"weight_decay": float("nan")},
+        {"steps_per_dispatch": 0},
+    ],
+    ids=str,
+)
 def test_unusable_options(change):
     with pytest.raises(InputError, match=f"expected {next(iter(change))} of a training"):
         TrainOptions(**{"steps": 1, "batch_size": 1, "learning_rate": 1e-3, **change})

@@ -1,4 +1,4 @@
-"""Atomic file writes, locks between processes, and digests of values.
+"""Atomic writes of files and folders, locks between processes, and digests of values.
 
 The sandbox does not use this module, because the sandbox imports the standard library only.
 """
@@ -10,6 +10,8 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import IO, Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["digest", "locked", "make_folder", "replacing", "write_bytes", "write_json", "write_text"]
+__all__ = ["digest", "locked", "make_folder", "replacing", "replacing_folder", "write_bytes", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -34,20 +36,55 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less the umask, as open() does
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates files that only the owner can read
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Makes an empty folder, which takes the place of ``path`` if the block ends without an exception.
+
+    A folder that is there is removed. If the process is killed, a hidden folder may remain beside it.
+
+    Args:
+        path: path of the folder; missing parent folders are created.
+
+    Yields:
+        The new folder; it has the name of ``path`` and another parent.
+
+    Raises:
+        InputError: the operating system refuses.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise _refused(path, error) from error
+    try:
+        new = work / path.name
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.rename(path, work / "replaced")
+        try:
+            os.rename(new, path)
+        except OSError:
+            if (work / "replaced").exists():
+                os.rename(work / "replaced", path)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -79,9 +116,11 @@ def make_folder(path: str | Path) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"expected to create a folder, got {error.strerror or error} in {path}; choose another folder"
-        ) from error
+        raise _refused(path, error) from error
+
+
+def _refused(path: str | Path, error: OSError) -> InputError:
+    return InputError(f"expected to create a folder, got {error.strerror or error} in {path}; choose another folder")
 
 
 @contextlib.contextmanager

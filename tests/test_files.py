@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from cycleqd_jax.files import digest, locked, make_folder, replacing, write_bytes, write_json, write_text
+from cycleqd_jax.files import digest, locked, make_folder, replacing, replacing_folder, write_bytes, write_json, write_text
 from cycleqd_jax.types import InputError
 
 
@@ -97,6 +97,42 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
         assert process.stdout.readline() == b"written\n"
         process.send_signal(signal.SIGKILL)
     assert path.read_text() == "old"
+
+
+def test_a_folder_replaces_another(tmp_path):
+    path = tmp_path / "new" / "folder"
+    for text in ("one", "two"):
+        with replacing_folder(path) as folder:
+            assert folder.name == "folder"
+            (folder / text).write_text(text)
+        assert names(path) == [text]
+        assert names(path.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_an_exception_the_old_folder_remains(tmp_path, error):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+
+    def fail():
+        with replacing_folder(path) as folder:
+            (folder / "new").touch()
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"expected to create a folder, got .*; choose another folder"),
+        replacing_folder(tmp_path / "file" / "a"),
+    ):
+        pass
 
 
 def test_make_folder(tmp_path):

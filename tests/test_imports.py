@@ -28,7 +28,7 @@ ARROWS = {
     "operators": {"types"},
     "genome": {"types", "operators"},
     "algorithms": {"types", "operators"},
-    "models": {"types", "sharding", "version"},
+    "models": {"types", "files", "sharding", "version"},
     "training": {"types", "config", "models"},
     "engine": {"types", "models"},
     "sandbox": {"machine"},

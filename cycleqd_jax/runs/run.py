@@ -132,8 +132,7 @@ class Run:
         sandbox = open_sandbox(config.sandbox)
         stack.callback(sandbox.close)
         opened = open_tasks(config, inputs.tasks, sandbox, workers(config), log)
-        for task in opened.tasks:
-            stack.callback(task.close)
+        stack.callback(opened.close)
         data = opened.training_data
         check_resources(inputs, log)
         folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})

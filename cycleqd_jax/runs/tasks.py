@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cycleqd_jax.config import RunConfig, TaskConfig
+from cycleqd_jax.files import locked, make_folder, replacing_folder
 from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, miniature, task_class
@@ -78,15 +78,20 @@ class TrainingData:
 
 @dataclasses.dataclass(frozen=True)
 class OpenTasks:
-    """The tasks of a run, ready to be played.
+    """The tasks of a run, ready to be played; closing them releases what they hold, a database server for example.
 
     Attributes:
-        tasks: the tasks, in the order of the config; the caller closes them.
+        tasks: the tasks, in the order of the config.
         training_data: the training data of every task, by name.
     """
 
     tasks: tuple[RecordTask[Any], ...]
     training_data: dict[str, TrainingData]
+    _stack: contextlib.ExitStack
+
+    def close(self) -> None:
+        """Closes the tasks, and those that the training data comes from. Safe to call twice."""
+        self._stack.close()
 
 
 def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
@@ -125,15 +130,11 @@ def open_tasks(
     Raises:
         InputError: data is missing or malformed, or options do not suit a task.
     """
-    opener = _Opener(config, sandbox, workers, log)
     with contextlib.ExitStack() as stack:
-        tasks = []
-        for given in inputs:
-            tasks.append(opener.open(given, opener.files(given)))
-            stack.callback(tasks[-1].close)
+        opener = _Opener(config, sandbox, workers, log, stack)
+        tasks = [opener.open(given, opener.files(given)) for given in inputs]
         data = {given.config.name: opener.training_data(given, task) for given, task in zip(inputs, tasks, strict=True)}
-        stack.pop_all()
-    return OpenTasks(tuple(tasks), data)
+        return OpenTasks(tuple(tasks), data, stack.pop_all())
 
 
 class _Files(NamedTuple):
@@ -150,6 +151,7 @@ class _Opener:
     sandbox: Sandbox
     workers: int
     log: Callable[[str], None]
+    stack: contextlib.ExitStack
 
     def open(self, given: TaskInput, files: _Files) -> RecordTask[Any]:
         options = TaskOptions(
@@ -162,7 +164,9 @@ class _Opener:
             test=files.test,
             data=files.data,
         )
-        return make_task(given.config.kind, options, **given.own_options)
+        task = make_task(given.config.kind, options, **given.own_options)
+        self.stack.callback(task.close)
+        return task
 
     def files(self, given: TaskInput) -> _Files:
         """Files with the problems of a task."""
@@ -175,13 +179,13 @@ class _Opener:
         """Files of generated problems, written once: the same seed and sizes give the same problems."""
         train, test = task.train_size or miniature.SIZES["train"], task.test_size or miniature.SIZES["test"]
         name = f"{__version__}-{RECIPE}-seed{self.config.seed}-{train}-{test}"
-        folder = Path(self.config.cache) / "miniature" / name / task.kind
-        if not folder.exists():
-            temporary = folder.with_name(f".{task.kind}.{os.getpid()}")
-            miniature.write(temporary, self.config.seed, train, test, [task.kind])
-            with contextlib.suppress(OSError):  # another run may have written the same files meanwhile
-                (temporary / task.kind).rename(folder)
-            shutil.rmtree(temporary)
+        cache = Path(self.config.cache)
+        folder = cache / "miniature" / name / task.kind
+        make_folder(cache / "locks")
+        with locked(cache / "locks" / f"miniature-{name}-{task.kind}", wait=True):
+            if not folder.exists():
+                with replacing_folder(folder) as new:  # it is named after the kind, as is the folder that is written
+                    miniature.write(new.parent, self.config.seed, train, test, [task.kind])
         return _Files(train=folder / "train.jsonl", test=folder / "test.jsonl")
 
     def training_data(self, given: TaskInput, task: RecordTask[Any]) -> TrainingData:

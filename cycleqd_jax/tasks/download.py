@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from cycleqd_jax.files import replacing
 from cycleqd_jax.types import InputError
 
 __all__ = ["local_file"]
@@ -79,9 +80,8 @@ def _fetch(url: str, digest: str, kept: Path) -> None:
             raise InputError(
                 f"expected the content of {url} to have the SHA-256 digest {digest}, got {got}; correct the digest or the URL"
             )
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as beside:  # a rename is atomic only within one file system
-            os.replace(shutil.copy(file, beside), kept)
+        with file.open("rb") as content, replacing(kept) as out:
+            shutil.copyfileobj(content, out)
 
 
 def _from_hub(address: str) -> Path:

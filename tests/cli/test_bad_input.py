@@ -17,6 +17,8 @@ from cycleqd_jax.runs.inputs import resolve
 from cycleqd_jax.runs.models import ModelFolders, model_folders
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import OpenTasks, open_tasks
+from cycleqd_jax.tasks import RecordTask
+from cycleqd_jax.types import InputError
 
 from .conftest import TASKS, small_config, write_config
 
@@ -146,6 +148,22 @@ def test_experts_are_tuned_on_the_file_that_is_named(tmp_path, halves):
         conversations = open_tasks(config, resolve(config).tasks, sandbox, 2, print).training_data["mbpp"].load()
     assert len(conversations) == 4
     assert all(f"Return x plus {n}." in found[0]["content"] for n, found in zip(range(50, 54), conversations, strict=True))
+
+
+def test_the_task_of_the_finetune_file_is_closed(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(RecordTask, "close", lambda task: closed.append(task))
+    tasks = small_config(tmp_path)["tasks"]
+    tasks[0]["finetune"] = mbpp_records(tmp_path / "finetune.jsonl", range(50, 54))
+    found, _ = opened(tmp_path, tasks=tasks)
+    assert not closed
+    found.close()
+    assert len([task for task in closed if task.name == "mbpp"]) == 2
+    tasks[1]["finetune"] = str(tmp_path / "absent.jsonl")
+    closed.clear()
+    with pytest.raises(InputError, match="absent"):
+        opened(tmp_path, tasks=tasks)
+    assert len([task for task in closed if task.name == "mbpp"]) == 2
 
 
 def test_experts_may_not_be_tuned_on_test_problems(tmp_path, capsys):

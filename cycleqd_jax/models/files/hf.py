@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cycleqd_jax.files import replacing_folder
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.files.names import EMBEDDING, HEAD, NAMES
@@ -115,32 +114,13 @@ def save(
         defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.stop_ids}
         config = config.replace(**{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    except OSError as error:
-        raise InputError(
-            f"expected to make the model folder {folder}, got {error.strerror or error}; choose another place"
-        ) from error
-    try:
-        new = work / folder.name
-        new.mkdir()
+    with replacing_folder(folder) as new:
         _write_json(new / "config.json", config.to_hf())
         _write_weights(new, config, params, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(new)
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
-        if folder.exists():
-            os.rename(folder, work / "replaced")
-        try:
-            os.rename(new, folder)
-        except OSError:
-            if (work / "replaced").exists():
-                os.rename(work / "replaced", folder)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def check_target(folder: str | Path) -> Path:

@@ -34,7 +34,8 @@ RULES: Mapping[str, str | None] = {
     "hidden": "tensor",
     "vocab": "tensor",
 }
-"""Logical axis → mesh axis: Megatron's layout over ``tensor``, and the other side of every matrix over ``fsdp``."""
+"""Logical axis → mesh axis, or ``None`` for an axis that is not split: Megatron's layout over ``tensor``, and the other side of
+every matrix over ``fsdp``."""
 
 
 def mesh_sizes(devices: int, *, population: int = 1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
@@ -95,12 +96,11 @@ def device_groups(mesh: Mesh) -> list[Mesh]:
     return [Mesh(mesh.devices[i : i + 1], mesh.axis_names) for i in range(mesh.shape["population"])]
 
 
-def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> PartitionSpec:
+def partition_spec(axes: Axes) -> PartitionSpec:
     """The partition spec of one array.
 
     Args:
-        axes: its logical axes.
-        rules: logical axis → mesh axis, or ``None`` for an axis that is not split.
+        axes: its logical axes; see :data:`RULES`.
 
     Returns:
         One entry per dimension.
@@ -111,12 +111,12 @@ def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> Parti
     used: dict[str, str] = {}
     entries = []
     for axis in axes:
-        if axis is not None and axis not in rules:
+        if axis is not None and axis not in RULES:
             raise InputError(
-                f"expected one of the logical axes {', '.join(sorted(rules))}, got {axis!r} in {axes}; "
+                f"expected one of the logical axes {', '.join(sorted(RULES))}, got {axis!r} in {axes}; "
                 "add a rule for it or correct the name"
             )
-        target = None if axis is None else rules[axis]
+        target = None if axis is None else RULES[axis]
         if target is not None:
             if target in used:
                 raise InputError(
@@ -128,14 +128,13 @@ def partition_spec(axes: Axes, rules: Mapping[str, str | None] = RULES) -> Parti
     return PartitionSpec(*entries)
 
 
-def shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, rules: Mapping[str, str | None] = RULES) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> Any:
     """Shardings for a tree of arrays.
 
     Args:
         mesh: the devices.
         shapes: a tree of arrays or ``jax.ShapeDtypeStruct``.
         axes: a tree of the same structure with an :data:`Axes` tuple for each leaf.
-        rules: logical axis → mesh axis.
 
     Returns:
         A tree of ``NamedSharding``, for ``jax.device_put`` and ``jax.jit``.
@@ -145,7 +144,7 @@ def shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, rules: Mapping[
     """
 
     def leaf(path: Any, array: Any, names: Axes) -> NamedSharding:
-        spec = partition_spec(names, rules)
+        spec = partition_spec(names)
         where = leaf_path(path)
         if len(names) != len(array.shape):
             raise InputError(f"expected {len(array.shape)} logical axes for {where}, got {names}; name every dimension")

@@ -1,7 +1,7 @@
 """Evaluation: models play episodes of all tasks, and workers turn genomes into scores."""
 
 from cycleqd_jax.evaluation.episodes import rollout
-from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator
+from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator, Load
 from cycleqd_jax.evaluation.workers import (
     GenomeEvaluator,
     LazyWorker,
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluator",
     "GenomeEvaluator",
     "LazyWorker",
+    "Load",
     "PopulationWorker",
     "SerialWorker",
     "Worker",

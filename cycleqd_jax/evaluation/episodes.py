@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from cycleqd_jax.types import Episode, Generator, Message, Outcome, Progress, Reply, Score, no_progress
+from cycleqd_jax.types import Episode, Generator, Message, Outcome, Reply, Score
 
 __all__ = ["rollout"]
 
@@ -22,7 +21,6 @@ def rollout(
     *,
     workers: int = 8,
     overlap: bool = True,
-    progress: Progress = no_progress,
 ) -> list[Outcome]:
     """Plays every episode to its end.
 
@@ -38,8 +36,6 @@ def rollout(
         max_new_tokens: for each episode, the most tokens of a reply.
         workers: number of threads in which environments start, step and close.
         overlap: whether the generator continues while environments act.
-        progress: called in rounds in which episodes ended, with the number of ended episodes; the figures are the round, the
-            tokens and the seconds so far.
 
     Returns:
         An outcome for each episode, in order.
@@ -55,12 +51,8 @@ def rollout(
             "give one for each episode"
         )
     plays = [_Play(i, episode, limit) for i, (episode, limit) in enumerate(zip(episodes, max_new_tokens, strict=True))]
-    _Rollout(plays, generator, workers, overlap, progress).run()
-    return [
-        Outcome(play.score, tuple(play.messages), play.tokens, play.rounds, play.dropped)
-        for play in plays
-        if play.score is not None
-    ]
+    _Rollout(plays, generator, workers, overlap).run()
+    return [play.outcome() for play in plays]
 
 
 @dataclasses.dataclass
@@ -80,6 +72,10 @@ class _Play:
     def single_turn(self) -> bool:
         return getattr(self.episode, "single_turn", False)
 
+    def outcome(self) -> Outcome:
+        assert self.score is not None, "the episode has not ended"
+        return Outcome(self.score, tuple(self.messages), self.tokens, self.rounds, self.dropped)
+
     def add(self, reply: Reply) -> None:
         self.rounds += 1
         self.messages.append({"role": "assistant", "content": reply.text})
@@ -91,15 +87,12 @@ _Step = Future[list[Message] | Score]
 class _Rollout:
     """One call of :func:`rollout`. All methods run in the caller's thread; only the environments run in others."""
 
-    def __init__(self, plays: Sequence[_Play], generator: Generator, workers: int, overlap: bool, progress: Progress) -> None:
+    def __init__(self, plays: Sequence[_Play], generator: Generator, workers: int, overlap: bool) -> None:
         self.plays = plays
         self.by_conversation: dict[Hashable, _Play] = {play.conversation: play for play in plays}
         self.generator = generator
         self.workers = workers
         self.overlap = overlap
-        self.progress = progress
-        self.began = time.monotonic()
-        self.round = 0
         self.generating = 0  # requests whose replies are not complete
         self.pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rollout")
         self.stepping: list[tuple[_Play, _Step]] = []
@@ -130,10 +123,8 @@ class _Rollout:
 
     def play_round(self) -> None:
         """Collects scores, lets the generator advance once, and collects the steps that were running meanwhile."""
-        self.round += 1
         if self.scoring and not self.generating and not self.stepping:
             wait([future for _, future in self.scoring], return_when=FIRST_COMPLETED)
-        ended = len(self.closing)
         self.collect_scores()
         earlier, self.stepping = self.stepping, []
         for conversation, reply in self.generator.advance() if self.generating else ():
@@ -141,10 +132,6 @@ class _Rollout:
         if not self.overlap:
             earlier, self.stepping = [*earlier, *self.stepping], []
         self.collect_steps(earlier)
-        if len(self.closing) > ended or not (self.generating or self.stepping or self.scoring):
-            tokens = sum(play.tokens for play in self.plays)
-            figures = {"round": float(self.round), "tokens": float(tokens), "seconds": time.monotonic() - self.began}
-            self.progress("rollout", len(self.closing), len(self.plays), figures)
 
     def submit(self, play: _Play) -> None:
         """Requests the next reply."""
@@ -172,6 +159,8 @@ class _Rollout:
             result = future.result()
             if isinstance(result, Score):
                 self.end(play, result)
+            elif play.single_turn:
+                raise _continues(play)
             else:
                 play.messages.extend(result)
                 self.submit(play)
@@ -185,10 +174,7 @@ class _Rollout:
                 continue
             result = future.result()
             if not isinstance(result, Score):
-                name = type(play.episode).__name__
-                raise TypeError(
-                    f"expected the first reply to end {name}, got messages in its step; set {name}.single_turn = False"
-                )
+                raise _continues(play)
             self.end(play, result)
         self.scoring = remaining
 
@@ -197,6 +183,11 @@ class _Rollout:
         play.score = score
         self.generator.release(play.conversation)
         self.closing.append(self.pool.submit(play.episode.close))
+
+
+def _continues(play: _Play) -> TypeError:
+    name = type(play.episode).__name__
+    return TypeError(f"expected the first reply to end {name}, got messages in its step; set {name}.single_turn = False")
 
 
 def _call_all(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], T]]) -> list[T]:

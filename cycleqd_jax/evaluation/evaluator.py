@@ -7,11 +7,12 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from cycleqd_jax.evaluation.episodes import rollout
 from cycleqd_jax.types import Episode, Generator, InputError, Message, NonFiniteError, Outcome, Params, Reply, Split, Task
 
-__all__ = ["Evaluation", "EvaluationCancelled", "Evaluator"]
+__all__ = ["Evaluation", "EvaluationCancelled", "Evaluator", "Load"]
 
 
 class EvaluationCancelled(Exception):
@@ -90,6 +91,20 @@ class _GuardedGenerator:
         self._generator.release(conversation)
 
 
+@runtime_checkable
+class Load(Protocol):
+    """Makes a generator use other weights."""
+
+    def __call__(self, params: Params, *, donate: bool) -> None:
+        """Loads weights.
+
+        Args:
+            params: weights of the model or models.
+            donate: whether their buffers may be reused; the caller does not use them afterwards.
+        """
+        ...
+
+
 class Evaluator:
     """Scores models: they play all tasks through one engine. Not thread-safe.
 
@@ -102,23 +117,21 @@ class Evaluator:
 
     def __init__(
         self,
-        load: Callable[..., None],
+        load: Load,
         generator: Generator,
         tasks: Sequence[Task],
         *,
         unload: Callable[[], None] = lambda: None,
         sizes: Mapping[str, Mapping[Split, int | None]] | None = None,
         workers: int = 2,
-        overlap: bool = True,
     ) -> None:
         """Args:
-        load: ``load(params, donate=…)`` makes the generator use these weights.
+        load: makes the generator use other weights.
         generator: conversations in, replies out.
         tasks: the tasks to play.
         unload: see the class.
         sizes: by task and split, how many of the first problems are played; all by default.
         workers: number of sandboxes that work at the same time.
-        overlap: see :func:`cycleqd_jax.evaluation.rollout`.
         """  # noqa: D205
         self.tasks = tuple(tasks)
         self.unload = unload
@@ -126,7 +139,6 @@ class Evaluator:
         self._generator = generator
         self._sizes = sizes or {}
         self._workers = workers
-        self._overlap = overlap
 
     def episodes(self, task: Task, split: Split) -> Sequence[Episode]:
         """The episodes of a split, cut to the configured size."""
@@ -210,7 +222,6 @@ class Evaluator:
             _GuardedGenerator(self._generator, played, stop),
             [one.task.max_new_tokens for one in played],
             workers=self._workers,
-            overlap=self._overlap,
         )
         outcomes: dict[int, dict[str, list[Outcome]]] = {i: {task.name: [] for task in self.tasks} for i in individuals}
         for one, outcome in zip(played, found, strict=True):

@@ -161,7 +161,13 @@ class WorkerPool:
     def __init__(self, workers: Sequence[Worker]) -> None:
         """Args:
         workers: one or more workers of equal size.
+
+        Raises:
+            ValueError: there is no worker, or the sizes differ.
         """  # noqa: D205
+        sizes = sorted({worker.size for worker in workers})
+        if len(sizes) != 1:
+            raise ValueError(f"expected one or more workers of equal size, got the sizes {sizes}; give equal workers")
         self.size = workers[0].size
         self._workers = tuple(workers)
 

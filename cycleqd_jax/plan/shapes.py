@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
-from cycleqd_jax.models.files.safetensors import read_json
+from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.types import InputError
 

@@ -23,10 +23,6 @@ _LABELS = {
     "finetune_all": "Fine-tuned on all data (steps of one expert)",
     "finetune_all_longer": "Fine-tuned on all data (steps of all experts)",
     "uniform_merge": "Uniform merge",
-    "gradient_merge": "Merge by gradient descent",
-    "cmaes": "CMA-ES merge",
-    "nsga2": "NSGA-II merge",
-    "qd": "QD",
     "cycleqd_best_elite": "CycleQD, best elite",
     "cycleqd": "CycleQD",
 }

@@ -195,3 +195,9 @@ def test_experts_of_a_population_equal_merged_adapters(low_rank):
     (evaluation,) = PopulationWorker(space.express_mixed, FakePopulationEvaluator(), 1)([space.expert(1)], threading.Event())
     want = np.abs(np.asarray(apply_adapter(base, adapters[1])["w"][0], np.float64)).sum() % 1
     assert evaluation.scores["os"] == pytest.approx(want, abs=2e-3)
+
+
+@pytest.mark.parametrize("sizes", [(), (1, 2)])
+def test_a_pool_of_unequal_workers(sizes):
+    with pytest.raises(ValueError, match=r"expected one or more workers of equal size, got the sizes"):
+        WorkerPool([LazyWorker(size, FakeWorker) for size in sizes])

@@ -224,19 +224,13 @@ def decoder(
     return _rms_norm(x, params["norm"], config.rms_norm_eps), cache
 
 
-def hidden_states(
-    params: Params,
-    config: LlamaConfig,
-    tokens: Int[AnyArray, "batch time"],
-    positions: Int[AnyArray, "batch time"] | None = None,
-) -> Float[Array, "batch time embed"]:
+def hidden_states(params: Params, config: LlamaConfig, tokens: Int[AnyArray, "batch time"]) -> Float[Array, "batch time embed"]:
     """All layers without the head and without a cache, for training and scoring; :func:`unembed` gives the logits.
 
     Args:
         params: the weights.
         config: the model; static under ``jax.jit``.
         tokens: token ids, right-padded. Padding needs no mask, since no token attends to later ones.
-        positions: RoPE positions; ``0, 1, …`` by default.
 
     Returns:
         The states in the compute dtype.
@@ -250,8 +244,7 @@ def hidden_states(
             f"expected at most sliding_window = {config.sliding_window} tokens, got {time}; use shorter texts, since "
             "attention over a window is not supported"
         )
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32)[None], (batch, time))
+    positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32)[None], (batch, time))
     rope = rope_angles(config, positions)
     causal = jnp.tri(time, dtype=bool)
 
@@ -271,14 +264,9 @@ def unembed(params: Params, config: LlamaConfig, x: Float[Array, "*batch embed"]
     return _linear(x, head, jnp.float32)
 
 
-def forward(
-    params: Params,
-    config: LlamaConfig,
-    tokens: Int[AnyArray, "batch time"],
-    positions: Int[AnyArray, "batch time"] | None = None,
-) -> Float[Array, "batch time vocab"]:
+def forward(params: Params, config: LlamaConfig, tokens: Int[AnyArray, "batch time"]) -> Float[Array, "batch time vocab"]:
     """The float32 logits of every position; arguments as for :func:`hidden_states`.
 
     For training and scoring: right-pad the tokens and mask the loss. Logits of real tokens do not depend on padding.
     """
-    return unembed(params, config, hidden_states(params, config, tokens, positions))
+    return unembed(params, config, hidden_states(params, config, tokens))

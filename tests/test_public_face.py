@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -40,6 +42,13 @@ FACE = [
 def test_the_face_is_what_the_docs_list():
     assert cq.__all__ == FACE
     assert set(FACE) <= set(dir(cq))
+    assert {*cq._SUBPACKAGES, "__version__", "operators"} == set(FACE)
+    docs = Path(__file__).parents[1] / "docs"
+    assert re.search("^::: cycleqd_jax$", (docs / "reference" / "index.md").read_text("utf-8"), re.MULTILINE)
+    pages = [docs.parent / "README.md", docs.parent / "CHANGELOG.md", *docs.rglob("*.md")]
+    used = {name for page in pages for name in re.findall(r"\bcq\.(\w+)", page.read_text("utf-8"))}
+    assert used <= set(FACE)
+    assert {name for name in FACE if name != "__version__"} <= used  # the changelog has all
 
 
 @pytest.mark.parametrize("name", FACE)
@@ -183,11 +192,14 @@ def test_two_flax_models_merged():
     space = cq.ExpertSpace.from_experts(base, experts)
     search = cq.CycleQD(space, bins=4)
     genomes = jax.vmap(space.expert)(jnp.arange(2))
-    state = search.init(genomes, jnp.array([[0.9, 0.1], [0.2, 0.8]]))
+    state = search.init(genomes, jnp.array([[0.9, 0.1], [0.2, 0.9]]))  # the elites have equal weights
     children, lineage, state = search.ask(state, jax.random.key(1), 4)
     state = search.tell(state, children, jnp.full((4, 2), 0.5), lineage)
     merged = space.express(cq.aggregate(state.archives).genome)
     taus = [cq.operators.task_vector(expert, base) for expert in experts]
     middle = cq.operators.apply_task_vector(base, cq.operators.linear_crossover(*taus, jnp.ones(2)))
     assert net.apply({"params": merged}, jnp.ones(4)).shape == (3,)
+    for leaf in ("kernel", "bias"):
+        b, *tuned = (np.asarray(tree[leaf], np.float64) for tree in (base, *experts))
+        np.testing.assert_allclose(merged[leaf], b + sum(expert - b for expert in tuned) / 2, rtol=0, atol=1e-6)
     np.testing.assert_allclose(middle["kernel"], base["kernel"] + 0.15, rtol=1e-6)

@@ -17,7 +17,7 @@ import yaml
 
 from cycleqd_jax.cli import main
 
-from .conftest import TASKS, write_config
+from .conftest import TASKS, history, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -29,14 +29,6 @@ METHODS = {
     "cycleqd",
     "cycleqd_best_elite",
 }
-
-
-def history(run: Path) -> list[dict]:
-    """The journal without wall times."""
-    return [
-        {k: v for k, v in json.loads(line).items() if k != "seconds"}
-        for line in (run / "history.jsonl").read_text().splitlines()
-    ]
 
 
 def start(config: Path, env: dict[str, str]) -> subprocess.Popen:

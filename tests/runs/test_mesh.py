@@ -22,7 +22,7 @@ from cycleqd_jax.cli import main
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
 
-from .conftest import TASKS, write_config
+from .conftest import TASKS, history, write_config
 
 pytestmark = [
     pytest.mark.e2e,
@@ -30,12 +30,6 @@ pytestmark = [
         len(jax.devices()) < 8, reason="needs 8 (simulated) devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8"
     ),
 ]
-
-
-def history(run: Path) -> list[dict]:
-    """The journal without wall times."""
-    lines = (run / "history.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 def evolved(folder: Path, config: str, name: str, *overrides: str) -> tuple[list[dict], list[np.ndarray]]:

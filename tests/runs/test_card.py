@@ -1,0 +1,63 @@
+"""The model card of an exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cycleqd_jax.config import load_config
+from cycleqd_jax.runs.card import model_card
+
+TASKS = [{"name": "mbpp"}, {"name": "dbbench"}]
+FOLDERS = {"base": Path("cache/base-1"), "expert/mbpp": Path("cache/a-2"), "expert/dbbench": Path("cache/b-3")}
+RESULTS = {
+    "methods": {
+        "base": {"test": {"mbpp": 0.125, "dbbench": None, "average": None}},
+        "cycleqd": {"test": {"mbpp": 0.5, "dbbench": 0.25, "average": 0.375}},
+    }
+}
+AGGREGATE = {"elites": [7, 4], "beta": [0.6, 0.4], "mixing": [0.75, -0.25]}
+
+
+def card_of(chosen=AGGREGATE, command=(), **more):
+    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, RESULTS, command)
+
+
+def test_the_aggregate():
+    card = card_of()
+    _, head, body = card.split("---\n", 2)
+    meta = yaml.safe_load(head)
+    assert meta["base_model"] == ["cache/base-1", "cache/a-2", "cache/b-3"]
+    assert meta["base_model_relation"] == "merge"
+    for line in (
+        "| expert/mbpp | cache/a-2 |",
+        "| mbpp | 7 | 0.6000 |",
+        "| dbbench | 4 | 0.4000 |",
+        "| base | 12.5 | – | – |",
+        "| cycleqd | 50.0 | 25.0 | 37.5 |",
+    ):
+        assert line in body.splitlines()
+    assert "Weights of the experts' task vectors after crossover: mbpp +0.7500, dbbench -0.2500." in body
+    assert "fine-tuned from tiny-llama (trained by this run)" in body
+    assert "Made by" not in body
+
+
+def test_given_models_have_the_names_of_the_config():
+    experts = {"mbpp": "owner/a", "dbbench": "owner/b"}
+    card = card_of(model={"base": "owner/base", "experts": experts})
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base", "owner/a", "owner/b"]
+    assert "fine-tuned from owner/base" in card
+
+
+def test_the_command_is_quoted():
+    assert "Made by `cycleqd export 'my config.yaml'`. To reproduce" in card_of(command=("export", "my config.yaml"))
+
+
+@pytest.mark.parametrize("mixing", [None, [1.0, 0.0]])
+def test_an_elite(mixing):
+    card = card_of({"id": 12, "mixing": mixing})
+    assert "those of individual 12, the elite of the best average on the train half." in card
+    assert "| archive |" not in card
+    assert ("after crossover" in card) == (mixing is not None)

@@ -15,7 +15,9 @@ from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.llama.config import FAMILIES, LlamaConfig
 from cycleqd_jax.types import InputError
 
-torch = pytest.importorskip("torch", reason="transformers' models need torch")
+from ..lazy import Lazy
+
+torch = Lazy("torch", reason="transformers' models need torch")
 
 TOLERANCE = 2e-4
 CASES = 4

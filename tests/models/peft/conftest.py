@@ -9,8 +9,10 @@ import pytest
 
 from cycleqd_jax.models.files import hf
 
-torch = pytest.importorskip("torch", reason="PEFT needs torch")
-library = pytest.importorskip("peft", reason="PEFT is the reference")
+from ...lazy import Lazy
+
+torch = Lazy("torch", reason="PEFT needs torch")
+library = Lazy("peft", reason="PEFT is the reference")
 
 
 class Base:
@@ -25,7 +27,7 @@ class Base:
 
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
 
-    def train(self, folder, dtype=torch.float32, seed=0, **options):
+    def train(self, folder, dtype="float32", seed=0, **options):
         """An adapter with random numbers in whatever would be trained; the PEFT model."""
         torch.manual_seed(seed)
         with warnings.catch_warnings():
@@ -34,8 +36,8 @@ class Base:
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad or "lora_" in name:
                     parameter.data.copy_(torch.randn_like(parameter) * 0.3)  # in place: some share memory
-            if dtype != torch.float32:
-                model.to(dtype)
+            if dtype != "float32":
+                model.to(getattr(torch, dtype))
             model.save_pretrained(folder)
         return model
 

@@ -12,10 +12,11 @@ from cycleqd_jax.models.files import hf, peft
 from cycleqd_jax.operators import apply_adapter
 from cycleqd_jax.types import InputError, LowRank, tree_paths
 
+from ...lazy import Lazy
 from .folders import LINEAR, edit_config, edit_weights
 
-torch = pytest.importorskip("torch", reason="PEFT needs torch")
-library = pytest.importorskip("peft", reason="PEFT is the reference")
+torch = Lazy("torch", reason="PEFT needs torch")
+library = Lazy("peft", reason="PEFT is the reference")
 
 OPTIONS = {
     "plain": {"target_modules": ["q_proj", "v_proj"]},
@@ -78,7 +79,7 @@ def test_relatives_of_llama(make_base, tmp_path, assert_close, changes):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_files_are_read_exactly_into_float32(base, tmp_path, assert_close, dtype):
-    base.train(tmp_path / "adapter", getattr(torch, dtype), target_modules=LINEAR, lora_alpha=3)
+    base.train(tmp_path / "adapter", dtype, target_modules=LINEAR, lora_alpha=3)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {dtype}
     got = peft.load_adapter(tmp_path / "adapter", base.config).updates["layers/attn/q"]
@@ -91,7 +92,7 @@ def test_half_precision_files_are_read_exactly_into_float32(base, tmp_path, asse
 
 @pytest.mark.parametrize(("file", "read"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float32")])
 def test_an_embedding_in_another_precision_is_still_that_of_the_base(base, tmp_path, file, read):
-    base.train(tmp_path / "adapter", getattr(torch, file), target_modules=["embed_tokens"])
+    base.train(tmp_path / "adapter", file, target_modules=["embed_tokens"])
     params = jax.tree.map(lambda leaf: leaf.astype(read), base.params)
     assert set(peft.load_adapter(tmp_path / "adapter", base.config, params).updates) == {"embed_tokens"}
 

@@ -11,10 +11,11 @@ import pytest
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.types import InputError
 
+from ...lazy import Lazy
 from .folders import edit_config, edit_weights
 
-torch = pytest.importorskip("torch", reason="PEFT needs torch")
-library = pytest.importorskip("peft", reason="PEFT is the reference")
+torch = Lazy("torch", reason="PEFT needs torch")
+library = Lazy("peft", reason="PEFT is the reference")
 
 Q0, DOWN2 = "base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.model.layers.2.mlp.down_proj"
 

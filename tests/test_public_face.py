@@ -110,6 +110,7 @@ def finished(tmp_path_factory):
     return folder / "run", results
 
 
+@pytest.mark.e2e
 def test_a_run_from_python(finished):
     folder, results = finished
     assert {"base", "expert/mbpp", "expert/dbbench", "uniform_merge", "cycleqd_best_elite", "cycleqd"} == set(

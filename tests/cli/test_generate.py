@@ -30,6 +30,7 @@ def answer(capsys, model, *options: str) -> str:
     return out
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
 def test_16_bit_gguf_files(tmp_path, capsys, kind, dtype):
     """The norms in the file are float32; they are read in the dtype of the matrices."""

@@ -22,6 +22,7 @@ def test_there_is_a_test_for_every_tutorial():
     assert {page.stem for page in TUTORIALS.glob("*.md")} == {*E2E, "operators-and-ask-tell"}
 
 
+@pytest.mark.exhaustive
 def test_operators_and_ask_tell(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     found = Page(TUTORIALS / "operators-and-ask-tell.md", monkeypatch).run()

@@ -58,7 +58,11 @@ def params():
     return llama.init_params(CONFIG, jax.random.key(1))
 
 
-@pytest.fixture(scope="session", params=ATTENTIONS, ids=lambda attention: attention.implementation)
+@pytest.fixture(
+    scope="session",
+    params=[ATTENTIONS[0], pytest.param(ATTENTIONS[1], marks=pytest.mark.exhaustive)],
+    ids=lambda attention: attention.implementation,
+)
 def attention(request):
     return request.param
 

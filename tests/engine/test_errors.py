@@ -85,7 +85,7 @@ def interrupted(engine, expected, monkeypatch, where, name, instead):
 
 
 @pytest.mark.parametrize("program", ["prefill", "decode"])
-@pytest.mark.parametrize("when", [1, 3])
+@pytest.mark.parametrize("when", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_an_interrupt_leaves_the_engine_usable(engine, expected, monkeypatch, program, when):
     calls, run = [], getattr(programs, program)
 

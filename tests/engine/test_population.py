@@ -57,6 +57,7 @@ def test_a_broken_individual_is_named(params, attention):
     assert engine.generate([[1, 2]], [4], individual=0)[0].ids  # the weights are still loaded
 
 
+@pytest.mark.exhaustive
 def test_a_broken_individual_does_not_change_the_prefixes_of_others(params, attention):
     mixed, singles = population(params)
     down = mixed["layers"]["mlp"]["down"]
@@ -95,7 +96,15 @@ def test_a_broken_individual_does_not_change_other_rows(params, attention, who, 
         assert done[number] == plain_loop(singles[other], [1, 2], 6)
 
 
-@pytest.mark.parametrize("sizes", [{"tensor": 2}, {"fsdp": 2, "tensor": 2}, {"population": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"tensor": 2},
+        pytest.param({"fsdp": 2, "tensor": 2}, marks=pytest.mark.exhaustive),
+        pytest.param({"population": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 def test_a_mesh_equals_one_device(params, attention, expected, sizes):
     if len(jax.devices()) < 8:
         pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")

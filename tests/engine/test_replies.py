@@ -30,7 +30,7 @@ def test_equals_an_unbatched_uncached_loop(engine, expected):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"slots": 1, "chunk": 6, "steps": 3},
+        pytest.param({"slots": 1, "chunk": 6, "steps": 3}, marks=pytest.mark.exhaustive),
         {"slots": 40, "steps": 64, "chunk": 48, "share_prefixes": False},
     ],
     ids=str,
@@ -90,6 +90,7 @@ def test_stop_when_ends_a_reply(engine, expected):
     assert tuple(new) == cut.ids
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_on_a_cpu(params):
     """Products of bfloat16 numbers (queries, keys, values and weights of attention too), everything else in float32."""
     config = CONFIG.replace(dtype="bfloat16")
@@ -129,6 +130,7 @@ def test_bfloat16_on_a_cpu(params):
             assert gap.max() < 1e-2  # sums in another order may round differently
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_replies_do_not_depend_on_other_rows():
     """Rounding does not depend on other rows, on shared prefixes, or on what is in the cache already."""
     config = CONFIG.replace(dtype="bfloat16", num_attention_heads=6, num_key_value_heads=2)  # three queries per KV head
@@ -160,7 +162,7 @@ def test_bfloat16_replies_do_not_depend_on_other_rows():
         assert again == replies(talk)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 def test_earlier_requests_change_no_bit(params, attention, dtype):
     """Replies are the same in an engine that has decoded more before, and the same programs compute the shared columns."""
     config = CONFIG.replace(dtype=dtype)
@@ -209,6 +211,7 @@ print(hashlib.sha256(repr(results).encode()).hexdigest(), hashlib.sha256(bits).h
 """
 
 
+@pytest.mark.exhaustive
 def test_thread_counts_change_no_bit():
     # The thread pool has as many threads as the process may use CPUs.
     def digest(cpus):

@@ -37,6 +37,7 @@ def test_loading_weights_clears_every_cache(params, attention):
     assert engine.generate(prompts, limits) == first
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
     engine = make(attention=attention, slots=9, max_len=64, chunk=32)
     children = [llama.init_params(CONFIG, jax.random.key(n)) for n in range(20)]
@@ -74,6 +75,7 @@ def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
     assert engine._runner.pages == pages == engine.layout.pages
 
 
+@pytest.mark.exhaustive
 def test_memory_is_constant(params, attention):
     engine = make(attention=attention)
     prompts, _ = groups_of()
@@ -104,6 +106,7 @@ def test_donated_weights_are_deleted(params, attention, expected):
         assert engine.generate(prompts, limits) == wanted
 
 
+@pytest.mark.exhaustive
 def test_donated_weights_are_never_in_memory_twice(attention, monkeypatch):
     """Except for the stack that is being taken apart."""
     config = CONFIG.replace(num_hidden_layers=8, tie_word_embeddings=False)

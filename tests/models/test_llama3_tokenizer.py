@@ -190,6 +190,7 @@ def test_a_reply_ends_with_eot_or_end_of_text(tokenizer, meta):
     assert tokenizer.decode([*meta.encode(" Größe 日本\n", bos=False, eos=False), 128009]) == " Größe 日本\n"
 
 
+@pytest.mark.exhaustive
 def test_the_same_tokenizer_in_a_gguf_file(tokenizer, vocabulary, meta, tmp_path):
     writer = pytest.importorskip("gguf", reason="the gguf package, which writes the file, is not installed").GGUFWriter
     tokens, merges = vocabulary

@@ -60,6 +60,7 @@ def questions(data_dir):
     return asked + [r["question"] for r in gsm8k]
 
 
+@pytest.mark.exhaustive
 def test_the_gguf_tensors_are_those_that_transformers_reads(smollm2_gguf):
     from transformers import AutoModelForCausalLM
 
@@ -72,6 +73,7 @@ def test_the_gguf_tensors_are_those_that_transformers_reads(smollm2_gguf):
         np.testing.assert_array_equal(tensor.read(0, tensor.shape[0]), expected[name].numpy(), err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_float32_keeps_every_weight(smollm2_gguf, ours):
     config, params = ours
     _, tensors = gguf.read_gguf(smollm2_gguf)
@@ -90,6 +92,7 @@ def test_a_turn_ends_with_im_end(tokenizer):
     assert tokenizer.decode(ids).startswith("system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face\n")
 
 
+@pytest.mark.exhaustive
 def test_logits_equal_transformers(ours, theirs, tokenizer, questions):
     config, params = ours
     prompts = [tokenizer.encode([{"role": "user", "content": questions[i]}]) for i in (0, 12, 30)]

@@ -23,6 +23,7 @@ def bench():
     return module
 
 
+@pytest.mark.exhaustive
 def test_the_check_finds_differences_from_greedy_decoding(bench):
     params = llama.init_params(CONFIG, jax.random.key(1))
     engine = bench.Recorder(CONFIG, slots=4, max_len=64, stop_ids=(3, 5), pad_id=0)

@@ -88,13 +88,15 @@ def test_bigcodebench(verify):
     assert result["total"] == 214
 
 
-@pytest.mark.parametrize("name", ["mbppplus_v0.2.0", "humanevalplus", "bigcodebench"])
+@pytest.mark.parametrize(
+    "name", ["mbppplus_v0.2.0", pytest.param("humanevalplus", marks=pytest.mark.exhaustive), "bigcodebench"]
+)
 def test_gold_programs_of_a_sample_pass(verify, name):
     _, result = verify(name, sample=25)
     assert {failed["id"] for failed in result["failed"]} <= NEED_PACKAGES
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.exhaustive) if n == "humanevalplus" else n for n in FILES])
 def test_stubs_of_a_sample_do_not_pass(verify, name):
     code, result = verify(name, "--stub", sample=15)
     assert (code, result["passed"], result["solved"]) == (0, 0, [])

@@ -53,7 +53,7 @@ def _reply_program(task, conversation):
     return conversation[1]["content"].split(mark)[1].removesuffix("\n```")
 
 
-@pytest.mark.parametrize("task", mini.TASKS)
+@pytest.mark.parametrize("task", [pytest.param("mbpp", marks=pytest.mark.exhaustive), "dbbench", "os_interaction"])
 def test_splits_and_demonstrations_never_share_a_program(records, task):
     train, test = ([_program(task, r) for r in records[task][split]] for split in ("train", "test"))
     other = [_program(task, r) for r in mini.generate(7, 40, 0, [task])[task]["train"]]
@@ -66,7 +66,7 @@ def test_splits_and_demonstrations_never_share_a_program(records, task):
     assert len(taught) > 400
 
 
-@pytest.mark.parametrize("task", mini.TASKS)
+@pytest.mark.parametrize("task", [pytest.param("mbpp", marks=pytest.mark.exhaustive), "dbbench", "os_interaction"])
 def test_demonstrations_contain_all_parts_of_test_problems(records, task):
     """Every word of a test problem, and every piece of its program, occurs in the demonstrations."""
     examples = mini.demonstrations(task, 0, 4000)
@@ -126,6 +126,7 @@ def test_no_single_answer_is_correct_for_many(seed):
 _PHRASES = re.compile(r"(.*?\[)(.*?) for i in x(| if .*?)(\](?:\)|\[0\]|\[-1\]|\[::-1\])?)$")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(2))
 def test_no_program_of_fewer_phrases_passes(seed):
     for record in mini.generate(seed, 32, 128, ["mbpp"])["mbpp"]["test"]:
@@ -148,6 +149,7 @@ def _passes(record, name, body):
     return True
 
 
+@pytest.mark.exhaustive
 def test_equal_functions_are_in_the_same_split():
     """Programs with the same results for lists of all sizes are never in different splits."""
     rng = random.Random(1)

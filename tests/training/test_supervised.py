@@ -101,6 +101,7 @@ def test_reproducible_to_the_bit(params, examples):
     assert _same(params, before)  # the caller's weights are neither changed nor donated
 
 
+@pytest.mark.exhaustive
 def test_dispatches_do_not_matter(params, examples):
     runs = [finetune(params, CONFIG, examples, TrainOptions(6, 8, 1e-2, steps_per_dispatch=size))[0] for size in (1, 4, 6)]
     jax.tree.map(lambda *leaves: [np.testing.assert_allclose(leaf, leaves[0], atol=1e-5) for leaf in leaves], *runs)

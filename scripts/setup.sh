@@ -50,8 +50,11 @@ if [ "$(cat "$_stamp" 2>/dev/null)" != "$_wanted" ]; then
     "$_interpreter" -m venv .venv
     echo "$PWD" >.venv/.place
   fi
-  # Python compiles a module when it is first imported; most modules installed here never are.
+  # Python compiles a module when it is first imported (see the end); most modules installed here never are.
   .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --root-user-action=ignore \
     -c constraints.txt -e ".${_extras:+[$_extras]}"
   echo "$_wanted" >"$_stamp"
 fi
+
+# Where this is set, as in many containers, every start would compile thousands of modules again: ten seconds each time.
+unset PYTHONDONTWRITEBYTECODE

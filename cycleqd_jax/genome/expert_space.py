@@ -181,13 +181,15 @@ class ExpertSpace(flax.struct.PyTreeNode):
                     for change, whole in changes_of(path, experts)
                 )
         remainders: dict[str, Basis] = {}
-        for path, whole in low_rank_bases(base, experts, low_rank):
-            full = whole.s.shape[-1]
-            kept = 0 if path not in chosen else full if rank is None else min(rank, full)
-            if kept > 0:
-                found[path] = whole.directions(slice(0, kept))
-            if kept < full:
-                remainders[path] = whole.directions(slice(kept, full))
+        with single_threaded_lapack():
+            for path, whole in low_rank_bases(base, experts, low_rank):
+                full = whole.s.shape[-1]
+                kept = 0 if path not in chosen else full if rank is None else min(rank, full)
+                if kept > 0:
+                    found[path] = whole.directions(slice(0, kept))
+                if kept < full:
+                    remainders[path] = whole.directions(slice(kept, full))
+            jax.block_until_ready((found, remainders))
         return cls(base, given, updates, found, remainders, num_experts=len(experts), w_max=w_max)
 
     def shard(self, mesh: Mesh, specs: PyTree[P | NamedSharding]) -> ExpertSpace:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -241,3 +244,32 @@ def test_predicate_chooses_the_matrices_of_the_model_not_of_the_stack():
     space = make_space(predicate=predicate)
     assert set(space.bases) == {"embed"}
     assert seen == {path: leaf.shape for path, leaf in tree_paths(model(0))}
+
+
+def test_bases_do_not_depend_on_the_number_of_cores():
+    """LAPACK's last bits depend on its number of threads, which the space sets to one by itself."""
+    code = """
+import os, sys
+cores = sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]
+os.sched_setaffinity(0, cores)
+import hashlib, jax, numpy as np
+from cycleqd_jax import ExpertSpace
+from cycleqd_jax.types import Adapter, LowRank
+keys = jax.random.split(jax.random.key(0), 7)
+base = {"w": jax.random.normal(keys[0], (3, 768, 192))}
+whole = [{"w": jax.random.normal(key, (3, 768, 192))} for key in keys[1:3]]
+a, b = ([jax.random.normal(key, shape) for key in pair] for pair, shape in ((keys[3:5], (3, 768, 64)), (keys[5:], (3, 64, 192))))
+adapters = [Adapter({"w": LowRank(*pair)}) for pair in zip(a, b)]
+leaves = []
+for experts in (whole, adapters):
+    space = ExpertSpace.from_experts(base, experts, rank=32)
+    leaves += jax.tree.leaves((space.bases, space.remainders))
+print(len(leaves), hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    shown = [
+        subprocess.run([sys.executable, "-c", code, cores], env=environment, capture_output=True, text=True, check=True).stdout
+        for cores in ("1", "2")
+    ]
+    assert shown[0] == shown[1]
+    assert shown[0].split()[0] == "9"  # bases of both, and what the adapters have beyond the rank

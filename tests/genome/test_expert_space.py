@@ -258,7 +258,8 @@ from cycleqd_jax.types import Adapter, LowRank
 keys = jax.random.split(jax.random.key(0), 7)
 base = {"w": jax.random.normal(keys[0], (3, 768, 192))}
 whole = [{"w": jax.random.normal(key, (3, 768, 192))} for key in keys[1:3]]
-a, b = ([jax.random.normal(key, shape) for key in pair] for pair, shape in ((keys[3:5], (3, 768, 64)), (keys[5:], (3, 64, 192))))
+a = [jax.random.normal(key, (3, 768, 64)) for key in keys[3:5]]
+b = [jax.random.normal(key, (3, 64, 192)) for key in keys[5:]]
 adapters = [Adapter({"w": LowRank(*pair)}) for pair in zip(a, b)]
 leaves = []
 for experts in (whole, adapters):

@@ -2,7 +2,7 @@
 # Lint, types, docs and tests: what has to pass before a change lands.
 # usage: scripts/test.sh [--all] [PYTEST ARGUMENTS]
 #   scripts/test.sh                     the default tests, minutes on two cores
-#   scripts/test.sh --all               these and whole runs through the command line
+#   scripts/test.sh --all               these, whole runs, and more kernels, sizes and files
 #   scripts/test.sh tests/engine -x     the checks, and these tests
 #   WORKERS=8 scripts/test.sh           eight test processes (default: 2)
 set -euo pipefail

@@ -134,8 +134,9 @@ STAGES = ["train", "build_basis", "evolve", "aggregate", "evaluate", "export", "
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "results"])
-def test_a_stage_needs_an_open_run(finished, stage):
-    with cq.Run(cq.load_config(finished[0] / "config.yaml")) as run:
+def test_a_stage_needs_an_open_run(tmp_path, stage):
+    config = cq.load_config({**TINY, "output": str(tmp_path / "run"), "cache": str(tmp_path / "cache")})
+    with cq.Run(config) as run:
         pass
     for closed in (run, cq.Run(run.config)):
         with pytest.raises(cq.InputError, match=f"expected an open run, got one that is not open in Run.{stage}; use `with"):
@@ -144,6 +145,7 @@ def test_a_stage_needs_an_open_run(finished, stage):
         pass
 
 
+@pytest.mark.e2e
 def test_a_read_only_run_reads(finished):
     folder, results = finished
     config = cq.load_config(folder / "config.yaml")
@@ -162,6 +164,7 @@ def test_a_read_only_run_reads(finished):
         assert evaluation.scores == {task: row[task] for task in ("mbpp", "dbbench")}
 
 
+@pytest.mark.e2e
 def test_the_archives_of_a_finished_run(finished):
     run = cq.open_run(finished[0])
     individuals = run.individuals
@@ -172,6 +175,7 @@ def test_the_archives_of_a_finished_run(finished):
     assert run.lineage(5)[0]["id"] == 5
 
 
+@pytest.mark.e2e
 def test_a_model_is_loaded_and_generates(finished, tmp_path):
     model = cq.load_model(finished[0] / "model")
     assert model.config.hidden_size == 32

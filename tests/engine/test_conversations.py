@@ -103,6 +103,7 @@ def test_idle_conversations_hold_no_slot(params, attention):
     assert syncs[1] >= set(single)  # the two conversations are idle, and not released
 
 
+@pytest.mark.exhaustive
 def test_releasing_an_active_conversation_drops_its_reply(engine, expected):
     prompts, limits, wanted = expected[0]
     engine.generate(prompts[:1], [1])

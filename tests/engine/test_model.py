@@ -46,6 +46,7 @@ def test_other_weights_in_another_dtype(folder, tmp_path):
     assert not load_model(tmp_path / "zero").params["norm"].any()
 
 
+@pytest.mark.exhaustive
 def test_a_gguf_file(smollm2_gguf):
     model = load_model(smollm2_gguf, dtype="bfloat16")
     assert model.config.model_type == "llama"

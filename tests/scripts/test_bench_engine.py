@@ -47,6 +47,7 @@ def test_the_check_finds_differences_from_greedy_decoding(bench):
     assert all(other["gap"] > 0 for other in engine.check(params)["not the argmax"])
 
 
+@pytest.mark.exhaustive
 def test_a_tie_is_listed(bench):
     params = llama.init_params(CONFIG, jax.random.key(1))
     params["lm_head"] = params["lm_head"].at[:, 20:30].set(params["lm_head"][:, 30:40])

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 __all__ = [
+    "MAX_CELLS",
     "SPLITS",
     "Adapter",
     "AdapterRanks",
@@ -116,6 +117,9 @@ Scores = Float[AnyArray, "batch task"]
 
 Split = Literal["train", "test"]
 """The search uses the ``train`` problems only; the reported scores are of the ``test`` problems."""
+
+MAX_CELLS = 1_000_000
+"""The most cells of an archive."""
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 """Both splits, in the order in which tables list them."""

@@ -17,12 +17,9 @@ import numpy as np
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
 
 from cycleqd_jax.algorithms.selection import extra_scores
-from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores
+from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores
 
 __all__ = ["Archives", "expert_bounds"]
-
-MAX_CELLS = 1_000_000
-"""The most cells of an archive."""
 
 
 def expert_bounds(scores: Scores, low: float = 0.85, high: float = 1.15) -> np.ndarray:

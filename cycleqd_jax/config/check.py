@@ -6,11 +6,9 @@ import math
 from pathlib import Path
 
 from cycleqd_jax.config.schema import RunConfig
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import MAX_CELLS, InputError
 
 __all__ = ["check_keys_together", "idle_groups"]
-
-MAX_CELLS = 1_000_000  # per archive, as in algorithms.archive
 
 
 def check_keys_together(config: RunConfig) -> None:

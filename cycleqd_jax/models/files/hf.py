@@ -29,7 +29,7 @@ from cycleqd_jax.models.files.safetensors import (
 from cycleqd_jax.models.folder import TOKENIZER_FILES
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.types import InputError, Params, tree_paths
+from cycleqd_jax.types import AnyArray, InputError, Params, tree_paths
 
 __all__ = ["check_target", "load", "load_weights", "save"]
 
@@ -265,7 +265,7 @@ def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[i
 
         def fetch() -> np.ndarray:
             with np.errstate(over="ignore"):
-                array = np.asarray(leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
+                array = (np.asarray(leaf) if layer is None else _layer(leaf, layer)).astype(dtype, copy=False)
             if not all_finite(array):
                 raise InputError(
                     f"expected finite weights to write, got NaN or Inf in tensor {name} as {dtype}; correct the weights"
@@ -285,6 +285,13 @@ def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[i
     for layer in range(config.num_hidden_layers):
         for path in stacked:
             yield entry(path, layer)
+
+
+def _layer(leaf: AnyArray, layer: int) -> np.ndarray:
+    """One layer of a stacked leaf. A CPU's memory is read in place: JAX would copy the layer and free the copy later."""
+    devices = leaf.devices() if isinstance(leaf, jax.Array) else set()
+    in_place = len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    return np.asarray(leaf)[layer] if in_place else np.asarray(leaf[layer])
 
 
 def _write_weights(folder: Path, config: LlamaConfig, params: Params, max_shard_bytes: int) -> None:

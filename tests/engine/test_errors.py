@@ -84,7 +84,7 @@ def interrupted(engine, expected, monkeypatch, where, name, instead):
     assert engine.generate(prompts, limits) == wanted
 
 
-@pytest.mark.parametrize("program", ["prefill", "decode"])
+@pytest.mark.parametrize("program", [pytest.param("prefill", marks=pytest.mark.exhaustive), "decode"])
 @pytest.mark.parametrize("when", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_an_interrupt_leaves_the_engine_usable(engine, expected, monkeypatch, program, when):
     calls, run = [], getattr(programs, program)

@@ -169,6 +169,7 @@ def test_weights_that_cancel_give_the_mean(assert_close):
     np.testing.assert_array_equal(child.mixing, [0.5, 0.5, 0.0])
 
 
+@pytest.mark.exhaustive
 def test_jit_is_eager_and_vmapped_is_the_loop(assert_close, assert_identical):
     space = make_space(experts=2)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -246,6 +247,7 @@ def test_predicate_chooses_the_matrices_of_the_model_not_of_the_stack():
     assert seen == {path: leaf.shape for path, leaf in tree_paths(model(0))}
 
 
+@pytest.mark.exhaustive
 def test_bases_do_not_depend_on_the_number_of_cores():
     """LAPACK's last bits depend on its number of threads, which the space sets to one by itself."""
     code = """

@@ -46,8 +46,16 @@ def on_mesh(space, **sizes):
     return space.shard(mesh, sharding.shardings(mesh, space.base, llama.logical_axes(CONFIG)))
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"population": 2, "fsdp": 2, "tensor": 2}, {"tensor": 4}], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.exhaustive),
+        {"population": 2, "fsdp": 2, "tensor": 2},
+        {"tensor": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16"])
 def test_a_mesh_gives_the_same_weights_without_collectives(sizes, dtype, assert_close):
     space = make_space(dtype)
     sharded = on_mesh(space, **sizes)
@@ -64,7 +72,7 @@ def test_a_mesh_gives_the_same_weights_without_collectives(sizes, dtype, assert_
     assert COLLECTIVES.findall(gathered.lower(got["layers"]["mlp"]["up"]).compile().as_text())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 def test_a_population_over_the_mesh(dtype, assert_close):
     space = make_space(dtype)
     tolerance = 1e-6 if dtype == "float32" else 1e-3

@@ -84,6 +84,7 @@ def test_float32_keeps_every_weight(smollm2_gguf, ours):
     assert llama.num_params(config) == 134_515_008  # of the published model
 
 
+@pytest.mark.exhaustive
 def test_a_turn_ends_with_im_end(tokenizer):
     (end,) = tokenizer.stop_ids
     ids = tokenizer.encode([{"role": "user", "content": "Hi"}], add_generation_prompt=False)

@@ -107,6 +107,7 @@ def test_dispatches_do_not_matter(params, examples):
     jax.tree.map(lambda *leaves: [np.testing.assert_allclose(leaf, leaves[0], atol=1e-5) for leaf in leaves], *runs)
 
 
+@pytest.mark.exhaustive
 def test_groups_of_like_length(params, examples, monkeypatch):
     """Every conversation as often as without groups, with less padding between them."""
     module = sys.modules[finetune.__module__]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.models.folder import TOKENIZER_FILES, read_json
+from cycleqd_jax.models.folder import read_json, tokenizer_files
 from cycleqd_jax.types import InputError, Message
 
 __all__ = ["LLAMA3_TEMPLATE", "ChatTokenizer", "set_parts", "train_tiny_tokenizer", "transformers"]
@@ -120,9 +120,9 @@ class ChatTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._folder is not None:
-            for name in TOKENIZER_FILES:
-                if (self._folder / name).is_file():
-                    shutil.copyfile(self._folder / name, folder / name)
+            for name in tokenizer_files(self._folder):
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(self._folder / name, folder / name)
             if (folder / "generation_config.json").exists():
                 return
         else:

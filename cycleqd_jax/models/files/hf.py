@@ -26,7 +26,7 @@ from cycleqd_jax.models.files.safetensors import (
     transpose,
     write_safetensors,
 )
-from cycleqd_jax.models.folder import TOKENIZER_FILES
+from cycleqd_jax.models.folder import TEMPLATE_FOLDER, is_tokenizer_file
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError, Params, tree_paths
@@ -134,16 +134,26 @@ def check_target(folder: str | Path) -> Path:
     """
     place = Path(os.path.realpath(folder))
     if place.exists() or place.is_symlink():
-        entries = sorted(path.name for path in place.iterdir()) if place.is_dir() else [place.name]
+        entries = _entries(place) if place.is_dir() else [place.name]
         if not place.is_dir():
             raise InputError(f"expected a folder to write a model to, got the file {folder}; choose another place")
-        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or name in TOKENIZER_FILES)]
+        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or is_tokenizer_file(name))]
         if foreign or (entries and "config.json" not in entries):
             raise InputError(
                 f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}; choose another "
                 "place"
             )
     return place
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder, and those in its folder of chat templates instead of that folder's own."""
+    names = sorted(path.name for path in folder.iterdir())
+    templates = folder / TEMPLATE_FOLDER
+    if TEMPLATE_FOLDER in names and templates.is_dir():
+        names.remove(TEMPLATE_FOLDER)
+        names += sorted(f"{TEMPLATE_FOLDER}/{path.name}" for path in templates.iterdir())
+    return names
 
 
 # --------------------------------------------------------------------------------------------------------------------

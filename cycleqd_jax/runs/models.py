@@ -35,10 +35,12 @@ class ModelFolders:
     Attributes:
         search: the folders of ``base`` and ``expert/<task>``, which every search needs.
         baselines: the folders of the config's ``baselines``, which are evaluated where they have been trained.
+        cache: the run's cache, which keeps the digests of large files.
     """
 
     search: Mapping[str, Path]
     baselines: Mapping[str, Path]
+    cache: Path | None = None
     _digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -57,7 +59,7 @@ class ModelFolders:
             name: ``base`` or ``expert/<task>``; its folder must exist.
         """
         if name not in self._digests:
-            self._digests[name] = folder_digest(self.search[name])
+            self._digests[name] = folder_digest(self.search[name], self.cache)
         return self._digests[name]
 
 
@@ -89,7 +91,7 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
         base = local_folder(given, weights=True)
         # Options that are null are left out, so that older caches keep their names.
         chosen = {key: tree["model"][key] for key in ("tokenizer", "vocab_size") if tree["model"][key] is not None}
-        digests["base"] = folder_digest(base)
+        digests["base"] = folder_digest(base, Path(config.cache))
         source |= {"base": digests["base"], **chosen}
 
     def cached(name: str, *depends: Any) -> Path:
@@ -99,12 +101,13 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     if config.model.experts is not None:
         for name in config.task_names:
             folders[f"expert/{name}"] = local_folder(config.model.experts[name], weights=True)
-        return ModelFolders(folders, {}, digests)
+        return ModelFolders(folders, {}, Path(config.cache), digests)
     recipe = _recipe(config.finetune)
     for name in config.task_names:
         folders[f"expert/{name}"] = cached(f"expert-{name}", training_data[name], recipe)
     everything = [training_data[name] for name in config.task_names]
-    return ModelFolders(folders, {name: cached(name, everything, recipe) for name in config.baselines}, digests)
+    baselines = {name: cached(name, everything, recipe) for name in config.baselines}
+    return ModelFolders(folders, baselines, Path(config.cache), digests)
 
 
 @dataclasses.dataclass(frozen=True)

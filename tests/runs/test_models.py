@@ -123,7 +123,7 @@ def test_vocabularies_are_cut_when_asked(folder):
 
 def test_the_content_of_a_model_is_read_once(folder, monkeypatch):
     read = []
-    monkeypatch.setattr(module, "folder_digest", lambda path: read.append(path) or folder_digest(path))
+    monkeypatch.setattr(module, "folder_digest", lambda path, cache: read.append(path) or folder_digest(path))
     models, _ = models_of(folder, "near", "near")
     assert read == [folder / "base"]  # for the names of cached models
     for _ in range(2):

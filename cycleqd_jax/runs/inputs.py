@@ -120,6 +120,8 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
     config, checked = inputs.config, inputs.preflight
     if checked is None:
         return
+    for warning in checked.warnings:
+        log(warning)
     if checked.download_bytes:
         _check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
     _check_space(config.folder, checked.model_bytes, "the evolved model")

@@ -115,23 +115,32 @@ def test_other_vocabulary(pair):
         preflight(base, [expert])
 
 
-@pytest.mark.parametrize("part", ["merges", "pre_tokenizer", "normalizer", "decoder", "model", "added tokens"])
-def test_same_vocabulary_but_other_ids_for_a_text(pair, part):
+STRIP = {"type": "Strip", "content": "e", "start": 1, "stop": 0}
+OTHER_IDS = {
+    "merges": lambda c: c["model"]["merges"].reverse(),
+    "pre_tokenizer": lambda c: c["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+    "normalizer": lambda c: c.update(normalizer={"type": "Lowercase"}),
+    "stripping": lambda c: c["added_tokens"][0].update(lstrip=True),
+    "single word": lambda c: c["added_tokens"][2].update(single_word=True),
+}
+OTHER_TEXT = {
+    "decoder": lambda c: c.update(decoder={"type": "Sequence", "decoders": [c["decoder"], STRIP]}),
+    "special": lambda c: c["added_tokens"][3].update(special=False),
+}
+
+
+@pytest.mark.parametrize("part", [*OTHER_IDS, *OTHER_TEXT])
+def test_same_vocabulary_but_other_ids_or_text(pair, part):
     base, expert = pair
-
-    def change(content):
-        if part == "merges":
-            content["model"]["merges"].reverse()
-        elif part == "model":
-            content["model"]["ignore_merges"] = True
-        elif part == "added tokens":
-            content["added_tokens"][0]["lstrip"] = True
-        else:
-            content[part] = {"type": "Lowercase"}
-
-    edit_json(expert / "tokenizer.json", change)
-    with pytest.raises(InputError, match=f"as its {part}, as in the tokenizer of .*base, got .* in .*expert"):
+    edit_json(expert / "tokenizer.json", {**OTHER_IDS, **OTHER_TEXT}[part])
+    what = "as ids in the text" if part in OTHER_IDS else r"as the text of the ids \["
+    with pytest.raises(
+        InputError, match=f"expected .* {what}.*, as in the tokenizer of .*base, got .* in .*expert.*model.tokenizer"
+    ):
         preflight(base, [expert])
+    (warning,) = preflight(base, [expert], tokenizer=base).warnings
+    assert warning.startswith("warning: expected ")
+    assert warning.endswith(f"in {expert}; all models use the tokenizer of {base}")
 
 
 def test_merges_may_be_written_in_two_ways(pair):
@@ -161,19 +170,88 @@ def test_chat_templates(pair):
     edit_json(expert / "tokenizer_config.json", lambda c: c.pop("chat_template"))
     with pytest.raises(InputError, match=r"chat template.*got none"):
         preflight(base, [expert])
+    # a processor's file, which no tokenizer reads
     (expert / "chat_template.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"chat template.*got none"):
+        preflight(base, [expert])
+    edit_json(expert / "tokenizer_config.json", lambda c: c.update(chat_template=template + "{# rendered alike #}"))
     preflight(base, [expert])
+    # the same file, and another token for what it names
+    edit_json(expert / "tokenizer_config.json", lambda c: c.update(chat_template=template, bos_token="<|end_of_text|>"))
+    with pytest.raises(InputError, match=r"chat template.*begin_of_text.*got .*end_of_text"):
+        preflight(base, [expert])
 
 
 def test_what_changes_no_chat_may_differ(pair):
     base, expert = pair
 
     def change(content):
-        content.update(post_processor=None, truncation={"max_length": 5}, version="2.0")
-        content["model"]["dropout"] = None
+        content.update(post_processor=None, version="1.0")
+        content["model"] |= {"dropout": None, "ignore_merges": True}
+        content["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = False
+        content["decoder"] = {"type": "Sequence", "decoders": [content["decoder"]]}
+        content["normalizer"] = {"type": "Sequence", "normalizers": []}
 
     edit_json(expert / "tokenizer.json", change)
     preflight(base, [expert])
+
+
+def add_token(folder, content, i):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    edit_json(folder / "tokenizer.json", lambda c: c["added_tokens"].append({"id": i, "content": content, **flags}))
+
+
+def test_a_token_in_padding_rows(pair, make_config, make_params, tokenizer):
+    base, expert = pair
+    size = tokenizer.vocab_size
+    config = make_config(vocab_size=size + 5)
+    for folder in pair:
+        hf.save(folder, config, make_params(config), tokenizer=tokenizer)
+    add_token(expert, "<|tool|>", size)
+    with pytest.raises(
+        InputError, match=rf"none for the token '<\|tool\|>'.*got id {size} in .*model.tokenizer={expert} to keep"
+    ):
+        preflight(base, [expert, base])
+    for chosen in pair:
+        (warning,) = preflight(base, [expert, base], tokenizer=chosen).warnings
+        assert f"all models use the tokenizer of {chosen}" in warning
+    assert preflight(base, [expert, base], vocab_size=size).warnings == ()
+    with pytest.raises(InputError, match=rf"below vocab_size = {size}, got id {size} in .*no row; set model.tokenizer"):
+        preflight(base, [expert], tokenizer=expert, vocab_size=size)
+
+
+def test_a_reserved_token_with_another_name(pair):
+    base, expert = pair
+    name = tokenizer_of(base)["added_tokens"][3]["content"]
+
+    def rename(content):
+        vocabulary = content["model"]["vocab"]
+        vocabulary["<|im_end|>"] = vocabulary.pop(name)
+        content["added_tokens"][3]["content"] = "<|im_end|>"
+
+    edit_json(expert / "tokenizer.json", rename)
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        text = (expert / file).read_text(encoding="utf-8")
+        (expert / file).write_text(text.replace(name, "<|im_end|>"), encoding="utf-8")
+    with pytest.raises(
+        InputError,
+        match=r"expected id 3 for the token '<\|end_header_id\|>'.*got id 3 for '<\|im_end\|>' in .*set model.tokenizer to",
+    ):
+        preflight(base, [expert])
+    assert preflight(base, [expert], tokenizer=expert).warnings
+
+
+def tokenizer_of(folder):
+    return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def test_a_tokenizer_that_transformers_has_saved_again(pair):
+    from transformers import PreTrainedTokenizerFast
+
+    base, expert = pair
+    PreTrainedTokenizerFast.from_pretrained(expert).save_pretrained(expert)
+    assert (expert / "tokenizer_config.json").read_bytes() != (base / "tokenizer_config.json").read_bytes()
+    assert preflight(base, [expert]).warnings == ()
 
 
 def test_stop_tokens(pair):
@@ -182,6 +260,14 @@ def test_stop_tokens(pair):
     with pytest.raises(InputError, match=r"stop tokens \[1, 4\] of .*got \[4\].*model.tokenizer"):
         preflight(base, [expert])
     preflight(base, [expert], tokenizer=base)
+    # without a generation_config.json, those of config.json count, unless they are among the base's
+    (expert / "generation_config.json").unlink()
+    preflight(base, [expert])
+    edit_json(expert / "config.json", lambda c: c.update(eos_token_id=4))
+    preflight(base, [expert])
+    edit_json(expert / "config.json", lambda c: c.update(eos_token_id=[4, 3]))
+    with pytest.raises(InputError, match=r"stop tokens \[1, 4\] of .*got \[3, 4\].*model.tokenizer"):
+        preflight(base, [expert])
 
 
 def test_the_shortest_context_counts(pair):
@@ -193,8 +279,10 @@ def test_the_shortest_context_counts(pair):
 
 def test_the_chosen_tokenizer_must_fit_too(pair, tmp_path):
     base, expert = pair
-    edit_json(expert / "tokenizer.json", lambda c: c["model"]["merges"].reverse())
-    with pytest.raises(InputError, match="merges"):
+    vocabulary = json.loads((expert / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    swapped = {"a": vocabulary["b"], "b": vocabulary["a"]}
+    edit_json(expert / "tokenizer.json", lambda c: c["model"]["vocab"].update(swapped))
+    with pytest.raises(InputError, match=r"id .* for the token 'a'.*use fine-tunings of one base$"):
         preflight(base, [base], tokenizer=expert)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match=r"tokenizer files in .*nothing"):

@@ -1,4 +1,7 @@
-"""Checks that base and experts are compatible, from configs, headers and tokenizers; no weights are read or downloaded."""
+"""Checks that base and experts are compatible, from configs, headers and tokenizers.
+
+No weights are downloaded, and none are read except an output head that should be the embedding.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ import numpy as np
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.agreement import UsedTokenizer, differences
 from cycleqd_jax.models.files import hub, peft
-from cycleqd_jax.models.files.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files.checkpoint import (
+    Checkpoint,
+    check_tied,
+    equal_head,
+    load_tokenizer,
+    open_checkpoint,
+    with_head,
+)
 from cycleqd_jax.models.folder import read_json, tokenizer_files
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
@@ -109,6 +119,8 @@ def preflight(
     """
     checkpoint = open_checkpoint(base, weights=False)
     config = checkpoint.config
+    if checkpoint.here:
+        check_tied(checkpoint)
     open_tokenizer = _Tokenizers()
     own = open_tokenizer(base)
     chosen = own if tokenizer is None else open_tokenizer(tokenizer)
@@ -128,6 +140,9 @@ def preflight(
             models.append(folder)
         else:
             other = open_checkpoint(expert, weights=False)
+            if other.here:
+                check_tied(other)
+            other = _same_head(checkpoint, other)
             _same_config(checkpoint, other, dtype)
             sizes[str(expert)] = other.config.vocab_size
             models.append(other)
@@ -152,6 +167,21 @@ def preflight(
         )
     config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
     return Preflight(config, checkpoint, tuple(models), tuple(dict.fromkeys(warnings)))
+
+
+def _same_head(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
+    """The expert with a head that is tied as the base's, where that changes nothing.
+
+    Raises:
+        InputError: one of them ties its head, and the other has a head of its own.
+    """
+    ours, theirs = base.config.tie_word_embeddings, expert.config.tie_word_embeddings
+    if theirs and not ours and not (base.here and equal_head(base)):
+        raise InputError(
+            f"expected tie_word_embeddings False of the base {base.name}, got True in the expert {expert.name}; save the "
+            "expert with tie_word_embeddings false and a copy of its embedding as the head, or use fine-tunings of one base"
+        )
+    return with_head(expert, tied=ours)
 
 
 def _same_config(base: Checkpoint, expert: Checkpoint, dtype: str | None) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from cycleqd_jax import operators
 from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
 from cycleqd_jax.files import digest
 from cycleqd_jax.models import compare
 from cycleqd_jax.models.files import hf, peft
-from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files.checkpoint import check_tied, load_tokenizer, open_checkpoint, with_head
 from cycleqd_jax.models.inspection import UNRELATED
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
@@ -179,6 +183,7 @@ class Models:
 
     def _load_experts(self, config: LlamaConfig, base: Params) -> list[Params | Adapter]:
         experts: list[Params | Adapter] = []
+        distances: list[float] = []
         for task in self._config.task_names:
             folder = self.folders.expert(task)
             if peft.is_adapter(folder):
@@ -186,12 +191,14 @@ class Models:
                 whole = open_checkpoint(self.folders.base).config  # adapters know nothing of a cut vocabulary
                 adapter = peft.load_adapter(folder, whole, base, vocab_size=config.vocab_size)
                 norm = math.hypot(*compare.adapter_norms(adapter).values())
-                self._warn_of_distance(folder, norm / operators.matrix_norm(base))
+                distances.append(norm / operators.matrix_norm(base))
                 experts.append(adapter)
             else:
-                params = self._load(f"expert/{task}", folder)[1]
-                self._warn_of_distance(folder, operators.relative_norm(params, base))
+                params = self._load(f"expert/{task}", folder, tied=config.tie_word_embeddings)[1]
+                distances.append(operators.relative_norm(params, base))
                 experts.append(params)
+            self._warn_of_distance(folder, distances[-1])
+        self._warn_of_equals(base, experts, distances)
         return experts
 
     def expert_params(self, task: str) -> Params:
@@ -203,13 +210,32 @@ class Models:
         """The weights of a trained baseline, read anew at every call."""
         return self._load(name, self.folders.baselines[name])[1]
 
-    def _load(self, name: str, folder: Path) -> tuple[LlamaConfig, Params]:
+    def _load(self, name: str, folder: Path, tied: bool | None = None) -> tuple[LlamaConfig, Params]:
+        """Reads a model, with a head that is tied to its embedding as ``tied`` says."""
         if not folder.exists():
             raise InputError(
                 f"expected a model for {name}, got none in {folder}; run `cycleqd finetune` with this config first"
             )
-        model = self._config.model
-        return hf.load(folder, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)
+        model, checkpoint = self._config.model, open_checkpoint(folder)
+        if checkpoint.rounded and model.dtype is None:
+            self._log(
+                f"warning: {len(checkpoint.rounded)} tensors of {folder}, such as {checkpoint.rounded[0]}, are stored in "
+                f"another dtype than the rest, and are rounded to {checkpoint.config.dtype}; model.dtype=float32 keeps them"
+            )
+        if tied is not None:
+            check_tied(checkpoint)
+            checkpoint = with_head(checkpoint, tied=tied)
+        return hf.load(checkpoint, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)
+
+    def _warn_of_equals(self, base: Params, experts: Sequence[Params | Adapter], distances: Sequence[float]) -> None:
+        """Warns of experts that are the base, or each other, bit for bit: a search over them finds nothing."""
+        names = [f"the expert of task {task!r} ({self.folders.expert(task)})" for task in self._config.task_names]
+        same = [distance == 0.0 and _is_base(expert, base) for expert, distance in zip(experts, distances, strict=True)]
+        for name in (name for name, equal in zip(names, same, strict=True) if equal):
+            self._log(f"warning: {name} equals the base {self.folders.base} bit for bit; check that it was trained and saved")
+        for j, k in itertools.combinations(range(len(experts)), 2):
+            if not same[j] and distances[j] == distances[k] and _equal(experts[j], experts[k]):
+                self._log(f"warning: {names[k]} equals {names[j]} bit for bit; give two different experts")
 
     def _warn_of_distance(self, folder: Path, distance: float) -> None:
         if distance > UNRELATED:
@@ -222,6 +248,26 @@ class Models:
         named, given = peft.adapter_base(folder), str(self._config.model.base)
         if named is not None and Path(named).name != Path(given.partition("@")[0]).name:
             self._log(f"warning: the adapter {folder} names the base {named}, but model.base is {given}")
+
+
+def _is_base(expert: Params | Adapter, base: Params) -> bool:
+    if isinstance(expert, Adapter):  # its norm is zero already
+        return True
+    return _equal(expert, base)
+
+
+def _equal(one: Params | Adapter, other: Params | Adapter) -> bool:
+    """Whether two models, or two adapters, are equal bit for bit."""
+    trees = [dict(x.updates) if isinstance(x, Adapter) else x for x in (one, other)]
+    if isinstance(one, Adapter) != isinstance(other, Adapter) or jax.tree.structure(trees[0]) != jax.tree.structure(trees[1]):
+        return False
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in trees]
+    return shapes[0] == shapes[1] and all(bool(x) for x in jax.device_get(_equal_leaves(*trees)))
+
+
+@jax.jit
+def _equal_leaves(one: Any, other: Any) -> list[Any]:
+    return [jnp.all(a == b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)]
 
 
 def _recipe(train: TrainConfig) -> dict[str, Any]:

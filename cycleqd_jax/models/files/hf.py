@@ -15,8 +15,8 @@ import numpy as np
 
 from cycleqd_jax.files import replacing_folder
 from cycleqd_jax.models import llama
-from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
-from cycleqd_jax.models.files.names import EMBEDDING, HEAD, NAMES
+from cycleqd_jax.models.files.checkpoint import Checkpoint, check_tied, open_checkpoint
+from cycleqd_jax.models.files.names import NAMES
 from cycleqd_jax.models.files.safetensors import (
     INDEX,
     Tensor,
@@ -70,8 +70,7 @@ def load(
             "the smallest vocabulary of base and experts"
         )
     config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
-    if config.tie_word_embeddings and HEAD in tensors:
-        _check_tied(tensors[HEAD], tensors[EMBEDDING])
+    check_tied(checkpoint)
     shapes = llama.abstract_params(config)
     target = shardings(config) if callable(shardings) else shardings
     targets = [None] * len(jax.tree.leaves(shapes)) if target is None else jax.tree.leaves(target)
@@ -247,16 +246,6 @@ def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tupl
                 transpose(part, target[:, here])
             else:
                 target[here] = part
-
-
-def _check_tied(head: Tensor, embedding: Tensor) -> None:
-    """Raises if the config ties the head to the embedding but the file stores another head."""
-    for start, stop in row_chunks(head):
-        if not np.array_equal(head.read(start, stop), embedding.read(start, stop)):
-            raise InputError(
-                f"expected {HEAD} to equal {EMBEDDING} in {head.file}, whose config ties them, got different weights; set "
-                "tie_word_embeddings to false or remove the head"
-            )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from cycleqd_jax.config import RunConfig
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
-from cycleqd_jax.models.files.checkpoint import load_tokenizer
+from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context, workers
@@ -241,9 +241,19 @@ class Run:
 
         Returns:
             The evaluation on each half. Its ``error`` is set if the model's logits are not finite.
+
+        Raises:
+            InputError: the model can't be read, has no tokenizer with a chat template, or has fewer positions than
+                ``engine.max_len``.
         """
         context = self._ensure_open("evaluate_model", writes=False).context
         group = context.groups[0]
+        limit, wanted = open_checkpoint(model, weights=False).config.context_length, self.config.engine.max_len
+        if wanted > limit:
+            raise InputError(
+                f"expected engine.max_len of at most {limit}, the positions of {model}, got {wanted}; make it smaller"
+            )
+        tokenizer = load_tokenizer(model)  # before gigabytes are read
         config, params = hf.load(model, shardings=None if group.single else group.weight_shardings)
-        evaluator = context.evaluator(config, load_tokenizer(model), group)
+        evaluator = context.evaluator(config, tokenizer, group)
         return {split: evaluator(params, split) for split in SPLITS}

@@ -9,11 +9,14 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +30,7 @@ __all__ = [
     "disk_error",
     "locked",
     "make_folder",
+    "one_disk_error",
     "replacing",
     "replacing_folder",
     "write_bytes",
@@ -178,6 +182,34 @@ def disk_error(error: BaseException) -> OSError | None:
                 path = next(iter(re.findall(r"/[^\s'\":,;\]]+", str(cause))), None)
                 return OSError(number, os.strerror(number), path)
     return None
+
+
+@contextlib.contextmanager
+def one_disk_error(path: str | Path) -> Iterator[None]:
+    """Makes one ``OSError`` of what the block raises because of the disk, and drops what threads print about it.
+
+    Orbax writes with many threads, each of which prints a traceback of its own.
+
+    Args:
+        path: path of what is written, for the error.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    absl, printed = logging.getLogger("absl"), io.StringIO()
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None:
+            sys.stderr.write(printed.getvalue())
+            raise
+        raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
+    finally:
+        absl.setLevel(level)
 
 
 def _refused(path: str | Path, error: OSError) -> InputError:

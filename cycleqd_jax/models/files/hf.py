@@ -139,8 +139,8 @@ def check_target(folder: str | Path) -> Path:
         foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or is_tokenizer_file(name))]
         if foreign or (entries and "config.json" not in entries):
             raise InputError(
-                f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}; choose another "
-                "place"
+                f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}; move it away, "
+                "or choose another place"
             )
     return place
 

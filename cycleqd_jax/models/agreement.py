@@ -199,7 +199,7 @@ def _added(used: UsedTokenizer) -> set[str]:
 
 
 def _template(ours: UsedTokenizer, theirs: UsedTokenizer) -> Iterator[Difference]:
-    templates = [used.tokenizer.chat_template for used in (ours, theirs)]
+    templates = [_default(used.tokenizer.chat_template) for used in (ours, theirs)]
     if any(template is None for template in templates):
         here, there = ("none" if template is None else repr(str(template)[:60]) for template in templates)
         if templates[0] != templates[1]:
@@ -212,6 +212,11 @@ def _template(ours: UsedTokenizer, theirs: UsedTokenizer) -> Iterator[Difference
                 shown = list(_difference(here, there))
             yield Difference("template", "chat template", shown[0], shown[1])
             return
+
+
+def _default(template: Any) -> str | None:
+    """The template in use: of several with names, the default one."""
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _stops(ours: UsedTokenizer, theirs: UsedTokenizer) -> Iterator[Difference]:

@@ -218,6 +218,7 @@ def _adapter_facts(folder: Path, base: str | None) -> AdapterFacts:
     if name is None or (base is None and not Path(name).exists()):
         raise InputError(f"expected the base of the adapter, got {name or 'no base'} in {folder}; give the base with --base")
     checkpoint = open_checkpoint(name)
+    check_tied(checkpoint)
     ranks = peft.check_adapter(folder, checkpoint.config)
     # only for weights that the adapter copies or replaces are the base's weights needed
     copied = [path for path in dict(tree_paths(llama.abstract_params(checkpoint.config))) if "/" not in path]

@@ -32,8 +32,9 @@ from cycleqd_jax.types import InputError
 
 __all__ = ["Preflight", "local_folder", "preflight"]
 
-# Fields that don't change the meaning of a weight, or that have a check of their own.
-_NOT_COMPARED = {"source", "initializer_range", "max_position_embeddings", "dtype", "vocab_size"}
+# Fields that don't change the meaning of a weight, or that have a check of their own: texts are no longer than the context of
+# any model, and so than its sliding window.
+_NOT_COMPARED = {"source", "initializer_range", "max_position_embeddings", "sliding_window", "dtype", "vocab_size"}
 _NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 

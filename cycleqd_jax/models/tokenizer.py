@@ -89,6 +89,11 @@ class ChatTokenizer:
                 f"expected a chat template with the tokenizer in {folder}, got none; use an instruct checkpoint or add "
                 "chat_template.jinja"
             )
+        if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+            raise InputError(
+                f"expected a default chat template with the tokenizer in {folder}, got templates named "
+                f"{', '.join(sorted(tokenizer.chat_template))}; name one of them default, or add chat_template.jinja"
+            )
         path = folder / "generation_config.json"
         generation = read_json(path) if path.is_file() else {}
         eos, source = read_stop_tokens(folder, tokenizer)
@@ -161,8 +166,9 @@ class ChatTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template."""
-        return self._tokenizer.chat_template
+        """The Jinja template; of several, the one named default."""
+        template = self._tokenizer.chat_template
+        return template["default"] if isinstance(template, dict) else template
 
     def backend_json(self) -> dict[str, Any]:
         """The contents of ``tokenizer.json``, also where the checkpoint has no such file."""

@@ -21,7 +21,7 @@ from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
-from cycleqd_jax.runs.folder import check_inputs, claim_folder
+from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params
@@ -244,6 +244,8 @@ class Evolution:
 def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> dict[str, str]:
     """Digests of the models and problems that the scores depend on, by name; models that are not trained yet have none."""
     digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
+    if folders.tokenizer is not None:
+        digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
     for task in tasks:
         for split in SPLITS:
             digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in task.rows[split]], digits=16)

@@ -31,6 +31,7 @@ __all__ = [
     "claim_folder",
     "compare_inputs",
     "folder_digest",
+    "tokenizer_digest",
     "versions",
 ]
 
@@ -87,6 +88,15 @@ def folder_digest(folder: str | Path, cache: Path | None = None) -> str:
             total.update(f"{name}\0{size}\0".encode())
             total.update(file.read_bytes() if size <= BLOCK else _large_digest(file, cache, threads))
     return total.hexdigest()[:16]
+
+
+def tokenizer_digest(folder: str | Path) -> str:
+    """Sixteen hexadecimal digits that identify the tokenizer, chat templates and stop tokens of a model folder or file."""
+    folder = Path(folder)
+    if folder.is_file():
+        return folder_digest(folder)
+    names = [*tokenizer_files(folder), *(["config.json"] if (folder / "config.json").is_file() else [])]
+    return digest({name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}, digits=16)
 
 
 def _large_digest(file: Path, cache: Path | None, threads: concurrent.futures.Executor) -> bytes:
@@ -184,6 +194,9 @@ def _check_places(config: RunConfig) -> None:
     for name in FILES:
         if (place := config.folder / name).is_dir():
             raise InputError(f"expected a file of the run in {place}, got a folder; remove it, or choose another output")
+    journal = config.folder / "history.jsonl"
+    if journal.exists() and not os.access(journal, os.W_OK):
+        raise InputError(f"expected to write {journal}, got a file without permission; correct it, or choose another output")
     hf.check_target(config.folder / "model")
 
 

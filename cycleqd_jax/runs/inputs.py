@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -62,7 +62,7 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     Raises:
         InputError: a key of the config is out of range; a task is unknown or lacks its file; a model can't be read; base and
             experts do not belong together; ``engine.max_len`` exceeds the model's positions; or experts are adapters and whole
-            models without ``genome.densify``.
+            models without ``genome.densify``, or whole models where ``engine.population`` needs adapters.
     """
     check_config(config)
     tasks = resolve_tasks(config)
@@ -81,6 +81,7 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     )
     _check_context(config, evaluated, checked)
     adapters, absent = _adapters(config, architecture, absent_are_whole=checked is None)
+    _check_population(config, adapters, absent)
     return Inputs(config, tasks, evaluated, checked, adapters, absent)
 
 
@@ -177,6 +178,17 @@ def _adapters(
             "which multiplies the adapters out"
         )
     return tuple(found), tuple(absent)
+
+
+def _check_population(config: RunConfig, adapters: Sequence[AdapterRanks | None], absent: Sequence[str]) -> None:
+    """Raises if individuals are to be decoded over one base, and an expert has whole weights of its own."""
+    population = config.engine.population
+    for name, adapter in zip(config.task_names, adapters, strict=True):
+        if population > 1 and adapter is None and name not in absent:
+            raise InputError(
+                f"expected LoRA adapters as experts where engine.population is {population}, got whole weights for the expert "
+                f"of task {name!r}; set engine.population=1"
+            )
 
 
 def _check_space(folder: Path, nbytes: int, what: str) -> None:

@@ -23,7 +23,7 @@ from cycleqd_jax.models.inspection import UNRELATED
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.runs.folder import folder_digest
+from cycleqd_jax.runs.folder import folder_digest, tokenizer_digest
 from cycleqd_jax.types import Adapter, InputError, Params
 
 __all__ = ["ModelFolders", "Models", "model_folders"]
@@ -40,11 +40,13 @@ class ModelFolders:
         search: the folders of ``base`` and ``expert/<task>``, which every search needs.
         baselines: the folders of the config's ``baselines``, which are evaluated where they have been trained.
         cache: the run's cache, which keeps the digests of large files.
+        tokenizer: the folder of ``model.tokenizer``, if the config names one.
     """
 
     search: Mapping[str, Path]
     baselines: Mapping[str, Path]
     cache: Path | None = None
+    tokenizer: Path | None = None
     _digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -83,6 +85,7 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     tree, given = to_dict(config), config.model.base
     source: dict[str, Any] = {"recipe": RECIPE, "seed": config.seed}
     base: Path | None = None
+    tokenizer: Path | None = None
     digests: dict[str, str] = {}
     if given is None:
         source |= {
@@ -95,6 +98,9 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
         base = local_folder(given, weights=True)
         # Options that are null are left out, so that older caches keep their names.
         chosen = {key: tree["model"][key] for key in ("tokenizer", "vocab_size") if tree["model"][key] is not None}
+        if config.model.tokenizer is not None:
+            tokenizer = local_folder(config.model.tokenizer, weights=False)
+            chosen["tokenizer_digest"] = tokenizer_digest(tokenizer)
         digests["base"] = folder_digest(base, Path(config.cache))
         source |= {"base": digests["base"], **chosen}
 
@@ -105,13 +111,13 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     if config.model.experts is not None:
         for name in config.task_names:
             folders[f"expert/{name}"] = local_folder(config.model.experts[name], weights=True)
-        return ModelFolders(folders, {}, Path(config.cache), digests)
+        return ModelFolders(folders, {}, Path(config.cache), tokenizer, digests)
     recipe = _recipe(config.finetune)
     for name in config.task_names:
         folders[f"expert/{name}"] = cached(f"expert-{name}", training_data[name], recipe)
     everything = [training_data[name] for name in config.task_names]
     baselines = {name: cached(name, everything, recipe) for name in config.baselines}
-    return ModelFolders(folders, baselines, Path(config.cache), digests)
+    return ModelFolders(folders, baselines, Path(config.cache), tokenizer, digests)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +160,14 @@ class Models:
         """Tokenizer and chat template of all models."""
         model = self._config.model
         return load_tokenizer(model.tokenizer or model.base or self.folders.base)
+
+    def check_tokenizer(self) -> None:
+        """Opens the tokenizer.
+
+        Raises:
+            InputError: there is none, or it has no chat template or no stop token.
+        """
+        _ = self.tokenizer
 
     def ensure_loaded(self) -> _Loaded:
         """Loads the base and the experts, once.

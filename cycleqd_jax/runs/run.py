@@ -142,6 +142,8 @@ class Run:
         if not self._read_only:
             compare_inputs(self.folder, input_digests(folders, opened.tasks))
         models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings)
+        if config.model.base is not None:
+            models.check_tokenizer()  # before weights are read
         if config.model.experts is not None:
             models.ensure_loaded()  # weights that are not finite are found before anything is written
         if not self._read_only and not claimed:

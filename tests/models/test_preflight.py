@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.models.preflight import preflight
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError
 
 
@@ -306,8 +307,6 @@ def test_broken_experts(pair, spoil, named):
 
 
 def test_tokenizer_files_are_copied_byte_for_byte(pair, make_config, tmp_path):
-    from cycleqd_jax.models.tokenizer import ChatTokenizer
-
     base, _ = pair
     (base / "special_tokens_map.json").write_text('{"bos_token":   "<|begin_of_text|>"}', encoding="utf-8")
     edit_json(base / "tokenizer_config.json", lambda c: c.update(a_key_of_the_future=1))
@@ -319,3 +318,27 @@ def test_tokenizer_files_are_copied_byte_for_byte(pair, make_config, tmp_path):
     for name in copied:
         assert (base / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
     assert jax.tree.structure(hf.load(tmp_path / "out")[1]) == jax.tree.structure(params)
+
+
+def test_a_window_that_no_text_reaches_may_differ(pair, make_config, make_params, tokenizer):
+    base, expert = pair
+    for folder, window in ((base, None), (expert, 48)):
+        config = make_config(vocab_size=tokenizer.vocab_size, model_type="mistral")
+        hf.save(folder, config, make_params(config), tokenizer=tokenizer)
+        edit_json(folder / "config.json", lambda c, window=window: c.update(sliding_window=window))
+    assert preflight(base, [expert]).context_length == 48
+
+
+def test_templates_without_a_default_are_refused(pair):
+    base, expert = pair
+    template = (expert / "chat_template.jinja").read_text(encoding="utf-8")
+    for folder in pair:
+        (folder / "chat_template.jinja").unlink()
+        named = [{"name": "rag", "template": template}, {"name": "tool_use", "template": template}]
+        edit_json(folder / "tokenizer_config.json", lambda c, named=named: c.update(chat_template=named))
+    with pytest.raises(InputError, match=r"expected a default chat template .*, got templates named rag, tool_use; name one"):
+        ChatTokenizer.load(base)
+    edit_json(expert / "tokenizer_config.json", lambda c: c["chat_template"].append({"name": "default", "template": template}))
+    with pytest.raises(InputError, match=r"chat template of .* with none, got"):
+        preflight(base, [expert])
+    assert ChatTokenizer.load(expert).chat_template == template

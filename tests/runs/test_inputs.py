@@ -89,3 +89,10 @@ def test_a_model_to_evaluate_is_refused_before_its_weights_are_read(models, tmp_
     (tmp_path / "long" / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="expected a chat template"):
         run.evaluate_model(tmp_path / "long")
+
+
+def test_whole_experts_are_refused_early_where_adapters_are_needed(models):
+    overrides = ["engine.population=2", "search.batch_size=2", "engine.max_len=96"]
+    overrides += ["tasks.0.max_new_tokens=32", "tasks.1.max_new_tokens=32"]
+    with pytest.raises(InputError, match=r"engine\.population is 2, got whole weights for the expert of task 'mbpp'; set"):
+        resolve(load_config(models, overrides))

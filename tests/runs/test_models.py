@@ -18,6 +18,7 @@ from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.runs import models as module
+from cycleqd_jax.runs.evolution import input_digests
 from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
@@ -216,6 +217,21 @@ def test_the_content_of_a_model_is_read_once(folder, monkeypatch):
         for name in models.folders.search:
             assert models.folders.digest(name) == folder_digest(models.folders.search[name])
     assert read == [folder / "base", folder / "near", folder / "near"]
+
+
+def test_the_chosen_tokenizer_is_part_of_the_inputs(folder):
+    def digests(*overrides):
+        return input_digests(models_of(folder, "near", "nearer", *overrides)[0].folders, [])
+
+    assert sorted(digests()) == ["base", "expert/dbbench", "expert/mbpp"]
+    chosen = f"model.tokenizer={folder / 'stranger'}"
+    before = digests(chosen)
+    save_file({}, folder / "stranger" / "model.safetensors")  # no part of the tokenizer
+    assert digests(chosen) == before
+    template = folder / "stranger" / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    after = digests(chosen)
+    assert {name for name in after if after[name] != before[name]} == {"tokenizer"}
 
 
 def test_a_disk_without_space_is_refused_early(folder, monkeypatch):

@@ -22,10 +22,10 @@ from cycleqd_jax.models.files.checkpoint import (
     Checkpoint,
     check_tied,
     equal_head,
-    load_tokenizer,
     open_checkpoint,
     with_head,
 )
+from cycleqd_jax.models.files.gguf_tokenizer import gguf_tokenizer
 from cycleqd_jax.models.folder import read_json, tokenizer_files
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
@@ -211,7 +211,8 @@ class _Tokenizers:
         """The tokenizer of a model or adapter; None for one without tokenizer files."""
         folder = local_folder(model, weights=False)
         if folder.suffix == ".gguf":
-            return UsedTokenizer(load_tokenizer(folder).transformers_tokenizer, None)
+            opened = gguf_tokenizer(folder, template_required=False)  # another tokenizer may be chosen
+            return UsedTokenizer(opened.transformers_tokenizer, None)
         if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             return None
         files = {name: hashlib.sha256((folder / name).read_bytes()).digest() for name in tokenizer_files(folder)}

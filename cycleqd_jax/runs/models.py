@@ -167,7 +167,10 @@ class Models:
         Raises:
             InputError: there is none, or it has no chat template or no stop token.
         """
-        _ = self.tokenizer
+        try:
+            _ = self.tokenizer
+        except InputError as error:
+            raise InputError(f"{error}; or set model.tokenizer to a model that has one") from error
 
     def ensure_loaded(self) -> _Loaded:
         """Loads the base and the experts, once.

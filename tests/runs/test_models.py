@@ -219,6 +219,17 @@ def test_the_content_of_a_model_is_read_once(folder, monkeypatch):
     assert read == [folder / "base", folder / "near", folder / "near"]
 
 
+def test_a_base_without_a_template_needs_a_tokenizer(folder):
+    (folder / "base" / "chat_template.jinja").unlink()
+    for name in ("near", "nearer"):
+        (folder / name / "chat_template.jinja").unlink()
+    models, _ = models_of(folder, "near", "nearer")
+    with pytest.raises(InputError, match=r"a chat template with the tokenizer in .*base.*; or set model\.tokenizer to a model"):
+        models.check_tokenizer()
+    models, _ = models_of(folder, "near", "nearer", f"model.tokenizer={folder / 'stranger'}")
+    models.check_tokenizer()
+
+
 def test_the_chosen_tokenizer_is_part_of_the_inputs(folder):
     def digests(*overrides):
         return input_digests(models_of(folder, "near", "nearer", *overrides)[0].folders, [])

@@ -102,7 +102,7 @@ class UsedTokenizer:
     def parts(self) -> Any:
         """What determines ids and text, in one spelling; None if it is not known."""
         try:
-            content = json.loads(self.tokenizer.backend_tokenizer.to_str())
+            content = _without_offsets(json.loads(self.tokenizer.backend_tokenizer.to_str()))
             model = {key: value for key, value in content["model"].items() if value}
             added = sorted(json.dumps(token, sort_keys=True) for token in content["added_tokens"])
             return [model, added, *(content[name] for name in ("normalizer", "pre_tokenizer", "decoder"))]
@@ -148,7 +148,7 @@ def differences(
 
 def _vocabulary(known: Mapping[str, int], found: Mapping[str, int], vocab_size: int | None) -> Iterator[Difference]:
     names = ({i: token for token, i in known.items()}, {i: token for token, i in found.items()})
-    seen: set[Kind] = set()
+    first: dict[Kind, Difference] = {}
     for token in sorted(known.keys() | found.keys()):
         here, there = known.get(token), found.get(token)
         if here == there or not any(i is not None and (vocab_size is None or i < vocab_size) for i in (here, there)):
@@ -156,14 +156,14 @@ def _vocabulary(known: Mapping[str, int], found: Mapping[str, int], vocab_size: 
         shown = ["none" if i is None else f"id {i}" for i in (here, there)]
         kind: Kind = "swapped"
         if here is None or there is None:
-            i = here if there is None else there
+            i = there if here is None else here
+            assert i is not None
             other = names[here is not None].get(i)
             kind = "missing" if other is None else "renamed"
             if other is not None:
                 shown[here is not None] = f"id {i} for {other!r}"
-        if kind not in seen:
-            seen.add(kind)
-            yield Difference(kind, f"for the token {token!r}", shown[0], shown[1])
+        first.setdefault(kind, Difference(kind, f"for the token {token!r}", shown[0], shown[1]))
+    yield from (first[kind] for kind in ("swapped", "renamed", "missing") if kind in first)
 
 
 def _probe(ours: UsedTokenizer, theirs: UsedTokenizer, shared: Mapping[str, int]) -> Iterator[Difference]:
@@ -192,6 +192,14 @@ def _probe(ours: UsedTokenizer, theirs: UsedTokenizer, shared: Mapping[str, int]
             shown = _difference(here, there)
             yield Difference("text", f"as the text of the ids {ids[:8]}", shown[0], shown[1])
             return
+
+
+def _without_offsets(part: Any) -> Any:
+    """A part of a tokenizer's JSON without the option that changes the offsets of tokens alone."""
+    if isinstance(part, dict):
+        large = ("vocab", "merges")  # nothing to leave out there
+        return {k: v if k in large else _without_offsets(v) for k, v in part.items() if k != "trim_offsets"}
+    return [_without_offsets(item) for item in part] if isinstance(part, list) else part
 
 
 def _added(used: UsedTokenizer) -> set[str]:

@@ -128,8 +128,15 @@ def preflight(
     if tokenizer is not None and chosen is None:
         raise InputError(f"expected tokenizer files in {tokenizer}, got none; choose the tokenizer of another model")
 
+    agreed: set[int] = set()  # tokenizers of equal files are one object
+
     def compare(theirs: UsedTokenizer | None, model: str | Path) -> list[str]:
-        return _same_tokenizer(chosen, theirs, (tokenizer or base, model), vocab_size, tokenizer is not None)
+        if id(theirs) in agreed:
+            return []
+        found = _same_tokenizer(chosen, theirs, (tokenizer or base, model), vocab_size, tokenizer is not None)
+        if not found:
+            agreed.add(id(theirs))
+        return found
 
     warnings = compare(own, base)
     models: list[Checkpoint | Path] = []

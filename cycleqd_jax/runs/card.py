@@ -61,7 +61,7 @@ def model_card(
         command: arguments of ``cycleqd``; empty where the run was started from Python.
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
-    given: dict[str, str | Path | None] = {"base": config.model.base} | {
+    given: Mapping[str, str | Path | None] = {"base": config.model.base} | {
         f"expert/{name}": path for name, path in (config.model.experts or {}).items()
     }
     sources = [_repository(given.get(name), folder) for name, folder in folders.items()]

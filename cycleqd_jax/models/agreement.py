@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cycleqd_jax.models.tokenizer import open_tokenizer, read_stop_tokens
+from cycleqd_jax.types import InputError
 
 __all__ = ["Difference", "UsedTokenizer", "differences"]
 
@@ -73,12 +74,17 @@ class UsedTokenizer:
 
     @classmethod
     def open(cls, folder: Path) -> UsedTokenizer:
-        """Opens the tokenizer of a folder.
+        """Opens the tokenizer of a folder; one of a class that is not known is taken from its ``tokenizer.json``.
 
         Raises:
             InputError: transformers can't read it.
         """
-        tokenizer = open_tokenizer(folder)
+        try:
+            tokenizer = open_tokenizer(folder)
+        except InputError:
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            tokenizer = open_tokenizer(folder, plain=True)
         stop_ids, path = read_stop_tokens(folder, tokenizer)
         stated = path.name != "tokenizer_config.json"
         as_list = stop_ids if isinstance(stop_ids, list) else [stop_ids]

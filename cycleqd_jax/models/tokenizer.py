@@ -248,15 +248,19 @@ class ChatTokenizer:
         return tuple(ids)
 
 
-def open_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Path, *, plain: bool = False) -> Any:
     """The tokenizer that ``transformers`` opens for a folder, which may lack a chat template.
+
+    Args:
+        folder: the folder of a model, an adapter, or a tokenizer alone.
+        plain: take ``tokenizer.json`` as it is, whatever class of tokenizers the folder names.
 
     Raises:
         InputError: transformers can't read it.
     """
     if (folder / "tokenizer.json").is_file():
         read_json(folder / "tokenizer.json")  # the message of transformers does not name the file
-    kind = _tokenizer_class(folder)
+    kind = transformers().PreTrainedTokenizerFast if plain else _tokenizer_class(folder)
     if not (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file():
         settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         if settings.get("tokenizer_class") is None:  # AutoTokenizer would look for the model's type

@@ -255,6 +255,21 @@ def test_a_tokenizer_that_transformers_has_saved_again(pair):
     assert preflight(base, [expert]).warnings == ()
 
 
+@pytest.mark.parametrize("named", ["TokenizerOfTheFuture", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_without_a_model(pair, tmp_path, named):
+    """That of an adapter, as trainers save it; the class that it names may not be known here."""
+    base, expert = pair
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "/nowhere/base"}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(expert / name, tmp_path / "adapter")
+    edit_json(tmp_path / "adapter" / "tokenizer_config.json", lambda c: c.update(tokenizer_class=named))
+    assert preflight(base, [expert], tokenizer=tmp_path / "adapter").warnings == ()
+    edit_json(tmp_path / "adapter" / "tokenizer.json", lambda c: c["model"]["merges"].reverse())
+    assert len(preflight(base, [expert], tokenizer=tmp_path / "adapter").warnings) == 2  # of the base, and of the expert
+
+
 def test_stop_tokens(pair):
     base, expert = pair
     edit_json(expert / "generation_config.json", lambda c: c.update(eos_token_id=4))

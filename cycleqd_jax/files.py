@@ -6,12 +6,17 @@ The sandbox does not use this module, because the sandbox imports the standard l
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import io
 import json
+import logging
 import os
+import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +24,21 @@ from typing import IO, Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["digest", "locked", "make_folder", "replacing", "replacing_folder", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "check_writable",
+    "digest",
+    "disk_error",
+    "locked",
+    "make_folder",
+    "one_disk_error",
+    "replacing",
+    "replacing_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
 
 
 @contextlib.contextmanager
@@ -117,6 +136,80 @@ def make_folder(path: str | Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refused(path, error) from error
+
+
+def check_writable(path: str | Path, advice: str) -> None:
+    """Checks that a folder can be written, or can be made; writes nothing.
+
+    Args:
+        path: path of the folder, which may not exist yet.
+        advice: what to do otherwise.
+
+    Raises:
+        InputError: it can't.
+    """
+    path = Path(os.path.abspath(path))
+    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "a folder without permission to write, or a read-only disk" if place.is_dir() else "a file"
+        raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The error of the operating system behind an exception.
+
+    Libraries hide such errors in exceptions of their own, which only quote the operating system.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        The exception itself if it is an ``OSError`` of files, else the one among its causes that says why a file was refused,
+        or one of the same meaning; None if there is none.
+    """
+    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+        return error
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return cause
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for cause in seen:
+        for number in _DISK:
+            if os.strerror(number).lower() in str(cause).lower():
+                path = next(iter(re.findall(r"/[^\s'\":,;\]]+", str(cause))), None)
+                return OSError(number, os.strerror(number), path)
+    return None
+
+
+@contextlib.contextmanager
+def one_disk_error(path: str | Path) -> Iterator[None]:
+    """Makes one ``OSError`` of what the block raises because of the disk, and drops what threads print about it.
+
+    Orbax writes with many threads, each of which prints a traceback of its own.
+
+    Args:
+        path: path of what is written, for the error.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    absl, printed = logging.getLogger("absl"), io.StringIO()
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None:
+            sys.stderr.write(printed.getvalue())
+            raise
+        raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
+    finally:
+        absl.setLevel(level)
 
 
 def _refused(path: str | Path, error: OSError) -> InputError:

@@ -39,7 +39,8 @@ ARROWS = {
     "report": {"types", "individual", "files"},
     "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "py"},
     "cli": {
-        "types", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs", "version"
+        "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs",
+        "version"
     },
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"

@@ -34,7 +34,7 @@ def _json(facts: ModelFacts | AdapterFacts) -> dict[str, Any]:
         found = {"model": facts.model, "adapter": ranks, "base": {"model": facts.base, **architecture}}
     else:
         tokenizer = facts.tokenizer if isinstance(facts.tokenizer, str) else dataclasses.asdict(facts.tokenizer)
-        found = {"model": facts.model, **architecture, "tokenizer": tokenizer}
+        found = {"model": facts.model, **architecture, "tokenizer": tokenizer, "warnings": list(facts.warnings)}
     if facts.task_vector is not None:
         norms = dataclasses.asdict(facts.task_vector)
         found["task_vector"] = {"base": norms["base"], "all": norms["total"], **{k: norms[k] for k in ("by_kind", "by_layer")}}
@@ -51,6 +51,8 @@ def _text(facts: ModelFacts | AdapterFacts) -> str:
         lines += [_line(path, "whole" if rank is None else f"rank {rank}") for path, rank in facts.ranks.items()]
     if facts.task_vector is not None:
         lines += _norm_lines(facts.task_vector)
+    if isinstance(facts, ModelFacts):
+        lines += [f"warning: {text}" for text in facts.warnings]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cycleqd_jax.types import InputError
 
     try:
-        return _dispatch(args, sys.argv[1:] if argv is None else list(argv))
+        code = _dispatch(args, sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"cycleqd: {error}", file=sys.stderr)
         return 2
@@ -47,6 +50,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        from cycleqd_jax.files import disk_error
+
+        refused = disk_error(error)
+        if refused is None:
+            raise
+        return _report_disk(refused, args.command)
+
+
+def _report_disk(error: OSError, command: str) -> int:
+    """Prints one sentence about an error of the operating system; returns the exit code."""
+    what = " ".join(str(error.strerror or error).split())
+    where = f" in {error.filename}" if error.filename is not None else ""
+    again = " and run the same command to continue" if command in STAGES else ", then run the same command again"
+    print(
+        f"cycleqd: expected to read and write files, got {what}{where}; free some space or correct the permissions{again}",
+        file=sys.stderr,
+    )
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        return 3 if command in STAGES else 2
+    # what could not be printed must not fail once more when Python ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 3 if command in STAGES else 2
 
 
 def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:

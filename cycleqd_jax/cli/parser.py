@@ -21,7 +21,7 @@ Every command that takes a CONFIG takes overrides after it: dotted keys with YAM
 transcripts/, model/, figures/ and report.html; with export --best-elite also best_elite/.
 
 exit codes: 0 done · 1 a gold solution failed (verify-task) · 2 bad input, nothing was overwritten
-            3 the sandbox is broken, run again to continue · 130 interrupted
+            3 the sandbox is broken or the disk refuses, run again to continue · 130 interrupted
 """
 
 MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or owner/name of a repository on the hub"

@@ -111,8 +111,8 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
         if by_factors and as_whole and not densify:
             raise InputError(
                 f"expected one kind of change of {path!r}, got a low-rank update by expert {by_factors[0]} and a change of the "
-                f"whole leaf by expert {as_whole[0]}; set densify=True to allow an array of shape {tuple(leaf.shape)} for the "
-                "update, or use adapters for all experts"
+                f"whole leaf by expert {as_whole[0]}; set densify=True (in a config, genome.densify) to allow an array of "
+                f"shape {tuple(leaf.shape)} for the update, or use adapters for all experts"
             )
         if as_whole:
             dense.append(path)

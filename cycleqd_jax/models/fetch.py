@@ -81,7 +81,7 @@ def fetch_smollm2(
         raise InputError(
             f"expected to write a model, got {error.strerror or error} in {target}; choose another folder or free some space"
         ) from error
-    size = sum(file.stat().st_size for file in target.iterdir())
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     log(f"done: {size / 1e6:.0f} MB in {target}")
     return target
 

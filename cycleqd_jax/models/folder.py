@@ -8,7 +8,7 @@ from typing import Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["TOKENIZER_FILES", "read_json"]
+__all__ = ["TEMPLATE_FOLDER", "TOKENIZER_FILES", "is_tokenizer_file", "read_json", "tokenizer_files"]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,6 +23,21 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 """The files of a tokenizer; most folders have some of them."""
+
+TEMPLATE_FOLDER = "additional_chat_templates"
+"""The folder of the chat templates beside the default one, a ``.jinja`` file for each."""
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a path inside a model folder, such as ``additional_chat_templates/tool_use.jinja``, belongs to a tokenizer."""
+    folder, _, file = name.rpartition("/")
+    return name in TOKENIZER_FILES or (folder == TEMPLATE_FOLDER and file.endswith(".jinja"))
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """The paths of a folder's tokenizer files, relative to it and sorted."""
+    names = [*TOKENIZER_FILES, *(f"{TEMPLATE_FOLDER}/{path.name}" for path in (folder / TEMPLATE_FOLDER).glob("*.jinja"))]
+    return sorted(name for name in names if (folder / name).is_file())
 
 
 def read_json(path: Path) -> dict[str, Any]:

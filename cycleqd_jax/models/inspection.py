@@ -9,10 +9,16 @@ from pathlib import Path
 
 from cycleqd_jax.models import compare, llama
 from cycleqd_jax.models.files import hf, peft
-from cycleqd_jax.models.files.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files.checkpoint import (
+    Checkpoint,
+    check_tied,
+    load_tokenizer,
+    open_checkpoint,
+    with_head,
+)
 from cycleqd_jax.models.files.names import NAMES
 from cycleqd_jax.models.llama.config import FAMILIES
-from cycleqd_jax.models.preflight import local_folder
+from cycleqd_jax.models.preflight import local_folder, preflight
 from cycleqd_jax.types import InputError, tree_paths
 
 __all__ = [
@@ -139,12 +145,14 @@ class ModelFacts:
         architecture: its architecture.
         tokenizer: its tokenizer, or why there is none.
         task_vector: its distance from the base, if a base is given.
+        warnings: what is odd about its weights; and, if a base is given, why a run would refuse it as an expert.
     """
 
     model: str
     architecture: Architecture
     tokenizer: TokenizerFacts | str
     task_vector: TaskVectorNorms | None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,14 +182,35 @@ def inspect_model(model: str, base: str | None = None) -> ModelFacts | AdapterFa
         base: the model from which it was fine-tuned. An adapter needs it unless the base that it names is a local folder.
 
     Raises:
-        InputError: a model can't be read, or model and base do not belong together.
+        InputError: a model can't be read, a head that the config ties is not the embedding, or model and base do not belong
+            together.
     """
     folder = local_folder(model, weights=False)
     if peft.is_adapter(folder):
         return _adapter_facts(folder, base)
     checkpoint = open_checkpoint(model, weights=base is not None)
-    norms = None if base is None else _norms(base, compare.distances(checkpoint, open_checkpoint(base)))
-    return ModelFacts(model, _architecture(checkpoint), _tokenizer(model), norms)
+    if checkpoint.here:
+        check_tied(checkpoint)
+    warnings, norms = _warnings(checkpoint), None
+    if base is not None:
+        other = open_checkpoint(base)
+        check_tied(other)
+        same = with_head(checkpoint, tied=other.config.tie_word_embeddings)
+        norms = _norms(base, compare.distances(same, other))
+        try:
+            warnings += [text.removeprefix("warning: ") for text in preflight(base, [model]).warnings]
+        except InputError as error:
+            warnings.append(f"a run with this base refuses the model as an expert: {error}")
+    return ModelFacts(model, _architecture(checkpoint), _tokenizer(model), norms, tuple(warnings))
+
+
+def _warnings(checkpoint: Checkpoint) -> list[str]:
+    if not checkpoint.rounded:
+        return []
+    return [
+        f"{len(checkpoint.rounded)} tensors, such as {checkpoint.rounded[0]}, are stored in another dtype than the rest; a run "
+        f"rounds them to {checkpoint.config.dtype}, unless model.dtype=float32"
+    ]
 
 
 def _adapter_facts(folder: Path, base: str | None) -> AdapterFacts:
@@ -189,6 +218,7 @@ def _adapter_facts(folder: Path, base: str | None) -> AdapterFacts:
     if name is None or (base is None and not Path(name).exists()):
         raise InputError(f"expected the base of the adapter, got {name or 'no base'} in {folder}; give the base with --base")
     checkpoint = open_checkpoint(name)
+    check_tied(checkpoint)
     ranks = peft.check_adapter(folder, checkpoint.config)
     # only for weights that the adapter copies or replaces are the base's weights needed
     copied = [path for path in dict(tree_paths(llama.abstract_params(checkpoint.config))) if "/" not in path]

@@ -1,8 +1,12 @@
-"""Checks that base and experts are compatible, from configs, headers and tokenizers; no weights are read or downloaded."""
+"""Checks that base and experts are compatible, from configs, headers and tokenizers.
+
+No weights are downloaded, and none are read except an output head that should be the embedding.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,16 +16,25 @@ from typing import Any
 import numpy as np
 
 from cycleqd_jax.models import llama
+from cycleqd_jax.models.agreement import UsedTokenizer, differences
 from cycleqd_jax.models.files import hub, peft
-from cycleqd_jax.models.files.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
-from cycleqd_jax.models.folder import read_json
+from cycleqd_jax.models.files.checkpoint import (
+    Checkpoint,
+    check_tied,
+    equal_head,
+    open_checkpoint,
+    with_head,
+)
+from cycleqd_jax.models.files.gguf_tokenizer import gguf_tokenizer
+from cycleqd_jax.models.folder import read_json, tokenizer_files
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
 
 __all__ = ["Preflight", "local_folder", "preflight"]
 
-# Fields that don't change the meaning of a weight, or that have a check of their own.
-_NOT_COMPARED = {"source", "initializer_range", "max_position_embeddings", "dtype", "vocab_size"}
+# Fields that don't change the meaning of a weight, or that have a check of their own: texts are no longer than the context of
+# any model, and so than its sliding window.
+_NOT_COMPARED = {"source", "initializer_range", "max_position_embeddings", "sliding_window", "dtype", "vocab_size"}
 _NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 
@@ -33,11 +46,13 @@ class Preflight:
         config: the base's, with the dtype and vocabulary size in which all models will be loaded.
         base: the base.
         experts: the experts, in order; an adapter is given by its folder.
+        warnings: differences between tokenizers that the choice of a tokenizer allows.
     """
 
     config: LlamaConfig
     base: Checkpoint
     experts: tuple[Checkpoint | Path, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -95,8 +110,9 @@ def preflight(
         dtype: the dtype that all weights will be cast to; by default all models must have the same dtype.
         vocab_size: the number of rows that all embeddings and heads will be cut to; larger ids are not compared. By default
             all models must have the same vocabulary size.
-        tokenizer: the model whose tokenizer and chat template will be used; the others may have other templates. By default
-            it is the base, and all models must have the same template.
+        tokenizer: the model whose tokenizer and chat template will be used. The others may have other templates, and tokenizers
+            that split text otherwise or have other added tokens: such differences become warnings, unless a token has two
+            ids. By default it is the base, and all models must have the same tokenizer and template in use.
 
     Raises:
         InputError: a model can't be read; or an expert differs from the base in architecture, vocabulary, dtype, tokenizer or
@@ -104,11 +120,25 @@ def preflight(
     """
     checkpoint = open_checkpoint(base, weights=False)
     config = checkpoint.config
-    facts = _tokenizer_facts(base, tokenizer is None)
-    chosen = facts if tokenizer is None else _tokenizer_facts(tokenizer, False)
+    if checkpoint.here:
+        check_tied(checkpoint)
+    open_tokenizer = _Tokenizers()
+    own = open_tokenizer(base)
+    chosen = own if tokenizer is None else open_tokenizer(tokenizer)
     if tokenizer is not None and chosen is None:
         raise InputError(f"expected tokenizer files in {tokenizer}, got none; choose the tokenizer of another model")
-    _same_tokenizer(facts, chosen, base, tokenizer or base, vocab_size)
+
+    agreed: set[int] = set()  # tokenizers of equal files are one object
+
+    def compare(theirs: UsedTokenizer | None, model: str | Path) -> list[str]:
+        if id(theirs) in agreed:
+            return []
+        found = _same_tokenizer(chosen, theirs, (tokenizer or base, model), vocab_size, tokenizer is not None)
+        if not found:
+            agreed.add(id(theirs))
+        return found
+
+    warnings = compare(own, base)
     models: list[Checkpoint | Path] = []
     sizes = {str(base): config.vocab_size}
     for expert in experts:
@@ -118,10 +148,13 @@ def preflight(
             models.append(folder)
         else:
             other = open_checkpoint(expert, weights=False)
+            if other.here:
+                check_tied(other)
+            other = _same_head(checkpoint, other)
             _same_config(checkpoint, other, dtype)
             sizes[str(expert)] = other.config.vocab_size
             models.append(other)
-        _same_tokenizer(chosen, _tokenizer_facts(expert, tokenizer is None), tokenizer or base, expert, vocab_size)
+        warnings += compare(open_tokenizer(expert), expert)
     smallest = min(sizes, key=lambda name: sizes[name])
     if vocab_size is None and len(set(sizes.values())) > 1:
         other = next(name for name in sizes if sizes[name] != config.vocab_size)
@@ -133,14 +166,30 @@ def preflight(
         raise InputError(
             f"expected a vocab_size of at most {sizes[smallest]}, as in {smallest}, got {vocab_size}; choose a smaller one"
         )
-    last = max(chosen["vocabulary"].values()) if chosen else 0
+    last = max(chosen.vocabulary.values()) if chosen else 0
     if last >= (vocab_size or config.vocab_size):
         raise InputError(
             f"expected token ids below vocab_size = {vocab_size or config.vocab_size}, got id {last} in the tokenizer of "
-            f"{tokenizer or base}; use the model's own tokenizer"
+            f"{tokenizer or base}, for which the models have no row; set model.tokenizer to a model whose tokenizer fits, or "
+            "resize the embeddings of all models"
         )
     config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
-    return Preflight(config, checkpoint, tuple(models))
+    return Preflight(config, checkpoint, tuple(models), tuple(dict.fromkeys(warnings)))
+
+
+def _same_head(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
+    """The expert with a head that is tied as the base's, where that changes nothing.
+
+    Raises:
+        InputError: one of them ties its head, and the other has a head of its own.
+    """
+    ours, theirs = base.config.tie_word_embeddings, expert.config.tie_word_embeddings
+    if theirs and not ours and not (base.here and equal_head(base)):
+        raise InputError(
+            f"expected tie_word_embeddings False of the base {base.name}, got True in the expert {expert.name}; save the "
+            "expert with tie_word_embeddings false and a copy of its embedding as the head, or use fine-tunings of one base"
+        )
+    return with_head(expert, tied=ours)
 
 
 def _same_config(base: Checkpoint, expert: Checkpoint, dtype: str | None) -> None:
@@ -159,106 +208,74 @@ def _same_config(base: Checkpoint, expert: Checkpoint, dtype: str | None) -> Non
 # Tokenizers
 
 
-def _tokenizer_facts(model: str | Path, template: bool) -> dict[str, Any] | None:
-    """The parts of a tokenizer that determine the ids of a text; ``None`` for a model without tokenizer files.
+@dataclasses.dataclass
+class _Tokenizers:
+    """Opens the tokenizers of models; equal files are opened once."""
 
-    Args:
-        model: a model or adapter.
-        template: include the chat template and the stop tokens.
-    """
-    folder = local_folder(model, weights=False)
-    if folder.suffix == ".gguf":
-        tokenizer = load_tokenizer(folder)
-        content, chat = tokenizer.backend_json(), tokenizer.chat_template
-    elif (folder / "tokenizer.json").is_file():
-        content, chat = read_json(folder / "tokenizer.json"), _chat_template(folder)
-    elif any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json")):
-        tokenizer = load_tokenizer(folder)
-        content, chat = tokenizer.backend_json(), tokenizer.chat_template
-    else:
-        return None
-    try:
-        entries = content["model"]["vocab"]
-        pairs = entries.items() if isinstance(entries, dict) else ((token, i) for i, (token, _) in enumerate(entries))
-        facts = {
-            "vocabulary": {**dict(pairs), **{token["content"]: token["id"] for token in content.get("added_tokens") or []}},
-            "merges": [" ".join(pair) if isinstance(pair, list) else pair for pair in content["model"].get("merges") or []],
-            **{part: content.get(part) for part in ("pre_tokenizer", "normalizer", "decoder")},
-            # a missing entry means the same as null or false
-            "model": {key: value for key, value in content["model"].items() if key not in ("vocab", "merges") and value},
-            "added tokens": sorted(
-                [token["content"], *(bool(token.get(flag)) for flag in ("special", "lstrip", "rstrip", "normalized"))]
-                for token in content.get("added_tokens") or []
-            ),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"expected a tokenizer with a vocabulary in {folder}, got {error!r}; restore tokenizer.json"
-        ) from error
-    return {**facts, "chat template": chat, "stop tokens": _stop_tokens(folder)} if template else facts
+    opened: dict[Any, UsedTokenizer] = dataclasses.field(default_factory=dict)
 
-
-def _chat_template(folder: Path) -> str | None:
-    """The chat template of a folder, from any of its three places."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            found = read_json(folder / name).get("chat_template")
-            if isinstance(found, list):  # several templates with names
-                found = {item.get("name"): item.get("template") for item in found}.get("default")
-            if found is not None:
-                return str(found)
-    return None
-
-
-def _stop_tokens(folder: Path) -> Any:
-    """``eos_token_id`` of a folder's generation_config.json."""
-    path = folder / "generation_config.json"
-    found = read_json(path).get("eos_token_id") if path.is_file() else None
-    return sorted(found, key=str) if isinstance(found, list) else found if found is None else [found]
+    def __call__(self, model: str | Path) -> UsedTokenizer | None:
+        """The tokenizer of a model or adapter; None for one without tokenizer files."""
+        folder = local_folder(model, weights=False)
+        if folder.suffix == ".gguf":
+            opened = gguf_tokenizer(folder, template_required=False)  # another tokenizer may be chosen
+            return UsedTokenizer(opened.transformers_tokenizer, None)
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            return None
+        files = {name: hashlib.sha256((folder / name).read_bytes()).digest() for name in tokenizer_files(folder)}
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        key = json.dumps([config.get("model_type"), config.get("eos_token_id")]), tuple(sorted(files.items()))
+        if key not in self.opened:
+            self.opened[key] = UsedTokenizer.open(folder)
+        return self.opened[key]
 
 
 def _same_tokenizer(
-    ours: dict[str, Any] | None, theirs: dict[str, Any] | None, base: str | Path, other: str | Path, vocab_size: int | None
-) -> None:
+    ours: UsedTokenizer | None,
+    theirs: UsedTokenizer | None,
+    names: tuple[str | Path, str | Path],
+    vocab_size: int | None,
+    chosen: bool,
+) -> list[str]:
+    """Compares the tokenizer of the run with that of a model.
+
+    Args:
+        ours: the run's.
+        theirs: the model's.
+        names: of the models that they come from.
+        vocab_size: see :func:`preflight`.
+        chosen: whether ``model.tokenizer`` names the run's.
+
+    Returns:
+        Warnings about differences that ``model.tokenizer`` allows.
+
+    Raises:
+        InputError: they differ otherwise.
+    """
     if ours is None or theirs is None:
-        return
-
-    def differ(what: str, here: Any, there: Any) -> InputError:
-        return InputError(
-            f"expected {here} {what}, as in the tokenizer of {base}, got {there} in {other}; use fine-tunings of one base"
-        )
-
-    known, found = ours["vocabulary"], theirs["vocabulary"]
-    for token in sorted(known.keys() | found.keys()):
-        here, there = known.get(token), found.get(token)
-        if here != there and any(i is not None and (vocab_size is None or i < vocab_size) for i in (here, there)):
-            raise differ(f"for the token {token!r}", *("none" if i is None else f"id {i}" for i in (here, there)))
-    parts = ["merges", "pre_tokenizer", "normalizer", "decoder", "model"]  # the post_processor is not used for chats
-    for what in parts if vocab_size is not None else [*parts, "added tokens"]:
-        if ours[what] != theirs[what]:
-            here, there = _difference(json.dumps(ours[what]), json.dumps(theirs[what]))
-            raise differ(f"as its {what}", here, there)
-    if "chat template" in ours and "chat template" in theirs and ours["chat template"] != theirs["chat template"]:
-        here, there = _difference(ours["chat template"], theirs["chat template"])
-        raise InputError(
-            f"expected the chat template of {base} with {here}, got {there} in {other}; set model.tokenizer to the model whose "
-            "tokenizer and template will be used"
-        )
-
-    here, there = ours.get("stop tokens"), theirs.get("stop tokens")
-    if here is not None and there is not None and here != there:
-        raise InputError(
-            f"expected the stop tokens {here} of {base}, got {there} in generation_config.json of {other}; set model.tokenizer "
-            "to the model whose tokenizer and stop tokens will be used"
-        )
-
-
-def _difference(ours: str | None, theirs: str | None) -> tuple[str, str]:
-    """Short quotations from two texts around their first difference."""
-    if ours is None or theirs is None:
-        return "none" if ours is None else repr(ours[:60]), "none" if theirs is None else repr(theirs[:60])
-    start = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    return repr(ours[max(0, start - 20) : start + 40]), repr(theirs[max(0, start - 20) : start + 40])
+        return []
+    base, other = names
+    warnings = []
+    for kind, what, here, there in differences(ours, theirs, vocab_size=vocab_size, template=not chosen):
+        if kind == "template":
+            raise InputError(
+                f"expected the chat template of {base} with {here}, got {there} in {other}; set model.tokenizer to the model "
+                "whose tokenizer and template will be used"
+            )
+        if kind == "stops":
+            raise InputError(
+                f"expected the stop tokens {here} of {base}, got {there} in {other}; set model.tokenizer to the model whose "
+                "tokenizer and stop tokens will be used"
+            )
+        found = f"expected {here} {what}, as in the tokenizer of {base}, got {there} in {other}"
+        if kind == "swapped":
+            raise InputError(f"{found}; use fine-tunings of one base")
+        if not chosen:
+            advice = f"set model.tokenizer to {base} or {other}, whose tokenizer all models will use"
+            if kind in ("missing", "renamed"):
+                owner = other if here == "none" else base
+                advice = f"set model.tokenizer={owner} to keep the token" if kind == "missing" else advice
+                advice += ", or model.vocab_size to cut the rows of such tokens"
+            raise InputError(f"{found}; use fine-tunings of one base, or {advice}")
+        warnings.append(f"warning: {found}; all models use the tokenizer of {base}")
+    return warnings

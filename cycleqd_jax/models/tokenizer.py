@@ -15,10 +15,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.models.folder import TOKENIZER_FILES, read_json
+from cycleqd_jax.models.folder import read_json, tokenizer_files
 from cycleqd_jax.types import InputError, Message
 
-__all__ = ["LLAMA3_TEMPLATE", "ChatTokenizer", "set_parts", "train_tiny_tokenizer", "transformers"]
+__all__ = [
+    "LLAMA3_TEMPLATE",
+    "ChatTokenizer",
+    "open_tokenizer",
+    "read_stop_tokens",
+    "set_parts",
+    "train_tiny_tokenizer",
+    "transformers",
+]
 
 LLAMA3_TEMPLATE = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
@@ -63,7 +71,7 @@ class ChatTokenizer:
     def load(cls, folder: str | Path) -> ChatTokenizer:
         """Reads the tokenizer files of a Hugging Face folder.
 
-        The stop tokens are ``eos_token_id`` of ``generation_config.json``, or else the tokenizer's own.
+        The stop tokens are those of :func:`read_stop_tokens`.
 
         Raises:
             InputError: there is no tokenizer, no chat template or no stop token, or ``generation_config.json`` is corrupt or
@@ -75,33 +83,30 @@ class ChatTokenizer:
                 f"expected a Hugging Face tokenizer with tokenizer_config.json in {folder}, got no such file; copy the model's "
                 "tokenizer files there"
             )
-        try:
-            tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises many types of exceptions
-            raise InputError(
-                f"expected a tokenizer that transformers can read in {folder}, got {type(error).__name__}: "
-                f"{_short(str(error))}; restore the tokenizer files"
-            ) from error
+        tokenizer = open_tokenizer(folder)
         if not tokenizer.chat_template:
             raise InputError(
                 f"expected a chat template with the tokenizer in {folder}, got none; use an instruct checkpoint or add "
                 "chat_template.jinja"
             )
+        if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+            raise InputError(
+                f"expected a default chat template with the tokenizer in {folder}, got templates named "
+                f"{', '.join(sorted(tokenizer.chat_template))}; name one of them default, or add chat_template.jinja"
+            )
         path = folder / "generation_config.json"
         generation = read_json(path) if path.is_file() else {}
-        eos = generation.get("eos_token_id")
-        if eos is None:
-            eos = tokenizer.eos_token_id
+        eos, source = read_stop_tokens(folder, tokenizer)
         if eos is None:
             raise InputError(
-                f"expected eos_token_id in {path} or an eos_token in tokenizer_config.json, got neither; name the token that "
-                "ends a reply"
+                f"expected eos_token_id in {path} or config.json, or an eos_token in tokenizer_config.json, got none; name the "
+                "token that ends a reply"
             )
         stop_ids = eos if isinstance(eos, list) else [eos]
         if not stop_ids or not all(_is_token(tokenizer, i) for i in stop_ids):
             raise InputError(
-                f"expected the id of a token, or a list of ids, as eos_token_id in {path}, got {_short(json.dumps(eos))} where "
-                f"the tokenizer has {len(tokenizer)} tokens; name the token that ends a reply"
+                f"expected the id of a token, or a list of ids, as eos_token_id in {source}, got {_short(json.dumps(eos))} "
+                f"where the tokenizer has {len(tokenizer)} tokens; name the token that ends a reply"
             )
         pads = (tokenizer.pad_token_id, generation.get("pad_token_id"), stop_ids[0])
         pad = next(pad for pad in pads if pad is not None)
@@ -115,15 +120,20 @@ class ChatTokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer files, the chat template and ``generation_config.json`` to a folder, which may not exist yet.
 
-        Files it was read from are copied byte for byte.
+        Files it was read from are copied byte for byte; a ``generation_config.json`` without stop tokens gets them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._folder is not None:
-            for name in TOKENIZER_FILES:
-                if (self._folder / name).is_file():
-                    shutil.copyfile(self._folder / name, folder / name)
-            if (folder / "generation_config.json").exists():
+            for name in tokenizer_files(self._folder):
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(self._folder / name, folder / name)
+            path = folder / "generation_config.json"
+            if path.exists():
+                settings = read_json(path)
+                if settings.get("eos_token_id") is None:
+                    settings["eos_token_id"] = list(self.stop_ids)
+                    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
                 return
         else:
             self._tokenizer.save_pretrained(folder)
@@ -150,9 +160,15 @@ class ChatTokenizer:
         return self._tokenizer.convert_ids_to_tokens(i)
 
     @property
+    def transformers_tokenizer(self) -> Any:
+        """The tokenizer of ``transformers``."""
+        return self._tokenizer
+
+    @property
     def chat_template(self) -> str | None:
-        """The Jinja template."""
-        return self._tokenizer.chat_template
+        """The Jinja template; of several, the one named default."""
+        template = self._tokenizer.chat_template
+        return template["default"] if isinstance(template, dict) else template
 
     def backend_json(self) -> dict[str, Any]:
         """The contents of ``tokenizer.json``, also where the checkpoint has no such file."""
@@ -230,6 +246,60 @@ class ChatTokenizer:
                 f"{type(error).__name__}: {_short(str(error))}; change the conversation or the template"
             ) from error
         return tuple(ids)
+
+
+def open_tokenizer(folder: Path, *, plain: bool = False) -> Any:
+    """The tokenizer that ``transformers`` opens for a folder, which may lack a chat template.
+
+    Args:
+        folder: the folder of a model, an adapter, or a tokenizer alone.
+        plain: take ``tokenizer.json`` as it is, whatever class of tokenizers the folder names.
+
+    Raises:
+        InputError: transformers can't read it.
+    """
+    if (folder / "tokenizer.json").is_file():
+        read_json(folder / "tokenizer.json")  # the message of transformers does not name the file
+    kind = transformers().PreTrainedTokenizerFast if plain else _tokenizer_class(folder)
+    if not (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file():
+        settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        if settings.get("tokenizer_class") is None:  # AutoTokenizer would look for the model's type
+            kind = transformers().PreTrainedTokenizerFast
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types of exceptions
+        raise InputError(
+            f"expected a tokenizer that transformers can read in {folder}, got {type(error).__name__}: "
+            f"{_short(str(error))}; restore tokenizer.json and the other tokenizer files"
+        ) from error
+
+
+def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[Any, Path]:
+    """The stop tokens of a model as transformers resolves them, and the file that names them; they are not checked.
+
+    They are ``eos_token_id`` of ``generation_config.json``, else those of ``config.json`` that the tokenizer has, else the
+    tokenizer's own.
+
+    Args:
+        folder: the folder of the model.
+        tokenizer: its tokenizer, of ``transformers``.
+
+    Returns:
+        The id of a token, or a list of ids, or what stands in the file instead; None if there is none.
+
+    Raises:
+        InputError: a file is corrupt.
+    """
+    path = folder / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    if found is not None:
+        return found, path
+    path = folder / "config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    known = [i for i in (found if isinstance(found, list) else [found]) if _is_token(tokenizer, i)]
+    if known:
+        return known, path
+    return tokenizer.eos_token_id, folder / "tokenizer_config.json"
 
 
 def _tokenizer_class(folder: Path) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.files import digest, one_disk_error, write_json
 from cycleqd_jax.genome.basis import Basis, Sketch, basis_bytes, basis_shapes, dense_bases, sketch
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import Adapter, InputError, Params, Progress, tree_paths
@@ -176,7 +176,7 @@ class BasisStore:
         self._remove(path)
         host = Basis(*(np.asarray(x) for x in basis))
         if host.s.size:  # orbax refuses to save empty arrays: the basis of an empty stack
-            with checkpointer() as orbax:
+            with one_disk_error(self.folder), checkpointer() as orbax:
                 orbax.save(self._arrays_folder(path), args=ocp.args.PyTreeSave(host._asdict()))
         facts = {
             "basis": self.folder.name,
@@ -215,7 +215,7 @@ class BasisStore:
         expected = {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}
         if {name: (x.shape, x.dtype) for name, x in host.items()} != expected:
             raise CorruptLeaf("its arrays have other shapes")
-        # The digests of large files cover samples only, so the task vectors themselves are compared too.
+        # The names of a store can be copied, so the task vectors themselves are compared too.
         if not _same_task_vectors(stored, sketch(self._experts.base, self._experts.experts, path)):
             raise CorruptLeaf("it was built from other task vectors")
         if not all(np.isfinite(x).all() for x in host.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.models.files import hub
 from cycleqd_jax.version import __version__
 
 __all__ = ["model_card"]
@@ -17,6 +19,28 @@ __all__ = ["model_card"]
 
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _repository(model: str | Path | None, folder: Path) -> str | None:
+    """The repository of the hub that a model is, without its revision; None for a model of this machine.
+
+    The hub takes nothing else as ``base_model``: it refuses a card with local paths or revisions, and would take a path of two
+    parts for the repository of that name.
+
+    Args:
+        model: the model as the config names it.
+        folder: its folder.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if model is None or not hub.is_repository(model) or os.path.exists(model) or Path(model) == folder:
+        return None
+    name = str(model).partition("@")[0]
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def model_card(
@@ -37,10 +61,13 @@ def model_card(
         command: arguments of ``cycleqd``; empty where the run was started from Python.
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
-    given = {"base": config.model.base} | {f"expert/{name}": path for name, path in (config.model.experts or {}).items()}
+    given: Mapping[str, str | Path | None] = {"base": config.model.base} | {
+        f"expert/{name}": path for name, path in (config.model.experts or {}).items()
+    }
+    sources = [_repository(given.get(name), folder) for name, folder in folders.items()]
+    repositories = list(dict.fromkeys(source for source in sources if source is not None))
     meta = {
-        "base_model": [str(given.get(name) or folder) for name, folder in folders.items()],
-        "base_model_relation": "merge",
+        **({"base_model": repositories, "base_model_relation": "merge"} if repositories else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["merge", "cycleqd"],

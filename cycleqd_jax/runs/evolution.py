@@ -21,10 +21,12 @@ from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
-from cycleqd_jax.runs.folder import check_inputs, claim_folder
+from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
+from cycleqd_jax.runs.models import ModelFolders
+from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params
 
-__all__ = ["Evolution", "Merged"]
+__all__ = ["Evolution", "Merged", "input_digests"]
 
 PAPER_W_MAX = 0.3
 
@@ -184,7 +186,7 @@ class Evolution:
         experts = _stack(self.expert_genomes())
         self._check_population(experts)
         claim_folder(config)
-        check_inputs(context.folder, self._input_digests(), context.log)
+        check_inputs(context.folder, input_digests(context.models.folders, context.tasks), context.log)
         if self._basis is not None:
             self._write_basis()
         checkpoints = search.Checkpoints(
@@ -204,14 +206,6 @@ class Evolution:
                 on_start=self._write_grid,
                 progress=context.progress,
             )
-
-    def _input_digests(self) -> dict[str, str]:
-        """Digests of the models and problems that the scores depend on."""
-        digests = {name: self._context.models.folders.digest(name) for name in self._context.models.folders.search}
-        for task in self._context.tasks:
-            for split in SPLITS:
-                digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in task.rows[split]], digits=16)
-        return digests
 
     def _check_population(self, genomes: Genome) -> None:
         """Refuses to decode individuals over one base where the experts do not share one."""
@@ -245,6 +239,17 @@ class Evolution:
         """The elite of the best average on the train half, whichever archive holds it."""
         elite, _, identity = self.ensure_evolved().archives.best_on_average()
         return Merged(elite, {"id": int(identity), "mixing": _mixing(elite)})
+
+
+def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> dict[str, str]:
+    """Digests of the models and problems that the scores depend on, by name; models that are not trained yet have none."""
+    digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
+    if folders.tokenizer is not None:
+        digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
+    for task in tasks:
+        for split in SPLITS:
+            digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in task.rows[split]], digits=16)
+    return digests
 
 
 @jax.jit

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +17,43 @@ from typing import Any
 import yaml
 
 from cycleqd_jax.config import RunConfig, to_dict
-from cycleqd_jax.files import write_json, write_text
+from cycleqd_jax.files import check_writable, digest, write_json, write_text
+from cycleqd_jax.machine import cpu_count
+from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
-from cycleqd_jax.models.folder import TOKENIZER_FILES
+from cycleqd_jax.models.folder import tokenizer_files
 from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
 
-__all__ = ["check_folder", "check_inputs", "claim_folder", "folder_digest", "versions"]
+__all__ = [
+    "check_folder",
+    "check_inputs",
+    "claim_folder",
+    "compare_inputs",
+    "folder_digest",
+    "tokenizer_digest",
+    "versions",
+]
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
 
 FREE = {"output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
 """Keys that may change when a run continues: they decide about places and speed, never about what is found."""
 
-SAMPLE = 1 << 20
+FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite")
+"""The folders in a run folder."""
+
+FILES = ("config.yaml", "inputs.json", "history.jsonl", "grid.json", "report.html")
+"""The files in a run folder."""
+
+STARTED = {"inputs.json", "grid.json", "checkpoints", "tables", "tables/basis.json"}
+"""What a run that was killed while it started may leave without a ``config.yaml``."""
+
+BLOCK = 64 << 20
+"""Bytes of a file that one thread digests at once."""
+
+SETTLED_S = 2.0
+"""Seconds since its last change after which a file's times distinguish it from the next change."""
 
 
 def versions() -> dict[str, str]:
@@ -36,44 +62,96 @@ def versions() -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in VERSIONED}
 
 
-def folder_digest(folder: str | Path) -> str:
-    """Sixteen hexadecimal digits that identify the content of a model folder or file.
+def folder_digest(folder: str | Path, cache: Path | None = None) -> str:
+    """Sixteen hexadecimal digits that identify the content of a model folder or file: every byte counts.
 
-    Of a folder, only the files that a model is read from count: other programs add files to the hub's cache. Files of up to
-    64 MiB are read whole. Of larger files the size and 64 evenly spaced samples of 1 MiB count, because reading 16 GB would
-    take minutes.
+    Of a folder, only the files that a model is read from count: other programs add files to the hub's cache. Files of more than
+    64 MiB are read by as many threads as there are cores.
+
+    Args:
+        folder: a model folder, the folder of an adapter, or a ``.gguf`` file.
+        cache: where digests of large files are kept, by path, size, times and inode; None reads them all.
+
+    Raises:
+        OSError: a file can't be read.
     """
     total = hashlib.sha256()
     folder = Path(folder)
-    names = {"config.json", INDEX, *weight_files(folder), "adapter_config.json", "adapter_model.safetensors", *TOKENIZER_FILES}
-    found = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.name in names)
-    for file in filter(Path.is_file, found):
-        size = file.stat().st_size
-        total.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= 64 * SAMPLE:
-                total.update(stream.read())
-            else:
-                for i in range(64):
-                    stream.seek((size - SAMPLE) * i // 63)
-                    total.update(stream.read(SAMPLE))
+    found = {folder.name: folder}
+    if not folder.is_file():
+        names = {"config.json", INDEX, *weight_files(folder), "adapter_config.json", "adapter_model.safetensors"}
+        names |= set(tokenizer_files(folder))
+        found = {name: folder / name for name in sorted(names) if (folder / name).is_file()}
+    with concurrent.futures.ThreadPoolExecutor(cpu_count()) as threads:
+        for name, file in found.items():
+            size = file.stat().st_size
+            total.update(f"{name}\0{size}\0".encode())
+            total.update(file.read_bytes() if size <= BLOCK else _large_digest(file, cache, threads))
     return total.hexdigest()[:16]
 
 
+def tokenizer_digest(folder: str | Path) -> str:
+    """Sixteen hexadecimal digits that identify the tokenizer, chat templates and stop tokens of a model folder or file."""
+    folder = Path(folder)
+    if folder.is_file():
+        return folder_digest(folder)
+    names = [*tokenizer_files(folder), *(["config.json"] if (folder / "config.json").is_file() else [])]
+    return digest({name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}, digits=16)
+
+
+def _large_digest(file: Path, cache: Path | None, threads: concurrent.futures.Executor) -> bytes:
+    """A digest of the digests of a file's blocks, from the cache if the file has not changed since."""
+
+    def state() -> dict[str, Any]:
+        found = file.stat()
+        times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+        return {"path": os.path.realpath(file), "size": found.st_size, "device": found.st_dev, "inode": found.st_ino, **times}
+
+    before = state()
+    kept = None if cache is None else cache / "digests" / f"{digest(before['path'], digits=32)}.json"
+    if kept is not None:
+        try:
+            known = json.loads(kept.read_text("utf-8"))
+            if known["file"] == before:
+                return bytes.fromhex(known["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not there yet, or damaged
+    blocks = threads.map(lambda start: _block_digest(file, start), range(0, before["size"], BLOCK))
+    value = hashlib.sha256(b"".join(blocks))
+    changed = max(before["mtime_ns"], before["ctime_ns"]) / 1e9
+    if kept is not None and state() == before and time.time() - changed > SETTLED_S:
+        write_json(kept, {"file": before, "sha256": value.hexdigest()})
+    return value.digest()
+
+
+def _block_digest(file: Path, start: int) -> bytes:
+    total, left = hashlib.sha256(), BLOCK
+    with file.open("rb") as stream:
+        stream.seek(start)
+        while left and (content := stream.read(min(left, 4 << 20))):
+            total.update(content)
+            left -= len(content)
+    return total.digest()
+
+
 def check_folder(config: RunConfig) -> None:
-    """Checks that a run may start or continue in its folder; writes nothing.
+    """Checks that a run may start or continue in its folder, and write all its results; writes nothing.
 
     Raises:
-        InputError: the folder holds something other than a run, or a run of another config that has scores.
+        InputError: the folder holds something other than a run, or a run of another config that has scores; something in it
+            can't be replaced by a result; or the folder or the cache can't be written.
     """
     folder = config.folder
     file = folder / "config.yaml"
-    if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+    if not file.exists() and folder.exists():
+        foreign = folder.name if not folder.is_dir() else _foreign(folder)
+        if foreign is not None:
             raise InputError(
-                f"expected a run folder or an empty place for the output {folder}, got something that is not a run folder; "
-                "choose another output"
+                f"expected a run folder or an empty place for the output {folder}, which has {foreign}, got something that is "
+                "not a run folder; choose another output"
             )
+    _check_places(config)
+    if not file.exists():
         return
     try:
         other = yaml.safe_load(file.read_text("utf-8"))
@@ -96,10 +174,37 @@ def check_folder(config: RunConfig) -> None:
             )
 
 
+def _foreign(folder: Path) -> str | None:
+    """The name of something in a folder without a config that no run leaves there while it starts."""
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    names += [f"tables/{path.name}" for path in (folder / "tables").glob("[!.]*")]
+    steps = [f"checkpoints/{path.name}" for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    return next(iter(sorted({*names} - STARTED) or sorted(steps)), None)
+
+
+def _check_places(config: RunConfig) -> None:
+    """Raises where a result could not be written at the end of a run."""
+    for place, key in ((config.folder, "output"), (Path(config.cache), "cache")):
+        check_writable(place, f"choose another {key}")
+    for name in FOLDERS:
+        if (place := config.folder / name).exists():
+            if not place.is_dir():
+                raise InputError(f"expected a folder of the run in {place}, got a file; remove it, or choose another output")
+            check_writable(place, "choose another output")
+    for name in FILES:
+        if (place := config.folder / name).is_dir():
+            raise InputError(f"expected a file of the run in {place}, got a folder; remove it, or choose another output")
+    journal = config.folder / "history.jsonl"
+    if journal.exists() and not os.access(journal, os.W_OK):
+        raise InputError(f"expected to write {journal}, got a file without permission; correct it, or choose another output")
+    hf.check_target(config.folder / "model")
+
+
 def claim_folder(config: RunConfig) -> None:
     """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
 
-    Where the run continues with more generations, results measured after fewer are removed.
+    Where the run continues with more generations, results measured after fewer are removed. Where it has no scores yet, the
+    inputs that an earlier start recorded are removed: it may have had another config.
     """
     file = config.folder / "config.yaml"
     here = {**to_dict(config), "versions": versions()}
@@ -110,6 +215,8 @@ def claim_folder(config: RunConfig) -> None:
         there["search"]["generations"] = config.search.generations
         here = there
         (config.folder / "tables" / "results.json").unlink(missing_ok=True)
+    else:
+        (config.folder / "inputs.json").unlink(missing_ok=True)
     write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
 
 
@@ -128,16 +235,37 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], N
     if not file.exists():
         write_json(file, {**inputs, "versions": versions()})
         return
+    before = _compare(file, inputs)
+    changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
+    if changed:
+        log(f"warning: versions changed since this run began, so it may not continue bit for bit: {', '.join(changed)}")
+
+
+def compare_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Compares what a run's scores depend on with what was recorded, where it has scores; writes nothing.
+
+    Args:
+        folder: the run folder.
+        inputs: digests of models and problems, by name; those that are not there yet may be left out.
+
+    Raises:
+        InputError: a model or a problem has changed.
+    """
+    file = folder / "inputs.json"
+    if file.exists() and (folder / "history.jsonl").exists():
+        _compare(file, inputs)
+
+
+def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Compares inputs with the recorded ones, which it returns."""
     before = json.loads(file.read_text("utf-8"))
     for name, value in inputs.items():
         if before.get(name) != value:
             raise InputError(
-                f"expected {name} with digest {before.get(name)}, as when the run in {folder} began, got {value}; restore it, "
-                "or choose another output"
+                f"expected {name} with digest {before.get(name)}, as when the run in {file.parent} began, got {value}; restore "
+                "it, or choose another output"
             )
-    changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
-    if changed:
-        log(f"warning: versions changed since this run began, so it may not continue bit for bit: {', '.join(changed)}")
+    return before
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

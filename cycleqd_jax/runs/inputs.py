@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from cycleqd_jax.config import RunConfig, check_config
 from cycleqd_jax.machine import host_memory
 from cycleqd_jax.models.files import peft
+from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import Preflight, preflight
 from cycleqd_jax.runs.tasks import TaskInput, resolve_tasks
@@ -61,7 +62,7 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     Raises:
         InputError: a key of the config is out of range; a task is unknown or lacks its file; a model can't be read; base and
             experts do not belong together; ``engine.max_len`` exceeds the model's positions; or experts are adapters and whole
-            models without ``genome.densify``.
+            models without ``genome.densify``, or whole models where ``engine.population`` needs adapters.
     """
     check_config(config)
     tasks = resolve_tasks(config)
@@ -78,14 +79,33 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     evaluated = architecture.replace(
         dtype=model.dtype or architecture.dtype, vocab_size=model.vocab_size or architecture.vocab_size
     )
-    limit = checked.context_length if checked is not None else evaluated.context_length
-    if config.engine.max_len > limit:
-        raise InputError(
-            f"expected engine.max_len of at most {limit}, the positions of {model.base or 'the model'}, got "
-            f"{config.engine.max_len}; make it smaller"
-        )
+    _check_context(config, evaluated, checked)
     adapters, absent = _adapters(config, architecture, absent_are_whole=checked is None)
+    _check_population(config, adapters, absent)
     return Inputs(config, tasks, evaluated, checked, adapters, absent)
+
+
+def _check_context(config: RunConfig, architecture: LlamaConfig, checked: Preflight | None) -> None:
+    """Raises if a prompt and its reply are longer than the context of a model, which the message names.
+
+    Experts that were not compared with the base are looked at where they are on this machine.
+    """
+    contexts = {f"the base {config.model.base}" if config.model.base else "the model": architecture.context_length}
+    experts = [(config.model.experts or {}).get(name) for name in config.task_names]
+    for k, expert in enumerate(experts):
+        given = None
+        if checked is not None and expert is not None:
+            given = checked.experts[k]
+        elif expert is not None and os.path.exists(expert) and not peft.is_adapter(expert):
+            given = open_checkpoint(expert, weights=False)
+        if isinstance(given, Checkpoint):
+            contexts[f"the expert {expert}"] = given.config.context_length
+    model = min(contexts, key=lambda name: contexts[name])
+    if config.engine.max_len > contexts[model]:
+        raise InputError(
+            f"expected engine.max_len of at most {contexts[model]}, the positions of {model}, got {config.engine.max_len}; "
+            "make it smaller"
+        )
 
 
 def tiny_llama(config: RunConfig, vocab_size: int) -> LlamaConfig:
@@ -120,6 +140,8 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
     config, checked = inputs.config, inputs.preflight
     if checked is None:
         return
+    for warning in checked.warnings:
+        log(warning)
     if checked.download_bytes:
         _check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
     _check_space(config.folder, checked.model_bytes, "the evolved model")
@@ -156,6 +178,17 @@ def _adapters(
             "which multiplies the adapters out"
         )
     return tuple(found), tuple(absent)
+
+
+def _check_population(config: RunConfig, adapters: Sequence[AdapterRanks | None], absent: Sequence[str]) -> None:
+    """Raises if individuals are to be decoded over one base, and an expert has whole weights of its own."""
+    population = config.engine.population
+    for name, adapter in zip(config.task_names, adapters, strict=True):
+        if population > 1 and adapter is None and name not in absent:
+            raise InputError(
+                f"expected LoRA adapters as experts where engine.population is {population}, got whole weights for the expert "
+                f"of task {name!r}; set engine.population=1"
+            )
 
 
 def _check_space(folder: Path, nbytes: int, what: str) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from cycleqd_jax import operators
 from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
 from cycleqd_jax.files import digest
 from cycleqd_jax.models import compare
 from cycleqd_jax.models.files import hf, peft
-from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
+from cycleqd_jax.models.files.checkpoint import check_tied, load_tokenizer, open_checkpoint, with_head
 from cycleqd_jax.models.inspection import UNRELATED
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.runs.folder import folder_digest
+from cycleqd_jax.runs.folder import folder_digest, tokenizer_digest
 from cycleqd_jax.types import Adapter, InputError, Params
 
 __all__ = ["ModelFolders", "Models", "model_folders"]
@@ -35,10 +39,14 @@ class ModelFolders:
     Attributes:
         search: the folders of ``base`` and ``expert/<task>``, which every search needs.
         baselines: the folders of the config's ``baselines``, which are evaluated where they have been trained.
+        cache: the run's cache, which keeps the digests of large files.
+        tokenizer: the folder of ``model.tokenizer``, if the config names one.
     """
 
     search: Mapping[str, Path]
     baselines: Mapping[str, Path]
+    cache: Path | None = None
+    tokenizer: Path | None = None
     _digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -57,7 +65,7 @@ class ModelFolders:
             name: ``base`` or ``expert/<task>``; its folder must exist.
         """
         if name not in self._digests:
-            self._digests[name] = folder_digest(self.search[name])
+            self._digests[name] = folder_digest(self.search[name], self.cache)
         return self._digests[name]
 
 
@@ -77,6 +85,7 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     tree, given = to_dict(config), config.model.base
     source: dict[str, Any] = {"recipe": RECIPE, "seed": config.seed}
     base: Path | None = None
+    tokenizer: Path | None = None
     digests: dict[str, str] = {}
     if given is None:
         source |= {
@@ -89,7 +98,10 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
         base = local_folder(given, weights=True)
         # Options that are null are left out, so that older caches keep their names.
         chosen = {key: tree["model"][key] for key in ("tokenizer", "vocab_size") if tree["model"][key] is not None}
-        digests["base"] = folder_digest(base)
+        if config.model.tokenizer is not None:
+            tokenizer = local_folder(config.model.tokenizer, weights=False)
+            chosen["tokenizer_digest"] = tokenizer_digest(tokenizer)
+        digests["base"] = folder_digest(base, Path(config.cache))
         source |= {"base": digests["base"], **chosen}
 
     def cached(name: str, *depends: Any) -> Path:
@@ -99,12 +111,13 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
     if config.model.experts is not None:
         for name in config.task_names:
             folders[f"expert/{name}"] = local_folder(config.model.experts[name], weights=True)
-        return ModelFolders(folders, {}, digests)
+        return ModelFolders(folders, {}, Path(config.cache), tokenizer, digests)
     recipe = _recipe(config.finetune)
     for name in config.task_names:
         folders[f"expert/{name}"] = cached(f"expert-{name}", training_data[name], recipe)
     everything = [training_data[name] for name in config.task_names]
-    return ModelFolders(folders, {name: cached(name, everything, recipe) for name in config.baselines}, digests)
+    baselines = {name: cached(name, everything, recipe) for name in config.baselines}
+    return ModelFolders(folders, baselines, Path(config.cache), tokenizer, digests)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +161,17 @@ class Models:
         model = self._config.model
         return load_tokenizer(model.tokenizer or model.base or self.folders.base)
 
+    def check_tokenizer(self) -> None:
+        """Opens the tokenizer.
+
+        Raises:
+            InputError: there is none, or it has no chat template or no stop token.
+        """
+        try:
+            _ = self.tokenizer
+        except InputError as error:
+            raise InputError(f"{error}; or set model.tokenizer to a model that has one") from error
+
     def ensure_loaded(self) -> _Loaded:
         """Loads the base and the experts, once.
 
@@ -176,6 +200,7 @@ class Models:
 
     def _load_experts(self, config: LlamaConfig, base: Params) -> list[Params | Adapter]:
         experts: list[Params | Adapter] = []
+        distances: list[float] = []
         for task in self._config.task_names:
             folder = self.folders.expert(task)
             if peft.is_adapter(folder):
@@ -183,12 +208,14 @@ class Models:
                 whole = open_checkpoint(self.folders.base).config  # adapters know nothing of a cut vocabulary
                 adapter = peft.load_adapter(folder, whole, base, vocab_size=config.vocab_size)
                 norm = math.hypot(*compare.adapter_norms(adapter).values())
-                self._warn_of_distance(folder, norm / operators.matrix_norm(base))
+                distances.append(norm / operators.matrix_norm(base))
                 experts.append(adapter)
             else:
-                params = self._load(f"expert/{task}", folder)[1]
-                self._warn_of_distance(folder, operators.relative_norm(params, base))
+                params = self._load(f"expert/{task}", folder, tied=config.tie_word_embeddings)[1]
+                distances.append(operators.relative_norm(params, base))
                 experts.append(params)
+            self._warn_of_distance(folder, distances[-1])
+        self._warn_of_equals(base, experts, distances)
         return experts
 
     def expert_params(self, task: str) -> Params:
@@ -200,13 +227,32 @@ class Models:
         """The weights of a trained baseline, read anew at every call."""
         return self._load(name, self.folders.baselines[name])[1]
 
-    def _load(self, name: str, folder: Path) -> tuple[LlamaConfig, Params]:
+    def _load(self, name: str, folder: Path, tied: bool | None = None) -> tuple[LlamaConfig, Params]:
+        """Reads a model, with a head that is tied to its embedding as ``tied`` says."""
         if not folder.exists():
             raise InputError(
                 f"expected a model for {name}, got none in {folder}; run `cycleqd finetune` with this config first"
             )
-        model = self._config.model
-        return hf.load(folder, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)
+        model, checkpoint = self._config.model, open_checkpoint(folder)
+        if checkpoint.rounded and model.dtype is None:
+            self._log(
+                f"warning: {len(checkpoint.rounded)} tensors of {folder}, such as {checkpoint.rounded[0]}, are stored in "
+                f"another dtype than the rest, and are rounded to {checkpoint.config.dtype}; model.dtype=float32 keeps them"
+            )
+        if tied is not None:
+            check_tied(checkpoint)
+            checkpoint = with_head(checkpoint, tied=tied)
+        return hf.load(checkpoint, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)
+
+    def _warn_of_equals(self, base: Params, experts: Sequence[Params | Adapter], distances: Sequence[float]) -> None:
+        """Warns of experts that are the base, or each other, bit for bit: a search over them finds nothing."""
+        names = [f"the expert of task {task!r} ({self.folders.expert(task)})" for task in self._config.task_names]
+        same = [distance == 0.0 and _is_base(expert, base) for expert, distance in zip(experts, distances, strict=True)]
+        for name in (name for name, equal in zip(names, same, strict=True) if equal):
+            self._log(f"warning: {name} equals the base {self.folders.base} bit for bit; check that it was trained and saved")
+        for j, k in itertools.combinations(range(len(experts)), 2):
+            if not same[j] and distances[j] == distances[k] and _equal(experts[j], experts[k]):
+                self._log(f"warning: {names[k]} equals {names[j]} bit for bit; give two different experts")
 
     def _warn_of_distance(self, folder: Path, distance: float) -> None:
         if distance > UNRELATED:
@@ -219,6 +265,26 @@ class Models:
         named, given = peft.adapter_base(folder), str(self._config.model.base)
         if named is not None and Path(named).name != Path(given.partition("@")[0]).name:
             self._log(f"warning: the adapter {folder} names the base {named}, but model.base is {given}")
+
+
+def _is_base(expert: Params | Adapter, base: Params) -> bool:
+    if isinstance(expert, Adapter):  # its norm is zero already
+        return True
+    return _equal(expert, base)
+
+
+def _equal(one: Params | Adapter, other: Params | Adapter) -> bool:
+    """Whether two models, or two adapters, are equal bit for bit."""
+    trees = [dict(x.updates) if isinstance(x, Adapter) else x for x in (one, other)]
+    if isinstance(one, Adapter) != isinstance(other, Adapter) or jax.tree.structure(trees[0]) != jax.tree.structure(trees[1]):
+        return False
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in trees]
+    return shapes[0] == shapes[1] and all(bool(x) for x in jax.device_get(_equal_leaves(*trees)))
+
+
+@jax.jit
+def _equal_leaves(one: Any, other: Any) -> list[Any]:
+    return [jnp.all(a == b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)]
 
 
 def _recipe(train: TrainConfig) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from cycleqd_jax.config import RunConfig
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
-from cycleqd_jax.models.files.checkpoint import load_tokenizer
+from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.evolution import Evolution, Merged
-from cycleqd_jax.runs.folder import check_folder
+from cycleqd_jax.runs.evolution import Evolution, Merged, input_digests
+from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
 from cycleqd_jax.runs.results import measure
@@ -120,9 +120,12 @@ class Run:
             opened.stack.close()
 
     def _open(self, stack: contextlib.ExitStack) -> _Opened:
-        config = self.config
+        config, claimed = self.config, False
         if not self._read_only:
             check_folder(config)
+            claimed = self.folder.exists()
+            if claimed:
+                self._lock(stack)
         progress, log = self._output(stack)
         inputs = resolve(config)
         groups = device_groups(config, log)
@@ -136,16 +139,23 @@ class Run:
         data = opened.training_data
         check_resources(inputs, log)
         folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})
+        if not self._read_only:
+            compare_inputs(self.folder, input_digests(folders, opened.tasks))
         models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings)
+        if config.model.base is not None:
+            models.check_tokenizer()  # before weights are read
         if config.model.experts is not None:
             models.ensure_loaded()  # weights that are not finite are found before anything is written
-        if not self._read_only:
+        if not self._read_only and not claimed:
             make_folder(self.folder)
-            stack.enter_context(locked(self.folder / ".lock", wait=False))
+            self._lock(stack)
         log(f"sandbox: {sandbox.isolation.name} ({sandbox.isolation.description})")
         log(f"sandbox: {sandbox.boxes}")
         context = Context(config, models, opened.tasks, groups, progress, log)
         return _Opened(sandbox, context, Trainer(config, models, data, progress), Evolution(context))
+
+    def _lock(self, stack: contextlib.ExitStack) -> None:
+        stack.enter_context(locked(self.folder / ".lock", wait=False))
 
     def _output(self, stack: contextlib.ExitStack) -> tuple[Progress, Callable[[str], None]]:
         if self._progress is not None and self._log is not None:
@@ -211,11 +221,12 @@ class Run:
             The folder.
         """
         opened = self._ensure_open("export")
+        target = self.folder / ("best_elite" if best_elite else "model")
+        hf.check_target(target)  # before anything is evolved
         evolution, models = opened.evolution, opened.context.models
         chosen: Merged = evolution.best_elite() if best_elite else evolution.aggregate()
         results = self.results()
         card = model_card(self.config, models.folders.search, chosen.facts, results, self._command)
-        target = self.folder / ("best_elite" if best_elite else "model")
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)
         return target
 
@@ -232,9 +243,19 @@ class Run:
 
         Returns:
             The evaluation on each half. Its ``error`` is set if the model's logits are not finite.
+
+        Raises:
+            InputError: the model can't be read, has no tokenizer with a chat template, or has fewer positions than
+                ``engine.max_len``.
         """
         context = self._ensure_open("evaluate_model", writes=False).context
         group = context.groups[0]
+        limit, wanted = open_checkpoint(model, weights=False).config.context_length, self.config.engine.max_len
+        if wanted > limit:
+            raise InputError(
+                f"expected engine.max_len of at most {limit}, the positions of {model}, got {wanted}; make it smaller"
+            )
+        tokenizer = load_tokenizer(model)  # before gigabytes are read
         config, params = hf.load(model, shardings=None if group.single else group.weight_shardings)
-        evaluator = context.evaluator(config, load_tokenizer(model), group)
+        evaluator = context.evaluator(config, tokenizer, group)
         return {split: evaluator(params, split) for split in SPLITS}

@@ -9,6 +9,7 @@ import flax.serialization
 import jax
 import orbax.checkpoint as ocp
 
+from cycleqd_jax.files import one_disk_error
 from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 
 __all__ = ["SCHEMA", "Checkpoints"]
@@ -56,6 +57,9 @@ class Checkpoints:
             step: number of finished generations.
             state: state of the searcher, a pytree.
             key: PRNG key of the run.
+
+        Raises:
+            OSError: the disk is full, or refuses otherwise.
         """
         if step in self._manager.all_steps():
             return
@@ -63,8 +67,9 @@ class Checkpoints:
             search=ocp.args.StandardSave(_contents(state, key)),
             meta=ocp.args.JsonSave({"schema": SCHEMA, "leaves": _leaves(state)}),
         )
-        self._manager.save(step, args=items)
-        self._manager.wait_until_finished()
+        with one_disk_error(self.folder):
+            self._manager.save(step, args=items)
+            self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint, or None if there is none."""

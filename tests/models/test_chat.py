@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cycleqd_jax.models.tokenizer import ChatTokenizer, train_tiny_tokenizer
@@ -202,6 +203,45 @@ def test_stop_ids_without_a_generation_config(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     assert ChatTokenizer.load(tmp_path).stop_ids == (4,)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "own", "expected"),
+    [
+        ({"eos_token_id": 4}, [1, 3], "<|eot_id|>", (4,)),
+        ({"temperature": 0.5}, [1, 3], "<|eot_id|>", (1, 3)),
+        (None, 3, "<|eot_id|>", (3,)),
+        (None, [3, 10**6], None, (3,)),
+        (None, 10**6, "<|eot_id|>", (4,)),
+        (None, None, "<|end_of_text|>", (1,)),
+    ],
+)
+def test_stop_tokens_are_those_of_transformers(tmp_path, tokenizer, generation, config, own, expected):
+    tokenizer.save(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": config}), encoding="utf-8")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8")) | {"eos_token": own}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    loaded = ChatTokenizer.load(tmp_path)
+    assert loaded.stop_ids == expected
+    loaded.save(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
+    assert written.items() >= (generation or {}).items()
+    assert set(np.atleast_1d(written["eos_token_id"])) == set(expected)
+
+
+def test_templates_beside_the_default_one_are_kept(tmp_path, tokenizer):
+    tokenizer.save(tmp_path / "m")
+    (tmp_path / "m" / "additional_chat_templates").mkdir()
+    (tmp_path / "m" / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}", encoding="utf-8")
+    loaded = ChatTokenizer.load(tmp_path / "m")
+    for _ in range(2):
+        loaded.save(tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "rag.jinja").read_text(encoding="utf-8") == "{{ documents }}"
+    conversation = [{"role": "user", "content": "hi"}]
+    assert ChatTokenizer.load(tmp_path / "out").encode(conversation) == tokenizer.encode(conversation)
 
 
 def test_import_needs_neither_torch_nor_transformers():

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.models.preflight import preflight
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError
 
 
@@ -115,23 +116,32 @@ def test_other_vocabulary(pair):
         preflight(base, [expert])
 
 
-@pytest.mark.parametrize("part", ["merges", "pre_tokenizer", "normalizer", "decoder", "model", "added tokens"])
-def test_same_vocabulary_but_other_ids_for_a_text(pair, part):
+STRIP = {"type": "Strip", "content": "e", "start": 1, "stop": 0}
+OTHER_IDS = {
+    "merges": lambda c: c["model"]["merges"].reverse(),
+    "pre_tokenizer": lambda c: c["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+    "normalizer": lambda c: c.update(normalizer={"type": "Lowercase"}),
+    "stripping": lambda c: c["added_tokens"][0].update(lstrip=True),
+    "single word": lambda c: c["added_tokens"][2].update(single_word=True),
+}
+OTHER_TEXT = {
+    "decoder": lambda c: c.update(decoder={"type": "Sequence", "decoders": [c["decoder"], STRIP]}),
+    "special": lambda c: c["added_tokens"][3].update(special=False),
+}
+
+
+@pytest.mark.parametrize("part", [*OTHER_IDS, *OTHER_TEXT])
+def test_same_vocabulary_but_other_ids_or_text(pair, part):
     base, expert = pair
-
-    def change(content):
-        if part == "merges":
-            content["model"]["merges"].reverse()
-        elif part == "model":
-            content["model"]["ignore_merges"] = True
-        elif part == "added tokens":
-            content["added_tokens"][0]["lstrip"] = True
-        else:
-            content[part] = {"type": "Lowercase"}
-
-    edit_json(expert / "tokenizer.json", change)
-    with pytest.raises(InputError, match=f"as its {part}, as in the tokenizer of .*base, got .* in .*expert"):
+    edit_json(expert / "tokenizer.json", {**OTHER_IDS, **OTHER_TEXT}[part])
+    what = "as ids in the text" if part in OTHER_IDS else r"as the text of the ids \["
+    with pytest.raises(
+        InputError, match=f"expected .* {what}.*, as in the tokenizer of .*base, got .* in .*expert.*model.tokenizer"
+    ):
         preflight(base, [expert])
+    (warning,) = preflight(base, [expert], tokenizer=base).warnings
+    assert warning.startswith("warning: expected ")
+    assert warning.endswith(f"in {expert}; all models use the tokenizer of {base}")
 
 
 def test_merges_may_be_written_in_two_ways(pair):
@@ -161,19 +171,103 @@ def test_chat_templates(pair):
     edit_json(expert / "tokenizer_config.json", lambda c: c.pop("chat_template"))
     with pytest.raises(InputError, match=r"chat template.*got none"):
         preflight(base, [expert])
+    # a processor's file, which no tokenizer reads
     (expert / "chat_template.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"chat template.*got none"):
+        preflight(base, [expert])
+    edit_json(expert / "tokenizer_config.json", lambda c: c.update(chat_template=template + "{# rendered alike #}"))
     preflight(base, [expert])
+    # the same file, and another token for what it names
+    edit_json(expert / "tokenizer_config.json", lambda c: c.update(chat_template=template, bos_token="<|end_of_text|>"))
+    with pytest.raises(InputError, match=r"chat template.*begin_of_text.*got .*end_of_text"):
+        preflight(base, [expert])
 
 
 def test_what_changes_no_chat_may_differ(pair):
     base, expert = pair
 
     def change(content):
-        content.update(post_processor=None, truncation={"max_length": 5}, version="2.0")
-        content["model"]["dropout"] = None
+        content.update(post_processor=None, version="1.0")
+        content["model"] |= {"dropout": None, "ignore_merges": True}
+        content["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = False
+        content["decoder"] = {"type": "Sequence", "decoders": [content["decoder"]]}
+        content["normalizer"] = {"type": "Sequence", "normalizers": []}
 
     edit_json(expert / "tokenizer.json", change)
     preflight(base, [expert])
+
+
+def add_token(folder, content, i):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    edit_json(folder / "tokenizer.json", lambda c: c["added_tokens"].append({"id": i, "content": content, **flags}))
+
+
+def test_a_token_in_padding_rows(pair, make_config, make_params, tokenizer):
+    base, expert = pair
+    size = tokenizer.vocab_size
+    config = make_config(vocab_size=size + 5)
+    for folder in pair:
+        hf.save(folder, config, make_params(config), tokenizer=tokenizer)
+    add_token(expert, "<|tool|>", size)
+    with pytest.raises(
+        InputError, match=rf"none for the token '<\|tool\|>'.*got id {size} in .*model.tokenizer={expert} to keep"
+    ):
+        preflight(base, [expert, base])
+    for chosen in pair:
+        (warning,) = preflight(base, [expert, base], tokenizer=chosen).warnings
+        assert f"all models use the tokenizer of {chosen}" in warning
+    assert preflight(base, [expert, base], vocab_size=size).warnings == ()
+    with pytest.raises(InputError, match=rf"below vocab_size = {size}, got id {size} in .*no row; set model.tokenizer"):
+        preflight(base, [expert], tokenizer=expert, vocab_size=size)
+
+
+def test_a_reserved_token_with_another_name(pair):
+    base, expert = pair
+    name = tokenizer_of(base)["added_tokens"][3]["content"]
+
+    def rename(content):
+        vocabulary = content["model"]["vocab"]
+        vocabulary["<|im_end|>"] = vocabulary.pop(name)
+        content["added_tokens"][3]["content"] = "<|im_end|>"
+
+    edit_json(expert / "tokenizer.json", rename)
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        text = (expert / file).read_text(encoding="utf-8")
+        (expert / file).write_text(text.replace(name, "<|im_end|>"), encoding="utf-8")
+    with pytest.raises(
+        InputError,
+        match=r"expected id 3 for the token '<\|end_header_id\|>'.*got id 3 for '<\|im_end\|>' in .*set model.tokenizer to",
+    ):
+        preflight(base, [expert])
+    assert preflight(base, [expert], tokenizer=expert).warnings
+
+
+def tokenizer_of(folder):
+    return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def test_a_tokenizer_that_transformers_has_saved_again(pair):
+    from transformers import PreTrainedTokenizerFast
+
+    base, expert = pair
+    PreTrainedTokenizerFast.from_pretrained(expert).save_pretrained(expert)
+    assert (expert / "tokenizer_config.json").read_bytes() != (base / "tokenizer_config.json").read_bytes()
+    assert preflight(base, [expert]).warnings == ()
+
+
+@pytest.mark.parametrize("named", ["TokenizerOfTheFuture", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_without_a_model(pair, tmp_path, named):
+    """That of an adapter, as trainers save it; the class that it names may not be known here."""
+    base, expert = pair
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "/nowhere/base"}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(expert / name, tmp_path / "adapter")
+    edit_json(tmp_path / "adapter" / "tokenizer_config.json", lambda c: c.update(tokenizer_class=named))
+    assert preflight(base, [expert], tokenizer=tmp_path / "adapter").warnings == ()
+    edit_json(tmp_path / "adapter" / "tokenizer.json", lambda c: c["model"]["merges"].reverse())
+    assert len(preflight(base, [expert], tokenizer=tmp_path / "adapter").warnings) == 2  # of the base, and of the expert
 
 
 def test_stop_tokens(pair):
@@ -182,6 +276,14 @@ def test_stop_tokens(pair):
     with pytest.raises(InputError, match=r"stop tokens \[1, 4\] of .*got \[4\].*model.tokenizer"):
         preflight(base, [expert])
     preflight(base, [expert], tokenizer=base)
+    # without a generation_config.json, those of config.json count, unless they are among the base's
+    (expert / "generation_config.json").unlink()
+    preflight(base, [expert])
+    edit_json(expert / "config.json", lambda c: c.update(eos_token_id=4))
+    preflight(base, [expert])
+    edit_json(expert / "config.json", lambda c: c.update(eos_token_id=[4, 3]))
+    with pytest.raises(InputError, match=r"stop tokens \[1, 4\] of .*got \[3, 4\].*model.tokenizer"):
+        preflight(base, [expert])
 
 
 def test_the_shortest_context_counts(pair):
@@ -193,8 +295,10 @@ def test_the_shortest_context_counts(pair):
 
 def test_the_chosen_tokenizer_must_fit_too(pair, tmp_path):
     base, expert = pair
-    edit_json(expert / "tokenizer.json", lambda c: c["model"]["merges"].reverse())
-    with pytest.raises(InputError, match="merges"):
+    vocabulary = json.loads((expert / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    swapped = {"a": vocabulary["b"], "b": vocabulary["a"]}
+    edit_json(expert / "tokenizer.json", lambda c: c["model"]["vocab"].update(swapped))
+    with pytest.raises(InputError, match=r"id .* for the token 'a'.*use fine-tunings of one base$"):
         preflight(base, [base], tokenizer=expert)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match=r"tokenizer files in .*nothing"):
@@ -218,8 +322,6 @@ def test_broken_experts(pair, spoil, named):
 
 
 def test_tokenizer_files_are_copied_byte_for_byte(pair, make_config, tmp_path):
-    from cycleqd_jax.models.tokenizer import ChatTokenizer
-
     base, _ = pair
     (base / "special_tokens_map.json").write_text('{"bos_token":   "<|begin_of_text|>"}', encoding="utf-8")
     edit_json(base / "tokenizer_config.json", lambda c: c.update(a_key_of_the_future=1))
@@ -231,3 +333,27 @@ def test_tokenizer_files_are_copied_byte_for_byte(pair, make_config, tmp_path):
     for name in copied:
         assert (base / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
     assert jax.tree.structure(hf.load(tmp_path / "out")[1]) == jax.tree.structure(params)
+
+
+def test_a_window_that_no_text_reaches_may_differ(pair, make_config, make_params, tokenizer):
+    base, expert = pair
+    for folder, window in ((base, None), (expert, 48)):
+        config = make_config(vocab_size=tokenizer.vocab_size, model_type="mistral")
+        hf.save(folder, config, make_params(config), tokenizer=tokenizer)
+        edit_json(folder / "config.json", lambda c, window=window: c.update(sliding_window=window))
+    assert preflight(base, [expert]).context_length == 48
+
+
+def test_templates_without_a_default_are_refused(pair):
+    base, expert = pair
+    template = (expert / "chat_template.jinja").read_text(encoding="utf-8")
+    for folder in pair:
+        (folder / "chat_template.jinja").unlink()
+        named = [{"name": "rag", "template": template}, {"name": "tool_use", "template": template}]
+        edit_json(folder / "tokenizer_config.json", lambda c, named=named: c.update(chat_template=named))
+    with pytest.raises(InputError, match=r"expected a default chat template .*, got templates named rag, tool_use; name one"):
+        ChatTokenizer.load(base)
+    edit_json(expert / "tokenizer_config.json", lambda c: c["chat_template"].append({"name": "default", "template": template}))
+    with pytest.raises(InputError, match=r"chat template of .* with none, got"):
+        preflight(base, [expert])
+    assert ChatTokenizer.load(expert).chat_template == template

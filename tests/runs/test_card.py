@@ -29,8 +29,9 @@ def test_the_aggregate():
     card = card_of()
     _, head, body = card.split("---\n", 2)
     meta = yaml.safe_load(head)
-    assert meta["base_model"] == ["cache/base-1", "cache/a-2", "cache/b-3"]
-    assert meta["base_model_relation"] == "merge"
+    assert "base_model" not in meta  # the hub refuses a card with the paths of this machine
+    assert meta["tags"] == ["merge", "cycleqd"]
+    assert "| base | cache/base-1 |" in body
     for line in (
         "| expert/mbpp | cache/a-2 |",
         "| mbpp | 7 | 0.6000 |",
@@ -49,6 +50,20 @@ def test_given_models_have_the_names_of_the_config():
     card = card_of(model={"base": "owner/base", "experts": experts})
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base", "owner/a", "owner/b"]
     assert "fine-tuned from owner/base" in card
+
+
+def test_only_repositories_of_the_hub_are_base_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "code").mkdir(parents=True)
+    model = {"base": "owner/base@v1.0", "experts": {"mbpp": "models/code", "dbbench": "owner/base@sql"}}
+    card = card_of(model=model)
+    meta = yaml.safe_load(card.split("---\n")[1])
+    assert meta["base_model"] == ["owner/base"]
+    assert meta["base_model_relation"] == "merge"
+    for line in ("| base | owner/base@v1.0 |", "| expert/mbpp | models/code |", "| expert/dbbench | owner/base@sql |"):
+        assert line in card.splitlines()
+    model["experts"] = {"mbpp": "/data/code", "dbbench": "owner/with--dashes.git"}
+    assert yaml.safe_load(card_of(model=model).split("---\n")[1])["base_model"] == ["owner/base"]
 
 
 def test_the_command_is_quoted():

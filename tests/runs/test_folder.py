@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from cycleqd_jax.config import load_config
 from cycleqd_jax.runs import folder as module
-from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, versions
+from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, folder_digest, versions
 from cycleqd_jax.types import InputError
 
 
@@ -105,3 +108,176 @@ def test_other_versions_get_a_warning(tmp_path, monkeypatch):
     (line,) = lines
     assert line.startswith("warning: versions changed since this run began")
     assert line.endswith(f"bit for bit: jax {before['jax']} → 99")
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("model/Merged-Q8_0.gguf", r"expected a new place or a model folder to replace, got Merged-Q8_0\.gguf"),
+        ("model/additional_chat_templates/notes.txt", r"got additional_chat_templates/notes\.txt"),
+        ("tables", "expected a folder of the run in .*tables, got a file; remove it"),
+        ("grid.json/x", r"expected a file of the run in .*grid\.json, got a folder; remove it"),
+    ],
+)
+def test_a_place_that_no_result_can_take_is_refused_before_the_run(config, name, named):
+    claim_folder(config)
+    place = config.folder / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+    if name.startswith("model/"):
+        (config.folder / "model" / "config.json").touch()
+    with pytest.raises(InputError, match=named):
+        check_folder(config)
+
+
+@pytest.mark.parametrize("key", ["output", "cache"])
+def test_a_place_without_permission_is_refused_before_the_run(config, key, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, cache=str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    config.folder.mkdir()
+    place = str(config.folder if key == "output" else config.cache)
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != place)
+    with pytest.raises(InputError, match=rf"expected to write into {place}, got a folder without .*; choose another {key}"):
+        check_folder(config)
+
+
+def test_inputs_of_a_run_without_scores_are_not_compared(config):
+    claim_folder(config)
+    check_inputs(config.folder, {"base": "1"}, print)
+    compare_inputs(config.folder, {"base": "2"})
+    claim_folder(config)
+    check_inputs(config.folder, {"base": "2"}, print)
+    (config.folder / "history.jsonl").touch()
+    compare_inputs(config.folder, {})
+    with pytest.raises(InputError, match=r"expected base with digest 2, as when the run .* began, got 3"):
+        compare_inputs(config.folder, {"base": "3"})
+
+
+def test_what_a_killed_start_leaves_is_no_foreign_folder(config):
+    (config.folder / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    (config.folder / "tables").mkdir()
+    (config.folder / "tables" / "basis.json").touch()
+    (config.folder / "inputs.json").touch()
+    check_folder(config)
+    (config.folder / "checkpoints" / "12").mkdir()
+    with pytest.raises(InputError, match="which has checkpoints/12, got something that is not a run folder"):
+        check_folder(config)
+
+
+KILLED = """
+import dataclasses, json, os, sys
+from pathlib import Path
+from cycleqd_jax.config import load_config
+from cycleqd_jax.files import locked, make_folder, write_json
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs
+from cycleqd_jax.search import Checkpoints, Journal
+
+first = load_config(json.loads(sys.argv[1]))
+second = dataclasses.replace(first, seed=first.seed + 1)
+
+def start(config, inputs):
+    check_folder(config)
+    make_folder(config.folder)
+    with locked(config.folder / ".lock", wait=False):
+        compare_inputs(config.folder, inputs)
+        claim_folder(config)
+        check_inputs(config.folder, inputs, print)
+        write_json(config.folder / "tables" / "basis.json", {})
+        Checkpoints(config.folder / "checkpoints").close()
+        write_json(config.folder / "grid.json", {})
+        expert = Individual(0, -1, "mbpp", None, parents=(-1, -1), omega=None, key=None)
+        Journal(config.folder / "history.jsonl").append(dataclasses.replace(expert, error="none"))
+
+def child(kill, config, inputs):
+    left = [kill]
+    def hook(event, args):
+        if event.startswith(("open", "os.", "shutil.", "fcntl.")) and any(str(config.folder) in str(x) for x in args):
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(9)
+    if (pid := os.fork()) == 0:
+        if kill:
+            sys.addaudithook(hook)
+        start(config, inputs)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+kills = 0
+while child(kills + 1, first, {"base": "1"}) == 9:
+    kills += 1
+    begun = (first.folder / "history.jsonl").exists()
+    assert child(0, first if begun else second, {"base": "1" if begun else "2"}) == 0, kills
+    import shutil
+    shutil.rmtree(first.folder)
+print(kills)
+"""
+
+
+def test_a_run_killed_at_any_instant_of_its_start_can_be_started_again(tmp_path):
+    tree = {
+        "name": "demo",
+        "output": str(tmp_path / "run"),
+        "cache": str(tmp_path),
+        "tasks": [{"name": "mbpp"}, {"name": "dbbench"}],
+    }
+    done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(tree)], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 15
+
+
+def write_large(file, blocks=3, changed=None):
+    """A sparse file of a few blocks, with one byte changed."""
+    with file.open("wb") as stream:
+        stream.truncate(blocks * module.BLOCK + 5)
+        if changed is not None:
+            stream.seek(changed)
+            stream.write(b"x")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 1 << 12)
+    monkeypatch.setattr(module, "SETTLED_S", 0.0)
+
+
+@pytest.mark.parametrize("changed", [0, 4097, 3 * 4096 - 1, 3 * 4096 + 4])
+def test_every_byte_of_a_model_counts(tmp_path, small_blocks, changed):
+    write_large(tmp_path / "model.safetensors")
+    before = folder_digest(tmp_path)
+    write_large(tmp_path / "model.safetensors", changed=changed)
+    assert folder_digest(tmp_path) != before
+    write_large(tmp_path / "model.safetensors")
+    assert folder_digest(tmp_path) == before
+
+
+def test_digests_of_large_files_are_kept_until_the_file_changes(tmp_path, small_blocks, monkeypatch):
+    file, cache, read = tmp_path / "model.safetensors", tmp_path / "cache", []
+    block = module._block_digest
+    monkeypatch.setattr(module, "_block_digest", lambda *args: read.append(args) or block(*args))
+    write_large(file)
+    before = folder_digest(tmp_path, cache)
+    assert len(read) == 4
+    assert folder_digest(tmp_path, cache) == before == folder_digest(tmp_path)
+    assert len(read) == 8  # without a cache everything is read
+    stamp = file.stat()
+    write_large(file, changed=5000)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as a copy that keeps times leaves it
+    assert folder_digest(tmp_path, cache) != before
+    (kept,) = (cache / "digests").iterdir()
+    kept.write_text("{")
+    assert folder_digest(tmp_path, cache) != before
+
+
+def test_a_file_that_has_just_changed_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 1 << 12)
+    write_large(tmp_path / "model.safetensors")
+    folder_digest(tmp_path, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_templates_beside_the_default_count(tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    before = folder_digest(tmp_path)
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("{{ bos_token }}")
+    assert folder_digest(tmp_path) != before

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from cycleqd_jax.config import load_config
-from cycleqd_jax.runs import resolve
+from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
+from cycleqd_jax.models.llama import LlamaConfig, init_params
+from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+from cycleqd_jax.runs import Run, resolve
 from cycleqd_jax.runs.tasks import resolve_tasks
 from cycleqd_jax.tasks.records import read_rows, split_evenly
 from cycleqd_jax.types import InputError
@@ -45,3 +51,48 @@ def test_the_size_of_a_file_that_is_elsewhere(tmp_path):
     (tmp_path / "absent").write_text('{"id": 1}\n')
     with pytest.raises(InputError, match=f"at least two records .*, got 1 in {tmp_path / 'absent'}; give more"):
         given.train_size()
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A base of 256 positions, and two experts, one of which has 96."""
+    tokenizer = train_tiny_tokenizer(["1 + 1 = 2"] * 3, 300)
+    for name, positions in (("base", 256), ("long", 256), ("short", 96)):
+        config = LlamaConfig(tokenizer.vocab_size, 16, 16, 1, 2, 1, 8, max_position_embeddings=positions)
+        hf.save(tmp_path / name, config, init_params(config, jax.random.key(0)), tokenizer=tokenizer)
+    experts = {"mbpp": str(tmp_path / "long"), "dbbench": str(tmp_path / "short")}
+    return DEMO | {"model": {"base": str(tmp_path / "base"), "experts": experts}, "engine": {"max_len": 128}}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_the_model_of_the_shortest_context_is_named(models, tmp_path, planned):
+    def of(tree, *overrides):
+        config = load_config(tree, overrides)
+        return resolve(config, architecture=open_checkpoint(config.model.base).config if planned else None)
+
+    with pytest.raises(
+        InputError, match=f"at most 96, the positions of the expert {tmp_path / 'short'}, got 128; make it smaller"
+    ):
+        of(models)
+    of(models, "engine.max_len=96", "tasks.0.max_new_tokens=32", "tasks.1.max_new_tokens=32")
+    with pytest.raises(InputError, match=f"at most 96, the positions of the base {tmp_path / 'short'}, got 128"):
+        of(models, f"model.base={tmp_path / 'short'}")
+
+
+def test_a_model_to_evaluate_is_refused_before_its_weights_are_read(models, tmp_path, monkeypatch):
+    run = Run(load_config(models), read_only=True)
+    opened = SimpleNamespace(context=SimpleNamespace(groups=[None]))
+    monkeypatch.setattr(Run, "_ensure_open", lambda *args, **kwargs: opened)
+    monkeypatch.setattr(hf, "load", None)
+    with pytest.raises(InputError, match=rf"engine\.max_len of at most 96, the positions of {tmp_path / 'short'}, got 128"):
+        run.evaluate_model(tmp_path / "short")
+    (tmp_path / "long" / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="expected a chat template"):
+        run.evaluate_model(tmp_path / "long")
+
+
+def test_whole_experts_are_refused_early_where_adapters_are_needed(models):
+    overrides = ["engine.population=2", "search.batch_size=2", "engine.max_len=96"]
+    overrides += ["tasks.0.max_new_tokens=32", "tasks.1.max_new_tokens=32"]
+    with pytest.raises(InputError, match=r"engine\.population is 2, got whole weights for the expert of task 'mbpp'; set"):
+        resolve(load_config(models, overrides))

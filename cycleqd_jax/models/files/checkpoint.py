@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cycleqd_jax.models.files import gguf, hub
-from cycleqd_jax.models.files.names import EMBEDDING, HEAD, hf_shapes
-from cycleqd_jax.models.files.safetensors import DTYPES, Tensor, read_headers
+from cycleqd_jax.models.files.names import EMBEDDING, HEAD, hf_shapes, recognise
+from cycleqd_jax.models.files.safetensors import DTYPES, Tensor, read_headers, row_chunks
 from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError
 
-__all__ = ["Checkpoint", "load_tokenizer", "open_checkpoint"]
+__all__ = ["Checkpoint", "check_tied", "equal_head", "load_tokenizer", "open_checkpoint", "with_head"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,13 @@ class Checkpoint:
     def names(self) -> list[str]:
         """The names of the model's tensors, in the order of Hugging Face's modules."""
         return list(hf_shapes(self.config))
+
+    @property
+    def rounded(self) -> list[str]:
+        """The names of the tensors that the dtype of most parameters can't hold exactly, such as float32 norms."""
+        most = np.dtype(self.config.dtype)
+        kinds = {name: DTYPES[self.tensors[name].dtype] for name in self.names}
+        return [name for name, kind in kinds.items() if kind != most and most != np.dtype(np.float32)]
 
 
 def open_checkpoint(model: str | Path, *, weights: bool = True) -> Checkpoint:
@@ -132,16 +141,16 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
             "correct the config or restore the weights"
         )
     expected = hf_shapes(config)
+    found = recognise(tensors, [*expected, HEAD])
+    tensors = {found[tensor_name]: tensor for tensor_name, tensor in tensors.items()}
+    if config.tie_word_embeddings and EMBEDDING not in tensors and HEAD in tensors:
+        tensors[EMBEDDING] = tensors[HEAD]  # safetensors keeps one name of a shared tensor
     unknown = [name for name in tensors if name not in expected and not name.endswith("rotary_emb.inv_freq")]
     if config.tie_word_embeddings and HEAD in unknown:
         unknown.remove(HEAD)
     missing = [name for name in expected if name not in tensors]
     if missing or unknown:
-        what = f"no {missing[0]}" if missing else f"an unknown {unknown[0]} in {tensors[unknown[0]].file}"
-        raise InputError(
-            f"expected the {len(expected)} tensors of the {config.model_type} model in {name}, got {what} (tensors that do not "
-            f"match: {len(missing) + len(unknown)}); correct the config or restore the weights"
-        )
+        raise _mismatch(name, config, len(expected), missing, {name: tensors[name] for name in unknown})
     for tensor_name in (*expected, *([HEAD] if HEAD in tensors else [])):
         info = tensors[tensor_name]
         shape = expected.get(tensor_name, expected[EMBEDDING])  # a tied head that is stored too
@@ -161,3 +170,74 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
         info = tensors[tensor_name]
         sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
     return Checkpoint(where, name, config.replace(dtype=DTYPES[max(sizes, key=lambda kind: sizes[kind])].name), tensors)
+
+
+def _mismatch(name: str, config: LlamaConfig, count: int, missing: Sequence[str], unknown: Mapping[str, Tensor]) -> InputError:
+    """An error that shows the names on both sides: those that the model needs, and those that lie there instead."""
+
+    def shown(names: Sequence[str]) -> str:
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    parts = [f"no {shown(missing)}"] if missing else []
+    if unknown:
+        parts.append(f"an unknown {shown(list(unknown))} in {next(iter(unknown.values())).file}")
+    advice = "correct the config or restore the weights"
+    if list(missing) == [HEAD] and not unknown:
+        advice = "set tie_word_embeddings to true if the head is the embedding, or restore the weights"
+    elif any("lora_" in tensor for tensor in unknown):
+        advice = "merge the adapter into its base with peft, merge_and_unload(), and save the result"
+    elif missing and unknown:
+        advice = "give the tensors the names that transformers uses, or correct the config"
+    return InputError(
+        f"expected the {count} tensors of the {config.model_type} model in {name}, got {' and '.join(parts)} (missing: "
+        f"{len(missing)}, unknown: {len(unknown)}); {advice}"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Output heads
+
+
+def check_tied(checkpoint: Checkpoint) -> None:
+    """Checks that a head which a file stores is the embedding, where the config ties them; it reads both.
+
+    Raises:
+        InputError: they differ.
+    """
+    if checkpoint.config.tie_word_embeddings and HEAD in checkpoint.tensors and not equal_head(checkpoint):
+        raise InputError(
+            f"expected {HEAD} to equal {EMBEDDING} in {checkpoint.tensors[HEAD].file}, whose config ties them, got different "
+            "weights; set tie_word_embeddings to false or remove the head"
+        )
+
+
+def with_head(checkpoint: Checkpoint, *, tied: bool) -> Checkpoint:
+    """A model with a tied or with an untied head, which computes the same.
+
+    Args:
+        checkpoint: the model; where its config unties the head and it is to be tied, both tensors are read.
+        tied: whether the head is to be the embedding. Otherwise the head is a copy of it.
+
+    Raises:
+        InputError: the head is to be tied, and differs from the embedding.
+    """
+    if checkpoint.config.tie_word_embeddings == tied:
+        return checkpoint
+    if tied and checkpoint.here and not equal_head(checkpoint):
+        raise InputError(
+            f"expected {HEAD} to equal {EMBEDDING} in {checkpoint.name}, as in the base, whose config has "
+            "tie_word_embeddings True, got a head of its own (tie_word_embeddings False); save the base with "
+            "tie_word_embeddings false and a copy of its embedding as the head, or use fine-tunings of one base"
+        )
+    tensors = checkpoint.tensors if tied else {**checkpoint.tensors, HEAD: checkpoint.tensors[EMBEDDING]}
+    return dataclasses.replace(checkpoint, config=checkpoint.config.replace(tie_word_embeddings=tied), tensors=tensors)
+
+
+def equal_head(checkpoint: Checkpoint) -> bool:
+    """Whether the output head that a model's files store is its embedding, bit for bit; it reads both."""
+    head, embedding = checkpoint.tensors[HEAD], checkpoint.tensors[EMBEDDING]
+    if head is embedding:
+        return True
+    return head.shape == embedding.shape and all(
+        np.array_equal(head.read(start, stop), embedding.read(start, stop)) for start, stop in row_chunks(head)
+    )

@@ -53,7 +53,7 @@ _PRE = {
 }
 
 
-def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
+def gguf_tokenizer(path: str | Path, *, template_required: bool = True) -> ChatTokenizer:
     """The tokenizer of a GGUF file, with its chat template and the tokens that end a reply.
 
     Ids equal those of llama.cpp, except that Qwen's tokenizer normalises text to NFC, like the published one.
@@ -61,6 +61,7 @@ def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
     Args:
         path: a file whose ``tokenizer.ggml.model`` is ``llama`` (sentencepiece BPE), or ``gpt2`` with the pre-tokenizer smollm,
             llama-bpe or qwen2.
+        template_required: whether a file without a chat template is refused; the tokenizer can't encode conversations then.
 
     Raises:
         InputError: the file is corrupt, its tokenizer is of another kind or incomplete, or there is no chat template or no
@@ -87,7 +88,7 @@ def gguf_tokenizer(path: str | Path) -> ChatTokenizer:
             "checkpoint"
         )
     template = header.get("tokenizer.chat_template", str, None)
-    if not template:
+    if not template and template_required:
         raise InputError(
             f"expected a chat template under tokenizer.chat_template in {header.path}, got none; use an instruct checkpoint"
         )
@@ -208,7 +209,7 @@ def _wrap(
     types: list[int],
     special: Mapping[str, int],
     stops: set[int],
-    template: str,
+    template: str | None,
     add_bos: bool,
 ) -> ChatTokenizer:
     from tokenizers import AddedToken, processors

@@ -15,8 +15,8 @@ import numpy as np
 
 from cycleqd_jax.files import replacing_folder
 from cycleqd_jax.models import llama
-from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
-from cycleqd_jax.models.files.names import EMBEDDING, HEAD, NAMES
+from cycleqd_jax.models.files.checkpoint import Checkpoint, check_tied, open_checkpoint
+from cycleqd_jax.models.files.names import NAMES
 from cycleqd_jax.models.files.safetensors import (
     INDEX,
     Tensor,
@@ -26,7 +26,7 @@ from cycleqd_jax.models.files.safetensors import (
     transpose,
     write_safetensors,
 )
-from cycleqd_jax.models.folder import TOKENIZER_FILES
+from cycleqd_jax.models.folder import TEMPLATE_FOLDER, is_tokenizer_file
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import AnyArray, InputError, Params, tree_paths
@@ -70,8 +70,7 @@ def load(
             "the smallest vocabulary of base and experts"
         )
     config = config.replace(dtype=dtype or config.dtype, vocab_size=vocab_size or config.vocab_size)
-    if config.tie_word_embeddings and HEAD in tensors:
-        _check_tied(tensors[HEAD], tensors[EMBEDDING])
+    check_tied(checkpoint)
     shapes = llama.abstract_params(config)
     target = shardings(config) if callable(shardings) else shardings
     targets = [None] * len(jax.tree.leaves(shapes)) if target is None else jax.tree.leaves(target)
@@ -134,16 +133,26 @@ def check_target(folder: str | Path) -> Path:
     """
     place = Path(os.path.realpath(folder))
     if place.exists() or place.is_symlink():
-        entries = sorted(path.name for path in place.iterdir()) if place.is_dir() else [place.name]
+        entries = _entries(place) if place.is_dir() else [place.name]
         if not place.is_dir():
             raise InputError(f"expected a folder to write a model to, got the file {folder}; choose another place")
-        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or name in TOKENIZER_FILES)]
+        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or is_tokenizer_file(name))]
         if foreign or (entries and "config.json" not in entries):
             raise InputError(
-                f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}; choose another "
-                "place"
+                f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}; move it away, "
+                "or choose another place"
             )
     return place
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder, and those in its folder of chat templates instead of that folder's own."""
+    names = sorted(path.name for path in folder.iterdir())
+    templates = folder / TEMPLATE_FOLDER
+    if TEMPLATE_FOLDER in names and templates.is_dir():
+        names.remove(TEMPLATE_FOLDER)
+        names += sorted(f"{TEMPLATE_FOLDER}/{path.name}" for path in templates.iterdir())
+    return names
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -237,16 +246,6 @@ def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tupl
                 transpose(part, target[:, here])
             else:
                 target[here] = part
-
-
-def _check_tied(head: Tensor, embedding: Tensor) -> None:
-    """Raises if the config ties the head to the embedding but the file stores another head."""
-    for start, stop in row_chunks(head):
-        if not np.array_equal(head.read(start, stop), embedding.read(start, stop)):
-            raise InputError(
-                f"expected {HEAD} to equal {EMBEDDING} in {head.file}, whose config ties them, got different weights; set "
-                "tie_word_embeddings to false or remove the head"
-            )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import tree_paths
 
-__all__ = ["EMBEDDING", "HEAD", "NAMES", "HFName", "hf_shapes"]
+__all__ = ["EMBEDDING", "HEAD", "NAMES", "HFName", "hf_shapes", "plain_name", "recognise"]
 
 
 class HFName(NamedTuple):
@@ -36,6 +37,9 @@ HEAD = "lm_head.weight"
 
 _LAYER = "model.layers.{}."
 
+_WRAPPERS = {"_orig_mod", "module", "base_model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+_WRAPPERS |= {"default", "modules_to_save"}  # of PEFT
+
 NAMES: dict[str, HFName] = {
     "embed_tokens": HFName(EMBEDDING),
     "layers/input_norm": HFName(_LAYER + "input_layernorm.weight"),
@@ -61,3 +65,36 @@ def hf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         for i in range(leaf.shape[0] if stacked else 1):
             shapes[pattern.format(i)] = shape[::-1] if transpose else shape
     return shapes
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what wraps a model: ``_orig_mod.``, ``module.``, ``base_model.``, ``model.`` and the like.
+
+    torch.compile, data parallelism, FSDP and PEFT put such parts into names, and a model that was saved without its head, or
+    within another, lacks or doubles the leading ``model.``.
+    """
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    start = next((i for i, part in enumerate(parts) if part != "model"), len(parts))
+    return ".".join(parts[start:])
+
+
+def recognise(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """Finds out which of the expected tensors the names of a file stand for (:func:`plain_name`).
+
+    Args:
+        names: the names in a file.
+        expected: Hugging Face's names.
+
+    Returns:
+        By every name of the file the expected one. A name that stands for nothing expected, or for the same as another name,
+        stays as it is.
+    """
+    names, known = list(names), {plain_name(name): name for name in expected}
+    wanted = {name: known.get(plain_name(name), name) for name in names}
+    found = {name: name for name in names if name in known.values()}
+    taken = set(found)
+    for name, target in wanted.items():
+        alone = sum(other == target for other in wanted.values()) == 1 if target != name else True
+        if name not in found:
+            found[name] = target if alone and target not in taken else name
+    return {name: found[name] for name in names}

@@ -5,6 +5,7 @@ Supported are low-rank updates θ = θ_base + scale · (B A)ᵀ and whole weight
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cycleqd_jax.models import llama
-from cycleqd_jax.models.files.names import NAMES
+from cycleqd_jax.models.files.names import NAMES, plain_name
 from cycleqd_jax.models.files.peft_config import CONFIG, LoraConfig
 from cycleqd_jax.models.files.safetensors import DTYPES, SafeTensor, all_finite, read_header
 from cycleqd_jax.models.folder import read_json
@@ -234,13 +235,25 @@ def _inspect(folder: Path, config: LlamaConfig) -> _Contents:
 
 def _header(folder: Path) -> dict[str, SafeTensor]:
     if (folder / _WEIGHTS).is_file():
-        return read_header(folder / _WEIGHTS)
+        return _named_as_peft(read_header(folder / _WEIGHTS))
     if (folder / _PICKLED).is_file():
         raise InputError(
             f"expected {_WEIGHTS} in {folder}, got pickled weights ({_PICKLED}), which can run code when they are read; "
             "convert them with peft, PeftModel.from_pretrained(base, folder).save_pretrained(other_folder)"
         )
     raise InputError(f"expected {_WEIGHTS} in {folder}, got no such file; correct the path or finish the download")
+
+
+def _named_as_peft(header: dict[str, SafeTensor]) -> dict[str, SafeTensor]:
+    """Tensors with the names that PEFT gives them, also where a trainer saved them from a wrapped model (``plain_name``)."""
+    modules = {plain_name(name.pattern).partition(".")[0] for name in NAMES.values()}
+    named = {}
+    for name in header:
+        plain = plain_name(name)
+        first = plain.partition(".")[0]
+        named[name] = f"{_PREFIX}{'' if first == _HEAD else 'model.'}{plain}" if first in modules else name
+    count = collections.Counter(named.values())
+    return {target if count[target] == 1 else name: header[name] for name, target in named.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -185,3 +185,11 @@ def test_names_of_repositories(name):
 )
 def test_other_names(name):
     assert not hub.is_repository(name)
+
+
+def test_templates_beside_the_default_one_are_downloaded(publish, online):
+    publish("templates/one")
+    publish("templates/two", change=lambda files: files.update({"additional_chat_templates/rag.jinja": b"{{ documents }}"}))
+    (_, without, one), (_, names, two) = online("folder", "templates/one"), online("folder", "templates/two")
+    assert set(names) - set(without) == {"additional_chat_templates"}
+    assert one != two

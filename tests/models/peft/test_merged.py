@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.models.files import hf, peft
@@ -46,6 +46,26 @@ OPTIONS = {
     "orthogonal": {"target_modules": LINEAR, "r": 4, "init_lora_weights": "orthogonal"},
     "a rank above the matrix": {"target_modules": ["k_proj"], "r": 40},
 }
+
+
+RENAMED = {
+    "a state dict": lambda n: n.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
+    "compiled": lambda n: f"_orig_mod.{n}",
+    "parallel": lambda n: f"module.{n}",
+    "without a prefix": lambda n: n.removeprefix("base_model.model."),
+    "without model": lambda n: n.replace("base_model.model.model.", "base_model.model."),
+    "model twice": lambda n: n.replace("base_model.model.", "base_model.model.model."),
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_names_of_wrapped_adapters_are_understood(base, adapter, kind):
+    before = dict(peft.load_adapter(adapter, base.config, base.params).updates)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({RENAMED[kind](name): tensor for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
+    after = dict(peft.load_adapter(adapter, base.config, base.params).updates)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())

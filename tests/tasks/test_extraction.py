@@ -17,7 +17,7 @@ from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
         ("```\nx = 1\n```", "x = 1\n"),
         ("text\n```python\nx = 1", "x = 1"),
         ("x = 1\n```", "x = 1\n"),
-        ("x = 1\n```\nexplained", "explained"),
+        ("x = 1\n```\nexplained", "x = 1\n"),
         ("def f():\n    return 1", "def f():\n    return 1"),
         ("Here it is:\n\nimport re\ndef f(): pass", "import re\ndef f(): pass"),
         ("I can not do that.", ""),

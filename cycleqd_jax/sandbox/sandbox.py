@@ -195,6 +195,13 @@ class Sandbox:
                     self._replace(worker)
                 elif message["kind"] == "python":  # sessions and boxes have not run anything yet
                     raise Killed("a program ended the box") from error
+            except Killed as error:
+                if channel is not None:
+                    channel.close()
+                if worker.answers():
+                    raise
+                reason = str(error)
+                self._replace(worker)
         raise InfraError(f"expected a working sandbox, got {reason} even after a restart; {ADVICE}")
 
     def _current(self) -> Worker:
@@ -236,12 +243,11 @@ class _Resident:
             with self._sandbox._turn:
                 try:
                     return ask(self._channel, message, timeout + _GRACE_SECONDS)
-                except Killed:
+                except (Killed, EOFError, OSError) as error:
                     self.close()
-                    raise
-                except (EOFError, OSError) as error:
-                    self._channel.close()
-                    if self._worker.answers():  # only this box has ended or hangs
+                    if self._worker.answers():  # only this box has failed, has ended or hangs
+                        if isinstance(error, Killed):
+                            raise
                         raise Killed("a program ended the box") from error
                     self._sandbox._replace(self._worker)
                     raise InfraError(f"expected a working sandbox, got {error or type(error).__name__}; {ADVICE}") from error
@@ -265,7 +271,7 @@ class Session(_Resident):
         answer = self._ask({"line": json.dumps(obj), "timeout": timeout}, timeout)
         try:
             return json.loads(answer["line"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.close()
             raise Killed(f"the server did not answer with JSON: {answer['line'][:200]!r}") from error
 
@@ -310,13 +316,13 @@ class Box(_Resident):
 class Shell:
     """An interactive login shell (``bash --login --noediting``): folder, variables and ``su`` persist between commands.
 
-    Commands are typed. A program that reads its input waits for the next typed line, so it runs into its timeout. After
-    ``exit``, the next command starts a new login shell in the same box. After a timeout, the shell cannot be used again.
+    Commands are typed. After a timeout, the command goes on, and the next one is typed all the same, as in a terminal: a
+    program that is running may read it as its input, or else the shell executes it later. Output that arrives late is part of
+    the next result. After ``exit``, the next command starts a new login shell in the same box.
     """
 
     def __init__(self, box: Box, number: int) -> None:
         self._box, self._number = box, number
-        self._dead = False
 
     def run(self, code: str, timeout: float | None = None) -> Completed:
         """Types ``code`` and returns the output of the terminal, without prompt and echo, and the last exit code.
@@ -329,10 +335,6 @@ class Shell:
             Killed: if earlier commands have ended the box or keep the shell from starting.
             InfraError: if the sandbox does not work.
         """
-        if self._dead:
-            return Completed("the shell has ended: an earlier command took too long\n", None, True, False, 0.0)
         timeout = timeout or self._box.limits.wall_s
         message = {"do": "shell", "shell": self._number, "code": code, "timeout": timeout}
-        done = Completed(**self._box._ask(message, timeout + 10.0))
-        self._dead = done.timed_out
-        return done
+        return Completed(**self._box._ask(message, timeout + 10.0))

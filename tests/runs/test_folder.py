@@ -92,9 +92,7 @@ def test_inputs_are_recorded_once_and_compared_afterwards(tmp_path):
     assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {"versions": versions()}
     check_inputs(tmp_path, inputs, lines.append)
     assert lines == []
-    with pytest.raises(
-        InputError, match=r"expected mbpp/train with digest 5678, as when the run .* began, got 9; restore it"
-    ):
+    with pytest.raises(InputError, match=r"expected mbpp/train with digest 5678, as when the run .* began, got 9; restore it"):
         check_inputs(tmp_path, inputs | {"mbpp/train": "9"}, lines.append)
 
 

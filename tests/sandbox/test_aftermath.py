@@ -81,6 +81,16 @@ def test_signals_to_every_new_process(sealed: Sandbox, number: int) -> None:
         assert neighbour.exec(["true"]).ok
 
 
+@pytest.mark.parametrize("text", ["{'9' * 6000}", "{'x' * 6000}", "-1", "07 7", "\\xff"])
+def test_what_a_command_writes_on_the_markers_pipe_is_no_fault_of_the_sandbox(sealed: Sandbox, text: str) -> None:
+    word = eval(f"f{text!r}")
+    with sealed.box() as box:
+        shell = box.shell()
+        shell.run("true")
+        shell.run(f"read -r l; t=${{l#*\\'}}; t=${{t%% *}}; printf '%s %b\\n' \"$t\" '{word}' >&8", timeout=1.0)
+        assert box.exec(["true"]).ok
+
+
 def test_trusted_commands_are_commands(sandbox: Sandbox) -> None:
     with sandbox.box() as box:
         code = "import json, os, sys; print(sys.argv[1:], input(), os.getcwd())"

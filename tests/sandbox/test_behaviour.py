@@ -188,11 +188,20 @@ def test_shell_ends_and_begins_anew(sandbox: Sandbox) -> None:
         shell = box.shell()
         assert shell.run("X=1; exit 7").exit_code == 7
         assert shell.run("echo [$X]").output == "[]\n"
-        assert shell.run("sleep 60", timeout=0.3).timed_out
-        later = shell.run("echo hi")
-        assert (later.timed_out, later.ok) == (True, False)
         assert box.shell().run("echo hi").output == "hi\n"
         assert box.shell().run("cat", timeout=0.3).timed_out
+
+
+def test_a_shell_goes_on_after_a_timeout(sandbox: Sandbox) -> None:
+    with sandbox.box() as box:
+        shell = box.shell()
+        slow = shell.run("echo begun; sleep 1; echo late", timeout=0.4)
+        assert (slow.output, slow.timed_out, slow.exit_code) == ("begun\n", True, None)
+        assert shell.run("echo next").output == "late\nnext\n"
+        assert shell.run("cat", timeout=0.4).output == ""
+        asked = shell.run("to the program", timeout=0.4)
+        assert (asked.output, asked.timed_out) == ("to the program\n", True)
+        assert box.exec(["true"]).ok
 
 
 def test_many_at_once(sandbox: Sandbox) -> None:

@@ -16,6 +16,7 @@ from .residents import BASH_FD
 __all__ = ["Entry", "write_maps"]
 
 _OPEN_FILES = 256
+_STACK = 8 << 20
 _SYNC_FD = 10
 _SECONDS = 10.0  # for the few system calls between the fork and the program
 
@@ -46,11 +47,15 @@ class Entry:
         proc: a descriptor of a writable /proc; None for the isolation "none".
         owner: user id, in this namespace, of the root user of the box.
         id_map: the line of the uid_map and gid_map of the box.
+        creator: a user id that no other box uses, to which the kernel charges quotas; 0 if there are no free ids.
     """
 
-    def __init__(self, kind: str, limits: dict, env: dict[str, str], proc: int | None, owner: int, id_map: str) -> None:
+    def __init__(
+        self, kind: str, limits: dict, env: dict[str, str], proc: int | None, owner: int, id_map: str, creator: int = 0
+    ) -> None:
         self.is_box, self.long_lived = kind == "box", kind != "python"
         self.limits, self.env, self.proc, self.owner, self.id_map = limits, env, proc, owner, id_map
+        self.creator = creator
         self.userns: int | None = None
 
     def start(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int:
@@ -122,6 +127,9 @@ class Entry:
 
     def _enter_user_namespace(self, sync: socket.socket) -> None:
         if self.userns is None:
+            # The kernel charges quotas of a user namespace (inotify, POSIX timers) to its creator, so each box has its own.
+            if self.owner and self.creator:
+                os.setresuid(-1, self.creator, 0)
             linux.unshare(linux.CLONE_NEWUSER)
             sync.send(b"u")
         else:
@@ -142,6 +150,8 @@ class Entry:
             (resource.RLIMIT_FSIZE, disk, disk),
             (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
             (resource.RLIMIT_CORE, 0, 0),
+            # Deep recursion of programs needs a large stack; other programs take the limit as the size of each thread's stack.
+            (resource.RLIMIT_STACK, _STACK if self.is_box else max(_STACK, memory // 2), resource.RLIM_INFINITY),
         ]
         if self.proc is not None:
             values.append((resource.RLIMIT_NPROC, limits["processes"], limits["processes"]))

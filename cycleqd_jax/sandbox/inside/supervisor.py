@@ -11,7 +11,6 @@ import gc
 import io
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 from . import frames, linux, program, rootfs
 from .entry import Entry
+from .folders import remove_tree
 from .guard import Guard, isolate
 from .output import Gone, Output
 from .residents import Server, Shell, execute
@@ -30,7 +30,7 @@ __all__ = ["Box", "Setup", "main"]
 
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PROGRAM_ENV = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8"}
+_PROGRAM_ENV = {"PATH": f"/opt/python/bin:{_PATH}", "HOME": "/tmp", "LANG": "C.UTF-8"}
 _BOX_ENV = {
     "PATH": _PATH,
     "HOME": "/root",
@@ -52,12 +52,14 @@ class Setup:
         isolated: false for the isolation "none".
         owner: user id, in this namespace, of the root user of boxes.
         id_map: the line of the uid_map and gid_map of boxes.
+        creator: a user id of the next box alone; 0 if there are no free ids.
         folder: the parent of temporary folders, for the isolation "none".
     """
 
     isolated: bool
     owner: int
     id_map: str
+    creator: int
     folder: str | None
 
 
@@ -74,15 +76,18 @@ def main(channel: socket.socket, setup: Setup) -> None:
         except Gone:
             raise
         except Exception as error:
-            # If a program has run in the box, the program may be the cause, so this is no fault of the sandbox.
-            fault = "killed" if isinstance(error, OSError) and box is not None and box.used else "infra"
-            frames.send(channel, {fault: str(error) or repr(error)})
+            # If a program has run in the box, the program may be the cause of any error. The host process checks from outside
+            # whether the sandbox works.
+            fault = "killed" if box is not None and box.used else "infra"
+            frames.send(channel, {fault: (str(error) or repr(error))[:1000]})
     except (Gone, EOFError, OSError):
         pass
     finally:
-        if box is not None:
-            box.end()
-        os._exit(0)
+        try:
+            if box is not None:
+                box.end()
+        finally:
+            os._exit(0)  # never return into the code of the fork server, whatever the error
 
 
 class Box:
@@ -115,7 +120,7 @@ class Box:
         signal.signal(signal.SIGCHLD, _nothing)
         signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         self.proc, self.guard = self._prepare()
-        self.entry = Entry(request["kind"], self.limits, self.env, self.proc, setup.owner, setup.id_map)
+        self.entry = Entry(request["kind"], self.limits, self.env, self.proc, setup.owner, setup.id_map, setup.creator)
 
     def _prepare(self) -> tuple[int | None, Guard | None]:
         if not self.setup.isolated:
@@ -359,7 +364,7 @@ class Box:
         """Ends all processes and removes the temporary folder, without isolation. With isolation, the kernel does it."""
         if not self.setup.isolated:
             self.kill_all()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_tree(self.folder)
 
 
 def _give_up(number: int, frame: object) -> None:

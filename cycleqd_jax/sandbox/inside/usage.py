@@ -9,6 +9,8 @@ import resource
 
 __all__ = ["exceeds", "refill_cpu"]
 
+_FREE_SOCKETS = 64
+_SOCKET_BUFFER = 208 << 10  # the default of the kernel
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -17,7 +19,7 @@ def exceeds(processes: int, memory_mb: int) -> bool:
     names = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
     if len(names) > 4 * processes:
         return True
-    most, shared = memory_mb << 20, _sysv_memory()
+    most, shared = memory_mb << 20, _sysv_memory() + _socket_memory()
     if shared + sum(_resident(name) for name in names) <= most:
         return False
     return shared + sum(_proportional(name) for name in names) > most
@@ -52,6 +54,16 @@ def _sysv_memory() -> int:
         return sum(int(row[head.index(b"rss")]) for row in rows)
     except (OSError, ValueError):
         return 0
+
+
+def _socket_memory() -> int:
+    """Bytes that the buffers of the sockets of this network namespace may hold, without the first ones."""
+    try:
+        with open("/proc/self/net/sockstat", "rb") as file:
+            used = int(file.readline().split()[2])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return max(0, used - _FREE_SOCKETS) * _SOCKET_BUFFER
 
 
 def refill_cpu(pid: int, seconds: float) -> None:

@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from typing import IO
 
 from .base import Completed, InfraError, Killed, Limits
@@ -120,7 +121,14 @@ class DockerBox:
             raise InfraError(f"expected Docker to start a container of {docker.image}, got {text!r}; check the engine")
 
     def exec(
-        self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
+        self,
+        argv: list[str],
+        *,
+        stdin: str = "",
+        cwd: str = "/",
+        timeout: float | None = None,
+        trusted: bool = False,
+        allowed: Mapping[str, str] | None = None,
     ) -> Completed:
         """Runs one command. The exit code is 127 if there is no such program.
 
@@ -130,6 +138,7 @@ class DockerBox:
             cwd: working directory.
             timeout: seconds; by default ``limits.wall_s``.
             trusted: has no effect here: changes to the container's programs cannot be detected.
+            allowed: has no effect here.
 
         Raises:
             Killed: if the container has ended.
@@ -159,6 +168,13 @@ class DockerBox:
                 self.close()
                 raise Killed("a program ended the box")
             return _completed(data, None if why == "time" else -9 if why else code, why, seconds, self.limits)
+
+    def seal(self) -> None:
+        """Does nothing: changes to the container's programs cannot be detected."""
+
+    def changes(self) -> dict[str, str]:
+        """An empty dictionary: changes to the container's programs cannot be detected."""
+        return {}
 
     def shell(self) -> DockerShell:
         """An interactive login shell. It starts with its first command."""

@@ -8,6 +8,7 @@ import itertools
 import json
 import socket
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -284,7 +285,14 @@ class Box(_Resident):
         self._shells = itertools.count()
 
     def exec(
-        self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
+        self,
+        argv: list[str],
+        *,
+        stdin: str = "",
+        cwd: str = "/",
+        timeout: float | None = None,
+        trusted: bool = False,
+        allowed: Mapping[str, str] | None = None,
     ) -> Completed:
         """Runs one command. The exit code is 127 if there is no such program.
 
@@ -298,6 +306,7 @@ class Box(_Resident):
             cwd: working directory.
             timeout: seconds; by default ``limits.wall_s``.
             trusted: whether this is a trusted command.
+            allowed: changes that a trusted command accepts, as :meth:`changes` returns them.
 
         Raises:
             Killed: if earlier commands have ended the box, keep programs from starting, or have changed the system that a
@@ -306,7 +315,32 @@ class Box(_Resident):
         """
         timeout = timeout or self.limits.wall_s
         message = {"do": "exec", "argv": list(argv), "stdin": stdin, "cwd": cwd, "timeout": timeout, "trusted": trusted}
+        message["allowed"] = dict(allowed or {})
         return Completed(**self._ask(message, timeout))
+
+    def seal(self) -> None:
+        """Ends the preparation of the box: changes to programs are measured from here, not from the start of the box.
+
+        Raises:
+            Killed: if earlier commands have ended the box.
+            InfraError: if the sandbox does not work.
+        """
+        self._ask({"do": "seal"}, self.limits.wall_s)
+
+    def changes(self) -> dict[str, str]:
+        """The programs, libraries and settings that have changed since :meth:`seal`, or since the box was made.
+
+        A change after which a file has the same content and can still be read and executed does not count. Under the isolation
+        ``none``, changes are not known.
+
+        Returns:
+            For each path ``"new"``, ``"removed"``, ``"content"`` or ``"mode"``; at most 2,000.
+
+        Raises:
+            Killed: if earlier commands have ended the box.
+            InfraError: if the sandbox does not work.
+        """
+        return self._ask({"do": "changes"}, self.limits.wall_s)["changes"]
 
     def shell(self) -> Shell:
         """An interactive login shell. It starts with its first command."""

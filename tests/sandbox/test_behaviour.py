@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cycleqd_jax.sandbox import Completed, Killed, Limits, Sandbox, detect
+from cycleqd_jax.sandbox.inside.folders import remove_tree
 
 ECHO = """
 import json, sys
@@ -240,3 +241,28 @@ def test_limits_are_positive(field: str) -> None:
     zero = 0.0 if field in ("wall_s", "cpu_s") else 0
     with pytest.raises(ValueError, match=field):
         Limits(**{field: zero})
+
+
+def test_deep_folders_are_removed(tmp_path) -> None:
+    with Sandbox("none", workers=2) as sandbox:
+        source = "import os\nos.chdir(os.environ['HOME'])\nfor n in range(3000): os.mkdir('d'); os.chdir('d')\n"
+        source += "open('f', 'w')\nos.chmod('.', 0)"
+        assert sandbox.run_python(source).ok
+        with sandbox.box() as box:
+            box.exec(["sh", "-c", "echo kept > mine"])
+            assert sandbox.run_python(source).ok
+            assert box.exec(["cat", "mine"]).output == "kept\n"
+        folder = sandbox._worker._finalizer.peek()[2][3]
+    assert not os.path.exists(folder)
+
+
+def test_remove_tree_follows_no_links(tmp_path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    tree = tmp_path / "tree" / "a" / "b"
+    tree.mkdir(parents=True)
+    (tree / "link").symlink_to(kept)
+    (tree / "locked").mkdir(mode=0)
+    remove_tree(str(tmp_path / "tree"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "kept"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -168,6 +169,42 @@ def test_replaced_programs_pass_no_check(write, sandbox, name, language):
     score = play_replies(task, [bash(attack), FINISH])[-1]
     assert score.value == 0.0
     assert score.reason.startswith("killed: ")
+
+
+DEMANDED = {
+    "undo init": (
+        ["chmod 4755 /usr/bin/env", "cp /usr/bin/tee /usr/local/sbin/tee"],
+        "rm /usr/local/sbin/tee",
+        "test ! -e /usr/local/sbin/tee",
+    ),
+    "permissions": ([], "chmod 4755 /usr/bin/env; chmod 2755 /usr/bin/tee", "test -u /usr/bin/env && test -g /usr/bin/tee"),
+    "disable": ([], "chmod 600 /usr/bin/env", "test ! -x /usr/bin/env"),
+    "shadow": (
+        [],
+        "printf '#!/bin/sh\\necho 7\\n' > /usr/local/bin/nl; chmod 755 /usr/local/bin/nl",
+        "test $(/usr/local/bin/nl) = 7",
+    ),
+    "settings": ([], "echo /opt/lib > /etc/ld.so.conf.d/x.conf", "grep -q /opt/lib /etc/ld.so.conf.d/x.conf"),
+}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="without root on the host, programs cannot be changed in place")
+@pytest.mark.parametrize("name", DEMANDED)
+def test_changes_that_the_problem_makes_or_demands_are_no_tampering(write, sandbox, name):
+    init, gold, check = DEMANDED[name]
+    record = STATE | {
+        "init_script": [["bash", code] for code in init],
+        "check": [["bash", check]],
+        "example_script": ["bash", gold],
+    }
+    task = make("os_interaction", train=write(record), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
+    assert play_replies(task, [bash(gold), FINISH])[-1] == Score(1.0, "passed")
+    assert play_replies(task, [FINISH])[-1].value == 0.0
+    attacked = play_replies(task, [bash("cp /bin/true /tmp/b; mv -f /tmp/b /usr/bin/bash"), FINISH])[-1]
+    assert attacked.reason == "killed: /usr/bin/bash was changed"
+    if name == "permissions":  # the gold command changes permissions, not contents
+        other = play_replies(task, [bash(f"{gold}; cp /bin/true /tmp/b; mv -f /tmp/b /usr/bin/env"), FINISH])[-1]
+        assert other.reason == "killed: /usr/bin/env was changed"
 
 
 def test_the_shell_persists_and_boxes_do_not(task):

@@ -13,7 +13,7 @@ import shutil
 import stat
 
 from . import linux
-from .guard import Guard
+from .guard import Guard, open_folder
 
 __all__ = ["ETC", "FS", "SKELETON", "build_skeleton", "enter_outer", "mount_box", "mount_program"]
 
@@ -82,14 +82,15 @@ def mount_box(owner: int, disk_mb: int) -> tuple[int, Guard]:
     _overlay(root, SKELETON, f"{_BOX}/upper", f"{_BOX}/work", notes)
     lowers = (f"{SKELETON}/usr", next(path for path in (_USR, f"{_TREE}/usr", "/usr") if os.path.isdir(f"{path}/bin")))
     _overlay(f"{root}/usr", ":".join(lowers), f"{_BOX}/usr", f"{_BOX}/usr-work", notes)
-    guard = Guard((f"{_BOX}/upper", SKELETON), (f"{_BOX}/usr", *lowers))
+    uppers = [open_folder(f"{_BOX}/{name}") for name in ("upper", "usr")]
+    layers = [[open_folder(path) for path in paths] for paths in ((SKELETON,), lowers)]
     linux.mount("/dev", f"{root}/dev", None, linux.MS_BIND | linux.MS_REC)
     for name in () if os.path.isdir(_TREE) else _SYSTEM:
         if not os.path.islink(f"/{name}") and os.path.isdir(f"/{name}"):
             linux.mount(f"/{name}", f"{root}/{name}", None, linux.MS_BIND)
     _mount_proc(f"{root}/proc")
     linux.pivot_root(root)
-    return proc, guard
+    return proc, Guard([open_folder("/"), open_folder("/usr")], uppers, layers)
 
 
 def _overlay(target: str, lower: str, upper: str, work: str, notes: str) -> None:

@@ -108,6 +108,7 @@ class Box:
         self.used = False  # whether a requested program has started
         self.living: set[int] = set()
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
+        self.allowed: dict[str, str] = {}
         self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
         self.next_watch = time.monotonic() + _WATCH_SECONDS
@@ -181,8 +182,15 @@ class Box:
             timeout = request.get("timeout") or self.limits["wall_s"]
             if request["do"] == "exec":
                 cwd = self.folder if not self.setup.isolated and request["cwd"] == "/" else request["cwd"]
+                self.allowed = request.get("allowed", {})
                 run = self.execute_trusted if request["trusted"] else self.execute_command
                 result = run(request["argv"], request["stdin"], cwd, timeout)
+            elif request["do"] == "seal":
+                if self.guard is not None:
+                    self.guard.seal()
+                result = {}
+            elif request["do"] == "changes":
+                result = {"changes": {} if self.guard is None else self.guard.changes()}
             else:
                 number = request["shell"]
                 if number not in self.shells:
@@ -223,14 +231,18 @@ class Box:
             return self.execute_command(argv, stdin, cwd, wall)
         self.signal_all(signal.SIGSTOP)
         # Checked twice: the command itself may run programs of users, which may change the system.
-        changed = self.guard.tampered()
-        if not changed:
-            result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
-            changed = self.guard.tampered()
-        if changed:
-            raise OSError(f"{changed} was changed")
+        self.refuse_changes(self.guard)
+        result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
+        self.refuse_changes(self.guard)
         self.signal_all(signal.SIGCONT)
         return result
+
+    def refuse_changes(self, guard: Guard) -> None:
+        """Raises OSError if a program, library or setting of the system was changed, except as the request allows."""
+        for path, kind in guard.changes().items():
+            allowed = self.allowed.get(path)
+            if kind != allowed and not (kind == "mode" and allowed == "content"):
+                raise OSError(f"{path} was changed")
 
     def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
         """Runs one process until it ends or reaches a limit."""

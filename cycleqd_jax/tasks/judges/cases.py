@@ -6,9 +6,9 @@ function), ``case`` (name of the class), ``count`` (number of tests) and ``modul
 
 The tests replace parts of modules while they run, so they must run in the program's process. Three checks protect the verdict.
 The process has to return a fresh token for every passed test and for the end of the run. After every test, ``unittest`` and the
-built-ins must be the same as before the program. A value with an equality of its own fails its test: the results of the function
-are checked, whatever kind of callable it is, and the operands of all comparisons and assertions of the tests. Not prevented: a
-program
+built-ins must be the same as before the program. A value with an equality of its own fails its test: the results of the
+function are checked, whatever kind of callable it is, and the operands of all comparisons and assertions of the tests. Not
+prevented: a program
 that knows this file, finds the socket among its open files and answers on it during a test, or a program that changes other
 modules that the tests use.
 """

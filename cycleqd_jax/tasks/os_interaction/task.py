@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,6 +177,7 @@ class OsEpisode:
                 return self._fail(f"{script.code[:200]!r} took longer than {_SETUP_SECONDS:g} s")
         if record.start is not None and self._shell.run(record.start.code, timeout=_SETUP_SECONDS).timed_out:
             return self._fail(f"{record.start.code[:200]!r} took longer than {_SETUP_SECONDS:g} s")
+        self._box.seal()  # what the reply changes is measured from here
 
     def _fail(self, reason: str) -> None:
         self.repeatable = False  # on another machine, the preparation may succeed
@@ -239,7 +240,7 @@ class OsEpisode:
             else:
                 right = given is not None and re.search(record.regex or "", given) is not None
             return _verdict(right, answer)
-        arguments = [str(answer)]
+        arguments, allowed = [str(answer)], None
         for number, check in enumerate(record.checks, start=1):
             if isinstance(check, str):
                 if not BUILTINS[check](arguments[0], arguments[1]):
@@ -247,7 +248,9 @@ class OsEpisode:
                 continue
             if self._box is None:
                 return Score(0.0, "the episode is closed")
-            done = self._box.exec(check.argv(*arguments), timeout=_CHECK_SECONDS, trusted=True)
+            if allowed is None:
+                allowed = self._demanded(self._box.changes())
+            done = self._box.exec(check.argv(*arguments), timeout=_CHECK_SECONDS, trusted=True, allowed=allowed)
             if done.timed_out:
                 self.repeatable = False
                 return Score(0.0, f"check {number} timed out")
@@ -255,6 +258,34 @@ class OsEpisode:
                 return _verdict(False, answer)
             arguments.append(done.output.replace("\0", "")[:_LONGEST_ARGUMENT])
         return _verdict(True, answer)
+
+    def _demanded(self, changes: Mapping[str, str]) -> dict[str, str]:
+        """Those changes to programs and settings that the problem demands.
+
+        These are the changes of the gold command in a box of its own, and new files whose path the problem names.
+        """
+        if not changes:
+            return {}
+        record = self._record
+        texts = [record.description, *(script.code for script in record.checks if isinstance(script, Script))]
+        named = {path: kind for path, kind in changes.items() if kind == "new" and any(_names(path, text) for text in texts)}
+        if record.example is None or len(named) == len(changes):
+            return named
+        gold = OsEpisode(self._task, record)
+        try:
+            gold.start()
+            if gold._box is None or gold._failure is not None:
+                return named
+            gold._box.exec(record.example.argv(), timeout=_CHECK_SECONDS)
+            return named | gold._box.changes()
+        except Killed:
+            return named
+        finally:
+            gold.close()
+
+
+def _names(path: str, text: str) -> bool:
+    return re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", text) is not None
 
 
 def _verdict(right: bool, answer: str | None) -> Score:

@@ -296,9 +296,10 @@ class Box(_Resident):
     ) -> Completed:
         """Runs one command. The exit code is 127 if there is no such program.
 
-        A trusted command checks the work of earlier, untrusted commands. While it runs, all other processes of the box are
-        stopped, and Python does not load modules of users. If a program, library or setting of the system has changed since the
-        box was made, the command is refused. Under the isolation ``none``, it is an ordinary command.
+        A trusted command checks the work of earlier, untrusted commands. It sees a copy of the files, and the processes of the
+        box can neither see nor signal it; their servers answer. Python does not load modules of users. If a program, library or
+        setting of the system has changed since :meth:`seal`, the command is refused. What it writes is seen by the trusted
+        commands that follow directly. Under the isolation ``none``, it is an ordinary command.
 
         Args:
             argv: the program (looked up in PATH) and its arguments.

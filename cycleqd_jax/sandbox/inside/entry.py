@@ -56,6 +56,7 @@ class Entry:
         self.is_box, self.long_lived = kind == "box", kind != "python"
         self.limits, self.env, self.proc, self.owner, self.id_map = limits, env, proc, owner, id_map
         self.creator = creator
+        self.mounts: int | None = None  # the mount namespace of the next process, if it is not that of the supervisor
         self.userns: int | None = None
 
     def start(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int:
@@ -76,7 +77,7 @@ class Entry:
                     if here.recv(1) == b"u":
                         write_maps(self.proc, pid, self.id_map)
                         if self.is_box:
-                            self.userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                            self.userns = os.open(f"{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
                     here.send(b"g")
                 message = here.recv(4096)
             if message:
@@ -94,6 +95,8 @@ class Entry:
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             os.setsid()
+            if self.mounts is not None:
+                linux.setns(self.mounts, linux.CLONE_NEWNS)
             if self.proc is not None:
                 self._enter_user_namespace(sync)
             # Copied above all descriptors in use first, so that none is overwritten before it has been copied.
@@ -154,7 +157,9 @@ class Entry:
             (resource.RLIMIT_STACK, _STACK if self.is_box else max(_STACK, memory // 2), resource.RLIM_INFINITY),
         ]
         if self.proc is not None:
-            values.append((resource.RLIMIT_NPROC, limits["processes"], limits["processes"]))
+            # A trusted command can start processes even if the others have used up the limit.
+            processes = limits["processes"] * (1 if self.mounts is None else 2)
+            values.append((resource.RLIMIT_NPROC, processes, processes))
         for what, soft, hard in values:
             _, most = resource.getrlimit(what)
             if most != resource.RLIM_INFINITY:

@@ -24,6 +24,7 @@ from .folders import remove_tree
 from .guard import Guard, isolate
 from .output import Gone, Output
 from .residents import Server, Shell, execute
+from .snapshot import Inner, Snapshot
 from .usage import exceeds
 
 __all__ = ["Box", "Setup", "main"]
@@ -109,6 +110,8 @@ class Box:
         self.living: set[int] = set()
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
         self.allowed: dict[str, str] = {}
+        self.inner: Inner | None = None
+        self.snapshot: Snapshot | None = None
         self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
         self.next_watch = time.monotonic() + _WATCH_SECONDS
@@ -138,10 +141,15 @@ class Box:
         linux.sethostname("box")
         if not self.is_box:
             return rootfs.mount_program(self.setup.owner, self.limits["disk_mb"]), None
-        mounted = rootfs.mount_box(self.setup.owner, self.limits["disk_mb"])
+        proc = rootfs.mount_layers(self.setup.owner, self.limits["disk_mb"])
+        self.outside = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        self.inner = Inner(proc, rootfs.mount_inner_proc)
+        guard = rootfs.enter_box()
         sys.path.clear()  # never import a file that a program wrote
         sys.meta_path.clear()
-        return mounted
+        return proc, guard
 
     # ----------------------------------------------------------------------------------------------------------------
     # Requests of the host process
@@ -180,6 +188,8 @@ class Box:
         while True:
             request = self.next_request()
             timeout = request.get("timeout") or self.limits["wall_s"]
+            if not request.get("trusted"):
+                self.give_up_snapshot()
             if request["do"] == "exec":
                 cwd = self.folder if not self.setup.isolated and request["cwd"] == "/" else request["cwd"]
                 self.allowed = request.get("allowed", {})
@@ -222,20 +232,33 @@ class Box:
         return self.execute(lambda: execute(argv), stdin, cwd, wall)
 
     def execute_trusted(self, argv: list[str], stdin: str, cwd: str, wall: float) -> dict:
-        """Runs a trusted command while all other processes are stopped.
+        """Runs a trusted command on a copy of the files, where the programs of the box do not see it.
+
+        Consecutive trusted commands share one copy.
 
         Raises:
-            OSError: if a program, library or setting of the system was changed.
+            OSError: if a program, library or setting of the system was changed, or the files can't be copied.
         """
-        if self.guard is None:
+        if self.guard is None or self.inner is None:
             return self.execute_command(argv, stdin, cwd, wall)
-        self.signal_all(signal.SIGSTOP)
-        # Checked twice: the command itself may run programs of users, which may change the system.
-        self.refuse_changes(self.guard)
-        result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
-        self.refuse_changes(self.guard)
-        self.signal_all(signal.SIGCONT)
+        with self.inner.left():
+            if self.snapshot is None:
+                self.snapshot = Snapshot(self.outside, self.setup.owner, self.limits["disk_mb"], self.guard)
+            # Checked twice: the command itself may run programs of users, which may change the system.
+            self.refuse_changes(self.snapshot.guard)
+            self.entry.mounts = self.snapshot.mounts
+            try:
+                result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
+            finally:
+                self.entry.mounts = None
+            self.refuse_changes(self.snapshot.guard)
         return result
+
+    def give_up_snapshot(self) -> None:
+        """Other commands may change the files."""
+        if self.snapshot is not None:
+            self.snapshot.close()
+            self.snapshot = None
 
     def refuse_changes(self, guard: Guard) -> None:
         """Raises OSError if a program, library or setting of the system was changed, except as the request allows."""
@@ -327,7 +350,9 @@ class Box:
         """Whether all processes together use too much memory, or are too many."""
         if not self.setup.isolated:
             return False
-        return exceeds(self.limits["processes"], self.limits["memory_mb"])
+        assert self.proc is not None
+        own = {"1"} if self.inner is None else {"1", str(self.inner.pid)}
+        return exceeds(self.proc, own, self.limits["processes"], self.limits["memory_mb"])
 
     def finish(self, pid: int) -> None:
         """Kills a process if it is running, and waits for its end.
@@ -352,6 +377,9 @@ class Box:
 
     def signal_all(self, number: int) -> None:
         """Sends a signal to all processes of the box."""
+        if self.inner is not None:
+            self.inner.signal_all(number)
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, number)
 

@@ -85,7 +85,7 @@ def _closing(reply: str, fences: list[re.Match[str]], position: int) -> tuple[re
         opens = bool(fence.group(3).strip())
         if first is None:
             first = (fence, number if opens else number + 1)
-            if opens or _is_python(_unindented(reply[begin.end() + 1 : fence.start()], begin.group(1))):
+            if _is_python(_unindented(reply[begin.end() + 1 : fence.start()], begin.group(1))):
                 return first
         elif not opens and number - position <= 7:
             if _is_python(_unindented(reply[begin.end() + 1 : fence.start()], begin.group(1))):

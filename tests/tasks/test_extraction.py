@@ -111,8 +111,7 @@ REPLIES = {
     "all in the thoughts": f"<think>\n{F}python\n{RIGHT}\n{F}\n</think>\nDone.",
     "head quoted": f"The task is\n{F}python\ndef area(w, h):\n    '''The area.'''\n    ...\n{F}\nMine:\n{F}python\n{RIGHT}\n"
     f"{F}",
-    "head quoted last": f"{F}python\n{RIGHT}\n{F}\nIt keeps the head:\n{F}python\ndef area(w, h):\n    raise NotImplementedError\n"
-    f"{F}",
+    "head quoted last": f"{F}python\n{RIGHT}\n{F}\nIts head:\n{F}python\ndef area(w, h):\n    raise NotImplementedError\n{F}",
     "head without a body": f"{F}\ndef area(w, h):\n{F}\nbecomes\n{F}\n{RIGHT}\n{F}",
     "correction": f"{F}python\ndef area(w, h):\n    return w + h\n{F}\nOops, that is wrong. The corrected version:\n{F}python\n"
     f"{RIGHT}\n{F}",
@@ -129,14 +128,16 @@ REPLIES = {
     "item of a list": "2) " + f"{F}py\n{RIGHT}\n{F}".replace("\n", "\n   "),
     "began inside": f"{RIGHT}\n{F}\nThat was it.\n",
     "never closed": f"Sure:\n{F}python\n{RIGHT}",
-    "fences in the docstring": f'{F}python\ndef area(w, h):\n    """Area.\n\n{F}python\narea(1, 2)\n{F}\n    """\n    return max(w, 0) * h\n'
+    "fences in the docstring": f'{F}python\ndef area(w, h):\n    """Area.\n\n{F}python\narea(1, 2)\n{F}\n    """\n'
+    "    return max(w, 0) * h\n"
     f"{F}\nOK",
     "marks": f"[PYTHON]\n{RIGHT}\n[/PYTHON]\n[DONE]",
     "tags": f"<code>\n{RIGHT}\n</code>",
     "end of text": f"{RIGHT}\n<|im_end|>",
     "prose like code": f"for a rectangle this is easy\nif w is negative, 0\n\n{RIGHT}\n\nwith this we are done",
     "output in a block": f"{RIGHT}\n\nIt prints\n{F}\n6\n{F}\n",
-    "helper elsewhere": f"{F}python\nimport math\ndef side(w):\n    return math.fabs(max(w, 0))\n{F}\nthen\n{F}python\ndef area(w, h):\n"
+    "helper elsewhere": f"{F}python\nimport math\ndef side(w):\n    return math.fabs(max(w, 0))\n{F}\nthen\n"
+    f"{F}python\ndef area(w, h):\n"
     f"    return side(w) * h\n{F}",
 }
 

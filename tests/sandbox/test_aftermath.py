@@ -208,8 +208,8 @@ open("/tmp/up", "w")"""
 
 def _background(box: Box, source: str) -> None:
     """Starts a Python program and waits until it has made /tmp/up."""
-    box.exec(["sh", "-c", 'echo "$1" > /tmp/program.py', "sh", source])
-    box.shell().run("python3 /tmp/program.py > /dev/null 2>&1 & until test -e /tmp/up; do sleep 0.02; done")
+    box.exec(["sh", "-c", "cat > /tmp/program.py"], stdin=source)
+    box.shell().run("python3 /tmp/program.py > /dev/null 2>&1 & until test -e /tmp/up; do sleep 0.02; done", timeout=3.0)
 
 
 def test_trusted_commands_reach_servers(sealed: Sandbox) -> None:

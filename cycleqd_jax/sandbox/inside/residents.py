@@ -61,7 +61,7 @@ class Server:
     def ask(self, line: bytes, timeout: float) -> dict:
         """Sends a line and returns the answer as ``{"line": …}``, or ``{"killed": reason}`` if there is none."""
         box, end = self.box, time.monotonic() + timeout
-        refill_cpu(box.proc, self.pid, box.limits["cpu_s"])
+        refill_cpu(box.proc, box.setup.creator, self.pid, box.limits["cpu_s"])
         todo, reply = memoryview(line + b"\n"), bytearray()
         while not reply.endswith(b"\n"):
             poll = select.poll()
@@ -155,7 +155,7 @@ class Shell:
         todo = memoryview(self.unread + f"{command}\n".encode("utf-8", "replace"))
         queue = [memoryview(self.markers[-1])]
         output, marker = Output(self.stdout, box.limits["output_bytes"]), Output(self.marker, 1 << 16)
-        refill_cpu(box.proc, self.pid, box.limits["cpu_s"])
+        refill_cpu(box.proc, box.setup.creator, self.pid, box.limits["cpu_s"])
         end, why, code = begin + timeout, "", None
         while not why and code is None and self.pid not in box.dead:
             if not todo and queue and not _waiting(self.stdin):

@@ -79,11 +79,17 @@ def _open(proc: int | None, path: str) -> BinaryIO:
     return open(os.open(path if proc is not None else f"/proc/{path}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb")
 
 
-def refill_cpu(proc: int | None, pid: int, seconds: float) -> None:
-    """Raises the CPU limit of a long-lived process to ``seconds`` more than it has used."""
+def refill_cpu(proc: int | None, creator: int, pid: int, seconds: float) -> None:
+    """Raises the CPU limit of a long-lived process to ``seconds`` more than it has used, as the creator of its namespace."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         with _open(proc, f"{pid}/stat") as file:
             fields = file.read().rsplit(b")", 1)[1].split()
         used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        _, hard = resource.prlimit(pid, resource.RLIMIT_CPU)
-        resource.prlimit(pid, resource.RLIMIT_CPU, (math.ceil(used + seconds), hard))
+        if creator:
+            os.seteuid(creator)
+        try:
+            _, hard = resource.prlimit(pid, resource.RLIMIT_CPU)
+            resource.prlimit(pid, resource.RLIMIT_CPU, (math.ceil(used + seconds), hard))
+        finally:
+            if creator:
+                os.seteuid(0)

@@ -17,8 +17,9 @@ reach a network (abstract and vsock sockets included), signal or trace anything 
 box, exceed its limits of time, memory, processes, disk and output, or report a result that it did not have. It cannot turn its
 own fault into an error of the sandbox: a box in which nothing starts any more, or which no longer answers, is ``Killed``.
 
-A command whose result decides a score must run with ``trusted=True``. Earlier commands in the box may have replaced programs of
-the system; a trusted command in such a box is ``Killed``.
+A command whose result decides a score must run with ``trusted=True``. It sees a copy of the files, in a PID namespace that the
+programs of the box do not see (``inside/snapshot.py``). If earlier commands have replaced programs of the system since
+:meth:`Box.seal`, a trusted command is ``Killed``.
 
 Not guaranteed:
 
@@ -26,9 +27,9 @@ Not guaranteed:
 * CPU time and memory bandwidth are shared, so a program can measure the load of the machine and of its caches. /proc shows the
   load, memory and CPU model. /usr is that of the host. In boxes without a root file system (``rootfs``, see
   :func:`build_rootfs`), the world-readable files of /etc are those of the host too.
-* Memory is measured every 50 ms, so a box may exceed its limit for that long. Kernel buffers of open pipes and sockets (at most
-  hundreds of megabytes, with 256 descriptors per process) are limited only by the number of descriptors. Each execution may
-  take ``memory_mb + disk_mb``.
+* Memory is measured every 50 ms, so a box may exceed its limit for that long. Kernel buffers of sockets are estimated from
+  their number; those of pipes are limited only by the number of descriptors. Each execution may take ``memory_mb + disk_mb``,
+  and a trusted command ``disk_mb`` more.
 * A program controls its own output. A task must not treat printed text as proof that a test passed.
 * A trusted command that runs or reads what users wrote (their scripts, /etc/passwd, programs that the system did not have) can
   be deceived by it.

@@ -8,7 +8,13 @@ __all__ = ["Completed", "InfraError", "Isolation", "Killed", "Limits"]
 
 
 class InfraError(RuntimeError):
-    """The sandbox does not work. This is no result of the program that was to run, so it must never become a score."""
+    """The sandbox, or a server that a task needs, does not work. It must never become a score.
+
+    The only causes are faults outside of boxes, and each is checked from outside: an isolation that does not work here, a fork
+    server that has ended or does not answer, a supervisor that cannot make a new box (no memory, no disk), an engine or a
+    database server that does not answer to its administrator. Nothing that a program in a box prints, raises, ends or fills
+    is such a fault.
+    """
 
 
 class Killed(RuntimeError):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import select
 import shlex
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from typing import IO
 
 from .base import Completed, InfraError, Killed, Limits
@@ -119,7 +121,14 @@ class DockerBox:
             raise InfraError(f"expected Docker to start a container of {docker.image}, got {text!r}; check the engine")
 
     def exec(
-        self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
+        self,
+        argv: list[str],
+        *,
+        stdin: str = "",
+        cwd: str = "/",
+        timeout: float | None = None,
+        trusted: bool = False,
+        allowed: Mapping[str, str] | None = None,
     ) -> Completed:
         """Runs one command. The exit code is 127 if there is no such program.
 
@@ -129,6 +138,7 @@ class DockerBox:
             cwd: working directory.
             timeout: seconds; by default ``limits.wall_s``.
             trusted: has no effect here: changes to the container's programs cannot be detected.
+            allowed: has no effect here.
 
         Raises:
             Killed: if the container has ended.
@@ -158,6 +168,13 @@ class DockerBox:
                 self.close()
                 raise Killed("a program ended the box")
             return _completed(data, None if why == "time" else -9 if why else code, why, seconds, self.limits)
+
+    def seal(self) -> None:
+        """Does nothing: changes to the container's programs cannot be detected."""
+
+    def changes(self) -> dict[str, str]:
+        """An empty dictionary: changes to the container's programs cannot be detected."""
+        return {}
 
     def shell(self) -> DockerShell:
         """An interactive login shell. It starts with its first command."""
@@ -231,10 +248,13 @@ class DockerShell:
     def __init__(self, box: DockerBox) -> None:
         self._box = box
         self._process: subprocess.Popen[bytes] | None = None
-        self._dead = False
+        self._busy = False  # whether an earlier command has not ended in time
+        self._markers: list[bytes] = []
 
     def run(self, code: str, timeout: float | None = None) -> Completed:
         """Types ``code`` and returns the output of the shell and its programs, and the last exit code.
+
+        After a timeout, the command goes on and the next one is typed all the same, see :class:`~cycleqd_jax.sandbox.Shell`.
 
         Args:
             code: one or more lines of bash.
@@ -245,8 +265,6 @@ class DockerShell:
             InfraError: if Docker does not work.
         """
         box = self._box
-        if self._dead:
-            return Completed("the shell has ended: an earlier command took too long\n", None, True, False, 0.0)
         timeout = timeout or box.limits.wall_s
         with box._lock, box._turn:
             box._refuse_closed()
@@ -258,22 +276,32 @@ class DockerShell:
                     if box._runs():
                         box.close()
                     raise Killed(f"the shell does not start: {greeting.output[-500:]}")
-            return self._type(f"eval {shlex.quote(code.replace(chr(0), ''))}", timeout)
+            code = code.replace("\0", "")
+            return self._type(code if self._busy else f"eval {shlex.quote(code)}", timeout)
 
     def _type(self, command: str, timeout: float) -> Completed:
         box, process, begin = self._box, self._process, time.monotonic()
         assert process is not None
         token = secrets.token_hex(8)
         # A command that reads its input receives the next line that is typed, and then waits until its timeout.
-        typed = f"{command}\nprintf '\\n{token} %d\\n' $?\n".encode("utf-8", "replace")
+        marker = f"printf '\\n{token} %d\\n' $?\n"
+        typed = f"{command}\n{marker}".encode("utf-8", "replace")
         data, why = _exchange(process, typed, timeout, box.limits.output_bytes, until=token.encode())
         seconds = time.monotonic() - begin
         head, found, tail = data.rpartition(f"\n{token} ".encode())
-        if found and not why:
-            return _completed(head, int(tail.split()[0]), "", seconds, box.limits)
+        exit_code = re.match(rb"[0-9]{1,3}\s", tail)
+        self._busy = why == "time"
+        self._markers.append(f"\n{token} ".encode())
+        if self._busy or (found and not why and exit_code is not None):
+            head = data if self._busy else head
+            for mark in self._markers:  # of earlier commands that ended later, or read by a program
+                head = re.sub(re.escape(mark) + rb"[0-9]{1,3}\n", b"", head)
+                head = head.replace(f"printf '\\n{mark.decode().strip()} %d\\n' $?\n".encode(), b"")
+            code = None if exit_code is None or self._busy else int(exit_code.group())
+            return _completed(head, code, why, seconds, box.limits)
         box._end(process, wait=0.0 if why else 2.0)
-        self._process, self._dead = None, why == "time"
-        code = None if why == "time" else -9 if why else process.returncode
+        self._process, self._markers = None, []
+        code = -9 if why else process.returncode
         if code and not why and not box._runs():
             box.close()
             raise Killed("a program ended the box")

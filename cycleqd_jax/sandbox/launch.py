@@ -28,7 +28,8 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
     ("/tmp", "/dev/shm"),
 )
-_FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "timezone")
+_PYTHON = "/opt/python/bin"  # where programs find the command python
+_FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "timezone", "services", "protocols")
 
 DESCRIPTIONS = {
     "bwrap": (
@@ -114,6 +115,8 @@ def _plan(name: str, new_user: bool, library: str, tree: Path | None = None) -> 
             binds.append((path, path))
     binds += [(f"/etc/{name}", f"/etc/{name}") for name in _FROM_ETC if os.path.exists(f"/etc/{name}")]
     masks = _masks([target for _, target in binds])
+    binds += [(str(path), f"/etc/{path.name}") for path in sorted((_INSIDE / "etc").iterdir())]
+    links += [(_executable(), f"{_PYTHON}/{name}") for name in ("python", "python3")]
     binds += [("/etc", "/fs/etc"), (str(_INSIDE), f"{_LIBRARY}/inside")]
     if tree is not None:
         binds.append((str(tree), _ROOTFS))
@@ -125,7 +128,7 @@ def _plan(name: str, new_user: bool, library: str, tree: Path | None = None) -> 
         "library": library,
         "binds": binds,
         "links": links,
-        "folders": [*parents, "/proc", "/dev", "/tmp", "/fs/box", "/fs/usr", "/fs/skeleton"],
+        "folders": [*parents, "/opt", "/opt/python", _PYTHON, "/proc", "/dev", "/tmp", "/fs/box", "/fs/usr", "/fs/skeleton"],
         "devices": [path for path in _DEVICES if os.path.exists(path)],
         "masks": masks,
         "writable": ["/fs/skeleton"],

@@ -8,6 +8,7 @@ import itertools
 import json
 import socket
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,6 +196,13 @@ class Sandbox:
                     self._replace(worker)
                 elif message["kind"] == "python":  # sessions and boxes have not run anything yet
                     raise Killed("a program ended the box") from error
+            except Killed as error:
+                if channel is not None:
+                    channel.close()
+                if worker.answers():
+                    raise
+                reason = str(error)
+                self._replace(worker)
         raise InfraError(f"expected a working sandbox, got {reason} even after a restart; {ADVICE}")
 
     def _current(self) -> Worker:
@@ -236,12 +244,11 @@ class _Resident:
             with self._sandbox._turn:
                 try:
                     return ask(self._channel, message, timeout + _GRACE_SECONDS)
-                except Killed:
+                except (Killed, EOFError, OSError) as error:
                     self.close()
-                    raise
-                except (EOFError, OSError) as error:
-                    self._channel.close()
-                    if self._worker.answers():  # only this box has ended or hangs
+                    if self._worker.answers():  # only this box has failed, has ended or hangs
+                        if isinstance(error, Killed):
+                            raise
                         raise Killed("a program ended the box") from error
                     self._sandbox._replace(self._worker)
                     raise InfraError(f"expected a working sandbox, got {error or type(error).__name__}; {ADVICE}") from error
@@ -265,7 +272,7 @@ class Session(_Resident):
         answer = self._ask({"line": json.dumps(obj), "timeout": timeout}, timeout)
         try:
             return json.loads(answer["line"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.close()
             raise Killed(f"the server did not answer with JSON: {answer['line'][:200]!r}") from error
 
@@ -278,13 +285,21 @@ class Box(_Resident):
         self._shells = itertools.count()
 
     def exec(
-        self, argv: list[str], *, stdin: str = "", cwd: str = "/", timeout: float | None = None, trusted: bool = False
+        self,
+        argv: list[str],
+        *,
+        stdin: str = "",
+        cwd: str = "/",
+        timeout: float | None = None,
+        trusted: bool = False,
+        allowed: Mapping[str, str] | None = None,
     ) -> Completed:
         """Runs one command. The exit code is 127 if there is no such program.
 
-        A trusted command checks the work of earlier, untrusted commands. While it runs, all other processes of the box are
-        stopped, and Python does not load modules of users. If a program, library or setting of the system has changed since the
-        box was made, the command is refused. Under the isolation ``none``, it is an ordinary command.
+        A trusted command checks the work of earlier, untrusted commands. It sees a copy of the files, and the processes of the
+        box can neither see nor signal it; their servers answer. Python does not load modules of users. If a program, library or
+        setting of the system has changed since :meth:`seal`, the command is refused. What it writes is seen by the trusted
+        commands that follow directly. Under the isolation ``none``, it is an ordinary command.
 
         Args:
             argv: the program (looked up in PATH) and its arguments.
@@ -292,6 +307,7 @@ class Box(_Resident):
             cwd: working directory.
             timeout: seconds; by default ``limits.wall_s``.
             trusted: whether this is a trusted command.
+            allowed: changes that a trusted command accepts, as :meth:`changes` returns them.
 
         Raises:
             Killed: if earlier commands have ended the box, keep programs from starting, or have changed the system that a
@@ -300,7 +316,32 @@ class Box(_Resident):
         """
         timeout = timeout or self.limits.wall_s
         message = {"do": "exec", "argv": list(argv), "stdin": stdin, "cwd": cwd, "timeout": timeout, "trusted": trusted}
+        message["allowed"] = dict(allowed or {})
         return Completed(**self._ask(message, timeout))
+
+    def seal(self) -> None:
+        """Ends the preparation of the box: changes to programs are measured from here, not from the start of the box.
+
+        Raises:
+            Killed: if earlier commands have ended the box.
+            InfraError: if the sandbox does not work.
+        """
+        self._ask({"do": "seal"}, self.limits.wall_s)
+
+    def changes(self) -> dict[str, str]:
+        """The programs, libraries and settings that have changed since :meth:`seal`, or since the box was made.
+
+        A change after which a file has the same content and can still be read and executed does not count. Under the isolation
+        ``none``, changes are not known.
+
+        Returns:
+            For each path ``"new"``, ``"removed"``, ``"content"`` or ``"mode"``; at most 2,000.
+
+        Raises:
+            Killed: if earlier commands have ended the box.
+            InfraError: if the sandbox does not work.
+        """
+        return self._ask({"do": "changes"}, self.limits.wall_s)["changes"]
 
     def shell(self) -> Shell:
         """An interactive login shell. It starts with its first command."""
@@ -310,13 +351,13 @@ class Box(_Resident):
 class Shell:
     """An interactive login shell (``bash --login --noediting``): folder, variables and ``su`` persist between commands.
 
-    Commands are typed. A program that reads its input waits for the next typed line, so it runs into its timeout. After
-    ``exit``, the next command starts a new login shell in the same box. After a timeout, the shell cannot be used again.
+    Commands are typed. After a timeout, the command goes on, and the next one is typed all the same, as in a terminal: a
+    program that is running may read it as its input, or else the shell executes it later. Output that arrives late is part of
+    the next result. After ``exit``, the next command starts a new login shell in the same box.
     """
 
     def __init__(self, box: Box, number: int) -> None:
         self._box, self._number = box, number
-        self._dead = False
 
     def run(self, code: str, timeout: float | None = None) -> Completed:
         """Types ``code`` and returns the output of the terminal, without prompt and echo, and the last exit code.
@@ -329,10 +370,6 @@ class Shell:
             Killed: if earlier commands have ended the box or keep the shell from starting.
             InfraError: if the sandbox does not work.
         """
-        if self._dead:
-            return Completed("the shell has ended: an earlier command took too long\n", None, True, False, 0.0)
         timeout = timeout or self._box.limits.wall_s
         message = {"do": "shell", "shell": self._number, "code": code, "timeout": timeout}
-        done = Completed(**self._box._ask(message, timeout + 10.0))
-        self._dead = done.timed_out
-        return done
+        return Completed(**self._box._ask(message, timeout + 10.0))

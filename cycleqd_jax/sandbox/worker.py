@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 from .base import InfraError, Killed
 from .inside import frames
+from .inside.folders import remove_tree
 from .launch import Launch
 
 __all__ = ["ADVICE", "Worker", "ask"]
@@ -130,7 +130,7 @@ def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int, 
     if process.stderr is not None:
         process.stderr.close()
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
 
 
 def _stderr_of(process: subprocess.Popen[bytes]) -> str:

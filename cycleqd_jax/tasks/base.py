@@ -18,7 +18,7 @@ from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
-__all__ = ["RecordTask", "Solution", "clean_text", "fixed_replies", "play_solution", "system_message"]
+__all__ = ["RecordTask", "Solution", "clean_text", "fixed_replies", "play_solution", "system_message", "unprepared"]
 
 R = TypeVar("R")
 
@@ -27,7 +27,7 @@ Solution = Generator[str, str, None]
 the problem."""
 
 # Part of every fingerprint. Raise it with each change of prompts, parsing, verdicts or demonstrations.
-_VERSION = 4
+_VERSION = 5
 
 
 class RecordTask(abc.ABC, Generic[R]):
@@ -230,6 +230,11 @@ def fixed_replies(*replies: str) -> Solution:
 def clean_text(reply: str) -> str:
     """A reply that can be encoded and passed to a process: lone surrogates are replaced, NUL characters removed."""
     return reply.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
+
+
+def unprepared(record_id: str, reason: str) -> Score:
+    """The score of all replies to a record whose own preparation fails. This is a fault of the data, not an ``InfraError``."""
+    return Score(0.0, f"the record {record_id} can't be prepared: {reason}; correct or remove the record")
 
 
 def system_message(prompt: str | None) -> list[Message]:

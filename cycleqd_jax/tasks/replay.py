@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.tasks.base import RecordTask, Solution, play_solution
 from cycleqd_jax.types import SPLITS, Score, Split
 
@@ -49,6 +50,8 @@ def replay_solutions(
     Returns:
         One replay per record, in the order of the data.
 
+    A record whose episode raises any other error than ``InfraError`` has failed; the other records are played all the same.
+
     Raises:
         InfraError: the sandbox, or a server that the task needs, is broken.
     """
@@ -70,18 +73,27 @@ def replay_solutions(
     return replays
 
 
+def _play(task: RecordTask[Any], record: Any, solution: Solution) -> Score:
+    environment = task.environment(record)
+    try:
+        return play_solution(environment, solution)[1] or Score(0.0, "the solution ended before the episode")
+    finally:
+        environment.close()
+
+
 def _replay(task: RecordTask[Any], record_id: str, record: Any, solutions: Iterable[Solution]) -> Replay:
     start = time.monotonic()
     best = Score(-1.0, "there is no gold solution")
-    for solution in solutions:
-        solution_start = time.monotonic()
-        environment = task.environment(record)
-        try:
-            score = play_solution(environment, solution)[1] or Score(0.0, "the solution ended before the episode")
-        finally:
-            environment.close()
-        if score.value > best.value:
-            best = score
-        if best.value == 1.0:
-            return Replay(record_id, best, time.monotonic() - solution_start)
+    try:
+        for solution in solutions:
+            solution_start = time.monotonic()
+            score = _play(task, record, solution)
+            if score.value > best.value:
+                best = score
+            if best.value == 1.0:
+                return Replay(record_id, best, time.monotonic() - solution_start)
+    except InfraError:
+        raise
+    except Exception as error:  # the record, or the code of a task outside this package
+        best = Score(0.0, f"the episode raised {type(error).__name__}: {error}")
     return Replay(record_id, dataclasses.replace(best, value=max(best.value, 0.0)), time.monotonic() - start)

@@ -81,6 +81,16 @@ def test_signals_to_every_new_process(sealed: Sandbox, number: int) -> None:
         assert neighbour.exec(["true"]).ok
 
 
+@pytest.mark.parametrize("text", ["{'9' * 6000}", "{'x' * 6000}", "-1", "07 7", "\\xff"])
+def test_what_a_command_writes_on_the_markers_pipe_is_no_fault_of_the_sandbox(sealed: Sandbox, text: str) -> None:
+    word = eval(f"f{text!r}")
+    with sealed.box() as box:
+        shell = box.shell()
+        shell.run("true")
+        shell.run(f"read -r l; t=${{l#*\\'}}; t=${{t%% *}}; printf '%s %b\\n' \"$t\" '{word}' >&8", timeout=1.0)
+        assert box.exec(["true"]).ok
+
+
 def test_trusted_commands_are_commands(sandbox: Sandbox) -> None:
     with sandbox.box() as box:
         code = "import json, os, sys; print(sys.argv[1:], input(), os.getcwd())"
@@ -175,3 +185,118 @@ def test_changes_by_a_trusted_command_are_detected(sealed: Sandbox) -> None:
         _run(box, f"{_FAKE}; printf '#!/bin/sh\\ncp /tmp/fake /usr/local/bin/grep' > /root/mine; chmod +x /root/mine")
         with pytest.raises(Killed, match="grep was changed"):
             box.exec(["bash", "-c", "/root/mine; grep -q secret /etc/passwd"], trusted=True)
+
+
+# ------------------------------------------------------------------------------------------------ trusted commands
+
+_CLIENT = """
+import socket, sys
+for family, address in ((socket.AF_INET, ("127.0.0.1", 8765)), (socket.AF_UNIX, "/run/answers")):
+    with socket.socket(family) as client:
+        client.connect(address)
+        print(client.recv(9).decode())"""
+_SERVER = """
+import os, socket, threading
+def serve(server, word):
+    while True: server.accept()[0].sendall(word)
+unix = socket.socket(socket.AF_UNIX); unix.bind("/run/answers"); unix.listen()
+tcp = socket.create_server(("127.0.0.1", 8765))
+threading.Thread(target=serve, args=(unix, b"unix")).start()
+if os.fork() == 0: serve(tcp, b"tcp")
+open("/tmp/up", "w")"""
+
+
+def _background(box: Box, source: str) -> None:
+    """Starts a Python program and waits until it has made /tmp/up."""
+    box.exec(["sh", "-c", "cat > /tmp/program.py"], stdin=source)
+    box.shell().run("python3 /tmp/program.py > /dev/null 2>&1 & until test -e /tmp/up; do sleep 0.02; done", timeout=3.0)
+
+
+def test_trusted_commands_reach_servers(sealed: Sandbox) -> None:
+    with sealed.box() as box:
+        _background(box, _SERVER)
+        assert box.exec(["python3", "-c", _CLIENT], trusted=True).output == "tcp\nunix\n"
+
+
+def test_trusted_commands_see_processes_by_their_numbers(sealed: Sandbox) -> None:
+    with sealed.box() as box:
+        box.shell().run("sleep 300 & echo $! > /tmp/pid")
+        check = "kill -0 $(cat /tmp/pid) && tr '\\0' ' ' < /proc/$(cat /tmp/pid)/cmdline && pgrep -xc sleep && cat <(echo end)"
+        assert box.exec(["bash", "-c", check], trusted=True).output == "sleep 300 1\nend\n"
+
+
+def test_trusted_commands_share_a_copy_of_the_files(sealed: Sandbox) -> None:
+    with sealed.box() as box:
+        script = """
+        mkdir -p /root/a/b; echo one > /root/a/b/f; ln /root/a/b/f /root/hard; ln -s b /root/a/s; mkfifo /root/p
+        rm -r /var/tmp; rm /etc/hostname; chmod 640 /root/hard; truncate -s 10M /root/sparse; touch -d 2001-02-03 /root/old"""
+        box.exec(["sh", "-c", script])
+        look = (
+            "cd /root; cat a/s/f; stat -c '%h %a' hard; find . -type p; test ! -e /var/tmp -a ! -e /etc/hostname && echo gone"
+        )
+        look += "; stat -c '%s %b' sparse; date -r old +%F; echo 1 > mark"
+        expected = "one\n2 640\n./p\ngone\n10485760 0\n2001-02-03\n"
+        assert box.exec(["sh", "-c", look], trusted=True).output == expected
+        assert box.exec(["cat", "/root/mark"], trusted=True).output == "1\n"
+        assert not box.exec(["test", "-e", "/root/mark"]).ok
+        assert not box.exec(["test", "-e", "/root/mark"], trusted=True).ok
+
+
+# Each runs beside a check for a file that is not there, which only a forged or killed program can pass.
+_MEANWHILE = {
+    "reverted": "os.rename('/tmp/fake', FAKE); time.sleep(0.001); os.rename(FAKE, '/tmp/fake')",
+    "files": "open('/root/wanted', 'w'); os.unlink('/root/wanted')",
+    "signals": "[os.kill(pid, 9) for pid in range(os.getpid() + 1, os.getpid() + 60) if alive(pid)]",
+    "everyone": "os.kill(-1, 9)",
+    "proc": "[os.kill(int(p), 9) for p in os.listdir('/proc') if p.isdigit() and int(p) > os.getpid()]",
+    "stopped": "[os.kill(int(p), 19) for p in os.listdir('/proc') if p.isdigit() and int(p) > os.getpid()]",
+}
+
+
+@pytest.mark.parametrize("name", _MEANWHILE)
+def test_nothing_acts_on_a_trusted_command(sealed: Sandbox, name: str) -> None:
+    source = f"""
+import os, time
+FAKE = "/usr/local/bin/grep"
+def alive(pid):
+    try: os.kill(pid, 0)
+    except OSError: return False
+    return True
+open("/tmp/fake", "w").write("#!/bin/sh\\nexit 0\\n"); os.chmod("/tmp/fake", 0o755)
+open("/tmp/up", "w")
+while True:
+    try: {_MEANWHILE[name]}
+    except (OSError, ValueError): pass"""
+    check = "for i in 1 2 3 4 5 6 7 8; do test ! -e /root/wanted || exit 8; echo no | grep -q yes && exit 9; sleep 0.05; done"
+    check += "; exit 5"
+    with sealed.box() as box:
+        _background(box, source)
+        try:
+            code = box.exec(["bash", "-c", check], trusted=True).exit_code
+        except Killed:
+            return  # the copy was made at a moment of tampering
+        assert code in (5, 8)
+
+
+def test_trusted_commands_start_programs_when_no_more_may_start(sealed: Sandbox) -> None:
+    source = "import os, time\nopen('/tmp/up', 'w')\nwhile True:\n    try:\n        if os.fork() == 0: time.sleep(60)\n"
+    source += "    except OSError: time.sleep(0.1)"
+    with sealed.box(limits=Limits(wall_s=10.0, processes=16)) as box:
+        _background(box, source)
+        time.sleep(0.5)
+        assert box.exec(["bash", "-c", "echo $(echo $(echo deep))"], trusted=True).output == "deep\n"
+
+
+def test_changes_are_measured_from_the_seal(sealed: Sandbox) -> None:
+    with sealed.box() as box:
+        box.exec(["sh", "-c", "cp /usr/bin/tee /usr/local/bin/tee; echo /opt/x > /etc/ld.so.conf.d/x.conf"])
+        assert set(box.changes()) == {"/usr/local/bin/tee", "/etc/ld.so.conf.d/x.conf"}
+        box.seal()
+        assert box.changes() == {}
+        assert box.exec(["true"], trusted=True).ok
+        box.exec(["sh", "-c", "rm /usr/local/bin/tee; echo >> /etc/ld.so.conf.d/x.conf; cp /usr/bin/tee /usr/local/bin/cat"])
+        changes = {"/usr/local/bin/tee": "removed", "/etc/ld.so.conf.d/x.conf": "content", "/usr/local/bin/cat": "new"}
+        assert box.changes() == changes
+        assert box.exec(["true"], trusted=True, allowed=changes).ok
+        with pytest.raises(Killed, match=r"x\.conf was changed"):
+            box.exec(["true"], trusted=True, allowed=changes | {"/etc/ld.so.conf.d/x.conf": "new"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cycleqd_jax.sandbox import Completed, Killed, Limits, Sandbox, detect
+from cycleqd_jax.sandbox.inside.folders import remove_tree
 
 ECHO = """
 import json, sys
@@ -188,11 +190,20 @@ def test_shell_ends_and_begins_anew(sandbox: Sandbox) -> None:
         shell = box.shell()
         assert shell.run("X=1; exit 7").exit_code == 7
         assert shell.run("echo [$X]").output == "[]\n"
-        assert shell.run("sleep 60", timeout=0.3).timed_out
-        later = shell.run("echo hi")
-        assert (later.timed_out, later.ok) == (True, False)
         assert box.shell().run("echo hi").output == "hi\n"
         assert box.shell().run("cat", timeout=0.3).timed_out
+
+
+def test_a_shell_goes_on_after_a_timeout(sandbox: Sandbox) -> None:
+    with sandbox.box() as box:
+        shell = box.shell()
+        slow = shell.run("echo begun; sleep 1; echo late", timeout=0.4)
+        assert (slow.output, slow.timed_out, slow.exit_code) == ("begun\n", True, None)
+        assert shell.run("echo next").output == "late\nnext\n"
+        assert shell.run("cat", timeout=0.4).output == ""
+        asked = shell.run("to the program", timeout=0.4)
+        assert (asked.output, asked.timed_out) == ("to the program\n", True)
+        assert box.exec(["true"]).ok
 
 
 def test_many_at_once(sandbox: Sandbox) -> None:
@@ -231,3 +242,28 @@ def test_limits_are_positive(field: str) -> None:
     zero = 0.0 if field in ("wall_s", "cpu_s") else 0
     with pytest.raises(ValueError, match=field):
         Limits(**{field: zero})
+
+
+def test_deep_folders_are_removed(tmp_path) -> None:
+    with Sandbox("none", workers=2) as sandbox:
+        source = "import os\nos.chdir(os.environ['HOME'])\nfor n in range(3000): os.mkdir('d'); os.chdir('d')\n"
+        source += "open('f', 'w')\nos.chmod('.', 0)"
+        assert sandbox.run_python(source).ok
+        with sandbox.box() as box:
+            box.exec(["sh", "-c", "echo kept > mine"])
+            assert sandbox.run_python(source).ok
+            assert box.exec(["cat", "mine"]).output == "kept\n"
+        folder = sandbox._worker._finalizer.peek()[2][3]
+    assert not os.path.exists(folder)
+
+
+def test_remove_tree_follows_no_links(tmp_path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    tree = tmp_path / "tree" / "a" / "b"
+    tree.mkdir(parents=True)
+    (tree / "link").symlink_to(kept)
+    (tree / "locked").mkdir(mode=0)
+    remove_tree(str(tmp_path / "tree"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "kept"]

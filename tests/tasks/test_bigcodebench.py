@@ -76,6 +76,7 @@ def test_reasons(task):
     assert verdict(task, "def task_func(n):\n  while 1: pass").reason == "timed out"
 
 
+_E = "class E(str):\n  __eq__ = lambda s, o: True\n  __ne__ = lambda s, o: False\n  __len__ = lambda s: 5\n  __hash__ = None\n"
 FORGERIES = {
     "constant": "def task_func(n): return 0",
     "exit": "exit(0)",
@@ -83,6 +84,15 @@ FORGERIES = {
         "class E(str):\n  __eq__ = lambda s, o: True\n  __hash__ = str.__hash__\ndef task_func(n):\n"
         "  random.randint(0, 1), random.randint(0, 1)\n  return E(json.dumps([0] * n))"
     ),
+    "object": _E + "class C:\n  def __call__(self, n): return E()\ntask_func = C()",
+    "cached": "import functools\n" + _E + "@functools.lru_cache(None)\ndef task_func(n): return E()",
+    "partial": "import functools\n" + _E + "task_func = functools.partial(lambda a, n: E(), 1)",
+    "class": _E + "class task_func(E):\n  def __init__(self, n): pass",
+    "method": _E + "class C:\n  def m(self, n): return [E()]\ntask_func = C().m",
+    "lambda": _E + "task_func = lambda n: {'a': E()}",
+    "generator": _E
+    + "class G(list):\n  __iter__ = lambda s: iter([E()])\n  __len__ = lambda s: 5\n  __getitem__ = lambda s, i: E()\n"
+    "def task_func(n): return G()",
     "any": "from unittest.mock import ANY\ndef task_func(n): return ANY",
     "other tests": "import unittest\nunittest.TestCase.run = lambda *a, **k: None\ndef task_func(n): return 0",
     "other asserts": (
@@ -110,6 +120,35 @@ def test_forgeries_do_not_pass(task, name):
     score = verdict(task, FORGERIES[name])
     assert score.value == 0.0
     assert score.reason
+
+
+@pytest.mark.parametrize(
+    "shape", ["task_func = functools.lru_cache(None)(task_func)", "task_func = functools.partial(task_func)"]
+)
+def test_other_callables_pass(task, shape):
+    assert verdict(task, f"{GOLD}\nimport functools\n{shape}") == Score(1.0, "passed")
+
+
+@pytest.mark.parametrize("route", ["next(task_func(5))", "asyncio.run(task_func(5))", "task_func(5).value", "task_func(5)[0]"])
+def test_operands_of_the_tests_are_checked(write, sandbox, route):
+    shapes = {
+        "next(": "def task_func(n): yield E()",
+        "async": "async def task_func(n): return E()",
+        "task_func(5).": "class C:\n  value = E()\ndef task_func(n): return C()",
+        "task_func(5)[": "class C:\n  def __getitem__(s, i): return E()\ndef task_func(n): return C()",
+    }
+    code = next(code for begin, code in shapes.items() if route.startswith(begin))
+    test = "import asyncio, unittest\nclass TestCases(unittest.TestCase):\n"
+    test += f"  def test_one(self): self.assertEqual({route}, 26)\n  def test_two(self): self.assertTrue({route} == 26)\n"
+    files = {"train": write(LETTERS | {"test": test}), "test": write(OTHER, name="t.jsonl")}
+    score = verdict(make("bigcodebench", **files, sandbox=sandbox), _E + code)
+    assert score.value == 0.0
+    assert "0 of 2 tests passed" in score.reason
+    assert "Forged" in score.reason
+
+
+def test_future_imports_after_the_problem(task):
+    assert verdict(task, f"from __future__ import annotations\n{GOLD}") == Score(1.0, "passed")
 
 
 @pytest.mark.parametrize(

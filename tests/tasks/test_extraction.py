@@ -17,7 +17,7 @@ from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
         ("```\nx = 1\n```", "x = 1\n"),
         ("text\n```python\nx = 1", "x = 1"),
         ("x = 1\n```", "x = 1\n"),
-        ("x = 1\n```\nexplained", "explained"),
+        ("x = 1\n```\nexplained", "x = 1\n"),
         ("def f():\n    return 1", "def f():\n    return 1"),
         ("Here it is:\n\nimport re\ndef f(): pass", "import re\ndef f(): pass"),
         ("I can not do that.", ""),
@@ -98,3 +98,96 @@ def test_odd_programs_are_quick_and_no_error(piece):
     began = time.monotonic()
     only_program(piece * (150_000 // len(piece)), "f")
     assert time.monotonic() - began < 20
+
+
+# ------------------------------------------------------------------------------------------------ which block
+
+RIGHT = "def area(w, h):\n    if w < 0:\n        return 0\n    return w * h"
+F = "```"
+REPLIES = {
+    "draft in thoughts": f"<think>\nPerhaps\n{F}python\ndef area(w, h): return w\n{F}\n</think>\nSo:\n{F}python\n{RIGHT}\n{F}",
+    "thoughts without a beginning": f"with w first, h next\n</think>\n\n{RIGHT}",
+    "thoughts of another name": f"<reasoning>\ndef area(w, h): return 1\n</reasoning>\n{F}\n{RIGHT}\n{F}",
+    "all in the thoughts": f"<think>\n{F}python\n{RIGHT}\n{F}\n</think>\nDone.",
+    "head quoted": f"The task is\n{F}python\ndef area(w, h):\n    '''The area.'''\n    ...\n{F}\nMine:\n{F}python\n{RIGHT}\n"
+    f"{F}",
+    "head quoted last": f"{F}python\n{RIGHT}\n{F}\nIts head:\n{F}python\ndef area(w, h):\n    raise NotImplementedError\n{F}",
+    "head without a body": f"{F}\ndef area(w, h):\n{F}\nbecomes\n{F}\n{RIGHT}\n{F}",
+    "correction": f"{F}python\ndef area(w, h):\n    return w + h\n{F}\nOops, that is wrong. The corrected version:\n{F}python\n"
+    f"{RIGHT}\n{F}",
+    "shorter correction": f"{F}python\ndef area(w, h):\n    x = w\n    y = h\n    return x + y\n{F}\nWait.\n{F}python\n"
+    f"def area(w, h): return max(w, 0) * h\n{F}",
+    "mistake shown last": f"{F}python\n{RIGHT}\n{F}\nA common mistake is\n{F}python\ndef area(w, h):\n    return w + h\n{F}",
+    "use shown last": f"{F}python\n{RIGHT}\n{F}\nUse it:\n{F}python\nprint(area(2, 3))\n{F}",
+    "output shown": f"{F}Python 3\n{RIGHT}\n{F}\n{F}output\n6\n{F}",
+    "tildes": f"~~~python\n{RIGHT}\n~~~",
+    "four backquotes": f"{F}`python\n{RIGHT}\n{F}`",
+    "braces": f"{F}{{.python}}\n{RIGHT}\n{F}",
+    "python3.11": f"{F}python3.11\n{RIGHT}\n{F}",
+    "quotation": "\n".join(f"> {line}" for line in f"{F}python\n{RIGHT}\n{F}".split("\n")),
+    "item of a list": "2) " + f"{F}py\n{RIGHT}\n{F}".replace("\n", "\n   "),
+    "began inside": f"{RIGHT}\n{F}\nThat was it.\n",
+    "never closed": f"Sure:\n{F}python\n{RIGHT}",
+    "fences in the docstring": f'{F}python\ndef area(w, h):\n    """Area.\n\n{F}python\narea(1, 2)\n{F}\n    """\n'
+    "    return max(w, 0) * h\n"
+    f"{F}\nOK",
+    "marks": f"[PYTHON]\n{RIGHT}\n[/PYTHON]\n[DONE]",
+    "tags": f"<code>\n{RIGHT}\n</code>",
+    "end of text": f"{RIGHT}\n<|im_end|>",
+    "prose like code": f"for a rectangle this is easy\nif w is negative, 0\n\n{RIGHT}\n\nwith this we are done",
+    "output in a block": f"{RIGHT}\n\nIt prints\n{F}\n6\n{F}\n",
+    "helper elsewhere": f"{F}python\nimport math\ndef side(w):\n    return math.fabs(max(w, 0))\n{F}\nthen\n"
+    f"{F}python\ndef area(w, h):\n"
+    f"    return side(w) * h\n{F}",
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_the_block_that_solves_the_problem(name):
+    space: dict = {}
+    exec(only_program(extract_code(REPLIES[name], ("area",)), "area"), space)
+    assert [space["area"](*sides) for sides in ((2, 3), (-1, 3))] == [6, 0]
+
+
+# ------------------------------------------------------------------------------------------------ what is reached
+
+REACHED = {
+    "alias": "say = print\ndef f(n):\n    say and 0\n    return n + 1",
+    "table of functions": "steps = {'p': print, 'next': lambda n: n + 1}\ndef f(n): return steps['next'](n)",
+    "under a condition": "import sys\nif sys.version_info > (3,):\n    def f(n): return f(0) + n if n else 1\nelse:\n"
+    "    f = None",
+    "attribute": "def f(n):\n    f.seen.add(n)\n    return n + f.step\nf.step = 1\nf.seen = set()",
+    "table that a function fills": "table = []\ndef fill(k):\n    for i in range(k): table.append(i + 1)\nfill(50)\n"
+    "def f(n): return table[n]",
+    "table that a loop fills": "table = {}\nfor i in range(50):\n    table[i] = i + 1\ndef f(n): return table[n]",
+    "table that is changed": "table = [0] * 50\ntable[0] = 1\ntable.sort()\ndef f(n): return n + table[-1]",
+    "global variable": "count = 0\ndef up():\n    global count\n    count = 1\nup()\ndef f(n): return n + count",
+    "fallback of an import": "try:\n    import nothing_like_this as m\nexcept ImportError:\n    print('no')\n    m = None\n"
+    "def f(n): return n + (m is None)",
+    "decorator": "def plus(g):\n    return lambda n: g(n) + 1\n@plus\ndef f(n): return n",
+    "default": "ONE = 1\ndef f(n, one=ONE): return n + one",
+    "class": "class A:\n    one = 1\nclass B(A):\n    pass\ndef f(n): return n + B.one",
+    "annotation": "from typing import List\ndef f(n: List[int]) -> List[int]: return n + 1",
+    "names at run time": "def g(n): return n + 1\ndef f(n): return globals()['g'](n)",
+    "wrapped later": "import functools\ndef f(n): return n + 1\nf = functools.lru_cache(None)(f)\nf.cache_clear()",
+    "star": "from math import *\ndef f(n): return n + floor(1.5)",
+    "future": "'''A program.'''\nx = 1\nfrom __future__ import annotations\ndef f(n: Unknown): return n + 1",
+    "main": "def f(n): return n + 1\ndef main():\n    print(f(int(input())))\nmain()",
+    "main by another way": "def f(n): return n + 1\ndef solve():\n    return f(int(input()))\nfor _ in range(int(input())):\n"
+    "    solve()",
+    "ends": "import sys, os\ndef f(n): return n + 1\nsys.exit(f(1))\nexit()\nquit()\nraise SystemExit",
+    "tests": "import unittest\ndef f(n): return n + 1\nclass T(unittest.TestCase):\n    pass\nunittest.main()",
+    "local name of an example": "def f(n):\n    result = n + 1\n    return result\nresult = f('text')\nassert result == 7",
+    "missing module": "import no_such_module\ndef f(n): return n + 1",
+    "left over": "def f(n): return n + 1\n[DONE]\n</s>",
+    "asserts first": "assert 1 == 2\ndef f(n): return n + 1",
+    "guard": "def f(n): return n + 1\nif __name__ == '__main__' or True and __name__:\n    f(input())",
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_what_the_function_reaches_is_kept_and_the_rest_is_not(name, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: 1 / 0)
+    space: dict = {"__name__": "__main__"}
+    exec(compile(only_program(REACHED[name], "f"), "program", "exec", dont_inherit=True), space)
+    assert [space["f"](n) for n in (4, 0)] == [5, 1]

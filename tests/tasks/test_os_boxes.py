@@ -87,7 +87,7 @@ LOAD = {
     "check": [None, {"builtin": "integer-match"}, ["python", "import os; assert len(os.listdir('/root/d')) == 3"]],
     "example_script": ["bash", "ls /root/d | wc -l"],
 }
-HANGS = LOAD | {"id": "hangs", "example_script": ["bash", "sleep 100"]}
+HANGS = LOAD | {"id": "hangs", "check": [["bash", "test -e /nowhere"]], "example_script": ["bash", "sleep 100"]}
 
 
 def load(write, sandbox: Sandbox, episodes: int) -> float:

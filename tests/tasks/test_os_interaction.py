@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
 
-from cycleqd_jax.sandbox import Box, Completed, InfraError
 from cycleqd_jax.tasks.os_interaction import task as os_task
 from cycleqd_jax.tasks.os_interaction.checks import same_size
 from cycleqd_jax.tasks.os_interaction.prompts import PREFIX
 from cycleqd_jax.tasks.os_interaction.replies import Act, parse_act
+from cycleqd_jax.tasks.replay import replay_solutions
 from cycleqd_jax.types import InputError, Score
 
-from .helpers import FakeSandbox, make, play_replies, solution_scores
+from .helpers import make, play_replies, solution_scores
 
 INIT = [["bash", "mkdir -p ~/docs\nprintf '%s\\n' one two three > ~/docs/list.txt"]]
 COUNT = {
@@ -170,6 +171,42 @@ def test_replaced_programs_pass_no_check(write, sandbox, name, language):
     assert score.reason.startswith("killed: ")
 
 
+DEMANDED = {
+    "undo init": (
+        ["chmod 4755 /usr/bin/env", "cp /usr/bin/tee /usr/local/sbin/tee"],
+        "rm /usr/local/sbin/tee",
+        "test ! -e /usr/local/sbin/tee",
+    ),
+    "permissions": ([], "chmod 4755 /usr/bin/env; chmod 2755 /usr/bin/tee", "test -u /usr/bin/env && test -g /usr/bin/tee"),
+    "disable": ([], "chmod 600 /usr/bin/env", "test ! -x /usr/bin/env"),
+    "shadow": (
+        [],
+        "printf '#!/bin/sh\\necho 7\\n' > /usr/local/bin/nl; chmod 755 /usr/local/bin/nl",
+        "test $(/usr/local/bin/nl) = 7",
+    ),
+    "settings": ([], "echo /opt/lib > /etc/ld.so.conf.d/x.conf", "grep -q /opt/lib /etc/ld.so.conf.d/x.conf"),
+}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="without root on the host, programs cannot be changed in place")
+@pytest.mark.parametrize("name", DEMANDED)
+def test_changes_that_the_problem_makes_or_demands_are_no_tampering(write, sandbox, name):
+    init, gold, check = DEMANDED[name]
+    record = STATE | {
+        "init_script": [["bash", code] for code in init],
+        "check": [["bash", check]],
+        "example_script": ["bash", gold],
+    }
+    task = make("os_interaction", train=write(record), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, memo=False)
+    assert play_replies(task, [bash(gold), FINISH])[-1] == Score(1.0, "passed")
+    assert play_replies(task, [FINISH])[-1].value == 0.0
+    attacked = play_replies(task, [bash("cp /bin/true /tmp/b; mv -f /tmp/b /usr/bin/bash"), FINISH])[-1]
+    assert attacked.reason == "killed: /usr/bin/bash was changed"
+    if name == "permissions":  # the gold command changes permissions, not contents
+        other = play_replies(task, [bash(f"{gold}; cp /bin/true /tmp/b; mv -f /tmp/b /usr/bin/env"), FINISH])[-1]
+        assert other.reason == "killed: /usr/bin/env was changed"
+
+
 def test_the_shell_persists_and_boxes_do_not(task):
     first, second = play_replies(task, [bash("cd /tmp; x=5; touch here"), bash("pwd; echo $x; ls")])
     assert first == "The output of the OS is empty."
@@ -232,32 +269,37 @@ def test_a_check_that_hangs_is_a_wrong_answer(write, sandbox, monkeypatch):
     assert len(task.memo) == 0
 
 
-def test_an_init_script_that_hangs_is_no_score(write):
-    class HangingBox(Box):
-        def __init__(self):
-            self.closed = False
+@pytest.mark.parametrize("field", ["init_script", "start"])
+def test_a_record_that_is_slow_to_prepare_is_at_fault_itself(write, sandbox, monkeypatch, field):
+    monkeypatch.setattr(os_task, "_SETUP_SECONDS", 1.0)
+    slow = ["bash", "sleep 30"]
+    record = COUNT | {"id": "slow", field: [slow] if field == "init_script" else slow}
+    task = make("os_interaction", train=write(record, STATE), test=write(MATCH, name="t.jsonl"), sandbox=sandbox)
+    (score,) = play_replies(task, ["Act: answer(3)"])
+    assert score.value == 0.0
+    assert score.reason.startswith("the record slow can't be prepared: 'sleep 30' took longer than 1 s")
+    assert len(task.memo) == 0
+    slow_one, good, *_ = replay_solutions(task)
+    assert (slow_one.id, slow_one.score) == ("slow", score)
+    assert good.score.value == 1.0
 
-        def exec(self, argv, **_):
-            return Completed("", None, True, False, 60.0)
 
-        def shell(self):
-            return self
+def test_an_init_script_that_breaks_its_box_is_a_fault_of_the_record(write, sandbox):
+    record = COUNT | {"id": "broken", "init_script": [["bash", "mv /usr/bin/bash /usr/bin/bash2; rm -f /bin/bash"]] * 2}
+    record["start"] = ["bash", "kill -9 $$"]
+    task = make("os_interaction", train=write(record), test=write(MATCH, name="t.jsonl"), sandbox=sandbox)
+    assert play_replies(task, [bash("true"), FINISH])[-1].value == 0.0
 
-        def run(self, code, **_):
-            return Completed("", 0, False, False, 0.0)
 
-        def close(self):
-            self.closed = True
-
-    class Hanging(FakeSandbox):
-        def box(self, **_):
-            return box
-
-    box = HangingBox()
-    task = make("os_interaction", train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=Hanging(), memo=False)
-    with pytest.raises(InfraError, match="expected a script that prepares a problem to end within 60 s, got a timeout"):
-        play_replies(task, [FINISH])
-    assert box.closed
+def test_a_command_that_takes_too_long_shows_what_it_has_printed(write, sandbox):
+    task = make("os_interaction", train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
+    replies = [bash("echo begun; sleep 1.5; echo late"), bash("echo next"), bash("read word"), "Act: answer(3)"]
+    begun, late, empty, score = play_replies(task, replies)
+    assert begun == "The output of the OS:\n\nbegun"
+    assert late == "The output of the OS:\n\nlate\nnext"
+    assert empty == "The output of the OS is empty."
+    assert score.value == 1.0
+    assert len(task.memo) == 0
 
 
 # ------------------------------------------------------------------------------------------------ prompts, records

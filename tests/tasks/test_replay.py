@@ -43,3 +43,18 @@ def test_a_broken_sandbox_ends_the_replay(task, monkeypatch):
     monkeypatch.setattr(task, "environment", broken)
     with pytest.raises(InfraError, match="no namespaces"):
         replay_solutions(task)
+
+
+def test_an_episode_that_raises_is_a_failure_of_its_record(task, monkeypatch):
+    environment, first = task.environment, task.records["train"][0]
+
+    def broken(record):
+        if record is first:
+            raise KeyError("column")
+        return environment(record)
+
+    monkeypatch.setattr(task, "environment", broken)
+    failed, *others = replay_solutions(task)
+    assert failed.id == task.rows["train"][0].id
+    assert (failed.score.value, failed.score.reason) == (0.0, "the episode raised KeyError: 'column'")
+    assert {replay.score.value for replay in others} == {1.0}

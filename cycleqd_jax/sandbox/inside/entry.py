@@ -16,6 +16,7 @@ from .residents import BASH_FD
 __all__ = ["Entry", "write_maps"]
 
 _OPEN_FILES = 256
+_STACK = 8 << 20
 _SYNC_FD = 10
 _SECONDS = 10.0  # for the few system calls between the fork and the program
 
@@ -46,11 +47,16 @@ class Entry:
         proc: a descriptor of a writable /proc; None for the isolation "none".
         owner: user id, in this namespace, of the root user of the box.
         id_map: the line of the uid_map and gid_map of the box.
+        creator: a user id that no other box uses, to which the kernel charges quotas; 0 if there are no free ids.
     """
 
-    def __init__(self, kind: str, limits: dict, env: dict[str, str], proc: int | None, owner: int, id_map: str) -> None:
+    def __init__(
+        self, kind: str, limits: dict, env: dict[str, str], proc: int | None, owner: int, id_map: str, creator: int = 0
+    ) -> None:
         self.is_box, self.long_lived = kind == "box", kind != "python"
         self.limits, self.env, self.proc, self.owner, self.id_map = limits, env, proc, owner, id_map
+        self.creator = creator
+        self.mounts: int | None = None  # the mount namespace of the next process, if it is not that of the supervisor
         self.userns: int | None = None
 
     def start(self, action: Callable[[], None], streams: tuple[int, int, int], cwd: str, marker: int = -1) -> int:
@@ -71,7 +77,7 @@ class Entry:
                     if here.recv(1) == b"u":
                         write_maps(self.proc, pid, self.id_map)
                         if self.is_box:
-                            self.userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                            self.userns = os.open(f"{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
                     here.send(b"g")
                 message = here.recv(4096)
             if message:
@@ -89,6 +95,8 @@ class Entry:
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             os.setsid()
+            if self.mounts is not None:
+                linux.setns(self.mounts, linux.CLONE_NEWNS)
             if self.proc is not None:
                 self._enter_user_namespace(sync)
             # Copied above all descriptors in use first, so that none is overwritten before it has been copied.
@@ -122,6 +130,9 @@ class Entry:
 
     def _enter_user_namespace(self, sync: socket.socket) -> None:
         if self.userns is None:
+            # The kernel charges quotas of a user namespace (inotify, POSIX timers) to its creator, so each box has its own.
+            if self.owner and self.creator:
+                os.setresuid(-1, self.creator, 0)
             linux.unshare(linux.CLONE_NEWUSER)
             sync.send(b"u")
         else:
@@ -142,9 +153,13 @@ class Entry:
             (resource.RLIMIT_FSIZE, disk, disk),
             (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
             (resource.RLIMIT_CORE, 0, 0),
+            # Deep recursion of programs needs a large stack; other programs take the limit as the size of each thread's stack.
+            (resource.RLIMIT_STACK, _STACK if self.is_box else max(_STACK, memory // 2), resource.RLIM_INFINITY),
         ]
         if self.proc is not None:
-            values.append((resource.RLIMIT_NPROC, limits["processes"], limits["processes"]))
+            # A trusted command can start processes even if the others have used up the limit.
+            processes = limits["processes"] * (1 if self.mounts is None else 2)
+            values.append((resource.RLIMIT_NPROC, processes, processes))
         for what, soft, hard in values:
             _, most = resource.getrlimit(what)
             if most != resource.RLIM_INFINITY:

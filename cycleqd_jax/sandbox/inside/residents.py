@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import select
 import shlex
 import signal
@@ -22,6 +23,7 @@ __all__ = ["BASH_FD", "Server", "Shell", "execute"]
 _REPLY = 16  # the longest answer of a server, in output limits
 BASH_FD = 9  # the pipe for markers, as bash inherits it; bash hides this descriptor from its children
 _MARKER_FD = 8  # the same pipe opened again, which the children of bash inherit
+_EXIT_CODE = re.compile("[0-9]{1,3}")
 _QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
 _WATCH_SECONDS = 0.05
 
@@ -32,6 +34,7 @@ class Box(Protocol):
     channel: socket.socket
     wake: socket.socket
     setup: Any
+    proc: int | None
     limits: dict
     used: bool
     dead: dict[int, tuple[int, float]]
@@ -58,7 +61,7 @@ class Server:
     def ask(self, line: bytes, timeout: float) -> dict:
         """Sends a line and returns the answer as ``{"line": …}``, or ``{"killed": reason}`` if there is none."""
         box, end = self.box, time.monotonic() + timeout
-        refill_cpu(self.pid, box.limits["cpu_s"])
+        refill_cpu(box.proc, box.setup.creator, self.pid, box.limits["cpu_s"])
         todo, reply = memoryview(line + b"\n"), bytearray()
         while not reply.endswith(b"\n"):
             poll = select.poll()
@@ -113,6 +116,9 @@ class Shell:
     def __init__(self, box: Box) -> None:
         self.box = box
         self.pid = -1
+        self.busy = False  # whether an earlier command has not ended in time
+        self.unread = b""  # what the program in the foreground has not read yet
+        self.markers: list[bytes] = []
 
     def run(self, code: str, timeout: float) -> dict:
         """Types one command and waits until it has ended."""
@@ -123,7 +129,9 @@ class Shell:
             if greeting["exit_code"] != 0:
                 raise OSError(f"the shell does not start: {greeting['output'][-500:]}")
             self.box.used = True
-        result = self._type(f"eval {shlex.quote(code.replace(chr(0), ''))}", timeout)
+        code = code.replace("\0", "")
+        # A busy shell may not be the reader, so it gets the lines as they are, like a terminal.
+        result = self._type(code if self.busy else f"eval {shlex.quote(code)}", timeout)
         result["seconds"] = time.monotonic() - begin
         return result
 
@@ -143,10 +151,11 @@ class Shell:
         box, begin = self.box, time.monotonic()
         token = os.urandom(8).hex()
         # The marker is sent after the shell has read the command, so that after `su`, the new shell reads the marker.
-        marker_command = f"printf '{token} %d\\n' $? 2>/dev/null >&{_MARKER_FD}\n".encode()
-        todo, queue = memoryview(f"{command}\n".encode("utf-8", "replace")), [memoryview(marker_command)]
+        self.markers.append(f"printf '{token} %d\\n' $? 2>/dev/null >&{_MARKER_FD}\n".encode())
+        todo = memoryview(self.unread + f"{command}\n".encode("utf-8", "replace"))
+        queue = [memoryview(self.markers[-1])]
         output, marker = Output(self.stdout, box.limits["output_bytes"]), Output(self.marker, 1 << 16)
-        refill_cpu(self.pid, box.limits["cpu_s"])
+        refill_cpu(box.proc, box.setup.creator, self.pid, box.limits["cpu_s"])
         end, why, code = begin + timeout, "", None
         while not why and code is None and self.pid not in box.dead:
             if not todo and queue and not _waiting(self.stdin):
@@ -163,21 +172,24 @@ class Shell:
                 why = ""
             for line in marker.data.decode("ascii", "replace").splitlines():
                 word, _, number = line.partition(" ")
-                if word == token and number.isdigit():
+                if word == token and _EXIT_CODE.fullmatch(number):
                     code = int(number)
         seconds = time.monotonic() - begin
-        if code is None:
+        self.busy, self.unread = why == "time", bytes(todo)
+        ended = code is None and not self.busy
+        if ended:
             box.finish(self.pid)
-            status = box.dead.pop(self.pid)[0]
-            code = None if why == "time" else os.waitstatus_to_exitcode(status)
-            output.drain()
+            code = os.waitstatus_to_exitcode(box.dead.pop(self.pid)[0])
+        output.drain()
+        for text in self.markers:  # a program that reads the terminal may have printed them
+            output.data = output.data.replace(text, b"")
+        if not self.busy:
+            self.markers = []
+        if ended:
             for fd in (self.stdin, self.stdout, self.marker):
                 os.close(fd)
-            self.pid = -1
-            output.data = output.data.replace(marker_command, b"")  # a program that reads the terminal may have printed it
-        else:
-            output.drain()
-        return output.result(code, why == "time", seconds)
+            self.pid, self.unread = -1, b""
+        return output.result(code, self.busy, seconds)
 
 
 def execute(argv: list[str]) -> None:

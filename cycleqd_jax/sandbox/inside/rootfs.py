@@ -13,14 +13,17 @@ import shutil
 import stat
 
 from . import linux
-from .guard import Guard
+from .guard import Guard, open_folder
+from .layers import copy_layer
 
-__all__ = ["ETC", "FS", "SKELETON", "build_skeleton", "enter_outer", "mount_box", "mount_program"]
+__all__ = ["ETC", "FS", "SKELETON", "build_skeleton", "enter_box", "enter_outer", "mount_copy"]
+__all__ += ["mount_inner_proc", "mount_layers", "mount_program"]
 
 FS = "/fs"  # mount points that the fork server and its supervisors use
 ETC = "/fs/etc"  # the host's /etc, until the skeleton has been made from it
 SKELETON = "/fs/skeleton"
 _BOX = "/fs/box"
+_COPY = f"{_BOX}/copy"  # what a trusted command sees
 _USR = "/fs/usr"
 _TREE = "/fs/rootfs"  # exists if boxes show a root file system instead of the host
 
@@ -64,32 +67,82 @@ def mount_program(owner: int, disk_mb: int) -> int:
     return proc
 
 
-def mount_box(owner: int, disk_mb: int) -> tuple[int, Guard]:
-    """Makes ``/`` of this mount namespace a throwaway Linux: the skeleton and /usr below one tmpfs.
+def mount_layers(owner: int, disk_mb: int) -> int:
+    """Mounts the ``/`` of a box in this mount namespace, without entering it: the skeleton and /usr below one tmpfs.
 
     Returns:
-        A descriptor of a writable /proc that is hidden from the box, and the guard over the layers.
+        A descriptor of a writable /proc that is hidden from the box.
     """
     proc = _writable_proc()
     linux.mount("tmpfs", _BOX, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb, "755"))
-    root = f"{_BOX}/root"
+    os.mkdir(_COPY, 0o700)
+    _make_layers(_BOX, owner)
+    _mount_view(_BOX, owner)
+    return proc
+
+
+def mount_inner_proc() -> None:
+    """Mounts the /proc of the PID namespace of this process in the box."""
+    _mount_proc(f"{_BOX}/root/proc")
+
+
+def enter_box() -> Guard:
+    """Makes the mounted box the ``/`` of this mount namespace, and returns the guard over its layers."""
+    uppers = _open_uppers(_BOX)
+    lowers = [[open_folder(path) for path in paths] for paths in ((SKELETON,), _lowers())]
+    linux.pivot_root(f"{_BOX}/root")
+    return Guard([open_folder("/"), open_folder("/usr")], uppers, lowers)
+
+
+def mount_copy(owner: int, disk_mb: int) -> list[int]:
+    """Makes a copy of the box the ``/`` of this mount namespace, which has the mounts of :func:`mount_layers`.
+
+    Returns:
+        The copies of ``/`` and ``/usr``, and their upper layers, as open folders.
+    """
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount("tmpfs", _COPY, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb + 8, "755"))
+    _make_layers(_COPY, owner)
+    uppers = _open_uppers(_COPY)
+    sockets = [
+        f"{where}/{path}"
+        for where, source, target in zip(("", "/usr"), _open_uppers(_BOX), uppers, strict=True)
+        for path in copy_layer(source, target)
+    ]
+    _mount_view(_COPY, owner)
+    _mount_proc(f"{_COPY}/root/proc")
+    for path in sockets:  # so that the servers behind them answer
+        with contextlib.suppress(OSError):
+            linux.mount(f"{_BOX}/root{path}", f"{_COPY}/root{path}", None, linux.MS_BIND)
+    linux.pivot_root(f"{_COPY}/root")
+    return [open_folder("/"), open_folder("/usr"), *uppers]
+
+
+def _make_layers(base: str, owner: int) -> None:
     for name in ("root", "upper", "work", "usr", "usr-work"):
-        os.mkdir(f"{_BOX}/{name}")
+        os.mkdir(f"{base}/{name}")
     for name in ("upper", "usr"):  # the top folder of the upper layer gives the owner of the visible one
-        os.chown(f"{_BOX}/{name}", owner, owner)
+        os.chown(f"{base}/{name}", owner, owner)
+
+
+def _open_uppers(base: str) -> list[int]:
+    return [open_folder(f"{base}/{name}") for name in ("upper", "usr")]
+
+
+def _lowers() -> tuple[str, str]:
+    """The layers of /usr below the upper one."""
+    return f"{SKELETON}/usr", next(path for path in (_USR, f"{_TREE}/usr", "/usr") if os.path.isdir(f"{path}/bin"))
+
+
+def _mount_view(base: str, owner: int) -> None:
     # Without root on the host, the overlay cannot use trusted extended attributes, so it uses user attributes.
-    notes = "" if owner else ",userxattr"
-    _overlay(root, SKELETON, f"{_BOX}/upper", f"{_BOX}/work", notes)
-    lowers = (f"{SKELETON}/usr", next(path for path in (_USR, f"{_TREE}/usr", "/usr") if os.path.isdir(f"{path}/bin")))
-    _overlay(f"{root}/usr", ":".join(lowers), f"{_BOX}/usr", f"{_BOX}/usr-work", notes)
-    guard = Guard((f"{_BOX}/upper", SKELETON), (f"{_BOX}/usr", *lowers))
+    notes, root = "" if owner else ",userxattr", f"{base}/root"
+    _overlay(root, SKELETON, f"{base}/upper", f"{base}/work", notes)
+    _overlay(f"{root}/usr", ":".join(_lowers()), f"{base}/usr", f"{base}/usr-work", notes)
     linux.mount("/dev", f"{root}/dev", None, linux.MS_BIND | linux.MS_REC)
     for name in () if os.path.isdir(_TREE) else _SYSTEM:
         if not os.path.islink(f"/{name}") and os.path.isdir(f"/{name}"):
             linux.mount(f"/{name}", f"{root}/{name}", None, linux.MS_BIND)
-    _mount_proc(f"{root}/proc")
-    linux.pivot_root(root)
-    return proc, guard
 
 
 def _overlay(target: str, lower: str, upper: str, work: str, notes: str) -> None:

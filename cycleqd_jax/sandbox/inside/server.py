@@ -9,24 +9,31 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
+import secrets
 import select
-import shutil
 import signal
 import socket
 import sys
+import threading
 
 from . import entry, frames, linux, program, rootfs, supervisor
+from .folders import remove_tree
 
 __all__ = ["main"]
 
 # First user id of boxes and number of ids. If root has all ids, they are far from those in use. Otherwise (in a container with
 # 65,536 ids), they are the upper half.
 _BOX_IDS = ((1_610_612_736, 65_536), (32_768, 32_768))
+_LAST_ID = 4_000_000_000
+_STACK_ROOM = 4 << 30
+_THREAD_STACK = 8 << 20
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 
 
 def main() -> None:
     """Serves the control socket on descriptor 0 until its other end is closed or the host process has ended."""
+    _make_room_for_stacks()
     control = socket.socket(fileno=os.dup(0))
     watched = socket.recv_fds(control, 1, 1)[1]
     plan = frames.recv(control)
@@ -56,12 +63,24 @@ def main() -> None:
         os._exit(0)
 
 
+def _make_room_for_stacks() -> None:
+    """Starts this program anew with a higher limit: the kernel reserves addresses for the stack when a program starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = _STACK_ROOM if hard == resource.RLIM_INFINITY else min(hard, _STACK_ROOM)
+    if soft != resource.RLIM_INFINITY and soft < wanted and sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    threading.stack_size(_THREAD_STACK)  # else threads would get stacks as large as the limit
+
+
 class _Setup(supervisor.Setup):
     """The environment of this fork server."""
 
     def __init__(self, plan: dict) -> None:
         self.isolated = plan["isolation"] != "none"
-        self.owner, self.id_map = 0, "0 0 1"
+        self.owner, self.id_map, self.creator = 0, "0 0 1", 0
+        self._creators = (0, 0)
         self.folder = plan["folder"]
         self.has_skeleton = False
         if not self.isolated:
@@ -69,13 +88,23 @@ class _Setup(supervisor.Setup):
         if not plan["new_user"]:
             self.owner, count = _free_ids()
             self.id_map = f"0 {self.owner} {count}"
+            if self.owner == _BOX_IDS[0][0]:  # far from all other ids; fork servers begin at different ones
+                first = self.owner + count
+                self._creators = first, _LAST_ID - first
+                self.creator = first + secrets.randbelow(_LAST_ID - first)
         for path in plan["devices"]:  # programs write to devices, so bubblewrap's --remount-ro would be too strict
             linux.read_only(path)
         os.umask(0o022)
 
     def close(self) -> None:
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_tree(self.folder)
+
+    def next_box(self) -> None:
+        """Chooses another creator for the next box."""
+        first, count = self._creators
+        if count:
+            self.creator = first + (self.creator - first + 1) % count
 
     def make_skeleton(self) -> None:
         if self.has_skeleton or not self.isolated:
@@ -161,6 +190,7 @@ def _serve(control: socket.socket, watched: list[int], setup: _Setup) -> None:
             try:
                 if data == b"b":
                     setup.make_skeleton()
+                setup.next_box()
                 if setup.isolated:
                     linux.unshare(linux.CLONE_NEWPID)
                 if os.fork() == 0:

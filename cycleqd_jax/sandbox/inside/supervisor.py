@@ -11,7 +11,6 @@ import gc
 import io
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -21,16 +20,18 @@ from collections.abc import Callable, Iterator
 
 from . import frames, linux, program, rootfs
 from .entry import Entry
+from .folders import remove_tree
 from .guard import Guard, isolate
 from .output import Gone, Output
 from .residents import Server, Shell, execute
+from .snapshot import Inner, Snapshot
 from .usage import exceeds
 
 __all__ = ["Box", "Setup", "main"]
 
 _NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PROGRAM_ENV = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8"}
+_PROGRAM_ENV = {"PATH": f"/opt/python/bin:{_PATH}", "HOME": "/tmp", "LANG": "C.UTF-8"}
 _BOX_ENV = {
     "PATH": _PATH,
     "HOME": "/root",
@@ -52,12 +53,14 @@ class Setup:
         isolated: false for the isolation "none".
         owner: user id, in this namespace, of the root user of boxes.
         id_map: the line of the uid_map and gid_map of boxes.
+        creator: a user id of the next box alone; 0 if there are no free ids.
         folder: the parent of temporary folders, for the isolation "none".
     """
 
     isolated: bool
     owner: int
     id_map: str
+    creator: int
     folder: str | None
 
 
@@ -74,15 +77,18 @@ def main(channel: socket.socket, setup: Setup) -> None:
         except Gone:
             raise
         except Exception as error:
-            # If a program has run in the box, the program may be the cause, so this is no fault of the sandbox.
-            fault = "killed" if isinstance(error, OSError) and box is not None and box.used else "infra"
-            frames.send(channel, {fault: str(error) or repr(error)})
+            # If a program has run in the box, the program may be the cause of any error. The host process checks from outside
+            # whether the sandbox works.
+            fault = "killed" if box is not None and box.used else "infra"
+            frames.send(channel, {fault: (str(error) or repr(error))[:1000]})
     except (Gone, EOFError, OSError):
         pass
     finally:
-        if box is not None:
-            box.end()
-        os._exit(0)
+        try:
+            if box is not None:
+                box.end()
+        finally:
+            os._exit(0)  # never return into the code of the fork server, whatever the error
 
 
 class Box:
@@ -103,6 +109,9 @@ class Box:
         self.used = False  # whether a requested program has started
         self.living: set[int] = set()
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
+        self.allowed: dict[str, str] = {}
+        self.inner: Inner | None = None
+        self.snapshot: Snapshot | None = None
         self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
         self.next_watch = time.monotonic() + _WATCH_SECONDS
@@ -115,7 +124,7 @@ class Box:
         signal.signal(signal.SIGCHLD, _nothing)
         signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         self.proc, self.guard = self._prepare()
-        self.entry = Entry(request["kind"], self.limits, self.env, self.proc, setup.owner, setup.id_map)
+        self.entry = Entry(request["kind"], self.limits, self.env, self.proc, setup.owner, setup.id_map, setup.creator)
 
     def _prepare(self) -> tuple[int | None, Guard | None]:
         if not self.setup.isolated:
@@ -132,10 +141,15 @@ class Box:
         linux.sethostname("box")
         if not self.is_box:
             return rootfs.mount_program(self.setup.owner, self.limits["disk_mb"]), None
-        mounted = rootfs.mount_box(self.setup.owner, self.limits["disk_mb"])
+        proc = rootfs.mount_layers(self.setup.owner, self.limits["disk_mb"])
+        self.outside = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        self.inner = Inner(proc, rootfs.mount_inner_proc)
+        guard = rootfs.enter_box()
         sys.path.clear()  # never import a file that a program wrote
         sys.meta_path.clear()
-        return mounted
+        return proc, guard
 
     # ----------------------------------------------------------------------------------------------------------------
     # Requests of the host process
@@ -174,10 +188,19 @@ class Box:
         while True:
             request = self.next_request()
             timeout = request.get("timeout") or self.limits["wall_s"]
+            if not request.get("trusted"):
+                self.give_up_snapshot()
             if request["do"] == "exec":
                 cwd = self.folder if not self.setup.isolated and request["cwd"] == "/" else request["cwd"]
+                self.allowed = request.get("allowed", {})
                 run = self.execute_trusted if request["trusted"] else self.execute_command
                 result = run(request["argv"], request["stdin"], cwd, timeout)
+            elif request["do"] == "seal":
+                if self.guard is not None:
+                    self.guard.seal()
+                result = {}
+            elif request["do"] == "changes":
+                result = {"changes": {} if self.guard is None else self.guard.changes()}
             else:
                 number = request["shell"]
                 if number not in self.shells:
@@ -209,23 +232,40 @@ class Box:
         return self.execute(lambda: execute(argv), stdin, cwd, wall)
 
     def execute_trusted(self, argv: list[str], stdin: str, cwd: str, wall: float) -> dict:
-        """Runs a trusted command while all other processes are stopped.
+        """Runs a trusted command on a copy of the files, where the programs of the box do not see it.
+
+        Consecutive trusted commands share one copy.
 
         Raises:
-            OSError: if a program, library or setting of the system was changed.
+            OSError: if a program, library or setting of the system was changed, or the files can't be copied.
         """
-        if self.guard is None:
+        if self.guard is None or self.inner is None:
             return self.execute_command(argv, stdin, cwd, wall)
-        self.signal_all(signal.SIGSTOP)
-        # Checked twice: the command itself may run programs of users, which may change the system.
-        changed = self.guard.tampered()
-        if not changed:
-            result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
-            changed = self.guard.tampered()
-        if changed:
-            raise OSError(f"{changed} was changed")
-        self.signal_all(signal.SIGCONT)
+        with self.inner.left():
+            if self.snapshot is None:
+                self.snapshot = Snapshot(self.outside, self.setup.owner, self.limits["disk_mb"], self.guard)
+            # Checked twice: the command itself may run programs of users, which may change the system.
+            self.refuse_changes(self.snapshot.guard)
+            self.entry.mounts = self.snapshot.mounts
+            try:
+                result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
+            finally:
+                self.entry.mounts = None
+            self.refuse_changes(self.snapshot.guard)
         return result
+
+    def give_up_snapshot(self) -> None:
+        """Other commands may change the files."""
+        if self.snapshot is not None:
+            self.snapshot.close()
+            self.snapshot = None
+
+    def refuse_changes(self, guard: Guard) -> None:
+        """Raises OSError if a program, library or setting of the system was changed, except as the request allows."""
+        for path, kind in guard.changes().items():
+            allowed = self.allowed.get(path)
+            if kind != allowed and not (kind == "mode" and allowed == "content"):
+                raise OSError(f"{path} was changed")
 
     def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
         """Runs one process until it ends or reaches a limit."""
@@ -310,7 +350,9 @@ class Box:
         """Whether all processes together use too much memory, or are too many."""
         if not self.setup.isolated:
             return False
-        return exceeds(self.limits["processes"], self.limits["memory_mb"])
+        assert self.proc is not None
+        own = {"1"} if self.inner is None else {"1", str(self.inner.pid)}
+        return exceeds(self.proc, own, self.limits["processes"], self.limits["memory_mb"])
 
     def finish(self, pid: int) -> None:
         """Kills a process if it is running, and waits for its end.
@@ -335,6 +377,9 @@ class Box:
 
     def signal_all(self, number: int) -> None:
         """Sends a signal to all processes of the box."""
+        if self.inner is not None:
+            self.inner.signal_all(number)
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, number)
 
@@ -359,7 +404,7 @@ class Box:
         """Ends all processes and removes the temporary folder, without isolation. With isolation, the kernel does it."""
         if not self.setup.isolated:
             self.kill_all()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_tree(self.folder)
 
 
 def _give_up(number: int, frame: object) -> None:

@@ -8,6 +8,7 @@ import warnings
 from typing import Any, Literal
 
 from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
+from cycleqd_jax.tasks.coding.reach import future_first
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
@@ -107,7 +108,7 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
     def judge(self, record: BigCodeBenchRecord, code: str) -> tuple[Score, bool]:
         """Runs the program and the test class in one process."""
         job = {
-            "code": f"{record.head.rstrip()}\n    pass\n{code}",
+            "code": future_first(f"{record.head.rstrip()}\n    pass\n{code}"),
             "tests": record.test,
             "name": record.name,
             "case": _CASE,

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from cycleqd_jax.tasks.coding.blocks import LONGEST_PROGRAM, Block, blocks, code_regions, leading_tree, without_thoughts
+from cycleqd_jax.tasks.coding.reach import future_first, reached
 
 __all__ = ["LONGEST_PROGRAM", "extract_code", "may_vary", "only_program"]
 
-LONGEST_PROGRAM = 200_000
-"""Number of characters of the longest program that is executed."""
-
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
-_CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
+_LONGEST_REPLY = 2 * LONGEST_PROGRAM
 # Random numbers, clocks, other processes and the hash seed: verdicts on such programs are not cached.
 _VARYING = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b")
-_MOST_CUTS = 20
-# Top-level statements that use one of these names are examples of use.
-_EXAMPLE_NAMES = frozenset(("print", "input", "__name__", "unittest", "doctest"))
+# What the line before a block says about it.
+_BAD = re.compile(r"\b(mistakes?|wrong|incorrect|naive|buggy|avoid|don't|do not|fails?|not work)\b", re.IGNORECASE)
+_GOOD = re.compile(
+    r"\b(correct(?:ed|ion)?|fix(?:ed)?|final|instead|better|improved|solution|right|proper|should be|updated?|revised)\b",
+    re.IGNORECASE,
+)
 
 
 def may_vary(code: str) -> bool:
@@ -29,96 +31,154 @@ def may_vary(code: str) -> bool:
 def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     """The program in a reply.
 
-    The program is the code block tagged as Python, or an untagged block if no block has that tag. Of several blocks, the first
-    that defines all ``names`` is taken; if none does, all are joined. A block that is never closed lasts to the end of the
-    reply. A closing fence without an opening one (the reply began inside a block) ends the program. In a reply without
-    fences, the program starts at the first line that looks like code.
+    Thoughts before the answer are left out if code follows them. Of several code blocks, the last that defines all ``names`` is
+    taken, because models correct themselves; a block that only quotes the head of a function does not define it, and a block
+    that is announced as wrong is taken only if there is no other. Other blocks are added if the program uses what they define.
+    If no block defines all names, the blocks tagged as Python are joined, or else the untagged ones. In a reply without blocks,
+    the program is the longest run of Python between lines of prose, if possible one that defines the names.
     """
-    fences = list(_FENCE.finditer(reply))
-    blocks: list[tuple[str, str]] = []
-    start: re.Match[str] | None = None
-    for fence in fences:
-        if start is None:
-            start = fence
-        else:
-            blocks.append((start.group(1).lower(), reply[start.end() + 1 : fence.start()]))
-            # A tagged fence never closes a block: the block before it was left open.
-            start = fence if fence.group(1) else None
-    if start is not None:
-        rest = reply[start.end() + 1 :]
-        if not rest.strip() and len(fences) == 1:
-            return _from_code_line(reply[: start.start()])
-        blocks.append((start.group(1).lower(), rest))
-    blocks = [(tag, code) for tag, code in blocks if code.strip()]
-    if not blocks:
-        return _from_code_line(_FENCE.sub("", reply))
-    tagged = [code for tag, code in blocks if tag in ("python", "py", "python3")]
-    codes = tagged or [code for tag, code in blocks if not tag] or [code for _, code in blocks]
-    wanted = [
-        re.compile(rf"^[ \t]*(?:(?:async +)?def|class) +{name}\b|^{name} *=", re.MULTILINE) for name in map(re.escape, names)
-    ]
-    if len(codes) > 1 and wanted:
-        codes = next(([code] for code in codes if all(one.search(code) for one in wanted)), codes)
-    return "\n".join(codes)
+    names = tuple(names)
+    reply = reply[:_LONGEST_REPLY]
+    answer = without_thoughts(reply)
+    code = _from_text(answer, names)
+    if answer is not reply and not (_defines(code, names) if names else code.strip()):
+        whole = _from_text(reply, names)
+        return whole if not code.strip() or _defines(whole, names) else code
+    return code
 
 
-def _from_code_line(text: str) -> str:
-    match = _CODE_LINE.search(text)
+def _from_text(text: str, names: tuple[str, ...]) -> str:
+    found = blocks(text)
+    if not found:
+        return _from_prose(text, names)
+    candidates = [block for block in found if block.tag in ("python", "")] or found
+    if names:
+        fitted = [Block(block.tag, _fitted(block.code, names), block.lead) for block in found]
+        whole = [number for number, block in enumerate(fitted) if _defines(block.code, names)]
+        if whole:
+            number = max(whole, key=lambda number: (not _is_bad(fitted[number].lead), fitted[number].tag == "python", number))
+            return _completed(fitted, number, names)
+    tagged = [block.code for block in candidates if block.tag == "python"]
+    joined = "\n".join(tagged or [block.code for block in candidates])
+    if names and not _mentions(joined, names):  # the program may stand beside the blocks, which show its output
+        outside = _from_prose(text, names)
+        if _defines(outside, names):
+            return outside
+    return joined
+
+
+def _from_prose(text: str, names: tuple[str, ...]) -> str:
+    regions = list(code_regions(text))
+    defining = [region for region in regions if names and _defines(region, names)]
+    if defining:
+        return defining[-1]
+    if names and len(regions) > 1 and _defines("\n".join(regions), names):
+        return "\n".join(regions)
+    if regions:
+        return max(regions, key=lambda region: sum(bool(line.strip()) for line in region.split("\n")))
+    match = re.search(r"^(?:def|class|import|from|async|@|[A-Za-z_]\w* *=)", text, re.MULTILINE)
     return text[match.start() :] if match else ""
 
 
-def only_program(code: str, name: str) -> str:
-    """A program without examples of its use, as EvalPlus judges it: a wrong example does not make the program wrong.
+def _is_bad(lead: str) -> bool:
+    return _BAD.search(lead) is not None and _GOOD.search(lead) is None
 
-    Removed from the top level are asserts, the ``__main__`` guard, prints, and statements that use the function ``name``
-    without defining it. If the reply was cut off, the program ends before the unfinished statement.
+
+def _fitted(code: str, names: tuple[str, ...]) -> str:
+    """A block whose lines are all indented, without the indentation, if it defines the names then."""
+    if code[:1] not in (" ", "\t") and not re.match(r"\s*\n[ \t]", code):
+        return code
+    level = textwrap.dedent(code)
+    return level if _defines(level, names) else code
+
+
+def _completed(found: Sequence[Block], number: int, names: tuple[str, ...]) -> str:
+    """A block, with the other blocks that define what it uses."""
+    code = found[number].code
+    tree = leading_tree(code)
+    if tree is None or len(found) == 1:
+        return code
+    loads = {node.id for node in ast.walk(tree[0]) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    missing = loads - set(_bound(tree[0]))
+    parts = []
+    for place, block in enumerate(found):
+        other = None if place == number or block.tag not in ("python", "") else leading_tree(block.code)
+        if place == number:
+            parts.append(code)
+        elif other is not None and missing & set(_bound(other[0])) and not _defines(block.code, names):
+            parts.append(other[1])
+    return "\n".join(parts)
+
+
+def _mentions(code: str, names: tuple[str, ...]) -> bool:
+    return any(re.search(rf"(?:def|class) +{re.escape(name)}\b|^{re.escape(name)} *=", code, re.MULTILINE) for name in names)
+
+
+def _defines(code: str, names: tuple[str, ...]) -> bool:
+    """Whether a text defines all names, and not only the heads of functions."""
+    if not names or not _mentions(code, names) or len(code) > LONGEST_PROGRAM:
+        return False
+    found = leading_tree(code)
+    return found is not None and set(names) <= set(_bound(found[0], stubs=False))
+
+
+def _bound(tree: ast.Module, stubs: bool = True) -> Iterable[str]:
+    """The names that a program binds; without ``stubs``, only those that it binds to more than the head of a function."""
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if stubs or not _is_stub(node):
+                yield node.name
+        elif isinstance(node, ast.Name):
+            if isinstance(node.ctx, ast.Store):
+                yield node.id
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name.partition(".")[0]
+        elif not isinstance(node, ast.Lambda):
+            pending += ast.iter_child_nodes(node)
+
+
+def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+    """Whether the body has nothing but a docstring, ``pass``, ``...`` and ``raise NotImplementedError``."""
+    for part in node.body:
+        if isinstance(part, ast.Pass) or (isinstance(part, ast.Expr) and _says_nothing(part.value)):
+            continue
+        if isinstance(part, ast.Raise) and "NotImplemented" in ast.dump(part):
+            continue
+        if isinstance(node, ast.ClassDef) and isinstance(part, ast.FunctionDef) and _is_stub(part):
+            continue
+        return False
+    return True
+
+
+def _says_nothing(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and (isinstance(node.value, str) or node.value is ...)
+
+
+def only_program(code: str, *names: str) -> str:
+    """A program without what only runs, as EvalPlus judges it: a wrong example does not make the program wrong.
+
+    Everything that the functions ``names`` reach is kept (:func:`~cycleqd_jax.tasks.coding.reach.reached`). Examples of use,
+    asserts, the ``__main__`` guard and calls that end the program are not. If the reply was cut off, the program ends before
+    the unfinished statement. Imports from ``__future__`` are moved to the beginning.
 
     Args:
         code: the program; returned unchanged if no part of it is Python, or if it is too long to be executed.
-        name: name of the requested function.
+        names: names of the requested functions.
     """
     if len(code) > LONGEST_PROGRAM:
         return code
-    lines = code.split("\n")
-    for _ in range(_MOST_CUTS):
-        tree = _parse("\n".join(lines))
-        if isinstance(tree, ast.Module):
-            break
-        begin = min(tree, len(lines)) - 1  # first line of the statement that is not Python
-        while begin > 0 and (not lines[begin].strip() or lines[begin][0] in " \t)]}#"):
-            begin -= 1
-        lines = lines[:begin]
-    else:
+    found = leading_tree(code)
+    if found is None:
         return code
-    if not tree.body:
-        return code
-    kept = [node for node in tree.body if not _is_example(node, name)]
-    if len(kept) == len(tree.body):
-        return "\n".join(lines)
+    tree, text = found
+    text = future_first(text)
+    tree = ast.parse(text) if text is not found[1] else tree
+    kept = reached(tree, names)
+    if kept is None or len(kept) == len(tree.body):
+        return text
     try:
         return ast.unparse(ast.Module(kept, []))
     except RecursionError:
-        return "\n".join(lines)
-
-
-def _is_example(node: ast.stmt, name: str) -> bool:
-    if isinstance(node, ast.Assert):
-        return True
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom):
-        return False
-    names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
-    if any(part.id == name and isinstance(part.ctx, ast.Store) for part in names):
-        return False
-    return any(part.id == name or part.id in _EXAMPLE_NAMES for part in names)
-
-
-def _parse(code: str) -> ast.Module | int:
-    """The syntax tree of a program, or the number of the line that is not Python."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(code)
-    except SyntaxError as error:
-        return error.lineno or 1
-    except (ValueError, RecursionError, MemoryError):
-        return 1
+        return text

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cycleqd_jax.tasks.base import Solution, fixed_replies
 from cycleqd_jax.tasks.coding.asserts import guarded
 from cycleqd_jax.tasks.coding.base import CONSTANTS, CodingTask, fenced
-from cycleqd_jax.tasks.coding.extraction import extract_code
+from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
@@ -31,6 +31,7 @@ class MbppRecord:
         setup: code that runs after the program (some setups use the program's classes) and before the asserts.
         imports: code that runs before the asserts.
         names: names of the program or the setup that the asserts use.
+        needs: names that the setup uses.
     """
 
     text: str
@@ -39,6 +40,7 @@ class MbppRecord:
     setup: str
     imports: str
     names: tuple[str, ...]
+    needs: tuple[str, ...]
 
 
 class Mbpp(CodingTask[MbppRecord]):
@@ -83,7 +85,8 @@ class Mbpp(CodingTask[MbppRecord]):
         if not text.strip() or not asserts:
             raise row.error("a description and at least one assert", "none")
         gold = _tree(row, "code", code).body
-        bound = {*_names(gold), *_names(_tree(row, "test_setup_code", setup).body)}
+        prepared = _tree(row, "test_setup_code", setup)
+        bound = {*_names(gold), *_names(prepared.body)}
         used: set[str] = set()
         for number, line in enumerate(asserts):
             tree = _tree(row, f"test_list[{number}]", line)
@@ -96,7 +99,8 @@ class Mbpp(CodingTask[MbppRecord]):
         modules = [node for node in gold if isinstance(node, ast.Import | ast.ImportFrom) and used & {*_names([node])}]
         imports = "\n".join([imports, *map(ast.unparse, modules)])
         names = (bound & used) - {*_names(modules)}
-        return MbppRecord(text, asserts, code, setup, imports, tuple(sorted(names)))
+        needs = {node.id for node in ast.walk(prepared) if isinstance(node, ast.Name)}
+        return MbppRecord(text, asserts, code, setup, imports, tuple(sorted(names)), tuple(sorted(needs)))
 
     def solutions(self, record: MbppRecord) -> Iterable[Solution]:
         """The gold program in a code block."""
@@ -119,8 +123,9 @@ class Mbpp(CodingTask[MbppRecord]):
         )
 
     def program(self, record: MbppRecord, reply: str) -> str:
-        """The program in a reply; blank if there is none."""
-        return extract_code(reply, record.names)
+        """The program in a reply, without what only runs; blank if there is none."""
+        code = extract_code(reply, record.names)
+        return only_program(code, *record.names, *record.needs) if code.strip() else ""
 
     def judge(self, record: MbppRecord, code: str) -> tuple[Score, bool]:
         """Runs the program, the setup and the asserts."""

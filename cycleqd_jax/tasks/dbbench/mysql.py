@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -9,7 +10,8 @@ from typing import Any
 
 from cycleqd_jax.sandbox import InfraError, Killed, Limits
 from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
-from cycleqd_jax.tasks.dbbench.mysql_server import LOST, MySqlServer, TemporaryAccount
+from cycleqd_jax.tasks.dbbench.mysql_server import MySqlServer, TemporaryAccount
+from cycleqd_jax.tasks.dbbench.statements import ends_session, is_dynamic, refused, uses_locks
 
 __all__ = ["SQL_MODE", "MySqlDatabase"]
 
@@ -21,6 +23,7 @@ _OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
 # (1366, 1406).
 _TABLE_ERRORS = (1059, 1060, 1103, 1113, 1117, 1118, 1136, 1166, 1366, 1406)
 _DISK_ERRORS = (3, 20, 28, 1021, 1026, 1030, 1114, 1296)  # the disk is full or not writable
+_DENIED = (1040, 1044, 1142, 1227)  # no connection left, rights are missing
 _TIMEOUTS = (1969, 3024)  # the errors of MariaDB and MySQL at their own time limit
 _FIRST_POLL, _POLL = 0.25, 0.1  # seconds
 _GRACE_SECONDS = 1.0  # how long after the server's own time limit this process stops a statement
@@ -47,6 +50,7 @@ class MySqlDatabase:
             table: the table. If it can't be created, the database has no table, as in AgentBench.
 
         Raises:
+            Killed: the server can't build the table within the limits.
             InfraError: the server is broken.
         """
         self._server = server
@@ -54,6 +58,7 @@ class MySqlDatabase:
         self._seconds = seconds
         self._table = table
         self._sql_mode = sql_mode
+        self._used = False  # whether a statement of a reply has been executed
         self._account: TemporaryAccount | None = server.create_account()
         try:
             self._build()
@@ -65,9 +70,19 @@ class MySqlDatabase:
         """Executes one or several statements."""
         if not sql:
             return Ran("[]", False)
+        self._used = True
+        refusal = refused(sql)
+        if refusal is not None:
+            return Ran(truncated(refusal), False)
         sql = unqualified(sql, self._table.name)
-        began = time.monotonic()
-        text, code = self._execute(sql)
+        dynamic = is_dynamic(sql)
+        with self._server.exclusive if dynamic or uses_locks(sql) else contextlib.nullcontext():
+            began = time.monotonic()
+            try:
+                text, code = self._execute(sql)
+            finally:
+                if dynamic:
+                    self._server.roll_back_prepared()
         timed_out = code in _TIMEOUTS or time.monotonic() - began >= self._seconds
         return Ran(truncated(self._masked(text)), timed_out)
 
@@ -97,22 +112,19 @@ class MySqlDatabase:
         if rows:
             statements.append(f"INSERT INTO {quoted(table.name)} ({names}) VALUES {rows}")
         for statement in statements:
-            try:
-                text, code = self._execute(statement)
-            except Killed as killed:  # no statement of a model has run yet
-                raise InfraError(
-                    f"expected to build the table {table.name!r}, got: {killed}; raise the limits of the sandbox"
-                ) from killed
+            text, code = self._execute(statement)
             if code in _TABLE_ERRORS:
                 return
-            if code is not None:
+            if code in _DENIED:
                 raise InfraError(f"expected to build the table {table.name!r}, got: {text}; check the server")
+            if code is not None:
+                raise Killed(f"the server does not build the table {table.name!r}: {text}")
 
     def _execute(self, sql: str) -> tuple[str, int | None]:
         """The output of AgentBench's client, and the number of the error or None."""
         began = time.monotonic()
         with (
-            self._session() as session,
+            self._opened() as session,
             _Watch(self._server, session.thread, self._schema, self._limits, self._seconds) as watch,
         ):
             text, code = session.execute(sql)
@@ -120,7 +132,10 @@ class MySqlDatabase:
             raise watch.failure
         if watch.excess is not None and watch.excess != "time":
             raise Killed(f"a statement exceeded its limit of {watch.excess}")
-        if code in LOST and watch.excess is None and time.monotonic() - began < self._seconds:
+        if session.lost and watch.excess is None and time.monotonic() - began < self._seconds:
+            self._server.admin("SELECT 1")  # raises InfraError if the server is gone
+            if ends_session(sql):
+                raise Killed("a statement ended its own session")
             raise InfraError(
                 f"expected the server to execute a statement, got a lost connection ({text}); check its memory and disk"
             )
@@ -133,6 +148,21 @@ class MySqlDatabase:
         if self._account is None:
             raise Killed("the database is closed")
         return self._account.schema
+
+    def _opened(self) -> _Session:
+        """A new session.
+
+        Raises:
+            Killed: statements of this episode have made it impossible.
+            InfraError: the server is broken.
+        """
+        try:
+            return self._session()
+        except InfraError as error:
+            if not self._used:
+                raise
+            self._server.admin("SELECT 1")  # raises InfraError if the server does not answer its administrator either
+            raise Killed(f"the account can't log in any more: {error}") from error
 
     def _session(self) -> _Session:
         schema = self._schema
@@ -160,12 +190,18 @@ class MySqlDatabase:
 
 
 class _Session:
-    """A connection that may be closed in the middle of a result."""
+    """A connection that may be closed in the middle of a result.
+
+    Attributes:
+        thread: number of the connection on the server.
+        lost: whether the connection was lost. An error of such a number is no proof, because statements can signal it.
+    """
 
     def __init__(self, connection: Any, schema: str) -> None:
         self._connection = connection
         self._schema = schema
         self.thread: int = connection.thread_id()
+        self.lost = False
 
     def execute(self, sql: str) -> tuple[str, int | None]:
         """The rows or the text of the error, and the number of the error or None."""
@@ -189,11 +225,15 @@ class _Session:
                 self._connection.commit()
             return done, None
         except MySQLError as error:
-            if done is not None and error.args[0] not in LOST and error.args[0] not in _TIMEOUTS:
+            self.lost = not self._connection.open
+            code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+            if done is not None and not self.lost and code not in _TIMEOUTS:
                 return _OUT_OF_SYNC, None  # a later one of several statements failed
-            return _described(error), error.args[0]
-        except (ValueError, OverflowError, RuntimeError) as error:  # the driver can't convert a cell
-            return str(error), None
+            return _described(error), code
+        except (
+            Exception
+        ) as error:  # the driver can't convert a cell, or does not understand what a statement made the server send
+            return str(error) or type(error).__name__, None
         finally:
             _abandon(cursor)
 
@@ -276,7 +316,7 @@ def _shown(cursor: Any) -> tuple[str, bool]:
 
 def _described(error: Any) -> str:
     """An error in the format of AgentBench's client: ``1146 (42S02): Table 't.u' doesn't exist``."""
-    number, text = (*error.args, "")[:2]
+    number, text = (*error.args, "", "")[:2]
     return f"{number} ({getattr(error, 'sqlstate', None) or 'HY000'}): {text}"
 
 

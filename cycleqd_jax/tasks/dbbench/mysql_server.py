@@ -17,10 +17,7 @@ from cycleqd_jax.sandbox import InfraError, Killed
 from cycleqd_jax.tasks.dbbench.mysql_address import Address
 from cycleqd_jax.types import InputError
 
-__all__ = ["LOST", "MySqlServer", "TemporaryAccount"]
-
-LOST = (1053, 2006, 2013, 2055)
-"""Numbers of the errors after which the server or the connection is gone."""
+__all__ = ["MySqlServer", "TemporaryAccount"]
 
 _ADVICE = (
     "start a server (apt-get install mariadb-server, or docker run mariadb:10.11; docs/how-to/mysql.md) or correct the "
@@ -37,6 +34,7 @@ _NAME = re.compile(rf"(?:{_SCHEMA}|{_USER})([0-9a-f]{{8}})[0-9a-f]{{14}}")
 _LEFTOVER_SECONDS = 12 * 3600
 _CONNECT_SECONDS = 10.0
 _ADMIN_SECONDS = 60.0
+_ROLLBACKS = 20
 _MOST_CONNECTIONS = 8  # of the administrator
 
 
@@ -60,6 +58,10 @@ class MySqlServer:
 
     The first connection drops leftover schemas and users of runs that were killed: those with names of the form used here that
     are older than twelve hours.
+
+    Attributes:
+        maria: whether the server is MariaDB.
+        exclusive: held by texts that may use state of the whole server, so that episodes do not see each other's.
     """
 
     def __init__(self, address: Address) -> None:
@@ -83,6 +85,7 @@ class MySqlServer:
         self._ready = False
         self._leftover: set[TemporaryAccount] = set()
         self.maria = False
+        self.exclusive = threading.Lock()
 
     def create_account(self) -> TemporaryAccount:
         """Creates an empty schema and its user.
@@ -145,6 +148,21 @@ class MySqlServer:
             for statement in statements:
                 cursor.execute(statement)
             return list(cursor.fetchall())
+
+    def roll_back_prepared(self) -> None:
+        """Rolls back all prepared XA transactions. Episodes may not have any, and the server is used for nothing else."""
+        for attempt in range(_ROLLBACKS):
+            if self.maria:
+                found = [row[3] for row in self.admin("XA RECOVER FORMAT = 'SQL'")]
+            else:
+                rows = self.admin("XA RECOVER CONVERT XID")
+                found = [f"X'{text[2:][: 2 * g]}',X'{text[2:][2 * g :]}',{f}" for f, g, _, text in rows]
+            if not found:
+                return
+            time.sleep(0.05 * attempt)  # the server may still be closing the session that has prepared them
+            for identity in map(_decoded, found):
+                with contextlib.suppress(InfraError):
+                    self.admin(f"XA ROLLBACK {identity}")
 
     def kill(self, thread: int) -> None:
         """Ends a connection and its statement; does nothing if the connection has already ended."""

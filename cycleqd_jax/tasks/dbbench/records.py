@@ -20,6 +20,7 @@ class DbRecord:
     """One problem.
 
     Attributes:
+        id: the id in the file.
         question: the description and the added description.
         kind: a type of change (:data:`CHANGES`) or of question.
         labels: the answers of a question, or the gold SQL of a change.
@@ -28,6 +29,7 @@ class DbRecord:
         table: the table of the database.
     """
 
+    id: str
     question: str
     kind: str
     labels: tuple[str, ...]
@@ -62,6 +64,7 @@ def parse_record(row: Row) -> DbRecord:
     if not labels:
         raise row.error("at least one text in field 'label'", "none")
     return DbRecord(
+        id=row.id,
         question=row.text("description") + "\n" + row.text("add_description", ""),
         kind=kind,
         labels=labels,

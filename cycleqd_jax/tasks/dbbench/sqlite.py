@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from importlib import resources
 
-from cycleqd_jax.sandbox import InfraError, Killed, Limits, Sandbox
+from cycleqd_jax.sandbox import Limits, Sandbox
 from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
 
 __all__ = ["SqliteDatabase"]
@@ -24,6 +24,7 @@ class SqliteDatabase:
             table: the table. If it can't be created, the database has no table, as in AgentBench.
 
         Raises:
+            Killed: the table can't be built within the limits.
             InfraError: the sandbox is broken.
         """
         self._seconds = seconds
@@ -31,10 +32,9 @@ class SqliteDatabase:
         self._session = sandbox.session(_server(), limits=limits)
         try:
             self._session.request({"build": {"name": table.name, "columns": table.columns, "rows": table.rows}})
-        except Killed as killed:  # no statement of a model has run yet
-            raise InfraError(
-                f"expected to build the table {table.name!r}, got: {killed}; raise the limits of the sandbox"
-            ) from killed
+        except BaseException:
+            self._session.close()
+            raise
 
     def run(self, sql: str) -> Ran:
         """Executes one statement."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from cycleqd_jax.sandbox import Killed
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, system_message
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, system_message, unprepared
 from cycleqd_jax.tasks.dbbench.answers import same_answer
 from cycleqd_jax.tasks.dbbench.databases import Database, Table
 from cycleqd_jax.tasks.dbbench.mysql import SQL_MODE, MySqlDatabase
@@ -136,6 +136,7 @@ class DbBench(RecordTask[DbRecord]):
         """A fresh database with a table.
 
         Raises:
+            Killed: the table can't be built within the limits.
             InfraError: the sandbox is broken, or the server can't be reached.
         """
         if self._server is None:
@@ -177,6 +178,7 @@ class DbEpisode:
         self._record = record
         self._database: Database | None = None
         self._operations = 0
+        self._failure: Score | None = None
 
     def opening(self) -> list[Message]:
         """The prompt and the question."""
@@ -184,12 +186,18 @@ class DbEpisode:
         return [*system_message(self._task.system_prompt), *prefix, {"role": "user", "content": self._record.question}]
 
     def start(self) -> list[Message]:
-        """Creates the database."""
-        self._database = self._task.database(self._record.table)
+        """Creates the database. If its table can't be built, the record is at fault: every reply then scores 0."""
+        try:
+            self._database = self._task.database(self._record.table)
+        except Killed as killed:
+            self.repeatable = False
+            self._failure = unprepared(self._record.id, str(killed))
         return self.opening()
 
     def step(self, reply: str) -> list[Message] | Score:
         """Executes an operation, or ends the episode with a score."""
+        if self._failure is not None:
+            return self._failure
         reply = clean_text(reply)
         if self._database is None:
             return Score(0.0, "the episode is closed")

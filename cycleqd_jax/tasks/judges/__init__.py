@@ -6,11 +6,11 @@ not installed there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import secrets
-import signal
 from importlib import resources
 from typing import Any, Literal
 
@@ -24,6 +24,11 @@ _MODULES = {
     "calls": ("inside", "values", "oracles"),
     "cases": ("inside", "equality"),
 }
+_EMPTY_JOB = {"code": "", "setup": "", "imports": "", "asserts": [], "names": [], "tests": "", "case": "", "count": 0} | {
+    "name": "f",
+    "modules": [],
+}
+_EMPTY_SECRET = {"mode": "check", "setup": "", "test": "def check(f): pass"}
 _LOADER = """\
 import sys, types
 for name, text in {modules!r}.items():
@@ -59,19 +64,24 @@ def run_judge(
         secret: data that only the judge may see.
         limits: limits of judge and program together.
 
+    If the judge starts for another problem but not for this one, the problem or the size of the program is at fault.
+
     Raises:
-        InfraError: the judge did not start, which is not the program's fault.
+        InfraError: the judge does not start for any problem.
     """
     done, verdict, ready = _run(sandbox, judge, job, secret, limits)
     if done.timed_out and not ready:  # the machine was too slow to start the judge; the program used no time
         slow = dataclasses.replace(limits, wall_s=limits.wall_s + _SLOW_START_SECONDS)
         done, verdict, ready = _run(sandbox, judge, job, secret, slow)
-    if not ready and done.exit_code != -signal.SIGKILL:
-        # The program starts only after the judge is ready, so it is not the cause.
-        raise InfraError(
-            f"expected the judge to start, got exit code {done.exit_code} (timed out: {done.timed_out}) and the output "
-            f"{done.output[-300:]!r} in the sandbox; check it with cycleqd doctor"
-        )
+    if not ready:
+        if not done.timed_out:
+            done, _, ready = _run(sandbox, judge, _EMPTY_JOB, _EMPTY_SECRET, limits)
+        if not ready:
+            raise InfraError(
+                f"expected the judge to start, got exit code {done.exit_code} (timed out: {done.timed_out}) and the output "
+                f"{done.output[-300:]!r} in the sandbox; check it with cycleqd doctor"
+            )
+        return JudgeResult(None, "the judge does not start with this problem within its limits")
     if verdict is None:
         return JudgeResult(None, "timed out" if done.timed_out else "the program ended its box")
     return JudgeResult(verdict)
@@ -90,7 +100,8 @@ def _run(
         head, _, rest = line.partition(" ")
         if head == nonce:
             ready = True
-            verdict = json.loads(rest) if rest != "ready" else verdict
+            with contextlib.suppress(ValueError):  # the output was cut
+                verdict = json.loads(rest) if rest != "ready" else verdict
     return done, verdict, ready
 
 

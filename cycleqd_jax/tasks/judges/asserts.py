@@ -12,6 +12,8 @@ program that knows this file, finds the socket among its open files and answers 
 import builtins
 import contextlib
 import os
+import sys
+import types
 
 from cycleqd_jax.tasks.judges.equality import plain
 from cycleqd_jax.tasks.judges.inside import Ended, describe, run_judge
@@ -28,7 +30,9 @@ def program(link, job):
         compiled = [compile(text, f"<assert {n}>", "exec", optimize=0) for n, text in enumerate(job["asserts"], 1)]
         exec(compile(job["imports"], "<imports>", "exec"), tests)
         modules = [(vars(m), dict(vars(m))) for m in tests.values() if type(m) is type(builtins)]
-        namespace = {"__name__": "__main__"}
+        module = types.ModuleType("program")
+        sys.modules["program"] = module
+        namespace = module.__dict__
         exec(compile(job["code"], "<program>", "exec", optimize=0), namespace)
         stage = "setup"
         exec(compile(job["setup"], "<setup>", "exec"), namespace)

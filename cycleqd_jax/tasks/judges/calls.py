@@ -44,13 +44,13 @@ def program(link, job):
     sys.modules["program"] = module
     try:
         exec(compile(job["code"], "<program>", "exec", optimize=0), module.__dict__)
-        function = module.__dict__[job["name"]]
-    except KeyError:
-        link.send({"error": f"NameError: there is no {job['name']}"})
-        return
     except BaseException as error:
         link.send({"error": describe(error)})
         return
+    if job["name"] not in module.__dict__:
+        link.send({"error": f"NameError: there is no {job['name']}"})
+        return
+    function = module.__dict__[job["name"]]
     link.send({"value": None})
     while True:
         request = link.receive()

@@ -6,11 +6,14 @@ function), ``case`` (name of the class), ``count`` (number of tests) and ``modul
 
 The tests replace parts of modules while they run, so they must run in the program's process. Three checks protect the verdict.
 The process has to return a fresh token for every passed test and for the end of the run. After every test, ``unittest`` and the
-built-ins must be the same as before the program. A result with an equality of its own fails its test. Not prevented: a program
+built-ins must be the same as before the program. A value with an equality of its own fails its test: the results of the
+function are checked, whatever kind of callable it is, and the operands of all comparisons and assertions of the tests. Not
+prevented: a program
 that knows this file, finds the socket among its open files and answers on it during a test, or a program that changes other
 modules that the tests use.
 """
 
+import ast
 import builtins
 import contextlib
 import functools
@@ -32,6 +35,7 @@ _MOCKS = [
     (getattr(unittest.mock, name),)
     for name in ("NonCallableMock", "NonCallableMagicMock", "Mock", "MagicMock", "AsyncMock", "PropertyMock")
 ]
+_OF_OTHERS = ("assertRaises", "assertRaisesRegex", "assertWarns", "assertWarnsRegex", "assertIsInstance", "assertIsNotNone")
 _OF_MOCKS = unittest.mock.MagicProxy
 
 
@@ -104,8 +108,8 @@ class Results(unittest.TestResult):
             self.bad = self.bad or describe(err[1])
 
 
-def guarded(function, known):
-    """``function`` with a check that its results have no class of the program with operators of its own."""
+def checker(known):
+    """A function that returns its argument, and refuses values of a class of the program with operators of its own."""
     before, classes = known
 
     def is_allowed(kind):
@@ -115,12 +119,50 @@ def guarded(function, known):
         # Each mock has a class of its own, whose operators are those of all mocks until they are set.
         return kind.__bases__ in _MOCKS and all(member is None or type(member) is _OF_MOCKS for member in deciding)
 
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        return plain(function(*args, **kwargs), is_allowed)
+    def check(value):
+        return plain(value, is_allowed)
 
-    call.__dict__["classes"] = classes  # keeps the classes alive, so that their ids are not reused
+    check.__dict__["classes"] = classes  # keeps the classes alive, so that their ids are not reused
+    return check
+
+
+def guarded(function, check):
+    """A callable of any kind, with a check of its results."""
+
+    @functools.wraps(function, updated=())
+    def call(*args, **kwargs):
+        return check(function(*args, **kwargs))
+
+    for name in dir(function):  # such as cache_clear of a function with a cache
+        if not name.startswith("__"):
+            with contextlib.suppress(Exception):
+                setattr(call, name, getattr(function, name))
     return call
+
+
+class Operands(ast.NodeTransformer):
+    """Checks the operands of comparisons, and the arguments of assertions, in the source of the tests."""
+
+    def visit_Compare(self, node):
+        """Checks both sides of each comparison, but for identity."""
+        self.generic_visit(node)
+        if not all(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops):
+            node.left = checked(node.left)
+            node.comparators = [checked(side) for side in node.comparators]
+        return node
+
+    def visit_Call(self, node):
+        """Checks the arguments of ``self.assert…``."""
+        self.generic_visit(node)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        if name.startswith("assert") and name[6:7].isupper() and name not in _OF_OTHERS:
+            node.args = [argument if isinstance(argument, ast.Starred) else checked(argument) for argument in node.args]
+        return node
+
+
+def checked(node):
+    """A call of ``__plain__`` with a node; a constant needs no check."""
+    return node if isinstance(node, ast.Constant) else ast.Call(ast.Name("__plain__", ast.Load()), [node], [])
 
 
 def program(link, job):
@@ -137,12 +179,15 @@ def program(link, job):
         sys.modules["__test__"] = module
         exec(compile(job["code"], "__test__.py", "exec", optimize=0), module.__dict__)
         function = module.__dict__.get(job["name"])
-        if type(function) is types.FunctionType:
-            module.__dict__[job["name"]] = guarded(function, known)
+        check = checker(known)
+        if callable(function):
+            module.__dict__[job["name"]] = guarded(function, check)
+        module.__dict__["__plain__"] = check
         stage = "tests"
         for owner, members in zip(_OWNERS[:3], before[0], strict=False):
             vars(owner).update(members)
-        exec(compile(job["tests"], "__test__.py", "exec", optimize=0), module.__dict__)
+        tests = ast.fix_missing_locations(Operands().visit(ast.parse(job["tests"])))
+        exec(compile(tests, "__test__.py", "exec", optimize=0), module.__dict__)
         suite = unittest.TestLoader().loadTestsFromTestCase(module.__dict__[job["case"]])
         if changed(before):
             raise Forged("unittest or the built-ins were changed")

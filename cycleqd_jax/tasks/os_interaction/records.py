@@ -40,6 +40,7 @@ class OsRecord:
     """One problem. It is judged by ``match``, by ``regex`` or by ``checks``.
 
     Attributes:
+        id: the id in the file.
         description: the problem in words.
         init: scripts that run one after another before the episode, each in its own process.
         start: script that is typed into the agent's shell before the episode, or None.
@@ -50,6 +51,7 @@ class OsRecord:
         example: the gold command, or None.
     """
 
+    id: str
     description: str
     init: tuple[Script, ...]
     start: Script | None
@@ -91,6 +93,7 @@ def parse_record(row: Row) -> OsRecord:
         if isinstance(check, str) and position == 0:
             raise row.error("a script before a builtin check in field 'check'", f"{check!r} first")
     return OsRecord(
+        id=row.id,
         description=row.text("description"),
         init=tuple(script for script in init if script is not None),
         start=_script(row, "start", row.get("start", list, None)),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cycleqd_jax.sandbox import Box, DockerBox, DockerShell, InfraError, Killed, Shell
-from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, system_message
+from cycleqd_jax.sandbox import Box, DockerBox, DockerShell, Killed, Shell
+from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, system_message, unprepared
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.options import TaskOptions, option_error
 from cycleqd_jax.tasks.os_interaction.checks import BUILTINS
@@ -61,8 +61,8 @@ class OsInteraction(RecordTask[OsRecord]):
 
         Args:
             options: the options that all tasks share. ``train``, ``test`` and ``data`` may name files of flat records, or a
-                file or the folder of AgentBench. ``seconds`` limits the commands of one reply; exceeding it ends the episode
-                with score 0.
+                file or the folder of AgentBench. ``seconds`` is how long the commands of one reply may take; after
+                that, the model sees what they have printed so far, and they go on, as in AgentBench.
             prompt: ``"agentbench"`` is the published prompt with its solved example, ``"brief"`` the description alone, with
                 observations in the format of that example.
             system_prompt: a system message before all others, in place of the default one of the chat template.
@@ -143,6 +143,7 @@ class OsEpisode:
         self._box: Box | DockerBox | None = None
         self._shell: Shell | DockerShell | None = None
         self._rounds = 0
+        self._failure: Score | None = None
 
     def opening(self) -> list[Message]:
         """The prompt and the problem."""
@@ -152,30 +153,40 @@ class OsEpisode:
         return [*system, {"role": "user", "content": self._record.description}]
 
     def start(self) -> list[Message]:
-        """Starts the sandbox and runs the scripts that prepare the problem."""
-        record = self._record
+        """Starts the sandbox and runs the scripts that prepare the problem.
+
+        If a script fails, the record is at fault: every reply then scores 0, with a reason that names the record.
+        """
+        self._box = self._task.sandbox.box(limits=self._task.limits)
+        self._shell = self._box.shell()
         try:
-            self._box = self._task.sandbox.box(limits=self._task.limits)
-            self._shell = self._box.shell()
-            if record.init:  # init may change the shell's start-up files; as in AgentBench, the agent's shell starts before
-                self._shell.run("", timeout=_SETUP_SECONDS)
-            done = [(script, self._box.exec(script.argv(), timeout=_SETUP_SECONDS)) for script in record.init]
-            if record.start is not None:
-                done.append((record.start, self._shell.run(record.start.code, timeout=_SETUP_SECONDS)))
-        except Killed as killed:  # no command of a model has run yet
-            raise InfraError(
-                f"expected to prepare the problem {record.description[:80]!r}, got: {killed}; raise the limits of the sandbox"
-            ) from killed
-        for script, completed in done:
-            if completed.timed_out:
-                raise InfraError(
-                    f"expected a script that prepares a problem to end within {_SETUP_SECONDS:g} s, got a timeout of "
-                    f"{script.code[:200]!r}; check the machine"
-                )
+            self._prepare()
+        except Killed as killed:
+            self._fail(str(killed))
         return self.opening()
+
+    def _prepare(self) -> None:
+        """Runs the scripts that prepare the problem, up to the first one that takes too long."""
+        record = self._record
+        assert self._box is not None
+        assert self._shell is not None
+        if record.init:  # init may change the shell's start-up files; as in AgentBench, the agent's shell starts before
+            self._shell.run("", timeout=_SETUP_SECONDS)
+        for script in record.init:
+            if self._box.exec(script.argv(), timeout=_SETUP_SECONDS).timed_out:
+                return self._fail(f"{script.code[:200]!r} took longer than {_SETUP_SECONDS:g} s")
+        if record.start is not None and self._shell.run(record.start.code, timeout=_SETUP_SECONDS).timed_out:
+            return self._fail(f"{record.start.code[:200]!r} took longer than {_SETUP_SECONDS:g} s")
+        self._box.seal()  # what the reply changes is measured from here
+
+    def _fail(self, reason: str) -> None:
+        self.repeatable = False  # on another machine, the preparation may succeed
+        self._failure = unprepared(self._record.id, reason)
 
     def step(self, reply: str) -> list[Message] | Score:
         """Executes commands, or ends the episode with a score."""
+        if self._failure is not None:
+            return self._failure
         act = parse_act(clean_text(reply))
         self._rounds += 1
         try:
@@ -206,9 +217,8 @@ class OsEpisode:
         output = ""
         if code.strip():
             done = self._shell.run(code, timeout=self._task.seconds)
-            if done.timed_out:
+            if done.timed_out:  # as in AgentBench, the model sees what was printed so far, and the command goes on
                 self.repeatable = False
-                return Score(0.0, "a command timed out")
             output = done.output.rstrip("\n")
         if len(output) > _LONGEST_OUTPUT:
             output = output[:_KEPT_OUTPUT] + _TRUNCATED
@@ -230,7 +240,7 @@ class OsEpisode:
             else:
                 right = given is not None and re.search(record.regex or "", given) is not None
             return _verdict(right, answer)
-        arguments = [str(answer)]
+        arguments, allowed = [str(answer)], None
         for number, check in enumerate(record.checks, start=1):
             if isinstance(check, str):
                 if not BUILTINS[check](arguments[0], arguments[1]):
@@ -238,7 +248,9 @@ class OsEpisode:
                 continue
             if self._box is None:
                 return Score(0.0, "the episode is closed")
-            done = self._box.exec(check.argv(*arguments), timeout=_CHECK_SECONDS, trusted=True)
+            if allowed is None:
+                allowed = self._demanded(self._box.changes())
+            done = self._box.exec(check.argv(*arguments), timeout=_CHECK_SECONDS, trusted=True, allowed=allowed)
             if done.timed_out:
                 self.repeatable = False
                 return Score(0.0, f"check {number} timed out")
@@ -246,6 +258,34 @@ class OsEpisode:
                 return _verdict(False, answer)
             arguments.append(done.output.replace("\0", "")[:_LONGEST_ARGUMENT])
         return _verdict(True, answer)
+
+    def _demanded(self, changes: Mapping[str, str]) -> dict[str, str]:
+        """Those changes to programs and settings that the problem demands.
+
+        These are the changes of the gold command in a box of its own, and new files whose path the problem names.
+        """
+        if not changes:
+            return {}
+        record = self._record
+        texts = [record.description, *(script.code for script in record.checks if isinstance(script, Script))]
+        named = {path: kind for path, kind in changes.items() if kind == "new" and any(_names(path, text) for text in texts)}
+        if record.example is None or len(named) == len(changes):
+            return named
+        gold = OsEpisode(self._task, record)
+        try:
+            gold.start()
+            if gold._box is None or gold._failure is not None:
+                return named
+            gold._box.exec(record.example.argv(), timeout=_CHECK_SECONDS)
+            return named | gold._box.changes()
+        except Killed:
+            return named
+        finally:
+            gold.close()
+
+
+def _names(path: str, text: str) -> bool:
+    return re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", text) is not None
 
 
 def _verdict(right: bool, answer: str | None) -> Score:

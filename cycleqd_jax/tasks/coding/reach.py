@@ -1,0 +1,261 @@
+"""What of a program its entry points need: everything that they reach is kept, and what only runs is left out."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+import symtable
+import warnings
+from collections.abc import Iterable, Iterator
+
+__all__ = ["future_first", "reached"]
+
+# Calls of modules that end or test the program instead of configuring it.
+_NO_SETTINGS = frozenset(("exit", "_exit", "abort", "main", "testmod", "run", "write", "writelines", "flush", "input", "quit"))
+_BUILTINS = frozenset(dir(builtins)) | {"__name__"}
+_BUILDERS = frozenset(("exec", "globals"))  # may bind any name
+_DYNAMIC = frozenset(("eval", "exec", "globals", "vars", "__import__"))
+
+
+@dataclasses.dataclass
+class _Statement:
+    """A statement at the top level of a program.
+
+    Attributes:
+        node: its syntax tree.
+        binds: the names that it binds in the module.
+        uses: the names of the module that it reads, in any function or at once.
+        calls: the names that it reads at once, when it is executed.
+        changes: the names whose values it may change at once.
+        effects: the names that the bodies of its functions change.
+    """
+
+    node: ast.stmt
+    binds: set[str]
+    uses: set[str]
+    calls: set[str]
+    changes: set[str]
+    effects: set[str]
+
+
+def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
+    """The statements that the entry points need, in order; None if an entry point is not bound or can't be followed.
+
+    A statement is kept if it binds a name that is needed, or changes a value that is needed: an attribute or an item is
+    assigned, a method is called, or a function of the program that changes it is called. A statement that only calls an entry
+    point is an example of its use. Calls that configure a module (``sys.setrecursionlimit``) are kept; the guard of
+    ``__main__`` never is.
+
+    Args:
+        tree: the program.
+        names: the entry points.
+    """
+    try:
+        table = symtable.symtable(ast.unparse(tree), "program", "exec")
+        parts = _statements(ast.parse(ast.unparse(tree)), table)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    entries = set(names)
+    bound = set().union(*(part.binds for part in parts)) if parts else set()
+    if not entries & bound and "*" not in bound:
+        return None
+    functions = {name: part for part in parts if isinstance(part.node, _DEFINITIONS) for name in part.binds}
+    modules = {name for part in parts if isinstance(part.node, ast.Import | ast.ImportFrom) for name in part.binds}
+    needed, kept = set(entries), set[int]()
+    grown = True
+    while grown:
+        grown = False
+        for number, part in enumerate(parts):
+            if number not in kept and _is_needed(part, needed, entries, functions, modules):
+                kept.add(number)
+                needed |= part.uses
+                grown = True
+        if needed & _DYNAMIC and not bound <= needed:  # names may be built at run time
+            needed |= bound
+            grown = True
+    available = _BUILTINS.union(*(parts[number].binds for number in kept))
+    for number, part in enumerate(parts):  # definitions that are not needed do no harm, if executing them runs nothing
+        if number not in kept and _is_quiet(part.node) and part.calls - part.binds - _own(part.node) <= available:
+            kept.add(number)
+            available |= part.binds
+    return [tree.body[number] for number in sorted(kept)]
+
+
+def _is_quiet(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        calls = (isinstance(part, ast.Call | ast.Subscript | ast.Await) for part in ast.walk(node))
+        return all(isinstance(target, ast.Name) for target in targets) and not any(calls)
+    return isinstance(node, _DEFINITIONS)
+
+
+def _own(node: ast.stmt) -> set[str]:
+    """The names that the body of a class binds for itself."""
+    return (
+        {name for part in node.body for name in _bound(part, list(_executed(part)))}
+        if isinstance(node, ast.ClassDef)
+        else set()
+    )
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _is_needed(
+    part: _Statement, needed: set[str], entries: set[str], functions: dict[str, _Statement], modules: set[str]
+) -> bool:
+    node = part.node
+    if isinstance(node, ast.ImportFrom) and (node.module == "__future__" or node.names[0].name == "*"):
+        return True
+    if isinstance(node, ast.Assert | ast.Raise | ast.Return) or _is_main_guard(node):
+        return False
+    if part.binds & needed:
+        return True
+    if isinstance(node, ast.Expr | ast.If | ast.For | ast.While | ast.With | ast.Try):
+        called, changed = _called(part, functions)
+        if called & entries:  # an example of use
+            return isinstance(node, ast.Expr) and _root(node.value) in entries and not _calls_directly(node.value, entries)
+        if part.changes & needed or changed & needed:
+            return True
+        return bool(called & _BUILDERS) or (isinstance(node, ast.Expr) and _configures(node.value, modules))
+    return bool(part.changes & needed) or _sets_module(node, modules)
+
+
+def _called(part: _Statement, functions: dict[str, _Statement]) -> tuple[set[str], set[str]]:
+    """The names that a statement reads when it is executed, also through functions of the program, and what these change."""
+    seen: set[str] = set()
+    changed: set[str] = set()
+    pending = set(part.calls)
+    while pending:
+        name = pending.pop()
+        seen.add(name)
+        if name in functions:
+            changed |= functions[name].effects
+            pending |= functions[name].uses - seen
+    return seen, changed
+
+
+def _is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and any(
+        isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test)
+    )
+
+
+def _root(node: ast.AST) -> str:
+    """The name at the start of ``a.b[c](d).e``, without the arguments."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call | ast.Starred | ast.Await):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _calls_directly(node: ast.AST, entries: set[str]) -> bool:
+    """Whether an expression calls an entry point itself, or passes one on, instead of changing its attributes."""
+    direct = (
+        isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in entries for part in ast.walk(node)
+    )
+    return any(direct) or sum(isinstance(part, ast.Name) and part.id in entries for part in ast.walk(node)) > 1
+
+
+def _configures(node: ast.expr, modules: set[str]) -> bool:
+    if not isinstance(node, ast.Call) or _root(node) not in modules:
+        return False
+    last = node.func.attr if isinstance(node.func, ast.Attribute) else _root(node)
+    return last not in _NO_SETTINGS
+
+
+def _sets_module(node: ast.stmt, modules: set[str]) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    return any(isinstance(target, ast.Attribute | ast.Subscript) and _root(target) in modules for target in targets)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def _statements(tree: ast.Module, table: symtable.SymbolTable) -> list[_Statement]:
+    found = []
+    for node in tree.body:
+        first = min([node.lineno, *(part.lineno for part in getattr(node, "decorator_list", ()))])
+        tables = [child for child in table.get_children() if first <= child.get_lineno() <= (node.end_lineno or first)]
+        inner = set().union(*map(_globals_of, tables)) if tables else set()
+        at_once = list(_executed(node))
+        loads = {part.id for part in at_once if isinstance(part, ast.Name)}
+        found.append(
+            _Statement(
+                node, set(_bound(node, at_once)), inner | loads, loads, set(_changed(at_once)), set(_changed(ast.walk(node)))
+            )
+        )
+    return found
+
+
+def _globals_of(table: symtable.SymbolTable) -> set[str]:
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+    return own.union(*map(_globals_of, table.get_children()))
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that are executed with a statement: all but the bodies of functions."""
+    pending = [node]
+    while pending:
+        part = pending.pop()
+        yield part
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = part.args
+            pending += [
+                *part.decorator_list,
+                *arguments.defaults,
+                *filter(None, arguments.kw_defaults),
+                *filter(None, [part.returns]),
+            ]
+            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            pending += [argument.annotation for argument in every if argument is not None and argument.annotation is not None]
+        elif isinstance(part, ast.Lambda):
+            pending += [*part.args.defaults, *filter(None, part.args.kw_defaults)]
+        else:
+            pending += ast.iter_child_nodes(part)
+
+
+def _bound(node: ast.stmt, at_once: list[ast.AST]) -> Iterator[str]:
+    if isinstance(node, ast.ClassDef):  # the names in its body are its own
+        yield node.name
+        return
+    for part in at_once:
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store | ast.Del):
+            yield part.id
+        elif isinstance(part, _DEFINITIONS):
+            yield part.name
+        elif isinstance(part, ast.alias):
+            yield part.asname or part.name.partition(".")[0]
+        elif isinstance(part, ast.ExceptHandler) and part.name:
+            yield part.name
+
+
+def _changed(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for part in nodes:
+        if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store | ast.Del):
+            yield _root(part)
+        elif isinstance(part, ast.AugAssign):
+            yield _root(part.target)
+        elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
+            yield _root(part.func)
+        elif isinstance(part, ast.Global):
+            yield from part.names
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def future_first(code: str) -> str:
+    """A program whose ``from __future__`` imports stand at its beginning: text may have been put before it."""
+    if "__future__" not in code:
+        return code
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
+    future: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    rest = [node for node in tree.body if node not in future]
+    return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code

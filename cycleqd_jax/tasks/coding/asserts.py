@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 
+from cycleqd_jax.tasks.coding.syntax import parse
+
 __all__ = ["guarded"]
 
 
@@ -19,7 +21,7 @@ def guarded(line: str, names: tuple[str, ...]) -> str:
         line: the assert.
         names: names of the program's functions and classes.
     """
-    return ast.unparse(_Guard(names).visit(ast.parse(line)))
+    return ast.unparse(_Guard(names).visit(parse(line)))
 
 
 class _Guard(ast.NodeTransformer):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import warnings
 from typing import Any, Literal
 
 from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
 from cycleqd_jax.tasks.coding.reach import future_first
+from cycleqd_jax.tasks.coding.syntax import parse
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
@@ -75,9 +75,7 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
         trees = []
         for field, code in (("canonical_solution", gold), ("test", test)):
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    trees.append(ast.parse(code))
+                trees.append(parse(code))
             except (SyntaxError, ValueError, RecursionError) as error:
                 raise row.error(f"valid Python in field {field!r}", str(error)) from error
         case = next((n for n in trees[1].body if isinstance(n, ast.ClassDef) and n.name == _CASE), None)

@@ -6,8 +6,9 @@ import ast
 import dataclasses
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator
+
+from cycleqd_jax.tasks.coding.syntax import parse
 
 __all__ = ["LONGEST_PROGRAM", "Block", "blocks", "code_regions", "leading_tree", "without_thoughts"]
 
@@ -143,9 +144,7 @@ def _is_python(code: str) -> bool:
 def _parse(code: str) -> ast.Module | int:
     """The syntax tree of a program, or the number of the line that is not Python."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(code)
+        return parse(code)
     except SyntaxError as error:
         return error.lineno or 1
     except (ValueError, RecursionError, MemoryError):

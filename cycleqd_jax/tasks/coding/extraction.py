@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from cycleqd_jax.tasks.coding.blocks import LONGEST_PROGRAM, Block, blocks, code_regions, leading_tree, without_thoughts
 from cycleqd_jax.tasks.coding.reach import future_first, reached
+from cycleqd_jax.tasks.coding.syntax import parse
 
 __all__ = ["LONGEST_PROGRAM", "extract_code", "may_vary", "only_program"]
 
@@ -174,7 +175,7 @@ def only_program(code: str, *names: str) -> str:
         return code
     tree, text = found
     text = future_first(text)
-    tree = ast.parse(text) if text is not found[1] else tree
+    tree = parse(text) if text is not found[1] else tree
     kept = reached(tree, names)
     if kept is None or len(kept) == len(tree.body):
         return text

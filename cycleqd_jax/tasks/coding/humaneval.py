@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from typing import Any, Literal
 
 from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
 from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
+from cycleqd_jax.tasks.coding.syntax import parse
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
@@ -57,7 +57,7 @@ class HumanEval(FunctionTask[HumanEvalRecord]):
         gold = prompt + row.text("canonical_solution")
         for field, code in (("canonical_solution", gold), ("test", test)):
             try:
-                ast.parse(code)
+                parse(code)
             except (SyntaxError, ValueError, RecursionError) as error:
                 raise row.error(f"valid Python in field {field!r}", str(error)) from error
         if "def check(" not in test:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from cycleqd_jax.tasks.base import Solution, fixed_replies
 from cycleqd_jax.tasks.coding.asserts import guarded
 from cycleqd_jax.tasks.coding.base import CONSTANTS, CodingTask, fenced
 from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
+from cycleqd_jax.tasks.coding.syntax import parse
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
@@ -150,9 +150,7 @@ class Mbpp(CodingTask[MbppRecord]):
 
 def _tree(row: Row, field: str, code: str) -> ast.Module:
     try:
-        with warnings.catch_warnings():  # published programs contain invalid escapes in their patterns
-            warnings.simplefilter("ignore")
-            return ast.parse(code)
+        return parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise row.error(f"valid Python in field {field!r}", str(error)) from error
 

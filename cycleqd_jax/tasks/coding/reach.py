@@ -6,8 +6,9 @@ import ast
 import builtins
 import dataclasses
 import symtable
-import warnings
 from collections.abc import Iterable, Iterator
+
+from cycleqd_jax.tasks.coding.syntax import parse
 
 __all__ = ["future_first", "reached"]
 
@@ -53,7 +54,7 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
     """
     try:
         table = symtable.symtable(ast.unparse(tree), "program", "exec")
-        parts = _statements(ast.parse(ast.unparse(tree)), table)
+        parts = _statements(parse(ast.unparse(tree)), table)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     entries = set(names)
@@ -251,9 +252,7 @@ def future_first(code: str) -> str:
     if "__future__" not in code:
         return code
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(code)
+        tree = parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return code
     future: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]

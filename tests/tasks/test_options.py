@@ -156,6 +156,6 @@ def test_the_memory_limit_is_that_of_the_sandbox(write, sandbox):
     for one in (sandbox, Small(memory_mb=200)):
         episode = make("mbpp", sandbox=one, memo=False, **files).episodes("train")[0]
         episode.start()
-        values.append(episode.step("```python\nx = bytes(300_000_000)\ndef f(): return 1\n```").value)
+        values.append(episode.step("```python\ndef f():\n    x = bytes(300_000_000)\n    return 1\n```").value)
         episode.close()
     assert values == [1.0, 0.0]

@@ -26,6 +26,7 @@ _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|tr
 _MOST_CUTS = 20
 _MOST_REGIONS = 40
 _MOST_BLOCKS = 100
+_LONGEST_LEAD = 2000  # characters before a block that are searched for its last line of text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ def blocks(reply: str) -> list[Block]:
         end, position = _closing(reply, fences, position)
         tag = (_TAG.match(begin.group(3).strip(" \t{.")) or [""])[0].lower()
         code = _unindented(reply[begin.end() + 1 : len(reply) if end is None else end.start()], begin.group(1))
-        lead = reply[: begin.start()].rstrip()[-300:].rpartition("\n")[2]
+        before = reply[max(0, begin.start() - _LONGEST_LEAD) : begin.start()]
+        lead = before.rstrip()[-300:].rpartition("\n")[2]
         if code.strip():
             found.append(Block("python" if _PYTHON.fullmatch(tag) else tag, code, lead))
     return found
@@ -138,6 +140,8 @@ def code_regions(text: str) -> Iterator[str]:
 
 
 def _is_python(code: str) -> bool:
+    if not code.strip():
+        return True
     return len(code) <= LONGEST_PROGRAM and isinstance(_parse(textwrap.dedent(code)), ast.Module)
 
 

@@ -12,7 +12,7 @@ DEVICES_FLAG = "--xla_force_host_platform_device_count"
 if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES_FLAG}=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command has it: threads of LAPACK on every device would fight
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads of LAPACK on every simulated device would fight
 
 import beartype  # noqa: E402
 import jaxtyping  # noqa: E402

@@ -18,12 +18,12 @@ __all__ = ["generate"]
 def generate(model: str | Path, prompt: str, max_new_tokens: int) -> None:
     """Prints a model's greedy answer to one user message while it is generated, and the speed if stderr is a terminal.
 
+    Compiled programs are kept where runs keep them by default.
+
     Args:
         model: a Hugging Face folder, a ``.gguf`` file or a repository on the hub.
         prompt: the user's message.
         max_new_tokens: largest number of tokens of the answer, which the model's context also limits.
-
-    Compiled programs are kept where runs keep them by default.
 
     Raises:
         InputError: the model can't be read, its logits are not finite, or the prompt does not fit its context.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -68,11 +67,10 @@ def _report_disk(error: OSError, command: str) -> int:
         f"cycleqd: expected to read and write files, got {what}{where}; free some space or correct the permissions{again}",
         file=sys.stderr,
     )
-    with contextlib.suppress(OSError):
+    try:
         sys.stdout.flush()
-        return 3 if command in STAGES else 2
-    # what could not be printed must not fail once more when Python ends
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # what could not be printed must not fail once more when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 3 if command in STAGES else 2
 
 

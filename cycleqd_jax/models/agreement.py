@@ -7,6 +7,7 @@ lie in several places. What counts are the ids of a text, the text of ids, and t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,7 +92,7 @@ class UsedTokenizer:
         known = frozenset(i for i in as_list if isinstance(i, int))
         return cls(tokenizer, (known, path.name == "generation_config.json") if stated and known else None)
 
-    @property
+    @functools.cached_property
     def vocabulary(self) -> Mapping[str, int]:
         """The id of every token, added ones included."""
         return self.tokenizer.get_vocab()

@@ -22,9 +22,10 @@ from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_fa
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
+from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.tasks import RecordTask
-from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params
+from cycleqd_jax.types import SPLITS, Adapter, Genome, Params
 
 __all__ = ["Evolution", "Merged", "input_digests"]
 
@@ -214,10 +215,7 @@ class Evolution:
             return
         for name, expert in zip(self._config.task_names, self._context.models.experts, strict=True):
             if not isinstance(expert, Adapter):
-                raise InputError(
-                    f"expected LoRA adapters as experts where engine.population is {population}, got whole weights for the "
-                    f"expert of task {name!r}; set engine.population=1"
-                )
+                raise whole_expert(population, name)
         assert isinstance(space, ExpertSpace)
         jax.eval_shape(space.express_mixed, genomes)
 

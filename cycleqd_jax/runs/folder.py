@@ -246,7 +246,7 @@ def compare_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
 
     Args:
         folder: the run folder.
-        inputs: digests of models and problems, by name; those that are not there yet may be left out.
+        inputs: digests of models and problems, by name. A model that has not been trained yet may be left out.
 
     Raises:
         InputError: a model or a problem has changed.

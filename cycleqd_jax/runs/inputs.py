@@ -180,15 +180,20 @@ def _adapters(
     return tuple(found), tuple(absent)
 
 
+def whole_expert(population: int, task: str) -> InputError:
+    """The error for an expert with weights of its own, where individuals are decoded over one base."""
+    return InputError(
+        f"expected LoRA adapters as experts where engine.population is {population}, got whole weights for the expert of task "
+        f"{task!r}; set engine.population=1"
+    )
+
+
 def _check_population(config: RunConfig, adapters: Sequence[AdapterRanks | None], absent: Sequence[str]) -> None:
     """Raises if individuals are to be decoded over one base, and an expert has whole weights of its own."""
     population = config.engine.population
     for name, adapter in zip(config.task_names, adapters, strict=True):
         if population > 1 and adapter is None and name not in absent:
-            raise InputError(
-                f"expected LoRA adapters as experts where engine.population is {population}, got whole weights for the expert "
-                f"of task {name!r}; set engine.population=1"
-            )
+            raise whole_expert(population, name)
 
 
 def _check_space(folder: Path, nbytes: int, what: str) -> None:

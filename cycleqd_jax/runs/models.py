@@ -239,7 +239,7 @@ class Models:
                 f"warning: {len(checkpoint.rounded)} tensors of {folder}, such as {checkpoint.rounded[0]}, are stored in "
                 f"another dtype than the rest, and are rounded to {checkpoint.config.dtype}; model.dtype=float32 keeps them"
             )
-        if tied is not None:
+        if tied is not None and tied != checkpoint.config.tie_word_embeddings:
             check_tied(checkpoint)
             checkpoint = with_head(checkpoint, tied=tied)
         return hf.load(checkpoint, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)

@@ -90,7 +90,7 @@ class OpenTasks:
     _stack: contextlib.ExitStack
 
     def close(self) -> None:
-        """Closes the tasks, and those that the training data comes from. Safe to call twice."""
+        """Closes the tasks of the run and the tasks of the training data. It is safe to call this twice."""
         self._stack.close()
 
 

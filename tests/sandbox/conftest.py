@@ -31,6 +31,13 @@ def sealed(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     yield from _sandbox(request.param)
 
 
+@pytest.fixture
+def still_works(sealed: Sandbox) -> Iterator[None]:
+    """After the test, the sandbox must run the next program."""
+    yield
+    assert sealed.run_python("print('alive')").output == "alive\n"
+
+
 @pytest.fixture(scope="session")
 def rootfs() -> str:
     """The folder of a root file system that ``cycleqd sandbox build-rootfs`` has built."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,10 +26,7 @@ def attempt(action):
 """
 
 
-@pytest.fixture(autouse=True)
-def _still_works(sealed: Sandbox) -> Iterator[None]:
-    yield
-    assert sealed.run_python("print('alive')").output == "alive\n"
+pytestmark = pytest.mark.usefixtures("still_works")
 
 
 # ---------------------------------------------------------------------------------------------------------- programs

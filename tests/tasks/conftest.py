@@ -79,6 +79,15 @@ def speaker():
     return Speaker
 
 
+@pytest.fixture(scope="module")
+def server(mysql_dsn) -> Iterator[MySqlServer]:
+    """The MySQL or MariaDB server, as the task connects to it."""
+    server = MySqlServer(Address.parse("here", mysql_dsn))
+    server._prepare()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def make_mysql(write, mysql_dsn, nowhere):
     """Makes tasks on the server; the train records are ASK and INSERT, the test record is UPDATE."""

@@ -12,21 +12,11 @@ import pytest
 from cycleqd_jax.sandbox import Killed, Limits
 from cycleqd_jax.tasks.dbbench.databases import Table
 from cycleqd_jax.tasks.dbbench.mysql import SQL_MODE, MySqlDatabase
-from cycleqd_jax.tasks.dbbench.mysql_address import Address
-from cycleqd_jax.tasks.dbbench.mysql_server import MySqlServer
 
 from .db_records import OUT_OF_SYNC, outcome
 
 SECRET = "secret-of-another"
 LIMITS = Limits(memory_mb=256, disk_mb=32)
-
-
-@pytest.fixture(scope="module")
-def server(mysql_dsn):
-    server = MySqlServer(Address.parse("here", mysql_dsn))
-    server._prepare()
-    yield server
-    server.close()
 
 
 @pytest.fixture

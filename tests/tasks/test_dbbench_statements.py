@@ -10,8 +10,6 @@ import pytest
 from cycleqd_jax.sandbox import Limits
 from cycleqd_jax.tasks.dbbench.databases import Table
 from cycleqd_jax.tasks.dbbench.mysql import SQL_MODE, MySqlDatabase
-from cycleqd_jax.tasks.dbbench.mysql_address import Address
-from cycleqd_jax.tasks.dbbench.mysql_server import MySqlServer
 from cycleqd_jax.tasks.dbbench.statements import is_dynamic, refused
 
 from .db_records import outcome
@@ -73,14 +71,6 @@ def test_long_texts_are_quick(piece):
 
 
 # ------------------------------------------------------------------------------------------------ on a server
-
-
-@pytest.fixture(scope="module")
-def server(mysql_dsn):
-    server = MySqlServer(Address.parse("here", mysql_dsn))
-    server._prepare()
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
 
 
 def _mismatch(name: str, config: LlamaConfig, count: int, missing: Sequence[str], unknown: Mapping[str, Tensor]) -> InputError:
-    """An error that shows the names on both sides: those that the model needs, and those that lie there instead."""
+    """An error that names the tensors that the model lacks and those that it does not have."""
 
     def shown(names: Sequence[str]) -> str:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

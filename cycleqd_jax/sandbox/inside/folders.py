@@ -6,9 +6,10 @@ import contextlib
 import os
 import stat
 
-__all__ = ["remove_tree"]
+__all__ = ["OPEN_FOLDER", "remove_tree"]
 
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Flags that open a folder, and never follow a link."""
 
 
 def remove_tree(path: str) -> None:
@@ -21,7 +22,7 @@ def remove_tree(path: str) -> None:
         path: the folder.
     """
     try:
-        top = os.open(path, _OPEN)
+        top = os.open(path, OPEN_FOLDER)
     except OSError:
         return
     try:
@@ -30,7 +31,7 @@ def remove_tree(path: str) -> None:
             name = pending.pop()
             with contextlib.suppress(OSError):
                 _unlock(top, name)
-                folder = os.open(name, _OPEN, dir_fd=top)
+                folder = os.open(name, OPEN_FOLDER, dir_fd=top)
                 try:
                     found, count = _emptied(folder, top, count)
                     pending += found

@@ -6,10 +6,11 @@ import contextlib
 import os
 import stat
 
+from .folders import OPEN_FOLDER
+
 __all__ = ["copy_layer"]
 
 _DEEPEST = 300
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def copy_layer(source: int, target: int) -> list[str]:
@@ -47,8 +48,8 @@ def _copy(source: int, target: int, where: str, top: int, linked: dict[tuple[int
                 linked[info.st_dev, info.st_ino] = path
             if kind == stat.S_IFDIR:
                 os.mkdir(name, 0o700, dir_fd=target)
-                inner = os.open(name, _OPEN, dir_fd=source)
-                copied = os.open(name, _OPEN, dir_fd=target)
+                inner = os.open(name, OPEN_FOLDER, dir_fd=source)
+                copied = os.open(name, OPEN_FOLDER, dir_fd=target)
                 try:
                     _copy(inner, copied, f"{path}/", top, linked, sockets)
                 finally:

@@ -24,7 +24,7 @@ _CONTROL_FD = 3
 
 
 class Inner:
-    """The PID namespace of the programs of a box. Its first process reaps orphans, and sends signals to all others.
+    """The PID namespace of the programs of a box. Its first process reaps orphans, and kills all others when it is told to.
 
     Later children of this process belong to it.
 
@@ -54,9 +54,9 @@ class Inner:
             raise OSError(message.decode(errors="replace") or "the first process of a box has ended")
         self._inner = os.open(f"{self.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
 
-    def signal_all(self, number: int) -> None:
-        """Sends a signal to all processes of the box."""
-        self._control.send(bytes([number]))
+    def kill_all(self) -> None:
+        """Kills all processes of the box."""
+        self._control.send(b"k")
         self._control.recv(1)
 
     @contextlib.contextmanager
@@ -81,9 +81,9 @@ def _be_first(control: socket.socket, proc: int, begin: Callable[[], None]) -> N
         os.dup2(control.fileno(), _CONTROL_FD)
         os.closerange(_CONTROL_FD + 1, 1 << 20)
         os.write(_CONTROL_FD, b"ready")
-        while data := os.read(_CONTROL_FD, 1):
+        while os.read(_CONTROL_FD, 1):
             with contextlib.suppress(OSError):
-                os.kill(-1, data[0])
+                os.kill(-1, signal.SIGKILL)
             os.write(_CONTROL_FD, b".")
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import os
 import select
 import signal
@@ -16,7 +15,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from . import frames, linux, program, rootfs
 from .entry import Entry
@@ -25,6 +24,7 @@ from .guard import Guard, isolate
 from .output import Gone, Output
 from .residents import Server, Shell, execute
 from .snapshot import Inner, Snapshot
+from .stdin import open_input
 from .usage import exceeds
 
 __all__ = ["Box", "Setup", "main"]
@@ -269,7 +269,7 @@ class Box:
 
     def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
         """Runs one process until it ends or reaches a limit."""
-        with _input(stdin) as file:
+        with open_input(stdin) as file:
             read, write = self.pipe()
             try:
                 begin = time.monotonic()
@@ -375,18 +375,14 @@ class Box:
         else:
             self.kill_all()
 
-    def signal_all(self, number: int) -> None:
-        """Sends a signal to all processes of the box."""
-        if self.inner is not None:
-            self.inner.signal_all(number)
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, number)
-
     def kill_all(self) -> None:
         """Kills everything in the box."""
+        if self.inner is not None:
+            self.inner.kill_all()
+            return
         if self.setup.isolated:
-            self.signal_all(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
             return
         # Without isolation: kill the children, and orphans as they become children of this process, until there are none.
         for _ in range(100):
@@ -414,25 +410,6 @@ def _give_up(number: int, frame: object) -> None:
 
 def _nothing(number: int, frame: object) -> None:
     """Handles SIGCHLD, so that the wake-up descriptor is written to."""
-
-
-@contextlib.contextmanager
-def _input(text: str) -> Iterator[io.FileIO]:
-    if not text:
-        with open("/dev/null", "rb", buffering=0) as file:
-            yield file
-        return
-    view = memoryview(text.encode("utf-8", "surrogatepass"))
-    if hasattr(os, "memfd_create"):
-        where = os.memfd_create("stdin")
-    else:
-        where, path = tempfile.mkstemp()
-        os.unlink(path)
-    with open(where, "w+b", buffering=0) as file:
-        while view:
-            view = view[file.write(view) :]
-        file.seek(0)
-        yield file
 
 
 def _children() -> list[int]:

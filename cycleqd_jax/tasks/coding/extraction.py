@@ -124,7 +124,7 @@ def _defines(code: str, names: tuple[str, ...]) -> bool:
 
 
 def _bound(tree: ast.Module, stubs: bool = True) -> Iterable[str]:
-    """The names that a program binds; without ``stubs``, only those that it binds to more than the head of a function."""
+    """The names that a program binds. Without ``stubs``, functions and classes without a body of their own are left out."""
     pending: list[ast.AST] = list(tree.body)
     while pending:
         node = pending.pop()

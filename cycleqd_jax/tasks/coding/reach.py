@@ -53,8 +53,8 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
         names: the entry points.
     """
     try:
-        table = symtable.symtable(ast.unparse(tree), "program", "exec")
-        parts = _statements(parse(ast.unparse(tree)), table)
+        text = ast.unparse(tree)
+        parts = _statements(parse(text), symtable.symtable(text, "program", "exec"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     entries = set(names)

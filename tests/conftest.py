@@ -38,6 +38,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+def pytest_configure(config):
+    """The default tests compile without optimisation. Most compiled programs run once, and compiling them takes longer.
+
+    With ``exhaustive`` tests (``scripts/test.sh --all``) programs are compiled as for users.
+    """
+    if "not exhaustive" in config.option.markexpr:
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ["XLA_FLAGS"] = f"{quick} {os.environ['XLA_FLAGS']}"  # what the environment says comes later, and wins
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory) -> dict[str, str]:
     """What one test has compiled no other test of this session compiles again, in whichever worker: it lies in a folder.

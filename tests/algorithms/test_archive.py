@@ -37,7 +37,16 @@ CASES = 220
 GENERATIONS = 5
 
 
-@pytest.mark.parametrize(("tasks", "bins", "batch"), [(2, 1, 3), (2, 15, 1), (3, 5, 16), (3, 15, 4), (4, 3, 5)])
+@pytest.mark.parametrize(
+    ("tasks", "bins", "batch"),
+    [
+        (2, 1, 3),
+        pytest.param(2, 15, 1, marks=pytest.mark.exhaustive),
+        (3, 5, 16),
+        pytest.param(3, 15, 4, marks=pytest.mark.exhaustive),
+        (4, 3, 5),
+    ],
+)
 def test_random_cases_equal_algorithm_1(plain, tasks, bins, batch):
     rng = np.random.default_rng([tasks, bins, batch])
     genome = jnp.zeros(WIDTH)

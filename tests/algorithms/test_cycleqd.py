@@ -49,7 +49,7 @@ def rows(tree, j):
 
 @pytest.mark.parametrize(
     ("tasks", "batch", "selector"),
-    [(2, 5, UniformSelector()), (3, 1, EliteSelector()), (4, 3, EliteSelector())],
+    [(2, 5, UniformSelector()), (3, 1, EliteSelector()), pytest.param(4, 3, EliteSelector(), marks=pytest.mark.exhaustive)],
 )
 def test_a_search_equals_algorithm_1(plain, assert_identical, tasks, batch, selector):
     algorithm = searcher(tasks, bins=5, selector=selector)

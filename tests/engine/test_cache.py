@@ -34,6 +34,7 @@ def test_the_pool_grows_and_idle_conversations_are_evicted(params, few_programs)
     assert engine.statistics.reused > reused  # the pages of the last one are still in the cache
 
 
+@pytest.mark.exhaustive
 def test_a_reply_that_ends_with_a_page_keeps_the_pages_before(params):
     engine = make(attention=Attention("products"), chunk=12, steps=4)
     engine.load(params)
@@ -52,6 +53,7 @@ def test_a_reply_that_ends_with_a_page_keeps_the_pages_before(params):
             assert engine.statistics.reused == reused + 24
 
 
+@pytest.mark.exhaustive
 def test_a_long_prefix_is_shared_beside_a_short_one(params, few_programs):
     engine = make(chunk=4)
     engine.load(params)

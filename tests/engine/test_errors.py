@@ -40,7 +40,7 @@ def test_weights_that_are_not_finite_are_named(params, attention, leaf, named, v
     assert engine.generate([[1, 2]], [4]) == [plain_loop(params, [1, 2], 4)]
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_layer_that_overflows_is_named(params, attention, layer):
     mlp = params["layers"]["mlp"]
     huge = {name: mlp[name].at[layer].multiply(1e30) for name in ("gate", "up", "down")}

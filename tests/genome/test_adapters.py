@@ -158,7 +158,9 @@ def test_expressing_makes_no_stack_of_task_vectors():
     assert max(sizes(program.jaxpr)) == layers * m * n
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(
+    "rank", [pytest.param(1, marks=pytest.mark.exhaustive), 2, pytest.param(3, marks=pytest.mark.exhaustive)]
+)
 def test_truncation_leaves_crossover_exact(assert_close, rank):
     full, truncated = make_space(), make_space(rank=rank)
     assert set(truncated.remainders) == {path for path, f in full.bases.items() if f.s.shape[-1] > rank}
@@ -176,6 +178,7 @@ def test_truncation_leaves_crossover_exact(assert_close, rank):
             assert np.all(s[..., 0] > 1e-2) == (path in RANKS[active])
 
 
+@pytest.mark.exhaustive
 def test_a_truncated_lineage_is_that_of_truncated_dense_factors(assert_close):
     one, other = make_space(rank=2), dense_space(rank=2)
     assert_close(one.express(lineage(one, 0)), other.express(lineage(other, 0)), 1e-5)
@@ -211,6 +214,7 @@ def test_half_precision_bases(assert_close):
     assert_close(got, jax.tree.map(lambda x: x.astype(jnp.bfloat16), same.express(lineage(same, 0))), 1e-3)
 
 
+@pytest.mark.exhaustive
 def test_jit_is_eager_and_vmapped_is_the_loop(assert_close, assert_identical):
     space = make_space(rank=2)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -144,7 +144,7 @@ def test_an_embedding_is_made_in_the_loop_over_layers():
     assert len(re.findall(r"\b(?:while|scan)\[", program)) == 1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16"])
 def test_temporaries_on_cpu_are_smaller_than_the_model(dtype):
     """Its backend has no slices of 16-bit floats, and would hold all experts in float32."""
     if jax.default_backend() != "cpu":
@@ -202,6 +202,7 @@ def test_the_size_of_a_genome_is_that_of_its_arrays():
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(genome)) == want
 
 
+@pytest.mark.exhaustive
 def test_200_lineages_of_20_generations_against_float64():
     """Whole lineages on dense float64 weights, with the reference's order: crossover, then U diag(w s) Vᵀ of the active expert,
     decomposed by NumPy.
@@ -345,6 +346,7 @@ def test_meshes_that_do_not_fit():
         space.shard(other, specs).express_population(three)
 
 
+@pytest.mark.exhaustive
 def test_bases_are_those_of_the_experts():
     base, experts = params(0), [params(1), params(2)]
     space = ExpertSpace.from_experts(base, experts, rank=4)

@@ -30,7 +30,10 @@ def edit_weights(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16", pytest.param("float16", marks=pytest.mark.exhaustive)],
+)
 @pytest.mark.parametrize("tied", [False, True])
 def test_round_trip_is_bit_exact(tmp_path, make_config, make_params, assert_identical, dtype, tied):
     config = make_config(dtype=dtype, tie_word_embeddings=tied)

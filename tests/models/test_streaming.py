@@ -126,6 +126,7 @@ print(json.dumps({"resident": after - before, "load": loaded - after, "save": st
 """
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_is_one_stacked_leaf(tmp_path):
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 8}
     sizes |= {"num_hidden_layers": 10, "vocab_size": 9000, "max_position_embeddings": 128, "torch_dtype": "float32"}

@@ -21,7 +21,7 @@ from .workloads import H100, LORA, SMALL, by_name, workload
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 4)])
-@pytest.mark.parametrize("rank", [16, None])
+@pytest.mark.parametrize("rank", [pytest.param(16, marks=pytest.mark.exhaustive), None])
 def test_the_compiler_agrees_on_small_models(mesh, rank):
     if len(jax.devices()) < math.prod(mesh):
         pytest.skip("needs 8 (simulated) devices")
@@ -48,7 +48,7 @@ def test_the_compiler_agrees_on_small_models(mesh, rank):
     assert len(programs) == 3 + len(matrix_shapes(work))
 
 
-@pytest.mark.parametrize("rank", [6, None])
+@pytest.mark.parametrize("rank", [pytest.param(6, marks=pytest.mark.exhaustive), None])
 @pytest.mark.parametrize("last", [{"layers/attn/q": 16, "final_norm": None}, None])
 def test_the_compiler_agrees_on_adapters(rank, last):
     work = workload(rank=rank, adapters=(LORA, LORA, last))
@@ -60,7 +60,7 @@ def test_the_compiler_agrees_on_adapters(rank, last):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_the_planned_programs_are_those_of_the_engine(dtype, tied, monkeypatch):
     model = SMALL.replace(dtype=dtype, tie_word_embeddings=tied)
     cpu = make_mesh(devices=jax.devices()[:1])

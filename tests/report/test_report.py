@@ -58,7 +58,7 @@ def read(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("k", [pytest.param(2, marks=pytest.mark.exhaustive), 3, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_everything_is_written(make_run, add_transcripts, k):
     folder = make_run(tasks=TASKS[:k], generations=12, bins=5)
     add_transcripts(folder, TASKS[:k])

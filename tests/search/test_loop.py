@@ -60,7 +60,9 @@ def test_a_repeated_run_is_identical(new_run, uninterrupted, assert_identical):
     assert other.lines() != uninterrupted[1]
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, None])
+@pytest.mark.parametrize(
+    "every", [pytest.param(1, marks=pytest.mark.exhaustive), 2, pytest.param(3, marks=pytest.mark.exhaustive), None]
+)
 def test_killed_at_any_individual_and_resumed(new_run, uninterrupted, assert_identical, every):
     for s in range(INDIVIDUALS):
         run = new_run(f"killed at {s}")

@@ -60,7 +60,13 @@ def verify(data_dir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("mbpp_full", 661), ("mbpp_sanitized", 279), ("mbppplus_originfmt", 249), ("humaneval", 119)]
+    ("name", "count"),
+    [
+        pytest.param("mbpp_full", 661, marks=pytest.mark.exhaustive),
+        ("mbpp_sanitized", 279),
+        ("mbppplus_originfmt", 249),
+        ("humaneval", 119),
+    ],
 )
 def test_all_gold_programs_pass(verify, name, count):
     code, result = verify(name)
@@ -96,7 +102,9 @@ def test_gold_programs_of_a_sample_pass(verify, name):
     assert {failed["id"] for failed in result["failed"]} <= NEED_PACKAGES
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.exhaustive) if n == "humanevalplus" else n for n in FILES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.exhaustive) if n in ("humanevalplus", "mbppplus_v0.1.0") else n for n in FILES]
+)
 def test_stubs_of_a_sample_do_not_pass(verify, name):
     code, result = verify(name, "--stub", sample=15)
     assert (code, result["passed"], result["solved"]) == (0, 0, [])

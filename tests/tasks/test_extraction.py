@@ -48,9 +48,9 @@ def test_several_names():
     "piece", ["```", "```python\n", "\n```\n", "def ", "a", " ", "x=", "```python\ndef f(): pass\n```\n", "\n"]
 )
 def test_extraction_of_megabytes_is_quick(piece):
-    began = time.monotonic()
+    began = time.process_time()
     extract_code(piece * (2_000_000 // len(piece)), ("add", "other"))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 PROGRAM = "def f(x):\n    return x"
@@ -95,9 +95,9 @@ def test_long_sums_are_no_error(terms):
     "piece", ["(", "def f(x):\n  return (\n", "x = 1\n", "\0", "    ", "'''", "a.", "-", "[" * 50 + "\n", "é\n"]
 )
 def test_odd_programs_are_quick_and_no_error(piece):
-    began = time.monotonic()
+    began = time.process_time()
     only_program(piece * (150_000 // len(piece)), "f")
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 # ------------------------------------------------------------------------------------------------ which block

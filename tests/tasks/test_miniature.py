@@ -53,7 +53,14 @@ def _reply_program(task, conversation):
     return conversation[1]["content"].split(mark)[1].removesuffix("\n```")
 
 
-@pytest.mark.parametrize("task", [pytest.param("mbpp", marks=pytest.mark.exhaustive), "dbbench", "os_interaction"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param("mbpp", marks=pytest.mark.exhaustive),
+        pytest.param("dbbench", marks=pytest.mark.exhaustive),
+        "os_interaction",
+    ],
+)
 def test_splits_and_demonstrations_never_share_a_program(records, task):
     train, test = ([_program(task, r) for r in records[task][split]] for split in ("train", "test"))
     other = [_program(task, r) for r in mini.generate(7, 40, 0, [task])[task]["train"]]
@@ -101,7 +108,7 @@ CONSTANTS = (
 )
 
 
-@pytest.mark.parametrize("counts", [FEW, MANY])
+@pytest.mark.parametrize("counts", [FEW, pytest.param(MANY, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("task", mini.TASKS)
 def test_constants_score_nothing(make_mini, speaker, task, counts):
     for reply in CONSTANTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
@@ -53,8 +54,9 @@ class Guard:
 
     def over(self, views: Sequence[int], uppers: Sequence[int]) -> Guard:
         """A guard over a copy of the upper layers, with the same sealed state."""
-        guard = Guard(views, uppers, [layer[2] for layer in self._layers.values()])
-        guard._sealed = self._sealed
+        guard = copy.copy(self)  # with the names of commands, if they have been listed
+        lowers = [layer[2] for layer in self._layers.values()]
+        guard._layers = dict(zip(self._layers, zip(views, uppers, lowers, strict=True), strict=True))
         return guard
 
     def changes(self) -> dict[str, str]:

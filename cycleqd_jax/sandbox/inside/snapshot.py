@@ -95,8 +95,11 @@ def _be_first(control: socket.socket, proc: int, begin: Callable[[], None]) -> N
 class Snapshot:
     """A copy of the file system of a box, in a mount namespace of its own.
 
+    This process makes the copy itself, because a fork costs more than the copy of a few files.
+
     Args:
         outside: a descriptor of the mount namespace in which the layers of the box were mounted.
+        home: a descriptor of the mount namespace of this process.
         owner: user id of the root of the box.
         disk_mb: size of the file system.
         guard: the guard of the box.
@@ -109,18 +112,20 @@ class Snapshot:
         OSError: if the files cannot be copied.
     """
 
-    def __init__(self, outside: int, owner: int, disk_mb: int, guard: Guard) -> None:
-        here, there = socket.socketpair()
-        if os.fork() == 0:
-            _make(there, outside, owner, disk_mb)
-        there.close()
-        with here:
-            here.settimeout(_SECONDS)
-            message, self._fds, *_ = socket.recv_fds(here, 4096, 5)
-        if message != b"ready":
-            self.close()
-            raise OSError(f"the files of the box cannot be copied: {message.decode(errors='replace')}")
-        self.mounts, root, usr, upper, upper_usr = self._fds
+    def __init__(self, outside: int, home: int, owner: int, disk_mb: int, guard: Guard) -> None:
+        self._fds: list[int] = []
+        try:
+            with _time_limit(_SECONDS):
+                linux.setns(outside, linux.CLONE_NEWNS)
+                linux.unshare(linux.CLONE_NEWNS)
+                self._fds = rootfs.mount_copy(owner, disk_mb)
+                self.mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except (OSError, _LateError, RecursionError) as error:
+            raise OSError(f"the files of the box cannot be copied: {error or repr(error)}") from error
+        finally:
+            linux.setns(home, linux.CLONE_NEWNS)
+        root, usr, upper, upper_usr = self._fds
+        self._fds.append(self.mounts)
         self.guard = guard.over((root, usr), (upper, upper_usr))
 
     def close(self) -> None:
@@ -130,16 +135,20 @@ class Snapshot:
         self._fds = []
 
 
-def _make(there: socket.socket, outside: int, owner: int, disk_mb: int) -> None:
+class _LateError(Exception):
+    """Not an OSError, which the copying of single files may ignore."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    signal.signal(signal.SIGALRM, _late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        signal.set_wakeup_fd(-1)
-        linux.setns(outside, linux.CLONE_NEWNS)
-        linux.unshare(linux.CLONE_NEWNS)
-        folders = rootfs.mount_copy(owner, disk_mb)
-        mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        socket.send_fds(there, [b"ready"], [mounts, *folders])
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            there.send((str(error) or repr(error)).encode("utf-8", "replace")[:4000])
+        yield
     finally:
-        os._exit(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _late(number: int, frame: object) -> None:
+    raise _LateError(f"it takes longer than {_SECONDS:g} s")

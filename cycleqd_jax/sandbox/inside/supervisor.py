@@ -22,14 +22,14 @@ from .entry import Entry
 from .folders import remove_tree
 from .guard import Guard, isolate
 from .output import Gone, Output
+from .place import Place, enter_namespaces
 from .residents import Server, Shell, execute
-from .snapshot import Inner, Snapshot
+from .snapshot import Snapshot
 from .stdin import open_input
 from .usage import exceeds
 
-__all__ = ["Box", "Setup", "main"]
+__all__ = ["Box", "Setup", "main", "wait"]
 
-_NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAM_ENV = {"PATH": f"/opt/python/bin:{_PATH}", "HOME": "/tmp", "LANG": "C.UTF-8"}
 _BOX_ENV = {
@@ -64,15 +64,33 @@ class Setup:
     folder: str | None
 
 
-def main(channel: socket.socket, setup: Setup) -> None:
-    """Serves one box over ``channel`` until the host process closes it; never returns."""
+def wait(queue: socket.socket, setup: Setup) -> None:
+    """Makes the place of a box ahead of time, waits for the channel of the box on ``queue``, and serves it; never returns."""
+    try:
+        place = Place(setup.owner)
+        _, fds, *_ = socket.recv_fds(queue, 1, 1)
+        queue.close()
+        if fds:
+            main(socket.socket(fileno=fds[0]), setup, place)
+    finally:
+        os._exit(0)  # after an error, the fork server starts another supervisor, which reports its errors
+
+
+def main(channel: socket.socket, setup: Setup, place: Place | None = None) -> None:
+    """Serves one box over ``channel`` until the host process closes it; never returns.
+
+    Args:
+        channel: the socket to the host process.
+        setup: the environment of the fork server.
+        place: the namespaces of this process if they have been made ahead of time.
+    """
     gc.disable()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel ignores it for pid 1
     box = None
     try:
         request = frames.recv(channel)
         try:
-            box = Box(channel, setup, request)
+            box = Box(channel, setup, request, place)
             getattr(box, "serve_" + request["kind"])(request)
         except Gone:
             raise
@@ -98,19 +116,20 @@ class Box:
         channel: the socket to the host process.
         setup: the environment of the fork server.
         request: the first message: ``kind``, ``limits``, and the fields of the kind.
+        place: the namespaces of a ``box`` if they have been made ahead of time.
 
     Raises:
         OSError: if the sandbox does not work.
     """
 
-    def __init__(self, channel: socket.socket, setup: Setup, request: dict) -> None:
+    def __init__(self, channel: socket.socket, setup: Setup, request: dict, place: Place | None = None) -> None:
         self.channel, self.setup = channel, setup
         self.limits = request["limits"]
         self.used = False  # whether a requested program has started
         self.living: set[int] = set()
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
         self.allowed: dict[str, str] = {}
-        self.inner: Inner | None = None
+        self.place = place
         self.snapshot: Snapshot | None = None
         self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
@@ -136,20 +155,15 @@ class Box:
                 signal.signal(signal.SIGTERM, _give_up)
                 linux.die_with_parent(signal.SIGTERM)
             return None, None
-        linux.unshare(_NAMESPACES)
-        linux.loopback_up()
-        linux.sethostname("box")
         if not self.is_box:
+            enter_namespaces()
             return rootfs.mount_program(self.setup.owner, self.limits["disk_mb"]), None
-        proc = rootfs.mount_layers(self.setup.owner, self.limits["disk_mb"])
-        self.outside = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        self.inner = Inner(proc, rootfs.mount_inner_proc)
-        guard = rootfs.enter_box()
+        if self.place is None:
+            self.place = Place(self.setup.owner, self.limits["disk_mb"])
+        guard = self.place.enter(self.limits["disk_mb"])
         sys.path.clear()  # never import a file that a program wrote
         sys.meta_path.clear()
-        return proc, guard
+        return self.place.proc, guard
 
     # ----------------------------------------------------------------------------------------------------------------
     # Requests of the host process
@@ -239,11 +253,13 @@ class Box:
         Raises:
             OSError: if a program, library or setting of the system was changed, or the files can't be copied.
         """
-        if self.guard is None or self.inner is None:
+        place = self.place
+        if self.guard is None or place is None:
             return self.execute_command(argv, stdin, cwd, wall)
-        with self.inner.left():
+        with place.inner.left():
             if self.snapshot is None:
-                self.snapshot = Snapshot(self.outside, self.setup.owner, self.limits["disk_mb"], self.guard)
+                disk_mb = self.limits["disk_mb"]
+                self.snapshot = Snapshot(place.outside, place.home, self.setup.owner, disk_mb, self.guard)
             # Checked twice: the command itself may run programs of users, which may change the system.
             self.refuse_changes(self.snapshot.guard)
             self.entry.mounts = self.snapshot.mounts
@@ -351,7 +367,7 @@ class Box:
         if not self.setup.isolated:
             return False
         assert self.proc is not None
-        own = {"1"} if self.inner is None else {"1", str(self.inner.pid)}
+        own = {"1"} if self.place is None else {"1", str(self.place.inner.pid)}
         return exceeds(self.proc, own, self.limits["processes"], self.limits["memory_mb"])
 
     def finish(self, pid: int) -> None:
@@ -377,8 +393,8 @@ class Box:
 
     def kill_all(self) -> None:
         """Kills everything in the box."""
-        if self.inner is not None:
-            self.inner.kill_all()
+        if self.place is not None:
+            self.place.inner.kill_all()
             return
         if self.setup.isolated:
             with contextlib.suppress(ProcessLookupError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
+from collections.abc import Callable
 
 from . import linux, rootfs
 from .guard import Guard
@@ -12,6 +15,7 @@ __all__ = ["NAMESPACES", "Place", "enter_namespaces"]
 
 NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 _DISK_MB = 64  # of a place that is made ahead of time
+_END_SECONDS = 5.0  # most time for killed processes to end
 
 
 def enter_namespaces() -> None:
@@ -53,6 +57,27 @@ class Place:
         if disk_mb != self._disk_mb:
             rootfs.resize(disk_mb)
         return rootfs.enter_box()
+
+    def kill_all(self, reap: Callable[[], None]) -> None:
+        """Kills all processes of the box, and makes a PID namespace for later ones.
+
+        Args:
+            reap: reaps children of this process.
+        """
+        last = self.inner.pid
+        self.inner.kill()
+        end = time.monotonic() + _END_SECONDS
+        while self._exists(last) and time.monotonic() < end:
+            reap()
+            time.sleep(0.001)
+        self.inner = Inner(self.proc, functools.partial(rootfs.mount_inner_proc, ""))
+
+    def _exists(self, pid: int) -> bool:
+        try:
+            os.stat(str(pid), dir_fd=self.proc)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _mounts(self) -> int:
         return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)

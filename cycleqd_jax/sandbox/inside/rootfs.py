@@ -87,9 +87,9 @@ def resize(disk_mb: int) -> None:
     linux.mount("none", _BOX, None, flags, _size(disk_mb))
 
 
-def mount_inner_proc() -> None:
-    """Mounts the /proc of the PID namespace of this process in the box."""
-    _mount_proc(f"{_BOX}/root/proc")
+def mount_inner_proc(root: str = f"{_BOX}/root") -> None:
+    """Mounts the /proc of the PID namespace of this process in the box whose ``/`` is ``root``."""
+    _mount_proc(f"{root}/proc")
 
 
 def enter_box() -> Guard:

@@ -394,7 +394,7 @@ class Box:
     def kill_all(self) -> None:
         """Kills everything in the box."""
         if self.place is not None:
-            self.place.inner.kill_all()
+            self.place.kill_all(self.reap)
             return
         if self.setup.isolated:
             with contextlib.suppress(ProcessLookupError):

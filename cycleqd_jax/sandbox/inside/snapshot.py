@@ -55,7 +55,8 @@ class Inner:
             os.write(last, str(self.pid + 1).encode())
 
     def kill(self) -> None:
-        """Kills the first process, with which the kernel ends all others. No other process may be started here later."""
+        """Kills the first process, with which the kernel ends all others. Later children are outside."""
+        linux.setns(self._outer, linux.CLONE_NEWPID)
         os.kill(self.pid, signal.SIGKILL)
         for fd in (self._inner, self._outer):
             os.close(fd)

@@ -224,7 +224,7 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"expected measurements, got the end of {' '.join(self._process.args)}; see its errors above")
+            raise RuntimeError(f"expected measurements, got the end of process {self._process.pid}; see its errors above")
         return json.loads(line)
 
 

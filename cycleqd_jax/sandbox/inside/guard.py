@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Guard", "isolate", "open_folder"]
 
@@ -74,6 +74,13 @@ class Guard:
             if len(found) >= _MOST:
                 return found
         return found | dict.fromkeys(left, "removed")
+
+    def refuse_changes(self, allowed: Mapping[str, str]) -> None:
+        """Raises OSError if a program, library or setting of the system was changed, except as ``allowed``."""
+        for path, kind in self.changes().items():
+            accepted = allowed.get(path)
+            if kind != accepted and not (kind == "mode" and accepted == "content"):
+                raise OSError(f"{path} was changed")
 
     def _differences(self) -> Iterator[tuple[str, Mark, Mark]]:
         """Path, mark in the lower layers, and visible mark of every change that may affect other programs."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from . import linux, rootfs
 from .guard import Guard
-from .snapshot import Inner
+from .snapshot import Inner, Snapshot
 
 __all__ = ["NAMESPACES", "Place", "enter_namespaces"]
 
@@ -43,7 +43,8 @@ class Place:
     """
 
     def __init__(self, owner: int, disk_mb: int = _DISK_MB) -> None:
-        self._disk_mb = disk_mb
+        self._owner, self._disk_mb = owner, disk_mb
+        self._copy: Snapshot | None = None
         enter_namespaces()
         self.proc = rootfs.mount_layers(owner, disk_mb)
         self.outside = self._mounts()
@@ -57,6 +58,26 @@ class Place:
         if disk_mb != self._disk_mb:
             rootfs.resize(disk_mb)
         return rootfs.enter_box()
+
+    def copy(self, guard: Guard, disk_mb: int) -> Snapshot:
+        """The copy of the files for trusted commands. Consecutive ones share it.
+
+        Args:
+            guard: the guard of the box.
+            disk_mb: size of the file system.
+
+        Raises:
+            OSError: if the files can't be copied.
+        """
+        if self._copy is None:
+            self._copy = Snapshot(self.outside, self.home, self._owner, disk_mb, guard)
+        return self._copy
+
+    def give_up_copy(self) -> None:
+        """The next trusted command gets a new copy."""
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
 
     def kill_all(self, reap: Callable[[], None]) -> None:
         """Kills all processes of the box, and makes a PID namespace for later ones.

@@ -100,7 +100,7 @@ class Snapshot:
                 self._fds = rootfs.mount_copy(owner, disk_mb)
                 self.mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, _LateError, RecursionError) as error:
-            raise OSError(f"the files of the box cannot be copied: {error or repr(error)}") from error
+            raise OSError(f"the files of the box cannot be copied: {str(error) or repr(error)}") from error
         finally:
             linux.setns(home, linux.CLONE_NEWNS)
         root, usr, upper, upper_usr = self._fds

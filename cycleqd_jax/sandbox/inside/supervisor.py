@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 
 from . import frames, linux, program, rootfs
+from .children import kill_children
 from .entry import Entry
 from .folders import remove_tree
 from .guard import Guard, isolate
 from .output import Gone, Output
 from .place import Place, enter_namespaces
 from .residents import Server, Shell, execute
-from .snapshot import Snapshot
 from .stdin import open_input
 from .usage import exceeds
 
@@ -130,7 +130,6 @@ class Box:
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
         self.allowed: dict[str, str] = {}
         self.place = place
-        self.snapshot: Snapshot | None = None
         self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
         self.next_watch = time.monotonic() + _WATCH_SECONDS
@@ -202,8 +201,8 @@ class Box:
         while True:
             request = self.next_request()
             timeout = request.get("timeout") or self.limits["wall_s"]
-            if not request.get("trusted"):
-                self.give_up_snapshot()
+            if self.place is not None and not request.get("trusted"):
+                self.place.give_up_copy()  # other commands may change the files
             if request["do"] == "exec":
                 cwd = self.folder if not self.setup.isolated and request["cwd"] == "/" else request["cwd"]
                 self.allowed = request.get("allowed", {})
@@ -253,35 +252,19 @@ class Box:
         Raises:
             OSError: if a program, library or setting of the system was changed, or the files can't be copied.
         """
-        place = self.place
-        if self.guard is None or place is None:
+        if self.guard is None or self.place is None:
             return self.execute_command(argv, stdin, cwd, wall)
-        with place.inner.left():
-            if self.snapshot is None:
-                disk_mb = self.limits["disk_mb"]
-                self.snapshot = Snapshot(place.outside, place.home, self.setup.owner, disk_mb, self.guard)
+        with self.place.inner.left():
+            snapshot = self.place.copy(self.guard, self.limits["disk_mb"])
             # Checked twice: the command itself may run programs of users, which may change the system.
-            self.refuse_changes(self.snapshot.guard)
-            self.entry.mounts = self.snapshot.mounts
+            snapshot.guard.refuse_changes(self.allowed)
+            self.entry.mounts = snapshot.mounts
             try:
                 result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
             finally:
                 self.entry.mounts = None
-            self.refuse_changes(self.snapshot.guard)
+            snapshot.guard.refuse_changes(self.allowed)
         return result
-
-    def give_up_snapshot(self) -> None:
-        """Other commands may change the files."""
-        if self.snapshot is not None:
-            self.snapshot.close()
-            self.snapshot = None
-
-    def refuse_changes(self, guard: Guard) -> None:
-        """Raises OSError if a program, library or setting of the system was changed, except as the request allows."""
-        for path, kind in guard.changes().items():
-            allowed = self.allowed.get(path)
-            if kind != allowed and not (kind == "mode" and allowed == "content"):
-                raise OSError(f"{path} was changed")
 
     def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
         """Runs one process until it ends or reaches a limit."""
@@ -400,17 +383,7 @@ class Box:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
             return
-        # Without isolation: kill the children, and orphans as they become children of this process, until there are none.
-        for _ in range(100):
-            children = _children()
-            if not children:
-                return
-            for pid in children:
-                for kill in (os.killpg, os.kill):
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        kill(pid, signal.SIGKILL)
-            time.sleep(0.001)
-            self.reap()
+        kill_children(self.reap)
 
     def end(self) -> None:
         """Ends all processes and removes the temporary folder, without isolation. With isolation, the kernel does it."""
@@ -426,11 +399,3 @@ def _give_up(number: int, frame: object) -> None:
 
 def _nothing(number: int, frame: object) -> None:
     """Handles SIGCHLD, so that the wake-up descriptor is written to."""
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            return [int(pid) for pid in file.read().split()]
-    except OSError:  # not Linux
-        return []

@@ -247,8 +247,6 @@ class Box:
     def execute_trusted(self, argv: list[str], stdin: str, cwd: str, wall: float) -> dict:
         """Runs a trusted command on a copy of the files, where the programs of the box do not see it.
 
-        Consecutive trusted commands share one copy.
-
         Raises:
             OSError: if a program, library or setting of the system was changed, or the files can't be copied.
         """

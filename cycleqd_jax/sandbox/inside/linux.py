@@ -62,7 +62,6 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _CLONE_ANY_NAMESPACE = 0x7E020000
 _CLONE_VM = 0x00000100
-_CLONE_VFORK = 0x00004000
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -118,28 +117,35 @@ def start_sleeper(flags: int) -> int:
 
 
 def run_in_child(action: Callable[[], object]) -> None:
-    """Calls a function in a child process, and waits for its end. Errors are raised here.
+    """Calls a function in a forked child of this process, and waits for its end. This process must have no other threads.
 
-    The child shares the memory of this process, which costs less than a fork, but no descriptors, folders or namespaces. It
-    keeps the credentials of this process. This process must have no other threads.
+    Raises:
+        OSError: the function raised an error, or the child was killed.
     """
-    errors: list[BaseException] = []
-
-    def call(_: object) -> int:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
         try:
             action()
+            status = 0
         except BaseException as error:
-            errors.append(error)
-        return 0
-
-    pid = _clone(_FUNCTION(call), _CLONE_VFORK)
+            os.write(writer, f"{type(error).__name__}: {error}".encode()[:4000])
+        finally:
+            os._exit(status)
+    os.close(writer)
+    try:
+        message = os.read(reader, 4096).decode("utf-8", "replace")
+    finally:
+        os.close(reader)
     with contextlib.suppress(ChildProcessError):  # reaped by the kernel
-        os.waitpid(pid, 0)
-    if errors:
-        raise errors[0]
+        _, status = os.waitpid(pid, 0)
+        if status and not message:
+            raise OSError(f"a child of the sandbox ended with status {status}")
+    if message:
+        raise OSError(message)
 
 
-_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _STACK = 1 << 19
 _stacks: list[mmap.mmap] = []  # of processes that still run
 

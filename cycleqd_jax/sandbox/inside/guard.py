@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Guard", "isolate", "open_folder"]
 
@@ -53,8 +54,9 @@ class Guard:
 
     def over(self, views: Sequence[int], uppers: Sequence[int]) -> Guard:
         """A guard over a copy of the upper layers, with the same sealed state."""
-        guard = Guard(views, uppers, [layer[2] for layer in self._layers.values()])
-        guard._sealed = self._sealed
+        guard = copy.copy(self)  # with the names of commands, if they have been listed
+        lowers = [layer[2] for layer in self._layers.values()]
+        guard._layers = dict(zip(self._layers, zip(views, uppers, lowers, strict=True), strict=True))
         return guard
 
     def changes(self) -> dict[str, str]:
@@ -72,6 +74,13 @@ class Guard:
             if len(found) >= _MOST:
                 return found
         return found | dict.fromkeys(left, "removed")
+
+    def refuse_changes(self, allowed: Mapping[str, str]) -> None:
+        """Raises OSError if a program, library or setting of the system was changed, except as ``allowed``."""
+        for path, kind in self.changes().items():
+            accepted = allowed.get(path)
+            if kind != accepted and not (kind == "mode" and accepted == "content"):
+                raise OSError(f"{path} was changed")
 
     def _differences(self) -> Iterator[tuple[str, Mark, Mark]]:
         """Path, mark in the lower layers, and visible mark of every change that may affect other programs."""

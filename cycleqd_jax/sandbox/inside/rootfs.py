@@ -17,7 +17,7 @@ from .guard import Guard, open_folder
 from .layers import copy_layer
 
 __all__ = ["ETC", "FS", "SKELETON", "build_skeleton", "enter_box", "enter_outer", "mount_copy"]
-__all__ += ["mount_inner_proc", "mount_layers", "mount_program"]
+__all__ += ["mount_inner_proc", "mount_layers", "mount_program", "resize"]
 
 FS = "/fs"  # mount points that the fork server and its supervisors use
 ETC = "/fs/etc"  # the host's /etc, until the skeleton has been made from it
@@ -81,9 +81,15 @@ def mount_layers(owner: int, disk_mb: int) -> int:
     return proc
 
 
-def mount_inner_proc() -> None:
-    """Mounts the /proc of the PID namespace of this process in the box."""
-    _mount_proc(f"{_BOX}/root/proc")
+def resize(disk_mb: int) -> None:
+    """Changes the size of the mounted file system of a box, before :func:`enter_box`."""
+    flags = linux.MS_REMOUNT | linux.MS_NOSUID | linux.MS_NODEV
+    linux.mount("none", _BOX, None, flags, _size(disk_mb))
+
+
+def mount_inner_proc(root: str = f"{_BOX}/root") -> None:
+    """Mounts the /proc of the PID namespace of this process in the box whose ``/`` is ``root``."""
+    _mount_proc(f"{root}/proc")
 
 
 def enter_box() -> Guard:
@@ -172,7 +178,11 @@ def _writable_proc() -> int:
 
 
 def _tmpfs(owner: int, disk_mb: int, mode: str) -> str:
-    return f"size={disk_mb}m,nr_inodes={256 * disk_mb + 4096},mode={mode},uid={owner},gid={owner}"
+    return f"{_size(disk_mb)},mode={mode},uid={owner},gid={owner}"
+
+
+def _size(disk_mb: int) -> str:
+    return f"size={disk_mb}m,nr_inodes={256 * disk_mb + 4096}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

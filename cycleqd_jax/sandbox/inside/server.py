@@ -1,12 +1,14 @@
 """The fork server: a single-threaded process that forks a supervisor for every execution.
 
 It never reads requests. Each message on its control socket is one byte and one descriptor: a socket between the supervisor
-(pid 1 of a new PID namespace) and the host process. So no two boxes share a channel.
+(pid 1 of a new PID namespace) and the host process. So no two boxes share a channel. After the first box, one supervisor always
+has the namespaces of the next box ready.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import resource
@@ -16,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 
 from . import entry, frames, linux, program, rootfs, supervisor
 from .folders import remove_tree
@@ -177,6 +180,7 @@ def _serve(control: socket.socket, watched: list[int], setup: _Setup) -> None:
     poll.register(control, select.POLLIN)
     for fd in watched:  # a pidfd of the host process, readable when the process ends
         poll.register(fd, select.POLLIN)
+    spare: socket.socket | None = None  # leads to a supervisor that waits for the next box
     while True:
         ready = dict(poll.poll())
         if any(fd in ready for fd in watched):
@@ -186,22 +190,63 @@ def _serve(control: socket.socket, watched: list[int], setup: _Setup) -> None:
             return
         if not fds:
             continue
+        ours = [fd for fd in (control.fileno(), *watched, own) if fd >= 0]
         with socket.socket(fileno=fds[0]) as channel:
             try:
-                if data == b"b":
-                    setup.make_skeleton()
-                setup.next_box()
-                if setup.isolated:
-                    linux.unshare(linux.CLONE_NEWPID)
-                if os.fork() == 0:
-                    control.close()
-                    for fd in (*watched, own):
-                        if fd >= 0:
-                            os.close(fd)
-                    supervisor.main(channel, setup)
-                    os._exit(0)
+                if data != b"b" or not setup.isolated:
+                    unused = [] if spare is None else [spare.fileno()]
+                    _start(setup, own, [*ours, *unused], functools.partial(supervisor.main, channel, setup))
+                    continue
+                setup.make_skeleton()
+                if spare is None or not _hand_over(spare, channel):
+                    _start(setup, own, ours, functools.partial(supervisor.main, channel, setup))
             except OSError as error:
                 with contextlib.suppress(OSError):
                     frames.send(channel, {"infra": str(error)})
-            if setup.isolated:
-                linux.setns(own, linux.CLONE_NEWPID)
+        spare = _spare(setup, own, ours)
+
+
+def _start(setup: _Setup, own: int, unused: list[int], action: Callable[[], None]) -> None:
+    """Forks a supervisor, with isolation in a new PID namespace.
+
+    Args:
+        setup: the environment.
+        own: a descriptor of the PID namespace of this process.
+        unused: descriptors that the supervisor closes.
+        action: what the supervisor does.
+
+    Raises:
+        OSError: if it does not start.
+    """
+    setup.next_box()
+    try:
+        if setup.isolated:
+            linux.unshare(linux.CLONE_NEWPID)
+        if os.fork() == 0:
+            for fd in unused:
+                os.close(fd)
+            action()
+            os._exit(0)
+    finally:
+        if setup.isolated:
+            linux.setns(own, linux.CLONE_NEWPID)
+
+
+def _spare(setup: _Setup, own: int, unused: list[int]) -> socket.socket | None:
+    """Starts a supervisor that prepares the next box ahead of time; None if it does not start."""
+    queue, theirs = socket.socketpair()
+    with theirs:
+        try:
+            _start(setup, own, [*unused, queue.fileno()], functools.partial(supervisor.wait, theirs, setup))
+        except OSError:
+            queue.close()
+            return None
+    return queue
+
+
+def _hand_over(spare: socket.socket, channel: socket.socket) -> bool:
+    """Gives the channel of a box to the supervisor that waits for it. Returns false if that supervisor has ended."""
+    with spare, contextlib.suppress(OSError):
+        socket.send_fds(spare, [b"b"], [channel.fileno()])
+        return True
+    return False

@@ -18,18 +18,18 @@ import time
 from collections.abc import Callable
 
 from . import frames, linux, program, rootfs
+from .children import kill_children
 from .entry import Entry
 from .folders import remove_tree
 from .guard import Guard, isolate
 from .output import Gone, Output
+from .place import Place, enter_namespaces
 from .residents import Server, Shell, execute
-from .snapshot import Inner, Snapshot
 from .stdin import open_input
 from .usage import exceeds
 
-__all__ = ["Box", "Setup", "main"]
+__all__ = ["Box", "Setup", "main", "wait"]
 
-_NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAM_ENV = {"PATH": f"/opt/python/bin:{_PATH}", "HOME": "/tmp", "LANG": "C.UTF-8"}
 _BOX_ENV = {
@@ -64,15 +64,33 @@ class Setup:
     folder: str | None
 
 
-def main(channel: socket.socket, setup: Setup) -> None:
-    """Serves one box over ``channel`` until the host process closes it; never returns."""
+def wait(queue: socket.socket, setup: Setup) -> None:
+    """Makes the place of a box ahead of time, waits for the channel of the box on ``queue``, and serves it; never returns."""
+    try:
+        place = Place(setup.owner)
+        _, fds, *_ = socket.recv_fds(queue, 1, 1)
+        queue.close()
+        if fds:
+            main(socket.socket(fileno=fds[0]), setup, place)
+    finally:
+        os._exit(0)  # after an error, the fork server starts another supervisor, which reports its errors
+
+
+def main(channel: socket.socket, setup: Setup, place: Place | None = None) -> None:
+    """Serves one box over ``channel`` until the host process closes it; never returns.
+
+    Args:
+        channel: the socket to the host process.
+        setup: the environment of the fork server.
+        place: the namespaces of this process if they have been made ahead of time.
+    """
     gc.disable()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel ignores it for pid 1
     box = None
     try:
         request = frames.recv(channel)
         try:
-            box = Box(channel, setup, request)
+            box = Box(channel, setup, request, place)
             getattr(box, "serve_" + request["kind"])(request)
         except Gone:
             raise
@@ -98,20 +116,20 @@ class Box:
         channel: the socket to the host process.
         setup: the environment of the fork server.
         request: the first message: ``kind``, ``limits``, and the fields of the kind.
+        place: the namespaces of a ``box`` if they have been made ahead of time.
 
     Raises:
         OSError: if the sandbox does not work.
     """
 
-    def __init__(self, channel: socket.socket, setup: Setup, request: dict) -> None:
+    def __init__(self, channel: socket.socket, setup: Setup, request: dict, place: Place | None = None) -> None:
         self.channel, self.setup = channel, setup
         self.limits = request["limits"]
         self.used = False  # whether a requested program has started
         self.living: set[int] = set()
         self.dead: dict[int, tuple[int, float]] = {}  # pid: wait status, CPU seconds
         self.allowed: dict[str, str] = {}
-        self.inner: Inner | None = None
-        self.snapshot: Snapshot | None = None
+        self.place = place
         self.shells: dict[int, Shell] = {}
         self.folder = "/tmp"
         self.next_watch = time.monotonic() + _WATCH_SECONDS
@@ -136,20 +154,15 @@ class Box:
                 signal.signal(signal.SIGTERM, _give_up)
                 linux.die_with_parent(signal.SIGTERM)
             return None, None
-        linux.unshare(_NAMESPACES)
-        linux.loopback_up()
-        linux.sethostname("box")
         if not self.is_box:
+            enter_namespaces()
             return rootfs.mount_program(self.setup.owner, self.limits["disk_mb"]), None
-        proc = rootfs.mount_layers(self.setup.owner, self.limits["disk_mb"])
-        self.outside = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        self.inner = Inner(proc, rootfs.mount_inner_proc)
-        guard = rootfs.enter_box()
+        if self.place is None:
+            self.place = Place(self.setup.owner, self.limits["disk_mb"])
+        guard = self.place.enter(self.limits["disk_mb"])
         sys.path.clear()  # never import a file that a program wrote
         sys.meta_path.clear()
-        return proc, guard
+        return self.place.proc, guard
 
     # ----------------------------------------------------------------------------------------------------------------
     # Requests of the host process
@@ -188,8 +201,8 @@ class Box:
         while True:
             request = self.next_request()
             timeout = request.get("timeout") or self.limits["wall_s"]
-            if not request.get("trusted"):
-                self.give_up_snapshot()
+            if self.place is not None and not request.get("trusted"):
+                self.place.give_up_copy()  # other commands may change the files
             if request["do"] == "exec":
                 cwd = self.folder if not self.setup.isolated and request["cwd"] == "/" else request["cwd"]
                 self.allowed = request.get("allowed", {})
@@ -234,38 +247,22 @@ class Box:
     def execute_trusted(self, argv: list[str], stdin: str, cwd: str, wall: float) -> dict:
         """Runs a trusted command on a copy of the files, where the programs of the box do not see it.
 
-        Consecutive trusted commands share one copy.
-
         Raises:
             OSError: if a program, library or setting of the system was changed, or the files can't be copied.
         """
-        if self.guard is None or self.inner is None:
+        if self.guard is None or self.place is None:
             return self.execute_command(argv, stdin, cwd, wall)
-        with self.inner.left():
-            if self.snapshot is None:
-                self.snapshot = Snapshot(self.outside, self.setup.owner, self.limits["disk_mb"], self.guard)
+        with self.place.inner.left():
+            snapshot = self.place.copy(self.guard, self.limits["disk_mb"])
             # Checked twice: the command itself may run programs of users, which may change the system.
-            self.refuse_changes(self.snapshot.guard)
-            self.entry.mounts = self.snapshot.mounts
+            snapshot.guard.refuse_changes(self.allowed)
+            self.entry.mounts = snapshot.mounts
             try:
                 result = self.execute(lambda: execute(isolate(argv)), stdin, cwd, wall)
             finally:
                 self.entry.mounts = None
-            self.refuse_changes(self.snapshot.guard)
+            snapshot.guard.refuse_changes(self.allowed)
         return result
-
-    def give_up_snapshot(self) -> None:
-        """Other commands may change the files."""
-        if self.snapshot is not None:
-            self.snapshot.close()
-            self.snapshot = None
-
-    def refuse_changes(self, guard: Guard) -> None:
-        """Raises OSError if a program, library or setting of the system was changed, except as the request allows."""
-        for path, kind in guard.changes().items():
-            allowed = self.allowed.get(path)
-            if kind != allowed and not (kind == "mode" and allowed == "content"):
-                raise OSError(f"{path} was changed")
 
     def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
         """Runs one process until it ends or reaches a limit."""
@@ -351,7 +348,7 @@ class Box:
         if not self.setup.isolated:
             return False
         assert self.proc is not None
-        own = {"1"} if self.inner is None else {"1", str(self.inner.pid)}
+        own = {"1"} if self.place is None else {"1", str(self.place.inner.pid)}
         return exceeds(self.proc, own, self.limits["processes"], self.limits["memory_mb"])
 
     def finish(self, pid: int) -> None:
@@ -377,24 +374,14 @@ class Box:
 
     def kill_all(self) -> None:
         """Kills everything in the box."""
-        if self.inner is not None:
-            self.inner.kill_all()
+        if self.place is not None:
+            self.place.kill_all(self.reap)
             return
         if self.setup.isolated:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
             return
-        # Without isolation: kill the children, and orphans as they become children of this process, until there are none.
-        for _ in range(100):
-            children = _children()
-            if not children:
-                return
-            for pid in children:
-                for kill in (os.killpg, os.kill):
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        kill(pid, signal.SIGKILL)
-            time.sleep(0.001)
-            self.reap()
+        kill_children(self.reap)
 
     def end(self) -> None:
         """Ends all processes and removes the temporary folder, without isolation. With isolation, the kernel does it."""
@@ -410,11 +397,3 @@ def _give_up(number: int, frame: object) -> None:
 
 def _nothing(number: int, frame: object) -> None:
     """Handles SIGCHLD, so that the wake-up descriptor is written to."""
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            return [int(pid) for pid in file.read().split()]
-    except OSError:  # not Linux
-        return []

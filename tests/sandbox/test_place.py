@@ -1,0 +1,73 @@
+"""Boxes whose namespaces are made ahead of time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+
+from cycleqd_jax.sandbox import Sandbox
+
+from .conftest import LIMITS
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def _descendants(pid: int) -> list[int]:
+    found = _children(pid)
+    for child in found:
+        found += _children(child)
+    return found
+
+
+def _namespace(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
+
+
+def test_a_box_has_the_size_that_its_limits_give(sealed: Sandbox) -> None:
+    for disk_mb in (64, 16, 48):
+        with sealed.box(limits=dataclasses.replace(LIMITS, disk_mb=disk_mb)) as box:
+            assert box.exec(["sh", "-c", "df -m / | tail -1 | awk '{print $2}'"]).output == f"{disk_mb}\n"
+            assert box.exec(["sh", "-c", "head -c 60m /dev/zero > /root/a"]).ok == (disk_mb == 64)
+
+
+def test_boxes_share_no_namespace(sealed: Sandbox) -> None:
+    script = "for name in pid net mnt ipc uts user; do readlink /proc/self/ns/$name; done; ls /root; touch /root/$$; hostname"
+    with sealed.box() as first, sealed.box() as second:
+        found = [box.exec(["bash", "-c", script]).output.split() for box in (first, second)]
+        assert len(found[0]) == len(found[1]) == 7
+        assert not set(found[0][:6]) & set(found[1][:6])
+
+
+def test_a_box_starts_after_the_prepared_one_was_killed(sealed: Sandbox) -> None:
+    with sealed.box() as box:
+        assert box.exec(["true"]).ok
+        time.sleep(0.2)  # until the next one is prepared
+        server = sealed._worker.process.pid
+        outside = {_namespace(server), _namespace(os.getpid())}
+        for pid in _descendants(server):  # the open box, too
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # one ended with another
+                if _namespace(pid) not in outside:
+                    os.kill(pid, signal.SIGKILL)
+    for _ in range(3):
+        with sealed.box() as box:
+            assert box.exec(["echo", "alive"]).output == "alive\n"
+
+
+def test_a_box_works_after_its_background_processes_were_killed(sealed: Sandbox) -> None:
+    fill = "python3 -c 'x = bytearray(60 << 20); import time; time.sleep(60)'"
+    with sealed.box(limits=dataclasses.replace(LIMITS, memory_mb=100)) as box:
+        assert box.exec(["bash", "-c", f"for i in 1 2 3 4; do {fill} > /dev/null 2>&1 & done"]).ok
+        count = "for folder in /proc/[0-9]*; do cat $folder/comm; done | grep -c python3"
+        end = time.monotonic() + 20
+        while box.exec(["bash", "-c", count]).output != "0\n":
+            assert time.monotonic() < end
+            time.sleep(1.5)  # idle boxes are measured once a second
+        assert box.exec(["bash", "-c", "echo x > /root/a; ls /proc/$$/comm"]).ok
+        assert box.exec(["cat", "/root/a"], trusted=True).output == "x\n"
+        assert box.shell().run("echo y").output == "y\n"

@@ -1,7 +1,7 @@
 """Tool calls: read from the text of a reply, and written as messages of a conversation.
 
-A conversation offers tools if its first message has the key ``tools``. The reply of a model is text. :func:`reply_message` reads
-the calls in it, so that the conversation holds them as structured messages, which a chat template can render:
+A conversation offers tools if its first message has the key ``tools``. The reply of a model is text. :func:`reply_message`
+reads the calls in it, so that the conversation holds them as structured messages, which a chat template can render:
 
 - ``{"role": "assistant", "content": text, "tool_calls": [...]}``
 - ``{"role": "tool", "tool_call_id": …, "name": …, "content": text}`` for each result
@@ -40,8 +40,8 @@ class Call:
 
     Attributes:
         name: name of the tool; it may be unknown.
-        arguments: the arguments as JSON, which should be an object; the text as it was written if it is not valid JSON; an empty
-            object if they are nested too deeply.
+        arguments: the arguments as JSON, which should be an object; the text as it was written if it is not valid JSON; an
+            empty object if they are nested too deeply.
         error: what is wrong with the arguments, if they can't be read; else None.
     """
 

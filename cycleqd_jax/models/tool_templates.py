@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from cycleqd_jax.types import Message
 
 __all__ = [
+    "PROBE_TOOL",
     "MessageKey",
     "Render",
     "Rendered",
@@ -22,6 +23,7 @@ __all__ = [
     "conversation_for_template",
     "message_key",
     "messages_of",
+    "probe_calls",
     "tool_support",
 ]
 
@@ -49,7 +51,7 @@ class ToolSupport(NamedTuple):
     system: bool
 
 
-_PROBE_TOOL = {
+PROBE_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "probe_tool",
@@ -61,6 +63,8 @@ _PROBE_TOOL = {
         },
     },
 }
+"""The tool of the probes."""
+
 _OPENING: list[Rendered] = [
     {"role": "system", "content": "Probe the system."},
     {"role": "user", "content": "Probe the user."},
@@ -86,6 +90,17 @@ def messages_of(keys: Sequence[MessageKey]) -> list[Rendered]:
     return [{"role": role, "content": content, **(json.loads(rest[0]) if rest else {})} for role, content, *rest in keys]
 
 
+def probe_calls(count: int) -> list[Rendered]:
+    """A conversation in which the assistant calls the tool of the probes ``count`` times in one message, with the results."""
+    calls: list[Rendered] = []
+    results: list[Rendered] = []
+    for n in range(1, count + 1):
+        function = {"name": "probe_tool", "arguments": {"probe_argument": f"value-{n}"}}
+        calls.append({"id": f"call{n:05d}", "type": "function", "function": function})
+        results.append({"role": "tool", "tool_call_id": f"call{n:05d}", "name": "probe_tool", "content": f"result-{n}"})
+    return [*_OPENING, {"role": "assistant", "content": "", "tool_calls": calls}, *results]
+
+
 def tool_support(render: Render) -> ToolSupport:
     """Finds out what a template can render, with probes.
 
@@ -93,7 +108,7 @@ def tool_support(render: Render) -> ToolSupport:
         render: renders with the template.
     """
     schema = ("probe_tool", "Probes a template.", "probe_argument", "What to probe.")
-    opening = _text(render, _OPENING, [_PROBE_TOOL])
+    opening = _text(render, _OPENING, [PROBE_TOOL])
     native = all(part in opening for part in (*schema, "Probe the system.", "Probe the user.")) and _shows(render, 1)
     plain = _text(render, _OPENING, None)
     return ToolSupport(native, native and _shows(render, 2), "Probe the system." in plain and "Probe the user." in plain)
@@ -127,18 +142,8 @@ def _text(render: Render, messages: Sequence[Rendered], tools: Sequence[Any] | N
 
 def _shows(render: Render, count: int) -> bool:
     """Whether a template shows ``count`` calls in one message, and their results."""
-    numbers = range(1, count + 1)
-    calls = [
-        {
-            "id": f"call{n:05d}",
-            "type": "function",
-            "function": {"name": "probe_tool", "arguments": {"probe_argument": f"value-{n}"}},
-        }
-        for n in numbers
-    ]
-    results = [{"role": "tool", "tool_call_id": f"call{n:05d}", "name": "probe_tool", "content": f"result-{n}"} for n in numbers]
-    found = _text(render, [*_OPENING, {"role": "assistant", "content": "", "tool_calls": calls}, *results], [_PROBE_TOOL])
-    return all(f"value-{n}" in found and f"result-{n}" in found for n in numbers)
+    found = _text(render, probe_calls(count), [PROBE_TOOL])
+    return all(f"value-{n}" in found and f"result-{n}" in found for n in range(1, count + 1))
 
 
 def _one_call_each(messages: Sequence[Rendered]) -> Iterable[Rendered]:

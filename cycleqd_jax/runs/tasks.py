@@ -40,6 +40,11 @@ class TaskInput:
         return {**defaults, **self.config.options}
 
     @property
+    def uses_tools(self) -> bool:
+        """Whether replies call tools."""
+        return self.config.options.get("protocol") == "tools"
+
+    @property
     def max_replies(self) -> int:
         """Most replies of one episode."""
         return self.kind.max_replies(**self.own_options)
@@ -98,7 +103,7 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
     """Finds the class of every task; reads no data.
 
     Raises:
-        InputError: a kind is unknown, or a task without a train file has no miniature problems.
+        InputError: a kind is unknown, or a task without a train file has no miniature problems, or none with its protocol.
     """
     inputs = []
     for task in config.tasks:
@@ -111,7 +116,13 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
                 f"expected a train file for task {task.name!r}, got none, and there are no miniature problems of its kind "
                 f"{task.kind}; set tasks.{task.name}.train"
             )
-        inputs.append(TaskInput(task, kind))
+        given = TaskInput(task, kind)
+        if task.train is None and given.uses_tools:
+            raise InputError(
+                f"expected a train file for task {task.name!r} with protocol: tools, got none, and the conversations that "
+                f"teach the miniature problems are in protocol: text; set tasks.{task.name}.train or remove the option"
+            )
+        inputs.append(given)
     return tuple(inputs)
 
 

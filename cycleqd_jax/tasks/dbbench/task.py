@@ -68,9 +68,11 @@ class DbBench(RecordTask[DbRecord]):
 
     A reply is an operation (``Action: Operation`` and a ```` ```sql ```` block; at most ``rounds`` of them) or ends the episode
     (``Final Answer: [...]``, or any other text). Questions are judged by the answer. Changes are judged by the table at the end
-    of the episode, whatever reply ended it, as in AgentBench. With ``protocol`` "tools", replies call tools instead
-    (:mod:`cycleqd_jax.tasks.dbbench.tools`), and an episode that does not commit an answer within ``rounds`` replies scores 0. Every column is TEXT and compared case-insensitively. Each
+    of the episode, whatever reply ended it, as in AgentBench. Every column is TEXT and compared case-insensitively. Each
     episode has a fresh database, and each statement runs in a session of its own.
+
+    With ``protocol`` "tools", replies call tools instead (:mod:`cycleqd_jax.tasks.dbbench.tools`). An episode that does not
+    commit an answer within ``rounds`` replies scores 0, also if it changed the table as it should.
 
     The backend ``"sqlite"`` is embedded and runs in the sandbox. The backend ``"mysql"`` is any MySQL or MariaDB server, on
     which AgentBench was developed; each episode has a schema and a user of its own (``MySqlDatabase``).
@@ -271,7 +273,6 @@ class DbEpisode:
             return Score(1.0, "passed")
         return Score(0.0, f"wrong answer: {answer.strip()[:100]}")
 
-
     def _judge_table(self, database: Database) -> Score:
         if database.md5() == self._record.md5:
             return Score(1.0, "passed")
@@ -292,7 +293,7 @@ class DbToolEpisode(DbEpisode):
 
     def opening(self) -> list[Message]:
         """The prompt and the question, with the tools."""
-        return opening_with_tools(self._record, self._task.prompt, self._task.system_prompt)
+        return opening_with_tools(self._record, self._task.prompt == "agentbench", self._task.system_prompt)
 
     def _act(self, database: Database, reply: str) -> list[Message] | Score:
         self._replies += 1

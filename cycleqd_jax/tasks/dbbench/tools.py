@@ -8,7 +8,7 @@ counts, whatever its name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cycleqd_jax.tasks.base import system_message
 from cycleqd_jax.tasks.dbbench.answers import same_answer, same_cells
@@ -58,7 +58,8 @@ TOOL_NAMES = tuple(tool["function"]["name"] for tool in TOOLS)
 _SYSTEM = """\
 I will ask you a question, then you should help me operate a MySQL database with SQL to answer the question.
 You have to explain the problem and your solution to me and write down your thoughts.
-After thinking and explaining thoroughly, every round you can choose to operate or to answer with the two specific tools provided.
+After thinking and explaining thoroughly, every round you can choose to operate or to answer with the two specific tools \
+provided.
 If you should execute a SQL query, use the `execute_sql` function, Your SQL should be in one line.
 Every time you can only execute one SQL statement. I will only execute the statement in the first SQL code block. \
 Every time you write a SQL, I will execute it for you and give you the output.
@@ -123,7 +124,7 @@ def act_of(call: Call) -> Statement | Commit | Problem:
     if call.name not in TOOL_NAMES:
         return Problem(_UNKNOWN)
     try:
-        value = list(call.arguments.values())[0]
+        value = list(call.arguments.values())[0]  # noqa: RUF015 - the text of its errors is a result
     except (AttributeError, IndexError) as error:
         executes = call.name == "execute_sql"
         return Problem(f"Error executing query: {error}" if executes else "an answer without arguments", goes_on=executes)
@@ -141,16 +142,16 @@ def correct(answer: Any, labels: Sequence[str]) -> bool:
     return same_cells([str(item) for item in answer], labels) if isinstance(answer, list) else same_answer(str(answer), labels)
 
 
-def opening_with_tools(record: DbRecord, prompt: Literal["agentbench", "brief"], system_prompt: str | None) -> list[Message]:
+def opening_with_tools(record: DbRecord, published: bool, system_prompt: str | None) -> list[Message]:
     """The first messages, the first of them with the tools.
 
     Args:
         record: the problem.
-        prompt: ``"agentbench"`` is the published prompt, ``"brief"`` the question alone.
+        published: whether to use the published prompt; otherwise the question alone.
         system_prompt: the system message, in place of AgentBench's.
     """
     question = record.question
-    if prompt == "agentbench":
+    if published:
         system_prompt = system_prompt or _SYSTEM
         evidence = f"Evidence about the question: {record.evidence}\n" if record.evidence else ""
         addition = f"Additional table information about the question: {record.addition}\n" if record.addition else ""

@@ -28,7 +28,8 @@ MOST_CALLS = 16
 _DEEPEST = 40  # levels of nested JSON; far below what overflows the stack of a template or of ``str``
 _DECODER = json.JSONDecoder()
 _TAG = "<tool_call>"
-_OPENING = re.compile(r"\{|\[\s*\{")
+_MOST_FAILURES = 100  # the position of an error costs json linear time
+_OPENING = re.compile(r'(?:\[\s*)?\{\s*"')
 _INTENDED = re.compile(r'\[?\s*\{\s*"(?:name|type|function)"\s*:')
 # What may stand between the text of a reply and its first call.
 _LEAD = re.compile(r"(?:```[a-z]*|<\|python_tag\|>|\[TOOL_CALLS\])\s*$")
@@ -79,13 +80,15 @@ def read_calls(reply: str, names: Collection[str] = ()) -> tuple[str, list[Call]
     - Hermes and Qwen: ``<tool_call>{"name": …, "arguments": {…}}</tool_call>``; the last tag need not be closed. In a reply
       with such tags nothing else is a call.
     - Llama 3.1: ``{"name": …, "parameters": {…}}``, with or without ``<|python_tag|>``; several are separated by any text.
-    - Mistral and OpenAI: a list of calls, and calls of the form ``{"type": "function", "function": {…}}``.
+    - Mistral and OpenAI: a list of calls, alone or as ``tool_calls``, and calls of the form ``{"type": "function",
+      "function": {…}}``.
     - Any of these in a fenced block or inside other text.
 
     Arguments may be an object or a text with its JSON. An object without arguments is a call only if its name is known.
     Thoughts that end with ``</think>`` hold no calls. Reading ends at the first object that begins like a call and is not
     valid JSON, so that the calls after a broken one are not executed without it. Of a repeated key the last value counts.
-    Lone surrogates are replaced, and numbers that are not finite become texts.
+    Lone surrogates are replaced, and numbers that are not finite become texts. After a hundred objects that are not valid
+    JSON, the rest of a reply is not read.
 
     Args:
         reply: any text.
@@ -148,7 +151,7 @@ def _id(number: int) -> str:
 def _tagged(reply: str, position: int, names: Collection[str]) -> list[Call]:
     """The calls in tags, up to the first that is not valid."""
     calls: list[Call] = []
-    while position >= 0:
+    while position >= 0 and len(calls) < MOST_CALLS:
         begin = position + len(_TAG)
         while begin < len(reply) and reply[begin].isspace():
             begin += 1
@@ -165,14 +168,15 @@ def _tagged(reply: str, position: int, names: Collection[str]) -> list[Call]:
 
 
 def _untagged(reply: str, position: int, names: Collection[str]) -> tuple[int, list[Call]]:
-    """The position of the first call, and the calls, among all JSON values in a text; takes linear time."""
-    begin, calls = len(reply), []
-    while opening := _OPENING.search(reply, position):
+    """The position of the first call, and the calls, among all JSON objects and lists of objects in a text."""
+    begin, calls, failures = len(reply), [], 0
+    while len(calls) < MOST_CALLS and (opening := _OPENING.search(reply, position)):
         start = opening.start()
         try:
             value, position = _DECODER.raw_decode(reply, start)
         except json.JSONDecodeError as error:
-            if _INTENDED.match(reply, start):
+            failures += 1
+            if failures > _MOST_FAILURES or _INTENDED.match(reply, start):
                 break
             position = max(start + 1, error.pos)
             continue
@@ -187,6 +191,8 @@ def _untagged(reply: str, position: int, names: Collection[str]) -> tuple[int, l
 
 def _calls(value: Any, names: Collection[str]) -> list[Call]:
     """The calls that a JSON value is; none if it, or an item of it, is something else."""
+    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
+        value = value["tool_calls"]
     calls = [_call(item, names) for item in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call is not None] if None not in calls else []
 

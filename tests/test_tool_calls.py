@@ -174,9 +174,9 @@ CALLS = st.builds(
     st.booleans(),
 )
 PIECES = st.sampled_from(
-    ("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "```json\n", "\n```", "<think>", "</think>", "{", "}", "[",
-     "]", '"', ":", ",", '{"name": ', '"arguments": ', "\\ud800", "1e999", "-", "9" * 4400, "[" * 3000, '{"a":' * 3000,
-     "\0", "\ud800")
+    ("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "```json\n", "\n```", "<think>", "</think>", "{", "}",
+     "[", "]", '"', ":", ",", '{"name": ', '"arguments": ', "\\ud800", "1e999", "-", "9" * 4400, "[" * 3000,
+     '{"a":' * 3000, "\0", "\ud800")
 )  # fmt: skip
 REPLIES = st.lists(CALLS | PIECES | st.text(st.characters(), max_size=20), max_size=8).map("".join)
 

@@ -201,6 +201,7 @@ def test_any_reply_is_read(reply):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(max_examples=100_000, deadline=None)
 @given(REPLIES)
 def test_any_reply_is_read_100_000(reply):

@@ -103,8 +103,8 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
     """Finds the class of every task; reads no data.
 
     Raises:
-        InputError: a kind or an option is unknown, an option has the wrong type, or a task without a train file has no miniature
-            problems, or none with its protocol.
+        InputError: a kind or an option is unknown, an option has the wrong type, or a task without a train file has no
+            miniature problems, or none with its protocol.
     """
     inputs = []
     for task in config.tasks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -46,6 +46,10 @@ __all__ = [
     "Searcher",
     "Split",
     "Task",
+    "Tool",
+    "ToolCall",
+    "ToolCallFunction",
+    "ToolFunction",
     "leaf_path",
     "no_progress",
     "tree_paths",
@@ -219,11 +223,49 @@ class Searcher(Protocol):
 # Tasks and generation
 
 
-class Message(TypedDict):
-    """One chat message."""
+class ToolFunction(TypedDict):
+    """The function of a tool: its name, what it does, and the JSON schema of its parameters."""
 
-    role: Literal["system", "user", "assistant"]
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+class Tool(TypedDict):
+    """A tool that a model may call, in the form of OpenAI's chat API."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class ToolCallFunction(TypedDict):
+    """What a tool call calls: the name of the tool, and its arguments as JSON (an object, if the model made no mistake)."""
+
+    name: str
+    arguments: Any
+
+
+class ToolCall(TypedDict):
+    """A tool call of an assistant message."""
+
+    id: str
+    type: Literal["function"]
+    function: ToolCallFunction
+
+
+class Message(TypedDict):
+    """One chat message.
+
+    The first message of a conversation may have ``tools``, which the model can call (:mod:`cycleqd_jax.tool_calls`). Then
+    assistant messages may have ``tool_calls``, and messages of the role ``tool`` hold the results.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tools: NotRequired[Sequence[Tool]]
+    tool_calls: NotRequired[Sequence[ToolCall]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +291,10 @@ class Episode(Protocol):
     """
 
     def start(self) -> list[Message]:
-        """Sets up the environment and returns the opening messages, of which the last is a user message."""
+        """Sets up the environment and returns the opening messages, of which the last is a user message.
+
+        With the key ``tools`` in the first message the conversation offers tools.
+        """
         ...
 
     def step(self, reply: str) -> list[Message] | Score:

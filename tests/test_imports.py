@@ -21,6 +21,7 @@ ARROWS = {
     "types": set(),
     "machine": set(),
     "individual": {"types"},
+    "tool_calls": {"types"},
     "files": {"types"},
     "compilation": {"files", "machine"},
     "sharding": {"types"},
@@ -32,12 +33,12 @@ ARROWS = {
     "training": {"types", "config", "models"},
     "engine": {"types", "models"},
     "sandbox": {"machine"},
-    "tasks": {"types", "files", "sandbox"},
-    "evaluation": {"types"},
+    "tasks": {"types", "tool_calls", "files", "sandbox"},
+    "evaluation": {"types", "tool_calls"},
     "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files"},
-    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "py"},
+    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "tool_calls", "py"},
     "cli": {
         "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs",
         "version"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from cycleqd_jax.tool_calls import reply_message
 from cycleqd_jax.types import Episode, Generator, Message, Outcome, Reply, Score
 
 __all__ = ["rollout"]
@@ -78,7 +79,7 @@ class _Play:
 
     def add(self, reply: Reply) -> None:
         self.rounds += 1
-        self.messages.append({"role": "assistant", "content": reply.text})
+        self.messages.append(reply_message(self.messages, reply.text))
 
 
 _Step = Future[list[Message] | Score]

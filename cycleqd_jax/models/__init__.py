@@ -6,6 +6,28 @@ The public names are modules, so that importing one of them does not import the 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cycleqd_jax.models import agreement, compare, fetch, files, folder, inspection, llama, preflight, tokenizer
+    from cycleqd_jax.models import (
+        agreement,
+        compare,
+        fetch,
+        files,
+        folder,
+        inspection,
+        llama,
+        preflight,
+        tokenizer,
+        tool_templates,
+    )
 
-__all__ = ["agreement", "compare", "fetch", "files", "folder", "inspection", "llama", "preflight", "tokenizer"]
+__all__ = [
+    "agreement",
+    "compare",
+    "fetch",
+    "files",
+    "folder",
+    "inspection",
+    "llama",
+    "preflight",
+    "tokenizer",
+    "tool_templates",
+]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cycleqd_jax.models.tokenizer import open_tokenizer, read_stop_tokens
+from cycleqd_jax.models.tool_templates import PROBE_TOOL, probe_calls
 from cycleqd_jax.types import InputError
 
 __all__ = ["Difference", "UsedTokenizer", "differences"]
@@ -97,12 +98,21 @@ class UsedTokenizer:
         """The id of every token, added ones included."""
         return self.tokenizer.get_vocab()
 
-    def rendered(self) -> Iterator[str | None]:
-        """A few conversations as the template in use renders them; None if it refuses one, or there is no template."""
-        for conversation in _CONVERSATIONS:
+    def rendered(self, tools: bool = False) -> Iterator[str | None]:
+        """A few conversations as the template in use renders them; None if it refuses one, or there is no template.
+
+        Args:
+            tools: render conversations with tools after those without.
+        """
+        probes: list[tuple[Any, dict[str, Any]]] = [(conversation, {}) for conversation in _CONVERSATIONS]
+        if tools:
+            probes += [(conversation, {"tools": [PROBE_TOOL]}) for conversation in (*_CONVERSATIONS, probe_calls(1))]
+        for conversation, options in probes:
             for prompt in (True, False):
                 try:
-                    yield self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt)
+                    yield self.tokenizer.apply_chat_template(
+                        conversation, tokenize=False, add_generation_prompt=prompt, **options
+                    )
                 except Exception:  # a template is a program that may raise anything
                     yield None
 
@@ -129,7 +139,12 @@ class UsedTokenizer:
 
 
 def differences(
-    ours: UsedTokenizer, theirs: UsedTokenizer, *, vocab_size: int | None = None, template: bool = True
+    ours: UsedTokenizer,
+    theirs: UsedTokenizer,
+    *,
+    vocab_size: int | None = None,
+    template: bool = True,
+    tools: bool = False,
 ) -> Iterator[Difference]:
     """The differences between two tokenizers in use, those of the vocabulary first; of every kind at most one.
 
@@ -138,6 +153,7 @@ def differences(
         theirs: the second.
         vocab_size: ids from this one on are not compared; None compares all.
         template: compare rendered conversations and stop tokens too.
+        tools: of the rendered conversations some have tools.
     """
     if ours.tokenizer is not theirs.tokenizer:
         known, found = ours.vocabulary, theirs.vocabulary
@@ -149,7 +165,7 @@ def differences(
             }
             yield from _probe(ours, theirs, shared)
     if template:
-        yield from _template(ours, theirs)
+        yield from _template(ours, theirs, tools)
         yield from _stops(ours, theirs)
 
 
@@ -213,14 +229,14 @@ def _added(used: UsedTokenizer) -> set[str]:
     return {str(token) for token in used.tokenizer.get_added_vocab()}
 
 
-def _template(ours: UsedTokenizer, theirs: UsedTokenizer) -> Iterator[Difference]:
+def _template(ours: UsedTokenizer, theirs: UsedTokenizer, tools: bool) -> Iterator[Difference]:
     templates = [_default(used.tokenizer.chat_template) for used in (ours, theirs)]
     if any(template is None for template in templates):
         here, there = ("none" if template is None else repr(str(template)[:60]) for template in templates)
         if templates[0] != templates[1]:
             yield Difference("template", "chat template", here, there)
         return
-    for here, there in zip(ours.rendered(), theirs.rendered(), strict=True):
+    for here, there in zip(ours.rendered(tools), theirs.rendered(tools), strict=True):
         if here != there:
             shown = ["an error for a conversation" if text is None else text for text in (here, there)]
             if here is not None and there is not None:

@@ -101,6 +101,7 @@ def preflight(
     dtype: str | None = None,
     vocab_size: int | None = None,
     tokenizer: str | Path | None = None,
+    tools: bool = False,
 ) -> Preflight:
     """Checks that experts are fine-tunings of one base.
 
@@ -113,6 +114,7 @@ def preflight(
         tokenizer: the model whose tokenizer and chat template will be used. The others may have other templates, and tokenizers
             that split text otherwise or have other added tokens: such differences become warnings, unless a token has two
             ids. By default it is the base, and all models must have the same tokenizer and template in use.
+        tools: compare the templates with tools too.
 
     Raises:
         InputError: a model can't be read; or an expert differs from the base in architecture, vocabulary, dtype, tokenizer or
@@ -133,7 +135,7 @@ def preflight(
     def compare(theirs: UsedTokenizer | None, model: str | Path) -> list[str]:
         if id(theirs) in agreed:
             return []
-        found = _same_tokenizer(chosen, theirs, (tokenizer or base, model), vocab_size, tokenizer is not None)
+        found = _same_tokenizer(chosen, theirs, (tokenizer or base, model), vocab_size, tokenizer is not None, tools)
         if not found:
             agreed.add(id(theirs))
         return found
@@ -236,6 +238,7 @@ def _same_tokenizer(
     names: tuple[str | Path, str | Path],
     vocab_size: int | None,
     chosen: bool,
+    tools: bool,
 ) -> list[str]:
     """Compares the tokenizer of the run with that of a model.
 
@@ -245,6 +248,7 @@ def _same_tokenizer(
         names: of the models that they come from.
         vocab_size: see :func:`preflight`.
         chosen: whether ``model.tokenizer`` names the run's.
+        tools: see :func:`preflight`.
 
     Returns:
         Warnings about differences that ``model.tokenizer`` allows.
@@ -256,7 +260,7 @@ def _same_tokenizer(
         return []
     base, other = names
     warnings = []
-    for kind, what, here, there in differences(ours, theirs, vocab_size=vocab_size, template=not chosen):
+    for kind, what, here, there in differences(ours, theirs, vocab_size=vocab_size, template=not chosen, tools=tools):
         if kind == "template":
             raise InputError(
                 f"expected the chat template of {base} with {here}, got {there} in {other}; set model.tokenizer to the model "

@@ -16,6 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.models.folder import read_json, tokenizer_files
+from cycleqd_jax.models.tool_templates import (
+    MessageKey,
+    ToolSupport,
+    conversation_for_template,
+    message_key,
+    messages_of,
+    tool_support,
+)
 from cycleqd_jax.types import InputError, Message
 
 __all__ = [
@@ -183,13 +191,13 @@ class ChatTokenizer:
         """The token ids of a conversation, as the template renders it.
 
         Args:
-            messages: the conversation.
+            messages: the conversation, which may offer tools; see :attr:`tool_support`.
             add_generation_prompt: append the header of the assistant's next message.
 
         Raises:
             InputError: the template raises an error for the conversation.
         """
-        return list(self._encode_cached(tuple((m["role"], m["content"]) for m in messages), add_generation_prompt))
+        return list(self._encode_cached(tuple(map(message_key, messages)), add_generation_prompt))
 
     def encode_for_training(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """The token ids of a conversation, and a mask of the tokens to learn.
@@ -231,16 +239,22 @@ class ChatTokenizer:
         """The text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _encode(self, messages: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> tuple[int, ...]:
+    @functools.cached_property
+    def tool_support(self) -> ToolSupport:
+        """What the chat template can render of conversations with tools."""
+        render = functools.partial(self._tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        return tool_support(lambda messages, tools: render(list(messages), tools=None if tools is None else list(tools)))
+
+    def _encode(self, messages: tuple[MessageKey, ...], add_generation_prompt: bool) -> tuple[int, ...]:
+        conversation, options = messages_of(messages), {}
+        if any(len(message) > 2 for message in messages):
+            conversation, options["tools"] = conversation_for_template(conversation, self.tool_support)
         try:
             ids = self._tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in messages],
-                add_generation_prompt=add_generation_prompt,
-                tokenize=True,
-                return_dict=False,
+                conversation, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **options
             )
         except Exception as error:  # a template is a program that may raise anything
-            roles = ", ".join(role for role, _ in messages)
+            roles = ", ".join(role for role, *_ in messages)
             raise InputError(
                 f"expected a conversation that the chat template accepts, got messages of {roles}: "
                 f"{type(error).__name__}: {_short(str(error))}; change the conversation or the template"

@@ -168,7 +168,7 @@ class RunFolder:
 
         Returns:
             Records with ``task``, ``split``, ``method``, ``index`` (of the problem), ``score``, ``reason`` and ``messages``
-            (mappings with ``role`` and ``content``).
+            (mappings with ``role`` and ``content``, which ends with the tool calls of the message, one a line as JSON).
         """
         return [
             {

@@ -38,7 +38,7 @@ class Transcript:
         index: number of the episode in the split.
         score: the score, in [0, 1].
         reason: why the episode got this score.
-        messages: (role, content) pairs.
+        messages: (role, content) pairs; the content ends with the tool calls of the message, one a line as JSON.
     """
 
     task: str
@@ -116,5 +116,11 @@ def _transcript(raw: Any) -> Transcript:
         index=int(raw["index"]),
         score=float(raw["score"]),
         reason=str(raw.get("reason", "")),
-        messages=tuple((str(message["role"]), str(message["content"])) for message in raw["messages"]),
+        messages=tuple((str(message["role"]), _shown(message)) for message in raw["messages"]),
     )
+
+
+def _shown(message: Any) -> str:
+    """The content of a message; tool calls follow it, one a line as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+    return "\n".join([str(message["content"]), *calls]).strip("\n") if calls else str(message["content"])

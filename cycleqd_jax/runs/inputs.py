@@ -74,7 +74,14 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
         architecture = tiny_llama(config, model.tiny.vocab_size)
     else:
         experts = [model.experts[name] for name in config.task_names] if model.experts else []
-        checked = preflight(model.base, experts, dtype=model.dtype, vocab_size=model.vocab_size, tokenizer=model.tokenizer)
+        checked = preflight(
+            model.base,
+            experts,
+            dtype=model.dtype,
+            vocab_size=model.vocab_size,
+            tokenizer=model.tokenizer,
+            tools=any(task.uses_tools for task in tasks),
+        )
         architecture = checked.config
     evaluated = architecture.replace(
         dtype=model.dtype or architecture.dtype, vocab_size=model.vocab_size or architecture.vocab_size

@@ -13,7 +13,7 @@ from cycleqd_jax.config import RunConfig, TaskConfig
 from cycleqd_jax.files import locked, make_folder, replacing_folder
 from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
-from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task, miniature, task_class
+from cycleqd_jax.tasks import RecordTask, TaskOptions, checked_options, make_task, miniature, task_class
 from cycleqd_jax.tasks.records import split_sizes
 from cycleqd_jax.types import InputError, Message
 from cycleqd_jax.version import __version__
@@ -38,6 +38,11 @@ class TaskInput:
         """The options of the task's class."""
         defaults = miniature.OPTIONS[self.config.kind] if self.config.train is None else {}
         return {**defaults, **self.config.options}
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether replies call tools."""
+        return self.config.options.get("protocol") == "tools"
 
     @property
     def max_replies(self) -> int:
@@ -98,7 +103,8 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
     """Finds the class of every task; reads no data.
 
     Raises:
-        InputError: a kind is unknown, or a task without a train file has no miniature problems.
+        InputError: a kind or an option is unknown, an option has the wrong type, or a task without a train file has no
+            miniature problems, or none with its protocol.
     """
     inputs = []
     for task in config.tasks:
@@ -111,7 +117,14 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
                 f"expected a train file for task {task.name!r}, got none, and there are no miniature problems of its kind "
                 f"{task.kind}; set tasks.{task.name}.train"
             )
-        inputs.append(TaskInput(task, kind))
+        given = TaskInput(task, kind)
+        checked_options(task.kind, task.name, given.own_options)
+        if task.train is None and given.uses_tools:
+            raise InputError(
+                f"expected a train file for task {task.name!r} with protocol: tools, got none, and the conversations that "
+                f"teach the miniature problems are in protocol: text; set tasks.{task.name}.train or remove the option"
+            )
+        inputs.append(given)
     return tuple(inputs)
 
 

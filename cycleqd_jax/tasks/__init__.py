@@ -6,7 +6,7 @@
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, play_solution
 from cycleqd_jax.tasks.coding import BigCodeBench, EvalPlus, HumanEval, Mbpp
 from cycleqd_jax.tasks.dbbench import DbBench
-from cycleqd_jax.tasks.kinds import TASKS, make_task, own_options, task_class
+from cycleqd_jax.tasks.kinds import TASKS, checked_options, make_task, own_options, task_class
 from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.os_interaction import OsInteraction
@@ -26,6 +26,7 @@ __all__ = [
     "Row",
     "Solution",
     "TaskOptions",
+    "checked_options",
     "clean_text",
     "fixed_replies",
     "make_task",

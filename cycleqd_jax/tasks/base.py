@@ -16,6 +16,7 @@ from cycleqd_jax.tasks.download import local_file
 from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
+from cycleqd_jax.tool_calls import reply_message
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
 __all__ = ["RecordTask", "Solution", "clean_text", "fixed_replies", "play_solution", "system_message", "unprepared"]
@@ -208,7 +209,7 @@ def play_solution(episode: Episode, solution: Solution) -> tuple[list[Message], 
     messages = list(episode.start())
     reply = next(solution, None)
     while reply is not None:
-        messages.append({"role": "assistant", "content": reply})
+        messages.append(reply_message(messages, reply))
         result = episode.step(reply)
         if isinstance(result, Score):
             solution.close()

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from cycleqd_jax.tasks.base import RecordTask
@@ -15,7 +16,7 @@ from cycleqd_jax.tasks.options import TaskOptions, check_option
 from cycleqd_jax.tasks.os_interaction import OsInteraction
 from cycleqd_jax.types import InputError
 
-__all__ = ["TASKS", "make_task", "own_options", "task_class"]
+__all__ = ["TASKS", "checked_options", "make_task", "own_options", "task_class"]
 
 TASKS: dict[str, type[RecordTask[Any]]] = {
     "mbpp": Mbpp,
@@ -79,6 +80,29 @@ def own_options(task: type[RecordTask[Any]]) -> dict[str, Any]:
     return found
 
 
+def checked_options(kind: str, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a config gives a task, checked.
+
+    Args:
+        kind: a name in :data:`TASKS`, or ``"package.module:Class"``.
+        name: name of the task, for messages.
+        own: the options.
+
+    Returns:
+        The options; numbers of ``float`` options as floats.
+
+    Raises:
+        InputError: the kind or an option is unknown, or an option has the wrong type.
+    """
+    known = own_options(task_class(kind)) | _SHARED
+    for option in own:
+        if option not in known:
+            raise InputError(
+                f"expected an option of {kind} ({', '.join(known)}), got {option!r} in task {name!r}; correct the config"
+            )
+    return {option: check_option(name, option, known[option], value) for option, value in own.items()}
+
+
 def make_task(kind: str, options: TaskOptions, **own: Any) -> RecordTask[Any]:
     """Makes a task, and checks the names and the types of its own options.
 
@@ -92,13 +116,6 @@ def make_task(kind: str, options: TaskOptions, **own: Any) -> RecordTask[Any]:
             malformed.
     """
     found = task_class(kind)
-    known = own_options(found) | _SHARED
-    for option, value in own.items():
-        if option not in known:
-            raise InputError(
-                f"expected an option of {kind} ({', '.join(known)}), got {option!r} in task {options.name!r}; "
-                "correct the config"
-            )
-        own[option] = check_option(options.name, option, known[option], value)
+    own = checked_options(kind, options.name, own)
     shared = {option: own.pop(option) for option in _SHARED if option in own}
     return found(dataclasses.replace(options, **shared), **own)

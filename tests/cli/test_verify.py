@@ -44,6 +44,14 @@ def test_the_gold_solutions_of_every_miniature_task_pass(files, capsys, kind):
     assert result["isolation"] in ("bwrap", "userns")
 
 
+@pytest.mark.parametrize("kind", ["dbbench", "os_interaction"])
+def test_gold_solutions_pass_with_tools(files, capsys, kind):
+    code, result = verify(capsys, kind, "--data", files[kind]["train"], "protocol=tools")
+    assert (code, result["passed"], result["total"], result["failed"]) == (0, 6, 6, [])
+    code, result = verify(capsys, kind, "--data", files[kind]["train"], "protocol=tools", "--stub")
+    assert (code, result["passed"], result["solved"]) == (0, 0, [])
+
+
 def test_stubs_do_not_pass(files, capsys):
     code, result = verify(capsys, "mbpp", "--data", files["mbpp"]["train"], "--stub", "--workers", 1)
     assert (code, result["solutions"], result["passed"], result["total"], result["solved"]) == (0, "stub", 0, 6, [])

@@ -155,6 +155,16 @@ def test_merges_may_be_written_in_two_ways(pair):
     preflight(base, [expert])
 
 
+def test_chat_templates_that_differ_only_with_tools(pair):
+    base, expert = pair
+    template = (expert / "chat_template.jinja").read_text(encoding="utf-8")
+    (expert / "chat_template.jinja").write_text(template + "{{ tools | tojson if tools }}", encoding="utf-8")
+    preflight(base, [expert])
+    with pytest.raises(InputError, match=r"chat template.*got .*\"function\".*set model.tokenizer"):
+        preflight(base, [expert], tools=True)
+    preflight(base, [expert], tokenizer=base, tools=True)
+
+
 def test_chat_templates(pair):
     base, expert = pair
     template = (expert / "chat_template.jinja").read_text(encoding="utf-8")

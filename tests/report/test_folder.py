@@ -106,6 +106,23 @@ def test_transcripts_are_selected(make_run, add_transcripts):
     assert run.transcripts(split="train") == run.transcripts(method="base") == []
 
 
+def test_tool_calls_are_shown(make_run):
+    folder = make_run(generations=1)
+    (folder / "transcripts").mkdir()
+    call = {"id": "call00001", "type": "function", "function": {"name": "execute_sql", "arguments": {"query": "SELECT 1"}}}
+    messages = [
+        {"role": "user", "content": "?", "tools": []},
+        {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call00001", "name": "execute_sql", "content": "[(1,)]"},
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+    ]
+    line = {"task": "dbbench", "split": "test", "method": "cycleqd", "index": 0, "score": 1.0, "messages": messages}
+    (folder / "transcripts" / "dbbench.jsonl").write_text(json.dumps(line) + "\n")
+    shown = '{"name": "execute_sql", "arguments": {"query": "SELECT 1"}}'
+    (one,) = open_run(folder).transcripts()
+    assert [message["content"] for message in one["messages"]] == ["?", f"I look.\n{shown}", "[(1,)]", f"{shown}\n{shown}"]
+
+
 def test_config_is_a_mapping(make_run):
     run = open_run(make_run(generations=7))
     assert run.config["search"] == {"generations": 7, "batch": 1}

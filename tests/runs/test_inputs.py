@@ -53,6 +53,31 @@ def test_the_size_of_a_file_that_is_elsewhere(tmp_path):
         given.train_size()
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"options": {"protocol": "json"}}, "option protocol to be one of text, tools, got 'json' in task 'db'"),
+        ({"options": {"rounds": "3"}}, "option rounds to be a whole number of at least 1 or null, got '3' in task 'db'"),
+        ({"kind": "mbpp", "options": {"protocol": "tools"}}, r"an option of mbpp \(.*\), got 'protocol' in task 'db'"),
+        ({"train": None, "options": {"protocol": "tools"}}, "a train file for task 'db' with protocol: tools, got none, and"),
+    ],
+)
+def test_options_of_tasks_are_checked_at_once(task, message):
+    given = {"name": "db", "kind": "dbbench", "train": "absent.jsonl"} | task
+    config = load_config(
+        DEMO | {"tasks": [{key: value for key, value in given.items() if value is not None}, {"name": "mbpp"}]}
+    )
+    with pytest.raises(InputError, match=f"expected {message}"):
+        resolve_tasks(config)
+
+
+def test_tasks_with_tools(tmp_path):
+    tools = {"name": "db", "kind": "dbbench", "train": "absent.jsonl", "options": {"protocol": "tools"}}
+    first, second = resolve_tasks(load_config(DEMO | {"tasks": [tools, {"name": "mbpp"}]}))
+    assert (first.uses_tools, first.max_replies) == (True, 15)
+    assert (second.uses_tools, second.max_replies) == (False, 1)
+
+
 @pytest.fixture
 def models(tmp_path):
     """A base of 256 positions, and two experts, one of which has 96."""

@@ -29,7 +29,8 @@ BAD = [
     *((ALL, "memo", value, f"true or false, got {shown}") for value, shown in FLAGS),
     *((ALL, "max_new_tokens", value, f"a whole number of at least 1, got {shown}") for value, shown in WHOLE),
     *((ALL, "workers", value, f"a whole number of at least 1, got {shown}") for value, shown in WHOLE),
-    *((ROUNDS, "rounds", value, f"a whole number of at least 1, got {shown}") for value, shown in WHOLE),
+    *((ROUNDS, "rounds", value, f"a whole number of at least 1 or null, got {shown}") for value, shown in WHOLE[:-1]),
+    *((ROUNDS, "protocol", value, f"one of text, tools, got {value!r}") for value in ("json", None, 3, True)),
     *((ALL, "prompt", value, f"one of .*, got {value!r}") for value in ("long", None, 3, True)),
     *((("mbpp",), "shown", value, f"one of all, first, got {value!r}") for value in ("none", None, 1)),
     *((ALL, option, 5, "a path or null, got 5") for option in ("train", "test", "cache")),
@@ -61,7 +62,7 @@ def test_a_wrong_option_is_named_with_its_task(paths, nowhere, names, option, va
                 make_task(name, TaskOptions(**options), **{option: value})
 
 
-@pytest.mark.parametrize("option", ["colour", "train", "sandbox", "name", "workers"])
+@pytest.mark.parametrize("option", ["colour", "train", "sandbox", "name", "workers", "protocol"])
 def test_an_unknown_option_is_named_with_the_known_ones(paths, nowhere, option):
     options = TaskOptions(nowhere, "coding", **paths["mbpp"])
     words = rf"expected an option of mbpp \(prompt, shown, seconds, memo\), got '{option}' in task 'coding'; correct the config"
@@ -113,7 +114,17 @@ def test_values_that_fit_are_returned(annotation, value):
 
 @pytest.mark.parametrize(
     ("kind", "own", "replies"),
-    [("mbpp", {"prompt": "brief"}, 1), ("dbbench", {}, 6), ("dbbench", {"rounds": 2}, 3), ("os_interaction", {"rounds": 8}, 8)],
+    [
+        ("mbpp", {"prompt": "brief"}, 1),
+        ("dbbench", {}, 6),
+        ("dbbench", {"rounds": None}, 6),
+        ("dbbench", {"rounds": 2}, 3),
+        ("dbbench", {"protocol": "tools"}, 15),
+        ("dbbench", {"protocol": "tools", "rounds": 2}, 2),
+        ("os_interaction", {}, 5),
+        ("os_interaction", {"rounds": 8}, 8),
+        ("os_interaction", {"protocol": "tools"}, 8),
+    ],
 )
 def test_largest_number_of_replies(kind, own, replies):
     assert TASKS[kind].max_replies(**own) == replies

@@ -6,7 +6,7 @@ import ast
 import json
 from collections.abc import Sequence
 
-__all__ = ["parse_answer", "same_answer"]
+__all__ = ["parse_answer", "same_answer", "same_cells"]
 
 _LONGEST_ANSWER = 20_000
 _TOLERANCE = 1e-2
@@ -39,7 +39,12 @@ def same_answer(answer: str, labels: Sequence[str]) -> bool:
     """
     if not answer.strip() or len(answer) > _LONGEST_ANSWER:
         return False
-    given = [_normal(value) for value in parse_answer(answer)]
+    return same_cells(parse_answer(answer), labels)
+
+
+def same_cells(cells: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether the items of an answer are correct, by the rules of :func:`same_answer`."""
+    given = [_normal(value) for value in cells]
     wanted = [_normal(label) for label in labels]
     numbers, targets = _numbers(given), _numbers(wanted)
     if numbers is None or targets is None:

@@ -22,6 +22,9 @@ class DbRecord:
     Attributes:
         id: the id in the file.
         question: the description and the added description.
+        description: the question in words.
+        addition: what is said about the table, or an empty text.
+        evidence: what is said about the question, or an empty text.
         kind: a type of change (:data:`CHANGES`) or of question.
         labels: the answers of a question, or the gold SQL of a change.
         md5: fingerprint of the table after the change; None for a question.
@@ -31,6 +34,9 @@ class DbRecord:
 
     id: str
     question: str
+    description: str
+    addition: str
+    evidence: str
     kind: str
     labels: tuple[str, ...]
     md5: str | None
@@ -66,6 +72,9 @@ def parse_record(row: Row) -> DbRecord:
     return DbRecord(
         id=row.id,
         question=row.text("description") + "\n" + row.text("add_description", ""),
+        description=row.text("description"),
+        addition=row.text("add_description", ""),
+        evidence=evidence if isinstance(evidence := row.fields.get("evidence"), str) else "",
         kind=kind,
         labels=labels,
         md5=md5,

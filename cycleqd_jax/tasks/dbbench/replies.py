@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cycleqd_jax.tasks.base import Solution
 from cycleqd_jax.tasks.dbbench.answers import same_answer
 
 __all__ = [
+    "TEXT",
+    "Writer",
     "answer_alone",
     "final_answer",
     "operate_and_answer",
@@ -64,24 +67,40 @@ def write_answer(answers: Sequence[str]) -> str:
     return f"Action: Answer\nFinal Answer: {json.dumps(list(answers), ensure_ascii=False)}"
 
 
-def operate_and_answer(sql: str, answers: Sequence[str]) -> Solution:
+class Writer(NamedTuple):
+    """The replies of scripted solutions in one protocol.
+
+    Attributes:
+        operation: the reply that executes a statement.
+        answer: the reply that gives the final answer.
+    """
+
+    operation: Callable[[str], str]
+    answer: Callable[[Sequence[str]], str]
+
+
+TEXT = Writer(write_operation, write_answer)
+"""The replies of the text protocol."""
+
+
+def operate_and_answer(sql: str, answers: Sequence[str], write: Writer = TEXT) -> Solution:
     """A solution that executes a statement and then answers."""
-    yield write_operation(sql)
-    yield write_answer(answers)
+    yield write.operation(sql)
+    yield write.answer(answers)
 
 
-def query_and_answer(sql: str, labels: Sequence[str]) -> Solution:
+def query_and_answer(sql: str, labels: Sequence[str], write: Writer = TEXT) -> Solution:
     """A solution that executes a query and answers if the result is the label. Otherwise it returns early."""
-    output = yield write_operation(sql)
+    output = yield write.operation(sql)
     try:
         rows = ast.literal_eval(output)
         values = json.dumps([str(row[0]) for row in rows])
     except (ValueError, SyntaxError, TypeError, KeyError, IndexError, RecursionError):
         return
     if same_answer(values, labels):
-        yield write_answer(labels)
+        yield write.answer(labels)
 
 
-def answer_alone(labels: Sequence[str]) -> Solution:
+def answer_alone(labels: Sequence[str], write: Writer = TEXT) -> Solution:
     """A solution that answers without a query."""
-    yield write_answer(labels)
+    yield write.answer(labels)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
 
 from cycleqd_jax.tasks.base import Solution
 
-__all__ = ["Act", "command_and_end", "parse_act"]
+__all__ = ["TERSE", "TEXT", "Act", "Writer", "command_and_end", "parse_act"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,21 +55,52 @@ def _bash_blocks(reply: str) -> Iterable[str]:
         position = reply.find(opening, end + len(closing))
 
 
-def command_and_end(command: str, answers: bool, think: bool) -> Solution:
+class Writer(NamedTuple):
+    """The replies of scripted solutions in one protocol.
+
+    Attributes:
+        command: the reply that executes a command.
+        finish: the reply that ends the episode without an answer.
+        answer: the reply that answers.
+        lines: whether an answer may have several lines.
+    """
+
+    command: Callable[[str], str]
+    finish: str
+    answer: Callable[[str], str]
+    lines: bool
+
+
+def _text_writer(think: bool) -> Writer:
+    def reply(thought: str, act: str) -> str:
+        return f"Think: {thought}\n\nAct: {act}" if think else f"Act: {act}"
+
+    return Writer(
+        command=lambda command: reply("I run a command for this.", f"bash\n\n```bash\n{command}\n```"),
+        finish=reply("The task is done.", "finish"),
+        answer=lambda answer: reply("The output is the answer.", f"answer({answer})"),
+        lines=False,
+    )
+
+
+TEXT = _text_writer(think=True)
+"""The replies of the text protocol, with thoughts as in AgentBench's prompt."""
+
+TERSE = _text_writer(think=False)
+"""The replies of the text protocol without thoughts."""
+
+
+def command_and_end(command: str, answers: bool, write: Writer) -> Solution:
     """A solution that executes a command and ends the episode.
 
     Args:
         command: the command.
         answers: whether the solution answers with the output; otherwise it finishes without an answer.
-        think: whether its replies contain thoughts, as in AgentBench's prompt.
+        write: writes its replies.
     """
-
-    def reply(thought: str, act: str) -> str:
-        return f"Think: {thought}\n\nAct: {act}" if think else f"Act: {act}"
-
-    output = yield reply("I run a command for this.", f"bash\n\n```bash\n{command}\n```")
+    output = yield write.command(command)
     text = output.partition("The output of the OS:\n")[2].strip()
     if not answers:
-        yield reply("The task is done.", "finish")
-    elif "\n" not in text:  # an answer has one line
-        yield reply("The output is the answer.", f"answer({text})")
+        yield write.finish
+    elif write.lines or "\n" not in text:
+        yield write.answer(text)

@@ -17,13 +17,23 @@ from cycleqd_jax.tasks.os_interaction.checks import BUILTINS
 from cycleqd_jax.tasks.os_interaction.folder import read_os_rows
 from cycleqd_jax.tasks.os_interaction.prompts import LEAD, PREFIX
 from cycleqd_jax.tasks.os_interaction.records import OsRecord, Script, parse_record
-from cycleqd_jax.tasks.os_interaction.replies import command_and_end, parse_act
+from cycleqd_jax.tasks.os_interaction.replies import TERSE, TEXT, Act, Writer, command_and_end, parse_act
+from cycleqd_jax.tasks.os_interaction.tools import (
+    CALLS,
+    NO_CALL,
+    TOOL_NAMES,
+    TOOL_ROUNDS,
+    Problem,
+    act_of,
+    opening_with_tools,
+)
 from cycleqd_jax.tasks.records import Row
+from cycleqd_jax.tool_calls import read_calls, tool_message
 from cycleqd_jax.types import Message, Score
 
 __all__ = ["OsEpisode", "OsInteraction"]
 
-_ROUNDS = 5
+_ROUNDS = {"text": 5, "tools": TOOL_ROUNDS}
 _LONGEST_OUTPUT = 800
 _KEPT_OUTPUT = 780
 _TRUNCATED = "\n[truncated because the output is too long]"
@@ -46,7 +56,8 @@ class OsInteraction(RecordTask[OsRecord]):
     """Bash over several rounds, then an answer or "finish".
 
     A reply in another format scores 0, as does an episode that does not end within ``rounds`` replies. AgentBench does the
-    same; CycleQD's evaluation code still runs the checks then. AgentBench allows 8 rounds, the paper 5.
+    same; CycleQD's evaluation code still runs the checks then. AgentBench allows 8 rounds, the paper 5. With ``protocol``
+    "tools", replies call tools instead (:mod:`cycleqd_jax.tasks.os_interaction.tools`), and one without a call gets a message.
     """
 
     def __init__(
@@ -55,7 +66,8 @@ class OsInteraction(RecordTask[OsRecord]):
         *,
         prompt: Literal["agentbench", "brief"] = "agentbench",
         system_prompt: str | None = None,
-        rounds: int = _ROUNDS,
+        rounds: int | None = None,
+        protocol: Literal["text", "tools"] = "text",
     ) -> None:
         """Reads and checks all records.
 
@@ -65,8 +77,10 @@ class OsInteraction(RecordTask[OsRecord]):
                 that, the model sees what they have printed so far, and they go on, as in AgentBench.
             prompt: ``"agentbench"`` is the published prompt with its solved example, ``"brief"`` the description alone, with
                 observations in the format of that example.
-            system_prompt: a system message before all others, in place of the default one of the chat template.
-            rounds: largest number of replies.
+            system_prompt: a system message before all others, in place of the default one of the chat template, and of
+                AgentBench's with ``protocol`` "tools".
+            rounds: largest number of replies; by default 5 in the text protocol, and 8 with tools.
+            protocol: ``"text"`` is the protocol of AgentBench's paper, ``"tools"`` that of its function-calling version.
 
         Raises:
             InputError: a file is missing or empty, or a record is malformed.
@@ -75,7 +89,8 @@ class OsInteraction(RecordTask[OsRecord]):
             raise option_error(options.name, "system_prompt", "a text or null", system_prompt)
         self.prompt = prompt
         self.system_prompt = system_prompt
-        self.rounds = rounds
+        self.rounds = _ROUNDS[protocol] if rounds is None else rounds
+        self.protocol = protocol
         super().__init__(options)
         self.limits = dataclasses.replace(self.limits, cpu_s=max(self.limits.cpu_s, _CHECK_SECONDS))
 
@@ -85,9 +100,9 @@ class OsInteraction(RecordTask[OsRecord]):
         return read_os_rows(path)
 
     @classmethod
-    def max_replies(cls, *, rounds: int = _ROUNDS, **own: Any) -> int:
+    def max_replies(cls, *, rounds: int | None = None, protocol: Literal["text", "tools"] = "text", **own: Any) -> int:
         """Largest number of replies in one episode."""
-        return rounds
+        return _ROUNDS[protocol] if rounds is None else rounds
 
     def settings(self) -> dict[str, Any]:
         """Everything besides the records that affects prompts or verdicts."""
@@ -98,6 +113,7 @@ class OsInteraction(RecordTask[OsRecord]):
             "seconds": self.seconds,
             "limits": dataclasses.asdict(self.limits),
             "system": self.sandbox.system,
+            **({"protocol": self.protocol} if self.protocol != "text" else {}),
         }
 
     def parse(self, row: Row) -> OsRecord:
@@ -106,11 +122,11 @@ class OsInteraction(RecordTask[OsRecord]):
 
     def stubs(self, record: OsRecord) -> Iterable[Solution]:
         """A solution that finishes at once: the checks run on an unchanged system, without an answer."""
-        yield fixed_replies("Act: finish")
+        yield fixed_replies("Act: finish" if self.protocol == "text" else CALLS.finish)
 
     def environment(self, record: OsRecord) -> Environment:
         """A fresh episode of a record."""
-        return OsEpisode(self, record)
+        return OsEpisode(self, record) if self.protocol == "text" else OsToolEpisode(self, record)
 
     def solutions(self, record: OsRecord) -> Iterable[Solution]:
         """The gold command followed by its output as the answer or by "finish", in the shell and in a process of its own.
@@ -118,14 +134,20 @@ class OsInteraction(RecordTask[OsRecord]):
         Checks run in processes of their own, and some examples count processes or read standard input. If the record has no
         gold command but an answer, the solution is the answer.
         """
+        write = self._writer()
         if record.example is None and record.match is not None:
-            yield fixed_replies(f"Act: answer({record.match})")
+            yield fixed_replies(write.answer(record.match))
         if record.example is None or record.example.language != "bash":
             return
-        think, typed = self.prompt == "agentbench", record.example.code
+        typed = record.example.code
         own = f"bash -c {shlex.quote(typed)} < /dev/null"
         for command, answers in ((typed, record.asks), (own, record.asks), (typed, not record.asks)):
-            yield command_and_end(command, answers, think)
+            yield command_and_end(command, answers, write)
+
+    def _writer(self) -> Writer:
+        if self.protocol == "tools":
+            return CALLS
+        return TEXT if self.prompt == "agentbench" else TERSE
 
     def _demonstrate(self, record: OsRecord) -> list[Message] | None:
         # An answer without a command would teach a model to guess.
@@ -187,19 +209,23 @@ class OsEpisode:
         """Executes commands, or ends the episode with a score."""
         if self._failure is not None:
             return self._failure
-        act = parse_act(clean_text(reply))
         self._rounds += 1
         try:
-            if act is None:
-                return Score(0.0, "no action")
-            if act.kind == "commit":
-                return self._judge(act.content)
-            if self._rounds >= self._task.rounds:
-                return Score(0.0, "round limit")
-            return self._run(act.content or "")
+            return self._act(reply)
         except Killed as killed:
             self.repeatable = False
             return Score(0.0, f"killed: {killed}")
+
+    def _act(self, reply: str) -> list[Message] | Score:
+        act = parse_act(clean_text(reply))
+        if act is None:
+            return Score(0.0, "no action")
+        if act.kind == "commit":
+            return self._judge(act.content)
+        if self._rounds >= self._task.rounds:
+            return Score(0.0, "round limit")
+        observation = self._run(act.content or "")
+        return observation if isinstance(observation, Score) else [{"role": "user", "content": observation}]
 
     def close(self) -> None:
         """Closes the sandbox."""
@@ -207,7 +233,8 @@ class OsEpisode:
         if box is not None:
             box.close()
 
-    def _run(self, code: str) -> list[Message] | Score:
+    def _run(self, code: str) -> str | Score:
+        """The observation after commands."""
         if self._shell is None:
             return Score(0.0, "the episode is closed")
         if len(code) > _LONGEST_CODE:
@@ -222,7 +249,7 @@ class OsEpisode:
             output = done.output.rstrip("\n")
         if len(output) > _LONGEST_OUTPUT:
             output = output[:_KEPT_OUTPUT] + _TRUNCATED
-        return [{"role": "user", "content": self._observation(output)}]
+        return self._observation(output)
 
     def _observation(self, output: str) -> str:
         if self._task.prompt == "brief":
@@ -282,6 +309,37 @@ class OsEpisode:
             return named
         finally:
             gold.close()
+
+
+class OsToolEpisode(OsEpisode):
+    """One problem in which replies call tools, as in AgentBench's function-calling version.
+
+    Only the first call of a reply counts. A reply without a call gets a message.
+    """
+
+    def __init__(self, task: OsInteraction, record: OsRecord) -> None:
+        super().__init__(task, record)
+        self._calls = 0
+
+    def opening(self) -> list[Message]:
+        """The prompt and the problem, with the tools."""
+        return opening_with_tools(self._record, self._task.prompt == "agentbench", self._task.system_prompt)
+
+    def _act(self, reply: str) -> list[Message] | Score:
+        _, calls = read_calls(reply, TOOL_NAMES)
+        number, self._calls = self._calls + 1, self._calls + len(calls)
+        matched = self._record.match is not None or self._record.regex is not None
+        act = act_of(calls[0], matched=matched) if calls else Problem(NO_CALL)
+        if isinstance(act, Problem) and not act.goes_on:
+            return Score(0.0, act.text)
+        if isinstance(act, Act) and act.kind == "commit":
+            return self._judge(None if act.content is None else clean_text(act.content))
+        if self._rounds >= self._task.rounds:
+            return Score(0.0, "round limit")
+        observation = act.text if isinstance(act, Problem) else self._run(clean_text(act.content or ""))
+        if isinstance(observation, Score):
+            return observation
+        return [tool_message(number, calls[0].name, observation) if calls else {"role": "user", "content": observation}]
 
 
 def _names(path: str, text: str) -> bool:

@@ -21,6 +21,7 @@ ARROWS = {
     "types": set(),
     "machine": set(),
     "individual": {"types"},
+    "statistics": {"types"},
     "files": {"types"},
     "compilation": {"files", "machine"},
     "sharding": {"types"},
@@ -36,8 +37,8 @@ ARROWS = {
     "evaluation": {"types"},
     "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
-    "report": {"types", "individual", "files"},
-    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "py"},
+    "report": {"types", "individual", "files", "statistics"},
+    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "statistics", "py"},
     "cli": {
         "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs",
         "version"

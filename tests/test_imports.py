@@ -22,6 +22,7 @@ ARROWS = {
     "machine": set(),
     "individual": {"types"},
     "tool_calls": {"types"},
+    "statistics": {"types"},
     "files": {"types"},
     "compilation": {"files", "machine"},
     "sharding": {"types"},
@@ -37,8 +38,8 @@ ARROWS = {
     "evaluation": {"types", "tool_calls"},
     "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
-    "report": {"types", "individual", "files"},
-    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "tool_calls", "py"},
+    "report": {"types", "individual", "files", "statistics"},
+    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "statistics", "tool_calls", "py"},
     "cli": {
         "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs",
         "version"

@@ -106,7 +106,7 @@ def _payload(history: History, metrics: Metrics, panels: list[dict[str, Any]]) -
 def _table(table: ResultsTable) -> list[dict[str, Any]]:
     splits = []
     for split in table.splits:
-        mean, best = table.mean(split), table.best(split)
+        mean, best, details = table.mean(split), table.best(split), table.details(split)
         rows = []
         for m, method in enumerate(table.methods):
             cells = [
@@ -117,8 +117,9 @@ def _table(table: ResultsTable) -> list[dict[str, Any]]:
                 }
                 for c in range(len(table.columns))
             ]
+            cells += [{"text": column[m], "best": False, "share": 0.0} for column in details.values()]
             rows.append({"name": method_label(method), "cells": cells, "ours": method == "cycleqd"})
-        splits.append({"name": split, "rows": rows})
+        splits.append({"name": split, "columns": [*table.columns, *details], "rows": rows})
     return splits
 
 

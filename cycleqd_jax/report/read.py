@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["Config", "Transcript", "load_config", "load_results", "load_transcripts"]
+__all__ = ["Config", "Transcript", "load_config", "load_items", "load_results", "load_transcripts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,36 @@ def load_results(folder: Path) -> dict[str, Any] | None:
             "run the evaluation again"
         ) from error
     return raw
+
+
+def load_items(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Reads ``tables/items.json`` of a run folder: method → split → task → the score of every problem; empty without the file.
+
+    Raises:
+        InputError: if the file has another form, or a score that is not a finite number.
+    """
+    path = Path(folder) / "tables" / "items.json"
+    if not path.exists():
+        return {}
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        items = {
+            method: {split: {task: _finite(scores) for task, scores in tasks.items()} for split, tasks in splits.items()}
+            for method, splits in raw.items()
+        }
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"expected method → split → task → scores in {path}, got {type(error).__name__} {error}; run the evaluation again"
+        ) from error
+    return items
+
+
+def _finite(scores: Any) -> list[float]:
+    """Scores of problems; raises ValueError or TypeError if one is no finite number."""
+    numbers = [float(score) for score in scores]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a score that is not finite")
+    return numbers
 
 
 def load_transcripts(folder: Path) -> Iterator[Transcript]:

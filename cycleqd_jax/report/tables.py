@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cycleqd_jax.report.history import load_grid
-from cycleqd_jax.report.read import load_results
+from cycleqd_jax.report.read import load_items, load_results
+from cycleqd_jax.statistics import Interval, difference, mean_interval, over_seeds
 from cycleqd_jax.types import InputError
 
 __all__ = ["AVERAGE", "ResultsTable", "method_label", "results_table"]
@@ -44,12 +46,14 @@ class ResultsTable:
         splits: the splits with scores, ``test`` first.
         columns: the tasks and ``"average"``.
         values: split → scores in [0, 1], Float ``[run, method, column]``; NaN where a run has no score.
+        items: method → split → task → the score of every problem, of a single run; empty for several runs.
     """
 
     methods: tuple[str, ...]
     splits: tuple[str, ...]
     columns: tuple[str, ...]
     values: dict[str, np.ndarray]
+    items: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]] = dataclasses.field(default_factory=dict)
 
     @property
     def runs(self) -> int:
@@ -73,11 +77,72 @@ class ResultsTable:
         return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
 
     def best(self, split: str) -> np.ndarray:
-        """Whether a mean is the highest of its column as printed, Bool ``[method, column]``. Ties are all marked."""
+        """Which cells are marked, Bool ``[method, column]``.
+
+        A mean is marked if it is the highest of its column as printed and, where there are intervals, the interval of its
+        difference to every other method lies above zero. Without intervals ties are all marked.
+        """
         shown = np.round(self.mean(split) * 100, 1)
         if not len(shown):
             return np.zeros(shown.shape, bool)
-        return shown == np.where(np.isnan(shown), -np.inf, shown).max(axis=0)
+        highest = shown == np.where(np.isnan(shown), -np.inf, shown).max(axis=0)
+        for m, c in np.argwhere(highest):
+            found = [self.difference(split, int(m), other, int(c)) for other in range(len(shown)) if other != m]
+            highest[m, c] = all(one is None or one.above_zero for one in found)
+        return highest
+
+    def interval(self, split: str, method: int, column: int = -1) -> Interval | None:
+        """The 95 % interval of a cell: over problems for one run, over seeds for several; None where there are no such data.
+
+        See :mod:`cycleqd_jax.statistics`.
+        """
+        if self.runs > 1:
+            values = self.values[split][:, method, column]
+            values = values[np.isfinite(values)]
+            return over_seeds(values) if values.size > 1 else None
+        scores = self._scores(split, method, column)
+        return None if scores is None else _kept(mean_interval, scores)
+
+    def difference(self, split: str, method: int, other: int, column: int = -1) -> Interval | None:
+        """By how much a method is above another, with the 95 % interval of the paired difference.
+
+        Pairs are problems for one run, and runs for several. None where there are no such data.
+        """
+        if self.runs > 1:
+            values = self.values[split][:, method, column] - self.values[split][:, other, column]
+            values = values[np.isfinite(values)]
+            return over_seeds(values) if values.size > 1 else None
+        scores, others = self._scores(split, method, column), self._scores(split, other, column)
+        if scores is None or others is None or [*map(len, scores)] != [*map(len, others)]:
+            return None
+        return _kept(difference, scores, others)
+
+    def _scores(self, split: str, method: int, column: int) -> tuple[tuple[float, ...], ...] | None:
+        """The scores of a cell's problems, by task; None where they are not known."""
+        tasks, found = self.columns[:-1], self.items.get(self.methods[method], {}).get(split, {})
+        tasks = tasks if self.columns[column] == AVERAGE else (self.columns[column],)
+        return tuple(tuple(found[task]) for task in tasks) if tasks and all(found.get(task) for task in tasks) else None
+
+    @property
+    def reference(self) -> int | None:
+        """Index of the row that the others are compared with: the last one, where it is CycleQD's."""
+        return len(self.methods) - 1 if self.methods and self.methods[-1] == "cycleqd" else None
+
+    def details(self, split: str) -> dict[str, list[str]]:
+        """Further columns, as printed: the 95 % interval of the average, and CycleQD's average minus that of the row.
+
+        Returns:
+            Column → cell of every method; empty where there are no intervals.
+        """
+        rows = range(len(self.methods))
+        intervals = [self.interval(split, m) for m in rows]
+        if not any(intervals):
+            return {}
+        columns = {"95 % interval": ["–" if one is None else _interval_text(one) for one in intervals]}
+        if self.reference is not None:
+            above = [None if m == self.reference else self.difference(split, self.reference, m) for m in rows]
+            columns["CycleQD above"] = ["–" if one is None else f"{100 * one.mean:+.1f} {_interval_text(one)}" for one in above]
+        return columns
 
     def cell(self, split: str, method: int, column: int) -> str:
         """A score in percent as printed: ``"52.4"``, ``"52.4 ± 0.8"`` over several runs, ``"–"`` if missing."""
@@ -89,39 +154,48 @@ class ResultsTable:
     def caption(self) -> str:
         """One line that explains the numbers."""
         over = f"; mean ± standard deviation over {self.runs} runs" if self.runs > 1 else ""
-        return f"Scores in percent{over}. The best of each column is marked."
+        if not self.splits or not self.details(self.splits[0]):
+            return f"Scores in percent{over}. The best of each column is marked."
+        unit = "runs" if self.runs > 1 else "problems"
+        return (
+            f"Scores in percent{over}. Intervals are of the average, over {unit}. A score is marked where the interval of its "
+            "difference to every other row lies above zero."
+        )
 
     def markdown(self) -> str:
         """The table as GitHub-flavoured Markdown, one table per split, with the best of each column in bold."""
         parts = []
         for split in self.splits:
-            best = self.best(split)
-            names = ["method", *self.columns]
+            best, details = self.best(split), self.details(split)
+            names = ["method", *self.columns, *details]
             lines = [
                 f"**{split}**",
                 "",
                 "| " + " | ".join(_markdown(name) for name in names) + " |",
-                "|---" + "|---:" * len(self.columns) + "|",
+                "|---" + "|---:" * (len(names) - 1) + "|",
             ]
             for m, method in enumerate(self.methods):
                 cells = [self.cell(split, m, c) for c in range(len(self.columns))]
                 cells = [f"**{cell}**" if best[m, c] else cell for c, cell in enumerate(cells)]
+                cells += [column[m] for column in details.values()]
                 lines.append("| " + " | ".join([_markdown(method_label(method)), *cells]) + " |")
             parts.append("\n".join(lines))
         return "\n\n".join([*parts, self.caption().replace("is marked", "is bold")]) + "\n"
 
     def csv(self) -> str:
-        """The table as tidy CSV, ``method,split,task,mean,std,runs,best``, with scores in [0, 1]."""
+        """The table as tidy CSV, ``method,split,task,mean,std,runs,best,low,high``, with scores in [0, 1]."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["method", "split", "task", "mean", "std", "runs", "best"])
+        writer.writerow(["method", "split", "task", "mean", "std", "runs", "best", "low", "high"])
         for split in self.splits:
             mean, std, count, best = self.mean(split), self.std(split), self.count(split), self.best(split)
             for m, method in enumerate(self.methods):
                 for c, column in enumerate(self.columns):
                     if count[m, c]:
                         spread = f"{std[m, c]:.6g}" if count[m, c] > 1 else ""
-                        row = [method, split, column, f"{mean[m, c]:.6g}", spread, count[m, c], int(best[m, c])]
+                        found = self.interval(split, m, c)
+                        ends = ["", ""] if found is None else [f"{found.low:.6g}", f"{found.high:.6g}"]
+                        row = [method, split, column, f"{mean[m, c]:.6g}", spread, count[m, c], int(best[m, c]), *ends]
                         writer.writerow(row)
         return out.getvalue()
 
@@ -140,17 +214,31 @@ class ResultsTable:
         ]
         lines = []
         for split in self.splits:
-            best = self.best(split)
+            best, details = self.best(split), self.details(split)
+            more = {column: max(map(len, [column, *shown])) for column, shown in details.items()}
             head = "  ".join(f"{column:>{width}} " for column, width in zip(self.columns, widths, strict=True))
-            lines += [f"{split:<{first}}  {head}".rstrip(), "─" * (first + sum(widths) + 3 * len(widths))]
+            head += "".join(f"  {column:>{width}}" for column, width in more.items())
+            length = first + sum(widths) + 3 * len(widths) + sum(width + 2 for width in more.values())
+            lines += [f"{split:<{first}}  {head}".rstrip(), "─" * length]
             for m, name in enumerate(names):
                 shown = []
                 for c, width in enumerate(widths):
                     value = f"{cells[split][m][c]:>{width}}" + ("*" if best[m, c] else " ")
                     shown.append(f"\x1b[1m{value}\x1b[0m" if color and best[m, c] else value)
+                shown += [f"{details[column][m]:>{width}}" for column, width in more.items()]
                 lines.append(f"{name:<{first}}  {'  '.join(shown)}".rstrip())
             lines.append("")
         return "\n".join([*lines, self.caption().replace("is marked", "has a star")]) + "\n"
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept(compute: Callable[..., Interval], *scores: tuple[tuple[float, ...], ...]) -> Interval:
+    """An interval, computed once: a page, a file and a terminal show the same cells."""
+    return compute(*([np.asarray(task) for task in tasks] for tasks in scores))
+
+
+def _interval_text(interval: Interval) -> str:
+    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _markdown(text: str) -> str:
@@ -215,4 +303,5 @@ def results_table(run_folders: Path | Sequence[Path]) -> ResultsTable:
                     table[r, m, -1] = table[r, m, :-1].mean()
         if np.isfinite(table).any():
             values[split] = table
-    return ResultsTable(methods, tuple(values), columns, values)
+    items = load_items(folders[0]) if len(folders) == 1 else {}
+    return ResultsTable(methods, tuple(values), columns, values, items)

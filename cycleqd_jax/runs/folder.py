@@ -214,7 +214,8 @@ def claim_folder(config: RunConfig) -> None:
             return
         there["search"]["generations"] = config.search.generations
         here = there
-        (config.folder / "tables" / "results.json").unlink(missing_ok=True)
+        for name in ("results.json", "items.json"):
+            (config.folder / "tables" / name).unlink(missing_ok=True)
     else:
         (config.folder / "inputs.json").unlink(missing_ok=True)
     write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))

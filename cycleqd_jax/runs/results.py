@@ -34,7 +34,7 @@ class _Row:
 
 
 def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
-    """Evaluates every row on both halves and writes ``tables/results.json`` and ``transcripts/``.
+    """Evaluates every row on both halves and writes ``tables/results.json``, ``tables/items.json`` and ``transcripts/``.
 
     Args:
         context: the context of the run.
@@ -45,10 +45,13 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         The content of ``results.json``.
     """
     rows = _rows(context, evolution)
-    methods: dict[str, Mapping[Split, Mapping[str, float | None]]] = {}
+    methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
+    items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
-        methods[name] = {split: _score(context, evolution, name, row, split) for split in SPLITS}
+        methods[name], items[name] = {}, {}
+        for split in SPLITS:
+            methods[name][split], items[name][split] = _score(context, evolution, name, row, split)
     context.progress("measure", len(rows), len(rows), {})
     results = {
         "methods": methods,
@@ -58,6 +61,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         "best_elite": evolution.best_elite().facts["id"],
         "isolation": isolation,
     }
+    write_json(context.folder / "tables" / "items.json", items)
     write_json(context.folder / "tables" / "results.json", results)
     return results
 
@@ -81,16 +85,21 @@ def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
     return rows
 
 
-def _score(context: Context, evolution: Evolution, method: str, row: _Row, split: Split) -> Mapping[str, float | None]:
-    """Scores of one row on one half, with its transcripts written; None for all where it can't be evaluated."""
+def _score(
+    context: Context, evolution: Evolution, method: str, row: _Row, split: Split
+) -> tuple[Mapping[str, float | None], Mapping[str, list[float]]]:
+    """Scores of one row on one half and the score of every problem by task; its transcripts are written.
+
+    Where the row can't be evaluated, its scores are None, and there are no scores of problems.
+    """
     evaluator = evolution.ensure_evaluator()
     evaluator.unload()  # the weights are made anew for every half, so that memory holds one set at a time
     evaluation = evaluator(row.make(), split, donate=row.donate)
     if evaluation.scores is None:
         context.log(f"warning: {method} can't be evaluated: {evaluation.error}")
-        return dict.fromkeys((*context.config.task_names, "average"))
+        return dict.fromkeys((*context.config.task_names, "average")), {}
     _write_transcripts(context, method, split, evaluation)
-    return {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}
+    return {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}, evaluation.items
 
 
 def _write_transcripts(context: Context, method: str, split: Split, evaluation: Evaluation) -> None:

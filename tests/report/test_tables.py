@@ -47,6 +47,8 @@ def test_order_marks_and_missing_entries(tmp_path):
         "std": "",
         "runs": "1",
         "best": "1",
+        "low": "",
+        "high": "",
     } in rows
     assert len(rows) == (1 + 3 + 3) + (3 + 3)  # missing scores have no row
     text = table.text()
@@ -69,6 +71,10 @@ def test_mean_and_deviation_over_seeds(tmp_path):
     assert np.isnan(table.std("test")[0, 0])
     assert table.count("test")[:, 0].tolist() == [1, 3]
     assert "60.0 ± 26.5" in table.markdown()
+    interval = table.interval("test", 1, 0)  # Student's t with two degrees of freedom: 4.303
+    assert interval.high - interval.mean == pytest.approx(4.303 * np.std([0.4, 0.5, 0.9], ddof=1) / np.sqrt(3), rel=1e-3)
+    assert table.interval("test", 0) is None
+    assert "over runs" in table.caption()
     assert "over 3 runs" in table.text()
     assert table.splits == ("test",)
 
@@ -89,4 +95,55 @@ def test_damaged_results_are_an_error(tmp_path, text):
     folder = write(tmp_path / "run", {})
     (folder / "tables" / "results.json").write_text(text)
     with pytest.raises(InputError, match=r"results\.json"):
+        results_table(folder)
+
+
+def with_items(folder, items):
+    means = {method: {"test": {task: float(np.mean(scores)) for task, scores in of.items()}} for method, of in items.items()}
+    write(folder, means)
+    tables = {method: {"test": of} for method, of in items.items()}
+    (folder / "tables" / "items.json").write_text(json.dumps(tables))
+    return results_table(folder)
+
+
+def test_a_score_is_marked_where_the_paired_difference_says_so(tmp_path):
+    right, wrong = [1.0] * 40, [0.0] * 40
+    base = [1.0, 0.0] * 20
+    table = with_items(
+        tmp_path / "run",
+        {
+            "base": {"a": base, "b": wrong},
+            "expert/a": {"a": right, "b": wrong},
+            "cycleqd": {"a": right, "b": [1.0] * 2 + [0.0] * 38},
+        },
+    )
+    # on task a two methods are equal, on b two problems of 40 are no evidence, and the average is carried by them
+    assert table.best("test").tolist() == [[False] * 3, [False] * 3, [False, False, False]]
+    assert table.difference("test", 2, 0).above_zero
+    assert not table.difference("test", 2, 1).above_zero
+    text = table.text()
+    assert "95 % interval" in text
+    assert "CycleQD above" in text
+    assert "+27.5 [" in text
+    assert text.count("*") == 0
+    assert "| CycleQD above |" in table.markdown()
+    clear = with_items(tmp_path / "clear", {"base": {"a": base, "b": wrong}, "cycleqd": {"a": right, "b": base}})
+    assert clear.best("test").tolist() == [[False] * 3, [True] * 3]
+    rows = list(csv.DictReader(io.StringIO(clear.csv())))
+    assert float(rows[2]["low"]) < 0.25 < float(rows[2]["high"])
+
+
+def test_methods_on_other_problems_are_not_compared(tmp_path):
+    table = with_items(tmp_path / "run", {"base": {"a": [0.0] * 9, "b": [1.0]}, "cycleqd": {"a": [1.0] * 8, "b": [1.0]}})
+    assert table.difference("test", 1, 0) is None
+    assert table.interval("test", 1).mean == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"base": 3}', '{"base": {"test": {"a": ["x"]}}}', '{"base": {"test": {"a": [NaN]}}}']
+)
+def test_damaged_scores_of_problems_are_an_error(tmp_path, text):
+    folder = write(tmp_path / "run", {"base": {"test": scores(0.5, 0.5)}})
+    (folder / "tables" / "items.json").write_text(text)
+    with pytest.raises(InputError, match=r"items\.json"):
         results_table(folder)

@@ -1,0 +1,160 @@
+"""Confidence intervals of scores by the bootstrap over problems.
+
+A method has a score for each problem of each task. Its average is the mean over tasks of the mean over problems. So problems
+are resampled within their task (stratified bootstrap). Two methods that were scored on the same problems are compared problem
+by problem: the interval of the mean difference is much narrower than the two intervals are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from cycleqd_jax.types import AnyArray, Float, InputError
+
+__all__ = ["Interval", "difference", "mean_interval", "over_seeds"]
+
+RESAMPLES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval.
+
+    Attributes:
+        mean: the estimate.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        count: number of values that the estimate is made of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval lies above zero."""
+        return self.low > 0
+
+
+def mean_interval(
+    scores: Sequence[Float[AnyArray, " _"]], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean over tasks of the mean score over problems, with its bootstrap percentile interval.
+
+    Scores that are all equal have an interval of length zero: the bootstrap knows no other scores than the given ones.
+
+    Args:
+        scores: for every task the score of each problem, Float ``[item]``.
+        confidence: share of the intervals that contain the true mean, above 0 and below 1.
+        resamples: number of bootstrap samples.
+        seed: of the random samples; the same seed and scores give the same interval.
+
+    Raises:
+        InputError: there is no task, a task has no problem, a score is not finite, or ``confidence`` or ``resamples`` is out
+            of its range.
+
+    >>> import numpy as np
+    >>> found = mean_interval([np.repeat([0.0, 1.0], 50)])
+    >>> found.mean, found.low < 0.45 < 0.55 < found.high
+    (0.5, True)
+    """
+    tasks = [np.asarray(task, np.float64) for task in scores]
+    if not tasks or not all(task.ndim == 1 and task.size for task in tasks):
+        shapes = [task.shape for task in tasks]
+        raise InputError(f"expected scores of at least one problem for every task, got shapes {shapes}; evaluate the tasks")
+    if not all(np.isfinite(task).all() for task in tasks):
+        raise InputError("expected finite scores, got NaN or infinity; leave methods out that could not be evaluated")
+    if not 0 < confidence < 1:
+        raise InputError(f"expected a confidence above 0 and below 1, got {confidence}; correct it")
+    if resamples < 1:
+        raise InputError(f"expected at least one bootstrap sample, got {resamples}; correct resamples")
+    mean = float(np.mean([task.mean() for task in tasks]))
+    count = sum(task.size for task in tasks)
+    if all(task.min() == task.max() for task in tasks):
+        return Interval(mean, mean, mean, count)
+    # scipy refuses samples of one value. Such a task has the same mean in every resample, whatever the number of its problems.
+    tasks = [np.repeat(task, 2) if task.size == 1 else task for task in tasks]
+    found = stats.bootstrap(
+        tasks,
+        _mean_of_means,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=1_000,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), count)
+
+
+def difference(
+    scores: Sequence[Float[AnyArray, " _"]],
+    others: Sequence[Float[AnyArray, " _"]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """How much better a method is than another on the same problems, with the interval of the paired difference.
+
+    Args:
+        scores: for every task the score of each problem, Float ``[item]``.
+        others: the other method's, on the same problems in the same order.
+        confidence: see :func:`mean_interval`.
+        resamples: number of bootstrap samples.
+        seed: of the random samples.
+
+    Raises:
+        InputError: the methods do not have a score for each of the same problems; or as :func:`mean_interval`.
+
+    >>> import numpy as np
+    >>> ours, theirs = np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0, 0.0])
+    >>> difference([ours], [theirs]).mean
+    0.5
+    """
+    shapes, other_shapes = [[np.shape(task) for task in table] for table in (scores, others)]
+    if shapes != other_shapes:
+        raise InputError(f"expected scores of the same problems, got shapes {shapes} and {other_shapes}; compare equal splits")
+    pairs = zip(scores, others, strict=True)
+    differences = [np.asarray(ours, np.float64) - np.asarray(theirs, np.float64) for ours, theirs in pairs]
+    return mean_interval(differences, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def over_seeds(values: Float[AnyArray, " run"], *, confidence: float = 0.95) -> Interval:
+    """The mean over runs with different seeds, with its interval by Student's t distribution.
+
+    Args:
+        values: one value for each run.
+        confidence: share of the intervals that contain the true mean, above 0 and below 1.
+
+    Returns:
+        The interval; with one run its ends are minus and plus infinity, because one run says nothing about the spread.
+
+    Raises:
+        InputError: there is no run, a value is not finite, or ``confidence`` is out of its range.
+
+    >>> import numpy as np
+    >>> found = over_seeds(np.array([0.5, 0.6, 0.7]))
+    >>> round(found.mean, 2), round(found.low, 2), round(found.high, 2)
+    (0.6, 0.35, 0.85)
+    """
+    runs = np.asarray(values, np.float64)
+    if runs.ndim != 1 or not runs.size or not np.isfinite(runs).all():
+        raise InputError(f"expected a finite value for each of one run or more, got {runs.tolist()}; leave failed runs out")
+    if not 0 < confidence < 1:
+        raise InputError(f"expected a confidence above 0 and below 1, got {confidence}; correct it")
+    mean = float(runs.mean())
+    if runs.size == 1:
+        return Interval(mean, -np.inf, np.inf, 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, runs.size - 1) * stats.sem(runs))
+    return Interval(mean, mean - half, mean + half, int(runs.size))
+
+
+def _mean_of_means(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.mean([task.mean(axis=axis) for task in tasks], axis=0)

@@ -91,6 +91,13 @@ def test_long_sums_are_no_error(terms):
     assert only_program(code, "f").startswith(PROGRAM)
 
 
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, "+".join("1" * 1200), "-" * 900 + "1", "lambda: " * 300 + "1"])
+@pytest.mark.parametrize("first", ["", "from __future__ import annotations\n"])
+def test_values_that_can_not_be_written_anew_are_no_error(first, value):
+    code = f"import os\n{first}{PROGRAM}\nx = {value}\nprint(x)"
+    assert PROGRAM.partition(":")[0] in only_program(code, "f")
+
+
 @pytest.mark.parametrize(
     "piece", ["(", "def f(x):\n  return (\n", "x = 1\n", "\0", "    ", "'''", "a.", "-", "[" * 50 + "\n", "é\n"]
 )

@@ -181,5 +181,5 @@ def only_program(code: str, *names: str) -> str:
         return text
     try:
         return ast.unparse(ast.Module(kept, []))
-    except RecursionError:
+    except (ValueError, RecursionError):
         return text

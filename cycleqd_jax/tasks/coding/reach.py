@@ -257,4 +257,7 @@ def future_first(code: str) -> str:
         return code
     future: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     rest = [node for node in tree.body if node not in future]
-    return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code
+    try:
+        return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a long sum
+        return code

@@ -151,11 +151,13 @@ def ask(channel: socket.socket, message: Any, timeout: float | None) -> Any:
         Killed: if the supervisor reports a fault of the program in the box.
         InfraError: if the supervisor reports a fault of the sandbox.
         TimeoutError: if there is no answer in time.
-        EOFError, OSError: if the supervisor has ended.
+        EOFError, OSError: if the supervisor has ended, or has sent no answer.
     """
     channel.settimeout(timeout)
     frames.send(channel, message)
     answer = frames.recv(channel)
+    if not isinstance(answer, dict):
+        raise EOFError(f"an answer that is no object: {answer!r:.100}")
     if "killed" in answer:
         raise Killed(answer["killed"])
     if "infra" in answer:

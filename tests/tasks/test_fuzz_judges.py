@@ -31,9 +31,13 @@ def frame(message) -> bytes:
 
 MESSAGES = st.one_of(
     json_values().map(frame),
-    st.sampled_from(["?", "go", ["stage", "text"], {"value": 0}, {"value": None}, {"error": "\ud800"}, {"error": [[]]}]).map(frame),
+    st.sampled_from(["?", "go", ["stage", "text"], {"value": 0}, {"value": None}, {"error": "\ud800"}, {"error": [[]]}]).map(
+        frame
+    ),
     st.binary(max_size=20),
-    st.sampled_from([b"\xff" * 8, (1 << 27).to_bytes(8, "big"), (2).to_bytes(8, "big") + b"{]", b"\0" * 8, b"\0" * 7 + b"\x04\xff\xfe{}"]),
+    st.sampled_from(
+        [b"\xff" * 8, (1 << 27).to_bytes(8, "big"), (2).to_bytes(8, "big") + b"{]", b"\0" * 8, b"\0" * 7 + b"\x04\xff\xfe{}"]
+    ),
 )
 
 
@@ -89,7 +93,13 @@ def test_verdicts_on_any_messages(messages, secret):
         assert verdict["failed"] is not None
 
 
-@fuzzed(60, output=json_values(), expected=json_values(), atol=st.sampled_from([0, 1e-6]), name=st.sampled_from([None, "check_str", "Diff"]))
+@fuzzed(
+    60,
+    output=json_values(),
+    expected=json_values(),
+    atol=st.sampled_from([0, 1e-6]),
+    name=st.sampled_from([None, "check_str", "Diff"]),
+)
 def test_values_of_programs(output, expected, atol, name):
     try:
         value = decode(output)
@@ -115,7 +125,15 @@ def test_json_values_are_encoded_unchanged(value):
 
 EQUAL = type("Equal", (), {"__eq__": lambda self, other: True, "__hash__": lambda self: 1})
 WRAPS = st.sampled_from(
-    (lambda x: [x], lambda x: (x, 1), lambda x: {"a": x}, lambda x: {x: 1}, lambda x: {x}, lambda x: frozenset((x,)), lambda x: {1: x}.items())
+    (
+        lambda x: [x],
+        lambda x: (x, 1),
+        lambda x: {"a": x},
+        lambda x: {x: 1},
+        lambda x: {x},
+        lambda x: frozenset((x,)),
+        lambda x: {1: x}.items(),
+    )
 )
 
 

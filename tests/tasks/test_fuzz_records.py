@@ -28,7 +28,10 @@ from .test_mbpp import ADD, AREA, NODE
 
 KINDS = {
     "mbpp": (ADD, AREA, NODE),
-    "evalplus": (PLUS, PLUS | {"task_id": "Mbpp/2", "entry_point": "similar_elements", "base_input": [[[1], [2]]], "plus_input": []}),
+    "evalplus": (
+        PLUS,
+        PLUS | {"task_id": "Mbpp/2", "entry_point": "similar_elements", "base_input": [[[1], [2]]], "plus_input": []},
+    ),
     "humaneval": (TWICE,),
     "bigcodebench": (LETTERS,),
     "dbbench": (ASK, INSERT),
@@ -47,9 +50,12 @@ def one_sentence():
     try:
         yield
     except InputError as error:
-        assert str(error).startswith("expected ")
-        assert len(str(error)) < 5000
-        str(error).encode("utf-8", "backslashreplace")
+        message = str(error)
+    else:
+        return
+    assert message.startswith("expected ")
+    assert len(message) < 5000
+    message.encode("utf-8", "backslashreplace")
 
 
 LINES = st.one_of(
@@ -57,12 +63,28 @@ LINES = st.one_of(
     st.dictionaries(st.sampled_from(["id", "task_id", "evaluation", "text"]), json_values(), max_size=3).map(
         lambda record: json.dumps(record).encode()
     ),
-    st.sampled_from([b'{"id": 1}', b"[]", b"[", b"{", b"\xff", b"\xef\xbb\xbf{}", b'{"a": ' * 3000, b"9" * 5000, b"NaN", b'"\\ud800"', b"\0"]),
+    st.sampled_from(
+        [
+            b'{"id": 1}',
+            b"[]",
+            b"[",
+            b"{",
+            b"\xff",
+            b"\xef\xbb\xbf{}",
+            b'{"a": ' * 3000,
+            b"9" * 5000,
+            b"NaN",
+            b'"\\ud800"',
+            b"\0",
+        ]
+    ),
     st.binary(max_size=12),
 )
 
 
-@fuzzed(40, lines=st.lists(LINES, max_size=5), name=st.sampled_from(["r.jsonl", "r.json", "r.jsonl.gz"]), cut=st.integers(0, 30))
+@fuzzed(
+    40, lines=st.lists(LINES, max_size=5), name=st.sampled_from(["r.jsonl", "r.json", "r.jsonl.gz"]), cut=st.integers(0, 30)
+)
 def test_files(folder, lines, name, cut):
     content = b"\n".join(lines)
     if name.endswith("gz") and cut % 3:
@@ -116,7 +138,19 @@ def test_records(made, kind, number, data):
 
 
 ANNOTATIONS = st.sampled_from(
-    [bool, int, float, str, str | pathlib.Path, int | float | None, str | None, Literal["a", "b"], Literal["a", 1] | None, int | None, list[int]]
+    [
+        bool,
+        int,
+        float,
+        str,
+        str | pathlib.Path,
+        int | float | None,
+        str | None,
+        Literal["a", "b"],
+        Literal["a", 1] | None,
+        int | None,
+        list[int],
+    ]
 )
 
 
@@ -136,7 +170,26 @@ def test_options_of_all_tasks(made, folder, kind, option, value):
     assert isinstance(shared.sandbox, Sandbox)
 
 
-PARTS = ("mysql://", "mysql:", "//", "@", ":", "/", "root", "[::1]", "[", "]", "?unix_socket=/x", "?ssl_ca=/x", "&", "=", "%", "%40", "%ff", "99999")
+PARTS = (
+    "mysql://",
+    "mysql:",
+    "//",
+    "@",
+    ":",
+    "/",
+    "root",
+    "[::1]",
+    "[",
+    "]",
+    "?unix_socket=/x",
+    "?ssl_ca=/x",
+    "&",
+    "=",
+    "%",
+    "%40",
+    "%ff",
+    "99999",
+)
 
 
 @fuzzed(60, parts=st.lists(st.sampled_from(PARTS) | st.text(st.characters(), max_size=4), max_size=8))

@@ -42,6 +42,24 @@ def twice(x):
     ),
     Attack(
         "frames",
+        "the test in the memory of its own process",
+        "humaneval",
+        """\
+import re
+def twice(x):
+    with open("/proc/self/mem", "rb") as memory, open("/proc/self/maps") as maps:
+        for line in maps:
+            first, last = (int(n, 16) for n in line.split()[0].split("-"))
+            try:
+                memory.seek(first)
+                if re.search(rb"METADAT[A] = [{]}", memory.read(last - first)): return [x + 1] * 2
+            except (OSError, ValueError, OverflowError): pass
+    return 0
+""",
+        "the test is read by the judge only; the program's process never has it in its memory",
+    ),
+    Attack(
+        "frames",
         "the secret among all objects",
         "evalplus",
         """\

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import strategies as st
 
@@ -179,28 +181,30 @@ CASES = st.lists(texts(), min_size=1, max_size=3)
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory, sandbox):
-    return _task(tmp_path_factory.mktemp("sql"), sandbox, backend="sqlite")
+    yield from _tasks(tmp_path_factory.mktemp("sql"), sandbox, backend="sqlite")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, sandbox, mysql_dsn):
-    task = _task(tmp_path_factory.mktemp("sql"), sandbox, backend="mysql", dsn=mysql_dsn)
-    yield task
-    task.close()
+    yield from _tasks(tmp_path_factory.mktemp("sql"), sandbox, backend="mysql", dsn=mysql_dsn)
 
 
-def _task(folder, sandbox, **options):
-    import json
-
+def _tasks(folder, sandbox, **options):
+    """A task with a short time limit for the cases, and one for the episodes that follow."""
     for name, records in {"train": (ASK, INSERT), "test": (UPDATE,)}.items():
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-    return make("dbbench", sandbox=sandbox, train=folder / "train", test=folder / "test", memo=False, seconds=0.3, **options)
+    files = {"train": folder / "train", "test": folder / "test"}
+    tasks = [make("dbbench", sandbox=sandbox, memo=False, seconds=seconds, **files, **options) for seconds in (0.3, 10)]
+    yield tasks
+    for task in tasks:
+        task.close()
 
 
-def check(task, statements):
-    for result in play_replies(task, [*map(sql, statements), 'Action: Answer\nFinal Answer: ["17"]']):
+def check(tasks, statements):
+    tried, following = tasks
+    for result in play_replies(tried, [*map(sql, statements), 'Action: Answer\nFinal Answer: ["17"]']):
         (result.reason if isinstance(result, Score) else result).encode()
-    assert play_replies(task, [sql(UPDATE["label"][0]), ""], "test")[-1] == Score(1.0, "passed")
+    assert play_replies(following, [sql(UPDATE["label"][0]), ""], "test")[-1] == Score(1.0, "passed")
 
 
 @fuzzed(4, SOME, statements=CASES)

@@ -16,7 +16,7 @@ from cycleqd_jax.types import InputError
 
 __all__ = ["TaskOptions", "check_option", "option_error"]
 
-_LONGEST_VALUE = 200  # characters of a wrong value in a message
+_LONGEST_VALUE = 500  # characters of a wrong value in a message
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,11 @@ from cycleqd_jax.tasks.coding.syntax import parse
 __all__ = ["future_first", "reached"]
 
 # Calls of modules that end or test the program instead of configuring it.
-_NO_SETTINGS = frozenset(("exit", "_exit", "abort", "main", "testmod", "run", "write", "writelines", "flush", "input", "quit"))
+_NO_SETTINGS = frozenset(
+    "exit _exit abort main testmod run write writelines flush input quit sleep pause alarm system popen fork kill execv execvp show "
+    "mainloop".split()
+)
+_SETTERS = frozenset(("setattr", "delattr", "map"))  # change their first argument, or call its method
 _BUILTINS = frozenset(dir(builtins)) | {"__name__"}
 _BUILDERS = frozenset(("exec", "globals"))  # may bind any name
 _DYNAMIC = frozenset(("eval", "exec", "globals", "vars", "__import__"))
@@ -240,6 +244,8 @@ def _changed(nodes: Iterable[ast.AST]) -> Iterator[str]:
             yield _root(part.target)
         elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
             yield _root(part.func)
+        elif isinstance(part, ast.Call) and part.args and _root(part.func) in _SETTERS:
+            yield _root(part.args[0])
         elif isinstance(part, ast.Global):
             yield from part.names
 

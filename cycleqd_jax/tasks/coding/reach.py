@@ -14,8 +14,30 @@ __all__ = ["future_first", "reached"]
 
 # Calls of modules that end or test the program instead of configuring it.
 _NO_SETTINGS = frozenset(
-    "exit _exit abort main testmod run write writelines flush input quit sleep pause alarm system popen fork kill execv execvp show "
-    "mainloop".split()
+    [
+        "exit",
+        "_exit",
+        "abort",
+        "main",
+        "testmod",
+        "run",
+        "write",
+        "writelines",
+        "flush",
+        "input",
+        "quit",
+        "sleep",
+        "pause",
+        "alarm",
+        "system",
+        "popen",
+        "fork",
+        "kill",
+        "execv",
+        "execvp",
+        "show",
+        "mainloop",
+    ]
 )
 _SETTERS = frozenset(("setattr", "delattr", "map"))  # change their first argument, or call its method
 _BUILTINS = frozenset(dir(builtins)) | {"__name__"}

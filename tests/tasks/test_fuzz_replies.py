@@ -234,7 +234,7 @@ def test_replays_of_all_tasks(tasks, turns):
 
 
 def _typed(turns):
-    for turn in turns:  # not from the list, which receives no observations
+    for turn in turns:  # noqa: UP028 (a list receives no observations)
         yield turn
 
 

@@ -72,8 +72,8 @@ def _probe(worker: Worker, launch: Launch, host: bool) -> None:
     here = os.path.abspath(__file__)
     with worker.open(b"p") as channel:
         source = f"import os, colorsys; print(os.path.exists({here!r}), os.getpid() < 10)"
-        message = {"kind": "python", "limits": limits, "source": source, "stdin": ""}
-        answer = ask(channel, message, 2 * _PROBE_SECONDS)
+        message = {"kind": "python", "limits": limits, "source": source}
+        answer = ask(channel, message, 2 * _PROBE_SECONDS, "")
     if answer["exit_code"] != 0 or (sealed and answer["output"].split() != ["False", "True"]):
         raise InfraError(f"a test program that ended with {answer}")
     with worker.open(b"b") as channel:

@@ -113,10 +113,10 @@ class Sandbox:
             InfraError: if the sandbox does not work.
         """
         limits = limits or self.limits
-        message = {"kind": "python", "source": source, "stdin": stdin}
+        message = {"kind": "python", "source": source}
         with self._turn:
             try:
-                channel, answer = self._start(b"p", message, limits, limits.wall_s + _GRACE_SECONDS)
+                channel, answer = self._start(b"p", message, limits, limits.wall_s + _GRACE_SECONDS, stdin)
             except Killed:
                 return Completed("", -9, False, False, 0.0)
         channel.close()
@@ -171,7 +171,9 @@ class Sandbox:
         channel, _ = self._start(kind, message, limits, _GRACE_SECONDS)
         return worker, channel, limits
 
-    def _start(self, kind: bytes, message: dict, limits: Limits, timeout: float) -> tuple[socket.socket, Any]:
+    def _start(
+        self, kind: bytes, message: dict, limits: Limits, timeout: float, stdin: str | None = None
+    ) -> tuple[socket.socket, Any]:
         """Makes a box and returns its channel and first answer. If the fork server has died, tries once more with a new one.
 
         Raises:
@@ -185,7 +187,7 @@ class Sandbox:
             channel = None
             try:
                 channel = worker.open(kind)
-                return channel, ask(channel, message, timeout)
+                return channel, ask(channel, message, timeout, stdin)
             except (InfraError, EOFError, OSError) as error:
                 if channel is not None:
                     channel.close()

@@ -15,6 +15,7 @@ from typing import Any
 from .base import InfraError, Killed
 from .inside import frames
 from .inside.folders import remove_tree
+from .inside.stdin import open_input
 from .launch import Launch
 
 __all__ = ["ADVICE", "Worker", "ask"]
@@ -144,18 +145,29 @@ def _stderr_of(process: subprocess.Popen[bytes]) -> str:
     return ""
 
 
-def ask(channel: socket.socket, message: Any, timeout: float | None) -> Any:
+def ask(channel: socket.socket, message: Any, timeout: float | None, stdin: str | None = None) -> Any:
     """Sends one message and returns the answer.
+
+    Args:
+        channel: the channel to a supervisor.
+        message: the message.
+        timeout: seconds until the answer.
+        stdin: the input of a program, which is sent as an open file; None if the message starts no program.
 
     Raises:
         Killed: if the supervisor reports a fault of the program in the box.
         InfraError: if the supervisor reports a fault of the sandbox.
         TimeoutError: if there is no answer in time.
-        EOFError, OSError: if the supervisor has ended.
+        EOFError, OSError: if the supervisor has ended, or has sent no answer.
     """
     channel.settimeout(timeout)
     frames.send(channel, message)
+    if stdin is not None:
+        with open_input(stdin) as file:
+            socket.send_fds(channel, [b"i"], [file.fileno()] if stdin else [])
     answer = frames.recv(channel)
+    if not isinstance(answer, dict):
+        raise EOFError(f"an answer that is no object: {answer!r:.100}")
     if "killed" in answer:
         raise Killed(answer["killed"])
     if "infra" in answer:

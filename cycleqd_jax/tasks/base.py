@@ -28,7 +28,7 @@ Solution = Generator[str, str, None]
 the problem."""
 
 # Part of every fingerprint. Raise it with each change of prompts, parsing, verdicts or demonstrations.
-_VERSION = 5
+_VERSION = 6
 
 
 class RecordTask(abc.ABC, Generic[R]):

@@ -16,6 +16,8 @@ from cycleqd_jax.types import InputError
 
 __all__ = ["TaskOptions", "check_option", "option_error"]
 
+_LONGEST_VALUE = 500  # characters of a wrong value in a message
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskOptions:
@@ -67,7 +69,12 @@ def _annotations() -> dict[str, Any]:
 
 def option_error(task: str, option: str, expected: str, value: Any) -> InputError:
     """The error for an option with a wrong value."""
-    return InputError(f"expected option {option} to be {expected}, got {value!r} in task {task!r}; correct the config")
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or deep nesting
+        shown = f"a {type(value).__name__}"
+    shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
+    return InputError(f"expected option {option} to be {expected}, got {shown} in task {task!r}; correct the config")
 
 
 def check_option(task: str, option: str, annotation: Any, value: Any) -> Any:

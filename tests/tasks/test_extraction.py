@@ -91,6 +91,13 @@ def test_long_sums_are_no_error(terms):
     assert only_program(code, "f").startswith(PROGRAM)
 
 
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, "+".join("1" * 1200), "-" * 900 + "1", "lambda: " * 300 + "1"])
+@pytest.mark.parametrize("first", ["", "from __future__ import annotations\n"])
+def test_values_that_can_not_be_written_anew_are_no_error(first, value):
+    code = f"import os\n{first}{PROGRAM}\nx = {value}\nprint(x)"
+    assert PROGRAM.partition(":")[0] in only_program(code, "f")
+
+
 @pytest.mark.parametrize(
     "piece", ["(", "def f(x):\n  return (\n", "x = 1\n", "\0", "    ", "'''", "a.", "-", "[" * 50 + "\n", "é\n"]
 )
@@ -105,6 +112,11 @@ def test_odd_programs_are_quick_and_no_error(piece):
 RIGHT = "def area(w, h):\n    if w < 0:\n        return 0\n    return w * h"
 F = "```"
 REPLIES = {
+    "draft in an open thought": f"<think>\n{F}\ndef area(w, h): return w\n{F}\nWait, that is wrong.\n{F}\n{RIGHT}\n{F}",
+    "Markdown in a block": f"{F}`markdown\nSo:\n{F}python\n{RIGHT}\n{F}\n{F}`",
+    "end of the block in a line of code": f"{F}python\n{RIGHT}{F}",
+    "code in the line of the fence": f"{F}python {RIGHT}\n{F}",
+    "warned of afterwards": f"{F}\n{RIGHT}\n{F}\nDon't write this, which is wrong:\n{F}\ndef area(w, h): return 1\n{F}",
     "draft in thoughts": f"<think>\nPerhaps\n{F}python\ndef area(w, h): return w\n{F}\n</think>\nSo:\n{F}python\n{RIGHT}\n{F}",
     "thoughts without a beginning": f"with w first, h next\n</think>\n\n{RIGHT}",
     "thoughts of another name": f"<reasoning>\ndef area(w, h): return 1\n</reasoning>\n{F}\n{RIGHT}\n{F}",
@@ -178,6 +190,9 @@ REACHED = {
     "ends": "import sys, os\ndef f(n): return n + 1\nsys.exit(f(1))\nexit()\nquit()\nraise SystemExit",
     "tests": "import unittest\ndef f(n): return n + 1\nclass T(unittest.TestCase):\n    pass\nunittest.main()",
     "local name of an example": "def f(n):\n    result = n + 1\n    return result\nresult = f('text')\nassert result == 7",
+    "set by a function": "class A: pass\nsetattr(A, 'one', 1)\ndef f(n): return n + A.one",
+    "filled by map": "ones = []\nlist(map(ones.append, [1]))\ndef f(n): return n + ones[0]",
+    "waits": "import os, time\ndef f(n): return n + 1\ntime.sleep(1000)\nos.kill(os.getpid(), 9)",
     "missing module": "import no_such_module\ndef f(n): return n + 1",
     "left over": "def f(n): return n + 1\n[DONE]\n</s>",
     "asserts first": "assert 1 == 2\ndef f(n): return n + 1",

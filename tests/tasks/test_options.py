@@ -105,6 +105,15 @@ def test_annotations_of_new_tasks_are_checked(annotation, value, words):
 
 
 @pytest.mark.parametrize(
+    "value", [10**5000, [10**4000] * 3, ["x" * 3000], {"a": "b" * 3000}], ids=lambda value: type(value).__name__
+)
+def test_long_values_are_cut_in_messages(value):
+    with pytest.raises(InputError, match="expected option x to be true or false, got ") as error:
+        check_option("t", "x", bool, value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
     ("annotation", "value"),
     [(float, 2), (int | None, None), (Literal["a", "b"] | None, None), (list[str], ["a"]), (Any, 3), (str | Path, "a")],
 )

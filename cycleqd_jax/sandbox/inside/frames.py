@@ -27,13 +27,16 @@ def recv(sock: socket.socket) -> Any:
     """Receives the next message.
 
     Raises:
-        EOFError: if the other side has ended.
+        EOFError: if the other side has ended, or has sent no message.
         OSError: if the socket fails, or after its timeout.
     """
     (size,) = _HEAD.unpack(_exactly(sock, _HEAD.size))
     if size > MAX_FRAME:
         raise EOFError(f"a message of {size} bytes, which is more than {MAX_FRAME}")
-    return decode(_exactly(sock, size))
+    try:
+        return decode(_exactly(sock, size))
+    except (ValueError, RecursionError) as error:
+        raise EOFError(f"a message that is no JSON ({error})") from error
 
 
 def decode(data: bytes) -> Any:

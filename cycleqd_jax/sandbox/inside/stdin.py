@@ -12,8 +12,12 @@ __all__ = ["open_input"]
 
 
 @contextlib.contextmanager
-def open_input(text: str) -> Iterator[io.FileIO]:
-    """A file with the text, at its beginning; /dev/null for an empty text."""
+def open_input(text: str | int) -> Iterator[io.FileIO]:
+    """A file with the text, at its beginning; /dev/null for an empty text. A descriptor is an input that is already open."""
+    if isinstance(text, int):
+        with open(text, "rb", buffering=0) as file:
+            yield file
+        return
     if not text:
         with open("/dev/null", "rb", buffering=0) as file:
             yield file

@@ -7,6 +7,7 @@ kernel ends all other processes of its PID namespace.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import select
@@ -172,10 +173,12 @@ class Box:
         frames.send(self.channel, {"pong": True})
 
     def serve_python(self, request: dict) -> None:
-        """Runs one program."""
+        """Runs one program. Its input is a descriptor, because the program could read all that this process has read."""
         path = f"{self.folder}/main.py"
         source = request["source"]
-        result = self.execute(lambda: program.run(source, path), request["stdin"], self.folder, self.limits["wall_s"])
+        stdin = socket.recv_fds(self.channel, 1, 1)[1]
+        begin = functools.partial(program.run, source, path)
+        result = self.execute(begin, stdin[0] if stdin else "", self.folder, self.limits["wall_s"])
         frames.send(self.channel, result)
 
     def serve_session(self, request: dict) -> None:
@@ -264,7 +267,7 @@ class Box:
             snapshot.guard.refuse_changes(self.allowed)
         return result
 
-    def execute(self, action: Callable[[], None], stdin: str, cwd: str, wall: float) -> dict:
+    def execute(self, action: Callable[[], None], stdin: str | int, cwd: str, wall: float) -> dict:
         """Runs one process until it ends or reaches a limit."""
         with open_input(stdin) as file:
             read, write = self.pipe()

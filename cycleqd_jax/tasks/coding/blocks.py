@@ -23,6 +23,9 @@ _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning|reflection|scratch
 # Lines that only mark the begin or the end of code.
 _MARK = re.compile(r"[ \t]*(?:\[/?[A-Z]{2,}\]|</?[a-z_]+>|<\|[\w ]+\|>)[ \t]*")
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
+# Code in the line of the opening fence, and a closing fence in the last line of the code.
+_FIRST_LINE = re.compile(r"\s((?:def|class|import|from|async def|@\w)\b.*)$")
+_LATE_END = re.compile(r"(?<=\S)`{3,}\s*\Z")
 _MOST_CUTS = 20
 _MOST_REGIONS = 40
 _MOST_BLOCKS = 100
@@ -70,6 +73,11 @@ def blocks(reply: str) -> list[Block]:
         end, position = _closing(reply, fences, position)
         tag = (_TAG.match(begin.group(3).strip(" \t{.")) or [""])[0].lower()
         code = _unindented(reply[begin.end() + 1 : len(reply) if end is None else end.start()], begin.group(1))
+        if end is None:
+            code = _LATE_END.sub("", code)
+        first = _FIRST_LINE.search(begin.group(3))
+        if first:
+            code = f"{first.group(1)}\n{code}"
         before = reply[max(0, begin.start() - _LONGEST_LEAD) : begin.start()]
         lead = before.rstrip()[-300:].rpartition("\n")[2]
         if code.strip():

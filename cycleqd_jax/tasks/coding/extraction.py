@@ -18,6 +18,7 @@ _LONGEST_REPLY = 2 * LONGEST_PROGRAM
 _VARYING = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b")
 # What the line before a block says about it.
 _BAD = re.compile(r"\b(mistakes?|wrong|incorrect|naive|buggy|avoid|don't|do not|fails?|not work)\b", re.IGNORECASE)
+_BACK = re.compile(r"\b(?:that|this|it|above|previous)\b.*[.!]\s*$", re.IGNORECASE)
 _GOOD = re.compile(
     r"\b(correct(?:ed|ion)?|fix(?:ed)?|final|instead|better|improved|solution|right|proper|should be|updated?|revised)\b",
     re.IGNORECASE,
@@ -48,7 +49,7 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     return code
 
 
-def _from_text(text: str, names: tuple[str, ...]) -> str:
+def _from_text(text: str, names: tuple[str, ...], nested: bool = False) -> str:
     found = blocks(text)
     if not found:
         return _from_prose(text, names)
@@ -59,6 +60,11 @@ def _from_text(text: str, names: tuple[str, ...]) -> str:
         if whole:
             number = max(whole, key=lambda number: (not _is_bad(fitted[number].lead), fitted[number].tag == "python", number))
             return _completed(fitted, number, names)
+        for block in () if nested else reversed(found):  # a Markdown text in a block
+            if ("```" in block.code or "~~~" in block.code) and _mentions(block.code, names):
+                inner = _from_text(block.code[:LONGEST_PROGRAM], names, nested=True)
+                if _defines(inner, names):
+                    return inner
     tagged = [block.code for block in candidates if block.tag == "python"]
     joined = "\n".join(tagged or [block.code for block in candidates])
     if names and not _mentions(joined, names):  # the program may stand beside the blocks, which show its output
@@ -82,7 +88,8 @@ def _from_prose(text: str, names: tuple[str, ...]) -> str:
 
 
 def _is_bad(lead: str) -> bool:
-    return _BAD.search(lead) is not None and _GOOD.search(lead) is None
+    """Whether a line calls the block after it wrong; a whole sentence about "that" or "it" is about the block before."""
+    return _BAD.search(lead) is not None and _GOOD.search(lead) is None and _BACK.search(lead) is None
 
 
 def _fitted(code: str, names: tuple[str, ...]) -> str:
@@ -181,5 +188,5 @@ def only_program(code: str, *names: str) -> str:
         return text
     try:
         return ast.unparse(ast.Module(kept, []))
-    except RecursionError:
+    except (ValueError, RecursionError):
         return text

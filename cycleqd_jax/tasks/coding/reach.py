@@ -13,7 +13,33 @@ from cycleqd_jax.tasks.coding.syntax import parse
 __all__ = ["future_first", "reached"]
 
 # Calls of modules that end or test the program instead of configuring it.
-_NO_SETTINGS = frozenset(("exit", "_exit", "abort", "main", "testmod", "run", "write", "writelines", "flush", "input", "quit"))
+_NO_SETTINGS = frozenset(
+    [
+        "exit",
+        "_exit",
+        "abort",
+        "main",
+        "testmod",
+        "run",
+        "write",
+        "writelines",
+        "flush",
+        "input",
+        "quit",
+        "sleep",
+        "pause",
+        "alarm",
+        "system",
+        "popen",
+        "fork",
+        "kill",
+        "execv",
+        "execvp",
+        "show",
+        "mainloop",
+    ]
+)
+_SETTERS = frozenset(("setattr", "delattr", "map"))  # change their first argument, or call its method
 _BUILTINS = frozenset(dir(builtins)) | {"__name__"}
 _BUILDERS = frozenset(("exec", "globals"))  # may bind any name
 _DYNAMIC = frozenset(("eval", "exec", "globals", "vars", "__import__"))
@@ -240,6 +266,8 @@ def _changed(nodes: Iterable[ast.AST]) -> Iterator[str]:
             yield _root(part.target)
         elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
             yield _root(part.func)
+        elif isinstance(part, ast.Call) and part.args and _root(part.func) in _SETTERS:
+            yield _root(part.args[0])
         elif isinstance(part, ast.Global):
             yield from part.names
 
@@ -257,4 +285,7 @@ def future_first(code: str) -> str:
         return code
     future: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     rest = [node for node in tree.body if node not in future]
-    return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code
+    try:
+        return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a long sum
+        return code

@@ -1,0 +1,16 @@
+"""All attacks that ``test_attacks.py`` runs under each isolation.
+
+``pytest --collect-only -q -m "" tests/tasks/test_attacks.py`` lists them.
+"""
+
+from __future__ import annotations
+
+from .attack import Attack
+from .boxes import BOXES
+from .programs import PROGRAMS
+from .statements import STATEMENTS
+from .verdicts import VERDICTS
+
+__all__ = ["ATTACKS", "Attack"]
+
+ATTACKS = [*VERDICTS, *PROGRAMS, *BOXES, *STATEMENTS]

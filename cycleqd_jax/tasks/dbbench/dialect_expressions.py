@@ -493,6 +493,8 @@ class Expressions:
         items = inner.expressions if isinstance(inner, exp.Distinct | exp.Concat) else [inner]
         shown = [text(self(item)) for item in items]
         value = shown[0] if len(shown) == 1 else f"m_concat({', '.join(shown)})"
+        if distinct and not keys:  # MySQL sorts them
+            keys = [self(items[0]).sql if len(items) == 1 else value, "0"]
         mark = literal(str(separator.this)) if separator is not None else "','"
         self._inside = False
         return Expr(f"m_joined({', '.join([value, mark, str(int(distinct)), *keys])})", TEXT)

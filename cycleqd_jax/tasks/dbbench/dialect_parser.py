@@ -159,8 +159,11 @@ def parse(statement: str) -> tuple[exp.Expression, bool]:
         raise syntax_error(statement) from None
     if len(trees) != 1 or trees[0] is None:
         raise syntax_error(statement)
+    names = {match["name"][1:-1].replace("``", "`") for match in _SCANNED.finditer(statement) if match["name"]}
     for node in trees[0].find_all(exp.Identifier):
         place = node.parent
+        if node.args.get("quoted") and node.name not in names and not isinstance(place, exp.Alias):
+            raise syntax_error(f"'{node.name}'")  # a string, which names nothing but a column of a result
         if not node.args.get("quoted") and node.name.upper() in _RESERVED:
             qualified = isinstance(place, exp.Column) and place.args.get("table") is not None and node.arg_key == "this"
             if not qualified:

@@ -297,7 +297,7 @@ class _Select:
         order, having, group = node.args.get("order"), node.args.get("having"), node.args.get("group")
         ordered = [term.this for term in order.expressions] if order is not None else []
         aggregated = group is not None or any(
-            aggregates_in(one) for one in [*(item for item, _ in shown), *ordered, *([having] if having is not None else [])]
+            aggregates_in(one) for one in [*(item for item, _ in shown if not isinstance(item, Expr)), *ordered, *([having] if having is not None else [])]
         )
         aliases = {name.lower(): item for item, name in shown if name and not isinstance(item, Expr)}
         terms = []

@@ -390,6 +390,8 @@ class Joined:
         """The result."""
         if not self.rows:
             return None
+        if self.directions:
+            self.rows.reverse()  # MySQL shows rows of equal keys in this order
         for index in reversed(range(len(self.directions))):
             descending = self.directions[index]
             self.rows.sort(key=lambda row: sortable(row[1][index]), reverse=bool(descending))  # noqa: B023

@@ -138,13 +138,13 @@ class _Writer:
             group = self.column()
             having = rng.choice(("", " HAVING COUNT(*) > 1", f" HAVING MIN({self.column()}) < {self.text()}"))
             order = rng.choice(("", f" ORDER BY {group} DESC"))
-            return f"SELECT {group}, {self.aggregate()} AS result FROM {self.table}{self.where()} GROUP BY {group}{having}{order}"
+            return f"SELECT {group}, {self.aggregate()} AS outcome_ FROM {self.table}{self.where()} GROUP BY {group}{having}{order}"
         if kind == 7:
             column = self.column()
             inner = rng.choice(("MAX", "MIN"))
             if rng.random() < 0.5:
                 return f"SELECT {self.column()} FROM {self.table} WHERE {column} = (SELECT {inner}({column}) FROM {self.table})"
-            return f"SELECT {self.column()} FROM {self.table} WHERE {column} IN (SELECT {column} FROM {self.table}{self.where()})"
+            return f"SELECT {self.column()} FROM {self.table} WHERE {column} IN (SELECT {column} FROM {self.table}{self.where()}){self.ordered()}"
         if kind == 8:
             column = self.column()
             join = rng.choice(("JOIN", "LEFT JOIN"))
@@ -165,7 +165,7 @@ class _Writer:
             cells = ", ".join(rng.choice((self.text(), self.number(), "NULL", f"CONCAT({self.text()}, 1)")) for _ in self.columns)
             return f"INSERT INTO {self.table} VALUES ({cells})"
         names = ", ".join(self.name(column) for column in self.columns[:2])
-        values = ", ".join([self.value(1) for _ in self.columns[:2]])
+        values = ", ".join([f"CONCAT({self.value(1)}, {self.column()})" for _ in self.columns[:2]])
         return f"INSERT INTO {self.table} ({names}) SELECT {values} FROM {self.table}{self.where()}"
 
 

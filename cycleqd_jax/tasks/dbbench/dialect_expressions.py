@@ -66,6 +66,12 @@ def compared(operator: str, first: Expr, second: Expr) -> str:
     return f"({number(first)} {operator} {number(second)})"
 
 
+def quotient_digits(first: int, second: int) -> int:
+    """The digits after the point that MySQL computes of a quotient, in words of nine."""
+    words = [-(-scale // 9) * 9 for scale in (first, second)]
+    return -(-(sum(words) + max(0, 4 - (sum(words) - first - second))) // 9) * 9
+
+
 def aggregates_in(node: exp.Expression) -> bool:
     """Whether an expression has an aggregate of its own query."""
     from sqlglot import exp
@@ -158,6 +164,24 @@ class Expressions:
             raise unsupported("this hexadecimal literal")
         return Expr(f"x'{digits}'", BINARY)
 
+    def _bitstring(self, node: exp.BitString) -> Expr:
+        if not re.fullmatch(r"[01]{1,4096}", str(node.this)):
+            raise unsupported("this bit literal")
+        value = int(str(node.this), 2)
+        return Expr(f"x'{value.to_bytes(-(-len(str(node.this)) // 8), 'big').hex()}'", BINARY)
+
+    def _window(self, node: exp.Window) -> Expr:
+        name = str(getattr(node.this, "this", "")).upper()
+        if type(node.this).__name__ != "Anonymous" or name not in ("ROW_NUMBER", "RANK", "DENSE_RANK") or node.args.get("spec"):
+            raise unsupported(f"the window function {name}")
+        if self.group is not None or node.args.get("alias") or node.this.expressions:
+            raise unsupported("this window function")
+        parts = ", ".join(collated(self(one)) for one in node.args.get("partition_by") or [])
+        order = node.args.get("order")
+        terms = [collated(self(t.this)) + " DESC" * bool(t.args.get("desc")) for t in (order.expressions if order is not None else [])]
+        inside = f"PARTITION BY {parts} " * bool(parts) + f"ORDER BY {', '.join(terms)}" * bool(terms)
+        return Expr(f"{name.lower()}() OVER ({inside})", INT)
+
     def _boolean(self, node: exp.Boolean) -> Expr:
         return Expr("1" if node.this else "0", INT, "1" if node.this else "0")
 
@@ -228,14 +252,20 @@ class Expressions:
         if operator == "%":
             return call("MOD", [first, second], compared, self.database)
         if operator == "/":
-            shown = Type("dbl", None if None in (kinds[0].scale,) or double else 0) if double else decimal(scales[0] + 4)
-            return Expr(f"m_div({left}, {right})", DOUBLE if double else shown)
+            if double:
+                return Expr(f"m_div({left}, {right})", DOUBLE)
+            inner = quotient_digits(*scales)
+            return Expr(f"m_div_dec({left}, {right}, {inner})", decimal(scales[0] + 4)._replace(inner=inner))
         if double:
             unfixed = any(kind.kind == "dbl" and kind.scale is None for kind in kinds) or operator == "*"
             return Expr(f"m_finite({left} {operator} {right})", Type("dbl", None if unfixed else max(scales)))
         if all(kind.kind == "int" for kind in kinds):
             return Expr(f"({left} {operator} {right})", INT)
-        return Expr(f"m_exact({left} {operator} {right})", decimal(sum(scales) if operator == "*" else max(scales)))
+        digits = [scale if kind.inner is None else kind.inner for kind, scale in zip(kinds, scales, strict=True)]
+        shown = decimal(sum(scales) if operator == "*" else max(scales))
+        if any(kind.inner is not None for kind in kinds):
+            shown = shown._replace(inner=sum(digits) if operator == "*" else max(digits))
+        return Expr(f"m_exact({left} {operator} {right})", shown)
 
     def _interval_added(self, value: Expr, interval: exp.Interval, sign: int) -> Expr:
         unit = str(interval.args["unit"].name if interval.args.get("unit") else "").upper()
@@ -538,7 +568,8 @@ class Expressions:
             if mode == "double":
                 scale = None if kind.scale is None else kind.scale + 4 * mean
                 return Expr(sql, Type("dbl", scale))
-            return Expr(sql, decimal((kind.scale or 0) + 4 * mean))
+            inner = quotient_digits(kind.scale or 0, 0) if mean else None
+            return Expr(sql, decimal((kind.scale or 0) + 4 * mean)._replace(inner=inner))
         if distinct:
             raise unsupported(f"{name}(DISTINCT …)")
         if name.startswith("BIT_"):

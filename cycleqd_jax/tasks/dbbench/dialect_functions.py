@@ -197,7 +197,7 @@ _KNOWN = frozenset(
     JSON_VALID JSON_SEARCH JSON_SET AES_ENCRYPT AES_DECRYPT COMPRESS UNCOMPRESS BENCHMARK GET_LOCK RELEASE_LOCK IS_FREE_LOCK
     IS_USED_LOCK LOAD_FILE UUID UUID_SHORT INET_ATON INET_NTOA PERIOD_ADD PERIOD_DIFF CONVERT_TZ ADDTIME SUBTIME EXPORT_SET
     MAKE_SET FROM_BASE64 PASSWORD ENCRYPT EXTRACTVALUE UPDATEXML COERCIBILITY COLLATION TO_SECONDS GET_FORMAT NAME_CONST LEAD LAG
-    ROW_NUMBER RANK DENSE_RANK NTILE FIRST_VALUE LAST_VALUE CUME_DIST PERCENT_RANK DEFAULT VALUE WEIGHT_STRING SHA2 MATCH
+    ROW_NUMBER RANK DENSE_RANK NTILE FIRST_VALUE LAST_VALUE CUME_DIST PERCENT_RANK DEFAULT VALUE WEIGHT_STRING MATCH
     RANDOM_BYTES OLD_PASSWORD DECODE ENCODE TIMESTAMPADD NVL2 CHR INTERVAL NTH_VALUE ST_DISTANCE POINT""".split()
 )
 
@@ -228,12 +228,15 @@ def _extreme(name: str) -> Callable[[list[Expr], _Compare], Expr]:
         if len(args) < 2:
             raise _wrong_count(name)
         kinds = {arg.type.kind for arg in args} - {"null"}
+        other = None
+        if kinds == {"str"}:
+            other = f"{'max' if name == 'GREATEST' else 'min'}({', '.join(map(number, args))})"
         if kinds & {"int", "dec", "dbl"} and kinds & {"str"}:
             shown, result = [number(arg) for arg in args], DOUBLE
         else:
             shown, result = _branches(args)
         collated = " COLLATE mysql" if result.kind == "str" else ""
-        return Expr(f"{'max' if name == 'GREATEST' else 'min'}({', '.join(f'{one}{collated}' for one in shown)})", result)
+        return Expr(f"{'max' if name == 'GREATEST' else 'min'}({', '.join(f'{one}{collated}' for one in shown)})", result, None, other)
 
     return build
 
@@ -268,7 +271,8 @@ def _to_whole(name: str) -> Callable[[list[Expr], _Compare], Expr]:
 
 
 def _absolute(args: list[Expr], _: _Compare) -> Expr:
-    return Expr(f"abs({number(args[0])})", number_type(args[0].type))
+    kind = number_type(args[0].type)
+    return Expr(f"abs({number(args[0])})", decimal(kind.scale or 0) if args[0].type.temporal else kind)
 
 
 def _mod(args: list[Expr], _: _Compare) -> Expr:
@@ -347,6 +351,13 @@ def _unix(args: list[Expr], _: _Compare) -> Expr:
     return Expr(f"m_unix({shown})", INT)
 
 
+def _sha2(args: list[Expr], _: _Compare) -> Expr:
+    size = {"0": 256, "224": 224, "256": 256, "384": 384, "512": 512}.get(args[1].value or "")
+    if size is None:
+        raise unsupported("SHA2 with this length")
+    return Expr(f"m_hash('sha{size}', {text(args[0])})", TEXT)
+
+
 def _isnull(args: list[Expr], _: _Compare) -> Expr:
     return Expr(f"({args[0].sql} IS NULL)", INT)
 
@@ -361,7 +372,8 @@ def date_add(value: Expr, amount: Expr, unit: str, sign: int) -> Expr:
         raise unsupported("intervals added to times")
     result = {"date": DATE, "datetime": DATETIME, "text": TEXT}[kind]
     shown = text(amount) if "_" in unit else number(amount) if unit == "SECOND" else whole(amount)
-    return Expr(f"m_date_add({text(value)}, {shown}, '{unit}', {sign}, '{kind}')", result)
+    sql = f"m_date_add({text(value)}, {shown}, '{unit}', {sign}, '{kind}')"
+    return Expr(sql, result, None, f"m_date_number({sql})")
 
 
 _BUILDERS: dict[tuple[str, int], Callable[[list[Expr], _Compare], Expr]] = {
@@ -371,6 +383,6 @@ _BUILDERS: dict[tuple[str, int], Callable[[list[Expr], _Compare], Expr]] = {
     ("MOD", 2): _mod, ("LOG", 1): _log, ("LOG", 2): _log, ("SUBSTRING", 2): _substring, ("SUBSTRING", 3): _substring,
     ("LPAD", 2): _pad(1), ("LPAD", 3): _pad(1), ("RPAD", 2): _pad(0), ("RPAD", 3): _pad(0), ("LOCATE", 2): _locate,
     ("LOCATE", 3): _locate, ("FIELD", -1): _field, ("ELT", -1): _elt, ("HEX", 1): _hex, ("CHAR", -1): _char, ("RAND", -1): _rand,
-    ("WEEK", 1): _week(0), ("WEEK", 2): _week(0), ("YEARWEEK", 1): _week(1), ("YEARWEEK", 2): _week(1),
+    ("WEEK", 1): _week(0), ("WEEK", 2): _week(0), ("SHA2", 2): _sha2, ("YEARWEEK", 1): _week(1), ("YEARWEEK", 2): _week(1),
     ("STR_TO_DATE", 2): _str_to_date, ("UNIX_TIMESTAMP", 0): _unix, ("UNIX_TIMESTAMP", 1): _unix,
 }  # fmt: skip

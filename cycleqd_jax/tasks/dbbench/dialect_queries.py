@@ -12,10 +12,12 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     Expr,
     Refusal,
     Relation,
+    Type,
     common,
     converted,
     quoted,
     truth,
+    unfixed,
     unsupported,
 )
 
@@ -216,10 +218,14 @@ def _union(node: Any, scope: Scope, inner: bool) -> Query:
 
 def _as_types(one: Query, columns: list[Column]) -> str:
     listed = [
-        f"{converted(Expr(f'c{i}', mine.type), column.type)} AS c{i}"
+        f"{_united(Expr(f'c{i}', mine.type), column.type)} AS c{i}"
         for i, (mine, column) in enumerate(zip(one.columns, columns, strict=True))
     ]
     return f"SELECT {', '.join(listed)} FROM ({one.sql})"
+
+
+def _united(expr: Expr, target: Type) -> str:
+    return unfixed(expr) if target.kind == "str" else converted(expr, target)
 
 
 def _limited(node: Any, scope: Scope, made: Query, inner: bool) -> Query:

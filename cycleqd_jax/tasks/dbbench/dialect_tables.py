@@ -312,7 +312,7 @@ def show(node: Any, scope: Scope) -> list[tuple]:
         names = sorted(name for name in catalog if like is None or _matches(name, like))
         return [(name, "VIEW" if catalog[name].view else "BASE TABLE") if node.args.get("full") else (name,) for name in names]
     if what == "DATABASES":
-        return [(name,) for name in sorted(("information_schema", scope.database)) if like is None or _matches(name, like)]
+        return [(name,) for name in (scope.database, "information_schema") if like is None or _matches(name, like)]
     if what in ("COLUMNS", "CREATE TABLE", "INDEX"):
         target = node.args.get("target")
         name = target.name if target is not None else ""

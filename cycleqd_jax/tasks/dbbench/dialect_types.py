@@ -28,11 +28,13 @@ class Type(NamedTuple):
         scale: number of digits after the point; None if a double shows as many as needed. For a datetime or a time the
             digits of the second.
         exact: whether texts are compared by their bytes instead of by the collation utf8mb4_general_ci.
+        inner: digits after the point that a quotient has before it is shown; None for other numbers.
     """
 
     kind: str
     scale: int | None = None
     exact: bool = False
+    inner: int | None = None
 
     @property
     def numeric(self) -> bool:
@@ -47,6 +49,8 @@ class Type(NamedTuple):
     @property
     def code(self) -> str:
         """How the server shows values of the type: a letter, with the scale of a decimal."""
+        if self.kind == "dbl" and self.scale is not None:
+            return f"f{self.scale}"
         return f"d{self.scale}" if self.kind == "dec" else self.kind
 
 
@@ -66,11 +70,13 @@ class Expr(NamedTuple):
         sql: its text; safe as an operand.
         type: the type that it has in MySQL.
         value: the value of a literal, else None.
+        number: the expression as a number, where MySQL does not convert its text; else None.
     """
 
     sql: str
     type: Type
     value: str | None = None
+    number: str | None = None
 
 
 class Column(NamedTuple):
@@ -148,6 +154,8 @@ def text(expr: Expr) -> str:
 
 def number(expr: Expr) -> str:
     """An expression converted to a number, as in an addition."""
+    if expr.number is not None:
+        return expr.number
     if expr.type.temporal:
         return f"m_date_number({expr.sql})"
     if expr.type.kind == "bin":
@@ -208,6 +216,13 @@ def converted(expr: Expr, target: Type) -> str:
     return text(expr)
 
 
+def unfixed(expr: Expr) -> str:
+    """An expression as the text that is written to a column: numbers have the digits that they are computed with."""
+    if expr.type.kind == "dbl":
+        return f"m_dbl({expr.sql}, -1)"
+    return f"m_quotient({expr.sql}, {expr.type.inner})" if expr.type.inner is not None else text(expr)
+
+
 _RANGES = {
     "tinyint": 127, "smallint": 32_767, "mediumint": 8_388_607, "int": 2**31 - 1, "bigint": 2**63 - 1,
 }  # fmt: skip
@@ -219,7 +234,7 @@ def stored(expr: Expr, column: Column) -> str:
     if expr.type.kind == "null":
         return "NULL"
     if kind == "str":
-        shown = text(expr)
+        shown = unfixed(expr)
         length = column.declared.partition("(")[2].rstrip(")")
         return f"m_cut({shown}, {length})" if length.isdecimal() else shown
     if kind == "int":

@@ -10,8 +10,8 @@ import re
 from cycleqd_jax.tasks.dbbench.sqlite_values import sql
 
 DELIMITED = re.compile(
-    r"\s*(\d{1,4})[^\w\s]+(\d{1,2})[^\w\s]+(\d{1,2})"
-    r"(?:(?:T|\s+)(\d{1,2})(?:[^\w\s](\d{1,2})(?:[^\w\s](\d{1,2})(?:\.(\d+))?)?)?)?",
+    r"\s*(\d{1,4})[!-/:-@\[-`{-~]+(\d{1,2})[!-/:-@\[-`{-~]+(\d{1,2})"
+    r"(?:(?:T|\s+)(\d{1,2})(?:[!-/:-@\[-`{-~](\d{1,2})(?:[!-/:-@\[-`{-~](\d{1,2})(?:\.(\d+))?)?)?)?",
     re.ASCII,
 )
 PACKED = re.compile(r"\s*(\d{6,14})(?!\d)", re.ASCII)
@@ -30,6 +30,8 @@ def full_year(text):
 def parts(text):
     """Year, month, day, hour, minute, second and microsecond; None if a text is no date. Month and day may be 0."""
     match = DELIMITED.match(text)
+    if match and text[match.end() : match.end() + 1].isdecimal():
+        return None
     if match:
         year, *rest, fraction = match.groups()
         values = [full_year(year), *(int(part or 0) for part in rest)]
@@ -74,8 +76,7 @@ def shown_day(value):
 
 def clock(text):
     """A time in microseconds; None if a text is no time."""
-    match = DELIMITED.match(text)
-    if match:
+    if len(text) >= 12 and parts(text) is not None:
         values = parts(text)
         return None if values is None else ((values[3] * 60 + values[4]) * 60 + values[5]) * SECOND + values[6]
     match = CLOCK.match(text)
@@ -224,7 +225,8 @@ def time_to_seconds(text):
 
 def week(day, mode):
     """Year and week of a date, by MySQL's modes 0 to 7."""
-    monday, keeps_year, first_whole = mode & 1, not mode & 2, bool(mode & 4) != bool(mode & 1)
+    monday, keeps_year = mode & 1, not mode & 2
+    first_whole = bool(mode & 4) if monday else not mode & 4
     first = datetime.date(day.year, 1, 1)
 
     def start(year):
@@ -235,8 +237,6 @@ def week(day, mode):
             return january.toordinal() + (7 - offset) % 7
         return january.toordinal() - offset + (7 if offset > 3 else 0)
 
-    if not monday and not mode & 4:
-        first_whole = True
     ordinal = day.toordinal()
     if ordinal < start(first.year):
         if keeps_year:
@@ -285,7 +285,7 @@ def timestamp_difference(unit, first, second):
 @sql("m_timediff")
 def time_difference(first, second):
     """TIMEDIFF."""
-    if DELIMITED.match(first) and DELIMITED.match(second):
+    if len(first) >= 10 and len(second) >= 10 and parts(first) is not None and parts(second) is not None:
         left, right = moment(first), moment(second)
         return None if left is None or right is None else shown_clock((left - right) // MICROSECOND)
     left, right = clock(first), clock(second)
@@ -382,7 +382,7 @@ def date_format(text, pattern, timed):
         return None
 
 
-NAMES = {"M": calendar.month_name[1:], "b": calendar.month_abbr[1:], "W": calendar.day_name, "a": calendar.day_abbr}
+NAMES = {"M": [*calendar.month_name[1:], *calendar.month_abbr[1:]], "b": calendar.month_abbr[1:], "W": calendar.day_name, "a": calendar.day_abbr}
 WIDTHS = {"Y": 4, "y": 2, "m": 2, "c": 2, "d": 2, "e": 2, "H": 2, "k": 2, "h": 2, "I": 2, "l": 2, "i": 2, "s": 2, "S": 2, "f": 6, "j": 3}
 
 
@@ -413,7 +413,7 @@ def str_to_date(text, pattern, kind):
             number, name = next((pair for pair in names if text[index:].lower().startswith(pair[1].lower())), (0, ""))
             if not number:
                 return None
-            found["m" if code in "Mb" else code] = number
+            found["m" if code in "Mb" else code] = (number - 1) % 12 + 1
             index += len(name)
         elif code in "pD":
             match = re.compile(r"(\d\d?)(?:st|nd|rd|th)" if code == "D" else "([ap])m", re.IGNORECASE).match(text, index)

@@ -17,6 +17,21 @@ def divided(first, second):
     return first / second if second else None
 
 
+@sql("m_div_dec")
+def decimal_divided(first, second, digits):
+    """The operator / of exact numbers: MySQL drops what follows ``digits`` digits."""
+    if not second:
+        return None
+    quotient = decimal.Decimal(repr(first)) / decimal.Decimal(repr(second))
+    return float(quotient.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_DOWN, context=decimal.Context(prec=100)))
+
+
+@sql("m_quotient")
+def quotient_text(value, digits):
+    """The text of a quotient."""
+    return format(quantized(value, digits), "f") if value else "0"
+
+
 @sql("m_intdiv")
 def int_divided(first, second):
     """The operator DIV."""

@@ -130,6 +130,8 @@ def shown(value, code):
         return value
     if code == "dbl":
         return float(value)
+    if code[0] == "f":
+        return float(f"{value:.{code[1:]}f}")
     if code[0] == "d" and code[1:].isdecimal():
         scale = int(code[1:])
         if isinstance(value, float) and abs(value) * 10**scale > 9e15:

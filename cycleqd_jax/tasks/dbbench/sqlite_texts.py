@@ -131,10 +131,21 @@ def reverse(text):
 
 @sql("m_locate")
 def locate(needle, text, start):
-    """LOCATE, INSTR and POSITION, without regard to case and accents."""
+    """LOCATE, INSTR and POSITION, without regard to case.
+
+    As in MySQL, a character equals another one of as many bytes only.
+    """
     if start < 1 or start > len(text) + 1:
         return 0
-    return key(text).find(key(needle), start - 1) + 1
+    size = len(needle.encode())
+    for begin in range(start - 1, len(text) + (not size)):
+        end = length = 0
+        while length < size and begin + end < len(text):
+            length += len(text[begin + end].encode())
+            end += 1
+        if length == size and order(text[begin : begin + end], needle) == 0:
+            return begin + 1
+    return 0
 
 
 @sql("m_find_in_set")

@@ -49,18 +49,29 @@ class Weights(dict):
     """The weight of every character in the collation utf8mb4_general_ci, computed when it is first needed."""
 
     def __missing__(self, code):
-        weight = 0xFFFD if code > 0xFFFF else WEIGHTS_OF_THEIR_OWN.get(code)
+        weight = 0xFFFD if code > 0xFFFF else SPECIAL.get(code)
         if weight is None:
-            weight = code
-            if code < 0x250 or 0x370 <= code < 0x530 or 0x1E00 <= code < 0x2000:
-                base = unicodedata.normalize("NFD", chr(code))[0]
-                upper = base.upper()
-                weight = ord(upper) if len(upper) == 1 else ord(base)
+            base = chr(code)
+            if code < 0x500 or 0x1E00 <= code < 0x2000:
+                base = UNICODE.normalize("NFD", base)[0]
+            upper = base.upper()
+            # Characters that are newer than the collation have no upper case in it.
+            newer = "Cn" in (UNICODE.category(chr(code)), UNICODE.category(upper[0]))
+            weight = ord(base) if newer or len(upper) > 1 else ord(upper)
         self[code] = weight
         return weight
 
 
-WEIGHTS_OF_THEIR_OWN = {}
+UNICODE = unicodedata.ucd_3_2_0
+OWN = """
+    19e 340 341 343 344 374 37e 385 387 3d9 3f5 48b 4c6 4ca 4ce 501 503 505 507 509 50b 50d 50f 1fbb 1fc1 1fc9
+    1fcb 1fcd 1fce 1fcf 1fd3 1fdb 1fdd 1fde 1fdf 1fe3 1feb 1fed 1fee 1fef 1ff9 1ffb 1ffd 419
+"""
+# Weights that do not follow the rule of Weights, as MariaDB 10.11 gives them; those of OWN are the characters themselves.
+SPECIAL = {int(code, 16): int(code, 16) for code in OWN.split()} | {
+    0xDF: 0x53, 0x3F2: 0x3A3, 0x1F71: 0x1FBB, 0x1F73: 0x1FC9, 0x1F75: 0x1FCB, 0x1F77: 0x1FDB, 0x1F79: 0x1FF9,
+    0x1F7B: 0x1FEB, 0x1F7D: 0x1FFB, 0x439: 0x419,
+}  # fmt: skip
 WEIGHTS = Weights()
 
 

@@ -11,6 +11,9 @@ import zlib
 from cycleqd_jax.tasks.dbbench.sqlite_values import Fault, quantized, sql
 
 
+DEADLINE = [math.inf]  # when the statement in progress has to end
+
+
 @sql("m_div")
 def divided(first, second):
     """The operator /."""
@@ -195,8 +198,10 @@ def hashed(name, text):
 
 @sql("m_sleep", varying=True)
 def sleep(seconds):
-    """SLEEP."""
-    time.sleep(max(0.0, min(seconds, 3600.0)))
+    """SLEEP, until the time limit of the statement at most."""
+    time.sleep(max(0.0, min(seconds, DEADLINE[0] + 0.01 - time.monotonic())))
+    if time.monotonic() > DEADLINE[0]:
+        raise Fault("3024 (HY000): Query execution was interrupted, maximum statement execution time exceeded")
     return 0
 
 

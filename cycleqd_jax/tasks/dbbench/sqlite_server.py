@@ -161,6 +161,7 @@ def run(connection, sql, codes, seconds, characters, commit):
     """
     deadline = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    sqlite_numbers.DEADLINE[0] = deadline
     FAULTS.clear()
     failed = True
     try:

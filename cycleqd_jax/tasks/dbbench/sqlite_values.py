@@ -39,7 +39,7 @@ def sql(name, *, nulls=False, varying=False):
 def fitting(length):
     """Raises an error for a text that is too long."""
     if length > LONGEST_TEXT:
-        raise Fault("string or blob too big")
+        raise Fault(f"1235 (42000): This version of MySQL doesn't yet support 'texts of more than {LONGEST_TEXT} bytes'")
 
 
 # ------------------------------------------------------------------------------------------------ comparison

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions, collated
+from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions, checked_length, collated
 from cycleqd_jax.tasks.dbbench.dialect_queries import Scope, Source, _limit, _Select, check_parts, query
 from cycleqd_jax.tasks.dbbench.dialect_types import Column, Expr, Refusal, Relation, quoted, stored, truth, unsupported
 
@@ -51,8 +51,8 @@ def _value(node: Any, column: Column, translate: Expressions, *, one_row: bool) 
         return implicit(column._replace(default=None))
     value = stored(made, column)
     if column.auto:
-        return f"nullif({value}, 0)"
-    return value
+        value = f"nullif({value}, 0)"
+    return checked_length(Expr(value, column.type)).sql
 
 
 def insert(node: Any, scope: Scope, replaces: bool) -> str:

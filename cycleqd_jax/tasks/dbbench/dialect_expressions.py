@@ -38,7 +38,14 @@ _COMPARISONS = {"EQ": "=", "NEQ": "<>", "GT": ">", "GTE": ">=", "LT": "<", "LTE"
 _ARITHMETIC = {"Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "Mod": "%", "IntDiv": "DIV"}
 _BITS = {"BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^"}
 _PARTS = frozenset(("YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND", "MICROSECOND", "YEAR_MONTH"))
-_DAY = re.compile(r"\s*\d{2,4}\D\d{1,2}\D\d{1,2}|\s*\d{8}")
+_LONGEST = 200_000
+
+
+def checked_length(made: Expr) -> Expr:
+    """Refuses an expression that has become too long: some parts stand in the translation more than once."""
+    if len(made.sql) > _LONGEST:
+        raise unsupported("expressions whose translation is so long")
+    return made
 
 
 def collated(expr: Expr) -> str:
@@ -122,7 +129,7 @@ class Expressions:
             made = Expr(f"m_bits('{_BITS[name]}', {whole(self(node.this))}, {whole(self(node.expression))})", INT)
         else:
             raise unsupported(getattr(node, "key", name))
-        return made
+        return checked_length(made)
 
     # -------------------------------------------------------------------------------------------- values
 

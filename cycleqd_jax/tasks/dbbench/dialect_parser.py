@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["parse", "split"]
 
 _MOST_CHARACTERS = 60_000
-_MOST_TOKENS = 12_000
+_MOST_TOKENS = 6_000
 _DEEPEST = 40  # sqlglot needs about 15 frames of Python's stack for one level
 _LONGEST_CHAIN = 60  # operators in a row that sqlglot parses by recursion
 _SCANNED = re.compile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions, aggregates_in, collated, compared
+from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions, aggregates_in, checked_length, collated, compared
 from cycleqd_jax.tasks.dbbench.dialect_types import (
     Catalog,
     Column,
@@ -34,6 +34,7 @@ _SELECT_PARTS = {
     "expressions", "from_", "joins", "where", "group", "having", "order", "limit", "offset", "distinct", "with_", "locks",
     "operation_modifiers", "kind", "hint",
 }  # fmt: skip
+_MOST_UNITED = 40
 _UNION_PARTS = {"this", "expression", "distinct", "order", "limit", "offset", "with_", "by_name"}
 
 
@@ -200,6 +201,8 @@ def _union(node: Any, scope: Scope, inner: bool) -> Query:
         kinds.append(bool(left.args.get("distinct")))
         left = left.this
     sides.append(left)
+    if len(sides) > _MOST_UNITED:
+        raise unsupported(f"a UNION of more than {_MOST_UNITED} queries")
     made = [query(one, Scope(scope.catalog, scope.database, scope), inner=True) for one in reversed(sides)]
     kinds.reverse()
     if len({len(one.columns) for one in made}) > 1:
@@ -490,6 +493,7 @@ class _Select:
             raise Refusal(f"1066 (42000): Not unique table/alias: '{name}'")
         if node.args.get("db") is None and node.name in scope.common_tables:
             made = scope.common_tables[node.name]
+            checked_length(Expr(made.sql, made.columns[0].type))
             scope.sources.append(Source(name, alias, made.columns, False))
             return f"({made.sql}) AS {alias}"
         relation = scope.relation(node)

@@ -45,7 +45,9 @@ class _Writer:
         if kind == 9:
             return f"({sub()} DIV {self.number()})"
         if kind < 12:
-            name = rng.choice(("UPPER", "LOWER", "LENGTH", "CHAR_LENGTH", "TRIM", "REVERSE", "LTRIM", "HEX", "MD5", "ASCII", "QUOTE"))
+            name = rng.choice(
+                ("UPPER", "LOWER", "LENGTH", "CHAR_LENGTH", "TRIM", "REVERSE", "LTRIM", "HEX", "MD5", "ASCII", "QUOTE")
+            )
             return f"{name}({sub()})"
         if kind < 14:
             return f"{rng.choice(('ABS', 'CEIL', 'FLOOR', 'ROUND', 'SIGN', 'SQRT'))}({sub()})"
@@ -92,7 +94,11 @@ class _Writer:
         if kind == 4:
             return f"{self.column()} {rng.choice(('', 'NOT '))}IN ({self.text()}, {self.text() if rng.random() < 0.7 else self.number()})"
         if kind == 5:
-            return f"{self.column()} BETWEEN {self.text()} AND {self.text()}" if rng.random() < 0.5 else f"{self.column()} IS NOT NULL"
+            return (
+                f"{self.column()} BETWEEN {self.text()} AND {self.text()}"
+                if rng.random() < 0.5
+                else f"{self.column()} IS NOT NULL"
+            )
         if kind == 6:
             return f"{self.column()} {rng.choice(('', 'NOT '))}REGEXP {rng.choice((chr(39) + '^[a-m]' + chr(39), chr(39) + '[0-9]+$' + chr(39)))}"
         if kind < 11:
@@ -114,7 +120,9 @@ class _Writer:
             order = rng.choice(("", f" ORDER BY {self.column()}{rng.choice((' DESC', ''))}"))
             return f"GROUP_CONCAT({rng.choice(('', 'DISTINCT '))}{inner}{order} SEPARATOR '|')"
         name = rng.choice(("COUNT", "SUM", "AVG", "MIN", "MAX", "COUNT", "COUNT(DISTINCT", "STD"))
-        return "COUNT(*)" if name == "COUNT" and rng.random() < 0.5 else f"{name} {inner})" if "(" in name else f"{name}({inner})"
+        return (
+            "COUNT(*)" if name == "COUNT" and rng.random() < 0.5 else f"{name} {inner})" if "(" in name else f"{name}({inner})"
+        )
 
     def where(self) -> str:
         return f" WHERE {self.test()}" if self.rng.random() < 0.6 else ""
@@ -148,10 +156,14 @@ class _Writer:
         if kind == 8:
             column = self.column()
             join = rng.choice(("JOIN", "LEFT JOIN"))
-            return f"SELECT COUNT(*), MIN(a.{self.column()}) FROM {self.table} a {join} {self.table} b ON a.{column} = b.{column}"
+            return (
+                f"SELECT COUNT(*), MIN(a.{self.column()}) FROM {self.table} a {join} {self.table} b ON a.{column} = b.{column}"
+            )
         if rng.random() < 0.5:
             return f"SELECT DISTINCT {self.column()} FROM {self.table}{self.where()}"
-        both = f"SELECT {self.column()} FROM {self.table} UNION {rng.choice(('', 'ALL '))}SELECT {self.value(1)} FROM {self.table}"
+        both = (
+            f"SELECT {self.column()} FROM {self.table} UNION {rng.choice(('', 'ALL '))}SELECT {self.value(1)} FROM {self.table}"
+        )
         return f"SELECT COUNT(*) FROM ({both}) AS x" if rng.random() < 0.3 else both
 
     def change(self) -> str:
@@ -162,7 +174,9 @@ class _Writer:
         if kind == 2:
             return f"DELETE FROM {self.table} WHERE {self.test()}"
         if kind == 3:
-            cells = ", ".join(rng.choice((self.text(), self.number(), "NULL", f"CONCAT({self.text()}, 1)")) for _ in self.columns)
+            cells = ", ".join(
+                rng.choice((self.text(), self.number(), "NULL", f"CONCAT({self.text()}, 1)")) for _ in self.columns
+            )
             return f"INSERT INTO {self.table} VALUES ({cells})"
         names = ", ".join(self.name(column) for column in self.columns[:2])
         values = ", ".join([f"CONCAT({self.value(1)}, {self.column()})" for _ in self.columns[:2]])

@@ -60,9 +60,9 @@ def differences(sandbox, server, table, texts):
     return found, refused
 
 
-@pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(12, 30))])
+@pytest.mark.parametrize("seed", [12, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(13, 30))])
 def test_generated_statements(sandbox, server, seed):
-    texts = statements(seed, OWN.name, OWN.columns, OWN.rows, 300)
+    texts = statements(seed, OWN.name, OWN.columns, OWN.rows, 100)
     found, refused = differences(sandbox, server, OWN, texts)
     assert found == []
     assert refused <= 3
@@ -90,10 +90,11 @@ def test_generated_statements_on_the_tables_of_records(records, sandbox, server,
     assert found == []
 
 
-def test_statements_of_records(records, sandbox, server):
+@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_statements_of_records(records, sandbox, server, step):
     """Also the machine-written queries of questions, which are often wrong: errors are compared too."""
     found = []
-    for record in records:
+    for record in records[::step]:
         text = record.query or (record.labels[0] if record.md5 else "")
         if text:
             found += differences(sandbox, server, record.table, [" ".join(text.split("\n")).strip()])[0]

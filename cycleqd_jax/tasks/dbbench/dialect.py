@@ -11,7 +11,7 @@ import dataclasses
 import re
 from typing import Any
 
-from cycleqd_jax.tasks.dbbench.dialect_parser import parse, split
+from cycleqd_jax.tasks.dbbench.dialect_parser import parse
 from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Column, Expr, Refusal, Relation, quoted, text, unsupported
 
 __all__ = ["VERSION", "Statement", "fingerprint_sql", "table_relation", "translate"]
@@ -19,9 +19,12 @@ __all__ = ["VERSION", "Statement", "fingerprint_sql", "table_relation", "transla
 VERSION = 1
 """Part of the fingerprints of tasks. Raise it with each change of the results of statements."""
 
-_DENIED = re.compile(r"\s*(?:LOCK|UNLOCK|GRANT|REVOKE|FLUSH|LOAD|HANDLER|ANALYZE|OPTIMIZE|CHECK|REPAIR|KILL|SHUTDOWN|INSTALL)\b", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\s*(?:LOCK|UNLOCK|GRANT|REVOKE|FLUSH|LOAD|HANDLER|ANALYZE|OPTIMIZE|CHECK|REPAIR|KILL|SHUTDOWN|INSTALL)\b", re.IGNORECASE
+)
 _QUIET = re.compile(
-    r"\s*(?:(?:START\s+TRANSACTION|BEGIN)(?:\s+WORK)?|COMMIT(?:\s+WORK)?|ROLLBACK(?:\s+WORK)?|SAVEPOINT\s+\w+|DO\s+\d+)\s*$", re.IGNORECASE
+    r"\s*(?:(?:START\s+TRANSACTION|BEGIN)(?:\s+WORK)?|COMMIT(?:\s+WORK)?|ROLLBACK(?:\s+WORK)?|SAVEPOINT\s+\w+|DO\s+\d+)\s*$",
+    re.IGNORECASE,
 )
 
 
@@ -115,7 +118,11 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
         return Statement(tuple(delete(node, scope)))
     if isinstance(node, exp.Create):
         statements, relation = create(node, scope)
-        return Statement(tuple(statements), catalog=None if relation is None else {**catalog, relation.name: relation}, rows=None if statements else "[]")
+        return Statement(
+            tuple(statements),
+            catalog=None if relation is None else {**catalog, relation.name: relation},
+            rows=None if statements else "[]",
+        )
     if isinstance(node, exp.Alter):
         statements, relation, old = alter(node, scope)
         return Statement(tuple(statements), catalog={**{n: r for n, r in catalog.items() if n != old}, relation.name: relation})

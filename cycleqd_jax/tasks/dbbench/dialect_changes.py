@@ -62,7 +62,9 @@ def insert(node: Any, scope: Scope, replaces: bool) -> str:
     check_parts(node, {"this", "expression", "conflict", "ignore", *_IGNORED})
     if node.args.get("overwrite") or node.args.get("partition") or node.args.get("exists"):
         raise unsupported("this INSERT")
-    target, names = (node.this.this, [one.name for one in node.this.expressions]) if isinstance(node.this, exp.Schema) else (node.this, [])
+    target, names = (
+        (node.this.this, [one.name for one in node.this.expressions]) if isinstance(node.this, exp.Schema) else (node.this, [])
+    )
     relation = _table(target, scope)
     columns = [_column(relation, name) for name in names] or list(relation.columns)
     repeated = next((c.name for i, c in enumerate(columns) if c in columns[:i]), None)
@@ -86,13 +88,17 @@ def insert(node: Any, scope: Scope, replaces: bool) -> str:
             if len(cells) != len(columns):
                 raise Refusal(f"1136 (21S01): Column count doesn't match value count at row {number}")
             one = len(source.expressions) == 1
-            rows.append([_value(cell, column, translate, one_row=one) for cell, column in zip(cells, columns, strict=True)] + extra)
+            rows.append(
+                [_value(cell, column, translate, one_row=one) for cell, column in zip(cells, columns, strict=True)] + extra
+            )
         body = "VALUES " + ", ".join(f"({', '.join(row)})" for row in rows)
     elif source is not None:
         made = query(source, Scope(scope.catalog, scope.database))
         if len(made.columns) != len(columns):
             raise Refusal("1136 (21S01): Column count doesn't match value count at row 1")
-        cells = [stored(Expr(f"c{i}", mine.type), column) for i, (mine, column) in enumerate(zip(made.columns, columns, strict=True))]
+        cells = [
+            stored(Expr(f"c{i}", mine.type), column) for i, (mine, column) in enumerate(zip(made.columns, columns, strict=True))
+        ]
         body = f"SELECT {', '.join([*cells, *extra])} FROM ({made.sql}) WHERE true"
     else:
         body = f"VALUES ({', '.join(implicit(column) for column in relation.columns)})"
@@ -176,7 +182,9 @@ def update(node: Any, scope: Scope) -> list[str]:
         values = ", ".join(f"{value} AS v{i}" for i, (_, value) in enumerate(pairs))
         shown = ", ".join(f"{quoted(column.name)} = new.v{i}" for i, (column, _) in enumerate(pairs))
         # The new values are computed before the first row is changed.
-        rows = chosen.replace("SELECT", f"SELECT {values},", 1).replace(f"{target.alias}.rowid", f"{target.alias}.rowid AS r", 1)
+        rows = chosen.replace("SELECT", f"SELECT {values},", 1).replace(
+            f"{target.alias}.rowid", f"{target.alias}.rowid AS r", 1
+        )
         return [f"UPDATE {name} SET {shown} FROM ({rows}) AS new WHERE {name}.rowid = new.r"]
     shown = ", ".join(
         f"{quoted(column.name)} = (SELECT {value} FROM {from_sql} WHERE {target.alias}.rowid = target.rowid"
@@ -215,4 +223,3 @@ def delete(node: Any, scope: Scope) -> list[str]:
         raise unsupported(f"changes to the view {relation.name}")
     chosen = _chosen(node, scope, translate, from_sql, target.alias)
     return [f"DELETE FROM {quoted(relation.name)} WHERE rowid IN ({chosen})"]
-

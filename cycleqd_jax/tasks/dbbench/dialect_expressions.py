@@ -185,7 +185,10 @@ class Expressions:
             raise unsupported("this window function")
         parts = ", ".join(collated(self(one)) for one in node.args.get("partition_by") or [])
         order = node.args.get("order")
-        terms = [collated(self(t.this)) + " DESC" * bool(t.args.get("desc")) for t in (order.expressions if order is not None else [])]
+        terms = [
+            collated(self(t.this)) + " DESC" * bool(t.args.get("desc"))
+            for t in (order.expressions if order is not None else [])
+        ]
         inside = f"PARTITION BY {parts} " * bool(parts) + f"ORDER BY {', '.join(terms)}" * bool(terms)
         return Expr(f"{name.lower()}() OVER ({inside})", INT)
 
@@ -265,7 +268,10 @@ class Expressions:
             return Expr(f"m_div_dec({left}, {right}, {inner})", decimal(scales[0] + 4)._replace(inner=inner))
         if double:
             unfixed = any(kind.kind == "dbl" and kind.scale is None for kind in kinds) or operator == "*"
-            return Expr(f"m_finite({left} {operator} {right})", Type("dbl", None if unfixed else max(scales)))
+            return Expr(
+                f"m_finite(0.0 + {left} {operator} {right})" if operator == "*" else f"m_finite({left} {operator} {right})",
+                Type("dbl", None if unfixed else max(scales)),
+            )
         if all(kind.kind == "int" for kind in kinds):
             return Expr(f"({left} {operator} {right})", INT)
         digits = [scale if kind.inner is None else kind.inner for kind, scale in zip(kinds, scales, strict=True)]

@@ -306,7 +306,12 @@ class _Select:
         order, having, group = node.args.get("order"), node.args.get("having"), node.args.get("group")
         ordered = [term.this for term in order.expressions] if order is not None else []
         aggregated = group is not None or any(
-            aggregates_in(one) for one in [*(item for item, _ in shown if not isinstance(item, Expr)), *ordered, *([having] if having is not None else [])]
+            aggregates_in(one)
+            for one in [
+                *(item for item, _ in shown if not isinstance(item, Expr)),
+                *ordered,
+                *([having] if having is not None else []),
+            ]
         )
         aliases = {name.lower(): item for item, name in shown if name and not isinstance(item, Expr)}
         terms = []
@@ -315,7 +320,10 @@ class _Select:
         if aggregated:
             translate.group = {one.sql for one in terms}
         values = [(item if isinstance(item, Expr) else translate(item), name) for item, name in shown]
-        values = [(self._grouped(value) if isinstance(item, Expr) else value, name) for (value, name), (item, _) in zip(values, shown, strict=True)]
+        values = [
+            (self._grouped(value) if isinstance(item, Expr) else value, name)
+            for (value, name), (item, _) in zip(values, shown, strict=True)
+        ]
         for (item, name), (value, _) in zip(shown, values, strict=True):
             if isinstance(item, exp.Expression) and name:
                 translate.aliases.setdefault(name.lower(), value)
@@ -394,7 +402,9 @@ class _Select:
                 table = item.table if isinstance(item, exp.Column) else ""
                 sources = [source for source in self.scope.sources if not table or source.name == table]
                 if not sources:
-                    raise Refusal(f"1051 (42S02): Unknown table '{table}'") if table else Refusal("1096 (HY000): No tables used")
+                    raise (
+                        Refusal(f"1051 (42S02): Unknown table '{table}'") if table else Refusal("1096 (HY000): No tables used")
+                    )
                 for source in sources:
                     for index, column in enumerate(source.columns):
                         if table or (source.alias, column.name.lower()) not in self.scope.hidden:
@@ -411,7 +421,9 @@ class _Select:
 
     def from_clause(self) -> str:
         node = self.node.args.get("from_")
-        if node is None or (node.this.name.lower() == "dual" and not node.this.args.get("joins") and type(node.this).__name__ == "Table"):
+        if node is None or (
+            node.this.name.lower() == "dual" and not node.this.args.get("joins") and type(node.this).__name__ == "Table"
+        ):
             return ""
         return " FROM " + self.joined(node.this, self.node.args.get("joins") or [])
 

@@ -17,7 +17,6 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     literal,
     quoted,
     stored,
-
     unsupported,
 )
 
@@ -139,7 +138,9 @@ def create(node: Any, scope: Scope) -> tuple[list[str], Relation | None]:
         if not node.args.get("replace"):
             raise Refusal(f"1050 (42S01): Table '{name}' already exists")
         before = [f"DROP {'VIEW' if scope.catalog[name].view else 'TABLE'} {quoted(name)}"]
-    like = next((one for one in (properties.expressions if properties is not None else []) if isinstance(one, exp.LikeProperty)), None)
+    like = next(
+        (one for one in (properties.expressions if properties is not None else []) if isinstance(one, exp.LikeProperty)), None
+    )
     if like is not None:
         relation = dataclasses.replace(scope.relation(like.this), name=name)
         return [*before, create_table_sql(relation)], relation
@@ -291,7 +292,14 @@ def describe(relation: Relation, like: str | None = None, *, full: bool = False)
         if like is not None and not _matches(column.name, like):
             continue
         default = column.default.strip("'").replace("''", "'") if column.default is not None else None
-        row = (column.name, column.declared, "YES" if column.nullable else "NO", column.key, default, "auto_increment" * column.auto)
+        row = (
+            column.name,
+            column.declared,
+            "YES" if column.nullable else "NO",
+            column.key,
+            default,
+            "auto_increment" * column.auto,
+        )
         if full:
             collation = "utf8mb4_general_ci" if column.type.kind == "str" else None
             row = (*row[:2], collation, *row[2:], "select,insert,update,references", "")
@@ -354,5 +362,3 @@ def _matches(name: str, pattern: str) -> bool:
     from cycleqd_jax.tasks.dbbench.sqlite_values import like
 
     return bool(like(name, pattern, "\\", 0))
-
-

@@ -24,7 +24,7 @@ _LOADER = """
 import base64, marshal, sys, types
 package = types.ModuleType({package!r})
 sys.modules[{package!r}] = package
-for name, code in marshal.loads(base64.b85decode({code!r})):
+for name, code in marshal.loads(base64.b64decode({code!r})):
     module = types.ModuleType({package!r} + "." + name)
     sys.modules[module.__name__] = module
     setattr(package, name, module)
@@ -152,7 +152,12 @@ def _translation(sql: str, catalog: tuple, database: str) -> Statement:
 def _server() -> str:
     folder = resources.files(_PACKAGE)
     codes = [
-        (name, compile(folder.joinpath(f"{name}.py").read_text(encoding="utf-8"), f"<{name}>", "exec", optimize=2, dont_inherit=True))
+        (
+            name,
+            compile(
+                folder.joinpath(f"{name}.py").read_text(encoding="utf-8"), f"<{name}>", "exec", optimize=2, dont_inherit=True
+            ),
+        )
         for name in _MODULES
     ]
-    return _LOADER.format(package=_PACKAGE, code=base64.b85encode(marshal.dumps(codes)).decode())
+    return _LOADER.format(package=_PACKAGE, code=base64.b64encode(marshal.dumps(codes)).decode())

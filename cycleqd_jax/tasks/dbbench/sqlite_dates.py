@@ -3,22 +3,43 @@
 A date is a text ``YYYY-MM-DD``, a datetime ``YYYY-MM-DD HH:MM:SS[.ffffff]``, a time ``[-]HH:MM:SS[.ffffff]``.
 """
 
-import calendar
 import datetime
 import re
 
-from cycleqd_jax.tasks.dbbench.sqlite_values import sql
+from cycleqd_jax.tasks.dbbench.sqlite_values import Pattern, sql
 
-DELIMITED = re.compile(
+DELIMITED = Pattern(
     r"\s*(\d{1,4})[!-/:-@\[-`{-~]+(\d{1,2})[!-/:-@\[-`{-~]+(\d{1,2})"
     r"(?:(?:T|\s+)(\d{1,2})(?:[!-/:-@\[-`{-~](\d{1,2})(?:[!-/:-@\[-`{-~](\d{1,2})(?:\.(\d+))?)?)?)?",
-    re.ASCII,
 )
-PACKED = re.compile(r"\s*(\d{6,14})(?!\d)", re.ASCII)
-CLOCK = re.compile(r"\s*(-?)(?:(\d+)\s+)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?(?:\.(\d+))?", re.ASCII)
+PACKED = Pattern(r"\s*(\d{6,14})(?!\d)")
+CLOCK = Pattern(r"\s*(-?)(?:(\d+)\s+)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?(?:\.(\d+))?")
+MONTHS = (
+    "",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+SHORT_MONTHS, SHORT_DAYS = (tuple(name[:3] for name in names) for names in (MONTHS, DAYS))
 DAY = datetime.timedelta(days=1)
 MICROSECOND = datetime.timedelta(microseconds=1)
 SECOND = 1_000_000
+
+
+def days_in(year, month):
+    """The number of days of a month."""
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    return 29 if month == 2 and leap else (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)[month - 1]
 
 
 def full_year(text):
@@ -48,7 +69,7 @@ def parts(text):
     year, month, day, hour, minute, second, _ = values
     if month > 12 or hour > 23 or minute > 59 or second > 59:
         return None
-    if day > (calendar.monthrange(year, month)[1] if month and year else 31):
+    if day > (days_in(year, month) if month and year else 31):
         return None
     return values
 
@@ -161,7 +182,7 @@ def part(text, name):
     if name == "WEEK":
         return week(value, 0)[1]
     if name == "DAYNAME":
-        return calendar.day_name[value.weekday()]
+        return DAYS[value.weekday()]
     if name == "TO_DAYS":
         return value.toordinal() + 365
     return {"DAYOFWEEK": value.isoweekday() % 7 + 1, "WEEKDAY": value.weekday(), "DAYOFYEAR": value.timetuple().tm_yday}[name]
@@ -171,7 +192,7 @@ def part(text, name):
 def month_name(text):
     """MONTHNAME."""
     values = parts(text)
-    return None if values is None or not values[1] else calendar.month_name[values[1]]
+    return None if values is None or not values[1] else MONTHS[values[1]]
 
 
 @sql("m_last_day")
@@ -180,7 +201,7 @@ def last_day(text):
     values = parts(text)
     if values is None or not values[1]:
         return None
-    return f"{values[0]:04d}-{values[1]:02d}-{calendar.monthrange(values[0] or 4, values[1])[1]:02d}"
+    return f"{values[0]:04d}-{values[1]:02d}-{days_in(values[0] or 4, values[1]):02d}"
 
 
 @sql("m_from_days")
@@ -318,10 +339,10 @@ def date_add(text, amount, unit, sign, kind):
         if unit in ("YEAR", "QUARTER", "MONTH"):
             months = value.year * 12 + value.month - 1 + amount * {"YEAR": 12, "QUARTER": 3, "MONTH": 1}[unit]
             year, month = divmod(months, 12)
-            value = value.replace(year=year, month=month + 1, day=min(value.day, calendar.monthrange(year, month + 1)[1]))
+            value = value.replace(year=year, month=month + 1, day=min(value.day, days_in(year, month + 1)))
         else:
             value += amount * datetime.timedelta(**{f"{unit.lower()}s": 1})
-    except (ValueError, OverflowError, calendar.IllegalMonthError):
+    except (ValueError, OverflowError):
         return None
     timed = unit in ("HOUR", "MINUTE", "SECOND", "MICROSECOND")
     if kind == "date" or (kind == "text" and not timed and not re.search(r"\d[T\s]+\d", text)):
@@ -362,11 +383,11 @@ def date_format(text, pattern, timed):
             return simple[code]
         if code in "MbWawjUuVvXx":
             if code in "Mb":
-                return (calendar.month_name if code == "M" else calendar.month_abbr)[month] if month else missing()
+                return (MONTHS if code == "M" else SHORT_MONTHS)[month] if month else missing()
             if value is None:
                 return missing()
             if code in "Wa":
-                return (calendar.day_name if code == "W" else calendar.day_abbr)[value.weekday()]
+                return (DAYS if code == "W" else SHORT_DAYS)[value.weekday()]
             if code in "wj":
                 return f"{value.isoweekday() % 7}" if code == "w" else f"{value.timetuple().tm_yday:03d}"
             found = week(value, {"U": 0, "u": 1, "V": 2, "v": 3, "X": 2, "x": 3}[code])
@@ -382,8 +403,25 @@ def date_format(text, pattern, timed):
         return None
 
 
-NAMES = {"M": [*calendar.month_name[1:], *calendar.month_abbr[1:]], "b": calendar.month_abbr[1:], "W": calendar.day_name, "a": calendar.day_abbr}
-WIDTHS = {"Y": 4, "y": 2, "m": 2, "c": 2, "d": 2, "e": 2, "H": 2, "k": 2, "h": 2, "I": 2, "l": 2, "i": 2, "s": 2, "S": 2, "f": 6, "j": 3}
+NAMES = {"M": [*MONTHS[1:], *SHORT_MONTHS[1:]], "b": SHORT_MONTHS[1:], "W": DAYS, "a": SHORT_DAYS}
+WIDTHS = {
+    "Y": 4,
+    "y": 2,
+    "m": 2,
+    "c": 2,
+    "d": 2,
+    "e": 2,
+    "H": 2,
+    "k": 2,
+    "h": 2,
+    "I": 2,
+    "l": 2,
+    "i": 2,
+    "s": 2,
+    "S": 2,
+    "f": 6,
+    "j": 3,
+}
 
 
 @sql("m_str_to_date")

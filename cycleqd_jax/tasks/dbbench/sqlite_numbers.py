@@ -10,7 +10,6 @@ import zlib
 
 from cycleqd_jax.tasks.dbbench.sqlite_values import Fault, quantized, sql
 
-
 DEADLINE = [math.inf]  # when the statement in progress has to end
 
 

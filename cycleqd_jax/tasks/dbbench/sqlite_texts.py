@@ -4,7 +4,7 @@ import binascii
 import decimal
 import math
 
-from cycleqd_jax.tasks.dbbench.sqlite_values import Fault, decimal_text, fitting, key, order, sort_key, sql
+from cycleqd_jax.tasks.dbbench.sqlite_values import Fault, decimal_text, fitting, order, sort_key, sql
 
 LONGEST_GROUP = 1_048_576
 
@@ -405,7 +405,7 @@ class Joined:
             self.rows.reverse()  # MySQL shows rows of equal keys in this order
         for index in reversed(range(len(self.directions))):
             descending = self.directions[index]
-            self.rows.sort(key=lambda row: sortable(row[1][index]), reverse=bool(descending))  # noqa: B023
+            self.rows.sort(key=lambda row: sortable(row[1][index]), reverse=bool(descending))
         return self.separator.join(text for text, _ in self.rows)[:LONGEST_GROUP]
 
 

@@ -36,6 +36,18 @@ def sql(name, *, nulls=False, varying=False):
     return add
 
 
+class Pattern:
+    """A regular expression that is compiled when it is first used: a database process starts for every episode."""
+
+    def __init__(self, pattern):
+        self.pattern = pattern
+
+    @functools.cached_property
+    def match(self):
+        """``re.Pattern.match``."""
+        return re.compile(self.pattern, re.ASCII).match
+
+
 def fitting(length):
     """Raises an error for a text that is too long."""
     if length > LONGEST_TEXT:
@@ -194,8 +206,8 @@ def regexp_instr(text, pattern):
 
 # ------------------------------------------------------------------------------------------------ conversion
 
-NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
-INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?\d+)", re.ASCII)
+NUMBER = Pattern(r"[ \t\n\v\f\r]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
+INTEGER = Pattern(r"[ \t\n\v\f\r]*([+-]?\d+)")
 
 
 @sql("m_num")

@@ -292,6 +292,8 @@ class _Select:
 
         node, scope, translate = self.node, self.scope, self.expressions
         check_parts(node, _SELECT_PARTS)
+        if not node.expressions:
+            raise Refusal("1064 (42000): You have an error in your SQL syntax; SELECT has no expressions")
         if node.args.get("kind") or node.args.get("hint"):
             raise unsupported("this SELECT")
         if isinstance(node.args.get("distinct"), exp.Distinct) and node.args["distinct"].args.get("on"):

@@ -1,5 +1,6 @@
 """Seeded MySQL statements over the table of a record, for comparisons of the two backends of DBBench."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import random

@@ -19,7 +19,7 @@ OWN = Table(
     "staff",
     ("name", "age", "since", "home city"),
     (
-        ("Ann", "41", "2020-01-02", "Rome"), ("ann ", "7", "2019-12-31", "oslo"), ("Zoë", "1.50", "2020-02-29 10:11:12", "Lima"),
+        ("Ann", "41", "2020-01-02", "Rome"), ("ann ", "7", "2019-12-31", "oslo"), ("Zoë", "1.50", "2020-02-29 10:11:12", "Lima"),  # noqa: E501
         ("Zoe", "-3", "", "São Paulo"), ("bob", "10 years", "20210305", "Sao paulo"), ("", "0", "March 5, 2021", "50%"),
         ("O'Neil", "1,200", "5/12/2021", "a_b"), ("Straße", "1e2", "12:30:00", "x\\y"), ("Éva", "", "2021-13-01", "Rome"),
     ),
@@ -29,9 +29,11 @@ LIMITS = Limits(wall_s=60.0, cpu_s=60.0)
 
 @contextlib.contextmanager
 def both(sandbox, server, table):
-    with contextlib.closing(SqliteDatabase(sandbox, LIMITS, 20.0, table)) as embedded:
-        with contextlib.closing(MySqlDatabase(server, LIMITS, 20.0, SQL_MODE, table)) as real:
-            yield embedded, real
+    with (
+        contextlib.closing(SqliteDatabase(sandbox, LIMITS, 20.0, table)) as embedded,
+        contextlib.closing(MySqlDatabase(server, LIMITS, 20.0, SQL_MODE, table)) as real,
+    ):
+        yield embedded, real
 
 
 def alike(output: str, expected: str) -> bool:
@@ -42,7 +44,7 @@ def alike(output: str, expected: str) -> bool:
 
 
 def differences(sandbox, server, table, texts):
-    """The statements whose results differ, and the number of those that SQLite refuses. Each has a fresh table after a change."""
+    """The statements whose results differ, and the number of those that SQLite refuses."""
     found, refused = [], 0
     with contextlib.ExitStack() as stack:
         embedded, real = stack.enter_context(both(sandbox, server, table))

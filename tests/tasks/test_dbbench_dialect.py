@@ -1,5 +1,6 @@
 """Statements of MySQL on the SQLite backend: results as MariaDB 10.11 gives them, and refusals."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import contextlib

@@ -79,11 +79,11 @@ def quotient_digits(first: int, second: int) -> int:
     return -(-(sum(words) + max(0, 4 - (sum(words) - first - second))) // 9) * 9
 
 
-def aggregates_in(node: exp.Expression) -> bool:
+def aggregates_in(node: Any) -> bool:
     """Whether an expression has an aggregate of its own query."""
     from sqlglot import exp
 
-    def visit(one: exp.Expression) -> bool:
+    def visit(one: Any) -> bool:
         if isinstance(one, exp.Query | exp.Window):
             return False
         if isinstance(one, exp.GroupConcat) or (isinstance(one, exp.Anonymous) and str(one.this).upper() in AGGREGATES):

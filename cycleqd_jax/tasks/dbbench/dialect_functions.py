@@ -31,7 +31,24 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
 __all__ = ["AGGREGATES", "call", "date_add"]
 
 AGGREGATES = frozenset(
-    ["COUNT", "SUM", "AVG", "MIN", "MAX", "GROUP_CONCAT", "STD", "STDDEV", "STDDEV_POP", "STDDEV_SAMP", "VARIANCE", "VAR_POP", "VAR_SAMP", "BIT_AND", "BIT_OR", "BIT_XOR"]
+    [
+        "COUNT",
+        "SUM",
+        "AVG",
+        "MIN",
+        "MAX",
+        "GROUP_CONCAT",
+        "STD",
+        "STDDEV",
+        "STDDEV_POP",
+        "STDDEV_SAMP",
+        "VARIANCE",
+        "VAR_POP",
+        "VAR_SAMP",
+        "BIT_AND",
+        "BIT_OR",
+        "BIT_XOR",
+    ]
 )
 
 
@@ -101,7 +118,7 @@ _SIMPLE = {
     "REGEXP_SUBSTR": _Simple("ss", TEXT, "m_regexp_substr({all})"),
     "REGEXP_INSTR": _Simple("ss", INT, "m_regexp_instr({all})"),
     "SQRT": _math("sqrt"), "SIN": _math("sin"), "COS": _math("cos"), "TAN": _math("tan"), "COT": _math("cot"),
-    "ASIN": _math("asin"), "ACOS": _math("acos"), "ATAN": _math("atan"), "DEGREES": _math("degrees"), "RADIANS": _math("radians"),
+    "ASIN": _math("asin"), "ACOS": _math("acos"), "ATAN": _math("atan"), "DEGREES": _math("degrees"), "RADIANS": _math("radians"),  # noqa: E501
     "ATAN2": _Simple("nn", DOUBLE, "m_atan2({all})"),
     "EXP": _Simple("n", DOUBLE, "m_exp({0})"),
     "LN": _Simple("n", DOUBLE, "m_log({0}, 0)"),
@@ -136,7 +153,7 @@ _SIMPLE = {
     "USER": _Simple("", TEXT, "'root@localhost'"),
     "CURRENT_USER": _Simple("", TEXT, "'root@%'"),
     "CHARSET": _Simple("s", TEXT, "'utf8mb4'"),
-    "BIT_COUNT": _Simple("i", INT, "(length(m_conv(CAST({0} AS TEXT), 10, 2)) - length(m_replace(m_conv(CAST({0} AS TEXT), 10, 2), '1', '')))"),
+    "BIT_COUNT": _Simple("i", INT, "(length(m_conv(CAST({0} AS TEXT), 10, 2)) - length(m_replace(m_conv(CAST({0} AS TEXT), 10, 2), '1', '')))"),  # noqa: E501
     "FOUND_ROWS": _Simple("", INT, "1"), "LAST_INSERT_ID": _Simple("", INT, "0"), "ROW_COUNT": _Simple("", INT, "-1"),
 }  # fmt: skip
 _SAME = {
@@ -193,7 +210,77 @@ def _wrong_count(name: str) -> Refusal:
 
 # Functions of MySQL that are not translated.
 _KNOWN = frozenset(
-    ["JSON_EXTRACT", "JSON_OBJECT", "JSON_ARRAY", "JSON_VALUE", "JSON_UNQUOTE", "JSON_CONTAINS", "JSON_LENGTH", "JSON_KEYS", "JSON_ARRAYAGG", "JSON_OBJECTAGG", "JSON_VALID", "JSON_SEARCH", "JSON_SET", "AES_ENCRYPT", "AES_DECRYPT", "COMPRESS", "UNCOMPRESS", "BENCHMARK", "GET_LOCK", "RELEASE_LOCK", "IS_FREE_LOCK", "IS_USED_LOCK", "LOAD_FILE", "UUID", "UUID_SHORT", "INET_ATON", "INET_NTOA", "PERIOD_ADD", "PERIOD_DIFF", "CONVERT_TZ", "ADDTIME", "SUBTIME", "EXPORT_SET", "MAKE_SET", "FROM_BASE64", "PASSWORD", "ENCRYPT", "EXTRACTVALUE", "UPDATEXML", "COERCIBILITY", "COLLATION", "TO_SECONDS", "GET_FORMAT", "NAME_CONST", "LEAD", "LAG", "ROW_NUMBER", "RANK", "DENSE_RANK", "NTILE", "FIRST_VALUE", "LAST_VALUE", "CUME_DIST", "PERCENT_RANK", "DEFAULT", "VALUE", "WEIGHT_STRING", "MATCH", "RANDOM_BYTES", "OLD_PASSWORD", "DECODE", "ENCODE", "TIMESTAMPADD", "NVL2", "CHR", "INTERVAL", "NTH_VALUE", "ST_DISTANCE", "POINT"]
+    [
+        "JSON_EXTRACT",
+        "JSON_OBJECT",
+        "JSON_ARRAY",
+        "JSON_VALUE",
+        "JSON_UNQUOTE",
+        "JSON_CONTAINS",
+        "JSON_LENGTH",
+        "JSON_KEYS",
+        "JSON_ARRAYAGG",
+        "JSON_OBJECTAGG",
+        "JSON_VALID",
+        "JSON_SEARCH",
+        "JSON_SET",
+        "AES_ENCRYPT",
+        "AES_DECRYPT",
+        "COMPRESS",
+        "UNCOMPRESS",
+        "BENCHMARK",
+        "GET_LOCK",
+        "RELEASE_LOCK",
+        "IS_FREE_LOCK",
+        "IS_USED_LOCK",
+        "LOAD_FILE",
+        "UUID",
+        "UUID_SHORT",
+        "INET_ATON",
+        "INET_NTOA",
+        "PERIOD_ADD",
+        "PERIOD_DIFF",
+        "CONVERT_TZ",
+        "ADDTIME",
+        "SUBTIME",
+        "EXPORT_SET",
+        "MAKE_SET",
+        "FROM_BASE64",
+        "PASSWORD",
+        "ENCRYPT",
+        "EXTRACTVALUE",
+        "UPDATEXML",
+        "COERCIBILITY",
+        "COLLATION",
+        "TO_SECONDS",
+        "GET_FORMAT",
+        "NAME_CONST",
+        "LEAD",
+        "LAG",
+        "ROW_NUMBER",
+        "RANK",
+        "DENSE_RANK",
+        "NTILE",
+        "FIRST_VALUE",
+        "LAST_VALUE",
+        "CUME_DIST",
+        "PERCENT_RANK",
+        "DEFAULT",
+        "VALUE",
+        "WEIGHT_STRING",
+        "MATCH",
+        "RANDOM_BYTES",
+        "OLD_PASSWORD",
+        "DECODE",
+        "ENCODE",
+        "TIMESTAMPADD",
+        "NVL2",
+        "CHR",
+        "INTERVAL",
+        "NTH_VALUE",
+        "ST_DISTANCE",
+        "POINT",
+    ]
 )
 
 _Compare = Callable[[str, Expr, Expr], str]
@@ -379,7 +466,7 @@ _BUILDERS: dict[tuple[str, int], Callable[[list[Expr], _Compare], Expr]] = {
     ("TRUNCATE", 2): _truncate, ("CEIL", 1): _to_whole("ceil"), ("FLOOR", 1): _to_whole("floor"), ("ABS", 1): _absolute,
     ("MOD", 2): _mod, ("LOG", 1): _log, ("LOG", 2): _log, ("SUBSTRING", 2): _substring, ("SUBSTRING", 3): _substring,
     ("LPAD", 2): _pad(1), ("LPAD", 3): _pad(1), ("RPAD", 2): _pad(0), ("RPAD", 3): _pad(0), ("LOCATE", 2): _locate,
-    ("LOCATE", 3): _locate, ("FIELD", -1): _field, ("ELT", -1): _elt, ("HEX", 1): _hex, ("CHAR", -1): _char, ("RAND", -1): _rand,
+    ("LOCATE", 3): _locate, ("FIELD", -1): _field, ("ELT", -1): _elt, ("HEX", 1): _hex, ("CHAR", -1): _char, ("RAND", -1): _rand,  # noqa: E501
     ("WEEK", 1): _week(0), ("WEEK", 2): _week(0), ("SHA2", 2): _sha2, ("YEARWEEK", 1): _week(1), ("YEARWEEK", 2): _week(1),
     ("STR_TO_DATE", 2): _str_to_date, ("UNIX_TIMESTAMP", 0): _unix, ("UNIX_TIMESTAMP", 1): _unix,
 }  # fmt: skip

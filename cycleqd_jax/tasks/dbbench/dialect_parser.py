@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cycleqd_jax.tasks.dbbench.dialect_types import Refusal, unsupported
-
-if TYPE_CHECKING:
-    from sqlglot import exp
 
 __all__ = ["parse", "split"]
 
@@ -29,13 +26,199 @@ _SCANNED = re.compile(
     re.DOTALL,
 )
 _SIGNS = frozenset(
-    ("<=>", "<<", ">>", "&&", "||", ":=", "<=", ">=", "<>", "!=", "=", "<", ">", "+", "-", "*", "/", "%", "&", "|", "^", "~", "!",
+    ("<=>", "<<", ">>", "&&", "||", ":=", "<=", ">=", "<>", "!=", "=", "<", ">", "+", "-", "*", "/", "%", "&", "|", "^", "~", "!",  # noqa: E501
      "(", ")", ",", ".")
 )  # fmt: skip
 _PREFIXES = frozenset(("NOT", "!", "-", "+", "~", "BINARY", "INTERVAL", "CASE", "EXPLAIN", "DESCRIBE", "DESC"))
 # Words that sqlglot reads as names and MySQL does not allow as names without quotes.
 _RESERVED = frozenset(
-    ["ACCESSIBLE", "ADD", "ALL", "ALTER", "ANALYZE", "AND", "AS", "ASC", "ASENSITIVE", "BEFORE", "BETWEEN", "BIGINT", "BINARY", "BLOB", "BOTH", "BY", "CALL", "CASCADE", "CASE", "CHANGE", "CHAR", "CHARACTER", "CHECK", "COLLATE", "COLUMN", "CONDITION", "CONSTRAINT", "CONTINUE", "CONVERT", "CREATE", "CROSS", "CURSOR", "DATABASE", "DATABASES", "DEC", "DECIMAL", "DECLARE", "DEFAULT", "DELAYED", "DELETE", "DESC", "DESCRIBE", "DISTINCT", "DISTINCTROW", "DIV", "DOUBLE", "DROP", "EACH", "ELSE", "ELSEIF", "ENCLOSED", "ESCAPED", "EXCEPT", "EXISTS", "EXIT", "EXPLAIN", "FETCH", "FLOAT", "FOR", "FORCE", "FOREIGN", "FROM", "FULLTEXT", "GRANT", "GROUP", "HAVING", "IF", "IGNORE", "IN", "INDEX", "INFILE", "INNER", "INOUT", "INSERT", "INT", "INTEGER", "INTERSECT", "INTERVAL", "INTO", "IS", "ITERATE", "JOIN", "KEY", "KEYS", "KILL", "LEADING", "LEAVE", "LEFT", "LIKE", "LIMIT", "LINEAR", "LINES", "LOAD", "LOCK", "LONG", "LONGBLOB", "LONGTEXT", "LOOP", "MATCH", "MEDIUMBLOB", "MEDIUMINT", "MEDIUMTEXT", "MOD", "NATURAL", "NOT", "NULL", "NUMERIC", "ON", "OPTIMIZE", "OPTION", "OR", "ORDER", "OUT", "OUTER", "OUTFILE", "OVER", "PARTITION", "PRECISION", "PRIMARY", "PROCEDURE", "PURGE", "RANGE", "READ", "READS", "REAL", "RECURSIVE", "REFERENCES", "REGEXP", "RELEASE", "RENAME", "REPEAT", "REPLACE", "REQUIRE", "RESTRICT", "RETURN", "RETURNING", "REVOKE", "RIGHT", "RLIKE", "ROWS", "SCHEMA", "SCHEMAS", "SELECT", "SENSITIVE", "SEPARATOR", "SET", "SHOW", "SIGNAL", "SMALLINT", "SPATIAL", "SQL", "STARTING", "STRAIGHT_JOIN", "TABLE", "TERMINATED", "THEN", "TINYBLOB", "TINYINT", "TINYTEXT", "TO", "TRAILING", "TRIGGER", "TRUE", "FALSE", "UNDO", "UNION", "UNIQUE", "UNLOCK", "UNSIGNED", "UPDATE", "USAGE", "USE", "USING", "VALUES", "VARBINARY", "VARCHAR", "VARYING", "WHEN", "WHERE", "WHILE", "WINDOW", "WITH", "WRITE", "XOR", "ZEROFILL"]
+    [
+        "ACCESSIBLE",
+        "ADD",
+        "ALL",
+        "ALTER",
+        "ANALYZE",
+        "AND",
+        "AS",
+        "ASC",
+        "ASENSITIVE",
+        "BEFORE",
+        "BETWEEN",
+        "BIGINT",
+        "BINARY",
+        "BLOB",
+        "BOTH",
+        "BY",
+        "CALL",
+        "CASCADE",
+        "CASE",
+        "CHANGE",
+        "CHAR",
+        "CHARACTER",
+        "CHECK",
+        "COLLATE",
+        "COLUMN",
+        "CONDITION",
+        "CONSTRAINT",
+        "CONTINUE",
+        "CONVERT",
+        "CREATE",
+        "CROSS",
+        "CURSOR",
+        "DATABASE",
+        "DATABASES",
+        "DEC",
+        "DECIMAL",
+        "DECLARE",
+        "DEFAULT",
+        "DELAYED",
+        "DELETE",
+        "DESC",
+        "DESCRIBE",
+        "DISTINCT",
+        "DISTINCTROW",
+        "DIV",
+        "DOUBLE",
+        "DROP",
+        "EACH",
+        "ELSE",
+        "ELSEIF",
+        "ENCLOSED",
+        "ESCAPED",
+        "EXCEPT",
+        "EXISTS",
+        "EXIT",
+        "EXPLAIN",
+        "FETCH",
+        "FLOAT",
+        "FOR",
+        "FORCE",
+        "FOREIGN",
+        "FROM",
+        "FULLTEXT",
+        "GRANT",
+        "GROUP",
+        "HAVING",
+        "IF",
+        "IGNORE",
+        "IN",
+        "INDEX",
+        "INFILE",
+        "INNER",
+        "INOUT",
+        "INSERT",
+        "INT",
+        "INTEGER",
+        "INTERSECT",
+        "INTERVAL",
+        "INTO",
+        "IS",
+        "ITERATE",
+        "JOIN",
+        "KEY",
+        "KEYS",
+        "KILL",
+        "LEADING",
+        "LEAVE",
+        "LEFT",
+        "LIKE",
+        "LIMIT",
+        "LINEAR",
+        "LINES",
+        "LOAD",
+        "LOCK",
+        "LONG",
+        "LONGBLOB",
+        "LONGTEXT",
+        "LOOP",
+        "MATCH",
+        "MEDIUMBLOB",
+        "MEDIUMINT",
+        "MEDIUMTEXT",
+        "MOD",
+        "NATURAL",
+        "NOT",
+        "NULL",
+        "NUMERIC",
+        "ON",
+        "OPTIMIZE",
+        "OPTION",
+        "OR",
+        "ORDER",
+        "OUT",
+        "OUTER",
+        "OUTFILE",
+        "OVER",
+        "PARTITION",
+        "PRECISION",
+        "PRIMARY",
+        "PROCEDURE",
+        "PURGE",
+        "RANGE",
+        "READ",
+        "READS",
+        "REAL",
+        "RECURSIVE",
+        "REFERENCES",
+        "REGEXP",
+        "RELEASE",
+        "RENAME",
+        "REPEAT",
+        "REPLACE",
+        "REQUIRE",
+        "RESTRICT",
+        "RETURN",
+        "RETURNING",
+        "REVOKE",
+        "RIGHT",
+        "RLIKE",
+        "ROWS",
+        "SCHEMA",
+        "SCHEMAS",
+        "SELECT",
+        "SENSITIVE",
+        "SEPARATOR",
+        "SET",
+        "SHOW",
+        "SIGNAL",
+        "SMALLINT",
+        "SPATIAL",
+        "SQL",
+        "STARTING",
+        "STRAIGHT_JOIN",
+        "TABLE",
+        "TERMINATED",
+        "THEN",
+        "TINYBLOB",
+        "TINYINT",
+        "TINYTEXT",
+        "TO",
+        "TRAILING",
+        "TRIGGER",
+        "TRUE",
+        "FALSE",
+        "UNDO",
+        "UNION",
+        "UNIQUE",
+        "UNLOCK",
+        "UNSIGNED",
+        "UPDATE",
+        "USAGE",
+        "USE",
+        "USING",
+        "VALUES",
+        "VARBINARY",
+        "VARCHAR",
+        "VARYING",
+        "WHEN",
+        "WHERE",
+        "WHILE",
+        "WINDOW",
+        "WITH",
+        "WRITE",
+        "XOR",
+        "ZEROFILL",
+    ]
 )
 _NAMED = re.compile(r"(?i)^(?:\s*)(REPLACE)\b")
 
@@ -43,7 +226,7 @@ _NAMED = re.compile(r"(?i)^(?:\s*)(REPLACE)\b")
 def syntax_error(near: str) -> Refusal:
     """MySQL's error of a statement that can't be parsed."""
     return Refusal(
-        "1064 (42000): You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version for "
+        "1064 (42000): You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version for "  # noqa: E501
         f"the right syntax to use near '{near[:80]}' at line 1"
     )
 
@@ -123,7 +306,7 @@ def _dialect() -> Any:
     return Verbatim()
 
 
-def parse(statement: str) -> tuple[exp.Expression, bool]:
+def parse(statement: str) -> tuple[Any, bool]:
     """The tree of a statement, and whether it is REPLACE, which is parsed as an INSERT.
 
     Raises:

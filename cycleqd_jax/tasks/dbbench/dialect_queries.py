@@ -114,7 +114,8 @@ class Scope:
         if len(found) > 1:
             raise Refusal(f"1052 (23000): Column '{name}' in {_CLAUSES[clause]} is ambiguous")
         if found:
-            return self.overrides.get(found[0].sql, found[0]), False
+            override = self.overrides.get(found[0].sql)
+            return found[0] if override is None else override, False
         if self.parent is not None:
             outer = self.parent.find(name, table, clause)
             return None if outer is None else (outer[0], True)
@@ -125,7 +126,7 @@ class Scope:
         shown = f"{node.table}.{node.name}" if node.table else node.name
         return Refusal(f"1054 (42S22): Unknown column '{shown}' in '{_CLAUSES[clause]}'")
 
-    def subquery(self, node: exp.Expression) -> Query:
+    def subquery(self, node: Any) -> Query:
         """A query inside an expression."""
         return query(node, Scope(self.catalog, self.database, self), inner=True)
 
@@ -139,7 +140,7 @@ class Scope:
         return found
 
 
-def check_parts(node: exp.Expression, known: set[str]) -> None:
+def check_parts(node: Any, known: set[str]) -> None:
     """Refuses a statement with a part that is not translated."""
     for name, value in node.args.items():
         if value not in (None, False, []) and name not in known:
@@ -290,7 +291,7 @@ class _Select:
     def made(self) -> Query:
         from sqlglot import exp
 
-        node, scope, translate = self.node, self.scope, self.expressions
+        node, translate = self.node, self.expressions
         check_parts(node, _SELECT_PARTS)
         if not node.expressions:
             raise Refusal("1064 (42000): You have an error in your SQL syntax; SELECT has no expressions")
@@ -327,7 +328,7 @@ class _Select:
             for (value, name), (item, _) in zip(values, shown, strict=True)
         ]
         for (item, name), (value, _) in zip(shown, values, strict=True):
-            if isinstance(item, exp.Expression) and name:
+            if isinstance(item, exp.Expr) and name:
                 translate.aliases.setdefault(name.lower(), value)
         distinct = node.args.get("distinct") is not None
         columns = [Column(name, value.type, _declared(value)) for value, name in values]

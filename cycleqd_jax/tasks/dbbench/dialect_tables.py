@@ -22,7 +22,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
 
 __all__ = ["alter", "create", "create_table_sql", "describe", "show"]
 
-_WHOLE = {"TINYINT": "tinyint(4)", "SMALLINT": "smallint(6)", "MEDIUMINT": "mediumint(9)", "INT": "int(11)", "BIGINT": "bigint(20)",
+_WHOLE = {"TINYINT": "tinyint(4)", "SMALLINT": "smallint(6)", "MEDIUMINT": "mediumint(9)", "INT": "int(11)", "BIGINT": "bigint(20)",  # noqa: E501
           "UTINYINT": "tinyint(3) unsigned", "USMALLINT": "smallint(5) unsigned", "UMEDIUMINT": "mediumint(8) unsigned",
           "UINT": "int(10) unsigned", "UBIGINT": "bigint(20) unsigned", "BOOLEAN": "tinyint(1)"}  # fmt: skip
 _TEXTS = {"TEXT": "text", "TINYTEXT": "tinytext", "MEDIUMTEXT": "mediumtext", "LONGTEXT": "longtext"}

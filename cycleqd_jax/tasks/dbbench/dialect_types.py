@@ -6,7 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 __all__ = [
-    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation", "Type",
+    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation", "Type",  # noqa: E501
     "common", "decimal", "literal", "number", "quoted", "stored", "text", "truth", "unsupported",
 ]  # fmt: skip
 

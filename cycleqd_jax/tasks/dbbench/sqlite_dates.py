@@ -78,7 +78,7 @@ def moment(text):
     """A text as ``datetime``, or None."""
     values = parts(text)
     try:
-        return None if values is None else datetime.datetime(*values)
+        return None if values is None else datetime.datetime(*values)  # pyright: ignore[reportArgumentType]
     except ValueError:
         return None
 
@@ -374,7 +374,7 @@ def date_format(text, pattern, timed):
     def one(match):
         code = match[1]
         simple = {
-            "Y": f"{year:04d}", "y": f"{year % 100:02d}", "m": f"{month:02d}", "c": f"{month}", "d": f"{day:02d}", "e": f"{day}",
+            "Y": f"{year:04d}", "y": f"{year % 100:02d}", "m": f"{month:02d}", "c": f"{month}", "d": f"{day:02d}", "e": f"{day}",  # noqa: E501
             "D": f"{day}{suffix}", "H": f"{hour:02d}", "k": f"{hour}", "h": f"{twelve:02d}", "I": f"{twelve:02d}",
             "l": f"{twelve}", "i": f"{minute:02d}", "s": f"{second:02d}", "S": f"{second:02d}", "f": f"{micro:06d}",
             "p": half, "T": f"{hour:02d}:{minute:02d}:{second:02d}", "r": f"{twelve:02d}:{minute:02d}:{second:02d} {half}",

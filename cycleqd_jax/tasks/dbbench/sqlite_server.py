@@ -149,7 +149,7 @@ def shown(value, code):
             return datetime.date(*numbers[:3])
         if len(numbers) == 7:
             numbers[6] = int(value.partition(".")[2].ljust(6, "0"))
-        return datetime.datetime(*numbers)
+        return datetime.datetime(*numbers)  # pyright: ignore[reportArgumentType]
     except ValueError:
         return value
 

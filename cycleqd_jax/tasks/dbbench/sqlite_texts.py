@@ -3,6 +3,7 @@
 import binascii
 import decimal
 import math
+from typing import Any
 
 from cycleqd_jax.tasks.dbbench.sqlite_values import Fault, decimal_text, fitting, order, sort_key, sql
 
@@ -296,7 +297,8 @@ class Total:
     """SUM and AVG. The mode is ``"exact"`` (decimals and integers) or ``"double"``; ``mean`` chooses AVG."""
 
     def __init__(self):
-        self.total, self.count, self.seen = None, 0, set()
+        self.total: Any = None
+        self.count, self.seen = 0, set()
         self.mode, self.mean = "double", 0
 
     def step(self, value, mode, mean, distinct):

@@ -254,7 +254,7 @@ def quantized(value, scale):
 def decimal_text(value, scale):
     """The text of a decimal number."""
     value = quantized(value, scale)
-    return format(abs(value) if not value else value, "f")
+    return format(value if value else abs(value), "f")
 
 
 @sql("m_exact")

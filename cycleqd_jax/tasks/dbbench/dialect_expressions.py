@@ -30,8 +30,6 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
 if TYPE_CHECKING:
     from sqlglot import exp
 
-    from cycleqd_jax.tasks.dbbench.dialect_queries import Scope
-
 __all__ = ["Expressions", "aggregates_in", "collated", "compared"]
 
 _COMPARISONS = {"EQ": "=", "NEQ": "<>", "GT": ">", "GTE": ">=", "LT": "<", "LTE": "<=", "NullSafeEQ": "IS"}
@@ -102,7 +100,7 @@ class Expressions:
         database: name of the database.
     """
 
-    def __init__(self, scope: Scope, database: str) -> None:
+    def __init__(self, scope: Any, database: str) -> None:
         self.scope = scope
         self.database = database
         self.group: set[str] | None = None

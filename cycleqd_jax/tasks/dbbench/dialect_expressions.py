@@ -218,7 +218,7 @@ class Expressions:
                 return self.aliases[node.name.lower()]
             raise self.scope.unknown(node, self.clause)
         column, outer = found
-        if self.group is not None and not self._inside and not outer and column.sql not in self.group:
+        if self.group is not None and not self._inside and not outer:
             return Expr(f"m_first({column.sql})", column.type)
         return column
 

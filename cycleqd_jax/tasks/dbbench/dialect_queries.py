@@ -359,7 +359,7 @@ class _Select:
     def _grouped(self, value: Expr) -> Expr:
         """A column of ``*`` in a query that groups."""
         group = self.expressions.group
-        return value if group is None or value.sql in group else Expr(f"m_first({value.sql})", value.type)
+        return value if group is None else Expr(f"m_first({value.sql})", value.type)
 
     def group_terms(self, group: Any, shown: list, aliases: dict) -> list[Expr]:
         from sqlglot import exp

@@ -155,7 +155,14 @@ def find_in_set(needle, listed):
     if not listed or "," in needle:
         return 0
     wanted = sort_key(needle)
-    return next((i for i, part in enumerate(listed.split(","), 1) if sort_key(part) == wanted), 0)
+    return next(
+        (
+            i
+            for i, part in enumerate(listed.split(","), 1)
+            if len(part.encode()) == len(needle.encode()) and sort_key(part) == wanted
+        ),
+        0,
+    )
 
 
 @sql("m_field", nulls=True)

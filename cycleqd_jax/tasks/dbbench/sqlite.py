@@ -1,18 +1,45 @@
-"""DBBench on SQLite: a database in memory, in the sandbox."""
+"""DBBench on SQLite: a database in memory, in the sandbox, that follows MySQL's rules."""
 
 from __future__ import annotations
 
+import base64
 import functools
+import marshal
 from importlib import resources
 
 from cycleqd_jax.sandbox import Limits, Sandbox
 from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
+from cycleqd_jax.tasks.dbbench.dialect import Statement, fingerprint_sql, table_relation, translate
+from cycleqd_jax.tasks.dbbench.dialect_parser import split
+from cycleqd_jax.tasks.dbbench.dialect_tables import create_table_sql
+from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Refusal, quoted
 
 __all__ = ["SqliteDatabase"]
 
+_OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
+_PACKAGE = "cycleqd_jax.tasks.dbbench"
+_MODULES = ("sqlite_values", "sqlite_numbers", "sqlite_texts", "sqlite_dates", "sqlite_server")
+# Only this process writes the script, and the same Python executes it, so the compiled form of its modules is valid there.
+_LOADER = """
+import base64, marshal, sys, types
+package = types.ModuleType({package!r})
+sys.modules[{package!r}] = package
+for name, code in marshal.loads(base64.b64decode({code!r})):
+    module = types.ModuleType({package!r} + "." + name)
+    sys.modules[module.__name__] = module
+    setattr(package, name, module)
+    exec(code, module.__dict__)
+package.sqlite_server.main()
+"""
+
 
 class SqliteDatabase:
-    """One table in one SQLite database; every column is TEXT and compared case-insensitively, as in MySQL."""
+    """One table in one SQLite database; every column is TEXT.
+
+    Statements are translated outside the sandbox and executed inside. A statement that can't be translated is an error in its
+    output. If a text contains several statements, all of them are executed, but as with AgentBench's client the output is
+    "commands out of sync" and what they changed since the last definition of a table is undone.
+    """
 
     def __init__(self, sandbox: Sandbox, limits: Limits, seconds: float, table: Table) -> None:
         """Starts the database and builds the table.
@@ -29,28 +56,108 @@ class SqliteDatabase:
         """
         self._seconds = seconds
         self._table = table
+        self._catalog: Catalog = {}
         self._session = sandbox.session(_server(), limits=limits)
         try:
-            self._session.request({"build": {"name": table.name, "columns": table.columns, "rows": table.rows}})
+            self._build(table)
         except BaseException:
             self._session.close()
             raise
 
     def run(self, sql: str) -> Ran:
-        """Executes one statement."""
+        """Executes one or several statements."""
+        if not sql:
+            return Ran("[]", False)
         sql = unqualified(sql, self._table.name)
-        result = self._session.request({"sql": sql, "seconds": self._seconds, "characters": LONGEST_OUTPUT})
-        return Ran(truncated(result["output"]), result["timed_out"])
+        try:
+            statements = split(sql)
+            if len(statements) == 1:
+                return self._execute(_translation(statements[0], self._key(), self._table.name), commit=True)[0]
+        except Refusal as refusal:
+            return Ran(truncated(str(refusal)), False)
+        return self._execute_all(statements)
 
     def md5(self) -> str | None:
         """The fingerprint, computed in Python by MySQL's rule."""
-        return self._session.request({"md5": {"name": self._table.name, "columns": self._table.columns}})["md5"]
+        query = fingerprint_sql(self._catalog, self._table.name, self._table.columns)
+        return None if query is None else self._session.request({"md5": query})["md5"]
 
     def close(self) -> None:
         """Ends the process."""
         self._session.close()
 
+    def _build(self, table: Table) -> None:
+        names = [column.lower() for column in table.columns]
+        if not all(names) or len(set(names)) < len(names) or not table.name or "\0" in table.name + "".join(names):
+            return
+        relation = table_relation(table.name, table.columns)
+        marks = ", ".join("?" * len(table.columns))
+        ragged = any(len(row) != len(names) for row in table.rows)
+        request = {
+            "sql": create_table_sql(relation),
+            "insert": f"INSERT INTO {quoted(table.name)} VALUES ({marks})",
+            "rows": () if ragged else table.rows,
+        }
+        error = self._session.request({"build": request})["error"]
+        if error is None or "no such table" not in error:
+            self._catalog = {table.name: relation}
+
+    def _key(self) -> tuple:
+        return tuple(self._catalog.items())
+
+    def _execute(self, statement: Statement, *, commit: bool) -> tuple[Ran, bool]:
+        """The result of a statement, and whether it failed."""
+        if statement.rows is not None:
+            ran, failed = Ran(truncated(statement.rows), False), False
+        else:
+            result = self._session.request(
+                {
+                    "sql": statement.sql,
+                    "codes": statement.codes,
+                    "seconds": self._seconds,
+                    "characters": LONGEST_OUTPUT,
+                    "commit": commit or statement.catalog is not None,
+                }
+            )
+            ran, failed = Ran(truncated(result["output"]), result["timed_out"]), result["failed"]
+        if statement.catalog is not None and not failed:
+            self._catalog = statement.catalog
+        return ran, failed
+
+    def _execute_all(self, statements: list[str]) -> Ran:
+        first: Ran | None = None
+        try:
+            for text in statements:
+                try:
+                    ran, failed = self._execute(_translation(text, self._key(), self._table.name), commit=False)
+                except Refusal as refusal:
+                    ran, failed = Ran(truncated(str(refusal)), False), True
+                if ran.timed_out or (failed and first is None):
+                    return ran
+                if failed:
+                    break
+                first = first or ran
+        finally:
+            self._session.request({"rollback": True})
+        return Ran(_OUT_OF_SYNC, False)
+
+
+@functools.lru_cache(4096)
+def _translation(sql: str, catalog: tuple, database: str) -> Statement:
+    """The translation of a statement; during evolution many replies are equal."""
+    return translate(sql, dict(catalog), database)
+
 
 @functools.cache
 def _server() -> str:
-    return resources.files("cycleqd_jax.tasks.dbbench").joinpath("sqlite_server.py").read_text(encoding="utf-8")
+    folder = resources.files(_PACKAGE)
+    codes = [
+        (
+            name,
+            compile(
+                folder.joinpath(f"{name}.py").read_text(encoding="utf-8"), f"<{name}>", "exec", optimize=2, dont_inherit=True
+            ),
+        )
+        for name in _MODULES
+    ]
+    return _LOADER.format(package=_PACKAGE, code=base64.b64encode(marshal.dumps(codes)).decode())

@@ -1,21 +1,39 @@
-"""A SQLite database in memory that answers JSON requests. A script for the sandbox; the package never imports it.
+"""A SQLite database in memory that answers JSON requests. It runs in the sandbox.
 
 Every request and every answer is one line:
 
-- ``{"build": {"name": …, "columns": […], "rows": [[…]]}}`` → ``{"error": text or null}``
-- ``{"sql": text, "seconds": s, "characters": n}`` → ``{"output": text, "timed_out": bool}``: the rows as ``str()`` of the
-  driver's ``fetchall()``, or the text of the error; at most n + 1 characters
-- ``{"md5": {"name": …, "columns": […]}}`` → ``{"md5": text}``, null if the table or a column is gone or no row is left
+- ``{"build": {"sql": text, "insert": text, "rows": [[…]]}}`` → ``{"error": text or null}``
+- ``{"sql": [text, …], "codes": […] or null, "seconds": s, "characters": n, "commit": bool}`` → ``{"output": text, "timed_out":
+  bool, "failed": bool}``: the rows of the last statement as ``str()`` of the ``fetchall()`` of MySQL's driver, or the text of
+  the error; at most n + 1 characters. The codes are the types of the columns
+- ``{"rollback": true}`` → ``{}``
+- ``{"md5": text}`` → ``{"md5": text}``: the fingerprint of the rows of a query, null if it fails or has no rows
 """
 
+import datetime
 import hashlib
 import json
+import re
 import sqlite3
 import sys
 import time
 
+from cycleqd_jax.tasks.dbbench import sqlite_dates, sqlite_numbers
+from cycleqd_jax.tasks.dbbench.sqlite_texts import AGGREGATES
+from cycleqd_jax.tasks.dbbench.sqlite_values import (
+    FUNCTIONS,
+    NULL_AWARE,
+    VARYING,
+    Fault,
+    decimal_text,
+    order,
+    padded_order,
+)
+
 ALLOWED_PRAGMAS = ("table_info", "table_list", "table_xinfo", "index_list", "index_info")
 LENGTH_LIMIT = 4_000_000
+FAULTS = []  # the error of the function that failed last
+LIBRARY = (sqlite_dates, sqlite_numbers)  # modules that register functions
 
 
 def authorize(action, first, second, _database, _trigger):
@@ -34,48 +52,159 @@ def quoted(name):
     return '"' + name.replace('"', '""') + '"'
 
 
-def build(connection, name, columns, rows):
-    """Creates and fills the table as AgentBench does: one CREATE, one INSERT of all rows (one ragged row makes it fail).
+def guarded(function, aware):
+    """A function that keeps the message of its error, which SQLite does not show."""
 
-    Texts are compared case-insensitively, as in MySQL.
-    """
-    listed = ", ".join(f"{quoted(column)} TEXT COLLATE NOCASE" for column in columns)
+    def call(*args):
+        if not aware and None in args:
+            return None
+        try:
+            return function(*args)
+        except Fault as fault:
+            FAULTS.append(str(fault))
+            raise
+
+    return call
+
+
+def aggregate(kind):
+    """An aggregate that keeps the message of its error."""
+
+    class Guarded(kind):
+        def step(self, *args):
+            try:
+                super().step(*args)
+            except Fault as fault:
+                FAULTS.append(str(fault))
+                raise
+
+        def finalize(self):
+            try:
+                return super().finalize()
+            except Fault as fault:
+                FAULTS.append(str(fault))
+                raise
+
+    return Guarded
+
+
+def extend(connection):
+    """Registers MySQL's functions and collations."""
+    for name, function in FUNCTIONS.items():
+        connection.create_function(name, -1, guarded(function, name in NULL_AWARE), deterministic=name not in VARYING)
+    for name, kind in AGGREGATES.items():
+        connection.create_aggregate(name, -1, aggregate(kind))
+    connection.create_collation("mysql", order)
+    connection.create_collation("mysqlbin", lambda first, second: padded_order(first.rstrip(" "), second.rstrip(" ")))
+
+
+def build(connection, sql, insert, rows):
+    """Creates and fills the table as AgentBench does: one CREATE, one INSERT of all rows (one ragged row makes it fail)."""
     try:
-        if not all(columns):
-            raise sqlite3.OperationalError("a column has no name")
-        connection.execute(f"CREATE TABLE {quoted(name)} ({listed})")
-        if any(len(row) != len(columns) for row in rows):
+        connection.execute(sql)
+        if len({len(row) for row in rows}) > 1:
             raise sqlite3.OperationalError("a row has more or fewer cells than there are columns")
-        marks = ", ".join("?" * len(columns))
-        connection.executemany(f"INSERT INTO {quoted(name)} VALUES ({marks})", rows)
+        connection.executemany(insert, rows)
     except (sqlite3.Error, sqlite3.Warning) as error:
         return str(error)
     return None
 
 
-def run(connection, sql, seconds, characters):
-    """Executes one statement as if in a session of its own: commits it, and drops temporary objects.
+class Shown:
+    """A value whose ``repr()`` is a given text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __repr__(self):
+        return self.text
+
+
+def shown(value, code):
+    """A value as the driver of MySQL gives it."""
+    if value is None or code in ("str", "null"):
+        return value
+    if code == "int":
+        if isinstance(value, float):
+            raise Fault("1690 (22003): BIGINT value is out of range")
+        return value
+    if code == "dbl":
+        return float(value)
+    if code[0] == "f":
+        return float(f"{value:.{code[1:]}f}")
+    if code[0] == "d" and code[1:].isdecimal():
+        scale = int(code[1:])
+        if isinstance(value, float) and abs(value) * 10**scale > 9e15:
+            raise Fault("1235 (42000): This version of MySQL doesn't yet support 'decimals of more than 15 digits'")
+        return Shown(f"Decimal('{decimal_text(value, scale)}')")
+    if code == "bin":
+        return bytearray(value if isinstance(value, bytes) else str(value).encode())
+    if code == "time":
+        sign = -1 if value.startswith("-") else 1
+        hours, minutes, seconds = value.lstrip("-").split(":")
+        return sign * datetime.timedelta(hours=int(hours), minutes=int(minutes), seconds=float(seconds))
+    try:
+        numbers = [int(part) for part in re.split(r"[-: .]", value)]
+        if code == "date":
+            return datetime.date(*numbers[:3])
+        if len(numbers) == 7:
+            numbers[6] = int(value.partition(".")[2].ljust(6, "0"))
+        return datetime.datetime(*numbers)  # pyright: ignore[reportArgumentType]
+    except ValueError:
+        return value
+
+
+def run(connection, sql, codes, seconds, characters, commit):
+    """Executes statements as if in a session of their own: commits them, and drops temporary objects.
 
     Rows are fetched until their text has the length that is shown.
     """
     deadline = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    sqlite_numbers.DEADLINE[0] = deadline
+    FAULTS.clear()
+    failed = True
     try:
-        cursor = connection.execute(sql)
+        if not connection.in_transaction:
+            connection.execute("BEGIN")
+        for statement in sql[:-1]:
+            connection.execute(statement)
+        cursor = connection.execute(sql[-1])
         parts, length = [], 0
-        for row in cursor:
-            parts.append(str(row))
-            length += len(parts[-1]) + 2
-            if length > characters:
-                break
+        if codes is not None:
+            for row in cursor:
+                parts.append(str(tuple(map(shown, row, codes))))
+                length += len(parts[-1]) + 2
+                if length > characters:
+                    break
         cursor.close()
         output = "[" + ", ".join(parts) + "]"
-        settle(connection)
+        if commit:
+            settle(connection)
+        failed = False
+    except Fault as fault:
+        output = str(fault)
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
-        output = str(error) or "out of memory"
+        output = described(error)
     finally:
         connection.set_progress_handler(None, 0)
-    return {"output": output[: characters + 1], "timed_out": time.monotonic() > deadline}
+        if failed and connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return {"output": output[: characters + 1], "timed_out": time.monotonic() > deadline, "failed": failed}
+
+
+def described(error):
+    """An error of SQLite, in the form of MySQL's errors where it has the same one."""
+    message = str(error)
+    if FAULTS and "user-defined" in message:
+        return FAULTS[-1]
+    unique = re.match(r"UNIQUE constraint failed: (.*)", message)
+    if unique:
+        return f"1062 (23000): Duplicate entry for key '{unique[1]}'"
+    null = re.match(r"NOT NULL constraint failed: (?:.*)\.(.*)", message)
+    if null:
+        return f"1048 (23000): Column '{null[1]}' cannot be null"
+    return message or "out of memory"
 
 
 def settle(connection):
@@ -87,12 +216,11 @@ def settle(connection):
             connection.execute(f"DROP {kind} IF EXISTS temp.{quoted(name)}")
 
 
-def fingerprint(connection, name, columns):
+def fingerprint(connection, query):
     """MySQL's MD5(GROUP_CONCAT(rowhash ORDER BY rowhash)) of SUBSTRING(MD5(CONCAT_WS(',', columns)), 1, 5), or None."""
-    listed = ", ".join(f"{quoted(name)}.{quoted(column)}" for column in columns)
     hashes = []
     try:
-        for row in connection.execute(f"SELECT {listed} FROM main.{quoted(name)}"):
+        for row in connection.execute(query):
             text = ",".join(plain(cell) for cell in row if cell is not None)
             hashes.append(hashlib.md5(text.encode()).hexdigest()[:5])
     except (sqlite3.Error, sqlite3.Warning, MemoryError):
@@ -111,17 +239,18 @@ def main():
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LENGTH_LIMIT)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    extend(connection)
     for line in sys.stdin:
         request = json.loads(line)
         if "build" in request:
             answer = {"error": build(connection, **request["build"])}
             connection.set_authorizer(authorize)
         elif "sql" in request:
-            answer = run(connection, request["sql"], request["seconds"], request["characters"])
+            answer = run(connection, **request)
+        elif "rollback" in request:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            answer = {}
         else:
-            answer = {"md5": fingerprint(connection, **request["md5"])}
+            answer = {"md5": fingerprint(connection, request["md5"])}
         print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ from cycleqd_jax.sandbox import Killed
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, system_message, unprepared
 from cycleqd_jax.tasks.dbbench.answers import same_answer
 from cycleqd_jax.tasks.dbbench.databases import Database, Ran, Table
+from cycleqd_jax.tasks.dbbench.dialect import VERSION as DIALECT
 from cycleqd_jax.tasks.dbbench.mysql import SQL_MODE, MySqlDatabase
 from cycleqd_jax.tasks.dbbench.mysql_address import Address
 from cycleqd_jax.tasks.dbbench.mysql_server import MySqlServer
@@ -57,7 +58,7 @@ _LONGEST_SQL = 100_000
 _TOO_LONG = Score(0.0, "the statement is too long")
 # Results that depend on random numbers, the clock or the server, on either backend.
 _VARYING = re.compile(
-    r"\brand\b|random|current_|\bnow\b|julianday|strftime|\bdate|\btime|unixepoch|unix_timestamp|sysdate|curdate|curtime"
+    r"\brand\b|random|current_|\bnow\b|\bdate|\btime|unixepoch|unix_timestamp|sysdate|curdate|curtime"
     r"|localtime|\butc_|uuid|connection_id|_lock\b|_schema\b|processlist|@@|^\s*show\b",
     re.IGNORECASE,
 )
@@ -146,6 +147,7 @@ class DbBench(RecordTask[DbRecord]):
             "limits": dataclasses.asdict(self.limits),
             "backend": self.backend,
             "sql_mode": None if self._server is None else self.sql_mode,
+            "dialect": DIALECT if self._server is None else None,
             **({"protocol": self.protocol} if self.protocol != "text" else {}),
         }
 

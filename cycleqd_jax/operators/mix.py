@@ -109,8 +109,8 @@ def slerp_leaf(
 ) -> Float[Array, "*shape"]:
     """Interpolates two models on the sphere, for every tensor of one leaf.
 
-    Every tensor counts as one vector. Where the cosine of two vectors is above 0.9995 in magnitude, or a vector is zero, they
-    are interpolated on the line between them.
+    Every tensor counts as one vector. Two vectors whose cosine is above 0.9995 in magnitude are interpolated on the line
+    between them.
 
     Args:
         base: the leaf of the base, to which updates are added.

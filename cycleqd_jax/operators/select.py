@@ -221,4 +221,6 @@ def check_density(density: float, where: str) -> None:
         InputError: it is not above zero and at most one.
     """
     if not 0 < density <= 1:
-        raise InputError(f"expected a density above 0 and at most 1, got {density} for {where}; choose the share of entries to keep")
+        raise InputError(
+            f"expected a density above 0 and at most 1, got {density} for {where}; choose the share of entries to keep"
+        )

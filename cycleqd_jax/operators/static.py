@@ -1,0 +1,448 @@
+"""Static merges of models: uniform, linear, task arithmetic, TIES, DARE, DARE-TIES and SLERP, for any pytree.
+
+The definitions are those of mergekit, and so are the results on the same weights. A leaf is merged at a time, so memory beside
+inputs and output is that of one leaf. A *tensor* is what counts as one for the largest entries, for norms and for angles: the
+last two axes of a matrix, the last axis of everything else. Leading axes stack tensors, such as those of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cycleqd_jax.operators.adapter import check_updates
+from cycleqd_jax.operators.mix import linear_leaf, mix_leaf, slerp_leaf
+from cycleqd_jax.operators.select import Drop, Mask, Update, check_density, find_cut, leaf_key, norm_ratio
+from cycleqd_jax.operators.svd import is_matrix
+from cycleqd_jax.operators.task_vector import check_same_shapes
+from cycleqd_jax.types import Adapter, AnyArray, Array, Float, InputError, Params, PRNGKeyArray, PyTree, tree_paths
+
+__all__ = [
+    "STATIC_MERGES",
+    "PerExpert",
+    "Rescale",
+    "dare",
+    "dare_ties",
+    "keep_counts",
+    "linear",
+    "slerp",
+    "stack_axes",
+    "static_merge",
+    "task_arithmetic",
+    "ties",
+    "uniform",
+]
+
+PerExpert = float | Sequence[PyTree]
+"""One number for all experts, or one entry for each: a number, or a tree like the base. A leaf of the tree is a number, or an
+array with a number for every tensor that the base's leaf stacks."""
+
+Rescale = Literal["none", "density", "l1"]
+"""What kept entries are multiplied with: nothing, 1 / density, or the ratio of the tensor's L1 norms before and after."""
+
+STATIC_MERGES = ("uniform", "task_arithmetic", "ties", "dare", "dare_ties", "slerp")
+"""The methods of :func:`static_merge`."""
+
+
+def stack_axes(path: str, leaf: AnyArray | jax.ShapeDtypeStruct) -> int:
+    """The number of leading axes of a leaf that stack tensors: all except two of a matrix, all except one of others.
+
+    Args:
+        path: the path of the leaf.
+        leaf: an array or ``ShapeDtypeStruct``.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import stack_axes
+    >>> stack_axes("layers/attn/q", jnp.zeros((2, 8, 8))), stack_axes("layers/input_norm", jnp.zeros((2, 8)))
+    (1, 1)
+    """
+    return max(leaf.ndim - (2 if is_matrix(path, leaf) else 1), 0)
+
+
+def keep_counts(density: float | np.ndarray, size: int) -> np.ndarray:
+    """How many entries of a tensor are kept: the integer part of density · size, at least one.
+
+    Args:
+        density: the share of entries, for every tensor.
+        size: the number of entries of a tensor.
+
+    >>> from cycleqd_jax.operators import keep_counts
+    >>> int(keep_counts(0.2, 9))
+    1
+    """
+    return np.maximum((np.asarray(density, np.float64) * size).astype(np.uint32), np.uint32(1))
+
+
+def _entries(values: PerExpert, count: int, what: str) -> list[PyTree]:
+    entries = [values] * count if isinstance(values, (int, float)) else list(values)
+    if len(entries) != count:
+        raise InputError(f"expected one {what} for each of {count} experts, got {len(entries)}; correct the list")
+    return entries
+
+
+def _at(entry: PyTree, path: str) -> PyTree:
+    """The value of one expert for one leaf."""
+    if isinstance(entry, (int, float, np.number)) or getattr(entry, "ndim", None) == 0:
+        return entry
+    leaves = dict(tree_paths(entry))
+    if path not in leaves:
+        raise InputError(f"expected a number, or a tree like the base, got no value for the leaf {path!r}; add it")
+    return leaves[path]
+
+
+def _check(base: Params, experts: Sequence[Params | Adapter]) -> None:
+    if not experts:
+        raise InputError("expected at least one expert to merge, got none; pass the experts")
+    for k, expert in enumerate(experts):
+        if isinstance(expert, Adapter):
+            check_updates(expert, base, f"expert {k}")
+        else:
+            check_same_shapes(expert, base, f"expert {k}")
+
+
+def _leaf_of(expert: Mapping[str, AnyArray] | Adapter, path: str) -> AnyArray | Update | None:
+    if isinstance(expert, Adapter):
+        return Update(expert.updates[path]) if path in expert.updates else None
+    return expert[path]
+
+
+def _by_path(expert: Params | Adapter) -> Mapping[str, AnyArray] | Adapter:
+    return expert if isinstance(expert, Adapter) else dict(tree_paths(expert))
+
+
+def _fill(value: PyTree, stack: tuple[int, ...]) -> Float[Array, "*stack"]:
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), stack)
+
+
+def _mix(
+    base: Params,
+    experts: Sequence[Params | Adapter],
+    *,
+    weights: PerExpert,
+    scale: PyTree,
+    normalize: bool,
+    elect: bool,
+    densities: PerExpert = 1.0,
+    key: PRNGKeyArray | None = None,
+    masks: Sequence[PyTree] | None = None,
+    rescale: Rescale = "none",
+    stack: Callable[[str, AnyArray], int] = stack_axes,
+) -> Params:
+    """Merges task vectors leaf by leaf. Densities below one keep the largest entries, or random ones if there is a key."""
+    _check(base, experts)
+    each_weight, each_density = (_entries(v, len(experts), n) for v, n in ((weights, "weight"), (densities, "density")))
+    given = None if masks is None else [dict(tree_paths(mask)) for mask in _entries(masks, len(experts), "mask")]
+    found = [_by_path(expert) for expert in experts]
+    leaves = []
+    for path, leaf in tree_paths(base):
+        depth = stack(path, leaf)
+        shape, size = tuple(leaf.shape[:depth]), int(np.prod(leaf.shape[depth:]))
+        parts = [_leaf_of(expert, path) for expert in found]
+        chosen: list[Mask | None] = []
+        factors: list[Array | None] = []
+        for k, part in enumerate(parts):
+            density = np.broadcast_to(np.asarray(_at(each_density[k], path), np.float64), shape)
+            for value in density.flat:
+                check_density(float(value), f"the leaf {path!r} of expert {k}")
+            mask: Mask | None = None
+            if part is not None and given is not None:
+                mask = given[k][path]
+            elif part is not None and key is not None and density.min(initial=1) < 1:
+                mask = Drop(leaf_key(key, path, k), jnp.asarray(density, jnp.float32))
+            elif part is not None and key is None and density.min(initial=1) < 1:
+                mask = find_cut(leaf, part, keep_counts(density, size))
+            factor = None
+            if mask is not None and part is not None and rescale != "none":
+                factor = norm_ratio(leaf, part, mask, depth) if rescale == "l1" else jnp.asarray(1 / density, jnp.float32)
+            chosen.append(mask)
+            factors.append(factor)
+        each = [_fill(_at(weight, path), shape) for weight in each_weight]
+        total = _fill(_at(scale, path), shape)
+        leaves.append(mix_leaf(leaf, parts, each, total, chosen, factors, elect=elect, normalize=normalize))
+    return jax.tree.unflatten(jax.tree.structure(base), leaves)
+
+
+def uniform(base: Params, experts: Sequence[Params | Adapter]) -> Params:
+    """The mean of the experts: θ_base + Σ_k τ_k / K.
+
+    Args:
+        base: weights θ_base.
+        experts: weights θ_k, or adapters of the base.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: there is no expert, or an expert differs from the base in its leaves or shapes.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import uniform
+    >>> uniform({"w": jnp.ones(2)}, [{"w": jnp.array([3.0, 1.0])}, {"w": jnp.array([1.0, 5.0])}])["w"].tolist()
+    [2.0, 3.0]
+    """
+    return _mix(base, experts, weights=1.0, scale=1.0, normalize=True, elect=False)
+
+
+def linear(models: Sequence[Params], weights: PerExpert = 1.0, *, normalize: bool = True) -> Params:
+    """Σ_k w_k θ_k / Σ_k w_k, without a base (model soups).
+
+    Args:
+        models: weights θ_k, of one architecture.
+        weights: w_k.
+        normalize: divide by the sum of the weights.
+
+    Returns:
+        Weights with the dtypes of the first model.
+
+    Raises:
+        InputError: there is no model, models differ, or weights that are to be normalised sum to zero.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import linear
+    >>> linear([{"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([4.0, 8.0])}], [2.0, 1.0])["w"].tolist()
+    [2.0, 4.0]
+    """
+    if not models:
+        raise InputError("expected at least one model to merge, got none; pass the models")
+    _check(models[0], models)
+    entries = _entries(weights, len(models), "weight")
+    found = [dict(tree_paths(model)) for model in models]
+    leaves = []
+    for path, leaf in tree_paths(models[0]):
+        shape = tuple(leaf.shape[: stack_axes(path, leaf)])
+        each = [_fill(_at(weight, path), shape) for weight in entries]
+        if normalize and not isinstance(each[0], jax.core.Tracer) and bool(jnp.any(sum(each, jnp.zeros(shape)) == 0)):
+            raise InputError(
+                f"expected weights with a sum other than zero, got zero for the leaf {path!r}; correct the weights"
+            )
+        leaves.append(linear_leaf([model[path] for model in found], each, normalize=normalize))
+    return jax.tree.unflatten(jax.tree.structure(models[0]), leaves)
+
+
+def task_arithmetic(
+    base: Params,
+    experts: Sequence[Params | Adapter],
+    weights: PerExpert = 1.0,
+    *,
+    scale: PyTree = 0.4,
+    normalize: bool = False,
+) -> Params:
+    """Task arithmetic: θ_base + λ Σ_k w_k τ_k (Ilharco et al., 2023).
+
+    Args:
+        base: weights θ_base.
+        experts: weights θ_k, or adapters of the base.
+        weights: w_k.
+        scale: λ, a number or a tree like the base. 0.4 is the value for the case without validation data.
+        normalize: divide the sum by that of the weights.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: see :func:`uniform`; also if the number of weights differs from that of the experts.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import task_arithmetic
+    >>> task_arithmetic({"w": jnp.ones(2)}, [{"w": jnp.array([3.0, 1.0])}], scale=0.5)["w"].tolist()
+    [2.0, 1.0]
+    """
+    return _mix(base, experts, weights=weights, scale=scale, normalize=normalize, elect=False)
+
+
+def ties(
+    base: Params,
+    experts: Sequence[Params | Adapter],
+    weights: PerExpert = 1.0,
+    densities: PerExpert = 0.2,
+    *,
+    scale: PyTree = 1.0,
+    normalize: bool = True,
+    rescale: Rescale = "none",
+    stack: Callable[[str, AnyArray], int] = stack_axes,
+) -> Params:
+    """TIES: keeps the largest entries of every τ_k, elects a sign for each entry, averages those of that sign (Yadav et al., 2023).
+
+    Args:
+        base: weights θ_base.
+        experts: weights θ_k, or adapters of the base.
+        weights: w_k.
+        densities: the share of entries of every tensor that are kept. Of equal magnitudes, the first ones are kept.
+        scale: λ, a number or a tree like the base.
+        normalize: average the entries of the elected sign; their sum otherwise.
+        rescale: what kept entries are multiplied with.
+        stack: the number of leading axes of a leaf that stack tensors.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: see :func:`task_arithmetic`; also if a density is not above 0 and at most 1.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import ties
+    >>> experts = [{"w": jnp.array([4.0, 1.0, 0.0])}, {"w": jnp.array([2.0, -3.0, 0.0])}]
+    >>> ties({"w": jnp.zeros(3)}, experts, densities=1.0)["w"].tolist()
+    [3.0, -3.0, 0.0]
+    """
+    return _mix(
+        base, experts, weights=weights, scale=scale, normalize=normalize, elect=True, densities=densities, rescale=rescale,
+        stack=stack,
+    )  # fmt: skip
+
+
+def dare(
+    key: PRNGKeyArray,
+    base: Params,
+    experts: Sequence[Params | Adapter],
+    weights: PerExpert = 1.0,
+    densities: PerExpert = 0.1,
+    *,
+    scale: PyTree = 0.4,
+    normalize: bool = False,
+    rescale: Rescale = "density",
+    masks: Sequence[PyTree] | None = None,
+    elect: bool = False,
+    stack: Callable[[str, AnyArray], int] = stack_axes,
+) -> Params:
+    """DARE: drops random entries of every τ_k, rescales the others, and adds them as task arithmetic does (Yu et al., 2024).
+
+    Args:
+        key: the key of the masks; consumed. The mask of a leaf does not depend on other leaves.
+        base: weights θ_base.
+        experts: weights θ_k, or adapters of the base.
+        weights: w_k.
+        densities: the probability that an entry is kept: 1 − p. The paper's p for fine-tuned language models is 0.9.
+        scale: λ, a number or a tree like the base.
+        normalize: divide the sum by that of the weights.
+        rescale: what kept entries are multiplied with. The paper's is ``"density"``; mergekit's is ``"l1"``.
+        masks: for every expert a tree of the kept entries, of bool, instead of random masks.
+        elect: elect signs, as TIES does.
+        stack: the number of leading axes of a leaf that stack tensors.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: see :func:`ties`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from cycleqd_jax.operators import dare
+    >>> kept = [{"w": jnp.array([True, False])}]
+    >>> dare(jax.random.key(0), {"w": jnp.zeros(2)}, [{"w": jnp.ones(2)}], densities=0.5, scale=1.0, masks=kept)["w"].tolist()
+    [2.0, 0.0]
+    """
+    return _mix(
+        base, experts, weights=weights, scale=scale, normalize=normalize, elect=elect, densities=densities, key=key, masks=masks,
+        rescale=rescale, stack=stack,
+    )  # fmt: skip
+
+
+def dare_ties(
+    key: PRNGKeyArray,
+    base: Params,
+    experts: Sequence[Params | Adapter],
+    weights: PerExpert = 1.0,
+    densities: PerExpert = 0.1,
+    *,
+    scale: PyTree = 1.0,
+    normalize: bool = True,
+    rescale: Rescale = "density",
+    masks: Sequence[PyTree] | None = None,
+    stack: Callable[[str, AnyArray], int] = stack_axes,
+) -> Params:
+    """DARE-TIES: the random entries of DARE, and the election of signs of TIES.
+
+    Args:
+        key: see :func:`dare`, as the other arguments.
+        base: weights θ_base.
+        experts: weights θ_k, or adapters of the base.
+        weights: w_k.
+        densities: the probability that an entry is kept.
+        scale: λ, a number or a tree like the base.
+        normalize: average the entries of the elected sign, as TIES does; mergekit's default is False.
+        rescale: what kept entries are multiplied with.
+        masks: see :func:`dare`.
+        stack: the number of leading axes of a leaf that stack tensors.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: see :func:`ties`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from cycleqd_jax.operators import dare_ties
+    >>> experts = [{"w": jnp.array([4.0, 1.0])}, {"w": jnp.array([2.0, -3.0])}]
+    >>> dare_ties(jax.random.key(0), {"w": jnp.zeros(2)}, experts, densities=1.0)["w"].tolist()
+    [3.0, -3.0]
+    """
+    return dare(
+        key, base, experts, weights, densities, scale=scale, normalize=normalize, rescale=rescale, masks=masks, elect=True,
+        stack=stack,
+    )  # fmt: skip
+
+
+def slerp(base: Params, experts: Sequence[Params | Adapter], t: PyTree = 0.5) -> Params:
+    """SLERP: interpolates two models on the sphere, tensor by tensor. Nearly collinear tensors are interpolated linearly.
+
+    Args:
+        base: weights θ_base, for adapters and dtypes. It has no other part in the result.
+        experts: the model at t = 0, and that at t = 1.
+        t: the position, a number or a tree like the base.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: there are not two experts, or an expert differs from the base in its leaves or shapes.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import slerp
+    >>> halfway = slerp({"w": jnp.zeros(2)}, [{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}])
+    >>> [round(x, 4) for x in halfway["w"].tolist()]
+    [0.7071, 0.7071]
+    """
+    if len(experts) != 2:
+        raise InputError(f"expected two experts for SLERP, got {len(experts)}; choose two")
+    _check(base, experts)
+    first, second = (_by_path(expert) for expert in experts)
+    leaves = []
+    for path, leaf in tree_paths(base):
+        place = _fill(_at(t, path), tuple(leaf.shape[: stack_axes(path, leaf)]))
+        leaves.append(slerp_leaf(leaf, _leaf_of(first, path), _leaf_of(second, path), place))
+    return jax.tree.unflatten(jax.tree.structure(base), leaves)
+
+
+def static_merge(method: str, base: Params, experts: Sequence[Params | Adapter], key: PRNGKeyArray | None = None) -> Params:
+    """A merge by one of :data:`STATIC_MERGES`, with the defaults of its operator.
+
+    Args:
+        method: the name of the method.
+        base: weights θ_base.
+        experts: weights θ_k, or adapters of the base.
+        key: the key of the masks of DARE; consumed.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: the method is unknown, it needs a key and there is none, or see the operators.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import static_merge
+    >>> static_merge("uniform", {"w": jnp.zeros(1)}, [{"w": jnp.ones(1)}])["w"].tolist()
+    [1.0]
+    """
+    if method not in STATIC_MERGES:
+        raise InputError(f"expected a method of {', '.join(STATIC_MERGES)}, got {method!r}; choose one of them")
+    if method in ("dare", "dare_ties"):
+        if key is None:
+            raise InputError(f"expected a key for the random masks of {method}, got none; pass a PRNG key")
+        return (dare if method == "dare" else dare_ties)(key, base, experts)
+    plain = {"uniform": uniform, "task_arithmetic": task_arithmetic, "ties": ties, "slerp": slerp}
+    return plain[method](base, experts)

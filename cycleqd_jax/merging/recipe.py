@@ -187,9 +187,7 @@ class _Reader:
         if source not in (None, "base"):
             raise self.refuse("tokenizer_source: base", repr(source), "remove it to keep the base's tokenizer, or use mergekit")
         scopes = (slice_scope, shared)
-        return Recipe(
-            self.path, text, name, tuple(models), base, scopes, base_layers, dtypes[0] or dtypes[1], source == "base"
-        )
+        return Recipe(self.path, text, name, tuple(models), base, scopes, base_layers, dtypes[0] or dtypes[1], source == "base")
 
     def models(self, method: Method) -> tuple[list[Model], Mapping[str, Setting]]:
         """The models in order, and the settings of the slice."""
@@ -199,7 +197,9 @@ class _Reader:
         entries, scope, where = self.raw[given[0]], {}, given[0]
         if where == "slices":
             if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
-                raise self.refuse("one slice with the layers of whole models", f"{_count(entries)} slices", "use mergekit for others")
+                raise self.refuse(
+                    "one slice with the layers of whole models", f"{_count(entries)} slices", "use mergekit for others"
+                )
             part = entries[0]
             self.known(part, ("sources", "parameters"), "slices[0]")
             scope = self.parameters(part.get("parameters"), "slices[0].parameters", (*method.shared, *method.per_model))
@@ -221,11 +221,15 @@ class _Reader:
     def known(self, entry: Mapping[str, Value], allowed: tuple[str, ...], where: str) -> None:
         unknown = [key for key in entry if key not in allowed]
         if unknown:
-            raise self.refuse(f"the keys {', '.join(allowed)} for {where}", f"the key {unknown[0]!r}", "remove it, or use mergekit")
+            raise self.refuse(
+                f"the keys {', '.join(allowed)} for {where}", f"the key {unknown[0]!r}", "remove it, or use mergekit"
+            )
 
     def layers(self, raw: Value, where: str) -> tuple[int, int]:
         if not isinstance(raw, list) or len(raw) != 2 or not all(type(value) is int for value in raw):
-            raise self.refuse(f"layer_range: [0, number of layers] for {where}", _shown(raw), "give the range of the whole model")
+            raise self.refuse(
+                f"layer_range: [0, number of layers] for {where}", _shown(raw), "give the range of the whole model"
+            )
         return raw[0], raw[1]
 
     def model_name(self, raw: Value, where: str) -> str:
@@ -244,9 +248,7 @@ class _Reader:
             if key not in allowed:
                 names = ", ".join(allowed) or "no parameter"
                 raise self.refuse(f"{names} for {where} of {self.raw['merge_method']}", f"the key {key!r}", "move or remove it")
-        return {
-            key: parse_setting(value, f"{where}.{key} of {self.path}", truth=key in _TRUTHS) for key, value in raw.items()
-        }
+        return {key: parse_setting(value, f"{where}.{key} of {self.path}", truth=key in _TRUTHS) for key, value in raw.items()}
 
     def dtype(self, key: str) -> str | None:
         raw = self.raw.get(key)

@@ -54,7 +54,9 @@ def _open(name: str) -> Source:
         tensors = hub.headers(name, folder)
     else:
         got = "another kind of file" if path.exists() else "no such folder"
-        raise InputError(f"expected a Hugging Face model folder or a repository owner/name, got {got}: {name}; correct the path")
+        raise InputError(
+            f"expected a Hugging Face model folder or a repository owner/name, got {got}: {name}; correct the path"
+        )
     config = read_json(folder / "config.json")
     found = {key: tensor for key, tensor in (read_headers(folder) if tensors is None else tensors).items()}
     kept = {key: tensor for key, tensor in found.items() if not key.endswith("rotary_emb.inv_freq")}

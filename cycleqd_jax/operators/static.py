@@ -216,9 +216,7 @@ def linear(models: Sequence[Params], weights: PerExpert = 1.0, *, normalize: boo
         shape = tuple(leaf.shape[: stack_axes(path, leaf)])
         each = [_fill(_at(weight, path), shape) for weight in entries]
         if normalize and not isinstance(each[0], jax.core.Tracer) and bool(jnp.any(sum(each, jnp.zeros(shape)) == 0)):
-            raise InputError(
-                f"expected weights with a sum other than zero, got zero for the leaf {path!r}; correct the weights"
-            )
+            raise InputError(f"expected weights with a sum other than zero, got zero for the leaf {path!r}; correct them")
         leaves.append(linear_leaf([model[path] for model in found], each, normalize=normalize))
     return jax.tree.unflatten(jax.tree.structure(models[0]), leaves)
 
@@ -265,7 +263,7 @@ def ties(
     rescale: Rescale = "none",
     stack: Callable[[str, AnyArray], int] = stack_axes,
 ) -> Params:
-    """TIES: keeps the largest entries of every τ_k, elects a sign for each entry, averages those of that sign (Yadav et al., 2023).
+    """TIES: keeps the largest entries of every τ_k, elects a sign for each place, averages its entries (Yadav et al., 2023).
 
     Args:
         base: weights θ_base.

@@ -200,13 +200,13 @@ def _merge_tensor(
     method: str, name: str, first: Source, models: Sequence[Source], values: Values, dtype: str, key: PRNGKeyArray
 ) -> Float[Array, "*shape"]:
     shared = values.shared
-    weights = [np.float32(weight) for weight in values.weights]
+    weights = [np.asarray(weight, np.float32) for weight in values.weights]
     if method == "linear":
         leaves = [_read(name, model.tensors[name]) for model in models]
         return linear_leaf(leaves, weights, normalize=bool(shared["normalize"]), dtype=dtype)
     base, *experts = (_read(name, source.tensors[name]) for source in (first, *models))
     if method == "slerp":
-        return slerp_leaf(base, base, experts[0], np.float32(shared["t"]), dtype=dtype)
+        return slerp_leaf(base, base, experts[0], np.asarray(shared["t"], np.float32), dtype=dtype)
     masks: list[Cut | Drop | None] = [None] * len(experts)
     factors: list[Array | None] = [None] * len(experts)
     for k, (expert, density) in enumerate(zip(experts, values.densities, strict=True)):
@@ -219,6 +219,6 @@ def _merge_tensor(
         masks[k] = mask
         factors[k] = norm_ratio(base, expert, mask, 0) if shared["rescale"] else None
     return mix_leaf(
-        base, experts, weights, np.float32(shared["lambda"]), masks, factors,
+        base, experts, weights, np.asarray(shared["lambda"], np.float32), masks, factors,
         elect=method.endswith("ties"), normalize=bool(shared["normalize"]), dtype=dtype,
     )  # fmt: skip

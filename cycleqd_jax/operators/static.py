@@ -74,7 +74,7 @@ def keep_counts(density: float | np.ndarray, size: int) -> np.ndarray:
     >>> int(keep_counts(0.2, 9))
     1
     """
-    return np.maximum((np.asarray(density, np.float64) * size).astype(np.uint32), np.uint32(1))
+    return np.asarray(np.maximum((np.asarray(density, np.float64) * size).astype(np.uint32), np.uint32(1)))
 
 
 def _entries(values: PerExpert, count: int, what: str) -> list[PyTree]:

@@ -112,7 +112,6 @@ def main() -> None:
                 "mergekit": ([args.mergekit, "-c", MERGEKIT, str(recipe), str(work / "theirs"), "--quiet"], plain),
             }
             first = measure(*commands["cycleqd"])
-            measure(*commands["mergekit"])
             rounds = [{name: measure(*command) for name, command in commands.items()} for _ in range(args.rounds)]
             medians = {
                 name: {key: statistics.median(one[name][key] for one in rounds) for key in ("wall", "cpu", "peak")}

@@ -1,6 +1,6 @@
 """Speed of ``cycleqd merge`` against mergekit's command, on random models of the size of SmolLM2-135M.
 
-    python scripts/bench_merge.py --mergekit PYTHON [--methods ties task_arithmetic] [--rounds 3] [--dtype float32] [--json FILE]
+    python scripts/bench_merge.py --mergekit PYTHON [--methods ties task_arithmetic] [--rounds 3] [--dtype D] [--json FILE]
 
 PYTHON is a Python that has mergekit; it may be another environment. The models, a base and three experts, are written into a
 temporary folder. Both commands are run alternately, each as a process of its own that starts from nothing; cycleqd compiles its
@@ -31,8 +31,8 @@ from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 
 SMOLLM2 = llama.LlamaConfig(
-    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-    head_dim=64, tie_word_embeddings=True,
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, head_dim=64, tie_word_embeddings=True,
 )  # fmt: skip
 MERGEKIT = "from mergekit.scripts.run_yaml import main; main()"
 
@@ -96,7 +96,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    found = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "dtype": args.dtype, "rounds": args.rounds, "methods": {}}
+    found = {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "dtype": args.dtype,
+        "rounds": args.rounds,
+        "methods": {},
+    }
     print(f"{found['cores']} cores of {found['cpu']}, {args.dtype}, median of {args.rounds} rounds")
     with tempfile.TemporaryDirectory(prefix="bench-merge-") as folder:
         work = Path(folder)
@@ -125,8 +131,8 @@ def main() -> None:
             for name, one in medians.items():
                 print(f"{method:16} {name:9} {one['wall']:7.2f} s wall {one['cpu']:7.2f} s CPU {one['peak'] / 1e6:7.0f} MB")
             print(
-                f"{method:16} mergekit / cycleqd: {ratios['wall']:.2f} wall, {ratios['cpu']:.2f} CPU, {ratios['peak']:.2f} memory; "
-                f"cycleqd's first run, with compilation: {first['wall']:.2f} s; largest difference {error:.1e}"
+                f"{method:16} mergekit / cycleqd: {ratios['wall']:.2f} wall, {ratios['cpu']:.2f} CPU, {ratios['peak']:.2f} "
+                f"memory; cycleqd's first run, with compilation: {first['wall']:.2f} s; largest difference {error:.1e}"
             )
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -40,8 +40,8 @@ ARROWS = {
     "report": {"types", "individual", "files"},
     "runs": EVERYTHING - {"cli", "individual", "merging", "plan", "runs", "py"},
     "cli": {
-        "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "merging", "plan", "report",
-        "runs", "version"
+        "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "merging", "plan",
+        "report", "runs", "version"
     },
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"

@@ -63,7 +63,7 @@ def _open(name: str) -> Source:
     for key, tensor in kept.items():
         if tensor.dtype not in DTYPES:
             raise InputError(
-                f"expected dtype {', '.join(DTYPES)} for tensor {key} in {tensor.file}, got {tensor.dtype}; use an unquantised model"
+                f"expected dtype {', '.join(DTYPES)} for tensor {key} in {tensor.file}, got {tensor.dtype}; use another model"
             )
     tied = config.get("tie_word_embeddings") is True and EMBEDDING in kept
     head = kept.pop(HEAD, None) if tied else None
@@ -105,8 +105,8 @@ def _fit(source: Source, first: Source) -> Source:
     for key, tensor in first.tensors.items():
         if tensor.shape != tensors[key].shape:
             raise InputError(
-                f"expected one shape for tensor {key}, got {list(tensor.shape)} in {first.name} and {list(tensors[key].shape)} in "
-                f"{source.name}; merge fine-tunings of one base and vocabulary"
+                f"expected one shape for tensor {key}, got {list(tensor.shape)} in {first.name} and "
+                f"{list(tensors[key].shape)} in {source.name}; merge fine-tunings of one base and vocabulary"
             )
     return dataclasses.replace(source, tensors={key: tensors[key] for key in first.tensors})
 

@@ -27,9 +27,9 @@ from cycleqd_jax.merging.sources import (
 from cycleqd_jax.models.files.hf import check_target
 from cycleqd_jax.models.files.safetensors import DTYPES, Entry, Tensor, all_finite, read_finite, write_shards
 from cycleqd_jax.models.folder import tokenizer_files
+from cycleqd_jax.operators.by_leaf import keep_counts
 from cycleqd_jax.operators.mix import linear_leaf, mix_leaf, slerp_leaf
 from cycleqd_jax.operators.select import Cut, Drop, find_cut, leaf_key, norm_ratio
-from cycleqd_jax.operators.static import keep_counts
 from cycleqd_jax.types import Array, Float, InputError, PRNGKeyArray, Progress, no_progress
 
 __all__ = ["merge_models"]
@@ -79,6 +79,8 @@ def merge_models(
         OSError: the disk refuses; nothing is left of the new folder.
     """
     recipe = config if isinstance(config, Recipe) else load_recipe(config)
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"expected a seed from 0 to {(1 << 32) - 1}, got {seed}; choose another seed")
     target = check_target(folder)
     check_writable(target.parent, "choose another folder")
     names = list(dict.fromkeys([*([recipe.base] if recipe.base is not None else []), *(m.name for m in recipe.models)]))
@@ -157,7 +159,8 @@ def _values(recipe: Recipe, tensor: str, position: float) -> Values:
     for model, density in zip(recipe.models, densities, strict=False):
         if not 0 < density <= 1:
             raise InputError(
-                f"expected a density above 0 and at most 1, got {density} of {model.name} for tensor {tensor} in {where}; correct it"
+                f"expected a density above 0 and at most 1, got {density} of {model.name} for tensor {tensor} in "
+                f"{where}; correct it"
             )
     if recipe.method == "linear" and shared["normalize"] and abs(sum(weights)) < 1e-8:
         raise InputError(

@@ -9,19 +9,16 @@ unchanged (:func:`is_matrix`; every operator also takes your own predicate).
 """
 
 from cycleqd_jax.operators.adapter import apply_adapter, dense_update
+from cycleqd_jax.operators.by_leaf import PerExpert, Rescale, keep_counts, stack_axes
 from cycleqd_jax.operators.crossover import crossover_weights, linear_crossover, normalize_weights
 from cycleqd_jax.operators.merge import merge, softmax_weights, weighted_sum
 from cycleqd_jax.operators.mutation import gaussian_mutation, mutation_coefficients, svd_mutation
 from cycleqd_jax.operators.static import (
     STATIC_MERGES,
-    PerExpert,
-    Rescale,
     dare,
     dare_ties,
-    keep_counts,
     linear,
     slerp,
-    stack_axes,
     static_merge,
     task_arithmetic,
     ties,

@@ -7,163 +7,40 @@ last two axes of a matrix, the last axis of everything else. Leading axes stack 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cycleqd_jax.operators.adapter import check_updates
-from cycleqd_jax.operators.mix import linear_leaf, mix_leaf, slerp_leaf
-from cycleqd_jax.operators.select import Drop, Mask, Update, check_density, find_cut, leaf_key, norm_ratio
-from cycleqd_jax.operators.svd import is_matrix
-from cycleqd_jax.operators.task_vector import check_same_shapes
-from cycleqd_jax.types import Adapter, AnyArray, Array, Float, InputError, Params, PRNGKeyArray, PyTree, tree_paths
+from cycleqd_jax.operators.by_leaf import (
+    PerExpert,
+    Rescale,
+    by_path,
+    check_experts,
+    entries,
+    fill,
+    leaf_of,
+    mix,
+    stack_axes,
+    value_at,
+)
+from cycleqd_jax.operators.mix import linear_leaf, slerp_leaf
+from cycleqd_jax.types import Adapter, AnyArray, InputError, Params, PRNGKeyArray, PyTree, tree_paths
 
 __all__ = [
     "STATIC_MERGES",
-    "PerExpert",
-    "Rescale",
     "dare",
     "dare_ties",
-    "keep_counts",
     "linear",
     "slerp",
-    "stack_axes",
     "static_merge",
     "task_arithmetic",
     "ties",
     "uniform",
 ]
 
-PerExpert = float | Sequence[PyTree]
-"""One number for all experts, or one entry for each: a number, or a tree like the base. A leaf of the tree is a number, or an
-array with a number for every tensor that the base's leaf stacks."""
-
-Rescale = Literal["none", "density", "l1"]
-"""What kept entries are multiplied with: nothing, 1 / density, or the ratio of the tensor's L1 norms before and after."""
-
 STATIC_MERGES = ("uniform", "task_arithmetic", "ties", "dare", "dare_ties", "slerp")
 """The methods of :func:`static_merge`."""
-
-
-def stack_axes(path: str, leaf: AnyArray | jax.ShapeDtypeStruct) -> int:
-    """The number of leading axes of a leaf that stack tensors: all except two of a matrix, all except one of others.
-
-    Args:
-        path: the path of the leaf.
-        leaf: an array or ``ShapeDtypeStruct``.
-
-    >>> import jax.numpy as jnp
-    >>> from cycleqd_jax.operators import stack_axes
-    >>> stack_axes("layers/attn/q", jnp.zeros((2, 8, 8))), stack_axes("layers/input_norm", jnp.zeros((2, 8)))
-    (1, 1)
-    """
-    return max(leaf.ndim - (2 if is_matrix(path, leaf) else 1), 0)
-
-
-def keep_counts(density: float | np.ndarray, size: int) -> np.ndarray:
-    """How many entries of a tensor are kept: the integer part of density · size, at least one.
-
-    Args:
-        density: the share of entries, for every tensor.
-        size: the number of entries of a tensor.
-
-    >>> from cycleqd_jax.operators import keep_counts
-    >>> int(keep_counts(0.2, 9))
-    1
-    """
-    return np.asarray(np.maximum((np.asarray(density, np.float64) * size).astype(np.uint32), np.uint32(1)))
-
-
-def _entries(values: PerExpert, count: int, what: str) -> list[PyTree]:
-    entries = [values] * count if isinstance(values, (int, float)) else list(values)
-    if len(entries) != count:
-        raise InputError(f"expected one {what} for each of {count} experts, got {len(entries)}; correct the list")
-    return entries
-
-
-def _at(entry: PyTree, path: str) -> PyTree:
-    """The value of one expert for one leaf."""
-    if isinstance(entry, (int, float, np.number)) or getattr(entry, "ndim", None) == 0:
-        return entry
-    leaves = dict(tree_paths(entry))
-    if path not in leaves:
-        raise InputError(f"expected a number, or a tree like the base, got no value for the leaf {path!r}; add it")
-    return leaves[path]
-
-
-def _check(base: Params, experts: Sequence[Params | Adapter]) -> None:
-    if not experts:
-        raise InputError("expected at least one expert to merge, got none; pass the experts")
-    for k, expert in enumerate(experts):
-        if isinstance(expert, Adapter):
-            check_updates(expert, base, f"expert {k}")
-        else:
-            check_same_shapes(expert, base, f"expert {k}")
-
-
-def _leaf_of(expert: Mapping[str, AnyArray] | Adapter, path: str) -> AnyArray | Update | None:
-    if isinstance(expert, Adapter):
-        return Update(expert.updates[path]) if path in expert.updates else None
-    return expert[path]
-
-
-def _by_path(expert: Params | Adapter) -> Mapping[str, AnyArray] | Adapter:
-    return expert if isinstance(expert, Adapter) else dict(tree_paths(expert))
-
-
-def _fill(value: PyTree, stack: tuple[int, ...]) -> Float[Array, "*stack"]:
-    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), stack)
-
-
-def _mix(
-    base: Params,
-    experts: Sequence[Params | Adapter],
-    *,
-    weights: PerExpert,
-    scale: PyTree,
-    normalize: bool,
-    elect: bool,
-    densities: PerExpert = 1.0,
-    key: PRNGKeyArray | None = None,
-    masks: Sequence[PyTree] | None = None,
-    rescale: Rescale = "none",
-    stack: Callable[[str, AnyArray], int] = stack_axes,
-) -> Params:
-    """Merges task vectors leaf by leaf. Densities below one keep the largest entries, or random ones if there is a key."""
-    _check(base, experts)
-    each_weight, each_density = (_entries(v, len(experts), n) for v, n in ((weights, "weight"), (densities, "density")))
-    given = None if masks is None else [dict(tree_paths(mask)) for mask in _entries(masks, len(experts), "mask")]
-    found = [_by_path(expert) for expert in experts]
-    leaves = []
-    for path, leaf in tree_paths(base):
-        depth = stack(path, leaf)
-        shape, size = tuple(leaf.shape[:depth]), int(np.prod(leaf.shape[depth:]))
-        parts = [_leaf_of(expert, path) for expert in found]
-        chosen: list[Mask | None] = []
-        factors: list[Array | None] = []
-        for k, part in enumerate(parts):
-            density = np.broadcast_to(np.asarray(_at(each_density[k], path), np.float64), shape)
-            for value in density.flat:
-                check_density(float(value), f"the leaf {path!r} of expert {k}")
-            mask: Mask | None = None
-            if part is not None and given is not None:
-                mask = given[k][path]
-            elif part is not None and key is not None and density.min(initial=1) < 1:
-                mask = Drop(leaf_key(key, path, k), jnp.asarray(density, jnp.float32))
-            elif part is not None and key is None and density.min(initial=1) < 1:
-                mask = find_cut(leaf, part, keep_counts(density, size))
-            factor = None
-            if mask is not None and part is not None and rescale != "none":
-                factor = norm_ratio(leaf, part, mask, depth) if rescale == "l1" else jnp.asarray(1 / density, jnp.float32)
-            chosen.append(mask)
-            factors.append(factor)
-        each = [_fill(_at(weight, path), shape) for weight in each_weight]
-        total = _fill(_at(scale, path), shape)
-        leaves.append(mix_leaf(leaf, parts, each, total, chosen, factors, elect=elect, normalize=normalize))
-    return jax.tree.unflatten(jax.tree.structure(base), leaves)
 
 
 def uniform(base: Params, experts: Sequence[Params | Adapter]) -> Params:
@@ -184,7 +61,7 @@ def uniform(base: Params, experts: Sequence[Params | Adapter]) -> Params:
     >>> uniform({"w": jnp.ones(2)}, [{"w": jnp.array([3.0, 1.0])}, {"w": jnp.array([1.0, 5.0])}])["w"].tolist()
     [2.0, 3.0]
     """
-    return _mix(base, experts, weights=1.0, scale=1.0, normalize=True, elect=False)
+    return mix(base, experts, weights=1.0, scale=1.0, normalize=True, elect=False)
 
 
 def linear(models: Sequence[Params], weights: PerExpert = 1.0, *, normalize: bool = True) -> Params:
@@ -208,13 +85,13 @@ def linear(models: Sequence[Params], weights: PerExpert = 1.0, *, normalize: boo
     """
     if not models:
         raise InputError("expected at least one model to merge, got none; pass the models")
-    _check(models[0], models)
-    entries = _entries(weights, len(models), "weight")
+    check_experts(models[0], models)
+    values = entries(weights, len(models), "weight")
     found = [dict(tree_paths(model)) for model in models]
     leaves = []
     for path, leaf in tree_paths(models[0]):
         shape = tuple(leaf.shape[: stack_axes(path, leaf)])
-        each = [_fill(_at(weight, path), shape) for weight in entries]
+        each = [fill(value_at(weight, path), shape) for weight in values]
         if normalize and not isinstance(each[0], jax.core.Tracer) and bool(jnp.any(sum(each, jnp.zeros(shape)) == 0)):
             raise InputError(f"expected weights with a sum other than zero, got zero for the leaf {path!r}; correct them")
         leaves.append(linear_leaf([model[path] for model in found], each, normalize=normalize))
@@ -249,7 +126,7 @@ def task_arithmetic(
     >>> task_arithmetic({"w": jnp.ones(2)}, [{"w": jnp.array([3.0, 1.0])}], scale=0.5)["w"].tolist()
     [2.0, 1.0]
     """
-    return _mix(base, experts, weights=weights, scale=scale, normalize=normalize, elect=False)
+    return mix(base, experts, weights=weights, scale=scale, normalize=normalize, elect=False)
 
 
 def ties(
@@ -287,7 +164,7 @@ def ties(
     >>> ties({"w": jnp.zeros(3)}, experts, densities=1.0)["w"].tolist()
     [3.0, -3.0, 0.0]
     """
-    return _mix(
+    return mix(
         base, experts, weights=weights, scale=scale, normalize=normalize, elect=True, densities=densities, rescale=rescale,
         stack=stack,
     )  # fmt: skip
@@ -334,9 +211,9 @@ def dare(
     >>> dare(jax.random.key(0), {"w": jnp.zeros(2)}, [{"w": jnp.ones(2)}], densities=0.5, scale=1.0, masks=kept)["w"].tolist()
     [2.0, 0.0]
     """
-    return _mix(
-        base, experts, weights=weights, scale=scale, normalize=normalize, elect=elect, densities=densities, key=key, masks=masks,
-        rescale=rescale, stack=stack,
+    return mix(
+        base, experts, weights=weights, scale=scale, normalize=normalize, elect=elect, densities=densities, key=key,
+        masks=masks, rescale=rescale, stack=stack,
     )  # fmt: skip
 
 
@@ -407,12 +284,12 @@ def slerp(base: Params, experts: Sequence[Params | Adapter], t: PyTree = 0.5) ->
     """
     if len(experts) != 2:
         raise InputError(f"expected two experts for SLERP, got {len(experts)}; choose two")
-    _check(base, experts)
-    first, second = (_by_path(expert) for expert in experts)
+    check_experts(base, experts)
+    first, second = (by_path(expert) for expert in experts)
     leaves = []
     for path, leaf in tree_paths(base):
-        place = _fill(_at(t, path), tuple(leaf.shape[: stack_axes(path, leaf)]))
-        leaves.append(slerp_leaf(leaf, _leaf_of(first, path), _leaf_of(second, path), place))
+        place = fill(value_at(t, path), tuple(leaf.shape[: stack_axes(path, leaf)]))
+        leaves.append(slerp_leaf(leaf, leaf_of(first, path), leaf_of(second, path), place))
     return jax.tree.unflatten(jax.tree.structure(base), leaves)
 
 

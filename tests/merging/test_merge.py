@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -38,8 +37,8 @@ def equal(got, want, tol=1e-6):
 def test_command(models, write_recipe, tmp_path, capsys):
     base, *experts = models
     recipe = write_recipe(
-        merge_method="ties", base_model=base, models=[{"model": name} for name in experts], parameters={"weight": 1, "density": 0.3},
-        tokenizer_source="base",
+        merge_method="ties", base_model=base, models=[{"model": name} for name in experts],
+        parameters={"weight": 1, "density": 0.3}, tokenizer_source="base",
     )  # fmt: skip
     out = tmp_path / "out"
     assert main(["merge", str(recipe), str(out)]) == 0
@@ -66,7 +65,8 @@ def test_dtypes_and_shards(tmp_path, write_recipe):
     base, *experts = write_models(tmp_path / "m", tiny_config(dtype="bfloat16"), max_shard_bytes=20_000)
     assert len(list(Path(base).glob("*.safetensors"))) > 2
     recipe = write_recipe(
-        merge_method="linear", models=[{"model": name, "parameters": {"weight": w}} for name, w in zip(experts, (1, 2, 3), strict=True)],
+        merge_method="linear",
+        models=[{"model": name, "parameters": {"weight": w}} for name, w in zip(experts, (1, 2, 3), strict=True)],
         dtype="bfloat16", out_dtype="torch.float32",
     )  # fmt: skip
     out = merge_models(recipe, tmp_path / "out", max_shard_bytes=30_000)
@@ -141,7 +141,9 @@ def test_settings():
 
 
 def test_card_names_repositories_only(tmp_path, write_recipe):
-    recipe = load_recipe(write_recipe(merge_method="slerp", base_model="a/b@main", models=[{"model": "c/d"}], parameters={"t": 0.5}))
+    recipe = load_recipe(
+        write_recipe(merge_method="slerp", base_model="a/b@main", models=[{"model": "c/d"}], parameters={"t": 0.5})
+    )
     meta = yaml.safe_load(merge_card(recipe, "x", ["a/b@main", "c/d", str(tmp_path)]).split("---")[1])
     assert meta["base_model"] == ["a/b", "c/d"]
     assert repository_name("c/d..e") is None
@@ -150,7 +152,10 @@ def test_card_names_repositories_only(tmp_path, write_recipe):
 def test_a_full_disk_leaves_nothing(models, write_recipe, tmp_path, monkeypatch, capsys):
     base, *experts = models
     recipe = write_recipe(
-        merge_method="task_arithmetic", base_model=base, models=[{"model": name} for name in experts], parameters={"weight": 0.4}
+        merge_method="task_arithmetic",
+        base_model=base,
+        models=[{"model": name} for name in experts],
+        parameters={"weight": 0.4},
     )
 
     def full(*args, **kwargs):

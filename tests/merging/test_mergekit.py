@@ -58,13 +58,16 @@ def recipes(names):
         },
         "task arithmetic": {**task, "models": one},
         "task arithmetic, normalised": {
-            **task, "models": [{"model": base}, *one], "parameters": {"normalize": True, "lambda": [0.5, 1.5]}, "tokenizer_source": "base",
+            **task, "models": [{"model": base}, *one], "parameters": {"normalize": True, "lambda": [0.5, 1.5]},
+            "tokenizer_source": "base",
         },
         "task arithmetic, negative weights": {
             **task, "models": [{"model": a, "parameters": {"weight": -0.5}}, {"model": b}],
             "parameters": {"weight": "1e-1", "lambda": 0.4},
         },
-        "ties": {"merge_method": "ties", "base_model": base, "models": ties, "parameters": {"normalize": True, "int8_mask": True}},
+        "ties": {
+            "merge_method": "ties", "base_model": base, "models": ties, "parameters": {"normalize": True, "int8_mask": True},
+        },
         "ties, sums": {
             "merge_method": "ties", "base_model": base, "models": [{"model": a}, {"model": b}, {"model": c}],
             "parameters": {

@@ -77,7 +77,7 @@ def test_configs(models, refused, case):
 
 
 def test_models_of_a_config(models, refused, tmp_path):
-    base, a, b, c = models
+    base, a, b, _ = models
     refused(recipe_of(models, models=[{"model": a}, {"model": a}]), "twice")
     refused(recipe_of(models, models=[{"model": base}]), "at least one model")
     refused(recipe_of(models, models=[{"name": a}]), "models[0]")

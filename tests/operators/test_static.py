@@ -130,7 +130,11 @@ def test_slerp(seed, t, spread):
             if abs(abs(cosine) - 0.9995) < 1e-5:
                 continue  # rounding decides which formula counts
             angle = np.arccos(cosine)
-            shares = (1 - t, t) if abs(cosine) > 0.9995 else (np.sin((1 - t) * angle) / np.sin(angle), np.sin(t * angle) / np.sin(angle))
+            shares = (
+                (1 - t, t)
+                if abs(cosine) > 0.9995
+                else (np.sin((1 - t) * angle) / np.sin(angle), np.sin(t * angle) / np.sin(angle))
+            )
             np.testing.assert_allclose(np.asarray(got[path])[i], shares[0] * a[i] + shares[1] * b[i], rtol=1e-5, atol=1e-5)
 
 

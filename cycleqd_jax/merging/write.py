@@ -83,7 +83,8 @@ def merge_models(
         raise InputError(f"expected a seed from 0 to {(1 << 32) - 1}, got {seed}; choose another seed")
     target = check_target(folder)
     check_writable(target.parent, "choose another folder")
-    names = list(dict.fromkeys([*([recipe.base] if recipe.base is not None else []), *(m.name for m in recipe.models)]))
+    names: list[str] = [recipe.base] if recipe.base is not None else []
+    names += [model.name for model in recipe.models if model.name not in names]
     for name in names:
         if os.path.realpath(name) == str(target):
             raise InputError(f"expected a folder that is no model of the merge, got {folder}; choose another place")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from cycleqd_jax.operators.by_leaf import (
     PerExpert,
@@ -92,7 +93,7 @@ def linear(models: Sequence[Params], weights: PerExpert = 1.0, *, normalize: boo
     for path, leaf in tree_paths(models[0]):
         shape = tuple(leaf.shape[: stack_axes(path, leaf)])
         each = [fill(value_at(weight, path), shape) for weight in values]
-        if normalize and not isinstance(each[0], jax.core.Tracer) and bool(jnp.any(sum(each, jnp.zeros(shape)) == 0)):
+        if normalize and not isinstance(each[0], Tracer) and bool(jnp.any(sum(each, jnp.zeros(shape)) == 0)):
             raise InputError(f"expected weights with a sum other than zero, got zero for the leaf {path!r}; correct them")
         leaves.append(linear_leaf([model[path] for model in found], each, normalize=normalize))
     return jax.tree.unflatten(jax.tree.structure(models[0]), leaves)

@@ -55,7 +55,9 @@ def test_merge(server, publish, online, tmp_path):
     for name in ("base", "expert", "sharded"):
         publish(f"merge/{name}", name)
     config = tmp_path / "merge.yml"
-    config.write_text("merge_method: linear\nmodels:\n- model: merge/base\n- model: merge/expert@main\nparameters: {weight: 1}\n")
+    config.write_text(
+        "merge_method: linear\nmodels:\n- model: merge/base\n- model: merge/expert@main\nparameters: {weight: 1}\n"
+    )
     code, _, _ = online("cli", "merge", str(config), str(tmp_path / "out"))
     assert code == 0
     assert "base_model:\n- merge/base\n- merge/expert\n" in (tmp_path / "out" / "README.md").read_text()

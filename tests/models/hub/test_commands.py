@@ -56,7 +56,7 @@ def test_merge(server, publish, online, tmp_path):
         publish(f"merge/{name}", name)
     config = tmp_path / "merge.yml"
     config.write_text(
-        "merge_method: linear\nmodels:\n- model: merge/base\n- model: merge/expert@main\nparameters: {weight: 1}\n"
+        "merge_method: linear\nmodels: [{model: merge/base}, {model: merge/expert@main}]\nparameters: {weight: 1}\n"
     )
     code, _, _ = online("cli", "merge", str(config), str(tmp_path / "out"))
     assert code == 0

@@ -31,6 +31,7 @@ ARROWS = {
     "genome": {"types", "operators"},
     "algorithms": {"types", "operators"},
     "models": {"types", "files", "sharding", "version"},
+    "merging": {"types", "files", "operators", "models", "version"},
     "training": {"types", "config", "models"},
     "engine": {"types", "models"},
     "sandbox": {"machine"},
@@ -39,10 +40,10 @@ ARROWS = {
     "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files", "statistics"},
-    "runs": EVERYTHING - {"cli", "individual", "plan", "runs", "statistics", "tool_calls", "py"},
+    "runs": EVERYTHING - {"cli", "individual", "merging", "plan", "runs", "statistics", "tool_calls", "py"},
     "cli": {
-        "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "plan", "report", "runs",
-        "version"
+        "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "merging", "plan",
+        "report", "runs", "version"
     },
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"

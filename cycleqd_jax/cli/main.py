@@ -107,6 +107,10 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
         from cycleqd_jax.cli.fetch import fetch_smollm2
 
         fetch_smollm2(args.folder, source=args.source, dtype=args.dtype)
+    elif args.command == "merge":
+        from cycleqd_jax.cli.merge import merge
+
+        merge(args.config, args.folder, args.seed)
     elif args.command == "sandbox":
         from cycleqd_jax.cli.sandbox import build
 

@@ -102,6 +102,10 @@ def _add_models(add: Add) -> None:
     )
     dtypes = ("float32", "bfloat16", "float16")
     fetch.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="dtype of the written weights (default: float32)")
+    merge = add("merge", "merge models as a mergekit config says: linear, task_arithmetic, ties, dare_linear, dare_ties, slerp")
+    merge.add_argument("config", metavar="CONFIG", type=Path, help="mergekit's YAML file")
+    merge.add_argument("folder", metavar="DIR", type=Path, help="the Hugging Face folder to write")
+    merge.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random masks of DARE (0)")
 
 
 def _add_plan(add: Add) -> None:

@@ -1,4 +1,4 @@
-"""Operators of CycleQD on weights: task vectors, adapters, SVD, crossover, mutation, merge.
+"""Operators of CycleQD on weights: task vectors, adapters, SVD, crossover, mutation, merge; static merges to compare with.
 
 All operators work on any pytree of arrays (Flax Linen or NNX states, plain dicts …). They are pure, jitted and vmapped across
 stacked matrices, and need only JAX, so that other projects can import this package alone.
@@ -9,25 +9,44 @@ unchanged (:func:`is_matrix`; every operator also takes your own predicate).
 """
 
 from cycleqd_jax.operators.adapter import apply_adapter, dense_update
+from cycleqd_jax.operators.by_leaf import PerExpert, Rescale, keep_counts, stack_axes
 from cycleqd_jax.operators.crossover import crossover_weights, linear_crossover, normalize_weights
 from cycleqd_jax.operators.merge import merge, softmax_weights, weighted_sum
 from cycleqd_jax.operators.mutation import gaussian_mutation, mutation_coefficients, svd_mutation
+from cycleqd_jax.operators.static import (
+    STATIC_MERGES,
+    dare,
+    dare_ties,
+    linear,
+    slerp,
+    static_merge,
+    task_arithmetic,
+    ties,
+    uniform,
+)
 from cycleqd_jax.operators.svd import Factors, compose, decompose, factorize, factorize_low_rank, is_matrix
 from cycleqd_jax.operators.task_vector import apply_task_vector, matrix_norm, relative_norm, task_vector
 from cycleqd_jax.operators.threads import single_threaded_lapack
 
 __all__ = [
+    "STATIC_MERGES",
     "Factors",
+    "PerExpert",
+    "Rescale",
     "apply_adapter",
     "apply_task_vector",
     "compose",
     "crossover_weights",
+    "dare",
+    "dare_ties",
     "decompose",
     "dense_update",
     "factorize",
     "factorize_low_rank",
     "gaussian_mutation",
     "is_matrix",
+    "keep_counts",
+    "linear",
     "linear_crossover",
     "matrix_norm",
     "merge",
@@ -35,8 +54,14 @@ __all__ = [
     "normalize_weights",
     "relative_norm",
     "single_threaded_lapack",
+    "slerp",
     "softmax_weights",
+    "stack_axes",
+    "static_merge",
     "svd_mutation",
+    "task_arithmetic",
     "task_vector",
+    "ties",
+    "uniform",
     "weighted_sum",
 ]

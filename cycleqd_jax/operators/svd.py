@@ -45,7 +45,7 @@ class Factors(NamedTuple):
     vt: Float[AnyArray, "*stack r n"]
 
 
-def is_matrix(path: str, leaf: Array | jax.ShapeDtypeStruct) -> bool:
+def is_matrix(path: str, leaf: AnyArray | jax.ShapeDtypeStruct) -> bool:
     """Whether a leaf is a matrix, or a stack of matrices, with more than one row and column.
 
     As in the reference code, mutation leaves everything with "norm" in its name unchanged, and biases, vectors and scalars

@@ -81,7 +81,7 @@ def test_a_model_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hf, "write_safetensors", full)
+    monkeypatch.setattr(hf, "write_shards", full)
     with pytest.raises(OSError, match="No space left"):
         load_model(tmp_path / "m").save(tmp_path / "m")
     assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before

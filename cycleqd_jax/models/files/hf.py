@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,13 +17,13 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models.files.checkpoint import Checkpoint, check_tied, open_checkpoint
 from cycleqd_jax.models.files.names import NAMES
 from cycleqd_jax.models.files.safetensors import (
-    INDEX,
+    Entry,
     Tensor,
     all_finite,
     read_finite,
     row_chunks,
     transpose,
-    write_safetensors,
+    write_shards,
 )
 from cycleqd_jax.models.folder import TEMPLATE_FOLDER, is_tokenizer_file
 from cycleqd_jax.models.llama.config import LlamaConfig
@@ -33,7 +32,9 @@ from cycleqd_jax.types import AnyArray, InputError, Params, tree_paths
 
 __all__ = ["check_target", "load", "load_weights", "save"]
 
-_WRITTEN = re.compile(r"config\.json|README\.md|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_WRITTEN = re.compile(
+    r"config\.json|mergekit_config\.yml|README\.md|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 def load(
@@ -115,7 +116,7 @@ def save(
 
     with replacing_folder(folder) as new:
         _write_json(new / "config.json", config.to_hf())
-        _write_weights(new, config, params, max_shard_bytes)
+        write_shards(new, _tensors(config, params), np.dtype(config.dtype), max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(new)
         if card is not None:
@@ -252,12 +253,12 @@ def _read_tensor(name: str, tensor: Tensor, targets: list[tuple[np.ndarray, tupl
 # Writing
 
 
-def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+def _tensors(config: LlamaConfig, params: Params) -> Iterator[Entry]:
     """Hugging Face's tensors in its order of layers: name, shape, and a function that reads the tensor."""
     leaves = dict(tree_paths(params))
     dtype = np.dtype(config.dtype)
 
-    def entry(path: str, layer: int | None) -> tuple[str, tuple[int, ...], Any]:
+    def entry(path: str, layer: int | None) -> Entry:
         pattern, transposed = NAMES[path]
         name, leaf = pattern.format(layer), leaves[path]
         shape = leaf.shape if layer is None else leaf.shape[1:]
@@ -275,7 +276,7 @@ def _tensors(config: LlamaConfig, params: Params) -> Iterator[tuple[str, tuple[i
             transpose(array, target)
             return target
 
-        return name, shape[::-1] if transposed else shape, fetch
+        return Entry(name, shape[::-1] if transposed else shape, fetch)
 
     stacked = [path for path in leaves if NAMES[path].stacked]
     for path in leaves:
@@ -291,28 +292,6 @@ def _layer(leaf: AnyArray, layer: int) -> np.ndarray:
     devices = leaf.devices() if isinstance(leaf, jax.Array) else set()
     in_place = len(devices) == 1 and next(iter(devices)).platform == "cpu"
     return np.asarray(leaf)[layer] if in_place else np.asarray(leaf[layer])
-
-
-def _write_weights(folder: Path, config: LlamaConfig, params: Params, max_shard_bytes: int) -> None:
-    dtype = np.dtype(config.dtype)
-    shards: list[list[tuple[str, tuple[int, ...], Any]]] = [[]]
-    total = size = 0
-    for entry in _tensors(config, params):
-        nbytes = math.prod(entry[1]) * dtype.itemsize
-        if shards[-1] and size + nbytes > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += nbytes
-        total += nbytes
-    weight_map = {}
-    for i, shard in enumerate(shards):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        shapes = {name: shape for name, shape, _ in shard}
-        write_safetensors(folder / file, shapes, dtype, (fetch() for _, _, fetch in shard))
-        weight_map |= dict.fromkeys(shapes, file)
-    if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -31,7 +31,7 @@ from cycleqd_jax.models.files.safetensors import (
 from cycleqd_jax.models.folder import TEMPLATE_FOLDER, TOKENIZER_FILES
 from cycleqd_jax.types import InputError
 
-__all__ = ["download", "download_weights", "forget", "headers", "is_repository"]
+__all__ = ["download", "download_weights", "forget", "headers", "is_repository", "repository_name"]
 
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", re.ASCII)
 
@@ -60,6 +60,26 @@ class _RemoteTensor:
 def is_repository(name: str | Path) -> bool:
     """Whether this has the form ``owner/name`` or ``owner/name@revision``; it may also be the path of a folder."""
     return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None
+
+
+def repository_name(model: str | Path) -> str | None:
+    """The repository of the hub that a name stands for, without its revision; None for a model of this machine.
+
+    The hub takes nothing else as ``base_model`` of a model card: it refuses local paths and revisions.
+
+    Args:
+        model: a path, or ``owner/name[@revision]``.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if not is_repository(model) or Path(model).exists():
+        return None
+    name = str(model).partition("@")[0]
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def download(name: str) -> Path:

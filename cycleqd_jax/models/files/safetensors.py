@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ __all__ = [
     "DTYPES",
     "INDEX",
     "SINGLE",
+    "Entry",
     "SafeTensor",
     "Tensor",
     "all_finite",
@@ -36,6 +37,7 @@ __all__ = [
     "transpose",
     "weight_files",
     "write_safetensors",
+    "write_shards",
 ]
 
 DTYPES: dict[str, np.dtype] = {
@@ -83,6 +85,20 @@ class Tensor(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows ``start`` to ``stop`` of the first dimension."""
         ...
+
+
+class Entry(NamedTuple):
+    """A tensor to write.
+
+    Attributes:
+        name: its name.
+        shape: its shape.
+        read: returns the tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 class SafeTensor(NamedTuple):
@@ -259,6 +275,36 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: 
         for (name, shape), array in zip(shapes.items(), data, strict=True):
             assert (array.shape, array.dtype) == (shape, dtype), name
             file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def write_shards(folder: Path, tensors: Iterable[Entry], dtype: np.dtype, max_shard_bytes: int) -> None:
+    """Writes the weights of a model, one tensor at a time, in one file or in shards with an index.
+
+    Args:
+        folder: the folder of the model.
+        tensors: the tensors, in order; each is read when it is written.
+        dtype: one of :data:`DTYPES`.
+        max_shard_bytes: the most bytes of a file, unless one tensor is larger.
+    """
+    shards: list[list[Entry]] = [[]]
+    total = size = 0
+    for tensor in tensors:
+        nbytes = math.prod(tensor.shape) * dtype.itemsize
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += nbytes
+        total += nbytes
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        file = SINGLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        shapes = {tensor.name: tensor.shape for tensor in shard}
+        write_safetensors(folder / file, shapes, dtype, (tensor.read() for tensor in shard))
+        weight_map |= dict.fromkeys(shapes, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def row_chunks(tensor: Tensor, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:

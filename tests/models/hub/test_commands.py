@@ -48,3 +48,24 @@ def test_generate(server, publish, online):
     code, _, message = online("cli", "generate", "answer/lora", "hi")
     assert code == 2
     assert "got a LoRA adapter in answer/lora" in message
+
+
+def test_merge(server, publish, online, tmp_path):
+    """Models are compared by their headers, then downloaded and merged; the card names their repositories."""
+    for name in ("base", "expert", "sharded"):
+        publish(f"merge/{name}", name)
+    config = tmp_path / "merge.yml"
+    config.write_text(
+        "merge_method: linear\nmodels: [{model: merge/base}, {model: merge/expert@main}]\nparameters: {weight: 1}\n"
+    )
+    code, _, _ = online("cli", "merge", str(config), str(tmp_path / "out"))
+    assert code == 0
+    assert "base_model:\n- merge/base\n- merge/expert\n" in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+    config.write_text(config.read_text().replace("weight: 1", "weight: 0"))
+    with server.watched() as log:
+        code, _, error = online("cli", "merge", str(config), str(tmp_path / "other"))
+    assert code == 2
+    assert "other than zero" in error
+    assert not large(log)

@@ -1,0 +1,196 @@
+"""``cycleqd merge``: what it writes, how it streams, and what the disk may do."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import yaml
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from cycleqd_jax.cli import main
+from cycleqd_jax.engine import load_model
+from cycleqd_jax.merging import load_recipe, merge_models
+from cycleqd_jax.merging.card import merge_card
+from cycleqd_jax.merging.settings import parse_setting
+from cycleqd_jax.models.files.hub import repository_name
+from cycleqd_jax.operators import linear, slerp, ties
+from cycleqd_jax.types import tree_paths
+
+from .conftest import write_models
+
+
+def weights(folder):
+    return {name: jnp.asarray(tensor) for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
+
+
+def equal(got, want, tol=1e-6):
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        np.testing.assert_allclose(np.asarray(got[name]), np.asarray(tensor), rtol=tol, atol=tol, err_msg=name)
+
+
+def test_command(models, write_recipe, tmp_path, capsys):
+    base, *experts = models
+    recipe = write_recipe(
+        merge_method="ties", base_model=base, models=[{"model": name} for name in experts],
+        parameters={"weight": 1, "density": 0.3}, tokenizer_source="base",
+    )  # fmt: skip
+    out = tmp_path / "out"
+    assert main(["merge", str(recipe), str(out)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"model: {out}\n"
+    assert "merge" in shown.err
+    equal(weights(out), ties(weights(base), [weights(name) for name in experts], densities=0.3))
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        if (Path(base) / file).exists():
+            assert (out / file).read_bytes() == (Path(base) / file).read_bytes()
+    assert json.loads((out / "config.json").read_text()) == json.loads((Path(base) / "config.json").read_text())
+    assert (out / "mergekit_config.yml").read_text() == recipe.read_text()
+    meta = yaml.safe_load((out / "README.md").read_text().split("---")[1])
+    assert "base_model" not in meta  # the models are folders of this machine, which the hub refuses
+    assert load_model(str(out)).generate("fox", max_new_tokens=2) is not None
+    assert main(["merge", str(recipe), str(out)]) == 0  # a merged model may be replaced
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_dtypes_and_shards(tmp_path, write_recipe):
+    """Sharded bfloat16 models become shards of another dtype; memory is that of single tensors."""
+    from .conftest import tiny_config
+
+    base, *experts = write_models(tmp_path / "m", tiny_config(dtype="bfloat16"), max_shard_bytes=20_000)
+    assert len(list(Path(base).glob("*.safetensors"))) > 2
+    recipe = write_recipe(
+        merge_method="linear",
+        models=[{"model": name, "parameters": {"weight": w}} for name, w in zip(experts, (1, 2, 3), strict=True)],
+        dtype="bfloat16", out_dtype="torch.float32",
+    )  # fmt: skip
+    out = merge_models(recipe, tmp_path / "out", max_shard_bytes=30_000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+
+    def read(folder):
+        tensors = {}
+        for file in sorted(Path(folder).glob("*.safetensors")):
+            with safe_open(file, "flax") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return tensors
+
+    want = linear([{name: x.astype(jnp.float32) for name, x in read(name).items()} for name in experts], [1.0, 2.0, 3.0])
+    equal(read(out), want)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_slerp_of_a_slice(models, write_recipe, tmp_path):
+    base, expert, *_ = models
+    sources = [{"model": name, "layer_range": [0, 3]} for name in (expert, base)]
+    recipe = write_recipe(merge_method="slerp", base_model=base, slices=[{"sources": sources, "parameters": {"t": 0.25}}])
+    equal(weights(merge_models(recipe, tmp_path / "out")), slerp(weights(base), [weights(base), weights(expert)], 0.25))
+
+
+def test_dare_depends_on_the_seed(models, write_recipe, tmp_path):
+    base, *experts = models
+    recipe = write_recipe(
+        merge_method="dare_ties", base_model=base, models=[{"model": name} for name in experts],
+        parameters={"weight": 1, "density": 0.5},
+    )  # fmt: skip
+    found = [weights(merge_models(recipe, tmp_path / str(i), seed=seed)) for i, seed in enumerate((0, 0, 1))]
+    equal(found[0], found[1], 0)
+    assert any(not np.array_equal(found[0][name], found[2][name]) for name in found[0])
+
+
+def test_precedence(models, write_recipe):
+    """A model's own value comes first, then the slice's, then the config's; a filter that fits nothing goes on."""
+    base, a, b, _ = models
+    spans = {"layer_range": [0, 3]}
+    recipe = load_recipe(
+        write_recipe(
+            merge_method="ties", base_model=base, parameters={"weight": 0.1, "density": 0.9, "lambda": [0, 1]},
+            slices=[
+                {
+                    "parameters": {"weight": [{"filter": "norm", "value": 0.2}], "density": 0.8},
+                    "sources": [
+                        {"model": base, **spans},
+                        {"model": a, **spans, "parameters": {"weight": {"filter": "mlp", "value": [3, 5]}}},
+                        {"model": b, **spans},
+                    ],
+                }
+            ],
+        )
+    )  # fmt: skip
+    first, second = recipe.models
+    assert recipe.value("weight", "model.layers.1.mlp.up_proj.weight", 0.5, first) == 4
+    assert recipe.value("weight", "model.layers.1.input_layernorm.weight", 0.5, first) == 0.2
+    assert recipe.value("weight", "model.layers.1.mlp.up_proj.weight", 0.5, second) == 0.1
+    assert recipe.value("density", "x", 0, second) == 0.8
+    assert recipe.value("lambda", "x", 0.25) == 0.25
+
+
+def test_settings():
+    gradient = parse_setting([0, 0.5, 0.3, 0.7, 1], "t")
+    assert [gradient.at("x", place) for place in (0, 0.25, 0.5, 1)] == [0, 0.5, 0.3, 1]
+    assert gradient.at("x", 0.125) == 0.25
+    truths = parse_setting([True, False], "normalize", truth=True)
+    assert [truths.at("x", place) for place in (0, 0.9, 1)] == [1, 1, 0]
+    assert parse_setting([{"filter": "mlp", "value": 1}], "weight").at("attn", 0) is None
+    assert parse_setting([{"filter": "*", "value": "1e-1"}], "weight").at("attn", 0) == 0.1
+
+
+def test_card_names_repositories_only(tmp_path, write_recipe):
+    recipe = load_recipe(
+        write_recipe(merge_method="slerp", base_model="a/b@main", models=[{"model": "c/d"}], parameters={"t": 0.5})
+    )
+    meta = yaml.safe_load(merge_card(recipe, "x", ["a/b@main", "c/d", str(tmp_path)]).split("---")[1])
+    assert meta["base_model"] == ["a/b", "c/d"]
+    assert repository_name("c/d..e") is None
+
+
+def test_a_full_disk_leaves_nothing(models, write_recipe, tmp_path, monkeypatch, capsys):
+    base, *experts = models
+    recipe = write_recipe(
+        merge_method="task_arithmetic",
+        base_model=base,
+        models=[{"model": name} for name in experts],
+        parameters={"weight": 0.4},
+    )
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr("cycleqd_jax.merging.write.write_shards", full)
+    assert main(["merge", str(recipe), str(tmp_path / "out")]) == 2
+    assert "cycleqd: expected to read and write files, got No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [recipe.name]
+
+
+def test_overflow_is_refused(models, write_recipe, tmp_path, capsys):
+    base, expert, *_ = models
+    recipe = write_recipe(
+        merge_method="task_arithmetic", base_model=base, models=[{"model": expert}], parameters={"weight": 1e9}, dtype="float16"
+    )
+    assert main(["merge", str(recipe), str(tmp_path / "out")]) == 2
+    assert "as float16; choose another dtype" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tied_heads(models, tmp_path, write_recipe):
+    """A model that stores its tied head, and one that has none, are merged; an untied head beside a tied one is refused."""
+    from safetensors.numpy import save_file
+
+    base, expert, *_ = models
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for path in Path(expert).iterdir():
+        (stored / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(stored / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].copy()}, stored / "model.safetensors")
+    recipe = write_recipe(merge_method="linear", models=[{"model": base}, {"model": str(stored)}], parameters={"weight": 1})
+    equal(weights(merge_models(recipe, tmp_path / "out")), linear([weights(base), weights(expert)]))
+    assert dict(tree_paths(weights(tmp_path / "out"))).keys() == weights(base).keys()
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, stored / "model.safetensors")
+    assert main(["merge", str(recipe), str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()

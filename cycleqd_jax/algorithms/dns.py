@@ -190,7 +190,8 @@ def _compete(
         lambda x, y: jnp.concatenate([x, y]), (old.genotypes, old.fitnesses, dict(extra_scores(old))), new
     )
     novelty = dominated_novelty(everyone[1][:, 0], everyone[2]["scores"], neighbours)
-    kept = jnp.lexsort((-everyone[1][:, 0], -novelty))[:size]  # stable: of equals, the earlier one is kept
+    # Sorting is stable: of equals, the earlier one is kept. Members keep their order, which decides between equals later.
+    kept = jnp.sort(jnp.lexsort((-everyone[1][:, 0], -novelty))[:size])
     genotypes, fitnesses, extra = jax.tree.map(lambda x: x[kept], everyone)
     return DominatedNoveltyState(
         repertoire=old.replace(genotypes=genotypes, fitnesses=fitnesses, extra_scores=extra),

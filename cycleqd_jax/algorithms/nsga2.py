@@ -85,7 +85,7 @@ class NSGA2State(flax.struct.PyTreeNode):
 
     Attributes:
         repertoire: the population, a QDax repertoire: ``fitnesses`` ``[member, K]`` are the scores (−inf for a missing member),
-            ``extra_scores`` has ``id``. Members are sorted by front, then by crowding distance.
+            ``extra_scores`` has ``id``.
         best: the best individual so far, by the average over the tasks.
         generation: number of calls of ``tell``, int32.
         next_id: id of the next individual that ``tell`` gets, int32.
@@ -170,13 +170,14 @@ class NSGA2(flax.struct.PyTreeNode):
         check_key(key, "NSGA2")
         members = coefficients_of(state.repertoire.genotypes, "NSGA2")
         ids = state.repertoire.extra_scores["id"]
+        order = _order(state.repertoire.fitnesses)
         alive = jnp.sum(jnp.all(state.repertoire.fitnesses > -jnp.inf, axis=1))
 
         def child(j: Array) -> tuple[Array, Array]:
             draw_key, first_key, second_key, vary_key = jax.random.split(jax.random.fold_in(key, j), 4)
             drawn = jax.random.uniform(draw_key, members.shape[1:], jnp.float32, self.low, self.high)
-            # Members are sorted, so the winner of a tournament is the smaller number.
-            first, second = (jnp.min(jax.random.randint(k, (2,), 0, alive)) for k in (first_key, second_key))
+            # The winner of a tournament is the one that comes first in the order.
+            first, second = (order[jnp.min(jax.random.randint(k, (2,), 0, alive))] for k in (first_key, second_key))
             with default_promotion():
                 x1, x2 = (members[i].reshape(1, -1) for i in (first, second))
                 varied = isoline_variation(x1, x2, vary_key, self.iso_sigma, self.line_sigma, self.low, self.high)
@@ -204,6 +205,13 @@ class NSGA2(flax.struct.PyTreeNode):
         return _survive(state, genomes, check_children(genomes, scores, state.best.scores.shape[0], "NSGA2"))
 
 
+def _order(objectives: Float[Array, "batch task"]) -> Int[Array, " batch"]:
+    """Individuals by front, then by crowding distance, then by age; missing ones last."""
+    ranks = front_ranks(objectives)
+    crowding = crowding_distances(jnp.where(jnp.isfinite(objectives), objectives, 0.0), ranks)
+    return jnp.lexsort((-crowding, ranks))
+
+
 @jax.jit
 def _survive(state: NSGA2State, genomes: Genome, scores: Float[Array, "batch task"]) -> NSGA2State:
     old, size = state.repertoire, state.repertoire.fitnesses.shape[0]
@@ -214,9 +222,7 @@ def _survive(state: NSGA2State, genomes: Genome, scores: Float[Array, "batch tas
         (old.genotypes, old.fitnesses, old.extra_scores["id"]),
         (genomes, fitness, ids),
     )
-    ranks = front_ranks(everyone[1])
-    crowding = crowding_distances(jnp.where(jnp.isfinite(everyone[1]), everyone[1], 0.0), ranks)
-    kept = jnp.lexsort((-crowding, ranks))[:size]  # stable: of equals, the earlier one is kept
+    kept = jnp.sort(_order(everyone[1])[:size])  # members keep their order, which decides between equals
     genotypes, fitnesses, kept_ids = jax.tree.map(lambda x: x[kept], everyone)
     return NSGA2State(
         repertoire=old.replace(genotypes=genotypes, fitnesses=fitnesses, extra_scores={"id": kept_ids}),

@@ -43,6 +43,7 @@ __all__ = [
     "Reply",
     "Score",
     "Scores",
+    "SearchState",
     "Searcher",
     "Split",
     "Task",
@@ -217,6 +218,15 @@ class Searcher(Protocol):
 
     def tell(self, state: Any, genomes: Genome, scores: Scores, lineage: Lineage) -> Any:
         """The new state, from the scores of all children of the last ``ask``; rows with NaN must not count as scores."""
+        ...
+
+
+@runtime_checkable
+class SearchState(Protocol):
+    """What the states of all searchers of this package offer to a run, beside being pytrees."""
+
+    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
+        """Genome, scores and id of the best individual of the search by the average over all tasks."""
         ...
 
 

@@ -150,9 +150,7 @@ class CMAES(flax.struct.PyTreeNode):
         ranks = jnp.argsort(jnp.argsort(losses)).astype(jnp.float32)
         with default_promotion():
             options = _options(self.population, size, self.sigma)
-            told, _ = _algorithm(self.population, size).tell(
-                jax.random.key(0), children, ranks, state.distribution, options
-            )
+            told, _ = _algorithm(self.population, size).tell(jax.random.key(0), children, ranks, state.distribution, options)
         usable = jnp.any(means > -jnp.inf)
         distribution = jax.tree.map(lambda new, old: jnp.where(usable, new, old), told, state.distribution)
         return _count(state, genomes, scores, distribution)
@@ -160,7 +158,7 @@ class CMAES(flax.struct.PyTreeNode):
 
 @functools.cache
 def _algorithm(population: int, size: int) -> CMA_ES:
-    """evosax' algorithm, which is a static argument of its jitted functions."""
+    """Evosax' algorithm, which is a static argument of its jitted functions."""
     return CMA_ES(population, jnp.zeros(size, jnp.float32))
 
 

@@ -128,9 +128,7 @@ class DominatedNovelty(flax.struct.PyTreeNode):
         return _compete(state, genomes, jnp.asarray(table), self.neighbours)
 
     @functools.partial(jax.jit, static_argnames="n")
-    def ask(
-        self, state: DominatedNoveltyState, key: PRNGKeyArray, n: int = 1
-    ) -> tuple[Genome, Lineage, DominatedNoveltyState]:
+    def ask(self, state: DominatedNoveltyState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, DominatedNoveltyState]:
         """Makes ``n`` children; child j depends on the state and on ``fold_in(key, j)`` only, not on ``n``.
 
         Args:
@@ -158,9 +156,7 @@ class DominatedNovelty(flax.struct.PyTreeNode):
         genomes, lineage = jax.lax.map(child, jnp.arange(n))
         return genomes, lineage, state
 
-    def tell(
-        self, state: DominatedNoveltyState, genomes: Genome, scores: AnyArray, lineage: Lineage
-    ) -> DominatedNoveltyState:
+    def tell(self, state: DominatedNoveltyState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> DominatedNoveltyState:
         """Keeps the members and children of the highest dominated novelty.
 
         Args:
@@ -186,9 +182,7 @@ def _compete(
     fitness = mean_scores(scores)
     scores = jnp.where(jnp.isfinite(fitness)[:, None], scores, 0.0)
     new = (genomes, fitness[:, None], {"scores": scores, "id": ids})
-    everyone = jax.tree.map(
-        lambda x, y: jnp.concatenate([x, y]), (old.genotypes, old.fitnesses, dict(extra_scores(old))), new
-    )
+    everyone = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), (old.genotypes, old.fitnesses, dict(extra_scores(old))), new)
     novelty = dominated_novelty(everyone[1][:, 0], everyone[2]["scores"], neighbours)
     # Sorting is stable: of equals, the earlier one is kept. Members keep their order, which decides between equals later.
     kept = jnp.sort(jnp.lexsort((-everyone[1][:, 0], -novelty))[:size])

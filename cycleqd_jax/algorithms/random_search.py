@@ -112,6 +112,4 @@ class RandomSearch(flax.struct.PyTreeNode):
 @jax.jit
 def _update(state: RandomSearchState, genomes: Genome, scores: Float[Array, "batch task"]) -> RandomSearchState:
     ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
-    return RandomSearchState(
-        state.best.update(genomes, scores, ids), state.generation + 1, state.next_id + scores.shape[0]
-    )
+    return RandomSearchState(state.best.update(genomes, scores, ids), state.generation + 1, state.next_id + scores.shape[0])

@@ -124,9 +124,7 @@ class CoefficientSpace(flax.struct.PyTreeNode):
         one = jax.nn.one_hot(k, self.num_experts, dtype=jnp.float32)
         return CoefficientGenome(jnp.broadcast_to(one[None], (self.groups, self.num_experts)))
 
-    def crossover(
-        self, parent1: CoefficientGenome, parent2: CoefficientGenome, omega: Float[Array, 2]
-    ) -> CoefficientGenome:
+    def crossover(self, parent1: CoefficientGenome, parent2: CoefficientGenome, omega: Float[Array, 2]) -> CoefficientGenome:
         """Linear crossover of coefficients, which equals linear crossover of the weights."""
         return crossover.linear_crossover(parent1, parent2, omega)
 
@@ -248,9 +246,7 @@ def _express(space: CoefficientSpace, genome: CoefficientGenome) -> Params:
     return space._express_all(genome)
 
 
-_express_into = jax.jit(
-    lambda space, genome, out: space._express_all(genome, out), donate_argnames="out", keep_unused=True
-)
+_express_into = jax.jit(lambda space, genome, out: space._express_all(genome, out), donate_argnames="out", keep_unused=True)
 
 
 @jax.jit

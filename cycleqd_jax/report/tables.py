@@ -14,7 +14,7 @@ from cycleqd_jax.report.history import load_grid
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.types import InputError
 
-__all__ = ["AVERAGE", "ResultsTable", "method_label", "results_table"]
+__all__ = ["AVERAGE", "SEARCHES", "ResultsTable", "method_label", "results_table"]
 
 AVERAGE = "average"
 _SPLITS = ("test", "train")
@@ -24,15 +24,23 @@ _LABELS = {
     "finetune_all_longer": "Fine-tuned on all data (steps of all experts)",
     "uniform_merge": "Uniform merge",
     "cycleqd_best_elite": "CycleQD, best elite",
+}
+SEARCHES = {
+    "random": "Random search",
+    "cmaes": "CMA-ES",
+    "nsga2": "NSGA-II",
+    "qd": "Plain QD",
+    "dns": "Dominated Novelty Search",
     "cycleqd": "CycleQD",
 }
+"""The display name of every search method. Its row is the model that the method ends with."""
 
 
 def method_label(method: str) -> str:
     """The display name of a method: ``"expert/mbpp"`` → ``"Expert: mbpp"``."""
     if method.startswith("expert/"):
         return f"Expert: {method.removeprefix('expert/')}"
-    return _LABELS.get(method, method)
+    return _LABELS.get(method) or SEARCHES.get(method, method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,7 @@ class ResultsTable:
     """Scores of methods on tasks.
 
     Attributes:
-        methods: names of the rows, the base first and CycleQD last.
+        methods: names of the rows, the base first and the searches last.
         splits: the splits with scores, ``test`` first.
         columns: the tasks and ``"average"``.
         values: split → scores in [0, 1], Float ``[run, method, column]``; NaN where a run has no score.
@@ -162,7 +170,7 @@ def _order(method: str) -> int:
         return 0
     if method.startswith("expert/"):
         return 1
-    return 3 if method == "cycleqd" else 2
+    return 3 + list(SEARCHES).index(method) if method in SEARCHES else 2
 
 
 def results_table(run_folders: Path | Sequence[Path]) -> ResultsTable:

@@ -298,7 +298,7 @@ def test_quarantined_children_resume(made, tmp_path, assert_identical):
 
 def test_the_journal_rebuilds_every_child(name, made, tmp_path, assert_close):
     """From the experts and the journal alone: parents, active task and key, or the recorded coefficients."""
-    searcher, space = made
+    _searcher, space = made
     run(made, tmp_path)
     journal = Journal(tmp_path / "history.jsonl")
     genomes = {k: space.expert(k) for k in range(K)}
@@ -307,10 +307,13 @@ def test_the_journal_rebuilds_every_child(name, made, tmp_path, assert_close):
         assert one is not None
         assert (one.coefficients is not None) == (name in WITH_COEFFICIENTS)
         if one.coefficients is not None:
-            assert one.omega is None and one.active is None
+            assert one.omega is None
+            assert one.active is None
             genomes[identity] = CoefficientGenome(jnp.asarray(one.coefficients, jnp.float32))
             continue
-        assert one.key is not None and one.omega is not None and one.active is not None
+        assert one.key is not None
+        assert one.omega is not None
+        assert one.active is not None
         child_key = jax.random.wrap_key_data(jnp.asarray(one.key, jnp.uint32))
         mutate_key = jax.random.split(child_key, 3)[2]
         first, second = (genomes[parent] for parent in one.parents)
@@ -348,7 +351,7 @@ def test_a_budget_of_items(made, tmp_path):
 
 def test_a_budget_below_one_generation_is_refused_before_any_evaluation(made, tmp_path):
     evaluator = FromWeights()
-    with pytest.raises(InputError, match="expected a budget of at least 7 individuals, 3 experts and .*, got 6; increase"):
+    with pytest.raises(InputError, match=r"expected a budget of at least 7 individuals, 3 experts and .*, got 6; increase"):
         run(made, tmp_path, evaluator, budget=6)
     assert evaluator.calls == 0
 

@@ -92,9 +92,7 @@ def test_weights_are_sums_by_group(kind, groups):
 def test_one_group_is_the_mixing_of_expert_space(kind, assert_close):
     whole = ExpertSpace.from_experts(base(), experts(kind), rank=2)
     one = genome(1)
-    assert_close(
-        space(kind, 1).express(one), whole.express(whole.expert(0)._replace(mixing=one.coefficients[0])), tol=1e-6
-    )
+    assert_close(space(kind, 1).express(one), whole.express(whole.expert(0)._replace(mixing=one.coefficients[0])), tol=1e-6)
 
 
 def test_it_is_a_genome_space(assert_identical):
@@ -146,7 +144,7 @@ def test_more_groups_than_layers(groups):
 
 
 def test_groups_need_layers():
-    with pytest.raises(InputError, match="expected leaves below 'layers/' .* got none in the base; use one group"):
+    with pytest.raises(InputError, match=r"expected leaves below 'layers/' .* got none in the base; use one group"):
         CoefficientSpace.from_experts({"w": jnp.ones((2, 2))}, [{"w": jnp.ones((2, 2))}] * 2, groups=2)
     with pytest.raises(InputError, match=r"expected sigma to be zero or positive, got -1\.0"):
         CoefficientSpace.from_experts({"w": jnp.ones((2, 2))}, [{"w": jnp.ones((2, 2))}] * 2, sigma=-1.0)

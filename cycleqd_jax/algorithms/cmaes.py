@@ -78,8 +78,8 @@ class CMAES(flax.struct.PyTreeNode):
         """
         if self.population < _SMALLEST or not 0 < self.sigma < np.inf:
             raise InputError(
-                f"expected a population of at least {_SMALLEST} and a positive sigma, got {self.population} and {self.sigma} in "
-                "CMAES; correct them"
+                f"expected a population of at least {_SMALLEST} and a positive sigma, got {self.population} and {self.sigma} "
+                "in CMAES; correct them"
             )
         shape = coefficients_of(genomes, "CMAES").shape[1:]
         table = check_experts(genomes, scores, "CMAES")

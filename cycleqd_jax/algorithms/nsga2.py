@@ -1,8 +1,11 @@
-"""NSGA-II over merging coefficients, with the repertoire, the Pareto fronts and the variation of QDax.
+"""NSGA-II (Deb et al., 2002) over merging coefficients, with the repertoire and the Pareto fronts of QDax.
 
-The selection of survivors is here and not QDax's: ``NSGA2Repertoire.add`` (QDax 0.5.0) starts to fill the last front with the
-individual of the *smallest* crowding distance, which may be dominated; objectives without spread give NaN distances; and
-``extra_scores`` keeps those of the batch instead of the survivors'.
+Survival and variation are not QDax's 0.5.0, for these reasons:
+
+- ``NSGA2Repertoire.add`` starts to fill the last front with the individual of the *smallest* crowding distance, which may be
+  dominated. Objectives without spread give NaN distances. ``extra_scores`` are those of the batch instead of the survivors'.
+- ``polynomial_mutation`` exchanges the distances to both bounds, so that a coefficient at a bound never leaves it. The experts
+  are at the bounds. There is no simulated binary crossover.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from qdax.core.containers.nsga2_repertoire import NSGA2Repertoire
-from qdax.core.emitters.mutation_operators import isoline_variation
 from qdax.utils.pareto_front import compute_masked_pareto_front
 
 from cycleqd_jax.algorithms.common import (
@@ -80,6 +82,50 @@ def crowding_distances(objectives: Float[Array, "batch task"], ranks: Int[Array,
     return jnp.sum(jax.vmap(along, in_axes=1, out_axes=1)(objectives), axis=1)
 
 
+def binary_crossover(
+    key: PRNGKeyArray, parent1: Float[Array, "g k"], parent2: Float[Array, "g k"], eta: float, probability: float = 0.9
+) -> Float[Array, "g k"]:
+    """One child of simulated binary crossover (Deb and Agrawal, 1995), in which a coefficient is crossed with probability 1/2.
+
+    Args:
+        key: consumed.
+        parent1: one parent.
+        parent2: the other parent.
+        eta: distribution index.
+        probability: of crossover; otherwise the child is ``parent1``.
+    """
+    cross_key, each_key, spread_key, side_key = jax.random.split(key, 4)
+    u = jax.random.uniform(spread_key, parent1.shape)
+    spread = jnp.where(u < 0.5, 2 * u, 0.5 / (1 - u)) ** (1 / (eta + 1))
+    side = jnp.where(jax.random.bernoulli(side_key), 1.0, -1.0)
+    crossed = 0.5 * (parent1 + parent2 + side * spread * (parent1 - parent2))
+    chosen = jax.random.bernoulli(each_key, shape=parent1.shape) & jax.random.bernoulli(cross_key, probability)
+    return jnp.where(chosen, crossed, parent1)
+
+
+def polynomial_mutation(
+    key: PRNGKeyArray, genome: Float[Array, "g k"], eta: float, low: float, high: float
+) -> Float[Array, "g k"]:
+    """Polynomial mutation within bounds (Deb, 2001); each of n coefficients changes with probability 1/n.
+
+    Args:
+        key: consumed.
+        genome: coefficients; clipped to the bounds first.
+        eta: distribution index.
+        low: lower bound.
+        high: upper bound.
+    """
+    each_key, size_key = jax.random.split(key)
+    x = jnp.clip(genome, low, high)
+    u = jax.random.uniform(size_key, x.shape)
+    below, above = (1 - (x - low) / (high - low)) ** (eta + 1), (1 - (high - x) / (high - low)) ** (eta + 1)
+    down = (2 * u + (1 - 2 * u) * below) ** (1 / (eta + 1)) - 1
+    up = 1 - (2 * (1 - u) + (2 * u - 1) * above) ** (1 / (eta + 1))
+    moved = x + jnp.where(u < 0.5, down, up) * (high - low)
+    chosen = jax.random.bernoulli(each_key, 1 / x.size, x.shape)
+    return jnp.clip(jnp.where(chosen, moved, x), low, high)
+
+
 class NSGA2State(flax.struct.PyTreeNode):
     """The whole state of an NSGA-II, as one pytree that can be checkpointed.
 
@@ -105,22 +151,22 @@ class NSGA2(flax.struct.PyTreeNode):
     """NSGA-II over merging coefficients, a :class:`~cycleqd_jax.types.Searcher` over a ``CoefficientSpace``.
 
     Every score is an objective. Experts are the first members; children are drawn uniformly until the population is full.
-    Then parents win binary tournaments by front and crowding distance, and QDax's line variation makes the child:
-    x1 + N(0, iso_sigma² I) + N(0, line_sigma²) (x2 − x1), clipped to the range.
+    Then parents win binary tournaments by front and crowding distance. A child is made by simulated binary crossover with
+    probability 0.9, and by polynomial mutation, which changes one coefficient on average.
 
     Attributes:
         population: number of members.
         low: smallest coefficient.
         high: largest coefficient.
-        iso_sigma: standard deviation of the noise of every coefficient.
-        line_sigma: standard deviation of the step along the line through both parents.
+        eta_crossover: distribution index of the crossover; a larger one keeps children closer to their parents.
+        eta_mutation: distribution index of the mutation; a larger one makes smaller changes.
     """
 
     population: int = flax.struct.field(pytree_node=False, default=32)
     low: float = flax.struct.field(pytree_node=False, default=0.0)
     high: float = flax.struct.field(pytree_node=False, default=1.0)
-    iso_sigma: float = flax.struct.field(pytree_node=False, default=0.05)
-    line_sigma: float = flax.struct.field(pytree_node=False, default=0.5)
+    eta_crossover: float = flax.struct.field(pytree_node=False, default=15.0)
+    eta_mutation: float = flax.struct.field(pytree_node=False, default=20.0)
 
     def init(self, genomes: Genome, scores: AnyArray) -> NSGA2State:
         """The experts are the first members.
@@ -130,16 +176,16 @@ class NSGA2(flax.struct.PyTreeNode):
             scores: Float ``[batch, K]``.
 
         Raises:
-            InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, an empty range, negative deviations,
+            InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, an empty range, negative indices,
                 or a population that is smaller than the number of experts.
         """
         check_box(self.low, self.high, "NSGA2")
         coefficients_of(genomes, "NSGA2")
         table = check_experts(genomes, scores, "NSGA2")
-        if self.population < len(table) or min(self.iso_sigma, self.line_sigma) < 0:
+        if self.population < len(table) or min(self.eta_crossover, self.eta_mutation) < 0:
             raise InputError(
-                f"expected a population of at least {len(table)} and deviations of zero or more, got {self.population}, "
-                f"{self.iso_sigma} and {self.line_sigma} in NSGA2; correct them"
+                f"expected a population of at least {len(table)} and distribution indices of zero or more, got "
+                f"{self.population}, {self.eta_crossover} and {self.eta_mutation} in NSGA2; correct them"
             )
         one, size = one_genome(genomes), self.population
         repertoire = NSGA2Repertoire(
@@ -174,16 +220,15 @@ class NSGA2(flax.struct.PyTreeNode):
         alive = jnp.sum(jnp.all(state.repertoire.fitnesses > -jnp.inf, axis=1))
 
         def child(j: Array) -> tuple[Array, Array]:
-            draw_key, first_key, second_key, vary_key = jax.random.split(jax.random.fold_in(key, j), 4)
+            draw_key, first_key, second_key, cross_key, mutate_key = jax.random.split(jax.random.fold_in(key, j), 5)
             drawn = jax.random.uniform(draw_key, members.shape[1:], jnp.float32, self.low, self.high)
             # The winner of a tournament is the one that comes first in the order.
             first, second = (order[jnp.min(jax.random.randint(k, (2,), 0, alive))] for k in (first_key, second_key))
-            with default_promotion():
-                x1, x2 = (members[i].reshape(1, -1) for i in (first, second))
-                varied = isoline_variation(x1, x2, vary_key, self.iso_sigma, self.line_sigma, self.low, self.high)
+            crossed = binary_crossover(cross_key, members[first], members[second], self.eta_crossover)
+            varied = polynomial_mutation(mutate_key, crossed, self.eta_mutation, self.low, self.high)
             fills = state.next_id + j < self.population
             parents = jnp.where(fills, -1, jnp.stack([ids[first], ids[second]]))
-            return jnp.where(fills, drawn, varied.reshape(drawn.shape)), parents
+            return jnp.where(fills, drawn, varied), parents
 
         coefficients, parents = jax.lax.map(child, jnp.arange(n))
         lineage = coefficient_lineage(key, coefficients)._replace(parents=parents)

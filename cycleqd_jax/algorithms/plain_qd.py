@@ -79,7 +79,8 @@ class PlainQD(flax.struct.PyTreeNode):
         mu: mean μ of the raw crossover weights.
         sigma: standard deviation σ of the raw crossover weights.
         selector: selects the parents.
-        bounds: lower and upper end of each task's axis, ``((low, high), …)``; None computes them from the scores of the experts.
+        bounds: lower and upper end of each task's axis, ``((low, high), …)``; None computes them from the scores of the
+            experts.
     """
 
     space: GenomeSpace
@@ -109,8 +110,8 @@ class PlainQD(flax.struct.PyTreeNode):
             )
         if self.bins < 1 or self.bins**tasks > MAX_CELLS:
             raise InputError(
-                f"expected 1 to {MAX_CELLS} cells in the archive, got {self.bins**tasks} of {self.bins} bins on {tasks} axes in "
-                "PlainQD; choose another number of bins"
+                f"expected 1 to {MAX_CELLS} cells in the archive, got {self.bins**tasks} of {self.bins} bins on {tasks} axes "
+                "in PlainQD; choose another number of bins"
             )
         extra = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
         with default_promotion():

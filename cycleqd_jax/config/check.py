@@ -17,8 +17,6 @@ _METHODS = {
     "step": ("cmaes",),
     "population": ("nsga2", "dns"),
     "neighbours": ("dns",),
-    "iso_sigma": ("nsga2",),
-    "line_sigma": ("nsga2",),
     "selection": ("cycleqd", "qd"),
     "alpha_low": ("cycleqd", "qd"),
     "alpha_high": ("cycleqd", "qd"),

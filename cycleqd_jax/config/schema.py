@@ -197,8 +197,6 @@ class SearchConfig:
         step: first step size σ of CMA-ES.
         population: number of members (``nsga2``, ``dns``).
         neighbours: number of fitter neighbours that ``dns`` averages the distance over.
-        iso_sigma: standard deviation of the noise that ``nsga2`` adds to every coefficient.
-        line_sigma: standard deviation of the step of ``nsga2`` along the line through both parents.
     """
 
     generations: int = field(60, minimum=1)
@@ -220,8 +218,6 @@ class SearchConfig:
     step: float = field(0.2, above=0)
     population: int = field(32, minimum=2)
     neighbours: int = field(3, minimum=1)
-    iso_sigma: float = field(0.05, minimum=0)
-    line_sigma: float = field(0.5, minimum=0)
 
     @property
     def coefficients(self) -> bool:

@@ -101,7 +101,8 @@ def workload_of(
         reply: tokens of a reply, for estimates of time; None is the most that the config allows.
 
     Raises:
-        InputError: the genome space is not ``expert``, the search method works on coefficients, or a number is out of its range.
+        InputError: the genome space is not ``expert``, the search method works on coefficients, or a number is out of its
+            range.
     """
     if run.genome.space != "expert":
         raise InputError(
@@ -110,8 +111,8 @@ def workload_of(
         )
     if run.search.coefficients:
         raise InputError(
-            f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; it needs no "
-            "decomposition, and its genomes have a few numbers"
+            f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; its genomes "
+            "have a few numbers, and it needs no decomposition"
         )
     new = max(task.max_new_tokens for task in run.tasks)
     room = run.engine.max_len - new

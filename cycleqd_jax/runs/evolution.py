@@ -177,7 +177,7 @@ class Evolution:
         if options.method == "cmaes":
             return CMAES(options.batch_size, options.step)
         if options.method == "nsga2":
-            return NSGA2(options.population, options.low, options.high, options.iso_sigma, options.line_sigma)
+            return NSGA2(options.population, options.low, options.high)
         space = self.ensure_space()
         if options.method == "dns":
             return DominatedNovelty(space, options.population, options.neighbours, options.mu, options.sigma)
@@ -274,8 +274,8 @@ class Evolution:
         method = self._config.search.method
         if method != "cycleqd":
             raise InputError(
-                f"expected search.method cycleqd, whose archives equation 5 merges, got {method}; its model is the best individual "
-                "on average, which `cycleqd export` writes"
+                f"expected search.method cycleqd, whose archives equation 5 merges, got {method}; use the best individual on "
+                "average, which `cycleqd export` writes"
             )
         state = self.ensure_evolved()
         assert isinstance(state, CycleQDState)

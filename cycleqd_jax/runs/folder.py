@@ -40,10 +40,10 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 FREE = {"output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
 """Keys that may change when a run continues: they decide about places and speed, never about what is found."""
 
-LATER = {
+LATER = tuple(
     f"search.{name}"
     for name in ("method", "budget", "budget_items", "groups", "low", "high", "step", "population", "neighbours")
-} | {"search.iso_sigma", "search.line_sigma"}
+)
 """Keys that run folders of version 0.1 lack."""
 
 FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite")

@@ -69,8 +69,8 @@ def evolve(
     count = jax.tree.leaves(experts)[0].shape[0]
     if budget is not None and budget < count + batch_size:
         raise InputError(
-            f"expected a budget of at least {count + batch_size} individuals, {count} experts and a generation of {batch_size}, "
-            f"got {budget}; increase search.budget or search.budget_items"
+            f"expected a budget of at least {count + batch_size} individuals, {count} experts and a generation of {batch_size}"
+            f", got {budget}; increase search.budget or search.budget_items"
         )
     total = count + generations * batch_size
     total = total if budget is None else min(total, budget)

@@ -55,9 +55,7 @@ def evaluations_of_pycma(function, seed, most=8000):
 
 @pytest.mark.parametrize("function", [sphere, ellipsoid, rosenbrock])
 def test_as_many_evaluations_as_pycma(function):
-    ours, theirs = (
-        np.median([count(function, seed) for seed in range(7)]) for count in (evaluations, evaluations_of_pycma)
-    )
+    ours, theirs = (np.median([count(function, seed) for seed in range(7)]) for count in (evaluations, evaluations_of_pycma))
     print(f"{function.__name__}: {ours:.0f} evaluations, pycma {theirs:.0f}")
     assert ours < 8000
     assert ours <= 1.3 * theirs

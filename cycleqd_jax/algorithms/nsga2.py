@@ -31,6 +31,7 @@ from cycleqd_jax.algorithms.common import (
     one_genome,
     with_coefficients,
 )
+from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, InputError, Int, Lineage, PRNGKeyArray
 
 __all__ = ["NSGA2", "NSGA2State", "crowding_distances", "front_ranks"]
@@ -215,7 +216,7 @@ class NSGA2(flax.struct.PyTreeNode):
         """
         check_key(key, "NSGA2")
         members = coefficients_of(state.repertoire.genotypes, "NSGA2")
-        ids = state.repertoire.extra_scores["id"]
+        ids = extra_scores(state.repertoire)["id"]
         order = _order(state.repertoire.fitnesses)
         alive = jnp.sum(jnp.all(state.repertoire.fitnesses > -jnp.inf, axis=1))
 
@@ -264,7 +265,7 @@ def _survive(state: NSGA2State, genomes: Genome, scores: Float[Array, "batch tas
     fitness = jnp.where(jnp.isfinite(mean_scores(scores))[:, None], scores, -jnp.inf)
     everyone = jax.tree.map(
         lambda x, y: jnp.concatenate([x, y]),
-        (old.genotypes, old.fitnesses, old.extra_scores["id"]),
+        (old.genotypes, old.fitnesses, extra_scores(old)["id"]),
         (genomes, fitness, ids),
     )
     kept = jnp.sort(_order(everyone[1])[:size])  # members keep their order, which decides between equals

@@ -111,8 +111,8 @@ def workload_of(
         )
     if run.search.coefficients:
         raise InputError(
-            f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; its genomes "
-            "have a few numbers, and it needs no decomposition"
+            f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; its "
+            "genomes have a few numbers, and it needs no decomposition"
         )
     new = max(task.max_new_tokens for task in run.tasks)
     room = run.engine.max_len - new

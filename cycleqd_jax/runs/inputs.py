@@ -62,9 +62,9 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
 
     Raises:
         InputError: a key of the config is out of range; a task is unknown or lacks its file; a model can't be read; base and
-            experts do not belong together; ``engine.max_len`` exceeds the model's positions, or ``search.groups`` its layers; or
-            experts are adapters and whole models without ``genome.densify``, or whole models where ``engine.population`` needs
-            adapters.
+            experts do not belong together; ``engine.max_len`` exceeds the model's positions, or ``search.groups`` its layers;
+            or experts are adapters and whole models without ``genome.densify``, or whole models where ``engine.population``
+            needs adapters.
     """
     check_config(config)
     tasks = resolve_tasks(config)

@@ -200,6 +200,6 @@ def test_search_methods(search, message):
 
 def test_coefficients_of_a_dense_genome():
     with pytest.raises(
-        InputError, match="expected genome.space: expert with search.method random, .*, got dense; leave it out"
+        InputError, match=r"expected genome.space: expert with search.method random, .*, got dense; leave it out"
     ):
         load_config(MINIMAL | {"search": {"method": "random"}, "genome": {"space": "dense"}})

@@ -8,7 +8,7 @@ The names below are imported from their subpackages when they are first used::
     model.generate("How many files are in /tmp?", max_new_tokens=32)
 
     space = cq.ExpertSpace.from_experts(base, experts)
-    search = cq.CycleQD(space)
+    search = cq.CycleQD(space)  # also cq.PlainQD, and over merging coefficients cq.CMAES, cq.NSGA2, cq.RandomSearch
 
     with cq.Run(cq.load_config("configs/quickstart.yaml")) as run:
         run.train()
@@ -30,11 +30,11 @@ from cycleqd_jax.version import __version__
 
 if TYPE_CHECKING:
     from cycleqd_jax import operators
-    from cycleqd_jax.algorithms import CycleQD
+    from cycleqd_jax.algorithms import CMAES, NSGA2, CycleQD, PlainQD, RandomSearch
     from cycleqd_jax.algorithms.aggregation import aggregate
     from cycleqd_jax.config import RunConfig, load_config
     from cycleqd_jax.engine import ChatGenerator, Engine, Model, load_model
-    from cycleqd_jax.genome import DenseSpace, ExpertSpace
+    from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
     from cycleqd_jax.report import RunFolder, open_run
     from cycleqd_jax.runs import Run
     from cycleqd_jax.sandbox import InfraError
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 _SUBPACKAGES = {
     "Adapter": "types",
+    "CMAES": "algorithms",
     "ChatGenerator": "engine",
+    "CoefficientSpace": "genome",
     "CycleQD": "algorithms",
     "DenseSpace": "genome",
     "Engine": "engine",
@@ -52,6 +54,9 @@ _SUBPACKAGES = {
     "InputError": "types",
     "LowRank": "types",
     "Model": "engine",
+    "NSGA2": "algorithms",
+    "PlainQD": "algorithms",
+    "RandomSearch": "algorithms",
     "RecordTask": "tasks",
     "Run": "runs",
     "RunConfig": "config",
@@ -64,8 +69,11 @@ _SUBPACKAGES = {
 """The subpackage or module of every public name."""
 
 __all__ = [
+    "CMAES",
+    "NSGA2",
     "Adapter",
     "ChatGenerator",
+    "CoefficientSpace",
     "CycleQD",
     "DenseSpace",
     "Engine",
@@ -74,6 +82,8 @@ __all__ = [
     "InputError",
     "LowRank",
     "Model",
+    "PlainQD",
+    "RandomSearch",
     "RecordTask",
     "Run",
     "RunConfig",

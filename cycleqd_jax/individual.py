@@ -13,9 +13,9 @@ from cycleqd_jax.types import InputError
 __all__ = ["Individual"]
 
 
-def _json(kind: str, is_valid: Callable[[Any], bool]) -> dict[str, Any]:
-    """Metadata of a field: what its JSON value must be, and the check."""
-    return {"kind": kind, "is_valid": is_valid}
+def _json(kind: str, is_valid: Callable[[Any], bool], *, optional: bool = False) -> dict[str, Any]:
+    """Metadata of a field: what its JSON value must be, the check, and whether records without a value leave it out."""
+    return {"kind": kind, "is_valid": is_valid, "optional": optional}
 
 
 def _is_integer(value: Any) -> bool:
@@ -50,10 +50,14 @@ class Individual:
         id: 0 to K − 1 for the experts; the ids of the children follow.
         generation: -1 for an expert; generations of children start at 0.
         expert: the task for which an expert is fine-tuned; None for a child.
-        active: the task that provided quality for a child; None for an expert.
+        active: the task that provided quality for a child, or whose expert gave the directions of its mutation; None for an
+            expert, and for a child that is given by its coefficients.
         parents: ids of the two parents; -1 for no parent.
-        omega: raw crossover weights ω1, ω2; None for an expert.
+        omega: raw crossover weights ω1, ω2; None for an expert, and for a child that is given by its coefficients.
         key: raw data of the child's PRNG key; None for an expert.
+        coefficients: the genome of a child of CMA-ES, NSGA-II or random search: a list for each group of layers with the
+            coefficient of each expert, float32. None, and absent in JSON, for an expert, and for a child that its parents, its
+            active task and its key determine.
         scores: f_k by task; None if the individual is quarantined or not evaluated yet.
         error: why the individual is quarantined, or None.
         items: score of every problem, by task; empty if the individual has no scores.
@@ -69,6 +73,10 @@ class Individual:
         metadata=_json("two finite numbers or null", _or_null(_list_of(_is_number, 2)))
     )
     key: tuple[int, ...] | None = dataclasses.field(metadata=_json("integers or null", _or_null(_list_of(_is_integer))))
+    coefficients: tuple[Sequence[float], ...] | None = dataclasses.field(
+        default=None,
+        metadata=_json("lists of finite numbers or null", _or_null(_list_of(_list_of(_is_number))), optional=True),
+    )
     scores: Mapping[str, float] | None = dataclasses.field(
         default=None, metadata=_json("a finite number for each task, or null", _or_null(_object_of(_is_number)))
     )
@@ -86,7 +94,11 @@ class Individual:
         Raises:
             ValueError: a number is NaN or infinite.
         """
-        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        record = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None or not field.metadata["optional"]
+        }
         return json.dumps(record, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -104,8 +116,9 @@ class Individual:
             raw = json.loads(line)
         except ValueError as error:
             raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
-        fields = dataclasses.fields(cls)
-        missing = [field.name for field in fields if not isinstance(raw, dict) or field.name not in raw]
+        present = raw if isinstance(raw, dict) else {}
+        fields = [field for field in dataclasses.fields(cls) if field.name in present or not field.metadata["optional"]]
+        missing = [field.name for field in fields if field.name not in present]
         if missing:
             raise InputError(
                 f"expected a journal record with {', '.join(field.name for field in fields)}, got none of "

@@ -43,6 +43,7 @@ __all__ = [
     "Reply",
     "Score",
     "Scores",
+    "SearchState",
     "Searcher",
     "Split",
     "Task",
@@ -153,19 +154,24 @@ class NonFiniteError(ArithmeticError):
 
 
 class Lineage(NamedTuple):
-    """The origin of the children of one ``ask``, a pytree. The parents and the key determine a child.
+    """The origin of the children of one ``ask``, a pytree.
+
+    The parents, the active task and the key determine a child. A child without parents is determined by its coefficients.
 
     Attributes:
         parents: ids of the two parents, Int ``[batch, 2]``; -1 for no parent.
-        active: index of the active task, Int ``[batch]``; -1 for no task.
+        active: index of the active task, whose expert gives the directions of the mutation, Int ``[batch]``; -1 for no task.
         key: raw data of each child's PRNG key, UInt32 ``[batch, 2]``.
-        omega: raw crossover weights ω1, ω2, Float ``[batch, 2]``.
+        omega: raw crossover weights ω1, ω2, Float ``[batch, 2]``; zero for a child without parents.
+        coefficients: the genomes of children without parents, merging coefficients of G groups of layers and K experts, Float
+            ``[batch, G, K]``; None for children that have parents.
     """
 
     parents: Int[Array, "batch 2"]
     active: Int[Array, " batch"]
     key: UInt32[Array, "batch 2"]
     omega: Float[Array, "batch 2"]
+    coefficients: Float[Array, "batch g k"] | None = None
 
 
 @runtime_checkable
@@ -216,6 +222,15 @@ class Searcher(Protocol):
 
     def tell(self, state: Any, genomes: Genome, scores: Scores, lineage: Lineage) -> Any:
         """The new state, from the scores of all children of the last ``ask``; rows with NaN must not count as scores."""
+        ...
+
+
+@runtime_checkable
+class SearchState(Protocol):
+    """What the states of all searchers of this package offer to a run, beside being pytrees."""
+
+    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
+        """Genome, scores and id of the best individual of the search by the average over all tasks."""
         ...
 
 

@@ -16,8 +16,11 @@ import pytest
 import cycleqd_jax as cq
 
 FACE = [
+    "CMAES",
+    "NSGA2",
     "Adapter",
     "ChatGenerator",
+    "CoefficientSpace",
     "CycleQD",
     "DenseSpace",
     "Engine",
@@ -26,6 +29,8 @@ FACE = [
     "InputError",
     "LowRank",
     "Model",
+    "PlainQD",
+    "RandomSearch",
     "RecordTask",
     "Run",
     "RunConfig",

@@ -1,17 +1,32 @@
-"""Search algorithms as ask/tell: CycleQD with its MAP-Elites archives (QDax), parent selection and model aggregation."""
+"""Search algorithms as ask/tell: CycleQD and its rivals, parent selection and model aggregation."""
 
 from cycleqd_jax.algorithms.aggregation import Aggregate, aggregate
 from cycleqd_jax.algorithms.archive import Archives
+from cycleqd_jax.algorithms.cmaes import CMAES, CMAESState
 from cycleqd_jax.algorithms.cycleqd import CycleQD, CycleQDState
+from cycleqd_jax.algorithms.dns import DominatedNovelty, DominatedNoveltyState
+from cycleqd_jax.algorithms.nsga2 import NSGA2, NSGA2State
+from cycleqd_jax.algorithms.plain_qd import PlainQD, PlainQDState
+from cycleqd_jax.algorithms.random_search import RandomSearch, RandomSearchState
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector, UniformSelector
 
 __all__ = [
+    "CMAES",
+    "NSGA2",
     "Aggregate",
     "Archives",
+    "CMAESState",
     "CycleQD",
     "CycleQDState",
     "DistinctSelector",
+    "DominatedNovelty",
+    "DominatedNoveltyState",
     "EliteSelector",
+    "NSGA2State",
+    "PlainQD",
+    "PlainQDState",
+    "RandomSearch",
+    "RandomSearchState",
     "UniformSelector",
     "aggregate",
 ]

@@ -6,8 +6,7 @@ characteristics (QDax: descriptor).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import flax.struct
@@ -16,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
 
+from cycleqd_jax.algorithms.common import default_promotion
 from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores
 
-__all__ = ["Archives", "expert_bounds"]
+__all__ = ["Archives", "bin_edges", "bin_indices", "cell_winners", "expert_bounds"]
 
 
 def expert_bounds(scores: Scores, low: float = 0.85, high: float = 1.15) -> np.ndarray:
@@ -66,16 +66,31 @@ def cell_winners(cells: Int[Array, " batch"], fitness: Float[Array, " batch"]) -
 def _empty(genome: Genome, centroids: Sequence[Float[Array, "cell axis"]]) -> MapElitesRepertoire:
     """An empty repertoire for each task, stacked."""
     extra = {"scores": jnp.zeros(len(centroids), jnp.float32), "id": jnp.int32(0)}
-    with _default_promotion():
+    with default_promotion():
         repertoires = [MapElitesRepertoire.init_default(genome, each, extra, tuple(extra)) for each in centroids]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *repertoires)
 
 
-@contextlib.contextmanager
-def _default_promotion() -> Iterator[None]:
-    """JAX's default promotion of ranks and dtypes, on which QDax relies; users may have set stricter rules."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
+def bin_edges(bounds: np.ndarray, bins: int) -> np.ndarray:
+    """The edges of ``bins`` equal bins on each task's axis, float32 ``[K, bins + 1]``.
+
+    Args:
+        bounds: lower and upper end of each axis, ``[K, 2]``.
+        bins: number of bins.
+    """
+    ends = np.asarray(bounds, np.float64)
+    return np.linspace(ends[:, 0], ends[:, 1], bins + 1, axis=1).astype(np.float32)
+
+
+def bin_indices(edges: AnyArray, scores: Scores) -> Int[Array, "batch task"]:
+    """The bin of each score on its task's axis, 0 to bins − 1; see :meth:`Archives.bin_indices`.
+
+    Args:
+        edges: ``[K, bins + 1]``.
+        scores: ``[batch, K]``.
+    """
+    above = jnp.sum(scores[:, :, None] >= edges[None, :, :], axis=-1)
+    return jnp.clip(above - 1, 0, edges.shape[1] - 2)
 
 
 class Archives(flax.struct.PyTreeNode):
@@ -120,11 +135,11 @@ class Archives(flax.struct.PyTreeNode):
                 f"expected 1 to {MAX_CELLS} cells per archive, got {bins ** (tasks - 1)} cells in an archive of {bins} bins on "
                 f"{tasks - 1} axes; choose another number of bins"
             )
-        edges = jnp.asarray(np.linspace(ends[:, 0], ends[:, 1], bins + 1, axis=1), jnp.float32)
+        edges = jnp.asarray(bin_edges(ends, bins))
 
         def centroids(k: int) -> Float[Array, "cell axis"]:
             axes = np.delete(ends, k, axis=0)
-            with _default_promotion():
+            with default_promotion():
                 return compute_euclidean_centroids((bins,) * (tasks - 1), axes[:, 0].tolist(), axes[:, 1].tolist())
 
         return cls(repertoires=_empty(genome, [centroids(k) for k in range(tasks)]), edges=edges)
@@ -152,8 +167,7 @@ class Archives(flax.struct.PyTreeNode):
         Args:
             scores: ``[batch, K]``.
         """
-        above = jnp.sum(scores[:, :, None] >= self.edges[None, :, :], axis=-1)
-        return jnp.clip(above - 1, 0, self.bins - 1)
+        return bin_indices(self.edges, scores)
 
     def add(self, genomes: Genome, scores: Scores, ids: Int[AnyArray, " batch"]) -> Archives:
         """Inserts every individual into every archive in which its cell is empty or its elite has lower quality (Algorithm 1).
@@ -181,7 +195,7 @@ class Archives(flax.struct.PyTreeNode):
             fitness = jnp.where(cell_winners(cells, fitness), fitness, -jnp.inf)
             # QDax gets the centre of the cell as the descriptor: the edges above have decided the bin, and a search for the
             # nearest centroid would have ties at the edges. The true descriptors are restored below.
-            with _default_promotion():
+            with default_promotion():
                 added = repertoire.add(genomes, centres[:, others], fitness, cast(Any, extra))
             return added.replace(descriptors=extra_scores(added)["scores"][:, others])
 

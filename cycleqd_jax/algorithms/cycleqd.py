@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.struct
 import jax
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax.algorithms.archive import Archives, expert_bounds
+from cycleqd_jax.algorithms.common import breed, check_children, check_experts, check_key, one_genome
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector
-from cycleqd_jax.operators.crossover import crossover_weights
 from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, GenomeSpace, InputError, Int, Lineage, PRNGKeyArray
 
 __all__ = ["CycleQD", "CycleQDState"]
@@ -30,6 +29,10 @@ class CycleQDState(flax.struct.PyTreeNode):
     archives: Archives
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
+
+    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
+        """Genome, scores and id of the elite with the highest average over all tasks, among all archives."""
+        return self.archives.best_on_average()
 
 
 class CycleQD(flax.struct.PyTreeNode):
@@ -82,26 +85,7 @@ class CycleQD(flax.struct.PyTreeNode):
             InputError: there are fewer than two tasks, fewer experts than tasks, not one row of scores for each genome, scores
                 that are not finite, or bounds for another number of tasks.
         """
-        table = np.asarray(scores, np.float32)
-        if table.ndim != 2 or table.shape[1] < 2:
-            raise InputError(
-                f"expected scores of at least two tasks, got shape {table.shape} in CycleQD.init; pass [expert, task]"
-            )
-        if table.shape[0] < table.shape[1]:
-            raise InputError(
-                f"expected an expert for each of {table.shape[1]} tasks, got {table.shape[0]} in CycleQD.init; add experts"
-            )
-        count = jax.tree.leaves(genomes)[0].shape[0]
-        if count != table.shape[0]:
-            raise InputError(
-                f"expected one row of scores for each of {count} genomes, got {table.shape[0]} in CycleQD.init; pass as many"
-            )
-        if not np.isfinite(table).all():
-            broken = np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()
-            raise InputError(
-                f"expected finite scores of every expert, got NaN or infinity for {broken} in CycleQD.init; correct these "
-                "experts"
-            )
+        table = check_experts(genomes, scores, "CycleQD")
         bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
         if self.bounds is not None and not isinstance(self.bounds, tuple):
             raise InputError(
@@ -113,8 +97,7 @@ class CycleQD(flax.struct.PyTreeNode):
                 f"expected a (low, high) pair for each of {table.shape[1]} tasks, got {len(bounds)} in CycleQD.bounds; pass as "
                 "many, or None"
             )
-        one = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), genomes)
-        archives = Archives.create(one, bounds, self.bins)
+        archives = Archives.create(one_genome(genomes), bounds, self.bins)
         return _insert(CycleQDState(archives, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")
@@ -134,24 +117,19 @@ class CycleQD(flax.struct.PyTreeNode):
         Raises:
             InputError: ``key`` is not a typed key.
         """
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            raise InputError(f"expected a typed PRNG key, got dtype {key.dtype} in CycleQD.ask; make it with jax.random.key")
+        check_key(key, "CycleQD")
         active = state.generation % state.archives.num_tasks
         repertoires = state.archives.repertoires
         cells = jnp.arange(repertoires.fitnesses.shape[1])
-        # Parents are selected as cell numbers: selecting genomes would copy the whole archive.
         slim = repertoires.replace(genotypes=jnp.broadcast_to(cells, repertoires.fitnesses.shape[:2]))
         archive = jax.tree.map(lambda leaf: leaf[active], slim)
 
+        def genome_of(cell: Array) -> Genome:
+            return jax.tree.map(lambda leaf: leaf[active, cell], repertoires.genotypes)
+
         def child(j: Array) -> tuple[Genome, Lineage]:
             child_key = jax.random.fold_in(key, j)
-            select_key, cross_key, mutate_key = jax.random.split(child_key, 3)
-            parents: Any = self.selector.select(archive, select_key, 2)
-            first = jax.tree.map(lambda leaf: leaf[active, parents.genotypes[0]], repertoires.genotypes)
-            second = jax.tree.map(lambda leaf: leaf[active, parents.genotypes[1]], repertoires.genotypes)
-            omega = crossover_weights(cross_key, self.mu, self.sigma)
-            genome = self.space.mutate(mutate_key, self.space.crossover(first, second, omega), active)
-            return genome, Lineage(parents.extra_scores["id"], active, jax.random.key_data(child_key), omega)
+            return breed(self.space, self.selector, archive, genome_of, child_key, active, self.mu, self.sigma)
 
         # A loop instead of vmap: the arithmetic of a child must not depend on n.
         genomes, lineage = jax.lax.map(child, jnp.arange(n))
@@ -173,14 +151,7 @@ class CycleQD(flax.struct.PyTreeNode):
             InputError: ``scores`` has another shape.
         """
         del lineage
-        scores = jnp.asarray(scores, jnp.float32)
-        expected = (jax.tree.leaves(genomes)[0].shape[0], state.archives.num_tasks)
-        if scores.shape != expected:
-            raise InputError(
-                f"expected scores of shape {expected} (children, tasks), got {scores.shape} in CycleQD.tell; pass one row for "
-                "each child"
-            )
-        return _insert(state, genomes, scores)
+        return _insert(state, genomes, check_children(genomes, scores, state.archives.num_tasks, "CycleQD"))
 
 
 @jax.jit

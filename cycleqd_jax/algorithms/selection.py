@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
-from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire
+from qdax.core.containers.ga_repertoire import GARepertoire
 from qdax.core.emitters.repertoire_selectors.selector import Selector
 
 from cycleqd_jax.types import Array, Bool, Float, PRNGKeyArray
@@ -17,7 +17,7 @@ from cycleqd_jax.types import Array, Bool, Float, PRNGKeyArray
 __all__ = ["DistinctSelector", "EliteSelector", "UniformSelector", "elite_weights", "extra_scores"]
 
 
-def extra_scores(repertoire: MapElitesRepertoire) -> Mapping[str, Array]:
+def extra_scores(repertoire: GARepertoire) -> Mapping[str, Array]:
     """What is stored with the elites of a repertoire: ``scores``, all K of them, and ``id``."""
     return cast(Mapping[str, Array], repertoire.extra_scores)
 
@@ -51,14 +51,14 @@ def elite_weights(
     return jnp.where(occupied, jnp.maximum(gamma, jnp.finfo(gamma.dtype).tiny), 0.0)
 
 
-class DistinctSelector(Selector[MapElitesRepertoire], abc.ABC):
+class DistinctSelector(Selector[GARepertoire], abc.ABC):
     """Samples elites without replacement, with probabilities proportional to their weights. Subclasses define the weights."""
 
     @abc.abstractmethod
-    def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
+    def weights(self, repertoire: GARepertoire) -> Float[Array, " cell"]:
         """The weight of each cell, zero if it is empty."""
 
-    def select(self, repertoire: MapElitesRepertoire, key: PRNGKeyArray, num_samples: int) -> MapElitesRepertoire:
+    def select(self, repertoire: GARepertoire, key: PRNGKeyArray, num_samples: int) -> GARepertoire:
         """Samples ``num_samples`` distinct elites. An archive with fewer elites repeats them in the sampled order.
 
         Args:
@@ -94,7 +94,7 @@ class EliteSelector(DistinctSelector):
     alpha_high: float = 0.8
     span: Literal["paper", "reference"] = "paper"
 
-    def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
+    def weights(self, repertoire: GARepertoire) -> Float[Array, " cell"]:
         """γ of each cell, zero if it is empty."""
         occupied = repertoire.fitnesses[:, 0] > -jnp.inf
         return elite_weights(extra_scores(repertoire)["scores"], occupied, self.alpha_low, self.alpha_high, self.span)
@@ -104,6 +104,6 @@ class EliteSelector(DistinctSelector):
 class UniformSelector(DistinctSelector):
     """Uniform sampling of elites ("random sampling" in the paper's ablations)."""
 
-    def weights(self, repertoire: MapElitesRepertoire) -> Float[Array, " cell"]:
+    def weights(self, repertoire: GARepertoire) -> Float[Array, " cell"]:
         """One for each cell that has an elite, else zero."""
         return jnp.where(repertoire.fitnesses[:, 0] > -jnp.inf, 1.0, 0.0)

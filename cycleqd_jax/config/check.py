@@ -5,10 +5,29 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from cycleqd_jax.config.schema import RunConfig
+from cycleqd_jax.config.schema import RunConfig, SearchConfig
 from cycleqd_jax.types import MAX_CELLS, InputError
 
 __all__ = ["check_keys_together", "idle_groups"]
+
+_METHODS = {
+    "groups": ("random", "cmaes", "nsga2"),
+    "low": ("random", "nsga2"),
+    "high": ("random", "nsga2"),
+    "step": ("cmaes",),
+    "population": ("nsga2", "dns"),
+    "neighbours": ("dns",),
+    "selection": ("cycleqd", "qd"),
+    "alpha_low": ("cycleqd", "qd"),
+    "alpha_high": ("cycleqd", "qd"),
+    "elite_span": ("cycleqd", "qd"),
+    "mu": ("cycleqd", "qd", "dns"),
+    "sigma": ("cycleqd", "qd", "dns"),
+}
+"""The methods that use a key of ``search``; all methods use the others."""
+
+_SMALLEST_CMAES = 4
+"""The smallest population of CMA-ES."""
 
 
 def check_keys_together(config: RunConfig) -> None:
@@ -179,8 +198,40 @@ def _check_search(config: RunConfig) -> None:
             f"expected search.alpha_low to be at most search.alpha_high ({search.alpha_high}), got {search.alpha_low}; "
             "correct one of them"
         )
-    cells = search.bins ** (len(names) - 1)
+    _check_method(config)
+    cells = search.bins ** (len(names) if search.method == "qd" else len(names) - 1)
     if cells > MAX_CELLS:
         raise InputError(
             f"expected at most {MAX_CELLS} cells per archive, got {cells} from search.bins {search.bins}; decrease it"
+        )
+
+
+def _check_method(config: RunConfig) -> None:
+    search, experts = config.search, len(config.tasks)
+    for key, methods in _METHODS.items():
+        if search.method not in methods and getattr(search, key) != getattr(SearchConfig(), key):
+            raise InputError(
+                f"expected search.{key} with search.method {' or '.join(methods)} only, got {getattr(search, key)} with "
+                f"{search.method}; leave it out"
+            )
+    if not search.low < search.high:
+        raise InputError(f"expected search.low below search.high ({search.high}), got {search.low}; correct one of them")
+    if search.method == "cmaes" and search.batch_size < _SMALLEST_CMAES:
+        raise InputError(
+            f"expected search.batch_size of at least {_SMALLEST_CMAES}, the smallest population of CMA-ES, got "
+            f"{search.batch_size}; increase it"
+        )
+    if search.coefficients and config.genome.space != "expert":
+        raise InputError(
+            f"expected genome.space: expert with search.method {search.method}, which searches merging coefficients, got "
+            f"{config.genome.space}; leave it out"
+        )
+    members = search.population if search.method in ("nsga2", "dns") else 0
+    if 0 < members < experts:
+        raise InputError(f"expected search.population of at least {experts}, the number of experts, got {members}; increase it")
+    least = max(experts + search.batch_size, members)
+    if search.budget is not None and search.budget < least:
+        raise InputError(
+            f"expected search.budget of at least {least}, which the experts and the first population need, got "
+            f"{search.budget}; increase it"
         )

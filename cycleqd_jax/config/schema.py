@@ -172,11 +172,11 @@ class GenomeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """CycleQD, with the paper's defaults except for the number of generations and the batch size.
+    """The search. The defaults are CycleQD's of the paper, except for the number of generations and the batch size.
 
     Attributes:
-        generations: number of generations T.
-        batch_size: number of children per generation (paper: 1).
+        generations: number of generations T; fewer where a budget ends the search.
+        batch_size: number of children per generation (paper: 1). It is the population of CMA-ES, which needs at least 4.
         selection: selection of the parents: ``elite`` or ``uniform``.
         alpha_low: α_low of elite sampling.
         alpha_high: α_high of elite sampling.
@@ -186,6 +186,17 @@ class SearchConfig:
         bins: number of bins per archive axis.
         bounds: fixed ends of the archive axes as ``{task: [low, high]}``. Null uses 0.85 × the lowest and 1.15 × the highest
             score of the experts.
+        method: the algorithm. ``cycleqd``; ``qd`` (one archive; quality is the average, the descriptors are the scores);
+            ``dns`` (Dominated Novelty Search); and over merging coefficients ``random``, ``cmaes`` (CMA-ES) and ``nsga2``
+            (NSGA-II). The last three need no singular directions: ``genome`` keys other than ``densify`` have no effect.
+        budget: the most individuals that are evaluated, the experts included. Null is no limit.
+        budget_items: the most problems that individuals are scored on, those of the experts included. Null is no limit.
+        groups: number of groups of neighbouring layers with coefficients of their own (``random``, ``cmaes``, ``nsga2``).
+        low: smallest coefficient that is drawn (``random``, ``nsga2``).
+        high: largest coefficient that is drawn (``random``, ``nsga2``).
+        step: first step size σ of CMA-ES.
+        population: number of members (``nsga2``, ``dns``).
+        neighbours: number of fitter neighbours that ``dns`` averages the distance over.
     """
 
     generations: int = field(60, minimum=1)
@@ -198,6 +209,20 @@ class SearchConfig:
     sigma: float = field(0.03, minimum=0)
     bins: int = field(15, minimum=1)
     bounds: dict[str, list[float]] | None = None
+    method: Literal["cycleqd", "qd", "dns", "random", "cmaes", "nsga2"] = "cycleqd"
+    budget: int | None = field(None, minimum=1)
+    budget_items: int | None = field(None, minimum=1)
+    groups: int = field(1, minimum=1)
+    low: float = 0.0
+    high: float = 1.0
+    step: float = field(0.2, above=0)
+    population: int = field(32, minimum=2)
+    neighbours: int = field(3, minimum=1)
+
+    @property
+    def coefficients(self) -> bool:
+        """Whether the method searches merging coefficients."""
+        return self.method in ("random", "cmaes", "nsga2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Genome spaces: what evolution works on, and how a genome becomes weights."""
 
+from cycleqd_jax.genome.coefficient_space import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.genome.dense_space import DenseSpace
 from cycleqd_jax.genome.expert_space import ExpertGenome, ExpertSpace
 
-__all__ = ["DenseSpace", "ExpertGenome", "ExpertSpace"]
+__all__ = ["CoefficientGenome", "CoefficientSpace", "DenseSpace", "ExpertGenome", "ExpertSpace"]

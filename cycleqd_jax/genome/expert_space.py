@@ -37,14 +37,13 @@ from cycleqd_jax.genome.basis import (
     low_rank_bases,
 )
 from cycleqd_jax.genome.experts import Index, check_expert, check_experts, check_rank, sort_leaves
-from cycleqd_jax.genome.express import Parts, express_leaves
-from cycleqd_jax.genome.placement import check_out, leaf_specs, part_specs, put
+from cycleqd_jax.genome.express import Parts, express_leaves, mixed_leaf
+from cycleqd_jax.genome.placement import check_out, express_placed, leaf_specs, part_specs, put
 from cycleqd_jax.operators import crossover, mutation
 from cycleqd_jax.operators.svd import MatrixPredicate, Method, is_matrix
 from cycleqd_jax.operators.threads import single_threaded_lapack
 from cycleqd_jax.types import (
     Adapter,
-    AnyArray,
     Array,
     Float,
     InputError,
@@ -314,6 +313,15 @@ class ExpertSpace(flax.struct.PyTreeNode):
         Raises:
             InputError: an expert changes a leaf as a whole, or changes a leaf that is not a stack of matrices.
         """
+        self.check_mixed()
+        return _express_mixed(self, genomes)
+
+    def check_mixed(self) -> None:
+        """Checks that several individuals can share the base of their weights.
+
+        Raises:
+            InputError: an expert changes a leaf as a whole, or changes a leaf that is not a stack of matrices.
+        """
         for path, leaf in tree_paths(self.base):
             changed = path in self.bases or path in self.remainders
             if path in self.experts or path in self.updates or (changed and jnp.ndim(leaf) != 3):
@@ -321,7 +329,6 @@ class ExpertSpace(flax.struct.PyTreeNode):
                     f"expected experts that change stacked matrices by a low rank, got another change of leaf {path!r}; "
                     "express the individuals one by one"
                 )
-        return _express_mixed(self, genomes)
 
     def parts(self, path: str) -> Parts:
         """The arrays that a leaf of an expressed model is made of."""
@@ -346,36 +353,15 @@ class ExpertSpace(flax.struct.PyTreeNode):
         return tuple(coefficients(basis, d) for basis, d in pairs if basis is not None)
 
     def _mixed(self, path: str, leaf: Array, genomes: ExpertGenome) -> Array | MixedMatrix:
-        parts = self.parts(path)
-        if not parts.bases:
-            return leaf
         found = jax.vmap(lambda genome: self._coefficients(path, genome))(genomes)  # [individual, K, layer, r] for each basis
-
-        def flat(basis: Basis, c: Array) -> tuple[AnyArray, AnyArray, Array]:
-            (layers, m), n = basis.u.shape[:2], basis.vt.shape[-1]
-            scaled = jnp.moveaxis(c * basis.s[None], 2, 0)  # [layer, individual, K, r]
-            return basis.u.reshape(layers, m, -1), basis.vt.reshape(layers, -1, n), scaled.reshape(*scaled.shape[:2], -1)
-
-        u, vt, c = zip(*(flat(basis, c) for basis, c in zip(parts.bases, found, strict=True)), strict=True)
-        return MixedMatrix(leaf, jnp.concatenate(u, 2), jnp.concatenate(vt, 1), jnp.concatenate(c, 2))
+        return mixed_leaf(leaf, self.parts(path).bases, found)
 
     def _express(self, genome: ExpertGenome, outs: Sequence[Array | None]) -> list[Array]:
         paths = [path for path, _ in tree_paths(self.base)]
         parts, coefficients = [self.parts(path) for path in paths], [self._coefficients(path, genome) for path in paths]
-        if self.mesh is None:
-            return express_leaves(parts, genome.mixing, coefficients, outs)
-        # Each device computes its part of a leaf from its own parts of the factors.
         leaf = dict(self.specs)
-        specs = [part_specs(x, leaf[path]) for x, path in zip(parts, paths, strict=True)]
-        local = jax.shard_map(
-            express_leaves,
-            mesh=self.mesh,
-            in_specs=(specs, P(), [tuple(b.s for b in x.bases) for x in specs], [x.base for x in specs]),
-            out_specs=[x.base for x in specs],
-            check_vma=False,  # the check does not know the mesh axis of a vmapped population
-        )
-        made = [jnp.zeros_like(x.base) if out is None else out for x, out in zip(parts, outs, strict=True)]
-        return local(parts, genome.mixing, coefficients, made)
+        specs = None if self.mesh is None else [leaf[path] for path in paths]
+        return express_placed(parts, genome.mixing, coefficients, outs, self.mesh, specs)
 
 
 def _express_all(space: ExpertSpace, genome: ExpertGenome, out: Params | None = None) -> Params:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.operators.svd import HIGHEST
-from cycleqd_jax.types import AnyArray, Array, Float, Int
+from cycleqd_jax.types import AnyArray, Array, Float, Int, MixedMatrix
 
-__all__ = ["Parts", "block_shape", "express_leaves"]
+__all__ = ["Coefficients", "Parts", "block_shape", "express_leaves", "mixed_leaf"]
 
 _BLOCK = 1 << 24
 """The most elements of a temporary: a larger matrix (an embedding, a head) is computed in blocks along its longer side."""
@@ -51,7 +51,7 @@ Coefficients = tuple[Float[Array, "k ..."], ...]
 
 def express_leaves(
     parts: Sequence[Parts],
-    mixing: Float[Array, " k"],
+    mixing: Float[Array, "k ..."],
     coefficients: Sequence[Coefficients],
     outs: Sequence[Array | None],
 ) -> list[Array]:
@@ -59,7 +59,7 @@ def express_leaves(
 
     Args:
         parts: the parts of every leaf.
-        mixing: a.
+        mixing: a, ``[K]``. For leaves without bases each a_k may also be an array that broadcasts against the leaf.
         coefficients: c, for every basis of every leaf.
         outs: for every leaf an array like it to overwrite block by block; for None, an array of zeros is created first.
 
@@ -82,6 +82,31 @@ def express_leaves(
         for i, theta in zip(members, _fill(steps, leaves, mixing, stacked), strict=True):
             found[i] = theta.reshape(parts[i].base.shape)
     return found
+
+
+def mixed_leaf(
+    leaf: Array, bases: Sequence[Basis], coefficients: Sequence[Float[Array, "individual k layer r"]]
+) -> Array | MixedMatrix:
+    """A leaf of several individuals that share its base; low-rank updates are not multiplied out.
+
+    Args:
+        leaf: θ_base, ``[layer, m, n]`` where there are bases.
+        bases: the experts' low-rank changes.
+        coefficients: c of every individual, for each basis.
+
+    Returns:
+        ``leaf`` itself if there is no basis.
+    """
+    if not bases:
+        return leaf
+
+    def flat(basis: Basis, c: Array) -> tuple[AnyArray, AnyArray, Array]:
+        (layers, m), n = basis.u.shape[:2], basis.vt.shape[-1]
+        scaled = jnp.moveaxis(c * basis.s[None], 2, 0)  # [layer, individual, K, r]
+        return basis.u.reshape(layers, m, -1), basis.vt.reshape(layers, -1, n), scaled.reshape(*scaled.shape[:2], -1)
+
+    u, vt, c = zip(*(flat(basis, c) for basis, c in zip(bases, coefficients, strict=True)), strict=True)
+    return MixedMatrix(leaf, jnp.concatenate(u, 2), jnp.concatenate(vt, 1), jnp.concatenate(c, 2))
 
 
 _Step = int | Int[Array, ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.genome.basis import Basis
-from cycleqd_jax.genome.express import Parts
+from cycleqd_jax.genome.express import Coefficients, Parts, express_leaves
 from cycleqd_jax.operators.task_vector import check_same_shapes
-from cycleqd_jax.types import InputError, Params, PyTree, tree_paths
+from cycleqd_jax.types import Array, Float, InputError, Params, PyTree, tree_paths
 
-__all__ = ["check_out", "leaf_specs", "part_specs", "put"]
+__all__ = ["check_out", "express_placed", "leaf_specs", "part_specs", "put"]
 
 
 def leaf_specs(mesh: Mesh, specs: PyTree[P | NamedSharding], base: Params) -> dict[str, P]:
@@ -91,6 +92,38 @@ def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
     """Copies a tree of arrays to a mesh; ``specs`` has a partition spec for each of them."""
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda node: isinstance(node, P))
     return jax.device_put(tree, shardings)
+
+
+def express_placed(
+    parts: Sequence[Parts],
+    mixing: Float[Array, "k ..."],
+    coefficients: Sequence[Coefficients],
+    outs: Sequence[Array | None],
+    mesh: Mesh | None,
+    specs: Sequence[P] | None,
+) -> list[Array]:
+    """:func:`~cycleqd_jax.genome.express.express_leaves` on a mesh: each device computes its part from its own parts.
+
+    Args:
+        parts: see ``express_leaves``.
+        mixing: see ``express_leaves``; every device has all of it.
+        coefficients: see ``express_leaves``.
+        outs: see ``express_leaves``.
+        mesh: the devices; None is one device.
+        specs: the partition spec of every leaf; None with one device.
+    """
+    if mesh is None or specs is None:
+        return express_leaves(parts, mixing, coefficients, outs)
+    placed = [part_specs(x, spec) for x, spec in zip(parts, specs, strict=True)]
+    local = jax.shard_map(
+        express_leaves,
+        mesh=mesh,
+        in_specs=(placed, P(), [tuple(b.s for b in x.bases) for x in placed], [x.base for x in placed]),
+        out_specs=[x.base for x in placed],
+        check_vma=False,  # the check does not know the mesh axis of a vmapped population
+    )
+    made = [jnp.zeros_like(x.base) if out is None else out for x, out in zip(parts, outs, strict=True)]
+    return local(parts, mixing, coefficients, made)
 
 
 def check_out(out: PyTree, base: Params, needed: PyTree) -> None:

@@ -75,6 +75,12 @@ class Workload:
         return EngineLayout.of(self.model, slots=self.slots, max_len=self.max_len, platform=platform)
 
 
+def _cells(run: RunConfig) -> int:
+    """The number of genomes that the state of the search holds."""
+    tasks, bins = len(run.tasks), run.search.bins
+    return {"cycleqd": tasks * bins ** (tasks - 1), "qd": bins**tasks}.get(run.search.method, run.search.population)
+
+
 def workload_of(
     run: RunConfig,
     model: LlamaConfig,
@@ -95,12 +101,18 @@ def workload_of(
         reply: tokens of a reply, for estimates of time; None is the most that the config allows.
 
     Raises:
-        InputError: the genome space is not ``expert``, or a number is out of its range.
+        InputError: the genome space is not ``expert``, the search method works on coefficients, or a number is out of its
+            range.
     """
     if run.genome.space != "expert":
         raise InputError(
             f"expected genome.space to be 'expert', which cycleqd plan can estimate, got {run.genome.space!r}; a dense genome "
             "is as large as the model in float32"
+        )
+    if run.search.coefficients:
+        raise InputError(
+            f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; its "
+            "genomes have a few numbers, and it needs no decomposition"
         )
     new = max(task.max_new_tokens for task in run.tasks)
     room = run.engine.max_len - new
@@ -120,7 +132,7 @@ def workload_of(
         prompt=prompt or room,
         reply=reply or new,
         children=run.search.batch_size,
-        cells=len(run.tasks) * run.search.bins ** (len(run.tasks) - 1),
+        cells=_cells(run),
         keep=run.checkpoint.keep,
         workers=run.sandbox.workers or cpu_count(),
         sandbox_memory=run.sandbox.memory_mb << 20,

@@ -99,8 +99,8 @@ class RunFolder:
         """Every evaluated individual, in the order of the journal.
 
         The records have the fields of :class:`~cycleqd_jax.individual.Individual`, with one score per task and ``average``
-        instead of ``scores``. ``parents`` lists only ids that exist, ``seconds`` is the sum over all stages, and the scores of
-        a quarantined individual are NaN.
+        instead of ``scores``, and with ``coefficients`` only where there are any. ``parents`` lists only ids that exist,
+        ``seconds`` is the sum over all stages, and the scores of a quarantined individual are NaN.
         """
         return [self._individual(row) for row in range(len(self._history.individuals))]
 
@@ -195,6 +195,8 @@ class RunFolder:
     def _individual(self, row: int) -> Record:
         one = self._history.individuals[row]
         record = {field.name: getattr(one, field.name) for field in dataclasses.fields(one) if field.name != "scores"}
+        if one.coefficients is None:
+            del record["coefficients"]
         return record | {"parents": self._parents(row), "seconds": sum(one.seconds.values())} | self._scores(row)
 
     def _elites(self, archive: Archive) -> list[Record]:

@@ -32,12 +32,14 @@ class Grid:
         bounds: lower edge of the first bin and upper edge of the last, per task, Float ``[K, 2]``.
         edges: edges of the bins, Float ``[K, bins + 1]``. They are float32 as in the searcher, so that a score on an edge
             falls into the same bin.
+        method: the search method. Methods other than ``cycleqd`` do not use these archives.
     """
 
     tasks: tuple[str, ...]
     bins: int
     bounds: np.ndarray
     edges: np.ndarray
+    method: str = "cycleqd"
 
     @classmethod
     def of_bounds(cls, tasks: tuple[str, ...], bins: int, bounds: np.ndarray) -> Grid:
@@ -218,13 +220,16 @@ class History:
     def mixture(self) -> np.ndarray:
         """The mixing vector ``a`` of each individual, Float ``[N, K]``: the weights of the experts, from crossover alone.
 
-        It is one-hot for experts, ω1/(ω1+ω2) a_p1 + ω2/(ω1+ω2) a_p2 for children, and NaN if the journal has no ω.
+        It is one-hot for experts, ω1/(ω1+ω2) a_p1 + ω2/(ω1+ω2) a_p2 for children of crossover, the mean over the groups of
+        layers for children with coefficients, and NaN if the journal has neither.
         """
         tasks = self.grid.tasks
         mix = np.full((len(self.individuals), len(tasks)), np.nan)
         for row, one in enumerate(self.individuals):
             if one.expert in tasks:
                 mix[row] = np.eye(len(tasks))[tasks.index(one.expert)]
+            elif one.coefficients is not None:
+                mix[row] = np.mean(one.coefficients, axis=0)
             elif one.omega is not None and sum(one.omega) != 0:
                 parents = [self.row_of.get(p, row) for p in one.parents]  # if unknown: the row itself, still NaN
                 weights = np.array(one.omega) / sum(one.omega)
@@ -273,7 +278,7 @@ def load_grid(folder: Path) -> Grid | None:
                 "run the search again or restore the file"
             ) from error
         grid = dataclasses.replace(grid, edges=edges)
-    return grid
+    return dataclasses.replace(grid, method=str(raw.get("method", grid.method)))
 
 
 def _individual(line: bytes, place: str, tasks: tuple[str, ...]) -> Individual:

@@ -21,7 +21,7 @@ from cycleqd_jax.report.maps import CELL, archive_maps, percent
 from cycleqd_jax.report.metrics import Metrics
 from cycleqd_jax.report.read import Config, Transcript
 from cycleqd_jax.report.style import EXPERT, ramp, task_color
-from cycleqd_jax.report.tables import ResultsTable, method_label
+from cycleqd_jax.report.tables import SEARCHES, ResultsTable, method_label
 
 __all__ = ["Page", "data_url", "render_page"]
 
@@ -74,17 +74,18 @@ def _duration(seconds: float) -> str:
 def _payload(history: History, metrics: Metrics, panels: list[dict[str, Any]]) -> dict[str, Any]:
     """The data of the script: the insertions to replay, and every individual that was ever an elite.
 
-    Parents are elites, so every lineage stays within this set.
+    CycleQD's parents are elites, so every lineage stays within this set. Parents that other methods chose may be outside of it,
+    and are left out.
     """
     rows = dict.fromkeys([*history.experts, *(insertion.row for insertion in history.insertions)])
-    individuals = {}
+    individuals, shown = {}, {history.individuals[row].id for row in rows}
     for row in rows:
         one, mix = history.individuals[row], history.mixture[row]
         individuals[one.id] = {
             "generation": one.generation,
             "expert": one.expert,
             "active": one.active,
-            "parents": [parent for parent in one.parents if parent >= 0],
+            "parents": [parent for parent in one.parents if parent in shown],
             "scores": [round(score, 6) for score in history.scores[row].tolist()],
             "mix": [round(float(value), 4) for value in mix] if np.isfinite(mix).all() else None,
         }
@@ -118,7 +119,7 @@ def _table(table: ResultsTable) -> list[dict[str, Any]]:
                 for c in range(len(table.columns))
             ]
             cells += [{"text": column[m], "best": False, "share": 0.0} for column in details.values()]
-            rows.append({"name": method_label(method), "cells": cells, "ours": method == "cycleqd"})
+            rows.append({"name": method_label(method), "cells": cells, "ours": method in SEARCHES})
         splits.append({"name": split, "columns": [*table.columns, *details], "rows": rows})
     return splits
 
@@ -130,9 +131,9 @@ def _tiles(page: Page) -> list[tuple[str, str, str]]:
         split, average = page.table.splits[0], page.table.mean(page.table.splits[0])[:, -1]
         named = dict(zip(page.table.methods, average.tolist(), strict=True))
         experts = [value for name, value in named.items() if name.startswith("expert/") and np.isfinite(value)]
-        if np.isfinite(named.get("cycleqd", np.nan)):
+        for name in [name for name in named if name in SEARCHES and np.isfinite(named[name])]:
             remark = f"best expert {percent(max(experts))}" if experts else ""
-            tiles.append((percent(named["cycleqd"]), f"CycleQD, {split} average (%)", remark))
+            tiles.append((percent(named[name]), f"{method_label(name)}, {split} average (%)", remark))
     if page.history is not None and page.metrics is not None and len(page.history.individuals):
         h, m = page.history, page.metrics
         if np.isfinite(m.best_average[-1]):
@@ -153,7 +154,7 @@ def _tiles(page: Page) -> list[tuple[str, str, str]]:
 
 
 def _choose(transcripts: Iterable[Transcript]) -> list[Transcript]:
-    """A few transcripts of every method and task, passed and failed; those of CycleQD come first."""
+    """A few transcripts of every method and task, passed and failed; those of the search come first."""
     taken: dict[tuple[str, str, bool], int] = {}
     chosen = []
     for one in transcripts:
@@ -161,7 +162,7 @@ def _choose(transcripts: Iterable[Transcript]) -> list[Transcript]:
         if taken.get(kind, 0) < _EACH:
             taken[kind] = taken.get(kind, 0) + 1
             chosen.append(one)
-    chosen.sort(key=lambda one: (one.method != "cycleqd", one.method, one.task, one.index))
+    chosen.sort(key=lambda one: (one.method not in SEARCHES, one.method, one.task, one.index))
     return chosen[:_MOST_TRANSCRIPTS]
 
 

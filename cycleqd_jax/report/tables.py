@@ -16,7 +16,7 @@ from cycleqd_jax.report.read import load_items, load_results
 from cycleqd_jax.statistics import Interval, difference, mean_interval, over_seeds
 from cycleqd_jax.types import InputError
 
-__all__ = ["AVERAGE", "ResultsTable", "method_label", "results_table"]
+__all__ = ["AVERAGE", "SEARCHES", "ResultsTable", "method_label", "results_table"]
 
 AVERAGE = "average"
 _SPLITS = ("test", "train")
@@ -26,15 +26,23 @@ _LABELS = {
     "finetune_all_longer": "Fine-tuned on all data (steps of all experts)",
     "uniform_merge": "Uniform merge",
     "cycleqd_best_elite": "CycleQD, best elite",
+}
+SEARCHES = {
+    "random": "Random search",
+    "cmaes": "CMA-ES",
+    "nsga2": "NSGA-II",
+    "qd": "Plain QD",
+    "dns": "Dominated Novelty Search",
     "cycleqd": "CycleQD",
 }
+"""The display name of every search method. Its row is the model that the method ends with."""
 
 
 def method_label(method: str) -> str:
     """The display name of a method: ``"expert/mbpp"`` → ``"Expert: mbpp"``."""
     if method.startswith("expert/"):
         return f"Expert: {method.removeprefix('expert/')}"
-    return _LABELS.get(method, method)
+    return _LABELS.get(method) or SEARCHES.get(method, method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ class ResultsTable:
     """Scores of methods on tasks.
 
     Attributes:
-        methods: names of the rows, the base first and CycleQD last.
+        methods: names of the rows, the base first and the searches last.
         splits: the splits with scores, ``test`` first.
         columns: the tasks and ``"average"``.
         values: split → scores in [0, 1], Float ``[run, method, column]``; NaN where a run has no score.
@@ -125,11 +133,11 @@ class ResultsTable:
 
     @property
     def reference(self) -> int | None:
-        """Index of the row that the others are compared with: the last one, where it is CycleQD's."""
-        return len(self.methods) - 1 if self.methods and self.methods[-1] == "cycleqd" else None
+        """Index of the row that the others are compared with: the last one, where it is a search's."""
+        return len(self.methods) - 1 if self.methods and self.methods[-1] in SEARCHES else None
 
     def details(self, split: str) -> dict[str, list[str]]:
-        """Further columns, as printed: the 95 % interval of the average, and CycleQD's average minus that of the row.
+        """Further columns, as printed: the 95 % interval of the average, and the reference's average minus that of the row.
 
         Returns:
             Column → cell of every method; empty where there are no intervals.
@@ -141,7 +149,7 @@ class ResultsTable:
         columns = {"95 % interval": ["–" if one is None else _interval_text(one) for one in intervals]}
         if self.reference is not None:
             above = [None if m == self.reference else self.difference(split, self.reference, m) for m in rows]
-            columns["CycleQD above"] = ["–" if one is None else f"{100 * one.mean:+.1f} {_interval_text(one)}" for one in above]
+            columns[f"{method_label(self.methods[self.reference])} above"] = ["–" if one is None else f"{100 * one.mean:+.1f} {_interval_text(one)}" for one in above]
         return columns
 
     def cell(self, split: str, method: int, column: int) -> str:
@@ -250,7 +258,7 @@ def _order(method: str) -> int:
         return 0
     if method.startswith("expert/"):
         return 1
-    return 3 if method == "cycleqd" else 2
+    return 3 + list(SEARCHES).index(method) if method in SEARCHES else 2
 
 
 def results_table(run_folders: Path | Sequence[Path]) -> ResultsTable:

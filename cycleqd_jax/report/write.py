@@ -8,7 +8,7 @@ from cycleqd_jax.files import write_bytes
 from cycleqd_jax.report.history import load_grid, load_history
 from cycleqd_jax.report.metrics import compute_metrics
 from cycleqd_jax.report.read import load_config, load_results, load_transcripts
-from cycleqd_jax.report.tables import results_table
+from cycleqd_jax.report.tables import method_label, results_table
 from cycleqd_jax.types import InputError
 
 __all__ = ["write_report"]
@@ -75,6 +75,11 @@ def write_report(run_folder: Path) -> list[Path]:
         notes.append(f"The search is not shown because {missing}.")
     if history is not None and history.torn:
         notes.append("The last line of history.jsonl is incomplete and is left out: the run was killed or is still writing.")
+    if history is not None and history.grid.method != "cycleqd":
+        notes.append(
+            f"The search method is {method_label(history.grid.method)}, which does not use these archives: they show where "
+            "Algorithm 1 of CycleQD would insert its individuals."
+        )
     if table is None:
         notes.append("There is no results table yet, because the run has not been evaluated.")
     seed = results.get("seed") if results else None

@@ -16,9 +16,24 @@ from cycleqd_jax.version import __version__
 
 __all__ = ["model_card"]
 
+_METHODS = {
+    "cycleqd": "CycleQD",
+    "qd": "plain QD",
+    "dns": "Dominated Novelty Search",
+    "random": "random search",
+    "cmaes": "CMA-ES",
+    "nsga2": "NSGA-II",
+}
+
 
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _budget(config: RunConfig) -> str:
+    limits = {"individuals": config.search.budget, "items": config.search.budget_items}
+    given = [f"{limit} evaluated {name}" for name, limit in limits.items() if limit is not None]
+    return f", at most {' and '.join(given)}" if given else ""
 
 
 def _repository(model: str | Path | None, folder: Path) -> str | None:
@@ -88,23 +103,28 @@ def model_card(
         ]
         elites_table = "\n| archive | individual | β |\n|---|---|---|\n" + "".join(elites)
     else:
-        weights = f"those of individual {chosen['id']}, the elite of the best average on the train half."
+        kind = "elite" if config.search.method in ("cycleqd", "qd") else "individual"
+        weights = f"those of individual {chosen['id']}, the {kind} of the best average on the train half."
         elites_table = ""
     mixing = ""
     if chosen["mixing"] is not None:
         parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.task_names, chosen["mixing"], strict=True))
-        mixing = (
-            f"\nWeights of the experts' task vectors after crossover: {parts}. SVD mutation adds to them, matrix by matrix.\n"
-        )
+        if not config.search.coefficients:
+            mixing = f"after crossover: {parts}. SVD mutation adds to them, matrix by matrix."
+        elif config.search.groups == 1:
+            mixing = f": {parts}."
+        else:
+            mixing = f", averaged over {config.search.groups} groups of layers: {parts}."
+        mixing = f"\nWeights of the experts' task vectors{'' if mixing[0] in ':,' else ' '}{mixing}\n"
     made = f"Made by `{shlex.join(['cycleqd', *command])}`. " if command else ""
     return f"""---
 {yaml.safe_dump(meta, sort_keys=False).strip()}
 ---
 
-# {config.name}: experts merged by CycleQD
+# {config.name}: experts merged by {_METHODS[config.search.method]}
 
 Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
-{config.search.generations} generations of {config.search.batch_size}, seed {config.seed}. The weights are
+{config.search.generations} generations of {config.search.batch_size}{_budget(config)}, seed {config.seed}. The weights are
 {weights}
 
 | model | from |

@@ -12,14 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cycleqd_jax import sharding
 from cycleqd_jax.config import EngineConfig, RunConfig, idle_groups
 from cycleqd_jax.engine import Engine
-from cycleqd_jax.genome import DenseSpace, ExpertSpace
+from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import Genome, Params
 
 __all__ = ["DeviceGroup", "Space", "device_groups"]
 
-Space = ExpertSpace | DenseSpace
+Space = ExpertSpace | CoefficientSpace | DenseSpace
 
 
 class DeviceGroup:

@@ -1,4 +1,4 @@
-"""The search of a run: its genome space, its workers, and the archives it ends with."""
+"""The search of a run: its genome space, its workers, and the models that it finds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax import search
-from cycleqd_jax.algorithms import CycleQD, CycleQDState, EliteSelector, UniformSelector, aggregate
+from cycleqd_jax.algorithms import (
+    CMAES,
+    NSGA2,
+    CycleQD,
+    CycleQDState,
+    DominatedNovelty,
+    EliteSelector,
+    PlainQD,
+    RandomSearch,
+    UniformSelector,
+    aggregate,
+)
+from cycleqd_jax.algorithms.archive import bin_edges, expert_bounds
+from cycleqd_jax.config import RunConfig
 from cycleqd_jax.evaluation import Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
 from cycleqd_jax.files import digest, write_json
-from cycleqd_jax.genome import DenseSpace, ExpertGenome, ExpertSpace
+from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, DenseSpace, ExpertGenome, ExpertSpace
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
 from cycleqd_jax.runs.context import Context
@@ -25,9 +38,9 @@ from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.tasks import RecordTask
-from cycleqd_jax.types import SPLITS, Adapter, Genome, Params
+from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params, Searcher, SearchState
 
-__all__ = ["Evolution", "Merged", "input_digests"]
+__all__ = ["Evolution", "Merged", "budget_of", "input_digests"]
 
 PAPER_W_MAX = 0.3
 
@@ -38,8 +51,9 @@ class Merged:
 
     Attributes:
         genome: of the model.
-        facts: JSON-ready; of the aggregate ``elites`` (ids) and their weights ``beta``, of an elite its ``id``; and ``mixing``,
-            the weights of the experts' task vectors (None in the dense space).
+        facts: JSON-ready; of the aggregate ``elites`` (ids) and their weights ``beta``, of an individual its ``id``; and
+            ``mixing``, the weights of the experts' task vectors (None in the dense space; the mean over the groups of layers
+            where there are several).
     """
 
     genome: Genome
@@ -60,7 +74,7 @@ class Evolution:
         self._space: Space | None = None
         self._host_space: Space | None = None
         self._evaluator: Evaluator | None = None
-        self._state: CycleQDState | None = None
+        self._state: SearchState | None = None
         self._basis: dict[str, Any] | None = None
 
     # Spaces and workers
@@ -88,6 +102,8 @@ class Evolution:
         """The genome space with weights where they were loaded, and bases in the host's memory."""
         base, experts = self._context.models.base, self._context.models.experts
         options = self._config.genome
+        if self._config.search.coefficients:
+            return CoefficientSpace.from_experts(base, experts, groups=self._config.search.groups, densify=options.densify)
         strength = PAPER_W_MAX if options.strength is None else options.strength
         if options.space == "dense":
             return DenseSpace.from_experts(
@@ -145,7 +161,7 @@ class Evolution:
                 assert self._host_space is not None
                 space = group.place_space(self._host_space, models.config)
                 evaluator = self._context.evaluator(models.config, models.tokenizer, group)
-            if population > 1 and isinstance(space, ExpertSpace):
+            if population > 1 and not isinstance(space, DenseSpace):
                 return PopulationWorker(group.express(space.express_mixed), evaluator, population)
             return SerialWorker(group.express(space.express), evaluator)
 
@@ -153,13 +169,22 @@ class Evolution:
 
     # Search
 
-    def searcher(self) -> CycleQD:
-        """CycleQD as the config says."""
+    def searcher(self) -> Searcher:
+        """The algorithm of the config."""
         options = self._config.search
+        if options.method == "random":
+            return RandomSearch(options.low, options.high)
+        if options.method == "cmaes":
+            return CMAES(options.batch_size, options.step)
+        if options.method == "nsga2":
+            return NSGA2(options.population, options.low, options.high)
+        space = self.ensure_space()
+        if options.method == "dns":
+            return DominatedNovelty(space, options.population, options.neighbours, options.mu, options.sigma)
         elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
         bounds = options.bounds
-        return CycleQD(
-            space=self.ensure_space(),
+        return (CycleQD if options.method == "cycleqd" else PlainQD)(
+            space=space,
             bins=options.bins,
             mu=options.mu,
             sigma=options.sigma,
@@ -167,7 +192,7 @@ class Evolution:
             bounds=None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in self._config.task_names),
         )
 
-    def ensure_evolved(self) -> CycleQDState:
+    def ensure_evolved(self) -> SearchState:
         """Evolves to the last generation, once, from wherever the run folder stands.
 
         Returns:
@@ -181,7 +206,7 @@ class Evolution:
             self._state = self._evolve()
         return self._state
 
-    def _evolve(self) -> CycleQDState:
+    def _evolve(self) -> SearchState:
         context, config = self._context, self._config
         self.ensure_evaluator()  # the models are loaded and checked before anything is written
         experts = _stack(self.expert_genomes())
@@ -193,6 +218,7 @@ class Evolution:
         checkpoints = search.Checkpoints(
             context.folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
         )
+        journal = search.Journal(context.folder / "history.jsonl")
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher(),
@@ -202,9 +228,10 @@ class Evolution:
                 key=jax.random.key(config.seed),
                 generations=config.search.generations,
                 batch_size=config.search.batch_size,
-                journal=search.Journal(context.folder / "history.jsonl"),
+                journal=journal,
                 checkpoints=checkpoints,
-                on_start=self._write_grid,
+                budget=budget_of(config, context.tasks),
+                on_start=lambda state: self._write_grid(journal),
                 progress=context.progress,
             )
 
@@ -216,27 +243,67 @@ class Evolution:
         for name, expert in zip(self._config.task_names, self._context.models.experts, strict=True):
             if not isinstance(expert, Adapter):
                 raise whole_expert(population, name)
-        assert isinstance(space, ExpertSpace)
+        assert not isinstance(space, DenseSpace)
         jax.eval_shape(space.express_mixed, genomes)
 
-    def _write_grid(self, state: CycleQDState) -> None:
-        names = self._config.task_names
-        edges = {name: row.tolist() for name, row in zip(names, np.asarray(state.archives.edges), strict=True)}
-        bounds = {name: [row[0], row[-1]] for name, row in edges.items()}
-        grid = {"tasks": list(names), "bins": state.archives.bins, "bounds": bounds, "edges": edges}
-        write_json(self._context.folder / "grid.json", grid)
+    def _write_grid(self, journal: search.Journal) -> None:
+        """Writes the grid of Algorithm 1, which the report uses for every method, from the scores of the experts."""
+        options, names = self._config.search, self._config.task_names
+        if options.bounds is None:
+            bounds = expert_bounds(np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32))
+        else:
+            bounds = np.asarray([options.bounds[name] for name in names], np.float32)
+        edges = dict(zip(names, bin_edges(bounds, options.bins).tolist(), strict=True))
+        ends = {name: [row[0], row[-1]] for name, row in edges.items()}
+        grid = {"tasks": list(names), "bins": options.bins, "bounds": ends, "edges": edges}
+        method = {} if options.method == "cycleqd" else {"method": options.method}
+        write_json(self._context.folder / "grid.json", grid | method)
 
     # What it found
 
+    def final(self) -> Merged:
+        """The model of the method: equation 5's for CycleQD, the best individual on average for the others."""
+        return self.aggregate() if self._config.search.method == "cycleqd" else self.best_elite()
+
     def aggregate(self) -> Merged:
-        """The elites of all archives merged (equation 5); evolves first where that has not been done."""
-        merged, beta, ids = aggregate(self.ensure_evolved().archives)
+        """The elites of all archives merged (equation 5); evolves first where that has not been done.
+
+        Raises:
+            InputError: the method has no archive of every task.
+        """
+        method = self._config.search.method
+        if method != "cycleqd":
+            raise InputError(
+                f"expected search.method cycleqd, whose archives equation 5 merges, got {method}; use the best individual on "
+                "average, which `cycleqd export` writes"
+            )
+        state = self.ensure_evolved()
+        assert isinstance(state, CycleQDState)
+        merged, beta, ids = aggregate(state.archives)
         return Merged(merged, {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": _mixing(merged)})
 
     def best_elite(self) -> Merged:
-        """The elite of the best average on the train half, whichever archive holds it."""
-        elite, _, identity = self.ensure_evolved().archives.best_on_average()
+        """The individual of the best average on the train half, whichever archive holds it."""
+        elite, _, identity = self.ensure_evolved().best_on_average()
         return Merged(elite, {"id": int(identity), "mixing": _mixing(elite)})
+
+
+def budget_of(config: RunConfig, tasks: Sequence[RecordTask[Any]]) -> int | None:
+    """The most individuals that a run may evaluate, from both of its budgets; None is no limit.
+
+    Raises:
+        InputError: the budgets do not suffice for the experts and the first population.
+    """
+    options, experts = config.search, len(config.tasks)
+    sizes = [len(task.rows["train"][: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
+    budget = search.individuals_within(options.budget, options.budget_items, sum(sizes))
+    least = max(experts + options.batch_size, options.population if options.method in ("nsga2", "dns") else 0)
+    if budget is not None and budget < least:
+        raise InputError(
+            f"expected search.budget_items of at least {least * sum(sizes)}, {least} individuals with {sum(sizes)} items each, "
+            f"which the experts and the first population need, got {options.budget_items}; increase it"
+        )
+    return budget
 
 
 def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> dict[str, str]:
@@ -257,4 +324,6 @@ def _stack(genomes: Sequence[Genome]) -> Genome:
 
 
 def _mixing(genome: Genome) -> list[float] | None:
+    if isinstance(genome, CoefficientGenome):
+        return jnp.mean(genome.coefficients, axis=0).tolist()
     return genome.mixing.tolist() if isinstance(genome, ExpertGenome) else None

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cycleqd_jax.config import RunConfig, to_dict
+from cycleqd_jax.config import RunConfig, SearchConfig, to_dict
 from cycleqd_jax.files import check_writable, digest, write_json, write_text
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files import hf
@@ -39,6 +39,12 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 
 FREE = {"output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines"}
 """Keys that may change when a run continues: they decide about places and speed, never about what is found."""
+
+LATER = tuple(
+    f"search.{name}"
+    for name in ("method", "budget", "budget_items", "groups", "low", "high", "step", "population", "neighbours")
+)
+"""Keys that run folders of version 0.1 lack."""
 
 FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite")
 """The folders in a run folder."""
@@ -163,6 +169,8 @@ def check_folder(config: RunConfig) -> None:
         return
     other.pop("versions", None)
     here, there = _flat(to_dict(config)), _flat(other)
+    # Keys of later versions have the defaults, with which a run does what the earlier version did.
+    there = {key: value for key, value in _flat({"search": to_dict(SearchConfig())}).items() if key in LATER} | there
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if key == "search.generations":

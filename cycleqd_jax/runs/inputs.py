@@ -16,6 +16,7 @@ import jax
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from cycleqd_jax.config import RunConfig, check_config
+from cycleqd_jax.genome.coefficient_space import check_groups
 from cycleqd_jax.machine import host_memory
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
@@ -61,8 +62,9 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
 
     Raises:
         InputError: a key of the config is out of range; a task is unknown or lacks its file; a model can't be read; base and
-            experts do not belong together; ``engine.max_len`` exceeds the model's positions; or experts are adapters and whole
-            models without ``genome.densify``, or whole models where ``engine.population`` needs adapters.
+            experts do not belong together; ``engine.max_len`` exceeds the model's positions, or ``search.groups`` its layers;
+            or experts are adapters and whole models without ``genome.densify``, or whole models where ``engine.population``
+            needs adapters.
     """
     check_config(config)
     tasks = resolve_tasks(config)
@@ -86,6 +88,8 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     evaluated = architecture.replace(
         dtype=model.dtype or architecture.dtype, vocab_size=model.vocab_size or architecture.vocab_size
     )
+    if config.search.coefficients:
+        check_groups(config.search.groups, architecture.num_hidden_layers)
     _check_context(config, evaluated, checked)
     adapters, absent = _adapters(config, architecture, absent_are_whole=checked is None)
     _check_population(config, adapters, absent)

@@ -57,7 +57,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         "methods": methods,
         "tasks": list(context.config.task_names),
         "seed": context.config.seed,
-        "aggregate": dict(evolution.aggregate().facts),
+        **({"aggregate": dict(evolution.aggregate().facts)} if context.config.search.method == "cycleqd" else {}),
         "best_elite": evolution.best_elite().facts["id"],
         "isolation": isolation,
     }
@@ -80,8 +80,10 @@ def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
 
     experts = evolution.expert_genomes()
     rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
-    rows["cycleqd_best_elite"] = expressed(evolution.best_elite().genome)
-    rows["cycleqd"] = expressed(evolution.aggregate().genome)
+    method = context.config.search.method
+    if method == "cycleqd":
+        rows["cycleqd_best_elite"] = expressed(evolution.best_elite().genome)
+    rows[method] = expressed(evolution.final().genome)
     return rows
 
 

@@ -21,7 +21,7 @@ from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.evolution import Evolution, Merged, input_digests
+from cycleqd_jax.runs.evolution import Evolution, Merged, budget_of, input_digests
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
@@ -136,6 +136,7 @@ class Run:
         stack.callback(sandbox.close)
         opened = open_tasks(config, inputs.tasks, sandbox, workers(config), log)
         stack.callback(opened.close)
+        budget_of(config, opened.tasks)  # too small a budget is refused before anything is trained
         data = opened.training_data
         check_resources(inputs, log)
         folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})
@@ -192,11 +193,11 @@ class Run:
         return self._ensure_open("build_basis").evolution.build_basis()
 
     def evolve(self) -> None:
-        """Evolves the archives to the last generation, continuing from the state in the run folder."""
+        """Runs the search to the last generation or the end of its budget, continuing from the state in the run folder."""
         self._ensure_open("evolve").evolution.ensure_evolved()
 
     def aggregate(self) -> Mapping[str, Any]:
-        """The merge of the archives' elites (equation 5): ids of the ``elites``, their weights ``beta``, and ``mixing``."""
+        """The merge of CycleQD's elites (equation 5): ids of the ``elites``, their weights ``beta``, and ``mixing``."""
         return self._ensure_open("aggregate").evolution.aggregate().facts
 
     def evaluate(self) -> dict[str, Any]:
@@ -214,8 +215,9 @@ class Run:
         """Writes a Hugging Face folder with a model card that has the results.
 
         Args:
-            best_elite: the elite of the best average on the train half, into ``best_elite/``, instead of the merge of the
-                archives' elites, into ``model/``.
+            best_elite: the individual of the best average on the train half, into ``best_elite/``, instead of the model of the
+                method, into ``model/``. For CycleQD that is the merge of the archives' elites, for other methods it is the
+                same individual.
 
         Returns:
             The folder.
@@ -224,7 +226,7 @@ class Run:
         target = self.folder / ("best_elite" if best_elite else "model")
         hf.check_target(target)  # before anything is evolved
         evolution, models = opened.evolution, opened.context.models
-        chosen: Merged = evolution.best_elite() if best_elite else evolution.aggregate()
+        chosen: Merged = evolution.best_elite() if best_elite else evolution.final()
         results = self.results()
         card = model_card(self.config, models.folders.search, chosen.facts, results, self._command)
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)

@@ -2,6 +2,6 @@
 
 from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.search.loop import evolve
+from cycleqd_jax.search.loop import evolve, individuals_within
 
-__all__ = ["Checkpoints", "Journal", "evolve"]
+__all__ = ["Checkpoints", "Journal", "evolve", "individuals_within"]

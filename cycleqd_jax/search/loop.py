@@ -17,7 +17,7 @@ from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
-__all__ = ["evolve"]
+__all__ = ["evolve", "individuals_within"]
 
 
 def evolve(
@@ -31,6 +31,7 @@ def evolve(
     batch_size: int,
     journal: Journal,
     checkpoints: Checkpoints | None = None,
+    budget: int | None = None,
     on_start: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
 ) -> Any:
@@ -41,16 +42,20 @@ def evolve(
     restored, and later individuals of the journal are told to the searcher without being evaluated again. A run that was killed
     at any instant and resumed ends bit-identical to one that never was.
 
+    With a budget the last generation has fewer children where not all of them fit.
+
     Args:
         searcher: the algorithm.
         experts: genomes of the experts, leading axis K; evaluated first, with ids 0 to K − 1.
         evaluator: evaluates the genomes. An InfraError ends the search, which can be resumed.
         tasks: names of the tasks, in the order of the scores.
         key: PRNG key of the run; generation t asks with ``fold_in(key, t)``.
-        generations: number of generations.
+        generations: number of generations; fewer if the budget ends the search.
         batch_size: children per generation.
         journal: of the run.
         checkpoints: of the run, or None.
+        budget: the most individuals that are evaluated, the experts included, quarantined ones too; None is no limit. See
+            :func:`individuals_within`.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
 
@@ -58,32 +63,57 @@ def evolve(
         The searcher's last state.
 
     Raises:
-        InputError: journal or checkpoint belong to another run, or an expert can't be evaluated.
+        InputError: the budget does not suffice for the experts and one generation, which is found before any evaluation;
+            journal or checkpoint belong to another run, or an expert can't be evaluated.
     """
     count = jax.tree.leaves(experts)[0].shape[0]
-    restored = 0 if checkpoints is None else checkpoints.latest() or 0
-    if restored and len(journal) < count + restored * batch_size:
+    if budget is not None and budget < count + batch_size:
         raise InputError(
-            f"expected at least {count + restored * batch_size} individuals for the checkpoint of generation {restored}, got "
+            f"expected a budget of at least {count + batch_size} individuals, {count} experts and a generation of {batch_size}"
+            f", got {budget}; increase search.budget or search.budget_items"
+        )
+    total = count + generations * batch_size
+    total = total if budget is None else min(total, budget)
+    restored = 0 if checkpoints is None else checkpoints.latest() or 0
+    needed = min(count + restored * batch_size, total)
+    if restored and len(journal) < needed:
+        raise InputError(
+            f"expected at least {needed} individuals for the checkpoint of generation {restored}, got "
             f"{len(journal)} in {journal.path}; restore the journal, or remove the checkpoints to search again"
         )
-    report = _Reporter(journal, tasks, count + generations * batch_size, progress)
+    report = _Reporter(journal, tasks, total, progress)
     state = _evaluate_experts(searcher, experts, evaluator, tasks, journal, report)
     on_start(state)
     first = 0
     if checkpoints is not None and restored:
         first, state = checkpoints.restore(state, key)
     for t in range(first, generations):
-        genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), batch_size)
-        children = _children(lineage, t, count + t * batch_size, tasks)
+        first_id = count + t * batch_size
+        size = min(batch_size, total - first_id)
+        if size <= 0:
+            break
+        genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
+        children = _children(lineage, t, first_id, tasks)
         for child in children:
             _check_recorded(child, journal)
         _evaluate(evaluator, genomes, children, journal, report)
         scores = [journal.scores(child.id, tasks) for child in children]
         state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage)
-        if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or t + 1 == generations):
+        if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or first_id + size == total):
             checkpoints.save(t + 1, state, key)
     return state
+
+
+def individuals_within(individuals: int | None, items: int | None, each: int) -> int | None:
+    """The number of individuals that both budgets allow; None if there is no budget.
+
+    Args:
+        individuals: the most evaluated individuals, the experts included; None is no limit.
+        items: the most evaluated items (problems), the experts' included; None is no limit.
+        each: the items that every individual is scored on.
+    """
+    limits = [limit for limit in (individuals, None if items is None else items // each) if limit is not None]
+    return min(limits, default=None)
 
 
 class _Reporter:
@@ -146,8 +176,9 @@ def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[
             expert=None,
             active=tasks[int(host.active[j])] if host.active[j] >= 0 else None,
             parents=tuple(host.parents[j].tolist()),
-            omega=tuple(host.omega[j].tolist()),
+            omega=tuple(host.omega[j].tolist()) if host.coefficients is None else None,
             key=tuple(host.key[j].tolist()),
+            coefficients=None if host.coefficients is None else tuple(host.coefficients[j].tolist()),
         )
         for j in range(len(host.active))
     ]
@@ -156,7 +187,7 @@ def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[
 def _check_recorded(child: Individual, journal: Journal) -> None:
     """Checks that a child which the journal has is the one that the searcher makes."""
     recorded = journal.get(child.id)
-    for name in ("generation", "active", "parents", "key", "omega"):
+    for name in ("generation", "active", "parents", "key", "omega", "coefficients"):
         if recorded is not None and getattr(recorded, name) != getattr(child, name):
             raise InputError(
                 f"expected {name} = {getattr(child, name)} of individual {child.id}, got {getattr(recorded, name)} in "

@@ -170,3 +170,36 @@ def test_required_keys():
         load_config({"name": "x"})
     with pytest.raises(InputError, match="expected the key name, got none"):
         load_config({"tasks": []})
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (
+            {"method": "annealing"},
+            "expected search.method to be one of cycleqd, qd, dns, random, cmaes, nsga2, got 'annealing'",
+        ),
+        ({"budget": 0}, "expected search.budget to be at least 1, got 0"),
+        ({"groups": 0, "method": "cmaes"}, "expected search.groups to be at least 1, got 0"),
+        ({"step": 0, "method": "cmaes"}, "expected search.step to be above 0, got 0.0"),
+        ({"groups": 2}, "expected search.groups with search.method random or cmaes or nsga2 only, got 2 with cycleqd; leave"),
+        ({"mu": 2, "method": "cmaes"}, "expected search.mu with search.method cycleqd or qd or dns only, got 2.0 with cmaes"),
+        ({"population": 8, "method": "qd"}, "expected search.population with search.method nsga2 or dns only, got 8 with qd"),
+        ({"low": 1, "method": "random"}, r"expected search.low below search.high \(1.0\), got 1.0; correct one of them"),
+        ({"method": "cmaes", "batch_size": 3}, "expected search.batch_size of at least 4, the smallest population of CMA-ES"),
+        ({"method": "nsga2", "population": 2}, "expected search.population of at least 3, the number of experts, got 2"),
+        ({"budget": 6}, "expected search.budget of at least 7, which the experts and the first population need, got 6"),
+        ({"method": "nsga2", "budget": 31}, "expected search.budget of at least 32, which the experts and the first"),
+        ({"method": "qd", "bins": 101}, "expected at most 1000000 cells per archive, got 1030301 from search.bins 101"),
+    ],
+)
+def test_search_methods(search, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | {"search": search})
+
+
+def test_coefficients_of_a_dense_genome():
+    with pytest.raises(
+        InputError, match=r"expected genome.space: expert with search.method random, .*, got dense; leave it out"
+    ):
+        load_config(MINIMAL | {"search": {"method": "random"}, "genome": {"space": "dense"}})

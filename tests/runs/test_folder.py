@@ -79,6 +79,20 @@ def test_a_folder_with_scores_of_another_config_is_refused(config, key, value):
         check_folder(changed(config, **{key: value}))
 
 
+def test_a_folder_from_before_there_were_methods_continues(config):
+    begin(config)
+    path = config.folder / "config.yaml"
+    old = yaml.safe_load(path.read_text())
+    for key in module.LATER:
+        del old["search"][key.removeprefix("search.")]
+    path.write_text(yaml.safe_dump(old))
+    check_folder(config)
+    with pytest.raises(InputError, match=r"expected search.method 'cycleqd', as in the run in .*, got 'qd'; choose another"):
+        check_folder(changed(config, method="qd"))
+    with pytest.raises(InputError, match=r"expected search.budget None, as in the run in .*, got 50; choose another"):
+        check_folder(changed(config, budget=50))
+
+
 def test_a_folder_that_is_no_run_is_refused(config):
     config.folder.mkdir()
     (config.folder / ".lock").touch()

@@ -1,0 +1,172 @@
+"""CMA-ES over merging coefficients, with evosax."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from evosax.algorithms import CMA_ES
+
+from cycleqd_jax.algorithms.common import (
+    Best,
+    check_children,
+    check_experts,
+    check_key,
+    coefficient_lineage,
+    coefficients_of,
+    default_promotion,
+    mean_scores,
+    one_genome,
+    with_coefficients,
+)
+from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, InputError, Int, Lineage, PRNGKeyArray
+
+__all__ = ["CMAES", "CMAESState"]
+
+_SMALLEST = 4
+"""The smallest population: half of it are parents, and with fewer the weights of the others are not defined."""
+
+
+class CMAESState(flax.struct.PyTreeNode):
+    """The whole state of a CMA-ES, as one pytree that can be checkpointed.
+
+    Attributes:
+        distribution: evosax' state: mean, step size, covariance and evolution paths of the coefficients.
+        best: the best individual so far.
+        generation: number of calls of ``tell``, int32.
+        next_id: id of the next individual that ``tell`` gets, int32.
+    """
+
+    distribution: Any
+    best: Best
+    generation: Int[ArrayLeaf, "*batch"]
+    next_id: Int[ArrayLeaf, "*batch"]
+
+    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
+        """Genome, scores and id of the individual of the highest average over all tasks."""
+        return self.best.genome, self.best.scores, self.best.id
+
+
+class CMAES(flax.struct.PyTreeNode):
+    """CMA-ES over merging coefficients, a :class:`~cycleqd_jax.types.Searcher` over a ``CoefficientSpace``.
+
+    It maximises the average over the tasks, from the uniform merge (every coefficient 1 / K). A quarantined child has the worst
+    rank; of equal children, the earlier one has the better rank. A generation without any score changes nothing but its number.
+
+    Attributes:
+        population: children per generation λ, at least 4; 4 + 3 ln(G K) is the usual number.
+        sigma: first step size σ of the coefficients.
+    """
+
+    population: int = flax.struct.field(pytree_node=False, default=8)
+    sigma: float = flax.struct.field(pytree_node=False, default=0.2)
+
+    def init(self, genomes: Genome, scores: AnyArray) -> CMAESState:
+        """The distribution around the uniform merge; the best expert is the best individual so far.
+
+        Args:
+            genomes: the experts, leading axis ``batch``.
+            scores: Float ``[batch, K]``.
+
+        Raises:
+            InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, a population below 4, or a step size
+                that is not positive.
+        """
+        if self.population < _SMALLEST or not 0 < self.sigma < np.inf:
+            raise InputError(
+                f"expected a population of at least {_SMALLEST} and a positive sigma, got {self.population} and {self.sigma} "
+                "in CMAES; correct them"
+            )
+        shape = coefficients_of(genomes, "CMAES").shape[1:]
+        table = check_experts(genomes, scores, "CMAES")
+        best = Best.nobody(one_genome(genomes), table.shape[1])
+        start = jnp.full(shape[0] * shape[1], 1 / shape[1], jnp.float32)
+        with default_promotion():
+            algorithm, options = _algorithm(self.population, start.size), _options(self.population, start.size, self.sigma)
+            distribution = algorithm.init(jax.random.key(0), start, options)
+        distribution = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), distribution)
+        state = CMAESState(distribution, best, jnp.int32(-1), jnp.int32(0))
+        return _count(state, genomes, jnp.asarray(table), distribution)
+
+    @functools.partial(jax.jit, static_argnames="n")
+    def ask(self, state: CMAESState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, CMAESState]:
+        """Draws ``n`` children; child j does not depend on ``n``.
+
+        Args:
+            state: the current state.
+            key: a typed PRNG key; consumed.
+            n: number of children, at most the population. Fewer, as at the end of a budget, count as the others having the
+                worst ranks.
+
+        Returns:
+            Genomes (leading axis ``n``), their lineage, which has no parents, and the new state.
+
+        Raises:
+            InputError: ``key`` is not a typed key, or ``n`` exceeds the population.
+        """
+        check_key(key, "CMAES")
+        if n > self.population:
+            raise InputError(
+                f"expected at most {self.population} children, the population, got {n} in CMAES.ask; ask for fewer"
+            )
+        size = state.distribution.mean.size
+        with default_promotion():
+            sampled, distribution = _algorithm(self.population, size).ask(
+                key, state.distribution, _options(self.population, size, self.sigma)
+            )
+        coefficients = sampled[:n].reshape(n, *jax.tree.leaves(state.best.genome)[0].shape)
+        lineage = coefficient_lineage(key, coefficients)
+        return with_coefficients(state.best.genome, coefficients), lineage, state.replace(distribution=distribution)
+
+    def tell(self, state: CMAESState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> CMAESState:
+        """Moves the distribution towards the better children.
+
+        Args:
+            state: the state that ``ask`` returned.
+            genomes: the children, leading axis ``batch``.
+            scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which has the worst rank.
+            lineage: unused.
+
+        Raises:
+            InputError: ``scores`` has another shape.
+        """
+        del lineage
+        table = check_children(genomes, scores, state.best.scores.shape[0], "CMAES")
+        return self._tell(state, genomes, table)
+
+    @jax.jit
+    def _tell(self, state: CMAESState, genomes: Genome, scores: Float[Array, "batch task"]) -> CMAESState:
+        size, means = state.distribution.mean.size, mean_scores(scores)
+        missing = self.population - means.shape[0]
+        children = coefficients_of(genomes, "CMAES").reshape(-1, size)
+        # A missing child lies at the mean, where its weight has no effect.
+        children = jnp.concatenate([children, jnp.broadcast_to(state.distribution.mean[None], (missing, size))])
+        # evosax minimises. Distinct ranks instead of averages make ties depend on the order of the children only.
+        losses = jnp.concatenate([-means, jnp.full(missing, jnp.inf)])
+        ranks = jnp.argsort(jnp.argsort(losses)).astype(jnp.float32)
+        with default_promotion():
+            options = _options(self.population, size, self.sigma)
+            told, _ = _algorithm(self.population, size).tell(jax.random.key(0), children, ranks, state.distribution, options)
+        usable = jnp.any(means > -jnp.inf)
+        distribution = jax.tree.map(lambda new, old: jnp.where(usable, new, old), told, state.distribution)
+        return _count(state, genomes, scores, distribution)
+
+
+@functools.cache
+def _algorithm(population: int, size: int) -> CMA_ES:
+    """Evosax' algorithm, which is a static argument of its jitted functions."""
+    return CMA_ES(population, jnp.zeros(size, jnp.float32))
+
+
+def _options(population: int, size: int, sigma: float) -> Any:
+    return _algorithm(population, size).default_params.replace(std_init=jnp.float32(sigma))
+
+
+def _count(state: CMAESState, genomes: Genome, scores: Float[Array, "batch task"], distribution: Any) -> CMAESState:
+    ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
+    best = state.best.update(genomes, scores, ids)
+    return CMAESState(distribution, best, state.generation + 1, state.next_id + scores.shape[0])

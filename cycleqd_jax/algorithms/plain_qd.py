@@ -1,0 +1,192 @@
+"""Plain quality-diversity search: one MAP-Elites archive for all tasks."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
+
+from cycleqd_jax.algorithms.archive import bin_edges, bin_indices, cell_winners, expert_bounds
+from cycleqd_jax.algorithms.common import (
+    breed,
+    check_children,
+    check_experts,
+    check_key,
+    default_promotion,
+    mean_scores,
+    one_genome,
+)
+from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector, extra_scores
+from cycleqd_jax.types import (
+    MAX_CELLS,
+    AnyArray,
+    Array,
+    ArrayLeaf,
+    Float,
+    Genome,
+    GenomeSpace,
+    InputError,
+    Int,
+    Lineage,
+    PRNGKeyArray,
+)
+
+__all__ = ["PlainQD", "PlainQDState"]
+
+
+class PlainQDState(flax.struct.PyTreeNode):
+    """The whole state of a plain QD search, as one pytree that can be checkpointed.
+
+    Attributes:
+        repertoire: the archive, a QDax repertoire: ``fitnesses`` ``[cell, 1]`` are averages over the tasks (−inf in empty
+            cells), ``descriptors`` ``[cell, K]`` are the scores, and ``extra_scores`` has ``scores`` and ``id``.
+        edges: bin edges of each task's axis, ``[K, bins + 1]``.
+        generation: number of calls of ``tell``, int32.
+        next_id: id of the next individual that ``tell`` gets, int32.
+    """
+
+    repertoire: MapElitesRepertoire
+    edges: Float[ArrayLeaf, "*batch task edge"]
+    generation: Int[ArrayLeaf, "*batch"]
+    next_id: Int[ArrayLeaf, "*batch"]
+
+    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
+        """Genome, scores and id of the elite of the highest quality, which is the average over all tasks."""
+        cell = jnp.argmax(self.repertoire.fitnesses[:, 0])
+        extra = extra_scores(self.repertoire)
+        return jax.tree.map(lambda x: x[cell], (self.repertoire.genotypes, extra["scores"], extra["id"]))
+
+
+class PlainQD(flax.struct.PyTreeNode):
+    """MAP-Elites with one archive, a :class:`~cycleqd_jax.types.Searcher`: CycleQD without its cycle.
+
+    The paper's first ablation is "QD", beside "CycleQD"; the facts that we have of it do not say what its quality and behaviour
+    characteristics are. We read it as follows: quality is the average of all scores, the behaviour characteristics are
+    all K scores, and everything else is CycleQD's. SVD mutation needs an expert, and no task is active, so the expert is drawn
+    uniformly for each child. The lineage names it as the active task.
+
+    An archive has ``bins``^K cells, each with room for a genome: for K tasks that is ``bins`` / K times the memory of CycleQD's
+    archives.
+
+    Attributes:
+        space: the genome space, a pytree.
+        bins: number of bins per archive axis.
+        mu: mean μ of the raw crossover weights.
+        sigma: standard deviation σ of the raw crossover weights.
+        selector: selects the parents.
+        bounds: lower and upper end of each task's axis, ``((low, high), …)``; None computes them from the scores of the
+            experts.
+    """
+
+    space: GenomeSpace
+    bins: int = flax.struct.field(pytree_node=False, default=15)
+    mu: float = flax.struct.field(pytree_node=False, default=1.0)
+    sigma: float = flax.struct.field(pytree_node=False, default=0.03)
+    selector: DistinctSelector = flax.struct.field(pytree_node=False, default=EliteSelector())
+    bounds: tuple[tuple[float, float], ...] | None = flax.struct.field(pytree_node=False, default=None)
+
+    def init(self, genomes: Genome, scores: AnyArray) -> PlainQDState:
+        """Inserts the experts into the archive.
+
+        Args:
+            genomes: the experts, leading axis ``batch``.
+            scores: Float ``[batch, K]``.
+
+        Raises:
+            InputError: see :meth:`CycleQD.init`; also for an archive of more than ``MAX_CELLS`` cells.
+        """
+        table = check_experts(genomes, scores, "PlainQD")
+        tasks = table.shape[1]
+        bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
+        if bounds.shape != (tasks, 2):
+            raise InputError(
+                f"expected a (low, high) pair for each of {tasks} tasks, got {len(bounds)} in PlainQD.bounds; pass as many, or "
+                "None"
+            )
+        if self.bins < 1 or self.bins**tasks > MAX_CELLS:
+            raise InputError(
+                f"expected 1 to {MAX_CELLS} cells in the archive, got {self.bins**tasks} of {self.bins} bins on {tasks} axes "
+                "in PlainQD; choose another number of bins"
+            )
+        extra = {"scores": jnp.zeros(tasks, jnp.float32), "id": jnp.int32(0)}
+        with default_promotion():
+            ends = np.asarray(bounds, np.float64)
+            centroids = compute_euclidean_centroids((self.bins,) * tasks, ends[:, 0].tolist(), ends[:, 1].tolist())
+            repertoire = MapElitesRepertoire.init_default(one_genome(genomes), centroids, extra, tuple(extra))
+        state = PlainQDState(repertoire, jnp.asarray(bin_edges(bounds, self.bins)), jnp.int32(-1), jnp.int32(0))
+        return _insert(state, genomes, jnp.asarray(table))
+
+    @functools.partial(jax.jit, static_argnames="n")
+    def ask(self, state: PlainQDState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, PlainQDState]:
+        """Makes ``n`` children; child j depends on the state and on ``fold_in(key, j)`` only, not on ``n``.
+
+        Args:
+            state: the current state.
+            key: a typed PRNG key; consumed.
+            n: number of children.
+
+        Returns:
+            Genomes (leading axis ``n``), their lineage and the state, which is unchanged.
+
+        Raises:
+            InputError: ``key`` is not a typed key.
+        """
+        check_key(key, "PlainQD")
+        archive = state.repertoire.replace(genotypes=jnp.arange(state.repertoire.fitnesses.shape[0]))
+
+        def genome_of(cell: Array) -> Genome:
+            return jax.tree.map(lambda leaf: leaf[cell], state.repertoire.genotypes)
+
+        def child(j: Array) -> tuple[Genome, Lineage]:
+            child_key = jax.random.fold_in(key, j)
+            active = drawn_expert(child_key, self.space.num_experts)
+            return breed(self.space, self.selector, archive, genome_of, child_key, active, self.mu, self.sigma)
+
+        genomes, lineage = jax.lax.map(child, jnp.arange(n))
+        return genomes, lineage, state
+
+    def tell(self, state: PlainQDState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> PlainQDState:
+        """Offers the children to the archive.
+
+        Args:
+            state: the state that ``ask`` returned.
+            genomes: the children, leading axis ``batch``.
+            scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id but does not enter.
+            lineage: unused.
+
+        Raises:
+            InputError: ``scores`` has another shape.
+        """
+        del lineage
+        return _insert(state, genomes, check_children(genomes, scores, state.edges.shape[0], "PlainQD"))
+
+
+def drawn_expert(child_key: PRNGKeyArray, experts: int) -> Int[Array, ""]:
+    """The expert whose directions mutate a child where no task is active; the keys of :func:`breed` stay unused."""
+    return jax.random.randint(jax.random.fold_in(child_key, 3), (), 0, experts, jnp.int32)
+
+
+@jax.jit
+def _insert(state: PlainQDState, genomes: Genome, scores: Float[Array, "batch task"]) -> PlainQDState:
+    ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
+    tasks, bins = state.edges.shape[0], state.edges.shape[1] - 1
+    quality = mean_scores(scores)
+    scores = jnp.where(jnp.isfinite(quality)[:, None], scores, 0.0)
+    place = bin_indices(state.edges, scores)
+    low, high = state.edges[None, :, 0], state.edges[None, :, -1]
+    centres = low + (place.astype(jnp.float32) + 0.5) / bins * (high - low)
+    cells = jnp.sum(place * bins ** jnp.arange(tasks)[None], axis=1)
+    quality = jnp.where(cell_winners(cells, quality), quality, -jnp.inf)
+    with default_promotion():
+        added = state.repertoire.add(genomes, centres, quality, cast(Any, {"scores": scores, "id": ids}))
+    return PlainQDState(
+        repertoire=added.replace(descriptors=extra_scores(added)["scores"]),
+        edges=state.edges,
+        generation=state.generation + 1,
+        next_id=state.next_id + scores.shape[0],
+    )

@@ -1,0 +1,115 @@
+"""Random search over merging coefficients."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from cycleqd_jax.algorithms.common import (
+    Best,
+    check_box,
+    check_children,
+    check_experts,
+    check_key,
+    coefficient_lineage,
+    coefficients_of,
+    one_genome,
+    with_coefficients,
+)
+from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, Int, Lineage, PRNGKeyArray
+
+__all__ = ["RandomSearch", "RandomSearchState"]
+
+
+class RandomSearchState(flax.struct.PyTreeNode):
+    """The whole state of a random search, as one pytree that can be checkpointed.
+
+    Attributes:
+        best: the best individual so far.
+        generation: number of calls of ``tell``, int32.
+        next_id: id of the next individual that ``tell`` gets, int32.
+    """
+
+    best: Best
+    generation: Int[ArrayLeaf, "*batch"]
+    next_id: Int[ArrayLeaf, "*batch"]
+
+    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
+        """Genome, scores and id of the individual of the highest average over all tasks."""
+        return self.best.genome, self.best.scores, self.best.id
+
+
+class RandomSearch(flax.struct.PyTreeNode):
+    """Merging coefficients drawn uniformly, a :class:`~cycleqd_jax.types.Searcher` over a ``CoefficientSpace``.
+
+    Attributes:
+        low: smallest coefficient.
+        high: largest coefficient.
+    """
+
+    low: float = flax.struct.field(pytree_node=False, default=0.0)
+    high: float = flax.struct.field(pytree_node=False, default=1.0)
+
+    def init(self, genomes: Genome, scores: AnyArray) -> RandomSearchState:
+        """The best expert is the best individual so far.
+
+        Args:
+            genomes: the experts, leading axis ``batch``.
+            scores: Float ``[batch, K]``.
+
+        Raises:
+            InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, or an empty range.
+        """
+        check_box(self.low, self.high, "RandomSearch")
+        coefficients_of(genomes, "RandomSearch")
+        table = check_experts(genomes, scores, "RandomSearch")
+        best = Best.nobody(one_genome(genomes), table.shape[1])
+        return _update(RandomSearchState(best, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
+
+    @functools.partial(jax.jit, static_argnames="n")
+    def ask(self, state: RandomSearchState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, RandomSearchState]:
+        """Draws ``n`` children; child j depends on ``fold_in(key, j)`` only.
+
+        Args:
+            state: the current state.
+            key: a typed PRNG key; consumed.
+            n: number of children.
+
+        Returns:
+            Genomes (leading axis ``n``), their lineage, which has no parents, and the state, which is unchanged.
+
+        Raises:
+            InputError: ``key`` is not a typed key.
+        """
+        check_key(key, "RandomSearch")
+        shape = jax.tree.leaves(state.best.genome)[0].shape
+
+        def child(j: Array) -> Array:
+            return jax.random.uniform(jax.random.fold_in(key, j), shape, jnp.float32, self.low, self.high)
+
+        coefficients = jax.vmap(child)(jnp.arange(n))
+        return with_coefficients(state.best.genome, coefficients), coefficient_lineage(key, coefficients), state
+
+    def tell(self, state: RandomSearchState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> RandomSearchState:
+        """Keeps the best individual.
+
+        Args:
+            state: the state that ``ask`` returned.
+            genomes: the children, leading axis ``batch``.
+            scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id and nothing else.
+            lineage: unused.
+
+        Raises:
+            InputError: ``scores`` has another shape.
+        """
+        del lineage
+        return _update(state, genomes, check_children(genomes, scores, state.best.scores.shape[0], "RandomSearch"))
+
+
+@jax.jit
+def _update(state: RandomSearchState, genomes: Genome, scores: Float[Array, "batch task"]) -> RandomSearchState:
+    ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
+    return RandomSearchState(state.best.update(genomes, scores, ids), state.generation + 1, state.next_id + scores.shape[0])

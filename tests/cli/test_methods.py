@@ -1,0 +1,94 @@
+"""Every search method through the command line: a budget, a kill and a resume, the final model, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cycleqd_jax.cli import main
+
+from .conftest import TASKS, history, write_config
+
+pytestmark = pytest.mark.e2e
+
+BUDGET = 3 + 2 * 4 + 2  # the last of three generations is cut
+OPTIONS = {
+    "cycleqd": {},
+    "qd": {"bins": 5},
+    "dns": {"population": 4},
+    "random": {},
+    "cmaes": {"groups": 2},
+    "nsga2": {"population": 4},
+}
+
+
+def config_of(folder, method, **more):
+    search = {"generations": 9, "batch_size": 4, "method": method, "budget": BUDGET, **OPTIONS[method], **more}
+    return write_config(folder, search=search, baselines=[], checkpoint={"every": 1})
+
+
+def killed(config, journal, lines, env):
+    """Runs the search until the journal has so many lines, and kills it."""
+    command = [sys.executable, "-m", "cycleqd_jax.cli", "evolve", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | env)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_a_whole_run(trained, compiled, capsys, method):
+    config, run = config_of(trained, method), trained / "run"
+    killed(config, run / "history.jsonl", 8, compiled)
+    assert main(["run", str(config)]) == 0
+    shown = capsys.readouterr().out
+    lines = history(run)
+    assert [line["id"] for line in lines] == list(range(BUDGET))
+    assert all(("coefficients" in line) == (method in ("random", "cmaes", "nsga2")) for line in lines[3:])
+
+    results = json.loads((run / "tables" / "results.json").read_text())
+    assert {name for name in results["methods"] if name.startswith(method)} == (
+        {"cycleqd", "cycleqd_best_elite"} if method == "cycleqd" else {method}
+    )
+    best = max(range(BUDGET), key=lambda i: (np.float32(np.mean(list(lines[i]["scores"].values()))), -i))
+    assert np.mean(list(lines[results["best_elite"]]["scores"].values())) == pytest.approx(
+        np.mean(list(lines[best]["scores"].values())), abs=1e-6
+    )
+    if method != "cycleqd":
+        row = results["methods"][method]["train"]
+        assert {task: row[task] for task in TASKS} == lines[results["best_elite"]]["scores"]
+        assert f"individual {results['best_elite']}" in (run / "model" / "README.md").read_text()
+    page = (run / "report.html").read_text()
+    assert ("does not use these archives" in page) == (method != "cycleqd")
+    assert "Uniform merge" in shown
+
+    shutil.move(run, trained / "first")
+    assert main(["evolve", str(config)]) == 0  # never killed
+    assert history(run) == history(trained / "first")
+    assert main(["aggregate", str(config)]) == (0 if method == "cycleqd" else 2)
+
+
+def test_a_small_budget_is_refused_before_anything_is_trained(tmp_path, capsys):
+    for more, message in (
+        ({"budget": 6}, "expected search.budget of at least 7"),
+        ({"budget": None, "budget_items": 7 * 24 - 1}, "expected search.budget_items of at least 168, 7 individuals with 24"),
+    ):
+        assert main(["run", str(config_of(tmp_path, "cmaes", **more))]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["run", str(config_of(tmp_path, "cmaes", groups=3))]) == 2
+    assert "expected 1 to 2 groups of layers" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "cache").glob("**/model.safetensors"))

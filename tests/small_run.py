@@ -37,6 +37,7 @@ def small_config(folder: Path, **changes) -> dict:
         "pretrain": {"steps": 240, "batch_size": 32, "learning_rate": 4e-3},
         "finetune": {"steps": 48, "batch_size": 32, "learning_rate": 1e-3},
         "baselines": ["finetune_all"],
+        "merges": ["ties", "dare_ties"],
         "search": {"generations": 4, "batch_size": 2},
         "engine": {"slots": 24, "max_len": 160},
         "checkpoint": {"every": 2},

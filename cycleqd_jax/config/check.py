@@ -73,9 +73,12 @@ def _check_names(config: RunConfig) -> None:
             raise InputError(f"expected {key} to be a plain file name, got {name!r}; rename it")
     if "average" in names:
         raise InputError("expected task names other than 'average', which is a column of the tables, got 'average'; rename it")
-    for name in config.baselines:
-        if config.baselines.count(name) > 1:
-            raise InputError(f"expected every name in baselines once, got {name!r} twice; remove one")
+    for key, given in (("baselines", config.baselines), ("merges", config.merges)):
+        for name in given:
+            if given.count(name) > 1:
+                raise InputError(f"expected every name in {key} once, got {name!r} twice; remove one")
+    if "slerp" in config.merges and len(names) != 2:
+        raise InputError(f"expected two tasks with merges: slerp, which merges two experts, got {len(names)}; remove slerp")
 
 
 def _check_tasks(config: RunConfig) -> None:

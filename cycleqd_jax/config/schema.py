@@ -324,6 +324,8 @@ class RunConfig:
         finetune: training of each expert.
         baselines: models to train and measure for comparison: ``finetune_all`` (one model on the data of all tasks, with as
             many steps as one expert) and ``finetune_all_longer`` (with as many steps as all experts together).
+        merges: merges of the experts to measure for comparison, beside the uniform one: ``task_arithmetic``, ``ties``,
+            ``dare``, ``dare_ties``, and ``slerp`` for two experts; with the defaults of ``cycleqd_jax.operators``.
         genome: genome space and mutation.
         search: the CycleQD algorithm.
         engine: greedy decoding of the models.
@@ -341,6 +343,7 @@ class RunConfig:
     pretrain: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     finetune: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     baselines: tuple[Literal["finetune_all", "finetune_all_longer"], ...] = ()
+    merges: tuple[Literal["task_arithmetic", "ties", "dare", "dare_ties", "slerp"], ...] = ()
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)

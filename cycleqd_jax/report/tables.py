@@ -25,6 +25,11 @@ _LABELS = {
     "finetune_all": "Fine-tuned on all data (steps of one expert)",
     "finetune_all_longer": "Fine-tuned on all data (steps of all experts)",
     "uniform_merge": "Uniform merge",
+    "task_arithmetic": "Task arithmetic",
+    "ties": "TIES",
+    "dare": "DARE",
+    "dare_ties": "DARE-TIES",
+    "slerp": "SLERP",
     "cycleqd_best_elite": "CycleQD, best elite",
 }
 SEARCHES = {
@@ -149,7 +154,8 @@ class ResultsTable:
         columns = {"95 % interval": ["–" if one is None else _interval_text(one) for one in intervals]}
         if self.reference is not None:
             above = [None if m == self.reference else self.difference(split, self.reference, m) for m in rows]
-            columns[f"{method_label(self.methods[self.reference])} above"] = ["–" if one is None else f"{100 * one.mean:+.1f} {_interval_text(one)}" for one in above]
+            shown = ["–" if one is None else f"{100 * one.mean:+.1f} {_interval_text(one)}" for one in above]
+            columns[f"{method_label(self.methods[self.reference])} above"] = shown
         return columns
 
     def cell(self, split: str, method: int, column: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cycleqd_jax import operators
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.runs.context import Context
@@ -80,11 +81,19 @@ def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
 
     experts = evolution.expert_genomes()
     rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
+    for name in context.config.merges:
+        rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
     method = context.config.search.method
     if method == "cycleqd":
         rows["cycleqd_best_elite"] = expressed(evolution.best_elite().genome)
     rows[method] = expressed(evolution.final().genome)
     return rows
+
+
+def _merged(context: Context, method: str) -> Params:
+    """The experts merged by a static method, with random masks by the seed of the run."""
+    models = context.models
+    return operators.static_merge(method, models.base, models.experts, jax.random.key(context.config.seed))
 
 
 def _score(

@@ -28,6 +28,8 @@ METHODS = {
     "uniform_merge",
     "cycleqd",
     "cycleqd_best_elite",
+    "ties",
+    "dare_ties",
 }
 
 

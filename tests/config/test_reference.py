@@ -54,6 +54,7 @@ def test_a_description_of_several_lines():
         ("model.experts", "mapping to str or null", None, ""),
         ("model.dtype", "str or null", None, "one of float32, bfloat16, float16"),
         ("baselines", "list of str", [], "one of finetune_all, finetune_all_longer"),
+        ("merges", "list of str", [], "one of task_arithmetic, ties, dare, dare_ties, slerp"),
         ("search.selection", "str", "elite", "one of elite, uniform"),
         ("search.bounds", "mapping to list of float or null", None, ""),
         ("mesh.tensor", "int", 1, "at least 1, or -1"),

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 __all__ = [
     "MAX_CELLS",
+    "REPORTED",
     "SPLITS",
     "Adapter",
     "AdapterRanks",
@@ -120,14 +121,18 @@ Genome = PyTree[AnyArray]
 Scores = Float[AnyArray, "batch task"]
 """``scores[b, k]`` is f_k of individual b, in [0, 1]. A row with NaN is a quarantined individual: it could not be evaluated."""
 
-Split = Literal["train", "test"]
-"""The search uses the ``train`` problems only; the reported scores are of the ``test`` problems."""
+Split = Literal["train", "validation", "test"]
+"""The search uses the ``train`` problems only. The final model is chosen on the ``validation`` problems. The reported scores
+are of the ``test`` problems."""
 
 MAX_CELLS = 1_000_000
 """The most cells of an archive."""
 
-SPLITS: tuple[Split, Split] = ("train", "test")
-"""Both splits, in the order in which tables list them."""
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+"""All splits."""
+
+REPORTED: tuple[Split, ...] = ("train", "test")
+"""The splits on which every row of the results table is scored."""
 
 
 class InputError(ValueError):
@@ -323,7 +328,7 @@ class Episode(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """A named set of problems, split into train and test.
+    """A named set of problems, split into train, validation and test.
 
     Attributes:
         name: its name in configs, journals and tables.

@@ -6,6 +6,7 @@ from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
     CheckpointConfig,
     EngineConfig,
+    ExportConfig,
     GenomeConfig,
     MeshConfig,
     ModelConfig,
@@ -20,6 +21,7 @@ from cycleqd_jax.config.schema import (
 __all__ = [
     "CheckpointConfig",
     "EngineConfig",
+    "ExportConfig",
     "GenomeConfig",
     "KeyDoc",
     "MeshConfig",

@@ -43,6 +43,7 @@ def check_keys_together(config: RunConfig) -> None:
     _check_devices(config)
     _check_genome(config)
     _check_search(config)
+    _check_export(config)
 
 
 def idle_groups(config: RunConfig, groups: int) -> str | None:
@@ -91,6 +92,11 @@ def _check_tasks(config: RunConfig) -> None:
         if task.test is not None and task.train is None:
             raise InputError(
                 f"expected tasks.{i}.train beside tasks.{i}.test, got no train file for task {task.name!r}; give a train file"
+            )
+        if task.train is not None and task.train_size is None and task.validation_size is None:
+            raise InputError(
+                f"expected tasks.{i}.train_size or tasks.{i}.validation_size, which share the train problems, got null for both; "
+                "give one of them"
             )
 
 
@@ -207,6 +213,22 @@ def _check_search(config: RunConfig) -> None:
         raise InputError(
             f"expected at most {MAX_CELLS} cells per archive, got {cells} from search.bins {search.bins}; decrease it"
         )
+
+
+def _check_export(config: RunConfig) -> None:
+    method, search = config.export.method, config.search.method
+    if search != "cycleqd" and method in ("aggregate", "soup"):
+        raise InputError(
+            f"expected export.method selected or best_elite with search.method {search}, which ends with its best individual, "
+            f"got {method}; leave it out"
+        )
+    if search == "cycleqd" and method in ("selected", "soup"):
+        for i, task in enumerate(config.tasks):
+            if task.validation_size == 0:
+                raise InputError(
+                    f"expected validation problems with export.method {method}, which chooses on them, got "
+                    f"tasks.{i}.validation_size 0; increase it, or set export.method: aggregate"
+                )
 
 
 def _check_method(config: RunConfig) -> None:

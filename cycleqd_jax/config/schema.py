@@ -14,6 +14,7 @@ from cycleqd_jax.config.fields import field
 __all__ = [
     "CheckpointConfig",
     "EngineConfig",
+    "ExportConfig",
     "GenomeConfig",
     "MeshConfig",
     "ModelConfig",
@@ -93,7 +94,10 @@ class TaskConfig:
         train: file with the problems that the search may use, or its address (``https://…/file.jsonl.gz#sha256=DIGEST`` or
             ``hf://datasets/owner/name@commit/file``). Null generates miniature problems.
         test: file with the problems for the reported scores. Null splits the ``train`` file into two halves by a hash.
-        train_size: number of train problems that every individual is scored on. Null uses all.
+        train_size: number of train problems that every individual is scored on. Null uses all that validation leaves.
+        validation_size: number of problems that the final model is chosen on: those of the train file or half after the
+            ``train_size`` problems. Experts that the run fine-tunes do not see them. Null uses all after ``train_size``. 0 has
+            none, which requires ``export.method: aggregate`` or ``best_elite``.
         test_size: number of test problems for the reported scores. Null uses all.
         finetune: file whose gold solutions the expert is fine-tuned on. Null uses the train problems, or generated miniature
             problems where there is no file.
@@ -107,6 +111,7 @@ class TaskConfig:
     train: str | None = None
     test: str | None = None
     train_size: int | None = field(32, minimum=1)
+    validation_size: int | None = field(32, minimum=0)
     test_size: int | None = field(64, minimum=1)
     finetune: str | None = None
     finetune_size: int | None = field(None, minimum=1)
@@ -310,6 +315,23 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """The model that a run ends with.
+
+    Attributes:
+        method: the model that is exported, of a search by CycleQD: ``aggregate`` (the merge of the archives' elites, equation 5
+            of the paper), ``best_elite`` (the individual of the best average on the train problems), ``soup`` (the average of
+            elites that validation accepts one by one) or ``selected`` (the best of all these on the validation problems). Other
+            search methods end with their best individual on the train problems.
+        elites: number of elites of the best averages on the train problems, from all archives, that are evaluated on the
+            validation problems.
+    """
+
+    method: Literal["selected", "aggregate", "best_elite", "soup"] = "selected"
+    elites: int = field(8, minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -328,6 +350,7 @@ class RunConfig:
             ``dare``, ``dare_ties``, and ``slerp`` for two experts; with the defaults of ``cycleqd_jax.operators``.
         genome: genome space and mutation.
         search: the CycleQD algorithm.
+        export: how the final model is chosen.
         engine: greedy decoding of the models.
         mesh: arrangement of the devices.
         sandbox: execution of model-written code.
@@ -346,6 +369,7 @@ class RunConfig:
     merges: tuple[Literal["task_arithmetic", "ties", "dare", "dare_ties", "slerp"], ...] = ()
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     sandbox: SandboxConfig = dataclasses.field(default_factory=SandboxConfig)
@@ -360,3 +384,8 @@ class RunConfig:
     def task_names(self) -> tuple[str, ...]:
         """The names of the tasks, in order."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def selects(self) -> bool:
+        """Whether the run evaluates candidates for the final model on validation problems."""
+        return self.search.method == "cycleqd" and all(task.validation_size != 0 for task in self.tasks)

@@ -38,7 +38,7 @@ from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.tasks import RecordTask
-from cycleqd_jax.types import SPLITS, Adapter, Genome, InputError, Params, Searcher, SearchState
+from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState
 
 __all__ = ["Evolution", "Merged", "budget_of", "input_digests"]
 
@@ -311,9 +311,9 @@ def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> di
     digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
     if folders.tokenizer is not None:
         digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
-    for task in tasks:
-        for split in SPLITS:
-            digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in task.rows[split]], digits=16)
+    for task in tasks:  # the train problems include those that are held out for validation, as the file does
+        for split, rows in (("train", task.pool), ("test", task.rows["test"])):
+            digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in rows], digits=16)
     return digests
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cycleqd_jax.config import RunConfig, SearchConfig, to_dict
+from cycleqd_jax.config import ExportConfig, RunConfig, SearchConfig, to_dict
 from cycleqd_jax.files import check_writable, digest, write_json, write_text
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files import hf
@@ -37,14 +37,20 @@ __all__ = [
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
 
-FREE = {"output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges"}
-"""Keys that may change when a run continues: they decide about places and speed, never about what is found."""
+FREE = {
+    "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
+    "export.method",
+}  # fmt: skip
+"""Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
 
-LATER = tuple(
-    f"search.{name}"
-    for name in ("method", "budget", "budget_items", "groups", "low", "high", "step", "population", "neighbours")
+LATER = (
+    *(
+        f"search.{name}"
+        for name in ("method", "budget", "budget_items", "groups", "low", "high", "step", "population", "neighbours")
+    ),
+    "export.elites",
 )
-"""Keys that run folders of version 0.1 lack."""
+"""Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
 
 FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite")
 """The folders in a run folder."""
@@ -169,8 +175,7 @@ def check_folder(config: RunConfig) -> None:
         return
     other.pop("versions", None)
     here, there = _flat(to_dict(config)), _flat(other)
-    # Keys of later versions have the defaults, with which a run does what the earlier version did.
-    there = {key: value for key, value in _flat({"search": to_dict(SearchConfig())}).items() if key in LATER} | there
+    there = _later_keys(config, here) | there
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if key == "search.generations":
@@ -180,6 +185,22 @@ def check_folder(config: RunConfig) -> None:
                 f"expected {key} {there.get(key, '<absent>')!r}, as in the run in {folder}, got "
                 f"{here.get(key, '<absent>')!r}; choose another output, or continue with the old value"
             )
+
+
+def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with which a run does what the version did that lacked these keys.
+
+    Validation problems may be held out of a run that began without them if neither its search nor its experts have seen them:
+    ``train_size`` is a number, and the experts are not fine-tuned on the train file.
+    """
+    defaults = _flat({"search": to_dict(SearchConfig()), "export": to_dict(ExportConfig())})
+    values = {key: value for key, value in defaults.items() if key in LATER}
+    for i, task in enumerate(config.tasks):
+        key = f"tasks.{i}.validation_size"
+        trained = config.model.experts is None and task.finetune is None
+        seen = task.train is not None and (task.train_size is None or trained)
+        values[key] = 0 if seen else here[key]
+    return values
 
 
 def _foreign(folder: Path) -> str | None:
@@ -222,7 +243,7 @@ def claim_folder(config: RunConfig) -> None:
             return
         there["search"]["generations"] = config.search.generations
         here = there
-        for name in ("results.json", "items.json"):
+        for name in ("results.json", "items.json", "selection.json"):
             (config.folder / "tables" / name).unlink(missing_ok=True)
     else:
         (config.folder / "inputs.json").unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
-from cycleqd_jax.types import SPLITS, Genome, Params, Split
+from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
 __all__ = ["measure"]
 
@@ -51,7 +51,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
         methods[name], items[name] = {}, {}
-        for split in SPLITS:
+        for split in REPORTED:
             methods[name][split], items[name][split] = _score(context, evolution, name, row, split)
     context.progress("measure", len(rows), len(rows), {})
     results = {

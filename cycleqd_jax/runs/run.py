@@ -30,7 +30,7 @@ from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import open_tasks
 from cycleqd_jax.runs.trainer import Trainer
 from cycleqd_jax.sandbox import Sandbox
-from cycleqd_jax.types import SPLITS, InputError, Progress, Split
+from cycleqd_jax.types import REPORTED, InputError, Progress, Split
 
 __all__ = ["Run"]
 
@@ -260,4 +260,4 @@ class Run:
         tokenizer = load_tokenizer(model)  # before gigabytes are read
         config, params = hf.load(model, shardings=None if group.single else group.weight_shardings)
         evaluator = context.evaluator(config, tokenizer, group)
-        return {split: evaluator(params, split) for split in SPLITS}
+        return {split: evaluator(params, split) for split in REPORTED}

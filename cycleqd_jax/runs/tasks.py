@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from cycleqd_jax.files import locked, make_folder, replacing_folder
 from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, checked_options, make_task, miniature, task_class
-from cycleqd_jax.tasks.records import split_sizes
+from cycleqd_jax.tasks.base import refuse_overlap
+from cycleqd_jax.tasks.records import Row, read_rows, split_sizes, validation_slice
 from cycleqd_jax.types import InputError, Message
 from cycleqd_jax.version import __version__
 
@@ -65,7 +66,21 @@ class TaskInput:
         count = self.kind.count(train)
         if self.config.test is None:
             count, _ = split_sizes(count, train)
-        return count if size is None else min(size, count)
+        held = self.validation_slice(count)
+        left = count - (held.stop - held.start)
+        return left if size is None else min(size, left)
+
+    def validation_slice(self, count: int) -> slice:
+        """Which of ``count`` problems of the train file or half are the validation problems.
+
+        Raises:
+            InputError: there are too few problems.
+        """
+        config = self.config
+        half = "the train half of " if config.test is None else ""
+        return validation_slice(
+            count, config.train_size, config.validation_size, f"{half}{config.train} of task {config.name!r}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +156,13 @@ def open_tasks(
         log: called with single lines.
 
     Raises:
-        InputError: data is missing or malformed, or options do not suit a task.
+        InputError: data is missing or malformed, options do not suit a task, or there are too few problems for its sizes.
     """
     with contextlib.ExitStack() as stack:
         opener = _Opener(config, sandbox, workers, log, stack)
         tasks = [opener.open(given, opener.files(given)) for given in inputs]
+        for given, task in zip(inputs, tasks, strict=True):
+            task.hold_out(opener.validation(given, task))
         data = {given.config.name: opener.training_data(given, task) for given, task in zip(inputs, tasks, strict=True)}
         return OpenTasks(tuple(tasks), data, stack.pop_all())
 
@@ -190,19 +207,35 @@ class _Opener:
 
     def _miniature(self, task: TaskConfig) -> _Files:
         """Files of generated problems, written once: the same seed and sizes give the same problems."""
-        train, test = task.train_size or miniature.SIZES["train"], task.test_size or miniature.SIZES["test"]
-        name = f"{__version__}-{RECIPE}-seed{self.config.seed}-{train}-{test}"
+        folder = self._miniature_folder(task)
+        return _Files(train=folder / "train.jsonl", test=folder / "test.jsonl")
+
+    def validation(self, given: TaskInput, task: RecordTask[Any]) -> Sequence[Row]:
+        """The validation problems of a task, in the order of the train problems."""
+        if given.config.train is not None:
+            return task.pool[given.validation_slice(len(task.pool))]
+        file = self._miniature_folder(given.config) / "validation.jsonl"
+        return read_rows(file) if given.config.validation_size != 0 else []
+
+    def _miniature_folder(self, task: TaskConfig) -> Path:
+        """The folder with the files of generated problems."""
+        sizes = {"train": task.train_size, "validation": task.validation_size, "test": task.test_size}
+        train, validation, test = (miniature.SIZES[split] if size is None else size for split, size in sizes.items())
+        name = f"{__version__}-{RECIPE}-seed{self.config.seed}-{train}-{validation}-{test}"
         cache = Path(self.config.cache)
         folder = cache / "miniature" / name / task.kind
         make_folder(cache / "locks")
         with locked(cache / "locks" / f"miniature-{name}-{task.kind}", wait=True):
             if not folder.exists():
                 with replacing_folder(folder) as new:  # it is named after the kind, as is the folder that is written
-                    miniature.write(new.parent, self.config.seed, train, test, [task.kind])
-        return _Files(train=folder / "train.jsonl", test=folder / "test.jsonl")
+                    miniature.write(new.parent, self.config.seed, train, test, [task.kind], validation=validation)
+        return folder
 
     def training_data(self, given: TaskInput, task: RecordTask[Any]) -> TrainingData:
-        """What the expert of a task is fine-tuned on; a file that the config names is read, and checked, at once."""
+        """What the expert of a task is fine-tuned on; a file that the config names is read, and checked, at once.
+
+        No validation or test problem is among them.
+        """
         config = given.config
         if config.train is None and config.finetune is None:
             size = config.finetune_size or miniature.SIZES["finetune"]
@@ -212,6 +245,7 @@ class _Opener:
         if config.finetune is not None:
             test = self.files(given).test or config.train  # to check that no test problem is trained on
             source = self.open(given, _Files(train=config.finetune, test=test))
+            refuse_overlap(config.name, source.rows["train"], task.rows["validation"], "fine-tuning and validation")
 
         def load() -> list[list[Message]]:
             self.log(f"replaying the gold solutions of {config.name}")

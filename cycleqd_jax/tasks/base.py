@@ -1,4 +1,4 @@
-"""The base class of all tasks: train and test records, cached verdicts, and demonstrations from gold solutions."""
+"""The base class of all tasks: records by split, cached verdicts, and demonstrations from gold solutions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
 from cycleqd_jax.tool_calls import reply_message
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
-__all__ = ["RecordTask", "Solution", "clean_text", "fixed_replies", "play_solution", "system_message", "unprepared"]
+__all__ = [
+    "RecordTask",
+    "Solution",
+    "clean_text",
+    "fixed_replies",
+    "play_solution",
+    "refuse_overlap",
+    "system_message",
+    "unprepared",
+]
 
 R = TypeVar("R")
 
@@ -43,7 +52,8 @@ class RecordTask(abc.ABC, Generic[R]):
         limits: the limits of the sandbox, with the time limit of this task.
         seconds: time limit of one execution.
         memo: the cache of verdicts, or None.
-        rows: the records before parsing, per split.
+        pool: the records of the train file or half, before parsing and before any are held out.
+        rows: the records before parsing, per split. There are no validation records before :meth:`hold_out`.
         records: the parsed records, per split, in the same order.
     """
 
@@ -76,8 +86,9 @@ class RecordTask(abc.ABC, Generic[R]):
             assert options.train is not None
             assert options.test is not None
             halves = (self.read(local_file(options.train)), self.read(local_file(options.test)))
-            _refuse_overlap(options.name, *halves)
-        self.rows: dict[Split, Sequence[Row]] = {"train": halves[0], "test": halves[1]}
+            refuse_overlap(options.name, *halves, "train and test")
+        self.pool: Sequence[Row] = halves[0]
+        self.rows: dict[Split, Sequence[Row]] = {"train": halves[0], "validation": [], "test": halves[1]}
         self.records: dict[Split, list[R]] = {split: [self._parsed(r) for r in rows] for split, rows in self.rows.items()}
 
     @classmethod
@@ -129,6 +140,23 @@ class RecordTask(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def solutions(self, record: R) -> Iterable[Solution]:
         """Solutions of a record, best first, for demonstrations."""
+
+    def hold_out(self, rows: Sequence[Row]) -> None:
+        """Makes records the validation records; those that are train records stop being so.
+
+        Args:
+            rows: records of the train file or half, or of another file.
+
+        Raises:
+            InputError: a record of another file is a train or a test record too, or is malformed.
+        """
+        held = {row.where for row in rows}
+        kept = [(row, record) for row, record in self._pairs("train") if row.where not in held]
+        train = [row for row, _ in kept]
+        refuse_overlap(self.name, train, rows, "train and validation")
+        refuse_overlap(self.name, rows, self.rows["test"], "validation and test")
+        self.rows |= {"train": train, "validation": list(rows)}
+        self.records |= {"train": [record for _, record in kept], "validation": [self._parsed(row) for row in rows]}
 
     def stubs(self, record: R) -> Iterable[Solution]:
         """Solutions that do nothing; none of them may score. By default, one that yields empty replies."""
@@ -243,13 +271,24 @@ def system_message(prompt: str | None) -> list[Message]:
     return [] if prompt is None else [{"role": "system", "content": prompt}]
 
 
-def _refuse_overlap(name: str, train: Sequence[Row], test: Sequence[Row]) -> None:
-    seen = {key: row for row in train for key in (row.id, row.fingerprint)}
-    for row in test:
+def refuse_overlap(name: str, rows: Sequence[Row], others: Sequence[Row], splits: str) -> None:
+    """Raises where two splits have a record in common.
+
+    Args:
+        name: name of the task.
+        rows: the records of one split.
+        others: the records of the other split.
+        splits: the names of both, for the message.
+
+    Raises:
+        InputError: naming the record in both files.
+    """
+    seen = {key: row for row in rows for key in (row.id, row.fingerprint)}
+    for row in others:
         other = seen.get(row.fingerprint) or seen.get(row.id)
         if other is not None and (other.fingerprint == row.fingerprint or _shares_text(row, other)):
             raise InputError(
-                f"expected different records for train and test, got the same one in {other.where} and {row.where} of task "
+                f"expected different records for {splits}, got the same one in {other.where} and {row.where} of task "
                 f"{name!r}; give two files without common records"
             )
 

@@ -14,7 +14,7 @@ from typing import Any
 from cycleqd_jax.files import digest
 from cycleqd_jax.types import InputError
 
-__all__ = ["Row", "read_rows", "split_evenly", "split_sizes"]
+__all__ = ["Row", "read_rows", "split_evenly", "split_sizes", "validation_slice"]
 
 _TYPE_NAMES = {str: "a text", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
 
@@ -137,6 +137,42 @@ def split_sizes(count: int, where: str | Path) -> tuple[int, int]:
     if count < 2:
         raise InputError(f"expected at least two records to split into train and test, got {count} in {where}; give more")
     return count // 2, count - count // 2
+
+
+def validation_slice(count: int, train_size: int | None, validation_size: int | None, where: str) -> slice:
+    """Which records of the train file or half are the validation problems: those after the train problems that the search uses.
+
+    Args:
+        count: number of records.
+        train_size: number of train problems; None leaves the last ``validation_size`` records to validation.
+        validation_size: number of validation problems; None takes all after the train problems, 0 takes none.
+        where: the task and the file, for error messages.
+
+    Raises:
+        InputError: both sizes are None, or there are too few records.
+
+    >>> validation_slice(100, 64, 32, "task 'a'")
+    slice(64, 96, None)
+    >>> validation_slice(100, None, 32, "task 'a'")
+    slice(68, 100, None)
+    """
+    if validation_size == 0:
+        return slice(count, count)
+    if train_size is None and validation_size is None:
+        raise InputError(f"expected a train_size or a validation_size, got null for both in {where}; give one of them")
+    least = (1 if train_size is None else train_size) + (1 if validation_size is None else validation_size)
+    if count < least:
+        raise InputError(
+            f"expected at least {least} train problems for train_size {_size(train_size)} and validation_size "
+            f"{_size(validation_size)}, got {count} in {where}; decrease one of them, or set validation_size: 0 and "
+            "export.method: aggregate"
+        )
+    start = count - (validation_size or 0) if train_size is None else train_size
+    return slice(start, count if validation_size is None else start + validation_size)
+
+
+def _size(size: int | None) -> str:
+    return "null" if size is None else str(size)
 
 
 def _parse_lines(path: Path, content: str) -> list[Row]:

@@ -26,7 +26,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """The task options with which conversations have the format of :func:`demonstrations`."""
 
-SIZES: Mapping[str, int] = {"train": 32, "test": 64, "finetune": 2000}
+SIZES: Mapping[str, int] = {"train": 32, "validation": 32, "test": 64, "finetune": 2000}
 """Default numbers of problems per split, and of conversations for fine-tuning."""
 
 DRAW: dict[str, Callable[[random.Random, bool], Problem | None]] = {
@@ -64,7 +64,9 @@ def _numbered(task: str, split: str, number: int, record: Record) -> Record:
     return {"id": f"{task}/{split}/{number}", "index": number, **record}
 
 
-def generate(seed: int, train: int, test: int, tasks: Sequence[str] = TASKS) -> dict[str, dict[str, list[Record]]]:
+def generate(
+    seed: int, train: int, test: int, tasks: Sequence[str] = TASKS, *, validation: int = 0
+) -> dict[str, dict[str, list[Record]]]:
     """Generates problems in the record formats of the benchmarks.
 
     Args:
@@ -72,24 +74,35 @@ def generate(seed: int, train: int, test: int, tasks: Sequence[str] = TASKS) -> 
         train: number of problems per task that the search may see.
         test: number of problems per task to report on.
         tasks: a selection of :data:`TASKS`.
+        validation: number of problems per task to choose a model on. The train and test problems do not depend on it.
 
     Returns:
-        ``{task: {"train": [record, …], "test": [record, …]}}``. No gold program occurs twice in a task, nor in
-        :func:`demonstrations` or :func:`pretraining` of any seed.
+        ``{task: {"train": [record, …], "validation": [record, …], "test": [record, …]}}``; without the key ``"validation"``
+        where there are none. No gold program occurs twice in a task, nor in :func:`demonstrations` or :func:`pretraining` of
+        any seed.
 
     Raises:
         InputError: a task is unknown or a number is negative.
     """
-    if train < 0 or test < 0:
-        raise InputError(f"expected numbers of problems that are 0 or more, got train={train}, test={test}; correct them")
-    sizes: dict[Split, int] = {"train": train, "test": test}
-    return {
-        task: {
-            split: [_numbered(task, split, n, p.record) for n, p in enumerate(distinct(task, split, seed, count), start=1)]
-            for split, count in sizes.items()
+    if min(train, test, validation) < 0:
+        raise InputError(
+            f"expected numbers of problems that are 0 or more, got train={train}, validation={validation}, test={test}; "
+            "correct them"
+        )
+    found: dict[str, dict[str, list[Record]]] = {}
+    for task in tasks:
+        # Validation problems are the next ones of the train pool, so the train problems stay the same.
+        pool, tests = distinct(task, "train", seed, train + validation), distinct(task, "test", seed, test)
+        splits: dict[Split, tuple[list[Problem], int]] = {
+            "train": (pool[:train], 1),
+            **({"validation": (pool[train:], train + 1)} if validation else {}),
+            "test": (tests, 1),
         }
-        for task in tasks
-    }
+        found[task] = {
+            split: [_numbered(task, split, n, problem.record) for n, problem in enumerate(problems, start=first)]
+            for split, (problems, first) in splits.items()
+        }
+    return found
 
 
 def distinct(task: str, pool: Pool, seed: int, count: int) -> list[Problem]:
@@ -110,14 +123,16 @@ def distinct(task: str, pool: Pool, seed: int, count: int) -> list[Problem]:
     raise InputError(f"expected at most {len(found)} different {pool} problems of {task}, got {count}; correct the size")
 
 
-def write(folder: str | Path, seed: int, train: int, test: int, tasks: Sequence[str] = TASKS) -> dict[str, dict[str, Path]]:
+def write(
+    folder: str | Path, seed: int, train: int, test: int, tasks: Sequence[str] = TASKS, *, validation: int = 0
+) -> dict[str, dict[str, Path]]:
     """Writes the records of :func:`generate` to ``folder/<task>/<split>.jsonl``.
 
     Returns:
         ``{task: {split: path}}``.
     """
     paths: dict[str, dict[str, Path]] = {}
-    for task, splits in generate(seed, train, test, tasks).items():
+    for task, splits in generate(seed, train, test, tasks, validation=validation).items():
         for split, records in splits.items():
             path = Path(folder) / task / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,9 @@ def _add_stages(add: Add) -> None:
             command.add_argument("--model", metavar="MODEL", help="score this model instead, and write nothing")
         if name == "export":
             command.add_argument(
-                "--best-elite", action="store_true", help="write the elite of the best average instead, into best_elite/"
+                "--best-elite",
+                action="store_true",
+                help="write the individual of the best average on the train problems instead, into best_elite/",
             )
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")

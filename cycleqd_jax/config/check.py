@@ -95,8 +95,8 @@ def _check_tasks(config: RunConfig) -> None:
             )
         if task.train is not None and task.train_size is None and task.validation_size is None:
             raise InputError(
-                f"expected tasks.{i}.train_size or tasks.{i}.validation_size, which share the train problems, got null for both; "
-                "give one of them"
+                f"expected tasks.{i}.train_size or tasks.{i}.validation_size, which share the train problems, got null for "
+                "both; give one of them"
             )
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator
-from cycleqd_jax.types import Genome, Params
+from cycleqd_jax.types import Genome, Params, Split
 
 __all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "SerialWorker", "Worker", "WorkerPool"]
 
@@ -72,13 +72,15 @@ class SerialWorker:
 
     size = 1
 
-    def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator) -> None:
+    def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, split: Split = "train") -> None:
         """Args:
         express: turns a genome into weights on the devices of the evaluator's engine.
         evaluator: scores the weights; their buffers are donated to it.
+        split: the problems that individuals are scored on.
         """  # noqa: D205
         self._express = express
         self._evaluator = evaluator
+        self._split: Split = split
 
     def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
         """Evaluations of the genomes, in order; see :class:`Worker`."""
@@ -91,7 +93,7 @@ class SerialWorker:
         self._evaluator.unload()  # the devices need room for one individual only
         params = jax.block_until_ready(self._express(genome))
         expressed = time.perf_counter() - start
-        return _with_express_time(self._evaluator(params, donate=True, stop=stop), expressed)
+        return _with_express_time(self._evaluator(params, self._split, donate=True, stop=stop), expressed)
 
 
 class PopulationWorker:
@@ -101,15 +103,17 @@ class PopulationWorker:
         size: the most individuals per batch.
     """
 
-    def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, size: int) -> None:
+    def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, size: int, split: Split = "train") -> None:
         """Args:
         express: turns stacked genomes into the weights of all (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
         evaluator: scores all of them together.
         size: the most individuals per batch.
+        split: the problems that individuals are scored on.
         """  # noqa: D205
         self.size = size
         self._express = express
         self._evaluator = evaluator
+        self._split: Split = split
 
     def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
         """Evaluations of the genomes, in order; ``seconds`` is the time of the batch divided by their number."""
@@ -122,7 +126,8 @@ class PopulationWorker:
         params = jax.block_until_ready(self._express(stacked))
         expressed = (time.perf_counter() - start) / len(genomes)
         evaluations = []
-        for evaluation in self._evaluator.population(params, len(genomes), stop=stop):  # not donated: the base is shared
+        # not donated: the base is shared
+        for evaluation in self._evaluator.population(params, len(genomes), self._split, stop=stop):
             share = {stage: seconds / len(genomes) for stage, seconds in evaluation.seconds.items()}
             evaluations.append(_with_express_time(dataclasses.replace(evaluation, seconds=share), expressed))
         return evaluations

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cycleqd_jax.report.history import Archive, History, load_history
-from cycleqd_jax.report.read import load_results, load_transcripts
+from cycleqd_jax.report.read import load_results, load_selection, load_transcripts
 from cycleqd_jax.types import InputError
 
 __all__ = ["Record", "RunFolder", "open_run"]
@@ -143,7 +143,7 @@ class RunFolder:
 
     @functools.cached_property
     def results(self) -> list[Record]:
-        """The scores of the base model, the experts, the baselines and CycleQD.
+        """The scores of the base model, the experts, the baselines, the merges and the search.
 
         The records have ``method``, ``split``, ``task`` (``"average"`` for the mean over tasks) and ``score``, which is NaN if
         the method could not be evaluated.
@@ -156,6 +156,29 @@ class RunFolder:
             for method, splits in results["methods"].items()
             for split, scores in splits.items()
             for task, score in scores.items()
+        ]
+
+    @functools.cached_property
+    def selection(self) -> list[Record]:
+        """The candidates for the final model with their scores on the validation problems; empty before the selection.
+
+        The records have ``kind`` (``aggregate``, ``elite`` or ``soup``), ``ids`` of the individuals, one score per task,
+        ``average`` and ``chosen``. Scores are NaN where a candidate could not be evaluated. Every soup that was tried is a
+        record.
+        """
+        found = load_selection(self.path)
+        if found is None:
+            return []
+        nothing = dict.fromkeys((*self.tasks, "average"), float("nan"))
+        return [
+            {
+                "kind": one["kind"],
+                "ids": tuple(one["ids"]),
+                **nothing,
+                **({} if one["scores"] is None else {**one["scores"], "average": one["average"]}),
+                "chosen": {"kind": one["kind"], "ids": one["ids"]} == found["chosen"],
+            }
+            for one in found["candidates"]
         ]
 
     def transcripts(self, *, task: str | None = None, split: str | None = None, method: str | None = None) -> list[Record]:

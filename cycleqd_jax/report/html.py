@@ -22,6 +22,7 @@ from cycleqd_jax.report.metrics import Metrics
 from cycleqd_jax.report.read import Config, Transcript
 from cycleqd_jax.report.style import EXPERT, ramp, task_color
 from cycleqd_jax.report.tables import SEARCHES, ResultsTable, method_label
+from cycleqd_jax.statistics import mean_interval
 
 __all__ = ["Page", "data_url", "render_page"]
 
@@ -41,6 +42,7 @@ class Page:
         history: the journal.
         metrics: the metrics of the journal.
         table: the results.
+        selection: the content of ``tables/selection.json``.
         figures: name → theme → SVG.
         transcripts: episodes of the evaluation.
         config: configuration and versions.
@@ -52,6 +54,7 @@ class Page:
     history: History | None
     metrics: Metrics | None
     table: ResultsTable | None
+    selection: Mapping[str, Any] | None
     figures: Mapping[str, Mapping[str, bytes]]
     transcripts: Iterable[Transcript]
     config: Config | None
@@ -124,6 +127,21 @@ def _table(table: ResultsTable) -> list[dict[str, Any]]:
     return splits
 
 
+def _selection(found: Mapping[str, Any] | None, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of the table of candidates: kind, individuals, scores on the validation problems with the interval, and choice."""
+    rows = []
+    for one in found["candidates"] if found else []:
+        cells = ["–"] * (len(tasks) + 2)
+        if one["scores"] is not None:
+            interval = mean_interval([np.asarray(one["items"][task], np.float64) for task in tasks])
+            cells = [percent(one["scores"][task]) for task in tasks]
+            cells += [percent(interval.mean), f"[{percent(interval.low)}, {percent(interval.high)}]"]
+        ids = " + ".join(f"#{identity}" for identity in one["ids"])
+        chosen = found is not None and found["chosen"] == {"kind": one["kind"], "ids": one["ids"]}
+        rows.append({"kind": one["kind"], "ids": ids, "cells": cells, "chosen": chosen})
+    return rows
+
+
 def _tiles(page: Page) -> list[tuple[str, str, str]]:
     """The headline numbers as (value, label, remark)."""
     tiles = []
@@ -192,6 +210,7 @@ def render_page(page: Page) -> str:
     template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
     searched = page.history is not None and page.metrics is not None and bool(page.history.experts)
     panels = archive_maps(page.history) if searched and page.history else []
+    tasks = page.table.columns[:-1] if page.table else page.history.grid.tasks if page.history else ()
     errors = [one for one in page.history.individuals if one.scores is None] if page.history else []
     html = template.render(
         page=page,
@@ -200,6 +219,8 @@ def render_page(page: Page) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=_tiles(page),
         splits=_table(page.table) if page.table else [],
+        tasks=tasks,
+        candidates=_selection(page.selection, tasks),
         panels=panels,
         payload=_payload(page.history, page.metrics, panels) if panels and page.history and page.metrics else None,
         legend=[(task, task_color(k)) for k, task in enumerate(page.history.grid.tasks)] if page.history else [],

@@ -1,4 +1,4 @@
-"""Readers of ``config.yaml``, ``tables/results.json`` and ``transcripts/``; ``history.py`` reads the journal."""
+"""Readers of ``config.yaml``, ``tables/*.json`` and ``transcripts/``; ``history.py`` reads the journal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["Config", "Transcript", "load_config", "load_items", "load_results", "load_transcripts"]
+__all__ = ["Config", "Transcript", "load_config", "load_items", "load_results", "load_selection", "load_transcripts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,34 @@ def load_items(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
             f"expected method → split → task → scores in {path}, got {type(error).__name__} {error}; run the evaluation again"
         ) from error
     return items
+
+
+def load_selection(folder: Path) -> dict[str, Any] | None:
+    """Reads ``tables/selection.json`` of a run folder; None if there is no such file, or the selection is not finished.
+
+    Raises:
+        InputError: if the file does not hold candidates with kind, ids and scores.
+    """
+    path = Path(folder) / "tables" / "selection.json"
+    if not path.exists():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        for one in raw["candidates"]:
+            _ = str(one["kind"]), tuple(map(int, one["ids"])), one["error"]
+            for scores in [] if one["scores"] is None else one["items"].values():
+                _finite(scores)
+        finished = "chosen" in raw and _ids(raw["chosen"]) in [_ids(one) for one in raw["candidates"]]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"expected candidates with kind, ids, scores and items in {path}, got {type(error).__name__} {error}; remove the "
+            "file and run the evaluation again"
+        ) from error
+    return raw if finished else None
+
+
+def _ids(candidate: Any) -> tuple[str, list[int]]:
+    return candidate["kind"], candidate["ids"]
 
 
 def _finite(scores: Any) -> list[float]:

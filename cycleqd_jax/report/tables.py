@@ -31,6 +31,7 @@ _LABELS = {
     "dare_ties": "DARE-TIES",
     "slerp": "SLERP",
     "cycleqd_best_elite": "CycleQD, best elite",
+    "cycleqd_soup": "CycleQD, soup of elites",
 }
 SEARCHES = {
     "random": "Random search",
@@ -39,8 +40,10 @@ SEARCHES = {
     "qd": "Plain QD",
     "dns": "Dominated Novelty Search",
     "cycleqd": "CycleQD",
+    "cycleqd_selected": "CycleQD, selected",
 }
-"""The display name of every search method. Its row is the model that the method ends with."""
+"""The display name of every search method, in the order of their rows. The row of a method is the model that it ends with.
+CycleQD has two: the merge of equation 5, and the model that was selected on validation problems."""
 
 
 def method_label(method: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from cycleqd_jax.files import write_bytes
 from cycleqd_jax.report.history import load_grid, load_history
 from cycleqd_jax.report.metrics import compute_metrics
-from cycleqd_jax.report.read import load_config, load_results, load_transcripts
+from cycleqd_jax.report.read import load_config, load_results, load_selection, load_transcripts
 from cycleqd_jax.report.tables import method_label, results_table
 from cycleqd_jax.types import InputError
 
@@ -89,6 +89,7 @@ def write_report(run_folder: Path) -> list[Path]:
         history=history,
         metrics=metrics,
         table=table,
+        selection=load_selection(folder),
         figures=inline,
         transcripts=load_transcripts(folder),
         config=config,

@@ -12,6 +12,7 @@ import yaml
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.models.files import hub
+from cycleqd_jax.report.tables import ResultsTable
 from cycleqd_jax.version import __version__
 
 __all__ = ["model_card"]
@@ -24,10 +25,6 @@ _METHODS = {
     "cmaes": "CMA-ES",
     "nsga2": "NSGA-II",
 }
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _budget(config: RunConfig) -> str:
@@ -58,11 +55,36 @@ def _repository(model: str | Path | None, folder: Path) -> str | None:
     return name
 
 
+def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:
+    """The weights of an individual, or of several on average."""
+    if "ids" in chosen:
+        *others, last = map(str, chosen["ids"])
+        return (
+            f"the average of those of the individuals {', '.join(others)} and {last}, a greedy soup on the validation problems."
+        )
+    if "selection" in chosen:
+        return f"those of individual {chosen['id']}."
+    kind = "elite" if config.search.method in ("cycleqd", "qd") else "individual"
+    return f"those of individual {chosen['id']}, the {kind} of the best average on the train problems."
+
+
+def _choice(chosen: Mapping[str, Any]) -> str:
+    """On what a model was selected; empty for one that was not."""
+    if "selection" not in chosen:
+        return ""
+    found = chosen["selection"]
+    return (
+        f" It was chosen among {found['candidates']} candidates (the merge of the archives' best elites, the elites of the best "
+        f"averages on the train problems, and a soup of them) by the average on {found['problems']} validation problems, "
+        f"{100 * found['average']:.1f} %. The test problems had no part in the choice."
+    )
+
+
 def model_card(
     config: RunConfig,
     folders: Mapping[str, Path],
     chosen: Mapping[str, Any],
-    results: Mapping[str, Any],
+    table: ResultsTable,
     command: Sequence[str],
 ) -> str:
     """The README.md of a model folder: Hugging Face metadata, lineage and scores.
@@ -70,9 +92,8 @@ def model_card(
     Args:
         config: the config of the run.
         folders: the folders of base and experts, by the names of the results table.
-        chosen: for the aggregated model the ``elites``, their weights ``beta`` and the ``mixing`` coefficients; for an elite
-            its ``id`` and ``mixing``.
-        results: the content of ``results.json``.
+        chosen: the facts of the model (:class:`~cycleqd_jax.runs.evolution.Merged`).
+        table: the results of the run.
         command: arguments of ``cycleqd``; empty where the run was started from Python.
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
@@ -87,11 +108,12 @@ def model_card(
         "pipeline_tag": "text-generation",
         "tags": ["merge", "cycleqd"],
     }
-    names = [*config.task_names, "average"]
-    rows = [
-        f"| {method} | " + " | ".join(_cell(scores["test"][name]) for name in names) + " |"
-        for method, scores in results["methods"].items()
-    ]
+    details = table.details("test")
+    names = [*table.columns, *details]
+    rows = []
+    for m, method in enumerate(table.methods):
+        cells = [table.cell("test", m, c) for c in range(len(table.columns))]
+        rows.append(f"| {method} | " + " | ".join([*cells, *(column[m] for column in details.values())]) + " |")
     models = "\n".join(f"| {name} | {given.get(name) or folder} |" for name, folder in folders.items())
     if "elites" in chosen:
         weights = (
@@ -103,9 +125,7 @@ def model_card(
         ]
         elites_table = "\n| archive | individual | β |\n|---|---|---|\n" + "".join(elites)
     else:
-        kind = "elite" if config.search.method in ("cycleqd", "qd") else "individual"
-        weights = f"those of individual {chosen['id']}, the {kind} of the best average on the train half."
-        elites_table = ""
+        weights, elites_table = _of_individuals(config, chosen), ""
     mixing = ""
     if chosen["mixing"] is not None:
         parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.task_names, chosen["mixing"], strict=True))
@@ -125,17 +145,19 @@ def model_card(
 
 Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
 {config.search.generations} generations of {config.search.batch_size}{_budget(config)}, seed {config.seed}. The weights are
-{weights}
+{weights}{_choice(chosen)}
 
 | model | from |
 |---|---|
 {models}
 {elites_table}{mixing}
-## Scores on the test half (%)
+## Scores on the test problems (%)
 
 | method | {" | ".join(names)} |
 |---|{"---|" * len(names)}
 {chr(10).join(rows)}
+
+{table.caption().partition(" A score is")[0].partition(" The best of")[0]}
 
 {made}To reproduce this model, run `cycleqd run` with the `config.yaml` of the run folder.
 """

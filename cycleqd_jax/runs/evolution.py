@@ -37,8 +37,9 @@ from cycleqd_jax.runs.devices import DeviceGroup, Space
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
+from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.tasks import RecordTask
-from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState
+from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split
 
 __all__ = ["Evolution", "Merged", "budget_of", "input_digests"]
 
@@ -51,13 +52,15 @@ class Merged:
 
     Attributes:
         genome: of the model.
-        facts: JSON-ready; of the aggregate ``elites`` (ids) and their weights ``beta``, of an individual its ``id``; and
-            ``mixing``, the weights of the experts' task vectors (None in the dense space; the mean over the groups of layers
-            where there are several).
+        facts: JSON-ready; of the aggregate ``elites`` (ids) and their weights ``beta``, of an individual its ``id``, of a soup
+            its ``ids``; and ``mixing``, the weights of the experts' task vectors (None in the dense space; the mean over the
+            groups of layers where there are several). A selected model also has ``selection``: see :class:`Selection`.
+        key: equal for models of equal weights.
     """
 
     genome: Genome
     facts: Mapping[str, Any]
+    key: Key
 
 
 class Evolution:
@@ -76,6 +79,8 @@ class Evolution:
         self._evaluator: Evaluator | None = None
         self._state: SearchState | None = None
         self._basis: dict[str, Any] | None = None
+        self._selection: Selection | None = None
+        self._placed: dict[int, tuple[Space, Evaluator]] = {}
 
     # Spaces and workers
 
@@ -150,22 +155,32 @@ class Evolution:
         space = self.ensure_space()
         return [space.expert(k) for k in range(len(self._config.tasks))]
 
-    def _worker(self, group: DeviceGroup) -> Worker:
+    def _workers(self, split: Split) -> WorkerPool:
+        """Workers on all groups of devices, which score genomes on a split."""
+        return WorkerPool([self._worker(i, group, split) for i, group in enumerate(self._context.groups)])
+
+    def _worker(self, i: int, group: DeviceGroup, split: Split) -> Worker:
         """A worker on a group of devices, which gets its space and its engine with its first child."""
         population = self._config.engine.population
 
         def make() -> Worker:
-            space, evaluator = self.ensure_space(), self.ensure_evaluator()
-            if group is not self._context.groups[0]:
-                models = self._context.models
-                assert self._host_space is not None
-                space = group.place_space(self._host_space, models.config)
-                evaluator = self._context.evaluator(models.config, models.tokenizer, group)
+            space, evaluator = self._place(i, group)
             if population > 1 and not isinstance(space, DenseSpace):
-                return PopulationWorker(group.express(space.express_mixed), evaluator, population)
-            return SerialWorker(group.express(space.express), evaluator)
+                return PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
+            return SerialWorker(group.express(space.express), evaluator, split)
 
         return LazyWorker(population, make)
+
+    def _place(self, i: int, group: DeviceGroup) -> tuple[Space, Evaluator]:
+        """Space and evaluator of a group of devices, made once."""
+        if i == 0:
+            return self.ensure_space(), self.ensure_evaluator()
+        if i not in self._placed:
+            models = self._context.models
+            assert self._host_space is not None
+            space = group.place_space(self._host_space, models.config)
+            self._placed[i] = space, self._context.evaluator(models.config, models.tokenizer, group)
+        return self._placed[i]
 
     # Search
 
@@ -223,7 +238,7 @@ class Evolution:
             return search.evolve(
                 self.searcher(),
                 experts,
-                WorkerPool([self._worker(group) for group in context.groups]),
+                self._workers("train"),
                 tasks=config.task_names,
                 key=jax.random.key(config.seed),
                 generations=config.search.generations,
@@ -262,8 +277,14 @@ class Evolution:
     # What it found
 
     def final(self) -> Merged:
-        """The model of the method: equation 5's for CycleQD, the best individual on average for the others."""
-        return self.aggregate() if self._config.search.method == "cycleqd" else self.best_elite()
+        """The model of ``export.method``; of other search methods than CycleQD the best individual on average."""
+        models = {"aggregate": self.aggregate, "soup": self.soup, "selected": self.selected}
+        return models.get(self._config.export.method, self.best_elite)() if self.is_cycleqd else self.best_elite()
+
+    @property
+    def is_cycleqd(self) -> bool:
+        """Whether the search has the archives of Algorithm 1."""
+        return self._config.search.method == "cycleqd"
 
     def aggregate(self) -> Merged:
         """The elites of all archives merged (equation 5); evolves first where that has not been done.
@@ -280,12 +301,57 @@ class Evolution:
         state = self.ensure_evolved()
         assert isinstance(state, CycleQDState)
         merged, beta, ids = aggregate(state.archives)
-        return Merged(merged, {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": _mixing(merged)})
+        facts = {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": _mixing(merged)}
+        return Merged(merged, facts, ("aggregate", tuple(ids.tolist())))
 
     def best_elite(self) -> Merged:
         """The individual of the best average on the train half, whichever archive holds it."""
         elite, _, identity = self.ensure_evolved().best_on_average()
-        return Merged(elite, {"id": int(identity), "mixing": _mixing(elite)})
+        return Merged(elite, {"id": int(identity), "mixing": _mixing(elite)}, ("elite", (int(identity),)))
+
+    def selected(self) -> Merged:
+        """The best of the aggregate, the leading elites and their soup, on the validation problems."""
+        selection = self.ensure_selected()
+        found = self._merged(selection.chosen)
+        return dataclasses.replace(found, facts={**found.facts, "selection": selection.facts})
+
+    def soup(self) -> Merged:
+        """The greedy soup of the leading elites; an elite where none other was accepted."""
+        return self._merged(self.ensure_selected().soup)
+
+    def _merged(self, candidate: Candidate) -> Merged:
+        if candidate.kind == "aggregate":
+            return self.aggregate()
+        found = {"id": candidate.ids[0]} if candidate.kind == "elite" else {"ids": list(candidate.ids)}
+        return Merged(candidate.genome, {**found, "mixing": _mixing(candidate.genome)}, candidate.key)
+
+    def ensure_selected(self) -> Selection:
+        """Chooses the final model on the validation problems, once; evolves first where that has not been done.
+
+        Raises:
+            InputError: see :func:`~cycleqd_jax.runs.selection.select`.
+            InfraError: a sandbox is broken; the same call continues.
+        """
+        if self._selection is None:
+            context, aggregated = self._context, self.aggregate()
+            state = self.ensure_evolved()
+            assert isinstance(state, CycleQDState)
+            genomes, _, ids = state.archives.leading(self._config.export.elites)
+            elites = [
+                Candidate("elite", (identity,), jax.tree.map(lambda leaf, j=j: leaf[j], genomes))
+                for j, identity in enumerate(ids.tolist())
+            ]
+            self._selection = select(
+                [Candidate("aggregate", tuple(aggregated.facts["elites"]), aggregated.genome), *elites],
+                self._workers("validation"),
+                context.folder / "tables" / "selection.json",
+                problems={
+                    task.name: digest([row.fingerprint for row in task.rows["validation"]], digits=16) for task in context.tasks
+                },
+                progress=context.progress,
+                log=context.log,
+            )
+        return self._selection
 
 
 def budget_of(config: RunConfig, tasks: Sequence[RecordTask[Any]]) -> int | None:

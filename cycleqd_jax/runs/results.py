@@ -16,6 +16,7 @@ from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
+from cycleqd_jax.runs.selection import Key
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
 __all__ = ["measure"]
@@ -28,14 +29,18 @@ class _Row:
     Attributes:
         make: makes the weights.
         donate: whether the weights belong to the evaluator, which may use their buffers up.
+        key: equal for rows of equal weights; None for weights that no other row has.
     """
 
     make: Callable[[], Params]
     donate: bool
+    key: Key | None = None
 
 
 def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
     """Evaluates every row on both halves and writes ``tables/results.json``, ``tables/items.json`` and ``transcripts/``.
+
+    Rows of equal weights are evaluated once. The transcripts are those of the first of them.
 
     Args:
         context: the context of the run.
@@ -48,8 +53,13 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     rows = _rows(context, evolution)
     methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
     items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
+    first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
+        twin = name if row.key is None else first.setdefault(row.key, name)
+        if twin != name:
+            methods[name], items[name] = methods[twin], items[twin]
+            continue
         methods[name], items[name] = {}, {}
         for split in REPORTED:
             methods[name][split], items[name][split] = _score(context, evolution, name, row, split)
@@ -58,7 +68,8 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         "methods": methods,
         "tasks": list(context.config.task_names),
         "seed": context.config.seed,
-        **({"aggregate": dict(evolution.aggregate().facts)} if context.config.search.method == "cycleqd" else {}),
+        **({"aggregate": dict(evolution.aggregate().facts)} if evolution.is_cycleqd else {}),
+        **({"selected": dict(evolution.selected().facts)} if context.config.selects else {}),
         "best_elite": evolution.best_elite().facts["id"],
         "isolation": isolation,
     }
@@ -76,17 +87,21 @@ def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
         if folder.exists():
             rows[name] = _Row(functools.partial(models.load_baseline, name), donate=True)
 
-    def expressed(genome: Genome) -> _Row:
-        return _Row(functools.partial(evolution.express, genome), donate=True)
+    def expressed(genome: Genome, key: Key | None = None) -> _Row:
+        return _Row(functools.partial(evolution.express, genome), donate=True, key=key)
 
     experts = evolution.expert_genomes()
     rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
     for name in context.config.merges:
         rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
-    method = context.config.search.method
-    if method == "cycleqd":
-        rows["cycleqd_best_elite"] = expressed(evolution.best_elite().genome)
-    rows[method] = expressed(evolution.final().genome)
+    found = {context.config.search.method: evolution.best_elite}
+    if evolution.is_cycleqd:
+        found = {"cycleqd_best_elite": evolution.best_elite, "cycleqd": evolution.aggregate}
+    if context.config.selects:
+        found |= {"cycleqd_soup": evolution.soup, "cycleqd_selected": evolution.selected}
+    for name, model in found.items():
+        merged = model()
+        rows[name] = expressed(merged.genome, merged.key)
     return rows
 
 

@@ -215,9 +215,8 @@ class Run:
         """Writes a Hugging Face folder with a model card that has the results.
 
         Args:
-            best_elite: the individual of the best average on the train half, into ``best_elite/``, instead of the model of the
-                method, into ``model/``. For CycleQD that is the merge of the archives' elites, for other methods it is the
-                same individual.
+            best_elite: the individual of the best average on the train problems, into ``best_elite/``, instead of the model of
+                ``export.method``, into ``model/``. Other search methods than CycleQD export the same individual.
 
         Returns:
             The folder.
@@ -227,8 +226,11 @@ class Run:
         hf.check_target(target)  # before anything is evolved
         evolution, models = opened.evolution, opened.context.models
         chosen: Merged = evolution.best_elite() if best_elite else evolution.final()
-        results = self.results()
-        card = model_card(self.config, models.folders.search, chosen.facts, results, self._command)
+        if self.config.selects and "cycleqd_selected" not in self.results()["methods"]:
+            self.evaluate()  # the results are of a version that did not select
+        else:
+            self.results()
+        card = model_card(self.config, models.folders.search, chosen.facts, report.results_table(self.folder), self._command)
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)
         return target
 

@@ -76,7 +76,7 @@ def _add_stages(add: Add) -> None:
             command.add_argument(
                 "--best-elite",
                 action="store_true",
-                help="write the individual of the best average on the train problems instead, into best_elite/",
+                help="write the individual of the best average on train instead, into best_elite/",
             )
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")

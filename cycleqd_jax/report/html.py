@@ -128,7 +128,7 @@ def _table(table: ResultsTable) -> list[dict[str, Any]]:
 
 
 def _selection(found: Mapping[str, Any] | None, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of the table of candidates: kind, individuals, scores on the validation problems with the interval, and choice."""
+    """The rows of the table of candidates: kind, individuals, scores on the validation problems with the interval, choice."""
     rows = []
     for one in found["candidates"] if found else []:
         cells = ["–"] * (len(tasks) + 2)
@@ -210,7 +210,7 @@ def render_page(page: Page) -> str:
     template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
     searched = page.history is not None and page.metrics is not None and bool(page.history.experts)
     panels = archive_maps(page.history) if searched and page.history else []
-    tasks = page.table.columns[:-1] if page.table else page.history.grid.tasks if page.history else ()
+    tasks = [*page.selection["problems"]] if page.selection else []
     errors = [one for one in page.history.individuals if one.scores is None] if page.history else []
     html = template.render(
         page=page,

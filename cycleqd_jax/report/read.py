@@ -129,10 +129,15 @@ def load_selection(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        problems = raw["problems"].keys()
         for one in raw["candidates"]:
-            _ = str(one["kind"]), tuple(map(int, one["ids"])), one["error"]
-            for scores in [] if one["scores"] is None else one["items"].values():
-                _finite(scores)
+            _ = str(one["kind"]), tuple(map(int, one["ids"]))
+            if one["scores"] is None:
+                continue
+            if not one["scores"].keys() == one["items"].keys() == problems:
+                raise ValueError("scores of other tasks")
+            if not all(map(_finite, [*one["items"].values(), [*one["scores"].values(), one["average"]]])):
+                raise ValueError("a task without scores")
         finished = "chosen" in raw and _ids(raw["chosen"]) in [_ids(one) for one in raw["candidates"]]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(

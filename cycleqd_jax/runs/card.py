@@ -59,9 +59,7 @@ def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     """The weights of an individual, or of several on average."""
     if "ids" in chosen:
         *others, last = map(str, chosen["ids"])
-        return (
-            f"the average of those of the individuals {', '.join(others)} and {last}, a greedy soup on the validation problems."
-        )
+        return f"the average of those of individuals {', '.join(others)} and {last}, a greedy soup on validation problems."
     if "selection" in chosen:
         return f"those of individual {chosen['id']}."
     kind = "elite" if config.search.method in ("cycleqd", "qd") else "individual"
@@ -74,8 +72,8 @@ def _choice(chosen: Mapping[str, Any]) -> str:
         return ""
     found = chosen["selection"]
     return (
-        f" It was chosen among {found['candidates']} candidates (the merge of the archives' best elites, the elites of the best "
-        f"averages on the train problems, and a soup of them) by the average on {found['problems']} validation problems, "
+        f" The model was chosen among {found['candidates']} candidates (the merge of the archives' best elites, the elites of "
+        f"the best averages on train, and a soup of them) by the average on {found['problems']} validation problems, "
         f"{100 * found['average']:.1f} %. The test problems had no part in the choice."
     )
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from cycleqd_jax.config import load_config
+from cycleqd_jax.report import ResultsTable
 from cycleqd_jax.runs.card import model_card
 
 TASKS = [{"name": "mbpp"}, {"name": "dbbench"}]
 FOLDERS = {"base": Path("cache/base-1"), "expert/mbpp": Path("cache/a-2"), "expert/dbbench": Path("cache/b-3")}
-RESULTS = {
-    "methods": {
-        "base": {"test": {"mbpp": 0.125, "dbbench": None, "average": None}},
-        "cycleqd": {"test": {"mbpp": 0.5, "dbbench": 0.25, "average": 0.375}},
-    }
-}
+VALUES = np.array([[[0.125, np.nan, np.nan], [0.5, 0.25, 0.375]]])
+TABLE = ResultsTable(("base", "cycleqd"), ("test",), ("mbpp", "dbbench", "average"), {"test": VALUES})
 AGGREGATE = {"elites": [7, 4], "beta": [0.6, 0.4], "mixing": [0.75, -0.25]}
 
 
-def card_of(chosen=AGGREGATE, command=(), **more):
-    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, RESULTS, command)
+def card_of(chosen=AGGREGATE, command=(), table=TABLE, **more):
+    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command)
 
 
 def test_the_aggregate():
@@ -73,6 +71,39 @@ def test_the_command_is_quoted():
 @pytest.mark.parametrize("mixing", [None, [1.0, 0.0]])
 def test_an_elite(mixing):
     card = card_of({"id": 12, "mixing": mixing})
-    assert "those of individual 12, the elite of the best average on the train half." in card
+    assert "those of individual 12, the elite of the best average on the train problems." in card
     assert "| archive |" not in card
     assert ("after crossover" in card) == (mixing is not None)
+
+
+SELECTION = {"average": 0.625, "problems": 96, "candidates": 10}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "weights"),
+    [
+        ({"id": 12}, "The weights are\nthose of individual 12. The model was chosen"),
+        (
+            {"ids": [7, 12, 3]},
+            "the average of those of individuals 7, 12 and 3, a greedy soup on validation problems. The model",
+        ),
+        ({k: v for k, v in AGGREGATE.items() if k != "mixing"}, "β = softmax(f*). The model was chosen"),
+    ],
+)
+def test_a_selected_model(chosen, weights):
+    card = card_of({**chosen, "mixing": None, "selection": SELECTION})
+    assert weights in card
+    assert "chosen among 10 candidates" in card
+    assert "the average on 96 validation problems, 62.5 %. The test problems had no part in the choice." in card
+    assert ("| archive |" in card) == ("elites" in chosen)
+
+
+def test_intervals_are_shown_where_the_problems_are_known():
+    scores = {"base": [0.0, 0.0, 0.0, 1.0], "cycleqd": [1.0, 1.0, 1.0, 1.0]}
+    items = {method: {"test": {"mbpp": of, "dbbench": of}} for method, of in scores.items()}
+    values = np.array([[[0.25] * 3, [1.0] * 3]])
+    card = card_of(table=ResultsTable(TABLE.methods, TABLE.splits, TABLE.columns, {"test": values}, items))
+    assert "| method | mbpp | dbbench | average | 95 % interval | CycleQD above |" in card
+    assert "| cycleqd | 100.0 | 100.0 | 100.0 | [100.0, 100.0] | – |" in card
+    assert "Intervals are of the average, over problems." in card
+    assert "Intervals" not in card_of()

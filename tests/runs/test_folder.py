@@ -33,7 +33,8 @@ def begin(config):
     claim_folder(config)
     (config.folder / "history.jsonl").touch()
     (config.folder / "tables").mkdir()
-    (config.folder / "tables" / "results.json").write_text("{}")
+    for name in ("results.json", "selection.json"):
+        (config.folder / "tables" / name).write_text("{}")
 
 
 def test_a_claimed_folder_holds_the_config_and_the_versions(config):
@@ -67,6 +68,7 @@ def test_more_generations_remove_the_results_and_change_nothing_else(config, mon
     check_folder(more)
     claim_folder(more)
     first["search"]["generations"] = 9
+    assert not (config.folder / "tables" / "selection.json").exists()
     assert yaml.safe_load((config.folder / "config.yaml").read_text()) == first
     assert not (config.folder / "tables" / "results.json").exists()
 
@@ -84,13 +86,57 @@ def test_a_folder_from_before_there_were_methods_continues(config):
     path = config.folder / "config.yaml"
     old = yaml.safe_load(path.read_text())
     for key in module.LATER:
-        del old["search"][key.removeprefix("search.")]
+        section, _, name = key.partition(".")
+        del old[section][name]
     path.write_text(yaml.safe_dump(old))
     check_folder(config)
     with pytest.raises(InputError, match=r"expected search.method 'cycleqd', as in the run in .*, got 'qd'; choose another"):
         check_folder(changed(config, method="qd"))
     with pytest.raises(InputError, match=r"expected search.budget None, as in the run in .*, got 50; choose another"):
         check_folder(changed(config, budget=50))
+
+
+@pytest.mark.parametrize(
+    ("task", "experts", "harmless"),
+    [
+        ({}, None, True),  # generated problems: the next ones of the pool
+        ({"train": "a.jsonl"}, {"mbpp": "m", "dbbench": "d"}, True),
+        ({"train": "a.jsonl", "finetune": "b.jsonl"}, None, True),
+        ({"train": "a.jsonl"}, None, False),  # the experts were fine-tuned on them
+        ({"train": "a.jsonl", "train_size": None}, {"mbpp": "m", "dbbench": "d"}, False),  # the search scored on them
+    ],
+)
+def test_a_folder_from_before_there_was_validation(tmp_path, task, experts, harmless):
+    tree = {
+        "name": "demo",
+        "output": str(tmp_path / "run"),
+        "tasks": [{"name": "mbpp", **task}, {"name": "dbbench"}],
+        "model": {"base": "base" if experts else None, "experts": experts},
+    }
+    config = load_config(tree)
+    begin(config)
+    path = config.folder / "config.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["export"]
+    for one in old["tasks"]:
+        del one["validation_size"]
+    path.write_text(yaml.safe_dump(old))
+    if harmless:
+        check_folder(config)
+    else:
+        with pytest.raises(
+            InputError, match=r"expected tasks\.0\.validation_size 0, as in the run in .*, got 32; choose another"
+        ):
+            check_folder(config)
+    tree["tasks"][0]["validation_size"] = 0
+    check_folder(load_config(tree, ["export.method=aggregate"]))
+    with pytest.raises(InputError, match=r"expected export\.elites 8, as in the run"):
+        check_folder(load_config(tree, ["export.method=aggregate", "export.elites=3"]))
+
+
+def test_the_method_of_export_may_change(config):
+    begin(config)
+    check_folder(dataclasses.replace(config, export=dataclasses.replace(config.export, method="soup")))
 
 
 def test_a_folder_that_is_no_run_is_refused(config):

@@ -18,11 +18,12 @@ TASKS = ("mbpp", "dbbench", "os_interaction")
 
 def small_config(folder: Path, **changes) -> dict:
     """A config of the whole loop that takes seconds: everything is real but the amount of training."""
+    sizes = {"train_size": 8, "validation_size": 8, "test_size": 8, "finetune_size": 600, "max_new_tokens": 40}
     config = {
         "name": "small",
         "output": str(folder / "run"),
         "cache": str(folder / "cache"),
-        "tasks": [{"name": n, "train_size": 8, "test_size": 8, "finetune_size": 600, "max_new_tokens": 40} for n in TASKS],
+        "tasks": [{"name": name, **sizes} for name in TASKS],
         "model": {
             "tiny": {
                 "vocab_size": 512,
@@ -39,6 +40,7 @@ def small_config(folder: Path, **changes) -> dict:
         "baselines": ["finetune_all"],
         "merges": ["ties", "dare_ties"],
         "search": {"generations": 4, "batch_size": 2},
+        "export": {"elites": 3},
         "engine": {"slots": 24, "max_len": 160},
         "checkpoint": {"every": 2},
     }

@@ -78,7 +78,10 @@ def test_names_are_imported_when_they_are_used():
 
 TINY = {
     "name": "tiny",
-    "tasks": [{"name": name, "train_size": 2, "test_size": 2, "finetune_size": 8} for name in ("mbpp", "dbbench")],
+    "tasks": [
+        {"name": name, "train_size": 2, "validation_size": 2, "test_size": 2, "finetune_size": 8}
+        for name in ("mbpp", "dbbench")
+    ],
     "model": {
         "tiny": {
             "vocab_size": 400,
@@ -118,9 +121,8 @@ def finished(tmp_path_factory):
 @pytest.mark.e2e
 def test_a_run_from_python(finished):
     folder, results = finished
-    assert {"base", "expert/mbpp", "expert/dbbench", "uniform_merge", "cycleqd_best_elite", "cycleqd"} == set(
-        results["methods"]
-    )
+    searched = {"cycleqd_best_elite", "cycleqd_soup", "cycleqd", "cycleqd_selected"}
+    assert {"base", "expert/mbpp", "expert/dbbench", "uniform_merge", *searched} == set(results["methods"])
     before = (folder / "history.jsonl").read_bytes()
     with cq.Run(cq.load_config(folder / "config.yaml")) as again:
         assert again.results() == results

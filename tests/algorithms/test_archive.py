@@ -172,3 +172,27 @@ def test_no_recompilation(compilations):
     batch = jnp.zeros((2, 1)), jnp.zeros((2, 2)), jnp.arange(2)
     archives = add(archives, *batch)
     assert compilations(lambda: add(archives, *batch)) == 0
+
+
+def test_the_leading_elites_are_distinct_and_sorted():
+    scores = np.array([[0.2, 0.9], [0.8, 0.4], [0.5, 0.5], [np.nan, 0.9], [0.7, 0.7], [0.1, 0.3]], np.float32)
+    genomes = {"x": jnp.arange(6.0)[:, None] * jnp.ones(WIDTH)}
+    archives = Archives.create({"x": jnp.zeros(WIDTH)}, np.array([[0.0, 1.0]] * 2), 5).add(genomes, scores, 10 + np.arange(6))
+    held = set(np.asarray(archives.ids)[np.asarray(archives.occupied())].tolist())
+    expected = sorted(held, key=lambda identity: -scores[identity - 10].mean())
+    found, table, ids = archives.leading(99)
+    assert ids.tolist() == expected
+    np.testing.assert_array_equal(table, scores[np.asarray(ids) - 10])
+    np.testing.assert_array_equal(found["x"][:, 0], np.asarray(ids) - 10)
+    assert archives.leading(2)[2].tolist() == expected[:2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_of_the_leading_elites_is_the_best_on_average(seed):
+    scores = np.random.default_rng(seed).integers(0, 3, (30, 3)).astype(np.float32) / 4  # many ties
+    archives = Archives.create(jnp.zeros(WIDTH), np.array([[0.0, 1.0]] * 3), 4)
+    archives = archives.add(jnp.zeros((30, WIDTH)), scores, np.arange(30))
+    _, table, ids = archives.leading(30)
+    assert int(ids[0]) == int(archives.best_on_average()[2])
+    assert len({*ids.tolist()}) == len(ids)
+    assert (np.diff(np.asarray(table).mean(axis=1)) < 1e-6).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 
@@ -112,6 +113,9 @@ def test_another_file_in_the_place_of_an_input(experts, capsys):
     assert (path.parent / "run" / "history.jsonl").read_bytes() == journal
 
 
+NO_VALIDATION = {"validation_size": 0}  # for files of a few problems
+
+
 def mbpp_records(path, numbers):
     lines = [
         {
@@ -142,8 +146,8 @@ def test_experts_are_tuned_on_the_file_that_is_named(tmp_path, halves):
     files = {half: mbpp_records(tmp_path / f"{half}.jsonl", range(10 * i, 10 * i + 6)) for i, half in enumerate(halves)}
     files["finetune"] = mbpp_records(tmp_path / "finetune.jsonl", range(50, 54))
     tasks = small_config(tmp_path)["tasks"]
-    tasks[0] |= files
-    config = load_config(write_config(tmp_path, tasks=tasks))
+    tasks[0] |= files | NO_VALIDATION
+    config = load_config(write_config(tmp_path, tasks=tasks, export={"method": "aggregate"}))
     with open_sandbox(config.sandbox) as sandbox:
         conversations = open_tasks(config, resolve(config).tasks, sandbox, 2, print).training_data["mbpp"].load()
     assert len(conversations) == 4
@@ -170,16 +174,46 @@ def test_experts_may_not_be_tuned_on_test_problems(tmp_path, capsys):
     data = mbpp_records(tmp_path / "data.jsonl", range(6))
     finetune = mbpp_records(tmp_path / "finetune.jsonl", range(5, 8))
     config = str(write_config(tmp_path))
-    assert "line 1" in refused(capsys, "run", config, f"tasks.mbpp.train={data}", f"tasks.mbpp.finetune={finetune}")
+    sizes = ("tasks.mbpp.train_size=1", "tasks.mbpp.validation_size=1")
+    assert "line 1" in refused(capsys, "run", config, f"tasks.mbpp.train={data}", f"tasks.mbpp.finetune={finetune}", *sizes)
+
+
+def test_experts_may_not_be_tuned_on_validation_problems(tmp_path, capsys):
+    train, test = mbpp_records(tmp_path / "train.jsonl", range(6)), mbpp_records(tmp_path / "test.jsonl", range(20, 24))
+    files = [f"tasks.mbpp.train={train}", f"tasks.mbpp.test={test}", "tasks.mbpp.train_size=3", "tasks.mbpp.validation_size=2"]
+    tasks = small_config(tmp_path)["tasks"]
+    config = str(write_config(tmp_path, tasks=tasks))
+    finetune = mbpp_records(tmp_path / "finetune.jsonl", [*range(3), 5, 50])  # train problems, and one that nothing else uses
+    other = mbpp_records(tmp_path / "other.jsonl", [50, 4])
+    error = refused(capsys, "run", config, *files, f"tasks.mbpp.finetune={other}")
+    assert "expected different records for fine-tuning and validation, got the same one in" in error
+    assert "other.jsonl, line 2" in error
+    assert "train.jsonl, line 5" in error
+    assert not (tmp_path / "run").exists()
+    given = load_config(config, [*files, f"tasks.mbpp.finetune={finetune}"])
+    with open_sandbox(given.sandbox) as sandbox, contextlib.closing(open_tasks(given, resolve(given).tasks, sandbox, 2, print)):
+        pass
+
+
+def test_too_few_problems_for_the_splits_are_refused(tmp_path, capsys):
+    data = mbpp_records(tmp_path / "data.jsonl", range(20))
+    config = str(write_config(tmp_path))
+    error = refused(capsys, "run", config, f"tasks.mbpp.train={data}", "tasks.mbpp.validation_size=3")
+    assert "expected at least 11 train problems for train_size 8 and validation_size 3, got 10 in the train half of" in error
+    assert "decrease one of them, or set validation_size: 0 and export.method: aggregate" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_experts_of_half_a_file_and_of_all_of_it_are_not_the_same(tmp_path):
     data, other = mbpp_records(tmp_path / "a.jsonl", range(8)), mbpp_records(tmp_path / "b.jsonl", range(20, 28))
-    tasks = small_config(tmp_path)["tasks"]
-    tasks[0]["train"] = data
-    half = opened(tmp_path, tasks=tasks)[1].expert("mbpp")
+    tasks, export = small_config(tmp_path)["tasks"], {"method": "aggregate"}
+    tasks[0] |= {"train": data, **NO_VALIDATION}
+    half = opened(tmp_path, tasks=tasks, export=export)[1].expert("mbpp")
     tasks[0]["test"] = other
-    assert opened(tmp_path, tasks=tasks)[1].expert("mbpp") != half
+    whole = opened(tmp_path, tasks=tasks, export=export)[1].expert("mbpp")
+    assert whole != half
+    tasks[0] |= {"train_size": 4, "validation_size": 2}  # experts see what validation leaves
+    assert opened(tmp_path, tasks=tasks)[1].expert("mbpp") not in (half, whole)
 
 
 @pytest.mark.parametrize("key", ["output", "cache"])

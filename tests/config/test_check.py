@@ -74,6 +74,12 @@ def test_keys_and_types(more, message):
         ({"mesh": {"tensor": 0}}, "expected mesh.tensor to be at least 1, or -1, got 0"),
         ({"mesh": {"population": -2}}, "expected mesh.population to be at least 1, or -1, got -2"),
         ({"tasks": [{"name": "a"}, {"name": "b", "train_size": 0}]}, r"expected tasks\.1\.train_size to be at least 1, got 0"),
+        (
+            {"tasks": [{"name": "a", "validation_size": -1}, {"name": "b"}]},
+            r"tasks\.0\.validation_size to be at least 0, got -1",
+        ),
+        ({"export": {"elites": 0}}, r"expected export\.elites to be at least 1, got 0"),
+        ({"export": {"method": "best"}}, r"export\.method to be one of selected, aggregate, best_elite, soup, got 'best'"),
     ],
 )
 def test_ranges(more, message):
@@ -100,6 +106,18 @@ def test_ranges(more, message):
         ({"merges": ["ties", "ties"]}, "merges once, got 'ties' twice; remove one"),
         ({"engine": {"max_len": 32}}, r"engine.max_len, .*above tasks\.0\.max_new_tokens \(64\), got 32; increase"),
         ({"tasks": [{"name": "a", "test": "t.jsonl"}, {"name": "b"}]}, r"tasks\.0\.train .*no train file for task 'a'"),
+        (
+            {"tasks": [{"name": "a", "train": "a", "train_size": None, "validation_size": None}, {"name": "b"}]},
+            r"tasks\.0\.train_size or tasks\.0\.validation_size, which share the train problems, got null for both; give one",
+        ),
+        (
+            {"tasks": [{"name": "a"}, {"name": "b", "validation_size": 0}]},
+            r"validation problems with export\.method selected, .*got tasks\.1\.validation_size 0; increase it, or set",
+        ),
+        (
+            {"search": {"method": "qd"}, "export": {"method": "aggregate"}},
+            r"export\.method selected or best_elite with search\.method qd, .* got aggregate; leave it out",
+        ),
         ({"search": {"alpha_low": 0.8, "alpha_high": 0.5}}, r"alpha_low to be at most search.alpha_high \(0.5\), got 0.8"),
         ({"search": {"bounds": {"mbpp": [0, 1]}}}, "search.bounds .*for the task 'dbbench', got None"),
         (bounds(os=[0]), r"search.bounds .*for the task 'os', got \[0.0\]"),
@@ -208,3 +226,20 @@ def test_coefficients_of_a_dense_genome():
         InputError, match=r"expected genome.space: expert with search.method random, .*, got dense; leave it out"
     ):
         load_config(MINIMAL | {"search": {"method": "random"}, "genome": {"space": "dense"}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "selects"),
+    [
+        ([], True),
+        (["tasks.0.validation_size=null"], True),
+        (["export.method=soup"], True),
+        (["tasks.0.validation_size=0", "export.method=aggregate"], False),
+        (["tasks.0.validation_size=0", "export.method=best_elite"], False),
+        (["search.method=qd"], False),
+        (["search.method=qd", "tasks.0.validation_size=0"], False),
+        (["search.method=qd", "export.method=best_elite"], False),
+    ],
+)
+def test_whether_a_run_selects(overrides, selects):
+    assert load_config(MINIMAL, overrides).selects == selects

@@ -49,6 +49,7 @@ def test_a_description_of_several_lines():
         ("seed", "int", 0, "at least 0 and below 4294967296"),
         ("tasks", "list of section", None, ""),
         ("tasks.*.train_size", "int or null", 32, "at least 1"),
+        ("tasks.*.validation_size", "int or null", 32, "at least 0"),
         ("tasks.*.options", "mapping", {}, ""),
         ("model", "section", None, ""),
         ("model.experts", "mapping to str or null", None, ""),

@@ -151,7 +151,7 @@ def tiny_sizes(tree: Mapping[str, Any]) -> list[str]:
     """Overrides that give a config the sizes of ``small_run``; models that it trains are those of ``small_run``, too."""
     small = small_config(Path())
     sizes: list[str] = []
-    for section in ("pretrain", "finetune", "search", "engine", "checkpoint"):
+    for section in ("pretrain", "finetune", "search", "export", "engine", "checkpoint"):
         sizes += [f"{section}.{key}={value}" for key, value in small[section].items()]
     if tree.get("model", {}).get("base") is None:
         sizes += [f"model.tiny={yaml.safe_dump(small['model']['tiny'], default_flow_style=True, width=1000).strip()}"]
@@ -159,7 +159,8 @@ def tiny_sizes(tree: Mapping[str, Any]) -> list[str]:
         sizes += [f"baselines={yaml.safe_dump(small['baselines'], default_flow_style=True).strip()}"]
     task = small["tasks"][0]
     for name, given in ((item["name"], item) for item in tree["tasks"]):
-        sizes += [f"tasks.{name}.{key}={task[key]}" for key in ("train_size", "test_size", "max_new_tokens")]
+        for key in ("train_size", "validation_size", "test_size", "max_new_tokens"):
+            sizes.append(f"tasks.{name}.{key}={min(task[key], given.get(key, task[key]))}")
         if given.get("train") is None:
             sizes.append(f"tasks.{name}.finetune_size={task['finetune_size']}")
     return sizes

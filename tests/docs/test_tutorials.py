@@ -51,7 +51,7 @@ def test_tutorial(name, finished, tmp_path, monkeypatch, capsys):
     def experts(_: str) -> None:
         for pattern, folder in (("base-*", "base"), ("expert-mbpp-*", "coding"), ("expert-dbbench-*", "database")):
             copy(pattern, f"models/{folder}")
-        for task, splits in miniature.write("problems", 0, 16, 1, ["mbpp", "dbbench"]).items():
+        for task, splits in miniature.write("problems", 0, 32, 1, ["mbpp", "dbbench"]).items():
             Path("data").mkdir(exist_ok=True)
             shutil.copy(splits["train"], f"data/{task}.jsonl")
 

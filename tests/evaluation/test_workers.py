@@ -124,6 +124,25 @@ def test_weights_are_unloaded_before_the_next_are_expressed():
     assert happened == ["unload", "express", "evaluate, donated: True"] * 2
 
 
+def test_the_split_of_a_worker_is_that_of_its_evaluations(low_rank):
+    _, _, space = low_rank
+    splits = []
+
+    class Watched(Evaluator):
+        def __init__(self):
+            self.unload = lambda: None
+
+        def population(self, params, count, split="train", *, donate=False, stop=None):
+            splits.append(split)
+            return [doubled(1)] * count
+
+    workers = [SerialWorker(space.express, Watched(), "validation"), SerialWorker(space.express, Watched())]
+    workers += [PopulationWorker(space.express_mixed, Watched(), 1, "validation")]
+    for worker in workers:
+        worker([space.expert(0)], threading.Event())
+    assert splits == ["validation", "train", "validation"]
+
+
 # ------------------------------------------------------------------------------------------------- populations
 
 

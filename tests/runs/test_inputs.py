@@ -33,11 +33,29 @@ def test_a_config_that_was_not_loaded_is_checked():
 def test_the_number_of_train_problems_is_that_which_is_played(tmp_path, rows, size):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"id": {i}}}\n' for i in range(rows)))
-    tasks = [{"name": "one", "kind": "mbpp", "train": str(path), "train_size": size}]
+    tasks = [{"name": "one", "kind": "mbpp", "train": str(path), "train_size": size, "validation_size": 0}]
     tasks.append(tasks[0] | {"name": "two", "test": str(path)})
-    one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks}))
+    one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks, "export": {"method": "aggregate"}}))
     assert one.train_size() == len(split_evenly(read_rows(path))[0][:size])
     assert two.train_size() == len(read_rows(path)[:size])
+
+
+@pytest.mark.parametrize(("size", "validation", "played"), [(2, 1, 2), (2, None, 2), (None, 1, 2), (None, 0, 3), (8, 0, 3)])
+def test_validation_problems_are_not_played_in_the_search(tmp_path, size, validation, played):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"id": {i}}}\n' for i in range(6)))
+    task = {"name": "one", "kind": "mbpp", "train": str(path), "train_size": size, "validation_size": validation}
+    tree = DEMO | {"tasks": [task, {"name": "mbpp"}], "export": {"method": "aggregate"}}
+    assert resolve_tasks(load_config(tree))[0].train_size() == played
+    task["train_size"], task["validation_size"] = 3, 1
+    with pytest.raises(
+        InputError,
+        match=r"at least 4 train problems for train_size 3 and validation_size 1, got 3 in the train half of .*rows\.jsonl of "
+        r"task 'one'; decrease one of them, or set validation_size: 0",
+    ):
+        resolve_tasks(load_config(tree))[0].train_size()
+    task["test"] = str(path)
+    assert resolve_tasks(load_config(tree))[0].train_size() == 3
 
 
 def test_the_size_of_a_file_that_is_elsewhere(tmp_path):

@@ -261,7 +261,11 @@ def test_a_run_with_adapters(finished, tmp_path, capsys):
     write_adapter(tmp_path / "lora-a", config, 1, scale=0.01)
     write_adapter(tmp_path / "lora-b", config, 2, scale=0.01, rank=4)
     tree = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
-    tree["tasks"] = [task | {"train_size": 4, "test_size": 4} for task in tree["tasks"] if task["name"] != "os_interaction"]
+    tree["tasks"] = [
+        task | {"train_size": 4, "validation_size": 4, "test_size": 4}
+        for task in tree["tasks"]
+        if task["name"] != "os_interaction"
+    ]
     tree |= {"output": str(tmp_path / "run"), "cache": str(tmp_path / "cache"), "baselines": []}
     tree["search"] = {"generations": 2, "batch_size": 2, "bounds": {"mbpp": [0, 1], "dbbench": [0, 1]}}
     tree["model"] = {"base": str(base), "experts": {"mbpp": str(tmp_path / "lora-a"), "dbbench": str(tmp_path / "lora-b")}}

@@ -230,3 +230,16 @@ def test_more_problems_than_there_are(monkeypatch):
     assert len(mini.generate(0, 0, 1, ["mbpp"])["mbpp"]["test"]) == 1
     with pytest.raises(InputError, match="at most 1 different test problems of mbpp, got 2"):
         mini.generate(0, 0, 2, ["mbpp"])
+
+
+@pytest.mark.parametrize("task", mini.TASKS)
+def test_validation_problems_change_no_others_and_repeat_no_program(task):
+    before, after = mini.generate(3, 6, 6, [task])[task], mini.generate(3, 6, 6, [task], validation=6)[task]
+    assert before == {split: after[split] for split in ("train", "test")}
+    assert [*after] == ["train", "validation", "test"]
+    programs = {split: {_program(task, record) for record in records} for split, records in after.items()}
+    assert [len(found) for found in programs.values()] == [6, 6, 6]
+    assert len(set.union(*programs.values())) == 18
+    assert _program(task, after["validation"][0]) == _program(task, mini.generate(3, 7, 0, [task])[task]["train"][6])
+    with pytest.raises(InputError, match=r"0 or more, got train=1, validation=-1, test=1; correct them"):
+        mini.generate(0, 1, 1, [task], validation=-1)

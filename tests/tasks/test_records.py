@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cycleqd_jax.tasks.records import Row, read_rows, split_evenly, split_sizes
+from cycleqd_jax.tasks.records import Row, read_rows, split_evenly, split_sizes, validation_slice
 from cycleqd_jax.types import InputError
 
 
@@ -95,3 +95,35 @@ def test_split_is_even_disjoint_and_independent_of_order(count):
 def test_one_record_cannot_be_split():
     with pytest.raises(InputError, match=r"at least two records .*, got 1 in here; give more"):
         split_evenly([Row({"id": 1}, "here")])
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        (8, 4, range(8, 12)),
+        (8, None, range(8, 20)),
+        (None, 4, range(16, 20)),
+        (16, 4, range(16, 20)),
+        (1, 19, range(1, 20)),
+        (8, 0, range(0)),
+        (None, 0, range(0)),
+        (32, 0, range(0)),
+    ],
+)
+def test_validation_problems_follow_those_of_the_search(train, validation, expected):
+    assert [*range(20)][validation_slice(20, train, validation, "the file")] == [*expected]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "words"),
+    [
+        (16, 5, "at least 21 train problems for train_size 16 and validation_size 5, got 20 in the file; decrease one"),
+        (20, None, "at least 21 train problems for train_size 20 and validation_size null, got 20 in the file"),
+        (None, 20, "at least 21 train problems for train_size null and validation_size 20, got 20 in the file"),
+        (32, 1, "at least 33 train problems"),
+        (None, None, "a train_size or a validation_size, got null for both in the file; give one"),
+    ],
+)
+def test_splits_that_would_be_empty_or_overlap_are_refused(train, validation, words):
+    with pytest.raises(InputError, match=f"expected {words}"):
+        validation_slice(20, train, validation, "the file")

@@ -176,7 +176,7 @@ def test_no_recompilation(compilations):
 
 def test_the_leading_elites_are_distinct_and_sorted():
     scores = np.array([[0.2, 0.9], [0.8, 0.4], [0.5, 0.5], [np.nan, 0.9], [0.7, 0.7], [0.1, 0.3]], np.float32)
-    genomes = {"x": jnp.arange(6.0)[:, None] * jnp.ones(WIDTH)}
+    genomes = {"x": jnp.repeat(jnp.arange(6.0)[:, None], WIDTH, axis=1)}
     archives = Archives.create({"x": jnp.zeros(WIDTH)}, np.array([[0.0, 1.0]] * 2), 5).add(genomes, scores, 10 + np.arange(6))
     held = set(np.asarray(archives.ids)[np.asarray(archives.occupied())].tolist())
     expected = sorted(held, key=lambda identity: -scores[identity - 10].mean())

@@ -61,7 +61,7 @@ def test_a_whole_run(trained, compiled, capsys, method):
 
     results = json.loads((run / "tables" / "results.json").read_text())
     assert {name for name in results["methods"] if name.startswith(method)} == (
-        {"cycleqd", "cycleqd_best_elite"} if method == "cycleqd" else {method}
+        {"cycleqd", "cycleqd_best_elite", "cycleqd_soup", "cycleqd_selected"} if method == "cycleqd" else {method}
     )
     best = max(range(BUDGET), key=lambda i: (np.float32(np.mean(list(lines[i]["scores"].values()))), -i))
     assert np.mean(list(lines[results["best_elite"]]["scores"].values())) == pytest.approx(

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
+import cycleqd_jax as cq
 from cycleqd_jax.cli import main
 
-from .conftest import TASKS, history, write_config
+from .conftest import TASKS, history, small_config, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -28,6 +29,8 @@ METHODS = {
     "uniform_merge",
     "cycleqd",
     "cycleqd_best_elite",
+    "cycleqd_soup",
+    "cycleqd_selected",
     "ties",
     "dare_ties",
 }
@@ -61,6 +64,31 @@ def test_run_leaves_everything(finished):
     assert meta["tags"][0] == "merge"
     assert "base_model" not in meta  # the models are of this machine, and the hub takes its own repositories only
     assert all(f"| expert/{task} |" in card for task in TASKS)
+    assert "by the average on 24 validation problems" in card
+    assert "| 95 % interval | CycleQD, selected above |" in card
+
+
+def test_the_final_model_is_the_best_on_validation(finished):
+    run = cq.open_run(finished / "run")
+    best = max(run.selection, key=lambda one: (one["average"], one["kind"] != "soup"))
+    (chosen,) = [one for one in run.selection if one["chosen"]]
+    assert chosen["average"] == pytest.approx(best["average"])
+    assert [one["kind"] for one in run.selection[:4]] == ["aggregate", "elite", "elite", "elite"]
+    elites = {one["ids"][0]: one for one in run.selection if one["kind"] == "elite"}
+    averages = [next(one["average"] for one in run.individuals if one["id"] == identity) for identity in elites]
+    assert averages == sorted(averages, reverse=True)
+    results = json.loads((finished / "run" / "tables" / "results.json").read_text())
+    assert next(iter(elites)) == results["best_elite"]
+    twin = {"aggregate": "cycleqd", "soup": "cycleqd_soup"}.get(chosen["kind"])
+    if chosen["ids"] == (results["best_elite"],):
+        twin = "cycleqd_best_elite"
+    if twin is not None:
+        assert results["methods"]["cycleqd_selected"] == results["methods"][twin]
+        assert not list((finished / "run" / "transcripts").glob("cycleqd_selected-*"))
+    assert results["selected"]["selection"]["average"] == chosen["average"]
+    page = (finished / "run" / "report.html").read_text()
+    assert "Candidates for the final model" in page
+    assert "CycleQD, selected" in page
 
 
 def test_run_again_changes_nothing(finished, capsys):
@@ -93,7 +121,7 @@ def test_the_exported_model_scores_as_in_the_table(finished, capsys):
     model = str(finished / "run" / "model")
     assert main(["evaluate", str(finished / "config.yaml"), "--model", model, "sandbox.workers=2"]) == 0
     out = capsys.readouterr().out
-    table = json.loads((finished / "run" / "tables" / "results.json").read_text())["methods"]["cycleqd"]
+    table = json.loads((finished / "run" / "tables" / "results.json").read_text())["methods"]["cycleqd_selected"]
     for split in ("train", "test"):
         assert f"{split}: " + ", ".join(f"{t} {table[split][t]:.3f}" for t in TASKS) in out
 
@@ -114,7 +142,7 @@ def test_killed_at_any_time_it_ends_the_same(finished, trained, compiled):
     assert len(history(trained / "run")) < 3 + 4 * 2
     assert main(["run", str(config)]) == 0
     assert history(trained / "run") == history(finished / "run")
-    for name in ("tables/results.json", "grid.json", "model/model.safetensors"):
+    for name in ("tables/results.json", "tables/selection.json", "grid.json", "model/model.safetensors"):
         assert (trained / "run" / name).read_bytes() == (finished / "run" / name).read_bytes()
 
 
@@ -153,10 +181,59 @@ def test_the_best_elite_is_exported(finished, trained, capsys):
     card = (folder / "README.md").read_text()
     assert f"individual {results['best_elite']}, the elite of the best average" in card
     assert "| archive |" not in card
-    assert (folder / "model.safetensors").read_bytes() != (trained / "run" / "model" / "model.safetensors").read_bytes()
+    selected = (trained / "run" / "model" / "model.safetensors").read_bytes()
+    same = results["methods"]["cycleqd_selected"] == results["methods"]["cycleqd_best_elite"]
+    assert same or (folder / "model.safetensors").read_bytes() != selected
     assert main(["evaluate", str(config), "--model", str(folder)]) == 0
     row = results["methods"]["cycleqd_best_elite"]["test"]
     assert "test: " + ", ".join(f"{t} {row[t]:.3f}" for t in TASKS) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["aggregate", "soup", "best_elite"])
+def test_the_method_of_export_decides(finished, trained, capsys, method):
+    config = write_config(trained)
+    shutil.copytree(finished / "run", trained / "run")
+    before = (trained / "run" / "tables" / "results.json").read_bytes()
+    assert main(["export", str(config), f"export.method={method}"]) == 0
+    assert (trained / "run" / "tables" / "results.json").read_bytes() == before
+    card = (trained / "run" / "model" / "README.md").read_text()
+    assert ("| archive |" in card) == (method == "aggregate")
+    assert "The model was chosen" not in card
+    assert main(["evaluate", str(config), "--model", str(trained / "run" / "model"), "export.method=aggregate"]) == 0
+    row = json.loads(before)["methods"]["cycleqd" if method == "aggregate" else f"cycleqd_{method}"]["test"]
+    assert "test: " + ", ".join(f"{t} {row[t]:.3f}" for t in TASKS) in capsys.readouterr().out
+
+
+def test_a_finished_run_of_a_version_that_did_not_select_is_measured_again(finished, trained):
+    config = write_config(trained)
+    shutil.copytree(finished / "run", trained / "run")
+    tables = trained / "run" / "tables"
+    expected = {name: (tables / name).read_bytes() for name in ("results.json", "selection.json")}
+    old = json.loads(expected["results.json"])
+    del old["methods"]["cycleqd_selected"], old["methods"]["cycleqd_soup"], old["selected"]
+    (tables / "results.json").write_text(json.dumps(old))
+    (tables / "selection.json").unlink()
+    tree = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    del tree["export"]
+    for task in tree["tasks"]:
+        del task["validation_size"]
+    (trained / "run" / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["run", str(config), "export.elites=8"]) == 0
+    found = json.loads((tables / "results.json").read_text())
+    assert {name: found["methods"][name] for name in old["methods"]} == old["methods"]
+    assert "cycleqd_selected" in found["methods"]
+    chosen = json.loads((tables / "selection.json").read_text())["candidates"]
+    assert len([one for one in chosen if one["kind"] == "elite"]) > 3
+
+
+def test_without_validation_there_is_nothing_to_select(trained):
+    tasks = [task | {"validation_size": 0} for task in small_config(trained)["tasks"]]
+    assert main(["run", str(write_config(trained, tasks=tasks, export={"method": "aggregate"}))]) == 0
+    results = json.loads((trained / "run" / "tables" / "results.json").read_text())
+    assert set(results["methods"]) == METHODS - {"cycleqd_soup", "cycleqd_selected"}
+    assert "selected" not in results
+    assert not (trained / "run" / "tables" / "selection.json").exists()
+    assert "| archive |" in (trained / "run" / "model" / "README.md").read_text()
 
 
 def test_stages_one_by_one(finished, trained, capsys):

@@ -177,3 +177,43 @@ def test_damaged_config_is_an_error(make_run, text):
 def test_reading_needs_no_plotting():
     code = "import sys, cycleqd_jax.report; print('matplotlib' in sys.modules, 'jinja2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False False\n"
+
+
+def write_selection(folder, **changes):
+    items = {task: [1.0, 0.0] for task in TASKS}
+    one = {
+        "kind": "aggregate",
+        "ids": [1, 2],
+        "error": None,
+        "scores": dict.fromkeys(TASKS, 0.5),
+        "items": items,
+        "average": 0.5,
+    }
+    broken = {"kind": "elite", "ids": [7], "error": "overflow", "scores": None, "items": {}, "average": None}
+    tree = {"problems": dict.fromkeys(TASKS, "1234"), "candidates": [one, broken], "soup": [1]}
+    tree |= {"chosen": {"kind": "aggregate", "ids": [1, 2]}} | changes
+    (folder / "tables" / "selection.json").write_text(json.dumps(tree))
+
+
+def test_the_selection(make_run):
+    folder = make_run()
+    assert open_run(folder).selection == []
+    write_selection(folder)
+    chosen, broken = open_run(folder).selection
+    assert chosen == {"kind": "aggregate", "ids": (1, 2), **dict.fromkeys(TASKS, 0.5), "average": 0.5, "chosen": True}
+    assert (broken["kind"], broken["ids"], broken["chosen"]) == ("elite", (7,), False)
+    assert all(np.isnan(broken[column]) for column in (*TASKS, "average"))
+    page = write_report(folder)[-1].read_text()
+    assert "Candidates for the final model" in page
+    assert "#1 + #2" in page
+    write_selection(folder, chosen={"kind": "elite", "ids": [99]})  # not finished
+    assert open_run(folder).selection == []
+    assert "Candidates for the final model" not in write_report(folder)[-1].read_text()
+
+
+@pytest.mark.parametrize("changes", [{"candidates": [3]}, {"candidates": None}, {"problems": {"other": ""}}, {"chosen": 3}])
+def test_a_damaged_selection_is_named(make_run, changes):
+    folder = make_run()
+    write_selection(folder, **changes)
+    with pytest.raises(InputError, match=r"expected candidates with kind, ids, scores and items in .*selection\.json, got"):
+        _ = open_run(folder).selection

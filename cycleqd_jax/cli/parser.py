@@ -32,8 +32,8 @@ STAGES = {
     "basis": "decompose the experts' task vectors and print the energy retained and the similarity of the experts",
     "evolve": "evolve the archives; continues from the journal and the checkpoints",
     "aggregate": "merge the archives' elites and print their ids and weights (evolves first if necessary)",
-    "evaluate": "score base, experts, merges and CycleQD on both halves and print the table (evolves first if necessary)",
-    "export": "write the aggregated model as a Hugging Face folder (evolves and evaluates first if necessary)",
+    "evaluate": "score base, experts, merges and CycleQD on train and test and print the table (evolves first if necessary)",
+    "export": "write the final model as a Hugging Face folder (evolves and evaluates first if necessary)",
 }
 """Stages of a run, with their help."""
 

@@ -151,7 +151,7 @@ class Evaluator:
 
         Args:
             params: weights of the model.
-            split: the half of the problems.
+            split: the problems to play.
             donate: whether the weights' buffers may be reused; the caller must not use them afterwards.
             stop: when it is set, the evaluation is abandoned after the generator's current call.
 
@@ -181,7 +181,7 @@ class Evaluator:
         Args:
             params: weights of all models.
             count: how many of the models to evaluate, from the first.
-            split: the half of the problems.
+            split: the problems to play.
             donate: see :meth:`__call__`.
             stop: see :meth:`__call__`.
 

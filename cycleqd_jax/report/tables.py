@@ -96,14 +96,16 @@ class ResultsTable:
         """Which cells are marked, Bool ``[method, column]``.
 
         A mean is marked if it is the highest of its column as printed and, where there are intervals, the interval of its
-        difference to every other method lies above zero. Without intervals ties are all marked.
+        difference to every other method lies above zero. Methods with the same results on every problem count as one: they may
+        have the same weights. Without intervals ties are all marked.
         """
         shown = np.round(self.mean(split) * 100, 1)
         if not len(shown):
             return np.zeros(shown.shape, bool)
         highest = shown == np.where(np.isnan(shown), -np.inf, shown).max(axis=0)
         for m, c in np.argwhere(highest):
-            found = [self.difference(split, int(m), other, int(c)) for other in range(len(shown)) if other != m]
+            others = [other for other in range(len(shown)) if not self._equal(split, int(m), other)]
+            found = [self.difference(split, int(m), other, int(c)) for other in others]
             highest[m, c] = all(one is None or one.above_zero for one in found)
         return highest
 
@@ -132,6 +134,12 @@ class ResultsTable:
         if scores is None or others is None or [*map(len, scores)] != [*map(len, others)]:
             return None
         return _kept(difference, scores, others)
+
+    def _equal(self, split: str, method: int, other: int) -> bool:
+        """Whether two methods have the same results: scores in every run, and the score of every problem."""
+        values = self.values[split]
+        items = [self.items.get(self.methods[m], {}).get(split) for m in (method, other)]
+        return np.array_equal(values[:, method], values[:, other], equal_nan=True) and items[0] == items[1]
 
     def _scores(self, split: str, method: int, column: int) -> tuple[tuple[float, ...], ...] | None:
         """The scores of a cell's problems, by task; None where they are not known."""
@@ -176,7 +184,7 @@ class ResultsTable:
         unit = "runs" if self.runs > 1 else "problems"
         return (
             f"Scores in percent{over}. Intervals are of the average, over {unit}. A score is marked where the interval of its "
-            "difference to every other row lies above zero."
+            "difference to every row with other results lies above zero."
         )
 
     def markdown(self) -> str:

@@ -1,4 +1,4 @@
-"""The final measurement of a run: every row of the results table, on both halves of every task."""
+"""The final measurement of a run: every row of the results table, on the train and test problems of every task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Row:
 
 
 def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
-    """Evaluates every row on both halves and writes ``tables/results.json``, ``tables/items.json`` and ``transcripts/``.
+    """Evaluates every row on train and test; writes ``tables/results.json``, ``tables/items.json`` and ``transcripts/``.
 
     Rows of equal weights are evaluated once. The transcripts are those of the first of them.
 
@@ -114,12 +114,12 @@ def _merged(context: Context, method: str) -> Params:
 def _score(
     context: Context, evolution: Evolution, method: str, row: _Row, split: Split
 ) -> tuple[Mapping[str, float | None], Mapping[str, list[float]]]:
-    """Scores of one row on one half and the score of every problem by task; its transcripts are written.
+    """Scores of one row on one split and the score of every problem by task; its transcripts are written.
 
     Where the row can't be evaluated, its scores are None, and there are no scores of problems.
     """
     evaluator = evolution.ensure_evaluator()
-    evaluator.unload()  # the weights are made anew for every half, so that memory holds one set at a time
+    evaluator.unload()  # the weights are made anew for every split, so that memory holds one set at a time
     evaluation = evaluator(row.make(), split, donate=row.donate)
     if evaluation.scores is None:
         context.log(f"warning: {method} can't be evaluated: {evaluation.error}")

@@ -201,7 +201,10 @@ class Run:
         return self._ensure_open("aggregate").evolution.aggregate().facts
 
     def evaluate(self) -> dict[str, Any]:
-        """Scores every row of the results table on both halves; writes and returns ``tables/results.json``."""
+        """Scores every row of the results table on train and test problems; writes and returns ``tables/results.json``.
+
+        The final model is chosen on validation problems before; that is stored in ``tables/selection.json``.
+        """
         opened = self._ensure_open("evaluate")
         return measure(opened.context, opened.evolution, opened.sandbox.isolation.name)
 
@@ -246,7 +249,7 @@ class Run:
             model: a Hugging Face folder, a ``.gguf`` file, or a repository of the hub.
 
         Returns:
-            The evaluation on each half. Its ``error`` is set if the model's logits are not finite.
+            The evaluation on the train and on the test problems. Its ``error`` is set if the model's logits are not finite.
 
         Raises:
             InputError: the model can't be read, has no tokenizer with a chat template, or has fewer positions than

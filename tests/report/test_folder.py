@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cycleqd_jax.report import RunFolder, open_run
+from cycleqd_jax.report import RunFolder, open_run, write_report
 from cycleqd_jax.report.history import load_history
 from cycleqd_jax.types import InputError
 
@@ -202,7 +202,7 @@ def test_the_selection(make_run):
     chosen, broken = open_run(folder).selection
     assert chosen == {"kind": "aggregate", "ids": (1, 2), **dict.fromkeys(TASKS, 0.5), "average": 0.5, "chosen": True}
     assert (broken["kind"], broken["ids"], broken["chosen"]) == ("elite", (7,), False)
-    assert all(np.isnan(broken[column]) for column in (*TASKS, "average"))
+    assert all(math.isnan(broken[column]) for column in (*TASKS, "average"))
     page = write_report(folder)[-1].read_text()
     assert "Candidates for the final model" in page
     assert "#1 + #2" in page

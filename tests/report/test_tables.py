@@ -133,6 +133,27 @@ def test_a_score_is_marked_where_the_paired_difference_says_so(tmp_path):
     assert float(rows[2]["low"]) < 0.25 < float(rows[2]["high"])
 
 
+def test_the_selected_model_is_the_reference_and_shares_its_mark(tmp_path):
+    right, wrong = [1.0] * 40, [0.0] * 40
+    half = [1.0, 0.0] * 20
+    rows = {
+        "cycleqd_selected": {"a": right, "b": half},
+        "cycleqd": {"a": half, "b": half},
+        "cycleqd_soup": {"a": right, "b": half},  # the same weights
+        "cycleqd_best_elite": {"a": half, "b": wrong},
+        "base": {"a": wrong, "b": wrong},
+    }
+    table = with_items(tmp_path / "run", rows)
+    assert table.methods == ("base", "cycleqd_soup", "cycleqd_best_elite", "cycleqd", "cycleqd_selected")
+    assert table.reference == 4
+    assert table.best("test")[:, 0].tolist() == [False, True, False, False, True]
+    assert not table.best("test")[:, 1].any()  # there, another model is as good
+    assert "CycleQD, selected above" in table.text()
+    assert table.details("test")["CycleQD, selected above"][1:2] == ["+0.0 [0.0, 0.0]"]
+    assert "| CycleQD, soup of elites |" in table.markdown()
+    assert "| CycleQD, selected |" in table.markdown()
+
+
 def test_methods_on_other_problems_are_not_compared(tmp_path):
     table = with_items(tmp_path / "run", {"base": {"a": [0.0] * 9, "b": [1.0]}, "cycleqd": {"a": [1.0] * 8, "b": [1.0]}})
     assert table.difference("test", 1, 0) is None

@@ -19,6 +19,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     converted,
     decimal,
     literal,
+    moment,
     number,
     number_type,
     text,
@@ -432,11 +433,11 @@ class Expressions:
         if kind == "BINARY":
             return Expr(f"CAST({text(made) if made.type.kind != 'bin' else made.sql} AS BLOB)", BINARY)
         if kind == "DATE":
-            return Expr(f"m_date({text(made)})", DATE)
+            return Expr(f"m_date({moment(made)})", DATE)
         if kind in ("DATETIME", "TIME", "TIMESTAMP"):
             scale = sizes[0] if sizes else 0
             name = "time" if kind == "TIME" else "datetime"
-            return Expr(f"m_{name}({text(made)}, {scale})", Type(name, scale))
+            return Expr(f"m_{name}({text(made) if name == 'time' else moment(made)}, {scale})", Type(name, scale))
         raise unsupported(f"CAST AS {kind}")
 
     # -------------------------------------------------------------------------------------------- subqueries
@@ -476,7 +477,9 @@ class Expressions:
         unit = node.this.name.upper()
         if unit not in _PARTS:
             raise unsupported(f"EXTRACT({unit} …)")
-        return Expr(f"m_part({text(self(node.expression))}, '{unit}')", INT)
+        value = self(node.expression)
+        shown = text(value) if unit in ("HOUR", "MINUTE", "SECOND", "MICROSECOND") else moment(value)
+        return Expr(f"m_part({shown}, '{unit}')", INT)
 
     def _chr(self, node: exp.Chr) -> Expr:
         return call("CHAR", [self(one) for one in node.expressions], compared, self.database)
@@ -514,7 +517,7 @@ class Expressions:
         if name == "TIMESTAMPDIFF" and len(node.expressions) == 3:
             unit = node.expressions[0].name.upper().removeprefix("SQL_TSI_")
             if unit in _PARTS:
-                first, second = (text(self(one)) for one in node.expressions[1:])
+                first, second = (moment(self(one)) for one in node.expressions[1:])
                 return Expr(f"m_timestampdiff('{unit}', {first}, {second})", INT)
         if any(isinstance(one, exp.Star | exp.Distinct) for one in node.expressions):
             raise unsupported(f"{name}() with these arguments")

@@ -20,6 +20,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     converted,
     decimal,
     literal,
+    moment,
     number,
     number_type,
     text,
@@ -56,7 +57,7 @@ class _Simple(NamedTuple):
     """A function whose arguments have fixed kinds.
 
     Attributes:
-        kinds: one letter for each argument: s text, n number, i integer; a capital letter may be missing or, if it is the last
+        kinds: one letter for each argument: s text, n number, i integer, d date or datetime; a capital letter may be missing or, if it is the last
             one before ``*``, be repeated.
         result: type of the result.
         template: the expression, with ``{0}`` for the first argument and ``{all}`` for all.
@@ -72,7 +73,7 @@ def _math(name: str) -> _Simple:
 
 
 def _part(name: str, result: Type = INT) -> _Simple:
-    return _Simple("s", result, f"m_part({{0}}, '{name}')")
+    return _Simple("s" if name in ("HOUR", "MINUTE", "SECOND", "MICROSECOND") else "d", result, f"m_part({{0}}, '{name}')")
 
 
 _NOW = {
@@ -132,20 +133,20 @@ _SIMPLE = {
     "WEEKDAY": _part("WEEKDAY"), "DAYOFYEAR": _part("DAYOFYEAR"), "QUARTER": _part("QUARTER"), "HOUR": _part("HOUR"),
     "MINUTE": _part("MINUTE"), "SECOND": _part("SECOND"), "MICROSECOND": _part("MICROSECOND"), "TO_DAYS": _part("TO_DAYS"),
     "DAYNAME": _part("DAYNAME", TEXT),
-    "MONTHNAME": _Simple("s", TEXT, "m_monthname({0})"),
-    "LAST_DAY": _Simple("s", DATE, "m_last_day({0})"),
-    "DATE": _Simple("s", DATE, "m_date({0})"),
+    "MONTHNAME": _Simple("d", TEXT, "m_monthname({0})"),
+    "LAST_DAY": _Simple("d", DATE, "m_last_day({0})"),
+    "DATE": _Simple("d", DATE, "m_date({0})"),
     "TIME": _Simple("s", TIME, "m_time({0}, 0)"),
-    "TIMESTAMP": _Simple("s", DATETIME, "m_datetime({0}, 0)"),
-    "DATEDIFF": _Simple("ss", INT, "m_datediff({all})"),
+    "TIMESTAMP": _Simple("d", DATETIME, "m_datetime({0}, 0)"),
+    "DATEDIFF": _Simple("dd", INT, "m_datediff({all})"),
     "TIMEDIFF": _Simple("ss", TIME, "m_timediff({all})"),
     "FROM_DAYS": _Simple("i", DATE, "m_from_days({0})"),
     "MAKEDATE": _Simple("ii", DATE, "m_makedate({all})"),
     "MAKETIME": _Simple("iii", TIME, "m_maketime({all})"),
     "SEC_TO_TIME": _Simple("i", TIME, "m_sec_to_time({0})"),
     "TIME_TO_SEC": _Simple("s", INT, "m_time_to_sec({0})"),
-    "WEEKOFYEAR": _Simple("s", INT, "m_week({0}, 3, 0)"),
-    "DATE_FORMAT": _Simple("ss", TEXT, "m_date_format({all}, 0)"),
+    "WEEKOFYEAR": _Simple("d", INT, "m_week({0}, 3, 0)"),
+    "DATE_FORMAT": _Simple("ds", TEXT, "m_date_format({all}, 0)"),
     "TIME_FORMAT": _Simple("ss", TEXT, "m_date_format({all}, 1)"),
     "FROM_UNIXTIME": _Simple("i", DATETIME, "m_from_unix({0})"),
     "CONNECTION_ID": _Simple("", INT, "1"),
@@ -164,7 +165,7 @@ _SAME = {
 
 
 def _argument(kind: str, expr: Expr) -> str:
-    return {"s": text, "n": number, "i": whole}[kind](expr)
+    return {"s": text, "n": number, "i": whole, "d": moment}[kind](expr)
 
 
 def call(name: str, args: list[Expr], compare: Callable[[str, Expr, Expr], str], table: str) -> Expr:
@@ -317,10 +318,11 @@ def _extreme(name: str) -> Callable[[list[Expr], _Compare], Expr]:
             shown, result = [number(arg) for arg in args], DOUBLE
         else:
             shown, result = _branches(args)
-        collated = " COLLATE mysql" if result.kind == "str" else ""
-        return Expr(
-            f"{'max' if name == 'GREATEST' else 'min'}({', '.join(f'{one}{collated}' for one in shown)})", result, None, other
-        )
+        if result.kind == "str":
+            shown = [f"{one} COLLATE mysql" for one in shown]
+        if name == "LEAST":
+            shown.reverse()  # of equal texts MySQL takes the first one, and SQLite's min() the last one
+        return Expr(f"{'max' if name == 'GREATEST' else 'min'}({', '.join(shown)})", result, None, other)
 
     return build
 
@@ -415,7 +417,7 @@ def _rand(args: list[Expr], _: _Compare) -> Expr:
 
 def _week(with_year: int) -> Callable[[list[Expr], _Compare], Expr]:
     def build(args: list[Expr], _: _Compare) -> Expr:
-        return Expr(f"m_week({text(args[0])}, {whole(args[1]) if len(args) > 1 else 0}, {with_year})", INT)
+        return Expr(f"m_week({moment(args[0])}, {whole(args[1]) if len(args) > 1 else 0}, {with_year})", INT)
 
     return build
 
@@ -431,7 +433,7 @@ def _str_to_date(args: list[Expr], _: _Compare) -> Expr:
 
 
 def _unix(args: list[Expr], _: _Compare) -> Expr:
-    shown = text(args[0]) if args else "m_now('datetime')"
+    shown = moment(args[0]) if args else "m_now('datetime')"
     return Expr(f"m_unix({shown})", INT)
 
 
@@ -456,7 +458,7 @@ def date_add(value: Expr, amount: Expr, unit: str, sign: int) -> Expr:
         raise unsupported("intervals added to times")
     result = {"date": DATE, "datetime": DATETIME, "text": TEXT}[kind]
     shown = text(amount) if "_" in unit else number(amount) if unit == "SECOND" else whole(amount)
-    sql = f"m_date_add({text(value)}, {shown}, '{unit}', {sign}, '{kind}')"
+    sql = f"m_date_add({moment(value)}, {shown}, '{unit}', {sign}, '{kind}')"
     return Expr(sql, result, None, f"m_date_number({sql})")
 
 

@@ -163,6 +163,11 @@ def number(expr: Expr) -> str:
     return f"m_num({expr.sql})" if expr.type.kind == "str" else expr.sql
 
 
+def moment(expr: Expr) -> str:
+    """An expression converted to the text of a date or a datetime, as in YEAR."""
+    return f"m_number_moment({number(expr)})" if expr.type.numeric else text(expr)
+
+
 def number_type(kind: Type) -> Type:
     """The type of the number that a value of a type becomes."""
     if kind.temporal:
@@ -256,10 +261,10 @@ def stored(expr: Expr, column: Column) -> str:
     if kind == "dbl":
         return f"CAST({number(expr)} AS REAL)"
     if kind == "date":
-        return f"ifnull(m_date({text(expr)}), iif({expr.sql} IS NULL, NULL, '0000-00-00'))"
+        return f"ifnull(m_date({moment(expr)}), iif({expr.sql} IS NULL, NULL, '0000-00-00'))"
     if kind == "datetime":
         scale = column.type.scale or 0
-        return f"ifnull(m_datetime({text(expr)}, {scale}), iif({expr.sql} IS NULL, NULL, '0000-00-00 00:00:00'))"
+        return f"ifnull(m_datetime({moment(expr)}, {scale}), iif({expr.sql} IS NULL, NULL, '0000-00-00 00:00:00'))"
     if kind == "time":
         return f"ifnull(m_time({text(expr)}, {column.type.scale or 0}), iif({expr.sql} IS NULL, NULL, '00:00:00'))"
     if kind == "bin":

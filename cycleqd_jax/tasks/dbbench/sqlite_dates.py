@@ -4,6 +4,7 @@ A date is a text ``YYYY-MM-DD``, a datetime ``YYYY-MM-DD HH:MM:SS[.ffffff]``, a 
 """
 
 import datetime
+import decimal
 import re
 
 from cycleqd_jax.tasks.dbbench.sqlite_values import Pattern, sql
@@ -122,6 +123,27 @@ def shown_clock(value, scale=0):
     seconds, fraction = divmod(value, SECOND)
     text = f"{sign}{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
     return text + (f".{fraction:06d}"[: scale + 1] if scale else "")
+
+
+@sql("m_number_moment")
+def number_moment(value):
+    """A number as the text of a date or a datetime, by its digits; parts that do not exist are not checked."""
+    if value < 0:
+        return None
+    digits, _, fraction = f"{decimal.Decimal(repr(value)):f}".partition(".")
+    number = int(digits)
+    if number == 0:
+        return "0000-00-00 00:00:00"
+    day, time = divmod(number, SECOND) if number > 99_991_231 else (number, None)
+    if not 101 <= day <= 99_991_231 or 691_231 < day < 700_101 or (time is None and 991_231 < day < 10_000_101):
+        return None
+    year, month_and_day = divmod(day, 10_000)
+    if day <= 991_231:
+        year += 1900 if year >= 70 else 2000
+    shown = f"{year:04d}-{month_and_day // 100:02d}-{month_and_day % 100:02d}"
+    if time is None:
+        return shown
+    return f"{shown} {time // 10_000:02d}:{time // 100 % 100:02d}:{time % 100:02d}" + f".{fraction}" * bool(fraction)
 
 
 @sql("m_date")

@@ -129,9 +129,9 @@ def shown(value, code):
             raise Fault("1690 (22003): BIGINT value is out of range")
         return value
     if code == "dbl":
-        return float(value)
+        return float(value) + 0.0  # MySQL has no negative zero
     if code[0] == "f":
-        return float(f"{value:.{code[1:]}f}")
+        return float(f"{value + 0.0:.{code[1:]}f}")
     if code[0] == "d" and code[1:].isdecimal():
         scale = int(code[1:])
         if isinstance(value, float) and abs(value) * 10**scale > 9e15:

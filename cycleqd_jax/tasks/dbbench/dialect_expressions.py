@@ -9,6 +9,7 @@ from cycleqd_jax.tasks.dbbench.dialect_functions import AGGREGATES, call, date_a
 from cycleqd_jax.tasks.dbbench.dialect_types import (
     BINARY,
     DATE,
+    DATETIME,
     DOUBLE,
     INT,
     NULL,
@@ -18,6 +19,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     common,
     converted,
     decimal,
+    cast_moment,
     literal,
     moment,
     number,
@@ -65,11 +67,16 @@ def compared(operator: str, first: Expr, second: Expr) -> str:
         collation = "mysqlbin" if first.type.exact or second.type.exact else "mysql"
         return f"({first.sql} COLLATE {collation} {operator} {second.sql})"
     if first.type.temporal or second.type.temporal:
-        dated = "time" if kinds <= {"time", "str"} else "datetime"
-        if kinds <= {"date", "datetime", "str"} or kinds <= {"time", "str"}:
-            left, right = (f"m_{dated}({text(one)}, 6)" for one in (first, second))
+        timed = kinds <= {"time", "str"}
+        if timed or "time" not in kinds:
+            left, right = (_instant(one, timed) for one in (first, second))
             return f"({left} {operator} {right})"
     return f"({number(first)} {operator} {number(second)})"
+
+
+def _instant(expr: Expr, timed: bool) -> str:
+    shown = text(expr) if expr.type.kind == "bin" else expr.sql
+    return f"m_instant({expr.instant or shown}, {int(timed)})"
 
 
 def quotient_digits(first: int, second: int) -> int:
@@ -202,7 +209,7 @@ class Expressions:
 
     def _paren(self, node: exp.Paren) -> Expr:
         made = self(node.this)
-        return Expr(f"({made.sql})", made.type, made.value)
+        return made._replace(sql=f"({made.sql})")
 
     def _column(self, node: exp.Column) -> Expr:
         from sqlglot import exp
@@ -334,7 +341,10 @@ class Expressions:
         raise unsupported("IS with this operand")
 
     def _between(self, node: exp.Between) -> Expr:
-        value, low, high = self(node.this), self(node.args["low"]), self(node.args["high"])
+        three = [self(node.this), self(node.args["low"]), self(node.args["high"])]
+        if any(one.type.kind in ("date", "datetime") for one in three):  # then all three are compared as dates
+            three = [one if one.type.kind in ("null", "time") else Expr(_instant(one, False), DATETIME) for one in three]
+        value, low, high = three
         return Expr(f"({compared('>=', value, low)} AND {compared('<=', value, high)})", INT)
 
     def _in(self, node: exp.In) -> Expr:
@@ -422,8 +432,8 @@ class Expressions:
             precision, scale = (*sizes, 0)[:2] if sizes else (10, 0)
             if scale > precision or precision > 65:
                 raise unsupported(f"DECIMAL({precision}, {scale})")
-            value = made.sql if made.type.kind in ("str", "int", "dec", "dbl", "null") else number(made)
-            return Expr(f"m_cast_dec({value}, {precision}, {scale})", decimal(scale))
+            plain = made.type.kind in ("str", "int", "dec", "dbl", "null") and made.number is None
+            return Expr(f"m_cast_dec({made.sql if plain else number(made)}, {precision}, {scale})", decimal(scale))
         if kind in ("DOUBLE", "FLOAT"):
             return Expr(f"CAST({number(made)} AS REAL)", DOUBLE)
         if kind in ("CHAR", "VARCHAR", "NCHAR"):
@@ -433,11 +443,11 @@ class Expressions:
         if kind == "BINARY":
             return Expr(f"CAST({text(made) if made.type.kind != 'bin' else made.sql} AS BLOB)", BINARY)
         if kind == "DATE":
-            return Expr(f"m_date({moment(made)})", DATE)
+            return cast_moment(made, DATE)
         if kind in ("DATETIME", "TIME", "TIMESTAMP"):
             scale = sizes[0] if sizes else 0
             name = "time" if kind == "TIME" else "datetime"
-            return Expr(f"m_{name}({text(made) if name == 'time' else moment(made)}, {scale})", Type(name, scale))
+            return cast_moment(made, Type(name, scale))
         raise unsupported(f"CAST AS {kind}")
 
     # -------------------------------------------------------------------------------------------- subqueries

@@ -16,6 +16,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     Expr,
     Refusal,
     Type,
+    cast_moment,
     common,
     converted,
     decimal,
@@ -135,9 +136,6 @@ _SIMPLE = {
     "DAYNAME": _part("DAYNAME", TEXT),
     "MONTHNAME": _Simple("d", TEXT, "m_monthname({0})"),
     "LAST_DAY": _Simple("d", DATE, "m_last_day({0})"),
-    "DATE": _Simple("d", DATE, "m_date({0})"),
-    "TIME": _Simple("s", TIME, "m_time({0}, 0)"),
-    "TIMESTAMP": _Simple("d", DATETIME, "m_datetime({0}, 0)"),
     "DATEDIFF": _Simple("dd", INT, "m_datediff({all})"),
     "TIMEDIFF": _Simple("ss", TIME, "m_timediff({all})"),
     "FROM_DAYS": _Simple("i", DATE, "m_from_days({0})"),
@@ -422,6 +420,10 @@ def _week(with_year: int) -> Callable[[list[Expr], _Compare], Expr]:
     return build
 
 
+def _cast(target: Type) -> Callable[[list[Expr], _Compare], Expr]:
+    return lambda args, _: cast_moment(args[0], target)
+
+
 def _str_to_date(args: list[Expr], _: _Compare) -> Expr:
     pattern = args[1].value
     if pattern is None:
@@ -469,6 +471,7 @@ _BUILDERS: dict[tuple[str, int], Callable[[list[Expr], _Compare], Expr]] = {
     ("MOD", 2): _mod, ("LOG", 1): _log, ("LOG", 2): _log, ("SUBSTRING", 2): _substring, ("SUBSTRING", 3): _substring,
     ("LPAD", 2): _pad(1), ("LPAD", 3): _pad(1), ("RPAD", 2): _pad(0), ("RPAD", 3): _pad(0), ("LOCATE", 2): _locate,
     ("LOCATE", 3): _locate, ("FIELD", -1): _field, ("ELT", -1): _elt, ("HEX", 1): _hex, ("CHAR", -1): _char, ("RAND", -1): _rand,  # noqa: E501
+    ("DATE", 1): _cast(DATE), ("TIME", 1): _cast(TIME), ("TIMESTAMP", 1): _cast(DATETIME),
     ("WEEK", 1): _week(0), ("WEEK", 2): _week(0), ("SHA2", 2): _sha2, ("YEARWEEK", 1): _week(1), ("YEARWEEK", 2): _week(1),
     ("STR_TO_DATE", 2): _str_to_date, ("UNIX_TIMESTAMP", 0): _unix, ("UNIX_TIMESTAMP", 1): _unix,
 }  # fmt: skip

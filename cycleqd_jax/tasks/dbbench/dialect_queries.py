@@ -274,10 +274,12 @@ def _position(node: Any, count: int, clause: str = "order clause") -> int | None
     """The index of the column that a number in ORDER BY or GROUP BY names."""
     from sqlglot import exp
 
+    negative = isinstance(node, exp.Neg)
+    node = node.this if negative else node
     if not isinstance(node, exp.Literal) or node.is_string or not str(node.this).isdecimal():
         return None
-    if not 1 <= int(str(node.this)) <= count:
-        raise Refusal(f"1054 (42S22): Unknown column '{node.this}' in '{clause}'")
+    if negative or not 1 <= int(str(node.this)) <= count:
+        raise Refusal(f"1054 (42S22): Unknown column '{'-' * negative}{node.this}' in '{clause}'")
     return int(str(node.this)) - 1
 
 

@@ -71,12 +71,14 @@ class Expr(NamedTuple):
         type: the type that it has in MySQL.
         value: the value of a literal, else None.
         number: the expression as a number, where MySQL does not convert its text; else None.
+        instant: the expression in comparisons of dates and times, where a conversion that fails is no NULL; else None.
     """
 
     sql: str
     type: Type
     value: str | None = None
     number: str | None = None
+    instant: str | None = None
 
 
 class Column(NamedTuple):
@@ -166,6 +168,13 @@ def number(expr: Expr) -> str:
 def moment(expr: Expr) -> str:
     """An expression converted to the text of a date or a datetime, as in YEAR."""
     return f"m_number_moment({number(expr)})" if expr.type.numeric else text(expr)
+
+
+def cast_moment(expr: Expr, target: Type) -> Expr:
+    """An expression as a date, a datetime or a time; NULL if it is none."""
+    shown = text(expr) if target.kind == "time" else moment(expr)
+    sql = f"m_date({shown})" if target.kind == "date" else f"m_{target.kind}({shown}, {target.scale})"
+    return Expr(sql, target, instant=f"ifnull({sql}, iif({expr.sql} IS NULL, NULL, ''))")
 
 
 def number_type(kind: Type) -> Type:

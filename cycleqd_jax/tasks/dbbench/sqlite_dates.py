@@ -146,6 +146,15 @@ def number_moment(value):
     return f"{shown} {time // 10_000:02d}:{time // 100 % 100:02d}:{time % 100:02d}" + f".{fraction}" * bool(fraction)
 
 
+@sql("m_instant")
+def instant(value, timed):
+    """A value in a comparison of datetimes or, if ``timed``, of times; what is none counts as zero."""
+    if timed:
+        return time_of(value, 6) or "00:00:00.000000"
+    text = value if isinstance(value, str) else number_moment(value)
+    return (text and date_and_time(text, 6)) or "0000-00-00 00:00:00.000000"
+
+
 @sql("m_date")
 def date(text):
     """A text as a date."""

@@ -11,6 +11,7 @@ Every request and every answer is one line:
 """
 
 import datetime
+import decimal
 import hashlib
 import json
 import re
@@ -110,16 +111,6 @@ def build(connection, sql, insert, rows):
     return None
 
 
-class Shown:
-    """A value whose ``repr()`` is a given text."""
-
-    def __init__(self, text):
-        self.text = text
-
-    def __repr__(self):
-        return self.text
-
-
 def shown(value, code):
     """A value as the driver of MySQL gives it."""
     if value is None or code in ("str", "null"):
@@ -136,7 +127,7 @@ def shown(value, code):
         scale = int(code[1:])
         if isinstance(value, float) and abs(value) * 10**scale > 9e15:
             raise Fault("1235 (42000): This version of MySQL doesn't yet support 'decimals of more than 15 digits'")
-        return Shown(f"Decimal('{decimal_text(value, scale)}')")
+        return decimal.Decimal(decimal_text(value, scale))
     if code == "bin":
         return bytearray(value if isinstance(value, bytes) else str(value).encode())
     if code == "time":

@@ -342,8 +342,9 @@ def _truncate(args: list[Expr], _: _Compare) -> Expr:
     sql = f"m_truncate({number(args[0])}, {whole(args[1])})"
     if kind.kind == "dbl":
         return Expr(sql, Type("dbl", places if places is None else max(0, places)))
-    scale = kind.scale or 0
-    return Expr(sql, kind if kind.kind == "int" else decimal(scale if places is None else max(0, min(places, scale))))
+    if kind.kind == "int":
+        return Expr(sql, kind)
+    return Expr(sql, decimal((kind.scale or 0) if places is None else max(0, places)))
 
 
 def _to_whole(name: str) -> Callable[[list[Expr], _Compare], Expr]:
@@ -400,7 +401,8 @@ def _elt(args: list[Expr], _: _Compare) -> Expr:
 
 def _hex(args: list[Expr], _: _Compare) -> Expr:
     kind = args[0].type.kind
-    return Expr(f"m_hex({args[0].sql if kind in ('str', 'bin') else whole(args[0])})", TEXT)
+    shown = args[0].sql if kind in ("str", "bin") else f"m_int({args[0].sql})" if kind == "dbl" else whole(args[0])
+    return Expr(f"m_hex({shown})", TEXT)
 
 
 def _char(args: list[Expr], _: _Compare) -> Expr:
@@ -458,7 +460,7 @@ def date_add(value: Expr, amount: Expr, unit: str, sign: int) -> Expr:
         kind = "date"
     if value.type.kind == "time":
         raise unsupported("intervals added to times")
-    result = {"date": DATE, "datetime": DATETIME, "text": TEXT}[kind]
+    result = {"date": DATE, "datetime": DATETIME, "text": TEXT._replace(scale=0)}[kind]
     shown = text(amount) if "_" in unit else number(amount) if unit == "SECOND" else whole(amount)
     sql = f"m_date_add({moment(value)}, {shown}, '{unit}', {sign}, '{kind}')"
     return Expr(sql, result, None, f"m_date_number({sql})")

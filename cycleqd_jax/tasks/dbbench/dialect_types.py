@@ -26,7 +26,7 @@ class Type(NamedTuple):
     Attributes:
         kind: null, int, dec, dbl, str, bin, date, time or datetime.
         scale: number of digits after the point; None if a double shows as many as needed. For a datetime or a time the
-            digits of the second.
+            digits of the second; for a text those of the number that it becomes, if they are known.
         exact: whether texts are compared by their bytes instead of by the collation utf8mb4_general_ci.
         inner: digits after the point that a quotient has before it is shown; None for other numbers.
     """
@@ -181,7 +181,7 @@ def number_type(kind: Type) -> Type:
     """The type of the number that a value of a type becomes."""
     if kind.temporal:
         return decimal(kind.scale) if kind.scale else INT
-    return kind if kind.numeric else INT if kind.kind == "null" else DOUBLE
+    return kind if kind.numeric else INT if kind.kind == "null" else DOUBLE._replace(scale=kind.scale)
 
 
 def truth(expr: Expr) -> str:

@@ -94,13 +94,13 @@ def truncate(value, digits):
 @sql("m_ceil")
 def ceiling(value):
     """CEILING."""
-    return value if isinstance(value, int) else math.ceil(value)
+    return math.ceil(value) if abs(value) < 2**62 else value
 
 
 @sql("m_floor")
 def floor(value):
     """FLOOR."""
-    return value if isinstance(value, int) else math.floor(value)
+    return math.floor(value) if abs(value) < 2**62 else value
 
 
 @sql("m_pow")

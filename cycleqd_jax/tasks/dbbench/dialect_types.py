@@ -6,8 +6,9 @@ import dataclasses
 from typing import NamedTuple
 
 __all__ = [
-    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation", "Type",  # noqa: E501
-    "common", "decimal", "literal", "number", "quoted", "stored", "text", "truth", "unsupported",
+    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation",
+    "Type", "cast_moment", "common", "converted", "decimal", "literal", "moment", "number", "number_type", "quoted", "stored",
+    "text", "truth", "unfixed", "unsupported", "whole",
 ]  # fmt: skip
 
 

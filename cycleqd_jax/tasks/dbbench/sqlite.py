@@ -18,7 +18,9 @@ __all__ = ["SqliteDatabase"]
 
 _OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
 _PACKAGE = "cycleqd_jax.tasks.dbbench"
-_MODULES = ("sqlite_values", "sqlite_numbers", "sqlite_texts", "sqlite_dates", "sqlite_server")
+_MODULES = (
+    "sqlite_values", "sqlite_numbers", "sqlite_texts", "sqlite_aggregates", "sqlite_dates", "sqlite_formats", "sqlite_server",
+)  # fmt: skip
 # Only this process writes the script, and the same Python executes it, so the compiled form of its modules is valid there.
 _LOADER = """
 import base64, marshal, sys, types

@@ -19,8 +19,8 @@ import sqlite3
 import sys
 import time
 
-from cycleqd_jax.tasks.dbbench import sqlite_dates, sqlite_numbers
-from cycleqd_jax.tasks.dbbench.sqlite_texts import AGGREGATES
+from cycleqd_jax.tasks.dbbench import sqlite_dates, sqlite_formats, sqlite_numbers, sqlite_texts
+from cycleqd_jax.tasks.dbbench.sqlite_aggregates import AGGREGATES
 from cycleqd_jax.tasks.dbbench.sqlite_values import (
     FUNCTIONS,
     NULL_AWARE,
@@ -34,7 +34,7 @@ from cycleqd_jax.tasks.dbbench.sqlite_values import (
 ALLOWED_PRAGMAS = ("table_info", "table_list", "table_xinfo", "index_list", "index_info")
 LENGTH_LIMIT = 4_000_000
 FAULTS = []  # the error of the function that failed last
-LIBRARY = (sqlite_dates, sqlite_numbers)  # modules that register functions
+LIBRARY = (sqlite_dates, sqlite_formats, sqlite_numbers, sqlite_texts)  # modules that register functions
 
 
 def authorize(action, first, second, _database, _trigger):

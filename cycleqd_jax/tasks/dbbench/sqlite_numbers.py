@@ -8,9 +8,7 @@ import random
 import time
 import zlib
 
-from cycleqd_jax.tasks.dbbench.sqlite_values import Fault, quantized, sql
-
-DEADLINE = [math.inf]  # when the statement in progress has to end
+from cycleqd_jax.tasks.dbbench.sqlite_values import DEADLINE, Fault, quantized, sql
 
 
 @sql("m_div")

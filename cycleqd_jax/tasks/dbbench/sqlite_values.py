@@ -12,6 +12,7 @@ import re
 import unicodedata
 
 LONGEST_TEXT = 4_000_000
+DEADLINE = [math.inf]  # when the statement in progress has to end
 FUNCTIONS = {}
 VARYING = set()  # names of functions whose result is not a function of their arguments
 NULL_AWARE = set()  # names of functions that are called with NULL

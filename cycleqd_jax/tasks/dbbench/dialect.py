@@ -16,7 +16,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Column, Expr, Refus
 
 __all__ = ["VERSION", "Statement", "fingerprint_sql", "table_relation", "translate"]
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprints of tasks. Raise it with each change of the results of statements."""
 
 _DENIED = re.compile(
@@ -93,7 +93,8 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
     from sqlglot import exp
 
     from cycleqd_jax.tasks.dbbench.dialect_changes import delete, insert, update
-    from cycleqd_jax.tasks.dbbench.dialect_queries import Scope, query
+    from cycleqd_jax.tasks.dbbench.dialect_names import Scope
+    from cycleqd_jax.tasks.dbbench.dialect_queries import query
     from cycleqd_jax.tasks.dbbench.dialect_tables import alter, create, describe, show
 
     if _QUIET.match(sql):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions, checked_length, collated
-from cycleqd_jax.tasks.dbbench.dialect_queries import Scope, Source, _limit, _Select, check_parts, query
+from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
+from cycleqd_jax.tasks.dbbench.dialect_joins import Joins
+from cycleqd_jax.tasks.dbbench.dialect_names import Scope, Source, check_parts
+from cycleqd_jax.tasks.dbbench.dialect_operators import checked_length, collated
+from cycleqd_jax.tasks.dbbench.dialect_queries import limit_clause, query
 from cycleqd_jax.tasks.dbbench.dialect_types import Column, Expr, Refusal, Relation, quoted, stored, truth, unsupported
 
 __all__ = ["delete", "insert", "update"]
@@ -75,7 +78,7 @@ def insert(node: Any, scope: Scope, replaces: bool) -> str:
     listed = ", ".join(quoted(column.name) for column in [*columns, *missing])
     head = f"{word} INTO {quoted(relation.name)} ({listed}) "
     extra = [implicit(column) for column in missing]
-    translate = Expressions(scope, scope.database)
+    translate = Expressions(scope, query)
     translate.clause = "INSERT"
     source = node.expression
     if isinstance(source, exp.Values):
@@ -115,7 +118,7 @@ def _on_duplicate(node: Any, scope: Scope, relation: Relation) -> str:
         return ""
     inner = Scope(scope.catalog, scope.database)
     inner.sources.append(Source(relation.name, quoted(relation.name), list(relation.columns), True))
-    translate = Expressions(inner, scope.database)
+    translate = Expressions(inner, query)
     translate.values = {c.name.lower(): Expr(f"excluded.{quoted(c.name)}", c.type) for c in relation.columns}
     pairs = []
     for assignment in conflict.expressions:
@@ -126,8 +129,8 @@ def _on_duplicate(node: Any, scope: Scope, relation: Relation) -> str:
 
 def _from(node: Any, scope: Scope) -> tuple[str, Expressions]:
     """The FROM of a change of one or several tables."""
-    select = _Select(node, scope, True)
-    return select.joined(node.this, []), select.expressions
+    expressions = Expressions(scope, query)
+    return Joins(expressions)(node.this, []), expressions
 
 
 def _chosen(node: Any, scope: Scope, translate: Expressions, from_sql: str, alias: str) -> str:
@@ -142,7 +145,7 @@ def _chosen(node: Any, scope: Scope, translate: Expressions, from_sql: str, alia
             collated(translate(term.this)) + " DESC" * bool(term.args.get("desc")) for term in node.args["order"].expressions
         ]
         sql += f" ORDER BY {', '.join(terms)}"
-    return sql + _limit(node)
+    return sql + limit_clause(node)
 
 
 def update(node: Any, scope: Scope) -> list[str]:

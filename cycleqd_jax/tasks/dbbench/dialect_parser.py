@@ -26,8 +26,8 @@ _SCANNED = re.compile(
     re.DOTALL,
 )
 _SIGNS = frozenset(
-    ("<=>", "<<", ">>", "&&", "||", ":=", "<=", ">=", "<>", "!=", "=", "<", ">", "+", "-", "*", "/", "%", "&", "|", "^", "~", "!",  # noqa: E501
-     "(", ")", ",", ".")
+    ("<=>", "<<", ">>", "&&", "||", ":=", "<=", ">=", "<>", "!=", "=", "<", ">", "+", "-", "*", "/", "%", "&", "|", "^",
+     "~", "!", "(", ")", ",", ".")
 )  # fmt: skip
 _PREFIXES = frozenset(("NOT", "!", "-", "+", "~", "BINARY", "INTERVAL", "CASE", "EXPLAIN", "DESCRIBE", "DESC"))
 # Words that sqlglot reads as names and MySQL does not allow as names without quotes.
@@ -226,8 +226,8 @@ _NAMED = re.compile(r"(?i)^(?:\s*)(REPLACE)\b")
 def syntax_error(near: str) -> Refusal:
     """MySQL's error of a statement that can't be parsed."""
     return Refusal(
-        "1064 (42000): You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version for "  # noqa: E501
-        f"the right syntax to use near '{near[:80]}' at line 1"
+        "1064 (42000): You have an error in your SQL syntax; check the manual that corresponds to your MySQL server "
+        f"version for the right syntax to use near '{near[:80]}' at line 1"
     )
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
-from cycleqd_jax.tasks.dbbench.dialect_queries import Scope, check_parts, query
+from cycleqd_jax.tasks.dbbench.dialect_names import Scope, check_parts
+from cycleqd_jax.tasks.dbbench.dialect_queries import query
 from cycleqd_jax.tasks.dbbench.dialect_types import (
     Catalog,
     Column,
@@ -22,9 +23,10 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
 
 __all__ = ["alter", "create", "create_table_sql", "describe", "show"]
 
-_WHOLE = {"TINYINT": "tinyint(4)", "SMALLINT": "smallint(6)", "MEDIUMINT": "mediumint(9)", "INT": "int(11)", "BIGINT": "bigint(20)",  # noqa: E501
-          "UTINYINT": "tinyint(3) unsigned", "USMALLINT": "smallint(5) unsigned", "UMEDIUMINT": "mediumint(8) unsigned",
-          "UINT": "int(10) unsigned", "UBIGINT": "bigint(20) unsigned", "BOOLEAN": "tinyint(1)"}  # fmt: skip
+_WHOLE = {"TINYINT": "tinyint(4)", "SMALLINT": "smallint(6)", "MEDIUMINT": "mediumint(9)", "INT": "int(11)",
+          "BIGINT": "bigint(20)", "UTINYINT": "tinyint(3) unsigned", "USMALLINT": "smallint(5) unsigned",
+          "UMEDIUMINT": "mediumint(8) unsigned", "UINT": "int(10) unsigned", "UBIGINT": "bigint(20) unsigned",
+          "BOOLEAN": "tinyint(1)"}  # fmt: skip
 _TEXTS = {"TEXT": "text", "TINYTEXT": "tinytext", "MEDIUMTEXT": "mediumtext", "LONGTEXT": "longtext"}
 
 
@@ -75,7 +77,7 @@ def _defined(node: Any, scope: Scope) -> tuple[Column, str]:
         elif isinstance(rule, exp.AutoIncrementColumnConstraint):
             column = column._replace(auto=True, nullable=False)
         elif isinstance(rule, exp.DefaultColumnConstraint):
-            made = Expressions(Scope({}, scope.database), scope.database)(rule.this)
+            made = Expressions(Scope({}, scope.database), query)(rule.this)
             if made.sql == "m_now('datetime')":
                 column = column._replace(default="current_timestamp()")
             elif made.value is None and made.type.kind != "null":

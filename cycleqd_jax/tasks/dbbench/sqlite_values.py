@@ -12,6 +12,7 @@ import re
 import unicodedata
 
 LONGEST_TEXT = 4_000_000
+DEADLINE = [math.inf]  # when the statement in progress has to end
 FUNCTIONS = {}
 VARYING = set()  # names of functions whose result is not a function of their arguments
 NULL_AWARE = set()  # names of functions that are called with NULL
@@ -284,7 +285,7 @@ def cast_decimal(value, precision, scale):
 def double_text(value, scale):
     """The text of a double; scale -1 shows as many digits as needed."""
     if scale >= 0:
-        return f"{value:.{scale}f}"
+        return f"{value + 0.0:.{scale}f}"  # MySQL has no negative zero
     if not value:
         return "0"
     sign, digits, exponent = decimal.Decimal(repr(float(value))).as_tuple()

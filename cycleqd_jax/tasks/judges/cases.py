@@ -51,7 +51,7 @@ class Results(unittest.TestResult):
         """Requests the token."""
         super().startTest(test)
         self.link.send("?")
-        self.token, self.bad = self.link.receive(), "the test did not end"
+        self.token, self.bad = self.link.receive(), "the test recorded no result"
         self.functions = dict(vars(test)["_type_equality_funcs"])
 
     def stopTest(self, test):
@@ -63,7 +63,8 @@ class Results(unittest.TestResult):
 
     def addSuccess(self, test):
         """Records that all parts of a test have passed."""
-        self.bad = None
+        expected = vars(test)["_outcome"].expectedFailure
+        self.bad = None if expected is None else "a failure was expected"
 
     def addFailure(self, test, err):
         """Records a failed assertion."""

@@ -2,7 +2,8 @@
 
 A class of the standard library that is written in Python is trusted if everything its operators use is unchanged: the members
 of the class, the code of its functions and the global names in that code. Of the classes written in C, only ``_OPENED`` are
-trusted. The values that an object of either kind holds are checked in turn, because its operators may compare them.
+trusted. A class of the program may derive from them if it defines no name that the operators use. The values that an object
+holds are checked in turn, because its operators may compare them.
 """
 
 import builtins
@@ -97,12 +98,14 @@ class Existing:
     def opened(self, item):
         """The values that the operators of ``item`` may compare; None if its class is unknown or changed."""
         kind = type(item)
-        if id(kind) not in self.classes:
+        if any(parent is mock for parent in _parents_of(kind) for mock in _MOCK_CLASSES):
             return self._mock(item, kind)
-        bases, members, codes = self.classes[id(kind)][1]
-        if bases is None or len(bases) != len(_bases_of(kind)):
+        now = _bases_of(kind)
+        place = next((place for place, base in enumerate(now) if id(base) in self.classes), len(now) - 1)
+        bases, names, members, codes = self.classes.get(id(now[place]), (None, (None, (), (), ())))[1]
+        if bases is None or len(bases) != len(now) - place or any(a is not b for a, b in zip(bases, now[place:], strict=True)):
             return None
-        if any(base is not now for base, now in zip(bases, _bases_of(kind), strict=True)):
+        if any(not names.isdisjoint(_members_of(base)) for base in now[:place]):  # a class of the program
             return None
         if any(space.get(name) is not member for space, name, member in members):
             return None
@@ -127,15 +130,15 @@ class Existing:
 
 
 def _watched(kind):
-    """The bases, members and codes that the operators of a class use; no bases if the class is not trusted."""
+    """The bases, names, members and codes that the operators of a class use; no bases if the class is not trusted."""
     bases, names, members, codes = _bases_of(kind), set(), [], []
     pending = [*DECIDING, *_IMPLICIT]
     foreign = [base for base in bases if id(base) not in NATIVE_IDS]
     defining = [(b, _members_of(b)[n]) for b in foreign for n in DECIDING if n in _members_of(b)]
     if not defining:
-        return bases, [], []
+        return bases, {*pending}, [], []
     if kind is _ANY or any(type(m) is not types.FunctionType and m is not None and not _is_opened(b) for b, m in defining):
-        return None, [], []
+        return None, set(), [], []
     while pending:
         name = pending.pop()
         if name in names:
@@ -149,7 +152,7 @@ def _watched(kind):
                 codes.append((function, function.__code__, function.__defaults__))
                 members.extend((function.__globals__, n, function.__globals__.get(n)) for n in used)
                 pending.extend(used)
-    return bases, members, codes
+    return bases, names, members, codes
 
 
 def _is_opened(kind):

@@ -135,3 +135,36 @@ def test_a_translation_is_bounded(text):
     with pytest.raises(Refusal):
         translate(split(text)[0], {"pets": table_relation("pets", PETS.columns)}, "pets")
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "change", "left"),
+    [
+        (("rowid", "b"), "UPDATE t SET b = 'z' WHERE b = 'x'", "[('5', 'z'), ('5', 'y')]"),
+        (("RowID", "_rowid_"), "DELETE FROM t WHERE _rowid_ = 'x'", "[('5', 'y')]"),
+        (("rowid", "b"), "DELETE FROM t LIMIT 1", "[('5', 'y')]"),
+        (("a", "b"), "UPDATE t SET a = 's1.rowid' WHERE b = 'x'", "[('s1.rowid', 'x'), ('5', 'y')]"),
+        (("a", "b"), "UPDATE t SET a = 'SELECT s1.rowid', b = a LIMIT 1", "[('SELECT s1.rowid', 'SELECT s1.rowid'), ('5', 'y')]"),
+        (("a", "b"), "UPDATE t s JOIN t u ON s.b = u.b SET s.a = 'z' WHERE u.b = 'y'", "[('5', 'x'), ('z', 'y')]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["t", "new"])
+def test_a_change_reaches_its_rows_only(sandbox, name, columns, change, left):
+    table = Table(name, columns, (("5", "x"), ("5", "y")))
+    with contextlib.closing(SqliteDatabase(sandbox, Limits(wall_s=20.0, cpu_s=20.0), 5.0, table)) as database:
+        assert database.run(change.replace(" t ", f" {name} ")).output == "[]"
+        assert database.run(f"SELECT * FROM {name}").output == left
+
+
+def test_a_table_with_all_names_of_row_numbers_is_not_changed(sandbox):
+    table = Table("t", ("rowid", "_rowid_", "oid"), (("5", "x", "1"), ("5", "y", "2")))
+    with contextlib.closing(SqliteDatabase(sandbox, Limits(wall_s=20.0, cpu_s=20.0), 5.0, table)) as database:
+        assert database.run("DELETE FROM t WHERE oid = '1'").output.startswith("1235 ")
+        assert database.run("SELECT COUNT(*) FROM t").output == "[(2,)]"
+
+
+@pytest.mark.parametrize("limit", ["-1", "1+1", "'2'", "1 OFFSET -1", "1.5", "name"])
+def test_a_limit_is_a_whole_number(database, limit):
+    assert database.run(f"SELECT name FROM pets LIMIT {limit}").output.startswith("1064 ")
+    assert database.run(f"DELETE FROM pets LIMIT {limit}").output.startswith("1064 ")
+    assert database.run("SELECT COUNT(*) FROM pets").output == "[(4,)]"

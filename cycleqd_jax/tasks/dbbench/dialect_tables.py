@@ -17,6 +17,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     Type,
     literal,
     quoted,
+    row_name,
     stored,
     unsupported,
 )
@@ -275,7 +276,7 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
     return (
         [
             create_table_sql(new, scratch),
-            f"INSERT INTO {quoted(scratch)} ({names}) SELECT {values} FROM {quoted(old.name)} ORDER BY rowid",
+            f"INSERT INTO {quoted(scratch)} ({names}) SELECT {values} FROM {quoted(old.name)} ORDER BY {row_name(old)}",
             f"DROP TABLE {quoted(old.name)}",
             f"ALTER TABLE {quoted(scratch)} RENAME TO {quoted(name)}",
         ],

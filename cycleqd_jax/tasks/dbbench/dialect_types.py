@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 __all__ = [
     "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation",
-    "Type", "cast_moment", "common", "converted", "decimal", "literal", "moment", "number", "number_type", "quoted", "stored",
-    "text", "truth", "unfixed", "unsupported", "whole",
+    "Type", "cast_moment", "common", "converted", "decimal", "literal", "moment", "number", "number_type", "quoted", "row_name",
+    "stored", "text", "truth", "unfixed", "unsupported", "whole",
 ]  # fmt: skip
 
 
@@ -132,6 +132,19 @@ def quoted(name: str) -> str:
     if "\0" in name:
         raise unsupported("names with a zero byte")
     return '"' + name.replace('"', '""') + '"'
+
+
+def row_name(relation: Relation) -> str:
+    """SQLite's name for the number of a row: the first of its three names that is no column of the table.
+
+    Raises:
+        Refusal: all three names are columns.
+    """
+    columns = {column.name.lower() for column in relation.columns}
+    free = next((name for name in ("rowid", "_rowid_", "oid") if name not in columns), None)
+    if free is None:
+        raise unsupported("changes to a table with columns named rowid, _rowid_ and oid")
+    return free
 
 
 def literal(value: str) -> str:

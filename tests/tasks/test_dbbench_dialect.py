@@ -144,7 +144,11 @@ def test_a_translation_is_bounded(text):
         (("RowID", "_rowid_"), "DELETE FROM t WHERE _rowid_ = 'x'", "[('5', 'y')]"),
         (("rowid", "b"), "DELETE FROM t LIMIT 1", "[('5', 'y')]"),
         (("a", "b"), "UPDATE t SET a = 's1.rowid' WHERE b = 'x'", "[('s1.rowid', 'x'), ('5', 'y')]"),
-        (("a", "b"), "UPDATE t SET a = 'SELECT s1.rowid', b = a LIMIT 1", "[('SELECT s1.rowid', 'SELECT s1.rowid'), ('5', 'y')]"),
+        (
+            ("a", "b"),
+            "UPDATE t SET a = 'SELECT s1.rowid', b = a LIMIT 1",
+            "[('SELECT s1.rowid', 'SELECT s1.rowid'), ('5', 'y')]",
+        ),
         (("a", "b"), "UPDATE t s JOIN t u ON s.b = u.b SET s.a = 'z' WHERE u.b = 'y'", "[('5', 'x'), ('z', 'y')]"),
     ],
 )

@@ -144,7 +144,7 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{getattr(node.this, 'name', '')}'")
     if isinstance(node, exp.Command | exp.Describe):
         raise unsupported(sql.split()[0].upper() + (" of a query" if isinstance(node, exp.Describe) else ""))
-    from cycleqd_jax.tasks.dbbench.dialect_parser import syntax_error
+    from cycleqd_jax.tasks.dbbench.dialect_grammar import syntax_error
 
     raise syntax_error(sql)
 

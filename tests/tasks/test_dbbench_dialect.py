@@ -172,3 +172,21 @@ def test_a_limit_is_a_whole_number(database, limit):
     assert database.run(f"SELECT name FROM pets LIMIT {limit}").output.startswith("1064 ")
     assert database.run(f"DELETE FROM pets LIMIT {limit}").output.startswith("1064 ")
     assert database.run("SELECT COUNT(*) FROM pets").output == "[(4,)]"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        Table("big", tuple(f"c{i}" for i in range(2_500)), ()),
+        Table("sqlite_x", ("a",), (("1",),)),
+        Table("t", ("a",), (("\ud800",),)),
+        Table("t\ud800", ("a",), ()),
+    ],
+    ids=["columns", "name", "cell", "surrogate"],
+)
+def test_a_table_that_cannot_be_created_is_in_no_catalog(sandbox, table):
+    with contextlib.closing(SqliteDatabase(sandbox, Limits(wall_s=20.0, cpu_s=20.0), 5.0, table)) as database:
+        assert database.run("SHOW TABLES").output == "[]"
+        assert database.md5() is None
+        assert database.run("SELECT '\ud800'").output.startswith("1235 ")
+        assert database.run("SELECT 1").output == "[(1,)]"

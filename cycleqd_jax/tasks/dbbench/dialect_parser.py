@@ -232,6 +232,8 @@ def split(sql: str) -> list[str]:
     """
     if len(sql) > _MOST_CHARACTERS:
         raise unsupported(f"statements of more than {_MOST_CHARACTERS} characters")
+    if re.search("[\ud800-\udfff]", sql):
+        raise unsupported("half of a surrogate pair")
     statements: list[list[str]] = [[]]
     depth = chain = tokens = position = open_comments = 0
     while position < len(sql):

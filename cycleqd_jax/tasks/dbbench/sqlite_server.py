@@ -2,7 +2,8 @@
 
 Every request and every answer is one line:
 
-- ``{"build": {"sql": text, "insert": text, "rows": [[…]]}}`` → ``{"error": text or null}``
+- ``{"build": {"sql": text, "insert": text, "rows": [[…]]}}`` → ``{"error": text or null}``; the
+  error of the CREATE begins with "CREATE: "
 - ``{"sql": [text, …], "codes": […] or null, "seconds": s, "characters": n, "commit": bool}`` → ``{"output": text, "timed_out":
   bool, "failed": bool}``: the rows of the last statement as ``str()`` of the ``fetchall()`` of MySQL's driver, or the text of
   the error; at most n + 1 characters. The codes are the types of the columns
@@ -102,10 +103,13 @@ def build(connection, sql, insert, rows):
     """Creates and fills the table as AgentBench does: one CREATE, one INSERT of all rows (one ragged row makes it fail)."""
     try:
         connection.execute(sql)
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+        return f"CREATE: {error}"
+    try:
         if len({len(row) for row in rows}) > 1:
             raise sqlite3.OperationalError("a row has more or fewer cells than there are columns")
         connection.executemany(insert, rows)
-    except (sqlite3.Error, sqlite3.Warning) as error:
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         return str(error)
     return None
 

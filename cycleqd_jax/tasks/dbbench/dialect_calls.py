@@ -45,6 +45,7 @@ class Calls(abc.ABC):
         self.database = scope.database
         self.group: set[str] | None = None
         self.aliases: dict[str, Expr] = {}
+        self.visible: set[str] = set()  # columns that HAVING may use: text of SQLite
         self.values: dict[str, Expr] = {}  # VALUES(column) in ON DUPLICATE KEY UPDATE
         self.clause = "SELECT"
         self._inside = False  # an aggregate
@@ -128,22 +129,37 @@ class Calls(abc.ABC):
     def _groupconcat(self, node: exp.GroupConcat) -> Expr:
         from sqlglot import exp
 
-        inner, separator, keys = node.this, node.args.get("separator"), []
+        inner, separator, keys, orders = node.this, node.args.get("separator"), [], []
         self._enter()
         if isinstance(inner, exp.Order):
-            for ordered in inner.expressions:
-                made = self(ordered.this)
-                keys += [made.sql, "1" if ordered.args.get("desc") else "0"]
-            inner = inner.this
+            orders, inner = inner.expressions, inner.this
         distinct = isinstance(inner, exp.Distinct)
         items = inner.expressions if isinstance(inner, exp.Distinct | exp.Concat) else [inner]
+        items = [one for item in items for one in (item.expressions if isinstance(item, exp.Concat) else [item])]
         shown = [text(self(item)) for item in items]
+        for ordered in orders:
+            made = self(self._ordered(ordered.this, items))
+            keys += [made.sql, "1" if ordered.args.get("desc") else "0"]
         value = shown[0] if len(shown) == 1 else f"m_concat({', '.join(shown)})"
         if distinct and not keys:  # MySQL sorts them
-            keys = [self(items[0]).sql if len(items) == 1 else value, "0"]
+            keys = [part for item in items for part in (self(item).sql, "0")]
         mark = literal(str(separator.this)) if separator is not None else "','"
         self._inside = False
-        return Expr(f"m_joined({', '.join([value, mark, str(int(distinct)), *keys])})", TEXT)
+        alike = "1" if distinct else "0"
+        if distinct and len(shown) > 1:
+            alike = f"m_concat({', char(0), '.join(f'm_key({one})' for one in shown)})"
+        return Expr(f"m_joined({', '.join([value, mark, alike, *keys])})", TEXT)
+
+    @staticmethod
+    def _ordered(node: Any, items: list) -> Any:
+        """The expression to order by; a number names an argument."""
+        from sqlglot import exp
+
+        if not isinstance(node, exp.Literal) or node.is_string or not str(node.this).isdecimal():
+            return node
+        if not 1 <= int(str(node.this)) <= len(items):
+            raise Refusal(f"1054 (42S22): Unknown column '{node.this}' in 'order clause'")
+        return items[int(str(node.this)) - 1]
 
     def _enter(self) -> None:
         if self._inside or self.group is None:

@@ -82,6 +82,14 @@ def check(statement: str, words: list[Word]) -> None:
         raise syntax_error(statement)
     if first == "VALUES":
         raise unsupported("VALUES as a query")
+    second = words[1].text if len(words) > 1 else ""
+    if first in _CHANGES and second in ("IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "QUICK"):
+        if (first, second) != ("INSERT", "IGNORE"):
+            raise unsupported(f"{first} {second}")
+    if first == "DO" or (first in ("DESC", "DESCRIBE", "EXPLAIN") and len(words) == 3 and second != "SELECT"):
+        raise unsupported("DO" if first == "DO" else f"{first} of one column")
+    if first == "SHOW" and any(word.text == "IN" for word in words):
+        raise unsupported("SHOW … IN")
     levels, listing = [_Level()], first in ("INSERT", "REPLACE")
     texts = ["", *(word.text for word in words), "", "", ""]
     for index, word in enumerate(words):
@@ -102,7 +110,14 @@ def check(statement: str, words: list[Word]) -> None:
         )
         if wrong:
             raise syntax_error(statement[word.start :])
+        if text == "ROW" and after == "(":
+            raise unsupported("ROW(…)")
+        if first in _CHANGES and (text, after) == ("=", "DEFAULT") and later != "(":
+            raise unsupported("= DEFAULT")
         if text == "(":
+            joined = before in ("FROM", "JOIN") and after not in ("SELECT", "(", "WITH", "VALUES", "TABLE")
+            if joined and level.opener not in ("TRIM", "EXTRACT", "SUBSTRING", "SUBSTR", "MID"):
+                raise unsupported("a join in parentheses")
             if before in _CALLED and word.spaced and texts[index - 1] not in _NAMING and first in _QUERIES:
                 if before in ("CAST", "EXTRACT", "POSITION") or after in ("*", "DISTINCT"):
                     raise syntax_error(statement[word.start + 1 :])

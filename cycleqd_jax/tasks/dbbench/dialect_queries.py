@@ -233,6 +233,10 @@ class _Select:
         listed = ", ".join(f"{collated(value) if distinct else value.sql} AS c{i}" for i, (value, _) in enumerate(values))
         sql = f"SELECT {'DISTINCT ' if distinct else ''}{listed}{source}"
         if having is not None:
+            translate.visible = {item.sql for item, _ in shown if isinstance(item, Expr)} | {one.sql for one in terms}
+            for item, _ in shown:
+                found = self.scope.find(item.name, item.table, "SELECT") if isinstance(item, exp.Column) else None
+                translate.visible |= set() if found is None else {found[0].sql}
             translate.clause = "HAVING"
             test = truth(translate(having.this))
             if aggregated:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 __all__ = [
     "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation",
-    "Type", "cast_moment", "common", "converted", "decimal", "literal", "moment", "number", "number_type", "quoted", "row_name",
+    "Type", "cast_moment", "common", "converted", "decimal", "is_bytes_literal", "literal", "moment", "number", "number_type", "quoted", "row_name",
     "stored", "text", "truth", "unfixed", "unsupported", "whole",
 ]  # fmt: skip
 
@@ -168,12 +168,19 @@ def text(expr: Expr) -> str:
     return expr.sql
 
 
+def is_bytes_literal(expr: Expr) -> bool:
+    """Whether an expression is a hexadecimal or bit literal, which MySQL converts by rules of its own."""
+    return expr.type.kind == "bin" and expr.sql.lstrip("(").startswith("x'")
+
+
 def number(expr: Expr) -> str:
     """An expression converted to a number, as in an addition."""
     if expr.number is not None:
         return expr.number
     if expr.type.temporal:
         return f"m_date_number({expr.sql})"
+    if is_bytes_literal(expr):
+        raise unsupported("hexadecimal and bit literals as numbers")
     if expr.type.kind == "bin":
         return f"m_num(CAST({expr.sql} AS TEXT))"
     return f"m_num({expr.sql})" if expr.type.kind == "str" else expr.sql
@@ -211,6 +218,8 @@ def whole(expr: Expr) -> str:
         return f"m_int({number(expr)})"
     if expr.type.kind == "dbl":
         return f"m_rint({expr.sql})"
+    if is_bytes_literal(expr):
+        raise unsupported("hexadecimal and bit literals as numbers")
     return f"m_int({text(expr) if expr.type.kind == 'bin' else expr.sql})"
 
 

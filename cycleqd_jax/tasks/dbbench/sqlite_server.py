@@ -61,8 +61,16 @@ def guarded(name, module, aware):
         except Fault as fault:
             FAULTS.append(str(fault))
             raise
+        except Exception:
+            FAULTS.append(unsupported(f"{name.removeprefix('m_').upper()} of these arguments"))
+            raise
 
     return call
+
+
+def unsupported(what):
+    """The error of what MySQL may know and these functions do not."""
+    return f"1235 (42000): This version of MySQL doesn't yet support '{what}'"
 
 
 def aggregate(name):
@@ -190,8 +198,14 @@ def run(connection, sql, codes, seconds, characters, commit):
 def described(error):
     """An error of SQLite, in the form of MySQL's errors where it has the same one."""
     message = str(error)
-    if FAULTS and "user-defined" in message:
-        return FAULTS[-1]
+    if "user-defined" in message:
+        return FAULTS[-1] if FAULTS else unsupported("a function of these arguments")
+    if message == "integer overflow":
+        return "1690 (22003): BIGINT value is out of range"
+    if message.startswith(("Expression tree", "too many", "string or blob", "parser stack", "at most", "circular")):
+        return unsupported(message.replace("function m_", "function "))
+    if isinstance(error, UnicodeError):
+        return unsupported("texts that are not UTF-8")
     unique = re.match(r"UNIQUE constraint failed: (.*)", message)
     if unique:
         return f"1062 (23000): Duplicate entry for key '{unique[1]}'"

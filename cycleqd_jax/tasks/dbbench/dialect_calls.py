@@ -19,6 +19,8 @@ __all__ = ["Calls", "Translate"]
 
 _PARTS = frozenset(("YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND", "MICROSECOND", "YEAR_MONTH"))
 
+_PAIRS = frozenset(("YEAR_MONTH", "DAY_HOUR", "HOUR_MINUTE", "MINUTE_SECOND"))
+
 
 @runtime_checkable
 class Translate(Protocol):
@@ -55,9 +57,16 @@ class Calls(abc.ABC):
         """The translation of an expression."""
 
     def _interval_added(self, value: Expr, interval: exp.Interval, sign: int) -> Expr:
+        from sqlglot import exp
+
         unit = str(interval.args["unit"].name if interval.args.get("unit") else "").upper()
         if unit not in _PARTS and "_" not in unit:
             raise unsupported(f"INTERVAL … {unit}")
+        if "_" in unit and unit not in _PAIRS:
+            raise unsupported(f"INTERVAL … {unit}")
+        fractions = any("." in str(one.this) for one in interval.this.find_all(exp.Literal))
+        if fractions and "_" not in unit and unit != "SECOND":  # MySQL rounds numbers and cuts texts
+            raise unsupported(f"fractions of {unit}")
         return date_add(value, self(interval.this), unit, sign)
 
     def _if(self, node: exp.If) -> Expr:

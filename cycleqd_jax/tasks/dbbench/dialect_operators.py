@@ -53,6 +53,9 @@ def compared(operator: str, first: Expr, second: Expr) -> str:
         collation = "mysqlbin" if first.type.exact or second.type.exact else "mysql"
         return f"({first.sql} COLLATE {collation} {operator} {second.sql})"
     if first.type.temporal or second.type.temporal:
+        texts = [one.value.strip() for one in (first, second) if one.type.kind == "str" and one.value is not None]
+        if any(one.isdecimal() and len(one) < 5 for one in texts):
+            raise unsupported("the comparison of a date with a text of so few digits")
         timed = kinds <= {"time", "str"}
         if timed or "time" not in kinds:
             left, right = (instant(one, timed) for one in (first, second))

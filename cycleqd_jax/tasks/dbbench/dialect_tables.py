@@ -9,6 +9,7 @@ from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
 from cycleqd_jax.tasks.dbbench.dialect_names import Scope, check_parts
 from cycleqd_jax.tasks.dbbench.dialect_queries import query
 from cycleqd_jax.tasks.dbbench.dialect_types import (
+    INT,
     Catalog,
     Column,
     Expr,
@@ -255,6 +256,8 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
             before, value = columns.pop(index)
             if key or column.auto or any(before.name in one for one in keys):
                 raise unsupported("a change of a key column")
+            if before.type.kind == "str" and column.type.kind == "int":  # unlike INSERT, this cuts fractions
+                value, before = f"m_int({value})", before._replace(type=INT)
             put(column, stored(Expr(value, before.type), column), action.this.args.get("position"), index)
         elif isinstance(action, exp.RenameColumn):
             index = place(action.this.name)

@@ -273,7 +273,8 @@ def stored(expr: Expr, column: Column) -> str:
     if kind == "str":
         shown = unfixed(expr)
         length = column.declared.partition("(")[2].rstrip(")")
-        return f"m_cut({shown}, {length})" if length.isdecimal() else shown
+        shown = f"m_cut({shown}, {length})" if length.isdecimal() else shown
+        return f"rtrim({shown}, ' ')" if column.declared.startswith("char(") else shown
     if kind == "int":
         most = _RANGES[column.declared.split("(")[0].split(" ")[0]]
         least = 0 if "unsigned" in column.declared else -most - 1

@@ -83,9 +83,9 @@ def check(statement: str, words: list[Word]) -> None:
     if first == "VALUES":
         raise unsupported("VALUES as a query")
     second = words[1].text if len(words) > 1 else ""
-    if first in _CHANGES and second in ("IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "QUICK"):
-        if (first, second) != ("INSERT", "IGNORE"):
-            raise unsupported(f"{first} {second}")
+    priorities = ("IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "QUICK")
+    if first in _CHANGES and second in priorities and (first, second) != ("INSERT", "IGNORE"):
+        raise unsupported(f"{first} {second}")
     if first == "DO" or (first in ("DESC", "DESCRIBE", "EXPLAIN") and len(words) == 3 and second != "SELECT"):
         raise unsupported("DO" if first == "DO" else f"{first} of one column")
     if first == "SHOW" and any(word.text == "IN" for word in words):

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 __all__ = [
     "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation",
-    "Type", "cast_moment", "common", "converted", "decimal", "is_bytes_literal", "literal", "moment", "number", "number_type", "quoted", "row_name",
+    "Type", "cast_moment", "common", "converted", "decimal", "is_bytes_literal", "literal",
+    "moment", "number", "number_type", "quoted", "row_name",
     "stored", "text", "truth", "unfixed", "unsupported", "whole",
 ]  # fmt: skip
 

@@ -94,7 +94,10 @@ class First:
 
 
 class Joined:
-    """GROUP_CONCAT: after the text come the separator, 0, 1 for DISTINCT or a text that equal rows have in common, and pairs of a sort key and its direction."""
+    """GROUP_CONCAT: after the text come the separator, the kind of DISTINCT, and pairs of a sort key and its direction.
+
+    The kind is 0 without DISTINCT, 1 if rows of equal texts are equal, else a text that equal rows have in common.
+    """
 
     def __init__(self):
         self.rows, self.separator, self.directions = [], ",", ()

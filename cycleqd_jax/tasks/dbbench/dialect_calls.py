@@ -19,6 +19,8 @@ __all__ = ["Calls", "Translate"]
 
 _PARTS = frozenset(("YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND", "MICROSECOND", "YEAR_MONTH"))
 
+_PAIRS = frozenset(("YEAR_MONTH", "DAY_HOUR", "HOUR_MINUTE", "MINUTE_SECOND"))
+
 
 @runtime_checkable
 class Translate(Protocol):
@@ -45,6 +47,7 @@ class Calls(abc.ABC):
         self.database = scope.database
         self.group: set[str] | None = None
         self.aliases: dict[str, Expr] = {}
+        self.visible: set[str] = set()  # columns that HAVING may use: text of SQLite
         self.values: dict[str, Expr] = {}  # VALUES(column) in ON DUPLICATE KEY UPDATE
         self.clause = "SELECT"
         self._inside = False  # an aggregate
@@ -54,9 +57,16 @@ class Calls(abc.ABC):
         """The translation of an expression."""
 
     def _interval_added(self, value: Expr, interval: exp.Interval, sign: int) -> Expr:
+        from sqlglot import exp
+
         unit = str(interval.args["unit"].name if interval.args.get("unit") else "").upper()
         if unit not in _PARTS and "_" not in unit:
             raise unsupported(f"INTERVAL … {unit}")
+        if "_" in unit and unit not in _PAIRS:
+            raise unsupported(f"INTERVAL … {unit}")
+        fractions = any("." in str(one.this) for one in interval.this.find_all(exp.Literal))
+        if fractions and "_" not in unit and unit != "SECOND":  # MySQL rounds numbers and cuts texts
+            raise unsupported(f"fractions of {unit}")
         return date_add(value, self(interval.this), unit, sign)
 
     def _if(self, node: exp.If) -> Expr:
@@ -128,22 +138,37 @@ class Calls(abc.ABC):
     def _groupconcat(self, node: exp.GroupConcat) -> Expr:
         from sqlglot import exp
 
-        inner, separator, keys = node.this, node.args.get("separator"), []
+        inner, separator, keys, orders = node.this, node.args.get("separator"), [], []
         self._enter()
         if isinstance(inner, exp.Order):
-            for ordered in inner.expressions:
-                made = self(ordered.this)
-                keys += [made.sql, "1" if ordered.args.get("desc") else "0"]
-            inner = inner.this
+            orders, inner = inner.expressions, inner.this
         distinct = isinstance(inner, exp.Distinct)
         items = inner.expressions if isinstance(inner, exp.Distinct | exp.Concat) else [inner]
+        items = [one for item in items for one in (item.expressions if isinstance(item, exp.Concat) else [item])]
         shown = [text(self(item)) for item in items]
+        for ordered in orders:
+            made = self(self._ordered(ordered.this, items))
+            keys += [made.sql, "1" if ordered.args.get("desc") else "0"]
         value = shown[0] if len(shown) == 1 else f"m_concat({', '.join(shown)})"
         if distinct and not keys:  # MySQL sorts them
-            keys = [self(items[0]).sql if len(items) == 1 else value, "0"]
+            keys = [part for item in items for part in (self(item).sql, "0")]
         mark = literal(str(separator.this)) if separator is not None else "','"
         self._inside = False
-        return Expr(f"m_joined({', '.join([value, mark, str(int(distinct)), *keys])})", TEXT)
+        alike = "1" if distinct else "0"
+        if distinct and len(shown) > 1:
+            alike = f"m_concat({', char(0), '.join(f'm_key({one})' for one in shown)})"
+        return Expr(f"m_joined({', '.join([value, mark, alike, *keys])})", TEXT)
+
+    @staticmethod
+    def _ordered(node: Any, items: list) -> Any:
+        """The expression to order by; a number names an argument."""
+        from sqlglot import exp
+
+        if not isinstance(node, exp.Literal) or node.is_string or not str(node.this).isdecimal():
+            return node
+        if not 1 <= int(str(node.this)) <= len(items):
+            raise Refusal(f"1054 (42S22): Unknown column '{node.this}' in 'order clause'")
+        return items[int(str(node.this)) - 1]
 
     def _enter(self) -> None:
         if self._inside or self.group is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,6 +110,8 @@ def date_add(value: Expr, amount: Expr, unit: str, sign: int) -> Expr:
     if value.type.kind == "time":
         raise unsupported("intervals added to times")
     result = {"date": DATE, "datetime": DATETIME, "text": TEXT._replace(scale=0)}[kind]
+    if kind == "text" and value.type.kind == "str" and re.search(r"\bs\d+\.", value.sql):
+        kind = "precise"  # a text that is not constant has an unknown number of digits, which MySQL shows as six
     shown = text(amount) if "_" in unit else number(amount) if unit == "SECOND" else whole(amount)
     sql = f"m_date_add({moment(value)}, {shown}, '{unit}', {sign}, '{kind}')"
     return Expr(sql, result, None, f"m_date_number({sql})")

@@ -152,6 +152,10 @@ class Expressions(Calls):
                 return self.aliases[node.name.lower()]
             raise self.scope.unknown(node, self.clause)
         column, outer = found
+        if self.clause == "HAVING" and not self._inside and not outer and column.sql not in self.visible:
+            if not node.table and node.name.lower() in self.aliases:
+                return self.aliases[node.name.lower()]
+            raise self.scope.unknown(node, self.clause)
         if self.group is not None and not self._inside and not outer:
             return Expr(f"m_first({column.sql})", column.type)
         return column

@@ -109,6 +109,8 @@ class Scope:
         """The table that a statement names."""
         found = self.catalog.get(node.name)
         if node.args.get("db") is not None and node.args["db"].name != self.database:
+            if node.args["db"].name.lower() == "information_schema":
+                raise unsupported("information_schema")
             raise Refusal(f"1142 (42000): SELECT command denied to user 'root'@'localhost' for table '{node.name}'")
         if found is None:
             raise Refusal(f"1146 (42S02): Table '{self.database}.{node.name}' doesn't exist")

@@ -13,6 +13,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     Type,
     cast_moment,
     decimal,
+    is_bytes_literal,
     number,
     number_type,
     text,
@@ -45,11 +46,16 @@ def compared(operator: str, first: Expr, second: Expr) -> str:
     if "null" in kinds:
         return f"({first.sql} {operator} {second.sql})"
     if "bin" in kinds and kinds <= {"bin", "str"}:
+        if any(is_bytes_literal(one) for one in (first, second)):
+            raise unsupported("hexadecimal and bit literals in comparisons")
         return f"(CAST({first.sql} AS BLOB) {operator} CAST({second.sql} AS BLOB))"
     if kinds == {"str"}:
         collation = "mysqlbin" if first.type.exact or second.type.exact else "mysql"
         return f"({first.sql} COLLATE {collation} {operator} {second.sql})"
     if first.type.temporal or second.type.temporal:
+        texts = [one.value.strip() for one in (first, second) if one.type.kind == "str" and one.value is not None]
+        if any(one.isdecimal() and len(one) < 5 for one in texts):
+            raise unsupported("the comparison of a date with a text of so few digits")
         timed = kinds <= {"time", "str"}
         if timed or "time" not in kinds:
             left, right = (instant(one, timed) for one in (first, second))
@@ -86,7 +92,7 @@ def calculated(operator: str, first: Expr, second: Expr, database: str) -> Expr:
         inner = quotient_digits(*scales)
         return Expr(f"m_div_dec({left}, {right}, {inner})", decimal(scales[0] + 4)._replace(inner=inner))
     if double:
-        unfixed = any(kind.kind == "dbl" and kind.scale is None for kind in kinds) or operator == "*"
+        unfixed = any(kind.kind == "dbl" and kind.scale is None for kind in kinds)
         return Expr(
             f"m_finite(0.0 + {left} {operator} {right})" if operator == "*" else f"m_finite({left} {operator} {right})",
             Type("dbl", None if unfixed else max(scales)),

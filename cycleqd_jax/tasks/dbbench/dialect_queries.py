@@ -149,8 +149,10 @@ def limit_clause(node: Any) -> str:
         if part is None:
             continue
         value = part.expression
-        if type(part).__name__ not in ("Limit", "Offset") or not re.fullmatch(r"\d{1,19}", str(getattr(value, "this", ""))):
+        if type(part).__name__ not in ("Limit", "Offset"):
             raise unsupported("this LIMIT")
+        if type(value).__name__ != "Literal" or value.is_string or not re.fullmatch(r"\d{1,19}", str(value.this)):
+            raise Refusal("1064 (42000): You have an error in your SQL syntax; LIMIT and OFFSET need a whole number")
         values.append(str(min(int(str(value.this)), 2**62)))
     if limit is None:
         if offset is not None:
@@ -231,6 +233,10 @@ class _Select:
         listed = ", ".join(f"{collated(value) if distinct else value.sql} AS c{i}" for i, (value, _) in enumerate(values))
         sql = f"SELECT {'DISTINCT ' if distinct else ''}{listed}{source}"
         if having is not None:
+            translate.visible = {item.sql for item, _ in shown if isinstance(item, Expr)} | {one.sql for one in terms}
+            for item, _ in shown:
+                found = self.scope.find(item.name, item.table, "SELECT") if isinstance(item, exp.Column) else None
+                translate.visible |= set() if found is None else {found[0].sql}
             translate.clause = "HAVING"
             test = truth(translate(having.this))
             if aggregated:

@@ -9,6 +9,7 @@ from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
 from cycleqd_jax.tasks.dbbench.dialect_names import Scope, check_parts
 from cycleqd_jax.tasks.dbbench.dialect_queries import query
 from cycleqd_jax.tasks.dbbench.dialect_types import (
+    INT,
     Catalog,
     Column,
     Expr,
@@ -17,6 +18,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     Type,
     literal,
     quoted,
+    row_name,
     stored,
     unsupported,
 )
@@ -254,6 +256,8 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
             before, value = columns.pop(index)
             if key or column.auto or any(before.name in one for one in keys):
                 raise unsupported("a change of a key column")
+            if before.type.kind == "str" and column.type.kind == "int":  # unlike INSERT, this cuts fractions
+                value, before = f"m_int({value})", before._replace(type=INT)
             put(column, stored(Expr(value, before.type), column), action.this.args.get("position"), index)
         elif isinstance(action, exp.RenameColumn):
             index = place(action.this.name)
@@ -275,7 +279,7 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
     return (
         [
             create_table_sql(new, scratch),
-            f"INSERT INTO {quoted(scratch)} ({names}) SELECT {values} FROM {quoted(old.name)} ORDER BY rowid",
+            f"INSERT INTO {quoted(scratch)} ({names}) SELECT {values} FROM {quoted(old.name)} ORDER BY {row_name(old)}",
             f"DROP TABLE {quoted(old.name)}",
             f"ALTER TABLE {quoted(scratch)} RENAME TO {quoted(name)}",
         ],

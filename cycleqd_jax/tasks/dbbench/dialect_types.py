@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 __all__ = [
     "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation",
-    "Type", "cast_moment", "common", "converted", "decimal", "literal", "moment", "number", "number_type", "quoted", "stored",
-    "text", "truth", "unfixed", "unsupported", "whole",
+    "Type", "cast_moment", "common", "converted", "decimal", "is_bytes_literal", "literal",
+    "moment", "number", "number_type", "quoted", "row_name",
+    "stored", "text", "truth", "unfixed", "unsupported", "whole",
 ]  # fmt: skip
 
 
@@ -134,6 +135,19 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def row_name(relation: Relation) -> str:
+    """SQLite's name for the number of a row: the first of its three names that is no column of the table.
+
+    Raises:
+        Refusal: all three names are columns.
+    """
+    columns = {column.name.lower() for column in relation.columns}
+    free = next((name for name in ("rowid", "_rowid_", "oid") if name not in columns), None)
+    if free is None:
+        raise unsupported("changes to a table with columns named rowid, _rowid_ and oid")
+    return free
+
+
 def literal(value: str) -> str:
     """A text as a literal of SQLite."""
     if "\0" in value:
@@ -155,12 +169,19 @@ def text(expr: Expr) -> str:
     return expr.sql
 
 
+def is_bytes_literal(expr: Expr) -> bool:
+    """Whether an expression is a hexadecimal or bit literal, which MySQL converts by rules of its own."""
+    return expr.type.kind == "bin" and expr.sql.lstrip("(").startswith("x'")
+
+
 def number(expr: Expr) -> str:
     """An expression converted to a number, as in an addition."""
     if expr.number is not None:
         return expr.number
     if expr.type.temporal:
         return f"m_date_number({expr.sql})"
+    if is_bytes_literal(expr):
+        raise unsupported("hexadecimal and bit literals as numbers")
     if expr.type.kind == "bin":
         return f"m_num(CAST({expr.sql} AS TEXT))"
     return f"m_num({expr.sql})" if expr.type.kind == "str" else expr.sql
@@ -198,6 +219,8 @@ def whole(expr: Expr) -> str:
         return f"m_int({number(expr)})"
     if expr.type.kind == "dbl":
         return f"m_rint({expr.sql})"
+    if is_bytes_literal(expr):
+        raise unsupported("hexadecimal and bit literals as numbers")
     return f"m_int({text(expr) if expr.type.kind == 'bin' else expr.sql})"
 
 
@@ -251,7 +274,8 @@ def stored(expr: Expr, column: Column) -> str:
     if kind == "str":
         shown = unfixed(expr)
         length = column.declared.partition("(")[2].rstrip(")")
-        return f"m_cut({shown}, {length})" if length.isdecimal() else shown
+        shown = f"m_cut({shown}, {length})" if length.isdecimal() else shown
+        return f"rtrim({shown}, ' ')" if column.declared.startswith("char(") else shown
     if kind == "int":
         most = _RANGES[column.declared.split("(")[0].split(" ")[0]]
         least = 0 if "unsigned" in column.declared else -most - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import importlib
+import json
 import marshal
 import zlib
 from importlib import resources
@@ -107,8 +108,12 @@ class SqliteDatabase:
             "insert": f"INSERT INTO {quoted(table.name)} VALUES ({marks})",
             "rows": () if ragged else table.rows,
         }
+        try:
+            json.dumps(request, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which neither SQLite nor MySQL stores
+            return
         error = self._session.request({"build": request})["error"]
-        if error is None or "no such table" not in error:
+        if error is None or not error.startswith("CREATE: "):
             self._catalog = {table.name: relation}
 
     def _key(self) -> tuple:

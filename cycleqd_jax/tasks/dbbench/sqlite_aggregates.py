@@ -94,7 +94,10 @@ class First:
 
 
 class Joined:
-    """GROUP_CONCAT: after the text come the separator, whether it is distinct, and pairs of a sort key and its direction."""
+    """GROUP_CONCAT: after the text come the separator, the kind of DISTINCT, and pairs of a sort key and its direction.
+
+    The kind is 0 without DISTINCT, 1 if rows of equal texts are equal, else a text that equal rows have in common.
+    """
 
     def __init__(self):
         self.rows, self.separator, self.directions = [], ",", ()
@@ -106,9 +109,10 @@ class Joined:
         if text is None:
             return
         if distinct:
-            if sort_key(text) in self.seen:
+            alike = sort_key(text) if distinct == 1 else distinct
+            if alike in self.seen:
                 return
-            self.seen.add(sort_key(text))
+            self.seen.add(alike)
         self.size += len(text)
         if self.size <= 4 * LONGEST_GROUP:
             self.rows.append((text, keys[::2]))

@@ -334,7 +334,10 @@ def time_difference(first, second):
 
 @sql("m_date_add")
 def date_add(text, amount, unit, sign, kind):
-    """DATE_ADD and DATE_SUB; ``kind`` is the result's type: date, datetime, or text (a datetime if the text has a time)."""
+    """DATE_ADD and DATE_SUB; ``kind`` is the result's type: date, datetime, or text (a datetime if the text has a time).
+
+    A text is ``precise`` if its time is shown with six digits after the point.
+    """
     if unit not in ("YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND", "MICROSECOND"):
         numbers = [int(n) for n in re.findall(r"\d+", str(amount))]
         names = unit.split("_")
@@ -364,9 +367,9 @@ def date_add(text, amount, unit, sign, kind):
     except (ValueError, OverflowError):
         return None
     timed = unit in ("HOUR", "MINUTE", "SECOND", "MICROSECOND")
-    if kind == "date" or (kind == "text" and not timed and not re.search(r"\d[T\s]+\d", text)):
+    if kind == "date" or (kind in ("text", "precise") and not timed and not re.search(r"\d[T\s]+\d", text)):
         return shown_day(value)
-    return shown_moment(value, 6 if value.microsecond else 0)
+    return shown_moment(value, 6 if value.microsecond or kind == "precise" else 0)
 
 
 @sql("m_now", varying=True)

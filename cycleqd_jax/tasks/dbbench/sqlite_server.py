@@ -2,7 +2,8 @@
 
 Every request and every answer is one line:
 
-- ``{"build": {"sql": text, "insert": text, "rows": [[…]]}}`` → ``{"error": text or null}``
+- ``{"build": {"sql": text, "insert": text, "rows": [[…]]}}`` → ``{"error": text or null}``; the
+  error of the CREATE begins with "CREATE: "
 - ``{"sql": [text, …], "codes": […] or null, "seconds": s, "characters": n, "commit": bool}`` → ``{"output": text, "timed_out":
   bool, "failed": bool}``: the rows of the last statement as ``str()`` of the ``fetchall()`` of MySQL's driver, or the text of
   the error; at most n + 1 characters. The codes are the types of the columns
@@ -60,8 +61,16 @@ def guarded(name, module, aware):
         except Fault as fault:
             FAULTS.append(str(fault))
             raise
+        except Exception:
+            FAULTS.append(unsupported(f"{name.removeprefix('m_').upper()} of these arguments"))
+            raise
 
     return call
+
+
+def unsupported(what):
+    """The error of what MySQL may know and these functions do not."""
+    return f"1235 (42000): This version of MySQL doesn't yet support '{what}'"
 
 
 def aggregate(name):
@@ -102,10 +111,13 @@ def build(connection, sql, insert, rows):
     """Creates and fills the table as AgentBench does: one CREATE, one INSERT of all rows (one ragged row makes it fail)."""
     try:
         connection.execute(sql)
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+        return f"CREATE: {error}"
+    try:
         if len({len(row) for row in rows}) > 1:
             raise sqlite3.OperationalError("a row has more or fewer cells than there are columns")
         connection.executemany(insert, rows)
-    except (sqlite3.Error, sqlite3.Warning) as error:
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         return str(error)
     return None
 
@@ -186,8 +198,14 @@ def run(connection, sql, codes, seconds, characters, commit):
 def described(error):
     """An error of SQLite, in the form of MySQL's errors where it has the same one."""
     message = str(error)
-    if FAULTS and "user-defined" in message:
-        return FAULTS[-1]
+    if "user-defined" in message:
+        return FAULTS[-1] if FAULTS else unsupported("a function of these arguments")
+    if message == "integer overflow":
+        return "1690 (22003): BIGINT value is out of range"
+    if message.startswith(("Expression tree", "too many", "string or blob", "parser stack", "at most", "circular")):
+        return unsupported(message.replace("function m_", "function "))
+    if isinstance(error, UnicodeError):
+        return unsupported("texts that are not UTF-8")
     unique = re.match(r"UNIQUE constraint failed: (.*)", message)
     if unique:
         return f"1062 (23000): Duplicate entry for key '{unique[1]}'"

@@ -62,7 +62,7 @@ def pad(text, length, filler, at_left):
     if length <= len(text):
         return text[:length]
     if not filler:
-        return ""
+        return None
     missing = length - len(text)
     fill = (filler * (missing // len(filler) + 1))[:missing]
     return fill + text if at_left else text + fill

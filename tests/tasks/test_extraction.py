@@ -192,6 +192,22 @@ REACHED = {
     "local name of an example": "def f(n):\n    result = n + 1\n    return result\nresult = f('text')\nassert result == 7",
     "set by a function": "class A: pass\nsetattr(A, 'one', 1)\ndef f(n): return n + A.one",
     "filled by map": "ones = []\nlist(map(ones.append, [1]))\ndef f(n): return n + ones[0]",
+    "argument that is changed": "ones = {}\ndef fill(d): d['a'] = 1\nfill(ones)\ndef f(n): return n + ones['a']",
+    "argument that is passed on": "ones = []\ndef put(d): d.append(1)\ndef fill(d, k):\n    for _ in range(k): put(d)\n"
+    "fill(k=2, d=ones)\ndef f(n): return n + ones[1]",
+    "filled by a lambda": "ones = {}\nfill = lambda: ones.update(a=1)\nfill()\ndef f(n): return n + ones['a']",
+    "filled by an assigned call": "ones = {}\ndef fill(): ones['a'] = 1\n_ = fill()\ndef f(n): return n + ones['a']",
+    "filled by a constructor": "ones = {}\nclass A:\n    def __init__(self, d): d['a'] = 1\na = A(ones)\n"
+    "def f(n): return n + ones['a']",
+    "alias that is changed": "ones = {}\nsame: dict = ones\nsame['a'] = 1\ndef f(n): return n + ones['a']",
+    "method under another name": "ones = []\nadd = ones.append\nadd(1)\ndef f(n): return n + ones[0]",
+    "part that is changed": "ones = [[], []]\nfor row in ones:\n    row.append(1)\ndef f(n): return n + ones[1][0]",
+    "filled by a thread": "from threading import Thread\nones = {}\ndef fill(d): d['a'] = 1\n"
+    "t = Thread(target=fill, args=(ones,))\nt.start()\nt.join()\ndef f(n): return n + ones['a']",
+    "thread of an example": "from threading import Thread\ndef f(n): return n + 1\nseen = []\n"
+    "def main(d): d.append(f(int(input())))\nt = Thread(target=main, args=(seen,))\nt.run()\nmain(seen)",
+    "example beside a table": "table = [1]\ndef show(d): print(d[5])\nshow(table)\nx = show(table)\n"
+    "def f(n): return n + table[0]",
     "waits": "import os, time\ndef f(n): return n + 1\ntime.sleep(1000)\nos.kill(os.getpid(), 9)",
     "missing module": "import no_such_module\ndef f(n): return n + 1",
     "left over": "def f(n): return n + 1\n[DONE]\n</s>",

@@ -45,7 +45,26 @@ def test_several_names():
 
 
 @pytest.mark.parametrize(
-    "piece", ["```", "```python\n", "\n```\n", "def ", "a", " ", "x=", "```python\ndef f(): pass\n```\n", "\n"]
+    "piece",
+    [
+        "```",
+        "```python\n",
+        "\n```\n",
+        "def ",
+        "a",
+        " ",
+        "x=",
+        "```python\ndef f(): pass\n```\n",
+        "\n",
+        "<pre>",
+        "<pre ",
+        "`def add(a): 1",
+        "    def add(a): 1\n",
+        "    \n",
+        "<code>def add(a): 1</code>",
+        ">>> def add\n",
+        "\ufeff",
+    ],
 )
 def test_extraction_of_megabytes_is_quick(piece):
     began = time.process_time()
@@ -148,6 +167,27 @@ REPLIES = {
     "end of text": f"{RIGHT}\n<|im_end|>",
     "prose like code": f"for a rectangle this is easy\nif w is negative, 0\n\n{RIGHT}\n\nwith this we are done",
     "output in a block": f"{RIGHT}\n\nIt prints\n{F}\n6\n{F}\n",
+    **{
+        f"followed by {lead!r}": f"{F}python\n{RIGHT}\n{F}\n{lead}\n{F}python\ndef area(w, h):\n    return w + h\n{F}"
+        for lead in (
+            "Common pitfall:",
+            "For reference, the original code was:",
+            "**Before:**",
+            "An incomplete attempt:",
+            "### Incorrect approach\n\nThis adds:",
+            "**Common mistakes**\nAdding:",
+        )
+    },
+    "heading about another block": f"## Wrong\nAdds:\n{F}\ndef area(w, h): return w + h\n{F}\n## Right\n{F}\n{RIGHT}\n{F}",
+    "corrected below a heading": f"{F}\ndef area(w, h): return 1\n{F}\n### Mistakes\n\nThe corrected code:\n{F}\n{RIGHT}\n{F}",
+    "head that returns nothing": f"{F}\n{RIGHT}\n{F}\nIts head:\n{F}\ndef area(w, h):\n    'The area.'\n    return\n{F}",
+    "one line": f"{F}python def area(w, h): return max(w, 0) * h{F}",
+    "in a sentence": "Take `def area(w, h): return max(w, 0) * h` here.",
+    "HTML": f'<pre><code class="python">{RIGHT.replace("<", "&lt;")}\n</code></pre>\nDone.',
+    "indented paragraph": "Take this:\n\n" + "\n".join(f"    {line}" for line in RIGHT.split("\n")) + "\n\nDone.",
+    "session": f"{F}python\n>>> {RIGHT}\n".replace("\n    ", "\n...     ") + f"...\n>>> area(2, 3)\n6\n{F}",
+    "notebook": f"{F}python\n%matplotlib inline\n!pip install x\n{RIGHT}\n{F}",
+    "byte order marks": f"\ufeff{F}python\n\ufeff{RIGHT}\n{F}",
     "helper elsewhere": f"{F}python\nimport math\ndef side(w):\n    return math.fabs(max(w, 0))\n{F}\nthen\n"
     f"{F}python\ndef area(w, h):\n"
     f"    return side(w) * h\n{F}",

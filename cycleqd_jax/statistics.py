@@ -60,6 +60,7 @@ def mean_interval(
             of its range.
 
     >>> import numpy as np
+    >>> from cycleqd_jax.statistics import mean_interval
     >>> found = mean_interval([np.repeat([0.0, 1.0], 50)])
     >>> found.mean, found.low < 0.45 < 0.55 < found.high
     (0.5, True)
@@ -114,6 +115,7 @@ def difference(
         InputError: the methods do not have a score for each of the same problems; or as :func:`mean_interval`.
 
     >>> import numpy as np
+    >>> from cycleqd_jax.statistics import difference
     >>> ours, theirs = np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0, 0.0])
     >>> difference([ours], [theirs]).mean
     0.5
@@ -140,6 +142,7 @@ def over_seeds(values: Float[AnyArray, " run"], *, confidence: float = 0.95) -> 
         InputError: there is no run, a value is not finite, or ``confidence`` is out of its range.
 
     >>> import numpy as np
+    >>> from cycleqd_jax.statistics import over_seeds
     >>> found = over_seeds(np.array([0.5, 0.6, 0.7]))
     >>> round(found.mean, 2), round(found.low, 2), round(found.high, 2)
     (0.6, 0.35, 0.85)

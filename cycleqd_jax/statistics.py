@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from cycleqd_jax.types import AnyArray, Float, InputError
 
@@ -79,6 +78,8 @@ def mean_interval(
     count = sum(task.size for task in tasks)
     if all(task.min() == task.max() for task in tasks):
         return Interval(mean, mean, mean, count)
+    from scipy import stats  # takes most of a second, which readers of run folders need not wait for
+
     # scipy refuses samples of one value. Such a task has the same mean in every resample, whatever the number of its problems.
     tasks = [np.repeat(task, 2) if task.size == 1 else task for task in tasks]
     found = stats.bootstrap(
@@ -155,6 +156,8 @@ def over_seeds(values: Float[AnyArray, " run"], *, confidence: float = 0.95) -> 
     mean = float(runs.mean())
     if runs.size == 1:
         return Interval(mean, -np.inf, np.inf, 1)
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + confidence) / 2, runs.size - 1) * stats.sem(runs))
     return Interval(mean, mean - half, mean + half, int(runs.size))
 

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from cycleqd_jax.types import AnyArray, Float, InputError
 
@@ -60,6 +59,7 @@ def mean_interval(
             of its range.
 
     >>> import numpy as np
+    >>> from cycleqd_jax.statistics import mean_interval
     >>> found = mean_interval([np.repeat([0.0, 1.0], 50)])
     >>> found.mean, found.low < 0.45 < 0.55 < found.high
     (0.5, True)
@@ -78,6 +78,8 @@ def mean_interval(
     count = sum(task.size for task in tasks)
     if all(task.min() == task.max() for task in tasks):
         return Interval(mean, mean, mean, count)
+    from scipy import stats  # takes most of a second, which readers of run folders need not wait for
+
     # scipy refuses samples of one value. Such a task has the same mean in every resample, whatever the number of its problems.
     tasks = [np.repeat(task, 2) if task.size == 1 else task for task in tasks]
     found = stats.bootstrap(
@@ -114,6 +116,7 @@ def difference(
         InputError: the methods do not have a score for each of the same problems; or as :func:`mean_interval`.
 
     >>> import numpy as np
+    >>> from cycleqd_jax.statistics import difference
     >>> ours, theirs = np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0, 0.0])
     >>> difference([ours], [theirs]).mean
     0.5
@@ -140,6 +143,7 @@ def over_seeds(values: Float[AnyArray, " run"], *, confidence: float = 0.95) -> 
         InputError: there is no run, a value is not finite, or ``confidence`` is out of its range.
 
     >>> import numpy as np
+    >>> from cycleqd_jax.statistics import over_seeds
     >>> found = over_seeds(np.array([0.5, 0.6, 0.7]))
     >>> round(found.mean, 2), round(found.low, 2), round(found.high, 2)
     (0.6, 0.35, 0.85)
@@ -152,6 +156,8 @@ def over_seeds(values: Float[AnyArray, " run"], *, confidence: float = 0.95) -> 
     mean = float(runs.mean())
     if runs.size == 1:
         return Interval(mean, -np.inf, np.inf, 1)
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + confidence) / 2, runs.size - 1) * stats.sem(runs))
     return Interval(mean, mean - half, mean + half, int(runs.size))
 

@@ -30,7 +30,7 @@ ARROWS = {
     "operators": {"types"},
     "genome": {"types", "operators"},
     "algorithms": {"types", "operators"},
-    "models": {"types", "files", "sharding", "version"},
+    "models": {"types", "tool_calls", "files", "sharding", "version"},
     "merging": {"types", "files", "operators", "models", "version"},
     "training": {"types", "config", "models"},
     "engine": {"types", "models"},

@@ -19,7 +19,12 @@ ONE = '{"name": "execute_sql", "arguments": {"query": "SELECT 1"}}'
 LLAMA = ONE.replace("arguments", "parameters")
 TEXT = '{"name": "execute_sql", "arguments": "{\\"query\\": \\"SELECT 1\\"}"}'
 OPENAI = '{"type": "function", "function": {"name": "execute_sql", "arguments": {"query": "SELECT 1"}}}'
+SCHEMA = json.dumps(TOOLS[0])
 SPREAD = json.dumps(json.loads(ONE), indent=2)
+
+
+def quoted(text: str) -> str:
+    return json.dumps({"name": "x", "arguments": {"a": text}})
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,38 @@ SPREAD = json.dumps(json.loads(ONE), indent=2)
         (f"{ONE}</think>\n{LLAMA}", [SQL], f"{ONE}</think>"),
         (f"<think>{ONE}</think>", [], None),
         (f"<think>\n{ONE}", [], None),
+        (f"<think>a</think><think>{ONE}</think>{LLAMA}", [SQL], f"<think>a</think><think>{ONE}</think>"),
+        (f"<thinking>{ONE}</thinking>{LLAMA}", [SQL], f"<thinking>{ONE}</thinking>"),
+        (f"<reasoning>{ONE}\n<tool_call>{ONE}</tool_call></reasoning>", [], None),
+        (f"<think>a</think>{ONE}<think>{ONE}</think>\n{LLAMA}", [SQL, SQL], "<think>a</think>"),
+        (f"<think>a</think><think>{ONE}", [], None),
+        (f"<think>The tag </think> ends it. {ONE}</think>{LLAMA}", [SQL], f"<think>The tag </think> ends it. {ONE}</think>"),
+        (f"<think>a</think>{ONE}</think>\n", [SQL], "<think>a</think>"),
+        (f"A <think> tag: {ONE}", [SQL], "A <think> tag:"),
+        # tags in texts of JSON, and tags that are only mentioned
+        (quoted("</think>"), [Call("x", {"a": "</think>"})], ""),
+        (f"<think>a</think>{quoted('</think>')}", [Call("x", {"a": "</think>"})], "<think>a</think>"),
+        (f"<tool_call>{quoted('</think>')}</tool_call>", [Call("x", {"a": "</think>"})], ""),
+        (quoted("<think>"), [Call("x", {"a": "<think>"})], ""),
+        (quoted("<tool_call>"), [Call("x", {"a": "<tool_call>"})], ""),
+        (f"{quoted('<tool_call>')}\n{ONE}", [Call("x", {"a": "<tool_call>"}), SQL], ""),
+        (f"<tool_call>{quoted('<tool_call>{}')}</tool_call><tool_call>{ONE}", [Call("x", {"a": "<tool_call>{}"}), SQL], ""),
+        (f"I use <tool_call> now: <tool_call>{ONE}</tool_call>", [SQL], "I use <tool_call> now:"),
+        (f"I use `<tool_call>`: `<tool_call>`{ONE}", [SQL], "I use `<tool_call>`: `"),
+        (f"In <tool_call>...</tool_call>: <tool_call>{ONE}</tool_call>", [SQL], "In <tool_call>...</tool_call>:"),
+        (f"<tool_call>execute_sql</tool_call><tool_call>{ONE}</tool_call>", [], None),
+        # schemas and data
+        (f"The tool {SCHEMA} helps. {ONE}", [SQL], f"The tool {SCHEMA} helps."),
+        (f"{SCHEMA}\n{ONE}", [SQL], SCHEMA),
+        (SCHEMA, [], None),
+        ('{"name": "finish", "description": "Ends."}', [], None),
+        ('{"name": "finish", "parameters": {"type": "object", "properties": {}}}', [], None),
+        ('{"name": "finish", "description": "I end.", "arguments": {}}', [END], ""),
+        (f'The row {{"name": "Bob", "parameters": {{"x": 1}}}} exists. {ONE}', [SQL],
+         'The row {"name": "Bob", "parameters": {"x": 1}} exists.'),
+        ('As {"name": "Bob", "parameters": 1} says', [], None),
+        (f'{ONE}; {{"name": "x", "parameters": 1}};\n{{"name": "y", "parameters": 2}}', [SQL, Call("x", 1), Call("y", 2)], ""),
+        ('```json\n{"name": "x", "parameters": 1}\n```', [Call("x", 1)], ""),
         # values
         ('{"name": "x", "parameters": {"a": 1, "a": 2}}', [Call("x", {"a": 2})], ""),
         ('{"name": "x", "parameters": {"a": 1e999, "b": -Infinity}}', [Call("x", {"a": "inf", "b": "-inf"})], ""),
@@ -116,7 +153,8 @@ def test_written_calls_are_read(call):
 @pytest.mark.parametrize(
     "piece",
     ["{", "[", "[{", '{"a":', '{"name":', '{"a":[', '{"x":"', '{"x', "<tool_call>", "<tool_call>{", "</think>", "```json\n",
-     "[ ", " ", "{ ", ONE, f"<tool_call>{ONE}", "[[1],", '{"a":{"b":1},', "{x", "<think>"],
+     "[ ", " ", "{ ", ONE, f"<tool_call>{ONE}", "[[1],", '{"a":{"b":1},', "{x", "<think>", "<think>a</think>",
+     '{"name": "</think>', f"<tool_call>.</tool_call>{ONE}", f"{SCHEMA}</think>"],
 )  # fmt: skip
 def test_megabytes_are_quick(piece):
     for end in ("", "}", "x"):
@@ -174,8 +212,8 @@ CALLS = st.builds(
     st.booleans(),
 )
 PIECES = st.sampled_from(
-    ("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "```json\n", "\n```", "<think>", "</think>", "{", "}",
-     "[", "]", '"', ":", ",", '{"name": ', '"arguments": ', "\\ud800", "1e999", "-", "9" * 4400, "[" * 3000,
+    ("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "```json\n", "\n```", "<think>", "</think>", SCHEMA, "{",
+     "}", "[", "]", '"', ":", ",", '{"name": ', '"arguments": ', "\\ud800", "1e999", "-", "9" * 4400, "[" * 3000,
      '{"a":' * 3000, "\0", "\ud800")
 )  # fmt: skip
 REPLIES = st.lists(CALLS | PIECES | st.text(st.characters(), max_size=20), max_size=8).map("".join)

@@ -30,6 +30,7 @@ from cycleqd_jax.types import (
 __all__ = [
     "Best",
     "breed",
+    "breed_without_task",
     "check_box",
     "check_children",
     "check_experts",
@@ -55,12 +56,15 @@ def breed(
     selector: DistinctSelector,
     archive: GARepertoire,
     genome_of: Callable[[Array], Genome],
-    child_key: PRNGKeyArray,
-    active: Int[Array, ""],
+    key: PRNGKeyArray,
+    n: int,
+    active_of: Callable[[PRNGKeyArray], Int[Array, ""]],
     mu: float,
     sigma: float,
 ) -> tuple[Genome, Lineage]:
-    """One child: two parents are selected, crossed and mutated along the directions of the active task's expert.
+    """Children: for each, two parents are selected, crossed and mutated along the directions of one expert.
+
+    Child j depends on ``fold_in(key, j)`` only, not on ``n``.
 
     Args:
         space: the genome space.
@@ -68,20 +72,47 @@ def breed(
         archive: the repertoire of the parents, with the number of each cell as its genotype and ``id`` in its extra scores.
             Selecting genomes would copy the whole archive.
         genome_of: the genome of a cell.
-        child_key: the child's key; consumed.
-        active: index of the active task.
+        key: the key of the ``ask``; consumed.
+        n: number of children.
+        active_of: the active task of a child, from the child's key.
         mu: mean μ of the raw crossover weights.
         sigma: standard deviation σ of the raw crossover weights.
 
     Returns:
-        The genome, and the lineage without a batch axis.
+        The genomes and their lineage, leading axis ``n``.
     """
-    select_key, cross_key, mutate_key = jax.random.split(child_key, 3)
-    parents: Any = selector.select(archive, select_key, 2)
-    first, second = genome_of(parents.genotypes[0]), genome_of(parents.genotypes[1])
-    omega = crossover_weights(cross_key, mu, sigma)
-    genome = space.mutate(mutate_key, space.crossover(first, second, omega), active)
-    return genome, Lineage(parents.extra_scores["id"], active, jax.random.key_data(child_key), omega)
+
+    def child(j: Array) -> tuple[Genome, Lineage]:
+        child_key = jax.random.fold_in(key, j)
+        active = active_of(child_key)
+        select_key, cross_key, mutate_key = jax.random.split(child_key, 3)
+        parents: Any = selector.select(archive, select_key, 2)
+        first, second = genome_of(parents.genotypes[0]), genome_of(parents.genotypes[1])
+        omega = crossover_weights(cross_key, mu, sigma)
+        genome = space.mutate(mutate_key, space.crossover(first, second, omega), active)
+        return genome, Lineage(parents.extra_scores["id"], active, jax.random.key_data(child_key), omega)
+
+    # A loop instead of vmap: the arithmetic of a child must not depend on n.
+    return jax.lax.map(child, jnp.arange(n))
+
+
+def breed_without_task(
+    space: GenomeSpace, selector: DistinctSelector, repertoire: GARepertoire, key: PRNGKeyArray, n: int, mu: float, sigma: float
+) -> tuple[Genome, Lineage]:
+    """Children of one repertoire where no task is active: each is mutated along the directions of an expert that is drawn.
+
+    The arguments and the result are those of :func:`breed`.
+    """
+    cells = repertoire.replace(genotypes=jnp.arange(repertoire.fitnesses.shape[0]))
+
+    def genome_of(cell: Array) -> Genome:
+        return jax.tree.map(lambda leaf: leaf[cell], repertoire.genotypes)
+
+    def drawn(child_key: PRNGKeyArray) -> Int[Array, ""]:
+        # The keys that breed splits off stay unused.
+        return jax.random.randint(jax.random.fold_in(child_key, 3), (), 0, space.num_experts, jnp.int32)
+
+    return breed(space, selector, cells, genome_of, key, n, drawn, mu, sigma)
 
 
 def coefficient_lineage(key: PRNGKeyArray, coefficients: Float[Array, "batch g k"]) -> Lineage:

@@ -127,12 +127,9 @@ class CycleQD(flax.struct.PyTreeNode):
         def genome_of(cell: Array) -> Genome:
             return jax.tree.map(lambda leaf: leaf[active, cell], repertoires.genotypes)
 
-        def child(j: Array) -> tuple[Genome, Lineage]:
-            child_key = jax.random.fold_in(key, j)
-            return breed(self.space, self.selector, archive, genome_of, child_key, active, self.mu, self.sigma)
-
-        # A loop instead of vmap: the arithmetic of a child must not depend on n.
-        genomes, lineage = jax.lax.map(child, jnp.arange(n))
+        genomes, lineage = breed(
+            self.space, self.selector, archive, genome_of, key, n, lambda child_key: active, self.mu, self.sigma
+        )
         return genomes, lineage, state
 
     def tell(self, state: CycleQDState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> CycleQDState:

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from qdax.core.containers.ga_repertoire import GARepertoire
 
-from cycleqd_jax.algorithms.common import breed, check_children, check_experts, check_key, mean_scores, one_genome
-from cycleqd_jax.algorithms.plain_qd import drawn_expert
+from cycleqd_jax.algorithms.common import breed_without_task, check_children, check_experts, check_key, mean_scores, one_genome
 from cycleqd_jax.algorithms.selection import DistinctSelector, UniformSelector, extra_scores
 from cycleqd_jax.types import (
     AnyArray,
@@ -143,17 +142,7 @@ class DominatedNovelty(flax.struct.PyTreeNode):
             InputError: ``key`` is not a typed key.
         """
         check_key(key, "DominatedNovelty")
-        members = state.repertoire.replace(genotypes=jnp.arange(self.population))
-
-        def genome_of(member: Array) -> Genome:
-            return jax.tree.map(lambda leaf: leaf[member], state.repertoire.genotypes)
-
-        def child(j: Array) -> tuple[Genome, Lineage]:
-            child_key = jax.random.fold_in(key, j)
-            active = drawn_expert(child_key, self.space.num_experts)
-            return breed(self.space, self.selector, members, genome_of, child_key, active, self.mu, self.sigma)
-
-        genomes, lineage = jax.lax.map(child, jnp.arange(n))
+        genomes, lineage = breed_without_task(self.space, self.selector, state.repertoire, key, n, self.mu, self.sigma)
         return genomes, lineage, state
 
     def tell(self, state: DominatedNoveltyState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> DominatedNoveltyState:

@@ -13,7 +13,7 @@ from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compu
 
 from cycleqd_jax.algorithms.archive import bin_edges, bin_indices, cell_winners, expert_bounds
 from cycleqd_jax.algorithms.common import (
-    breed,
+    breed_without_task,
     check_children,
     check_experts,
     check_key,
@@ -137,17 +137,7 @@ class PlainQD(flax.struct.PyTreeNode):
             InputError: ``key`` is not a typed key.
         """
         check_key(key, "PlainQD")
-        archive = state.repertoire.replace(genotypes=jnp.arange(state.repertoire.fitnesses.shape[0]))
-
-        def genome_of(cell: Array) -> Genome:
-            return jax.tree.map(lambda leaf: leaf[cell], state.repertoire.genotypes)
-
-        def child(j: Array) -> tuple[Genome, Lineage]:
-            child_key = jax.random.fold_in(key, j)
-            active = drawn_expert(child_key, self.space.num_experts)
-            return breed(self.space, self.selector, archive, genome_of, child_key, active, self.mu, self.sigma)
-
-        genomes, lineage = jax.lax.map(child, jnp.arange(n))
+        genomes, lineage = breed_without_task(self.space, self.selector, state.repertoire, key, n, self.mu, self.sigma)
         return genomes, lineage, state
 
     def tell(self, state: PlainQDState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> PlainQDState:
@@ -164,11 +154,6 @@ class PlainQD(flax.struct.PyTreeNode):
         """
         del lineage
         return _insert(state, genomes, check_children(genomes, scores, state.edges.shape[0], "PlainQD"))
-
-
-def drawn_expert(child_key: PRNGKeyArray, experts: int) -> Int[Array, ""]:
-    """The expert whose directions mutate a child where no task is active; the keys of :func:`breed` stay unused."""
-    return jax.random.randint(jax.random.fold_in(child_key, 3), (), 0, experts, jnp.int32)
 
 
 @jax.jit

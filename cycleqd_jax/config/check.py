@@ -251,10 +251,11 @@ def _check_method(config: RunConfig) -> None:
             f"expected genome.space: expert with search.method {search.method}, which searches merging coefficients, got "
             f"{config.genome.space}; leave it out"
         )
-    members = search.population if search.method in ("nsga2", "dns") else 0
-    if 0 < members < experts:
-        raise InputError(f"expected search.population of at least {experts}, the number of experts, got {members}; increase it")
-    least = max(experts + search.batch_size, members)
+    if 0 < search.members < experts:
+        raise InputError(
+            f"expected search.population of at least {experts}, the number of experts, got {search.members}; increase it"
+        )
+    least = search.least(experts)
     if search.budget is not None and search.budget < least:
         raise InputError(
             f"expected search.budget of at least {least}, which the experts and the first population need, got "

@@ -229,6 +229,15 @@ class SearchConfig:
         """Whether the method searches merging coefficients."""
         return self.method in ("random", "cmaes", "nsga2")
 
+    @property
+    def members(self) -> int:
+        """Number of members of the population that the method keeps; 0 if it keeps an archive or nothing."""
+        return self.population if self.method in ("nsga2", "dns") else 0
+
+    def least(self, experts: int) -> int:
+        """Number of individuals that the experts and the first population need."""
+        return max(experts + self.batch_size, self.members)
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:

@@ -2,8 +2,9 @@
 
 A template that supports tools gets their schemas as ``tools``, calls as ``tool_calls`` and results as messages of the role
 ``tool``, as ``transformers`` documents it. Templates without that support often ignore ``tools`` without an error, so
-:func:`tool_support` renders a probe and looks for the schema, the call and the result. For other templates the system prompt
-lists the schemas, a call is JSON in the text of the assistant, and a result is a user message.
+:func:`tool_support` renders a probe, looks for the schema and the result, and reads the call as :mod:`cycleqd_jax.tool_calls`
+reads those in replies. For other templates the system prompt lists the schemas, a call is JSON in the text of the assistant,
+and a result is a user message.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cycleqd_jax.tool_calls import Call, read_calls
 from cycleqd_jax.types import Message
 
 __all__ = [
@@ -41,7 +43,7 @@ class ToolSupport(NamedTuple):
     """What a chat template can render.
 
     Attributes:
-        native: schemas, a call and its result.
+        native: schemas, a call in a format that :func:`cycleqd_jax.tool_calls.read_calls` reads, and its result.
         several: several calls in one message.
         system: a system message.
     """
@@ -141,9 +143,11 @@ def _text(render: Render, messages: Sequence[Rendered], tools: Sequence[Any] | N
 
 
 def _shows(render: Render, count: int) -> bool:
-    """Whether a template shows ``count`` calls in one message, and their results."""
-    found = _text(render, probe_calls(count), [PROBE_TOOL])
-    return all(f"value-{n}" in found and f"result-{n}" in found for n in range(1, count + 1))
+    """Whether a template shows ``count`` calls in one message, so that they can be read, and their results."""
+    _, _, answer = _text(render, probe_calls(count), [PROBE_TOOL]).rpartition("Probe the user.")
+    written = answer.partition("result-1")[0]
+    calls = [Call("probe_tool", {"probe_argument": f"value-{n}"}) for n in range(1, count + 1)]
+    return all(f"result-{n}" in answer for n in range(1, count + 1)) and read_calls(written, ["probe_tool"])[1] == calls
 
 
 def _one_call_each(messages: Sequence[Rendered]) -> Iterable[Rendered]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,25 +33,8 @@ def _budget(config: RunConfig) -> str:
 
 
 def _repository(model: str | Path | None, folder: Path) -> str | None:
-    """The repository of the hub that a model is, without its revision; None for a model of this machine.
-
-    The hub takes nothing else as ``base_model``: it refuses a card with local paths or revisions, and would take a path of two
-    parts for the repository of that name.
-
-    Args:
-        model: the model as the config names it.
-        folder: its folder.
-    """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    if model is None or not hub.is_repository(model) or os.path.exists(model) or Path(model) == folder:
-        return None
-    name = str(model).partition("@")[0]
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
+    """The repository of the hub that a model of the config is; None for a model of this machine, which lies in ``folder``."""
+    return None if model is None or Path(model) == folder else hub.repository_name(model)
 
 
 def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:

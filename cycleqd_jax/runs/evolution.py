@@ -360,10 +360,10 @@ def budget_of(config: RunConfig, tasks: Sequence[RecordTask[Any]]) -> int | None
     Raises:
         InputError: the budgets do not suffice for the experts and the first population.
     """
-    options, experts = config.search, len(config.tasks)
+    options = config.search
     sizes = [len(task.rows["train"][: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
     budget = search.individuals_within(options.budget, options.budget_items, sum(sizes))
-    least = max(experts + options.batch_size, options.population if options.method in ("nsga2", "dns") else 0)
+    least = options.least(len(config.tasks))
     if budget is not None and budget < least:
         raise InputError(
             f"expected search.budget_items of at least {least * sum(sizes)}, {least} individuals with {sum(sizes)} items each, "

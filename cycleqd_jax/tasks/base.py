@@ -37,7 +37,7 @@ Solution = Generator[str, str, None]
 the problem."""
 
 # Part of every fingerprint. Raise it with each change of prompts, parsing, verdicts or demonstrations.
-_VERSION = 6
+_VERSION = 7
 
 
 class RecordTask(abc.ABC, Generic[R]):

@@ -74,7 +74,7 @@ def test_stubs_that_pass_are_listed(write, capsys):
 
 
 def test_options_of_task_and_sandbox(write, capsys):
-    slow = RECORD | {"task_id": 2, "code": "import time\ntime.sleep(1)\ndef add(a, b): return a + b"}
+    slow = RECORD | {"task_id": 2, "code": "import time\ndef add(a, b):\n    time.sleep(1)\n    return a + b"}
     data = write(RECORD, slow)
     assert verify(capsys, "mbpp", "--data", data)[0] == 0
     for option in ("seconds=0.5", "sandbox.wall_s=0.5"):

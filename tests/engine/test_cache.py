@@ -7,6 +7,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cycleqd_jax.engine import Attention
 from cycleqd_jax.engine.cache import Rows

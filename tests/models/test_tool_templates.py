@@ -9,7 +9,7 @@ import pytest
 from cycleqd_jax.models.agreement import UsedTokenizer, differences
 from cycleqd_jax.models.files import gguf_tokenizer
 from cycleqd_jax.models.tokenizer import LLAMA3_TEMPLATE, ChatTokenizer, train_tiny_tokenizer
-from cycleqd_jax.models.tool_templates import ToolSupport
+from cycleqd_jax.models.tool_templates import ToolSupport, tool_support
 from cycleqd_jax.tasks.dbbench.tools import TOOLS
 from cycleqd_jax.tool_calls import reply_message, tool_message, write_call
 
@@ -99,6 +99,31 @@ def test_support_is_found_by_rendering():
 def test_half_a_support_is_none(spoil):
     assert QWEN25.count(spoil[0]) == 1
     assert not tokenizer_with(QWEN25.replace(*spoil)).tool_support.native
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "<tool_call>\n<function={name}>\n<parameter=probe_argument>\n{value}\n</parameter>\n</function>\n</tool_call>",
+        '[TOOL_CALLS]{name}[ARGS]{{"probe_argument": "{value}"}}',
+        '[{name}(probe_argument="{value}")]',
+        '<function={name}>{{"probe_argument": "{value}"}}</function>',
+        "<tool_call>{name}\n<arg_key>probe_argument</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>",
+        'Action: {name}\nAction Input: {{"probe_argument": "{value}"}}',
+    ],
+)
+def test_a_format_of_calls_that_can_not_be_read_is_none(written):
+    def render(messages, tools, call=written):
+        parts = [json.dumps(tools)] if tools else []
+        for message in messages:
+            for function in [called["function"] for called in message.get("tool_calls", ())]:
+                parts.append(call.format(name=function["name"], value=function["arguments"]["probe_argument"]))
+            parts.append(f"{message['role']}: {message['content']}")
+        return "\n".join(parts)
+
+    assert tool_support(render) == ToolSupport(native=False, several=False, system=True)
+    read = '<tool_call>{{"name": "{name}", "arguments": {{"probe_argument": "{value}"}}}}</tool_call>'
+    assert tool_support(lambda messages, tools: render(messages, tools, read)) == ToolSupport(True, True, True)
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)

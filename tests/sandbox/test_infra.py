@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -37,7 +38,8 @@ def _network(pid: int) -> str:
 
 def _kill_from_outside(sandbox: Sandbox) -> None:
     for pid in reversed(_family(sandbox._worker.process.pid)):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended with another
+            os.kill(pid, signal.SIGKILL)
 
 
 def _mounts() -> int:

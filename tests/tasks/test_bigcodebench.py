@@ -147,6 +147,30 @@ def test_operands_of_the_tests_are_checked(write, sandbox, route):
     assert "Forged" in score.reason
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "collections.UserList([5])",
+        "types.SimpleNamespace(a=[5])",
+        "types.MappingProxyType({'a': 5})",
+        "collections.ChainMap({'a': 5})",
+        "pathlib.Path('a/b')",
+        "argparse.Namespace(a=5)",
+        "uuid.UUID(int=5)",
+        "weakref.ref(E)",
+        "Words(['a'])",
+    ],
+)
+def test_values_of_the_standard_library_pass(write, sandbox, value):
+    imports = "import argparse, collections, pathlib, types, unittest, uuid, weakref\n"
+    code = f"class E: pass\nclass Words(collections.UserList):\n  def longest(self): return 1\ndef task_func(n): return {value}"
+    test = imports + "class TestCases(unittest.TestCase):\n"
+    test += f"  def test_one(self): self.assertEqual(task_func(1), {value})\n"
+    rows = [LETTERS | {"test": test, "code_prompt": imports + "def task_func(n):\n"}, OTHER]
+    files = {"train": write(rows[0]), "test": write(rows[1], name="t.jsonl")}
+    assert verdict(make("bigcodebench", **files, sandbox=sandbox, memo=False), code) == Score(1.0, "passed")
+
+
 def test_future_imports_after_the_problem(task):
     assert verdict(task, f"from __future__ import annotations\n{GOLD}") == Score(1.0, "passed")
 

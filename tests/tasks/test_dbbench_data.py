@@ -11,12 +11,6 @@ from cycleqd_jax.tasks.dbbench.records import CHANGES
 
 from .helpers import make, solution_scores
 
-# Problems that the gold statements don't solve; the README of the data explains why.
-UNREACHABLE = {
-    "mysql": {"db/225"},  # its fingerprint is that of the table loaded twice
-    "sqlite": {"db/225"},
-}
-
 
 @pytest.fixture(params=["sqlite", "mysql"])
 def task(request, data_dir, sandbox):
@@ -46,8 +40,7 @@ def test_gold(task):
     pairs = everything(task)
     assert len(pairs) == 257
     results = values(task, pairs, task.solutions)
-    failed = {id for id, scores in results.items() if 1.0 not in scores}
-    assert failed <= UNREACHABLE[task.backend]
+    assert {id for id, scores in results.items() if 1.0 not in scores} == set()
     questions = [id for (row, record) in pairs if record.kind not in CHANGES for id in [row.id]]
     assert len(questions) == 85
     assert all(results[id][-1] == 1.0 for id in questions)  # the label, sent as the answer

@@ -135,3 +135,103 @@ def test_a_translation_is_bounded(text):
     with pytest.raises(Refusal):
         translate(split(text)[0], {"pets": table_relation("pets", PETS.columns)}, "pets")
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "change", "left"),
+    [
+        (("rowid", "b"), "UPDATE t SET b = 'z' WHERE b = 'x'", "[('5', 'z'), ('5', 'y')]"),
+        (("RowID", "_rowid_"), "DELETE FROM t WHERE _rowid_ = 'x'", "[('5', 'y')]"),
+        (("rowid", "b"), "DELETE FROM t LIMIT 1", "[('5', 'y')]"),
+        (("a", "b"), "UPDATE t SET a = 's1.rowid' WHERE b = 'x'", "[('s1.rowid', 'x'), ('5', 'y')]"),
+        (
+            ("a", "b"),
+            "UPDATE t SET a = 'SELECT s1.rowid', b = a LIMIT 1",
+            "[('SELECT s1.rowid', 'SELECT s1.rowid'), ('5', 'y')]",
+        ),
+        (("a", "b"), "UPDATE t s JOIN t u ON s.b = u.b SET s.a = 'z' WHERE u.b = 'y'", "[('5', 'x'), ('z', 'y')]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["t", "new"])
+def test_a_change_reaches_its_rows_only(sandbox, name, columns, change, left):
+    table = Table(name, columns, (("5", "x"), ("5", "y")))
+    with contextlib.closing(SqliteDatabase(sandbox, Limits(wall_s=20.0, cpu_s=20.0), 5.0, table)) as database:
+        assert database.run(change.replace(" t ", f" {name} ")).output == "[]"
+        assert database.run(f"SELECT * FROM {name}").output == left
+
+
+def test_a_table_with_all_names_of_row_numbers_is_not_changed(sandbox):
+    table = Table("t", ("rowid", "_rowid_", "oid"), (("5", "x", "1"), ("5", "y", "2")))
+    with contextlib.closing(SqliteDatabase(sandbox, Limits(wall_s=20.0, cpu_s=20.0), 5.0, table)) as database:
+        assert database.run("DELETE FROM t WHERE oid = '1'").output.startswith("1235 ")
+        assert database.run("SELECT COUNT(*) FROM t").output == "[(2,)]"
+
+
+@pytest.mark.parametrize("limit", ["-1", "1+1", "'2'", "1 OFFSET -1", "1.5", "name"])
+def test_a_limit_is_a_whole_number(database, limit):
+    assert database.run(f"SELECT name FROM pets LIMIT {limit}").output.startswith("1064 ")
+    assert database.run(f"DELETE FROM pets LIMIT {limit}").output.startswith("1064 ")
+    assert database.run("SELECT COUNT(*) FROM pets").output == "[(4,)]"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        Table("big", tuple(f"c{i}" for i in range(2_500)), ()),
+        Table("sqlite_x", ("a",), (("1",),)),
+        Table("t", ("a",), (("\ud800",),)),
+        Table("t\ud800", ("a",), ()),
+    ],
+    ids=["columns", "name", "cell", "surrogate"],
+)
+def test_a_table_that_cannot_be_created_is_in_no_catalog(sandbox, table):
+    with contextlib.closing(SqliteDatabase(sandbox, Limits(wall_s=20.0, cpu_s=20.0), 5.0, table)) as database:
+        assert database.run("SHOW TABLES").output == "[]"
+        assert database.md5() is None
+        assert database.run("SELECT '\ud800'").output.startswith("1235 ")
+        assert database.run("SELECT 1").output == "[(1,)]"
+
+
+def test_results_as_mariadb_gives_them(database):
+    cases = [
+        ("SELECT name AS n FROM pets HAVING name = 'tom'", "[('Tom',)]"),
+        ("SELECT GROUP_CONCAT(age ORDER BY 1) FROM pets", "[(',10,3,7.5 years',)]"),
+        ("SELECT GROUP_CONCAT(DISTINCT age, name ORDER BY 2 DESC, age) FROM pets WHERE age > 3", "[('10Zoë,7.5 yearszoe ',)]"),
+        ("SELECT PI() * 2, LPAD('a', 5, '')", "[(6.283185, None)]"),
+        ("UPDATE pets SET born = '2020-02-29 10:11:12'", "[]"),
+        ("SELECT born + INTERVAL 1 YEAR FROM pets LIMIT 1", "[('2021-02-28 10:11:12.000000',)]"),
+        ("ALTER TABLE pets MODIFY age INT", "[]"),
+        ("SELECT age FROM pets", "[(3,), (10,), (7,), (0,)]"),
+        ("CREATE TABLE k (i INT AUTO_INCREMENT PRIMARY KEY, c CHAR(5))", "[]"),
+        ("INSERT INTO k (c) VALUES ('a  ')", "[]"),
+        ("TRUNCATE TABLE k", "[]"),
+        ("INSERT INTO k (c) VALUES ('b  ')", "[]"),
+        ("SELECT i, c, LENGTH(c) FROM k", "[(1, 'b', 1)]"),
+    ]
+    assert [(statement, database.run(statement).output) for statement, _ in cases] == cases
+
+
+@pytest.mark.parametrize(
+    "statement", ["SELECT name FROM pets HAVING age > 5", "SELECT COUNT(*) FROM pets GROUP BY born HAVING name = 'x'"]
+)
+def test_having_sees_selected_and_grouped_columns(database, statement):
+    assert database.run(statement).output.startswith("1054 ")
+
+
+@pytest.mark.parametrize("statement", [
+    "SELECT 0x41 + 0", "SELECT b'1' & 1", "SELECT x'41' = 'a'", "SELECT CONCAT(X'FF', 'a')", "SELECT STR_TO_DATE(1, 2)",
+    "SELECT GROUP_CONCAT(X'FF')", "SELECT 'a' REGEXP '[[:upper:]]'", "UPDATE pets SET age = DEFAULT", "UPDATE IGNORE pets SET age = 1",
+    "DO SLEEP(0)", "DESCRIBE pets name", "SHOW COLUMNS IN pets", "SELECT 1 FROM (pets a JOIN pets b)", "SELECT ROW(1, 2) = ROW(1, 2)",
+    "SELECT table_name FROM information_schema.tables", "SELECT DATE_ADD('2020-01-01', INTERVAL '1 2:3:4' DAY_SECOND)",
+    "SELECT DATE_ADD('2020-01-01', INTERVAL 1.5 DAY)", "SELECT DATE(born) > '2020' FROM pets",
+])  # fmt: skip
+def test_valid_statements_that_are_not_translated(database, statement):
+    assert database.run(statement).output.startswith("1235 ")
+
+
+def test_a_regular_expression_ends_in_time(sandbox):
+    with contextlib.closing(SqliteDatabase(sandbox, Limits(wall_s=20.0, cpu_s=20.0), 1.0, PETS)) as database:
+        ran = database.run(f"SELECT '{'a' * 40}!' REGEXP '^(a+)+$'")
+        assert ran.timed_out
+        assert ran.output.startswith("3024 ")
+        assert database.run("SELECT 1").output == "[(1,)]"

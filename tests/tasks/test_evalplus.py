@@ -108,7 +108,7 @@ FORGERIES = {
     "nan": "def add(a, b): return float('nan')",
     "print": "print('{\"failed\": null}')\ndef add(a, b): return 0",
     "fork": "import os\nif os.fork(): os._exit(0)\ndef add(a, b): return 0",
-    "kill": "import os\nos.kill(os.getppid(), 9)\ndef add(a, b): return a + b",
+    "kill": "import os\ndef add(a, b):\n    os.kill(os.getppid(), 9)\n    return a + b",
     "builtins": "import builtins\nbuiltins.sum = builtins.abs = lambda *a: 0\ntype.__eq__ = None\ndef add(a, b): return 0",
     "answers on all files": (
         "import os, json\ndef f(v):\n  d = json.dumps(v).encode()\n  return len(d).to_bytes(8, 'big') + d\n"

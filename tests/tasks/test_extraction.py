@@ -45,7 +45,26 @@ def test_several_names():
 
 
 @pytest.mark.parametrize(
-    "piece", ["```", "```python\n", "\n```\n", "def ", "a", " ", "x=", "```python\ndef f(): pass\n```\n", "\n"]
+    "piece",
+    [
+        "```",
+        "```python\n",
+        "\n```\n",
+        "def ",
+        "a",
+        " ",
+        "x=",
+        "```python\ndef f(): pass\n```\n",
+        "\n",
+        "<pre>",
+        "<pre ",
+        "`def add(a): 1",
+        "    def add(a): 1\n",
+        "    \n",
+        "<code>def add(a): 1</code>",
+        ">>> def add\n",
+        "\ufeff",
+    ],
 )
 def test_extraction_of_megabytes_is_quick(piece):
     began = time.process_time()
@@ -148,6 +167,27 @@ REPLIES = {
     "end of text": f"{RIGHT}\n<|im_end|>",
     "prose like code": f"for a rectangle this is easy\nif w is negative, 0\n\n{RIGHT}\n\nwith this we are done",
     "output in a block": f"{RIGHT}\n\nIt prints\n{F}\n6\n{F}\n",
+    **{
+        f"followed by {lead!r}": f"{F}python\n{RIGHT}\n{F}\n{lead}\n{F}python\ndef area(w, h):\n    return w + h\n{F}"
+        for lead in (
+            "Common pitfall:",
+            "For reference, the original code was:",
+            "**Before:**",
+            "An incomplete attempt:",
+            "### Incorrect approach\n\nThis adds:",
+            "**Common mistakes**\nAdding:",
+        )
+    },
+    "heading about another block": f"## Wrong\nAdds:\n{F}\ndef area(w, h): return w + h\n{F}\n## Right\n{F}\n{RIGHT}\n{F}",
+    "corrected below a heading": f"{F}\ndef area(w, h): return 1\n{F}\n### Mistakes\n\nThe corrected code:\n{F}\n{RIGHT}\n{F}",
+    "head that returns nothing": f"{F}\n{RIGHT}\n{F}\nIts head:\n{F}\ndef area(w, h):\n    'The area.'\n    return\n{F}",
+    "one line": f"{F}python def area(w, h): return max(w, 0) * h{F}",
+    "in a sentence": "Take `def area(w, h): return max(w, 0) * h` here.",
+    "HTML": f'<pre><code class="python">{RIGHT.replace("<", "&lt;")}\n</code></pre>\nDone.',
+    "indented paragraph": "Take this:\n\n" + "\n".join(f"    {line}" for line in RIGHT.split("\n")) + "\n\nDone.",
+    "session": f"{F}python\n>>> {RIGHT}\n".replace("\n    ", "\n...     ") + f"...\n>>> area(2, 3)\n6\n{F}",
+    "notebook": f"{F}python\n%matplotlib inline\n!pip install x\n{RIGHT}\n{F}",
+    "byte order marks": f"\ufeff{F}python\n\ufeff{RIGHT}\n{F}",
     "helper elsewhere": f"{F}python\nimport math\ndef side(w):\n    return math.fabs(max(w, 0))\n{F}\nthen\n"
     f"{F}python\ndef area(w, h):\n"
     f"    return side(w) * h\n{F}",
@@ -192,6 +232,22 @@ REACHED = {
     "local name of an example": "def f(n):\n    result = n + 1\n    return result\nresult = f('text')\nassert result == 7",
     "set by a function": "class A: pass\nsetattr(A, 'one', 1)\ndef f(n): return n + A.one",
     "filled by map": "ones = []\nlist(map(ones.append, [1]))\ndef f(n): return n + ones[0]",
+    "argument that is changed": "ones = {}\ndef fill(d): d['a'] = 1\nfill(ones)\ndef f(n): return n + ones['a']",
+    "argument that is passed on": "ones = []\ndef put(d): d.append(1)\ndef fill(d, k):\n    for _ in range(k): put(d)\n"
+    "fill(k=2, d=ones)\ndef f(n): return n + ones[1]",
+    "filled by a lambda": "ones = {}\nfill = lambda: ones.update(a=1)\nfill()\ndef f(n): return n + ones['a']",
+    "filled by an assigned call": "ones = {}\ndef fill(): ones['a'] = 1\n_ = fill()\ndef f(n): return n + ones['a']",
+    "filled by a constructor": "ones = {}\nclass A:\n    def __init__(self, d): d['a'] = 1\na = A(ones)\n"
+    "def f(n): return n + ones['a']",
+    "alias that is changed": "ones = {}\nsame: dict = ones\nsame['a'] = 1\ndef f(n): return n + ones['a']",
+    "method under another name": "ones = []\nadd = ones.append\nadd(1)\ndef f(n): return n + ones[0]",
+    "part that is changed": "ones = [[], []]\nfor row in ones:\n    row.append(1)\ndef f(n): return n + ones[1][0]",
+    "filled by a thread": "from threading import Thread\nones = {}\ndef fill(d): d['a'] = 1\n"
+    "t = Thread(target=fill, args=(ones,))\nt.start()\nt.join()\ndef f(n): return n + ones['a']",
+    "thread of an example": "from threading import Thread\ndef f(n): return n + 1\nseen = []\n"
+    "def main(d): d.append(f(int(input())))\nt = Thread(target=main, args=(seen,))\nt.run()\nmain(seen)",
+    "example beside a table": "table = [1]\ndef show(d): print(d[5])\nshow(table)\nx = show(table)\n"
+    "def f(n): return n + table[0]",
     "waits": "import os, time\ndef f(n): return n + 1\ntime.sleep(1000)\nos.kill(os.getpid(), 9)",
     "missing module": "import no_such_module\ndef f(n): return n + 1",
     "left over": "def f(n): return n + 1\n[DONE]\n</s>",

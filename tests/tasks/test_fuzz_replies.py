@@ -18,7 +18,7 @@ from cycleqd_jax.tasks.dbbench import statements
 from cycleqd_jax.tasks.dbbench.answers import parse_answer, same_answer
 from cycleqd_jax.tasks.dbbench.databases import Ran, truncated, unqualified
 from cycleqd_jax.tasks.os_interaction.checks import BUILTINS
-from cycleqd_jax.tasks.os_interaction.replies import command_and_end, parse_act
+from cycleqd_jax.tasks.os_interaction.replies import TERSE, TEXT, command_and_end, parse_act
 from cycleqd_jax.types import Score
 
 from ..fuzz import NAMES, fuzzed, replies
@@ -96,7 +96,7 @@ def test_scripted_solutions_read_any_observation(text, think, answers):
     for solution in (
         protocol.query_and_answer(text, [text]),
         protocol.operate_and_answer(text, [text]),
-        command_and_end(text, answers, think),
+        command_and_end(text, answers, TEXT if think else TERSE),
     ):
         assert isinstance(next(solution), str)
         with contextlib.suppress(StopIteration):

@@ -84,7 +84,7 @@ FORGERIES = {
     "trace": "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: None\ndef add(a, b): return 0",
     "atexit": "import atexit, os\natexit.register(lambda: os._exit(0))\ndef add(a, b): return 0",
     "fork": "import os\nif os.fork(): os._exit(0)\ndef add(a, b): return 0",
-    "kill parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef add(a, b): return a + b",
+    "kill parent": "import os, signal\ndef add(a, b):\n    os.kill(os.getppid(), signal.SIGKILL)\n    return a + b",
     "stdin": "import sys\nprint(sys.stdin.read())\ndef add(a, b): return 0",
     "crash": "import ctypes\nctypes.string_at(0)",
     "recursion": "def add(a, b): return add(b, a)",

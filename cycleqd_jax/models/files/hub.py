@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import glob
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -65,14 +66,15 @@ def is_repository(name: str | Path) -> bool:
 def repository_name(model: str | Path) -> str | None:
     """The repository of the hub that a name stands for, without its revision; None for a model of this machine.
 
-    The hub takes nothing else as ``base_model`` of a model card: it refuses local paths and revisions.
+    The hub takes nothing else as ``base_model`` of a model card: it refuses local paths and revisions, and would take a path of
+    two parts for the repository of that name.
 
     Args:
         model: a path, or ``owner/name[@revision]``.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    if not is_repository(model) or Path(model).exists():
+    if not is_repository(model) or os.path.exists(model):  # unlike Path.exists, no error for a name that is too long
         return None
     name = str(model).partition("@")[0]
     try:

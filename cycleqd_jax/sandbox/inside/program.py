@@ -16,11 +16,11 @@ __all__ = ["preload", "run"]
 
 # fmt: off
 _PRELOADED = (
-    "argparse", "ast", "bisect", "cmath", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime",
-    "decimal", "enum", "fractions", "functools", "heapq", "inspect", "itertools", "json", "keyword",
+    "argparse", "ast", "base64", "bisect", "cmath", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime",
+    "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "itertools", "json", "keyword",
     "linecache", "math", "numbers", "operator", "pprint", "queue", "random", "re", "sqlite3", "statistics",
     "string", "struct", "textwrap", "time", "timeit", "traceback", "typing", "unicodedata", "unittest", "uuid",
-    "warnings",
+    "warnings", "zlib",
 )
 # fmt: on
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import html
 import re
 import textwrap
 from collections.abc import Iterator
 
 from cycleqd_jax.tasks.coding.syntax import parse
 
-__all__ = ["LONGEST_PROGRAM", "Block", "blocks", "code_regions", "leading_tree", "without_thoughts"]
+__all__ = ["LONGEST_PROGRAM", "Block", "blocks", "code_regions", "leading_tree", "unfenced", "without_thoughts"]
 
 LONGEST_PROGRAM = 200_000
 """Number of characters of the longest program that is executed."""
@@ -26,6 +27,13 @@ _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|tr
 # Code in the line of the opening fence, and a closing fence in the last line of the code.
 _FIRST_LINE = re.compile(r"\s((?:def|class|import|from|async def|@\w)\b.*)$")
 _LATE_END = re.compile(r"(?<=\S)`{3,}\s*\Z")
+_HEADING = re.compile(r"^(?:#+ .*|\*\*.*\*\*:?)\Z", re.MULTILINE)
+_NOTEBOOK = re.compile(r"^(?:%{1,2}|!)[a-z].*$", re.MULTILINE)
+_PROMPT = re.compile(r"(?:>>>|\.\.\.)(?: |$)")
+# Code that is in no block.
+_IN_LINE = re.compile(r"`(?:(?:python|py)3?[ \t]+)?((?:def|class|async def|from|import)[ \t][^`\n]*)`")
+_HTML = re.compile(r"<(?:pre|code)\b[^<>\n]*>(?:\s*<code\b[^<>\n]*>)?((?:(?!<pre|<code).)*?)</(?:pre|code)>", re.DOTALL)
+_INDENTED = re.compile(r"^(?: {4}|\t)[ \t]*\S.*(?:\n(?:[ \t]*|(?: {4}|\t).*)$)*", re.MULTILINE)
 _MOST_CUTS = 20
 _MOST_REGIONS = 40
 _MOST_BLOCKS = 100
@@ -40,11 +48,13 @@ class Block:
         tag: the language that the opening fence names, in lower case; "python" for all names of Python, "" for none.
         code: the code, without the indentation and the quotation marks of the fence.
         lead: the last line of text before the block.
+        heading: the heading before that line, if no other line stands between.
     """
 
     tag: str
     code: str
     lead: str = ""
+    heading: str = ""
 
 
 def without_thoughts(reply: str) -> str:
@@ -79,10 +89,33 @@ def blocks(reply: str) -> list[Block]:
         if first:
             code = f"{first.group(1)}\n{code}"
         before = reply[max(0, begin.start() - _LONGEST_LEAD) : begin.start()]
-        lead = before.rstrip()[-300:].rpartition("\n")[2]
+        above, _, lead = before.rstrip()[-300:].rpartition("\n")
+        heading = _HEADING.search(above.rstrip())
         if code.strip():
-            found.append(Block("python" if _PYTHON.fullmatch(tag) else tag, code, lead))
+            tag = "python" if _PYTHON.fullmatch(tag) else tag
+            code = _without_prompts(code) if tag in ("python", "") else code
+            found.append(Block(tag, code, lead, heading.group() if heading else ""))
     return found
+
+
+def _without_prompts(code: str) -> str:
+    """The code without lines for a notebook, and that of a session without prompts and output; only if it is not Python."""
+    session = code.lstrip().startswith(">>>")
+    if not (session or _NOTEBOOK.search(code)) or _is_python(code):
+        return code
+    if session:
+        return "\n".join(line[4:] for line in textwrap.dedent(code).split("\n") if _PROMPT.match(line)) + "\n"
+    return _NOTEBOOK.sub("", code)
+
+
+def unfenced(text: str) -> Iterator[str]:
+    """The texts of a reply that may be code, but are in no block: code in a line, in HTML, and indented paragraphs."""
+    for match in _IN_LINE.finditer(text):
+        yield match.group(1).strip()
+    for match in _HTML.finditer(text):
+        yield html.unescape(match.group(1))
+    for match in _INDENTED.finditer(text):
+        yield textwrap.dedent(match.group())
 
 
 def _closing(reply: str, fences: list[re.Match[str]], position: int) -> tuple[re.Match[str] | None, int]:

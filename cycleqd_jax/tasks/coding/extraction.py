@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from cycleqd_jax.tasks.coding.blocks import LONGEST_PROGRAM, Block, blocks, code_regions, leading_tree, without_thoughts
+from cycleqd_jax.tasks.coding.blocks import (
+    LONGEST_PROGRAM,
+    Block,
+    blocks,
+    code_regions,
+    leading_tree,
+    unfenced,
+    without_thoughts,
+)
 from cycleqd_jax.tasks.coding.reach import future_first, reached
 from cycleqd_jax.tasks.coding.syntax import parse
 
 __all__ = ["LONGEST_PROGRAM", "extract_code", "may_vary", "only_program"]
 
 _LONGEST_REPLY = 2 * LONGEST_PROGRAM
+_MARKS = re.compile("^[\\ufeff\\u200b]+", re.MULTILINE)  # byte order marks and spaces without width
+_MOST_UNFENCED = 100
 # Random numbers, clocks, other processes and the hash seed: verdicts on such programs are not cached.
 _VARYING = re.compile(r"random|secrets|uuid|\btime\b|datetime|thread|process|\bid\(|\bhash\(|\bos\b")
 # What the line before a block says about it.
-_BAD = re.compile(r"\b(mistakes?|wrong|incorrect|naive|buggy|avoid|don't|do not|fails?|not work)\b", re.IGNORECASE)
+_BAD = re.compile(
+    r"\b(mistakes?|wrong|incorrect|naive|buggy|avoid|don't|do not|fails?|not work|pitfalls?|incomplete|broken|flawed)\b"
+    r"|\boriginal (?:code|version|function|program|attempt) (?:was|is|had|looked)\b|^\W*before(?: the fix)?\W*$",
+    re.IGNORECASE,
+)
+_BAD_HEADING = re.compile(
+    r"\W*(?:an? |the |common |example of an? )?(?:mistakes?|wrong|incorrect|naive|buggy|pitfalls?|incomplete|broken|flawed)\b",
+    re.IGNORECASE,
+)
 _BACK = re.compile(r"\b(?:that|this|it|above|previous)\b.*[.!]\s*$", re.IGNORECASE)
 _GOOD = re.compile(
     r"\b(correct(?:ed|ion)?|fix(?:ed)?|final|instead|better|improved|solution|right|proper|should be|updated?|revised)\b",
@@ -37,15 +57,19 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     taken, because models correct themselves; a block that only quotes the head of a function does not define it, and a block
     that is announced as wrong is taken only if there is no other. Other blocks are added if the program uses what they define.
     If no block defines all names, the blocks tagged as Python are joined, or else the untagged ones. In a reply without blocks,
-    the program is the longest run of Python between lines of prose, if possible one that defines the names.
+    the program is the longest run of Python between lines of prose, if possible one that defines the names. If all these do
+    not define the names, code in a line, in HTML or in an indented paragraph is taken if it does.
     """
     names = tuple(names)
-    reply = reply[:_LONGEST_REPLY]
+    reply = _MARKS.sub("", reply[:_LONGEST_REPLY])
     answer = without_thoughts(reply)
     code = _from_text(answer, names)
     if answer is not reply and not (_defines(code, names) if names else code.strip()):
         whole = _from_text(reply, names)
-        return whole if not code.strip() or _defines(whole, names) else code
+        code = whole if not code.strip() or _defines(whole, names) else code
+    if names and not _defines(code, names):
+        others = [other for other in itertools.islice(unfenced(answer), _MOST_UNFENCED) if _defines(other, names)]
+        code = others[-1] if others else code
     return code
 
 
@@ -55,10 +79,10 @@ def _from_text(text: str, names: tuple[str, ...], nested: bool = False) -> str:
         return _from_prose(text, names)
     candidates = [block for block in found if block.tag in ("python", "")] or found
     if names:
-        fitted = [Block(block.tag, _fitted(block.code, names), block.lead) for block in found]
+        fitted = [dataclasses.replace(block, code=_fitted(block.code, names)) for block in found]
         whole = [number for number, block in enumerate(fitted) if _defines(block.code, names)]
         if whole:
-            number = max(whole, key=lambda number: (not _is_bad(fitted[number].lead), fitted[number].tag == "python", number))
+            number = max(whole, key=lambda number: (not _is_bad(fitted[number]), fitted[number].tag == "python", number))
             return _completed(fitted, number, names)
         for block in () if nested else reversed(found):  # a Markdown text in a block
             if ("```" in block.code or "~~~" in block.code) and _mentions(block.code, names):
@@ -87,9 +111,12 @@ def _from_prose(text: str, names: tuple[str, ...]) -> str:
     return text[match.start() :] if match else ""
 
 
-def _is_bad(lead: str) -> bool:
-    """Whether a line calls the block after it wrong; a whole sentence about "that" or "it" is about the block before."""
-    return _BAD.search(lead) is not None and _GOOD.search(lead) is None and _BACK.search(lead) is None
+def _is_bad(block: Block) -> bool:
+    """Whether the text before a block calls it wrong; a whole sentence about "that" or "it" is about the block before."""
+    if _GOOD.search(block.lead) is not None or _BACK.search(block.lead) is not None:
+        return False
+    heading = _BAD_HEADING.match(block.heading) is not None and _GOOD.search(block.heading) is None
+    return heading or _BAD.search(block.lead) is not None
 
 
 def _fitted(code: str, names: tuple[str, ...]) -> str:
@@ -148,9 +175,11 @@ def _bound(tree: ast.Module, stubs: bool = True) -> Iterable[str]:
 
 
 def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
-    """Whether the body has nothing but a docstring, ``pass``, ``...`` and ``raise NotImplementedError``."""
+    """Whether the body has nothing but a docstring, ``pass``, ``...``, ``return`` and ``raise NotImplementedError``."""
     for part in node.body:
-        if isinstance(part, ast.Pass) or (isinstance(part, ast.Expr) and _says_nothing(part.value)):
+        if isinstance(part, ast.Pass) or (isinstance(part, ast.Return) and part.value is None):
+            continue
+        if isinstance(part, ast.Expr) and _says_nothing(part.value):
             continue
         if isinstance(part, ast.Raise) and "NotImplemented" in ast.dump(part):
             continue

@@ -70,8 +70,9 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
     """The statements that the entry points need, in order; None if an entry point is not bound or can't be followed.
 
     A statement is kept if it binds a name that is needed, or changes a value that is needed: an attribute or an item is
-    assigned, a method is called, or a function of the program that changes it is called. A statement that only calls an entry
-    point is an example of its use. Calls that configure a module (``sys.setrecursionlimit``) are kept; the guard of
+    assigned, a method is called, or a function of the program that changes it, or changes its arguments, is called. The value
+    may have another name, as in ``N = M`` and ``add = M.append``. A statement that only calls an entry point is an example of
+    its use. Calls that configure a module (``sys.setrecursionlimit``) are kept; the guard of
     ``__main__`` never is.
 
     Args:
@@ -89,12 +90,16 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
         return None
     functions = {name: part for part in parts if isinstance(part.node, _DEFINITIONS) for name in part.binds}
     modules = {name for part in parts if isinstance(part.node, ast.Import | ast.ImportFrom) for name in part.binds}
+    indirect = _indirect_changes(parts)
     needed, kept = set(entries), set[int]()
     grown = True
     while grown:
         grown = False
         for number, part in enumerate(parts):
-            if number not in kept and _is_needed(part, needed, entries, functions, modules):
+            if number in kept:
+                continue
+            called, changed = indirect[number]
+            if _is_needed(part, needed, entries, functions, modules) or (changed & needed and not called & entries):
                 kept.add(number)
                 needed |= part.uses
                 grown = True
@@ -194,6 +199,127 @@ def _configures(node: ast.expr, modules: set[str]) -> bool:
 def _sets_module(node: ast.stmt, modules: set[str]) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
     return any(isinstance(target, ast.Attribute | ast.Subscript) and _root(target) in modules for target in targets)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Changes through other names, arguments and functions that are passed on
+
+_RUNNING = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.Try)
+_MOST_ROUNDS = 5  # of functions that pass an argument on to a function that changes it
+
+
+def _indirect_changes(parts: list[_Statement]) -> list[tuple[set[str], set[str]]]:
+    """For each statement, the names that it reads when it is executed, and the names whose values it may change.
+
+    Functions are followed, also lambdas and those that are passed to a call. Empty for statements that are never kept for
+    what they change.
+    """
+    at_once = [list(_executed(part.node)) for part in parts]
+    bodies = [list(ast.walk(part.node)) for part in parts]
+    defined = [number for number, part in enumerate(parts) if isinstance(part.node, _DEFINITIONS) or _is_lambda(part.node)]
+    changers = _changers([parts[number] for number in defined])
+    functions = {name: number for number in defined for name in parts[number].binds}
+    holders = {name: number for number, part in enumerate(parts) if _passes(part.node, set(functions)) for name in part.binds}
+    aliases = _aliases([node for nodes in at_once for node in nodes])
+    effects: dict[int, set[str]] = {}
+    for number in {*functions.values(), *holders.values()}:
+        changed = {*_changed(bodies[number]), *_changed_by_calls(bodies[number], changers, aliases)}
+        effects[number] = _closure(changed, _aliases(bodies[number])) & parts[number].uses
+    functions = holders | functions
+    found = []
+    for part, nodes in zip(parts, at_once, strict=True):
+        called, changed = set[str](), set[str]()
+        if isinstance(part.node, _RUNNING) and not _is_main_guard(part.node):
+            changed = part.changes.union(_changed_by_calls(nodes, changers, aliases))
+            pending = set(part.calls)
+            while pending:
+                name = pending.pop()
+                called.add(name)
+                if name in functions:
+                    changed |= effects[functions[name]]
+                    pending |= parts[functions[name]].uses - called
+        found.append((called, _closure(changed, aliases)))
+    return found
+
+
+def _is_lambda(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda)
+
+
+def _passes(node: ast.stmt, functions: set[str]) -> bool:
+    """Whether the value of an assignment is a call that gets a function of the program, as ``Thread(target=fill)`` does."""
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and bool(_passed(node.value) & functions)
+
+
+def _passed(call: ast.Call) -> set[str]:
+    """The names in the arguments of a call."""
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return {part.id for argument in arguments for part in ast.walk(argument) if isinstance(part, ast.Name)}
+
+
+def _changers(parts: list[_Statement]) -> set[str]:
+    """The names of functions and classes that change an argument."""
+    bodies: list[tuple[str, set[str], list[ast.AST]]] = []
+    for part in parts:
+        for node in ast.walk(part.node):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                every = every[1:] if isinstance(part.node, ast.ClassDef) else every  # without self
+                bodies += [(name, {argument.arg for argument in every}, list(ast.walk(node))) for name in part.binds]
+    found: set[str] = set()
+    for _ in range(_MOST_ROUNDS):
+        known = len(found)
+        for name, parameters, nodes in bodies:
+            if name not in found:
+                changed = {*_changed(nodes), *_changed_by_calls(nodes, found, {})}
+                if parameters & _closure(changed, _aliases(nodes)):
+                    found.add(name)
+        if len(found) == known:
+            break
+    return found
+
+
+def _changed_by_calls(nodes: Iterable[ast.AST], changers: set[str], aliases: dict[str, set[str]]) -> Iterator[str]:
+    """The arguments of functions that change theirs, and the names of methods that are called under another name."""
+    for part in nodes:
+        if isinstance(part, ast.Call):
+            passed = _passed(part)
+            if _root(part.func) in changers or passed & changers:
+                yield from passed
+            if isinstance(part.func, ast.Name) and part.func.id in aliases:
+                yield part.func.id
+
+
+def _aliases(nodes: Iterable[ast.AST]) -> dict[str, set[str]]:
+    """For each name, the names of which it may hold the value, a part or a method."""
+    found: dict[str, set[str]] = {}
+    for part in nodes:
+        pairs: list[tuple[ast.expr, ast.expr]] = []
+        if isinstance(part, ast.Assign):
+            pairs = [(target, part.value) for target in part.targets]
+        elif isinstance(part, ast.AnnAssign | ast.NamedExpr) and part.value is not None:
+            pairs = [(part.target, part.value)]
+        for target, value in pairs:
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+                pairs += zip(target.elts, value.elts, strict=True)
+            elif isinstance(target, ast.Name) and isinstance(value, ast.Name | ast.Attribute | ast.Subscript):
+                found.setdefault(target.id, set()).add(_root(value))
+        if isinstance(part, ast.For | ast.AsyncFor | ast.comprehension):
+            sources = {node.id for node in ast.walk(part.iter) if isinstance(node, ast.Name)}
+            for node in ast.walk(part.target):
+                if isinstance(node, ast.Name):
+                    found.setdefault(node.id, set()).update(sources)
+    return found
+
+
+def _closure(names: set[str], aliases: dict[str, set[str]]) -> set[str]:
+    """The names, and all of which they are aliases."""
+    found, pending = set[str](), set(names)
+    while pending:
+        name = pending.pop()
+        found.add(name)
+        pending |= aliases.get(name, set()) - found
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ import re
 from typing import Any
 
 from cycleqd_jax.tasks.dbbench.dialect_parser import parse
-from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Column, Expr, Refusal, Relation, quoted, text, unsupported
+from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Column, Expr, Refusal, Relation, literal, quoted, text, unsupported
 
 __all__ = ["VERSION", "Statement", "fingerprint_sql", "table_relation", "translate"]
 
-VERSION = 1
+VERSION = 3
 """Part of the fingerprints of tasks. Raise it with each change of the results of statements."""
 
 _DENIED = re.compile(
@@ -93,7 +93,8 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
     from sqlglot import exp
 
     from cycleqd_jax.tasks.dbbench.dialect_changes import delete, insert, update
-    from cycleqd_jax.tasks.dbbench.dialect_queries import Scope, query
+    from cycleqd_jax.tasks.dbbench.dialect_names import Scope
+    from cycleqd_jax.tasks.dbbench.dialect_queries import query
     from cycleqd_jax.tasks.dbbench.dialect_tables import alter, create, describe, show
 
     if _QUIET.match(sql):
@@ -129,8 +130,14 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
     if isinstance(node, exp.Drop):
         return _drop(node, catalog, database)
     if isinstance(node, exp.TruncateTable):
-        names = [scope.relation(one).name for one in node.expressions]
-        return Statement(tuple(f"DELETE FROM {quoted(name)}" for name in names))
+        emptied = [scope.relation(one) for one in node.expressions]
+        counters = [one.name for one in emptied if any(column.auto for column in one.columns)]
+        return Statement(
+            (
+                *(f"DELETE FROM sqlite_sequence WHERE name = {literal(name)}" for name in counters),
+                *(f"DELETE FROM {quoted(one.name)}" for one in emptied),
+            )
+        )
     if isinstance(node, exp.Show):
         return Statement(rows=str(show(node, scope)))
     if isinstance(node, exp.Describe) and isinstance(node.this, exp.Table):
@@ -143,7 +150,7 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{getattr(node.this, 'name', '')}'")
     if isinstance(node, exp.Command | exp.Describe):
         raise unsupported(sql.split()[0].upper() + (" of a query" if isinstance(node, exp.Describe) else ""))
-    from cycleqd_jax.tasks.dbbench.dialect_parser import syntax_error
+    from cycleqd_jax.tasks.dbbench.dialect_grammar import syntax_error
 
     raise syntax_error(sql)
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions, checked_length, collated
-from cycleqd_jax.tasks.dbbench.dialect_queries import Scope, Source, _limit, _Select, check_parts, query
-from cycleqd_jax.tasks.dbbench.dialect_types import Column, Expr, Refusal, Relation, quoted, stored, truth, unsupported
+from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
+from cycleqd_jax.tasks.dbbench.dialect_joins import Joins
+from cycleqd_jax.tasks.dbbench.dialect_names import Scope, Source, check_parts
+from cycleqd_jax.tasks.dbbench.dialect_operators import checked_length, collated
+from cycleqd_jax.tasks.dbbench.dialect_queries import limit_clause, query
+from cycleqd_jax.tasks.dbbench.dialect_types import (
+    Column,
+    Expr,
+    Refusal,
+    Relation,
+    quoted,
+    row_name,
+    stored,
+    truth,
+    unsupported,
+)
 
 __all__ = ["delete", "insert", "update"]
 
+_NEW = '"cycleqd new values"'  # a name that no table has
 _IGNORED = {"is_function", "stored", "by_name", "exists", "partition", "settings", "default", "overwrite", "source"}
 
 
@@ -75,7 +89,7 @@ def insert(node: Any, scope: Scope, replaces: bool) -> str:
     listed = ", ".join(quoted(column.name) for column in [*columns, *missing])
     head = f"{word} INTO {quoted(relation.name)} ({listed}) "
     extra = [implicit(column) for column in missing]
-    translate = Expressions(scope, scope.database)
+    translate = Expressions(scope, query)
     translate.clause = "INSERT"
     source = node.expression
     if isinstance(source, exp.Values):
@@ -115,7 +129,7 @@ def _on_duplicate(node: Any, scope: Scope, relation: Relation) -> str:
         return ""
     inner = Scope(scope.catalog, scope.database)
     inner.sources.append(Source(relation.name, quoted(relation.name), list(relation.columns), True))
-    translate = Expressions(inner, scope.database)
+    translate = Expressions(inner, query)
     translate.values = {c.name.lower(): Expr(f"excluded.{quoted(c.name)}", c.type) for c in relation.columns}
     pairs = []
     for assignment in conflict.expressions:
@@ -126,13 +140,13 @@ def _on_duplicate(node: Any, scope: Scope, relation: Relation) -> str:
 
 def _from(node: Any, scope: Scope) -> tuple[str, Expressions]:
     """The FROM of a change of one or several tables."""
-    select = _Select(node, scope, True)
-    return select.joined(node.this, []), select.expressions
+    expressions = Expressions(scope, query)
+    return Joins(expressions)(node.this, []), expressions
 
 
-def _chosen(node: Any, scope: Scope, translate: Expressions, from_sql: str, alias: str) -> str:
-    """The condition that chooses the rows of the table ``alias``."""
-    sql = f"SELECT {alias}.rowid FROM {from_sql}"
+def _chosen(node: Any, translate: Expressions, from_sql: str, selected: str) -> str:
+    """The query of the rows that a statement changes; ``selected`` is the list after its SELECT."""
+    sql = f"SELECT {selected} FROM {from_sql}"
     if node.args.get("where") is not None:
         translate.clause = "WHERE"
         sql += f" WHERE {truth(translate(node.args['where'].this))}"
@@ -142,7 +156,7 @@ def _chosen(node: Any, scope: Scope, translate: Expressions, from_sql: str, alia
             collated(translate(term.this)) + " DESC" * bool(term.args.get("desc")) for term in node.args["order"].expressions
         ]
         sql += f" ORDER BY {', '.join(terms)}"
-    return sql + _limit(node)
+    return sql + limit_clause(node)
 
 
 def update(node: Any, scope: Scope) -> list[str]:
@@ -175,24 +189,23 @@ def update(node: Any, scope: Scope) -> list[str]:
     relation = next(one for one in scope.catalog.values() if one.name == _physical(node, target))
     if relation.view or not target.real:
         raise unsupported(f"changes to the view {relation.name}")
-    chosen = _chosen(node, scope, translate, from_sql, target.alias)
+    row = row_name(relation)
     condition = truth(translate(node.args["where"].this)) if node.args.get("where") is not None else ""
     name = quoted(relation.name)
     if plain:
         values = ", ".join(f"{value} AS v{i}" for i, (_, value) in enumerate(pairs))
-        shown = ", ".join(f"{quoted(column.name)} = new.v{i}" for i, (column, _) in enumerate(pairs))
+        shown = ", ".join(f"{quoted(column.name)} = {_NEW}.v{i}" for i, (column, _) in enumerate(pairs))
         # The new values are computed before the first row is changed.
-        rows = chosen.replace("SELECT", f"SELECT {values},", 1).replace(
-            f"{target.alias}.rowid", f"{target.alias}.rowid AS r", 1
-        )
-        return [f"UPDATE {name} SET {shown} FROM ({rows}) AS new WHERE {name}.rowid = new.r"]
+        rows = _chosen(node, translate, from_sql, f"{values}, {target.alias}.{row} AS r")
+        return [f"UPDATE {name} SET {shown} FROM ({rows}) AS {_NEW} WHERE {name}.{row} = {_NEW}.r"]
+    chosen = _chosen(node, translate, from_sql, f"{target.alias}.{row}")
     shown = ", ".join(
-        f"{quoted(column.name)} = (SELECT {value} FROM {from_sql} WHERE {target.alias}.rowid = target.rowid"
+        f"{quoted(column.name)} = (SELECT {value} FROM {from_sql} WHERE {target.alias}.{row} = {_NEW}.{row}"
         + (f" AND {condition}" if condition else "")
         + " LIMIT 1)"
         for column, value in pairs
     )
-    return [f"UPDATE {name} AS target SET {shown} WHERE target.rowid IN ({chosen})"]
+    return [f"UPDATE {name} AS {_NEW} SET {shown} WHERE {_NEW}.{row} IN ({chosen})"]
 
 
 def _physical(node: Any, target: Source) -> str:
@@ -221,5 +234,6 @@ def delete(node: Any, scope: Scope) -> list[str]:
     relation = scope.catalog[_physical(node, target)]
     if relation.view:
         raise unsupported(f"changes to the view {relation.name}")
-    chosen = _chosen(node, scope, translate, from_sql, target.alias)
-    return [f"DELETE FROM {quoted(relation.name)} WHERE rowid IN ({chosen})"]
+    row = row_name(relation)
+    chosen = _chosen(node, translate, from_sql, f"{target.alias}.{row}")
+    return [f"DELETE FROM {quoted(relation.name)} WHERE {row} IN ({chosen})"]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
+from cycleqd_jax.tasks.dbbench.dialect_dates import DATE_BUILDERS, DATE_FUNCTIONS, NOW, Builder, Compare, Simple
 from cycleqd_jax.tasks.dbbench.dialect_types import (
     BINARY,
-    DATE,
-    DATETIME,
     DOUBLE,
     INT,
     TEXT,
-    TIME,
     Expr,
     Refusal,
     Type,
@@ -20,6 +15,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     converted,
     decimal,
     literal,
+    moment,
     number,
     number_type,
     text,
@@ -28,133 +24,70 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     whole,
 )
 
-__all__ = ["AGGREGATES", "call", "date_add"]
-
-AGGREGATES = frozenset(
-    [
-        "COUNT",
-        "SUM",
-        "AVG",
-        "MIN",
-        "MAX",
-        "GROUP_CONCAT",
-        "STD",
-        "STDDEV",
-        "STDDEV_POP",
-        "STDDEV_SAMP",
-        "VARIANCE",
-        "VAR_POP",
-        "VAR_SAMP",
-        "BIT_AND",
-        "BIT_OR",
-        "BIT_XOR",
-    ]
-)
+__all__ = ["call"]
 
 
-class _Simple(NamedTuple):
-    """A function whose arguments have fixed kinds.
-
-    Attributes:
-        kinds: one letter for each argument: s text, n number, i integer; a capital letter may be missing or, if it is the last
-            one before ``*``, be repeated.
-        result: type of the result.
-        template: the expression, with ``{0}`` for the first argument and ``{all}`` for all.
-    """
-
-    kinds: str
-    result: Type
-    template: str
+def _math(name: str) -> Simple:
+    return Simple("n", DOUBLE, f"m_math('{name}', {{0}})")
 
 
-def _math(name: str) -> _Simple:
-    return _Simple("n", DOUBLE, f"m_math('{name}', {{0}})")
-
-
-def _part(name: str, result: Type = INT) -> _Simple:
-    return _Simple("s", result, f"m_part({{0}}, '{name}')")
-
-
-_NOW = {
-    "NOW": DATETIME, "CURRENT_TIMESTAMP": DATETIME, "LOCALTIME": DATETIME, "LOCALTIMESTAMP": DATETIME, "SYSDATE": DATETIME,
-    "CURDATE": DATE, "CURRENT_DATE": DATE, "CURTIME": TIME, "CURRENT_TIME": TIME, "UTC_DATE": DATE, "UTC_TIME": TIME,
-    "UTC_TIMESTAMP": DATETIME,
-}  # fmt: skip
 _SIMPLE = {
-    "CONCAT": _Simple("s*", TEXT, "m_concat({all})"),
-    "CONCAT_WS": _Simple("ss*", TEXT, "m_concat_ws({all})"),
-    "UPPER": _Simple("s", TEXT, "m_upper({0})"),
-    "LOWER": _Simple("s", TEXT, "m_lower({0})"),
-    "LENGTH": _Simple("s", INT, "m_bytes({0})"),
-    "BIT_LENGTH": _Simple("s", INT, "(8 * m_bytes({0}))"),
-    "CHAR_LENGTH": _Simple("s", INT, "length({0})"),
-    "LEFT": _Simple("si", TEXT, "m_left({all})"),
-    "RIGHT": _Simple("si", TEXT, "m_right({all})"),
-    "LTRIM": _Simple("s", TEXT, "m_trim({0}, ' ', 1)"),
-    "RTRIM": _Simple("s", TEXT, "m_trim({0}, ' ', 2)"),
-    "REPLACE": _Simple("sss", TEXT, "m_replace({all})"),
-    "REVERSE": _Simple("s", TEXT, "m_reverse({0})"),
-    "REPEAT": _Simple("si", TEXT, "m_repeat({all})"),
-    "SPACE": _Simple("i", TEXT, "m_repeat(' ', {0})"),
-    "SUBSTRING_INDEX": _Simple("ssi", TEXT, "m_substring_index({all})"),
-    "INSTR": _Simple("ss", INT, "m_locate({1}, {0}, 1)"),
-    "FIND_IN_SET": _Simple("ss", INT, "m_find_in_set({all})"),
-    "INSERT": _Simple("siis", TEXT, "m_insert({all})"),
-    "STRCMP": _Simple("ss", INT, "m_strcmp({all})"),
-    "ASCII": _Simple("s", INT, "m_ascii({0})"),
-    "ORD": _Simple("s", INT, "m_ord({0})"),
-    "UNHEX": _Simple("s", BINARY, "m_unhex({0})"),
-    "CONV": _Simple("sii", TEXT, "m_conv({all})"),
-    "BIN": _Simple("i", TEXT, "m_conv(CAST({0} AS TEXT), 10, 2)"),
-    "OCT": _Simple("i", TEXT, "m_conv(CAST({0} AS TEXT), 10, 8)"),
-    "FORMAT": _Simple("ni", TEXT, "m_format({all})"),
-    "MD5": _Simple("s", TEXT, "m_hash('md5', {0})"),
-    "SHA1": _Simple("s", TEXT, "m_hash('sha1', {0})"),
-    "CRC32": _Simple("s", INT, "m_crc32({0})"),
-    "TO_BASE64": _Simple("s", TEXT, "m_base64({0})"),
-    "QUOTE": _Simple("s", TEXT, "m_quote({0})"),
-    "SOUNDEX": _Simple("s", TEXT, "m_soundex({0})"),
-    "REGEXP_REPLACE": _Simple("sss", TEXT, "m_regexp_replace({all})"),
-    "REGEXP_SUBSTR": _Simple("ss", TEXT, "m_regexp_substr({all})"),
-    "REGEXP_INSTR": _Simple("ss", INT, "m_regexp_instr({all})"),
+    "CONCAT": Simple("s*", TEXT, "m_concat({all})"),
+    "CONCAT_WS": Simple("ss*", TEXT, "m_concat_ws({all})"),
+    "UPPER": Simple("s", TEXT, "m_upper({0})"),
+    "LOWER": Simple("s", TEXT, "m_lower({0})"),
+    "LENGTH": Simple("s", INT, "m_bytes({0})"),
+    "BIT_LENGTH": Simple("s", INT, "(8 * m_bytes({0}))"),
+    "CHAR_LENGTH": Simple("s", INT, "length({0})"),
+    "LEFT": Simple("si", TEXT, "m_left({all})"),
+    "RIGHT": Simple("si", TEXT, "m_right({all})"),
+    "LTRIM": Simple("s", TEXT, "m_trim({0}, ' ', 1)"),
+    "RTRIM": Simple("s", TEXT, "m_trim({0}, ' ', 2)"),
+    "REPLACE": Simple("sss", TEXT, "m_replace({all})"),
+    "REVERSE": Simple("s", TEXT, "m_reverse({0})"),
+    "REPEAT": Simple("si", TEXT, "m_repeat({all})"),
+    "SPACE": Simple("i", TEXT, "m_repeat(' ', {0})"),
+    "SUBSTRING_INDEX": Simple("ssi", TEXT, "m_substring_index({all})"),
+    "INSTR": Simple("ss", INT, "m_locate({1}, {0}, 1)"),
+    "FIND_IN_SET": Simple("ss", INT, "m_find_in_set({all})"),
+    "INSERT": Simple("siis", TEXT, "m_insert({all})"),
+    "STRCMP": Simple("ss", INT, "m_strcmp({all})"),
+    "ASCII": Simple("s", INT, "m_ascii({0})"),
+    "ORD": Simple("s", INT, "m_ord({0})"),
+    "UNHEX": Simple("s", BINARY, "m_unhex({0})"),
+    "CONV": Simple("sii", TEXT, "m_conv({all})"),
+    "BIN": Simple("i", TEXT, "m_conv(CAST({0} AS TEXT), 10, 2)"),
+    "OCT": Simple("i", TEXT, "m_conv(CAST({0} AS TEXT), 10, 8)"),
+    "FORMAT": Simple("ni", TEXT, "m_format({all})"),
+    "MD5": Simple("s", TEXT, "m_hash('md5', {0})"),
+    "SHA1": Simple("s", TEXT, "m_hash('sha1', {0})"),
+    "CRC32": Simple("s", INT, "m_crc32({0})"),
+    "TO_BASE64": Simple("s", TEXT, "m_base64({0})"),
+    "QUOTE": Simple("s", TEXT, "m_quote({0})"),
+    "SOUNDEX": Simple("s", TEXT, "m_soundex({0})"),
+    "REGEXP_REPLACE": Simple("sss", TEXT, "m_regexp_replace({all})"),
+    "REGEXP_SUBSTR": Simple("ss", TEXT, "m_regexp_substr({all})"),
+    "REGEXP_INSTR": Simple("ss", INT, "m_regexp_instr({all})"),
     "SQRT": _math("sqrt"), "SIN": _math("sin"), "COS": _math("cos"), "TAN": _math("tan"), "COT": _math("cot"),
-    "ASIN": _math("asin"), "ACOS": _math("acos"), "ATAN": _math("atan"), "DEGREES": _math("degrees"), "RADIANS": _math("radians"),  # noqa: E501
-    "ATAN2": _Simple("nn", DOUBLE, "m_atan2({all})"),
-    "EXP": _Simple("n", DOUBLE, "m_exp({0})"),
-    "LN": _Simple("n", DOUBLE, "m_log({0}, 0)"),
-    "LOG2": _Simple("n", DOUBLE, "m_log({0}, 2)"),
-    "LOG10": _Simple("n", DOUBLE, "m_log({0}, 10)"),
-    "POW": _Simple("nn", DOUBLE, "m_pow({all})"),
-    "PI": _Simple("", Type("dbl", 6), "3.141592653589793"),
-    "SIGN": _Simple("n", INT, "sign({0})"),
-    "SLEEP": _Simple("n", INT, "m_sleep({0})"),
-    "YEAR": _part("YEAR"), "MONTH": _part("MONTH"), "DAY": _part("DAY"), "DAYOFWEEK": _part("DAYOFWEEK"),
-    "WEEKDAY": _part("WEEKDAY"), "DAYOFYEAR": _part("DAYOFYEAR"), "QUARTER": _part("QUARTER"), "HOUR": _part("HOUR"),
-    "MINUTE": _part("MINUTE"), "SECOND": _part("SECOND"), "MICROSECOND": _part("MICROSECOND"), "TO_DAYS": _part("TO_DAYS"),
-    "DAYNAME": _part("DAYNAME", TEXT),
-    "MONTHNAME": _Simple("s", TEXT, "m_monthname({0})"),
-    "LAST_DAY": _Simple("s", DATE, "m_last_day({0})"),
-    "DATE": _Simple("s", DATE, "m_date({0})"),
-    "TIME": _Simple("s", TIME, "m_time({0}, 0)"),
-    "TIMESTAMP": _Simple("s", DATETIME, "m_datetime({0}, 0)"),
-    "DATEDIFF": _Simple("ss", INT, "m_datediff({all})"),
-    "TIMEDIFF": _Simple("ss", TIME, "m_timediff({all})"),
-    "FROM_DAYS": _Simple("i", DATE, "m_from_days({0})"),
-    "MAKEDATE": _Simple("ii", DATE, "m_makedate({all})"),
-    "MAKETIME": _Simple("iii", TIME, "m_maketime({all})"),
-    "SEC_TO_TIME": _Simple("i", TIME, "m_sec_to_time({0})"),
-    "TIME_TO_SEC": _Simple("s", INT, "m_time_to_sec({0})"),
-    "WEEKOFYEAR": _Simple("s", INT, "m_week({0}, 3, 0)"),
-    "DATE_FORMAT": _Simple("ss", TEXT, "m_date_format({all}, 0)"),
-    "TIME_FORMAT": _Simple("ss", TEXT, "m_date_format({all}, 1)"),
-    "FROM_UNIXTIME": _Simple("i", DATETIME, "m_from_unix({0})"),
-    "CONNECTION_ID": _Simple("", INT, "1"),
-    "VERSION": _Simple("", TEXT, "'10.11.0-MariaDB'"),
-    "USER": _Simple("", TEXT, "'root@localhost'"),
-    "CURRENT_USER": _Simple("", TEXT, "'root@%'"),
-    "CHARSET": _Simple("s", TEXT, "'utf8mb4'"),
-    "BIT_COUNT": _Simple("i", INT, "(length(m_conv(CAST({0} AS TEXT), 10, 2)) - length(m_replace(m_conv(CAST({0} AS TEXT), 10, 2), '1', '')))"),  # noqa: E501
-    "FOUND_ROWS": _Simple("", INT, "1"), "LAST_INSERT_ID": _Simple("", INT, "0"), "ROW_COUNT": _Simple("", INT, "-1"),
+    "ASIN": _math("asin"), "ACOS": _math("acos"), "ATAN": _math("atan"), "DEGREES": _math("degrees"),
+    "RADIANS": _math("radians"),
+    "ATAN2": Simple("nn", DOUBLE, "m_atan2({all})"),
+    "EXP": Simple("n", DOUBLE, "m_exp({0})"),
+    "LN": Simple("n", DOUBLE, "m_log({0}, 0)"),
+    "LOG2": Simple("n", DOUBLE, "m_log({0}, 2)"),
+    "LOG10": Simple("n", DOUBLE, "m_log({0}, 10)"),
+    "POW": Simple("nn", DOUBLE, "m_pow({all})"),
+    "PI": Simple("", Type("dbl", 6), "3.141592653589793"),
+    "SIGN": Simple("n", INT, "sign({0})"),
+    "SLEEP": Simple("n", INT, "m_sleep({0})"),
+    "CONNECTION_ID": Simple("", INT, "1"),
+    "VERSION": Simple("", TEXT, "'10.11.0-MariaDB'"),
+    "USER": Simple("", TEXT, "'root@localhost'"),
+    "CURRENT_USER": Simple("", TEXT, "'root@%'"),
+    "CHARSET": Simple("s", TEXT, "'utf8mb4'"),
+    "BIT_COUNT": Simple("i", INT, "length(m_replace(m_conv(CAST({0} AS TEXT), 10, 2), '0', ''))"),
+    "FOUND_ROWS": Simple("", INT, "1"), "LAST_INSERT_ID": Simple("", INT, "0"), "ROW_COUNT": Simple("", INT, "-1"),
+    **DATE_FUNCTIONS,
 }  # fmt: skip
 _SAME = {
     "UCASE": "UPPER", "LCASE": "LOWER", "OCTET_LENGTH": "LENGTH", "CHARACTER_LENGTH": "CHAR_LENGTH", "SHA": "SHA1",
@@ -164,10 +97,10 @@ _SAME = {
 
 
 def _argument(kind: str, expr: Expr) -> str:
-    return {"s": text, "n": number, "i": whole}[kind](expr)
+    return {"s": text, "n": number, "i": whole, "d": moment}[kind](expr)
 
 
-def call(name: str, args: list[Expr], compare: Callable[[str, Expr, Expr], str], table: str) -> Expr:
+def call(name: str, args: list[Expr], compare: Compare, table: str) -> Expr:
     """A call of a function that is no aggregate.
 
     Args:
@@ -180,9 +113,9 @@ def call(name: str, args: list[Expr], compare: Callable[[str, Expr, Expr], str],
         Refusal: there is no such function, or it is called with the wrong number of arguments.
     """
     written, name = name, _SAME.get(name.upper(), name.upper())
-    if name in _NOW:
-        kind = "utc_" * name.startswith("UTC_") + _NOW[name].kind
-        return Expr(f"m_now('{kind}')", _NOW[name])
+    if name in NOW:
+        kind = "utc_" * name.startswith("UTC_") + NOW[name].kind
+        return Expr(f"m_now('{kind}')", NOW[name])
     if name in ("DATABASE", "SCHEMA") and not args:
         return Expr(literal(table), TEXT)
     if name in _SIMPLE:
@@ -209,81 +142,16 @@ def _wrong_count(name: str) -> Refusal:
 
 
 # Functions of MySQL that are not translated.
-_KNOWN = frozenset(
-    [
-        "JSON_EXTRACT",
-        "JSON_OBJECT",
-        "JSON_ARRAY",
-        "JSON_VALUE",
-        "JSON_UNQUOTE",
-        "JSON_CONTAINS",
-        "JSON_LENGTH",
-        "JSON_KEYS",
-        "JSON_ARRAYAGG",
-        "JSON_OBJECTAGG",
-        "JSON_VALID",
-        "JSON_SEARCH",
-        "JSON_SET",
-        "AES_ENCRYPT",
-        "AES_DECRYPT",
-        "COMPRESS",
-        "UNCOMPRESS",
-        "BENCHMARK",
-        "GET_LOCK",
-        "RELEASE_LOCK",
-        "IS_FREE_LOCK",
-        "IS_USED_LOCK",
-        "LOAD_FILE",
-        "UUID",
-        "UUID_SHORT",
-        "INET_ATON",
-        "INET_NTOA",
-        "PERIOD_ADD",
-        "PERIOD_DIFF",
-        "CONVERT_TZ",
-        "ADDTIME",
-        "SUBTIME",
-        "EXPORT_SET",
-        "MAKE_SET",
-        "FROM_BASE64",
-        "PASSWORD",
-        "ENCRYPT",
-        "EXTRACTVALUE",
-        "UPDATEXML",
-        "COERCIBILITY",
-        "COLLATION",
-        "TO_SECONDS",
-        "GET_FORMAT",
-        "NAME_CONST",
-        "LEAD",
-        "LAG",
-        "ROW_NUMBER",
-        "RANK",
-        "DENSE_RANK",
-        "NTILE",
-        "FIRST_VALUE",
-        "LAST_VALUE",
-        "CUME_DIST",
-        "PERCENT_RANK",
-        "DEFAULT",
-        "VALUE",
-        "WEIGHT_STRING",
-        "MATCH",
-        "RANDOM_BYTES",
-        "OLD_PASSWORD",
-        "DECODE",
-        "ENCODE",
-        "TIMESTAMPADD",
-        "NVL2",
-        "CHR",
-        "INTERVAL",
-        "NTH_VALUE",
-        "ST_DISTANCE",
-        "POINT",
-    ]
-)
-
-_Compare = Callable[[str, Expr, Expr], str]
+_KNOWN = frozenset((
+    "JSON_EXTRACT", "JSON_OBJECT", "JSON_ARRAY", "JSON_VALUE", "JSON_UNQUOTE", "JSON_CONTAINS", "JSON_LENGTH", "JSON_KEYS",
+    "JSON_ARRAYAGG", "JSON_OBJECTAGG", "JSON_VALID", "JSON_SEARCH", "JSON_SET", "AES_ENCRYPT", "AES_DECRYPT", "COMPRESS",
+    "UNCOMPRESS", "BENCHMARK", "GET_LOCK", "RELEASE_LOCK", "IS_FREE_LOCK", "IS_USED_LOCK", "LOAD_FILE", "UUID",
+    "UUID_SHORT", "INET_ATON", "INET_NTOA", "PERIOD_ADD", "PERIOD_DIFF", "CONVERT_TZ", "ADDTIME", "SUBTIME", "EXPORT_SET",
+    "MAKE_SET", "FROM_BASE64", "PASSWORD", "ENCRYPT", "EXTRACTVALUE", "UPDATEXML", "COERCIBILITY", "COLLATION",
+    "TO_SECONDS", "GET_FORMAT", "NAME_CONST", "LEAD", "LAG", "ROW_NUMBER", "RANK", "DENSE_RANK", "NTILE", "FIRST_VALUE",
+    "LAST_VALUE", "CUME_DIST", "PERCENT_RANK", "DEFAULT", "VALUE", "WEIGHT_STRING", "MATCH", "RANDOM_BYTES", "OLD_PASSWORD",
+    "DECODE", "ENCODE", "TIMESTAMPADD", "NVL2", "CHR", "INTERVAL", "NTH_VALUE", "ST_DISTANCE", "POINT",
+))  # fmt: skip
 
 
 def _branches(values: list[Expr]) -> tuple[list[str], Type]:
@@ -291,22 +159,22 @@ def _branches(values: list[Expr]) -> tuple[list[str], Type]:
     return [converted(value, result) for value in values], result
 
 
-def _if(args: list[Expr], _: _Compare) -> Expr:
+def _if(args: list[Expr], _: Compare) -> Expr:
     shown, result = _branches(args[1:])
     return Expr(f"iif({truth(args[0])}, {shown[0]}, {shown[1]})", result)
 
 
-def _coalesce(args: list[Expr], _: _Compare) -> Expr:
+def _coalesce(args: list[Expr], _: Compare) -> Expr:
     shown, result = _branches(args)
     return Expr(f"coalesce({', '.join(shown)})" if len(shown) > 1 else shown[0], result)
 
 
-def _nullif(args: list[Expr], compare: _Compare) -> Expr:
+def _nullif(args: list[Expr], compare: Compare) -> Expr:
     return Expr(f"iif({compare('=', *args)}, NULL, {args[0].sql})", args[0].type)
 
 
-def _extreme(name: str) -> Callable[[list[Expr], _Compare], Expr]:
-    def build(args: list[Expr], _: _Compare) -> Expr:
+def _extreme(name: str) -> Builder:
+    def build(args: list[Expr], _: Compare) -> Expr:
         if len(args) < 2:
             raise _wrong_count(name)
         kinds = {arg.type.kind for arg in args} - {"null"}
@@ -317,15 +185,16 @@ def _extreme(name: str) -> Callable[[list[Expr], _Compare], Expr]:
             shown, result = [number(arg) for arg in args], DOUBLE
         else:
             shown, result = _branches(args)
-        collated = " COLLATE mysql" if result.kind == "str" else ""
-        return Expr(
-            f"{'max' if name == 'GREATEST' else 'min'}({', '.join(f'{one}{collated}' for one in shown)})", result, None, other
-        )
+        if result.kind == "str":
+            shown = [f"{one} COLLATE mysql" for one in shown]
+        if name == "LEAST":
+            shown.reverse()  # of equal texts MySQL takes the first one, and SQLite's min() the last one
+        return Expr(f"{'max' if name == 'GREATEST' else 'min'}({', '.join(shown)})", result, None, other)
 
     return build
 
 
-def _round(args: list[Expr], _: _Compare) -> Expr:
+def _round(args: list[Expr], _: Compare) -> Expr:
     value, kind = number(args[0]), number_type(args[0].type)
     digits = args[1] if len(args) > 1 else Expr("0", INT, "0")
     places = None if digits.value is None or digits.type.kind != "int" else max(0, int(digits.value))
@@ -336,137 +205,103 @@ def _round(args: list[Expr], _: _Compare) -> Expr:
     return Expr(f"m_round_dec({value}, {whole(digits)})", kind if kind.kind == "int" else decimal(scale))
 
 
-def _truncate(args: list[Expr], _: _Compare) -> Expr:
+def _truncate(args: list[Expr], _: Compare) -> Expr:
     kind = number_type(args[0].type)
     places = int(args[1].value) if args[1].type.kind == "int" and args[1].value is not None else None
     sql = f"m_truncate({number(args[0])}, {whole(args[1])})"
     if kind.kind == "dbl":
         return Expr(sql, Type("dbl", places if places is None else max(0, places)))
-    scale = kind.scale or 0
-    return Expr(sql, kind if kind.kind == "int" else decimal(scale if places is None else max(0, min(places, scale))))
+    if kind.kind == "int":
+        return Expr(sql, kind)
+    return Expr(sql, decimal((kind.scale or 0) if places is None else max(0, places)))
 
 
-def _to_whole(name: str) -> Callable[[list[Expr], _Compare], Expr]:
-    def build(args: list[Expr], _: _Compare) -> Expr:
+def _to_whole(name: str) -> Builder:
+    def build(args: list[Expr], _: Compare) -> Expr:
         kind = number_type(args[0].type)
         return Expr(f"m_{name}({number(args[0])})", Type("dbl", 0) if kind.kind == "dbl" else INT)
 
     return build
 
 
-def _absolute(args: list[Expr], _: _Compare) -> Expr:
+def _absolute(args: list[Expr], _: Compare) -> Expr:
     kind = number_type(args[0].type)
     return Expr(f"abs({number(args[0])})", decimal(kind.scale or 0) if args[0].type.temporal else kind)
 
 
-def _mod(args: list[Expr], _: _Compare) -> Expr:
+def _mod(args: list[Expr], _: Compare) -> Expr:
     kinds = [number_type(arg.type) for arg in args]
     result = common(kinds)
     name = "m_mod_dec" if result.kind == "dec" else "m_mod"
     return Expr(f"{name}({number(args[0])}, {number(args[1])})", result)
 
 
-def _log(args: list[Expr], _: _Compare) -> Expr:
+def _log(args: list[Expr], _: Compare) -> Expr:
     base, value = (Expr("0", INT), args[0]) if len(args) == 1 else args
     return Expr(f"m_log({number(value)}, {number(base)})", DOUBLE)
 
 
-def _substring(args: list[Expr], _: _Compare) -> Expr:
+def _substring(args: list[Expr], _: Compare) -> Expr:
     count = whole(args[2]) if len(args) > 2 else "4000000"
     return Expr(f"m_substr({text(args[0])}, {whole(args[1])}, {count})", TEXT)
 
 
-def _pad(at_left: int) -> Callable[[list[Expr], _Compare], Expr]:
-    def build(args: list[Expr], _: _Compare) -> Expr:
+def _pad(at_left: int) -> Builder:
+    def build(args: list[Expr], _: Compare) -> Expr:
         filler = text(args[2]) if len(args) > 2 else "' '"
         return Expr(f"m_pad({text(args[0])}, {whole(args[1])}, {filler}, {at_left})", TEXT)
 
     return build
 
 
-def _locate(args: list[Expr], _: _Compare) -> Expr:
+def _locate(args: list[Expr], _: Compare) -> Expr:
     return Expr(f"m_locate({text(args[0])}, {text(args[1])}, {whole(args[2]) if len(args) > 2 else 1})", INT)
 
 
-def _field(args: list[Expr], _: _Compare) -> Expr:
+def _field(args: list[Expr], _: Compare) -> Expr:
     kinds = {arg.type.kind for arg in args} - {"null"}
     shown = [text(arg) for arg in args] if kinds <= {"str", "date", "datetime", "time"} else [number(arg) for arg in args]
     return Expr(f"m_field({', '.join(shown)})", INT)
 
 
-def _elt(args: list[Expr], _: _Compare) -> Expr:
+def _elt(args: list[Expr], _: Compare) -> Expr:
     return Expr(f"m_elt({', '.join([whole(args[0]), *map(text, args[1:])])})", TEXT)
 
 
-def _hex(args: list[Expr], _: _Compare) -> Expr:
+def _hex(args: list[Expr], _: Compare) -> Expr:
     kind = args[0].type.kind
-    return Expr(f"m_hex({args[0].sql if kind in ('str', 'bin') else whole(args[0])})", TEXT)
+    shown = args[0].sql if kind in ("str", "bin") else f"m_int({args[0].sql})" if kind == "dbl" else whole(args[0])
+    return Expr(f"m_hex({shown})", TEXT)
 
 
-def _char(args: list[Expr], _: _Compare) -> Expr:
+def _char(args: list[Expr], _: Compare) -> Expr:
     return Expr(f"m_char({', '.join(map(whole, args))})", BINARY)
 
 
-def _rand(args: list[Expr], _: _Compare) -> Expr:
+def _rand(args: list[Expr], _: Compare) -> Expr:
     if args:
         raise unsupported("RAND(seed)")
     return Expr("m_rand()", DOUBLE)
 
 
-def _week(with_year: int) -> Callable[[list[Expr], _Compare], Expr]:
-    def build(args: list[Expr], _: _Compare) -> Expr:
-        return Expr(f"m_week({text(args[0])}, {whole(args[1]) if len(args) > 1 else 0}, {with_year})", INT)
-
-    return build
-
-
-def _str_to_date(args: list[Expr], _: _Compare) -> Expr:
-    pattern = args[1].value
-    if pattern is None:
-        raise unsupported("STR_TO_DATE with a format that is no literal")
-    codes = {pattern[i + 1] for i in range(len(pattern) - 1) if pattern[i] == "%"}
-    day, clock = codes & set("aWbcDdejMmUuVvwXxYy"), codes & set("fHhIiklprSsT")
-    result = TIME if clock and not day else Type("datetime", 6 if "f" in codes else 0) if clock else DATE
-    return Expr(f"m_str_to_date({text(args[0])}, {args[1].sql}, '{result.kind}')", result)
-
-
-def _unix(args: list[Expr], _: _Compare) -> Expr:
-    shown = text(args[0]) if args else "m_now('datetime')"
-    return Expr(f"m_unix({shown})", INT)
-
-
-def _sha2(args: list[Expr], _: _Compare) -> Expr:
+def _sha2(args: list[Expr], _: Compare) -> Expr:
     size = {"0": 256, "224": 224, "256": 256, "384": 384, "512": 512}.get(args[1].value or "")
     if size is None:
         raise unsupported("SHA2 with this length")
     return Expr(f"m_hash('sha{size}', {text(args[0])})", TEXT)
 
 
-def _isnull(args: list[Expr], _: _Compare) -> Expr:
+def _isnull(args: list[Expr], _: Compare) -> Expr:
     return Expr(f"({args[0].sql} IS NULL)", INT)
 
 
-def date_add(value: Expr, amount: Expr, unit: str, sign: int) -> Expr:
-    """DATE_ADD and DATE_SUB, and + and - of an interval."""
-    timed = any(part in unit for part in ("HOUR", "MINUTE", "SECOND"))
-    kind = "datetime" if value.type.kind == "datetime" or (value.type.kind == "date" and timed) else "text"
-    if value.type.kind == "date" and not timed:
-        kind = "date"
-    if value.type.kind == "time":
-        raise unsupported("intervals added to times")
-    result = {"date": DATE, "datetime": DATETIME, "text": TEXT}[kind]
-    shown = text(amount) if "_" in unit else number(amount) if unit == "SECOND" else whole(amount)
-    sql = f"m_date_add({text(value)}, {shown}, '{unit}', {sign}, '{kind}')"
-    return Expr(sql, result, None, f"m_date_number({sql})")
-
-
-_BUILDERS: dict[tuple[str, int], Callable[[list[Expr], _Compare], Expr]] = {
+_BUILDERS: dict[tuple[str, int], Builder] = {
     ("IF", 3): _if, ("IFNULL", 2): _coalesce, ("COALESCE", -1): _coalesce, ("NULLIF", 2): _nullif, ("ISNULL", 1): _isnull,
     ("GREATEST", -1): _extreme("GREATEST"), ("LEAST", -1): _extreme("LEAST"), ("ROUND", 1): _round, ("ROUND", 2): _round,
     ("TRUNCATE", 2): _truncate, ("CEIL", 1): _to_whole("ceil"), ("FLOOR", 1): _to_whole("floor"), ("ABS", 1): _absolute,
     ("MOD", 2): _mod, ("LOG", 1): _log, ("LOG", 2): _log, ("SUBSTRING", 2): _substring, ("SUBSTRING", 3): _substring,
     ("LPAD", 2): _pad(1), ("LPAD", 3): _pad(1), ("RPAD", 2): _pad(0), ("RPAD", 3): _pad(0), ("LOCATE", 2): _locate,
-    ("LOCATE", 3): _locate, ("FIELD", -1): _field, ("ELT", -1): _elt, ("HEX", 1): _hex, ("CHAR", -1): _char, ("RAND", -1): _rand,  # noqa: E501
-    ("WEEK", 1): _week(0), ("WEEK", 2): _week(0), ("SHA2", 2): _sha2, ("YEARWEEK", 1): _week(1), ("YEARWEEK", 2): _week(1),
-    ("STR_TO_DATE", 2): _str_to_date, ("UNIX_TIMESTAMP", 0): _unix, ("UNIX_TIMESTAMP", 1): _unix,
+    ("LOCATE", 3): _locate, ("FIELD", -1): _field, ("ELT", -1): _elt, ("HEX", 1): _hex, ("CHAR", -1): _char,
+    ("RAND", -1): _rand,
+    ("SHA2", 2): _sha2, **DATE_BUILDERS,
 }  # fmt: skip

@@ -7,6 +7,7 @@ import logging
 import re
 from typing import Any
 
+from cycleqd_jax.tasks.dbbench.dialect_grammar import Word, check, syntax_error
 from cycleqd_jax.tasks.dbbench.dialect_types import Refusal, unsupported
 
 __all__ = ["parse", "split"]
@@ -26,8 +27,8 @@ _SCANNED = re.compile(
     re.DOTALL,
 )
 _SIGNS = frozenset(
-    ("<=>", "<<", ">>", "&&", "||", ":=", "<=", ">=", "<>", "!=", "=", "<", ">", "+", "-", "*", "/", "%", "&", "|", "^", "~", "!",  # noqa: E501
-     "(", ")", ",", ".")
+    ("<=>", "<<", ">>", "&&", "||", ":=", "<=", ">=", "<>", "!=", "=", "<", ">", "+", "-", "*", "/", "%", "&", "|", "^",
+     "~", "!", "(", ")", ",", ".")
 )  # fmt: skip
 _PREFIXES = frozenset(("NOT", "!", "-", "+", "~", "BINARY", "INTERVAL", "CASE", "EXPLAIN", "DESCRIBE", "DESC"))
 # Words that sqlglot reads as names and MySQL does not allow as names without quotes.
@@ -223,14 +224,6 @@ _RESERVED = frozenset(
 _NAMED = re.compile(r"(?i)^(?:\s*)(REPLACE)\b")
 
 
-def syntax_error(near: str) -> Refusal:
-    """MySQL's error of a statement that can't be parsed."""
-    return Refusal(
-        "1064 (42000): You have an error in your SQL syntax; check the manual that corresponds to your MySQL server version for "  # noqa: E501
-        f"the right syntax to use near '{near[:80]}' at line 1"
-    )
-
-
 def split(sql: str) -> list[str]:
     """The statements of a text, without comments; the contents of executable comments are kept.
 
@@ -239,6 +232,8 @@ def split(sql: str) -> list[str]:
     """
     if len(sql) > _MOST_CHARACTERS:
         raise unsupported(f"statements of more than {_MOST_CHARACTERS} characters")
+    if re.search("[\ud800-\udfff]", sql):
+        raise unsupported("half of a surrogate pair")
     statements: list[list[str]] = [[]]
     depth = chain = tokens = position = open_comments = 0
     while position < len(sql):
@@ -287,6 +282,18 @@ def split(sql: str) -> list[str]:
     return joined
 
 
+def _words(statement: str) -> list[Word]:
+    words, spaced = [], False
+    for match in _SCANNED.finditer(statement):
+        if match.lastgroup in ("space", "comment"):
+            spaced = True
+            continue
+        shown = {"string": "'", "name": "`"}.get(match.lastgroup or "", match.group().upper())
+        words.append(Word(shown, match.start(), spaced))
+        spaced = False
+    return words
+
+
 @functools.cache
 def _dialect() -> Any:
     """MySQL's dialect of sqlglot, which leaves all functions as they are written. Imported when it is first needed."""
@@ -315,6 +322,7 @@ def parse(statement: str) -> tuple[Any, bool]:
     from sqlglot import exp
     from sqlglot.errors import SqlglotError
 
+    check(statement, _words(statement))
     replaces = _NAMED.match(statement)
     if replaces:
         statement = "INSERT" + statement[replaces.end() :]

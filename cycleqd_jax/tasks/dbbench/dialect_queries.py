@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions, aggregates_in, checked_length, collated, compared
+from cycleqd_jax.tasks.dbbench.dialect_aggregates import aggregates_in
+from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
+from cycleqd_jax.tasks.dbbench.dialect_joins import Joins
+from cycleqd_jax.tasks.dbbench.dialect_names import Query, Scope, Source, check_parts
+from cycleqd_jax.tasks.dbbench.dialect_operators import collated
 from cycleqd_jax.tasks.dbbench.dialect_types import (
-    Catalog,
     Column,
     Expr,
     Refusal,
-    Relation,
     Type,
     common,
     converted,
-    quoted,
     truth,
     unfixed,
     unsupported,
@@ -24,127 +25,14 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
 if TYPE_CHECKING:
     from sqlglot import exp
 
-__all__ = ["Query", "Scope", "Source", "check_parts", "query"]
+__all__ = ["limit_clause", "query"]
 
-_CLAUSES = {
-    "SELECT": "field list", "WHERE": "where clause", "GROUP": "group statement", "HAVING": "having clause",
-    "ORDER": "order clause", "ON": "on clause", "INSERT": "field list",
-}  # fmt: skip
 _SELECT_PARTS = {
     "expressions", "from_", "joins", "where", "group", "having", "order", "limit", "offset", "distinct", "with_", "locks",
     "operation_modifiers", "kind", "hint",
 }  # fmt: skip
 _MOST_UNITED = 40
 _UNION_PARTS = {"this", "expression", "distinct", "order", "limit", "offset", "with_", "by_name"}
-
-
-class Query(NamedTuple):
-    """A translated query. Its columns are named ``c0``, ``c1``, … in SQLite.
-
-    Attributes:
-        sql: its text.
-        columns: its columns, with the names that MySQL gives them.
-        single: whether it never has more than one row.
-    """
-
-    sql: str
-    columns: list[Column]
-    single: bool
-
-
-class Source(NamedTuple):
-    """A table in FROM.
-
-    Attributes:
-        name: its name or alias in MySQL.
-        alias: its alias in SQLite.
-        columns: its columns.
-        real: whether it is a table, whose columns have their own names; otherwise they are named ``c0``, ``c1``, …
-    """
-
-    name: str
-    alias: str
-    columns: list[Column]
-    real: bool
-
-    def expr(self, index: int) -> Expr:
-        """A column as an expression."""
-        name = quoted(self.columns[index].name) if self.real else f"c{index}"
-        return Expr(f"{self.alias}.{name}", self.columns[index].type)
-
-
-class Scope:
-    """The names that the expressions of a query may use.
-
-    Attributes:
-        sources: the tables in FROM.
-        parent: the scope of the query around this one.
-        catalog: all tables.
-        database: name of the database.
-        overrides: values that replace columns, after earlier assignments of an UPDATE.
-    """
-
-    def __init__(self, catalog: Catalog, database: str, parent: Scope | None = None) -> None:
-        self.sources: list[Source] = []
-        self.parent = parent
-        self.catalog = catalog
-        self.database = database
-        self.hidden: set[tuple[str, str]] = set()  # columns of USING that * shows once: (alias, name)
-        self.overrides: dict[str, Expr] = {}
-        self.common_tables: dict[str, Query] = dict(parent.common_tables) if parent else {}
-        self.depth: int = parent.depth + 1 if parent else 0
-        self.counter: list[int] = parent.counter if parent else [0]
-        if self.depth > 12:
-            raise unsupported("queries that are nested so deeply")
-
-    def alias(self) -> str:
-        """A fresh alias."""
-        self.counter[0] += 1
-        return f"s{self.counter[0]}"
-
-    def find(self, name: str, table: str, clause: str) -> tuple[Expr, bool] | None:
-        """A column, and whether it belongs to a query around this one; None if there is none."""
-        found = []
-        for source in self.sources:
-            if table and source.name != table:
-                continue
-            for index, column in enumerate(source.columns):
-                if column.name.lower() == name.lower() and (source.alias, name.lower()) not in self.hidden:
-                    found.append(source.expr(index))
-        if len(found) > 1:
-            raise Refusal(f"1052 (23000): Column '{name}' in {_CLAUSES[clause]} is ambiguous")
-        if found:
-            override = self.overrides.get(found[0].sql)
-            return found[0] if override is None else override, False
-        if self.parent is not None:
-            outer = self.parent.find(name, table, clause)
-            return None if outer is None else (outer[0], True)
-        return None
-
-    def unknown(self, node: exp.Column, clause: str) -> Refusal:
-        """The error of a column that does not exist."""
-        shown = f"{node.table}.{node.name}" if node.table else node.name
-        return Refusal(f"1054 (42S22): Unknown column '{shown}' in '{_CLAUSES[clause]}'")
-
-    def subquery(self, node: Any) -> Query:
-        """A query inside an expression."""
-        return query(node, Scope(self.catalog, self.database, self), inner=True)
-
-    def relation(self, node: exp.Table) -> Relation:
-        """The table that a statement names."""
-        found = self.catalog.get(node.name)
-        if node.args.get("db") is not None and node.args["db"].name != self.database:
-            raise Refusal(f"1142 (42000): SELECT command denied to user 'root'@'localhost' for table '{node.name}'")
-        if found is None:
-            raise Refusal(f"1146 (42S02): Table '{self.database}.{node.name}' doesn't exist")
-        return found
-
-
-def check_parts(node: Any, known: set[str]) -> None:
-    """Refuses a statement with a part that is not translated."""
-    for name, value in node.args.items():
-        if value not in (None, False, []) and name not in known:
-            raise unsupported(f"{name.strip('_')} in {node.key}")
 
 
 def query(node: Any, scope: Scope, *, inner: bool = False) -> Query:
@@ -237,9 +125,9 @@ def _limited(node: Any, scope: Scope, made: Query, inner: bool) -> Query:
     outside = Scope(scope.catalog, scope.database, scope.parent)
     alias = scope.alias()
     outside.sources.append(Source("", alias, made.columns, False))
-    expressions = Expressions(outside, scope.database)
+    expressions = Expressions(outside, query)
     expressions.clause = "ORDER"
-    limit = _limit(node)
+    limit = limit_clause(node)
     text = f"SELECT * FROM ({made.sql}) AS {alias}"
     if node.args.get("order") is not None and (limit or not inner):
         terms = []
@@ -253,15 +141,18 @@ def _limited(node: Any, scope: Scope, made: Query, inner: bool) -> Query:
     return made._replace(sql=text + limit)
 
 
-def _limit(node: Any) -> str:
+def limit_clause(node: Any) -> str:
+    """The LIMIT of a statement as text of SQLite, empty if there is none."""
     limit, offset = node.args.get("limit"), node.args.get("offset")
     values = []
     for part in (limit, offset):
         if part is None:
             continue
         value = part.expression
-        if type(part).__name__ not in ("Limit", "Offset") or not re.fullmatch(r"\d{1,19}", str(getattr(value, "this", ""))):
+        if type(part).__name__ not in ("Limit", "Offset"):
             raise unsupported("this LIMIT")
+        if type(value).__name__ != "Literal" or value.is_string or not re.fullmatch(r"\d{1,19}", str(value.this)):
+            raise Refusal("1064 (42000): You have an error in your SQL syntax; LIMIT and OFFSET need a whole number")
         values.append(str(min(int(str(value.this)), 2**62)))
     if limit is None:
         if offset is not None:
@@ -274,10 +165,12 @@ def _position(node: Any, count: int, clause: str = "order clause") -> int | None
     """The index of the column that a number in ORDER BY or GROUP BY names."""
     from sqlglot import exp
 
+    negative = isinstance(node, exp.Neg)
+    node = node.this if negative else node
     if not isinstance(node, exp.Literal) or node.is_string or not str(node.this).isdecimal():
         return None
-    if not 1 <= int(str(node.this)) <= count:
-        raise Refusal(f"1054 (42S22): Unknown column '{node.this}' in '{clause}'")
+    if negative or not 1 <= int(str(node.this)) <= count:
+        raise Refusal(f"1054 (42S22): Unknown column '{'-' * negative}{node.this}' in '{clause}'")
     return int(str(node.this)) - 1
 
 
@@ -286,9 +179,14 @@ class _Select:
 
     def __init__(self, node: Any, scope: Scope, inner: bool) -> None:
         self.node, self.scope, self.inner = node, scope, inner
-        self.expressions = Expressions(scope, scope.database)
+        self.expressions = Expressions(scope, query)
 
     def made(self) -> Query:
+        """The query.
+
+        Raises:
+            Refusal: it has an error, or a part that is not translated.
+        """
         from sqlglot import exp
 
         node, translate = self.node, self.expressions
@@ -299,13 +197,13 @@ class _Select:
             raise unsupported("this SELECT")
         if isinstance(node.args.get("distinct"), exp.Distinct) and node.args["distinct"].args.get("on"):
             raise unsupported("DISTINCT ON")
-        source = self.from_clause()
+        source = self._from()
         where = ""
         if node.args.get("where") is not None:
             translate.clause = "WHERE"
             where = truth(translate(node.args["where"].this))
         translate.clause = "SELECT"
-        shown = self.selected()
+        shown = self._selected()
         order, having, group = node.args.get("order"), node.args.get("having"), node.args.get("group")
         ordered = [term.this for term in order.expressions] if order is not None else []
         aggregated = group is not None or any(
@@ -319,7 +217,7 @@ class _Select:
         aliases = {name.lower(): item for item, name in shown if name and not isinstance(item, Expr)}
         terms = []
         if group is not None:
-            terms = self.group_terms(group, shown, aliases)
+            terms = self._group_terms(group, shown, aliases)
         if aggregated:
             translate.group = {one.sql for one in terms}
         values = [(item if isinstance(item, Expr) else translate(item), name) for item, name in shown]
@@ -335,6 +233,10 @@ class _Select:
         listed = ", ".join(f"{collated(value) if distinct else value.sql} AS c{i}" for i, (value, _) in enumerate(values))
         sql = f"SELECT {'DISTINCT ' if distinct else ''}{listed}{source}"
         if having is not None:
+            translate.visible = {item.sql for item, _ in shown if isinstance(item, Expr)} | {one.sql for one in terms}
+            for item, _ in shown:
+                found = self.scope.find(item.name, item.table, "SELECT") if isinstance(item, exp.Column) else None
+                translate.visible |= set() if found is None else {found[0].sql}
             translate.clause = "HAVING"
             test = truth(translate(having.this))
             if aggregated:
@@ -347,12 +249,10 @@ class _Select:
             sql += f" WHERE {where}"
         if terms:
             sql += f" GROUP BY {', '.join(map(collated, terms))}"
-        elif having_sql and group is None:
-            pass
         sql += having_sql
-        limit = _limit(node)
+        limit = limit_clause(node)
         if order is not None and (limit or not self.inner):
-            sql += self.order_clause(order, values)
+            sql += self._order_clause(order, values)
         single = (aggregated and group is None) or limit in (" LIMIT 1", " LIMIT 0") or node.args.get("from_") is None
         return Query(sql + limit, columns, single)
 
@@ -361,7 +261,15 @@ class _Select:
         group = self.expressions.group
         return value if group is None else Expr(f"m_first({value.sql})", value.type)
 
-    def group_terms(self, group: Any, shown: list, aliases: dict) -> list[Expr]:
+    def _from(self) -> str:
+        node = self.node.args.get("from_")
+        if node is None or (
+            node.this.name.lower() == "dual" and not node.this.args.get("joins") and type(node.this).__name__ == "Table"
+        ):
+            return ""
+        return " FROM " + Joins(self.expressions)(node.this, self.node.args.get("joins") or [])
+
+    def _group_terms(self, group: Any, shown: list, aliases: dict) -> list[Expr]:
         from sqlglot import exp
 
         check_parts(group, {"expressions"})
@@ -382,7 +290,7 @@ class _Select:
         translate.clause = "SELECT"
         return terms
 
-    def order_clause(self, order: Any, values: list[tuple[Expr, str]]) -> str:
+    def _order_clause(self, order: Any, values: list[tuple[Expr, str]]) -> str:
         self.expressions.clause = "ORDER"
         terms = []
         for term in order.expressions:
@@ -393,7 +301,7 @@ class _Select:
             terms.append(collated(value) + " DESC" * bool(term.args.get("desc")))
         return f" ORDER BY {', '.join(terms)}" if terms else ""
 
-    def selected(self) -> list[tuple[Any, str]]:
+    def _selected(self) -> list[tuple[Any, str]]:
         """The selected expressions with their names; the columns of ``*`` are already translated."""
         from sqlglot import exp
 
@@ -419,101 +327,6 @@ class _Select:
             else:
                 shown.append((item, item.name if isinstance(item, exp.Column) else item.sql("mysql")[:64]))
         return shown
-
-    # -------------------------------------------------------------------------------------------- FROM
-
-    def from_clause(self) -> str:
-        node = self.node.args.get("from_")
-        if node is None or (
-            node.this.name.lower() == "dual" and not node.this.args.get("joins") and type(node.this).__name__ == "Table"
-        ):
-            return ""
-        return " FROM " + self.joined(node.this, self.node.args.get("joins") or [])
-
-    def joined(self, first: Any, joins: list) -> str:
-        sql = self.source(first)
-        for join in [*(first.args.get("joins") or []), *joins]:
-            check_parts(join, {"this", "on", "using", "side", "kind", "method"})
-            side, kind = join.side.upper(), join.kind.upper()
-            if side not in ("", "LEFT", "RIGHT") or kind not in ("", "INNER", "OUTER", "CROSS", "STRAIGHT", "STRAIGHT_JOIN"):
-                raise unsupported(f"{side} {kind} JOIN".replace("  ", " ").strip())
-            before = list(self.scope.sources)
-            right = self.source(join.this)
-            word = {"": "CROSS JOIN", "LEFT": "LEFT JOIN", "RIGHT": "RIGHT JOIN"}[side]
-            tests = self.shared(join, before, self.scope.sources[len(before) :], side)
-            if join.args.get("on") is not None:
-                self.expressions.clause = "ON"
-                tests.append(truth(self.expressions(join.args["on"])))
-            if side and not tests:
-                raise Refusal("1064 (42000): You have an error in your SQL syntax; an outer join has no condition")
-            sql += f" {word} {right}" + (f" ON {' AND '.join(tests)}" if tests else "")
-            for nested in join.this.args.get("joins") or []:
-                raise unsupported(f"a join in parentheses ({nested.key})")
-        return sql
-
-    def shared(self, join: Any, before: list[Source], after: list[Source], side: str) -> list[str]:
-        """The conditions of USING and NATURAL."""
-        names = [one.name for one in join.args.get("using") or []]
-        method = str(join.args.get("method") or "").upper()
-        if method == "NATURAL":
-            mine = {column.name.lower() for source in before for column in source.columns}
-            names = [column.name for source in after for column in source.columns if column.name.lower() in mine]
-        elif method:
-            raise unsupported(f"{method} JOIN")
-        if names and side == "RIGHT":
-            raise unsupported("RIGHT JOIN … USING")
-        tests = []
-        for name in names:
-            pair = []
-            for group in (before, after):
-                found = [
-                    (source, index)
-                    for source in group
-                    for index, column in enumerate(source.columns)
-                    if column.name.lower() == name.lower() and (source.alias, name.lower()) not in self.scope.hidden
-                ]
-                if len(found) != 1:
-                    raise Refusal(f"1054 (42S22): Unknown column '{name}' in 'from clause'")
-                pair.append(found[0][0].expr(found[0][1]))
-            self.scope.hidden.add((after[0].alias, name.lower()))
-            tests.append(compared("=", *pair))
-        return tests
-
-    def source(self, node: Any) -> str:
-        """A table or a query in FROM."""
-        from sqlglot import exp
-
-        scope, alias = self.scope, self.scope.alias()
-        given = node.alias
-        if isinstance(node, exp.Subquery):
-            check_parts(node, {"this", "alias", "joins"})
-            if not given:
-                raise Refusal("1248 (42000): Every derived table must have its own alias")
-            around = Scope(scope.catalog, scope.database, scope.parent)
-            around.common_tables = scope.common_tables
-            made = query(node.this, around, inner=True)
-            names = [one.name for one in node.args["alias"].args.get("columns") or []]
-            columns = [c._replace(name=n) for c, n in zip(made.columns, names, strict=False)] if names else made.columns
-            seen = [column.name.lower() for column in columns]
-            repeated = next((name for i, name in enumerate(seen) if name in seen[:i]), None)
-            if repeated is not None:
-                raise Refusal(f"1060 (42S21): Duplicate column name '{columns[seen.index(repeated)].name}'")
-            scope.sources.append(Source(given, alias, columns, False))
-            return f"({made.sql}) AS {alias}"
-        if not isinstance(node, exp.Table) or not isinstance(node.this, exp.Identifier):
-            raise unsupported("this table")
-        check_parts(node, {"this", "db", "alias", "joins", "hints"})
-        name = given or node.name
-        if any(source.name == name for source in scope.sources):
-            raise Refusal(f"1066 (42000): Not unique table/alias: '{name}'")
-        if node.args.get("db") is None and node.name in scope.common_tables:
-            made = scope.common_tables[node.name]
-            checked_length(Expr(made.sql, made.columns[0].type))
-            scope.sources.append(Source(name, alias, made.columns, False))
-            return f"({made.sql}) AS {alias}"
-        relation = scope.relation(node)
-        scope.sources.append(Source(name, alias, list(relation.columns), not relation.view))
-        return f"{quoted(relation.name)} AS {alias}"
 
 
 def _declared(value: Expr) -> str:

@@ -6,8 +6,10 @@ import dataclasses
 from typing import Any
 
 from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
-from cycleqd_jax.tasks.dbbench.dialect_queries import Scope, check_parts, query
+from cycleqd_jax.tasks.dbbench.dialect_names import Scope, check_parts
+from cycleqd_jax.tasks.dbbench.dialect_queries import query
 from cycleqd_jax.tasks.dbbench.dialect_types import (
+    INT,
     Catalog,
     Column,
     Expr,
@@ -16,15 +18,17 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     Type,
     literal,
     quoted,
+    row_name,
     stored,
     unsupported,
 )
 
 __all__ = ["alter", "create", "create_table_sql", "describe", "show"]
 
-_WHOLE = {"TINYINT": "tinyint(4)", "SMALLINT": "smallint(6)", "MEDIUMINT": "mediumint(9)", "INT": "int(11)", "BIGINT": "bigint(20)",  # noqa: E501
-          "UTINYINT": "tinyint(3) unsigned", "USMALLINT": "smallint(5) unsigned", "UMEDIUMINT": "mediumint(8) unsigned",
-          "UINT": "int(10) unsigned", "UBIGINT": "bigint(20) unsigned", "BOOLEAN": "tinyint(1)"}  # fmt: skip
+_WHOLE = {"TINYINT": "tinyint(4)", "SMALLINT": "smallint(6)", "MEDIUMINT": "mediumint(9)", "INT": "int(11)",
+          "BIGINT": "bigint(20)", "UTINYINT": "tinyint(3) unsigned", "USMALLINT": "smallint(5) unsigned",
+          "UMEDIUMINT": "mediumint(8) unsigned", "UINT": "int(10) unsigned", "UBIGINT": "bigint(20) unsigned",
+          "BOOLEAN": "tinyint(1)"}  # fmt: skip
 _TEXTS = {"TEXT": "text", "TINYTEXT": "tinytext", "MEDIUMTEXT": "mediumtext", "LONGTEXT": "longtext"}
 
 
@@ -75,7 +79,7 @@ def _defined(node: Any, scope: Scope) -> tuple[Column, str]:
         elif isinstance(rule, exp.AutoIncrementColumnConstraint):
             column = column._replace(auto=True, nullable=False)
         elif isinstance(rule, exp.DefaultColumnConstraint):
-            made = Expressions(Scope({}, scope.database), scope.database)(rule.this)
+            made = Expressions(Scope({}, scope.database), query)(rule.this)
             if made.sql == "m_now('datetime')":
                 column = column._replace(default="current_timestamp()")
             elif made.value is None and made.type.kind != "null":
@@ -252,6 +256,8 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
             before, value = columns.pop(index)
             if key or column.auto or any(before.name in one for one in keys):
                 raise unsupported("a change of a key column")
+            if before.type.kind == "str" and column.type.kind == "int":  # unlike INSERT, this cuts fractions
+                value, before = f"m_int({value})", before._replace(type=INT)
             put(column, stored(Expr(value, before.type), column), action.this.args.get("position"), index)
         elif isinstance(action, exp.RenameColumn):
             index = place(action.this.name)
@@ -273,7 +279,7 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
     return (
         [
             create_table_sql(new, scratch),
-            f"INSERT INTO {quoted(scratch)} ({names}) SELECT {values} FROM {quoted(old.name)} ORDER BY rowid",
+            f"INSERT INTO {quoted(scratch)} ({names}) SELECT {values} FROM {quoted(old.name)} ORDER BY {row_name(old)}",
             f"DROP TABLE {quoted(old.name)}",
             f"ALTER TABLE {quoted(scratch)} RENAME TO {quoted(name)}",
         ],

@@ -6,8 +6,10 @@ import dataclasses
 from typing import NamedTuple
 
 __all__ = [
-    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation", "Type",  # noqa: E501
-    "common", "decimal", "literal", "number", "quoted", "stored", "text", "truth", "unsupported",
+    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation",
+    "Type", "cast_moment", "common", "converted", "decimal", "is_bytes_literal", "literal",
+    "moment", "number", "number_type", "quoted", "row_name",
+    "stored", "text", "truth", "unfixed", "unsupported", "whole",
 ]  # fmt: skip
 
 
@@ -26,7 +28,7 @@ class Type(NamedTuple):
     Attributes:
         kind: null, int, dec, dbl, str, bin, date, time or datetime.
         scale: number of digits after the point; None if a double shows as many as needed. For a datetime or a time the
-            digits of the second.
+            digits of the second; for a text those of the number that it becomes, if they are known.
         exact: whether texts are compared by their bytes instead of by the collation utf8mb4_general_ci.
         inner: digits after the point that a quotient has before it is shown; None for other numbers.
     """
@@ -71,12 +73,14 @@ class Expr(NamedTuple):
         type: the type that it has in MySQL.
         value: the value of a literal, else None.
         number: the expression as a number, where MySQL does not convert its text; else None.
+        instant: the expression in comparisons of dates and times, where a conversion that fails is no NULL; else None.
     """
 
     sql: str
     type: Type
     value: str | None = None
     number: str | None = None
+    instant: str | None = None
 
 
 class Column(NamedTuple):
@@ -131,6 +135,19 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def row_name(relation: Relation) -> str:
+    """SQLite's name for the number of a row: the first of its three names that is no column of the table.
+
+    Raises:
+        Refusal: all three names are columns.
+    """
+    columns = {column.name.lower() for column in relation.columns}
+    free = next((name for name in ("rowid", "_rowid_", "oid") if name not in columns), None)
+    if free is None:
+        raise unsupported("changes to a table with columns named rowid, _rowid_ and oid")
+    return free
+
+
 def literal(value: str) -> str:
     """A text as a literal of SQLite."""
     if "\0" in value:
@@ -152,22 +169,41 @@ def text(expr: Expr) -> str:
     return expr.sql
 
 
+def is_bytes_literal(expr: Expr) -> bool:
+    """Whether an expression is a hexadecimal or bit literal, which MySQL converts by rules of its own."""
+    return expr.type.kind == "bin" and expr.sql.lstrip("(").startswith("x'")
+
+
 def number(expr: Expr) -> str:
     """An expression converted to a number, as in an addition."""
     if expr.number is not None:
         return expr.number
     if expr.type.temporal:
         return f"m_date_number({expr.sql})"
+    if is_bytes_literal(expr):
+        raise unsupported("hexadecimal and bit literals as numbers")
     if expr.type.kind == "bin":
         return f"m_num(CAST({expr.sql} AS TEXT))"
     return f"m_num({expr.sql})" if expr.type.kind == "str" else expr.sql
+
+
+def moment(expr: Expr) -> str:
+    """An expression converted to the text of a date or a datetime, as in YEAR."""
+    return f"m_number_moment({number(expr)})" if expr.type.numeric else text(expr)
+
+
+def cast_moment(expr: Expr, target: Type) -> Expr:
+    """An expression as a date, a datetime or a time; NULL if it is none."""
+    shown = text(expr) if target.kind == "time" else moment(expr)
+    sql = f"m_date({shown})" if target.kind == "date" else f"m_{target.kind}({shown}, {target.scale})"
+    return Expr(sql, target, instant=f"ifnull({sql}, iif({expr.sql} IS NULL, NULL, ''))")
 
 
 def number_type(kind: Type) -> Type:
     """The type of the number that a value of a type becomes."""
     if kind.temporal:
         return decimal(kind.scale) if kind.scale else INT
-    return kind if kind.numeric else INT if kind.kind == "null" else DOUBLE
+    return kind if kind.numeric else INT if kind.kind == "null" else DOUBLE._replace(scale=kind.scale)
 
 
 def truth(expr: Expr) -> str:
@@ -183,6 +219,8 @@ def whole(expr: Expr) -> str:
         return f"m_int({number(expr)})"
     if expr.type.kind == "dbl":
         return f"m_rint({expr.sql})"
+    if is_bytes_literal(expr):
+        raise unsupported("hexadecimal and bit literals as numbers")
     return f"m_int({text(expr) if expr.type.kind == 'bin' else expr.sql})"
 
 
@@ -236,7 +274,8 @@ def stored(expr: Expr, column: Column) -> str:
     if kind == "str":
         shown = unfixed(expr)
         length = column.declared.partition("(")[2].rstrip(")")
-        return f"m_cut({shown}, {length})" if length.isdecimal() else shown
+        shown = f"m_cut({shown}, {length})" if length.isdecimal() else shown
+        return f"rtrim({shown}, ' ')" if column.declared.startswith("char(") else shown
     if kind == "int":
         most = _RANGES[column.declared.split("(")[0].split(" ")[0]]
         least = 0 if "unsigned" in column.declared else -most - 1
@@ -256,10 +295,10 @@ def stored(expr: Expr, column: Column) -> str:
     if kind == "dbl":
         return f"CAST({number(expr)} AS REAL)"
     if kind == "date":
-        return f"ifnull(m_date({text(expr)}), iif({expr.sql} IS NULL, NULL, '0000-00-00'))"
+        return f"ifnull(m_date({moment(expr)}), iif({expr.sql} IS NULL, NULL, '0000-00-00'))"
     if kind == "datetime":
         scale = column.type.scale or 0
-        return f"ifnull(m_datetime({text(expr)}, {scale}), iif({expr.sql} IS NULL, NULL, '0000-00-00 00:00:00'))"
+        return f"ifnull(m_datetime({moment(expr)}, {scale}), iif({expr.sql} IS NULL, NULL, '0000-00-00 00:00:00'))"
     if kind == "time":
         return f"ifnull(m_time({text(expr)}, {column.type.scale or 0}), iif({expr.sql} IS NULL, NULL, '00:00:00'))"
     if kind == "bin":

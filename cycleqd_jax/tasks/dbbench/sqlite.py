@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib
+import json
 import marshal
+import zlib
 from importlib import resources
 
 from cycleqd_jax.sandbox import Limits, Sandbox
@@ -18,18 +21,25 @@ __all__ = ["SqliteDatabase"]
 
 _OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
 _PACKAGE = "cycleqd_jax.tasks.dbbench"
-_MODULES = ("sqlite_values", "sqlite_numbers", "sqlite_texts", "sqlite_dates", "sqlite_server")
+_LIBRARY = ("sqlite_values", "sqlite_numbers", "sqlite_texts", "sqlite_aggregates", "sqlite_dates", "sqlite_formats")
 # Only this process writes the script, and the same Python executes it, so the compiled form of its modules is valid there.
+# Most statements need few functions, so a module is loaded when one of its functions is called.
 _LOADER = """
-import base64, marshal, sys, types
-package = types.ModuleType({package!r})
-sys.modules[{package!r}] = package
-for name, code in marshal.loads(base64.b64decode({code!r})):
-    module = types.ModuleType({package!r} + "." + name)
-    sys.modules[module.__name__] = module
-    setattr(package, name, module)
-    exec(code, module.__dict__)
-package.sqlite_server.main()
+import base64, importlib.machinery, marshal, sys, types, zlib
+codes, parents, functions, aggregates = marshal.loads(base64.b64decode({data!r}))
+class Finder:
+    def find_spec(self, name, path, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name in codes else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        exec(marshal.loads(zlib.decompress(codes[module.__name__])), module.__dict__)
+sys.meta_path.insert(0, Finder())
+for name in parents:
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = []
+from {package}.sqlite_server import main
+main(functions, aggregates)
 """
 
 
@@ -98,8 +108,12 @@ class SqliteDatabase:
             "insert": f"INSERT INTO {quoted(table.name)} VALUES ({marks})",
             "rows": () if ragged else table.rows,
         }
+        try:
+            json.dumps(request, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which neither SQLite nor MySQL stores
+            return
         error = self._session.request({"build": request})["error"]
-        if error is None or "no such table" not in error:
+        if error is None or not error.startswith("CREATE: "):
             self._catalog = {table.name: relation}
 
     def _key(self) -> tuple:
@@ -151,13 +165,18 @@ def _translation(sql: str, catalog: tuple, database: str) -> Statement:
 @functools.cache
 def _server() -> str:
     folder = resources.files(_PACKAGE)
-    codes = [
-        (
-            name,
-            compile(
-                folder.joinpath(f"{name}.py").read_text(encoding="utf-8"), f"<{name}>", "exec", optimize=2, dont_inherit=True
-            ),
-        )
-        for name in _MODULES
-    ]
-    return _LOADER.format(package=_PACKAGE, code=base64.b64encode(marshal.dumps(codes)).decode())
+    codes = {}
+    for name in (*_LIBRARY, "sqlite_server"):
+        source = folder.joinpath(f"{name}.py").read_text(encoding="utf-8")
+        code = compile(source, f"<{name}>", "exec", optimize=2, dont_inherit=True)
+        codes[f"{_PACKAGE}.{name}"] = zlib.compress(marshal.dumps(code), 9)
+    modules = {name: importlib.import_module(f"{_PACKAGE}.{name}") for name in _LIBRARY}
+    values = modules["sqlite_values"]
+    functions = {
+        name: (function.__module__.rpartition(".")[2], name in values.NULL_AWARE, name in values.VARYING)
+        for name, function in values.FUNCTIONS.items()
+    }
+    words = _PACKAGE.split(".")
+    parents = [".".join(words[: i + 1]) for i in range(len(words))]
+    data = marshal.dumps((codes, parents, functions, tuple(modules["sqlite_aggregates"].AGGREGATES)))
+    return _LOADER.format(package=_PACKAGE, data=base64.b64encode(data).decode())

@@ -8,9 +8,7 @@ import random
 import time
 import zlib
 
-from cycleqd_jax.tasks.dbbench.sqlite_values import Fault, quantized, sql
-
-DEADLINE = [math.inf]  # when the statement in progress has to end
+from cycleqd_jax.tasks.dbbench.sqlite_values import DEADLINE, Fault, quantized, sql
 
 
 @sql("m_div")
@@ -94,13 +92,13 @@ def truncate(value, digits):
 @sql("m_ceil")
 def ceiling(value):
     """CEILING."""
-    return value if isinstance(value, int) else math.ceil(value)
+    return math.ceil(value) if abs(value) < 2**62 else value
 
 
 @sql("m_floor")
 def floor(value):
     """FLOOR."""
-    return value if isinstance(value, int) else math.floor(value)
+    return math.floor(value) if abs(value) < 2**62 else value
 
 
 @sql("m_pow")

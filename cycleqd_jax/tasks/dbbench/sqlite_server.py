@@ -2,7 +2,8 @@
 
 Every request and every answer is one line:
 
-- ``{"build": {"sql": text, "insert": text, "rows": [[…]]}}`` → ``{"error": text or null}``
+- ``{"build": {"sql": text, "insert": text, "rows": [[…]]}}`` → ``{"error": text or null}``; the
+  error of the CREATE begins with "CREATE: "
 - ``{"sql": [text, …], "codes": […] or null, "seconds": s, "characters": n, "commit": bool}`` → ``{"output": text, "timed_out":
   bool, "failed": bool}``: the rows of the last statement as ``str()`` of the ``fetchall()`` of MySQL's driver, or the text of
   the error; at most n + 1 characters. The codes are the types of the columns
@@ -11,29 +12,21 @@ Every request and every answer is one line:
 """
 
 import datetime
+import decimal
 import hashlib
+import importlib
 import json
 import re
 import sqlite3
 import sys
 import time
 
-from cycleqd_jax.tasks.dbbench import sqlite_dates, sqlite_numbers
-from cycleqd_jax.tasks.dbbench.sqlite_texts import AGGREGATES
-from cycleqd_jax.tasks.dbbench.sqlite_values import (
-    FUNCTIONS,
-    NULL_AWARE,
-    VARYING,
-    Fault,
-    decimal_text,
-    order,
-    padded_order,
-)
+from cycleqd_jax.tasks.dbbench.sqlite_values import DEADLINE, FUNCTIONS, Fault, decimal_text, order, padded_order
 
 ALLOWED_PRAGMAS = ("table_info", "table_list", "table_xinfo", "index_list", "index_info")
 LENGTH_LIMIT = 4_000_000
 FAULTS = []  # the error of the function that failed last
-LIBRARY = (sqlite_dates, sqlite_numbers)  # modules that register functions
+PACKAGE = "cycleqd_jax.tasks.dbbench"
 
 
 def authorize(action, first, second, _database, _trigger):
@@ -52,35 +45,51 @@ def quoted(name):
     return '"' + name.replace('"', '""') + '"'
 
 
-def guarded(function, aware):
-    """A function that keeps the message of its error, which SQLite does not show."""
+def guarded(name, module, aware):
+    """A function that keeps the message of its error, which SQLite does not show. Its module is loaded by the first call."""
+    function = None
 
     def call(*args):
+        nonlocal function
         if not aware and None in args:
             return None
         try:
+            if function is None:
+                importlib.import_module(f"{PACKAGE}.{module}")
+                function = FUNCTIONS[name]
             return function(*args)
         except Fault as fault:
             FAULTS.append(str(fault))
+            raise
+        except Exception:
+            FAULTS.append(unsupported(f"{name.removeprefix('m_').upper()} of these arguments"))
             raise
 
     return call
 
 
-def aggregate(kind):
+def unsupported(what):
+    """The error of what MySQL may know and these functions do not."""
+    return f"1235 (42000): This version of MySQL doesn't yet support '{what}'"
+
+
+def aggregate(name):
     """An aggregate that keeps the message of its error."""
 
-    class Guarded(kind):
+    class Guarded:
+        def __init__(self):
+            self.inner = importlib.import_module(f"{PACKAGE}.sqlite_aggregates").AGGREGATES[name]()
+
         def step(self, *args):
             try:
-                super().step(*args)
+                self.inner.step(*args)
             except Fault as fault:
                 FAULTS.append(str(fault))
                 raise
 
         def finalize(self):
             try:
-                return super().finalize()
+                return self.inner.finalize()
             except Fault as fault:
                 FAULTS.append(str(fault))
                 raise
@@ -88,12 +97,12 @@ def aggregate(kind):
     return Guarded
 
 
-def extend(connection):
-    """Registers MySQL's functions and collations."""
-    for name, function in FUNCTIONS.items():
-        connection.create_function(name, -1, guarded(function, name in NULL_AWARE), deterministic=name not in VARYING)
-    for name, kind in AGGREGATES.items():
-        connection.create_aggregate(name, -1, aggregate(kind))
+def extend(connection, functions, aggregates):
+    """Registers MySQL's functions, aggregates and collations."""
+    for name, (module, aware, varying) in functions.items():
+        connection.create_function(name, -1, guarded(name, module, aware), deterministic=not varying)
+    for name in aggregates:
+        connection.create_aggregate(name, -1, aggregate(name))
     connection.create_collation("mysql", order)
     connection.create_collation("mysqlbin", lambda first, second: padded_order(first.rstrip(" "), second.rstrip(" ")))
 
@@ -102,22 +111,15 @@ def build(connection, sql, insert, rows):
     """Creates and fills the table as AgentBench does: one CREATE, one INSERT of all rows (one ragged row makes it fail)."""
     try:
         connection.execute(sql)
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+        return f"CREATE: {error}"
+    try:
         if len({len(row) for row in rows}) > 1:
             raise sqlite3.OperationalError("a row has more or fewer cells than there are columns")
         connection.executemany(insert, rows)
-    except (sqlite3.Error, sqlite3.Warning) as error:
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         return str(error)
     return None
-
-
-class Shown:
-    """A value whose ``repr()`` is a given text."""
-
-    def __init__(self, text):
-        self.text = text
-
-    def __repr__(self):
-        return self.text
 
 
 def shown(value, code):
@@ -129,14 +131,14 @@ def shown(value, code):
             raise Fault("1690 (22003): BIGINT value is out of range")
         return value
     if code == "dbl":
-        return float(value)
+        return float(value) + 0.0  # MySQL has no negative zero
     if code[0] == "f":
-        return float(f"{value:.{code[1:]}f}")
+        return float(f"{value + 0.0:.{code[1:]}f}")
     if code[0] == "d" and code[1:].isdecimal():
         scale = int(code[1:])
         if isinstance(value, float) and abs(value) * 10**scale > 9e15:
             raise Fault("1235 (42000): This version of MySQL doesn't yet support 'decimals of more than 15 digits'")
-        return Shown(f"Decimal('{decimal_text(value, scale)}')")
+        return decimal.Decimal(decimal_text(value, scale))
     if code == "bin":
         return bytearray(value if isinstance(value, bytes) else str(value).encode())
     if code == "time":
@@ -161,7 +163,7 @@ def run(connection, sql, codes, seconds, characters, commit):
     """
     deadline = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-    sqlite_numbers.DEADLINE[0] = deadline
+    DEADLINE[0] = deadline
     FAULTS.clear()
     failed = True
     try:
@@ -196,8 +198,14 @@ def run(connection, sql, codes, seconds, characters, commit):
 def described(error):
     """An error of SQLite, in the form of MySQL's errors where it has the same one."""
     message = str(error)
-    if FAULTS and "user-defined" in message:
-        return FAULTS[-1]
+    if "user-defined" in message:
+        return FAULTS[-1] if FAULTS else unsupported("a function of these arguments")
+    if message == "integer overflow":
+        return "1690 (22003): BIGINT value is out of range"
+    if message.startswith(("Expression tree", "too many", "string or blob", "parser stack", "at most", "circular")):
+        return unsupported(message.replace("function m_", "function "))
+    if isinstance(error, UnicodeError):
+        return unsupported("texts that are not UTF-8")
     unique = re.match(r"UNIQUE constraint failed: (.*)", message)
     if unique:
         return f"1062 (23000): Duplicate entry for key '{unique[1]}'"
@@ -233,13 +241,18 @@ def plain(cell):
     return cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
 
 
-def main():
-    """Answers requests until standard input ends."""
+def main(functions, aggregates):
+    """Answers requests until standard input ends.
+
+    Args:
+        functions: for each function its module, whether it is called with NULL, and whether equal arguments give other results.
+        aggregates: names of the aggregates.
+    """
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LENGTH_LIMIT)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-    extend(connection)
+    extend(connection, functions, aggregates)
     for line in sys.stdin:
         request = json.loads(line)
         if "build" in request:

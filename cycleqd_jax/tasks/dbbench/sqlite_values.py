@@ -9,9 +9,12 @@ import decimal
 import functools
 import math
 import re
+import signal
+import time
 import unicodedata
 
 LONGEST_TEXT = 4_000_000
+DEADLINE = [math.inf]  # when the statement in progress has to end
 FUNCTIONS = {}
 VARYING = set()  # names of functions whose result is not a function of their arguments
 NULL_AWARE = set()  # names of functions that are called with NULL
@@ -154,6 +157,8 @@ def like(text, pattern, escape, exact):
 @functools.lru_cache(256)
 def compiled(pattern, exact):
     """A regular expression of MySQL as one of Python."""
+    if not exact and re.search(r"\[:(?:upper|lower):\]", pattern):  # these classes distinguish case
+        raise Fault("1235 (42000): This version of MySQL doesn't yet support '[:upper:] and [:lower:] without regard to case'")
     for posix, python in (
         ("[[:<:]]", r"\b(?=\w)"), ("[[:>:]]", r"\b(?<=\w)"), ("[:alpha:]", "a-zA-Z"), ("[:digit:]", "0-9"),
         ("[:alnum:]", "a-zA-Z0-9"), ("[:upper:]", "A-Z"), ("[:lower:]", "a-z"), ("[:space:]", r"\s"),
@@ -169,10 +174,32 @@ def compiled(pattern, exact):
         raise Fault(f"1139 (42000): Got error '{error}' from regexp") from None
 
 
+def timed(work, text, pattern):
+    """The result of ``work()``, which searches ``text``, or an error when the statement's time is over.
+
+    Python's regular expressions notice signals, so a timer can end a search that would take hours.
+    """
+    if not text.isascii() and re.search(r"\[:(?:alpha|alnum|punct|word|upper|lower):\]", pattern):
+        raise Fault("1235 (42000): This version of MySQL doesn't yet support 'classes of characters beyond ASCII'")
+    left = DEADLINE[0] - time.monotonic()
+    if left == math.inf:
+        return work()
+
+    def stop(*_):
+        raise Fault("3024 (HY000): Query execution was interrupted, maximum statement execution time exceeded")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(left, 1e-6))
+    try:
+        return work()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 @sql("m_regexp")
 def regexp(text, pattern, exact):
     """REGEXP."""
-    return int(compiled(pattern, exact).search(text) is not None)
+    return int(timed(lambda: compiled(pattern, exact).search(text), text, pattern) is not None)
 
 
 @sql("m_regexp_replace")
@@ -183,7 +210,7 @@ def regexp_replace(text, pattern, replacement):
         return re.sub(r"\\(.)", lambda m: (match[int(m[1])] or "") if m[1].isdecimal() else m[1], replacement)
 
     try:
-        result = compiled(pattern, False).sub(one, text)
+        result = timed(lambda: compiled(pattern, False).sub(one, text), text, pattern)
     except IndexError:
         return None
     fitting(len(result))
@@ -193,14 +220,14 @@ def regexp_replace(text, pattern, replacement):
 @sql("m_regexp_substr")
 def regexp_substr(text, pattern):
     """REGEXP_SUBSTR."""
-    match = compiled(pattern, False).search(text)
+    match = timed(lambda: compiled(pattern, False).search(text), text, pattern)
     return match.group() if match else ""
 
 
 @sql("m_regexp_instr")
 def regexp_instr(text, pattern):
     """REGEXP_INSTR."""
-    match = compiled(pattern, False).search(text)
+    match = timed(lambda: compiled(pattern, False).search(text), text, pattern)
     return match.start() + 1 if match else 0
 
 
@@ -284,7 +311,7 @@ def cast_decimal(value, precision, scale):
 def double_text(value, scale):
     """The text of a double; scale -1 shows as many digits as needed."""
     if scale >= 0:
-        return f"{value:.{scale}f}"
+        return f"{value + 0.0:.{scale}f}"  # MySQL has no negative zero
     if not value:
         return "0"
     sign, digits, exponent = decimal.Decimal(repr(float(value))).as_tuple()

@@ -22,7 +22,7 @@ _SLOW_START_SECONDS = 30.0
 _MODULES = {
     "asserts": ("inside", "equality"),
     "calls": ("inside", "values", "oracles"),
-    "cases": ("inside", "equality"),
+    "cases": ("inside", "equality", "classes"),
 }
 _EMPTY_JOB = {"code": "", "setup": "", "imports": "", "asserts": [], "names": [], "tests": "", "case": "", "count": 0} | {
     "name": "f",

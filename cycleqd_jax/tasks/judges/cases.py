@@ -6,11 +6,13 @@ function), ``case`` (name of the class), ``count`` (number of tests) and ``modul
 
 The tests replace parts of modules while they run, so they must run in the program's process. Three checks protect the verdict.
 The process has to return a fresh token for every passed test and for the end of the run. After every test, ``unittest`` and the
-built-ins must be the same as before the program. A value with an equality of its own fails its test: the results of the
-function are checked, whatever kind of callable it is, and the operands of all comparisons and assertions of the tests. Not
-prevented: a program
-that knows this file, finds the socket among its open files and answers on it during a test, or a program that changes other
-modules that the tests use.
+built-ins must be the same as before the program, and the test class as before its first test. A value with an equality of its
+own fails its test. The results of the function are checked, whatever kind of callable it is, and so are the operands of all
+comparisons and assertions of the tests. A class of the standard library may define equality if nothing that its operators use
+was changed.
+
+Not prevented: a program that knows this file, finds the socket among its open files and answers on it during a test; one that
+changes local variables of the frames above it; and one that changes other modules that the tests use.
 """
 
 import ast
@@ -24,69 +26,45 @@ import types
 import unittest
 import unittest.mock
 
-from cycleqd_jax.tasks.judges.equality import DECIDING, Forged, plain
+from cycleqd_jax.tasks.judges.classes import Existing, acting, changed, snapshot
+from cycleqd_jax.tasks.judges.equality import Forged, plain
 from cycleqd_jax.tasks.judges.inside import Ended, describe, run_judge
 
 __all__ = []
 
-_OWNERS = (builtins, unittest, unittest.case, unittest.TestCase, unittest.TestSuite, unittest.TestResult, unittest.TestLoader)
-_ANY = type(unittest.mock.ANY)
-_MOCKS = [
-    (getattr(unittest.mock, name),)
-    for name in ("NonCallableMock", "NonCallableMagicMock", "Mock", "MagicMock", "AsyncMock", "PropertyMock")
-]
+_OWNERS = (
+    builtins, unittest, unittest.case, unittest.TestCase, unittest.TestSuite, unittest.BaseTestSuite, unittest.TestResult,
+    unittest.TestLoader, vars(unittest.case)["_Outcome"],
+)  # fmt: skip
 _OF_OTHERS = ("assertRaises", "assertRaisesRegex", "assertWarns", "assertWarnsRegex", "assertIsInstance", "assertIsNotNone")
-_OF_MOCKS = unittest.mock.MagicProxy
-
-
-def snapshot():
-    """The members of ``unittest`` and the built-ins, and the code of their functions."""
-    members = [dict(vars(owner)) for owner in _OWNERS]
-    functions = {id(m): m for group in members for m in group.values() if type(m) is types.FunctionType}
-    return members, [(function, function.__code__) for function in functions.values()]
-
-
-def changed(before):
-    """Whether ``unittest`` or the built-ins differ from a snapshot."""
-    members, codes = before
-    for owner, group in zip(_OWNERS, members, strict=True):
-        now = vars(owner)
-        if any(now.get(name) is not member for name, member in group.items() if name not in ("_", "__warningregistry__")):
-            return True
-    return any(function.__code__ is not code for function, code in codes)
-
-
-def operators():
-    """The operators of all existing classes by the id of the class, and the classes, so that their ids stay in use."""
-    classes, pending = {}, [object]
-    while pending:
-        for kind in type.__subclasses__(pending.pop()):
-            if id(kind) not in classes:
-                classes[id(kind)] = kind
-                pending.append(kind)
-    return {key: [vars(kind).get(name) for name in DECIDING] for key, kind in classes.items()}, classes
 
 
 class Results(unittest.TestResult):
-    """Requests a token before each test, and returns it if the test has passed."""
+    """Requests a token before each test, and returns it if the test has passed and ``is_forged`` returns False."""
 
-    def __init__(self, link, before):
+    def __init__(self, link, is_forged):
         super().__init__()
-        self.link, self.before = link, before
-        self.token, self.bad = None, None
+        self.link, self.is_forged = link, is_forged
+        self.token, self.bad, self.functions = None, None, None
 
     def startTest(self, test):
         """Requests the token."""
         super().startTest(test)
         self.link.send("?")
-        self.token, self.bad = self.link.receive(), None
+        self.token, self.bad = self.link.receive(), "the test recorded no result"
+        self.functions = dict(vars(test)["_type_equality_funcs"])
 
     def stopTest(self, test):
         """Returns the token, or the reason of the failure."""
         super().stopTest(test)
-        if self.bad is None and changed(self.before):
-            self.bad = "Forged: unittest or the built-ins were changed"
+        if self.bad is None and (self.is_forged(test) or vars(test)["_type_equality_funcs"] != self.functions):
+            self.bad = "Forged: unittest, the test class or the built-ins were changed"
         self.link.send(self.token if self.bad is None else [test.id().split(".")[-1], self.bad])
+
+    def addSuccess(self, test):
+        """Records that all parts of a test have passed."""
+        expected = vars(test)["_outcome"].expectedFailure
+        self.bad = None if expected is None else "a failure was expected"
 
     def addFailure(self, test, err):
         """Records a failed assertion."""
@@ -106,24 +84,6 @@ class Results(unittest.TestResult):
         """Records the failure of a subtest."""
         if err is not None:
             self.bad = self.bad or describe(err[1])
-
-
-def checker(known):
-    """A function that returns its argument, and refuses values of a class of the program with operators of its own."""
-    before, classes = known
-
-    def is_allowed(kind):
-        deciding = [vars(kind).get(name) for name in DECIDING]
-        if id(kind) in before:
-            return kind is not _ANY and before[id(kind)] == deciding
-        # Each mock has a class of its own, whose operators are those of all mocks until they are set.
-        return kind.__bases__ in _MOCKS and all(member is None or type(member) is _OF_MOCKS for member in deciding)
-
-    def check(value):
-        return plain(value, is_allowed)
-
-    check.__dict__["classes"] = classes  # keeps the classes alive, so that their ids are not reused
-    return check
 
 
 def guarded(function, check):
@@ -173,25 +133,47 @@ def program(link, job):
         for name in job["modules"]:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-        before, known = snapshot(), operators()
+        before, existing = snapshot([*map(vars, _OWNERS), vars(Results)]), Existing()
+        modules = dict(sys.modules)
         module = types.ModuleType("__test__")
         module.__dict__.update(__file__="__test__.py", sys=sys, os=os, environ=os.environ)
         sys.modules["__test__"] = module
         exec(compile(job["code"], "__test__.py", "exec", optimize=0), module.__dict__)
         function = module.__dict__.get(job["name"])
-        check = checker(known)
+
+        def check(value):
+            return plain(value, existing.opened)
+
         if callable(function):
             module.__dict__[job["name"]] = guarded(function, check)
-        module.__dict__["__plain__"] = check
+        module.__dict__.update(__plain__=check, __builtins__=builtins.__dict__)
         stage = "tests"
-        for owner, members in zip(_OWNERS[:3], before[0], strict=False):
-            vars(owner).update(members)
+        for owner, members in before[0][:3]:
+            owner.update(members)
+        sys.modules.update(modules)
         tests = ast.fix_missing_locations(Operands().visit(ast.parse(job["tests"])))
         exec(compile(tests, "__test__.py", "exec", optimize=0), module.__dict__)
-        suite = unittest.TestLoader().loadTestsFromTestCase(module.__dict__[job["case"]])
-        if changed(before):
-            raise Forged("unittest or the built-ins were changed")
-        suite.run(Results(link, before))
+        case = module.__dict__[job["case"]]
+        kinds = case.__mro__[:-1]
+        suite = unittest.TestLoader().loadTestsFromTestCase(case)
+        ours, own = snapshot([*map(vars, kinds)]), [(kind, set(vars(kind))) for kind in kinds]
+        inherited = {n for kind in kinds for n, m in vars(kind).items() if acting(m)} | {"__getattribute__", "__getattr__"}
+        names = {n: module.__dict__.get(n) for n in (*vars(builtins), "__plain__", "__builtins__", job["name"], job["case"])}
+
+        def is_forged(test=None):
+            if type(test) not in (case, type(None)) or unittest.TestCase not in kinds or case.__mro__[:-1] != kinds:
+                return True
+            if test is not None and not inherited.isdisjoint(vars(test)):
+                return True
+            if any(acting(vars(kind)[name]) for kind, known in own for name in inherited.intersection(vars(kind)) - known):
+                return True
+            if any(module.__dict__.get(name) is not value for name, value in names.items()):
+                return True
+            return changed(before) or changed(existing.mocks) or changed(ours)
+
+        if is_forged():
+            raise Forged("unittest, the test class or the built-ins were changed")
+        suite.run(Results(link, is_forged))
         link.send("?")
         link.send(link.receive())
     except BaseException as error:

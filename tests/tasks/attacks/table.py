@@ -10,7 +10,8 @@ from .boxes import BOXES
 from .programs import PROGRAMS
 from .statements import STATEMENTS
 from .verdicts import VERDICTS
+from .verdicts_classes import VERDICTS_CLASSES
 
 __all__ = ["ATTACKS", "Attack"]
 
-ATTACKS = [*VERDICTS, *PROGRAMS, *BOXES, *STATEMENTS]
+ATTACKS = [*VERDICTS, *VERDICTS_CLASSES, *PROGRAMS, *BOXES, *STATEMENTS]

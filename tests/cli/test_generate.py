@@ -46,6 +46,7 @@ def test_16_bit_gguf_files(tmp_path, capsys, kind, dtype):
     assert answer(capsys, folder) == text
 
 
+@pytest.mark.exhaustive
 def test_a_folder_with_mixed_dtypes(tmp_path, capsys):
     model = write(tmp_path / "m.gguf", GGMLQuantizationType.F32)
     folder = fetch_smollm2(tmp_path / "m", source=model, dtype="float16", log=lambda line: None)

@@ -61,6 +61,7 @@ def test_tutorial(name, finished, tmp_path, monkeypatch, capsys):
     assert "error" not in capsys.readouterr().err.lower()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["engine", "models"])
 def test_how_to(name, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

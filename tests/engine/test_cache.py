@@ -69,6 +69,7 @@ def test_a_long_prefix_is_shared_beside_a_short_one(params, few_programs):
         assert engine.statistics.reused == reused + saved
 
 
+@pytest.mark.exhaustive
 def test_pages_of_active_slots_are_compacted(params, few_programs):
     engine = make(attention=Attention("products"), slots=64, chunk=2, max_len=48, steps=2)
     engine.load(params)

@@ -11,7 +11,7 @@ from .small_model import converse, make, plain_loop
 
 
 @pytest.mark.parametrize("count", [3, 9])  # as many as slots at most, and more
-@pytest.mark.parametrize("edits", [False, True])
+@pytest.mark.parametrize("edits", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_conversations_equal_the_uncached_loop(engine, params, count, edits):
     before = engine.statistics.reused
     played = converse(engine, 4, np.random.default_rng(2), edits=edits, count=count)

@@ -50,6 +50,7 @@ def test_a_layer_that_overflows_is_named(params, attention, layer):
         engine.generate([[1, 2, 7]], [4])
 
 
+@pytest.mark.exhaustive
 def test_a_prefix_that_overflows_names_the_layer(params, attention):
     # Only token 7 has a first component, and the first layer overflows with it.
     layers, embedding = params["layers"], params["embed_tokens"].at[:, 0].set(0.0).at[7, 0].set(1.0)
@@ -63,6 +64,7 @@ def test_a_prefix_that_overflows_names_the_layer(params, attention):
         engine.advance()
 
 
+@pytest.mark.exhaustive
 def test_a_warm_up_with_broken_weights(params, attention):
     engine = make(attention=attention)
     engine.load(params | {"norm": params["norm"] * jnp.nan})

@@ -83,6 +83,7 @@ def test_nothing_is_compiled_for_another_length(model, compilations):
     assert compilations(lambda: other.generate("hello", max_new_tokens=3)) == 0
 
 
+@pytest.mark.exhaustive
 def test_weights_are_copied_once(model, monkeypatch):
     model, loads = dataclasses.replace(model), []
     load = Engine.load

@@ -43,6 +43,7 @@ def test_a_population_equals_its_individuals_one_by_one(params, attention):
         engine.submit([1], 1, individual=8)
 
 
+@pytest.mark.exhaustive
 def test_a_broken_individual_is_named(params, attention):
     mixed, _ = population(params)
     q = mixed["layers"]["attn"]["q"]
@@ -96,12 +97,13 @@ def test_a_broken_individual_does_not_change_other_rows(params, attention, who, 
         assert done[number] == plain_loop(singles[other], [1, 2], 6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "sizes",
     [
         {"tensor": 2},
-        pytest.param({"fsdp": 2, "tensor": 2}, marks=pytest.mark.exhaustive),
-        pytest.param({"population": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.exhaustive),
+        {"fsdp": 2, "tensor": 2},
+        {"population": 2, "fsdp": 2, "tensor": 2},
     ],
     ids=str,
 )

@@ -162,7 +162,8 @@ def test_bfloat16_replies_do_not_depend_on_other_rows():
         assert again == replies(talk)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_earlier_requests_change_no_bit(params, attention, dtype):
     """Replies are the same in an engine that has decoded more before, and the same programs compute the shared columns."""
     config = CONFIG.replace(dtype=dtype)

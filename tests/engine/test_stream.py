@@ -45,6 +45,7 @@ def reply_of_engine(tokenizer, scripted, hello):
     return reply
 
 
+@pytest.mark.exhaustive
 def test_the_tokens_equal_the_engine(params):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 48, rng.integers(1, 33)).tolist() for _ in range(12)] + [[1] * 55]

@@ -15,6 +15,7 @@ from cycleqd_jax.types import InputError, NonFiniteError
 from .small_model import CONFIG, converse, groups_of, make
 
 
+@pytest.mark.exhaustive
 def test_loading_weights_clears_every_cache(params, attention):
     prompts, limits = groups_of(5)
     other = llama.init_params(CONFIG, jax.random.key(2))

@@ -50,7 +50,7 @@ def on_mesh(space, **sizes):
     "sizes",
     [
         pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.exhaustive),
-        {"population": 2, "fsdp": 2, "tensor": 2},
+        pytest.param({"population": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.exhaustive),
         {"tensor": 4},
     ],
     ids=str,
@@ -72,7 +72,8 @@ def test_a_mesh_gives_the_same_weights_without_collectives(sizes, dtype, assert_
     assert COLLECTIVES.findall(gathered.lower(got["layers"]["mlp"]["up"]).compile().as_text())
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_population_over_the_mesh(dtype, assert_close):
     space = make_space(dtype)
     tolerance = 1e-6 if dtype == "float32" else 1e-3
@@ -144,7 +145,8 @@ def test_an_embedding_is_made_in_the_loop_over_layers():
     assert len(re.findall(r"\b(?:while|scan)\[", program)) == 1
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_temporaries_on_cpu_are_smaller_than_the_model(dtype):
     """Its backend has no slices of 16-bit floats, and would hold all experts in float32."""
     if jax.default_backend() != "cpu":
@@ -256,6 +258,7 @@ def test_200_lineages_of_20_generations_against_float64():
             assert np.all(error <= 1e-5 * np.sqrt(np.square(want).sum(axes))), (first, path)
 
 
+@pytest.mark.exhaustive
 def test_adapters_on_a_mesh(assert_close):
     base = params(0)
     rng = np.random.default_rng(0)
@@ -295,7 +298,7 @@ def test_blocks_cover_every_matrix(m, n, monkeypatch, assert_close):
     assert_close(got, want, 1e-6)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"fsdp": 4, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [{}, pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.exhaustive)], ids=str)
 def test_weights_that_are_still_needed_are_not_overwritten(sizes):
     space = make_space()
     space = on_mesh(space, **sizes) if sizes else space

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -92,6 +93,7 @@ def test_slerp_of_a_slice(models, write_recipe, tmp_path):
     equal(weights(merge_models(recipe, tmp_path / "out")), slerp(weights(base), [weights(base), weights(expert)], 0.25))
 
 
+@pytest.mark.exhaustive
 def test_dare_depends_on_the_seed(models, write_recipe, tmp_path):
     base, *experts = models
     recipe = write_recipe(

@@ -183,6 +183,7 @@ def test_mixed_dtypes_are_read_as_the_matrices(tmp_path, make_config, make_param
     assert_identical(got, params)
 
 
+@pytest.mark.exhaustive
 def test_an_exported_folder_answers_in_another_process(folder):
     code = "import sys; from cycleqd_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "generate", str(folder), "How old?", "--max-new-tokens", "5"]

@@ -83,6 +83,7 @@ def test_padding_and_neighbours_change_nothing(make_config, make_params):
     np.testing.assert_allclose(got[:1, :10], want, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_gradient_equals_that_of_unrolled_layers(make_config, make_params):
     # Two code paths, one of them rematerialised: the same function, so the same gradient.
     config = make_config(tie_word_embeddings=True)

@@ -20,7 +20,7 @@ from .flow import Flow
 from .workloads import H100, LORA, SMALL, by_name, workload
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("mesh", [(1, 1, 1), pytest.param((1, 2, 4), marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("rank", [pytest.param(16, marks=pytest.mark.exhaustive), None])
 def test_the_compiler_agrees_on_small_models(mesh, rank):
     if len(jax.devices()) < math.prod(mesh):
@@ -49,7 +49,7 @@ def test_the_compiler_agrees_on_small_models(mesh, rank):
 
 
 @pytest.mark.parametrize("rank", [pytest.param(6, marks=pytest.mark.exhaustive), None])
-@pytest.mark.parametrize("last", [{"layers/attn/q": 16, "final_norm": None}, None])
+@pytest.mark.parametrize("last", [pytest.param({"layers/attn/q": 16, "final_norm": None}, marks=pytest.mark.exhaustive), None])
 def test_the_compiler_agrees_on_adapters(rank, last):
     work = workload(rank=rank, adapters=(LORA, LORA, last))
     cpu = dataclasses.replace(H100, chip=None)
@@ -59,8 +59,9 @@ def test_the_compiler_agrees_on_adapters(rank, last):
     assert express.arguments == pytest.approx(held, rel=1e-3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.exhaustive), True])
+@pytest.mark.parametrize("tied", [False, True])
 def test_the_planned_programs_are_those_of_the_engine(dtype, tied, monkeypatch):
     model = SMALL.replace(dtype=dtype, tie_word_embeddings=tied)
     cpu = make_mesh(devices=jax.devices()[:1])

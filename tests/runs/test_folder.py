@@ -274,6 +274,7 @@ print(kills)
 """
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_at_any_instant_of_its_start_can_be_started_again(tmp_path):
     tree = {
         "name": "demo",

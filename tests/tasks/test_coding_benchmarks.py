@@ -73,7 +73,9 @@ def test_all_gold_programs_pass(verify, name, count):
     assert (code, result["passed"], result["total"], result["failed"]) == (0, count, count, [])
 
 
-@pytest.mark.parametrize(("name", "count"), [("mbppplus_v0.1.0", 16), ("humanevalplus_mini", 119)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("mbppplus_v0.1.0", 16), pytest.param("humanevalplus_mini", 119, marks=pytest.mark.exhaustive)]
+)
 def test_all_gold_programs_pass_on_base_and_plus(verify, name, count):
     code, result = verify(name)
     assert (code, result["passed"], result["total"], result["failed"]) == (0, count, count, [])
@@ -95,7 +97,8 @@ def test_bigcodebench(verify):
 
 
 @pytest.mark.parametrize(
-    "name", ["mbppplus_v0.2.0", pytest.param("humanevalplus", marks=pytest.mark.exhaustive), "bigcodebench"]
+    "name",
+    [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("mbppplus_v0.2.0", "humanevalplus")), "bigcodebench"],
 )
 def test_gold_programs_of_a_sample_pass(verify, name):
     _, result = verify(name, sample=25)
@@ -103,7 +106,11 @@ def test_gold_programs_of_a_sample_pass(verify, name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.exhaustive) if n in ("humanevalplus", "mbppplus_v0.1.0") else n for n in FILES]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.exhaustive) if n in ("humanevalplus", "mbppplus_v0.1.0", "mbppplus_v0.2.0") else n
+        for n in FILES
+    ],
 )
 def test_stubs_of_a_sample_do_not_pass(verify, name):
     code, result = verify(name, "--stub", sample=15)

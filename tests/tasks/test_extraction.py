@@ -118,7 +118,19 @@ def test_values_that_can_not_be_written_anew_are_no_error(first, value):
 
 
 @pytest.mark.parametrize(
-    "piece", ["(", "def f(x):\n  return (\n", "x = 1\n", "\0", "    ", "'''", "a.", "-", "[" * 50 + "\n", "é\n"]
+    "piece",
+    [
+        "(",
+        "def f(x):\n  return (\n",
+        "x = 1\n",
+        "\0",
+        "    ",
+        "'''",
+        "a.",
+        "-",
+        "[" * 50 + "\n",
+        pytest.param("é\n", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_odd_programs_are_quick_and_no_error(piece):
     began = time.process_time()

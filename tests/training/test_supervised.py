@@ -57,6 +57,7 @@ def test_it_learns_and_reports(params, examples):
     assert not _same(new, params)
 
 
+@pytest.mark.exhaustive
 def test_equals_a_plain_optax_loop(params, examples):
     """Also shows that the order of the examples is one permutation after another, and that padding is of no matter."""
     options = TrainOptions(steps=7, batch_size=32, learning_rate=5e-3, weight_decay=0.1, clip=0.5, steps_per_dispatch=3)
@@ -90,6 +91,7 @@ def test_equals_a_plain_optax_loop(params, examples):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), new, expected)
 
 
+@pytest.mark.exhaustive
 def test_reproducible_to_the_bit(params, examples):
     options = TrainOptions(steps=5, batch_size=8, learning_rate=1e-2)
     before = jax.tree.map(np.array, params)
@@ -142,6 +144,7 @@ def test_loss_is_of_the_learned_tokens_only(params):
     assert loss(params, CONFIG, tokens, jnp.zeros((1, 4))) == 0
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_weights_keep_their_dtype(examples):
     config = CONFIG.replace(dtype="bfloat16")
     params = init_params(config, jax.random.key(0))

@@ -81,6 +81,8 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
 def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
     models = context.models
     rows = {"base": _Row(lambda: models.base, donate=False)}
+    if context.config.model.prepare is not None:
+        rows = {"base": _Row(models.load_original, donate=True), "prepared_base": rows["base"]}
     for name in context.config.task_names:
         rows[f"expert/{name}"] = _Row(functools.partial(models.expert_params, name), donate=False)
     for name, folder in models.folders.baselines.items():

@@ -25,8 +25,8 @@ def test_a_prepared_base_follows_the_base(tmp_path):
     names = ("base", "prepared_base", "expert/b", "uniform_merge", "gradient")
     table = results_table(write(tmp_path / "run", {name: {"test": scores(0.5, 0.7)} for name in names}))
     assert table.methods == names
-    assert "| Prepared base | 50.0 |" in table.markdown()
-    assert "| Gradient descent on coefficients | 50.0 |" in table.markdown()
+    assert "| Prepared base | **50.0** |" in table.markdown()
+    assert "| Gradient descent on coefficients | **50.0** |" in table.markdown()
 
 
 def test_order_marks_and_missing_entries(tmp_path):

@@ -65,7 +65,7 @@ def config_tables() -> str:
     """A table of keys for the whole config and for each of its sections, from :func:`cycleqd_jax.config.describe`."""
     lines: list[str] = []
     keys = describe()
-    sections = [None, *(doc for doc in keys if doc.type == "section" or any(k.key.startswith(f"{doc.key}.*.") for k in keys))]
+    sections = [None, *(doc for doc in keys if any(k.key.startswith(f"{doc.key}.") for k in keys))]
     for section in sections:
         prefix = "" if section is None else f"{section.key}."
         inside = [doc for doc in keys if doc.key.startswith(prefix)]
@@ -75,7 +75,8 @@ def config_tables() -> str:
         lines += ["## The whole config" if section is None else f"## `{section.key}`", ""]
         lines += ["" if section is None else _cell(section.text), "", "| key | type | default | |", "|---|---|---|---|"]
         for doc in rows:
-            default = "required" if doc.required else "" if doc in sections else f"`{_yaml(doc.default)}`"
+            plain_section = doc in sections and "null" not in doc.type
+            default = "required" if doc.required else "" if plain_section else f"`{_yaml(doc.default)}`"
             limits = f" ({doc.range})" if doc.range else ""
             lines.append(f"| `{doc.key}` | {doc.type}{limits} | {default} | {_cell(doc.text)} |")
         lines.append("")

@@ -28,7 +28,7 @@ MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or ow
 
 STAGES = {
     "run": "run all stages in order; continues where it stopped",
-    "finetune": "train the models that are neither given nor cached: the tiny base, the experts and the config's baselines",
+    "finetune": "train what is neither given nor cached: the tiny base, the prepared base, the experts and the baselines",
     "basis": "decompose the experts' task vectors and print the energy retained and the similarity of the experts",
     "evolve": "evolve the archives; continues from the journal and the checkpoints",
     "aggregate": "merge the archives' elites and print their ids and weights (evolves first if necessary)",

@@ -15,17 +15,19 @@ from cycleqd_jax.config.schema import (
     SearchConfig,
     TaskConfig,
     TinyConfig,
-    TrainConfig,
 )
+from cycleqd_jax.config.training import GradientConfig, PrepareConfig, TrainConfig
 
 __all__ = [
     "CheckpointConfig",
     "EngineConfig",
     "ExportConfig",
     "GenomeConfig",
+    "GradientConfig",
     "KeyDoc",
     "MeshConfig",
     "ModelConfig",
+    "PrepareConfig",
     "RunConfig",
     "SandboxConfig",
     "SearchConfig",

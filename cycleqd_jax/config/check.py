@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from cycleqd_jax.config.schema import RunConfig, SearchConfig
@@ -39,6 +40,7 @@ def check_keys_together(config: RunConfig) -> None:
     _check_names(config)
     _check_tasks(config)
     _check_experts(config)
+    _check_prepare(config)
     _check_tiny(config)
     _check_devices(config)
     _check_genome(config)
@@ -119,7 +121,28 @@ def _check_experts(config: RunConfig) -> None:
         )
 
 
-def _check_task_keys(key: str, mapping: dict[str, str] | dict[str, list[float]], names: tuple[str, ...]) -> None:
+def _check_prepare(config: RunConfig) -> None:
+    prepare = config.model.prepare
+    if prepare is None:
+        return
+    if config.model.experts is not None:
+        raise InputError(
+            "expected no model.prepare with model.experts, because experts that are given were fine-tuned from a base of their "
+            "own, got both; remove one of them"
+        )
+    if prepare.shares is None:
+        return
+    _check_task_keys("model.prepare.shares", prepare.shares, config.task_names)
+    for name, share in prepare.shares.items():
+        if share < 0:
+            raise InputError(f"expected model.prepare.shares.{name} to be at least 0, got {share}; correct the config")
+    if not any(prepare.shares.values()):
+        raise InputError(
+            f"expected model.prepare.shares with a share above 0, got {prepare.shares}; correct one, or leave the key out"
+        )
+
+
+def _check_task_keys(key: str, mapping: Mapping[str, object], names: tuple[str, ...]) -> None:
     unknown = [name for name in mapping if name not in names]
     if unknown:
         raise InputError(f"expected the keys of {key} to be tasks ({', '.join(names)}), got {unknown[0]!r}; correct the name")

@@ -24,7 +24,8 @@ class KeyDoc:
 
     Attributes:
         key: the dotted key; ``*`` stands for the index or name of a list item (``tasks.*.train``).
-        type: type of the value, such as ``int or null``; ``section`` for a key that only groups other keys.
+        type: type of the value, such as ``int or null``; ``section`` for a key that only groups other keys,
+            ``section or null`` for one that is null by default.
         default: the default value; None for sections and required keys.
         required: whether the config must have the key.
         range: the accepted values, such as ``at least 1`` or ``one of elite, uniform``; empty where there is no limit.
@@ -70,6 +71,8 @@ def _describe(section: type, prefix: str) -> Iterator[KeyDoc]:
 
 def _section(hint: Any) -> tuple[type | None, str]:
     """The dataclass of a section or of the items of a list of sections, and what its keys have after the section's key."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return next(filter(lambda found: found[0], map(_section, typing.get_args(hint))), (None, ""))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint, ""
     if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(typing.get_args(hint)[0]):
@@ -105,11 +108,17 @@ def _choices(hint: Any) -> str:
 
 
 def _attributes(section: type) -> dict[str, str]:
-    """The descriptions under "Attributes" in the docstring of a class, by name and each on one line."""
-    lines = inspect.cleandoc(section.__doc__ or "").partition("Attributes:\n")[2].splitlines()
+    """The descriptions under "Attributes" in the docstrings of a class and its bases, by name and each on one line."""
+    found: dict[str, str] = {}
+    for kind in reversed(section.__mro__):
+        found |= _described(kind.__doc__ or "")
+    return found
+
+
+def _described(docstring: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
-    for line in lines:
+    for line in inspect.cleandoc(docstring).partition("Attributes:\n")[2].splitlines():
         start = _ATTRIBUTE.fullmatch(line.removeprefix("    "))
         if start is not None:
             name, found[start[1]] = start[1], start[2]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cycleqd_jax.config.fields import field
+from cycleqd_jax.config.training import GradientConfig, PrepareConfig, TrainConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -23,7 +24,6 @@ __all__ = [
     "SearchConfig",
     "TaskConfig",
     "TinyConfig",
-    "TrainConfig",
 ]
 
 MIN_VOCABULARY = 261
@@ -68,6 +68,8 @@ class ModelConfig:
             ``owner/name@revision``). Null trains the tiny model.
         experts: the expert of each task, by task name: a model as for ``base``, or the folder or repository of a LoRA adapter
             (PEFT). Null fine-tunes the experts from the base.
+        prepare: joint fine-tuning of the base on the data of several tasks, before the experts branch off. Null fine-tunes the
+            experts from the base as it is.
         tokenizer: the model that provides the tokenizer and chat template, for models whose templates differ. Null uses the
             base's.
         vocab_size: number of rows to keep of every embedding and output head, for padded vocabularies. Null keeps all.
@@ -77,6 +79,7 @@ class ModelConfig:
 
     base: str | None = None
     experts: dict[str, str] | None = None
+    prepare: PrepareConfig | None = None
     tokenizer: str | None = None
     vocab_size: int | None = field(None, minimum=1)
     tiny: TinyConfig = dataclasses.field(default_factory=TinyConfig)
@@ -121,31 +124,6 @@ class TaskConfig:
     def __post_init__(self) -> None:
         """Replaces an empty kind by the name."""
         object.__setattr__(self, "kind", self.kind or self.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Training with AdamW and a cosine schedule.
-
-    Attributes:
-        steps: number of optimizer steps.
-        batch_size: number of examples per step (paper: 64).
-        learning_rate: peak learning rate (paper: 2e-5).
-        final_ratio: last learning rate as a share of the peak (paper: 4e-6 / 2e-5 = 0.2).
-        warmup: share of the steps over which the learning rate rises (paper: 0.1).
-        weight_decay: decoupled weight decay.
-        clip: largest global norm of a gradient.
-        group_by_length: whether a batch takes conversations of similar length, which saves work on padding.
-    """
-
-    steps: int = field(300, minimum=1)
-    batch_size: int = field(64, minimum=1)
-    learning_rate: float = field(1e-3, above=0)
-    final_ratio: float = field(0.2, minimum=0, maximum=1)
-    warmup: float = field(0.1, minimum=0, below=1)
-    weight_decay: float = field(0.01, minimum=0)
-    clip: float = field(1.0, above=0)
-    group_by_length: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,11 +330,13 @@ class RunConfig:
         seed: seed of all random numbers.
         model: base and experts.
         pretrain: training of the tiny base.
-        finetune: training of each expert.
+        finetune: training of each expert and each baseline.
         baselines: models to train and measure for comparison: ``finetune_all`` (one model on the data of all tasks, with as
             many steps as one expert) and ``finetune_all_longer`` (with as many steps as all experts together).
         merges: merges of the experts to measure for comparison, beside the uniform one: ``task_arithmetic``, ``ties``,
             ``dare``, ``dare_ties``, and ``slerp`` for two experts; with the defaults of ``cycleqd_jax.operators``.
+        gradient: a merge of the experts to measure for comparison: coefficients by gradient descent on the data of all tasks.
+            Null has none.
         genome: genome space and mutation.
         search: the CycleQD algorithm.
         export: how the final model is chosen.
@@ -376,6 +356,7 @@ class RunConfig:
     finetune: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     baselines: tuple[Literal["finetune_all", "finetune_all_longer"], ...] = ()
     merges: tuple[Literal["task_arithmetic", "ties", "dare", "dare_ties", "slerp"], ...] = ()
+    gradient: GradientConfig | None = None
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

@@ -25,6 +25,7 @@ from cycleqd_jax.genome.experts import Index, check_expert
 from cycleqd_jax.genome.express import mixed_leaf
 from cycleqd_jax.genome.placement import check_out, express_placed
 from cycleqd_jax.operators import crossover
+from cycleqd_jax.operators.svd import HIGHEST
 from cycleqd_jax.types import Adapter, Array, Float, InputError, MixedMatrix, Params, PRNGKeyArray, PyTree, tree_paths
 
 __all__ = ["CoefficientGenome", "CoefficientSpace", "check_groups"]
@@ -167,6 +168,50 @@ class CoefficientSpace(flax.struct.PyTreeNode):
         self.experts.check_mixed()
         return _express_mixed(self, genomes)
 
+    def coefficient_gradient(self, gradient: PyTree[Array]) -> CoefficientGenome:
+        """∂L/∂c of a loss L, from its gradient with respect to the weights: the products ⟨∂L/∂θ, τ_k⟩, group by group.
+
+        The weights are affine in the coefficients, so nothing else is needed, and no τ_k is held in memory. Do not
+        differentiate :meth:`express`: on a CPU it writes 16-bit weights as integers, which have no gradient.
+
+        Args:
+            gradient: ∂L/∂θ, a tree like the base. Products are summed in float32.
+
+        >>> import jax.numpy as jnp
+        >>> from cycleqd_jax.genome import CoefficientSpace
+        >>> experts = [{"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.0, 1.0])}]
+        >>> space = CoefficientSpace.from_experts({"w": jnp.zeros(2)}, experts)
+        >>> space.coefficient_gradient({"w": jnp.array([1.0, 3.0])}).coefficients.tolist()
+        [[7.0, 3.0]]
+        """
+        total = jnp.zeros((self.groups, self.num_experts), jnp.float32)
+        for path, leaf in tree_paths(gradient):
+            products = self._products(path, leaf)
+            if products.ndim == 2:  # [K, layer]
+                group = jnp.arange(products.shape[1]) * self.groups // products.shape[1]
+                total += jax.ops.segment_sum(products.T, group, num_segments=self.groups)
+            else:  # the weights depend on the mean over the groups
+                total += (products / self.groups)[None]
+        return CoefficientGenome(total)
+
+    def _products(self, path: str, gradient: Array) -> Float[Array, "k ..."]:
+        """⟨∂L/∂θ, τ_k⟩ of one leaf: ``[K]``, or ``[K, layer]`` for a stack of layers."""
+        parts, wide = self.experts.parts(path), gradient.astype(jnp.float32)
+        stacked = path.startswith(_LAYERS)
+        axes = tuple(range(int(stacked), wide.ndim))
+        nothing = jnp.zeros(wide.shape[: int(stacked)], jnp.float32)
+        found = jnp.stack([nothing] * self.num_experts)
+        if parts.experts:
+            base = parts.base.astype(jnp.float32)
+            found += jnp.stack([jnp.sum(wide * (theta.astype(jnp.float32) - base), axes) for theta in parts.experts])
+        if parts.updates:
+            found += jnp.stack([nothing if tau is None else jnp.sum(wide * tau, axes) for tau in parts.updates])
+        for basis in parts.bases:  # τ_k = U_k diag(s_k) V_kᵀ
+            right = jnp.einsum("...mn,...krn->...mkr", wide, jnp.asarray(basis.vt, jnp.float32), precision=HIGHEST)
+            along = jnp.moveaxis(jnp.sum(right * basis.u.astype(jnp.float32), axis=-3), -2, 0) * basis.s  # [K, *stack, r]
+            found += jnp.sum(along, axis=tuple(range(1 + int(stacked), along.ndim)))
+        return found
+
     def _mixing(self, path: str, genome: CoefficientGenome, leaf: Array) -> Float[Array, "k ..."]:
         """The coefficients of one leaf: ``[K]``, or for several groups and a stack of layers ``[K, layer, 1, …]``."""
         c = genome.coefficients
@@ -218,15 +263,20 @@ class CoefficientSpace(flax.struct.PyTreeNode):
         return tree.unflatten(found)
 
 
-def check_groups(groups: int, layers: int) -> None:
+def check_groups(groups: int, layers: int, key: str = "search.groups") -> None:
     """Checks the number of groups of layers.
+
+    Args:
+        groups: the number of groups.
+        layers: the number of layers of the model.
+        key: the key of the config that gives the number.
 
     Raises:
         InputError: it is below one, or above the number of layers.
     """
     if not 1 <= groups <= layers:
         raise InputError(
-            f"expected 1 to {layers} groups of layers, as many as the model has layers, got {groups} in search.groups; "
+            f"expected 1 to {layers} groups of layers, as many as the model has layers, got {groups} in {key}; "
             "correct the number"
         )
 

@@ -22,6 +22,7 @@ AVERAGE = "average"
 _SPLITS = ("test", "train")
 _LABELS = {
     "base": "Base model",
+    "prepared_base": "Prepared base",
     "finetune_all": "Fine-tuned on all data (steps of one expert)",
     "finetune_all_longer": "Fine-tuned on all data (steps of all experts)",
     "uniform_merge": "Uniform merge",
@@ -30,6 +31,7 @@ _LABELS = {
     "dare": "DARE",
     "dare_ties": "DARE-TIES",
     "slerp": "SLERP",
+    "gradient": "Gradient descent on coefficients",
     "cycleqd_best_elite": "CycleQD, best elite",
     "cycleqd_soup": "CycleQD, soup of elites",
 }
@@ -271,7 +273,7 @@ def _markdown(text: str) -> str:
 
 
 def _order(method: str) -> int:
-    if method == "base":
+    if method in ("base", "prepared_base"):
         return 0
     if method.startswith("expert/"):
         return 1

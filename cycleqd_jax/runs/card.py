@@ -77,6 +77,9 @@ def model_card(
         command: arguments of ``cycleqd``; empty where the run was started from Python.
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
+    if config.model.prepare is not None:
+        tasks = ", ".join(config.model.prepare.share_of(config.task_names))
+        base += f" after {config.model.prepare.steps} steps of joint fine-tuning on {tasks} (the prepared base, θ_base)"
     given: Mapping[str, str | Path | None] = {"base": config.model.base} | {
         f"expert/{name}": path for name, path in (config.model.experts or {}).items()
     }

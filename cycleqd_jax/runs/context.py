@@ -14,6 +14,7 @@ from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import DeviceGroup
+from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.types import Params, Progress, Split
@@ -29,6 +30,7 @@ class Context:
         config: the config of the run.
         models: base, experts and baselines.
         tasks: the tasks, in the order of the config.
+        examples: the training conversations of every task.
         groups: the groups of devices; children are spread over them, and everything else happens in the first.
         progress: called by long stages.
         log: called with single lines.
@@ -37,6 +39,7 @@ class Context:
     config: RunConfig
     models: Models
     tasks: Sequence[RecordTask[Any]]
+    examples: Examples
     groups: Sequence[DeviceGroup]
     progress: Progress
     log: Callable[[str], None]

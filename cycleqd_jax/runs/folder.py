@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cycleqd_jax.config import ExportConfig, RunConfig, SearchConfig, to_dict
+from cycleqd_jax.config import ExportConfig, ModelConfig, RunConfig, SearchConfig, to_dict
 from cycleqd_jax.files import check_writable, digest, write_json, write_text
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files import hf
@@ -39,7 +39,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 
 FREE = {
     "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
-    "export.method",
+    "gradient", "export.method",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
 
@@ -49,6 +49,7 @@ LATER = (
         for name in ("method", "budget", "budget_items", "groups", "low", "high", "step", "population", "neighbours")
     ),
     "export.elites",
+    "model.prepare",
 )
 """Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
 
@@ -175,15 +176,16 @@ def check_folder(config: RunConfig) -> None:
         return
     other.pop("versions", None)
     here, there = _flat(to_dict(config)), _flat(other)
-    there = _later_keys(config, here) | there
+    later = _later_keys(config, here)
+    there = {key: later[key] for key in later if not any(known.startswith(f"{key}.") for known in there)} | there
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if key == "search.generations":
             free = here[key] >= there.get(key, math.inf)  # no generation depends on how many follow
-        if not free and here.get(key, "<absent>") != there.get(key, "<absent>"):
+        if not free and _value(here, key) != _value(there, key):
             raise InputError(
-                f"expected {key} {there.get(key, '<absent>')!r}, as in the run in {folder}, got "
-                f"{here.get(key, '<absent>')!r}; choose another output, or continue with the old value"
+                f"expected {key} {_value(there, key)!r}, as in the run in {folder}, got {_value(here, key)!r}; choose another "
+                "output, or continue with the old value"
             )
 
 
@@ -193,7 +195,8 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
     Validation problems may be held out of a run that began without them if neither its search nor its experts have seen them:
     ``train_size`` is a number, and the experts are not fine-tuned on the train file.
     """
-    defaults = _flat({"search": to_dict(SearchConfig()), "export": to_dict(ExportConfig())})
+    sections = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig()}
+    defaults = _flat({name: to_dict(section) for name, section in sections.items()})
     values = {key: value for key, value in defaults.items() if key in LATER}
     for i, task in enumerate(config.tasks):
         key = f"tasks.{i}.validation_size"
@@ -296,6 +299,12 @@ def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
                 "it, or choose another output"
             )
     return before
+
+
+def _value(flat: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, or the mapping of the keys below it."""
+    below = {name.removeprefix(f"{key}."): value for name, value in flat.items() if name.startswith(f"{key}.")}
+    return flat.get(key, below or "<absent>")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

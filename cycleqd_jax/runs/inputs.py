@@ -62,9 +62,9 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
 
     Raises:
         InputError: a key of the config is out of range; a task is unknown or lacks its file; a model can't be read; base and
-            experts do not belong together; ``engine.max_len`` exceeds the model's positions, or ``search.groups`` its layers;
-            or experts are adapters and whole models without ``genome.densify``, or whole models where ``engine.population``
-            needs adapters.
+            experts do not belong together; ``engine.max_len`` exceeds the model's positions, or a number of groups its
+            layers; or experts are adapters and whole models without ``genome.densify``, or whole models where
+            ``engine.population`` needs adapters.
     """
     check_config(config)
     tasks = resolve_tasks(config)
@@ -90,6 +90,8 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     )
     if config.search.coefficients:
         check_groups(config.search.groups, architecture.num_hidden_layers)
+    if config.gradient is not None:
+        check_groups(config.gradient.groups, architecture.num_hidden_layers, "gradient.groups")
     _check_context(config, evaluated, checked)
     adapters, absent = _adapters(config, architecture, absent_are_whole=checked is None)
     _check_population(config, adapters, absent)

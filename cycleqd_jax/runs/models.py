@@ -37,7 +37,7 @@ class ModelFolders:
     """Where the models of a run lie, or will lie once they are trained.
 
     Attributes:
-        search: the folders of ``base`` and ``expert/<task>``, which every search needs.
+        search: the folders of ``base``, of ``prepared_base`` where the config prepares one, and of ``expert/<task>``.
         baselines: the folders of the config's ``baselines``, which are evaluated where they have been trained.
         cache: the run's cache, which keeps the digests of large files.
         tokenizer: the folder of ``model.tokenizer``, if the config names one.
@@ -50,19 +50,29 @@ class ModelFolders:
     _digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
-    def base(self) -> Path:
-        """Of the base model."""
+    def original(self) -> Path:
+        """Of the base that is given, or pretrained by the run."""
         return self.search["base"]
+
+    @property
+    def base_name(self) -> str:
+        """The name in ``search`` of the base that experts and search start from: ``prepared_base`` where there is one."""
+        return "prepared_base" if "prepared_base" in self.search else "base"
+
+    @property
+    def base(self) -> Path:
+        """Of the base that experts and search start from."""
+        return self.search[self.base_name]
 
     def expert(self, task: str) -> Path:
         """Of the expert of a task."""
         return self.search[f"expert/{task}"]
 
     def digest(self, name: str) -> str:
-        """The digest of a model that the search needs, computed once: reading gigabytes takes seconds.
+        """The digest of a model of ``search``, computed once: reading gigabytes takes seconds.
 
         Args:
-            name: ``base`` or ``expert/<task>``; its folder must exist.
+            name: ``base``, ``prepared_base`` or ``expert/<task>``; its folder must exist.
         """
         if name not in self._digests:
             self._digests[name] = folder_digest(self.search[name], self.cache)
@@ -112,6 +122,11 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
         for name in config.task_names:
             folders[f"expert/{name}"] = local_folder(config.model.experts[name], weights=True)
         return ModelFolders(folders, {}, Path(config.cache), tokenizer, digests)
+    prepare = config.model.prepare
+    if prepare is not None:
+        data = [[training_data[name], share] for name, share in prepare.share_of(config.task_names).items()]
+        folders["prepared_base"] = cached("prepared", data, _recipe(prepare))
+        source["prepared"] = folders["prepared_base"].name
     recipe = _recipe(config.finetune)
     for name in config.task_names:
         folders[f"expert/{name}"] = cached(f"expert-{name}", training_data[name], recipe)
@@ -159,7 +174,7 @@ class Models:
     def tokenizer(self) -> ChatTokenizer:
         """Tokenizer and chat template of all models."""
         model = self._config.model
-        return load_tokenizer(model.tokenizer or model.base or self.folders.base)
+        return load_tokenizer(model.tokenizer or model.base or self.folders.original)
 
     def check_tokenizer(self) -> None:
         """Opens the tokenizer.
@@ -179,7 +194,7 @@ class Models:
             InputError: a model is not there or can't be read, or its weights are not finite.
         """
         if self._loaded is None:
-            config, base = self._load("base", self.folders.base)
+            config, base = self._load(self.folders.base_name, self.folders.base)
             self._loaded = _Loaded(config, base, self._load_experts(config, base))
         return self._loaded
 
@@ -190,7 +205,7 @@ class Models:
 
     @property
     def base(self) -> Params:
-        """The weights of the base."""
+        """The weights of the base that experts and search start from."""
         return self.ensure_loaded().base
 
     @property
@@ -222,6 +237,10 @@ class Models:
         """The weights of the expert of a task; those of an adapter are merged anew at every call."""
         expert = self.experts[self._config.task_names.index(task)]
         return operators.apply_adapter(self.base, expert) if isinstance(expert, Adapter) else expert
+
+    def load_original(self) -> Params:
+        """The weights of the base before it was prepared, read anew at every call."""
+        return self._load("base", self.folders.original)[1]
 
     def load_baseline(self, name: str) -> Params:
         """The weights of a trained baseline, read anew at every call."""
@@ -289,4 +308,5 @@ def _equal_leaves(one: Any, other: Any) -> list[Any]:
 
 def _recipe(train: TrainConfig) -> dict[str, Any]:
     """What a training depends on; a switch that is off is left out, so that older caches keep their names."""
-    return {key: value for key, value in to_dict(train).items() if value is not False}
+    options = {item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)}
+    return {key: value for key, value in options.items() if value is not False}

@@ -16,6 +16,7 @@ from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
+from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.selection import Key
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
@@ -81,6 +82,8 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
 def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
     models = context.models
     rows = {"base": _Row(lambda: models.base, donate=False)}
+    if context.config.model.prepare is not None:
+        rows = {"base": _Row(models.load_original, donate=True), "prepared_base": rows["base"]}
     for name in context.config.task_names:
         rows[f"expert/{name}"] = _Row(functools.partial(models.expert_params, name), donate=False)
     for name, folder in models.folders.baselines.items():
@@ -94,6 +97,11 @@ def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
     rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
     for name in context.config.merges:
         rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
+    if context.config.gradient is not None:
+        merge = GradientMerge(context, context.config.gradient)
+        evolution.ensure_evaluator().unload()  # to make room
+        merge.ensure_fitted()  # before anything is evaluated
+        rows["gradient"] = _Row(merge.express, donate=True)
     found = {context.config.search.method: evolution.best_elite}
     if evolution.is_cycleqd:
         found = {"cycleqd_best_elite": evolution.best_elite, "cycleqd": evolution.aggregate}

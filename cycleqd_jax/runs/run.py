@@ -22,6 +22,7 @@ from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
 from cycleqd_jax.runs.evolution import Evolution, Merged, budget_of, input_digests
+from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
@@ -152,8 +153,9 @@ class Run:
             self._lock(stack)
         log(f"sandbox: {sandbox.isolation.name} ({sandbox.isolation.description})")
         log(f"sandbox: {sandbox.boxes}")
-        context = Context(config, models, opened.tasks, groups, progress, log)
-        return _Opened(sandbox, context, Trainer(config, models, data, progress), Evolution(context))
+        examples = Examples(models, data)
+        context = Context(config, models, opened.tasks, examples, groups, progress, log)
+        return _Opened(sandbox, context, Trainer(config, models, examples, progress), Evolution(context))
 
     def _lock(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(locked(self.folder / ".lock", wait=False))
@@ -185,7 +187,7 @@ class Run:
     # Each raises an InputError where the run is not open, or is read-only and would be written.
 
     def train(self) -> None:
-        """Trains the models that are neither given nor cached: the tiny base, the experts, and the config's baselines."""
+        """Trains what is neither given nor cached: the tiny base, the prepared base, the experts and the baselines."""
         self._ensure_open("train").trainer.train()
 
     def build_basis(self) -> dict[str, Any]:

@@ -1,51 +1,45 @@
-"""Training of the models that a run lacks: the tiny base, an expert for each task, and the baselines."""
+"""Training of the models that a run lacks: the tiny base, the prepared base, an expert for each task, and the baselines."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
 from cycleqd_jax import training
-from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
+from cycleqd_jax.config import RunConfig, TrainConfig
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer, train_tiny_tokenizer
+from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.inputs import tiny_llama
 from cycleqd_jax.runs.models import Models
-from cycleqd_jax.runs.tasks import TrainingData
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Params, Progress
 
 __all__ = ["Trainer"]
 
-Example = tuple[list[int], list[bool]]
-"""Token ids of a conversation, and the mask of those that the model learns."""
-
 
 class Trainer:
     """Trains into the folders of a run's models; a model whose folder exists is not trained again."""
 
-    def __init__(
-        self, config: RunConfig, models: Models, training_data: Mapping[str, TrainingData], progress: Progress
-    ) -> None:
+    def __init__(self, config: RunConfig, models: Models, examples: Examples, progress: Progress) -> None:
         """Args:
         config: the config of the run.
         models: the models of the run; only their folders and their tokenizer are used.
-        training_data: the training data of every task, by name.
+        examples: the training conversations of every task.
         progress: called while training.
         """  # noqa: D205
         self._config = config
         self._models = models
-        self._data = training_data
+        self._examples = examples
         self._progress = progress
-        self._examples: dict[str, list[Example]] = {}
 
     def train(self, *, baselines: bool = True) -> None:
         """Trains every model that has no folder yet.
@@ -64,7 +58,11 @@ class Trainer:
             return
         with self._claim(wanted.pop("base")) as missing:
             if missing:
-                self._pretrain(folders.base)
+                self._pretrain(folders.original)
+        if (prepared := wanted.pop("prepared_base", None)) is not None:
+            with self._claim(prepared) as missing:
+                if missing:
+                    self._prepare(prepared)
         config, base = hf.load(folders.base, vocab_size=self._config.model.vocab_size)
         for name, folder in wanted.items():
             with self._claim(folder) as missing:
@@ -92,6 +90,15 @@ class Trainer:
         examples = [tokenizer.encode_for_training(conversation) for conversation in corpus]
         self._fit(folder, config, params, tokenizer, examples, self._config.pretrain, "pretrain")
 
+    def _prepare(self, folder: Path) -> None:
+        """The base of all experts: the original one after a joint fine-tuning, with the share of every task in the data."""
+        prepare = self._config.model.prepare
+        assert prepare is not None
+        config, original = hf.load(self._models.folders.original, vocab_size=self._config.model.vocab_size)
+        shares, count = prepare.share_of(self._config.task_names), prepare.steps * prepare.batch_size
+        examples = self._examples.mixture(shares, count, _seed(folder))
+        self._fit(folder, config, original, self._models.tokenizer, examples, prepare, "prepare")
+
     def _finetune(self, name: str, folder: Path, config: LlamaConfig, base: Params) -> None:
         """An expert (``expert/<task>``), or a baseline on the data of all tasks."""
         options, tasks = self._config.finetune, [name.removeprefix("expert/")]
@@ -99,15 +106,9 @@ class Trainer:
             tasks = list(self._config.task_names)
         if name == "finetune_all_longer":
             options = dataclasses.replace(options, steps=options.steps * len(tasks))
-        examples = [example for task in tasks for example in self._encoded(task)]
+        examples = [example for task in tasks for example in self._examples.of(task)]
         stage = name.replace("_", " ").replace("/", " ")
         self._fit(folder, config, base, self._models.tokenizer, examples, options, stage)
-
-    def _encoded(self, task: str) -> list[Example]:
-        if task not in self._examples:
-            encode = self._models.tokenizer.encode_for_training
-            self._examples[task] = [encode(conversation) for conversation in self._data[task].load()]
-        return self._examples[task]
 
     def _fit(
         self,
@@ -115,12 +116,18 @@ class Trainer:
         config: LlamaConfig,
         params: Params,
         tokenizer: ChatTokenizer,
-        examples: Sequence[Example],
+        examples: Sequence[training.Example],
         train: TrainConfig,
         stage: str,
     ) -> None:
         """Trains a model and saves it."""
-        options = training.TrainOptions(**to_dict(train))
-        seed = zlib.crc32(folder.name.encode())  # the name is a digest of all that the model depends on
-        params, _ = training.finetune(params, config, examples, options, seed=seed, progress=self._progress, stage=stage)
+        options = training.TrainOptions(**{item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)})
+        params, _ = training.finetune(
+            params, config, examples, options, seed=_seed(folder), progress=self._progress, stage=stage
+        )
         hf.save(folder, config, params, tokenizer=tokenizer)
+
+
+def _seed(folder: Path) -> int:
+    """The seed of a training; the name of a folder is a digest of all that its model depends on."""
+    return zlib.crc32(folder.name.encode())

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,18 +21,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from cycleqd_jax.config.fields import Range, range_of
-from cycleqd_jax.config.schema import TrainConfig
+from cycleqd_jax.config.training import TrainConfig
 from cycleqd_jax.models import llama
+from cycleqd_jax.training.batches import Example, check_examples, dispatches
 from cycleqd_jax.types import InputError, Params, Progress, no_progress
 
-__all__ = ["Example", "TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss"]
-
-Example = tuple[Sequence[int], Sequence[int]]
-"""The token ids of a conversation, and a mask: 1 for a token to learn (of a reply), otherwise 0."""
-
-_BUCKET = 16  # sequences are padded to a multiple of this, for few shapes and few compilations
-_GROUPED_BUCKET = 32
-_WINDOW = 16  # batches; their examples are sorted by length together
+__all__ = ["TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,49 +137,6 @@ def _train(
     return jax.lax.fori_loop(0, count, update, (params, state, jnp.zeros_like(rates)))
 
 
-def _batches(examples: Sequence[Example], options: TrainOptions, seed: int) -> Iterator[np.ndarray]:
-    """The indices of the examples of every step, Int ``[batch]``, from consecutive random permutations.
-
-    With ``group_by_length`` the examples of a window of steps are sorted by length and cut into batches, and the batches are
-    shuffled.
-    """
-    rng = np.random.default_rng(seed)
-    order = np.empty(0, np.int64)
-    left = options.steps
-    while left:
-        steps = min(left, _WINDOW) if options.group_by_length else 1
-        left -= steps
-        while len(order) < steps * options.batch_size:
-            order = np.concatenate([order, rng.permutation(len(examples))])
-        chosen, order = np.split(order, [steps * options.batch_size])
-        if options.group_by_length:
-            chosen = chosen[np.argsort([len(examples[i][0]) for i in chosen], kind="stable")]
-        batches = chosen.reshape(steps, options.batch_size)
-        yield from rng.permutation(batches) if options.group_by_length else batches
-
-
-def _check(examples: Sequence[Example], config: llama.LlamaConfig) -> None:
-    if not examples:
-        raise InputError("expected at least one training example, got none; check the training data")
-    for number, (ids, mask) in enumerate(examples):
-        if len(ids) != len(mask) or len(ids) < 2 or not any(mask[1:]):
-            raise InputError(
-                "expected at least 2 tokens, as many mask values and a token to learn after the first, got "
-                f"{len(ids)} tokens and {len(mask)} mask values, {sum(map(bool, mask))} of them 1, in training example "
-                f"{number}; correct the data"
-            )
-        if len(ids) > config.context_length:
-            raise InputError(
-                f"expected at most context_length = {config.context_length} tokens, got {len(ids)} in training example "
-                f"{number}; shorten the data or enlarge the model's context"
-            )
-        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
-            raise InputError(
-                f"expected token ids from 0 to {config.vocab_size - 1}, got {min(ids)} to {max(ids)} in training example "
-                f"{number}; use the model's own tokenizer"
-            )
-
-
 def finetune(
     params: Params,
     config: llama.LlamaConfig,
@@ -214,7 +165,7 @@ def finetune(
     Raises:
         InputError: examples are invalid, or the loss is not finite (for example with too high a learning rate).
     """
-    _check(examples, config)
+    check_examples(examples, config)
     start = time.monotonic()
     dtypes = jax.tree.map(lambda p: p.dtype, params)
     params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
@@ -227,32 +178,38 @@ def finetune(
     optimizer_options = (options.betas, options.weight_decay, options.clip)
     state = _optimizer(*optimizer_options).init(params)
     rates = learning_rates(options)
-    indices = list(_batches(examples, options, seed))
-    size = 1 if options.group_by_length else min(options.steps_per_dispatch, options.steps)
-    bucket = _GROUPED_BUCKET if options.group_by_length else _BUCKET
+    batches = dispatches(
+        examples,
+        options.steps,
+        options.batch_size,
+        steps_per_dispatch=options.steps_per_dispatch,
+        group_by_length=options.group_by_length,
+        seed=seed,
+    )
     losses: list[float] = []
-    for first in range(0, options.steps, size):
-        chosen = indices[first : first + size]
-        longest = max(len(examples[i][0]) for batch in chosen for i in batch)
-        shape = (size, options.batch_size, -(-longest // bucket) * bucket)
-        tokens, mask, rate = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(size, np.float32)
-        for step, batch in enumerate(chosen):
-            for row, i in enumerate(batch):
-                ids, learned = examples[i]
-                tokens[step, row, : len(ids)] = ids
-                mask[step, row, : len(ids)] = learned
-        rate[: len(chosen)] = rates[first : first + size]
+    seen = 0
+    for batch in batches:
+        done = len(losses) + batch.count
+        rate = np.zeros(len(batch.tokens), np.float32)
+        rate[: batch.count] = rates[len(losses) : done]
         params, state, values = _train(
-            params, state, tokens, mask, rate, np.int32(len(chosen)), config=config, optimizer_options=optimizer_options
+            params,
+            state,
+            batch.tokens,
+            batch.mask,
+            rate,
+            np.int32(batch.count),
+            config=config,
+            optimizer_options=optimizer_options,
         )
-        losses += np.asarray(values)[: len(chosen)].tolist()
+        losses += np.asarray(values)[: batch.count].tolist()
+        seen += batch.seen
         bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
         if bad:
             raise InputError(
                 f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}; lower "
                 f"learning_rate (now {options.learning_rate}) or check the initial weights for NaN and Inf"
             )
-        progress(stage, len(losses), options.steps, {"loss": losses[-1], "learning_rate": float(rate[len(chosen) - 1])})
+        progress(stage, done, options.steps, {"loss": losses[-1], "learning_rate": float(rates[done - 1])})
     params = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
-    seen = sum(len(examples[i][0]) for batch in indices for i in batch)
     return params, TrainMetrics(np.asarray(losses, np.float32), seen, time.monotonic() - start)

@@ -78,6 +78,12 @@ def test_keys_and_types(more, message):
             {"tasks": [{"name": "a", "validation_size": -1}, {"name": "b"}]},
             r"tasks\.0\.validation_size to be at least 0, got -1",
         ),
+        ({"gradient": {"steps": 0}}, "expected gradient.steps to be at least 1, got 0"),
+        ({"gradient": {"groups": 0}}, "expected gradient.groups to be at least 1, got 0"),
+        ({"gradient": {"learning_rate": -1}}, "expected gradient.learning_rate to be above 0, got -1.0"),
+        ({"model": {"prepare": {"steps": 0}}}, "expected model.prepare.steps to be at least 1, got 0"),
+        ({"model": {"prepare": {"step": 1}}}, "unknown key model.prepare.step; did you mean model.prepare.steps"),
+        ({"model": {"prepare": {"shares": {"os": "nan"}}}}, "expected model.prepare.shares.os to be finite, got nan"),
         ({"export": {"elites": 0}}, r"expected export\.elites to be at least 1, got 0"),
         ({"export": {"method": "best"}}, r"export\.method to be one of selected, aggregate, best_elite, soup, got 'best'"),
     ],
@@ -153,6 +159,42 @@ def test_baselines_need_experts_of_this_run():
     model = {"base": "b", "experts": {"mbpp": "x", "dbbench": "y", "os": "z"}}
     with pytest.raises(InputError, match=r"no baselines with model.experts, .*got 'finetune_all'; remove one"):
         load_config(MINIMAL | {"model": model, "baselines": ["finetune_all"]})
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"mbpp": 1, "sql": 1}, r"keys of model.prepare.shares to be tasks \(mbpp, dbbench, os\), got 'sql'; correct the name"),
+        ({"mbpp": 1, "os": -0.5}, r"expected model.prepare.shares.os to be at least 0, got -0.5; correct the config"),
+        (
+            {"mbpp": 0, "os": 0},
+            r"prepare.shares with a share above 0, got {'mbpp': 0.0, 'os': 0.0}; correct one",
+        ),
+        ({}, r"expected model.prepare.shares with a share above 0, got {}; correct one, or leave the key out"),
+    ],
+)
+def test_shares_of_a_prepared_base(shares, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | {"model": {"prepare": {"shares": shares}}})
+
+
+def test_a_task_may_have_no_share():
+    names = ("mbpp", "dbbench", "os")
+    for shares, expected in (
+        (None, {"mbpp": 1 / 3, "dbbench": 1 / 3, "os": 1 / 3}),
+        ({"os": 3, "mbpp": 1, "dbbench": 0}, {"mbpp": 0.25, "os": 0.75}),
+        ({"dbbench": 0.1}, {"dbbench": 1.0}),
+    ):
+        prepare = load_config(MINIMAL | {"model": {"prepare": {"shares": shares}}}).model.prepare
+        assert prepare is not None
+        assert prepare.share_of(names) == expected
+        assert list(prepare.share_of(names)) == list(expected)
+
+
+def test_given_experts_have_a_base_of_their_own():
+    model = {"base": "b", "experts": {"mbpp": "x", "dbbench": "y", "os": "z"}, "prepare": {}}
+    with pytest.raises(InputError, match=r"expected no model.prepare with model.experts, .*, got both; remove one of them"):
+        load_config(MINIMAL | {"model": model})
 
 
 @pytest.mark.parametrize(

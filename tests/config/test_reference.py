@@ -27,7 +27,8 @@ def keys(tree: dict, prefix: str = "") -> list[str]:
 
 
 def test_every_key_is_described():
-    assert sorted(DOCS) == sorted(keys(to_dict(load_config(MINIMAL))))
+    optional = {"model": {"prepare": {}}, "gradient": {}}
+    assert sorted(DOCS) == sorted(keys(to_dict(load_config(MINIMAL | optional))))
 
 
 @pytest.mark.parametrize("key", DOCS)
@@ -53,6 +54,11 @@ def test_a_description_of_several_lines():
         ("tasks.*.options", "mapping", {}, ""),
         ("model", "section", None, ""),
         ("model.experts", "mapping to str or null", None, ""),
+        ("model.prepare", "section or null", None, ""),
+        ("model.prepare.steps", "int", 300, "at least 1"),
+        ("model.prepare.shares", "mapping to float or null", None, ""),
+        ("gradient", "section or null", None, ""),
+        ("gradient.learning_rate", "float", 0.02, "above 0"),
         ("model.dtype", "str or null", None, "one of float32, bfloat16, float16"),
         ("baselines", "list of str", [], "one of finetune_all, finetune_all_longer"),
         ("merges", "list of str", [], "one of task_arithmetic, ties, dare, dare_ties, slerp"),

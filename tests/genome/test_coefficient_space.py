@@ -95,6 +95,37 @@ def test_one_group_is_the_mixing_of_expert_space(kind, assert_close):
     assert_close(space(kind, 1).express(one), whole.express(whole.expert(0)._replace(mixing=one.coefficients[0])), tol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["whole", "adapters"])
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_the_gradient_of_the_coefficients(kind, groups):
+    """Against products with task vectors in float64: the difference of two models, coefficient by coefficient."""
+    gradient = weights(9, base())
+    found = np.asarray(space(kind, groups).coefficient_gradient(gradient).coefficients)
+    zero = np.zeros((groups, 3))
+    for g in range(groups):
+        for k in range(3):
+            one = zero.copy()
+            one[g, k] = 1.0
+            moved, start = dense(kind, one), dense(kind, zero)
+            expected = sum(
+                np.sum(np.asarray(leaf, np.float64) * (moved[path] - start[path])) for path, leaf in tree_paths(gradient)
+            )
+            np.testing.assert_allclose(found[g, k], expected, rtol=2e-5, atol=2e-3)
+
+
+def test_the_gradient_through_updates_of_whole_leaves():
+    """Adapters that bring whole leaves, and an expert that does not change one."""
+    rng = np.random.default_rng(3)
+    here = {"layers": {"w": jnp.zeros((2, 3, 3))}, "norm": jnp.ones(3)}
+    first, second = rng.normal(size=(2, 3, 3)).astype(np.float32), rng.normal(size=3).astype(np.float32)
+    found = CoefficientSpace.from_experts(here, [Adapter({"layers/w": first}), Adapter({"norm": second})], groups=2)
+    gradient = {"layers": {"w": jnp.asarray(rng.normal(size=(2, 3, 3)), jnp.float32)}, "norm": jnp.array([1.0, 2.0, 3.0])}
+    half = float(second @ np.array([1.0, 2.0, 3.0])) / 2
+    by_layer = np.sum(np.asarray(gradient["layers"]["w"]) * first, (1, 2))
+    expected = [[by_layer[0], half], [by_layer[1], half]]
+    np.testing.assert_allclose(found.coefficient_gradient(gradient).coefficients, expected, rtol=1e-5)
+
+
 def test_it_is_a_genome_space(assert_identical):
     here = space("whole")
     assert isinstance(here, GenomeSpace)

@@ -21,6 +21,14 @@ def scores(a, b, average=None):
     return {"a": a, "b": b} | ({} if average is None else {"average": average})
 
 
+def test_a_prepared_base_follows_the_base(tmp_path):
+    names = ("base", "prepared_base", "expert/b", "uniform_merge", "gradient")
+    table = results_table(write(tmp_path / "run", {name: {"test": scores(0.5, 0.7)} for name in names}))
+    assert table.methods == names
+    assert "| Prepared base | **50.0** |" in table.markdown()
+    assert "| Gradient descent on coefficients | **50.0** |" in table.markdown()
+
+
 def test_order_marks_and_missing_entries(tmp_path):
     methods = {
         "cycleqd": {"test": scores(0.5, 0.7), "train": scores(0.6, 0.8, 0.7)},

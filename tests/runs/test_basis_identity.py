@@ -55,6 +55,16 @@ def test_what_a_basis_depends_on(config_file):
     assert len({json.dumps(other) for other in [plain, *others]}) == 8
 
 
+def test_the_basis_is_of_the_prepared_base(config_file):
+    config, folder = load_config(config_file), config_file.parent
+    folders = {"base": folder / "base", "expert/mbpp": folder / "a", "expert/dbbench": folder / "b"}
+    alone = experts_of(config, GivenModels(config, ModelFolders(folders, {}), print)).identity
+    prepared = {**folders, "base": folder / "b", "prepared_base": folder / "base"}
+    assert experts_of(config, GivenModels(config, ModelFolders(prepared, {}), print)).identity == alone
+    prepared["prepared_base"] = folder / "b"
+    assert experts_of(config, GivenModels(config, ModelFolders(prepared, {}), print)).identity["base"] != alone["base"]
+
+
 def test_the_dense_space_has_no_basis(config_file):
     with pytest.raises(InputError, match=r"expected genome\.space: expert for a basis, got dense, which"):
         identity(config_file, "genome.space=dense")

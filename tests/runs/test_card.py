@@ -50,6 +50,17 @@ def test_given_models_have_the_names_of_the_config():
     assert "fine-tuned from owner/base" in card
 
 
+def test_a_prepared_base():
+    folders = {"base": Path("cache/snapshot"), "prepared_base": Path("cache/prepared-4"), **dict([*FOLDERS.items()][1:])}
+    tree = {"name": "demo", "tasks": TASKS}
+    tree["model"] = {"base": "owner/base", "prepare": {"steps": 60, "shares": {"dbbench": 1}}}
+    card = model_card(load_config(tree), folders, AGGREGATE, TABLE, ())
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base"]
+    assert "fine-tuned from owner/base after 60 steps of joint fine-tuning on dbbench (the prepared base, θ_base):" in card
+    lines = card.splitlines()
+    assert lines.index("| base | owner/base |") + 1 == lines.index("| prepared_base | cache/prepared-4 |")
+
+
 def test_only_repositories_of_the_hub_are_base_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "code").mkdir(parents=True)

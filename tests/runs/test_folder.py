@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from cycleqd_jax.config import load_config
+from cycleqd_jax.config import GradientConfig, PrepareConfig, load_config
 from cycleqd_jax.runs import folder as module
 from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, folder_digest, versions
 from cycleqd_jax.types import InputError
@@ -94,6 +94,25 @@ def test_a_folder_from_before_there_were_methods_continues(config):
         check_folder(changed(config, method="qd"))
     with pytest.raises(InputError, match=r"expected search.budget None, as in the run in .*, got 50; choose another"):
         check_folder(changed(config, budget=50))
+
+
+def test_a_run_with_a_prepared_base_continues(config):
+    prepared = dataclasses.replace(config, model=dataclasses.replace(config.model, prepare=PrepareConfig(steps=7)))
+    begin(prepared)
+    check_folder(prepared)
+    check_folder(dataclasses.replace(prepared, gradient=GradientConfig(groups=2)))  # one more row of the table
+    with pytest.raises(InputError, match=r"expected model.prepare {.*'steps': 7, .*}, as in the run in .*, got None; choose"):
+        check_folder(config)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, prepare=PrepareConfig(steps=8)))
+    with pytest.raises(InputError, match=r"expected model.prepare.steps 7, as in the run in .*, got 8; choose another"):
+        check_folder(other)
+
+
+def test_a_base_is_not_prepared_later(config):
+    begin(config)
+    prepared = dataclasses.replace(config, model=dataclasses.replace(config.model, prepare=PrepareConfig(steps=7)))
+    with pytest.raises(InputError, match=r"expected model.prepare None, as in the run in .*, got {.*'steps': 7.*}; choose"):
+        check_folder(prepared)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +246,7 @@ def test_what_a_killed_start_leaves_is_no_foreign_folder(config):
 KILLED = """
 import dataclasses, json, os, sys
 from pathlib import Path
-from cycleqd_jax.config import load_config
+from cycleqd_jax.config import GradientConfig, PrepareConfig, load_config
 from cycleqd_jax.files import locked, make_folder, write_json
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs

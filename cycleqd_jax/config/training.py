@@ -1,0 +1,74 @@
+"""The keys of everything that is trained: whole models, and merging coefficients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from cycleqd_jax.config.fields import field
+
+__all__ = ["GradientConfig", "PrepareConfig", "TrainConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Training with AdamW and a cosine schedule.
+
+    Attributes:
+        steps: number of optimizer steps.
+        batch_size: number of examples per step (paper: 64).
+        learning_rate: peak learning rate (paper: 2e-5).
+        final_ratio: last learning rate as a share of the peak (paper: 4e-6 / 2e-5 = 0.2).
+        warmup: share of the steps over which the learning rate rises (paper: 0.1).
+        weight_decay: decoupled weight decay.
+        clip: largest global norm of a gradient.
+        group_by_length: whether a batch takes conversations of similar length, which saves work on padding.
+    """
+
+    steps: int = field(300, minimum=1)
+    batch_size: int = field(64, minimum=1)
+    learning_rate: float = field(1e-3, above=0)
+    final_ratio: float = field(0.2, minimum=0, maximum=1)
+    warmup: float = field(0.1, minimum=0, below=1)
+    weight_decay: float = field(0.01, minimum=0)
+    clip: float = field(1.0, above=0)
+    group_by_length: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(TrainConfig):
+    """Joint fine-tuning of the base before the experts branch off.
+
+    Attributes:
+        shares: share of each task in the training conversations, by task name; only ratios matter. A task that is left out has
+            none. Null gives all tasks the same share.
+    """
+
+    shares: dict[str, float] | None = None
+
+    def share_of(self, tasks: Sequence[str]) -> dict[str, float]:
+        """The share of every task that has one; they sum to 1.
+
+        Args:
+            tasks: names of all tasks; the result has their order.
+        """
+        given = dict.fromkeys(tasks, 1.0) if self.shares is None else {task: self.shares.get(task, 0.0) for task in tasks}
+        total = sum(given.values())
+        return {task: share / total for task, share in given.items() if share > 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientConfig:
+    """Merging coefficients by gradient descent with Adam, from the uniform merge on.
+
+    Attributes:
+        steps: number of optimizer steps.
+        batch_size: number of conversations per step. All tasks have the same share of them.
+        learning_rate: learning rate. In the first steps every coefficient changes by about this much per step.
+        groups: number of groups of neighbouring layers with coefficients of their own.
+    """
+
+    steps: int = field(100, minimum=1)
+    batch_size: int = field(32, minimum=1)
+    learning_rate: float = field(0.02, above=0)
+    groups: int = field(1, minimum=1)

@@ -1,0 +1,135 @@
+"""The merge of a run's experts whose coefficients gradient descent finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cycleqd_jax import training
+from cycleqd_jax.config import GradientConfig
+from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
+from cycleqd_jax.runs.context import Context
+from cycleqd_jax.runs.folder import tokenizer_digest
+from cycleqd_jax.types import Params
+
+__all__ = ["GradientMerge"]
+
+RECIPE = 1
+"""Part of the digest of what coefficients depend on; raised whenever the same config would find other coefficients."""
+
+
+class GradientMerge:
+    """The experts of a run, merged with coefficients that gradient descent finds on the training conversations of all tasks.
+
+    Every task has the same share of the conversations. They are shuffled, so the share in a single batch varies.
+    """
+
+    def __init__(self, context: Context, options: GradientConfig) -> None:
+        """Does nothing yet.
+
+        Args:
+            context: the context of the run.
+            options: the options of the gradient descent.
+        """
+        self._context = context
+        self._options = options
+
+    @property
+    def file(self) -> Path:
+        """The file of the coefficients."""
+        return self._context.folder / "tables" / "gradient.json"
+
+    def ensure_fitted(self) -> Mapping[str, Any]:
+        """Finds the coefficients and writes them, where the file does not have them.
+
+        Returns:
+            The content of the file: ``digest`` (of everything that the coefficients depend on), ``tasks`` (of the experts),
+            ``coefficients`` (a row for each group of layers, a column for each expert), ``losses`` (of every step, in nats per
+            learned token), ``tokens`` (without padding) and ``seconds``.
+
+        Raises:
+            InputError: see :func:`cycleqd_jax.training.fit_coefficients`.
+        """
+        context, options = self._context, self._options
+        identity = digest(self._identity(), digits=16)
+        if (known := self._read(identity)) is not None:
+            return known
+        names, seed = context.config.task_names, context.config.seed
+        shares = dict.fromkeys(names, 1.0)
+        coefficients, metrics = training.fit_coefficients(
+            self._space(),
+            context.models.config,
+            context.examples.mixture(shares, options.steps * options.batch_size, seed),
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=seed,
+            progress=context.progress,
+        )
+        found = {
+            "digest": identity,
+            "tasks": list(names),
+            "coefficients": coefficients.tolist(),
+            "losses": metrics.losses.tolist(),
+            "tokens": metrics.tokens,
+            "seconds": metrics.seconds,
+        }
+        write_json(self.file, found)
+        return found
+
+    def express(self) -> Params:
+        """The weights of the merge, on the first group of devices."""
+        found = np.asarray(self.ensure_fitted()["coefficients"], np.float32)
+        express = self._context.groups[0].express(self._space().express)
+        return express(CoefficientGenome(jnp.asarray(found)))
+
+    def _space(self) -> CoefficientSpace:
+        """The experts on the first group of devices; weights that are already there are not copied."""
+        context = self._context
+        models, group = context.models, context.groups[0]
+        space = CoefficientSpace.from_experts(
+            models.base, models.experts, groups=self._options.groups, densify=context.config.genome.densify
+        )
+        placed = group.place_space(space, models.config)
+        assert isinstance(placed, CoefficientSpace)
+        return placed
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that the coefficients depend on, as JSON."""
+        config, folders = self._context.config, self._context.models.folders
+        return {
+            "recipe": RECIPE,
+            "seed": config.seed,
+            "base": folders.digest(folders.base_name),
+            "experts": [folders.digest(f"expert/{name}") for name in config.task_names],
+            "tokenizer": None if folders.tokenizer is None else tokenizer_digest(folders.tokenizer),
+            "data": [self._context.examples.identities[name] for name in config.task_names],
+            "dtype": config.model.dtype,
+            "vocab_size": config.model.vocab_size,
+            "steps": self._options.steps,
+            "batch_size": self._options.batch_size,
+            "learning_rate": self._options.learning_rate,
+            "groups": self._options.groups,
+        }
+
+    def _read(self, identity: str) -> Mapping[str, Any] | None:
+        """The content of the file; None where it is missing, belongs to other inputs, or is damaged, which is a warning."""
+        if not self.file.exists():
+            return None
+        try:
+            known = json.loads(self.file.read_text("utf-8"))
+            shape = np.asarray(known["coefficients"], np.float32).shape
+            if known["digest"] != identity:
+                return None
+        except (ValueError, KeyError, TypeError):
+            shape = ()
+        if shape != (self._options.groups, len(self._context.config.task_names)):
+            self._context.log(f"warning: {self.file} is damaged; the coefficients are computed again")
+            return None
+        return known

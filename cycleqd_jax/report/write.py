@@ -20,7 +20,7 @@ def _write(path: Path, content: bytes) -> Path:
 
 
 def write_report(run_folder: Path) -> list[Path]:
-    """Writes ``figures/*.png|svg``, ``tables/results.md|csv|txt`` and ``report.html`` of a run.
+    """Writes ``figures/*.png|svg``, ``tables/results.md|tex|csv|txt`` and ``report.html`` of a run.
 
     Parts without data are left out, so this can be called while the search is running.
 
@@ -66,7 +66,8 @@ def write_report(run_folder: Path) -> list[Path]:
         if name != "archives":  # the page draws the archives itself
             inline[name] = {"light": svg, "dark": render(plot("dark"), "svg", "dark")}
     if table is not None:
-        for suffix, text in (("md", table.markdown()), ("csv", table.csv()), ("txt", table.text())):
+        forms = {"md": table.markdown(), "tex": table.latex(), "csv": table.csv(), "txt": table.text()}
+        for suffix, text in forms.items():
             written.append(_write(folder / "tables" / f"results.{suffix}", text.encode("utf-8", "replace")))
 
     notes = []

@@ -64,7 +64,7 @@ def test_everything_is_written(make_run, add_transcripts, k):
     add_transcripts(folder, TASKS[:k])
     written = write_report(folder)
     expected = {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    expected |= {"tables/results.md", "tables/results.csv", "tables/results.txt", "report.html"}
+    expected |= {"tables/results.md", "tables/results.tex", "tables/results.csv", "tables/results.txt", "report.html"}
     assert {str(path.relative_to(folder)) for path in written} == expected
     for path in written:
         content = path.read_bytes()
@@ -147,7 +147,7 @@ def test_only_results(undrawn, make_run):
     for name in ("history.jsonl", "config.yaml"):
         (folder / name).unlink()
     names = {path.name for path in write_report(folder)}
-    assert names == {"results.png", "results.svg", "results.md", "results.csv", "results.txt", "report.html"}
+    assert names == {"results.png", "results.svg", "results.md", "results.tex", "results.csv", "results.txt", "report.html"}
 
 
 def test_only_the_journal_still_being_written(undrawn, make_run):

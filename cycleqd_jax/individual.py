@@ -90,7 +90,8 @@ class Individual:
         default_factory=dict, metadata=_json("a finite number for each stage", _object_of(_is_number))
     )
     tokens: Mapping[str, int] | None = dataclasses.field(
-        default=None, metadata=_json("an integer for each kind of token, or null", _or_null(_object_of(_is_integer)), optional=True)
+        default=None,
+        metadata=_json("an integer for each kind of token, or null", _or_null(_object_of(_is_integer)), optional=True),
     )
 
     def to_json(self) -> str:

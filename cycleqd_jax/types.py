@@ -383,7 +383,7 @@ class TokenCounts:
     attended: int = 0
 
     def compute(self, start: int, end: int) -> None:
-        """Counts the tokens at positions ``start`` to ``end`` − 1 of a conversation, each of which attends to all up to itself."""
+        """Counts the tokens at positions ``start`` to ``end`` − 1; each attends to all tokens up to itself."""
         self.computed += end - start
         self.attended += (end * (end + 1) - start * (start + 1)) // 2
 

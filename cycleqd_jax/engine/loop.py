@@ -183,8 +183,8 @@ class HostLoop:
             if not fine:
                 raise self._runner.diagnose(slot.request, ids[: n - 1])
             self.statistics.decoded += n
-            last = len(slot.request.prompt) + len(slot.request.ids) - 1  # the first token to compute, of which the reply has the id
-            self.usage[slot.request.individual].compute(last, last + n)
+            newest = len(slot.request.prompt) + len(slot.request.ids) - 1  # the reply has this token, and the cache does not
+            self.usage[slot.request.individual].compute(newest, newest + n)
             slot.tokens += [slot.request.ids[-1], *ids[: n - 1]]
             self._append(slot, ids[:n])
 

@@ -20,6 +20,7 @@ from cycleqd_jax.models.tokenizer import ChatTokenizer, train_tiny_tokenizer
 from cycleqd_jax.runs.inputs import tiny_llama
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.runs.tasks import TrainingData
+from cycleqd_jax.runs.usage import write_training
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Params, Progress
 
@@ -122,5 +123,6 @@ class Trainer:
         """Trains a model and saves it."""
         options = training.TrainOptions(**to_dict(train))
         seed = zlib.crc32(folder.name.encode())  # the name is a digest of all that the model depends on
-        params, _ = training.finetune(params, config, examples, options, seed=seed, progress=self._progress, stage=stage)
+        params, metrics = training.finetune(params, config, examples, options, seed=seed, progress=self._progress, stage=stage)
+        write_training(Path(self._config.cache), folder, metrics)
         hf.save(folder, config, params, tokenizer=tokenizer)

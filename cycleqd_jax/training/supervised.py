@@ -78,11 +78,13 @@ class TrainMetrics:
     Attributes:
         losses: the loss of every step, in nats per learned token, Float ``[steps]``.
         tokens: the number of tokens, without padding.
+        attended: pairs of a token and a token that it attends to, itself included.
         seconds: wall time, including compilation.
     """
 
     losses: np.ndarray
     tokens: int
+    attended: int
     seconds: float
 
 
@@ -254,5 +256,6 @@ def finetune(
             )
         progress(stage, len(losses), options.steps, {"loss": losses[-1], "learning_rate": float(rate[len(chosen) - 1])})
     params = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
-    seen = sum(len(examples[i][0]) for batch in indices for i in batch)
-    return params, TrainMetrics(np.asarray(losses, np.float32), seen, time.monotonic() - start)
+    lengths = [len(examples[i][0]) for batch in indices for i in batch]
+    attended = sum(length * (length + 1) // 2 for length in lengths)
+    return params, TrainMetrics(np.asarray(losses, np.float32), sum(lengths), attended, time.monotonic() - start)

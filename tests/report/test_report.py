@@ -70,6 +70,7 @@ def test_everything_is_written(make_run, add_transcripts, k):
     written = write_report(folder)
     expected = {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     expected |= {"tables/results.md", "tables/results.tex", "tables/results.csv", "tables/results.txt", "report.html"}
+    expected |= {"tables/costs.json", "tables/costs.md"}
     assert {str(path.relative_to(folder)) for path in written} == expected
     for path in written:
         content = path.read_bytes()

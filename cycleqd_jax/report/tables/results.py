@@ -20,6 +20,8 @@ from cycleqd_jax.types import InputError
 __all__ = ["AVERAGE", "SEARCHES", "ResultsTable", "method_label", "results_table"]
 
 AVERAGE = "average"
+"""The name of the column with the mean over tasks."""
+
 _SPLITS = ("test", "train")
 _LABELS = {
     "base": "Base model",

@@ -51,8 +51,8 @@ def test_seconds_of_the_selection_add_up_over_starts(tmp_path):
             for i, group in enumerate(groups):
                 on_result(i, [Evaluation({}, None, {"express": 0.5, "evaluate": 1.0})] * len(group))
 
-    seen = []
+    seen, genome = [], np.zeros(1)
     for _ in range(2):  # a selection that was killed goes on in another process
-        Metered(Two(), tmp_path)([[1, 2], [3]], lambda i, evaluations: seen.append((i, len(evaluations))))
+        Metered(Two(), tmp_path)([[genome, genome], [genome]], lambda i, evaluations: seen.append((i, len(evaluations))))
     assert seen == [(0, 2), (1, 1)] * 2
     assert json.loads((tmp_path / "tables" / "usage.json").read_text()) == {"selection": {"seconds": 9.0}}

@@ -62,6 +62,8 @@ class Individual:
         error: why the individual is quarantined, or None.
         items: score of every problem, by task; empty if the individual has no scores.
         seconds: wall time by stage.
+        tokens: the fields of :class:`~cycleqd_jax.types.TokenCounts`, by name. None, and absent in JSON, where they were not
+            counted.
     """
 
     id: int = dataclasses.field(metadata=_json("an integer", _is_integer))
@@ -86,6 +88,10 @@ class Individual:
     )
     seconds: Mapping[str, float] = dataclasses.field(
         default_factory=dict, metadata=_json("a finite number for each stage", _object_of(_is_number))
+    )
+    tokens: Mapping[str, int] | None = dataclasses.field(
+        default=None,
+        metadata=_json("an integer for each kind of token, or null", _or_null(_object_of(_is_integer)), optional=True),
     )
 
     def to_json(self) -> str:

@@ -365,6 +365,29 @@ class Reply:
     dropped: int = 0
 
 
+@dataclasses.dataclass
+class TokenCounts:
+    """What an engine has computed for one individual; its FLOPs follow from it.
+
+    Attributes:
+        prompt: tokens of all prompts. The prompt of a later turn has the turns before it.
+        generated: tokens that were generated, including stop tokens.
+        computed: tokens that went through the layers. Prompt tokens that are in the cache, from a shared prefix or from the
+            previous turn, are not computed again. The last token of a reply is not computed.
+        attended: pairs of a computed token and a token that it attends to, itself included.
+    """
+
+    prompt: int = 0
+    generated: int = 0
+    computed: int = 0
+    attended: int = 0
+
+    def compute(self, start: int, end: int) -> None:
+        """Counts the tokens at positions ``start`` to ``end`` − 1; each attends to all tokens up to itself."""
+        self.computed += end - start
+        self.attended += (end * (end + 1) - start * (start + 1)) // 2
+
+
 @runtime_checkable
 class Generator(Protocol):
     """Generates replies for many conversations at once, without knowledge of tasks.

@@ -16,13 +16,14 @@ EXPERT = (
     '"scores":{"mbpp":0.875,"db":0.3333333333333333},"error":null,"items":{"mbpp":[1.0,0.75],"db":[0.0]},'
     '"seconds":{"express":1.971035,"evaluate":36.296812}}'
 )
+COUNTED = EXPERT[:-1] + ',"tokens":{"prompt":2000,"generated":300,"computed":1500,"attended":90000}}'
 CHILD = (
     '{"id":7,"generation":2,"expert":null,"active":"db","parents":[0,3],"omega":[1.0296448469161987,0.9],'
     '"key":[4146024105,967050713],"scores":null,"error":"logits are \\u221e","items":{},"seconds":{}}'
 )
 
 
-@pytest.mark.parametrize("line", [EXPERT, CHILD])
+@pytest.mark.parametrize("line", [EXPERT, CHILD, COUNTED])
 def test_a_line_read_and_written_has_the_same_bytes(line):
     individual = Individual.from_json(line, "here")
     assert individual.to_json() == line
@@ -41,7 +42,7 @@ def test_a_line_gives_the_individual():
         error="logits are ∞",
     )
     fields = {field.name for field in dataclasses.fields(Individual)}
-    assert json.loads(EXPERT).keys() == fields - {"coefficients"}  # which only individuals that have them write
+    assert json.loads(EXPERT).keys() == fields - {"coefficients", "tokens"}  # which only individuals that have them write
 
 
 def test_unknown_fields_are_ignored():
@@ -97,6 +98,9 @@ def test_every_field_is_required(name):
         ("seconds", None),
         ("seconds", {"express": "1"}),
         ("seconds", {"express": math.nan}),
+        ("tokens", 3),
+        ("tokens", {"prompt": 1.5}),
+        ("tokens", {"prompt": None}),
     ],
 )
 def test_fields_of_other_types_are_refused(name, value):

@@ -26,7 +26,7 @@ from cycleqd_jax.engine.loop import HostLoop
 from cycleqd_jax.engine.requests import Generation, OnTokens, Request, Statistics, StopWhen
 from cycleqd_jax.engine.runner import Runner
 from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.types import InputError, Params
+from cycleqd_jax.types import InputError, Params, TokenCounts
 
 __all__ = ["Engine"]
 
@@ -107,6 +107,10 @@ class Engine:
         """Counters."""
         return self._loop.statistics
 
+    def usage(self) -> tuple[TokenCounts, ...]:
+        """The tokens of every loaded individual since the weights were loaded; after an error too."""
+        return tuple(self._loop.usage[i] for i in range(self._runner.individuals or 1))
+
     # Weights
 
     def load(self, params: Params, *, donate: bool = False) -> None:
@@ -127,6 +131,7 @@ class Engine:
         self.unload()  # frees the old weights before the new ones are taken apart
         self._runner.load(params, donate=donate)
         self.statistics.loads += 1
+        self._loop.usage.clear()
 
     def unload(self) -> None:
         """Frees the weights and drops all requests."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -14,7 +15,7 @@ from cycleqd_jax.engine.prefix import PrefixTable, common_length
 from cycleqd_jax.engine.requests import Generation, Statistics
 from cycleqd_jax.engine.runner import Runner
 from cycleqd_jax.engine.scheduler import Scheduler, Slot
-from cycleqd_jax.types import Array
+from cycleqd_jax.types import Array, TokenCounts
 
 __all__ = ["HostLoop"]
 
@@ -38,6 +39,7 @@ class HostLoop:
         prefixes: what the shared columns hold.
         done: numbers and replies of complete requests.
         statistics: counters.
+        usage: tokens by individual, since the weights were loaded.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class HostLoop:
         self.prefixes = PrefixTable(layout)
         self.done: list[tuple[int, Generation]] = []
         self.statistics = Statistics()
+        self.usage: defaultdict[int, TokenCounts] = defaultdict(TokenCounts)
 
     def forget(self) -> None:
         """Drops all requests, conversations and prefixes; the memory of the caches stays allocated."""
@@ -113,6 +116,9 @@ class HostLoop:
                     kept -= kept % self._layout.page  # a chunk is a page
             self.statistics.reused += kept + length
             self.statistics.prefilled += len(own) - kept
+            usage = self.usage[request.individual]
+            usage.prompt += len(request.prompt)
+            usage.compute(length + kept, len(request.prompt))
             self.scheduler.start(request, slot)
             slot.shared, slot.tokens = interval, list(own)
             self._reserve(slot, len(own))
@@ -131,6 +137,7 @@ class HostLoop:
         chunks: list[Chunk] = []
         for prefix in new:
             self.statistics.prefilled += len(prefix.tokens)
+            self.usage[prefix.request.individual].compute(0, len(prefix.tokens))
             chunks += chunks_of(prefix.request, None, prefix.tokens, size=self._layout.chunk, first=prefix.start)
         # One individual after the other: NaN in the columns of a broken one would spread to the others, though masked.
         for _, own in itertools.groupby(chunks, key=lambda chunk: chunk.individual):
@@ -176,6 +183,8 @@ class HostLoop:
             if not fine:
                 raise self._runner.diagnose(slot.request, ids[: n - 1])
             self.statistics.decoded += n
+            newest = len(slot.request.prompt) + len(slot.request.ids) - 1  # the reply has this token, and the cache does not
+            self.usage[slot.request.individual].compute(newest, newest + n)
             slot.tokens += [slot.request.ids[-1], *ids[: n - 1]]
             self._append(slot, ids[:n])
 
@@ -183,6 +192,7 @@ class HostLoop:
         """Adds new tokens to a slot's reply, and frees the slot if the reply is complete."""
         request = slot.request
         assert request is not None
+        self.usage[request.individual].generated += len(ids)
         generation = request.append(ids, self._stop_ids)
         if generation is not None:
             self.scheduler.finish(slot)

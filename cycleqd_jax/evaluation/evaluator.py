@@ -10,7 +10,19 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from cycleqd_jax.evaluation.episodes import rollout
-from cycleqd_jax.types import Episode, Generator, InputError, Message, NonFiniteError, Outcome, Params, Reply, Split, Task
+from cycleqd_jax.types import (
+    Episode,
+    Generator,
+    InputError,
+    Message,
+    NonFiniteError,
+    Outcome,
+    Params,
+    Reply,
+    Split,
+    Task,
+    TokenCounts,
+)
 
 __all__ = ["Evaluation", "EvaluationCancelled", "Evaluator", "Load"]
 
@@ -27,11 +39,13 @@ class Evaluation:
         outcomes: for each task, the outcomes of its episodes in their order; empty if the model is quarantined.
         error: why the model could not be evaluated, or None.
         seconds: wall time by stage.
+        tokens: the fields of :class:`~cycleqd_jax.types.TokenCounts`, by name; None if the generator does not count.
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
     error: str | None
     seconds: Mapping[str, float]
+    tokens: Mapping[str, int] | None = None
 
     @property
     def items(self) -> dict[str, list[float]]:
@@ -122,6 +136,7 @@ class Evaluator:
         tasks: Sequence[Task],
         *,
         unload: Callable[[], None] = lambda: None,
+        usage: Callable[[], Sequence[TokenCounts]] | None = None,
         sizes: Mapping[str, Mapping[Split, int | None]] | None = None,
         workers: int = 2,
     ) -> None:
@@ -130,12 +145,14 @@ class Evaluator:
         generator: conversations in, replies out.
         tasks: the tasks to play.
         unload: see the class.
+        usage: the tokens of every model since the weights were loaded.
         sizes: by task and split, how many of the first problems are played; all by default.
         workers: number of sandboxes that work at the same time.
         """  # noqa: D205
         self.tasks = tuple(tasks)
         self.unload = unload
         self._load = load
+        self._usage = usage
         self._generator = generator
         self._sizes = sizes or {}
         self._workers = workers
@@ -205,7 +222,8 @@ class Evaluator:
             except NonFiniteError as error:
                 errors[error.individual] = str(error)
         seconds = {"evaluate": time.perf_counter() - start}
-        return [Evaluation(outcomes.get(i, {}), errors.get(i), seconds) for i in range(count)]
+        tokens = [None] * count if self._usage is None else [dataclasses.asdict(one) for one in self._usage()]
+        return [Evaluation(outcomes.get(i, {}), errors.get(i), seconds, tokens[i]) for i in range(count)]
 
     def _play(
         self, individuals: Sequence[int], split: Split, stop: threading.Event | None

@@ -3,6 +3,7 @@
 from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
 from cycleqd_jax.plan.estimate import Stage, estimate
+from cycleqd_jax.plan.flops import UTILISATION, ModelFlops, express_flops
 from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, configured_mesh, fits, peak_stage
 from cycleqd_jax.plan.shapes import base_shape
 from cycleqd_jax.plan.summary import as_text, summary
@@ -11,8 +12,10 @@ from cycleqd_jax.plan.workload import Workload, workload_of
 __all__ = [
     "DEVICES",
     "USABLE_MEMORY",
+    "UTILISATION",
     "Collective",
     "Device",
+    "ModelFlops",
     "Program",
     "Stage",
     "Workload",
@@ -23,6 +26,7 @@ __all__ = [
     "compile_programs",
     "configured_mesh",
     "estimate",
+    "express_flops",
     "fits",
     "peak_stage",
     "summary",

@@ -6,6 +6,7 @@ import math
 
 from cycleqd_jax.operators.svd import ITERATIONS, OVERSAMPLING
 from cycleqd_jax.plan.device import Device
+from cycleqd_jax.plan.flops import attention_flops, matrix_flops
 from cycleqd_jax.plan.leaves import Leaf
 from cycleqd_jax.plan.memory import Memory
 
@@ -54,7 +55,7 @@ class Seconds:
         device = self.device
 
         def of(leaf: Leaf) -> float:
-            flops = 2 * leaf.local * leaf.directions
+            flops = matrix_flops(leaf.local, leaf.directions)
             moved = leaf.local * (self.memory.itemsize * (leaf.changes.experts + 2) + 4 * sum(leaf.changes.updates))
             moved += leaf.factor * leaf.stack * leaf.directions * (leaf.rows + leaf.columns)
             return max(flops / (device.half if leaf.factor == 2 else device.single), moved / device.bandwidth)
@@ -82,8 +83,7 @@ class Seconds:
         return steps * self._forward(work.slots, work.slots, attention, self.memory.cache(active, length))
 
     def _attention_flops(self, tokens: int, columns: int | float) -> float:
-        c = self.work.model
-        return 4 * c.num_hidden_layers * tokens * columns * c.num_attention_heads * c.head_dim / self.memory.tensor
+        return attention_flops(self.work.model, tokens * columns) / self.memory.tensor
 
     def _forward(self, tokens: int, logits: int, attention: float, cache: float) -> float:
         """One pass over all layers.
@@ -104,7 +104,7 @@ class Seconds:
             through = tokens if leaf.path.startswith("layers/") else logits
             moved += leaf.local * memory.itemsize
             if leaf.matrix:
-                flops += 2 * leaf.local * through
+                flops += matrix_flops(leaf.local, through)
                 if leaf.split > 1 and leaf.path != "embed_tokens":
                     summed += leaf.stack * through * leaf.columns * memory.compute * 2 * (leaf.split - 1) / leaf.split
                     sums += leaf.stack

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cycleqd_jax.report.costs import Costs, load_costs
 from cycleqd_jax.report.history import Archive, History, load_history
 from cycleqd_jax.report.read import load_results, load_selection, load_transcripts
 from cycleqd_jax.types import InputError
@@ -100,7 +101,8 @@ class RunFolder:
 
         The records have the fields of :class:`~cycleqd_jax.individual.Individual`, with one score per task and ``average``
         instead of ``scores``, and with ``coefficients`` only where there are any. ``parents`` lists only ids that exist,
-        ``seconds`` is the sum over all stages, and the scores of a quarantined individual are NaN.
+        ``seconds`` is the sum over all stages, ``tokens`` is the number that went through the model's layers (None where they
+        were not counted), and the scores of a quarantined individual are NaN.
         """
         return [self._individual(row) for row in range(len(self._history.individuals))]
 
@@ -181,6 +183,38 @@ class RunFolder:
             for one in found["candidates"]
         ]
 
+    @functools.cached_property
+    def _costs(self) -> Costs | None:
+        return load_costs(self.path)
+
+    @functools.cached_property
+    def costs(self) -> list[Record]:
+        """The cost of every row of the results table by stage; before the results are there, that of the search.
+
+        The records have ``method``, ``stage`` (one of :data:`~cycleqd_jax.report.costs.STAGES`), ``tokens``, ``flops`` and
+        ``seconds``, which are None where they are unknown. GPU-hours and sums are in ``tables/costs.json`` after the report.
+        """
+        found = self._costs
+        return [
+            {"method": method, "stage": stage, **dataclasses.asdict(cost)}
+            for method, stages in (found.methods if found else {}).items()
+            for stage, cost in stages.items()
+        ]
+
+    @functools.cached_property
+    def generation_costs(self) -> list[Record]:
+        """The cost of every generation by stage.
+
+        The records have ``generation`` (-1 for the experts), ``individuals``, ``stage`` (``express`` or ``evaluate``),
+        ``tokens``, ``flops`` and ``seconds``.
+        """
+        found = self._costs
+        return [
+            {"generation": generation, "individuals": count, "stage": stage, **dataclasses.asdict(cost)}
+            for generation, (count, stages) in (found.generations if found else {}).items()
+            for stage, cost in stages.items()
+        ]
+
     def transcripts(self, *, task: str | None = None, split: str | None = None, method: str | None = None) -> list[Record]:
         """The conversations of the evaluation; empty before the run is evaluated.
 
@@ -220,7 +254,9 @@ class RunFolder:
         record = {field.name: getattr(one, field.name) for field in dataclasses.fields(one) if field.name != "scores"}
         if one.coefficients is None:
             del record["coefficients"]
-        return record | {"parents": self._parents(row), "seconds": sum(one.seconds.values())} | self._scores(row)
+        record |= {"parents": self._parents(row), "seconds": sum(one.seconds.values())}
+        record["tokens"] = None if one.tokens is None else one.tokens.get("computed")
+        return record | self._scores(row)
 
     def _elites(self, archive: Archive) -> list[Record]:
         return [

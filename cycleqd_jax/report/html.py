@@ -16,12 +16,14 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from cycleqd_jax.report.costs import Costs
 from cycleqd_jax.report.history import History
 from cycleqd_jax.report.maps import CELL, archive_maps, percent
 from cycleqd_jax.report.metrics import Metrics
 from cycleqd_jax.report.read import Config, Transcript
 from cycleqd_jax.report.style import EXPERT, ramp, task_color
 from cycleqd_jax.report.tables import SEARCHES, ResultsTable, method_label
+from cycleqd_jax.report.tables.costs import cost_caption, cost_sheets
 from cycleqd_jax.statistics import mean_interval
 
 __all__ = ["Page", "data_url", "render_page"]
@@ -43,6 +45,7 @@ class Page:
         metrics: the metrics of the journal.
         table: the results.
         selection: the content of ``tables/selection.json``.
+        costs: tokens, FLOPs and seconds.
         figures: name → theme → SVG.
         transcripts: episodes of the evaluation.
         config: configuration and versions.
@@ -55,6 +58,7 @@ class Page:
     metrics: Metrics | None
     table: ResultsTable | None
     selection: Mapping[str, Any] | None
+    costs: Costs | None
     figures: Mapping[str, Mapping[str, bytes]]
     transcripts: Iterable[Transcript]
     config: Config | None
@@ -230,6 +234,8 @@ def render_page(page: Page) -> str:
         figures={name: {theme: data_url(svg) for theme, svg in themes.items()} for name, themes in page.figures.items()},
         errors=errors[:_MOST_ERRORS],
         errors_left=max(len(errors) - _MOST_ERRORS, 0),
+        costs=cost_sheets(page.costs) if page.costs else [],
+        cost_caption=cost_caption(page.costs) if page.costs else "",
         timing=_timing(page.metrics) if page.metrics and page.metrics.seconds else [],
         transcripts=_choose(page.transcripts),
         method_label=method_label,

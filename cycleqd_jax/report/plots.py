@@ -105,7 +105,8 @@ def _frame_experts(
     flat = pair[0] == pair[1]
     frames = history.expert_cells(archive, pair)
     step_x, step_y = x[1] - x[0], y[1] - y[0]
-    labels = place_labels(frames, (len(y) - 1, len(x) - 1), 0.36, 0.75) if names and not flat else {}
+    letter, line = 0.024 * archive.bins, 0.05 * archive.bins  # parts of a map, in cells
+    labels = place_labels(frames, (len(y) - 1, len(x) - 1), letter, line) if names and not flat else {}
     for (row, column), experts in frames.items():
         for color, width, order in ((THEMES["light"]["page"], 3.6, 3), (EXPERT, 1.8, 4)):
             frame = Rectangle((x[column], y[row]), step_x, step_y, fill=False, edgecolor=color, zorder=order, clip_on=False)
@@ -169,30 +170,37 @@ def _shape(panels: int) -> tuple[int, int]:
 
 @_themed
 def plot_archives_over_generations(history: History, *, theme: str = "light") -> Figure:
-    """Small maps: a row per archive, a column per milestone, one colour scale per row.
+    """Small maps: a column per milestone, a row per archive, one colour scale per archive.
 
-    With four tasks or more, the maps show the first two axes of every archive.
+    With four tasks or more, an archive has a row per pair of axes, as in :func:`plot_archives`.
     """
     marks = milestones(history.last_generation, most=5)
     tasks = history.grid.tasks
     flat = len(tasks) == 2
+    pairs = history.archives(-1)[0].pairs()
+    rows = len(tasks) * len(pairs)
     height = 0.95 if flat else 1.75
-    figure = Figure(figsize=(1.75 * len(marks) + 1.4, height * len(tasks) + 0.75), layout="constrained")
-    grid = figure.subplots(len(tasks), len(marks), squeeze=False)
+    figure = Figure(figsize=(1.75 * len(marks) + 1.4, height * rows + 0.75), layout="constrained")
+    grid = figure.subplots(rows, len(marks), squeeze=False)
     for column, mark in enumerate(marks):
         for archive in history.archives(mark):
-            axes = grid[archive.task, column]
-            mesh = _heat_map(axes, history, archive, archive.pairs()[0], theme, names=False)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if not flat:
-                axes.set_box_aspect(1)
-            if archive.task == 0:
-                axes.set_title("experts" if mark < 0 else f"generation {mark}", fontsize=9, loc="center", pad=5)
-            if column == 0:
-                axes.set_ylabel(f"{tasks[archive.task]} archive", fontweight="bold")
+            first = archive.task * len(pairs)
+            for row, pair in enumerate(pairs, start=first):
+                axes = grid[row, column]
+                mesh = _heat_map(axes, history, archive, pair, theme, names=False)
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if not flat:
+                    axes.set_box_aspect(1)
+                if row == 0:
+                    axes.set_title("experts" if mark < 0 else f"generation {mark}", fontsize=9, loc="center", pad=5)
+                if column == 0:
+                    axes.set_ylabel(f"{tasks[archive.task]} archive", fontweight="bold")
+                    if len(pairs) > 1:
+                        across, up = (tasks[archive.axes[i]] for i in pair)
+                        axes.set_ylabel(f"{tasks[archive.task]} archive\n{up} over {across}", fontsize=7)
             if column == len(marks) - 1:
-                bar = figure.colorbar(mesh, ax=grid[archive.task, :], pad=0.01, aspect=14)
+                bar = figure.colorbar(mesh, ax=grid[first : first + len(pairs), :], pad=0.01, aspect=14 * len(pairs))
                 bar.ax.spines["outline"].set_visible(False)
                 bar.ax.tick_params(length=0)
                 bar.set_label("score", color=THEMES[theme]["ink"])

@@ -12,7 +12,19 @@ from typing import Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["Config", "Transcript", "load_config", "load_items", "load_results", "load_selection", "load_transcripts"]
+__all__ = [
+    "Config",
+    "Transcript",
+    "load_config",
+    "load_items",
+    "load_results",
+    "load_selection",
+    "load_transcripts",
+    "load_usage",
+]
+
+
+_TOKENS = ("generated", "computed", "attended")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +157,38 @@ def load_selection(folder: Path) -> dict[str, Any] | None:
             "file and run the evaluation again"
         ) from error
     return raw if finished else None
+
+
+def load_usage(folder: Path) -> dict[str, Any] | None:
+    """Reads ``tables/usage.json`` of a run folder; None if there is no such file.
+
+    Returns:
+        ``flops`` (of a model's forward pass), ``gpu``, ``training`` by model, ``evaluation`` by method and split, and
+        ``selection``. The last two are empty where nothing has been evaluated.
+
+    Raises:
+        InputError: if the file has another form.
+    """
+    path = Path(folder) / "tables" / "usage.json"
+    if not path.exists():
+        return None
+    try:
+        raw = {"evaluation": {}, "selection": {}, **json.loads(path.read_text(encoding="utf-8"))}
+        numbers = [raw["flops"][name] for name in ("layers", "head", "pair", "express")]
+        numbers += [raw["gpu"]["peak"], raw["gpu"]["utilisation"]["train"], raw["gpu"]["utilisation"]["evaluate"]]
+        numbers += [*raw["selection"].values()]
+        for one in raw["training"].values():
+            numbers += [one[name] for name in ("tokens", "attended", "seconds")] if one is not None else []
+        for splits in raw["evaluation"].values():
+            for one in splits.values():
+                numbers += [one["seconds"], *([one["tokens"][name] for name in _TOKENS] if one["tokens"] is not None else [])]
+        _finite(numbers)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"expected flops, gpu and training in {path}, got {type(error).__name__} {error}; remove the file and run the "
+            "evaluation again"
+        ) from error
+    return raw
 
 
 def _ids(candidate: Any) -> tuple[str, list[int]]:

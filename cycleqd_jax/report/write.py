@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cycleqd_jax.files import write_bytes
+from cycleqd_jax.files import write_bytes, write_json
+from cycleqd_jax.report.costs import load_costs
 from cycleqd_jax.report.history import load_grid, load_history
 from cycleqd_jax.report.metrics import compute_metrics
 from cycleqd_jax.report.read import load_config, load_results, load_selection, load_transcripts
 from cycleqd_jax.report.tables import method_label, results_table
+from cycleqd_jax.report.tables.costs import costs_markdown
 from cycleqd_jax.types import InputError
 
 __all__ = ["write_report"]
@@ -20,7 +22,7 @@ def _write(path: Path, content: bytes) -> Path:
 
 
 def write_report(run_folder: Path) -> list[Path]:
-    """Writes ``figures/*.png|svg``, ``tables/results.md|csv|txt`` and ``report.html`` of a run.
+    """Writes ``figures/*.png|svg``, ``tables/results.md|tex|csv|txt``, ``tables/costs.json|md`` and ``report.html`` of a run.
 
     Parts without data are left out, so this can be called while the search is running.
 
@@ -66,8 +68,14 @@ def write_report(run_folder: Path) -> list[Path]:
         if name != "archives":  # the page draws the archives itself
             inline[name] = {"light": svg, "dark": render(plot("dark"), "svg", "dark")}
     if table is not None:
-        for suffix, text in (("md", table.markdown()), ("csv", table.csv()), ("txt", table.text())):
+        forms = {"md": table.markdown(), "tex": table.latex(), "csv": table.csv(), "txt": table.text()}
+        for suffix, text in forms.items():
             written.append(_write(folder / "tables" / f"results.{suffix}", text.encode("utf-8", "replace")))
+    costs = load_costs(folder, history)
+    if costs is not None:
+        written.append(folder / "tables" / "costs.json")
+        write_json(written[-1], costs.record())
+        written.append(_write(folder / "tables" / "costs.md", costs_markdown(costs).encode("utf-8", "replace")))
 
     notes = []
     if history is None and (folder / "history.jsonl").exists():
@@ -90,6 +98,7 @@ def write_report(run_folder: Path) -> list[Path]:
         metrics=metrics,
         table=table,
         selection=load_selection(folder),
+        costs=costs,
         figures=inline,
         transcripts=load_transcripts(folder),
         config=config,

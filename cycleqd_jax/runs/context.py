@@ -66,7 +66,9 @@ class Context:
             task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks
         }
         generator = ChatGenerator(engine, tokenizer)
-        return Evaluator(load, generator, self.tasks, unload=engine.unload, sizes=sizes, workers=workers(self.config))
+        return Evaluator(
+            load, generator, self.tasks, unload=engine.unload, usage=engine.usage, sizes=sizes, workers=workers(self.config)
+        )
 
 
 def workers(config: RunConfig) -> int:

@@ -38,6 +38,7 @@ from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
+from cycleqd_jax.runs.usage import Metered, write_usage
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split
 
@@ -230,6 +231,7 @@ class Evolution:
         check_inputs(context.folder, input_digests(context.models.folders, context.tasks), context.log)
         if self._basis is not None:
             self._write_basis()
+        write_usage(context, self.ensure_space())
         checkpoints = search.Checkpoints(
             context.folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
         )
@@ -343,7 +345,7 @@ class Evolution:
             ]
             self._selection = select(
                 [Candidate("aggregate", tuple(aggregated.facts["elites"]), aggregated.genome), *elites],
-                self._workers("validation"),
+                Metered(self._workers("validation"), context.folder),
                 context.folder / "tables" / "selection.json",
                 problems={
                     task.name: digest([row.fingerprint for row in task.rows["validation"]], digits=16) for task in context.tasks

@@ -246,7 +246,7 @@ def claim_folder(config: RunConfig) -> None:
             return
         there["search"]["generations"] = config.search.generations
         here = there
-        for name in ("results.json", "items.json", "selection.json"):
+        for name in ("results.json", "items.json", "selection.json", "usage.json"):
             (config.folder / "tables" / name).unlink(missing_ok=True)
     else:
         (config.folder / "inputs.json").unlink(missing_ok=True)

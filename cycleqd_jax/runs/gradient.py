@@ -40,10 +40,15 @@ class GradientMerge:
         self._context = context
         self._options = options
 
+    @staticmethod
+    def file_of(folder: Path) -> Path:
+        """The file of the coefficients in a run folder."""
+        return folder / "tables" / "gradient.json"
+
     @property
     def file(self) -> Path:
         """The file of the coefficients."""
-        return self._context.folder / "tables" / "gradient.json"
+        return self.file_of(self._context.folder)
 
     def ensure_fitted(self) -> Mapping[str, Any]:
         """Finds the coefficients and writes them, where the file does not have them.
@@ -51,7 +56,7 @@ class GradientMerge:
         Returns:
             The content of the file: ``digest`` (of everything that the coefficients depend on), ``tasks`` (of the experts),
             ``coefficients`` (a row for each group of layers, a column for each expert), ``losses`` (of every step, in nats per
-            learned token), ``tokens`` (without padding) and ``seconds``.
+            learned token), ``tokens`` (without padding), ``attended`` (pairs of tokens) and ``seconds``.
 
         Raises:
             InputError: see :func:`cycleqd_jax.training.fit_coefficients`.
@@ -78,6 +83,7 @@ class GradientMerge:
             "coefficients": coefficients.tolist(),
             "losses": metrics.losses.tolist(),
             "tokens": metrics.tokens,
+            "attended": metrics.attended,
             "seconds": metrics.seconds,
         }
         write_json(self.file, found)

@@ -18,6 +18,7 @@ from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.selection import Key
+from cycleqd_jax.runs.usage import evaluation_usage, write_usage
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
 __all__ = ["measure"]
@@ -39,7 +40,9 @@ class _Row:
 
 
 def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
-    """Evaluates every row on train and test; writes ``tables/results.json``, ``tables/items.json`` and ``transcripts/``.
+    """Evaluates every row on train and test; writes ``results.json``, ``items.json``, ``usage.json`` and ``transcripts/``.
+
+    The JSON files are in ``tables/``. Seconds are in ``usage.json`` only, so a run that was killed ends with the same results.
 
     Rows of equal weights are evaluated once. The transcripts are those of the first of them.
 
@@ -54,16 +57,17 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     rows = _rows(context, evolution)
     methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
     items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
+    usage: dict[str, dict[Split, Mapping[str, Any]]] = {}
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
         twin = name if row.key is None else first.setdefault(row.key, name)
         if twin != name:
-            methods[name], items[name] = methods[twin], items[twin]
+            methods[name], items[name], usage[name] = methods[twin], items[twin], usage[twin]
             continue
-        methods[name], items[name] = {}, {}
+        methods[name], items[name], usage[name] = {}, {}, {}
         for split in REPORTED:
-            methods[name][split], items[name][split] = _score(context, evolution, name, row, split)
+            methods[name][split], items[name][split], usage[name][split] = _score(context, evolution, name, row, split)
     context.progress("measure", len(rows), len(rows), {})
     results = {
         "methods": methods,
@@ -74,6 +78,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         "best_elite": evolution.best_elite().facts["id"],
         "isolation": isolation,
     }
+    write_usage(context, evolution.ensure_space(), usage)
     write_json(context.folder / "tables" / "items.json", items)
     write_json(context.folder / "tables" / "results.json", results)
     return results
@@ -121,8 +126,8 @@ def _merged(context: Context, method: str) -> Params:
 
 def _score(
     context: Context, evolution: Evolution, method: str, row: _Row, split: Split
-) -> tuple[Mapping[str, float | None], Mapping[str, list[float]]]:
-    """Scores of one row on one split and the score of every problem by task; its transcripts are written.
+) -> tuple[Mapping[str, float | None], Mapping[str, list[float]], Mapping[str, Any]]:
+    """Scores of one row on one split, the score of every problem by task, and what was used; its transcripts are written.
 
     Where the row can't be evaluated, its scores are None, and there are no scores of problems.
     """
@@ -131,9 +136,10 @@ def _score(
     evaluation = evaluator(row.make(), split, donate=row.donate)
     if evaluation.scores is None:
         context.log(f"warning: {method} can't be evaluated: {evaluation.error}")
-        return dict.fromkeys((*context.config.task_names, "average")), {}
+        return dict.fromkeys((*context.config.task_names, "average")), {}, evaluation_usage(evaluation)
     _write_transcripts(context, method, split, evaluation)
-    return {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}, evaluation.items
+    scores = {**evaluation.scores, "average": float(np.mean(list(evaluation.scores.values())))}
+    return scores, evaluation.items, evaluation_usage(evaluation)
 
 
 def _write_transcripts(context: Context, method: str, split: Split, evaluation: Evaluation) -> None:

@@ -199,6 +199,7 @@ def _entry(candidate: Candidate, evaluation: Evaluation) -> dict[str, Any]:
     """What the file holds of a candidate."""
     entry: dict[str, Any] = {"kind": candidate.kind, "ids": list(candidate.ids), "error": evaluation.error}
     entry |= {"scores": evaluation.scores, "items": evaluation.items}
+    entry |= {} if evaluation.tokens is None else {"tokens": evaluation.tokens}
     average = _average(entry)
     return {**entry, "average": None if average is None else float(average)}
 

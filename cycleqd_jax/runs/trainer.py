@@ -20,6 +20,7 @@ from cycleqd_jax.models.tokenizer import ChatTokenizer, train_tiny_tokenizer
 from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.inputs import tiny_llama
 from cycleqd_jax.runs.models import Models
+from cycleqd_jax.runs.usage import write_training
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Params, Progress
 
@@ -122,9 +123,10 @@ class Trainer:
     ) -> None:
         """Trains a model and saves it."""
         options = training.TrainOptions(**{item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)})
-        params, _ = training.finetune(
+        params, metrics = training.finetune(
             params, config, examples, options, seed=_seed(folder), progress=self._progress, stage=stage
         )
+        write_training(Path(self._config.cache), folder, metrics)
         hf.save(folder, config, params, tokenizer=tokenizer)
 
 

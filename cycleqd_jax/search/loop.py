@@ -238,7 +238,8 @@ def _evaluate(
 
 def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
     seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
-    return replace(individual, scores=evaluation.scores, error=evaluation.error, items=evaluation.items, seconds=seconds)
+    found = {"scores": evaluation.scores, "error": evaluation.error, "items": evaluation.items, "tokens": evaluation.tokens}
+    return replace(individual, seconds=seconds, **found)
 
 
 @jax.jit

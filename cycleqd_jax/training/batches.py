@@ -29,12 +29,14 @@ class Dispatch(NamedTuple):
         mask: 1 for a token to learn, otherwise 0.
         count: the number of steps.
         seen: the number of tokens, without padding.
+        attended: the number of pairs of a token and a token that it attends to.
     """
 
     tokens: Int[np.ndarray, "step batch time"]
     mask: Float[np.ndarray, "step batch time"]
     count: int
     seen: int
+    attended: int
 
 
 def dispatches(
@@ -69,7 +71,8 @@ def dispatches(
                 ids, learned = examples[i]
                 tokens[step, row, : len(ids)] = ids
                 mask[step, row, : len(ids)] = learned
-        yield Dispatch(tokens, mask, len(chosen), sum(lengths))
+        attended = sum(length * (length + 1) // 2 for length in lengths)
+        yield Dispatch(tokens, mask, len(chosen), sum(lengths), attended)
 
 
 def _batches(

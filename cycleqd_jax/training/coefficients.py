@@ -120,17 +120,19 @@ def fit_coefficients(
     state = _OPTIMIZER.init(coefficients)
     rate = np.float32(learning_rate)
     losses: list[float] = []
-    seen = 0
+    seen, attended = 0, 0
     for batch in dispatches(examples, steps, batch_size, seed=seed):
         coefficients, state, values = _fit(
             space, coefficients, state, batch.tokens, batch.mask, np.int32(batch.count), rate, config=config, widen=widen
         )
         losses += np.asarray(values)[: batch.count].tolist()
         seen += batch.seen
+        attended += batch.attended
         if not (np.isfinite(losses).all() and np.isfinite(coefficients).all()):
             raise InputError(
                 f"expected finite losses and coefficients in {stage}, got {losses[-1]} by step {len(losses)} of {steps}; lower "
                 f"learning_rate (now {learning_rate}), or check the weights of the experts"
             )
         progress(stage, len(losses), steps, {"loss": losses[-1]})
-    return np.asarray(coefficients), TrainMetrics(np.asarray(losses, np.float32), seen, time.monotonic() - start)
+    metrics = TrainMetrics(np.asarray(losses, np.float32), seen, attended, time.monotonic() - start)
+    return np.asarray(coefficients), metrics

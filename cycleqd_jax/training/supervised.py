@@ -72,11 +72,13 @@ class TrainMetrics:
     Attributes:
         losses: the loss of every step, in nats per learned token, Float ``[steps]``.
         tokens: the number of tokens, without padding.
+        attended: pairs of a token and a token that it attends to, itself included.
         seconds: wall time, including compilation.
     """
 
     losses: np.ndarray
     tokens: int
+    attended: int
     seconds: float
 
 
@@ -187,7 +189,7 @@ def finetune(
         seed=seed,
     )
     losses: list[float] = []
-    seen = 0
+    seen, attended = 0, 0
     for batch in batches:
         done = len(losses) + batch.count
         rate = np.zeros(len(batch.tokens), np.float32)
@@ -204,6 +206,7 @@ def finetune(
         )
         losses += np.asarray(values)[: batch.count].tolist()
         seen += batch.seen
+        attended += batch.attended
         bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
         if bad:
             raise InputError(
@@ -212,4 +215,4 @@ def finetune(
             )
         progress(stage, done, options.steps, {"loss": losses[-1], "learning_rate": float(rates[done - 1])})
     params = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
-    return params, TrainMetrics(np.asarray(losses, np.float32), seen, time.monotonic() - start)
+    return params, TrainMetrics(np.asarray(losses, np.float32), seen, attended, time.monotonic() - start)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.evaluation import EvaluationCancelled, Evaluator
-from cycleqd_jax.types import InputError, NonFiniteError, Reply, Score
+from cycleqd_jax.types import InputError, NonFiniteError, Reply, Score, TokenCounts
 
 
 class Guess:
@@ -101,6 +101,15 @@ def test_scores_of_one_model(evaluator, generator):
     assert evaluator(model(0.25), "test").items["short"] == [0.35, 0.36, 0.37]
     assert evaluator(model(0.25), donate=True).scores == evaluation.scores
     assert generator.donated == [False, False, True]
+
+
+def test_tokens_are_those_of_the_weights(generator):
+    usage = [TokenCounts(7, 2, 8, 30), TokenCounts(9, 3, 11, 60)]
+    evaluator = Evaluator(generator.load, generator, [GuessTask("short")], usage=lambda: usage)
+    one, quarantined = evaluator.population(model(0.25, None), 2)
+    assert one.tokens == {"prompt": 7, "generated": 2, "computed": 8, "attended": 30}
+    assert quarantined.tokens == {"prompt": 9, "generated": 3, "computed": 11, "attended": 60}
+    assert evaluator(model(0.25)).tokens == one.tokens
 
 
 def test_sizes(generator):

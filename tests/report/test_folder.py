@@ -23,7 +23,7 @@ def test_individuals_are_the_lines_of_the_journal(make_run):
     records = open_run(folder).individuals
     lines = journal(folder)
     assert [record["id"] for record in records] == [line["id"] for line in lines]
-    fields = ["id", "generation", "expert", "active", "parents", "omega", "key", "error", "items", "seconds"]
+    fields = ["id", "generation", "expert", "active", "parents", "omega", "key", "error", "items", "seconds", "tokens"]
     for record, line in zip(records, lines, strict=True):
         assert list(record) == [*fields, *TASKS, "average"]
         for name in ("generation", "active", "expert", "error", "items"):
@@ -32,6 +32,7 @@ def test_individuals_are_the_lines_of_the_journal(make_run):
             assert record[name] == (None if line[name] is None else tuple(line[name]))
         assert record["parents"] == tuple(parent for parent in line["parents"] if parent >= 0)
         assert record["seconds"] == pytest.approx(sum(line["seconds"].values()))
+        assert record["tokens"] is None  # the journal does not count them
         if line["scores"] is None:
             assert all(math.isnan(record[name]) for name in (*TASKS, "average"))
         else:

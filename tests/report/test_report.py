@@ -1,15 +1,20 @@
 import base64
 import hashlib
 import html.parser
+import itertools
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 
 from cycleqd_jax.report import write_report
 from cycleqd_jax.report.history import load_history
-from cycleqd_jax.report.plots import plot_archives, render
+from cycleqd_jax.report.maps import archive_maps
+from cycleqd_jax.report.metrics import milestones
+from cycleqd_jax.report.plots import plot_archives, plot_archives_over_generations, render
 from cycleqd_jax.types import InputError
 
 TASKS = ("mbpp", "dbbench", "os_interaction", "vqa")
@@ -64,7 +69,8 @@ def test_everything_is_written(make_run, add_transcripts, k):
     add_transcripts(folder, TASKS[:k])
     written = write_report(folder)
     expected = {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    expected |= {"tables/results.md", "tables/results.csv", "tables/results.txt", "report.html"}
+    expected |= {"tables/results.md", "tables/results.tex", "tables/results.csv", "tables/results.txt", "report.html"}
+    expected |= {"tables/costs.json", "tables/costs.md"}
     assert {str(path.relative_to(folder)) for path in written} == expected
     for path in written:
         content = path.read_bytes()
@@ -147,7 +153,7 @@ def test_only_results(undrawn, make_run):
     for name in ("history.jsonl", "config.yaml"):
         (folder / name).unlink()
     names = {path.name for path in write_report(folder)}
-    assert names == {"results.png", "results.svg", "results.md", "results.csv", "results.txt", "report.html"}
+    assert names == {"results.png", "results.svg", "results.md", "results.tex", "results.csv", "results.txt", "report.html"}
 
 
 def test_only_the_journal_still_being_written(undrawn, make_run):
@@ -207,3 +213,49 @@ def test_figures_are_reproducible_and_frame_the_experts(make_run):
         x, y = archive.axes
         assert axes.get_xlim() == pytest.approx(tuple(history.grid.bounds[x]))
         assert axes.get_ylim() == pytest.approx(tuple(history.grid.bounds[y]))
+
+
+def best_of_pairs(history, generation):
+    """Archive by archive the best quality for every pair of descriptor axes, from the insertions alone."""
+    k, bins = len(history.grid.tasks), history.grid.bins
+    maps = []
+    for task in range(k):
+        axes = history.grid.axes(task)
+        for x, y in itertools.combinations(range(k - 1), 2) if k > 2 else [(0, None)]:
+            best = np.full((bins if k > 2 else 1, bins), -1.0)
+            for insertion in history.insertions:
+                if insertion.task == task and history.clock[insertion.row] <= generation:
+                    spot = (0 if y is None else insertion.cell[y], insertion.cell[x])
+                    best[spot] = max(best[spot], history.scores[insertion.row, task])
+            maps.append((task, axes[x], None if y is None else axes[y], best))
+    return maps
+
+
+def drawn_maps(figure):
+    """The heat maps of a figure, as an array each; empty cells are -1."""
+    found = [(axes, mesh) for axes in figure.axes for mesh in axes.collections if axes.get_label() != "<colorbar>"]
+    return [(axes, np.ma.filled(mesh.get_array(), -1.0)) for axes, mesh in found]
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, pytest.param(5, marks=pytest.mark.exhaustive)])
+def test_archives_of_any_number_of_tasks_are_shown_as_pairs_of_axes(make_run, k):
+    history = load_history(make_run(tasks=(*TASKS, "ifeval")[:k], generations=10, bins=3))
+    tasks = history.grid.tasks
+    wanted = best_of_pairs(history, history.last_generation)
+    assert len(wanted) == k * max(math.comb(k - 1, 2), 1)
+    drawn = drawn_maps(plot_archives(history))
+    panels = archive_maps(history)
+    for (axes, values), panel, (task, x, y, best) in zip(drawn, panels, wanted, strict=True):
+        np.testing.assert_allclose(values, best)
+        assert axes.get_xlabel() == f"{tasks[x]} score"
+        assert axes.get_ylabel() == ("" if y is None else f"{tasks[y]} score")
+        assert (panel["task"], panel["horizontal"], panel["vertical"]) == (tasks[task], tasks[x], "" if y is None else tasks[y])
+        filled = np.array([bool(cell["fill"]) for cell in panel["cells"]]).reshape(best.shape)
+        np.testing.assert_array_equal(filled, best >= 0)
+
+    marks = milestones(history.last_generation, most=5)
+    small = drawn_maps(plot_archives_over_generations(history))
+    assert len(small) == len(marks) * len(wanted)
+    for column, mark in enumerate(marks):
+        for row, (_, _, _, best) in enumerate(best_of_pairs(history, mark)):
+            np.testing.assert_allclose(small[row * len(marks) + column][1], best)

@@ -46,6 +46,10 @@ def test_order_marks_and_missing_entries(tmp_path):
     markdown = table.markdown()
     assert "| Expert: b | – | **70.0** | – |" in markdown
     assert "| CycleQD | **50.0** | **70.0** | **60.0** |" in markdown
+    latex = table.latex()
+    assert r"Expert: b & -- & \textbf{70.0} & -- \\" in latex
+    assert r"CycleQD & \textbf{50.0} & \textbf{70.0} & \textbf{60.0} \\" in latex
+    assert "is bold" in latex
     rows = list(csv.DictReader(io.StringIO(table.csv())))
     assert {
         "method": "cycleqd",

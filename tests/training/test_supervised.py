@@ -54,6 +54,7 @@ def test_it_learns_and_reports(params, examples):
     assert [(stage, done, total) for stage, done, total, _ in seen] == [("x", 16, 40), ("x", 32, 40), ("x", 40, 40)]
     assert seen[-1][3]["loss"] == pytest.approx(metrics.losses[-1])
     assert metrics.tokens == sum(len(ids) for ids, _ in examples) * 10  # 640 draws are ten permutations of 64
+    assert metrics.attended == sum(sum(range(1, len(ids) + 1)) for ids, _ in examples) * 10
     assert not _same(new, params)
 
 

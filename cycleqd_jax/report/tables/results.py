@@ -13,12 +13,15 @@ import numpy as np
 
 from cycleqd_jax.report.history import load_grid
 from cycleqd_jax.report.read import load_items, load_results
+from cycleqd_jax.report.tables import formats
 from cycleqd_jax.statistics import Interval, difference, mean_interval, over_seeds
 from cycleqd_jax.types import InputError
 
 __all__ = ["AVERAGE", "SEARCHES", "ResultsTable", "method_label", "results_table"]
 
 AVERAGE = "average"
+"""The name of the column with the mean over tasks."""
+
 _SPLITS = ("test", "train")
 _LABELS = {
     "base": "Base model",
@@ -191,23 +194,32 @@ class ResultsTable:
 
     def markdown(self) -> str:
         """The table as GitHub-flavoured Markdown, one table per split, with the best of each column in bold."""
-        parts = []
+        return formats.markdown(self._sheets(), self.caption().replace("is marked", "is bold"))
+
+    def latex(self) -> str:
+        """The table as LaTeX with the package booktabs, one table per split, with the best of each column in bold."""
+        return formats.latex(self._sheets(), self.caption().replace("is marked", "is bold"))
+
+    def text(self, color: bool = False) -> str:
+        """The table for terminals, with a star at the best of each column.
+
+        Args:
+            color: whether to print the best in bold (ANSI) too.
+        """
+        return formats.text(self._sheets(), self.caption().replace("is marked", "has a star"), color=color)
+
+    def _sheets(self) -> list[formats.Sheet]:
+        """A table per split."""
+        sheets = []
         for split in self.splits:
             best, details = self.best(split), self.details(split)
-            names = ["method", *self.columns, *details]
-            lines = [
-                f"**{split}**",
-                "",
-                "| " + " | ".join(_markdown(name) for name in names) + " |",
-                "|---" + "|---:" * (len(names) - 1) + "|",
-            ]
+            rows = []
             for m, method in enumerate(self.methods):
-                cells = [self.cell(split, m, c) for c in range(len(self.columns))]
-                cells = [f"**{cell}**" if best[m, c] else cell for c, cell in enumerate(cells)]
-                cells += [column[m] for column in details.values()]
-                lines.append("| " + " | ".join([_markdown(method_label(method)), *cells]) + " |")
-            parts.append("\n".join(lines))
-        return "\n\n".join([*parts, self.caption().replace("is marked", "is bold")]) + "\n"
+                cells = [formats.Cell(self.cell(split, m, c), bool(best[m, c])) for c in range(len(self.columns))]
+                cells += [formats.Cell(column[m]) for column in details.values()]
+                rows.append((method_label(method), cells))
+            sheets.append(formats.Sheet(split, "method", [*self.columns, *details], rows, unmarked=len(details)))
+        return sheets
 
     def csv(self) -> str:
         """The table as tidy CSV, ``method,split,task,mean,std,runs,best,low,high``, with scores in [0, 1]."""
@@ -226,37 +238,6 @@ class ResultsTable:
                         writer.writerow(row)
         return out.getvalue()
 
-    def text(self, color: bool = False) -> str:
-        """The table for terminals, with a star at the best of each column.
-
-        Args:
-            color: whether to print the best in bold (ANSI) too.
-        """
-        names = [method_label(method) for method in self.methods]
-        first = max(map(len, ["method", *names]))
-        cells = {s: [[self.cell(s, m, c) for c in range(len(self.columns))] for m in range(len(names))] for s in self.splits}
-        widths = [
-            max(len(column), *(len(row[c]) for rows in cells.values() for row in rows), 4)
-            for c, column in enumerate(self.columns)
-        ]
-        lines = []
-        for split in self.splits:
-            best, details = self.best(split), self.details(split)
-            more = {column: max(map(len, [column, *shown])) for column, shown in details.items()}
-            head = "  ".join(f"{column:>{width}} " for column, width in zip(self.columns, widths, strict=True))
-            head += "".join(f"  {column:>{width}}" for column, width in more.items())
-            length = first + sum(widths) + 3 * len(widths) + sum(width + 2 for width in more.values())
-            lines += [f"{split:<{first}}  {head}".rstrip(), "─" * length]
-            for m, name in enumerate(names):
-                shown = []
-                for c, width in enumerate(widths):
-                    value = f"{cells[split][m][c]:>{width}}" + ("*" if best[m, c] else " ")
-                    shown.append(f"\x1b[1m{value}\x1b[0m" if color and best[m, c] else value)
-                shown += [f"{details[column][m]:>{width}}" for column, width in more.items()]
-                lines.append(f"{name:<{first}}  {'  '.join(shown)}".rstrip())
-            lines.append("")
-        return "\n".join([*lines, self.caption().replace("is marked", "has a star")]) + "\n"
-
 
 @functools.lru_cache(maxsize=4096)
 def _kept(compute: Callable[..., Interval], *scores: tuple[tuple[float, ...], ...]) -> Interval:
@@ -266,10 +247,6 @@ def _kept(compute: Callable[..., Interval], *scores: tuple[tuple[float, ...], ..
 
 def _interval_text(interval: Interval) -> str:
     return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _order(method: str) -> int:

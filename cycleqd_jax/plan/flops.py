@@ -1,0 +1,81 @@
+"""FLOPs of a model and of an expressed child, counted over whole arrays: one multiplication and one addition are two.
+
+Only matrix products count, and attention to the tokens that exist. Padding and masked columns do not count, so the figures are
+those of the computation, not of a program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
+from cycleqd_jax.models.llama import LlamaConfig, abstract_params
+from cycleqd_jax.operators import is_matrix
+from cycleqd_jax.types import tree_paths
+
+__all__ = ["UTILISATION", "ModelFlops", "attention_flops", "express_flops", "matrix_flops"]
+
+UTILISATION = {"train": 0.4, "evaluate": 0.1}
+"""Shares of a GPU's peak with which GPU-hours are extrapolated. Training: the 38 to 43 % that Llama 3 reached on H100 GPUs (The
+Llama 3 Herd of Models, table 4). Evaluation: an assumption; decoding is limited by the memory's bandwidth."""
+
+
+def matrix_flops(weights: int | float, tokens: int | float) -> int | float:
+    """Products of tokens with matrices.
+
+    Args:
+        weights: numbers of the matrices.
+        tokens: how many are multiplied with each.
+    """
+    return 2 * weights * tokens
+
+
+def attention_flops(model: LlamaConfig, pairs: int | float) -> int | float:
+    """Scores and weighted sums of attention, in all layers.
+
+    Args:
+        model: the model.
+        pairs: pairs of a token and a token that it attends to.
+    """
+    return 4 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlops:
+    """FLOPs of a model's forward pass. Training takes three times as many: the backward pass takes two forward passes.
+
+    Attributes:
+        layers: for each token that goes through the layers.
+        head: for each token whose logits are computed.
+        pair: for each pair of a token and a token that it attends to.
+    """
+
+    layers: int
+    head: int
+    pair: int
+
+    @classmethod
+    def of(cls, model: LlamaConfig) -> ModelFlops:
+        """The figures of a model."""
+        sizes = {path: math.prod(leaf.shape) for path, leaf in tree_paths(abstract_params(model)) if is_matrix(path, leaf)}
+        layers = sum(size for path, size in sizes.items() if path.startswith("layers/"))
+        head = sizes["embed_tokens" if model.tie_word_embeddings else "lm_head"]
+        return cls(int(matrix_flops(layers, 1)), int(matrix_flops(head, 1)), int(attention_flops(model, 1)))
+
+
+def express_flops(space: ExpertSpace | CoefficientSpace | DenseSpace) -> int:
+    """FLOPs of the weights of one child."""
+    if isinstance(space, DenseSpace):
+        return sum(leaf.size for leaf in jax.tree.leaves(space.base))
+    if isinstance(space, CoefficientSpace):
+        return express_flops(space.experts)
+    total = 0
+    for path, leaf in tree_paths(space.base):
+        held = [*space.experts.get(path, ()), *(update for update in space.updates.get(path, ()) if update is not None)]
+        bases = [of[path] for of in (space.bases, space.remainders) if path in of]
+        directions = sum(basis.u.shape[-2] * basis.u.shape[-1] for basis in bases)
+        total += int(matrix_flops(leaf.size, len(held) + directions))
+    return total

@@ -1,0 +1,102 @@
+"""The tables of costs: tokens, FLOPs and seconds of every row by stage, GPU-hours, and the search by generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cycleqd_jax.report.costs import PAPER_GPU_HOURS, STAGES, Cost, Costs
+from cycleqd_jax.report.metrics import milestones
+from cycleqd_jax.report.tables import formats
+from cycleqd_jax.report.tables.formats import Cell, Sheet
+from cycleqd_jax.report.tables.results import method_label
+
+__all__ = ["cost_caption", "cost_sheets", "costs_markdown"]
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+
+
+def costs_markdown(costs: Costs) -> str:
+    """All tables as GitHub-flavoured Markdown."""
+    return formats.markdown(cost_sheets(costs), cost_caption(costs))
+
+
+def cost_sheets(costs: Costs) -> list[Sheet]:
+    """The tables: GPU-hours, tokens, FLOPs and seconds of every row, and the generations between two milestones."""
+    sheets = [
+        _hours(costs),
+        _by_stage("Tokens", costs, lambda cost: _number(cost.tokens)),
+        _by_stage("FLOPs", costs, lambda cost: _number(cost.flops)),
+        _by_stage("Seconds", costs, lambda cost: _seconds(cost.seconds)),
+    ]
+    return [*sheets, _spans(costs)] if costs.generations else sheets
+
+
+def cost_caption(costs: Costs) -> str:
+    """What the numbers are."""
+    hours = "GPU-hours are unknown. "
+    if costs.gpu is not None:
+        shares = costs.gpu["utilisation"]
+        hours = (
+            f"GPU-hours are extrapolated, not measured: FLOPs / (peak × utilisation), with {_number(costs.gpu['peak'])}FLOP/s "
+            f"({costs.gpu['name']}) and a utilisation of {100 * shares['evaluate']:g} % in evaluations and "
+            f"{100 * shares['train']:g} % elsewhere. "
+        )
+    return (
+        f"{hours}They count this run's models, problems and generations. The paper states {PAPER_GPU_HOURS['cycleqd']:g} "
+        f"H100-hours for CycleQD and {PAPER_GPU_HOURS['finetune_all']:g} for fine-tuning on all data, with experts of 8 "
+        "billion parameters and 1200 generations. Tokens are those that went through the model's layers; tokens that are in "
+        "the cache already do not count. Stages: train is the training of every model that a row needs; express and evaluate "
+        "are the search; select is the evaluation of candidates for the final model; measure is the evaluation of the row "
+        "itself, which totals and GPU-hours leave out. Seconds of individuals evaluated at the same time are added up. "
+        "Decompositions of task vectors are not included; tables/basis.json has their seconds."
+    )
+
+
+def _hours(costs: Costs) -> Sheet:
+    rows = []
+    for method in costs.methods:
+        total, hours, paper = costs.total(method), costs.gpu_hours(method), PAPER_GPU_HOURS.get(method)
+        cells = [_number(total.tokens), _number(total.flops), _seconds(total.seconds)]
+        cells += ["–" if hours is None else f"{hours:.3g}", "–" if paper is None else f"{paper:g}"]
+        rows.append((method_label(method), [Cell(text) for text in cells]))
+    columns = ["tokens", "FLOPs", "seconds", "GPU-hours, extrapolated", "GPU-hours of the paper"]
+    return Sheet("Costs", "method", columns, rows, unmarked=len(columns))
+
+
+def _by_stage(name: str, costs: Costs, shown: Callable[[Cost], str]) -> Sheet:
+    rows = [
+        (method_label(method), [Cell(shown(stages[stage]) if stage in stages else "") for stage in STAGES])
+        for method, stages in costs.methods.items()
+    ]
+    return Sheet(name, "method", STAGES, rows, unmarked=len(STAGES))
+
+
+def _spans(costs: Costs) -> Sheet:
+    """A row for the experts, and one for the generations up to each milestone."""
+    marks = milestones(max(costs.generations))
+    rows, after = [], -2
+    for mark in marks:
+        within = [found for generation, found in costs.generations.items() if after < generation <= mark]
+        express, evaluate = (Cost.total(stages[stage] for _, stages in within) for stage in ("express", "evaluate"))
+        flops = Cost.total([express, evaluate]).flops
+        cells = [str(sum(count for count, _ in within)), _number(evaluate.tokens), _number(flops)]
+        cells += [_seconds(express.seconds), _seconds(evaluate.seconds)]
+        name = f"{after + 1} to {mark}" if after + 1 < mark else str(mark)
+        rows.append(("experts" if mark < 0 else name, [Cell(text) for text in cells]))
+        after = mark
+    columns = ["individuals", "tokens", "FLOPs", "express, seconds", "evaluate, seconds"]
+    return Sheet("Search by generation", "generations", columns, rows, unmarked=len(columns))
+
+
+def _number(value: float | None) -> str:
+    """A count with a prefix: ``"12.3 G"``; a dash if it is unknown."""
+    if value is None:
+        return "–"
+    power = 0
+    while value >= 999.5 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {_PREFIXES[power]}".rstrip()
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

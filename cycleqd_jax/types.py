@@ -234,8 +234,21 @@ class Searcher(Protocol):
 class SearchState(Protocol):
     """What the states of all searchers of this package offer to a run, beside being pytrees."""
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the best individual of the search by the average over all tasks."""
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks that the search holds, the experts included.
+
+        The final model is chosen among them. Each is there once; of equal averages the smallest id comes first. An individual
+        with a score of NaN is never there. The method does not work under ``jax.jit``.
+
+        Args:
+            count: the most individuals; fewer are returned where the search holds fewer.
+
+        Returns:
+            Genomes (leading axis ``individual``), scores ``[individual, K]`` and ids, from the highest average.
+
+        Raises:
+            InputError: ``count`` is below 1.
+        """
         ...
 
 

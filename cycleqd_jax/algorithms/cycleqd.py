@@ -12,7 +12,19 @@ import numpy as np
 from cycleqd_jax.algorithms.archive import Archives, expert_bounds
 from cycleqd_jax.algorithms.common import breed, check_children, check_experts, check_key, one_genome
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector
-from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, GenomeSpace, InputError, Int, Lineage, PRNGKeyArray
+from cycleqd_jax.types import (
+    AnyArray,
+    Array,
+    ArrayLeaf,
+    Float,
+    Genome,
+    GenomeSpace,
+    InputError,
+    Int,
+    Lineage,
+    PRNGKeyArray,
+    Scores,
+)
 
 __all__ = ["CycleQD", "CycleQDState"]
 
@@ -30,9 +42,9 @@ class CycleQDState(flax.struct.PyTreeNode):
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the elite with the highest average over all tasks, among all archives."""
-        return self.archives.best_on_average()
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        return self.archives.leading(count)
 
 
 class CycleQD(flax.struct.PyTreeNode):

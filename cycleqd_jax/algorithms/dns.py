@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from qdax.core.containers.ga_repertoire import GARepertoire
 
 from cycleqd_jax.algorithms.common import breed_without_task, check_children, check_experts, check_key, mean_scores, one_genome
+from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import DistinctSelector, UniformSelector, extra_scores
 from cycleqd_jax.types import (
     AnyArray,
@@ -27,6 +28,7 @@ from cycleqd_jax.types import (
     Int,
     Lineage,
     PRNGKeyArray,
+    Scores,
 )
 
 __all__ = ["DominatedNovelty", "DominatedNoveltyState", "dominated_novelty"]
@@ -70,12 +72,11 @@ class DominatedNoveltyState(flax.struct.PyTreeNode):
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the member of the highest average; among equals, the one of the smallest id."""
-        extra, fitness = extra_scores(self.repertoire), self.repertoire.fitnesses[:, 0]
-        leading = fitness == jnp.max(fitness)
-        member = jnp.argmin(jnp.where(leading, extra["id"], jnp.iinfo(jnp.int32).max))
-        return jax.tree.map(lambda x: x[member], (self.repertoire.genotypes, extra["scores"], extra["id"]))
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        extra = extra_scores(self.repertoire)
+        held = self.repertoire.fitnesses[:, 0] > -jnp.inf
+        return leading_of(self.repertoire.genotypes, extra["scores"], extra["id"], held, count)
 
 
 class DominatedNovelty(flax.struct.PyTreeNode):

@@ -21,6 +21,7 @@ from cycleqd_jax.algorithms.common import (
     mean_scores,
     one_genome,
 )
+from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector, extra_scores
 from cycleqd_jax.types import (
     MAX_CELLS,
@@ -34,6 +35,7 @@ from cycleqd_jax.types import (
     Int,
     Lineage,
     PRNGKeyArray,
+    Scores,
 )
 
 __all__ = ["PlainQD", "PlainQDState"]
@@ -55,11 +57,11 @@ class PlainQDState(flax.struct.PyTreeNode):
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the elite of the highest quality, which is the average over all tasks."""
-        cell = jnp.argmax(self.repertoire.fitnesses[:, 0])
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         extra = extra_scores(self.repertoire)
-        return jax.tree.map(lambda x: x[cell], (self.repertoire.genotypes, extra["scores"], extra["id"]))
+        held = self.repertoire.fitnesses[:, 0] > -jnp.inf
+        return leading_of(self.repertoire.genotypes, extra["scores"], extra["id"], held, count)
 
 
 class PlainQD(flax.struct.PyTreeNode):

@@ -67,17 +67,19 @@ class CMAES(flax.struct.PyTreeNode):
     sigma: float = flax.struct.field(pytree_node=False, default=0.2)
     leaders: int = flax.struct.field(pytree_node=False, default=16)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> CMAESState:
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> CMAESState:
         """The distribution around the uniform merge; the experts are the leading individuals so far.
 
         Args:
             genomes: the experts, leading axis ``batch``.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Raises:
             InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, a population below 4, or a step size
                 that is not positive.
         """
+        del items
         if self.population < _SMALLEST or not 0 < self.sigma < np.inf:
             raise InputError(
                 f"expected a population of at least {_SMALLEST} and a positive sigma, got {self.population} and {self.sigma} "
@@ -124,7 +126,9 @@ class CMAES(flax.struct.PyTreeNode):
         lineage = coefficient_lineage(key, coefficients)
         return with_coefficients(state.leaders.genomes, coefficients), lineage, state.replace(distribution=distribution)
 
-    def tell(self, state: CMAESState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> CMAESState:
+    def tell(
+        self, state: CMAESState, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> CMAESState:
         """Moves the distribution towards the better children.
 
         Args:
@@ -132,11 +136,12 @@ class CMAES(flax.struct.PyTreeNode):
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which has the worst rank.
             lineage: unused.
+            items: unused.
 
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
+        del lineage, items
         table = check_children(genomes, scores, state.leaders.scores.shape[1], "CMAES")
         return self._tell(state, genomes, table)
 

@@ -171,17 +171,19 @@ class NSGA2(flax.struct.PyTreeNode):
     eta_mutation: float = flax.struct.field(pytree_node=False, default=20.0)
     leaders: int = flax.struct.field(pytree_node=False, default=16)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> NSGA2State:
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> NSGA2State:
         """The experts are the first members.
 
         Args:
             genomes: the experts, leading axis ``batch``.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Raises:
             InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, an empty range, negative indices,
                 or a population that is smaller than the number of experts.
         """
+        del items
         check_box(self.low, self.high, "NSGA2")
         coefficients_of(genomes, "NSGA2")
         table = check_experts(genomes, scores, "NSGA2")
@@ -237,7 +239,9 @@ class NSGA2(flax.struct.PyTreeNode):
         lineage = coefficient_lineage(key, coefficients)._replace(parents=parents)
         return with_coefficients(state.leaders.genomes, coefficients), lineage, state
 
-    def tell(self, state: NSGA2State, genomes: Genome, scores: AnyArray, lineage: Lineage) -> NSGA2State:
+    def tell(
+        self, state: NSGA2State, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> NSGA2State:
         """Keeps the best fronts of members and children, and of the last of them the least crowded.
 
         Args:
@@ -245,11 +249,12 @@ class NSGA2(flax.struct.PyTreeNode):
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id but does not enter.
             lineage: unused.
+            items: unused.
 
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
+        del lineage, items
         return _survive(state, genomes, check_children(genomes, scores, state.leaders.scores.shape[1], "NSGA2"))
 
 

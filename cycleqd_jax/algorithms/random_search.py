@@ -55,16 +55,18 @@ class RandomSearch(flax.struct.PyTreeNode):
     high: float = flax.struct.field(pytree_node=False, default=1.0)
     leaders: int = flax.struct.field(pytree_node=False, default=16)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> RandomSearchState:
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> RandomSearchState:
         """The experts are the leading individuals so far.
 
         Args:
             genomes: the experts, leading axis ``batch``.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Raises:
             InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, or an empty range.
         """
+        del items
         check_box(self.low, self.high, "RandomSearch")
         coefficients_of(genomes, "RandomSearch")
         table = check_experts(genomes, scores, "RandomSearch")
@@ -95,7 +97,9 @@ class RandomSearch(flax.struct.PyTreeNode):
         coefficients = jax.vmap(child)(jnp.arange(n))
         return with_coefficients(state.leaders.genomes, coefficients), coefficient_lineage(key, coefficients), state
 
-    def tell(self, state: RandomSearchState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> RandomSearchState:
+    def tell(
+        self, state: RandomSearchState, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> RandomSearchState:
         """Keeps the leading individuals.
 
         Args:
@@ -103,11 +107,12 @@ class RandomSearch(flax.struct.PyTreeNode):
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id and nothing else.
             lineage: unused.
+            items: unused.
 
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
+        del lineage, items
         return _update(state, genomes, check_children(genomes, scores, state.leaders.scores.shape[1], "RandomSearch"))
 
 

@@ -17,6 +17,7 @@ _METHODS = {
     "step": ("cmaes",),
     "population": ("nsga2", "dns"),
     "neighbours": ("dns",),
+    "descriptors": ("dns",),
     "selection": ("cycleqd", "qd"),
     "alpha_low": ("cycleqd", "qd"),
     "alpha_high": ("cycleqd", "qd"),

@@ -202,6 +202,8 @@ class SearchConfig:
         step: first step size σ of CMA-ES.
         population: number of members (``nsga2``, ``dns``).
         neighbours: number of fitter neighbours that ``dns`` averages the distance over.
+        descriptors: what ``dns`` measures distances between: ``items`` (the scores of all train problems) or ``scores`` (the
+            scores of the tasks).
     """
 
     generations: int = field(60, minimum=1)
@@ -223,6 +225,7 @@ class SearchConfig:
     step: float = field(0.2, above=0)
     population: int = field(32, minimum=2)
     neighbours: int = field(3, minimum=1)
+    descriptors: Literal["items", "scores"] = "items"
 
     @property
     def coefficients(self) -> bool:

@@ -195,7 +195,9 @@ class Evolution:
             return NSGA2(options.population, options.low, options.high, leaders=leaders)
         space = self.ensure_space()
         if options.method == "dns":
-            return DominatedNovelty(space, options.population, options.neighbours, options.mu, options.sigma)
+            return DominatedNovelty(
+                space, options.population, options.descriptors, options.neighbours, options.mu, options.sigma
+            )
         elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
         bounds = options.bounds
         return (CycleQD if options.method == "cycleqd" else PlainQD)(

@@ -167,7 +167,7 @@ def test_the_rows_of_other_searches(tmp_path):
         "cycleqd": "CycleQD",
     }
     shuffled = ("cmaes_selected", "cmaes", "qd_soup", "qd_selected", "random", "cycleqd", "cmaes_soup", "base")
-    table = results_table(write(tmp_path / "run", dict.fromkeys(shuffled, {"test": {"a": 0.5, "b": 0.5}})))
+    table = results_table(write(tmp_path / "run", {name: {"test": {"a": 0.5, "b": 0.5}} for name in shuffled}))
     assert table.methods == tuple(labels)
     assert [method_label(name) for name in table.methods] == list(labels.values())
     assert table.reference == len(table.methods) - 1

@@ -3,6 +3,7 @@
 from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
 from cycleqd_jax.plan.estimate import Stage, estimate
+from cycleqd_jax.plan.evaluations import Evaluations, evaluations_of
 from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, configured_mesh, fits, peak_stage
 from cycleqd_jax.plan.shapes import base_shape
 from cycleqd_jax.plan.summary import as_text, summary
@@ -13,6 +14,7 @@ __all__ = [
     "USABLE_MEMORY",
     "Collective",
     "Device",
+    "Evaluations",
     "Program",
     "Stage",
     "Workload",
@@ -23,6 +25,7 @@ __all__ = [
     "compile_programs",
     "configured_mesh",
     "estimate",
+    "evaluations_of",
     "fits",
     "peak_stage",
     "summary",

@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", type=int, default=20, help="random splits (20)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (0)")
     parser.add_argument("--json", type=Path, help="where the result is written")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # overrides may follow options
     config = cq.load_config(args.config, args.overrides)
     sizes = [f"tasks.{i}.validation_size={args.pool}" for i in range(len(config.tasks))]
     output = args.output or f"runs/{config.name}-honesty"

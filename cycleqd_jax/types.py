@@ -31,6 +31,7 @@ __all__ = [
     "GenomeSpace",
     "InputError",
     "Int",
+    "Items",
     "Lineage",
     "LowRank",
     "Message",
@@ -120,6 +121,10 @@ Genome = PyTree[AnyArray]
 
 Scores = Float[AnyArray, "batch task"]
 """``scores[b, k]`` is f_k of individual b, in [0, 1]. A row with NaN is a quarantined individual: it could not be evaluated."""
+
+Items = Float[AnyArray, "batch item"]
+"""``items[b, i]`` is the score of individual b on problem i, in [0, 1]: the problems of the first task, then those of the
+second, and so on. A row of NaN is a quarantined individual."""
 
 Split = Literal["train", "validation", "test"]
 """The search uses the ``train`` problems only. The final model is chosen on the ``validation`` problems. The reported scores
@@ -217,16 +222,19 @@ class Searcher(Protocol):
     search that is resumed from a checkpoint relies on it. The search calls ``init`` once, then ``ask`` and ``tell`` in turn.
     """
 
-    def init(self, genomes: Genome, scores: Scores) -> Any:
-        """The first state, from the genomes (leading axis ``batch``) and scores of the initial individuals."""
+    def init(self, genomes: Genome, scores: Scores, items: Items | None = None) -> Any:
+        """The first state, from the genomes (leading axis ``batch``), scores and items of the initial individuals."""
         ...
 
     def ask(self, state: Any, key: PRNGKeyArray, n: int) -> tuple[Genome, Lineage, Any]:
         """Makes ``n`` children: their genomes (leading axis ``n``), their lineage and the new state; the key is consumed."""
         ...
 
-    def tell(self, state: Any, genomes: Genome, scores: Scores, lineage: Lineage) -> Any:
-        """The new state, from the scores of all children of the last ``ask``; rows with NaN must not count as scores."""
+    def tell(self, state: Any, genomes: Genome, scores: Scores, lineage: Lineage, items: Items | None = None) -> Any:
+        """The new state, from the scores of all children of the last ``ask``; rows with NaN must not count as scores.
+
+        The search loop always passes ``items``. Callers without scores of single problems leave it out.
+        """
         ...
 
 
@@ -234,8 +242,21 @@ class Searcher(Protocol):
 class SearchState(Protocol):
     """What the states of all searchers of this package offer to a run, beside being pytrees."""
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the best individual of the search by the average over all tasks."""
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks that the search holds, the experts included.
+
+        The final model is chosen among them. Each is there once; of equal averages the smallest id comes first. An individual
+        with a score of NaN is never there. The method does not work under ``jax.jit``.
+
+        Args:
+            count: the most individuals; fewer are returned where the search holds fewer.
+
+        Returns:
+            Genomes (leading axis ``individual``), scores ``[individual, K]`` and ids, from the highest average.
+
+        Raises:
+            InputError: ``count`` is below 1.
+        """
         ...
 
 

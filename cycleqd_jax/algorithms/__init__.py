@@ -5,6 +5,7 @@ from cycleqd_jax.algorithms.archive import Archives
 from cycleqd_jax.algorithms.cmaes import CMAES, CMAESState
 from cycleqd_jax.algorithms.cycleqd import CycleQD, CycleQDState
 from cycleqd_jax.algorithms.dns import DominatedNovelty, DominatedNoveltyState
+from cycleqd_jax.algorithms.leaders import Leaders
 from cycleqd_jax.algorithms.nsga2 import NSGA2, NSGA2State
 from cycleqd_jax.algorithms.plain_qd import PlainQD, PlainQDState
 from cycleqd_jax.algorithms.random_search import RandomSearch, RandomSearchState
@@ -22,6 +23,7 @@ __all__ = [
     "DominatedNovelty",
     "DominatedNoveltyState",
     "EliteSelector",
+    "Leaders",
     "NSGA2State",
     "PlainQD",
     "PlainQDState",

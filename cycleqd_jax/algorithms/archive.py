@@ -16,6 +16,7 @@ import numpy as np
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
 
 from cycleqd_jax.algorithms.common import default_promotion
+from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores
 
@@ -230,27 +231,12 @@ class Archives(flax.struct.PyTreeNode):
         rows = jnp.arange(self.num_tasks)
         return jax.tree.map(lambda x: x[rows, cells], (self.repertoires.genotypes, self.scores, self.ids))
 
-    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " elite"]]:
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
         """The elites of the highest averages over all tasks, from all archives, each individual once.
 
-        Of equal averages the elite of the first archive and cell comes first, so the first one is that of
-        :meth:`best_on_average`. This method does not work under ``jax.jit``.
+        See :func:`~cycleqd_jax.algorithms.leaders.leading_of`.
 
         Args:
-            count: most elites; fewer are returned where the archives hold fewer.
-
-        Returns:
-            Genomes (leading axis ``elite``), scores ``[elite, K]`` and ids ``[elite]``, from the highest average.
+            count: the most elites; fewer are returned where the archives hold fewer.
         """
-        means = np.asarray(jnp.where(self.occupied(), jnp.mean(self.scores, axis=-1), -jnp.inf)).ravel()
-        ids, places = np.asarray(self.ids).ravel(), {}
-        for place in np.argsort(-means, kind="stable")[: np.isfinite(means).sum()].tolist():
-            places.setdefault(int(ids[place]), place)
-        rows, cells = np.unravel_index([*places.values()][:count], self.ids.shape)
-        return jax.tree.map(lambda x: x[rows, cells], (self.repertoires.genotypes, self.scores, self.ids))
-
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the elite with the highest average over all tasks, among all archives."""
-        means = jnp.where(self.occupied(), jnp.mean(self.scores, axis=-1), -jnp.inf)
-        place = jnp.unravel_index(jnp.argmax(means), means.shape)
-        return jax.tree.map(lambda x: x[place], (self.repertoires.genotypes, self.scores, self.ids))
+        return leading_of(self.repertoires.genotypes, self.scores, self.ids, self.occupied(), count)

@@ -12,7 +12,6 @@ import numpy as np
 from evosax.algorithms import CMA_ES
 
 from cycleqd_jax.algorithms.common import (
-    Best,
     check_children,
     check_experts,
     check_key,
@@ -23,7 +22,8 @@ from cycleqd_jax.algorithms.common import (
     one_genome,
     with_coefficients,
 )
-from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, InputError, Int, Lineage, PRNGKeyArray
+from cycleqd_jax.algorithms.leaders import Leaders
+from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, InputError, Int, Lineage, PRNGKeyArray, Scores
 
 __all__ = ["CMAES", "CMAESState"]
 
@@ -36,19 +36,19 @@ class CMAESState(flax.struct.PyTreeNode):
 
     Attributes:
         distribution: evosax' state: mean, step size, covariance and evolution paths of the coefficients.
-        best: the best individual so far.
+        leaders: the individuals of the highest averages so far.
         generation: number of calls of ``tell``, int32.
         next_id: id of the next individual that ``tell`` gets, int32.
     """
 
     distribution: Any
-    best: Best
+    leaders: Leaders
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the individual of the highest average over all tasks."""
-        return self.best.genome, self.best.scores, self.best.id
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        return self.leaders.leading(count)
 
 
 class CMAES(flax.struct.PyTreeNode):
@@ -60,22 +60,26 @@ class CMAES(flax.struct.PyTreeNode):
     Attributes:
         population: children per generation λ, at least 4; 4 + 3 ln(G K) is the usual number.
         sigma: first step size σ of the coefficients.
+        leaders: how many individuals of the highest averages the state keeps.
     """
 
     population: int = flax.struct.field(pytree_node=False, default=8)
     sigma: float = flax.struct.field(pytree_node=False, default=0.2)
+    leaders: int = flax.struct.field(pytree_node=False, default=16)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> CMAESState:
-        """The distribution around the uniform merge; the best expert is the best individual so far.
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> CMAESState:
+        """The distribution around the uniform merge; the experts are the leading individuals so far.
 
         Args:
             genomes: the experts, leading axis ``batch``.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Raises:
             InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, a population below 4, or a step size
                 that is not positive.
         """
+        del items
         if self.population < _SMALLEST or not 0 < self.sigma < np.inf:
             raise InputError(
                 f"expected a population of at least {_SMALLEST} and a positive sigma, got {self.population} and {self.sigma} "
@@ -83,13 +87,13 @@ class CMAES(flax.struct.PyTreeNode):
             )
         shape = coefficients_of(genomes, "CMAES").shape[1:]
         table = check_experts(genomes, scores, "CMAES")
-        best = Best.nobody(one_genome(genomes), table.shape[1])
+        leaders = Leaders.nobody(one_genome(genomes), table.shape[1], self.leaders)
         start = jnp.full(shape[0] * shape[1], 1 / shape[1], jnp.float32)
         with default_promotion():
             algorithm, options = _algorithm(self.population, start.size), _options(self.population, start.size, self.sigma)
             distribution = algorithm.init(jax.random.key(0), start, options)
         distribution = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), distribution)
-        state = CMAESState(distribution, best, jnp.int32(-1), jnp.int32(0))
+        state = CMAESState(distribution, leaders, jnp.int32(-1), jnp.int32(0))
         return _count(state, genomes, jnp.asarray(table), distribution)
 
     @functools.partial(jax.jit, static_argnames="n")
@@ -118,11 +122,13 @@ class CMAES(flax.struct.PyTreeNode):
             sampled, distribution = _algorithm(self.population, size).ask(
                 key, state.distribution, _options(self.population, size, self.sigma)
             )
-        coefficients = sampled[:n].reshape(n, *jax.tree.leaves(state.best.genome)[0].shape)
+        coefficients = sampled[:n].reshape(n, *jax.tree.leaves(state.leaders.genomes)[0].shape[1:])
         lineage = coefficient_lineage(key, coefficients)
-        return with_coefficients(state.best.genome, coefficients), lineage, state.replace(distribution=distribution)
+        return with_coefficients(state.leaders.genomes, coefficients), lineage, state.replace(distribution=distribution)
 
-    def tell(self, state: CMAESState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> CMAESState:
+    def tell(
+        self, state: CMAESState, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> CMAESState:
         """Moves the distribution towards the better children.
 
         Args:
@@ -130,12 +136,13 @@ class CMAES(flax.struct.PyTreeNode):
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which has the worst rank.
             lineage: unused.
+            items: unused.
 
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
-        table = check_children(genomes, scores, state.best.scores.shape[0], "CMAES")
+        del lineage, items
+        table = check_children(genomes, scores, state.leaders.scores.shape[1], "CMAES")
         return self._tell(state, genomes, table)
 
     @jax.jit
@@ -168,5 +175,5 @@ def _options(population: int, size: int, sigma: float) -> Any:
 
 def _count(state: CMAESState, genomes: Genome, scores: Float[Array, "batch task"], distribution: Any) -> CMAESState:
     ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
-    best = state.best.update(genomes, scores, ids)
-    return CMAESState(distribution, best, state.generation + 1, state.next_id + scores.shape[0])
+    leaders = state.leaders.update(genomes, scores, ids)
+    return CMAESState(distribution, leaders, state.generation + 1, state.next_id + scores.shape[0])

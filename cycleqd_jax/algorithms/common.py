@@ -1,4 +1,4 @@
-"""What several searchers share: how children are bred, the best individual so far, and checks of arguments."""
+"""What several searchers share: how children are bred, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,6 @@ from cycleqd_jax.operators.crossover import crossover_weights
 from cycleqd_jax.types import (
     AnyArray,
     Array,
-    ArrayLeaf,
     Float,
     Genome,
     GenomeSpace,
@@ -28,7 +26,6 @@ from cycleqd_jax.types import (
 )
 
 __all__ = [
-    "Best",
     "breed",
     "breed_without_task",
     "check_box",
@@ -126,34 +123,6 @@ def coefficient_lineage(key: PRNGKeyArray, coefficients: Float[Array, "batch g k
     keys = jax.vmap(lambda j: jax.random.key_data(jax.random.fold_in(key, j)))(jnp.arange(n))
     nobody = jnp.full((n, 2), -1, jnp.int32)
     return Lineage(nobody, nobody[:, 0], keys, jnp.zeros((n, 2), jnp.float32), coefficients)
-
-
-class Best(flax.struct.PyTreeNode):
-    """The individual of the highest average over all tasks; among equals, the one of the smallest id.
-
-    Attributes:
-        genome: its genome.
-        scores: its scores, ``[K]``; −inf before there is one.
-        id: its id; −1 before there is one.
-    """
-
-    genome: Genome
-    scores: Float[ArrayLeaf, "*batch task"]
-    id: Int[ArrayLeaf, "*batch"]
-
-    @classmethod
-    def nobody(cls, genome: Genome, tasks: int) -> Best:
-        """No individual yet; ``genome`` gives shapes and dtypes."""
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), genome)
-        return cls(zeros, jnp.full(tasks, -jnp.inf, jnp.float32), jnp.int32(-1))
-
-    def update(self, genomes: Genome, scores: Float[Array, "batch task"], ids: Int[Array, " batch"]) -> Best:
-        """The best of this one and a batch, whose rows with NaN or infinity do not count."""
-        means = mean_scores(scores)
-        j = jnp.argmax(means)  # the first of equals
-        better = means[j] > jnp.mean(self.scores)
-        new = Best(jax.tree.map(lambda leaf: leaf[j], genomes), scores[j], ids[j])
-        return jax.tree.map(lambda x, y: jnp.where(better, x, y), new, self)
 
 
 def mean_scores(scores: Float[Array, "batch task"]) -> Float[Array, " batch"]:

@@ -12,7 +12,19 @@ import numpy as np
 from cycleqd_jax.algorithms.archive import Archives, expert_bounds
 from cycleqd_jax.algorithms.common import breed, check_children, check_experts, check_key, one_genome
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector
-from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, GenomeSpace, InputError, Int, Lineage, PRNGKeyArray
+from cycleqd_jax.types import (
+    AnyArray,
+    Array,
+    ArrayLeaf,
+    Float,
+    Genome,
+    GenomeSpace,
+    InputError,
+    Int,
+    Lineage,
+    PRNGKeyArray,
+    Scores,
+)
 
 __all__ = ["CycleQD", "CycleQDState"]
 
@@ -30,9 +42,9 @@ class CycleQDState(flax.struct.PyTreeNode):
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the elite with the highest average over all tasks, among all archives."""
-        return self.archives.best_on_average()
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        return self.archives.leading(count)
 
 
 class CycleQD(flax.struct.PyTreeNode):
@@ -71,12 +83,13 @@ class CycleQD(flax.struct.PyTreeNode):
     selector: DistinctSelector = flax.struct.field(pytree_node=False, default=EliteSelector())
     bounds: tuple[tuple[float, float], ...] | None = flax.struct.field(pytree_node=False, default=None)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> CycleQDState:
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> CycleQDState:
         """Inserts the experts into every archive.
 
         Args:
             genomes: the experts, leading axis ``batch``; expert k is the one of task k, more may follow.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Returns:
             The first state.
@@ -85,6 +98,7 @@ class CycleQD(flax.struct.PyTreeNode):
             InputError: there are fewer than two tasks, fewer experts than tasks, not one row of scores for each genome, scores
                 that are not finite, or bounds for another number of tasks.
         """
+        del items
         table = check_experts(genomes, scores, "CycleQD")
         bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
         if self.bounds is not None and not isinstance(self.bounds, tuple):
@@ -132,7 +146,9 @@ class CycleQD(flax.struct.PyTreeNode):
         )
         return genomes, lineage, state
 
-    def tell(self, state: CycleQDState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> CycleQDState:
+    def tell(
+        self, state: CycleQDState, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> CycleQDState:
         """Offers the children to every archive and makes the next task's archive active.
 
         Args:
@@ -140,6 +156,7 @@ class CycleQD(flax.struct.PyTreeNode):
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id but enters no archive.
             lineage: the lineage that ``ask`` returned; CycleQD does not use it.
+            items: unused.
 
         Returns:
             The new state.
@@ -147,7 +164,7 @@ class CycleQD(flax.struct.PyTreeNode):
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
+        del lineage, items
         return _insert(state, genomes, check_children(genomes, scores, state.archives.num_tasks, "CycleQD"))
 
 

@@ -19,7 +19,6 @@ from qdax.core.containers.nsga2_repertoire import NSGA2Repertoire
 from qdax.utils.pareto_front import compute_masked_pareto_front
 
 from cycleqd_jax.algorithms.common import (
-    Best,
     check_box,
     check_children,
     check_experts,
@@ -31,8 +30,9 @@ from cycleqd_jax.algorithms.common import (
     one_genome,
     with_coefficients,
 )
+from cycleqd_jax.algorithms.leaders import Leaders
 from cycleqd_jax.algorithms.selection import extra_scores
-from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, InputError, Int, Lineage, PRNGKeyArray
+from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, InputError, Int, Lineage, PRNGKeyArray, Scores
 
 __all__ = ["NSGA2", "NSGA2State", "crowding_distances", "front_ranks"]
 
@@ -133,19 +133,19 @@ class NSGA2State(flax.struct.PyTreeNode):
     Attributes:
         repertoire: the population, a QDax repertoire: ``fitnesses`` ``[member, K]`` are the scores (−inf for a missing member),
             ``extra_scores`` has ``id``.
-        best: the best individual so far, by the average over the tasks.
+        leaders: the individuals of the highest averages so far; a member of a front may not be among them.
         generation: number of calls of ``tell``, int32.
         next_id: id of the next individual that ``tell`` gets, int32.
     """
 
     repertoire: NSGA2Repertoire
-    best: Best
+    leaders: Leaders
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the individual of the highest average over all tasks."""
-        return self.best.genome, self.best.scores, self.best.id
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        return self.leaders.leading(count)
 
 
 class NSGA2(flax.struct.PyTreeNode):
@@ -161,6 +161,7 @@ class NSGA2(flax.struct.PyTreeNode):
         high: largest coefficient.
         eta_crossover: distribution index of the crossover; a larger one keeps children closer to their parents.
         eta_mutation: distribution index of the mutation; a larger one makes smaller changes.
+        leaders: how many individuals of the highest averages the state keeps.
     """
 
     population: int = flax.struct.field(pytree_node=False, default=32)
@@ -168,18 +169,21 @@ class NSGA2(flax.struct.PyTreeNode):
     high: float = flax.struct.field(pytree_node=False, default=1.0)
     eta_crossover: float = flax.struct.field(pytree_node=False, default=15.0)
     eta_mutation: float = flax.struct.field(pytree_node=False, default=20.0)
+    leaders: int = flax.struct.field(pytree_node=False, default=16)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> NSGA2State:
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> NSGA2State:
         """The experts are the first members.
 
         Args:
             genomes: the experts, leading axis ``batch``.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Raises:
             InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, an empty range, negative indices,
                 or a population that is smaller than the number of experts.
         """
+        del items
         check_box(self.low, self.high, "NSGA2")
         coefficients_of(genomes, "NSGA2")
         table = check_experts(genomes, scores, "NSGA2")
@@ -195,7 +199,7 @@ class NSGA2(flax.struct.PyTreeNode):
             extra_scores={"id": jnp.full(size, -1, jnp.int32)},
             keys_extra_scores=("id",),
         )
-        state = NSGA2State(repertoire, Best.nobody(one, table.shape[1]), jnp.int32(-1), jnp.int32(0))
+        state = NSGA2State(repertoire, Leaders.nobody(one, table.shape[1], self.leaders), jnp.int32(-1), jnp.int32(0))
         return _survive(state, genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")
@@ -233,9 +237,11 @@ class NSGA2(flax.struct.PyTreeNode):
 
         coefficients, parents = jax.lax.map(child, jnp.arange(n))
         lineage = coefficient_lineage(key, coefficients)._replace(parents=parents)
-        return with_coefficients(state.best.genome, coefficients), lineage, state
+        return with_coefficients(state.leaders.genomes, coefficients), lineage, state
 
-    def tell(self, state: NSGA2State, genomes: Genome, scores: AnyArray, lineage: Lineage) -> NSGA2State:
+    def tell(
+        self, state: NSGA2State, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> NSGA2State:
         """Keeps the best fronts of members and children, and of the last of them the least crowded.
 
         Args:
@@ -243,12 +249,13 @@ class NSGA2(flax.struct.PyTreeNode):
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id but does not enter.
             lineage: unused.
+            items: unused.
 
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
-        return _survive(state, genomes, check_children(genomes, scores, state.best.scores.shape[0], "NSGA2"))
+        del lineage, items
+        return _survive(state, genomes, check_children(genomes, scores, state.leaders.scores.shape[1], "NSGA2"))
 
 
 def _order(objectives: Float[Array, "batch task"]) -> Int[Array, " batch"]:
@@ -272,7 +279,7 @@ def _survive(state: NSGA2State, genomes: Genome, scores: Float[Array, "batch tas
     genotypes, fitnesses, kept_ids = jax.tree.map(lambda x: x[kept], everyone)
     return NSGA2State(
         repertoire=old.replace(genotypes=genotypes, fitnesses=fitnesses, extra_scores={"id": kept_ids}),
-        best=state.best.update(genomes, scores, ids),
+        leaders=state.leaders.update(genomes, scores, ids),
         generation=state.generation + 1,
         next_id=state.next_id + scores.shape[0],
     )

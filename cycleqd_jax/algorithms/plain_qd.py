@@ -21,6 +21,7 @@ from cycleqd_jax.algorithms.common import (
     mean_scores,
     one_genome,
 )
+from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector, extra_scores
 from cycleqd_jax.types import (
     MAX_CELLS,
@@ -34,6 +35,7 @@ from cycleqd_jax.types import (
     Int,
     Lineage,
     PRNGKeyArray,
+    Scores,
 )
 
 __all__ = ["PlainQD", "PlainQDState"]
@@ -55,11 +57,11 @@ class PlainQDState(flax.struct.PyTreeNode):
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the elite of the highest quality, which is the average over all tasks."""
-        cell = jnp.argmax(self.repertoire.fitnesses[:, 0])
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         extra = extra_scores(self.repertoire)
-        return jax.tree.map(lambda x: x[cell], (self.repertoire.genotypes, extra["scores"], extra["id"]))
+        held = self.repertoire.fitnesses[:, 0] > -jnp.inf
+        return leading_of(self.repertoire.genotypes, extra["scores"], extra["id"], held, count)
 
 
 class PlainQD(flax.struct.PyTreeNode):
@@ -90,16 +92,18 @@ class PlainQD(flax.struct.PyTreeNode):
     selector: DistinctSelector = flax.struct.field(pytree_node=False, default=EliteSelector())
     bounds: tuple[tuple[float, float], ...] | None = flax.struct.field(pytree_node=False, default=None)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> PlainQDState:
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> PlainQDState:
         """Inserts the experts into the archive.
 
         Args:
             genomes: the experts, leading axis ``batch``.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Raises:
             InputError: see :meth:`CycleQD.init`; also for an archive of more than ``MAX_CELLS`` cells.
         """
+        del items
         table = check_experts(genomes, scores, "PlainQD")
         tasks = table.shape[1]
         bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
@@ -140,7 +144,9 @@ class PlainQD(flax.struct.PyTreeNode):
         genomes, lineage = breed_without_task(self.space, self.selector, state.repertoire, key, n, self.mu, self.sigma)
         return genomes, lineage, state
 
-    def tell(self, state: PlainQDState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> PlainQDState:
+    def tell(
+        self, state: PlainQDState, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> PlainQDState:
         """Offers the children to the archive.
 
         Args:
@@ -148,11 +154,12 @@ class PlainQD(flax.struct.PyTreeNode):
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id but does not enter.
             lineage: unused.
+            items: unused.
 
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
+        del lineage, items
         return _insert(state, genomes, check_children(genomes, scores, state.edges.shape[0], "PlainQD"))
 
 

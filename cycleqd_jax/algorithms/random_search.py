@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.algorithms.common import (
-    Best,
     check_box,
     check_children,
     check_experts,
@@ -19,7 +18,8 @@ from cycleqd_jax.algorithms.common import (
     one_genome,
     with_coefficients,
 )
-from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, Int, Lineage, PRNGKeyArray
+from cycleqd_jax.algorithms.leaders import Leaders
+from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, Int, Lineage, PRNGKeyArray, Scores
 
 __all__ = ["RandomSearch", "RandomSearchState"]
 
@@ -28,18 +28,18 @@ class RandomSearchState(flax.struct.PyTreeNode):
     """The whole state of a random search, as one pytree that can be checkpointed.
 
     Attributes:
-        best: the best individual so far.
+        leaders: the individuals of the highest averages so far.
         generation: number of calls of ``tell``, int32.
         next_id: id of the next individual that ``tell`` gets, int32.
     """
 
-    best: Best
+    leaders: Leaders
     generation: Int[ArrayLeaf, "*batch"]
     next_id: Int[ArrayLeaf, "*batch"]
 
-    def best_on_average(self) -> tuple[Genome, Float[Array, " task"], Int[Array, ""]]:
-        """Genome, scores and id of the individual of the highest average over all tasks."""
-        return self.best.genome, self.best.scores, self.best.id
+    def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
+        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        return self.leaders.leading(count)
 
 
 class RandomSearch(flax.struct.PyTreeNode):
@@ -48,26 +48,30 @@ class RandomSearch(flax.struct.PyTreeNode):
     Attributes:
         low: smallest coefficient.
         high: largest coefficient.
+        leaders: how many individuals of the highest averages the state keeps.
     """
 
     low: float = flax.struct.field(pytree_node=False, default=0.0)
     high: float = flax.struct.field(pytree_node=False, default=1.0)
+    leaders: int = flax.struct.field(pytree_node=False, default=16)
 
-    def init(self, genomes: Genome, scores: AnyArray) -> RandomSearchState:
-        """The best expert is the best individual so far.
+    def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> RandomSearchState:
+        """The experts are the leading individuals so far.
 
         Args:
             genomes: the experts, leading axis ``batch``.
             scores: Float ``[batch, K]``.
+            items: unused.
 
         Raises:
             InputError: see :meth:`CycleQD.init`; also for other genomes than coefficients, or an empty range.
         """
+        del items
         check_box(self.low, self.high, "RandomSearch")
         coefficients_of(genomes, "RandomSearch")
         table = check_experts(genomes, scores, "RandomSearch")
-        best = Best.nobody(one_genome(genomes), table.shape[1])
-        return _update(RandomSearchState(best, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
+        leaders = Leaders.nobody(one_genome(genomes), table.shape[1], self.leaders)
+        return _update(RandomSearchState(leaders, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")
     def ask(self, state: RandomSearchState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, RandomSearchState]:
@@ -85,31 +89,35 @@ class RandomSearch(flax.struct.PyTreeNode):
             InputError: ``key`` is not a typed key.
         """
         check_key(key, "RandomSearch")
-        shape = jax.tree.leaves(state.best.genome)[0].shape
+        shape = jax.tree.leaves(state.leaders.genomes)[0].shape[1:]
 
         def child(j: Array) -> Array:
             return jax.random.uniform(jax.random.fold_in(key, j), shape, jnp.float32, self.low, self.high)
 
         coefficients = jax.vmap(child)(jnp.arange(n))
-        return with_coefficients(state.best.genome, coefficients), coefficient_lineage(key, coefficients), state
+        return with_coefficients(state.leaders.genomes, coefficients), coefficient_lineage(key, coefficients), state
 
-    def tell(self, state: RandomSearchState, genomes: Genome, scores: AnyArray, lineage: Lineage) -> RandomSearchState:
-        """Keeps the best individual.
+    def tell(
+        self, state: RandomSearchState, genomes: Genome, scores: AnyArray, lineage: Lineage, items: AnyArray | None = None
+    ) -> RandomSearchState:
+        """Keeps the leading individuals.
 
         Args:
             state: the state that ``ask`` returned.
             genomes: the children, leading axis ``batch``.
             scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which gets an id and nothing else.
             lineage: unused.
+            items: unused.
 
         Raises:
             InputError: ``scores`` has another shape.
         """
-        del lineage
-        return _update(state, genomes, check_children(genomes, scores, state.best.scores.shape[0], "RandomSearch"))
+        del lineage, items
+        return _update(state, genomes, check_children(genomes, scores, state.leaders.scores.shape[1], "RandomSearch"))
 
 
 @jax.jit
 def _update(state: RandomSearchState, genomes: Genome, scores: Float[Array, "batch task"]) -> RandomSearchState:
     ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
-    return RandomSearchState(state.best.update(genomes, scores, ids), state.generation + 1, state.next_id + scores.shape[0])
+    leaders = state.leaders.update(genomes, scores, ids)
+    return RandomSearchState(leaders, state.generation + 1, state.next_id + scores.shape[0])

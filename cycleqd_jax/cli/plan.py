@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cycleqd_jax import plan
 from cycleqd_jax.config import load_config
 from cycleqd_jax.runs.inputs import resolve, tiny_llama
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import SPLITS, InputError, Split
 
 __all__ = ["plan_run"]
 
@@ -52,9 +52,21 @@ def plan_run(
     if run.model.base is not None or model_config is not None:
         base = plan.base_shape(run.model.base, model_config)
     inputs = resolve(run, architecture=base)
-    episodes = [(task.train_size(), task.max_replies) for task in inputs.tasks]
+    sizes: dict[Split, list[int]] = {split: [task.size(split) for task in inputs.tasks] for split in SPLITS}
+    replies = [task.max_replies for task in inputs.tasks]
+    episodes = [*zip(sizes["train"], replies, strict=True)]
     work = plan.workload_of(run, inputs.architecture, episodes, adapters=inputs.adapters, prompt=prompt, reply=reply)
-    found = plan.summary(run, work, count, kind, mesh=arranged, compiles=compiles, absent=inputs.absent)
+    found = plan.summary(
+        run,
+        work,
+        count,
+        kind,
+        sizes=sizes,
+        replies=replies,
+        mesh=arranged,
+        compiles=compiles,
+        absent=inputs.absent,
+    )
     print(json.dumps(found, indent=2, allow_nan=False) if as_json else plan.as_text(found, mesh_given=mesh is not None))
 
 

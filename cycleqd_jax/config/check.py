@@ -18,6 +18,7 @@ _METHODS = {
     "step": ("cmaes",),
     "population": ("nsga2", "dns"),
     "neighbours": ("dns",),
+    "descriptors": ("dns",),
     "selection": ("cycleqd", "qd"),
     "alpha_low": ("cycleqd", "qd"),
     "alpha_high": ("cycleqd", "qd"),
@@ -240,17 +241,18 @@ def _check_search(config: RunConfig) -> None:
 
 def _check_export(config: RunConfig) -> None:
     method, search = config.export.method, config.search.method
-    if search != "cycleqd" and method in ("aggregate", "soup"):
+    if search != "cycleqd" and method == "aggregate":
         raise InputError(
-            f"expected export.method selected or best_elite with search.method {search}, which ends with its best individual, "
-            f"got {method}; leave it out"
+            f"expected export.method selected, best_elite or soup with search.method {search}, which has no archive of every "
+            f"task to merge, got {method}; leave it out"
         )
-    if search == "cycleqd" and method in ("selected", "soup"):
+    if method in ("selected", "soup"):
+        other = "aggregate" if search == "cycleqd" else "best_elite"
         for i, task in enumerate(config.tasks):
             if task.validation_size == 0:
                 raise InputError(
                     f"expected validation problems with export.method {method}, which chooses on them, got "
-                    f"tasks.{i}.validation_size 0; increase it, or set export.method: aggregate"
+                    f"tasks.{i}.validation_size 0; increase it, or set export.method: {other}"
                 )
 
 

@@ -180,6 +180,8 @@ class SearchConfig:
         step: first step size σ of CMA-ES.
         population: number of members (``nsga2``, ``dns``).
         neighbours: number of fitter neighbours that ``dns`` averages the distance over.
+        descriptors: what ``dns`` measures distances between: ``items`` (the scores of all train problems) or ``scores`` (the
+            scores of the tasks).
     """
 
     generations: int = field(60, minimum=1)
@@ -201,6 +203,7 @@ class SearchConfig:
     step: float = field(0.2, above=0)
     population: int = field(32, minimum=2)
     neighbours: int = field(3, minimum=1)
+    descriptors: Literal["items", "scores"] = "items"
 
     @property
     def coefficients(self) -> bool:
@@ -306,12 +309,12 @@ class ExportConfig:
     """The model that a run ends with.
 
     Attributes:
-        method: the model that is exported, of a search by CycleQD: ``aggregate`` (the merge of the archives' elites, equation 5
-            of the paper), ``best_elite`` (the individual of the best average on the train problems), ``soup`` (the average of
-            elites that validation accepts one by one) or ``selected`` (the best of all these on the validation problems). Other
-            search methods end with their best individual on the train problems.
-        elites: number of elites of the best averages on the train problems, from all archives, that are evaluated on the
-            validation problems.
+        method: the model that is exported: ``aggregate`` (the merge of the archives' elites, equation 5 of the paper; of
+            CycleQD only), ``best_elite`` (the individual of the best average on the train problems), ``soup`` (the average of
+            individuals that validation accepts one by one) or ``selected`` (the best of all these on the validation problems).
+        elites: number of individuals of the best averages on the train problems that are evaluated on the validation problems:
+            of the elites of all archives (``cycleqd``, ``qd``), the members of the population (``dns``), or all individuals
+            (``random``, ``cmaes``, ``nsga2``).
     """
 
     method: Literal["selected", "aggregate", "best_elite", "soup"] = "selected"
@@ -378,4 +381,4 @@ class RunConfig:
     @property
     def selects(self) -> bool:
         """Whether the run evaluates candidates for the final model on validation problems."""
-        return self.search.method == "cycleqd" and all(task.validation_size != 0 for task in self.tasks)
+        return all(task.validation_size != 0 for task in self.tasks)

@@ -3,6 +3,7 @@
 from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
 from cycleqd_jax.plan.estimate import Stage, estimate
+from cycleqd_jax.plan.evaluations import Evaluations, evaluations_of
 from cycleqd_jax.plan.flops import UTILISATION, ModelFlops, express_flops
 from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, configured_mesh, fits, peak_stage
 from cycleqd_jax.plan.shapes import base_shape
@@ -15,6 +16,7 @@ __all__ = [
     "UTILISATION",
     "Collective",
     "Device",
+    "Evaluations",
     "ModelFlops",
     "Program",
     "Stage",
@@ -26,6 +28,7 @@ __all__ = [
     "compile_programs",
     "configured_mesh",
     "estimate",
+    "evaluations_of",
     "express_flops",
     "fits",
     "peak_stage",

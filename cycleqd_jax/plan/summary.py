@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cycleqd_jax.config import RunConfig, idle_groups
@@ -11,9 +11,11 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.plan.compiled import compile_programs, replace_estimates
 from cycleqd_jax.plan.device import Device
 from cycleqd_jax.plan.estimate import estimate
+from cycleqd_jax.plan.evaluations import evaluations_of
 from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, fits, generation_seconds, peak_stage
 from cycleqd_jax.plan.workload import Mesh, Workload
 from cycleqd_jax.sharding import MESH_AXES
+from cycleqd_jax.types import Split
 
 __all__ = ["as_text", "summary"]
 
@@ -27,6 +29,8 @@ def summary(
     devices: int,
     device: Device,
     *,
+    sizes: Mapping[Split, Sequence[int]],
+    replies: Sequence[int],
     mesh: Mesh | None = None,
     compiles: bool = False,
     absent: Sequence[str] = (),
@@ -38,6 +42,8 @@ def summary(
         work: its workload.
         devices: the number of devices.
         device: the kind of device.
+        sizes: by split, the number of problems of every task.
+        replies: for every task, the most replies of one episode.
         mesh: how they are arranged; None chooses the best mesh.
         compiles: compile the real programs and report the compiler's figures.
         absent: names of experts that are not on this machine.
@@ -53,6 +59,7 @@ def summary(
     else:
         shape, stages = mesh, estimate(work, mesh, device)
     programs = compile_programs(work, shape, device) if compiles else []
+    evaluations = evaluations_of(run, sizes, replies, shape[0])
     estimated, stages = peak_stage(stages).total, replace_estimates(stages, programs)
     return {
         "name": run.name,
@@ -73,6 +80,16 @@ def summary(
         "alternatives": alternatives(work, devices, device, peak_stage(stages).total / estimated, mesh),
         "seconds_per_generation": generation_seconds(stages, work, shape),
         "generations": run.search.generations,
+        "evaluations": [
+            {
+                "stage": one.stage,
+                "models": one.models,
+                "problems": one.problems,
+                "replies": sum(one.rounds),
+                "seconds": one.seconds(work, shape, device),
+            }
+            for one in evaluations
+        ],
         "notes": _notes(run, shape, absent),
         "programs": [dataclasses.asdict(program) for program in programs],
     }
@@ -100,7 +117,13 @@ def as_text(plan: dict[str, Any], *, mesh_given: bool = False) -> str:
         plan: the result of :func:`summary`.
         mesh_given: whether the user has chosen the mesh.
     """
-    lines = [*_head(plan), *map(_program, plan["programs"]), _time(plan), *(f"note: {note}" for note in plan["notes"])]
+    lines = [
+        *_head(plan),
+        *map(_program, plan["programs"]),
+        _time(plan),
+        *_evaluations(plan),
+        *(f"note: {note}" for note in plan["notes"]),
+    ]
     return "\n".join([*lines, *(_fits(plan) if plan["fits"] else _does_not_fit(plan, mesh_given))])
 
 
@@ -143,6 +166,17 @@ def _time(plan: dict[str, Any]) -> str:
         f"device-hours: {plan['replies']} replies of {tokens['reply']} tokens to prompts of {tokens['prompt']}, at the "
         "devices' limits; time in sandboxes comes on top"
     )
+
+
+def _evaluations(plan: dict[str, Any]) -> list[str]:
+    """What every stage evaluates."""
+
+    def hours(stages: Sequence[dict[str, Any]]) -> str:
+        return f"{sum(one['seconds'] for one in stages) * plan['devices'] / 3600:.3g} device-hours"
+
+    found = plan["evaluations"]
+    lines = [f"  {s['stage']}: at most {s['models']:,} models on {s['problems']:,} problems, {hours([s])}" for s in found]
+    return ["evaluations of the whole run, " + hours(found) + ":", *lines]
 
 
 def _fits(plan: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import AdapterRanks, InputError
 
-__all__ = ["Mesh", "Workload", "workload_of"]
+__all__ = ["Mesh", "Workload", "rounds_of", "workload_of"]
 
 Mesh = tuple[int, int, int]
 """Devices as population × fsdp × tensor."""
@@ -81,6 +81,16 @@ def _cells(run: RunConfig) -> int:
     return {"cycleqd": tasks * bins ** (tasks - 1), "qd": bins**tasks}.get(run.search.method, run.search.population)
 
 
+def rounds_of(episodes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Replies of one model in each round.
+
+    Args:
+        episodes: for every task, its number of episodes and the most replies of one episode.
+    """
+    rounds = range(max(replies for _, replies in episodes))
+    return tuple(sum(size for size, replies in episodes if replies > i) for i in rounds)
+
+
 def workload_of(
     run: RunConfig,
     model: LlamaConfig,
@@ -119,7 +129,6 @@ def workload_of(
     for name, value, most in (("--prompt-tokens", prompt, room), ("--reply-tokens", reply, new)):
         if value is not None and not 1 <= value <= most:
             raise InputError(f"expected {name} from 1 to the {most} that the config allows, got {value}; correct it")
-    rounds = range(max(replies for _, replies in episodes))
     return Workload(
         model=model,
         experts=len(run.tasks),
@@ -128,7 +137,7 @@ def workload_of(
         slots=run.engine.slots,
         max_len=run.engine.max_len,
         new=new,
-        rounds=tuple(sum(size for size, replies in episodes if replies > i) for i in rounds),
+        rounds=rounds_of(episodes),
         prompt=prompt or room,
         reply=reply or new,
         children=run.search.batch_size,

@@ -21,9 +21,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from cycleqd_jax.report.history import Archive, History
+from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.report.metrics import Metrics, milestones
 from cycleqd_jax.report.style import EXPERT, THEMES, place_labels, quality_colormap, rc, task_color
-from cycleqd_jax.report.tables import ResultsTable, method_label
+from cycleqd_jax.report.tables import ResultsTable
 
 __all__ = ["plot_archives", "plot_archives_over_generations", "plot_curves", "plot_results", "render"]
 

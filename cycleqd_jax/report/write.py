@@ -7,9 +7,10 @@ from pathlib import Path
 from cycleqd_jax.files import write_bytes, write_json
 from cycleqd_jax.report.costs import load_costs
 from cycleqd_jax.report.history import load_grid, load_history
+from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.report.metrics import compute_metrics
 from cycleqd_jax.report.read import load_config, load_results, load_selection, load_transcripts
-from cycleqd_jax.report.tables import method_label, results_table
+from cycleqd_jax.report.tables import results_table
 from cycleqd_jax.report.tables.costs import costs_markdown
 from cycleqd_jax.types import InputError
 

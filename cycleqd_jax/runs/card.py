@@ -11,19 +11,11 @@ import yaml
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.models.files import hub
+from cycleqd_jax.report.labels import SEARCH_METHODS
 from cycleqd_jax.report.tables import ResultsTable
 from cycleqd_jax.version import __version__
 
 __all__ = ["model_card"]
-
-_METHODS = {
-    "cycleqd": "CycleQD",
-    "qd": "plain QD",
-    "dns": "Dominated Novelty Search",
-    "random": "random search",
-    "cmaes": "CMA-ES",
-    "nsga2": "NSGA-II",
-}
 
 
 def _budget(config: RunConfig) -> str:
@@ -48,14 +40,15 @@ def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     return f"those of individual {chosen['id']}, the {kind} of the best average on the train problems."
 
 
-def _choice(chosen: Mapping[str, Any]) -> str:
+def _choice(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     """On what a model was selected; empty for one that was not."""
     if "selection" not in chosen:
         return ""
     found = chosen["selection"]
+    merge = "the merge of the archives' best elites, " if config.search.method == "cycleqd" else ""
     return (
-        f" The model was chosen among {found['candidates']} candidates (the merge of the archives' best elites, the elites of "
-        f"the best averages on train, and a soup of them) by the average on {found['problems']} validation problems, "
+        f" The model was chosen among {found['candidates']} candidates ({merge}the individuals of the best averages on the "
+        f"train problems, and a soup of them) by the average on {found['problems']} validation problems, "
         f"{100 * found['average']:.1f} %. The test problems had no part in the choice."
     )
 
@@ -124,11 +117,11 @@ def model_card(
 {yaml.safe_dump(meta, sort_keys=False).strip()}
 ---
 
-# {config.name}: experts merged by {_METHODS[config.search.method]}
+# {config.name}: experts merged by {SEARCH_METHODS[config.search.method]}
 
 Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
 {config.search.generations} generations of {config.search.batch_size}{_budget(config)}, seed {config.seed}. The weights are
-{weights}{_choice(chosen)}
+{weights}{_choice(config, chosen)}
 
 | model | from |
 |---|---|

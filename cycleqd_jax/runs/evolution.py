@@ -187,16 +187,18 @@ class Evolution:
 
     def searcher(self) -> Searcher:
         """The algorithm of the config."""
-        options = self._config.search
+        options, leaders = self._config.search, self._config.export.elites
         if options.method == "random":
-            return RandomSearch(options.low, options.high)
+            return RandomSearch(options.low, options.high, leaders)
         if options.method == "cmaes":
-            return CMAES(options.batch_size, options.step)
+            return CMAES(options.batch_size, options.step, leaders)
         if options.method == "nsga2":
-            return NSGA2(options.population, options.low, options.high)
+            return NSGA2(options.population, options.low, options.high, leaders=leaders)
         space = self.ensure_space()
         if options.method == "dns":
-            return DominatedNovelty(space, options.population, options.neighbours, options.mu, options.sigma)
+            return DominatedNovelty(
+                space, options.population, options.descriptors, options.neighbours, options.mu, options.sigma
+            )
         elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
         bounds = options.bounds
         return (CycleQD if options.method == "cycleqd" else PlainQD)(
@@ -279,9 +281,9 @@ class Evolution:
     # What it found
 
     def final(self) -> Merged:
-        """The model of ``export.method``; of other search methods than CycleQD the best individual on average."""
-        models = {"aggregate": self.aggregate, "soup": self.soup, "selected": self.selected}
-        return models.get(self._config.export.method, self.best_elite)() if self.is_cycleqd else self.best_elite()
+        """The model of ``export.method``."""
+        models = {"aggregate": self.aggregate, "best_elite": self.best_elite, "soup": self.soup, "selected": self.selected}
+        return models[self._config.export.method]()
 
     @property
     def is_cycleqd(self) -> bool:
@@ -307,18 +309,17 @@ class Evolution:
         return Merged(merged, facts, ("aggregate", tuple(ids.tolist())))
 
     def best_elite(self) -> Merged:
-        """The individual of the best average on the train half, whichever archive holds it."""
-        elite, _, identity = self.ensure_evolved().best_on_average()
-        return Merged(elite, {"id": int(identity), "mixing": _mixing(elite)}, ("elite", (int(identity),)))
+        """The individual of the best average on the train problems, of those that the state of the search holds."""
+        return self._merged(self._leading(1)[0])
 
     def selected(self) -> Merged:
-        """The best of the aggregate, the leading elites and their soup, on the validation problems."""
+        """The best of the candidates on the validation problems; see :meth:`ensure_selected`."""
         selection = self.ensure_selected()
         found = self._merged(selection.chosen)
         return dataclasses.replace(found, facts={**found.facts, "selection": selection.facts})
 
     def soup(self) -> Merged:
-        """The greedy soup of the leading elites; an elite where none other was accepted."""
+        """The greedy soup of the leading individuals; one of them where none other was accepted."""
         return self._merged(self.ensure_selected().soup)
 
     def _merged(self, candidate: Candidate) -> Merged:
@@ -327,24 +328,31 @@ class Evolution:
         found = {"id": candidate.ids[0]} if candidate.kind == "elite" else {"ids": list(candidate.ids)}
         return Merged(candidate.genome, {**found, "mixing": _mixing(candidate.genome)}, candidate.key)
 
+    def _leading(self, count: int) -> list[Candidate]:
+        """The individuals of the best averages on the train problems; evolves first where that has not been done."""
+        genomes, _, ids = self.ensure_evolved().leading(count)
+        return [
+            Candidate("elite", (identity,), jax.tree.map(lambda leaf, j=j: leaf[j], genomes))
+            for j, identity in enumerate(ids.tolist())
+        ]
+
     def ensure_selected(self) -> Selection:
         """Chooses the final model on the validation problems, once; evolves first where that has not been done.
+
+        The candidates are the individuals of the best averages on the train problems and their soup, of CycleQD also the
+        aggregate of its archives.
 
         Raises:
             InputError: see :func:`~cycleqd_jax.runs.selection.select`.
             InfraError: a sandbox is broken; the same call continues.
         """
         if self._selection is None:
-            context, aggregated = self._context, self.aggregate()
-            state = self.ensure_evolved()
-            assert isinstance(state, CycleQDState)
-            genomes, _, ids = state.archives.leading(self._config.export.elites)
-            elites = [
-                Candidate("elite", (identity,), jax.tree.map(lambda leaf, j=j: leaf[j], genomes))
-                for j, identity in enumerate(ids.tolist())
-            ]
+            context, candidates = self._context, self._leading(self._config.export.elites)
+            if self.is_cycleqd:
+                found = self.aggregate()
+                candidates = [Candidate("aggregate", tuple(found.facts["elites"]), found.genome), *candidates]
             self._selection = select(
-                [Candidate("aggregate", tuple(aggregated.facts["elites"]), aggregated.genome), *elites],
+                candidates,
                 Metered(self._workers("validation"), context.folder),
                 context.folder / "tables" / "selection.json",
                 problems={

@@ -46,7 +46,18 @@ FREE = {
 LATER = (
     *(
         f"search.{name}"
-        for name in ("method", "budget", "budget_items", "groups", "low", "high", "step", "population", "neighbours")
+        for name in (
+            "method",
+            "budget",
+            "budget_items",
+            "groups",
+            "low",
+            "high",
+            "step",
+            "population",
+            "neighbours",
+            "descriptors",
+        )
     ),
     "export.elites",
     "model.prepare",

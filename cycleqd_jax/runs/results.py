@@ -107,11 +107,12 @@ def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
         evolution.ensure_evaluator().unload()  # to make room
         merge.ensure_fitted()  # before anything is evaluated
         rows["gradient"] = _Row(merge.express, donate=True)
-    found = {context.config.search.method: evolution.best_elite}
+    method = context.config.search.method
+    found = {method: evolution.best_elite}
     if evolution.is_cycleqd:
-        found = {"cycleqd_best_elite": evolution.best_elite, "cycleqd": evolution.aggregate}
+        found = {f"{method}_best_elite": evolution.best_elite, method: evolution.aggregate}
     if context.config.selects:
-        found |= {"cycleqd_soup": evolution.soup, "cycleqd_selected": evolution.selected}
+        found |= {f"{method}_soup": evolution.soup, f"{method}_selected": evolution.selected}
     for name, model in found.items():
         merged = model()
         rows[name] = expressed(merged.genome, merged.key)

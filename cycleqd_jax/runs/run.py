@@ -221,7 +221,7 @@ class Run:
 
         Args:
             best_elite: the individual of the best average on the train problems, into ``best_elite/``, instead of the model of
-                ``export.method``, into ``model/``. Other search methods than CycleQD export the same individual.
+                ``export.method``, into ``model/``.
 
         Returns:
             The folder.
@@ -231,7 +231,7 @@ class Run:
         hf.check_target(target)  # before anything is evolved
         evolution, models = opened.evolution, opened.context.models
         chosen: Merged = evolution.best_elite() if best_elite else evolution.final()
-        if self.config.selects and "cycleqd_selected" not in self.results()["methods"]:
+        if self.config.selects and f"{self.config.search.method}_selected" not in self.results()["methods"]:
             self.evaluate()  # the results are of a version that did not select
         else:
             self.results()

@@ -1,4 +1,4 @@
-"""The choice of the final model on validation problems: the aggregate, the best elites, and a greedy soup of them."""
+"""The choice of the final model on validation problems: the aggregate, the leading individuals, and a greedy soup of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Candidate:
     """A model that may become the final one.
 
     Attributes:
-        kind: ``aggregate`` (equation 5), ``elite`` (one individual) or ``soup`` (the uniform average of several individuals).
+        kind: ``aggregate`` (equation 5, of CycleQD), ``elite`` (one individual, of any search) or ``soup`` (the uniform average
+            of several individuals).
         ids: the individuals that it is made of.
         genome: its genome.
     """
@@ -100,7 +101,7 @@ def select(
     if not elites:
         raise InputError(
             f"expected an elite with finite scores on the validation problems, got none in {file}; increase export.elites, or "
-            "set tasks.*.validation_size: 0 and export.method: aggregate"
+            "set tasks.*.validation_size: 0 and export.method: best_elite"
         )
     elites.sort(key=lambda one: record.score(one), reverse=True)  # stable: equals stay in the order of their train scores
     soup, members = elites[0], elites[:1]

@@ -16,7 +16,7 @@ from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, checked_options, make_task, miniature, task_class
 from cycleqd_jax.tasks.base import refuse_overlap
 from cycleqd_jax.tasks.records import Row, read_rows, split_sizes, validation_slice
-from cycleqd_jax.types import InputError, Message
+from cycleqd_jax.types import InputError, Message, Split
 from cycleqd_jax.version import __version__
 
 __all__ = ["OpenTasks", "TaskInput", "TrainingData", "open_tasks", "resolve_tasks"]
@@ -50,25 +50,29 @@ class TaskInput:
         """Most replies of one episode."""
         return self.kind.max_replies(**self.own_options)
 
-    def train_size(self) -> int:
-        """Number of problems that a child is scored on; reads the train file.
+    def size(self, split: Split) -> int:
+        """Number of problems of a split that a model is scored on; reads the file.
 
         A file that is not on this machine is not downloaded where the config gives a size: that size is returned.
 
         Raises:
             InputError: the file is not there and the config gives no size, or the file is malformed.
         """
-        size, train = self.config.train_size, self.config.train
-        if train is None:
-            return size or miniature.SIZES["train"]
-        if size is not None and not os.path.exists(train):
+        config = self.config
+        size = {"train": config.train_size, "validation": config.validation_size, "test": config.test_size}[split]
+        if config.train is None:
+            return miniature.SIZES[split] if size is None else size
+        file = config.test if split == "test" and config.test is not None else config.train
+        if size is not None and not os.path.exists(file):
             return size
-        count = self.kind.count(train)
-        if self.config.test is None:
-            count, _ = split_sizes(count, train)
-        held = self.validation_slice(count)
-        left = count - (held.stop - held.start)
-        return left if size is None else min(size, left)
+        count = self.kind.count(file)
+        if config.test is None:
+            count = split_sizes(count, file)[split == "test"]
+        if split != "test":
+            held = self.validation_slice(count)
+            validation = held.stop - held.start
+            count = validation if split == "validation" else count - validation
+        return count if size is None else min(size, count)
 
     def validation_slice(self, count: int) -> slice:
         """Which of ``count`` problems of the train file or half are the validation problems.

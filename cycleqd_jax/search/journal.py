@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from cycleqd_jax.files import replacing
 from cycleqd_jax.individual import Individual
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import Float, InputError
 
 __all__ = ["Journal"]
 
@@ -100,3 +102,24 @@ class Journal:
                 f"in {self.path}; use the config of that run, or another folder"
             )
         return [scores[task] for task in tasks]
+
+    def items(self, identities: Sequence[int], tasks: Sequence[str]) -> Float[np.ndarray, "individual item"]:
+        """The scores of all problems, those of the first of ``tasks`` first; rows of NaN for quarantined individuals.
+
+        Raises:
+            InputError: an individual was scored on another number of problems than individual 0.
+        """
+
+        def sizes(identity: int) -> list[int]:
+            return [len(self._lines[identity].individual.items.get(task, ())) for task in tasks]
+
+        expected, rows = sizes(0), []
+        for identity in identities:
+            items = self._lines[identity].individual.items
+            if items and sizes(identity) != expected:
+                raise InputError(
+                    f"expected scores of {expected} problems of {', '.join(tasks)} for individual {identity}, as for "
+                    f"individual 0, got {sizes(identity)} in {self.path}; restore the file"
+                )
+            rows.append([score for task in tasks for score in items[task]] if items else [np.nan] * sum(expected))
+        return np.asarray(rows, np.float32).reshape(len(rows), sum(expected))

@@ -98,7 +98,8 @@ def evolve(
             _check_recorded(child, journal)
         _evaluate(evaluator, genomes, children, journal, report)
         scores = [journal.scores(child.id, tasks) for child in children]
-        state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage)
+        items = journal.items([child.id for child in children], tasks)
+        state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
         if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or first_id + size == total):
             checkpoints.save(t + 1, state, key)
     return state
@@ -163,7 +164,8 @@ def _evaluate_experts(
         report(identity)
 
     _evaluate(evaluator, genomes, experts, journal, check)
-    return searcher.init(genomes, np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32))
+    scores = np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32)
+    return searcher.init(genomes, scores, journal.items(range(count), tasks))
 
 
 def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:

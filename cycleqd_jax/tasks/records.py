@@ -165,7 +165,7 @@ def validation_slice(count: int, train_size: int | None, validation_size: int | 
         raise InputError(
             f"expected at least {least} train problems for train_size {_size(train_size)} and validation_size "
             f"{_size(validation_size)}, got {count} in {where}; decrease one of them, or set validation_size: 0 and "
-            "export.method: aggregate"
+            "export.method: best_elite"
         )
     start = count - (validation_size or 0) if train_size is None else train_size
     return slice(start, count if validation_size is None else start + validation_size)

@@ -15,7 +15,7 @@ from cycleqd_jax.evaluation import Evaluation, Evaluator, SerialWorker, WorkerPo
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, ExpertSpace
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search import Checkpoints, Journal, evolve, individuals_within
-from cycleqd_jax.types import InputError, Outcome, Score, Searcher
+from cycleqd_jax.types import InputError, Outcome, Score, Searcher, SearchState
 
 TASKS = ("coding", "db", "os")
 K, BATCH, GENERATIONS = 3, 4, 5
@@ -39,6 +39,7 @@ SEARCHERS = {
     "cycleqd": lambda whole, coefficients: (CycleQD(whole, bins=5), whole),
     "qd": lambda whole, coefficients: (PlainQD(whole, bins=5), whole),
     "dns": lambda whole, coefficients: (DominatedNovelty(whole, population=6), whole),
+    "dns of scores": lambda whole, coefficients: (DominatedNovelty(whole, population=6, descriptors="scores"), whole),
     "random": lambda whole, coefficients: (RandomSearch(), coefficients),
     "cmaes": lambda whole, coefficients: (CMAES(population=BATCH), coefficients),
     "nsga2": lambda whole, coefficients: (NSGA2(population=6), coefficients),
@@ -48,7 +49,10 @@ WITH_COEFFICIENTS = {"random", "cmaes", "nsga2"}
 OF_CONFIGS = [name for name in SEARCHERS if " " not in name]
 
 
-@pytest.fixture(params=[*OF_CONFIGS, pytest.param("cycleqd of coefficients", marks=pytest.mark.exhaustive)])
+OTHERS = [name for name in SEARCHERS if " " in name]
+
+
+@pytest.fixture(params=[*OF_CONFIGS, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in OTHERS)])
 def name(request):
     return request.param
 
@@ -69,14 +73,23 @@ def scores_of(t, n=BATCH):
     return jnp.asarray(np.random.default_rng(t).integers(0, 11, size=(n, K)) / 10, jnp.float32)
 
 
+def items_of(scores):
+    """Two problems of every task, whose mean is the score of the task."""
+    return jnp.concatenate([scores / 2, 1.5 * scores], axis=1)
+
+
 def played(searcher, space, steps=3, scores=scores_of):
     """The states of a short search, with what every ``ask`` gave."""
-    state = searcher.init(experts_of(space), EXPERT_SCORES)
+    state = searcher.init(experts_of(space), EXPERT_SCORES, items_of(EXPERT_SCORES))
     for t in range(steps):
         genomes, lineage, asked = searcher.ask(state, jax.random.key(t), BATCH)
         yield state, genomes, lineage, asked, scores(t)
-        state = searcher.tell(asked, genomes, scores(t), lineage)
+        state = tell(searcher, asked, genomes, scores(t), lineage)
     yield state, None, None, None, None
+
+
+def tell(searcher, state, genomes, scores, lineage):
+    return searcher.tell(state, genomes, scores, lineage, items_of(scores))
 
 
 def final(*args, **options):
@@ -94,7 +107,7 @@ def test_it_is_a_pure_searcher(made, assert_identical):
             continue
         key = jax.random.key(int(state.generation))
         assert_identical(searcher.ask(state, key, BATCH), (genomes, lineage, asked))
-        once, twice = (searcher.tell(asked, genomes, scores, lineage) for _ in range(2))
+        once, twice = (tell(searcher, asked, genomes, scores, lineage) for _ in range(2))
         assert_identical(once, twice)
     assert int(state.generation) == 3
     assert int(state.next_id) == K + 3 * BATCH
@@ -131,8 +144,46 @@ def test_the_second_call_compiles_nothing(made, compilations):
     searcher, space = made
     final(searcher, space)
     states = list(played(searcher, space))
-    assert compilations(lambda: [searcher.tell(s[3], s[1], s[4], s[2]) for s in states[:-1]]) == 0
+    assert compilations(lambda: [tell(searcher, s[3], s[1], s[4], s[2]) for s in states[:-1]]) == 0
     assert compilations(lambda: searcher.ask(states[0][0], jax.random.key(9), BATCH)) == 0
+
+
+def best_of(state):
+    return jax.tree.map(lambda leaf: leaf[0], state.leading(1))
+
+
+def test_the_leading_individuals(made):
+    """Distinct ids, the highest average first, of equal averages the smallest id; genomes, scores and ids belong together."""
+    searcher, space = made
+    told = list(played(searcher, space, 4))[:-1]
+    everyone = [experts_of(space), *(one[1] for one in told)]
+    genomes = jax.tree.map(lambda *leaves: np.concatenate(leaves), *everyone)
+    scores = np.concatenate([EXPERT_SCORES, *(one[4] for one in told)])
+    state = final(searcher, space, 4)
+    assert isinstance(state, SearchState)
+    found, table, ids = (jax.tree.map(np.asarray, part) for part in state.leading(99))
+    assert len(set(ids.tolist())) == len(ids) > 3
+    np.testing.assert_array_equal(table, scores[ids])
+    jax.tree.map(lambda got, all_of_them: np.testing.assert_array_equal(got, all_of_them[ids]), found, genomes)
+    means = np.asarray(jnp.mean(jnp.asarray(scores), axis=1))
+    assert ids.tolist() == sorted(ids.tolist(), key=lambda identity: (-means[identity], identity))
+    if hasattr(state, "leaders"):  # every individual counts, not only what an archive holds
+        best = sorted(range(len(means)), key=lambda identity: (-means[identity], identity))
+        assert ids.tolist() == best[: searcher.leaders]
+    for count in (1, 2, 3):
+        fewer = state.leading(count)
+        assert fewer[2].tolist() == ids[:count].tolist()
+        assert jax.tree.leaves(fewer[0])[0].shape[0] == len(fewer[1]) == count
+    with pytest.raises(InputError, match="expected to ask for at least one leading individual, got 0; correct the count"):
+        state.leading(0)
+
+
+def test_the_experts_lead_before_the_first_generation(made):
+    searcher, space = made
+    state = searcher.init(experts_of(space), EXPERT_SCORES, items_of(EXPERT_SCORES))
+    _, table, ids = state.leading(5)
+    assert ids.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(table, EXPERT_SCORES)
 
 
 def test_the_best_is_the_first_of_the_highest_average(name, made):
@@ -141,7 +192,7 @@ def test_the_best_is_the_first_of_the_highest_average(name, made):
     def scores(t):
         return scores_of(t).at[2].set(jnp.float32([1.0, 1.0, 0.9])).at[3].set(jnp.float32([1.0, 1.0, 0.9]))
 
-    genome, best, identity = final(searcher, space, scores=scores).best_on_average()
+    genome, best, identity = best_of(final(searcher, space, scores=scores))
     first = next(iter(played(searcher, space, scores=scores)))[1]
     np.testing.assert_array_equal(best, np.float32([1.0, 1.0, 0.9]))
     assert int(identity) == K + 2
@@ -151,7 +202,7 @@ def test_the_best_is_the_first_of_the_highest_average(name, made):
 
 def test_an_expert_may_remain_the_best(made, assert_identical):
     searcher, space = made
-    genome, best, identity = final(searcher, space, scores=lambda t: jnp.zeros((BATCH, K))).best_on_average()
+    genome, best, identity = best_of(final(searcher, space, scores=lambda t: jnp.zeros((BATCH, K))))
     assert int(identity) == 0
     np.testing.assert_array_equal(best, EXPERT_SCORES[0])
     assert_identical(genome, space.expert(0))
@@ -168,8 +219,9 @@ def test_quarantined_children_are_never_scores(made):
 
     state = final(searcher, space, scores=scores)
     broken = {K + t * BATCH + j for t in range(3) for j in (0, 1)}
-    genome, best, identity = state.best_on_average()
+    genome, best, identity = best_of(state)
     assert int(identity) not in broken
+    assert not set(state.leading(99)[2].tolist()) & broken
     assert np.isfinite(best).all()
     for leaf in jax.tree.leaves((genome, searcher.ask(state, jax.random.key(5), BATCH)[0])):
         assert np.isfinite(leaf).all()
@@ -184,14 +236,14 @@ def test_a_generation_without_scores_changes_only_the_count(made, assert_identic
     searcher, space = made
     state = final(searcher, space)
     genomes, lineage, asked = searcher.ask(state, jax.random.key(7), BATCH)
-    told = searcher.tell(asked, genomes, jnp.full((BATCH, K), jnp.nan), lineage)
+    told = tell(searcher, asked, genomes, jnp.full((BATCH, K), jnp.nan), lineage)
     assert_identical(told.replace(generation=asked.generation, next_id=asked.next_id), asked)
 
 
 @pytest.mark.parametrize("shape", [(BATCH - 1, K), (BATCH, K + 1), (BATCH,)])
 def test_scores_of_another_shape(made, shape):
     searcher, space = made
-    state = searcher.init(experts_of(space), EXPERT_SCORES)
+    state = searcher.init(experts_of(space), EXPERT_SCORES, items_of(EXPERT_SCORES))
     genomes, lineage, state = searcher.ask(state, jax.random.key(0), BATCH)
     with pytest.raises(InputError, match=r"expected scores of shape \(4, 3\) \(children, tasks\), got .* in \w+\.tell; pass"):
         searcher.tell(state, genomes, jnp.zeros(shape), lineage)

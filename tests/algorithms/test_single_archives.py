@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +24,17 @@ def space():
     return ExpertSpace.from_experts({"w": jnp.eye(3)}, [{"w": (k + 2) * jnp.eye(3)} for k in range(K)])
 
 
-def told(searcher, space, scores):
-    """The state after children with these scores, some batches of equal size; every genome has its id as a coefficient."""
-    state = searcher.init(jax.vmap(space.expert)(jnp.arange(K)), EXPERT_SCORES)
-    for batch in scores:
+def told(searcher, space, scores, items=(None, ())):
+    """The state after children with these scores, some batches of equal size; every genome has its id as a coefficient.
+
+    ``items`` are those of the experts and of every batch.
+    """
+    state = searcher.init(jax.vmap(space.expert)(jnp.arange(K)), EXPERT_SCORES, items[0])
+    for batch, of_batch in itertools.zip_longest(scores, items[1]):
         genomes, lineage, state = searcher.ask(state, jax.random.key(0), len(batch))
         ids = state.next_id + jnp.arange(len(batch))
         genomes = genomes._replace(mixing=jnp.broadcast_to(ids[:, None], genomes.mixing.shape).astype(jnp.float32))
-        state = searcher.tell(state, genomes, batch, lineage)
+        state = searcher.tell(state, genomes, batch, lineage, of_batch)
     return state
 
 
@@ -93,14 +98,18 @@ def test_dominated_novelty():
         )
 
 
-def test_the_members_of_dominated_novelty_search(space):
+@pytest.mark.parametrize("descriptors", ["scores", "items"])
+def test_the_members_of_dominated_novelty_search(space, descriptors):
     scores, members = batches(1), 10
-    state = told(DominatedNovelty(space, population=members), space, scores)
+    problems = np.random.default_rng(2).integers(0, 2, size=(K + scores.shape[0] * scores.shape[1], 7)).astype(np.float32)
+    items = problems[:K], problems[K:].reshape(*scores.shape[:2], 7)
+    state = told(DominatedNovelty(space, population=members, descriptors=descriptors), space, scores, items)
     kept, rows = list(range(K)), np.concatenate([EXPERT_SCORES, scores.reshape(-1, K)])
+    places = rows if descriptors == "scores" else problems
     for t in range(len(scores)):
         kept += [K + 8 * t + j for j in range(8) if not np.isnan(rows[K + 8 * t + j]).any()]
         fitness = rows[kept].mean(axis=1)
-        novelty = novelty_by_loop(fitness, rows[kept], 3)
+        novelty = novelty_by_loop(fitness, places[kept], 3)
         kept = sorted(np.asarray(kept)[np.lexsort((-fitness, -novelty))[:members]].tolist())
     assert np.asarray(state.repertoire.extra_scores["id"]).tolist() == kept
     np.testing.assert_array_equal(state.repertoire.extra_scores["scores"], rows[kept])
@@ -108,8 +117,25 @@ def test_the_members_of_dominated_novelty_search(space):
 
 def test_copies_of_the_fittest_do_not_fill_the_population(space):
     scores = np.concatenate([np.ones((1, 6, K)), np.random.default_rng(0).uniform(size=(1, 6, K))]).astype(np.float32)
-    state = told(DominatedNovelty(space, population=6), space, scores)
+    state = told(DominatedNovelty(space, population=6, descriptors="scores"), space, scores)
     assert (np.asarray(state.repertoire.fitnesses) == 1).sum() == 1
+
+
+@pytest.mark.parametrize(("experts", "children"), [(None, None), ((K, 4), None), ((K, 4), (8, 5)), ((K - 1, 4), None)])
+def test_items_that_are_missing_or_do_not_fit(space, experts, children):
+    searcher = DominatedNovelty(space)
+
+    def play():
+        state = searcher.init(jax.vmap(space.expert)(jnp.arange(K)), EXPERT_SCORES, zeros(experts))
+        genomes, lineage, state = searcher.ask(state, jax.random.key(0), 8)
+        searcher.tell(state, genomes, np.zeros((8, K)), lineage, zeros(children))
+
+    def zeros(shape):
+        return None if shape is None else np.zeros(shape, np.float32)
+
+    where = "init" if experts != (K, 4) else "tell"
+    with pytest.raises(InputError, match=rf"expected the scores of all problems, of shape .* in DominatedNovelty.{where}; p"):
+        play()
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_too_few_problems_for_the_splits_are_refused(tmp_path, capsys):
     config = str(write_config(tmp_path))
     error = refused(capsys, "run", config, f"tasks.mbpp.train={data}", "tasks.mbpp.validation_size=3")
     assert "expected at least 11 train problems for train_size 8 and validation_size 3, got 10 in the train half of" in error
-    assert "decrease one of them, or set validation_size: 0 and export.method: aggregate" in error
+    assert "decrease one of them, or set validation_size: 0 and export.method: best_elite" in error
     assert not (tmp_path / "run").exists()
 
 

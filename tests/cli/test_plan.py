@@ -33,6 +33,10 @@ def test_the_paper_setting_without_its_weights(capsys):
     assert facts["mesh"] == {"population": 1, "fsdp": 1, "tensor": 8}
     assert facts["replies"] == 189 + 180 * 6 + 85 * 5
     assert facts["generations"] == 1200
+    search, measurement = facts["evaluations"]  # the paper has no validation problems
+    assert (search["models"], search["problems"], search["replies"]) == (1203, 189 + 180 + 85, facts["replies"])
+    assert (measurement["models"], measurement["problems"]) == (1 + 3 + 1 + 2, 2 * (189 + 180 + 85))
+    assert search["seconds"] == pytest.approx(facts["seconds_per_generation"] * 1203)
     assert [stage["name"] for stage in facts["stages"]] == ["load", "basis", "express", "decode", "evaluate"]
     one = planned(capsys, CONFIGS / "llama3_8b_cs.yaml")
     assert not one["fits"]
@@ -136,6 +140,9 @@ def test_the_quickstart_on_this_machine(capsys):
     text = capsys.readouterr().out
     assert "it fits" in text
     assert "XLA: " in text
+    assert "  search: at most 99 models on 96 problems, " in text
+    assert "  selection: at most 16 models on 96 problems, " in text
+    assert "  measurement: at most 10 models on 384 problems, " in text
     assert "collectives: none" in text
 
 

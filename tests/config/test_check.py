@@ -122,7 +122,11 @@ def test_ranges(more, message):
         ),
         (
             {"search": {"method": "qd"}, "export": {"method": "aggregate"}},
-            r"export\.method selected or best_elite with search\.method qd, .* got aggregate; leave it out",
+            r"export\.method selected, best_elite or soup with search\.method qd, .* got aggregate; leave it out",
+        ),
+        (
+            {"search": {"method": "cmaes"}, "tasks": [{"name": "a"}, {"name": "b", "validation_size": 0}]},
+            r"validation problems with export\.method selected, .*validation_size 0; increase it, or set export\.method: best",
         ),
         ({"search": {"alpha_low": 0.8, "alpha_high": 0.5}}, r"alpha_low to be at most search.alpha_high \(0.5\), got 0.8"),
         ({"search": {"bounds": {"mbpp": [0, 1]}}}, "search.bounds .*for the task 'dbbench', got None"),
@@ -250,6 +254,7 @@ def test_required_keys():
         ({"groups": 2}, "expected search.groups with search.method random or cmaes or nsga2 only, got 2 with cycleqd; leave"),
         ({"mu": 2, "method": "cmaes"}, "expected search.mu with search.method cycleqd or qd or dns only, got 2.0 with cmaes"),
         ({"population": 8, "method": "qd"}, "expected search.population with search.method nsga2 or dns only, got 8 with qd"),
+        ({"descriptors": "scores"}, "expected search.descriptors with search.method dns only, got scores with cycleqd; leave"),
         ({"low": 1, "method": "random"}, r"expected search.low below search.high \(1.0\), got 1.0; correct one of them"),
         ({"method": "cmaes", "batch_size": 3}, "expected search.batch_size of at least 4, the smallest population of CMA-ES"),
         ({"method": "nsga2", "population": 2}, "expected search.population of at least 3, the number of experts, got 2"),
@@ -278,9 +283,10 @@ def test_coefficients_of_a_dense_genome():
         (["export.method=soup"], True),
         (["tasks.0.validation_size=0", "export.method=aggregate"], False),
         (["tasks.0.validation_size=0", "export.method=best_elite"], False),
-        (["search.method=qd"], False),
-        (["search.method=qd", "tasks.0.validation_size=0"], False),
-        (["search.method=qd", "export.method=best_elite"], False),
+        (["search.method=qd"], True),
+        (["search.method=cmaes", "export.method=soup"], True),
+        (["search.method=qd", "export.method=best_elite"], True),
+        (["search.method=qd", "tasks.0.validation_size=0", "export.method=best_elite"], False),
     ],
 )
 def test_whether_a_run_selects(overrides, selects):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.report import results_table
+from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.types import InputError
 
 
@@ -164,6 +165,24 @@ def test_the_selected_model_is_the_reference_and_shares_its_mark(tmp_path):
     assert table.details("test")["CycleQD, selected above"][1:2] == ["+0.0 [0.0, 0.0]"]
     assert "| CycleQD, soup of elites |" in table.markdown()
     assert "| CycleQD, selected |" in table.markdown()
+
+
+def test_the_rows_of_other_searches(tmp_path):
+    labels = {
+        "base": "Base model",
+        "qd_soup": "Plain QD, soup",
+        "cmaes_soup": "CMA-ES, soup",
+        "random": "Random search",
+        "cmaes": "CMA-ES",
+        "cmaes_selected": "CMA-ES, selected",
+        "qd_selected": "Plain QD, selected",
+        "cycleqd": "CycleQD",
+    }
+    shuffled = ("cmaes_selected", "cmaes", "qd_soup", "qd_selected", "random", "cycleqd", "cmaes_soup", "base")
+    table = results_table(write(tmp_path / "run", {name: {"test": {"a": 0.5, "b": 0.5}} for name in shuffled}))
+    assert table.methods == tuple(labels)
+    assert [method_label(name) for name in table.methods] == list(labels.values())
+    assert table.reference == len(table.methods) - 1
 
 
 def test_methods_on_other_problems_are_not_compared(tmp_path):

@@ -109,6 +109,12 @@ def test_a_selected_model(chosen, weights):
     assert ("| archive |" in card) == ("elites" in chosen)
 
 
+def test_a_model_of_another_search():
+    card = card_of({"id": 12, "mixing": [0.5, 0.5], "selection": SELECTION}, search={"method": "random"})
+    assert "# demo: experts merged by random search" in card
+    assert "10 candidates (the individuals of the best averages on the train problems, and a soup of them)" in card
+
+
 def test_intervals_are_shown_where_the_problems_are_known():
     scores = {"base": [0.0, 0.0, 0.0, 1.0], "cycleqd": [1.0, 1.0, 1.0, 1.0]}
     items = {method: {"test": {"mbpp": of, "dbbench": of}} for method, of in scores.items()}

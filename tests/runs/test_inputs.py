@@ -16,7 +16,7 @@ from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 from cycleqd_jax.runs import Run, resolve
 from cycleqd_jax.runs.tasks import resolve_tasks
 from cycleqd_jax.tasks.records import read_rows, split_evenly
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import SPLITS, InputError
 
 DEMO = {"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]}
 
@@ -36,26 +36,48 @@ def test_the_number_of_train_problems_is_that_which_is_played(tmp_path, rows, si
     tasks = [{"name": "one", "kind": "mbpp", "train": str(path), "train_size": size, "validation_size": 0}]
     tasks.append(tasks[0] | {"name": "two", "test": str(path)})
     one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks, "export": {"method": "aggregate"}}))
-    assert one.train_size() == len(split_evenly(read_rows(path))[0][:size])
-    assert two.train_size() == len(read_rows(path)[:size])
+    assert one.size("train") == len(split_evenly(read_rows(path))[0][:size])
+    assert two.size("train") == len(read_rows(path)[:size])
 
 
-@pytest.mark.parametrize(("size", "validation", "played"), [(2, 1, 2), (2, None, 2), (None, 1, 2), (None, 0, 3), (8, 0, 3)])
-def test_validation_problems_are_not_played_in_the_search(tmp_path, size, validation, played):
+@pytest.mark.parametrize("size", [None, 2, 32])
+def test_the_number_of_test_problems(tmp_path, size):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"id": {i}}}\n' for i in range(7)))
+    tasks = [{"name": "one", "kind": "mbpp", "train": str(path), "train_size": 1, "validation_size": 1, "test_size": size}]
+    tasks.append(tasks[0] | {"name": "two", "test": str(path)})
+    one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks}))
+    assert one.size("test") == len(split_evenly(read_rows(path))[1][:size])
+    assert two.size("test") == len(read_rows(path)[:size])
+
+
+def test_the_number_of_miniature_problems():
+    tasks = [{"name": "mbpp", "train_size": 5, "validation_size": None, "test_size": None}, {"name": "dbbench"}]
+    one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks}))
+    assert [one.size(split) for split in SPLITS] == [5, 32, 64]
+    assert [two.size(split) for split in SPLITS] == [32, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("size", "validation", "played", "held"),
+    [(2, 1, 2, 1), (2, None, 2, 1), (1, None, 1, 2), (None, 1, 2, 1), (None, 0, 3, 0), (8, 0, 3, 0)],
+)
+def test_validation_problems_are_not_played_in_the_search(tmp_path, size, validation, played, held):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"id": {i}}}\n' for i in range(6)))
     task = {"name": "one", "kind": "mbpp", "train": str(path), "train_size": size, "validation_size": validation}
     tree = DEMO | {"tasks": [task, {"name": "mbpp"}], "export": {"method": "aggregate"}}
-    assert resolve_tasks(load_config(tree))[0].train_size() == played
+    found = resolve_tasks(load_config(tree))[0]
+    assert (found.size("train"), found.size("validation")) == (played, held)
     task["train_size"], task["validation_size"] = 3, 1
     with pytest.raises(
         InputError,
         match=r"at least 4 train problems for train_size 3 and validation_size 1, got 3 in the train half of .*rows\.jsonl of "
         r"task 'one'; decrease one of them, or set validation_size: 0",
     ):
-        resolve_tasks(load_config(tree))[0].train_size()
+        resolve_tasks(load_config(tree))[0].size("train")
     task["test"] = str(path)
-    assert resolve_tasks(load_config(tree))[0].train_size() == 3
+    assert resolve_tasks(load_config(tree))[0].size("train") == 3
 
 
 def test_the_size_of_a_file_that_is_elsewhere(tmp_path):
@@ -63,12 +85,12 @@ def test_the_size_of_a_file_that_is_elsewhere(tmp_path):
         {"name": name, "train": str(tmp_path / "absent"), "train_size": size} for name, size in (("mbpp", 5), ("dbbench", None))
     ]
     given, unknown = resolve_tasks(load_config(DEMO | {"tasks": tasks}))
-    assert given.train_size() == 5
+    assert given.size("train") == 5
     with pytest.raises(InputError, match="no file at"):
-        unknown.train_size()
+        unknown.size("train")
     (tmp_path / "absent").write_text('{"id": 1}\n')
     with pytest.raises(InputError, match=f"at least two records .*, got 1 in {tmp_path / 'absent'}; give more"):
-        given.train_size()
+        given.size("train")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 
 from cycleqd_jax.individual import Individual
@@ -135,3 +136,21 @@ def test_the_line_after_an_interrupted_one_is_whole(tmp_path, monkeypatch, writt
         journal.append(child(i))
     again = Journal(journal.path)
     assert [again.get(i) for i in range(3)] == [child(i) for i in range(3)]
+
+
+def test_the_items_of_individuals(tmp_path):
+    def one(identity, items):
+        scores = {task: float(np.mean(of)) for task, of in items.items()} if items else None
+        return Individual(identity, -1, "a", None, (-1, -1), None, None, scores=scores, items=items)
+
+    journal = Journal(tmp_path / "history.jsonl")
+    for individual in (one(0, {"a": [0.0, 1.0], "b": [0.5]}), one(1, {}), one(2, {"b": [1.0], "a": [1.0, 0.0]})):
+        journal.append(individual)
+    np.testing.assert_array_equal(journal.items(range(3), ("a", "b")), [[0, 1, 0.5], [np.nan] * 3, [1, 0, 1]])
+    np.testing.assert_array_equal(journal.items([2], ("b", "a")), [[1, 1, 0]])
+    assert journal.items([1], ("a", "b")).shape == (1, 3)
+    journal.append(one(3, {"a": [0.0], "b": [0.5, 1.0]}))
+    with pytest.raises(
+        InputError, match=r"scores of \[2, 1\] problems of a, b for individual 3, as for individual 0, got \[1, 2\]"
+    ):
+        journal.items([0, 3], ("a", "b"))

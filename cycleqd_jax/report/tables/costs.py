@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cycleqd_jax.report.costs import PAPER_GPU_HOURS, STAGES, Cost, Costs
+from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.report.metrics import milestones
 from cycleqd_jax.report.tables import formats
 from cycleqd_jax.report.tables.formats import Cell, Sheet
-from cycleqd_jax.report.tables.results import method_label
 
 __all__ = ["cost_caption", "cost_sheets", "costs_markdown"]
 

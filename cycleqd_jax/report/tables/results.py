@@ -12,50 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from cycleqd_jax.report.history import load_grid
+from cycleqd_jax.report.labels import SEARCHES, method_label
 from cycleqd_jax.report.read import load_items, load_results
 from cycleqd_jax.report.tables import formats
 from cycleqd_jax.statistics import Interval, difference, mean_interval, over_seeds
 from cycleqd_jax.types import InputError
 
-__all__ = ["AVERAGE", "SEARCHES", "ResultsTable", "method_label", "results_table"]
+__all__ = ["AVERAGE", "ResultsTable", "results_table"]
 
 AVERAGE = "average"
 """The name of the column with the mean over tasks."""
 
 _SPLITS = ("test", "train")
-_LABELS = {
-    "base": "Base model",
-    "prepared_base": "Prepared base",
-    "finetune_all": "Fine-tuned on all data (steps of one expert)",
-    "finetune_all_longer": "Fine-tuned on all data (steps of all experts)",
-    "uniform_merge": "Uniform merge",
-    "task_arithmetic": "Task arithmetic",
-    "ties": "TIES",
-    "dare": "DARE",
-    "dare_ties": "DARE-TIES",
-    "slerp": "SLERP",
-    "gradient": "Gradient descent on coefficients",
-    "cycleqd_best_elite": "CycleQD, best elite",
-    "cycleqd_soup": "CycleQD, soup of elites",
-}
-SEARCHES = {
-    "random": "Random search",
-    "cmaes": "CMA-ES",
-    "nsga2": "NSGA-II",
-    "qd": "Plain QD",
-    "dns": "Dominated Novelty Search",
-    "cycleqd": "CycleQD",
-    "cycleqd_selected": "CycleQD, selected",
-}
-"""The display name of every search method, in the order of their rows. The row of a method is the model that it ends with.
-CycleQD has two: the merge of equation 5, and the model that was selected on validation problems."""
-
-
-def method_label(method: str) -> str:
-    """The display name of a method: ``"expert/mbpp"`` → ``"Expert: mbpp"``."""
-    if method.startswith("expert/"):
-        return f"Expert: {method.removeprefix('expert/')}"
-    return _LABELS.get(method) or SEARCHES.get(method, method)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,7 +191,8 @@ def resampled_means(
         seed: of the random samples.
 
     Returns:
-        The mean score of every task, Float ``[row, resample, task]``, rounded to 12 digits, so that equal rows have equal means.
+        The mean score of every task, Float ``[row, resample, task]``, rounded to 12 digits, so that equal rows have equal
+        means.
 
     Raises:
         InputError: there is no task, run or problem, or the tasks do not have the same rows and runs.

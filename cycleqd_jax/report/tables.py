@@ -147,6 +147,10 @@ class ResultsTable:
         tasks = tasks if self.columns[column] == AVERAGE else (self.columns[column],)
         return tuple(tuple(found[task]) for task in tasks) if tasks and all(found.get(task) for task in tasks) else None
 
+    def label(self, method: int) -> str:
+        """The display name of a row."""
+        return method_label(self.methods[method])
+
     @property
     def reference(self) -> int | None:
         """Index of the row that the others are compared with: the last one, where it is a search's."""
@@ -166,7 +170,7 @@ class ResultsTable:
         if self.reference is not None:
             above = [None if m == self.reference else self.difference(split, self.reference, m) for m in rows]
             shown = ["–" if one is None else f"{100 * one.mean:+.1f} {_interval_text(one)}" for one in above]
-            columns[f"{method_label(self.methods[self.reference])} above"] = shown
+            columns[f"{self.label(self.reference)} above"] = shown
         return columns
 
     def cell(self, split: str, method: int, column: int) -> str:
@@ -199,11 +203,11 @@ class ResultsTable:
                 "| " + " | ".join(_markdown(name) for name in names) + " |",
                 "|---" + "|---:" * (len(names) - 1) + "|",
             ]
-            for m, method in enumerate(self.methods):
+            for m in range(len(self.methods)):
                 cells = [self.cell(split, m, c) for c in range(len(self.columns))]
                 cells = [f"**{cell}**" if best[m, c] else cell for c, cell in enumerate(cells)]
                 cells += [column[m] for column in details.values()]
-                lines.append("| " + " | ".join([_markdown(method_label(method)), *cells]) + " |")
+                lines.append("| " + " | ".join([_markdown(self.label(m)), *cells]) + " |")
             parts.append("\n".join(lines))
         return "\n\n".join([*parts, self.caption().replace("is marked", "is bold")]) + "\n"
 
@@ -230,7 +234,7 @@ class ResultsTable:
         Args:
             color: whether to print the best in bold (ANSI) too.
         """
-        names = [method_label(method) for method in self.methods]
+        names = [self.label(m) for m in range(len(self.methods))]
         first = max(map(len, ["method", *names]))
         cells = {s: [[self.cell(s, m, c) for c in range(len(self.columns))] for m in range(len(names))] for s in self.splits}
         widths = [

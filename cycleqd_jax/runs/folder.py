@@ -26,10 +26,12 @@ from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
 
 __all__ = [
+    "FREE",
     "check_folder",
     "check_inputs",
     "claim_folder",
     "compare_inputs",
+    "flat",
     "folder_digest",
     "tokenizer_digest",
     "versions",
@@ -174,7 +176,7 @@ def check_folder(config: RunConfig) -> None:
     if not (folder / "history.jsonl").exists():
         return
     other.pop("versions", None)
-    here, there = _flat(to_dict(config)), _flat(other)
+    here, there = flat(to_dict(config)), flat(other)
     there = _later_keys(config, here) | there
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
@@ -193,7 +195,7 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
     Validation problems may be held out of a run that began without them if neither its search nor its experts have seen them:
     ``train_size`` is a number, and the experts are not fine-tuned on the train file.
     """
-    defaults = _flat({"search": to_dict(SearchConfig()), "export": to_dict(ExportConfig())})
+    defaults = flat({"search": to_dict(SearchConfig()), "export": to_dict(ExportConfig())})
     values = {key: value for key, value in defaults.items() if key in LATER}
     for i, task in enumerate(config.tasks):
         key = f"tasks.{i}.validation_size"
@@ -298,10 +300,10 @@ def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A tree of mappings and lists as dotted keys."""
     if isinstance(tree, dict) and tree:
-        return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+        return {k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}{key}.").items()}
     if isinstance(tree, list) and tree:
-        return {k: v for i, item in enumerate(tree) for k, v in _flat(item, f"{prefix}{i}.").items()}
+        return {k: v for i, item in enumerate(tree) for k, v in flat(item, f"{prefix}{i}.").items()}
     return {prefix[:-1]: tree}

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ class _Row:
     Attributes:
         make: makes the weights.
         donate: whether the weights belong to the evaluator, which may use their buffers up.
-        key: equal for rows of equal weights; None for weights that no other row has.
+        key: of a model that the search found; equal for equal weights. None for models that do not depend on the search.
     """
 
     make: Callable[[], Params]
@@ -40,7 +41,8 @@ class _Row:
 def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
     """Evaluates every row on train and test; writes ``tables/results.json``, ``tables/items.json`` and ``transcripts/``.
 
-    Rows of equal weights are evaluated once. The transcripts are those of the first of them.
+    Rows of equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
+    search are taken over from ``context.shared``.
 
     Args:
         context: the context of the run.
@@ -48,14 +50,18 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         isolation: the isolation of the sandbox, for the record.
 
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``. ``found`` names the rows of models that the search found.
     """
     rows = _rows(context, evolution)
+    known = {} if context.shared is None else _known(context.shared)
     methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
     items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
+        if row.key is None and name in known:
+            methods[name], items[name] = known[name]
+            continue
         twin = name if row.key is None else first.setdefault(row.key, name)
         if twin != name:
             methods[name], items[name] = methods[twin], items[twin]
@@ -66,6 +72,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     context.progress("measure", len(rows), len(rows), {})
     results = {
         "methods": methods,
+        "found": [name for name, row in rows.items() if row.key is not None],
         "tasks": list(context.config.task_names),
         "seed": context.config.seed,
         **({"aggregate": dict(evolution.aggregate().facts)} if evolution.is_cycleqd else {}),
@@ -76,6 +83,12 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     write_json(context.folder / "tables" / "items.json", items)
     write_json(context.folder / "tables" / "results.json", results)
     return results
+
+
+def _known(folder: Path) -> dict[str, tuple[dict[Split, Mapping[str, float | None]], dict[Split, Mapping[str, list[float]]]]]:
+    """Scores and scores of problems of every row of a finished run, by name."""
+    results, items = ((json.loads((folder / "tables" / name).read_text("utf-8"))) for name in ("results.json", "items.json"))
+    return {name: (results["methods"][name], items[name]) for name in results["methods"]}
 
 
 def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:

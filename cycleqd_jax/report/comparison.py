@@ -271,8 +271,8 @@ def comparison_table(
         for method in methods:
             results, items = loaded[method.name, seed], load_items(method.folders[seed])
             names = own[method.name]
-            scores[r] = {names.get(row, row): splits for row, splits in results["methods"].items()} | scores[r]
-            problems[r] = {names.get(row, row): splits for row, splits in items.items()} | problems[r]
+            scores[r] = _renamed(results["methods"], names) | scores[r]
+            problems[r] = _renamed(items, names) | problems[r]
     first = list(own[methods[0].name].values())
     chosen = reference or next((row for row in first if row.endswith("_selected")), first[0])
     if chosen not in labels:
@@ -307,6 +307,10 @@ def _load(folder: Path) -> dict[str, Any]:
             "evaluate the run again"
         )
     return results
+
+
+def _renamed(rows: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(row, row): value for row, value in rows.items()}
 
 
 def _score(scores: Mapping[str, Any], row: str, split: str, column: str) -> float:

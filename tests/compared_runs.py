@@ -34,13 +34,7 @@ def write_finished(
         }
         for row, level in levels.items()
     }
-    methods = {
-        row: {
-            split: {**(means := {task: float(np.mean(x)) for task, x in tasks.items()}), "average": np.mean([*means.values()])}
-            for split, tasks in splits.items()
-        }
-        for row, splits in items.items()
-    }
+    methods = {row: {split: _means(tasks) for split, tasks in splits.items()} for row, splits in items.items()}
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     (folder / "tables" / "items.json").write_text(json.dumps(items))
     results = {"methods": methods, "found": own, "tasks": TASKS, "seed": seed}
@@ -58,3 +52,8 @@ def write_finished(
         lines.append(json.dumps({**one, "items": {}, "seconds": {}}))
     (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def _means(tasks: dict[str, list[float]]) -> dict[str, float]:
+    means = {task: float(np.mean(scores)) for task, scores in tasks.items()}
+    return {**means, "average": float(np.mean([*means.values()]))}

@@ -43,7 +43,7 @@ def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, 
     items = {str(seed): problems for seed, problems in zip(table.seeds, table.problems, strict=True)}
     written.append(tables / "items.json.gz")
     write_bytes(written[-1], gzip.compress(json.dumps(items, allow_nan=False).encode(), mtime=0))
-    for name, figure in (("scores", plot_scores(table)), ("curves", plot_best_so_far(curves))):
+    for name, figure in (("scores", plot_scores(table)), ("curves", plot_best_so_far(curves, len(table.columns) - 1))):
         for kind in ("svg", "png"):
             written.append(folder / "figures" / f"{name}.{kind}")
             write_bytes(written[-1], render(figure, kind))

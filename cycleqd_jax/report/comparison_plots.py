@@ -47,24 +47,27 @@ def plot_scores(table: ComparisonTable) -> Figure:
     return figure
 
 
-def plot_best_so_far(curves: Mapping[str, np.ndarray]) -> Figure:
+def plot_best_so_far(curves: Mapping[str, np.ndarray], experts: int) -> Figure:
     """The best average on the train problems so far against the evaluated individuals, experts included.
 
-    Lines are means over seeds, bands are ± one standard deviation.
+    Lines are means over seeds, bands are ± one standard deviation. The lines begin with the last expert, because all methods
+    have the same experts.
 
     Args:
         curves: label → Float ``[run, individual]``.
+        experts: number of experts.
     """
     with mpl.rc_context(rc("light")):
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")
         axes = figure.subplots()
         styles = ("-", (0, (5, 1.5)), (0, (1, 1)))
         for i, (name, runs) in enumerate(curves.items()):
-            count, color = np.arange(1, runs.shape[1] + 1), task_color(i)
-            mean = 100 * runs.mean(axis=0)
+            count, color = np.arange(experts, runs.shape[1] + 1), task_color(i)
+            shown = runs[:, experts - 1 :]
+            mean = 100 * shown.mean(axis=0)
             axes.plot(count, mean, color=color, ls=styles[i // 8 % len(styles)], lw=1.8, drawstyle="steps-post", label=name)
             if len(runs) > 1:
-                std = 100 * runs.std(axis=0, ddof=1)
+                std = 100 * shown.std(axis=0, ddof=1)
                 axes.fill_between(count, mean - std, mean + std, color=color, alpha=0.12, lw=0, step="post")
         axes.set_title("Best average on the train problems")
         axes.set_xlabel("evaluated individuals, experts included")

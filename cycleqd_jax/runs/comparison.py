@@ -89,10 +89,10 @@ def compare(
     }
     _check_reference(reference or given.reference, given, next(iter(configs.values())))
     check_writable(folder, "choose another --output")
-    check_methods({name: one for (seed, name), one in configs.items() if seed == seeds[0]})
+    record = _record(folder, common, given, config)
     for one in configs.values():
         check_folder(one)
-    record = _record(folder, common, given, config)
+    check_methods({name: one for (seed, name), one in configs.items() if seed == seeds[0]})
     make_folder(folder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(folder / ".lock", wait=False))

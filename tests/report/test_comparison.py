@@ -58,7 +58,7 @@ def test_rows_of_methods_follow_the_shared_ones(methods):
 def test_the_reference_can_be_chosen(methods):
     assert comparison_table(methods, title="T", reference="base").reference == 0
     assert comparison_table(methods[2:], title="T").chosen == "cmaes"
-    with pytest.raises(InputError, match="expected the reference to be one of the rows base, .*, got 'cmaes_selected'"):
+    with pytest.raises(InputError, match=r"expected the reference to be one of the rows base, .*, got 'cmaes_selected'"):
         comparison_table(methods, title="T", reference="cmaes_selected")
 
 
@@ -123,7 +123,9 @@ def test_runs_of_other_tasks_or_without_results_are_refused(methods):
     path = methods[1].folders[0] / "tables" / "results.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps(whole | {"tasks": ["a", "c"]}))
-    with pytest.raises(InputError, match="expected the tasks a, b in every run, got a, c for the method 'no_mutation' and seed"):
+    with pytest.raises(
+        InputError, match="expected the tasks a, b in every run, got a, c for the method 'no_mutation' and seed"
+    ):
         comparison_table(methods, title="T")
     del whole["found"]
     path.write_text(json.dumps(whole))

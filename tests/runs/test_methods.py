@@ -101,10 +101,16 @@ def test_an_export_that_only_cycleqd_has_is_left_out(tmp_path):
         ("{methods: {my_selected: {}}}", "expected names of methods that are no names of other rows"),
         ("{methods: {x: 3}}", "expected the method 'x' to map keys to values in .*, got 3"),
         ("{methods: {x: {label: 3}}}", "expected the label of the method 'x' to be a text"),
-        ("{methods: {x: {engine.slots: 3}}}", r"expected overrides of search\.\*, genome\.\*, export\.\* .*, got engine\.slots"),
+        (
+            "{methods: {x: {engine.slots: 3}}}",
+            r"expected overrides of search\.\*, genome\.\*, export\.\* .*, got engine\.slots",
+        ),
         ("{methods: {x: {search: {sigma: 1}}}}", "got search of the method 'x'"),
         ("{methods: {x: {seed: 1}}}", "got seed of the method 'x'"),
-        ("{methods: {x: {search.budget: 10}}}", r"expected an equal budget for all methods, got search\.budget of the method 'x'"),
+        (
+            "{methods: {x: {search.budget: 10}}}",
+            r"expected an equal budget for all methods, got search\.budget of the method 'x'",
+        ),
         ("{methods: {x: {search.method: cmeas}}}", r"method of the method 'x' .*, got 'cmeas'; did you mean cmaes\?"),
         ("{methods: {cmaes: {search.method: nsga2}}}", "expected the method 'cmaes' to have the search method of its name"),
         ("{methods: {x: {}}, title: [3]}", r"expected title to be a text in .*, got \[3\]"),

@@ -21,7 +21,7 @@ def write_finished(
     selects: bool = False,
     test_digest: str | None = None,
 ) -> Path:
-    """Writes the run folder of a search method: shared rows depend on the seed only, the rows of the method on ``skill`` too."""
+    """Writes the run folder of a search method. Rows that are shared depend on the seed, the method's own also on ``skill``."""
     rng = np.random.default_rng(seed)
     difficulty = {split: {task: rng.random(problems) for task in TASKS} for split in ("test", "train")}
     own = [search, *([f"{search}_selected"] if selects else [])]

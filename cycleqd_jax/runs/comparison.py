@@ -20,13 +20,13 @@ from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_f
 from cycleqd_jax.report.comparison_files import write_comparison
 from cycleqd_jax.report.stage import span
 from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest
-from cycleqd_jax.runs.methods import Methods, check_methods, common_tree, method_config, read_methods
+from cycleqd_jax.runs.methods import SHARED_ROWS, Methods, check_methods, common_tree, method_config, read_methods
 from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import InputError, Progress
 
 __all__ = ["compare"]
 
-_PLACES = ("output", "seed", "search.generations", *(FREE - {"baselines", "merges"}))
+_PLACES = ("output", "seed", "search.generations", *(FREE - set(SHARED_ROWS)))
 """Keys of the config that may change when a comparison continues."""
 
 

@@ -16,7 +16,17 @@ from cycleqd_jax.runs.inputs import resolve
 from cycleqd_jax.search import individuals_within
 from cycleqd_jax.types import InputError
 
-__all__ = ["SEARCH_METHODS", "Method", "Methods", "Paper", "check_methods", "common_tree", "method_config", "read_methods"]
+__all__ = [
+    "SEARCH_METHODS",
+    "SHARED_ROWS",
+    "Method",
+    "Methods",
+    "Paper",
+    "check_methods",
+    "common_tree",
+    "method_config",
+    "read_methods",
+]
 
 
 def _names_of(key: str) -> tuple[str, ...]:
@@ -26,13 +36,16 @@ def _names_of(key: str) -> tuple[str, ...]:
 
 SEARCH_METHODS: tuple[str, ...] = typing.get_args(typing.get_type_hints(SearchConfig)["method"])
 
-_KEYS = ("title", "methods", "baselines", "merges", "reference", "paper")
+SHARED_ROWS = ("baselines", "merges")
+"""The keys of the config that add rows which do not depend on the search."""
+
+_KEYS = ("title", "methods", *SHARED_ROWS, "reference", "paper")
 _OPEN = ("search", "genome", "export")
 """The parts of a config that methods may change. All others decide about models, problems or decoding."""
 _EQUAL = ("search.budget", "search.budget_items", "search.generations")
 """The keys of these parts that are equal for all methods."""
 
-_ROWS = ("base", "uniform_merge", *(name for kind in ("baselines", "merges") for name in _names_of(kind)))
+_ROWS = ("base", "uniform_merge", *(name for kind in SHARED_ROWS for name in _names_of(kind)))
 _ENDS = ("_best_elite", "_soup", "_selected")
 """Names of rows that do not depend on a search, and the ends of names of rows that do."""
 
@@ -74,16 +87,14 @@ class Methods:
     Attributes:
         methods: in the order of the table.
         title: of the table.
-        baselines: the config's ``baselines``; None keeps them.
-        merges: the config's ``merges``; None keeps them.
+        rows: what replaces the config's ``baselines`` and ``merges``, where the file has them.
         reference: the row that the others are compared with.
         paper: the paper's figures.
     """
 
     methods: tuple[Method, ...]
     title: str = "Comparison"
-    baselines: tuple[str, ...] | None = None
-    merges: tuple[str, ...] | None = None
+    rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str | None = None
     paper: Paper | None = None
 
@@ -120,12 +131,9 @@ def _read(path: Path) -> Methods:
     for key in ("title", "reference"):
         if not isinstance(tree.get(key), str | None):
             raise InputError(f"expected {key} to be a text in {path}, got {tree[key]!r}; correct it")
-    for key in ("baselines", "merges"):
-        if not isinstance(tree.get(key), list | None):
-            raise InputError(f"expected {key} to be a list in {path}, got {tree[key]!r}; correct it")
-    baselines, merges = (None if tree.get(key) is None else tuple(map(str, tree[key])) for key in ("baselines", "merges"))
+    rows = {key: tree[key] for key in SHARED_ROWS if key in tree}
     paper = None if tree.get("paper") is None else _paper(tree["paper"], path)
-    return Methods(methods, tree.get("title") or path.stem, baselines, merges, tree.get("reference"), paper)
+    return Methods(methods, tree.get("title") or path.stem, rows, tree.get("reference"), paper)
 
 
 def _method(name: str, overrides: Any, path: Path) -> Method:
@@ -198,10 +206,9 @@ def common_tree(config: RunConfig, methods: Methods, budget: int | None, budget_
         tree["search"] |= {"budget": budget, "budget_items": budget_items}
     if tree["search"]["budget"] is None and tree["search"]["budget_items"] is None:
         raise InputError("expected a budget that all methods share, got none; give --budget or --budget-items")
-    if methods.merges is not None:
-        tree["merges"] = list(methods.merges)
-    if methods.baselines is not None:
-        tree["baselines"] = [] if config.model.experts is not None else list(methods.baselines)
+    tree |= methods.rows
+    if config.model.experts is not None:
+        tree["baselines"] = []
     return tree
 
 

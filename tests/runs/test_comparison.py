@@ -188,6 +188,7 @@ def test_bad_input_is_refused_before_anything_is_evaluated(runs, tmp_path, optio
     [
         ("{methods: {x: {search.method: cmaes, search.groups: 3}}}", "method 'x': expected 1 to 2 groups of layers"),
         ("{methods: {cycleqd: {}}, merges: [slerp, ties]}", "method 'cycleqd': expected two tasks with merges: slerp"),
+        ("{methods: {cycleqd: {}}, merges: ties}", "method 'cycleqd': expected merges to be a list, got 'ties'"),
         ("{methods: {cycleqd: {}}, baselines: [joint]}", "method 'cycleqd': expected baselines.0 to be one of"),
     ],
 )

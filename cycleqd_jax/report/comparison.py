@@ -103,9 +103,13 @@ class ComparisonTable(ResultsTable):
         size = max((len(one) for runs in scores for one in runs), default=0) or 1
         return np.array([[one if len(one) == size else [np.nan] * size for one in runs] for runs in scores], np.float64)
 
-    def _count(self, split: str, column: int) -> int:
-        tasks = self.columns[:-1] if self.columns[column] == AVERAGE else (self.columns[column],)
-        return sum(self._stacked(split, task).shape[2] for task in tasks) * self.runs
+    @functools.cached_property
+    def _counts(self) -> dict[str, list[int]]:
+        """Split → the number of scores that a cell of each column is made of."""
+        sizes = {
+            split: [self._stacked(split, task).shape[2] * self.runs for task in self.columns[:-1]] for split in self.splits
+        }
+        return {split: [*of_tasks, sum(of_tasks)] for split, of_tasks in sizes.items()}
 
     def interval(self, split: str, method: int, column: int = -1) -> Interval | None:
         """The 95 % interval of a cell, over seeds and problems; None where a run has no scores of problems."""
@@ -123,7 +127,7 @@ class ComparisonTable(ResultsTable):
         if np.isnan(means[0, column]) or np.isnan(values[:, column]).any():
             return None
         low, high = np.quantile(means[:, column], [0.025, 0.975])
-        return Interval(float(values[:, column].mean()), float(low), float(high), self._count(split, column))
+        return Interval(float(values[:, column].mean()), float(low), float(high), self._counts[split][column])
 
     def _equal(self, split: str, method: int, other: int) -> bool:
         """Whether two rows have the same results in every run, problem by problem."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from cycleqd_jax.config import load_config
 from cycleqd_jax.runs import compare
@@ -12,13 +11,8 @@ from cycleqd_jax.runs import compare
 __all__ = ["run_comparison"]
 
 
-def run_comparison(args: argparse.Namespace, command: Sequence[str]) -> None:
-    """Runs the comparison, and prints its table.
-
-    Args:
-        args: the arguments of the command line.
-        command: the arguments as they were given, for model cards.
-    """
+def run_comparison(args: argparse.Namespace) -> None:
+    """Runs the comparison of the command line's arguments, and prints its table."""
     config = load_config(args.config, args.overrides)
     output = args.output or f"{config.folder}-compare"
     table = compare(
@@ -29,7 +23,6 @@ def run_comparison(args: argparse.Namespace, command: Sequence[str]) -> None:
         budget_items=args.budget_items,
         output=output,
         reference=args.reference,
-        command=command,
     )
     print(table.text(color=sys.stdout.isatty()))
     print(f"tables and figures: {output}/tables, {output}/figures")

@@ -132,7 +132,7 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
     elif args.command == "compare":
         from cycleqd_jax.cli.compare import run_comparison
 
-        run_comparison(args, command)
+        run_comparison(args)
     elif args.command == "report":
         from cycleqd_jax.cli.report import write_reports
 

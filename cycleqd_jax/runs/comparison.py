@@ -41,7 +41,6 @@ def compare(
     reference: str | None = None,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
-    command: Sequence[str] = (),
 ) -> ComparisonTable:
     """Runs several methods at an equal budget with several seeds, and compares the models that they find.
 
@@ -53,7 +52,7 @@ def compare(
 
     Example:
         >>> import cycleqd_jax as cq
-        >>> config = cq.load_config("configs/quickstart.yaml")
+        >>> config = cq.load_config("configs/quickstart.yaml")  # doctest: +SKIP
         >>> table = cq.compare(config, ["cycleqd", "cmaes"], seeds=[0, 1], budget=60)  # doctest: +SKIP
         >>> print(table.text())  # doctest: +SKIP
 
@@ -68,7 +67,6 @@ def compare(
             first method that was selected on validation problems, or else its first row.
         progress: called by long stages; by default a progress bar.
         log: called with single lines.
-        command: arguments of ``cycleqd``, for model cards.
 
     Returns:
         The table.
@@ -98,7 +96,7 @@ def compare(
         stack.enter_context(locked(folder / ".lock", wait=False))
         bar = stack.enter_context(report.ProgressBar()) if progress is None or log is None else None
         write_text(folder / "comparison.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
-        _run_all(configs, progress or bar or _unused, log or (bar.log if bar else _unused), command)
+        _run_all(configs, progress or bar or _unused, log or (bar.log if bar else _unused))
     runs = [
         MethodRuns(
             method.name,
@@ -117,9 +115,7 @@ def compare(
 def _unused(*_: Any) -> None: ...
 
 
-def _run_all(
-    configs: Mapping[tuple[int, str], RunConfig], progress: Progress, log: Callable[[str], None], command: Sequence[str]
-) -> None:
+def _run_all(configs: Mapping[tuple[int, str], RunConfig], progress: Progress, log: Callable[[str], None]) -> None:
     """Runs what is not finished, seed after seed."""
     pending = [key for key, one in configs.items() if not _is_finished(one.folder)]
     start = time.monotonic()
@@ -129,7 +125,7 @@ def _run_all(
         log(f"comparison: seed {seed}, {name} (run {number} of {len(configs)}{left})")
         finished = [one.folder for (other, _), one in configs.items() if other == seed and _is_finished(one.folder)]
         shared = next(iter(finished), None)
-        with Run(configs[seed, name], progress=progress, log=log, command=command, shared=shared) as run:
+        with Run(configs[seed, name], progress=progress, log=log, shared=shared) as run:
             run.train()
             run.evolve()
             run.evaluate()

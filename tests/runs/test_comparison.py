@@ -35,7 +35,7 @@ def runs(monkeypatch):
     record = Runs()
 
     class FakeRun:
-        def __init__(self, config, *, progress, log, command, shared):
+        def __init__(self, config, *, progress, log, shared):
             self.config, self.shared = config, shared
 
         def __enter__(self):

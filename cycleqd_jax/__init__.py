@@ -16,6 +16,7 @@ The names below are imported from their subpackages when they are first used::
         run.evaluate()
         run.export()
     cq.open_run(run.folder).archives
+    cq.compare(run.config, "configs/methods/table1.yaml", seeds=[0, 1, 2], budget=100)  # several methods
 
 Every subpackage can also be imported on its own: ``cycleqd_jax.operators``, ``cycleqd_jax.genome``, ``cycleqd_jax.algorithms``,
 ``cycleqd_jax.models``, ``cycleqd_jax.engine`` and so on.
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from cycleqd_jax.engine import ChatGenerator, Engine, Model, load_model
     from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
     from cycleqd_jax.report import RunFolder, open_run
-    from cycleqd_jax.runs import Run
+    from cycleqd_jax.runs import Run, compare
     from cycleqd_jax.sandbox import InfraError
     from cycleqd_jax.tasks import RecordTask
     from cycleqd_jax.types import Adapter, InputError, LowRank
@@ -62,6 +63,7 @@ _SUBPACKAGES = {
     "RunConfig": "config",
     "RunFolder": "report",
     "aggregate": "algorithms",
+    "compare": "runs",
     "load_config": "config",
     "load_model": "engine",
     "open_run": "report",
@@ -90,6 +92,7 @@ __all__ = [
     "RunFolder",
     "__version__",
     "aggregate",
+    "compare",
     "load_config",
     "load_model",
     "open_run",

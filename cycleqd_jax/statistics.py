@@ -3,6 +3,9 @@
 A method has a score for each problem of each task. Its average is the mean over tasks of the mean over problems. So problems
 are resampled within their task (stratified bootstrap). Two methods that were scored on the same problems are compared problem
 by problem: the interval of the mean difference is much narrower than the two intervals are.
+
+Methods that were run with several seeds have a score for each seed and problem. Then both are resampled
+(:func:`resampled_means`).
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cycleqd_jax.types import AnyArray, Float, InputError
+from cycleqd_jax.types import AnyArray, Float, InputError, Int
 
-__all__ = ["Interval", "difference", "mean_interval", "over_seeds"]
+__all__ = ["Interval", "difference", "mean_interval", "over_seeds", "resampled_means"]
 
 RESAMPLES = 10_000
+
+CHUNK = 1_000
+"""Bootstrap samples that are drawn at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +166,65 @@ def over_seeds(values: Float[AnyArray, " run"], *, confidence: float = 0.95) -> 
 
     half = float(stats.t.ppf((1 + confidence) / 2, runs.size - 1) * stats.sem(runs))
     return Interval(mean, mean - half, mean + half, int(runs.size))
+
+
+def resampled_means(
+    scores: Sequence[Float[AnyArray, "_row _run _item"]], *, crossed: bool, resamples: int = RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, "row resample task"]:
+    """Means of scores in bootstrap samples of runs and problems.
+
+    Each bootstrap sample draws as many runs as there are, and as many problems of each task as there are. All rows are averaged
+    over the same draws, so the differences of two rows are paired by run and problem.
+
+    * ``crossed``: every run has the same problems. The problems are drawn once for all runs of a bootstrap sample (Owen 2007,
+      "The pigeonhole bootstrap").
+    * Otherwise every run has problems of its own, which are drawn anew for each drawn run (two-level bootstrap).
+
+    With one run both are the bootstrap of :func:`mean_interval`. With R runs the bootstrap underestimates the variance between
+    runs by the factor (R − 1) / R. Where the problems are not crossed, it counts a part of their variance twice, which makes
+    the intervals wider.
+
+    Args:
+        scores: for every task the score of each problem, Float ``[row, run, item]``. NaN makes all means of its row NaN.
+        crossed: whether the problems of all runs are the same.
+        resamples: number of bootstrap samples.
+        seed: of the random samples.
+
+    Returns:
+        The mean score of every task, Float ``[row, resample, task]``, rounded to 12 digits, so that equal rows have equal
+        means.
+
+    Raises:
+        InputError: there is no task, run or problem, or the tasks do not have the same rows and runs.
+
+    >>> import numpy as np
+    >>> from cycleqd_jax.statistics import resampled_means
+    >>> found = resampled_means([np.ones((2, 3, 8))], crossed=True, resamples=5)
+    >>> found.shape, found.min(), found.max()
+    ((2, 5, 1), np.float64(1.0), np.float64(1.0))
+    """
+    shapes = [np.shape(task) for task in scores]
+    if len({shape[:2] for shape in shapes}) != 1 or any(0 in shape for shape in shapes):
+        raise InputError(f"expected scores of the same rows and runs for every task, got shapes {shapes}; evaluate the tasks")
+    rng = np.random.default_rng(seed)
+    runs, chunks = shapes[0][1], []
+    for start in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - start)
+        drawn = rng.integers(runs, size=(size, runs))
+        chunks.append(np.stack([_resampled(task, drawn, crossed, rng) for task in scores], axis=-1))
+    return np.concatenate(chunks, axis=1).round(12)
+
+
+def _resampled(
+    scores: Float[AnyArray, "row run item"], drawn: Int[np.ndarray, "resample run"], crossed: bool, rng: np.random.Generator
+) -> Float[np.ndarray, "row resample"]:
+    """The mean score of one task in every bootstrap sample, for the runs that were drawn."""
+    rows, runs, items = scores.shape
+    size = len(drawn)
+    which = rng.integers(items, size=(size, 1 if crossed else runs, items))
+    cells = (np.arange(size)[:, None, None] * runs + drawn[:, :, None]) * items + which  # [resample, run, item]
+    weights = np.bincount(cells.ravel(), minlength=size * runs * items).reshape(size, runs * items)
+    return np.asarray(scores, np.float64).reshape(rows, -1) @ weights.T / (runs * items)
 
 
 def _mean_of_means(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:

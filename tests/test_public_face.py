@@ -37,6 +37,7 @@ FACE = [
     "RunFolder",
     "__version__",
     "aggregate",
+    "compare",
     "load_config",
     "load_model",
     "open_run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cycleqd_jax.statistics import difference, mean_interval, over_seeds
+from cycleqd_jax.statistics import difference, mean_interval, over_seeds, resampled_means
 from cycleqd_jax.types import InputError
 
 
@@ -77,3 +77,65 @@ def test_seeds_against_a_table_of_student():
 def test_bad_input(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def by_hand(scores, crossed, resamples, seed):
+    """The same bootstrap with loops, on draws of its own."""
+    rng = np.random.default_rng(seed)
+    runs = scores[0].shape[1]
+    found = np.zeros((resamples, len(scores)))
+    for b in range(resamples):
+        drawn = rng.integers(runs, size=runs)
+        for k, task in enumerate(scores):
+            items = task.shape[2]
+            once = rng.integers(items, size=items)
+            draws = [once if crossed else rng.integers(items, size=items) for _ in drawn]
+            found[b, k] = np.mean([task[0, run, which].mean() for run, which in zip(drawn, draws, strict=True)])
+    return found
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_resampled_means_are_those_of_a_loop(crossed):
+    rng = np.random.default_rng(4)
+    hard = rng.normal(0, 1, (1, 1, 30))  # problems that are hard in every run
+    scores = [
+        (hard + rng.normal(0, 0.5, (2, 4, 1)) + rng.normal(0, 0.3, (2, 4, 30)) > 0).astype(float),
+        rng.random((2, 4, 12)),
+    ]
+    got = resampled_means(scores, crossed=crossed)[0]
+    want = by_hand(scores, crossed, 2_000, seed=5)
+    np.testing.assert_allclose(got.mean(0), want.mean(0), atol=0.01)
+    np.testing.assert_allclose(got.std(0), want.std(0), rtol=0.08)
+
+
+def test_problems_that_all_runs_share_do_not_average_out():
+    problems = np.random.default_rng(6).binomial(1, 0.5, 50).astype(float)
+    scores = [np.broadcast_to(problems, (1, 10, 50))]
+    crossed, nested = (resampled_means(scores, crossed=one).std() for one in (True, False))
+    assert crossed == pytest.approx(0.5 / np.sqrt(50), rel=0.05)
+    assert nested < crossed / 2
+
+
+def test_one_run_is_resampled_as_by_mean_interval():
+    scores = [np.random.default_rng(7).random(40), np.random.default_rng(8).random(25)]
+    expected = mean_interval(scores)
+    for crossed in (False, True):
+        found = resampled_means([task[None, None] for task in scores], crossed=crossed)[0].mean(-1)
+        np.testing.assert_allclose(np.quantile(found, [0.025, 0.975]), [expected.low, expected.high], atol=0.004)
+
+
+def test_rows_are_paired_by_run_and_problem():
+    theirs = np.random.default_rng(9).random((3, 40))
+    other = theirs.copy()
+    other[1, 3] = np.nan
+    means = resampled_means([np.stack([theirs, theirs, theirs + 0.25, other])], crossed=False, resamples=1_500)
+    assert (means[0] == means[1]).all()
+    np.testing.assert_allclose(means[2] - means[0], 0.25, atol=1e-9)
+    assert np.isnan(means[3]).all()
+    assert means.shape == (4, 1_500, 1)
+
+
+@pytest.mark.parametrize("shapes", [[], [(2, 1, 0)], [(2, 1, 3), (2, 2, 3)]])
+def test_scores_of_other_runs_are_not_resampled(shapes):
+    with pytest.raises(InputError, match="expected scores of the same rows and runs"):
+        resampled_means([np.zeros(shape) for shape in shapes], crossed=True)

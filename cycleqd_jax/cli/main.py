@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cycleqd_jax.cli.parser import STAGES, make_parser
+from cycleqd_jax.cli.parser import RESUMABLE, make_parser
 
 __all__ = ["main"]
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cycleqd: {error}\nNo score was recorded; run the same command to continue.", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        advice = "; run the same command to continue" if args.command in STAGES else ""
+        advice = "; run the same command to continue" if args.command in RESUMABLE else ""
         print(f"\ncycleqd: interrupted{advice}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -62,7 +62,7 @@ def _report_disk(error: OSError, command: str) -> int:
     """Prints one sentence about an error of the operating system; returns the exit code."""
     what = " ".join(str(error.strerror or error).split())
     where = f" in {error.filename}" if error.filename is not None else ""
-    again = " and run the same command to continue" if command in STAGES else ", then run the same command again"
+    again = " and run the same command to continue" if command in RESUMABLE else ", then run the same command again"
     print(
         f"cycleqd: expected to read and write files, got {what}{where}; free some space or correct the permissions{again}",
         file=sys.stderr,
@@ -71,7 +71,7 @@ def _report_disk(error: OSError, command: str) -> int:
         sys.stdout.flush()
     except OSError:  # what could not be printed must not fail once more when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 3 if command in STAGES else 2
+    return 3 if command in RESUMABLE else 2
 
 
 def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
@@ -129,6 +129,10 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
             stub=args.stub,
             quiet=args.json,
         )
+    elif args.command == "compare":
+        from cycleqd_jax.cli.compare import run_comparison
+
+        run_comparison(args)
     elif args.command == "report":
         from cycleqd_jax.cli.report import write_reports
 

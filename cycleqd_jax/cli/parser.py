@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cycleqd_jax.version import __version__
 
-__all__ = ["STAGES", "make_parser"]
+__all__ = ["RESUMABLE", "STAGES", "make_parser"]
 
 DESCRIPTION = """\
 CycleQD: evolve fine-tuned experts that share a base model into one model with all their skills.
@@ -37,6 +37,9 @@ STAGES = {
 }
 """Stages of a run, with their help."""
 
+RESUMABLE = (*STAGES, "compare")
+"""Commands that continue where they stopped."""
+
 Add = Callable[[str, str], argparse.ArgumentParser]
 """Adds a command with its help."""
 
@@ -53,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
     _add_stages(add)
+    _add_compare(add)
     _add_models(add)
     _add_plan(add)
     _add_sandbox(add)
@@ -82,6 +86,28 @@ def _add_stages(add: Add) -> None:
             command.add_argument("--json", action="store_true", help="print one JSON object")
     report = add("report", "draw the figures, tables and page of a run folder")
     report.add_argument("folder", type=Path, nargs="+", help="run folders; several are averaged into one table")
+
+
+def _add_compare(add: Add) -> None:
+    command = add("compare", "run several methods at an equal budget with several seeds, and write tables and figures")
+    _add_config(command, "configs/quickstart.yaml")
+    command.add_argument(
+        "--methods",
+        required=True,
+        metavar="FILE|NAMES",
+        help="a file of methods, such as configs/methods/table1.yaml, or names of search methods: cycleqd,cmaes,nsga2",
+    )
+    command.add_argument("--seeds", type=int, nargs="+", required=True, metavar="N", help="seeds of the runs of every method")
+    command.add_argument(
+        "--budget", type=int, metavar="N", help="individuals that each run evaluates, experts included (search.budget)"
+    )
+    command.add_argument(
+        "--budget-items", type=int, metavar="N", help="problems that they are scored on at most (search.budget_items)"
+    )
+    command.add_argument("--output", metavar="DIR", help="folder of the comparison (the config's output with -compare)")
+    command.add_argument(
+        "--reference", metavar="ROW", help="the row that others are compared with (the first method's selected model)"
+    )
 
 
 def _add_models(add: Add) -> None:

@@ -1,7 +1,7 @@
 """The configuration of a run: :func:`load_config` reads YAML or a mapping, :func:`describe` lists all keys."""
 
-from cycleqd_jax.config.check import idle_groups
-from cycleqd_jax.config.load import check_config, load_config, task_options, to_dict, to_yaml
+from cycleqd_jax.config.check import idle_groups, unused_keys
+from cycleqd_jax.config.load import check_config, load_config, read_yaml, task_options, to_dict, to_yaml
 from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
     CheckpointConfig,
@@ -38,7 +38,9 @@ __all__ = [
     "describe",
     "idle_groups",
     "load_config",
+    "read_yaml",
     "task_options",
     "to_dict",
     "to_yaml",
+    "unused_keys",
 ]

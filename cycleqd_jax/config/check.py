@@ -9,7 +9,7 @@ from pathlib import Path
 from cycleqd_jax.config.schema import RunConfig, SearchConfig
 from cycleqd_jax.types import MAX_CELLS, InputError
 
-__all__ = ["check_keys_together", "idle_groups"]
+__all__ = ["check_keys_together", "idle_groups", "unused_keys"]
 
 _METHODS = {
     "groups": ("random", "cmaes", "nsga2"),
@@ -47,6 +47,11 @@ def check_keys_together(config: RunConfig) -> None:
     _check_genome(config)
     _check_search(config)
     _check_export(config)
+
+
+def unused_keys(method: str) -> tuple[str, ...]:
+    """The keys of ``search`` that a search method does not use, which must have their defaults."""
+    return tuple(key for key, methods in _METHODS.items() if method not in methods)
 
 
 def idle_groups(config: RunConfig, groups: int) -> str | None:
@@ -258,10 +263,10 @@ def _check_export(config: RunConfig) -> None:
 
 def _check_method(config: RunConfig) -> None:
     search, experts = config.search, len(config.tasks)
-    for key, methods in _METHODS.items():
-        if search.method not in methods and getattr(search, key) != getattr(SearchConfig(), key):
+    for key in unused_keys(search.method):
+        if getattr(search, key) != getattr(SearchConfig(), key):
             raise InputError(
-                f"expected search.{key} with search.method {' or '.join(methods)} only, got {getattr(search, key)} with "
+                f"expected search.{key} with search.method {' or '.join(_METHODS[key])} only, got {getattr(search, key)} with "
                 f"{search.method}; leave it out"
             )
     if not search.low < search.high:

@@ -25,7 +25,7 @@ from cycleqd_jax.config.fields import Range, range_of
 from cycleqd_jax.config.schema import RunConfig, SandboxConfig
 from cycleqd_jax.types import InputError
 
-__all__ = ["check_config", "load_config", "task_options", "to_dict", "to_yaml"]
+__all__ = ["check_config", "load_config", "read_yaml", "task_options", "to_dict", "to_yaml"]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -48,7 +48,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     >>> config.task_names, config.search.bins
     (('mbpp', 'dbbench'), 10)
     """
-    tree = _plain(source) if isinstance(source, Mapping) else _read(Path(source))
+    tree = _plain(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     tree.pop("versions", None)  # added to the config.yaml of a run folder
     for assignment in overrides:
         _override(tree, assignment)
@@ -124,15 +124,24 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path, what: str = "a config") -> dict[Any, Any]:
+    """Reads a YAML file that holds a mapping.
+
+    Args:
+        path: path of the file.
+        what: what the file should hold, for messages.
+
+    Raises:
+        InputError: the file can't be read, is not YAML, holds something other than a mapping, or has a key twice.
+    """
     try:
         tree = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
     except OSError as error:
-        raise InputError(f"expected a config in {path}, got {error.strerror}; correct the path") from error
+        raise InputError(f"expected {what} in {path}, got {error.strerror}; correct the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" (line {mark.line + 1})"
-        raise InputError(f"expected a config, got text that is not YAML in {path}{line}; correct the file") from error
+        raise InputError(f"expected {what}, got text that is not YAML in {path}{line}; correct the file") from error
     if not isinstance(tree, dict):
         raise InputError(f"expected a mapping of keys, got {type(tree).__name__} in {path}; correct the file")
     return tree

@@ -3,12 +3,14 @@
 - :func:`open_run`: a run folder as data, ready for ``pandas.DataFrame``;
 - :func:`write_report`: writes figures, tables and ``report.html`` into a run folder;
 - :func:`results_table`: the results of one run, or of several runs as mean ± standard deviation;
+- :class:`ComparisonTable`: the results of several methods, over seeds;
 - :class:`ProgressBar`: shows long stages in terminals, notebooks and logs.
 """
 
+from cycleqd_jax.report.comparison import ComparisonTable
 from cycleqd_jax.report.folder import RunFolder, open_run
 from cycleqd_jax.report.progress import ProgressBar
 from cycleqd_jax.report.tables import ResultsTable, results_table
 from cycleqd_jax.report.write import write_report
 
-__all__ = ["ProgressBar", "ResultsTable", "RunFolder", "open_run", "results_table", "write_report"]
+__all__ = ["ComparisonTable", "ProgressBar", "ResultsTable", "RunFolder", "open_run", "results_table", "write_report"]

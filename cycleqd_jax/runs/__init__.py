@@ -1,6 +1,7 @@
-"""Runs: the stages of a search, its models, its folder and its devices."""
+"""Runs: the stages of a search, its models, its folder and its devices; and comparisons of several runs."""
 
+from cycleqd_jax.runs.comparison import compare
 from cycleqd_jax.runs.inputs import Inputs, resolve
 from cycleqd_jax.runs.run import Run
 
-__all__ = ["Inputs", "Run", "resolve"]
+__all__ = ["Inputs", "Run", "compare", "resolve"]

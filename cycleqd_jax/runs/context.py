@@ -34,6 +34,8 @@ class Context:
         groups: the groups of devices; children are spread over them, and everything else happens in the first.
         progress: called by long stages.
         log: called with single lines.
+        shared: the folder of a finished run that differs in its search only, whose scores of experts, baselines and merges are
+            taken over; None measures them.
     """
 
     config: RunConfig
@@ -43,6 +45,7 @@ class Context:
     groups: Sequence[DeviceGroup]
     progress: Progress
     log: Callable[[str], None]
+    shared: Path | None = None
 
     @property
     def folder(self) -> Path:

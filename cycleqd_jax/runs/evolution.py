@@ -34,7 +34,7 @@ from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
-from cycleqd_jax.runs.folder import check_inputs, claim_folder, tokenizer_digest
+from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
@@ -230,7 +230,8 @@ class Evolution:
         experts = _stack(self.expert_genomes())
         self._check_population(experts)
         claim_folder(config)
-        check_inputs(context.folder, input_digests(context.models.folders, context.tasks), context.log)
+        inputs = input_digests(context.models.folders, context.tasks)
+        check_inputs(context.folder, inputs, context.log)
         if self._basis is not None:
             self._write_basis()
         write_usage(context, self.ensure_space())
@@ -238,6 +239,9 @@ class Evolution:
             context.folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
         )
         journal = search.Journal(context.folder / "history.jsonl")
+        if context.shared is not None:
+            compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
+            self._take_experts(journal, search.Journal(context.shared / "history.jsonl"))
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher(),
@@ -253,6 +257,13 @@ class Evolution:
                 on_start=lambda state: self._write_grid(journal),
                 progress=context.progress,
             )
+
+    def _take_experts(self, journal: search.Journal, other: search.Journal) -> None:
+        """Records the experts, which have the first ids, as another run's journal has them."""
+        for k in range(len(self._config.tasks)):
+            expert = other.get(k)
+            if expert is not None and journal.get(k) is None:
+                journal.append(expert)
 
     def _check_population(self, genomes: Genome) -> None:
         """Refuses to decode individuals over one base where the experts do not share one."""

@@ -26,10 +26,12 @@ from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
 
 __all__ = [
+    "FREE",
     "check_folder",
     "check_inputs",
     "claim_folder",
     "compare_inputs",
+    "flat",
     "folder_digest",
     "tokenizer_digest",
     "versions",
@@ -186,7 +188,7 @@ def check_folder(config: RunConfig) -> None:
     if not (folder / "history.jsonl").exists():
         return
     other.pop("versions", None)
-    here, there = _flat(to_dict(config)), _flat(other)
+    here, there = flat(to_dict(config)), flat(other)
     later = _later_keys(config, here)
     there = {key: later[key] for key in later if not any(known.startswith(f"{key}.") for known in there)} | there
     for key in sorted(here.keys() | there.keys()):
@@ -207,7 +209,7 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
     ``train_size`` is a number, and the experts are not fine-tuned on the train file.
     """
     sections = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig()}
-    defaults = _flat({name: to_dict(section) for name, section in sections.items()})
+    defaults = flat({name: to_dict(section) for name, section in sections.items()})
     values = {key: value for key, value in defaults.items() if key in LATER}
     for i, task in enumerate(config.tasks):
         key = f"tasks.{i}.validation_size"
@@ -312,16 +314,16 @@ def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _value(flat: Mapping[str, Any], key: str) -> Any:
+def _value(keys: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key, or the mapping of the keys below it."""
-    below = {name.removeprefix(f"{key}."): value for name, value in flat.items() if name.startswith(f"{key}.")}
-    return flat.get(key, below or "<absent>")
+    below = {name.removeprefix(f"{key}."): value for name, value in keys.items() if name.startswith(f"{key}.")}
+    return keys.get(key, below or "<absent>")
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A tree of mappings and lists as dotted keys."""
     if isinstance(tree, dict) and tree:
-        return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+        return {k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}{key}.").items()}
     if isinstance(tree, list) and tree:
-        return {k: v for i, item in enumerate(tree) for k, v in _flat(item, f"{prefix}{i}.").items()}
+        return {k: v for i, item in enumerate(tree) for k, v in flat(item, f"{prefix}{i}.").items()}
     return {prefix[:-1]: tree}

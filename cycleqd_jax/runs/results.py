@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ class _Row:
     Attributes:
         make: makes the weights.
         donate: whether the weights belong to the evaluator, which may use their buffers up.
-        key: equal for rows of equal weights; None for weights that no other row has.
+        key: of a model that the search found; equal for equal weights. None for models that do not depend on the search.
     """
 
     make: Callable[[], Params]
@@ -44,7 +45,8 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
 
     The JSON files are in ``tables/``. Seconds are in ``usage.json`` only, so a run that was killed ends with the same results.
 
-    Rows of equal weights are evaluated once. The transcripts are those of the first of them.
+    Rows of equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
+    search are taken over from ``context.shared``.
 
     Args:
         context: the context of the run.
@@ -52,15 +54,19 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         isolation: the isolation of the sandbox, for the record.
 
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``. ``found`` names the rows of models that the search found.
     """
-    rows = _rows(context, evolution)
+    known = {} if context.shared is None else _known(context.shared)
+    rows = _rows(context, evolution, fit="gradient" not in known)
     methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
     items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
     usage: dict[str, dict[Split, Mapping[str, Any]]] = {}
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
+        if row.key is None and name in known:
+            methods[name], items[name], usage[name] = known[name]
+            continue
         twin = name if row.key is None else first.setdefault(row.key, name)
         if twin != name:
             methods[name], items[name], usage[name] = methods[twin], items[twin], usage[twin]
@@ -71,6 +77,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     context.progress("measure", len(rows), len(rows), {})
     results = {
         "methods": methods,
+        "found": [name for name, row in rows.items() if row.key is not None],
         "tasks": list(context.config.task_names),
         "seed": context.config.seed,
         **({"aggregate": dict(evolution.aggregate().facts)} if evolution.is_cycleqd else {}),
@@ -84,7 +91,21 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     return results
 
 
-def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
+def _known(folder: Path) -> dict[str, tuple[dict[Split, Any], dict[Split, Any], dict[Split, Any]]]:
+    """Scores, scores of problems, and what was used, of every row of a finished run, by name."""
+    files = (folder / "tables" / name for name in ("results.json", "items.json", "usage.json"))
+    results, items, usage = (json.loads(file.read_text("utf-8")) for file in files)
+    return {name: (results["methods"][name], items[name], usage["evaluation"][name]) for name in results["methods"]}
+
+
+def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Row]:
+    """The rows of the results table.
+
+    Args:
+        context: the context of the run.
+        evolution: the evolution of the run.
+        fit: whether the coefficients of gradient descent are needed.
+    """
     models = context.models
     rows = {"base": _Row(lambda: models.base, donate=False)}
     if context.config.model.prepare is not None:
@@ -104,8 +125,9 @@ def _rows(context: Context, evolution: Evolution) -> dict[str, _Row]:
         rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
     if context.config.gradient is not None:
         merge = GradientMerge(context, context.config.gradient)
-        evolution.ensure_evaluator().unload()  # to make room
-        merge.ensure_fitted()  # before anything is evaluated
+        if fit:
+            evolution.ensure_evaluator().unload()  # to make room
+            merge.ensure_fitted()  # before anything is evaluated
         rows["gradient"] = _Row(merge.express, donate=True)
     method = context.config.search.method
     found = {method: evolution.best_elite}

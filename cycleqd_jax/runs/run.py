@@ -73,6 +73,7 @@ class Run:
         log: Callable[[str], None] | None = None,
         read_only: bool = False,
         command: Sequence[str] = (),
+        shared: Path | None = None,
     ) -> None:
         """Does no work.
 
@@ -83,6 +84,9 @@ class Run:
             read_only: do not lock the run folder, and write nothing into it. Such a run has only :meth:`results` of a finished
                 run and :meth:`evaluate_model`.
             command: arguments of ``cycleqd``, for the model card.
+            shared: the folder of a finished run whose config has the same seed and differs in ``search``, ``genome``,
+                ``export`` and ``output`` only. The experts' scores and all rows of the results table that no search found are
+                taken over from it. Their transcripts stay there.
         """
         self.config = config
         self.folder = config.folder
@@ -90,6 +94,7 @@ class Run:
         self._log = log
         self._read_only = read_only
         self._command = command
+        self._shared = shared
         self._opened: _Opened | None = None
 
     def __enter__(self) -> Run:
@@ -142,7 +147,8 @@ class Run:
         check_resources(inputs, log)
         folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})
         if not self._read_only:
-            compare_inputs(self.folder, input_digests(folders, opened.tasks))
+            for folder in (self.folder, *([] if self._shared is None else [self._shared])):
+                compare_inputs(folder, input_digests(folders, opened.tasks))
         models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings)
         if config.model.base is not None:
             models.check_tokenizer()  # before weights are read
@@ -154,7 +160,7 @@ class Run:
         log(f"sandbox: {sandbox.isolation.name} ({sandbox.isolation.description})")
         log(f"sandbox: {sandbox.boxes}")
         examples = Examples(models, data)
-        context = Context(config, models, opened.tasks, examples, groups, progress, log)
+        context = Context(config, models, opened.tasks, examples, groups, progress, log, self._shared)
         return _Opened(sandbox, context, Trainer(config, models, examples, progress), Evolution(context))
 
     def _lock(self, stack: contextlib.ExitStack) -> None:

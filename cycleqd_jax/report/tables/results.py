@@ -120,6 +120,10 @@ class ResultsTable:
         tasks = tasks if self.columns[column] == AVERAGE else (self.columns[column],)
         return tuple(tuple(found[task]) for task in tasks) if tasks and all(found.get(task) for task in tasks) else None
 
+    def label(self, method: int) -> str:
+        """The display name of a row."""
+        return method_label(self.methods[method])
+
     @property
     def reference(self) -> int | None:
         """Index of the row that the others are compared with: the last one, where it is a search's."""
@@ -139,7 +143,7 @@ class ResultsTable:
         if self.reference is not None:
             above = [None if m == self.reference else self.difference(split, self.reference, m) for m in rows]
             shown = ["–" if one is None else f"{100 * one.mean:+.1f} {_interval_text(one)}" for one in above]
-            columns[f"{method_label(self.methods[self.reference])} above"] = shown
+            columns[f"{self.label(self.reference)} above"] = shown
         return columns
 
     def cell(self, split: str, method: int, column: int) -> str:
@@ -182,10 +186,10 @@ class ResultsTable:
         for split in self.splits:
             best, details = self.best(split), self.details(split)
             rows = []
-            for m, method in enumerate(self.methods):
+            for m in range(len(self.methods)):
                 cells = [formats.Cell(self.cell(split, m, c), bool(best[m, c])) for c in range(len(self.columns))]
                 cells += [formats.Cell(column[m]) for column in details.values()]
-                rows.append((method_label(method), cells))
+                rows.append((self.label(m), cells))
             sheets.append(formats.Sheet(split, "method", [*self.columns, *details], rows, unmarked=len(details)))
         return sheets
 

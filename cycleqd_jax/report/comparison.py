@@ -1,0 +1,338 @@
+"""The table of a comparison: the rows of several methods, each run once with every seed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cycleqd_jax.report.history import load_history
+from cycleqd_jax.report.labels import method_label
+from cycleqd_jax.report.read import load_items, load_results
+from cycleqd_jax.report.tables import AVERAGE, ResultsTable, formats
+from cycleqd_jax.statistics import Interval, resampled_means
+from cycleqd_jax.types import REPORTED, InputError
+
+__all__ = ["ComparisonTable", "MethodRuns", "best_so_far", "comparison_table"]
+
+Items = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+"""Row → split → task → the score of every problem."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodRuns:
+    """The finished runs of a method.
+
+    Attributes:
+        name: of the method.
+        search: its search method, with which the names of its rows begin in the run folders.
+        label: its display name; None is that of the search method if that is its name, or else its name.
+        folders: seed → run folder.
+    """
+
+    name: str
+    search: str
+    label: str | None
+    folders: Mapping[int, Path]
+
+    def row(self, found: str) -> str:
+        """The name of a row in the comparison: that of the run, beginning with the method's name."""
+        if found == self.search or found.startswith(f"{self.search}_"):
+            return self.name + found.removeprefix(self.search)
+        return f"{self.name}_{found}"
+
+    def row_label(self, found: str) -> str:
+        """The display name of a row."""
+        search, text = method_label(self.search), method_label(found)
+        shown = self.label or (search if self.name == self.search else self.name)
+        return shown + text.removeprefix(search) if text.startswith(search) else f"{shown}: {text}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonTable(ResultsTable):
+    """Scores of methods on tasks, over seeds. Rows that do not depend on a search come first.
+
+    Intervals are over seeds and problems (:func:`~cycleqd_jax.statistics.resampled_means`).
+
+    Attributes:
+        title: of the table.
+        seeds: the seeds, in the order of the runs.
+        labels: row → display name.
+        chosen: the row that the others are compared with.
+        problems: the scores of problems of every run.
+        crossed: split → whether all runs have the same problems.
+        paper: row → column → the figure of a paper in percent.
+    """
+
+    title: str = "Comparison"
+    seeds: tuple[int, ...] = ()
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    chosen: str = ""
+    problems: tuple[Items, ...] = ()
+    crossed: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    paper: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+    def label(self, method: int) -> str:
+        """The display name of a row."""
+        return self.labels.get(self.methods[method], self.methods[method])
+
+    @property
+    def reference(self) -> int | None:
+        """Index of the chosen row."""
+        return self.methods.index(self.chosen)
+
+    @functools.cached_property
+    def _resampled(self) -> dict[str, np.ndarray]:
+        """Split → means in bootstrap samples, Float ``[row, resample, column]``; NaN where a run has no scores of problems."""
+        found = {}
+        for split in self.splits:
+            tasks = [self._stacked(split, task) for task in self.columns[:-1]]
+            means = resampled_means(tasks, crossed=self.crossed.get(split, False))
+            found[split] = np.concatenate([means, means.mean(axis=-1, keepdims=True)], axis=-1)
+        return found
+
+    def _stacked(self, split: str, task: str) -> np.ndarray:
+        """The scores of a task's problems, Float ``[row, run, item]``; NaN where there are none, or of another number."""
+        scores = [[items.get(row, {}).get(split, {}).get(task, ()) for items in self.problems] for row in self.methods]
+        size = max((len(one) for runs in scores for one in runs), default=0) or 1
+        return np.array([[one if len(one) == size else [np.nan] * size for one in runs] for runs in scores], np.float64)
+
+    @functools.cached_property
+    def _counts(self) -> dict[str, list[int]]:
+        """Split → the number of scores that a cell of each column is made of."""
+        sizes = {
+            split: [self._stacked(split, task).shape[2] * self.runs for task in self.columns[:-1]] for split in self.splits
+        }
+        return {split: [*of_tasks, sum(of_tasks)] for split, of_tasks in sizes.items()}
+
+    def interval(self, split: str, method: int, column: int = -1) -> Interval | None:
+        """The 95 % interval of a cell, over seeds and problems; None where a run has no scores of problems."""
+        return self._interval(split, self._resampled[split][method], self.values[split][:, method], column)
+
+    def difference(self, split: str, method: int, other: int, column: int = -1) -> Interval | None:
+        """By how much a row is above another, with the 95 % interval of the difference, paired by seed and problem.
+
+        None where a run has no scores of problems.
+        """
+        means, values = self._resampled[split], self.values[split]
+        return self._interval(split, means[method] - means[other], values[:, method] - values[:, other], column)
+
+    def _interval(self, split: str, means: np.ndarray, values: np.ndarray, column: int) -> Interval | None:
+        if np.isnan(means[0, column]) or np.isnan(values[:, column]).any():
+            return None
+        low, high = np.quantile(means[:, column], [0.025, 0.975])
+        return Interval(float(values[:, column].mean()), float(low), float(high), self._counts[split][column])
+
+    def _equal(self, split: str, method: int, other: int) -> bool:
+        """Whether two rows have the same results in every run, problem by problem."""
+        if not np.array_equal(self.values[split][:, method], self.values[split][:, other], equal_nan=True):
+            return False
+        return all(
+            items.get(self.methods[method], {}).get(split) == items.get(self.methods[other], {}).get(split)
+            for items in self.problems
+        )
+
+    def details(self, split: str) -> dict[str, list[str]]:
+        """Further columns, as printed: intervals and differences, and the paper's figures on the test split."""
+        found = super().details(split)
+        columns = [name for name in self.columns if any(name in figures for figures in self.paper.values())]
+        if split == "test" and columns:
+            figures = [self.paper.get(row, {}) for row in self.methods]
+            shown = [" / ".join(f"{one[c]:.1f}" if c in one else "–" for c in columns) if one else "–" for one in figures]
+            found[f"paper: {' / '.join(columns)}"] = shown
+        return found
+
+    def caption(self) -> str:
+        """What the numbers are."""
+        several, same = self.runs > 1, self.crossed.get("test", False)
+        over = f"; mean ± standard deviation over the seeds {', '.join(map(str, self.seeds))}" if several else ""
+        of = "seeds and problems" if several else "problems"
+        nature = f" ({'the same problems' if same else 'problems of its own'} for every seed)" if several else ""
+        return (
+            f"Scores in percent{over}. Intervals are 95 % bootstrap intervals of the average over {of}{nature}. Differences "
+            f"are paired by {'seed and problem' if several else 'problem'}. A score is marked where the interval of its "
+            "difference to every row with other results lies above zero."
+        )
+
+    def latex(self) -> str:
+        """The table as LaTeX with the package booktabs, one table per split, with marked scores in bold."""
+        return formats.latex(self._sheets(), f"{self.title}. {self.caption()}".replace("is marked", "is bold"))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every cell with a score as a record: row, label, split, task, scores in [0, 1], intervals and differences.
+
+        ``above`` is the reference's score minus that of the row. Values that do not exist are None.
+        """
+        records = []
+        for split in self.splits:
+            mean, std, best = self.mean(split), self.std(split), self.best(split)
+            for m, row in enumerate(self.methods):
+                for c, column in enumerate(self.columns):
+                    if np.isnan(mean[m, c]):
+                        continue
+                    assert self.reference is not None
+                    interval = self.interval(split, m, c)
+                    above = None if m == self.reference else self.difference(split, self.reference, m, c)
+                    record: dict[str, Any] = {"row": row, "label": self.label(m), "split": split, "task": column}
+                    record |= {"mean": float(mean[m, c]), "std": _number(std[m, c])}
+                    record |= {"low": interval and interval.low, "high": interval and interval.high, "marked": bool(best[m, c])}
+                    record |= {"above": above and above.mean, "above_low": above and above.low}
+                    record |= {"above_high": above and above.high}
+                    record["paper"] = self.paper.get(row, {}).get(column) if split == "test" else None
+                    record["runs"] = [_number(value) for value in self.values[split][:, m, c]]
+                    records.append(record)
+        return records
+
+    def csv(self) -> str:
+        """The records as CSV, with scores in [0, 1] and the paper's figures in percent; ``runs`` is the number of runs."""
+        out = io.StringIO()
+        records = self.records()
+        writer = csv.DictWriter(out, list(records[0]) if records else ["row"], lineterminator="\n")
+        writer.writeheader()
+        for record in records:
+            shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in record.items()}
+            runs = sum(value is not None for value in record["runs"])
+            writer.writerow(shown | {"marked": int(record["marked"]), "runs": runs})
+        return out.getvalue()
+
+    def facts(self) -> dict[str, Any]:
+        """The whole table as JSON, without the scores of problems."""
+        return {
+            "title": self.title,
+            "tasks": list(self.columns[:-1]),
+            "seeds": list(self.seeds),
+            "reference": self.chosen,
+            "same_problems": dict(self.crossed),
+            "caption": self.caption(),
+            "cells": self.records(),
+        }
+
+
+def comparison_table(
+    methods: Sequence[MethodRuns],
+    *,
+    title: str,
+    reference: str | None = None,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+) -> ComparisonTable:
+    """The table of finished runs.
+
+    Args:
+        methods: the methods, each with a run for the same seeds.
+        title: of the table.
+        reference: the row that the others are compared with; by default the model of the first method that was selected on
+            validation problems, or else its first row.
+        paper: row → column → figure of a paper, in percent.
+
+    Raises:
+        InputError: a run has no results, or results of other tasks; or there is no row of the reference's name.
+    """
+    seeds = tuple(methods[0].folders)
+    labels: dict[str, str] = {}  # in the order of the table
+    own: dict[str, dict[str, str]] = {method.name: {} for method in methods}  # method → row of the run → row
+    scores: list[dict[str, Any]] = [{} for _ in seeds]
+    problems: list[dict[str, Any]] = [{} for _ in seeds]
+    tasks: tuple[str, ...] = ()
+    loaded = {(m.name, seed): _load(m.folders[seed]) for m in methods for seed in seeds}
+    for (name, seed), results in loaded.items():
+        if tuple(results["tasks"]) != (tasks := tasks or tuple(results["tasks"])):
+            raise InputError(
+                f"expected the tasks {', '.join(tasks)} in every run, got {', '.join(results['tasks'])} for the method "
+                f"{name!r} and seed {seed}; compare runs of one config"
+            )
+        labels |= {row: method_label(row) for row in results["methods"] if row not in results["found"]}
+    for method in methods:
+        for seed in seeds:
+            found = loaded[method.name, seed]["found"]
+            own[method.name] |= {row: method.row(row) for row in found}
+            labels |= {method.row(row): method.row_label(row) for row in found}
+    for r, seed in enumerate(seeds):
+        for method in methods:
+            results, items = loaded[method.name, seed], load_items(method.folders[seed])
+            names = own[method.name]
+            scores[r] = _renamed(results["methods"], names) | scores[r]
+            problems[r] = _renamed(items, names) | problems[r]
+    first = list(own[methods[0].name].values())
+    chosen = reference or next((row for row in first if row.endswith("_selected")), first[0])
+    if chosen not in labels:
+        raise InputError(
+            f"expected the reference to be one of the rows {', '.join(labels)}, got {chosen!r}; correct --reference"
+        )
+    columns = (*tasks, AVERAGE)
+    values = {
+        split: np.array([[[_score(runs, row, split, c) for c in columns] for row in labels] for runs in scores], np.float64)
+        for split in reversed(REPORTED)
+    }
+    return ComparisonTable(
+        methods=tuple(labels),
+        splits=tuple(values),
+        columns=columns,
+        values=values,
+        title=title,
+        seeds=seeds,
+        labels=labels,
+        chosen=chosen,
+        problems=tuple(problems),
+        crossed=_crossed([methods[0].folders[seed] for seed in seeds], tasks),
+        paper=paper or {},
+    )
+
+
+def _load(folder: Path) -> dict[str, Any]:
+    results = load_results(folder)
+    if results is None or "found" not in results or "tasks" not in results:
+        raise InputError(
+            f"expected results that name the rows found by the search in {folder / 'tables' / 'results.json'}, got none; "
+            "evaluate the run again"
+        )
+    return results
+
+
+def _renamed(rows: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(row, row): value for row, value in rows.items()}
+
+
+def _score(scores: Mapping[str, Any], row: str, split: str, column: str) -> float:
+    value = scores.get(row, {}).get(split, {}).get(column)
+    return np.nan if value is None else float(value)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _crossed(folders: Sequence[Path], tasks: Sequence[str]) -> dict[str, bool]:
+    """Split → whether the problems of all runs are the same, by the digests that the runs recorded."""
+    inputs = []
+    for folder in folders:
+        path = folder / "inputs.json"
+        inputs.append(json.loads(path.read_text("utf-8")) if path.exists() else {})
+    return {
+        split: all(len({one.get(f"{task}/{split}", str(i)) for i, one in enumerate(inputs)}) == 1 for task in tasks)
+        for split in REPORTED
+    }
+
+
+def best_so_far(runs: MethodRuns) -> np.ndarray:
+    """The best average on the train problems of any individual so far, Float ``[run, individual]``.
+
+    Runs that evaluated fewer individuals than others end the curves of all.
+
+    Raises:
+        InputError: a run has no journal.
+    """
+    curves = []
+    for folder in runs.folders.values():
+        history = load_history(folder)
+        if history is None:
+            raise InputError(f"expected history.jsonl and grid.json, got none in {folder}; run the search first")
+        curves.append(np.fmax.accumulate(history.averages))
+    shortest = min(map(len, curves))
+    return np.stack([curve[:shortest] for curve in curves])

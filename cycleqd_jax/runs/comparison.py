@@ -1,0 +1,217 @@
+"""A comparison: one run for every method and seed at an equal budget, which share what is equal, and one table."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from cycleqd_jax import report
+from cycleqd_jax.config import RunConfig, read_yaml
+from cycleqd_jax.files import check_writable, locked, make_folder, write_text
+from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
+from cycleqd_jax.report.comparison_files import write_comparison
+from cycleqd_jax.report.stage import span
+from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest
+from cycleqd_jax.runs.methods import SHARED_ROWS, Methods, check_methods, common_tree, method_config, read_methods
+from cycleqd_jax.runs.run import Run
+from cycleqd_jax.types import InputError, Progress
+
+__all__ = ["compare"]
+
+_PLACES = ("output", "seed", "search.generations", *(FREE - set(SHARED_ROWS)))
+"""Keys of the config that may change when a comparison continues."""
+
+
+def compare(
+    config: RunConfig,
+    methods: str | Path | Sequence[str],
+    *,
+    seeds: Sequence[int],
+    budget: int | None = None,
+    budget_items: int | None = None,
+    output: str | Path | None = None,
+    reference: str | None = None,
+    progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
+) -> ComparisonTable:
+    """Runs several methods at an equal budget with several seeds, and compares the models that they find.
+
+    Every method and seed is a run of its own in ``output/seed-S/METHOD``. Finished runs are kept, and a run that was killed
+    continues. So the same call resumes a comparison, and a call with more seeds or methods adds to it. The runs of a seed have
+    the same models and problems. The experts, the base, the baselines and the merges are evaluated in the first of them only.
+
+    Tables and figures are written into ``output`` when all runs are finished; see :mod:`cycleqd_jax.report.comparison_files`.
+
+    Example:
+        >>> import cycleqd_jax as cq
+        >>> config = cq.load_config("configs/quickstart.yaml")  # doctest: +SKIP
+        >>> table = cq.compare(config, ["cycleqd", "cmaes"], seeds=[0, 1], budget=60)  # doctest: +SKIP
+        >>> print(table.text())  # doctest: +SKIP
+
+    Args:
+        config: the config of all runs.
+        methods: path of a file of methods, or names of search methods.
+        seeds: the seeds, which replace the config's.
+        budget: the most individuals that each run evaluates, the experts included. By default the config's ``search.budget``.
+        budget_items: the most problems that the individuals of a run are scored on. By default ``search.budget_items``.
+        output: the folder of the comparison; by default that of the config with ``-compare`` at its end.
+        reference: the row that the others are compared with. By default that of the file of methods, or else the model of the
+            first method that was selected on validation problems, or else its first row.
+        progress: called by long stages; by default a progress bar.
+        log: called with single lines.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: methods, seeds, budgets or config are wrong, or the folder holds another comparison. Everything that can be
+            known before is found before anything is trained or evaluated.
+        InfraError: a sandbox is broken; the same call continues.
+    """
+    given = read_methods(methods)
+    folder = Path(output or f"{config.folder}-compare")
+    _check_seeds(seeds)
+    common = common_tree(config, given, budget, budget_items)
+    configs = {
+        (seed, method.name): method_config(common, method, seed, folder / f"seed-{seed}" / method.name)
+        for seed in seeds
+        for method in given.methods
+    }
+    _check_reference(reference or given.reference, given, next(iter(configs.values())))
+    check_writable(folder, "choose another --output")
+    record = _record(folder, common, given, config)
+    for one in configs.values():
+        check_folder(one)
+    check_methods({name: one for (seed, name), one in configs.items() if seed == seeds[0]})
+    make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(folder / ".lock", wait=False))
+        bar = stack.enter_context(report.ProgressBar()) if progress is None or log is None else None
+        write_text(folder / "comparison.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+        _run_all(configs, progress or bar or _unused, log or (bar.log if bar else _unused))
+    runs = [
+        MethodRuns(
+            method.name,
+            configs[seeds[0], method.name].search.method,
+            method.label,
+            {seed: configs[seed, method.name].folder for seed in seeds},
+        )
+        for method in given.methods
+    ]
+    paper = given.paper.rows if given.paper is not None and given.paper.setting == config.name else {}
+    table = comparison_table(runs, title=given.title, reference=reference or given.reference, paper=paper)
+    write_comparison(folder, table, {one.row_label(one.search): best_so_far(one) for one in runs})
+    return table
+
+
+def _unused(*_: Any) -> None: ...
+
+
+def _run_all(configs: Mapping[tuple[int, str], RunConfig], progress: Progress, log: Callable[[str], None]) -> None:
+    """Runs what is not finished, seed after seed."""
+    pending = [key for key, one in configs.items() if not _is_finished(one.folder)]
+    start = time.monotonic()
+    for done, (seed, name) in enumerate(pending):
+        left = f", about {span((time.monotonic() - start) / done * (len(pending) - done))} left" if done else ""
+        number = len(configs) - len(pending) + done + 1
+        log(f"comparison: seed {seed}, {name} (run {number} of {len(configs)}{left})")
+        finished = [one.folder for (other, _), one in configs.items() if other == seed and _is_finished(one.folder)]
+        shared = next(iter(finished), None)
+        with Run(configs[seed, name], progress=progress, log=log, shared=shared) as run:
+            run.train()
+            run.evolve()
+            run.evaluate()
+        gc.collect()
+        jax.clear_caches()  # a process may not hold the programs of many runs
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "tables" / "results.json").exists() and (folder / "history.jsonl").exists()
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not seeds:
+        raise InputError("expected at least one seed, got none; give --seeds 0 1 2")
+    for seed in seeds:
+        if list(seeds).count(seed) > 1:
+            raise InputError(f"expected every seed once, got {seed} {list(seeds).count(seed)} times in --seeds; remove one")
+
+
+def _check_reference(reference: str | None, methods: Methods, config: RunConfig) -> None:
+    """Checks that a row of this name may exist; its exact name is known when the runs are finished."""
+    experts = [f"expert/{task}" for task in config.task_names]
+    prepared = [] if config.model.prepare is None else ["prepared_base"]
+    gradient = [] if config.gradient is None else ["gradient"]
+    shared = ["base", *prepared, *experts, *config.baselines, "uniform_merge", *config.merges, *gradient]
+    names = [method.name for method in methods.methods]
+    if reference is None or reference in shared or any(reference.startswith(name) for name in names):
+        return
+    raise InputError(
+        f"expected the reference to be a row of the table ({', '.join([*shared, *names])}, or such as {names[0]}_selected), "
+        f"got {reference!r}; correct --reference"
+    )
+
+
+def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: RunConfig) -> dict[str, Any]:
+    """What ``comparison.yaml`` holds: the config, the methods, and digests of given files.
+
+    Raises:
+        InputError: the folder holds something else, or a comparison of another config, of other files, or with another method
+            of a name.
+    """
+    here = {
+        "config": dict(common),
+        "methods": {
+            method.name: dict(method.overrides) | ({"search.method": method.search} if method.search else {})
+            for method in methods.methods
+        },
+        "inputs": _digests(config),
+    }
+    file = folder / "comparison.yaml"
+    if not file.exists():
+        if folder.exists() and (found := sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))):
+            raise InputError(
+                f"expected a comparison or an empty place for the output {folder}, got a folder with {found[0]}; choose "
+                "another --output"
+            )
+        return here
+    there = read_yaml(file, "a comparison")
+    try:
+        before = flat(there["config"])
+        named: dict[str, Any] = dict(there["methods"])
+        digests: dict[str, Any] = dict(there["inputs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"expected config, methods and inputs in {file}, got {type(error).__name__} {error}; restore the file, or choose "
+            "another --output"
+        ) from error
+    now = flat(dict(common))
+    pairs = [(key, before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())]
+    pairs = [pair for pair in pairs if not any(pair[0] == name or pair[0].startswith(f"{name}.") for name in _PLACES)]
+    pairs += [(f"the method {name}", named.get(name, one), one) for name, one in here["methods"].items()]
+    pairs += [(f"the digest of {name}", digests.get(name), one) for name, one in here["inputs"].items()]
+    for what, old, new in pairs:
+        if old != new:
+            raise InputError(
+                f"expected {what} to be {old!r}, as in the comparison in {folder}, got {new!r}; choose another --output, or "
+                "restore it"
+            )
+    return {**here, "methods": {**named, **here["methods"]}}
+
+
+def _digests(config: RunConfig) -> dict[str, str]:
+    """Digests of the files and model folders that a config names and this machine has, by key."""
+    given: dict[str, str | None] = {"model.base": config.model.base, "model.tokenizer": config.model.tokenizer}
+    given |= {f"model.experts.{name}": path for name, path in (config.model.experts or {}).items()}
+    for task in config.tasks:
+        given |= {f"tasks.{task.name}.{key}": getattr(task, key) for key in ("train", "test", "finetune")}
+    cache = Path(config.cache)
+    return {key: folder_digest(path, cache) for key, path in given.items() if path is not None and os.path.exists(path)}

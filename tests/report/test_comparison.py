@@ -1,0 +1,177 @@
+"""The table and the files of a comparison, over run folders of made-up methods."""
+
+import csv
+import gzip
+import io
+import json
+
+import numpy as np
+import pytest
+
+from cycleqd_jax.report.comparison import MethodRuns, best_so_far, comparison_table
+from cycleqd_jax.report.comparison_files import write_comparison
+from cycleqd_jax.statistics import difference, mean_interval
+from cycleqd_jax.types import InputError
+
+from ..compared_runs import TASKS, write_finished
+
+SEEDS = (0, 3, 7)
+
+
+def runs_of(folder, name, search, *, label=None, seeds=SEEDS, **more):
+    folders = {seed: write_finished(folder / f"seed-{seed}" / name, search, seed, **more) for seed in seeds}
+    return MethodRuns(name, search, label, folders)
+
+
+@pytest.fixture
+def methods(tmp_path):
+    return [
+        runs_of(tmp_path, "cycleqd", "cycleqd", skill=0.7, selects=True),
+        runs_of(tmp_path, "no_mutation", "cycleqd", label="Without mutation", skill=0.55, selects=True),
+        runs_of(tmp_path, "cmaes", "cmaes", skill=0.5),
+    ]
+
+
+def test_rows_of_methods_follow_the_shared_ones(methods):
+    table = comparison_table(methods, title="T")
+    shared = ("base", "expert/a", "expert/b", "uniform_merge")
+    found = ("cycleqd", "cycleqd_selected", "no_mutation", "no_mutation_selected", "cmaes")
+    assert table.methods == (*shared, *found)
+    assert [table.label(m) for m in range(len(table.methods))] == [
+        "Base model",
+        "Expert: a",
+        "Expert: b",
+        "Uniform merge",
+        "CycleQD",
+        "CycleQD, selected",
+        "Without mutation",
+        "Without mutation, selected",
+        "CMA-ES",
+    ]
+    assert table.chosen == "cycleqd_selected"
+    assert table.splits == ("test", "train")
+    assert table.values["test"].shape == (3, 9, 3)
+    results = json.loads((methods[1].folders[3] / "tables" / "results.json").read_text())["methods"]
+    assert table.values["test"][1, 6].tolist() == [results["cycleqd"]["test"][c] for c in table.columns]
+
+
+def test_the_reference_can_be_chosen(methods):
+    assert comparison_table(methods, title="T", reference="base").reference == 0
+    assert comparison_table(methods[2:], title="T").chosen == "cmaes"
+    with pytest.raises(InputError, match=r"expected the reference to be one of the rows base, .*, got 'cmaes_selected'"):
+        comparison_table(methods, title="T", reference="cmaes_selected")
+
+
+def test_one_seed_has_the_intervals_of_a_run(tmp_path):
+    table = comparison_table([runs_of(tmp_path, "cmaes", "cmaes", seeds=(0,), problems=40)], title="T")
+    items = [[np.array(table.problems[0][row]["test"][task]) for task in TASKS] for row in ("base", "cmaes")]
+    for found, expected in (
+        (table.interval("test", 0), mean_interval(items[0])),
+        (table.difference("test", 4, 0), difference(items[1], items[0])),
+    ):
+        assert (found.mean, found.count) == (pytest.approx(expected.mean), expected.count)
+        assert found.low == pytest.approx(expected.low, abs=0.011)  # a step of the scores
+        assert found.high == pytest.approx(expected.high, abs=0.011)
+    assert "over problems." in table.caption()
+    assert "seeds" not in table.caption()
+
+
+def test_equal_problems_in_all_seeds_are_seen(tmp_path):
+    own = comparison_table([runs_of(tmp_path / "own", "cmaes", "cmaes")], title="T")
+    same = comparison_table([runs_of(tmp_path / "same", "cmaes", "cmaes", test_digest="same")], title="T")
+    assert own.crossed == {"train": False, "test": False}
+    assert same.crossed == {"train": False, "test": True}
+    assert "(problems of its own for every seed)" in own.caption()
+    assert "(the same problems for every seed)" in same.caption()
+    assert same.interval("train", 4) == own.interval("train", 4)
+    assert same.interval("test", 4) != own.interval("test", 4)
+
+
+def test_a_row_that_a_seed_lacks_has_no_interval(methods):
+    path = methods[2].folders[3] / "tables" / "results.json"
+    results = json.loads(path.read_text())
+    results["methods"]["cmaes"]["test"] = dict.fromkeys((*TASKS, "average"))
+    path.write_text(json.dumps(results))
+    table = comparison_table(methods, title="T")
+    assert table.interval("test", 8) is None
+    assert table.difference("test", 5, 8) is None
+    assert table.interval("train", 8) is not None
+    assert table.count("test")[8].tolist() == [2, 2, 2]
+    assert len(table.markdown().splitlines()) > 20
+    rows = [row for row in csv.DictReader(io.StringIO(table.csv())) if (row["row"], row["split"]) == ("cmaes", "test")]
+    assert [(row["runs"], row["low"]) for row in rows] == [("2", "")] * 3
+
+
+def test_a_mark_needs_the_interval(methods):
+    table = comparison_table(methods, title="T")
+    best = table.best("test")[:, -1]
+    assert best.tolist() == [False] * 5 + [True] + [False] * 3
+    assert all(table.difference("test", 5, other).above_zero for other in range(9) if other != 5)
+    assert not table.difference("test", 5, 5).above_zero
+
+
+def test_the_papers_figures_stand_beside_the_test_scores(methods):
+    paper = {"cycleqd": {"a": 76.4, "average": 52.4}, "base": {"average": 32.6}}
+    table = comparison_table(methods, title="T", paper=paper)
+    assert table.details("test")["paper: a / average"][:5] == ["– / 32.6", "–", "–", "–", "76.4 / 52.4"]
+    assert not any("paper" in name for name in table.details("train"))
+    (record,) = [r for r in table.records() if (r["row"], r["split"], r["task"]) == ("cycleqd", "test", "average")]
+    assert record["paper"] == 52.4
+
+
+def test_runs_of_other_tasks_or_without_results_are_refused(methods):
+    path = methods[1].folders[0] / "tables" / "results.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"tasks": ["a", "c"]}))
+    with pytest.raises(
+        InputError, match="expected the tasks a, b in every run, got a, c for the method 'no_mutation' and seed"
+    ):
+        comparison_table(methods, title="T")
+    del whole["found"]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=r"results\.json, got none; evaluate the run again"):
+        comparison_table(methods, title="T")
+
+
+def test_curves_are_the_best_so_far(methods):
+    curve = best_so_far(methods[0])
+    lines = [json.loads(line) for line in (methods[0].folders[7] / "history.jsonl").read_text().splitlines()]
+    averages = [np.mean([*line["scores"].values()]) for line in lines]
+    assert curve.shape == (3, 9)
+    np.testing.assert_allclose(curve[2], [max(averages[: i + 1]) for i in range(9)])
+    assert (np.diff(curve) >= 0).all()
+
+
+def test_files(tmp_path, methods):
+    table = comparison_table(methods, title="100 % & more")
+    curves = {one.row_label(one.search): best_so_far(one) for one in methods}
+    written = write_comparison(tmp_path / "out", table, curves)
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {
+        *(f"tables/comparison.{suffix}" for suffix in ("md", "tex", "csv", "json")),
+        "tables/items.json.gz",
+        *(f"figures/{name}.{kind}" for name in ("scores", "curves") for kind in ("svg", "png")),
+    }
+    before = {path: path.read_bytes() for path in written}
+    again = write_comparison(tmp_path / "out", comparison_table(methods, title="100 % & more"), curves)
+    assert {path: path.read_bytes() for path in again} == before  # nothing depends on the time
+
+    tables = tmp_path / "out" / "tables"
+    tex = (tables / "comparison.tex").read_text()
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
+    assert r"test. 100 \% \& more. Scores in percent" in tex
+    assert r"CycleQD, selected & " in tex
+    assert r"$\pm$" in tex
+    assert r"expert/" not in tex
+    markdown = (tables / "comparison.md").read_text()
+    assert markdown.startswith("# 100 % & more\n")
+    assert "| CycleQD, selected above |" in markdown
+    facts = json.loads((tables / "comparison.json").read_text())
+    assert facts["seeds"] == list(SEEDS)
+    assert facts["reference"] == "cycleqd_selected"
+    assert len(facts["cells"]) == 2 * 9 * 3
+    assert facts["curves"]["CMA-ES"] == curves["CMA-ES"].tolist()
+    items = json.loads(gzip.decompress((tables / "items.json.gz").read_bytes()))
+    assert items["3"]["cmaes"] == table.problems[1]["cmaes"]
+    rows = list(csv.DictReader(io.StringIO((tables / "comparison.csv").read_text())))
+    assert [row["row"] for row in rows if (row["split"], row["task"]) == ("test", "a")] == list(table.methods)
+    assert rows[0]["label"] == "Base model"

@@ -1,0 +1,210 @@
+"""What a comparison refuses before any evaluation, which runs it makes, and what they share; the runs are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cycleqd_jax as cq
+from cycleqd_jax.config import RunConfig, load_config, to_yaml
+from cycleqd_jax.runs import comparison
+from cycleqd_jax.types import InputError
+
+from ..compared_runs import TASKS, write_finished
+
+
+def config_of(folder: Path, **changes) -> RunConfig:
+    tasks = [{"name": name, "kind": kind} for name, kind in zip(TASKS, ("mbpp", "dbbench"), strict=True)]
+    places = {"output": str(folder / "run"), "cache": str(folder / "cache")}
+    return load_config({"name": "demo", "tasks": tasks, **places, **changes})
+
+
+@dataclasses.dataclass
+class Runs:
+    """The runs that were made, in order: seed, method and the run that gave the shared rows; ``fail_at`` kills one."""
+
+    made: list[tuple[int, str, str | None]] = dataclasses.field(default_factory=list)
+    fail_at: int | None = None
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    record = Runs()
+
+    class FakeRun:
+        def __init__(self, config, *, progress, log, shared):
+            self.config, self.shared = config, shared
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def train(self):
+            pass
+
+        def evolve(self):
+            folder = self.config.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            shared = None if self.shared is None else self.shared.name
+            record.made.append((self.config.seed, folder.name, shared))
+            if record.fail_at == len(record.made):
+                (folder / "config.yaml").write_text("{}")
+                raise KeyboardInterrupt
+
+        def evaluate(self):
+            (self.config.folder / "config.yaml").write_text(to_yaml(self.config))
+            write_finished(
+                self.config.folder, self.config.search.method, self.config.seed, individuals=self.config.search.budget or 5
+            )
+
+    monkeypatch.setattr(comparison, "Run", FakeRun)
+    monkeypatch.setattr(comparison, "write_comparison", lambda folder, table, curves: [])  # figures take a second
+    return record
+
+
+def compare(config, methods="cycleqd,random", **options):
+    lines = []
+    quiet = {"progress": lambda *_: None, "log": lines.append}
+    table = cq.compare(config, methods, **{"seeds": [0, 1], "budget": 12, **quiet, **options})
+    return table, lines
+
+
+def test_the_first_run_of_a_seed_gives_the_shared_rows(runs, tmp_path):
+    table, lines = compare(config_of(tmp_path))
+    assert runs.made == [(0, "cycleqd", None), (0, "random", "cycleqd"), (1, "cycleqd", None), (1, "random", "cycleqd")]
+    assert table.methods == ("base", "expert/a", "expert/b", "uniform_merge", "cycleqd", "random")
+    assert table.seeds == (0, 1)
+    assert lines[0] == "comparison: seed 0, cycleqd (run 1 of 4)"
+    assert lines[1].startswith("comparison: seed 0, random (run 2 of 4, about ")
+    record = yaml.safe_load((tmp_path / "run-compare" / "comparison.yaml").read_text())
+    assert record["config"]["search"]["budget"] == 12
+    assert record["methods"] == {name: {"search.method": name} for name in ("cycleqd", "random")}
+
+
+def test_a_comparison_continues_where_it_was_interrupted(runs, tmp_path):
+    runs.fail_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        compare(config_of(tmp_path))
+    runs.made, runs.fail_at = [], None
+    resumed, _ = compare(config_of(tmp_path))
+    assert runs.made == [(1, "cycleqd", None), (1, "random", "cycleqd")]
+    runs.made = []
+    again, lines = compare(config_of(tmp_path))
+    assert (runs.made, lines) == ([], [])
+    whole, _ = compare(config_of(tmp_path / "other"))
+    assert resumed.csv() == again.csv() == whole.csv()
+
+
+def test_seeds_and_methods_can_be_added(runs, tmp_path):
+    config = config_of(tmp_path)
+    compare(config, "cycleqd", seeds=[0])
+    runs.made = []
+    table, _ = compare(config, "random,cycleqd", seeds=[0, 4])
+    assert runs.made == [(0, "random", "cycleqd"), (4, "random", None), (4, "cycleqd", "random")]
+    assert table.methods[-2:] == ("random", "cycleqd")
+    runs.made = []
+    compare(config, "random", seeds=[4])
+    assert runs.made == []
+
+
+def test_another_comparison_in_the_folder_is_refused(runs, tmp_path):
+    config = config_of(tmp_path)
+    path = tmp_path / "methods.yaml"
+    path.write_text("{methods: {cycleqd: {}, random: {search.high: 0.9}}}")
+    compare(config, path)
+    runs.made = []
+    cases = [
+        (config, path, {"budget": 13}, "search.budget to be 12, as in the comparison in .*, got 13; choose another --output"),
+        (config_of(tmp_path, finetune={"steps": 7}), "qd", {}, "finetune.steps to be 300, as in"),
+        (config_of(tmp_path, merges=["ties"]), path, {}, r"merges to be \[\], as in"),
+        (config, "random", {}, r"the method random to be {'search\.high': 0\.9, 'search\.method': 'random'}, as in"),
+    ]
+    for one, methods, options, message in cases:
+        with pytest.raises(InputError, match=f"expected {message}"):
+            compare(one, methods, output=tmp_path / "run-compare", **options)
+    assert runs.made == []
+
+
+def test_other_files_are_refused(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "check_methods", lambda configs: None)  # nobody reads the file
+    train = tmp_path / "train.jsonl"
+    train.write_text("one")
+    tasks = [{"name": "a", "kind": "mbpp", "train": str(train)}, {"name": "b", "kind": "dbbench"}]
+    config = config_of(tmp_path, tasks=tasks)
+    compare(config)
+    runs.made = []
+    train.write_text("two")
+    with pytest.raises(InputError, match=r"expected the digest of tasks\.a\.train to be '\w{16}', as in the comparison in"):
+        compare(config, seeds=[0, 1, 2])
+    assert runs.made == []
+
+
+def test_other_folders_are_refused(runs, tmp_path):
+    (tmp_path / "run-compare").mkdir()
+    (tmp_path / "run-compare" / "thesis.tex").touch()
+    with pytest.raises(
+        InputError, match=r"expected a comparison or an empty place for the output .*, got a folder with thesis"
+    ):
+        compare(config_of(tmp_path))
+    (tmp_path / "run-compare" / "comparison.yaml").write_text("config: 3")
+    with pytest.raises(InputError, match="expected config, methods and inputs in"):
+        compare(config_of(tmp_path))
+    assert runs.made == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": []}, "expected at least one seed, got none; give --seeds"),
+        ({"seeds": [0, 1, 0]}, "expected every seed once, got 0 2 times in --seeds; remove one"),
+        ({"seeds": [-1]}, "expected seed to be at least 0"),
+        ({"budget": 0}, "expected search.budget to be at least 1, got 0"),
+        ({"budget": 5}, "method 'cycleqd': expected search.budget of at least 6, which the experts and the first population"),
+        ({"budget": None}, "expected a budget that all methods share, got none"),
+        (
+            {"budget": None, "budget_items": 6 * 64 - 1},
+            "method 'cycleqd': expected search.budget_items of at least 384, 6 individuals with 64 items each",
+        ),
+        ({"methods": "cycleqd,cmaes", "budget": 5}, "method 'cycleqd': expected search.budget of at least 6"),
+        ({"methods": "cmeas"}, r"got 'cmeas'; did you mean cmaes\?"),
+        ({"methods": "nsga2", "budget": 31}, "method 'nsga2': expected search.budget of at least 32"),
+        ({"reference": "ties"}, r"expected the reference to be a row of the table \(base, .*, got 'ties'; correct --reference"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_evaluated(runs, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        compare(config_of(tmp_path), **options)
+    assert runs.made == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{methods: {x: {search.method: cmaes, search.groups: 3}}}", "method 'x': expected 1 to 2 groups of layers"),
+        ("{methods: {cycleqd: {}}, merges: [slerp, ties]}", "method 'cycleqd': expected two tasks with merges: slerp"),
+        ("{methods: {cycleqd: {}}, merges: ties}", "method 'cycleqd': expected merges to be a list, got 'ties'"),
+        ("{methods: {cycleqd: {}}, baselines: [joint]}", "method 'cycleqd': expected baselines.0 to be one of"),
+    ],
+)
+def test_methods_that_do_not_fit_the_config_are_refused(runs, tmp_path, text, message):
+    path = tmp_path / "methods.yaml"
+    path.write_text(text)
+    tasks = [{"name": name} for name in ("mbpp", "dbbench", "os_interaction")]
+    with pytest.raises(InputError, match=message):
+        compare(config_of(tmp_path, tasks=tasks), path)
+    assert runs.made == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_papers_figures_are_shown_in_its_setting_only(runs, tmp_path):
+    path = tmp_path / "methods.yaml"
+    for setting, shown in (("demo", True), ("other", False)):
+        path.write_text(f"{{methods: {{cycleqd: {{}}}}, paper: {{setting: {setting}, rows: {{base: {{average: 32.6}}}}}}}}")
+        table, _ = compare(config_of(tmp_path), path, seeds=[0])
+        assert ("32.6" in table.markdown()) == shown

@@ -1,0 +1,89 @@
+"""Type aliases, protocols and errors that all packages share. This package imports no other module of ``cycleqd_jax``.
+
+Shapes are written as in jaxtyping: ``Float[Array, "batch task"]`` is a float array with a row for each individual and a column
+for each task. A population adds one leading axis.
+"""
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
+
+from cycleqd_jax.types.arrays import (
+    MAX_CELLS,
+    Adapter,
+    AdapterRanks,
+    AnyArray,
+    ArrayLeaf,
+    Genome,
+    Items,
+    LowRank,
+    MixedMatrix,
+    Params,
+    Scores,
+    leaf_path,
+    tree_paths,
+)
+from cycleqd_jax.types.errors import InputError, NonFiniteError
+from cycleqd_jax.types.progress import Progress, no_progress
+from cycleqd_jax.types.search import GenomeSpace, Lineage, Searcher, SearchState
+from cycleqd_jax.types.tasks import (
+    REPORTED,
+    SPLITS,
+    Episode,
+    Generator,
+    Message,
+    Outcome,
+    Reply,
+    Score,
+    Split,
+    Task,
+    TokenCounts,
+    Tool,
+    ToolCall,
+    ToolCallFunction,
+    ToolFunction,
+)
+
+__all__ = [
+    "MAX_CELLS",
+    "REPORTED",
+    "SPLITS",
+    "Adapter",
+    "AdapterRanks",
+    "AnyArray",
+    "Array",
+    "ArrayLeaf",
+    "Bool",
+    "Episode",
+    "Float",
+    "Generator",
+    "Genome",
+    "GenomeSpace",
+    "InputError",
+    "Int",
+    "Items",
+    "Lineage",
+    "LowRank",
+    "Message",
+    "MixedMatrix",
+    "NonFiniteError",
+    "Outcome",
+    "PRNGKeyArray",
+    "Params",
+    "Progress",
+    "PyTree",
+    "Reply",
+    "Score",
+    "Scores",
+    "SearchState",
+    "Searcher",
+    "Split",
+    "Task",
+    "TokenCounts",
+    "Tool",
+    "ToolCall",
+    "ToolCallFunction",
+    "ToolFunction",
+    "UInt32",
+    "leaf_path",
+    "no_progress",
+    "tree_paths",
+]

@@ -1,0 +1,24 @@
+"""Errors that all packages share."""
+
+from __future__ import annotations
+
+__all__ = ["InputError", "NonFiniteError"]
+
+
+class InputError(ValueError):
+    """An input of the user (a config, a file, a model or data) is not usable.
+
+    The message is one sentence of the form "expected X, got Y in Z; do W". The command line prints it and exits with code 2.
+    """
+
+
+class NonFiniteError(ArithmeticError):
+    """The logits of a model are NaN or infinite, so its replies are meaningless.
+
+    Attributes:
+        individual: index of the individual in a population; 0 for a single model.
+    """
+
+    def __init__(self, message: str, individual: int = 0) -> None:
+        super().__init__(message)
+        self.individual = individual

@@ -49,7 +49,11 @@ def rows(tree, j):
 
 @pytest.mark.parametrize(
     ("tasks", "batch", "selector"),
-    [(2, 5, UniformSelector()), (3, 1, EliteSelector()), pytest.param(4, 3, EliteSelector(), marks=pytest.mark.exhaustive)],
+    [
+        pytest.param(2, 5, UniformSelector(), marks=pytest.mark.exhaustive),
+        (3, 1, EliteSelector()),
+        pytest.param(4, 3, EliteSelector(), marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_search_equals_algorithm_1(plain, assert_identical, tasks, batch, selector):
     algorithm = searcher(tasks, bins=5, selector=selector)
@@ -110,6 +114,7 @@ def started(algorithm, seed=0):
     return algorithm.init(algorithm.space.experts, f)
 
 
+@pytest.mark.exhaustive
 def test_children_do_not_depend_on_their_number(assert_identical):
     rng = np.random.default_rng(0)
     models = [{"w": jnp.asarray(rng.normal(size=(2, 6, 5)), jnp.float32)} for _ in range(4)]

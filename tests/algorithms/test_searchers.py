@@ -46,13 +46,11 @@ SEARCHERS = {
     "cycleqd of coefficients": lambda whole, coefficients: (CycleQD(coefficients, bins=5), coefficients),
 }
 WITH_COEFFICIENTS = {"random", "cmaes", "nsga2"}
-OF_CONFIGS = [name for name in SEARCHERS if " " not in name]
+QUICK = {"cycleqd", "cmaes", "nsga2"}
+"""One archive, one distribution and one population; the others run with ``--all``."""
 
 
-OTHERS = [name for name in SEARCHERS if " " in name]
-
-
-@pytest.fixture(params=[*OF_CONFIGS, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in OTHERS)])
+@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in SEARCHERS])
 def name(request):
     return request.param
 

@@ -13,19 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax import search
-from cycleqd_jax.algorithms import (
-    CMAES,
-    NSGA2,
-    CycleQD,
-    CycleQDState,
-    DominatedNovelty,
-    EliteSelector,
-    PlainQD,
-    RandomSearch,
-    UniformSelector,
-    aggregate,
-)
-from cycleqd_jax.algorithms.archive import bin_edges, expert_bounds
+from cycleqd_jax.algorithms import CycleQDState, aggregate
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.evaluation import Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
 from cycleqd_jax.files import digest, write_json
@@ -37,6 +25,7 @@ from cycleqd_jax.runs.devices import DeviceGroup, Space
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
+from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import Metered, write_usage
 from cycleqd_jax.tasks import RecordTask
@@ -187,28 +176,7 @@ class Evolution:
 
     def searcher(self) -> Searcher:
         """The algorithm of the config."""
-        options, leaders = self._config.search, self._config.export.elites
-        if options.method == "random":
-            return RandomSearch(options.low, options.high, leaders)
-        if options.method == "cmaes":
-            return CMAES(options.batch_size, options.step, leaders)
-        if options.method == "nsga2":
-            return NSGA2(options.population, options.low, options.high, leaders=leaders)
-        space = self.ensure_space()
-        if options.method == "dns":
-            return DominatedNovelty(
-                space, options.population, options.descriptors, options.neighbours, options.mu, options.sigma
-            )
-        elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
-        bounds = options.bounds
-        return (CycleQD if options.method == "cycleqd" else PlainQD)(
-            space=space,
-            bins=options.bins,
-            mu=options.mu,
-            sigma=options.sigma,
-            selector=elite if options.selection == "elite" else UniformSelector(),
-            bounds=None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in self._config.task_names),
-        )
+        return make_searcher(self._config, self.ensure_space())
 
     def ensure_evolved(self) -> SearchState:
         """Evolves to the last generation, once, from wherever the run folder stands.
@@ -278,16 +246,9 @@ class Evolution:
 
     def _write_grid(self, journal: search.Journal) -> None:
         """Writes the grid of Algorithm 1, which the report uses for every method, from the scores of the experts."""
-        options, names = self._config.search, self._config.task_names
-        if options.bounds is None:
-            bounds = expert_bounds(np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32))
-        else:
-            bounds = np.asarray([options.bounds[name] for name in names], np.float32)
-        edges = dict(zip(names, bin_edges(bounds, options.bins).tolist(), strict=True))
-        ends = {name: [row[0], row[-1]] for name, row in edges.items()}
-        grid = {"tasks": list(names), "bins": options.bins, "bounds": ends, "edges": edges}
-        method = {} if options.method == "cycleqd" else {"method": options.method}
-        write_json(self._context.folder / "grid.json", grid | method)
+        names = self._config.task_names
+        scores = np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32)
+        write_json(self._context.folder / "grid.json", grid_of(self._config, scores))
 
     # What it found
 

@@ -1,0 +1,69 @@
+"""The algorithm of a config, and the grid of its archives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cycleqd_jax.algorithms import (
+    CMAES,
+    NSGA2,
+    CycleQD,
+    DominatedNovelty,
+    EliteSelector,
+    PlainQD,
+    RandomSearch,
+    UniformSelector,
+)
+from cycleqd_jax.algorithms.archive import bin_edges, expert_bounds
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.runs.devices import Space
+from cycleqd_jax.types import Scores, Searcher
+
+__all__ = ["grid_of", "make_searcher"]
+
+
+def make_searcher(config: RunConfig, space: Space) -> Searcher:
+    """The algorithm of a config.
+
+    Args:
+        config: the config of a run.
+        space: the genome space of the run.
+    """
+    options, leaders = config.search, config.export.elites
+    if options.method == "random":
+        return RandomSearch(options.low, options.high, leaders)
+    if options.method == "cmaes":
+        return CMAES(options.batch_size, options.step, leaders)
+    if options.method == "nsga2":
+        return NSGA2(options.population, options.low, options.high, leaders=leaders)
+    if options.method == "dns":
+        return DominatedNovelty(space, options.population, options.descriptors, options.neighbours, options.mu, options.sigma)
+    elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
+    bounds = options.bounds
+    return (CycleQD if options.method == "cycleqd" else PlainQD)(
+        space=space,
+        bins=options.bins,
+        mu=options.mu,
+        sigma=options.sigma,
+        selector=elite if options.selection == "elite" else UniformSelector(),
+        bounds=None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in config.task_names),
+    )
+
+
+def grid_of(config: RunConfig, scores: Scores) -> dict[str, Any]:
+    """The grid of Algorithm 1, JSON-ready; see :func:`~cycleqd_jax.algorithms.archive.expert_bounds`.
+
+    Args:
+        config: the config of a run.
+        scores: of the experts, Float ``[K, task]``.
+    """
+    options, names = config.search, config.task_names
+    bounds = expert_bounds(scores)
+    if options.bounds is not None:
+        bounds = np.asarray([options.bounds[name] for name in names], np.float32)
+    edges = dict(zip(names, bin_edges(bounds, options.bins).tolist(), strict=True))
+    ends = {name: [row[0], row[-1]] for name, row in edges.items()}
+    grid = {"tasks": list(names), "bins": options.bins, "bounds": ends, "edges": edges}
+    return grid if options.method == "cycleqd" else {**grid, "method": options.method}

@@ -57,8 +57,10 @@ def write_config(folder: Path, **changes) -> Path:
 
 
 def history(run: Path) -> list[dict]:
-    """The journal without wall times, and without token counts: on a busy machine a shell command may reach its time limit, after
-    which a conversation goes on with other words."""
+    """The journal without wall times and token counts.
+
+    On a busy machine a shell command may reach its time limit, and then the conversation has other words.
+    """
     lines = (run / "history.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens")} for line in lines]
 

@@ -73,7 +73,7 @@ def check_selection(run, method, lines, results):
 @pytest.mark.parametrize("method", OPTIONS)
 def test_a_whole_run(trained, compiled, capsys, method):
     config, run = config_of(trained, method), trained / "run"
-    killed(config, run / "history.jsonl", 8, compiled)
+    killed(config, run / "history.jsonl", 5, compiled)
     assert main(["run", str(config)]) == 0
     shown = capsys.readouterr().out
     lines = history(run)

@@ -17,7 +17,7 @@ from cycleqd_jax.report.history import load_history
 from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.report.read import load_items, load_results
 from cycleqd_jax.report.tables import AVERAGE, ResultsTable, formats
-from cycleqd_jax.statistics import Interval, resampled_means
+from cycleqd_jax.statistics import Interval, interval_over_runs, resampled_means
 from cycleqd_jax.types import REPORTED, InputError
 
 __all__ = ["ComparisonTable", "MethodRuns", "best_so_far", "comparison_table"]
@@ -59,7 +59,7 @@ class MethodRuns:
 class ComparisonTable(ResultsTable):
     """Scores of methods on tasks, over seeds. Rows that do not depend on a search come first.
 
-    Intervals are over seeds and problems (:func:`~cycleqd_jax.statistics.resampled_means`).
+    Intervals are over seeds and problems (:func:`~cycleqd_jax.statistics.interval_over_runs`).
 
     Attributes:
         title: of the table.
@@ -127,8 +127,7 @@ class ComparisonTable(ResultsTable):
     def _interval(self, split: str, means: np.ndarray, values: np.ndarray, column: int) -> Interval | None:
         if np.isnan(means[0, column]) or np.isnan(values[:, column]).any():
             return None
-        low, high = np.quantile(means[:, column], [0.025, 0.975])
-        return Interval(float(values[:, column].mean()), float(low), float(high), self._counts[split][column])
+        return interval_over_runs(means[:, column], values[:, column], self._counts[split][column])
 
     def _equal(self, split: str, method: int, other: int) -> bool:
         """Whether two rows have the same results in every run, problem by problem."""

@@ -207,7 +207,7 @@ def interval_over_runs(
     if total == 0:
         return Interval(mean, mean, mean, count)
     freedom = (runs.size - 1) * max(1.0, total / between) ** 2 if between > 0 else np.inf
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * np.sqrt(total)
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(total))
     return Interval(mean, mean - half, mean + half, count)
 
 

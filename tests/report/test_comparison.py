@@ -97,6 +97,7 @@ def test_a_row_that_a_seed_lacks_has_no_interval(methods):
     assert table.difference("test", 5, 8) is None
     assert table.interval("train", 8) is not None
     assert table.count("test")[8].tolist() == [2, 2, 2]
+    assert not table.best("test").any()  # the other rows are not known to be above this one
     assert len(table.markdown().splitlines()) > 20
     rows = [row for row in csv.DictReader(io.StringIO(table.csv())) if (row["row"], row["split"]) == ("cmaes", "test")]
     assert [(row["runs"], row["low"]) for row in rows] == [("2", "")] * 3

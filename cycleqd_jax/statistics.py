@@ -173,11 +173,11 @@ def interval_over_runs(
 ) -> Interval:
     """The interval of a mean, or of a difference of means, from the bootstrap samples of :func:`resampled_means`.
 
-    With one run it is the percentile interval. With R runs it is the mean ± t_ν s, where s is the standard deviation of the
-    bootstrap samples. Few runs say little about the spread between runs: that part of s² has R − 1 degrees of freedom. The part
-    that comes from many problems is known well. So the degrees of freedom are ν = (R − 1) (s² / s_runs²)², where s_runs² is the
-    variance of the mean that the runs' spread shows (Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance
-    Components", with infinitely many degrees of freedom of the other part).
+    With one run it is the percentile interval. With R runs it is the mean ± √(t² s_runs² + z² (s² − s_runs²)). Here s² is the
+    variance of the bootstrap samples, and s_runs² that of the mean as the spread of the runs shows it. Few runs say little about
+    their spread, so t is the quantile of Student's distribution with R − 1 degrees of freedom. The rest of s² comes from many
+    problems, and z is the quantile of the normal distribution (Howe 1974, "Approximate Confidence Limits on the Mean of X + Y
+    Where X and Y Are Two Tabled Independent Random Variables").
 
     Args:
         resampled: the value in every bootstrap sample.
@@ -206,8 +206,8 @@ def interval_over_runs(
     total, between = float(np.var(resampled)), float(runs.var(ddof=1)) / runs.size
     if total == 0:
         return Interval(mean, mean, mean, count)
-    freedom = (runs.size - 1) * max(1.0, total / between) ** 2 if between > 0 else np.inf
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(total))
+    t, z = stats.t.ppf((1 + confidence) / 2, runs.size - 1), stats.norm.ppf((1 + confidence) / 2)
+    half = float(np.sqrt(t**2 * between + z**2 * max(total - between, 0)))
     return Interval(mean, mean - half, mean + half, count)
 
 

@@ -167,15 +167,17 @@ def share_outside(runs, spread, trials, crossed=True):
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
 def test_few_seeds_do_not_make_a_difference_of_equals(runs):
-    assert share_outside(runs, 0.04, 40) <= 0.15
+    assert share_outside(runs, 0.04, 40) <= 0.125
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("crossed", [True, False])
 @pytest.mark.parametrize("spread", [0.0, 0.04, 0.1])
 @pytest.mark.parametrize("runs", [2, 3, 5])
-def test_zero_lies_outside_in_a_twentieth_of_the_intervals_of_equals(runs, spread, crossed):
-    assert share_outside(runs, spread, 400, crossed) <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 400)
+def test_zero_lies_outside_in_at_most_a_twentieth_of_the_intervals_of_equals(runs, spread, crossed):
+    share = share_outside(runs, spread, 400, crossed)
+    print(f"{runs} seeds, spread {spread}, crossed {crossed}: {100 * share:.1f} % outside")
+    assert share <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 400)
 
 
 def test_an_interval_over_runs_knows_what_the_problems_say():

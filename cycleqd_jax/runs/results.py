@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax import operators
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
+from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.gradient import GradientMerge
@@ -23,6 +25,10 @@ from cycleqd_jax.runs.usage import evaluation_usage, write_usage
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
 __all__ = ["measure"]
+
+
+_SEEDED = ("dare", "dare_ties", "gradient")
+"""Rows that depend on the seed of the run, beside those that the search found: random masks, the order of conversations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +62,7 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     Returns:
         The content of ``results.json``. ``found`` names the rows of models that the search found.
     """
-    known = {} if context.shared is None else _known(context.shared)
+    known = {} if context.shared is None else _known(context.shared, context.config.seed)
     rows = _rows(context, evolution, fit="gradient" not in known)
     methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
     items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
@@ -91,11 +97,12 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     return results
 
 
-def _known(folder: Path) -> dict[str, tuple[dict[Split, Any], dict[Split, Any], dict[Split, Any]]]:
-    """Scores, scores of problems, and what was used, of every row of a finished run, by name."""
+def _known(folder: Path, seed: int) -> dict[str, tuple[dict[Split, Any], dict[Split, Any], dict[Split, Any]]]:
+    """Scores, scores of problems, and what was used, of the rows of a finished run that are also those of a seed, by name."""
     files = (folder / "tables" / name for name in ("results.json", "items.json", "usage.json"))
     results, items, usage = (json.loads(file.read_text("utf-8")) for file in files)
-    return {name: (results["methods"][name], items[name], usage["evaluation"][name]) for name in results["methods"]}
+    rows = [name for name in results["methods"] if results["seed"] == seed or name not in _SEEDED]
+    return {name: (results["methods"][name], items[name], usage["evaluation"][name]) for name in rows}
 
 
 def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Row]:
@@ -119,8 +126,7 @@ def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Ro
     def expressed(genome: Genome, key: Key | None = None) -> _Row:
         return _Row(functools.partial(evolution.express, genome), donate=True, key=key)
 
-    experts = evolution.expert_genomes()
-    rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
+    rows["uniform_merge"] = _Row(functools.partial(_uniform, context), donate=True)
     for name in context.config.merges:
         rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
     if context.config.gradient is not None:
@@ -139,6 +145,15 @@ def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Ro
         merged = model()
         rows[name] = expressed(merged.genome, merged.key)
     return rows
+
+
+def _uniform(context: Context) -> Params:
+    """The uniform merge of the experts. It is computed in one way, because genome spaces round differently."""
+    group, models = context.groups[0], context.models
+    space = CoefficientSpace.from_experts(models.base, models.experts, densify=context.config.genome.densify)
+    space = group.place_space(space, models.config)
+    count = len(models.experts)
+    return group.express(space.express)(CoefficientGenome(jnp.full((1, count), 1 / count, jnp.float32)))
 
 
 def _merged(context: Context, method: str) -> Params:

@@ -20,7 +20,7 @@ AGGREGATE = {"elites": [7, 4], "beta": [0.6, 0.4], "mixing": [0.75, -0.25]}
 
 
 def card_of(chosen=AGGREGATE, command=(), table=TABLE, **more):
-    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command)
+    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command, 42)
 
 
 def test_the_aggregate():
@@ -54,7 +54,7 @@ def test_a_prepared_base():
     folders = {"base": Path("cache/snapshot"), "prepared_base": Path("cache/prepared-4"), **dict([*FOLDERS.items()][1:])}
     tree = {"name": "demo", "tasks": TASKS}
     tree["model"] = {"base": "owner/base", "prepare": {"steps": 60, "shares": {"dbbench": 1}}}
-    card = model_card(load_config(tree), folders, AGGREGATE, TABLE, ())
+    card = model_card(load_config(tree), folders, AGGREGATE, TABLE, (), 42)
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base"]
     assert "fine-tuned from owner/base after 60 steps of joint fine-tuning on dbbench (the prepared base, θ_base):" in card
     lines = card.splitlines()

@@ -162,13 +162,13 @@ class ComparisonTable(ResultsTable):
         nature = f" ({'the same problems' if same else 'problems of its own'} for every seed)" if several else ""
         parts = [
             f"Scores in percent{over}. {self._budget_text()}Intervals are 95 % intervals of the average over {of}{nature}. "
-            f"Differences are paired by {'seed and problem' if several else 'problem'}. A score is marked where the interval of "
-            "its difference to every row with other results lies above zero."
+            f"Differences are paired by {'seed and problem' if several else 'problem'}. A score is marked where the interval "
+            "of its difference to every row with other results lies above zero."
         ]
         searches = {one["search"] for one in self.efforts.values()}
         if "cycleqd" in searches:
-            found = "A row with the name of a CycleQD alone is the merge of equation 5"
-            parts.append(f"{found}; that of another search is its best individual on train." if searches - {"cycleqd"} else f"{found}.")
+            others = "; that of another search is its best individual on train" if searches - {"cycleqd"} else ""
+            parts.append(f"A row with the name of a CycleQD alone is the merge of equation 5{others}.")
         if self.paper:
             parts.append(f"The figures of the paper are those of its own setting, {self.setting}.")
         return " ".join(parts)

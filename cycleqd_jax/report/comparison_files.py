@@ -22,8 +22,9 @@ def draw_comparison(folder: Path) -> ComparisonTable:
     """Makes the table of a comparison from its finished runs, and writes all its tables and figures.
 
     Args:
-        folder: of the comparison. ``table`` in its ``comparison.yaml`` says what the table has: ``methods`` (each with ``name``,
-            ``search`` and ``label``), ``seeds``, and arguments of :func:`~cycleqd_jax.report.comparison.comparison_table`.
+        folder: of the comparison. ``table`` in its ``comparison.yaml`` says what the table has: ``methods`` (each with
+            ``name``, ``search`` and ``label``), ``seeds``, and arguments of
+            :func:`~cycleqd_jax.report.comparison.comparison_table`.
 
     Raises:
         InputError: the file is damaged, or a run is not finished.

@@ -161,9 +161,7 @@ def _check_seeds(seeds: Sequence[int]) -> None:
             raise InputError(f"expected every seed once, got {seed} {list(seeds).count(seed)} times in --seeds; remove one")
 
 
-def _table(
-    methods: Methods, configs: Mapping[str, RunConfig], seeds: Sequence[int], reference: str | None
-) -> dict[str, Any]:
+def _table(methods: Methods, configs: Mapping[str, RunConfig], seeds: Sequence[int], reference: str | None) -> dict[str, Any]:
     """What the table of the comparison has; see :func:`~cycleqd_jax.report.comparison_files.draw_comparison`.
 
     Args:

@@ -328,9 +328,7 @@ class Evolution:
                 candidates,
                 Metered(self._workers("validation"), context.folder),
                 context.folder / "tables" / "selection.json",
-                problems={
-                    task.name: _digest(task.rows["validation"]) for task in context.tasks
-                },
+                problems={task.name: _digest(task.rows["validation"]) for task in context.tasks},
                 progress=context.progress,
                 log=context.log,
             )

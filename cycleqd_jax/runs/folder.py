@@ -199,8 +199,8 @@ def check_folder(config: RunConfig) -> None:
             free = here[key] >= there.get(key, math.inf)  # no generation depends on how many follow
         if not free and value_at(here, key) != value_at(there, key):
             raise InputError(
-                f"expected {key} {value_at(there, key)!r}, as in the run in {folder}, got {value_at(here, key)!r}; choose another "
-                "output, or continue with the old value"
+                f"expected {key} {value_at(there, key)!r}, as in the run in {folder}, got {value_at(here, key)!r}; choose "
+                "another output, or continue with the old value"
             )
 
 
@@ -250,8 +250,8 @@ def _check_places(config: RunConfig) -> None:
 def claim_folder(config: RunConfig) -> None:
     """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
 
-    Where the run continues with more generations, what was measured or drawn after fewer is removed. Where it has no scores yet, the
-    inputs that an earlier start recorded are removed: it may have had another config.
+    Where the run continues with more generations, what was measured or drawn after fewer is removed. Where it has no scores
+    yet, the inputs that an earlier start recorded are removed: it may have had another config.
     """
     file = config.folder / "config.yaml"
     here = {**to_dict(config), "versions": versions()}

@@ -71,7 +71,8 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     Rows of equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
     search are taken over from ``context.shared``. Transcripts of other rows, which an earlier measurement left, are removed.
 
-    Every row is kept in ``measured.json`` until all are there. A measurement that was killed evaluates only what the file lacks.
+    Every row is kept in ``measured.json`` until all are there. A measurement that was killed evaluates only what the file
+    lacks.
 
     Args:
         context: the context of the run.

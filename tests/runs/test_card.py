@@ -43,6 +43,13 @@ def test_the_aggregate():
     assert "Made by" not in body
 
 
+def test_the_length_of_a_search_with_a_budget_is_that_of_what_it_evaluated():
+    assert "3000 generations of 4, seed 0." in " ".join(card_of(search={"generations": 3000}).split())
+    card = " ".join(card_of(search={"generations": 3000, "budget": 60, "budget_items": 9000}).split())
+    assert "42 evaluated individuals, experts included (budget: 60 individuals and 9000 items), seed 0." in card
+    assert "generations" not in card
+
+
 def test_given_models_have_the_names_of_the_config():
     experts = {"mbpp": "owner/a", "dbbench": "owner/b"}
     card = card_of(model={"base": "owner/base", "experts": experts})

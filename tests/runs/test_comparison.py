@@ -223,7 +223,10 @@ def test_a_name_that_needs_keys_of_its_own_is_refused(runs, tmp_path):
     ("text", "message"),
     [
         ("{methods: {x: {search.method: cmaes, search.groups: 3}}}", "method 'x': expected 1 to 2 groups of layers"),
-        ("{methods: {cycleqd: {}}, merges: [slerp, ties]}", r"^expected two tasks with merges: slerp.* in .*methods\.yaml; correct"),
+        (
+            "{methods: {cycleqd: {}}, merges: [slerp, ties]}",
+            r"^expected two tasks with merges: slerp.* in .*methods\.yaml; correct",
+        ),
         ("{methods: {cycleqd: {}}, merges: ties}", r"^expected merges to be a list, got 'ties' in .*methods\.yaml; correct it"),
         ("{methods: {cycleqd: {}}, baselines: [joint]}", r"^expected baselines.0 to be one of"),
     ],

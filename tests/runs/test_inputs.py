@@ -57,7 +57,9 @@ def test_more_test_problems_than_there_are_are_refused(tmp_path):
     tasks = [{"name": "one", "kind": "mbpp", "train": str(path), "train_size": 1, "validation_size": 1, "test_size": 8}]
     tasks.append(tasks[0] | {"name": "two", "test": str(path)})
     one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks}))
-    message = "expected at least 8 test problems for test_size 8, got {} in {}.* of task '{}'; decrease it, or set test_size: null"
+    message = (
+        "expected at least 8 test problems for test_size 8, got {} in {}.* of task '{}'; decrease it, or set test_size: null"
+    )
     with pytest.raises(InputError, match=message.format(4, "the test half of ", "one")):
         one.size("test")
     with pytest.raises(InputError, match=message.format(7, "", "two")):
@@ -110,7 +112,9 @@ def test_the_size_of_a_file_that_is_elsewhere(tmp_path):
     with pytest.raises(InputError, match="no file at"):
         unknown.size("train")
     (tmp_path / "absent").write_text('{"id": 1}\n')
-    with pytest.raises(InputError, match=f"at least two different records .*, got 1 in {tmp_path / 'absent'}, line 1; give more"):
+    with pytest.raises(
+        InputError, match=f"at least two different records .*, got 1 in {tmp_path / 'absent'}, line 1; give more"
+    ):
         given.size("train")
 
 

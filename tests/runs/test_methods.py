@@ -143,7 +143,10 @@ def test_an_export_that_only_cycleqd_has_is_left_out(tmp_path):
             r"expected the columns of paper in .* to be mbpp or average, got 'mbpb'; did you mean mbpp\?",
         ),
         ("{methods: {x: {label: Mine}}}", "expected overrides, or the name of a search method .* for the method 'x' in"),
-        ("{methods: {cma_es: {search.batch_size: 8}}}", "expected search.method for the method 'cma_es' in .*method cmaes, got"),
+        (
+            "{methods: {cma_es: {search.batch_size: 8}}}",
+            "expected search.method for the method 'cma_es' in .*method cmaes, got",
+        ),
         ("{methods: {nsga-2: {}}}", "whose name is like that of the search method nsga2, got none; give it, or correct"),
         ("{methods: {cmaes: {}, random: {label: CMA-ES}}}", "got 'CMA-ES' for the method 'cmaes' and the method 'random' in"),
         ("{methods: {cmaes: {label: TIES}}}", "got 'TIES' for the row ties and the method 'cmaes' in"),
@@ -180,7 +183,10 @@ def test_bad_names_are_refused_in_a_sentence(names, message):
     [
         ("{search.sigmo: 1}", r"method 'x': expected a key of the config, got the unknown key search.sigmo; did you mean"),
         ("{search.method: nsga2, search.population: 30}", "method 'x': expected search.budget of at least 30"),
-        ("{search.method: cmaes, search.sigma: 0.1}", r"method 'x': expected search.sigma with search.method cycleqd, qd or dns"),
+        (
+            "{search.method: cmaes, search.sigma: 0.1}",
+            r"method 'x': expected search.sigma with search.method cycleqd, qd or dns",
+        ),
     ],
 )
 def test_overrides_that_do_not_fit_name_the_method(tmp_path, overrides, message):

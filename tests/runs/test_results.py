@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cycleqd_jax.config import load_config
@@ -112,7 +115,9 @@ def test_transcripts_of_rows_that_have_none_of_their_own_are_removed(measurement
     assert "random_selected-test.jsonl" in transcripts(measurement.folder)
     measurement.keys["random_selected"] = measurement.keys["random"]
     measurement.run()
-    assert transcripts(measurement.folder) == [f"{row}-{split}.jsonl" for row in ("base", "dare", "random") for split in ("test", "train")]
+    assert transcripts(measurement.folder) == [
+        f"{row}-{split}.jsonl" for row in ("base", "dare", "random") for split in ("test", "train")
+    ]
 
 
 @pytest.mark.parametrize(("seed", "evaluated"), [(0, ["random"]), (3, ["dare", "random"])])
@@ -130,3 +135,21 @@ def test_rows_that_depend_on_the_seed_are_not_those_of_another(measurement, tmp_
     measurement.run(shared)
     assert measurement.evaluated == evaluated
     assert measurement.fitted == [seed != 0]
+
+
+def test_the_uniform_merge_does_not_depend_on_the_genome_space():
+    base, *experts = [
+        {"w": jax.random.normal(jax.random.key(i), (64, 32), jnp.bfloat16), "norm": jnp.full(32, 1 + i / 7, jnp.bfloat16)}
+        for i in range(4)
+    ]
+    context, group, merged = mock.Mock(spec=Context), mock.Mock(), []
+    context.models = mock.Mock(base=base, experts=experts)
+    group.place_space, group.express, context.groups = (lambda space, config: space), jax.jit, [group]
+    for space in ("expert", "dense"):
+        tree = {"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}], "genome": {"space": space}}
+        context.config = load_config(tree)
+        merged.append(results._uniform(context))
+    for name in base:
+        mean = np.mean([np.asarray(one[name], np.float32) for one in experts], axis=0)
+        np.testing.assert_allclose(np.asarray(merged[0][name], np.float32), mean, rtol=2**-7, atol=1e-6)
+        np.testing.assert_array_equal(merged[0][name], merged[1][name])

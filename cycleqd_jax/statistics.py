@@ -175,9 +175,9 @@ def interval_over_runs(
 
     With one run it is the percentile interval. With R runs it is the mean ± √(t² s_runs² + z² (s² − s_runs²)). Here s² is the
     variance of the bootstrap samples, and s_runs² that of the mean as the spread of the runs shows it. Few runs say little
-    about their spread, so t is the quantile of Student's distribution with R − 1 degrees of freedom. The rest of s² comes from many
-    problems, and z is the quantile of the normal distribution (Howe 1974, "Approximate Confidence Limits on the Mean of X + Y
-    Where X and Y Are Two Tabled Independent Random Variables").
+    about their spread, so t is the quantile of Student's distribution with R − 1 degrees of freedom. The rest of s² comes from
+    many problems, and z is the quantile of the normal distribution (Howe 1974, "Approximate Confidence Limits on the Mean of
+    X + Y Where X and Y Are Two Tabled Independent Random Variables").
 
     Args:
         resampled: the value in every bootstrap sample.

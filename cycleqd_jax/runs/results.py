@@ -226,8 +226,12 @@ def _merged(context: Context, method: str) -> Params:
 
 def _scored(context: Context, evolution: Evolution, method: str, row: _Row) -> _Scored:
     """One row on all splits; its transcripts are written."""
-    found = {split: _score(context, evolution, method, row, split) for split in REPORTED}
-    return _Scored(*({split: parts[i] for split, parts in found.items()} for i in range(3)))
+    scores: dict[Split, Mapping[str, float | None]] = {}
+    items: dict[Split, Mapping[str, Sequence[float]]] = {}
+    usage: dict[Split, Mapping[str, Any]] = {}
+    for split in REPORTED:
+        scores[split], items[split], usage[split] = _score(context, evolution, method, row, split)
+    return _Scored(scores, items, usage)
 
 
 def _score(

@@ -6,8 +6,8 @@ The run of the config is made, or continued, with N validation problems of every
 is evaluated once on all of them. Then the problems of every task are divided at random into two halves, S times: one half
 serves as validation problems and the other as test problems. In each split
 
-- the candidate of the best average on the validation half is chosen, as ``export.method: selected`` does; its average there,
-  with its 95 % interval, is compared with its average on the test half;
+- the candidate of the best average on the validation half is chosen, as ``export.method: selected`` does among candidates other
+  than the soup; its average there, with its 95 % interval, is compared with its average on the test half;
 - the candidate of the best average on the train problems is chosen instead, and its train average is compared in the same way.
 
 A choice is honest where the two averages differ by chance only. Both halves are samples. So without any bias the test average
@@ -16,7 +16,8 @@ P(|Z| < 1.96 / √2) = 0.83), and the 95 % interval of the difference contains z
 problems, so they are not independent.
 
 The candidates are the leading individuals of the search and, of CycleQD, the merge of equation 5. Soups are left out: the
-members of a soup are chosen on validation problems, so every split would need evaluations of its own.
+members of a soup are chosen on validation problems, so every split would need evaluations of its own. So the result does not
+hold for a selected model that is a soup: its validation average may be more optimistic.
 
 The result is printed as a Markdown table, and written as JSON to ``RUN/tables/selection_honesty.json`` or FILE.
 """

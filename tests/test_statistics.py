@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cycleqd_jax.statistics import difference, mean_interval, over_seeds, resampled_means
+from cycleqd_jax.statistics import difference, interval_over_runs, mean_interval, over_seeds, resampled_means
 from cycleqd_jax.types import InputError
 
 
@@ -83,6 +83,9 @@ def by_hand(scores, crossed, resamples, seed):
     """The same bootstrap with loops, on draws of its own."""
     rng = np.random.default_rng(seed)
     runs = scores[0].shape[1]
+    means = [task.mean(axis=2, keepdims=True) for task in scores]
+    wider = np.sqrt(runs / (runs - 1)) - 1
+    scores = [task + wider * (mean - mean.mean(axis=1, keepdims=True)) for task, mean in zip(scores, means, strict=True)]
     found = np.zeros((resamples, len(scores)))
     for b in range(resamples):
         drawn = rng.integers(runs, size=runs)
@@ -139,3 +142,54 @@ def test_rows_are_paired_by_run_and_problem():
 def test_scores_of_other_runs_are_not_resampled(shapes):
     with pytest.raises(InputError, match="expected scores of the same rows and runs"):
         resampled_means([np.zeros(shape) for shape in shapes], crossed=True)
+
+
+def share_outside(runs, spread, trials, crossed=True):
+    """How often the interval of the difference of two equally good methods leaves zero out; three tasks of 120 problems.
+
+    Args:
+        runs: number of seeds.
+        spread: standard deviation of the effect of the seed on the score of every problem, of each method on its own.
+        trials: number of simulated comparisons.
+        crossed: whether all seeds have the same problems.
+    """
+    rng, outside = np.random.default_rng(runs), 0
+    for trial in range(trials):
+        effect = rng.normal(0, spread, size=(2, runs, 1))
+        chances = [np.clip(rng.beta(0.6, 0.9, size=(1, 1 if crossed else runs, 120)) + effect, 0, 1) for _ in range(3)]
+        scores = [(rng.random((2, runs, 120)) < chance).astype(float) for chance in chances]
+        means = resampled_means(scores, crossed=crossed, resamples=400, seed=trial).mean(-1)
+        of_runs = np.mean([task.mean(-1) for task in scores], axis=0)
+        found = interval_over_runs(means[0] - means[1], of_runs[0] - of_runs[1], 360 * runs)
+        outside += found.low > 0 or found.high < 0
+    return outside / trials
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_few_seeds_do_not_make_a_difference_of_equals(runs):
+    assert share_outside(runs, 0.04, 40) <= 0.125
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("crossed", [True, False])
+@pytest.mark.parametrize("spread", [0.0, 0.04, 0.1])
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_zero_lies_outside_in_at_most_a_twentieth_of_the_intervals_of_equals(runs, spread, crossed):
+    share = share_outside(runs, spread, 400, crossed)
+    print(f"{runs} seeds, spread {spread}, crossed {crossed}: {100 * share:.1f} % outside")
+    assert share <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_an_interval_over_runs_knows_what_the_problems_say():
+    rng = np.random.default_rng(10)
+    resampled = rng.normal(0.5, 0.1, 20_000)
+    alone = interval_over_runs(resampled, np.array([0.5]), 9)
+    assert (alone.low, alone.high) == pytest.approx(np.quantile(resampled, [0.025, 0.975]))
+    equal = interval_over_runs(resampled, np.array([0.5, 0.5]), 9)  # all of the spread comes from problems
+    assert (equal.high - equal.low) / 2 == pytest.approx(1.96 * 0.1, rel=0.03)
+    runs = 0.5 + np.sqrt(2) * np.array([0.1, -0.1]) / np.sqrt(2)  # all of it comes from runs: t with one degree of freedom
+    spread = interval_over_runs(resampled, runs, 9)
+    assert (spread.high - spread.low) / 2 == pytest.approx(12.706 * 0.1, rel=0.06)
+    assert interval_over_runs(np.full(9, 0.5), np.array([0.5, 0.5]), 9).low == 0.5
+    with pytest.raises(InputError, match="expected finite values of one run or more"):
+        interval_over_runs(resampled, np.array([np.nan]), 9)

@@ -134,7 +134,8 @@ class CMAES(flax.struct.PyTreeNode):
         Args:
             state: the state that ``ask`` returned.
             genomes: the children, leading axis ``batch``.
-            scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which has the worst rank.
+            scores: Float ``[batch, K]``; a row with NaN is a quarantined child, which has the worst rank and
+                counts as if it lay at the mean.
             lineage: unused.
             items: unused.
 
@@ -150,7 +151,8 @@ class CMAES(flax.struct.PyTreeNode):
         size, means = state.distribution.mean.size, mean_scores(scores)
         missing = self.population - means.shape[0]
         children = coefficients_of(genomes, "CMAES").reshape(-1, size)
-        # A missing child lies at the mean, where its weight has no effect.
+        # Quarantined and missing children lie at the mean, where their weights have no effect.
+        children = jnp.where(means[:, None] > -jnp.inf, children, state.distribution.mean)
         children = jnp.concatenate([children, jnp.broadcast_to(state.distribution.mean[None], (missing, size))])
         # evosax minimises. Distinct ranks instead of averages make ties depend on the order of the children only.
         losses = jnp.concatenate([-means, jnp.full(missing, jnp.inf)])

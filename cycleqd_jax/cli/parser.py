@@ -84,8 +84,8 @@ def _add_stages(add: Add) -> None:
             )
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")
-    report = add("report", "draw the figures, tables and page of a run folder")
-    report.add_argument("folder", type=Path, nargs="+", help="run folders; several are averaged into one table")
+    report = add("report", "draw the figures, tables and page of a run folder, or of a comparison")
+    report.add_argument("folder", type=Path, nargs="+", help="run folders (several are averaged into one table) or comparisons")
 
 
 def _add_compare(add: Add) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cycleqd_jax.config.schema import RunConfig, SearchConfig
@@ -261,12 +261,18 @@ def _check_export(config: RunConfig) -> None:
                 )
 
 
+def _either(names: Sequence[str]) -> str:
+    """Such as ``"random, cmaes or nsga2"``."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def _check_method(config: RunConfig) -> None:
     search, experts = config.search, len(config.tasks)
     for key in unused_keys(search.method):
         if getattr(search, key) != getattr(SearchConfig(), key):
             raise InputError(
-                f"expected search.{key} with search.method {' or '.join(_METHODS[key])} only, got {getattr(search, key)} with "
+                f"expected search.{key} with search.method {_either(_METHODS[key])} only, got {getattr(search, key)} with "
                 f"{search.method}; leave it out"
             )
     if not search.low < search.high:
@@ -289,5 +295,5 @@ def _check_method(config: RunConfig) -> None:
     if search.budget is not None and search.budget < least:
         raise InputError(
             f"expected search.budget of at least {least}, which the experts and the first population need, got "
-            f"{search.budget}; increase it"
+            f"{search.budget}; increase it{', or decrease search.population' if search.members else ''}"
         )

@@ -120,7 +120,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for i, key in enumerate(keys):
             if key in keys[:i]:
                 line = node.value[i][0].start_mark.line + 1
-                raise InputError(f"expected unique keys, got {key!r} twice in the config (line {line}); remove one")
+                raise InputError(f"expected unique keys, got {key!r} twice in {self.name} (line {line}); remove one")
         return super().construct_mapping(node, deep)
 
 
@@ -135,7 +135,8 @@ def read_yaml(path: Path, what: str = "a config") -> dict[Any, Any]:
         InputError: the file can't be read, is not YAML, holds something other than a mapping, or has a key twice.
     """
     try:
-        tree = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
+        with path.open(encoding="utf-8") as stream:  # the loader takes its name for messages from the stream
+            tree = yaml.load(stream, _UniqueKeyLoader)
     except OSError as error:
         raise InputError(f"expected {what} in {path}, got {error.strerror}; correct the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -4,13 +4,24 @@
 - :func:`write_report`: writes figures, tables and ``report.html`` into a run folder;
 - :func:`results_table`: the results of one run, or of several runs as mean ± standard deviation;
 - :class:`ComparisonTable`: the results of several methods, over seeds;
+- :func:`draw_comparison`: writes the tables and figures of a comparison;
 - :class:`ProgressBar`: shows long stages in terminals, notebooks and logs.
 """
 
 from cycleqd_jax.report.comparison import ComparisonTable
+from cycleqd_jax.report.comparison_files import draw_comparison
 from cycleqd_jax.report.folder import RunFolder, open_run
 from cycleqd_jax.report.progress import ProgressBar
 from cycleqd_jax.report.tables import ResultsTable, results_table
 from cycleqd_jax.report.write import write_report
 
-__all__ = ["ComparisonTable", "ProgressBar", "ResultsTable", "RunFolder", "open_run", "results_table", "write_report"]
+__all__ = [
+    "ComparisonTable",
+    "ProgressBar",
+    "ResultsTable",
+    "RunFolder",
+    "draw_comparison",
+    "open_run",
+    "results_table",
+    "write_report",
+]

@@ -15,12 +15,12 @@ import numpy as np
 
 from cycleqd_jax.report.history import load_history
 from cycleqd_jax.report.labels import method_label
-from cycleqd_jax.report.read import load_items, load_results
+from cycleqd_jax.report.read import load_items, load_results, load_selection
 from cycleqd_jax.report.tables import AVERAGE, ResultsTable, formats
-from cycleqd_jax.statistics import Interval, resampled_means
+from cycleqd_jax.statistics import Interval, interval_over_runs, resampled_means
 from cycleqd_jax.types import REPORTED, InputError
 
-__all__ = ["ComparisonTable", "MethodRuns", "best_so_far", "comparison_table"]
+__all__ = ["ComparisonTable", "MethodRuns", "best_so_far", "comparison_table", "effort"]
 
 Items = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Row → split → task → the score of every problem."""
@@ -59,7 +59,7 @@ class MethodRuns:
 class ComparisonTable(ResultsTable):
     """Scores of methods on tasks, over seeds. Rows that do not depend on a search come first.
 
-    Intervals are over seeds and problems (:func:`~cycleqd_jax.statistics.resampled_means`).
+    Intervals are over seeds and problems (:func:`~cycleqd_jax.statistics.interval_over_runs`).
 
     Attributes:
         title: of the table.
@@ -69,6 +69,9 @@ class ComparisonTable(ResultsTable):
         problems: the scores of problems of every run.
         crossed: split → whether all runs have the same problems.
         paper: row → column → the figure of a paper in percent.
+        setting: name of the config with the setting of the paper.
+        budgets: ``budget`` and ``budget_items``: the most individuals, and problems that they are scored on, of every run.
+        efforts: method → what its runs evaluated; see :func:`effort`.
     """
 
     title: str = "Comparison"
@@ -78,6 +81,9 @@ class ComparisonTable(ResultsTable):
     problems: tuple[Items, ...] = ()
     crossed: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     paper: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    setting: str | None = None
+    budgets: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    efforts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def label(self, method: int) -> str:
         """The display name of a row."""
@@ -127,8 +133,7 @@ class ComparisonTable(ResultsTable):
     def _interval(self, split: str, means: np.ndarray, values: np.ndarray, column: int) -> Interval | None:
         if np.isnan(means[0, column]) or np.isnan(values[:, column]).any():
             return None
-        low, high = np.quantile(means[:, column], [0.025, 0.975])
-        return Interval(float(values[:, column].mean()), float(low), float(high), self._counts[split][column])
+        return interval_over_runs(means[:, column], values[:, column], self._counts[split][column])
 
     def _equal(self, split: str, method: int, other: int) -> bool:
         """Whether two rows have the same results in every run, problem by problem."""
@@ -155,10 +160,29 @@ class ComparisonTable(ResultsTable):
         over = f"; mean ± standard deviation over the seeds {', '.join(map(str, self.seeds))}" if several else ""
         of = "seeds and problems" if several else "problems"
         nature = f" ({'the same problems' if same else 'problems of its own'} for every seed)" if several else ""
+        parts = [
+            f"Scores in percent{over}. {self._budget_text()}Intervals are 95 % intervals of the average over {of}{nature}. "
+            f"Differences are paired by {'seed and problem' if several else 'problem'}. A score is marked where the interval "
+            "of its difference to every row with other results lies above zero."
+        ]
+        searches = {one["search"] for one in self.efforts.values()}
+        if "cycleqd" in searches:
+            others = "; that of another search is its best individual on train" if searches - {"cycleqd"} else ""
+            parts.append(f"A row with the name of a CycleQD alone is the merge of equation 5{others}.")
+        if self.paper:
+            parts.append(f"The figures of the paper are those of its own setting, {self.setting}.")
+        return " ".join(parts)
+
+    def _budget_text(self) -> str:
+        """How many individuals every run evaluated."""
+        counts = [count for one in self.efforts.values() for count in one["individuals"]]
+        if not counts:
+            return ""
+        least, most = min(counts), max(counts)
+        limit = self.budgets.get("budget_items")
         return (
-            f"Scores in percent{over}. Intervals are 95 % bootstrap intervals of the average over {of}{nature}. Differences "
-            f"are paired by {'seed and problem' if several else 'problem'}. A score is marked where the interval of its "
-            "difference to every row with other results lies above zero."
+            f"Every run evaluated {least if least == most else f'{least} to {most}'} individuals, experts included"
+            f"{'' if limit is None else f', on at most {limit} problems in total'}. "
         )
 
     def latex(self) -> str:
@@ -210,6 +234,8 @@ class ComparisonTable(ResultsTable):
             "seeds": list(self.seeds),
             "reference": self.chosen,
             "same_problems": dict(self.crossed),
+            **self.budgets,
+            "searches": {name: dict(one) for name, one in self.efforts.items()},
             "caption": self.caption(),
             "cells": self.records(),
         }
@@ -220,7 +246,10 @@ def comparison_table(
     *,
     title: str,
     reference: str | None = None,
+    rows: Sequence[str] | None = None,
     paper: Mapping[str, Mapping[str, float]] | None = None,
+    setting: str | None = None,
+    budgets: Mapping[str, int | None] | None = None,
 ) -> ComparisonTable:
     """The table of finished runs.
 
@@ -229,7 +258,10 @@ def comparison_table(
         title: of the table.
         reference: the row that the others are compared with; by default the model of the first method that was selected on
             validation problems, or else its first row.
+        rows: the rows that do not depend on a search; None takes all that the runs have.
         paper: row → column → figure of a paper, in percent.
+        setting: name of the config with the setting of the paper.
+        budgets: see :class:`ComparisonTable`.
 
     Raises:
         InputError: a run has no results, or results of other tasks; or there is no row of the reference's name.
@@ -247,7 +279,8 @@ def comparison_table(
                 f"expected the tasks {', '.join(tasks)} in every run, got {', '.join(results['tasks'])} for the method "
                 f"{name!r} and seed {seed}; compare runs of one config"
             )
-        labels |= {row: method_label(row) for row in results["methods"] if row not in results["found"]}
+        shared = [row for row in results["methods"] if row not in results["found"] and (rows is None or row in rows)]
+        labels |= {row: method_label(row) for row in shared}
     for method in methods:
         for seed in seeds:
             found = loaded[method.name, seed]["found"]
@@ -282,7 +315,31 @@ def comparison_table(
         problems=tuple(problems),
         crossed=_crossed([methods[0].folders[seed] for seed in seeds], tasks),
         paper=paper or {},
+        setting=setting,
+        budgets=budgets or {},
+        efforts={method.name: effort(method) for method in methods},
     )
+
+
+def effort(runs: MethodRuns) -> dict[str, Any]:
+    """What the runs of a method evaluated.
+
+    Returns:
+        JSON-ready: the ``search`` method, and lists with a number for each run: ``individuals`` that the search evaluated, the
+        experts included, and the ``items`` (problems) that they were scored on; ``candidates`` for the final model, with the
+        soups that were tried, and the ``validation_items`` that they were scored on.
+    """
+    found: dict[str, Any] = {"search": runs.search}
+    found |= {key: [] for key in ("individuals", "items", "candidates", "validation_items")}
+    for folder in runs.folders.values():
+        history, selection = load_history(folder), load_selection(folder)
+        individuals = [] if history is None else history.individuals
+        candidates = [] if selection is None else selection["candidates"]
+        found["individuals"].append(len(individuals))
+        found["items"].append(sum(len(scores) for one in individuals for scores in one.items.values()))
+        found["candidates"].append(len(candidates))
+        found["validation_items"].append(sum(len(scores) for one in candidates for scores in one["items"].values()))
+    return found
 
 
 def _load(folder: Path) -> dict[str, Any]:

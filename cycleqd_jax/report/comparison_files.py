@@ -9,11 +9,41 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from cycleqd_jax.files import write_bytes, write_json
-from cycleqd_jax.report.comparison import ComparisonTable
+from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
+from cycleqd_jax.types import InputError
 
-__all__ = ["write_comparison"]
+__all__ = ["draw_comparison", "write_comparison"]
+
+
+def draw_comparison(folder: Path) -> ComparisonTable:
+    """Makes the table of a comparison from its finished runs, and writes all its tables and figures.
+
+    Args:
+        folder: of the comparison. ``table`` in its ``comparison.yaml`` says what the table has: ``methods`` (each with
+            ``name``, ``search`` and ``label``), ``seeds``, and arguments of
+            :func:`~cycleqd_jax.report.comparison.comparison_table`.
+
+    Raises:
+        InputError: the file is damaged, or a run is not finished.
+    """
+    file = Path(folder) / "comparison.yaml"
+    try:
+        found = dict(yaml.safe_load(file.read_text("utf-8"))["table"])
+        seeds = found.pop("seeds")
+        runs = [
+            MethodRuns(**one, folders={seed: file.parent / f"seed-{seed}" / one["name"] for seed in seeds})
+            for one in found.pop("methods")
+        ]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"expected a comparison in {file}, got {type(error).__name__} {error}; run `cycleqd compare` again"
+        ) from error
+    table = comparison_table(runs, **found)
+    write_comparison(file.parent, table, {one.name: best_so_far(one) for one in runs})
+    return table
 
 
 def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, np.ndarray]) -> list[Path]:
@@ -25,7 +55,7 @@ def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, 
     Args:
         folder: of the comparison.
         table: its table.
-        curves: label → the best average so far, Float ``[run, individual]``.
+        curves: method → the best average so far, Float ``[run, individual]``.
 
     Returns:
         The written files.
@@ -43,7 +73,8 @@ def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, 
     items = {str(seed): problems for seed, problems in zip(table.seeds, table.problems, strict=True)}
     written.append(tables / "items.json.gz")
     write_bytes(written[-1], gzip.compress(json.dumps(items, allow_nan=False).encode(), mtime=0))
-    for name, figure in (("scores", plot_scores(table)), ("curves", plot_best_so_far(curves, len(table.columns) - 1))):
+    shown = {table.labels.get(name, name): curve for name, curve in curves.items()}
+    for name, figure in (("scores", plot_scores(table)), ("curves", plot_best_so_far(shown, len(table.columns) - 1))):
         for kind in ("svg", "png"):
             written.append(folder / "figures" / f"{name}.{kind}")
             write_bytes(written[-1], render(figure, kind))

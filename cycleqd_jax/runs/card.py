@@ -18,10 +18,13 @@ from cycleqd_jax.version import __version__
 __all__ = ["model_card"]
 
 
-def _budget(config: RunConfig) -> str:
+def _length(config: RunConfig, evaluated: int) -> str:
+    """How long the search was. With a budget, the number of generations does not say it."""
     limits = {"individuals": config.search.budget, "items": config.search.budget_items}
-    given = [f"{limit} evaluated {name}" for name, limit in limits.items() if limit is not None]
-    return f", at most {' and '.join(given)}" if given else ""
+    given = [f"{limit} {name}" for name, limit in limits.items() if limit is not None]
+    if not given:
+        return f"{config.search.generations} generations of {config.search.batch_size}"
+    return f"{evaluated} evaluated individuals, experts included (budget: {' and '.join(given)})"
 
 
 def _repository(model: str | Path | None, folder: Path) -> str | None:
@@ -59,6 +62,7 @@ def model_card(
     chosen: Mapping[str, Any],
     table: ResultsTable,
     command: Sequence[str],
+    evaluated: int,
 ) -> str:
     """The README.md of a model folder: Hugging Face metadata, lineage and scores.
 
@@ -68,6 +72,7 @@ def model_card(
         chosen: the facts of the model (:class:`~cycleqd_jax.runs.evolution.Merged`).
         table: the results of the run.
         command: arguments of ``cycleqd``; empty where the run was started from Python.
+        evaluated: number of individuals that the search evaluated, the experts included.
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
     if config.model.prepare is not None:
@@ -120,7 +125,7 @@ def model_card(
 # {config.name}: experts merged by {SEARCH_METHODS[config.search.method]}
 
 Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
-{config.search.generations} generations of {config.search.batch_size}{_budget(config)}, seed {config.seed}. The weights are
+{_length(config, evaluated)}, seed {config.seed}. The weights are
 {weights}{_choice(config, chosen)}
 
 | model | from |

@@ -14,13 +14,21 @@ import jax
 import yaml
 
 from cycleqd_jax import report
-from cycleqd_jax.config import RunConfig, read_yaml
+from cycleqd_jax.config import RunConfig, read_yaml, to_dict
 from cycleqd_jax.files import check_writable, locked, make_folder, write_text
-from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
-from cycleqd_jax.report.comparison_files import write_comparison
+from cycleqd_jax.report.comparison import ComparisonTable
 from cycleqd_jax.report.stage import span
-from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest
-from cycleqd_jax.runs.methods import SHARED_ROWS, Methods, check_methods, common_tree, method_config, read_methods
+from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest, value_at
+from cycleqd_jax.runs.methods import (
+    SHARED_ROWS,
+    Methods,
+    check_methods,
+    common_tree,
+    found_rows,
+    method_config,
+    read_methods,
+    shared_rows,
+)
 from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import InputError, Progress
 
@@ -45,10 +53,12 @@ def compare(
     """Runs several methods at an equal budget with several seeds, and compares the models that they find.
 
     Every method and seed is a run of its own in ``output/seed-S/METHOD``. Finished runs are kept, and a run that was killed
-    continues. So the same call resumes a comparison, and a call with more seeds or methods adds to it. The runs of a seed have
-    the same models and problems. The experts, the base, the baselines and the merges are evaluated in the first of them only.
+    continues. So the same call resumes a comparison, and a call with more seeds or methods computes only the missing runs. The
+    runs of a seed have the same models and problems. The experts, the base, the baselines and the merges are evaluated in the
+    first of them only. Where experts and files are given, all seeds share what does not depend on the seed.
 
     Tables and figures are written into ``output`` when all runs are finished; see :mod:`cycleqd_jax.report.comparison_files`.
+    They show the methods and seeds of the call, and replace those of an earlier call.
 
     Example:
         >>> import cycleqd_jax as cq
@@ -85,31 +95,21 @@ def compare(
         for seed in seeds
         for method in given.methods
     }
-    _check_reference(reference or given.reference, given, next(iter(configs.values())))
+    first = {method.name: configs[seeds[0], method.name] for method in given.methods}
+    table = _table(given, first, seeds, reference or given.reference)
     check_writable(folder, "choose another --output")
     record = _record(folder, common, given, config)
     for one in configs.values():
         check_folder(one)
-    check_methods({name: one for (seed, name), one in configs.items() if seed == seeds[0]})
+    check_methods(first)
     make_folder(folder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(folder / ".lock", wait=False))
         bar = stack.enter_context(report.ProgressBar()) if progress is None or log is None else None
-        write_text(folder / "comparison.yaml", yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump({**record, "table": table}, sort_keys=False, allow_unicode=True)
+        write_text(folder / "comparison.yaml", text)
         _run_all(configs, progress or bar or _unused, log or (bar.log if bar else _unused))
-    runs = [
-        MethodRuns(
-            method.name,
-            configs[seeds[0], method.name].search.method,
-            method.label,
-            {seed: configs[seed, method.name].folder for seed in seeds},
-        )
-        for method in given.methods
-    ]
-    paper = given.paper.rows if given.paper is not None and given.paper.setting == config.name else {}
-    table = comparison_table(runs, title=given.title, reference=reference or given.reference, paper=paper)
-    write_comparison(folder, table, {one.row_label(one.search): best_so_far(one) for one in runs})
-    return table
+    return report.draw_comparison(folder)
 
 
 def _unused(*_: Any) -> None: ...
@@ -117,15 +117,19 @@ def _unused(*_: Any) -> None: ...
 
 def _run_all(configs: Mapping[tuple[int, str], RunConfig], progress: Progress, log: Callable[[str], None]) -> None:
     """Runs what is not finished, seed after seed."""
-    pending = [key for key, one in configs.items() if not _is_finished(one.folder)]
+    pending = [key for key, one in configs.items() if not _is_finished(one)]
     start = time.monotonic()
     for done, (seed, name) in enumerate(pending):
         left = f", about {span((time.monotonic() - start) / done * (len(pending) - done))} left" if done else ""
         number = len(configs) - len(pending) + done + 1
         log(f"comparison: seed {seed}, {name} (run {number} of {len(configs)}{left})")
-        finished = [one.folder for (other, _), one in configs.items() if other == seed and _is_finished(one.folder)]
-        shared = next(iter(finished), None)
-        with Run(configs[seed, name], progress=progress, log=log, shared=shared) as run:
+        config = configs[seed, name]
+        finished = {key: one.folder for key, one in configs.items() if _is_finished(one)}
+        shared = [place for (other, _), place in finished.items() if other == seed or _is_seedless(config)]
+        shared.sort(key=lambda place: place.parent != config.folder.parent)  # runs of the same seed share more
+        with Run(config, progress=progress, log=log, shared=next(iter(shared), None)) as run:
+            if finished:
+                run.check_problems(next(iter(finished.values())))
             run.train()
             run.evolve()
             run.evaluate()
@@ -133,35 +137,70 @@ def _run_all(configs: Mapping[tuple[int, str], RunConfig], progress: Progress, l
         jax.clear_caches()  # a process may not hold the programs of many runs
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / "tables" / "results.json").exists() and (folder / "history.jsonl").exists()
+def _is_seedless(config: RunConfig) -> bool:
+    """Whether models and problems are given, so that they are the same for every seed."""
+    return config.model.experts is not None and all(task.train is not None for task in config.tasks)
+
+
+def _is_finished(config: RunConfig) -> bool:
+    """Whether a run has its results, with the rows that the comparison asks for."""
+    folder, here = config.folder, to_dict(config)
+    if not (folder / "tables" / "results.json").exists() or not (folder / "history.jsonl").exists():
+        return False
+    there = read_yaml(folder / "config.yaml", "the config of a run")
+    return all(there.get(key) == here[key] for key in SHARED_ROWS)
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
     if not seeds:
         raise InputError("expected at least one seed, got none; give --seeds 0 1 2")
     for seed in seeds:
+        if seed < 0:
+            raise InputError(f"expected seeds of at least 0, got {seed} in --seeds; correct it")
         if list(seeds).count(seed) > 1:
             raise InputError(f"expected every seed once, got {seed} {list(seeds).count(seed)} times in --seeds; remove one")
 
 
-def _check_reference(reference: str | None, methods: Methods, config: RunConfig) -> None:
-    """Checks that a row of this name may exist; its exact name is known when the runs are finished."""
-    experts = [f"expert/{task}" for task in config.task_names]
-    prepared = [] if config.model.prepare is None else ["prepared_base"]
-    gradient = [] if config.gradient is None else ["gradient"]
-    shared = ["base", *prepared, *experts, *config.baselines, "uniform_merge", *config.merges, *gradient]
-    names = [method.name for method in methods.methods]
-    if reference is None or reference in shared or any(reference.startswith(name) for name in names):
-        return
-    raise InputError(
-        f"expected the reference to be a row of the table ({', '.join([*shared, *names])}, or such as {names[0]}_selected), "
-        f"got {reference!r}; correct --reference"
-    )
+def _table(methods: Methods, configs: Mapping[str, RunConfig], seeds: Sequence[int], reference: str | None) -> dict[str, Any]:
+    """What the table of the comparison has; see :func:`~cycleqd_jax.report.comparison_files.draw_comparison`.
+
+    Args:
+        methods: the methods.
+        configs: the configs of one seed, by method.
+        seeds: the seeds.
+        reference: the row that the others are compared with.
+
+    Raises:
+        InputError: there is no row of the reference's name.
+    """
+    config = next(iter(configs.values()))
+    shared, paper = shared_rows(config), methods.paper
+    rows = [*shared, *(row for name, one in configs.items() for row in found_rows(name, one))]
+    if reference is not None and reference not in rows:
+        raise InputError(
+            f"expected the reference to be a row of the table ({', '.join(rows)}), got {reference!r}; correct --reference"
+        )
+    if paper is not None and (paper.setting != config.name or {*paper.tasks} != {*config.task_names}):
+        paper = None
+    return {
+        "title": methods.title,
+        "seeds": list(seeds),
+        "methods": [
+            {"name": method.name, "search": configs[method.name].search.method, "label": method.label}
+            for method in methods.methods
+        ],
+        "reference": reference,
+        "rows": shared,
+        "budgets": {"budget": config.search.budget, "budget_items": config.search.budget_items},
+        "paper": None if paper is None else {row: dict(figures) for row, figures in paper.rows.items()},
+        "setting": None if paper is None else paper.setting,
+    }
 
 
 def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: RunConfig) -> dict[str, Any]:
-    """What ``comparison.yaml`` holds: the config, the methods, and digests of given files.
+    """What ``comparison.yaml`` holds beside the table: the config, the methods, and digests of given files.
+
+    A comparison of which no run has scores may be replaced by another.
 
     Raises:
         InputError: the folder holds something else, or a comparison of another config, of other files, or with another method
@@ -193,8 +232,10 @@ def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: R
             f"expected config, methods and inputs in {file}, got {type(error).__name__} {error}; restore the file, or choose "
             "another --output"
         ) from error
+    if not any(folder.glob("seed-*/*/history.jsonl")):
+        return here
     now = flat(dict(common))
-    pairs = [(key, before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())]
+    pairs = [(key, value_at(before, key), value_at(now, key)) for key in sorted(before.keys() | now.keys())]
     pairs = [pair for pair in pairs if not any(pair[0] == name or pair[0].startswith(f"{name}.") for name in _PLACES)]
     pairs += [(f"the method {name}", named.get(name, one), one) for name, one in here["methods"].items()]
     pairs += [(f"the digest of {name}", digests.get(name), one) for name, one in here["inputs"].items()]
@@ -202,7 +243,7 @@ def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: R
         if old != new:
             raise InputError(
                 f"expected {what} to be {old!r}, as in the comparison in {folder}, got {new!r}; choose another --output, or "
-                "restore it"
+                "continue with the old value"
             )
     return {**here, "methods": {**named, **here["methods"]}}
 

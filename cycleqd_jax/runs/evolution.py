@@ -29,9 +29,10 @@ from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import Metered, write_usage
 from cycleqd_jax.tasks import RecordTask
+from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split
 
-__all__ = ["Evolution", "Merged", "budget_of", "input_digests"]
+__all__ = ["Evolution", "Merged", "budget_of", "input_digests", "problems_digest"]
 
 PAPER_W_MAX = 0.3
 
@@ -327,9 +328,7 @@ class Evolution:
                 candidates,
                 Metered(self._workers("validation"), context.folder),
                 context.folder / "tables" / "selection.json",
-                problems={
-                    task.name: digest([row.fingerprint for row in task.rows["validation"]], digits=16) for task in context.tasks
-                },
+                problems={task.name: _digest(task.rows["validation"]) for task in context.tasks},
                 progress=context.progress,
                 log=context.log,
             )
@@ -360,9 +359,17 @@ def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> di
     if folders.tokenizer is not None:
         digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
     for task in tasks:  # the train problems include those that are held out for validation, as the file does
-        for split, rows in (("train", task.pool), ("test", task.rows["test"])):
-            digests[f"{task.name}/{split}"] = digest([row.fingerprint for row in rows], digits=16)
+        digests |= {f"{task.name}/train": _digest(task.pool)} | problems_digest(task)
     return digests
+
+
+def problems_digest(task: RecordTask[Any]) -> dict[str, str]:
+    """The digest of a task's test problems, by the name that it has among those of a run's inputs."""
+    return {f"{task.name}/test": _digest(task.rows["test"])}
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return digest([row.fingerprint for row in rows], digits=16)
 
 
 @jax.jit

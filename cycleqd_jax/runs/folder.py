@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "flat",
     "folder_digest",
     "tokenizer_digest",
+    "value_at",
     "versions",
 ]
 
@@ -195,10 +197,10 @@ def check_folder(config: RunConfig) -> None:
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if key == "search.generations":
             free = here[key] >= there.get(key, math.inf)  # no generation depends on how many follow
-        if not free and _value(here, key) != _value(there, key):
+        if not free and value_at(here, key) != value_at(there, key):
             raise InputError(
-                f"expected {key} {_value(there, key)!r}, as in the run in {folder}, got {_value(here, key)!r}; choose another "
-                "output, or continue with the old value"
+                f"expected {key} {value_at(there, key)!r}, as in the run in {folder}, got {value_at(here, key)!r}; choose "
+                "another output, or continue with the old value"
             )
 
 
@@ -248,8 +250,8 @@ def _check_places(config: RunConfig) -> None:
 def claim_folder(config: RunConfig) -> None:
     """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
 
-    Where the run continues with more generations, results measured after fewer are removed. Where it has no scores yet, the
-    inputs that an earlier start recorded are removed: it may have had another config.
+    Where the run continues with more generations, what was measured or drawn after fewer is removed. Where it has no scores
+    yet, the inputs that an earlier start recorded are removed: it may have had another config.
     """
     file = config.folder / "config.yaml"
     here = {**to_dict(config), "versions": versions()}
@@ -259,11 +261,21 @@ def claim_folder(config: RunConfig) -> None:
             return
         there["search"]["generations"] = config.search.generations
         here = there
-        for name in ("results.json", "items.json", "selection.json", "usage.json"):
-            (config.folder / "tables" / name).unlink(missing_ok=True)
+        _remove_results(config.folder)
     else:
         (config.folder / "inputs.json").unlink(missing_ok=True)
     write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
+
+
+def _remove_results(folder: Path) -> None:
+    """Removes results, transcripts, figures and the page. Exported models stay: their cards say what they are."""
+    for pattern in ("tables/results.*", "tables/costs.*", "report.html"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    for name in ("items", "selection", "usage", "measured"):
+        (folder / "tables" / f"{name}.json").unlink(missing_ok=True)
+    for name in ("transcripts", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], None]) -> None:
@@ -314,8 +326,8 @@ def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
-def _value(keys: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key, or the mapping of the keys below it."""
+def value_at(keys: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key of :func:`flat`, or the mapping of the keys below it; ``"<absent>"`` where there is none."""
     below = {name.removeprefix(f"{key}."): value for name, value in keys.items() if name.startswith(f"{key}.")}
     return keys.get(key, below or "<absent>")
 

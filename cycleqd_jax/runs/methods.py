@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.config import RunConfig, SearchConfig, load_config, read_yaml, to_dict, unused_keys
+from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.runs.inputs import resolve
 from cycleqd_jax.search import individuals_within
 from cycleqd_jax.types import InputError
@@ -24,8 +25,10 @@ __all__ = [
     "Paper",
     "check_methods",
     "common_tree",
+    "found_rows",
     "method_config",
     "read_methods",
+    "shared_rows",
 ]
 
 
@@ -42,8 +45,8 @@ SHARED_ROWS = ("baselines", "merges", "gradient")
 _KEYS = ("title", "methods", *SHARED_ROWS, "reference", "paper")
 _OPEN = ("search", "genome", "export")
 """The parts of a config that methods may change. All others decide about models, problems or decoding."""
-_EQUAL = ("search.budget", "search.budget_items", "search.generations")
-"""The keys of these parts that are equal for all methods."""
+_EQUAL = ("search.budget", "search.budget_items", "search.generations", "export.elites")
+"""The keys of these parts that are equal for all methods: they decide about the number of evaluations."""
 
 _ROWS = ("base", "prepared_base", "uniform_merge", "gradient", *_names_of("baselines"), *_names_of("merges"))
 _ENDS = ("_best_elite", "_soup", "_selected")
@@ -73,10 +76,12 @@ class Paper:
 
     Attributes:
         setting: name of the config with the paper's setting.
+        tasks: the names of its tasks.
         rows: row → task, or ``average`` → figure.
     """
 
     setting: str
+    tasks: tuple[str, ...]
     rows: Mapping[str, Mapping[str, float]]
 
 
@@ -90,6 +95,7 @@ class Methods:
         rows: what replaces the config's ``baselines`` and ``merges``, where the file has them.
         reference: the row that the others are compared with.
         paper: the paper's figures.
+        source: the file, for messages; ``--methods`` where names were given.
     """
 
     methods: tuple[Method, ...]
@@ -97,6 +103,7 @@ class Methods:
     rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str | None = None
     paper: Paper | None = None
+    source: str = "--methods"
 
 
 def read_methods(source: str | Path | Sequence[str]) -> Methods:
@@ -131,9 +138,25 @@ def _read(path: Path) -> Methods:
     for key in ("title", "reference"):
         if not isinstance(tree.get(key), str | None):
             raise InputError(f"expected {key} to be a text in {path}, got {tree[key]!r}; correct it")
+    _check_labels(methods, path)
     rows = {key: tree[key] for key in SHARED_ROWS if key in tree}
-    paper = None if tree.get("paper") is None else _paper(tree["paper"], path)
-    return Methods(methods, tree.get("title") or path.stem, rows, tree.get("reference"), paper)
+    rows = {key: [] if value is None and key != "gradient" else value for key, value in rows.items()}
+    paper = None if tree.get("paper") is None else _paper(tree["paper"], methods, path)
+    return Methods(methods, tree.get("title") or path.stem, rows, tree.get("reference"), paper, str(path))
+
+
+def _check_labels(methods: Sequence[Method], path: Path) -> None:
+    """Refuses rows that readers could not tell apart."""
+    owners = {method_label(row): f"the row {row}" for row in _ROWS}
+    for method in methods:
+        shown = method.label or (method_label(method.name) if method.name == method.search else method.name)
+        owner = f"the method {method.name!r}"
+        for label in (shown, *(f"{shown}, {end}" for end in ("best elite", "soup", "soup of elites", "selected"))):
+            if label in owners:
+                raise InputError(
+                    f"expected every display name once, got {label!r} for {owners[label]} and {owner} in {path}; change a label"
+                )
+        owners |= dict.fromkeys((shown, *(f"{shown}, {end}" for end in ("best elite", "soup", "selected"))), owner)
 
 
 def _method(name: str, overrides: Any, path: Path) -> Method:
@@ -152,7 +175,7 @@ def _method(name: str, overrides: Any, path: Path) -> Method:
         if key in _EQUAL:
             raise InputError(
                 f"expected an equal budget for all methods, got {key} of the method {name!r} in {path}; remove it, and give "
-                "--budget or --budget-items"
+                f"{'it in the config' if key == 'export.elites' else '--budget or --budget-items'}"
             )
         if key.partition(".")[0] not in _OPEN or "." not in key:
             raise InputError(
@@ -170,21 +193,50 @@ def _method(name: str, overrides: Any, path: Path) -> Method:
             f"expected the method {name!r} to have the search method of its name in {path}, got search.method {search}; "
             "rename it"
         )
+    if search is None:
+        _check_own_name(name, changed, path)
     return Method(name, search, label, changed)
 
 
-def _paper(tree: Any, path: Path) -> Paper:
+def _check_own_name(name: str, overrides: Mapping[str, Any], path: Path) -> None:
+    """Refuses names that may be meant as those of search methods: such a method would run the search of the config."""
+    close = difflib.get_close_matches(name, SEARCH_METHODS, n=1, cutoff=0.8)
+    if close:
+        raise InputError(
+            f"expected search.method for the method {name!r} in {path}, whose name is like that of the search method "
+            f"{close[0]}, got none; give it, or correct the name"
+        )
+    if not overrides:
+        raise InputError(
+            f"expected overrides, or the name of a search method ({', '.join(SEARCH_METHODS)}), for the method {name!r} in "
+            f"{path}, got neither; correct the name, or say what differs from the config"
+        )
+
+
+def _paper(tree: Any, methods: Sequence[Method], path: Path) -> Paper:
     try:
         rows = {
             str(row): {str(column): float(figure) for column, figure in figures.items()}
             for row, figures in tree["rows"].items()
         }
-        return Paper(str(tree["setting"]), rows)
+        paper = Paper(str(tree["setting"]), tuple(map(str, tree["tasks"])), rows)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise InputError(
-            f"expected paper to have a setting and rows (row → task or average → percent) in {path}, got "
+            f"expected paper to have a setting, tasks and rows (row → task or average → percent) in {path}, got "
             f"{type(error).__name__} {error}; correct it"
         ) from error
+    known = [*_ROWS, *(f"expert/{task}" for task in paper.tasks)]
+    known += [f"{method.name}{end}" for method in methods for end in ("", *_ENDS)]
+    columns = (*paper.tasks, "average")
+    for row, figures in rows.items():
+        if row not in known:
+            raise InputError(_unknown(f"expected the rows of paper in {path} to be rows of the table", row, known))
+        for column in figures:
+            if column not in columns:
+                raise InputError(
+                    _unknown(f"expected the columns of paper in {path} to be {' or '.join(columns)}", column, columns)
+                )
+    return paper
 
 
 def _unknown(expected: str, name: str, known: Sequence[str]) -> str:
@@ -199,9 +251,12 @@ def common_tree(config: RunConfig, methods: Methods, budget: int | None, budget_
     fine-tuned together with the experts.
 
     Raises:
-        InputError: there is no budget.
+        InputError: there is no budget, or one below 1; or the rows of the file of methods do not fit the config.
     """
     tree = to_dict(config)
+    for option, value in (("--budget", budget), ("--budget-items", budget_items)):
+        if value is not None and value < 1:
+            raise InputError(f"expected {option} of at least 1, got {value}; increase it")
     if budget is not None or budget_items is not None:
         tree["search"] |= {"budget": budget, "budget_items": budget_items}
     if tree["search"]["budget"] is None and tree["search"]["budget_items"] is None:
@@ -209,7 +264,30 @@ def common_tree(config: RunConfig, methods: Methods, budget: int | None, budget_
     tree |= methods.rows
     if config.model.experts is not None:
         tree["baselines"] = []
+    try:
+        load_config({**to_dict(config), **{key: tree[key] for key in SHARED_ROWS}})
+    except InputError as error:
+        raise InputError(f"{str(error).rpartition('; ')[0]} in {methods.source}; correct it") from error
     return tree
+
+
+def shared_rows(config: RunConfig) -> list[str]:
+    """The rows of a run that do not depend on its search."""
+    prepared = [] if config.model.prepare is None else ["prepared_base"]
+    gradient = [] if config.gradient is None else ["gradient"]
+    experts = [f"expert/{task}" for task in config.task_names]
+    return ["base", *prepared, *experts, *config.baselines, "uniform_merge", *config.merges, *gradient]
+
+
+def found_rows(name: str, config: RunConfig) -> list[str]:
+    """The rows of a method in a comparison.
+
+    Args:
+        name: of the method.
+        config: of one of its runs.
+    """
+    best = [f"{name}_best_elite"] if config.search.method == "cycleqd" else []
+    return [*best, name, *([f"{name}_soup", f"{name}_selected"] if config.selects else [])]
 
 
 def method_config(common: Mapping[str, Any], method: Method, seed: int, folder: Path) -> RunConfig:
@@ -237,13 +315,19 @@ def method_config(common: Mapping[str, Any], method: Method, seed: int, folder: 
     try:
         found = load_config(tree, overrides)
     except InputError as error:
-        raise InputError(f"method {method.name!r}: {error}") from error
+        raise InputError(f"method {method.name!r}: {error}{_hint(method, str(error))}") from error
     options = found.search
     if options.budget is not None:
         generations = math.ceil((options.budget - len(found.tasks)) / options.batch_size)
     else:  # an individual is scored on at least one problem of each task
         generations = max(1, (options.budget_items or 0) // len(found.tasks))
     return dataclasses.replace(found, search=dataclasses.replace(options, generations=generations))
+
+
+def _hint(method: Method, message: str) -> str:
+    """Where a method that was given by its name alone can have keys of its own."""
+    of_method = "search.population" in message or not any(f"expected {key} " in message for key in _EQUAL)
+    return "" if method.overrides or not of_method else " for this method in a file of methods"
 
 
 def check_methods(configs: Mapping[str, RunConfig]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax import operators
+from cycleqd_jax.config import to_dict
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
+from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.gradient import GradientMerge
@@ -23,6 +27,10 @@ from cycleqd_jax.runs.usage import evaluation_usage, write_usage
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
 __all__ = ["measure"]
+
+
+_SEEDED = ("dare", "dare_ties", "gradient")
+"""Rows that depend on the seed of the run, beside those that the search found: random masks, the order of conversations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +48,31 @@ class _Row:
     key: Key | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """What is known of a row, by split.
+
+    Attributes:
+        scores: of every task, and the average.
+        items: the scores of problems, by task; empty where the model can't be evaluated.
+        usage: tokens and seconds.
+    """
+
+    scores: Mapping[Split, Mapping[str, float | None]]
+    items: Mapping[Split, Mapping[str, Sequence[float]]]
+    usage: Mapping[Split, Mapping[str, Any]]
+
+
 def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
     """Evaluates every row on train and test; writes ``results.json``, ``items.json``, ``usage.json`` and ``transcripts/``.
 
     The JSON files are in ``tables/``. Seconds are in ``usage.json`` only, so a run that was killed ends with the same results.
 
     Rows of equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
-    search are taken over from ``context.shared``.
+    search are taken over from ``context.shared``. Transcripts of other rows, which an earlier measurement left, are removed.
+
+    Every row is kept in ``measured.json`` until all are there. A measurement that was killed evaluates only what the file
+    lacks.
 
     Args:
         context: the context of the run.
@@ -56,27 +82,24 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
     Returns:
         The content of ``results.json``. ``found`` names the rows of models that the search found.
     """
-    known = {} if context.shared is None else _known(context.shared)
+    known = {} if context.shared is None else _known(context.shared, context.config.seed)
     rows = _rows(context, evolution, fit="gradient" not in known)
-    methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
-    items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
-    usage: dict[str, dict[Split, Mapping[str, Any]]] = {}
+    measured = _Measured(context)
+    found: dict[str, _Scored] = {}
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
-        if row.key is None and name in known:
-            methods[name], items[name], usage[name] = known[name]
-            continue
         twin = name if row.key is None else first.setdefault(row.key, name)
-        if twin != name:
-            methods[name], items[name], usage[name] = methods[twin], items[twin], usage[twin]
-            continue
-        methods[name], items[name], usage[name] = {}, {}, {}
-        for split in REPORTED:
-            methods[name][split], items[name][split], usage[name][split] = _score(context, evolution, name, row, split)
+        if row.key is None and name in known:
+            found[name] = known[name]
+        elif twin != name:
+            found[name] = found[twin]
+        else:
+            found[name] = measured.ensure(name, row, lambda name=name, row=row: _scored(context, evolution, name, row))
     context.progress("measure", len(rows), len(rows), {})
+    _remove_transcripts(context.folder, measured.rows)
     results = {
-        "methods": methods,
+        "methods": {name: one.scores for name, one in found.items()},
         "found": [name for name, row in rows.items() if row.key is not None],
         "tasks": list(context.config.task_names),
         "seed": context.config.seed,
@@ -85,17 +108,63 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         "best_elite": evolution.best_elite().facts["id"],
         "isolation": isolation,
     }
-    write_usage(context, evolution.ensure_space(), usage)
-    write_json(context.folder / "tables" / "items.json", items)
+    write_usage(context, evolution.ensure_space(), {name: one.usage for name, one in found.items()})
+    write_json(context.folder / "tables" / "items.json", {name: one.items for name, one in found.items()})
     write_json(context.folder / "tables" / "results.json", results)
+    measured.remove()
     return results
 
 
-def _known(folder: Path) -> dict[str, tuple[dict[Split, Any], dict[Split, Any], dict[Split, Any]]]:
-    """Scores, scores of problems, and what was used, of every row of a finished run, by name."""
+class _Measured:
+    """The rows that this measurement has evaluated, in ``tables/measured.json``."""
+
+    def __init__(self, context: Context) -> None:
+        """Reads the file, where it belongs to a measurement of the same models."""
+        config = context.config
+        self._file = context.folder / "tables" / "measured.json"
+        self._models = {"generations": config.search.generations, "gradient": to_dict(config.gradient)}
+        self._known: dict[str, Any] = {}
+        self.rows: dict[str, _Scored] = {}
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
+            found = json.loads(self._file.read_text("utf-8"))
+            if found["models"] == self._models:
+                self._known = found["rows"]
+
+    def ensure(self, name: str, row: _Row, score: Callable[[], _Scored]) -> _Scored:
+        """What is known of a row; it is evaluated where that is nothing."""
+        known = self._known.get(name)
+        if known is not None and known.pop("key") == repr(row.key):
+            self.rows[name] = _Scored(**known)
+        else:
+            self.rows[name] = score()
+        self._known[name] = {"key": repr(row.key), **dataclasses.asdict(self.rows[name])}
+        write_json(self._file, {"models": self._models, "rows": self._known})
+        return self.rows[name]
+
+    def remove(self) -> None:
+        """Removes the file, when all results are written."""
+        self._file.unlink(missing_ok=True)
+
+
+def _remove_transcripts(folder: Path, rows: Mapping[str, _Scored]) -> None:
+    """Removes the transcripts of all rows but these."""
+    kept = {_transcripts(folder, name, split) for name, one in rows.items() for split in one.items if one.items[split]}
+    for file in (folder / "transcripts").glob("*.jsonl"):
+        if file not in kept:
+            file.unlink()
+
+
+def _transcripts(folder: Path, method: str, split: Split) -> Path:
+    """The file of the conversations of a row on a split."""
+    return folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
+
+
+def _known(folder: Path, seed: int) -> dict[str, _Scored]:
+    """Scores, scores of problems, and what was used, of the rows of a finished run that are also those of a seed, by name."""
     files = (folder / "tables" / name for name in ("results.json", "items.json", "usage.json"))
     results, items, usage = (json.loads(file.read_text("utf-8")) for file in files)
-    return {name: (results["methods"][name], items[name], usage["evaluation"][name]) for name in results["methods"]}
+    rows = [name for name in results["methods"] if results["seed"] == seed or name not in _SEEDED]
+    return {name: _Scored(results["methods"][name], items[name], usage["evaluation"][name]) for name in rows}
 
 
 def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Row]:
@@ -119,8 +188,7 @@ def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Ro
     def expressed(genome: Genome, key: Key | None = None) -> _Row:
         return _Row(functools.partial(evolution.express, genome), donate=True, key=key)
 
-    experts = evolution.expert_genomes()
-    rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
+    rows["uniform_merge"] = _Row(functools.partial(_uniform, context), donate=True)
     for name in context.config.merges:
         rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
     if context.config.gradient is not None:
@@ -141,15 +209,34 @@ def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Ro
     return rows
 
 
+def _uniform(context: Context) -> Params:
+    """The uniform merge of the experts. It is computed in one way, because genome spaces round differently."""
+    group, models = context.groups[0], context.models
+    space = CoefficientSpace.from_experts(models.base, models.experts, densify=context.config.genome.densify)
+    space = group.place_space(space, models.config)
+    count = len(models.experts)
+    return group.express(space.express)(CoefficientGenome(jnp.full((1, count), 1 / count, jnp.float32)))
+
+
 def _merged(context: Context, method: str) -> Params:
     """The experts merged by a static method, with random masks by the seed of the run."""
     models = context.models
     return operators.static_merge(method, models.base, models.experts, jax.random.key(context.config.seed))
 
 
+def _scored(context: Context, evolution: Evolution, method: str, row: _Row) -> _Scored:
+    """One row on all splits; its transcripts are written."""
+    scores: dict[Split, Mapping[str, float | None]] = {}
+    items: dict[Split, Mapping[str, Sequence[float]]] = {}
+    usage: dict[Split, Mapping[str, Any]] = {}
+    for split in REPORTED:
+        scores[split], items[split], usage[split] = _score(context, evolution, method, row, split)
+    return _Scored(scores, items, usage)
+
+
 def _score(
     context: Context, evolution: Evolution, method: str, row: _Row, split: Split
-) -> tuple[Mapping[str, float | None], Mapping[str, list[float]], Mapping[str, Any]]:
+) -> tuple[Mapping[str, float | None], Mapping[str, Sequence[float]], Mapping[str, Any]]:
     """Scores of one row on one split, the score of every problem by task, and what was used; its transcripts are written.
 
     Where the row can't be evaluated, its scores are None, and there are no scores of problems.
@@ -180,5 +267,4 @@ def _write_transcripts(context: Context, method: str, split: Split, evaluation: 
         for task, outcomes in evaluation.outcomes.items()
         for index, outcome in enumerate(outcomes)
     ]
-    path = context.folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(_transcripts(context.folder, method, split), "".join(json.dumps(line) + "\n" for line in lines))

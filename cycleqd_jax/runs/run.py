@@ -21,7 +21,7 @@ from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.evolution import Evolution, Merged, budget_of, input_digests
+from cycleqd_jax.runs.evolution import Evolution, Merged, budget_of, input_digests, problems_digest
 from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
@@ -84,9 +84,10 @@ class Run:
             read_only: do not lock the run folder, and write nothing into it. Such a run has only :meth:`results` of a finished
                 run and :meth:`evaluate_model`.
             command: arguments of ``cycleqd``, for the model card.
-            shared: the folder of a finished run whose config has the same seed and differs in ``search``, ``genome``,
-                ``export`` and ``output`` only. The experts' scores and all rows of the results table that no search found are
-                taken over from it. Their transcripts stay there.
+            shared: the folder of a finished run whose config differs in ``search``, ``genome``, ``export``, ``output`` and
+                ``seed`` only. The experts' scores and all rows of the results table that no search found are taken over from
+                it, those that depend on the seed only where it is the same. Their transcripts stay there. Another seed is
+                refused where models or problems depend on it.
         """
         self.config = config
         self.folder = config.folder
@@ -188,6 +189,20 @@ class Run:
             raise InputError(f"expected a run that may write, got read_only=True in Run.{stage}; leave read_only out")
         return self._opened
 
+    def check_problems(self, other: Path) -> None:
+        """Checks that another run has scored models on the test problems of this run, of all tasks that read files.
+
+        Args:
+            other: the folder of a run with scores.
+
+        Raises:
+            InputError: a file has changed since; or the run is not open.
+        """
+        context = self._ensure_open("check_problems", writes=False).context
+        for task, options in zip(context.tasks, self.config.tasks, strict=True):
+            if options.train is not None:
+                compare_inputs(other, problems_digest(task))
+
     # Stages
 
     # Each raises an InputError where the run is not open, or is read-only and would be written.
@@ -241,7 +256,8 @@ class Run:
             self.evaluate()  # the results are of a version that did not select
         else:
             self.results()
-        card = model_card(self.config, models.folders.search, chosen.facts, report.results_table(self.folder), self._command)
+        table, evaluated = report.results_table(self.folder), len(report.open_run(self.folder).individuals)
+        card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated)
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)
         return target
 

@@ -15,7 +15,8 @@ from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, checked_options, make_task, miniature, task_class
 from cycleqd_jax.tasks.base import refuse_overlap
-from cycleqd_jax.tasks.records import Row, read_rows, split_sizes, validation_slice
+from cycleqd_jax.tasks.download import local_file
+from cycleqd_jax.tasks.records import Row, read_rows, split_evenly, validation_slice
 from cycleqd_jax.types import InputError, Message, Split
 from cycleqd_jax.version import __version__
 
@@ -56,7 +57,7 @@ class TaskInput:
         A file that is not on this machine is not downloaded where the config gives a size: that size is returned.
 
         Raises:
-            InputError: the file is not there and the config gives no size, or the file is malformed.
+            InputError: the file is not there and the config gives no size, or it is malformed, or has too few problems.
         """
         config = self.config
         size = {"train": config.train_size, "validation": config.validation_size, "test": config.test_size}[split]
@@ -65,14 +66,32 @@ class TaskInput:
         file = config.test if split == "test" and config.test is not None else config.train
         if size is not None and not os.path.exists(file):
             return size
-        count = self.kind.count(file)
         if config.test is None:
-            count = split_sizes(count, file)[split == "test"]
-        if split != "test":
+            count = len(split_evenly(self.kind.read(local_file(file)))[split == "test"])
+        else:
+            count = self.kind.count(file)
+        if split == "test":
+            self.check_test_size(count)
+        else:
             held = self.validation_slice(count)
             validation = held.stop - held.start
             count = validation if split == "validation" else count - validation
         return count if size is None else min(size, count)
+
+    def check_test_size(self, count: int) -> None:
+        """Checks that the test file or half has as many problems as the config asks for.
+
+        Raises:
+            InputError: there are too few of them.
+        """
+        config = self.config
+        if config.train is None or config.test_size is None or config.test_size <= count:
+            return
+        where = f"the test half of {config.train}" if config.test is None else config.test
+        raise InputError(
+            f"expected at least {config.test_size} test problems for test_size {config.test_size}, got {count} in {where} of "
+            f"task {config.name!r}; decrease it, or set test_size: null, which takes all"
+        )
 
     def validation_slice(self, count: int) -> slice:
         """Which of ``count`` problems of the train file or half are the validation problems.
@@ -166,6 +185,9 @@ def open_tasks(
         opener = _Opener(config, sandbox, workers, log, stack)
         tasks = [opener.open(given, opener.files(given)) for given in inputs]
         for given, task in zip(inputs, tasks, strict=True):
+            given.check_test_size(len(task.rows["test"]))
+            if given.config.test is not None and given.config.validation_size != 0:
+                task.shuffle()  # files may be sorted by kind
             task.hold_out(opener.validation(given, task))
         data = {given.config.name: opener.training_data(given, task) for given, task in zip(inputs, tasks, strict=True)}
         return OpenTasks(tuple(tasks), data, stack.pop_all())

@@ -15,7 +15,7 @@ from cycleqd_jax.files import digest, write_text
 from cycleqd_jax.tasks.download import local_file
 from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.options import TaskOptions
-from cycleqd_jax.tasks.records import Row, read_rows, split_evenly
+from cycleqd_jax.tasks.records import Row, by_digest, read_rows, split_evenly
 from cycleqd_jax.tool_calls import reply_message
 from cycleqd_jax.types import Episode, InputError, Message, Score, Split
 
@@ -140,6 +140,14 @@ class RecordTask(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def solutions(self, record: R) -> Iterable[Solution]:
         """Solutions of a record, best first, for demonstrations."""
+
+    def shuffle(self) -> None:
+        """Orders the train records by the digests of their ids, as the halves of a split file are."""
+        order = {row.where: i for i, row in enumerate(by_digest(self.pool))}
+        pairs = sorted(self._pairs("train"), key=lambda pair: order[pair[0].where])
+        self.pool = [row for row, _ in pairs]
+        self.rows |= {"train": self.pool}
+        self.records |= {"train": [record for _, record in pairs]}
 
     def hold_out(self, rows: Sequence[Row]) -> None:
         """Makes records the validation records; those that are train records stop being so.
@@ -272,7 +280,7 @@ def system_message(prompt: str | None) -> list[Message]:
 
 
 def refuse_overlap(name: str, rows: Sequence[Row], others: Sequence[Row], splits: str) -> None:
-    """Raises where two splits have a record in common.
+    """Raises where two splits have a problem in common, under the same id or another.
 
     Args:
         name: name of the task.
@@ -283,13 +291,13 @@ def refuse_overlap(name: str, rows: Sequence[Row], others: Sequence[Row], splits
     Raises:
         InputError: naming the record in both files.
     """
-    seen = {key: row for row in rows for key in (row.id, row.fingerprint)}
+    seen = {key: row for row in rows for key in (row.id, row.problem)}
     for row in others:
-        other = seen.get(row.fingerprint) or seen.get(row.id)
-        if other is not None and (other.fingerprint == row.fingerprint or _shares_text(row, other)):
+        other = seen.get(row.problem) or seen.get(row.id)
+        if other is not None and (other.problem == row.problem or _shares_text(row, other)):
             raise InputError(
                 f"expected different records for {splits}, got the same one in {other.where} and {row.where} of task "
-                f"{name!r}; give two files without common records"
+                f"{name!r}; give files without common or repeated records"
             )
 
 

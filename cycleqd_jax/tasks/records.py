@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -14,7 +15,10 @@ from typing import Any
 from cycleqd_jax.files import digest
 from cycleqd_jax.types import InputError
 
-__all__ = ["Row", "read_rows", "split_evenly", "split_sizes", "validation_slice"]
+__all__ = ["Row", "by_digest", "read_rows", "split_evenly", "validation_slice"]
+
+_LABELS = ("id", "task_id", "index")
+"""Fields that number the records of a file and are no part of a problem."""
 
 _TYPE_NAMES = {str: "a text", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
 
@@ -43,6 +47,15 @@ class Row:
     def fingerprint(self) -> str:
         """SHA-256 of the record's content."""
         return digest(self.fields)
+
+    @functools.cached_property
+    def problem(self) -> str:
+        """SHA-256 of the content without ids: equal for a problem that is in two files, or in one file twice.
+
+        Of a record that has nothing but ids, it is the fingerprint.
+        """
+        content = {name: value for name, value in self.fields.items() if name not in _LABELS}
+        return digest(content) if content else self.fingerprint
 
     def error(self, expected: str, got: str) -> InputError:
         """An error that names the file and the line of the record."""
@@ -116,27 +129,37 @@ def split_evenly(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     the order of the file, and the first rows of a half are a fair sample of it (published files are often sorted by kind).
     With an odd number of rows the test half has one more.
 
-    Raises:
-        InputError: there are fewer than two rows.
-    """
-    train, _ = split_sizes(len(rows), rows[0].where if rows else "the file")
-    order = sorted(rows, key=lambda row: (hashlib.sha256(row.id.encode()).digest(), row.id))
-    return order[:train], order[train:]
-
-
-def split_sizes(count: int, where: str | Path) -> tuple[int, int]:
-    """The sizes of the train and the test half of :func:`split_evenly`.
-
-    Args:
-        count: number of rows.
-        where: the file, for error messages.
+    Rows of the same problem (:attr:`Row.problem`) are all in one half. Where they do not fit into what is left of the train
+    half, they are in the test half, and the next rows fill the train half. So it may be smaller than half of the rows.
 
     Raises:
-        InputError: there are fewer than two rows.
+        InputError: there are fewer than two different problems.
     """
-    if count < 2:
-        raise InputError(f"expected at least two records to split into train and test, got {count} in {where}; give more")
-    return count // 2, count - count // 2
+    groups = _groups(rows)
+    if len(groups) < 2:
+        where = rows[0].where if rows else "the file"
+        raise InputError(
+            f"expected at least two different records to split into train and test, got {len(groups)} in {where}; give more"
+        )
+    train: list[Row] = []
+    test: list[Row] = []
+    for group in groups:
+        half = train if len(train) + len(group) <= len(rows) // 2 else test
+        half += group
+    return train, test
+
+
+def by_digest(rows: Sequence[Row]) -> list[Row]:
+    """Rows in the order of the SHA-256 digests of their ids; rows of the same problem follow each other."""
+    return [row for group in _groups(rows) for row in group]
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of every problem. Problems, and the rows of each, are in the order of the digests of their ids."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (hashlib.sha256(row.id.encode()).digest(), row.id)):
+        groups.setdefault(row.problem, []).append(row)
+    return [*groups.values()]
 
 
 def validation_slice(count: int, train_size: int | None, validation_size: int | None, where: str) -> slice:

@@ -73,20 +73,34 @@ def test_it_starts_at_the_uniform_merge():
     np.testing.assert_allclose(np.std(children, axis=0), np.full((2, 3), 0.1), rtol=0.1)
 
 
-def test_a_quarantined_child_has_the_worst_rank():
+def test_a_quarantined_child_has_the_worst_rank_at_the_mean():
     search = CMAES(population=6)
     state = search.init(EXPERTS, np.zeros((2, 2)))
     children, lineage, asked = search.ask(state, jax.random.key(0), 6)
     values = np.arange(6, dtype=np.float32)
     values[3] = -100
     scores = np.repeat(values[:, None], 2, axis=1)
-    low = search.tell(asked, children, scores, lineage).distribution
+    at_mean = children.at[3].set(asked.distribution.mean.reshape(children.shape[1:]))
+    low = search.tell(asked, at_mean, scores, lineage).distribution
     scores[3] = np.nan
     missing = search.tell(asked, children, scores, lineage).distribution
     np.testing.assert_array_equal(low.mean, missing.mean)
     np.testing.assert_array_equal(low.C, missing.C)
     scores[3, 0] = 5  # one NaN suffices
     np.testing.assert_array_equal(search.tell(asked, children, scores, lineage).distribution.C, missing.C)
+
+
+def test_quarantined_children_are_no_parents():
+    """With one finite child the mean moves on the line to it, whichever places the others have."""
+    search = CMAES(population=8)
+    state = search.init(EXPERTS, np.zeros((2, 2)))
+    children, lineage, asked = search.ask(state, jax.random.key(1), 8)
+    scores = np.full((8, 2), np.nan)
+    scores[5] = 0.5
+    mean = search.tell(asked, children, scores, lineage).distribution.mean
+    step, towards = mean - asked.distribution.mean, children[5].reshape(-1) - asked.distribution.mean
+    cosine = jnp.dot(step, towards) / jnp.linalg.norm(step) / jnp.linalg.norm(towards)
+    assert cosine == pytest.approx(1, abs=1e-4)
 
 
 def test_ties_depend_on_the_order_alone():

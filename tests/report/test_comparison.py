@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from cycleqd_jax.report.comparison import MethodRuns, best_so_far, comparison_table
-from cycleqd_jax.report.comparison_files import write_comparison
+from cycleqd_jax.report.comparison import MethodRuns, best_so_far, comparison_table, effort
+from cycleqd_jax.report.comparison_files import draw_comparison, write_comparison
 from cycleqd_jax.statistics import difference, mean_interval
 from cycleqd_jax.types import InputError
 
@@ -97,17 +97,21 @@ def test_a_row_that_a_seed_lacks_has_no_interval(methods):
     assert table.difference("test", 5, 8) is None
     assert table.interval("train", 8) is not None
     assert table.count("test")[8].tolist() == [2, 2, 2]
+    assert not table.best("test").any()  # the other rows are not known to be above this one
     assert len(table.markdown().splitlines()) > 20
     rows = [row for row in csv.DictReader(io.StringIO(table.csv())) if (row["row"], row["split"]) == ("cmaes", "test")]
     assert [(row["runs"], row["low"]) for row in rows] == [("2", "")] * 3
 
 
-def test_a_mark_needs_the_interval(methods):
-    table = comparison_table(methods, title="T")
+def test_a_mark_needs_the_interval(tmp_path):
+    skills = {"qd": 0.9, "dns": 0.7, "cmaes": 0.5}
+    table = comparison_table(
+        [runs_of(tmp_path, name, name, skill=skill, problems=200) for name, skill in skills.items()], title="T"
+    )
     best = table.best("test")[:, -1]
-    assert best.tolist() == [False] * 5 + [True] + [False] * 3
-    assert all(table.difference("test", 5, other).above_zero for other in range(9) if other != 5)
-    assert not table.difference("test", 5, 5).above_zero
+    assert best.tolist() == [False] * 4 + [True] + [False] * 2
+    assert all(table.difference("test", 4, other).above_zero for other in range(7) if other != 4)
+    assert not table.difference("test", 4, 4).above_zero
 
 
 def test_the_papers_figures_stand_beside_the_test_scores(methods):
@@ -144,7 +148,7 @@ def test_curves_are_the_best_so_far(methods):
 
 def test_files(tmp_path, methods):
     table = comparison_table(methods, title="100 % & more")
-    curves = {one.row_label(one.search): best_so_far(one) for one in methods}
+    curves = {one.name: best_so_far(one) for one in methods}
     written = write_comparison(tmp_path / "out", table, curves)
     assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {
         *(f"tables/comparison.{suffix}" for suffix in ("md", "tex", "csv", "json")),
@@ -169,9 +173,43 @@ def test_files(tmp_path, methods):
     assert facts["seeds"] == list(SEEDS)
     assert facts["reference"] == "cycleqd_selected"
     assert len(facts["cells"]) == 2 * 9 * 3
-    assert facts["curves"]["CMA-ES"] == curves["CMA-ES"].tolist()
+    assert facts["curves"]["cmaes"] == curves["cmaes"].tolist()
+    assert [*facts["curves"]] == ["cycleqd", "no_mutation", "cmaes"]
+    assert facts["searches"]["cmaes"]["individuals"] == [9, 9, 9]
     items = json.loads(gzip.decompress((tables / "items.json.gz").read_bytes()))
     assert items["3"]["cmaes"] == table.problems[1]["cmaes"]
     rows = list(csv.DictReader(io.StringIO((tables / "comparison.csv").read_text())))
     assert [row["row"] for row in rows if (row["split"], row["task"]) == ("test", "a")] == list(table.methods)
     assert rows[0]["label"] == "Base model"
+
+
+def test_the_caption_says_what_bare_rows_are_and_the_budget(methods):
+    both = comparison_table(methods, title="T", budgets={"budget": 9, "budget_items": 800}).caption()
+    assert "Every run evaluated 9 individuals, experts included, on at most 800 problems in total." in both
+    assert "alone is the merge of equation 5; that of another search is its best individual on train." in both
+    assert "equation 5." in comparison_table(methods[:2], title="T").caption()
+    assert "equation 5" not in comparison_table(methods[2:], title="T").caption()
+
+
+def test_the_effort_of_a_selection(tmp_path, methods):
+    items = {task: [1.0, 0.0, 1.0] for task in TASKS}
+    candidates = [
+        {"kind": kind, "ids": ids, "error": None, "scores": dict.fromkeys(TASKS, 2 / 3), "items": items, "average": 2 / 3}
+        for kind, ids in (("elite", [2]), ("elite", [3]), ("soup", [2, 3]))
+    ]
+    selection = {"problems": dict.fromkeys(TASKS, "x"), "candidates": candidates, "chosen": {"kind": "elite", "ids": [2]}}
+    (methods[0].folders[3] / "tables" / "selection.json").write_text(json.dumps(selection))
+    found = effort(methods[0])
+    assert (found["search"], found["candidates"], found["validation_items"]) == ("cycleqd", [0, 3, 0], [0, 18, 0])
+
+
+def test_only_the_rows_of_the_comparison_are_shown(methods):
+    table = comparison_table(methods, title="T", rows=["base", "uniform_merge"])
+    assert table.methods[:3] == ("base", "uniform_merge", "cycleqd")
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    for text in ("{}", "{table: 3}", "table: {seeds: [0], methods: [{name: x}]}"):
+        (tmp_path / "comparison.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"expected a comparison in .*; run `cycleqd compare` again"):
+            draw_comparison(tmp_path)

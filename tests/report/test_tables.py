@@ -26,8 +26,8 @@ def test_a_prepared_base_follows_the_base(tmp_path):
     names = ("base", "prepared_base", "expert/b", "uniform_merge", "gradient")
     table = results_table(write(tmp_path / "run", {name: {"test": scores(0.5, 0.7)} for name in names}))
     assert table.methods == names
-    assert "| Prepared base | **50.0** |" in table.markdown()
-    assert "| Gradient descent on coefficients | **50.0** |" in table.markdown()
+    assert "| Prepared base | 50.0 |" in table.markdown()  # no mark where nothing is beaten
+    assert "| Gradient descent on coefficients | 50.0 |" in table.markdown()
 
 
 def test_order_marks_and_missing_entries(tmp_path):
@@ -41,15 +41,15 @@ def test_order_marks_and_missing_entries(tmp_path):
     assert table.methods == ("base", "expert/b", "uniform_merge", "cycleqd")
     assert table.splits == ("test", "train")
     assert table.columns == ("a", "b", "average")
-    assert table.best("test").tolist() == [[False] * 3, [False, True, False], [True, False, False], [True, True, True]]
+    assert table.best("test").tolist() == [[False] * 3, [False, True, False], [False] * 3, [False, True, True]]
     assert table.mean("test")[3, 2] == pytest.approx(0.6)  # not stated: taken over its tasks
     assert np.isnan(table.mean("test")[1, 2])
     markdown = table.markdown()
     assert "| Expert: b | – | **70.0** | – |" in markdown
-    assert "| CycleQD | **50.0** | **70.0** | **60.0** |" in markdown
+    assert "| CycleQD | 50.0 | **70.0** | **60.0** |" in markdown
     latex = table.latex()
     assert r"Expert: b & -- & \textbf{70.0} & -- \\" in latex
-    assert r"CycleQD & \textbf{50.0} & \textbf{70.0} & \textbf{60.0} \\" in latex
+    assert r"CycleQD & 50.0 & \textbf{70.0} & \textbf{60.0} \\" in latex
     assert "is bold" in latex
     rows = list(csv.DictReader(io.StringIO(table.csv())))
     assert {
@@ -144,6 +144,24 @@ def test_a_score_is_marked_where_the_paired_difference_says_so(tmp_path):
     assert clear.best("test").tolist() == [[False] * 3, [True] * 3]
     rows = list(csv.DictReader(io.StringIO(clear.csv())))
     assert float(rows[2]["low"]) < 0.25 < float(rows[2]["high"])
+
+
+def test_a_difference_without_an_interval_gives_no_mark(tmp_path):
+    right, wrong = [1.0] * 40, [0.0] * 40
+    folder = tmp_path / "run"
+    with_items(folder, {"base": {"a": wrong, "b": wrong}, "cycleqd": {"a": right, "b": right}})
+    assert results_table(folder).best("test")[1].all()
+    items = json.loads((folder / "tables" / "items.json").read_text())
+    (folder / "tables" / "items.json").write_text(json.dumps({"cycleqd": items["cycleqd"]}))
+    table = results_table(folder)
+    assert table.interval("test", 1) is not None
+    assert not table.best("test").any()
+
+
+def test_nothing_is_marked_where_all_are_equal(tmp_path):
+    wrong = [0.0] * 40
+    table = with_items(tmp_path / "run", {name: {"a": wrong, "b": wrong} for name in ("base", "expert/a", "cycleqd")})
+    assert not table.best("test").any()
 
 
 def test_the_selected_model_is_the_reference_and_shares_its_mark(tmp_path):

@@ -20,7 +20,7 @@ AGGREGATE = {"elites": [7, 4], "beta": [0.6, 0.4], "mixing": [0.75, -0.25]}
 
 
 def card_of(chosen=AGGREGATE, command=(), table=TABLE, **more):
-    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command)
+    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command, 42)
 
 
 def test_the_aggregate():
@@ -43,6 +43,13 @@ def test_the_aggregate():
     assert "Made by" not in body
 
 
+def test_the_length_of_a_search_with_a_budget_is_that_of_what_it_evaluated():
+    assert "3000 generations of 4, seed 0." in " ".join(card_of(search={"generations": 3000}).split())
+    card = " ".join(card_of(search={"generations": 3000, "budget": 60, "budget_items": 9000}).split())
+    assert "42 evaluated individuals, experts included (budget: 60 individuals and 9000 items), seed 0." in card
+    assert "generations" not in card
+
+
 def test_given_models_have_the_names_of_the_config():
     experts = {"mbpp": "owner/a", "dbbench": "owner/b"}
     card = card_of(model={"base": "owner/base", "experts": experts})
@@ -54,7 +61,7 @@ def test_a_prepared_base():
     folders = {"base": Path("cache/snapshot"), "prepared_base": Path("cache/prepared-4"), **dict([*FOLDERS.items()][1:])}
     tree = {"name": "demo", "tasks": TASKS}
     tree["model"] = {"base": "owner/base", "prepare": {"steps": 60, "shares": {"dbbench": 1}}}
-    card = model_card(load_config(tree), folders, AGGREGATE, TABLE, ())
+    card = model_card(load_config(tree), folders, AGGREGATE, TABLE, (), 42)
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base"]
     assert "fine-tuned from owner/base after 60 steps of joint fine-tuning on dbbench (the prepared base, θ_base):" in card
     lines = card.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 
 import cycleqd_jax as cq
 from cycleqd_jax.config import RunConfig, load_config, to_yaml
+from cycleqd_jax.report import comparison_files
 from cycleqd_jax.runs import comparison
+from cycleqd_jax.runs.folder import compare_inputs
 from cycleqd_jax.types import InputError
 
 from ..compared_runs import TASKS, write_finished
@@ -24,10 +27,15 @@ def config_of(folder: Path, **changes) -> RunConfig:
 
 @dataclasses.dataclass
 class Runs:
-    """The runs that were made, in order: seed, method and the run that gave the shared rows; ``fail_at`` kills one."""
+    """The runs that were made, in order: seed, method and the run that gave the shared rows, with its seed where it is another.
+
+    ``fail_at`` kills one, ``early`` before it has a score.
+    """
 
     made: list[tuple[int, str, str | None]] = dataclasses.field(default_factory=list)
     fail_at: int | None = None
+    problems: str | None = None  # digest of the test problems, of tasks that read files
+    early: bool = False  # killed before there is a score
 
 
 @pytest.fixture
@@ -44,26 +52,36 @@ def runs(monkeypatch):
         def __exit__(self, *_):
             pass
 
+        def check_problems(self, other):
+            compare_inputs(other, {f"{task}/test": record.problems for task in TASKS if record.problems is not None})
+
         def train(self):
             pass
 
         def evolve(self):
             folder = self.config.folder
             folder.mkdir(parents=True, exist_ok=True)
-            shared = None if self.shared is None else self.shared.name
+            shared = None if self.shared is None else self.shared.relative_to(folder.parents[1]).as_posix()
+            shared = None if shared is None else shared.removeprefix(f"seed-{self.config.seed}/")
             record.made.append((self.config.seed, folder.name, shared))
             if record.fail_at == len(record.made):
-                (folder / "config.yaml").write_text("{}")
+                (folder / "config.yaml").write_text(to_yaml(self.config))
+                if not record.early:
+                    (folder / "history.jsonl").touch()
                 raise KeyboardInterrupt
 
         def evaluate(self):
             (self.config.folder / "config.yaml").write_text(to_yaml(self.config))
             write_finished(
-                self.config.folder, self.config.search.method, self.config.seed, individuals=self.config.search.budget or 5
+                self.config.folder,
+                self.config.search.method,
+                self.config.seed,
+                individuals=self.config.search.budget or 5,
+                test_digest=record.problems,
             )
 
     monkeypatch.setattr(comparison, "Run", FakeRun)
-    monkeypatch.setattr(comparison, "write_comparison", lambda folder, table, curves: [])  # figures take a second
+    monkeypatch.setattr(comparison_files, "write_comparison", lambda folder, table, curves: [])  # figures take a second
     return record
 
 
@@ -84,6 +102,12 @@ def test_the_first_run_of_a_seed_gives_the_shared_rows(runs, tmp_path):
     record = yaml.safe_load((tmp_path / "run-compare" / "comparison.yaml").read_text())
     assert record["config"]["search"]["budget"] == 12
     assert record["methods"] == {name: {"search.method": name} for name in ("cycleqd", "random")}
+    assert record["table"]["seeds"] == [0, 1]
+    drawn = comparison_files.draw_comparison(tmp_path / "run-compare")
+    assert drawn.csv() == table.csv()
+    assert drawn.facts() == table.facts()
+    assert table.facts()["budget"] == 12
+    assert "Every run evaluated 12 individuals, experts included." in table.caption()
 
 
 def test_a_comparison_continues_where_it_was_interrupted(runs, tmp_path):
@@ -162,8 +186,10 @@ def test_other_folders_are_refused(runs, tmp_path):
     [
         ({"seeds": []}, "expected at least one seed, got none; give --seeds"),
         ({"seeds": [0, 1, 0]}, "expected every seed once, got 0 2 times in --seeds; remove one"),
-        ({"seeds": [-1]}, "expected seed to be at least 0"),
-        ({"budget": 0}, "expected search.budget to be at least 1, got 0"),
+        ({"seeds": [-1]}, "^expected seeds of at least 0, got -1 in --seeds; correct it"),
+        ({"budget": 0}, "^expected --budget of at least 1, got 0; increase it"),
+        ({"budget_items": 0}, "^expected --budget-items of at least 1, got 0; increase it"),
+        ({"reference": "random_selcted"}, "got 'random_selcted'; correct --reference"),
         ({"budget": 5}, "method 'cycleqd': expected search.budget of at least 6, which the experts and the first population"),
         ({"budget": None}, "expected a budget that all methods share, got none"),
         (
@@ -172,7 +198,10 @@ def test_other_folders_are_refused(runs, tmp_path):
         ),
         ({"methods": "cycleqd,cmaes", "budget": 5}, "method 'cycleqd': expected search.budget of at least 6"),
         ({"methods": "cmeas"}, r"got 'cmeas'; did you mean cmaes\?"),
-        ({"methods": "nsga2", "budget": 31}, "method 'nsga2': expected search.budget of at least 32"),
+        (
+            {"methods": "nsga2", "budget": 31},
+            "method 'nsga2': expected search.budget of at least 32, .*; increase it, or decrease search.population for this",
+        ),
         ({"reference": "ties"}, r"expected the reference to be a row of the table \(base, .*, got 'ties'; correct --reference"),
     ],
 )
@@ -183,13 +212,23 @@ def test_bad_input_is_refused_before_anything_is_evaluated(runs, tmp_path, optio
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_needs_keys_of_its_own_is_refused(runs, tmp_path):
+    message = "method 'cmaes': expected search.batch_size of at least 4, .*, got 1; increase it for this method in a file of"
+    with pytest.raises(InputError, match=message):
+        compare(config_of(tmp_path, search={"batch_size": 1}), "cycleqd,cmaes")
+    assert runs.made == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{methods: {x: {search.method: cmaes, search.groups: 3}}}", "method 'x': expected 1 to 2 groups of layers"),
-        ("{methods: {cycleqd: {}}, merges: [slerp, ties]}", "method 'cycleqd': expected two tasks with merges: slerp"),
-        ("{methods: {cycleqd: {}}, merges: ties}", "method 'cycleqd': expected merges to be a list, got 'ties'"),
-        ("{methods: {cycleqd: {}}, baselines: [joint]}", "method 'cycleqd': expected baselines.0 to be one of"),
+        (
+            "{methods: {cycleqd: {}}, merges: [slerp, ties]}",
+            r"^expected two tasks with merges: slerp.* in .*methods\.yaml; correct",
+        ),
+        ("{methods: {cycleqd: {}}, merges: ties}", r"^expected merges to be a list, got 'ties' in .*methods\.yaml; correct it"),
+        ("{methods: {cycleqd: {}}, baselines: [joint]}", r"^expected baselines.0 to be one of"),
     ],
 )
 def test_methods_that_do_not_fit_the_config_are_refused(runs, tmp_path, text, message):
@@ -202,9 +241,61 @@ def test_methods_that_do_not_fit_the_config_are_refused(runs, tmp_path, text, me
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_papers_figures_are_shown_in_its_setting_only(runs, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "tasks", "shown"), [("demo", "[b, a]", True), ("other", "[a, b]", False), ("demo", "[a, b, c]", False)]
+)
+def test_the_papers_figures_are_shown_in_its_setting_only(runs, tmp_path, setting, tasks, shown):
     path = tmp_path / "methods.yaml"
-    for setting, shown in (("demo", True), ("other", False)):
-        path.write_text(f"{{methods: {{cycleqd: {{}}}}, paper: {{setting: {setting}, rows: {{base: {{average: 32.6}}}}}}}}")
-        table, _ = compare(config_of(tmp_path), path, seeds=[0])
-        assert ("32.6" in table.markdown()) == shown
+    paper = f"{{setting: {setting}, tasks: {tasks}, rows: {{base: {{average: 32.6}}}}}}"
+    path.write_text(f"{{methods: {{cycleqd: {{}}}}, paper: {paper}}}")
+    table, _ = compare(config_of(tmp_path), path, seeds=[0])
+    assert ("32.6" in table.markdown()) == shown
+    assert (f"The figures of the paper are those of its own setting, {setting}." in table.caption()) == shown
+
+
+def test_a_comparison_without_scores_is_replaced(runs, tmp_path):
+    runs.fail_at, runs.early = 1, True
+    with pytest.raises(KeyboardInterrupt):
+        compare(config_of(tmp_path))
+    runs.fail_at = None
+    table, _ = compare(config_of(tmp_path, finetune={"steps": 7}), budget=13)
+    assert table.facts()["budget"] == 13
+
+
+def test_a_row_that_a_run_got_elsewhere_is_no_row_of_the_table(runs, tmp_path):
+    config = config_of(tmp_path)
+    compare(config, "cycleqd", seeds=[0])
+    folder = tmp_path / "run-compare" / "seed-0" / "cycleqd"
+    results = json.loads((folder / "tables" / "results.json").read_text())
+    results["methods"]["gradient"] = results["methods"]["base"]
+    (folder / "tables" / "results.json").write_text(json.dumps(results))
+    runs.made = []
+    table, _ = compare(config, "cycleqd", seeds=[0])
+    assert "gradient" not in table.methods
+    assert runs.made == []
+    stored = load_config(folder / "config.yaml", ["gradient={steps: 2}"])
+    (folder / "config.yaml").write_text(to_yaml(stored))
+    compare(config, "cycleqd", seeds=[0])
+    assert runs.made == [(0, "cycleqd", None)]
+
+
+def test_given_models_and_files_are_shared_over_seeds(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "check_methods", lambda configs: None)  # nobody reads the models
+    tasks = [{"name": name, "kind": kind, "train": "hf://x"} for name, kind in zip(TASKS, ("mbpp", "dbbench"), strict=True)]
+    given = {"base": "base", "experts": {"a": "x", "b": "y"}}
+    compare(config_of(tmp_path, tasks=tasks, model=given))
+    assert runs.made == [
+        (0, "cycleqd", None),
+        (0, "random", "cycleqd"),
+        (1, "cycleqd", "seed-0/cycleqd"),
+        (1, "random", "cycleqd"),
+    ]
+
+
+def test_problems_that_changed_since_another_seed_are_refused(runs, tmp_path):
+    runs.problems = "one"
+    compare(config_of(tmp_path), seeds=[0])
+    runs.made, runs.problems = [], "two"
+    with pytest.raises(InputError, match=r"expected a/test with digest one, as when the run in .* began, got two; restore"):
+        compare(config_of(tmp_path), seeds=[0, 1])
+    assert runs.made == []

@@ -73,6 +73,20 @@ def test_more_generations_remove_the_results_and_change_nothing_else(config, mon
     assert not (config.folder / "tables" / "results.json").exists()
 
 
+def test_more_generations_remove_what_was_drawn_of_fewer(config):
+    begin(config)
+    stale = ("transcripts/cycleqd-test.jsonl", "figures/curves.svg", "report.html", "tables/results.md", "tables/costs.json")
+    kept = ("model/README.md", "tables/basis.json", "checkpoints/3/x", "history.jsonl")
+    for name in (*stale, *kept):
+        (config.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (config.folder / name).touch()
+    claim_folder(config)
+    assert all((config.folder / name).exists() for name in stale)
+    claim_folder(changed(config, generations=9))
+    assert not any((config.folder / name).exists() for name in stale)
+    assert all((config.folder / name).exists() for name in kept)
+
+
 @pytest.mark.parametrize(("key", "value"), [("bins", 7), ("generations", 4), ("batch_size", 2)])
 def test_a_folder_with_scores_of_another_config_is_refused(config, key, value):
     begin(config)

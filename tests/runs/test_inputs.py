@@ -40,7 +40,7 @@ def test_the_number_of_train_problems_is_that_which_is_played(tmp_path, rows, si
     assert two.size("train") == len(read_rows(path)[:size])
 
 
-@pytest.mark.parametrize("size", [None, 2, 32])
+@pytest.mark.parametrize("size", [None, 2, 4])
 def test_the_number_of_test_problems(tmp_path, size):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"id": {i}}}\n' for i in range(7)))
@@ -49,6 +49,29 @@ def test_the_number_of_test_problems(tmp_path, size):
     one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks}))
     assert one.size("test") == len(split_evenly(read_rows(path))[1][:size])
     assert two.size("test") == len(read_rows(path)[:size])
+
+
+def test_more_test_problems_than_there_are_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"id": {i}}}\n' for i in range(7)))
+    tasks = [{"name": "one", "kind": "mbpp", "train": str(path), "train_size": 1, "validation_size": 1, "test_size": 8}]
+    tasks.append(tasks[0] | {"name": "two", "test": str(path)})
+    one, two = resolve_tasks(load_config(DEMO | {"tasks": tasks}))
+    message = (
+        "expected at least 8 test problems for test_size 8, got {} in {}.* of task '{}'; decrease it, or set test_size: null"
+    )
+    with pytest.raises(InputError, match=message.format(4, "the test half of ", "one")):
+        one.size("test")
+    with pytest.raises(InputError, match=message.format(7, "", "two")):
+        two.size("test")
+
+
+def test_repeated_problems_are_counted_in_their_half(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"id": {i}, "text": "{i % 3}"}}\n' for i in range(6)))
+    tasks = [{"name": "one", "kind": "mbpp", "train": str(path), "train_size": None, "validation_size": 0, "test_size": None}]
+    one, _ = resolve_tasks(load_config(DEMO | {"tasks": [*tasks, {"name": "dbbench"}], "export": {"method": "aggregate"}}))
+    assert (one.size("train"), one.size("test")) == (2, 4)
 
 
 def test_the_number_of_miniature_problems():
@@ -89,7 +112,9 @@ def test_the_size_of_a_file_that_is_elsewhere(tmp_path):
     with pytest.raises(InputError, match="no file at"):
         unknown.size("train")
     (tmp_path / "absent").write_text('{"id": 1}\n')
-    with pytest.raises(InputError, match=f"at least two records .*, got 1 in {tmp_path / 'absent'}; give more"):
+    with pytest.raises(
+        InputError, match=f"at least two different records .*, got 1 in {tmp_path / 'absent'}, line 1; give more"
+    ):
         given.size("train")
 
 

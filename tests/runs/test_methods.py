@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.config import load_config, to_dict
-from cycleqd_jax.runs.methods import SEARCH_METHODS, common_tree, method_config, read_methods
+from cycleqd_jax.runs.methods import SEARCH_METHODS, common_tree, found_rows, method_config, read_methods, shared_rows
 from cycleqd_jax.types import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -42,7 +42,7 @@ methods:
   cycleqd:
   no_mutation: {genome.mutation: none, label: "Without mutation"}
   cmaes: {search.batch_size: 8}
-paper: {setting: demo, rows: {cycleqd: {mbpp: 76.4, average: 52}}}
+paper: {setting: demo, tasks: [mbpp, dbbench], rows: {cycleqd: {mbpp: 76.4, average: 52}}}
 """
     found = read_methods(written(tmp_path, text))
     assert [(one.name, one.search, one.label) for one in found.methods] == [
@@ -83,6 +83,25 @@ def test_baselines_are_left_out_where_experts_are_given(tmp_path):
     assert common_tree(given, found, 20, None)["baselines"] == []
 
 
+def test_rows_that_are_null_are_none(tmp_path):
+    found = read_methods(written(tmp_path, "{methods: {cycleqd: }, baselines: null, merges: , gradient: null}"))
+    assert found.rows == {"baselines": [], "merges": [], "gradient": None}
+
+
+def test_the_rows_of_a_comparison(tmp_path):
+    config = config_of(merges=["ties"], gradient={}, model={"prepare": {"steps": 3}})
+    assert shared_rows(config) == [
+        *("base", "prepared_base", "expert/mbpp", "expert/dbbench"),
+        *config.baselines,
+        *("uniform_merge", "ties", "gradient"),
+    ]
+    assert found_rows("mine", config) == ["mine_best_elite", "mine", "mine_soup", "mine_selected"]
+    plain = config_of(search={"method": "random"}, export={"method": "best_elite"})
+    rows = found_rows("mine", plain)
+    assert rows[0] == "mine"
+    assert ("mine_selected" in rows) == plain.selects
+
+
 def test_an_export_that_only_cycleqd_has_is_left_out(tmp_path):
     found = read_methods("cycleqd,random")
     common = common_tree(config_of(export={"method": "aggregate"}), found, 20, None)
@@ -113,9 +132,30 @@ def test_an_export_that_only_cycleqd_has_is_left_out(tmp_path):
         ),
         ("{methods: {x: {search.method: cmeas}}}", r"method of the method 'x' .*, got 'cmeas'; did you mean cmaes\?"),
         ("{methods: {cmaes: {search.method: nsga2}}}", "expected the method 'cmaes' to have the search method of its name"),
-        ("{methods: {x: {}}, title: [3]}", r"expected title to be a text in .*, got \[3\]"),
-        ("{methods: {x: {}}, paper: {rows: {base: 3}}}", "expected paper to have a setting and rows"),
-        ("{methods: {x: {}, x: {}}}", "expected unique keys, got 'x' twice"),
+        ("{methods: {qd: {}}, title: [3]}", r"expected title to be a text in .*, got \[3\]"),
+        ("{methods: {qd: {}}, paper: {rows: {base: 3}}}", "expected paper to have a setting, tasks and rows"),
+        (
+            "{methods: {qd: {}}, paper: {setting: s, tasks: [a], rows: {cycleqd: {a: 3}}}}",
+            "expected the rows of paper in .* to be rows of the table, got 'cycleqd'",
+        ),
+        (
+            "{methods: {qd: {}}, paper: {setting: s, tasks: [mbpp], rows: {qd_selected: {mbpb: 3}}}}",
+            r"expected the columns of paper in .* to be mbpp or average, got 'mbpb'; did you mean mbpp\?",
+        ),
+        ("{methods: {x: {label: Mine}}}", "expected overrides, or the name of a search method .* for the method 'x' in"),
+        (
+            "{methods: {cma_es: {search.batch_size: 8}}}",
+            "expected search.method for the method 'cma_es' in .*method cmaes, got",
+        ),
+        ("{methods: {nsga-2: {}}}", "whose name is like that of the search method nsga2, got none; give it, or correct"),
+        ("{methods: {cmaes: {}, random: {label: CMA-ES}}}", "got 'CMA-ES' for the method 'cmaes' and the method 'random' in"),
+        ("{methods: {cmaes: {label: TIES}}}", "got 'TIES' for the row ties and the method 'cmaes' in"),
+        (
+            '{methods: {cycleqd: {}, random: {label: "CycleQD, selected"}}}',
+            "expected every display name once, got 'CycleQD, selected' for the method 'cycleqd' and the method 'random' in",
+        ),
+        ("{methods: {qd: {export.elites: 50}}}", "expected an equal budget .* got export.elites .*; remove it, and give it in"),
+        ("{methods: {x: {}, x: {}}}", r"expected unique keys, got 'x' twice in .*methods\.yaml \(line"),
         ("methods: {", "expected a file of methods, got text that is not YAML in"),
     ],
 )
@@ -143,7 +183,10 @@ def test_bad_names_are_refused_in_a_sentence(names, message):
     [
         ("{search.sigmo: 1}", r"method 'x': expected a key of the config, got the unknown key search.sigmo; did you mean"),
         ("{search.method: nsga2, search.population: 30}", "method 'x': expected search.budget of at least 30"),
-        ("{search.method: cmaes, search.sigma: 0.1}", r"method 'x': expected search.sigma with search.method cycleqd or"),
+        (
+            "{search.method: cmaes, search.sigma: 0.1}",
+            r"method 'x': expected search.sigma with search.method cycleqd, qd or dns",
+        ),
     ],
 )
 def test_overrides_that_do_not_fit_name_the_method(tmp_path, overrides, message):

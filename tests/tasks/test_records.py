@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 
 import pytest
 
-from cycleqd_jax.tasks.records import Row, read_rows, split_evenly, split_sizes, validation_slice
+from cycleqd_jax.tasks.records import Row, by_digest, read_rows, split_evenly, validation_slice
 from cycleqd_jax.types import InputError
 
 
@@ -84,17 +85,36 @@ def test_a_list_of_texts_has_texts_only():
 def test_split_is_even_disjoint_and_independent_of_order(count):
     rows = [Row({"id": f"x/{n}"}, "here") for n in range(count)]
     train, test = split_evenly(rows)
-    assert (len(train), len(test)) == split_sizes(count, "here")
-    assert len(test) - len(train) == count % 2
+    assert (len(train), len(test)) == (count // 2, count - count // 2)
     assert sorted([r.id for r in train + test]) == sorted(r.id for r in rows)
     shuffled = random.Random(0).sample(rows, count)
     assert split_evenly(shuffled) == (train, test)
     assert count < 10 or train != [row for row in rows if row in train]  # the first of them are a sample of all
 
 
-def test_one_record_cannot_be_split():
-    with pytest.raises(InputError, match=r"at least two records .*, got 1 in here; give more"):
-        split_evenly([Row({"id": 1}, "here")])
+@pytest.mark.parametrize("label", ["id", "task_id", "index"])
+@pytest.mark.parametrize(("texts", "copies", "train"), [(25, 2, 24), (50, 2, 50), (20, 5, 50), (2, 1, 1), (2, 2, 2), (3, 3, 3)])
+def test_equal_problems_are_in_one_half(label, texts, copies, train):
+    rows = [Row({label: n, "text": f"problem {n % texts}"}, f"line {n}") for n in range(texts * copies)]
+    halves = split_evenly(rows)
+    assert len(halves[0]) == train
+    assert sorted(row.where for half in halves for row in half) == sorted(row.where for row in rows)
+    assert not {row.problem for row in halves[0]} & {row.problem for row in halves[1]}
+    assert split_evenly(random.Random(0).sample(rows, len(rows))) == halves
+    assert by_digest(rows) == by_digest(rows[::-1])
+
+
+def test_a_split_of_different_problems_is_by_the_digests_of_ids():
+    rows = [Row({"id": f"x/{n}", "text": f"{n}"}, "here") for n in range(31)]
+    order = sorted(rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())
+    assert split_evenly(rows) == (order[:15], order[15:])
+    assert by_digest(rows) == order
+
+
+@pytest.mark.parametrize("rows", [[{"id": 1}], [{"id": 1, "text": "a"}, {"id": 2, "text": "a"}]])
+def test_one_problem_cannot_be_split(rows):
+    with pytest.raises(InputError, match=r"at least two different records .*, got 1 in here; give more"):
+        split_evenly([Row(row, "here") for row in rows])
 
 
 @pytest.mark.parametrize(

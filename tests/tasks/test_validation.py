@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from cycleqd_jax.evaluation import Evaluator
@@ -59,6 +61,28 @@ def test_held_out_records_leave_the_train_records(task):
     assert [len(task.records[split]) for split in SPLITS] == [4, 2, 3]
     assert [episode.start()[0]["content"].count("plus 2") for episode in task.episodes("validation")] == [1, 0]
     assert task.fingerprint("train") != before  # so experts of other data have another name in the cache
+
+
+def test_shuffled_train_records_are_in_the_order_of_the_digests(task):
+    task.shuffle()
+    order = sorted("012345", key=lambda one: hashlib.sha256(one.encode()).digest())
+    assert ids(task)["train"] == order != [*"012345"]
+    assert [row.id for row in task.pool] == order
+    opening = task.episodes("train")[0].start()[0]["content"]
+    assert f"plus {order[0]}," in opening
+
+
+def test_the_same_problem_under_another_id_is_refused(write):
+    files = {"train": write(*map(record, range(3))), "test": write(record(2) | {"task_id": 99}, name="t.jsonl")}
+    with pytest.raises(InputError, match=r"expected different records for train and test, got the same one in .*line 3"):
+        make("mbpp", sandbox=FakeSandbox(), **files)
+
+
+def test_a_problem_that_comes_twice_is_not_held_out_of_itself(write):
+    twice = [record(1), record(2), record(2) | {"task_id": 99}]
+    task = make("mbpp", sandbox=FakeSandbox(), train=write(*twice), test=write(record(9), name="t.jsonl"))
+    with pytest.raises(InputError, match="expected different records for train and validation, got the same one"):
+        task.hold_out(task.pool[2:])
 
 
 def test_experts_are_not_taught_validation_problems(write, sandbox):

@@ -68,18 +68,24 @@ class ResultsTable:
     def best(self, split: str) -> np.ndarray:
         """Which cells are marked, Bool ``[method, column]``.
 
-        A mean is marked if it is the highest of its column as printed and, where there are intervals, the interval of its
-        difference to every other method lies above zero. Methods with the same results on every problem count as one: they may
-        have the same weights. Without intervals ties are all marked.
+        A mean is marked if it is the highest of its column as printed, and above another one. Where the table has intervals,
+        the interval of its difference to every other method with a mean must lie above zero, so there is no mark where a
+        difference has no interval. Methods with the same results on every problem count as one: they may have the same
+        weights. Without intervals ties are all marked.
         """
         shown = np.round(self.mean(split) * 100, 1)
         if not len(shown):
             return np.zeros(shown.shape, bool)
+        rows = range(len(shown))
         highest = shown == np.where(np.isnan(shown), -np.inf, shown).max(axis=0)
+        has_intervals = any(self.interval(split, m, c) for m in rows for c in range(len(self.columns)))
         for m, c in np.argwhere(highest):
-            others = [other for other in range(len(shown)) if not self._equal(split, int(m), other)]
-            found = [self.difference(split, int(m), other, int(c)) for other in others]
-            highest[m, c] = all(one is None or one.above_zero for one in found)
+            others = [o for o in rows if not np.isnan(shown[o, c]) and not self._equal(split, int(m), o)]
+            if has_intervals:
+                found = [self.difference(split, int(m), other, int(c)) for other in others]
+                highest[m, c] = bool(found) and all(one is not None and one.above_zero for one in found)
+            else:
+                highest[m, c] = any(shown[other, c] < shown[m, c] for other in others)
         return highest
 
     def interval(self, split: str, method: int, column: int = -1) -> Interval | None:

@@ -17,6 +17,7 @@ from cycleqd_jax import report
 from cycleqd_jax.config import RunConfig, read_yaml
 from cycleqd_jax.files import check_writable, locked, make_folder, write_text
 from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
+from cycleqd_jax.report.comparison_costs import write_comparison_costs
 from cycleqd_jax.report.comparison_files import write_comparison
 from cycleqd_jax.report.stage import span
 from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest
@@ -109,6 +110,7 @@ def compare(
     paper = given.paper.rows if given.paper is not None and given.paper.setting == config.name else {}
     table = comparison_table(runs, title=given.title, reference=reference or given.reference, paper=paper)
     write_comparison(folder, table, {one.row_label(one.search): best_so_far(one) for one in runs})
+    write_comparison_costs(folder, table, runs)
     return table
 
 

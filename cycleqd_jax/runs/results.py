@@ -15,14 +15,15 @@ import numpy as np
 from cycleqd_jax import operators
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
+from cycleqd_jax.report.read import load_items, load_results
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.selection import Key
-from cycleqd_jax.runs.usage import evaluation_usage, write_usage
+from cycleqd_jax.runs.usage import evaluation_usage, read_usage, write_usage
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
-__all__ = ["measure"]
+__all__ = ["lacks_rows", "measure"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,78 +34,179 @@ class _Row:
         make: makes the weights.
         donate: whether the weights belong to the evaluator, which may use their buffers up.
         key: of a model that the search found; equal for equal weights. None for models that do not depend on the search.
+        error: why the row can't be evaluated; None if it can.
     """
 
     make: Callable[[], Params]
     donate: bool
     key: Key | None = None
+    error: str | None = None
 
 
-def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
+@dataclasses.dataclass
+class _Measured:
+    """What is known of rows: of every row its scores, the scores of problems, and what was used, all by split.
+
+    Attributes:
+        training: the records of trainings that are not in the cache.
+        keys: of the rows that a search found.
+        gradient: the digest of the coefficients of the row ``gradient``.
+    """
+
+    scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+    items: dict[str, Any] = dataclasses.field(default_factory=dict)
+    usage: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    keys: dict[str, Key] = dataclasses.field(default_factory=dict)
+    gradient: str | None = None
+
+    def take(self, name: str, other: _Measured, row: str) -> None:
+        """Takes a row over from another."""
+        self.scores[name], self.items[name] = other.scores[row], other.items[row]
+        self.usage[name] = other.usage.get(row, {})
+        if row in other.training:
+            self.training[name] = other.training[row]
+
+
+def lacks_rows(context: Context, results: Mapping[str, Any]) -> bool:
+    """Whether a run's config asks for rows that its results lack: of ``baselines``, ``merges`` or ``gradient``.
+
+    Args:
+        context: the context of the run.
+        results: the content of its ``results.json``.
+    """
+    config, folders = context.config, context.models.folders
+    wanted = [*(name for name, folder in folders.baselines.items() if folder.exists()), *config.merges]
+    if config.selects:
+        wanted.append(f"{config.search.method}_selected")  # a version that did not select has none
+    merge = _gradient(context)
+    return any(name not in results["methods"] for name in wanted) or (merge is not None and not merge.is_in(results))
+
+
+def _gradient(context: Context) -> GradientMerge | None:
+    options = context.config.gradient
+    return None if options is None else GradientMerge(context, options)
+
+
+def measure(context: Context, evolution: Evolution, isolation: str, *, keep: bool = False) -> dict[str, Any]:
     """Evaluates every row on train and test; writes ``results.json``, ``items.json``, ``usage.json`` and ``transcripts/``.
 
     The JSON files are in ``tables/``. Seconds are in ``usage.json`` only, so a run that was killed ends with the same results.
 
     Rows of equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
-    search are taken over from ``context.shared``.
+    search are taken over from ``context.shared``, with the record of their training.
 
     Args:
         context: the context of the run.
         evolution: the evolution of the run. It evolves first if that has not been done.
         isolation: the isolation of the sandbox, for the record.
+        keep: keep what the run folder has: measure only rows that it lacks, and keep rows that the config does not name.
 
     Returns:
-        The content of ``results.json``. ``found`` names the rows of models that the search found.
+        The content of ``results.json``. ``found`` names the rows of models that the search found, and ``keys`` what identifies
+        their weights. ``gradient`` is the digest of the coefficients of the row of this name.
     """
-    known = {} if context.shared is None else _known(context.shared)
-    rows = _rows(context, evolution, fit="gradient" not in known)
-    methods: dict[str, dict[Split, Mapping[str, float | None]]] = {}
-    items: dict[str, dict[Split, Mapping[str, list[float]]]] = {}
-    usage: dict[str, dict[Split, Mapping[str, Any]]] = {}
+    evolution.ensure_evolved()  # the run folder belongs to this config before anything is written into it
+    merge = _gradient(context)
+    known = _Measured()
+    if keep:
+        _add_known(known, context.folder, merge, context.log)
+    if context.shared is not None:
+        _add_known(known, context.shared, merge, context.log, searched=False)
+    rows = _rows(context, evolution, None if merge is None else _gradient_row(context, evolution, merge, known))
+    found = _Measured(keys={name: row.key for name, row in rows.items() if row.key is not None})
+    if merge is not None and "gradient" not in known.scores:
+        found.training["gradient"] = merge.usage() if rows["gradient"].error is None else None
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
-        if row.key is None and name in known:
-            methods[name], items[name], usage[name] = known[name]
-            continue
+        if keep and row.key is not None and not first:  # rows that do not depend on the search come before those that do
+            for other in known.scores:
+                if other not in rows and other not in known.keys:
+                    found.take(other, known, other)
         twin = name if row.key is None else first.setdefault(row.key, name)
-        if twin != name:
-            methods[name], items[name], usage[name] = methods[twin], items[twin], usage[twin]
-            continue
-        methods[name], items[name], usage[name] = {}, {}, {}
-        for split in REPORTED:
-            methods[name][split], items[name][split], usage[name][split] = _score(context, evolution, name, row, split)
+        if name in known.scores and known.keys.get(name) == row.key:
+            found.take(name, known, name)
+        elif twin != name:
+            found.take(name, found, twin)
+        else:
+            found.scores[name], found.items[name], found.usage[name] = {}, {}, {}
+            for split in REPORTED:
+                score = _score(context, evolution, name, row, split)
+                found.scores[name][split], found.items[name][split], found.usage[name][split] = score
     context.progress("measure", len(rows), len(rows), {})
     results = {
-        "methods": methods,
-        "found": [name for name, row in rows.items() if row.key is not None],
+        "methods": found.scores,
+        "found": [*found.keys],
+        "keys": {name: [kind, list(ids)] for name, (kind, ids) in found.keys.items()},
         "tasks": list(context.config.task_names),
         "seed": context.config.seed,
         **({"aggregate": dict(evolution.aggregate().facts)} if evolution.is_cycleqd else {}),
         **({"selected": dict(evolution.selected().facts)} if context.config.selects else {}),
         "best_elite": evolution.best_elite().facts["id"],
+        **({} if (identity := known.gradient if merge is None else merge.digest()) is None else {"gradient": identity}),
         "isolation": isolation,
     }
-    write_usage(context, evolution.ensure_space(), usage)
-    write_json(context.folder / "tables" / "items.json", items)
+    write_usage(context, evolution.ensure_space(), found.usage, found.training)
+    write_json(context.folder / "tables" / "items.json", found.items)
     write_json(context.folder / "tables" / "results.json", results)
     return results
 
 
-def _known(folder: Path) -> dict[str, tuple[dict[Split, Any], dict[Split, Any], dict[Split, Any]]]:
-    """Scores, scores of problems, and what was used, of every row of a finished run, by name."""
-    files = (folder / "tables" / name for name in ("results.json", "items.json", "usage.json"))
-    results, items, usage = (json.loads(file.read_text("utf-8")) for file in files)
-    return {name: (results["methods"][name], items[name], usage["evaluation"][name]) for name in results["methods"]}
+def _add_known(
+    known: _Measured, folder: Path, merge: GradientMerge | None, log: Callable[[str], None], *, searched: bool = True
+) -> None:
+    """Adds the rows of a finished run.
+
+    Args:
+        known: gets the rows.
+        folder: the run folder.
+        merge: the config's gradient descent; a row of other coefficients is left out.
+        log: called with a warning if the record of tokens and seconds is damaged.
+        searched: add the rows that its search found too, where the results have what identifies their weights.
+
+    Raises:
+        InputError: the results are damaged.
+    """
+    results, items, usage = load_results(folder), load_items(folder), read_usage(folder, log)
+    if results is None:
+        return
+    keys = {name: (str(kind), tuple(map(int, ids))) for name, (kind, ids) in results.get("keys", {}).items()}
+    other = _Measured(results["methods"], items, usage.get("evaluation", {}), usage.get("training", {}))
+    for name in other.scores:
+        if name not in items or (name in results.get("found", ()) and not (searched and name in keys)):
+            continue
+        if name == "gradient" and merge is not None and not merge.is_in(results):
+            continue
+        known.take(name, other, name)
+        if name in keys:
+            known.keys[name] = keys[name]
+        if name == "gradient":
+            known.gradient = results.get("gradient")
 
 
-def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Row]:
+def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, known: _Measured) -> _Row:
+    """The row of gradient descent; the coefficients are found now, before anything is evaluated, unless the row is known."""
+    row = _Row(merge.express, donate=True)
+    if "gradient" in known.scores:
+        return row
+    evolution.ensure_evaluator().unload()  # to make room
+    try:
+        merge.ensure_fitted()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return dataclasses.replace(row, error="the device's memory does not suffice; decrease gradient.batch_size")
+    return row
+
+
+def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict[str, _Row]:
     """The rows of the results table.
 
     Args:
         context: the context of the run.
         evolution: the evolution of the run.
-        fit: whether the coefficients of gradient descent are needed.
+        gradient: the row of gradient descent, if there is one.
     """
     models = context.models
     rows = {"base": _Row(lambda: models.base, donate=False)}
@@ -123,12 +225,8 @@ def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Ro
     rows["uniform_merge"] = expressed(jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *experts))
     for name in context.config.merges:
         rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
-    if context.config.gradient is not None:
-        merge = GradientMerge(context, context.config.gradient)
-        if fit:
-            evolution.ensure_evaluator().unload()  # to make room
-            merge.ensure_fitted()  # before anything is evaluated
-        rows["gradient"] = _Row(merge.express, donate=True)
+    if gradient is not None:
+        rows["gradient"] = gradient
     method = context.config.search.method
     found = {method: evolution.best_elite}
     if evolution.is_cycleqd:
@@ -154,6 +252,9 @@ def _score(
 
     Where the row can't be evaluated, its scores are None, and there are no scores of problems.
     """
+    if row.error is not None:
+        context.log(f"warning: {method} can't be evaluated: {row.error}")
+        return dict.fromkeys((*context.config.task_names, "average")), {}, {"tokens": None, "seconds": 0.0}
     evaluator = evolution.ensure_evaluator()
     evaluator.unload()  # the weights are made anew for every split, so that memory holds one set at a time
     evaluation = evaluator(row.make(), split, donate=row.donate)

@@ -80,7 +80,7 @@ def _add_stages(add: Add) -> None:
             command.add_argument(
                 "--best-elite",
                 action="store_true",
-                help="write the individual of the best average on train instead, into best_elite/",
+                help="write the individual with the highest average on train instead, into best_elite/",
             )
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")

@@ -42,6 +42,7 @@ def check_keys_together(config: RunConfig) -> None:
     _check_tasks(config)
     _check_experts(config)
     _check_prepare(config)
+    _check_conversations(config)
     _check_tiny(config)
     _check_devices(config)
     _check_genome(config)
@@ -146,6 +147,24 @@ def _check_prepare(config: RunConfig) -> None:
         raise InputError(
             f"expected model.prepare.shares with a share above 0, got {prepare.shares}; correct one, or leave the key out"
         )
+
+
+def _check_conversations(config: RunConfig) -> None:
+    """Checks that every task with a share in a joint training gets a conversation."""
+    prepare, gradient = config.model.prepare, config.gradient
+    trainings = []
+    if prepare is not None:
+        trainings.append(("model.prepare", prepare.steps, prepare.batch_size, prepare.share_of(config.task_names)))
+    if gradient is not None:
+        equal = dict.fromkeys(config.task_names, 1 / len(config.tasks))
+        trainings.append(("gradient", gradient.steps, gradient.batch_size, equal))
+    for key, steps, batch, shares in trainings:
+        least = math.ceil(round(1 / min(shares.values()), 6))
+        if steps * batch < least:
+            raise InputError(
+                f"expected {key}.steps × {key}.batch_size of at least {least}, so that every task with a share gets a "
+                f"conversation, got {steps} × {batch}; increase one of them"
+            )
 
 
 def _check_task_keys(key: str, mapping: Mapping[str, object], names: tuple[str, ...]) -> None:

@@ -68,7 +68,7 @@ def check_config(config: RunConfig) -> None:
     >>> config = load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]})
     >>> check_config(dataclasses.replace(config, search=dataclasses.replace(config.search, bins=0)))
     Traceback (most recent call last):
-    cycleqd_jax.types.InputError: expected search.bins to be at least 1, got 0; correct the config
+    cycleqd_jax.types.errors.InputError: expected search.bins to be at least 1, got 0; correct the config
     """
     _build(RunConfig, to_dict(config), "")
     check_keys_together(config)

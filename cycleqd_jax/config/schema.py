@@ -310,11 +310,12 @@ class ExportConfig:
 
     Attributes:
         method: the model that is exported: ``aggregate`` (the merge of the archives' elites, equation 5 of the paper; of
-            CycleQD only), ``best_elite`` (the individual of the best average on the train problems), ``soup`` (the average of
-            individuals that validation accepts one by one) or ``selected`` (the best of all these on the validation problems).
-        elites: number of individuals of the best averages on the train problems that are evaluated on the validation problems:
-            of the elites of all archives (``cycleqd``, ``qd``), the members of the population (``dns``), or all individuals
-            (``random``, ``cmaes``, ``nsga2``).
+            CycleQD only), ``best_elite`` (the individual with the highest average on the train problems), ``soup`` (the average
+            of individuals that validation accepts one by one) or ``selected`` (the best of all these on the validation
+            problems).
+        elites: number of individuals with the highest averages on the train problems that are evaluated on the validation
+            problems: of the elites of all archives (``cycleqd``, ``qd``), the members of the population (``dns``), or all
+            individuals (``random``, ``cmaes``, ``nsga2``).
     """
 
     method: Literal["selected", "aggregate", "best_elite", "soup"] = "selected"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from fractions import Fraction
 
 from cycleqd_jax.config.fields import field
 
@@ -53,8 +54,9 @@ class PrepareConfig(TrainConfig):
             tasks: names of all tasks; the result has their order.
         """
         given = dict.fromkeys(tasks, 1.0) if self.shares is None else {task: self.shares.get(task, 0.0) for task in tasks}
-        total = sum(given.values())
-        return {task: share / total for task, share in given.items() if share > 0}
+        exact = {task: Fraction(str(share)) for task, share in given.items()}  # equal ratios give equal floats
+        total = sum(exact.values())
+        return {task: float(share / total) for task, share in exact.items() if share > 0}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, top
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
 from cycleqd_jax.plan.estimate import Stage, estimate
 from cycleqd_jax.plan.evaluations import Evaluations, evaluations_of
-from cycleqd_jax.plan.flops import UTILISATION, ModelFlops, express_flops
+from cycleqd_jax.plan.flops import UTILISATION, ModelFlops, express_flops, mixed_flops
 from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, configured_mesh, fits, peak_stage
 from cycleqd_jax.plan.shapes import base_shape
 from cycleqd_jax.plan.summary import as_text, summary
@@ -31,6 +31,7 @@ __all__ = [
     "evaluations_of",
     "express_flops",
     "fits",
+    "mixed_flops",
     "peak_stage",
     "summary",
     "this_machine",

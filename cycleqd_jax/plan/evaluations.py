@@ -79,8 +79,10 @@ def evaluations_of(
     found = [on("search", min(limits), waves, "train")]
     cycleqd = run.search.method == "cycleqd"
     if run.selects:
-        candidates = export.elites + cycleqd  # the merge of equation 5 is CycleQD's
-        soups = export.elites - 1  # one after the other
+        elites = min(export.elites, min(limits))
+        candidates = elites + cycleqd  # the merge of equation 5 is CycleQD's
+        soups = elites - 1  # one after the other
         found.append(on("selection", candidates + soups, math.ceil(candidates / population) + soups, "validation"))
-    rows = 1 + experts + len(run.baselines) + 1 + len(run.merges) + (1 + cycleqd) + 2 * run.selects
+    optional = (run.model.prepare is not None) + (run.gradient is not None)
+    rows = 1 + experts + len(run.baselines) + 1 + len(run.merges) + optional + (1 + cycleqd) + 2 * run.selects
     return [*found, on("measurement", rows, rows, "train", "test")]

@@ -16,7 +16,7 @@ from cycleqd_jax.models.llama import LlamaConfig, abstract_params
 from cycleqd_jax.operators import is_matrix
 from cycleqd_jax.types import tree_paths
 
-__all__ = ["UTILISATION", "ModelFlops", "attention_flops", "express_flops", "matrix_flops"]
+__all__ = ["UTILISATION", "ModelFlops", "attention_flops", "express_flops", "matrix_flops", "mixed_flops"]
 
 UTILISATION = {"train": 0.4, "evaluate": 0.1}
 """Shares of a GPU's peak with which GPU-hours are extrapolated. Training: the 38 to 43 % that Llama 3 reached on H100 GPUs (The
@@ -67,7 +67,7 @@ class ModelFlops:
 
 
 def express_flops(space: ExpertSpace | CoefficientSpace | DenseSpace) -> int:
-    """FLOPs of the weights of one child."""
+    """FLOPs of the weights of one child that is expressed; children that share a base are not (see :func:`mixed_flops`)."""
     if isinstance(space, DenseSpace):
         return sum(leaf.size for leaf in jax.tree.leaves(space.base))
     if isinstance(space, CoefficientSpace):
@@ -79,3 +79,17 @@ def express_flops(space: ExpertSpace | CoefficientSpace | DenseSpace) -> int:
         directions = sum(basis.u.shape[-2] * basis.u.shape[-1] for basis in bases)
         total += int(matrix_flops(leaf.size, len(held) + directions))
     return total
+
+
+def mixed_flops(space: ExpertSpace | CoefficientSpace) -> int:
+    """FLOPs of the low-rank products of one token, where several children are decoded over one base.
+
+    They come on top of :attr:`ModelFlops.layers`: (x U · c) Vᵀ takes 2 r (m + n) for a matrix ``[m, n]`` and its r directions.
+
+    Args:
+        space: a space of LoRA experts (see :meth:`~cycleqd_jax.genome.ExpertSpace.express_mixed`).
+    """
+    if isinstance(space, CoefficientSpace):
+        return mixed_flops(space.experts)
+    bases = [basis for of in (space.bases, space.remainders) for basis in of.values()]
+    return sum(int(matrix_flops(basis.u.size + basis.vt.size, 1)) for basis in bases)

@@ -104,6 +104,9 @@ def _notes(run: RunConfig, mesh: Mesh, absent: Sequence[str]) -> list[str]:
         notes.append(note)
     if run.engine.population > 1:
         notes.append(f"times are those of one individual after the other, though {run.engine.population} are decoded together")
+    trained = {"finetune": run.model.experts is None, "model.prepare": run.model.prepare, "gradient": run.gradient}
+    if names := [name for name, given in trained.items() if given]:
+        notes.append(f"memory and time of training are not counted: {', '.join(names)}")
     if mesh not in ((1, 1, 1), run.mesh.sizes) and -1 not in run.mesh.sizes:
         keys = " ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, mesh, strict=True))
         notes.append(f"for this mesh, run cycleqd with {keys}")

@@ -13,6 +13,7 @@ import yaml
 
 from cycleqd_jax.files import write_bytes, write_json
 from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
+from cycleqd_jax.report.comparison_costs import write_comparison_costs
 from cycleqd_jax.types import InputError
 
 __all__ = ["draw_comparison", "write_comparison"]
@@ -43,6 +44,7 @@ def draw_comparison(folder: Path) -> ComparisonTable:
         ) from error
     table = comparison_table(runs, **found)
     write_comparison(file.parent, table, {one.name: best_so_far(one) for one in runs})
+    write_comparison_costs(file.parent, table, runs)
     return table
 
 

@@ -19,11 +19,13 @@ from cycleqd_jax.report.tables import results_table
 __all__ = ["PAPER_GPU_HOURS", "STAGES", "Cost", "Costs", "load_costs"]
 
 PAPER_GPU_HOURS: Mapping[str, float] = {"finetune_all": 200.0, "cycleqd": 410.0}
-"""H100-hours that the paper states, for experts of 8 billion parameters and 1200 generations."""
+"""H100-hours that the paper states, for experts of 8 billion parameters and 1200 generations. Only such runs compare."""
 
 STAGES = ("train", "express", "evaluate", "select", "measure")
 """The stages of a row: training of the models that it needs, the weights of the search's individuals, their evaluation, the
 evaluation of candidates for the final model, and the evaluation of the row itself on the train and test problems."""
+
+_ALWAYS_TRAINED = ("prepared_base", "finetune_all", "finetune_all_longer", "gradient")
 
 _BACKWARD = 3  # FLOPs of a training step over those of its forward pass
 
@@ -96,7 +98,6 @@ class Costs:
                 "stages": {stage: dataclasses.asdict(cost) for stage, cost in stages.items()},
                 "total": dataclasses.asdict(self.total(method)),
                 "gpu_hours": self.gpu_hours(method),
-                "paper_gpu_hours": PAPER_GPU_HOURS.get(method),
             }
             for method, stages in self.methods.items()
         }
@@ -137,7 +138,7 @@ def load_costs(folder: Path, history: History | None = None) -> Costs | None:
     names: Sequence[str] = results_table(folder).methods if measured else ([] if method is None else [method])
     methods: dict[str, dict[str, Cost]] = {}
     for name in names:
-        stages = {"train": _training(name, usage)}
+        stages = {"train": _training(name, names, usage)}
         if method is not None and (name == method or name.startswith(f"{method}_")):
             stages |= search
             if selection is not None and name.endswith(("_selected", "_soup")):
@@ -159,32 +160,57 @@ def _generations(history: History, usage: Mapping[str, Any] | None) -> dict[int,
                 "express": Cost.total(
                     Cost(0, None if usage is None else usage["flops"]["express"], one.seconds.get("express")) for one in of
                 ),
-                "evaluate": Cost.total(_decoding(one.tokens, one.seconds.get("evaluate"), usage) for one in of),
+                "evaluate": Cost.total(_decoding(one.tokens, one.seconds.get("evaluate"), usage, search=True) for one in of),
             },
         )
         for generation, of in sorted(members.items())
     }
 
 
-def _decoding(tokens: Mapping[str, int] | None, seconds: float | None, usage: Mapping[str, Any] | None) -> Cost:
-    """The cost of one evaluation, from its token counts."""
+def _decoding(
+    tokens: Mapping[str, int] | None, seconds: float | None, usage: Mapping[str, Any] | None, *, search: bool = False
+) -> Cost:
+    """The cost of one evaluation, from its token counts.
+
+    Args:
+        tokens: the token counts; None is unknown.
+        seconds: of the evaluation.
+        usage: what the run has used.
+        search: whether it is of the search or the selection, which may decode several individuals over one base.
+    """
     if tokens is None:
         return Cost(None, None, seconds)
-    return Cost(tokens["computed"], _forward(tokens["computed"], tokens["generated"], tokens["attended"], usage), seconds)
+    flops = _forward(tokens["computed"], tokens["generated"], tokens["attended"], usage)
+    if flops is not None and usage is not None and search:
+        flops += usage["flops"].get("mixed", 0) * tokens["computed"]
+    return Cost(tokens["computed"], flops, seconds)
 
 
-def _forward(layers: int, head: int, pairs: int, usage: Mapping[str, Any] | None) -> int | None:
-    """FLOPs of tokens that go through the layers, through the head, and of pairs of tokens that attend to each other."""
+def _forward(tokens: int, logits: int, pairs: int, usage: Mapping[str, Any] | None) -> int | None:
+    """FLOPs of a forward pass.
+
+    Args:
+        tokens: the number of tokens that go through the layers.
+        logits: the number of tokens whose logits are computed.
+        pairs: the number of pairs of a token and a token that it attends to.
+        usage: what the run has used.
+    """
     if usage is None:
         return None
     flops = usage["flops"]
-    return flops["layers"] * layers + flops["head"] * head + flops["pair"] * pairs
+    return flops["layers"] * tokens + flops["head"] * logits + flops["pair"] * pairs
 
 
-def _training(name: str, usage: Mapping[str, Any] | None) -> Cost:
+def _training(name: str, rows: Sequence[str], usage: Mapping[str, Any] | None) -> Cost:
     """The trainings of a row: its own, that of a prepared base, and for merges and searches those of all experts.
 
-    Models that the config gives are not trained. The tiny base counts for the row ``base`` only.
+    Models that the config gives are not trained. The tiny base counts for the row ``base`` only. Rows that are always trained
+    are unknown where there is no record of their training.
+
+    Args:
+        name: the row.
+        rows: all rows.
+        usage: what the run has used.
     """
     if usage is None:
         return Cost(None, None, None)
@@ -193,19 +219,30 @@ def _training(name: str, usage: Mapping[str, Any] | None) -> Cost:
         needed.add("prepared_base")
     if name not in ("base", "prepared_base") and not name.startswith(("expert/", "finetune_all")):
         needed |= {model for model in usage["training"] if model.startswith("expert/")}
+    always = {model for model in needed if model in rows and model in _ALWAYS_TRAINED}
     found = []
-    for model, one in usage["training"].items():
-        if model in needed and one is None:
+    for model in sorted(needed & {*usage["training"], *always}):
+        one = usage["training"].get(model)
+        if one is None:
             found.append(Cost(None, None, None))
-        elif model in needed:
+        else:
             forward = _forward(one["tokens"], one["tokens"], one["attended"], usage)
-            found.append(Cost(one["tokens"], None if forward is None else _BACKWARD * forward, one["seconds"]))
+            flops = None if forward is None else _BACKWARD * forward + one.get("flops", 0)
+            found.append(Cost(one["tokens"], flops, one["seconds"]))
     return Cost.total(found)
 
 
 def _selecting(selection: Mapping[str, Any], usage: Mapping[str, Any] | None) -> Cost:
-    tokens = Cost.total(_decoding(one.get("tokens"), 0.0, usage) for one in selection["candidates"])
-    return dataclasses.replace(tokens, seconds=None if usage is None else usage["selection"].get("seconds"))
+    seconds = {} if usage is None else usage["selection"]
+    return Cost.total(
+        _decoding(one.get("tokens"), seconds.get(_label(one)), usage, search=True) for one in selection["candidates"]
+    )
+
+
+def _label(candidate: Mapping[str, Any]) -> str:
+    """The name of a candidate in ``usage.json``."""
+    kind = candidate["kind"]
+    return kind if kind == "aggregate" else f"{kind} {' + '.join(map(str, candidate['ids']))}"
 
 
 def _measuring(name: str, usage: Mapping[str, Any] | None) -> Cost:

@@ -25,7 +25,7 @@ SEARCHES = {
     for row, label in ((method, _as_label(name)), (f"{method}_selected", f"{_as_label(name)}, selected"))
 }
 """The label of every row that a search ends with, in the order of the rows. ``cycleqd`` is the merge of equation 5, and
-every other method the individual of the best average on train. ``METHOD_selected`` was chosen on validation problems."""
+every other method the individual with the highest average on train. ``METHOD_selected`` was chosen on validation problems."""
 
 _LABELS = {
     "base": "Base model",

@@ -163,8 +163,8 @@ def load_usage(folder: Path) -> dict[str, Any] | None:
     """Reads ``tables/usage.json`` of a run folder; None if there is no such file.
 
     Returns:
-        ``flops`` (of a model's forward pass), ``gpu``, ``training`` by model, ``evaluation`` by method and split, and
-        ``selection``. The last two are empty where nothing has been evaluated.
+        ``flops`` (of a model's forward pass, and of the weights of a child), ``gpu``, ``training`` by model, ``evaluation`` by
+        method and split, and ``selection``: the seconds of candidates. The last two are empty where nothing has been evaluated.
 
     Raises:
         InputError: if the file has another form.
@@ -176,9 +176,10 @@ def load_usage(folder: Path) -> dict[str, Any] | None:
         raw = {"evaluation": {}, "selection": {}, **json.loads(path.read_text(encoding="utf-8"))}
         numbers = [raw["flops"][name] for name in ("layers", "head", "pair", "express")]
         numbers += [raw["gpu"]["peak"], raw["gpu"]["utilisation"]["train"], raw["gpu"]["utilisation"]["evaluate"]]
-        numbers += [*raw["selection"].values()]
+        numbers += [*raw["selection"].values(), raw["flops"].get("mixed", 0)]
         for one in raw["training"].values():
             numbers += [one[name] for name in ("tokens", "attended", "seconds")] if one is not None else []
+            numbers += [one.get("flops", 0)] if one is not None else []
         for splits in raw["evaluation"].values():
             for one in splits.values():
                 numbers += [one["seconds"], *([one["tokens"][name] for name in _TOKENS] if one["tokens"] is not None else [])]

@@ -40,7 +40,12 @@ def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     if "selection" in chosen:
         return f"those of individual {chosen['id']}."
     kind = "elite" if config.search.method in ("cycleqd", "qd") else "individual"
-    return f"those of individual {chosen['id']}, the {kind} of the best average on the train problems."
+    if "soup" in chosen:
+        return (
+            f"those of individual {chosen['id']}, the {kind} with the highest average on {chosen['soup']['problems']} "
+            "validation problems. No other improved the soup that begins with it."
+        )
+    return f"those of individual {chosen['id']}, the {kind} with the highest average on the train problems."
 
 
 def _choice(config: RunConfig, chosen: Mapping[str, Any]) -> str:
@@ -48,11 +53,17 @@ def _choice(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     if "selection" not in chosen:
         return ""
     found = chosen["selection"]
-    merge = "the merge of the archives' best elites, " if config.search.method == "cycleqd" else ""
+    elites = found["elites"]
+    one = "the individual with the highest average on the train problems"
+    given = [
+        *(["the merge of the archives' best elites"] if found["candidates"] > elites + found["soups"] else []),
+        one if elites == 1 else f"the {elites} individuals with the highest averages on the train problems",
+        *(["a soup of them"] if found["soups"] else []),
+    ]
+    among = given[0] if len(given) == 1 else f"{', '.join(given[:-1])} and {given[-1]}"
     return (
-        f" The model was chosen among {found['candidates']} candidates ({merge}the individuals of the best averages on the "
-        f"train problems, and a soup of them) by the average on {found['problems']} validation problems, "
-        f"{100 * found['average']:.1f} %. The test problems had no part in the choice."
+        f" The model was chosen among {found['candidates']} candidates ({among}) by the average on {found['problems']} "
+        f"validation problems, {100 * found['average']:.1f} %. The test problems had no part in the choice."
     )
 
 
@@ -77,7 +88,8 @@ def model_card(
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
     if config.model.prepare is not None:
         tasks = ", ".join(config.model.prepare.share_of(config.task_names))
-        base += f" after {config.model.prepare.steps} steps of joint fine-tuning on {tasks} (the prepared base, θ_base)"
+        steps = config.model.prepare.steps
+        base = f"the prepared base θ_base ({base} after {steps} steps of joint fine-tuning on {tasks})"
     given: Mapping[str, str | Path | None] = {"base": config.model.base} | {
         f"expert/{name}": path for name, path in (config.model.experts or {}).items()
     }
@@ -124,8 +136,9 @@ def model_card(
 
 # {config.name}: experts merged by {SEARCH_METHODS[config.search.method]}
 
-Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}, fine-tuned from {base}:
-{_length(config, evaluated)}, seed {config.seed}. The weights are
+Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}:
+{_length(config, evaluated)}, seed {config.seed}.
+The experts were fine-tuned from {base}. The weights are
 {weights}{_choice(config, chosen)}
 
 | model | from |

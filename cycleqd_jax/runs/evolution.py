@@ -15,7 +15,7 @@ import numpy as np
 from cycleqd_jax import search
 from cycleqd_jax.algorithms import CycleQDState, aggregate
 from cycleqd_jax.config import RunConfig
-from cycleqd_jax.evaluation import Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
+from cycleqd_jax.evaluation import Evaluation, Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
 from cycleqd_jax.files import digest, write_json
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, DenseSpace, ExpertGenome, ExpertSpace
 from cycleqd_jax.genome.basis import Basis
@@ -23,11 +23,12 @@ from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_fa
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
+from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
-from cycleqd_jax.runs.usage import Metered, write_usage
+from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split
@@ -45,7 +46,8 @@ class Merged:
         genome: of the model.
         facts: JSON-ready; of the aggregate ``elites`` (ids) and their weights ``beta``, of an individual its ``id``, of a soup
             its ``ids``; and ``mixing``, the weights of the experts' task vectors (None in the dense space; the mean over the
-            groups of layers where there are several). A selected model also has ``selection``: see :class:`Selection`.
+            groups of layers where there are several). A selected model also has ``selection``: see :class:`Selection`. A soup
+            of one individual has ``soup``: the number of validation ``problems``.
         key: equal for models of equal weights.
     """
 
@@ -198,6 +200,8 @@ class Evolution:
         self.ensure_evaluator()  # the models are loaded and checked before anything is written
         experts = _stack(self.expert_genomes())
         self._check_population(experts)
+        if config.gradient is not None:  # what its row lacks is found before the search
+            GradientMerge(context, config.gradient).check()
         claim_folder(config)
         inputs = input_digests(context.models.folders, context.tasks)
         check_inputs(context.folder, inputs, context.log)
@@ -282,7 +286,7 @@ class Evolution:
         return Merged(merged, facts, ("aggregate", tuple(ids.tolist())))
 
     def best_elite(self) -> Merged:
-        """The individual of the best average on the train problems, of those that the state of the search holds."""
+        """The individual with the highest average on the train problems, of those that the state of the search holds."""
         return self._merged(self._leading(1)[0])
 
     def selected(self) -> Merged:
@@ -292,8 +296,12 @@ class Evolution:
         return dataclasses.replace(found, facts={**found.facts, "selection": selection.facts})
 
     def soup(self) -> Merged:
-        """The greedy soup of the leading individuals; one of them where none other was accepted."""
-        return self._merged(self.ensure_selected().soup)
+        """The greedy soup of the leading individuals; where no other was accepted, the best of them on validation problems."""
+        selection = self.ensure_selected()
+        found = self._merged(selection.soup)
+        if "ids" in found.facts:
+            return found
+        return dataclasses.replace(found, facts={**found.facts, "soup": {"problems": selection.facts["problems"]}})
 
     def _merged(self, candidate: Candidate) -> Merged:
         if candidate.kind == "aggregate":
@@ -302,7 +310,7 @@ class Evolution:
         return Merged(candidate.genome, {**found, "mixing": _mixing(candidate.genome)}, candidate.key)
 
     def _leading(self, count: int) -> list[Candidate]:
-        """The individuals of the best averages on the train problems; evolves first where that has not been done."""
+        """The individuals with the highest averages on the train problems; evolves first where that has not been done."""
         genomes, _, ids = self.ensure_evolved().leading(count)
         return [
             Candidate("elite", (identity,), jax.tree.map(lambda leaf, j=j: leaf[j], genomes))
@@ -312,7 +320,7 @@ class Evolution:
     def ensure_selected(self) -> Selection:
         """Chooses the final model on the validation problems, once; evolves first where that has not been done.
 
-        The candidates are the individuals of the best averages on the train problems and their soup, of CycleQD also the
+        The candidates are the individuals with the highest averages on the train problems and their soup, of CycleQD also the
         aggregate of its archives.
 
         Raises:
@@ -326,13 +334,18 @@ class Evolution:
                 candidates = [Candidate("aggregate", tuple(found.facts["elites"]), found.genome), *candidates]
             self._selection = select(
                 candidates,
-                Metered(self._workers("validation"), context.folder),
+                self._workers("validation"),
                 context.folder / "tables" / "selection.json",
                 problems={task.name: _digest(task.rows["validation"]) for task in context.tasks},
                 progress=context.progress,
                 log=context.log,
+                on_evaluated=self._record_selection,
             )
         return self._selection
+
+    def _record_selection(self, evaluated: Mapping[str, Evaluation]) -> None:
+        seconds = {name: evaluation_usage(one)["seconds"] for name, one in evaluated.items()}
+        write_selection(self._context.folder, seconds, self._context.log)
 
 
 def budget_of(config: RunConfig, tasks: Sequence[RecordTask[Any]]) -> int | None:

@@ -47,6 +47,9 @@ FREE = {
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
 
+STATED = ("baselines", "merges", "gradient", "export")
+"""Those of them that decide about rows and about the exported model: ``config.yaml`` has their last values."""
+
 LATER = (
     *(
         f"search.{name}"
@@ -198,9 +201,10 @@ def check_folder(config: RunConfig) -> None:
         if key == "search.generations":
             free = here[key] >= there.get(key, math.inf)  # no generation depends on how many follow
         if not free and value_at(here, key) != value_at(there, key):
+            old, new = (_shown(value_at(tree, key)) for tree in (there, here))
             raise InputError(
-                f"expected {key} {value_at(there, key)!r}, as in the run in {folder}, got {value_at(here, key)!r}; choose "
-                "another output, or continue with the old value"
+                f"expected {key} {old}, as in the run in {folder}, got {new}; choose another output, or continue with the old "
+                "value"
             )
 
 
@@ -251,17 +255,21 @@ def claim_folder(config: RunConfig) -> None:
     """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
 
     Where the run continues with more generations, what was measured or drawn after fewer is removed. Where it has no scores
-    yet, the inputs that an earlier start recorded are removed: it may have had another config.
+    yet, the inputs that an earlier start recorded are removed: it may have had another config. Keys that decide about rows and
+    about the exported model are those of the last command.
     """
     file = config.folder / "config.yaml"
     here = {**to_dict(config), "versions": versions()}
     if (config.folder / "history.jsonl").exists():
         there = yaml.safe_load(file.read_text("utf-8"))
-        if there["search"]["generations"] == config.search.generations:
+        more = there["search"]["generations"] != config.search.generations
+        now = {**there, **{key: here[key] for key in STATED}}
+        now["search"] = {**there["search"], "generations": config.search.generations}
+        if now == there:
             return
-        there["search"]["generations"] = config.search.generations
-        here = there
-        _remove_results(config.folder)
+        here = now
+        if more:
+            _remove_results(config.folder)
     else:
         (config.folder / "inputs.json").unlink(missing_ok=True)
     write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
@@ -330,6 +338,14 @@ def value_at(keys: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key of :func:`flat`, or the mapping of the keys below it; ``"<absent>"`` where there is none."""
     below = {name.removeprefix(f"{key}."): value for name, value in keys.items() if name.startswith(f"{key}.")}
     return keys.get(key, below or "<absent>")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of a mapping only the first key."""
+    if not isinstance(value, dict) or not value:
+        return repr(value)
+    name, first = next(iter(value.items()))
+    return f"{{{name}: {first!r}{', …' if len(value) > 1 else ''}}}"
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,8 +14,11 @@ from cycleqd_jax import training
 from cycleqd_jax.config import GradientConfig
 from cycleqd_jax.files import digest, write_json
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
+from cycleqd_jax.plan import express_flops
+from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.folder import tokenizer_digest
+from cycleqd_jax.runs.usage import training_record
 from cycleqd_jax.types import Params
 
 __all__ = ["GradientMerge"]
@@ -50,6 +53,25 @@ class GradientMerge:
         """The file of the coefficients."""
         return self.file_of(self._context.folder)
 
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change with everything that the coefficients depend on."""
+        return digest(self._identity(), digits=16)
+
+    def is_in(self, results: Mapping[str, Any] | None) -> bool:
+        """Whether the content of a ``results.json`` has a row of these coefficients."""
+        return results is not None and "gradient" in results["methods"] and results.get("gradient") == self.digest()
+
+    def check(self) -> None:
+        """Loads the training conversations of all tasks, where they are needed, and checks that the model can learn from them.
+
+        Raises:
+            InputError: no gold solution of a task scores in the sandbox, or a conversation does not fit the model.
+        """
+        shared = self._context.shared
+        if self._read(self.digest()) is None and (shared is None or not self.is_in(load_results(shared))):
+            for name in self._context.config.task_names:
+                training.check_examples(self._context.examples.of(name), self._context.models.config)
+
     def ensure_fitted(self) -> Mapping[str, Any]:
         """Finds the coefficients and writes them, where the file does not have them.
 
@@ -62,7 +84,7 @@ class GradientMerge:
             InputError: see :func:`cycleqd_jax.training.fit_coefficients`.
         """
         context, options = self._context, self._options
-        identity = digest(self._identity(), digits=16)
+        identity = self.digest()
         if (known := self._read(identity)) is not None:
             return known
         names, seed = context.config.task_names, context.config.seed
@@ -89,6 +111,17 @@ class GradientMerge:
         write_json(self.file, found)
         return found
 
+    def usage(self) -> dict[str, Any] | None:
+        """The record of the gradient descent; None if the file has none.
+
+        Beside what every training has, ``flops`` counts the weights of every step, and the products of their gradient with the
+        task vectors, which are as many.
+        """
+        found = self.ensure_fitted()
+        steps = len(found.get("losses", ()))
+        record = training_record({**found, "steps": steps})
+        return None if record is None else {**record, "flops": 2 * steps * express_flops(self._host_space())}
+
     def express(self) -> Params:
         """The weights of the merge, on the first group of devices."""
         found = np.asarray(self.ensure_fitted()["coefficients"], np.float32)
@@ -97,14 +130,15 @@ class GradientMerge:
 
     def _space(self) -> CoefficientSpace:
         """The experts on the first group of devices; weights that are already there are not copied."""
-        context = self._context
-        models, group = context.models, context.groups[0]
-        space = CoefficientSpace.from_experts(
-            models.base, models.experts, groups=self._options.groups, densify=context.config.genome.densify
-        )
-        placed = group.place_space(space, models.config)
+        placed = self._context.groups[0].place_space(self._host_space(), self._context.models.config)
         assert isinstance(placed, CoefficientSpace)
         return placed
+
+    def _host_space(self) -> CoefficientSpace:
+        """The experts where they were loaded."""
+        models, options = self._context.models, self._options
+        densify = self._context.config.genome.densify
+        return CoefficientSpace.from_experts(models.base, models.experts, groups=options.groups, densify=densify)
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the coefficients depend on, as JSON."""

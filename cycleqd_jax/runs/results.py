@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -15,22 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax import operators
-from cycleqd_jax.config import to_dict
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.gradient import GradientMerge
+from cycleqd_jax.runs.measured import KilledMeasurement, Measured, RowResult, add_known
 from cycleqd_jax.runs.selection import Key
 from cycleqd_jax.runs.usage import evaluation_usage, write_usage
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
-__all__ = ["measure"]
-
-
-_SEEDED = ("dare", "dare_ties", "gradient")
-"""Rows that depend on the seed of the run, beside those that the search found: random masks, the order of conversations."""
+__all__ = ["lacks_rows", "measure"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,35 +36,43 @@ class _Row:
         make: makes the weights.
         donate: whether the weights belong to the evaluator, which may use their buffers up.
         key: of a model that the search found; equal for equal weights. None for models that do not depend on the search.
+        error: why the row can't be evaluated; None if it can.
     """
 
     make: Callable[[], Params]
     donate: bool
     key: Key | None = None
+    error: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scored:
-    """What is known of a row, by split.
+def lacks_rows(context: Context, results: Mapping[str, Any]) -> bool:
+    """Whether a run's config asks for rows that its results lack: of ``baselines``, ``merges`` or ``gradient``.
 
-    Attributes:
-        scores: of every task, and the average.
-        items: the scores of problems, by task; empty where the model can't be evaluated.
-        usage: tokens and seconds.
+    Args:
+        context: the context of the run.
+        results: the content of its ``results.json``.
     """
+    config, folders = context.config, context.models.folders
+    wanted = [*(name for name, folder in folders.baselines.items() if folder.exists()), *config.merges]
+    if config.selects:
+        wanted.append(f"{config.search.method}_selected")  # a version that did not select has none
+    merge = _gradient(context)
+    return any(name not in results["methods"] for name in wanted) or (merge is not None and not merge.is_in(results))
 
-    scores: Mapping[Split, Mapping[str, float | None]]
-    items: Mapping[Split, Mapping[str, Sequence[float]]]
-    usage: Mapping[Split, Mapping[str, Any]]
+
+def _gradient(context: Context) -> GradientMerge | None:
+    options = context.config.gradient
+    return None if options is None else GradientMerge(context, options)
 
 
-def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str, Any]:
+def measure(context: Context, evolution: Evolution, isolation: str, *, keep: bool = False) -> dict[str, Any]:
     """Evaluates every row on train and test; writes ``results.json``, ``items.json``, ``usage.json`` and ``transcripts/``.
 
     The JSON files are in ``tables/``. Seconds are in ``usage.json`` only, so a run that was killed ends with the same results.
 
     Rows of equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
-    search are taken over from ``context.shared``. Transcripts of other rows, which an earlier measurement left, are removed.
+    search are taken over from ``context.shared``, with the record of their training. Transcripts of other rows, which an
+    earlier measurement left, are removed.
 
     Every row is kept in ``measured.json`` until all are there. A measurement that was killed evaluates only what the file
     lacks.
@@ -78,77 +81,74 @@ def measure(context: Context, evolution: Evolution, isolation: str) -> dict[str,
         context: the context of the run.
         evolution: the evolution of the run. It evolves first if that has not been done.
         isolation: the isolation of the sandbox, for the record.
+        keep: keep what the run folder has: measure only rows that it lacks, and keep rows that the config does not name.
 
     Returns:
-        The content of ``results.json``. ``found`` names the rows of models that the search found.
+        The content of ``results.json``. ``found`` names the rows of models that the search found, and ``keys`` what identifies
+        their weights. ``gradient`` is the digest of the coefficients of the row of this name.
     """
-    known = {} if context.shared is None else _known(context.shared, context.config.seed)
-    rows = _rows(context, evolution, fit="gradient" not in known)
-    measured = _Measured(context)
-    found: dict[str, _Scored] = {}
+    evolution.ensure_evolved()  # the run folder belongs to this config before anything is written into it
+    merge = _gradient(context)
+    known = Measured()
+    if keep:
+        add_known(known, context.folder, merge, context.log)
+    own = {*known.scores}
+    if context.shared is not None:
+        add_known(known, context.shared, merge, context.log, searched=False, seed=context.config.seed)
+    rows = _rows(context, evolution, None if merge is None else _gradient_row(context, evolution, merge, known))
+    found = Measured(keys={name: row.key for name, row in rows.items() if row.key is not None})
+    if merge is not None and "gradient" not in known.scores:
+        found.training["gradient"] = merge.usage() if rows["gradient"].error is None else None
+    measurement = KilledMeasurement(context)
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
+        if keep and row.key is not None and not first:  # rows that do not depend on the search come before those that do
+            for other in known.scores:
+                if other not in rows and other not in known.keys:
+                    found.take(other, known, other)
         twin = name if row.key is None else first.setdefault(row.key, name)
-        if row.key is None and name in known:
-            found[name] = known[name]
+        if name in known.scores and known.keys.get(name) == row.key:
+            found.take(name, known, name)
         elif twin != name:
-            found[name] = found[twin]
+            found.take(name, found, twin)
         else:
-            found[name] = measured.ensure(name, row, lambda name=name, row=row: _scored(context, evolution, name, row))
+            evaluate = functools.partial(_evaluate, context, evolution, name, row)
+            found.scores[name], found.items[name], found.usage[name] = measurement.ensure(name, row.key, evaluate)
     context.progress("measure", len(rows), len(rows), {})
-    _remove_transcripts(context.folder, measured.rows)
+    _remove_transcripts(context.folder, {name: found.items[name] for name in found.scores if name in measurement.rows | own})
     results = {
-        "methods": {name: one.scores for name, one in found.items()},
-        "found": [name for name, row in rows.items() if row.key is not None],
+        "methods": found.scores,
+        "found": [*found.keys],
+        "keys": {name: [kind, list(ids)] for name, (kind, ids) in found.keys.items()},
         "tasks": list(context.config.task_names),
         "seed": context.config.seed,
         **({"aggregate": dict(evolution.aggregate().facts)} if evolution.is_cycleqd else {}),
         **({"selected": dict(evolution.selected().facts)} if context.config.selects else {}),
         "best_elite": evolution.best_elite().facts["id"],
+        **({} if (identity := known.gradient if merge is None else merge.digest()) is None else {"gradient": identity}),
         "isolation": isolation,
     }
-    write_usage(context, evolution.ensure_space(), {name: one.usage for name, one in found.items()})
-    write_json(context.folder / "tables" / "items.json", {name: one.items for name, one in found.items()})
+    write_usage(context, evolution.ensure_space(), found.usage, found.training)
+    write_json(context.folder / "tables" / "items.json", found.items)
     write_json(context.folder / "tables" / "results.json", results)
-    measured.remove()
+    measurement.remove()
     return results
 
 
-class _Measured:
-    """The rows that this measurement has evaluated, in ``tables/measured.json``."""
-
-    def __init__(self, context: Context) -> None:
-        """Reads the file, where it belongs to a measurement of the same models."""
-        config = context.config
-        self._file = context.folder / "tables" / "measured.json"
-        self._models = {"generations": config.search.generations, "gradient": to_dict(config.gradient)}
-        self._known: dict[str, Any] = {}
-        self.rows: dict[str, _Scored] = {}
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
-            found = json.loads(self._file.read_text("utf-8"))
-            if found["models"] == self._models:
-                self._known = found["rows"]
-
-    def ensure(self, name: str, row: _Row, score: Callable[[], _Scored]) -> _Scored:
-        """What is known of a row; it is evaluated where that is nothing."""
-        known = self._known.get(name)
-        if known is not None and known.pop("key") == repr(row.key):
-            self.rows[name] = _Scored(**known)
-        else:
-            self.rows[name] = score()
-        self._known[name] = {"key": repr(row.key), **dataclasses.asdict(self.rows[name])}
-        write_json(self._file, {"models": self._models, "rows": self._known})
-        return self.rows[name]
-
-    def remove(self) -> None:
-        """Removes the file, when all results are written."""
-        self._file.unlink(missing_ok=True)
+def _evaluate(context: Context, evolution: Evolution, name: str, row: _Row) -> RowResult:
+    """Evaluates a row on all splits; its transcripts are written."""
+    scores: dict[Split, Mapping[str, float | None]] = {}
+    items: dict[Split, Mapping[str, Sequence[float]]] = {}
+    usage: dict[Split, Mapping[str, Any]] = {}
+    for split in REPORTED:
+        scores[split], items[split], usage[split] = _score(context, evolution, name, row, split)
+    return scores, items, usage
 
 
-def _remove_transcripts(folder: Path, rows: Mapping[str, _Scored]) -> None:
-    """Removes the transcripts of all rows but these."""
-    kept = {_transcripts(folder, name, split) for name, one in rows.items() for split in one.items if one.items[split]}
+def _remove_transcripts(folder: Path, rows: Mapping[str, Mapping[Split, Any]]) -> None:
+    """Removes the transcripts of all rows but these, which are given with their scores of problems."""
+    kept = {_transcripts(folder, name, split) for name, items in rows.items() for split in items if items[split]}
     for file in (folder / "transcripts").glob("*.jsonl"):
         if file not in kept:
             file.unlink()
@@ -159,21 +159,28 @@ def _transcripts(folder: Path, method: str, split: Split) -> Path:
     return folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
 
 
-def _known(folder: Path, seed: int) -> dict[str, _Scored]:
-    """Scores, scores of problems, and what was used, of the rows of a finished run that are also those of a seed, by name."""
-    files = (folder / "tables" / name for name in ("results.json", "items.json", "usage.json"))
-    results, items, usage = (json.loads(file.read_text("utf-8")) for file in files)
-    rows = [name for name in results["methods"] if results["seed"] == seed or name not in _SEEDED]
-    return {name: _Scored(results["methods"][name], items[name], usage["evaluation"][name]) for name in rows}
+def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, known: Measured) -> _Row:
+    """The row of gradient descent; the coefficients are found now, before anything is evaluated, unless the row is known."""
+    row = _Row(merge.express, donate=True)
+    if "gradient" in known.scores:
+        return row
+    evolution.ensure_evaluator().unload()  # to make room
+    try:
+        merge.ensure_fitted()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return dataclasses.replace(row, error="the device's memory does not suffice; decrease gradient.batch_size")
+    return row
 
 
-def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Row]:
+def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict[str, _Row]:
     """The rows of the results table.
 
     Args:
         context: the context of the run.
         evolution: the evolution of the run.
-        fit: whether the coefficients of gradient descent are needed.
+        gradient: the row of gradient descent, if there is one.
     """
     models = context.models
     rows = {"base": _Row(lambda: models.base, donate=False)}
@@ -191,12 +198,8 @@ def _rows(context: Context, evolution: Evolution, *, fit: bool) -> dict[str, _Ro
     rows["uniform_merge"] = _Row(functools.partial(_uniform, context), donate=True)
     for name in context.config.merges:
         rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
-    if context.config.gradient is not None:
-        merge = GradientMerge(context, context.config.gradient)
-        if fit:
-            evolution.ensure_evaluator().unload()  # to make room
-            merge.ensure_fitted()  # before anything is evaluated
-        rows["gradient"] = _Row(merge.express, donate=True)
+    if gradient is not None:
+        rows["gradient"] = gradient
     method = context.config.search.method
     found = {method: evolution.best_elite}
     if evolution.is_cycleqd:
@@ -224,23 +227,16 @@ def _merged(context: Context, method: str) -> Params:
     return operators.static_merge(method, models.base, models.experts, jax.random.key(context.config.seed))
 
 
-def _scored(context: Context, evolution: Evolution, method: str, row: _Row) -> _Scored:
-    """One row on all splits; its transcripts are written."""
-    scores: dict[Split, Mapping[str, float | None]] = {}
-    items: dict[Split, Mapping[str, Sequence[float]]] = {}
-    usage: dict[Split, Mapping[str, Any]] = {}
-    for split in REPORTED:
-        scores[split], items[split], usage[split] = _score(context, evolution, method, row, split)
-    return _Scored(scores, items, usage)
-
-
 def _score(
     context: Context, evolution: Evolution, method: str, row: _Row, split: Split
-) -> tuple[Mapping[str, float | None], Mapping[str, Sequence[float]], Mapping[str, Any]]:
+) -> tuple[Mapping[str, float | None], Mapping[str, list[float]], Mapping[str, Any]]:
     """Scores of one row on one split, the score of every problem by task, and what was used; its transcripts are written.
 
     Where the row can't be evaluated, its scores are None, and there are no scores of problems.
     """
+    if row.error is not None:
+        context.log(f"warning: {method} can't be evaluated: {row.error}")
+        return dict.fromkeys((*context.config.task_names, "average")), {}, {"tokens": None, "seconds": 0.0}
     evaluator = evolution.ensure_evaluator()
     evaluator.unload()  # the weights are made anew for every split, so that memory holds one set at a time
     evaluation = evaluator(row.make(), split, donate=row.donate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.operators import single_threaded_lapack
+from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
@@ -26,7 +26,7 @@ from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
-from cycleqd_jax.runs.results import measure
+from cycleqd_jax.runs.results import lacks_rows, measure
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import open_tasks
 from cycleqd_jax.runs.trainer import Trainer
@@ -232,17 +232,27 @@ class Run:
         return measure(opened.context, opened.evolution, opened.sandbox.isolation.name)
 
     def results(self) -> dict[str, Any]:
-        """The results table: read from the run folder if it exists, otherwise computed."""
-        self._ensure_open("results", writes=False)
-        path = self.folder / "tables" / "results.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else self.evaluate()
+        """The results table: read from the run folder, with the rows that the config names and the table lacks measured.
+
+        Rows that the config does not name any more stay in the table; :meth:`evaluate` leaves them out.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        opened = self._ensure_open("results", writes=False)
+        found = load_results(self.folder)
+        if found is None:
+            return self.evaluate()
+        if self._read_only or not lacks_rows(opened.context, found):
+            return found
+        return measure(opened.context, opened.evolution, opened.sandbox.isolation.name, keep=True)
 
     def export(self, *, best_elite: bool = False) -> Path:
         """Writes a Hugging Face folder with a model card that has the results.
 
         Args:
-            best_elite: the individual of the best average on the train problems, into ``best_elite/``, instead of the model of
-                ``export.method``, into ``model/``.
+            best_elite: the individual with the highest average on the train problems, into ``best_elite/``, instead of the
+                model of ``export.method``, into ``model/``.
 
         Returns:
             The folder.
@@ -252,10 +262,7 @@ class Run:
         hf.check_target(target)  # before anything is evolved
         evolution, models = opened.evolution, opened.context.models
         chosen: Merged = evolution.best_elite() if best_elite else evolution.final()
-        if self.config.selects and f"{self.config.search.method}_selected" not in self.results()["methods"]:
-            self.evaluate()  # the results are of a version that did not select
-        else:
-            self.results()
+        self.results()
         table, evaluated = report.results_table(self.folder), len(report.open_run(self.folder).individuals)
         card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated)
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)

@@ -56,8 +56,8 @@ class Selection:
     Attributes:
         chosen: the candidate of the best average over tasks on the validation problems.
         soup: the greedy soup; an elite where no other elite was accepted.
-        facts: JSON-ready: the ``average`` of the chosen candidate on the validation problems, the number of ``problems`` and
-            the number of ``candidates``.
+        facts: JSON-ready: the ``average`` of the chosen candidate on the validation problems, the number of ``problems``, the
+            number of ``candidates``, and how many of them are ``elites`` and ``soups``.
     """
 
     chosen: Candidate
@@ -73,6 +73,7 @@ def select(
     problems: Mapping[str, str],
     progress: Progress = no_progress,
     log: Callable[[str], None] = lambda line: None,
+    on_evaluated: Callable[[Mapping[str, Evaluation]], None] = lambda evaluated: None,
 ) -> Selection:
     """Evaluates candidates and a greedy soup of the elites among them, and chooses the best.
 
@@ -90,18 +91,20 @@ def select(
         problems: a digest of the validation problems of every task, by task.
         progress: called after every group of candidates.
         log: called with the outcome in one line.
+        on_evaluated: called with the evaluations of every group of candidates by their labels, before they are written. After a
+            kill between the two, the same candidates come again.
 
     Raises:
         InputError: no elite has finite scores; or the file is damaged or belongs to other problems.
         InfraError: a sandbox is broken; the same call continues.
     """
-    record = _Record(file, problems, len(candidates), progress)
+    record = _Record(file, problems, len(candidates), progress, on_evaluated)
     record.ensure(candidates, evaluator)
     elites = [one for one in candidates if one.kind == "elite" and record.average(one) is not None]
     if not elites:
         raise InputError(
-            f"expected an elite with finite scores on the validation problems, got none in {file}; increase export.elites, or "
-            "set tasks.*.validation_size: 0 and export.method: best_elite"
+            f"expected an elite with finite scores on the validation problems, got none in {file}; choose another output, and "
+            "give it more export.elites"
         )
     elites.sort(key=lambda one: record.score(one), reverse=True)  # stable: equals stay in the order of their train scores
     soup, members = elites[0], elites[:1]
@@ -117,7 +120,9 @@ def select(
     assert average is not None  # an elite has one
     count = record.problems_of(chosen)
     log(f"selected on {count} validation problems: {chosen.label}, {100 * float(average):.1f} %")
-    return Selection(chosen, soup, {"average": float(average), "problems": count, "candidates": len(finalists)})
+    kinds = [one.kind for one in finalists]
+    numbers = {"candidates": len(kinds), "elites": kinds.count("elite"), "soups": kinds.count("soup")}
+    return Selection(chosen, soup, {"average": float(average), "problems": count, **numbers})
 
 
 def _mean(members: Sequence[Candidate]) -> Candidate:
@@ -130,11 +135,19 @@ def _mean(members: Sequence[Candidate]) -> Candidate:
 class _Record:
     """What is known of the candidates; its file is written with every result."""
 
-    def __init__(self, file: Path, problems: Mapping[str, str], total: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        file: Path,
+        problems: Mapping[str, str],
+        total: int,
+        progress: Progress,
+        on_evaluated: Callable[[Mapping[str, Evaluation]], None],
+    ) -> None:
         self._file = file
         self._problems = dict(problems)
         self._total = total
         self._progress = progress
+        self._on_evaluated = on_evaluated
         self._entries: dict[Key, dict[str, Any]] = {}
         if file.exists():
             self._entries = self._read()
@@ -168,6 +181,8 @@ class _Record:
         groups = [group for group in groups if any(one.key not in self._entries for one in group)]
 
         def on_result(i: int, evaluations: list[Evaluation]) -> None:
+            new = {one.label: x for one, x in zip(groups[i], evaluations, strict=True) if one.key not in self._entries}
+            self._on_evaluated(new)
             for one, evaluation in zip(groups[i], evaluations, strict=True):
                 self._entries.setdefault(one.key, _entry(one, evaluation))
             self._write({})

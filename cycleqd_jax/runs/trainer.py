@@ -89,7 +89,7 @@ class Trainer:
         config = tiny_llama(self._config, tokenizer.vocab_size)
         params = llama.init_params(config, jax.random.key(seed))
         examples = [tokenizer.encode_for_training(conversation) for conversation in corpus]
-        self._fit(folder, config, params, tokenizer, examples, self._config.pretrain, "pretrain")
+        self._fit(folder, config, params, tokenizer, examples, self._config.pretrain, "pretrain", "pretrain")
 
     def _prepare(self, folder: Path) -> None:
         """The base of all experts: the original one after a joint fine-tuning, with the share of every task in the data."""
@@ -98,7 +98,7 @@ class Trainer:
         config, original = hf.load(self._models.folders.original, vocab_size=self._config.model.vocab_size)
         shares, count = prepare.share_of(self._config.task_names), prepare.steps * prepare.batch_size
         examples = self._examples.mixture(shares, count, _seed(folder))
-        self._fit(folder, config, original, self._models.tokenizer, examples, prepare, "prepare")
+        self._fit(folder, config, original, self._models.tokenizer, examples, prepare, "prepare", "model.prepare")
 
     def _finetune(self, name: str, folder: Path, config: LlamaConfig, base: Params) -> None:
         """An expert (``expert/<task>``), or a baseline on the data of all tasks."""
@@ -109,7 +109,7 @@ class Trainer:
             options = dataclasses.replace(options, steps=options.steps * len(tasks))
         examples = [example for task in tasks for example in self._examples.of(task)]
         stage = name.replace("_", " ").replace("/", " ")
-        self._fit(folder, config, base, self._models.tokenizer, examples, options, stage)
+        self._fit(folder, config, base, self._models.tokenizer, examples, options, stage, "finetune")
 
     def _fit(
         self,
@@ -120,11 +120,19 @@ class Trainer:
         examples: Sequence[training.Example],
         train: TrainConfig,
         stage: str,
+        key: str,
     ) -> None:
-        """Trains a model and saves it."""
+        """Trains a model and saves it; ``key`` is the part of the config that ``train`` is."""
         options = training.TrainOptions(**{item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)})
         params, metrics = training.finetune(
-            params, config, examples, options, seed=_seed(folder), progress=self._progress, stage=stage
+            params,
+            config,
+            examples,
+            options,
+            seed=_seed(folder),
+            progress=self._progress,
+            stage=stage,
+            key=f"{key}.learning_rate",
         )
         write_training(Path(self._config.cache), folder, metrics)
         hf.save(folder, config, params, tokenizer=tokenizer)

@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
+from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json
-from cycleqd_jax.plan import DEVICES, UTILISATION, ModelFlops, express_flops
+from cycleqd_jax.genome import DenseSpace
+from cycleqd_jax.plan import DEVICES, UTILISATION, ModelFlops, express_flops, mixed_flops
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import Space
-from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.training import TrainMetrics
-from cycleqd_jax.types import Genome, Split
+from cycleqd_jax.types import Split
 
-__all__ = ["GPU", "Metered", "evaluation_usage", "write_training", "write_usage"]
+__all__ = ["GPU", "evaluation_usage", "read_usage", "training_record", "write_selection", "write_training", "write_usage"]
 
 GPU = "h100-80gb"
 """The device for which the report extrapolates GPU-hours, as the paper counts them; see :mod:`cycleqd_jax.plan`."""
 
 EvaluationUsage = Mapping[str, Mapping[Split, Mapping[str, Any]]]
 """Method → split → tokens and seconds."""
+
+TrainingUsage = Mapping[str, Mapping[str, Any] | None]
+"""Model → the record of its training; None if it is unknown."""
+
+_TRAINING = ("steps", "tokens", "attended", "seconds")
+
+
+def training_record(found: Any) -> dict[str, Any] | None:
+    """The record of a training in what a file holds; None if it has none.
+
+    Args:
+        found: a mapping with ``steps``, ``tokens`` (without padding), ``attended`` (pairs of tokens), ``seconds`` and, where
+            the steps compute more than passes of the model, ``flops``.
+    """
+    try:
+        record = {name: found[name] for name in (*_TRAINING, *(("flops",) if "flops" in found else ()))}
+        return record if all(map(math.isfinite, record.values())) else None
+    except (KeyError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def write_training(cache: Path, folder: Path, metrics: TrainMetrics) -> None:
@@ -49,69 +69,93 @@ def evaluation_usage(evaluation: Evaluation) -> dict[str, Any]:
     return {"tokens": evaluation.tokens, "seconds": sum(evaluation.seconds.values())}
 
 
-def write_usage(context: Context, space: Space, evaluation: EvaluationUsage | None = None) -> None:
+def write_usage(
+    context: Context,
+    space: Space,
+    evaluation: EvaluationUsage | None = None,
+    training: TrainingUsage | None = None,
+) -> None:
     """Writes ``tables/usage.json``.
+
+    The record of a training that the file has stays as long as its row does.
 
     Args:
         context: the context of the run.
         space: the genome space.
         evaluation: what the rows of the results table have used; None keeps what the file has.
+        training: records of trainings that are not in the cache: that of gradient descent, and those of rows that were taken
+            over from another run.
     """
-    usage: dict[str, Any] = {
-        "flops": {**dataclasses.asdict(ModelFlops.of(context.models.config)), "express": express_flops(space)},
-        "gpu": {"name": GPU, "peak": DEVICES[GPU].half, "utilisation": UTILISATION},
-        "training": _training(context),
-    }
+    flops = {**dataclasses.asdict(ModelFlops.of(context.models.config)), "express": express_flops(space), "mixed": 0}
+    if context.config.engine.population > 1 and not isinstance(space, DenseSpace):
+        flops |= {"express": 0, "mixed": mixed_flops(space)}
     file = _usage_file(context.folder)
-    write_json(file, {**_read(file), **usage, **({} if evaluation is None else {"evaluation": evaluation})})
+    before = read_usage(context.folder, context.log)
+    known = {name: training_record(one) for name, one in before.get("training", {}).items()} | dict(training or {})
+    found = known | {name: one for name, one in _training(context).items() if one is not None or name not in known}
+    if evaluation is not None:
+        found = {name: one for name, one in found.items() if name in evaluation}
+    usage: dict[str, Any] = {
+        "flops": flops,
+        "gpu": {"name": GPU, "peak": DEVICES[GPU].half, "utilisation": UTILISATION},
+        "training": found,
+    }
+    write_json(file, {**before, **usage, **({} if evaluation is None else {"evaluation": evaluation})})
 
 
-class Metered:
-    """A :class:`~cycleqd_jax.evaluation.GenomeEvaluator` that adds the seconds of the selection to ``tables/usage.json``.
+def write_selection(folder: Path, seconds: Mapping[str, float], log: Callable[[str], None]) -> None:
+    """Records the seconds of candidates for the final model in ``tables/usage.json``.
 
-    Attributes:
-        size: genomes per group.
-    """
-
-    def __init__(self, evaluator: GenomeEvaluator, folder: Path) -> None:
-        """Args:
-        evaluator: evaluates candidates.
+    Args:
         folder: the run folder.
-        """  # noqa: D205
-        self.size = evaluator.size
-        self._evaluator = evaluator
-        self._file = _usage_file(folder)
-
-    def __call__(self, groups: Sequence[Sequence[Genome]], on_result: Callable[[int, list[Evaluation]], None]) -> None:
-        """Evaluates groups of genomes; see :class:`~cycleqd_jax.evaluation.GenomeEvaluator`."""
-
-        def counted(i: int, evaluations: list[Evaluation]) -> None:
-            usage = _read(self._file)
-            seconds = sum(sum(evaluation.seconds.values()) for evaluation in evaluations)
-            write_json(self._file, usage | {"selection": {"seconds": usage.get("selection", {}).get("seconds", 0.0) + seconds}})
-            on_result(i, evaluations)
-
-        self._evaluator(groups, counted)
+        seconds: candidate → seconds of its evaluation, which replace those of an earlier one.
+        log: called with a warning if the file is damaged.
+    """
+    usage = read_usage(folder, log)
+    write_json(_usage_file(folder), {**usage, "selection": {**usage.get("selection", {}), **seconds}})
 
 
 def _usage_file(folder: Path) -> Path:
     return folder / "tables" / "usage.json"
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text("utf-8")) if file.exists() else {}
+def read_usage(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """The content of ``tables/usage.json``; empty where it is missing, or damaged, which is a warning."""
+    file = _usage_file(folder)
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        parts = [found.get(name, {}) for name in ("training", "evaluation", "selection")]
+        if all(isinstance(part, dict) for part in parts):
+            return found
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass
+    log(f"warning: {file} is damaged; what it said of tokens and seconds is unknown until `cycleqd evaluate` runs again")
+    return {}
+
+
+def _record(file: Path, log: Callable[[str], None]) -> dict[str, Any] | None:
+    """The record of a training; None where it is missing (of a version without records), or damaged, which is a warning."""
+    if not file.exists():
+        return None
+    try:
+        record = training_record(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if record is None:
+        log(f"warning: the record of a training in {file} is damaged; its costs are unknown")
+    return record
 
 
 def _training(context: Context) -> dict[str, Any]:
-    """What the training of every model of this run has used; None for a model that was trained by a version without records."""
-    folders, cache = context.models.folders, Path(context.config.cache)
-    found: dict[str, Any] = {}
-    for name, folder in {**folders.search, **folders.baselines}.items():
-        if folder.parent == cache / "models" and folder.exists():
-            file = _training_file(cache, folder)
-            found[name] = json.loads(file.read_text("utf-8")) if file.exists() else None
-    gradient = GradientMerge.file_of(context.folder)
-    if context.config.gradient is not None and gradient.exists():
-        fitted = json.loads(gradient.read_text("utf-8"))
-        found["gradient"] = {name: fitted[name] for name in ("tokens", "attended", "seconds")}
-    return found
+    """What the training of every model that this run's config trains has used; models that it gives have no entry."""
+    config, folders = context.config, context.models.folders
+    given = {"base"} if config.model.base is not None else set()
+    if config.model.experts is not None:
+        given |= {f"expert/{name}" for name in config.task_names}
+    return {
+        name: _record(_training_file(Path(config.cache), folder), context.log)
+        for name, folder in {**folders.search, **folders.baselines}.items()
+        if name not in given and folder.exists()
+    }

@@ -128,10 +128,12 @@ def fit_coefficients(
         losses += np.asarray(values)[: batch.count].tolist()
         seen += batch.seen
         attended += batch.attended
-        if not (np.isfinite(losses).all() and np.isfinite(coefficients).all()):
+        bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
+        if bad or not np.isfinite(coefficients).all():
+            got = f"a loss of {losses[bad[0]]} at step {bad[0] + 1}" if bad else f"another coefficient by step {len(losses)}"
             raise InputError(
-                f"expected finite losses and coefficients in {stage}, got {losses[-1]} by step {len(losses)} of {steps}; lower "
-                f"learning_rate (now {learning_rate}), or check the weights of the experts"
+                f"expected finite losses and coefficients in {stage}, got {got} of {steps}; lower {stage}.learning_rate (now "
+                f"{learning_rate}), or check the weights of the experts"
             )
         progress(stage, len(losses), steps, {"loss": losses[-1]})
     metrics = TrainMetrics(np.asarray(losses, np.float32), seen, attended, time.monotonic() - start)

@@ -147,6 +147,7 @@ def finetune(
     seed: int = 0,
     progress: Progress = no_progress,
     stage: str = "finetune",
+    key: str = "learning_rate",
 ) -> tuple[Params, TrainMetrics]:
     """Trains all weights on conversations.
 
@@ -160,6 +161,7 @@ def finetune(
         seed: the seed of the order of the examples.
         progress: called with the loss and the learning rate after every dispatch.
         stage: the name of this training in progress and errors.
+        key: the name of the learning rate in errors, such as ``finetune.learning_rate``.
 
     Returns:
         The new weights, in the dtype of the initial ones, and the metrics.
@@ -211,7 +213,7 @@ def finetune(
         if bad:
             raise InputError(
                 f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}; lower "
-                f"learning_rate (now {options.learning_rate}) or check the initial weights for NaN and Inf"
+                f"{key} (now {options.learning_rate}) or check the initial weights for NaN and Inf"
             )
         progress(stage, done, options.steps, {"loss": losses[-1], "learning_rate": float(rates[done - 1])})
     params = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)

@@ -188,11 +188,26 @@ def test_a_task_may_have_no_share():
         (None, {"mbpp": 1 / 3, "dbbench": 1 / 3, "os": 1 / 3}),
         ({"os": 3, "mbpp": 1, "dbbench": 0}, {"mbpp": 0.25, "os": 0.75}),
         ({"dbbench": 0.1}, {"dbbench": 1.0}),
+        ({"mbpp": 0.3, "dbbench": 0.3, "os": 0.3}, {"mbpp": 1 / 3, "dbbench": 1 / 3, "os": 1 / 3}),
     ):
         prepare = load_config(MINIMAL | {"model": {"prepare": {"shares": shares}}}).model.prepare
         assert prepare is not None
         assert prepare.share_of(names) == expected
         assert list(prepare.share_of(names)) == list(expected)
+
+
+@pytest.mark.parametrize("key", ["model.prepare", "gradient"])
+def test_every_task_gets_a_conversation(key):
+    load_config(MINIMAL, [f"{key}={{steps: 3, batch_size: 1}}"])
+    with pytest.raises(InputError, match=rf"expected {key}.steps × {key}.batch_size of at least 3, .*, got 2 × 1; increase"):
+        load_config(MINIMAL, [f"{key}={{steps: 2, batch_size: 1}}"])
+
+
+def test_a_small_share_needs_more_conversations():
+    shares = {"mbpp": 1, "dbbench": 8, "os": 1}
+    load_config(MINIMAL | {"model": {"prepare": {"shares": shares, "steps": 5, "batch_size": 2}}})
+    with pytest.raises(InputError, match=r"of at least 10, so that every task with a share gets .*, got 3 × 3; incr"):
+        load_config(MINIMAL | {"model": {"prepare": {"shares": shares, "steps": 3, "batch_size": 3}}})
 
 
 def test_given_experts_have_a_base_of_their_own():

@@ -196,3 +196,7 @@ def test_shipped_configs_load(monkeypatch):
     assert {name: config.name for name, config in configs.items()} == {name: name for name in configs}
     main = configs["smollm2_cs"]
     assert [task.train for task in main.tasks if not str(task.train).startswith("/data/")] == []
+    for name in ("llama3_8b_cs", "llama3_70b_cs"):  # MBPP+ of EvalPlus, as in the paper
+        coding = configs[name].tasks[0]
+        assert (coding.name, coding.kind, coding.options) == ("mbpp", "evalplus", {"tests": "plus"})
+        assert (coding.train_size, coding.validation_size, coding.test_size) == (189, 0, 189)

@@ -35,6 +35,18 @@ def test_a_run_of_cycleqd():
     assert measurement.rounds == (244, 148, 148, 148, 148, 80)
 
 
+def test_every_row_of_the_table_is_measured():
+    more = {"model": {"prepare": {}}, "gradient": {}, "baselines": ["finetune_all"], "merges": ["ties"]}
+    measurement = counted(**more)[-1]
+    # base, prepared base, experts, fine-tuning on all, uniform merge, ties, gradient; best elite, equation 5, soup, selected
+    assert measurement.models == 1 + 1 + 3 + 1 + 1 + 1 + 1 + 4
+
+
+def test_no_more_elites_than_individuals():
+    selection = counted(search={"generations": 1, "batch_size": 1}, export={"elites": 50})[1]
+    assert selection.models == 1 + 4 + 3
+
+
 def test_groups_of_devices_share_the_models_except_for_soups_and_rows():
     search, selection, measurement = counted(population=2, search={"generations": 10, "batch_size": 3})
     assert search.waves == 2 + 10 * 2

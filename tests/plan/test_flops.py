@@ -8,7 +8,7 @@ import pytest
 
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama
-from cycleqd_jax.plan import ModelFlops, express_flops
+from cycleqd_jax.plan import ModelFlops, express_flops, mixed_flops
 from cycleqd_jax.plan.shapes import PUBLISHED
 from cycleqd_jax.types import Adapter, LowRank
 
@@ -46,3 +46,5 @@ def test_express_by_hand():
     low = Adapter({"w": LowRank(jnp.ones((2, 6, 2)), jnp.ones((2, 2, 4)))})
     adapters = ExpertSpace.from_experts(base, [low, low])
     assert express_flops(adapters) == 2 * 48 * 2 * 2
+    low_rank = 2 * 2 * 2 * 2 * (6 + 4)  # per token: layers, experts, rank
+    assert mixed_flops(adapters) == mixed_flops(CoefficientSpace.from_experts(base, [low, low])) == low_rank

@@ -48,7 +48,7 @@ def folder(make_run):
     results["methods"]["cycleqd_selected"] = results["methods"]["cycleqd"]
     (folder / "tables" / "results.json").write_text(json.dumps(results))
     row = {"train": {"tokens": tokens(3), "seconds": SECONDS}, "test": {"tokens": tokens(4), "seconds": SECONDS}}
-    usage = {"flops": FLOPS, "gpu": GPU, "training": training, "selection": {"seconds": 6.0}}
+    usage = {"flops": FLOPS, "gpu": GPU, "training": training, "selection": {"elite 5": 2.0, "elite 6": 4.0, "elite 9": 8.0}}
     write(folder, "usage", usage | {"evaluation": dict.fromkeys(results["methods"], row)})
     known = {"scores": dict.fromkeys(TASKS, 1.0), "average": 1.0, "items": {task: [1.0] for task in TASKS}}
     candidates = [{"kind": "elite", "ids": [i], **known, "tokens": tokens(i)} for i in (5, 6)]
@@ -104,11 +104,10 @@ def test_files_and_tables(folder):
     tree = json.loads((folder / "tables" / "costs.json").read_text())
     costs = load_costs(folder)
     assert tree == json.loads(json.dumps(costs.record()))
-    assert tree["methods"]["cycleqd"]["paper_gpu_hours"] == 410
-    assert tree["methods"]["uniform_merge"]["paper_gpu_hours"] is None
     markdown = (folder / "tables" / "costs.md").read_text()
     assert markdown == costs_markdown(costs)
     assert "extrapolated, not measured" in markdown
+    assert "The paper states 410 H100-hours for CycleQD and 200 for fine-tuning on all data" in markdown
     for name in ("Costs", "Tokens", "FLOPs", "Seconds", "Search by generation"):
         assert f"**{name}**" in markdown
     assert '<section id="costs">' in (folder / "report.html").read_text()
@@ -126,6 +125,46 @@ def test_given_models_are_not_trained_and_old_ones_are_unknown(folder):
     assert costs.methods["base"]["train"] == Cost(None, None, None)
     assert costs.gpu_hours("base") is None
     assert costs.gpu_hours("uniform_merge") == 0
+
+
+@pytest.mark.parametrize("row", ["gradient", "finetune_all", "prepared_base"])
+def test_a_training_without_a_record_is_unknown(folder, row):
+    results = json.loads((folder / "tables" / "results.json").read_text())
+    results["methods"][row] = results["methods"]["uniform_merge"]
+    write(folder, "results", results)
+    usage = json.loads((folder / "tables" / "usage.json").read_text())
+    usage["training"].pop(row, None)
+    write(folder, "usage", usage)
+    costs = load_costs(folder)
+    assert costs.methods[row]["train"] == Cost(None, None, None)
+    assert (costs.methods["uniform_merge"]["train"].tokens is None) == (row == "prepared_base")
+
+
+def test_the_coefficients_of_a_gradient_descent_count(folder):
+    results = json.loads((folder / "tables" / "results.json").read_text())
+    results["methods"]["gradient"] = results["methods"]["uniform_merge"]
+    write(folder, "results", results)
+    usage = json.loads((folder / "tables" / "usage.json").read_text())
+    usage["training"]["gradient"] = {**trained(10), "flops": 5000}
+    write(folder, "usage", usage)
+    costs = load_costs(folder)
+    own = Cost(10, training_flops(10) + 5000, 10.0)
+    assert costs.methods["gradient"]["train"] == Cost.total([costs.methods["uniform_merge"]["train"], own])
+
+
+def test_individuals_over_one_base_have_low_rank_products(folder):
+    before = load_costs(folder).methods["cycleqd_selected"]
+    change(folder, "usage", flops={**FLOPS, "express": 0, "mixed": 3})
+    after = load_costs(folder).methods["cycleqd_selected"]
+    assert after["express"].flops == 0
+    for stage in ("evaluate", "select"):
+        assert after[stage].flops == before[stage].flops + 3 * before[stage].tokens
+    assert after["measure"] == before["measure"]  # rows are whole models
+
+
+def test_a_candidate_without_seconds_is_unknown(folder):
+    change(folder, "usage", selection={"elite 5": 2.0})
+    assert load_costs(folder).methods["cycleqd_selected"]["select"].seconds is None
 
 
 def test_a_journal_without_counts_is_unknown(folder):
@@ -146,7 +185,7 @@ def test_a_run_of_an_old_version_has_seconds(make_run):
     assert costs.methods["cycleqd"]["evaluate"].tokens is None
     assert costs.methods["cycleqd"]["evaluate"].seconds > 0
     assert costs.methods["base"]["measure"] == Cost(None, None, None)
-    assert "| CycleQD | – | – | – | – | 410 |" in costs_markdown(costs)
+    assert "| CycleQD | – | – | – | – |" in costs_markdown(costs)
 
 
 def test_a_search_that_is_running(folder):
@@ -174,7 +213,9 @@ def test_nothing_is_known_of_results_alone(make_run):
         {"training": {"base": 3}},
         {"training": {"base": {"tokens": "x"}}},
         {"evaluation": {"base": {"test": {"tokens": {}, "seconds": 1}}}},
-        {"selection": {"seconds": float("inf")}},
+        {"selection": {"elite 5": float("inf")}},
+        {"flops": {**FLOPS, "mixed": None}},
+        {"training": {"gradient": {**PREPARED, "flops": "x"}}},
     ],
 )
 def test_damaged_usage_is_an_error(folder, changes):

@@ -63,7 +63,7 @@ def test_a_prepared_base():
     tree["model"] = {"base": "owner/base", "prepare": {"steps": 60, "shares": {"dbbench": 1}}}
     card = model_card(load_config(tree), folders, AGGREGATE, TABLE, (), 42)
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base"]
-    assert "fine-tuned from owner/base after 60 steps of joint fine-tuning on dbbench (the prepared base, θ_base):" in card
+    assert "from the prepared base θ_base (owner/base after 60 steps of joint fine-tuning on dbbench). The weights are" in card
     lines = card.splitlines()
     assert lines.index("| base | owner/base |") + 1 == lines.index("| prepared_base | cache/prepared-4 |")
 
@@ -89,12 +89,18 @@ def test_the_command_is_quoted():
 @pytest.mark.parametrize("mixing", [None, [1.0, 0.0]])
 def test_an_elite(mixing):
     card = card_of({"id": 12, "mixing": mixing})
-    assert "those of individual 12, the elite of the best average on the train problems." in card
+    assert "those of individual 12, the elite with the highest average on the train problems." in card
     assert "| archive |" not in card
     assert ("after crossover" in card) == (mixing is not None)
 
 
-SELECTION = {"average": 0.625, "problems": 96, "candidates": 10}
+def test_a_soup_of_one_elite_was_chosen_on_validation():
+    card = card_of({"id": 12, "mixing": None, "soup": {"problems": 96}}, export={"method": "soup"})
+    assert "those of individual 12, the elite with the highest average on 96 validation problems. No other improved" in card
+    assert "train problems" not in card
+
+
+SELECTION = {"average": 0.625, "problems": 96, "candidates": 10, "elites": 8, "soups": 1}
 
 
 @pytest.mark.parametrize(
@@ -117,9 +123,24 @@ def test_a_selected_model(chosen, weights):
 
 
 def test_a_model_of_another_search():
-    card = card_of({"id": 12, "mixing": [0.5, 0.5], "selection": SELECTION}, search={"method": "random"})
+    selection = SELECTION | {"candidates": 9}
+    card = card_of({"id": 12, "mixing": [0.5, 0.5], "selection": selection}, search={"method": "random"})
     assert "# demo: experts merged by random search" in card
-    assert "10 candidates (the individuals of the best averages on the train problems, and a soup of them)" in card
+    assert "9 candidates (the 8 individuals with the highest averages on the train problems and a soup of them)" in card
+
+
+@pytest.mark.parametrize(
+    ("numbers", "given"),
+    [
+        ((10, 8, 1), "the merge of the archives' best elites, the 8 individuals with the highest averages on the train "
+                     "problems and a soup of them"),
+        ((2, 1, 0), "the merge of the archives' best elites and the individual with the highest average on the train problems"),
+        ((1, 1, 0), "the individual with the highest average on the train problems"),
+    ],
+)  # fmt: skip
+def test_the_candidates_are_those_that_there_were(numbers, given):
+    selection = SELECTION | dict(zip(("candidates", "elites", "soups"), numbers, strict=True))
+    assert f"among {numbers[0]} candidates ({given}) by" in card_of({"id": 3, "mixing": None, "selection": selection})
 
 
 def test_intervals_are_shown_where_the_problems_are_known():

@@ -68,6 +68,7 @@ def test_more_generations_remove_the_results_and_change_nothing_else(config, mon
     check_folder(more)
     claim_folder(more)
     first["search"]["generations"] = 9
+    first["baselines"] = ["finetune_all"]  # the table has a row for it
     assert not (config.folder / "tables" / "selection.json").exists()
     assert yaml.safe_load((config.folder / "config.yaml").read_text()) == first
     assert not (config.folder / "tables" / "results.json").exists()
@@ -85,6 +86,16 @@ def test_more_generations_remove_what_was_drawn_of_fewer(config):
     claim_folder(changed(config, generations=9))
     assert not any((config.folder / name).exists() for name in stale)
     assert all((config.folder / name).exists() for name in kept)
+
+
+def test_config_yaml_has_the_rows_and_the_export_of_the_last_command(config):
+    begin(config)
+    export = dataclasses.replace(config.export, method="soup")
+    other = dataclasses.replace(config, export=export, gradient=GradientConfig(steps=7), merges=("ties",), cache="elsewhere")
+    check_folder(other)
+    claim_folder(other)
+    assert load_config(config.folder / "config.yaml") == dataclasses.replace(other, cache=config.cache)
+    assert (config.folder / "tables" / "results.json").exists()
 
 
 @pytest.mark.parametrize(("key", "value"), [("bins", 7), ("generations", 4), ("batch_size", 2)])
@@ -115,7 +126,7 @@ def test_a_run_with_a_prepared_base_continues(config):
     begin(prepared)
     check_folder(prepared)
     check_folder(dataclasses.replace(prepared, gradient=GradientConfig(groups=2)))  # one more row of the table
-    with pytest.raises(InputError, match=r"expected model.prepare {.*'steps': 7, .*}, as in the run in .*, got None; choose"):
+    with pytest.raises(InputError, match=r"expected model.prepare {steps: 7, …}, as in the run in .*, got None; choose"):
         check_folder(config)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, prepare=PrepareConfig(steps=8)))
     with pytest.raises(InputError, match=r"expected model.prepare.steps 7, as in the run in .*, got 8; choose another"):
@@ -125,7 +136,7 @@ def test_a_run_with_a_prepared_base_continues(config):
 def test_a_base_is_not_prepared_later(config):
     begin(config)
     prepared = dataclasses.replace(config, model=dataclasses.replace(config.model, prepare=PrepareConfig(steps=7)))
-    with pytest.raises(InputError, match=r"expected model.prepare None, as in the run in .*, got {.*'steps': 7.*}; choose"):
+    with pytest.raises(InputError, match=r"expected model.prepare None, as in the run in .*, got {steps: 7, …}; choose"):
         check_folder(prepared)
 
 

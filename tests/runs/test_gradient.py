@@ -115,6 +115,32 @@ def test_other_data_and_a_damaged_file(merge_of, fits):
     assert len(fits) == 5
 
 
+def test_conversations_are_checked_where_they_are_needed(merge_of, fits, monkeypatch):
+    merge = merge_of()[0]
+    merge.check()
+    monkeypatch.setattr(merge._context.examples, "of", lambda task: [([1] * 65, [1] * 65)])
+    with pytest.raises(InputError, match="expected at most context_length = 64 tokens, got 65 in training example 0"):
+        merge.check()
+    merge = merge_of()[0]
+    merge.ensure_fitted()
+    monkeypatch.setattr(merge._context.examples, "of", lambda task: pytest.fail("they are not needed"))
+    merge.check()
+    assert merge.is_in({"methods": {"gradient": {}}, "gradient": merge.digest()})
+    assert not merge.is_in({"methods": {}, "gradient": merge.digest()})
+    assert not merge.is_in({"methods": {"gradient": {}}})
+
+
+def test_what_it_has_used(merge_of):
+    merge, models, _ = merge_of()
+    found = merge.ensure_fitted()
+    size = sum(leaf.size for _, leaf in tree_paths(models.base))
+    # in every step the weights, and the products of their gradient with two task vectors
+    expected = {"steps": 3, "flops": 3 * 2 * 2 * 2 * size, **{name: found[name] for name in ("tokens", "attended", "seconds")}}
+    assert merge.usage() == expected
+    write_text(merge.file, json.dumps({**found, "tokens": None}))
+    assert merge.usage() is None
+
+
 def test_more_groups_than_layers(merge_of):
     config = merge_of("gradient.groups=3")[0]._context.config
     with pytest.raises(InputError, match=r"expected 1 to 2 groups of layers, .*, got 3 in gradient.groups; correct the number"):

@@ -1,155 +1,214 @@
-"""The final measurement: what is evaluated, what is taken over, and what a killed one keeps; models and scores are made up."""
+"""The rows of the results table: what is measured, kept and taken over."""
 
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from cycleqd_jax.config import load_config
-from cycleqd_jax.runs import results
+from cycleqd_jax.evaluation import Evaluation, Evaluator
+from cycleqd_jax.files import write_json
+from cycleqd_jax.genome import ExpertSpace
+from cycleqd_jax.models import llama
+from cycleqd_jax.runs import results as module
+from cycleqd_jax.runs import run as runs
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.evolution import Evolution
-from cycleqd_jax.types import REPORTED
+from cycleqd_jax.runs.evolution import Evolution, Merged
+from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.gradient import GradientMerge
+from cycleqd_jax.runs.models import ModelFolders, Models
+from cycleqd_jax.runs.results import lacks_rows, measure
+from cycleqd_jax.runs.trainer import Trainer
+from cycleqd_jax.sandbox import Sandbox
+from cycleqd_jax.types import InputError, Outcome, Score, no_progress
 
-from ..compared_runs import TASKS, write_finished
+TREE = {"name": "demo", "tasks": [{"name": "a", "kind": "mbpp"}, {"name": "b", "kind": "dbbench"}], "merges": ["ties"]}
+RECORD = {"steps": 3, "tokens": 10, "attended": 30, "seconds": 1.5, "flops": 7}
+FOUND = ["cycleqd_best_elite", "cycleqd", "cycleqd_soup", "cycleqd_selected"]
 
 
-class Measurement:
-    """A run with made-up rows; ``evaluated`` are the rows that were evaluated, in order, and ``fail_at`` kills one of them."""
+class Opened(NamedTuple):
+    context: Context
+    evolution: Evolution
+    evaluated: list[str]
+    calls: list[str]
+    lines: list[str]
 
-    def __init__(self, monkeypatch, folder):
-        tasks = [{"name": name, "kind": kind} for name, kind in zip(TASKS, ("mbpp", "dbbench"), strict=True)]
-        self.config = load_config({"name": "demo", "tasks": tasks, "output": str(folder), "search": {"method": "random"}})
-        self.folder = folder
-        self.keys = {"base": None, "dare": None, "random": ("elite", (4,)), "random_selected": ("elite", (4,))}
-        self.evaluated: list[str] = []
-        self.fail_at: str | None = None
-        self.fitted: list[bool] = []
-        monkeypatch.setattr(results, "_rows", self._rows)
-        monkeypatch.setattr(results, "_score", self._score)
-        monkeypatch.setattr(results, "write_usage", self._write_usage)
-
-    def _rows(self, context, evolution, *, fit):
-        self.fitted.append(fit)
-        return {name: results._Row(dict, donate=True, key=key) for name, key in self.keys.items()}
-
-    def _score(self, context, evolution, method, row, split):
-        if self.fail_at == method and split == REPORTED[-1]:
-            raise KeyboardInterrupt
-        if split == REPORTED[0]:
-            self.evaluated.append(method)
-        path = results._transcripts(self.folder, method, split)
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_text("{}")
-        return dict.fromkeys((*TASKS, "average"), 0.5), {task: [0.0, 1.0] for task in TASKS}, {"tokens": None, "seconds": 1.0}
-
-    def _write_usage(self, context, space, evaluation):
-        (self.folder / "tables").mkdir(exist_ok=True, parents=True)
-        (self.folder / "tables" / "usage.json").write_text(json.dumps({"evaluation": evaluation}))
-
-    def run(self, shared=None):
-        context, evolution = mock.Mock(spec=Context), mock.Mock(spec=Evolution)
-        context.config, context.folder, context.shared = self.config, self.folder, shared
-        context.progress, context.log = (lambda *_: None), (lambda line: None)
-        evolution.is_cycleqd = False
-        evolution.selected.return_value.facts = {}
-        evolution.best_elite.return_value.facts = {"id": 4}
-        self.evaluated = []
-        return results.measure(context, evolution, "none")
+    def measure(self, **more):
+        return measure(self.context, self.evolution, "none", **more)
 
 
 @pytest.fixture
-def measurement(monkeypatch, tmp_path):
-    return Measurement(monkeypatch, tmp_path / "run")
+def open_of(tmp_path, monkeypatch):
+    """``open_of(**changes)``: a run whose models and search are faked, with what was called and evaluated, and its log."""
+    config = llama.LlamaConfig(64, 16, 32, 1, 2, 1, 8)
+    base = llama.init_params(config, jax.random.key(0))
+    space = ExpertSpace.from_experts(base, [base, base])
+    monkeypatch.setattr(GradientMerge, "digest", lambda self: f"steps-{self._options.steps}")
+    monkeypatch.setattr(GradientMerge, "ensure_fitted", lambda self: calls.append("fit"))
+    monkeypatch.setattr(GradientMerge, "usage", lambda self: RECORD)
+    monkeypatch.setattr(GradientMerge, "express", lambda self: base)
+    monkeypatch.setattr(module, "_merged", lambda context, name: base)
+    monkeypatch.setattr(module, "_uniform", lambda context: base)
+    calls: list[str] = []
+
+    def make(shared=None, **changes):
+        calls.clear()
+        loaded, evaluated, lines = load_config({"output": str(tmp_path / "run"), **TREE, **changes}), [], []
+        folders = ModelFolders({name: tmp_path / name for name in ("base", "expert/a", "expert/b")}, {})
+        models = mock.create_autospec(Models, instance=True)
+        models.folders, models.config, models.base = folders, config, base
+        models.expert_params.return_value = base
+        examples = mock.create_autospec(Examples, instance=True)
+        context = Context(loaded, models, (), examples, (), no_progress, lines.append, shared)
+
+        def evaluate(params, split, *, donate):
+            evaluated.append(split)
+            outcomes = {task: [Outcome(Score(float(len(evaluated) % 2)), (), 1, 1)] for task in ("a", "b")}
+            return Evaluation(outcomes, None, {"evaluate": 1.0})
+
+        evaluator = mock.create_autospec(Evaluator, instance=True, side_effect=evaluate)
+        evaluator.unload = lambda: None
+        evolution = mock.create_autospec(Evolution, instance=True)
+        evolution.is_cycleqd = True
+        evolution.ensure_evolved.side_effect = lambda: calls.append("evolve")
+        evolution.ensure_evaluator.return_value, evolution.ensure_space.return_value = evaluator, space
+        evolution.expert_genomes.return_value = [space.expert(0), space.expert(1)]
+        evolution.express.return_value = base
+        for name, key in (
+            ("best_elite", ("elite", (3,))),
+            ("aggregate", ("aggregate", (3, 4))),
+            ("soup", ("soup", (3, 5))),
+            ("selected", ("elite", (3,))),
+        ):
+            getattr(evolution, name).return_value = Merged(space.expert(0), {"id": 3, "mixing": None}, key)
+        return Opened(context, evolution, evaluated, calls, lines)
+
+    return make
 
 
-def transcripts(folder):
-    return sorted(path.name for path in (folder / "transcripts").iterdir())
+def tables(folder, name):
+    return json.loads((folder / "tables" / f"{name}.json").read_text())
 
 
-def test_equal_weights_are_evaluated_once(measurement):
-    found = measurement.run()
-    assert measurement.evaluated == ["base", "dare", "random"]
-    assert found["methods"]["random"] == found["methods"]["random_selected"]
-    assert found["found"] == ["random", "random_selected"]
-    assert not (measurement.folder / "tables" / "measured.json").exists()
+def test_only_missing_rows_are_measured_and_the_others_stay(open_of):
+    opened = open_of()
+    first = opened.measure()
+    shared = ["base", "expert/a", "expert/b", "uniform_merge", "ties"]
+    assert [*first["methods"]] == shared + FOUND
+    assert len(opened.evaluated) == 2 * (5 + 3)  # the best elite was selected: equal weights
+    assert not lacks_rows(opened.context, first)
+    again = open_of(merges=["dare"], gradient={"steps": 3})
+    assert lacks_rows(again.context, first)
+    second = again.measure(keep=True)
+    assert len(again.evaluated) == 2 * 2
+    assert [*second["methods"]] == [*shared[:4], "dare", "gradient", "ties", *FOUND]
+    assert {name: second["methods"][name] for name in first["methods"]} == first["methods"]
+    assert second["found"] == first["found"] == FOUND
+    items, usage = (tables(again.context.folder, name) for name in ("items", "usage"))
+    assert items.keys() == usage["evaluation"].keys() == second["methods"].keys()
+    assert usage["training"]["gradient"] == RECORD
+    assert not lacks_rows(again.context, second)
+    whole = open_of()
+    assert [*whole.measure()["methods"]] == shared + FOUND  # `cycleqd evaluate` has the rows of the config
+    assert len(whole.evaluated) == len(opened.evaluated)
 
 
-def test_a_killed_measurement_continues_with_the_next_row(measurement):
-    whole = measurement.run()
-    items = (measurement.folder / "tables" / "items.json").read_bytes()
-    measurement.fail_at = "random"
-    with pytest.raises(KeyboardInterrupt):
-        measurement.run()
-    measurement.fail_at = None
-    assert measurement.run() == whole
-    assert measurement.evaluated == ["random"]
-    assert (measurement.folder / "tables" / "items.json").read_bytes() == items
+def test_other_coefficients_are_another_row(open_of):
+    first = open_of(gradient={"steps": 3}).measure()
+    opened = open_of(gradient={"steps": 4})
+    assert lacks_rows(opened.context, first)
+    second = opened.measure(keep=True)
+    assert (opened.calls, len(opened.evaluated)) == (["evolve", "fit"], 2)
+    assert (first["gradient"], second["gradient"]) == ("steps-3", "steps-4")
 
 
-@pytest.mark.parametrize("change", ["key", "config", "damage"])
-def test_a_killed_measurement_of_other_models_is_not_continued(measurement, change):
-    measurement.fail_at = "random_selected"
-    measurement.keys["random_selected"] = ("soup", (4, 5))
-    with pytest.raises(KeyboardInterrupt):
-        measurement.run()
-    measurement.fail_at = None
-    if change == "key":
-        measurement.keys["random"] = ("elite", (9,))
-    elif change == "config":
-        measurement.config = load_config(results.to_dict(measurement.config), ["gradient={steps: 2}"])
-    else:
-        (measurement.folder / "tables" / "measured.json").write_text('{"models": ')
-    measurement.run()
-    assert measurement.evaluated == (["random", "random_selected"] if change == "key" else [*measurement.keys])
+def test_another_search_result_is_measured(open_of):
+    open_of().measure()
+    opened = open_of()
+    opened.evolution.soup.return_value = Merged(
+        opened.evolution.expert_genomes()[0], {"ids": [3, 6], "mixing": None}, ("soup", (3, 6))
+    )
+    opened.measure(keep=True)
+    assert len(opened.evaluated) == 2
 
 
-def test_transcripts_of_rows_that_have_none_of_their_own_are_removed(measurement):
-    measurement.keys["random_selected"] = ("soup", (4, 5))
-    measurement.run()
-    assert "random_selected-test.jsonl" in transcripts(measurement.folder)
-    measurement.keys["random_selected"] = measurement.keys["random"]
-    measurement.run()
-    assert transcripts(measurement.folder) == [
-        f"{row}-{split}.jsonl" for row in ("base", "dare", "random") for split in ("test", "train")
-    ]
+def test_a_row_that_is_taken_over_brings_its_training(open_of, tmp_path):
+    first = open_of(gradient={"steps": 3}, output=str(tmp_path / "other"))
+    first.measure()
+    opened = open_of(tmp_path / "other", gradient={"steps": 3})
+    results = opened.measure()
+    assert opened.calls == ["evolve"]
+    assert len(opened.evaluated) == 2 * 3  # what its own search found
+    assert results["gradient"] == "steps-3"
+    assert tables(opened.context.folder, "usage")["training"]["gradient"] == RECORD
 
 
-@pytest.mark.parametrize(("seed", "evaluated"), [(0, ["random"]), (3, ["dare", "random"])])
-def test_rows_that_depend_on_the_seed_are_not_those_of_another(measurement, tmp_path, seed, evaluated):
-    shared = write_finished(tmp_path / "other", "cmaes", seed)
-    for name in ("results", "items", "usage"):
-        path = shared / "tables" / f"{name}.json"
-        tree = json.loads(path.read_text()) if path.exists() else {"evaluation": {}}
-        rows = tree["methods"] if name == "results" else tree["evaluation"] if name == "usage" else tree
-        for row in ("base", "dare", "gradient", "cmaes", *rows):
-            rows[row] = rows.get(row) or {split: {} for split in REPORTED}
-        for row in ("expert/a", "expert/b", "uniform_merge"):
-            rows[row] = {split: {} for split in REPORTED}
-        path.write_text(json.dumps(tree))
-    measurement.run(shared)
-    assert measurement.evaluated == evaluated
-    assert measurement.fitted == [seed != 0]
+def test_a_damaged_record_of_another_run_is_unknown(open_of, tmp_path):
+    open_of(output=str(tmp_path / "other")).measure()
+    (tmp_path / "other" / "tables" / "usage.json").write_text("{")
+    opened = open_of(tmp_path / "other")
+    opened.measure()
+    assert tables(opened.context.folder, "usage")["evaluation"]["base"] == {}
+    assert "usage.json is damaged" in opened.lines[0]
 
 
-def test_the_uniform_merge_does_not_depend_on_the_genome_space():
-    base, *experts = [
-        {"w": jax.random.normal(jax.random.key(i), (64, 32), jnp.bfloat16), "norm": jnp.full(32, 1 + i / 7, jnp.bfloat16)}
-        for i in range(4)
-    ]
-    context, group, merged = mock.Mock(spec=Context), mock.Mock(), []
-    context.models = mock.Mock(base=base, experts=experts)
-    group.place_space, group.express, context.groups = (lambda space, config: space), jax.jit, [group]
-    for space in ("expert", "dense"):
-        tree = {"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}], "genome": {"space": space}}
-        context.config = load_config(tree)
-        merged.append(results._uniform(context))
-    for name in base:
-        mean = np.mean([np.asarray(one[name], np.float32) for one in experts], axis=0)
-        np.testing.assert_allclose(np.asarray(merged[0][name], np.float32), mean, rtol=2**-7, atol=1e-6)
-        np.testing.assert_array_equal(merged[0][name], merged[1][name])
+def test_the_folder_is_claimed_before_the_coefficients_are_written(open_of):
+    opened = open_of(gradient={})
+    opened.measure()
+    assert opened.calls == ["evolve", "fit"]
+
+
+def test_coefficients_that_do_not_fit_the_memory_leave_the_other_rows(open_of, monkeypatch):
+    def full(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 16 bytes")
+
+    monkeypatch.setattr(GradientMerge, "ensure_fitted", full)
+    opened = open_of(gradient={})
+    results = opened.measure()
+    assert results["methods"]["gradient"]["test"] == {"a": None, "b": None, "average": None}
+    assert results["methods"]["ties"]["test"]["average"] is not None
+    assert any(line.startswith("warning: gradient can't be evaluated: the device's memory") for line in opened.lines)
+    assert tables(opened.context.folder, "usage")["training"]["gradient"] is None
+    assert not lacks_rows(opened.context, results)
+
+
+def test_a_run_measures_what_its_table_lacks(open_of, tmp_path, monkeypatch):
+    opened = open_of()
+    run = runs.Run(opened.context.config)
+    sandbox = mock.create_autospec(Sandbox, instance=True)
+    sandbox.isolation = mock.Mock()
+    sandbox.isolation.name = "none"
+    trainer = mock.create_autospec(Trainer, instance=True)
+    monkeypatch.setattr(run, "_opened", runs._Opened(sandbox, opened.context, trainer, opened.evolution))
+    first = run.results()
+    evaluated = len(opened.evaluated)
+    assert run.results() == first
+    assert len(opened.evaluated) == evaluated
+    write_json(
+        run.folder / "tables" / "results.json", first | {"methods": {k: v for k, v in first["methods"].items() if k != "ties"}}
+    )
+    assert run.results()["methods"].keys() == first["methods"].keys()
+    assert len(opened.evaluated) == evaluated + 2
+    (run.folder / "tables" / "results.json").write_text("{")
+    with pytest.raises(InputError, match=r"in .*results\.json, got .*; run the evaluation again"):
+        run.results()
+
+
+def test_what_a_row_lacks_is_found_before_the_search(open_of, monkeypatch):
+    def refuse(self):
+        raise InputError("expected gold solutions, got none")
+
+    monkeypatch.setattr(GradientMerge, "check", refuse)
+    opened = open_of(gradient={})
+    evolution = Evolution(opened.context)
+    monkeypatch.setattr(evolution, "ensure_evaluator", lambda: None)
+    monkeypatch.setattr(evolution, "expert_genomes", opened.evolution.expert_genomes)
+    monkeypatch.setattr(evolution, "_check_population", lambda genomes: None)
+    with pytest.raises(InputError, match="expected gold solutions, got none"):
+        evolution.ensure_evolved()
+    assert not opened.context.folder.exists()

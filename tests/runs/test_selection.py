@@ -71,7 +71,7 @@ def test_the_best_on_validation_is_chosen_and_the_soup_is_greedy(tmp_path):
     assert found.soup.key == ("soup", (11, 12))
     assert float(found.soup.genome) == 3.0
     assert found.chosen.key == ("elite", (11,))  # before the soup, which is as good
-    assert found.facts == {"average": 0.5, "problems": 2 * N, "candidates": 5}
+    assert found.facts == {"average": 0.5, "problems": 2 * N, "candidates": 5, "elites": 3, "soups": 1}
     assert lines == ["selected on 16 validation problems: elite 11, 50.0 %"]
 
     tree = json.loads((tmp_path / "tables" / "selection.json").read_text())
@@ -148,6 +148,20 @@ def test_a_killed_selection_evaluates_no_candidate_twice(tmp_path, dies, size):
     assert (found.chosen.key, found.soup.key, found.facts) == (whole.chosen.key, whole.soup.key, whole.facts)
     assert file.read_bytes() == (tmp_path / "whole" / "tables" / "selection.json").read_bytes()
     assert chosen_of(tmp_path, FakeEvaluator({}, size), given).chosen.key == whole.chosen.key  # nothing is left
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_is_evaluated_is_named_before_it_is_written(tmp_path, size):
+    seen = []
+
+    def on_evaluated(evaluated):
+        file = tmp_path / "tables" / "selection.json"
+        assert len(json.loads(file.read_text())["candidates"] if file.exists() else []) == len(seen)
+        assert all(one.seconds == {"evaluate": 1.0} for one in evaluated.values())
+        seen.extend(evaluated)
+
+    chosen_of(tmp_path, FakeEvaluator(SOLVED, size), candidates(1.0, 2.0, 4.0), on_evaluated=on_evaluated)
+    assert seen == ["aggregate", "elite 10", "elite 11", "elite 12", "soup 11 + 12", "soup 11 + 12 + 10"]
 
 
 def test_groups_do_not_depend_on_what_is_known(tmp_path):

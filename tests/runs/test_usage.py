@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cycleqd_jax import open_run
-from cycleqd_jax.evaluation import Evaluation
-from cycleqd_jax.runs.usage import Metered, write_training
+from cycleqd_jax.config import load_config
+from cycleqd_jax.files import write_json
+from cycleqd_jax.genome import ExpertSpace
+from cycleqd_jax.models import llama
+from cycleqd_jax.plan import express_flops, mixed_flops
+from cycleqd_jax.runs.context import Context
+from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.models import ModelFolders, Models
+from cycleqd_jax.runs.usage import write_selection, write_training, write_usage
 from cycleqd_jax.training import TrainMetrics
+from cycleqd_jax.types import Adapter, LowRank, no_progress
 
 from .conftest import TASKS, history
 
@@ -43,16 +56,96 @@ def test_the_record_of_a_training_lies_in_the_cache(tmp_path):
     assert found == {"steps": 3, "tokens": 10, "attended": 30, "seconds": 1.5}
 
 
-def test_seconds_of_the_selection_add_up_over_starts(tmp_path):
-    class Two:
-        size = 2
+def test_seconds_of_a_candidate_replace_those_of_an_earlier_evaluation(tmp_path):
+    for seconds in ({"elite 3": 4.0, "aggregate": 2.0}, {"elite 3": 1.0}):
+        write_selection(tmp_path, seconds, print)
+    usage = json.loads((tmp_path / "tables" / "usage.json").read_text())
+    assert usage == {"selection": {"elite 3": 1.0, "aggregate": 2.0}}
 
-        def __call__(self, groups, on_result):
-            for i, group in enumerate(groups):
-                on_result(i, [Evaluation({}, None, {"express": 0.5, "evaluate": 1.0})] * len(group))
 
-    seen, genome = [], np.zeros(1)
-    for _ in range(2):  # a selection that was killed goes on in another process
-        Metered(Two(), tmp_path)([[genome, genome], [genome]], lambda i, evaluations: seen.append((i, len(evaluations))))
-    assert seen == [(0, 2), (1, 1)] * 2
-    assert json.loads((tmp_path / "tables" / "usage.json").read_text()) == {"selection": {"seconds": 9.0}}
+RECORD = {"steps": 3, "tokens": 10, "attended": 30, "seconds": 1.5}
+TREE = {"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}], "baselines": ["finetune_all"]}
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """``run_of(**changes)``: a context whose models lie in the cache with records, the space of its experts, and its log."""
+    config = llama.LlamaConfig(64, 16, 32, 2, 2, 1, 8)
+    base = llama.init_params(config, jax.random.key(0))
+
+    def make(**changes):
+        tree = {**TREE, "output": str(tmp_path / "run"), "cache": str(tmp_path / "cache"), **changes}
+        loaded, lines = load_config(tree), []
+        folders = {
+            name: tmp_path / "cache" / "models" / name.replace("/", "-") for name in ("base", "expert/mbpp", "expert/dbbench")
+        }
+        baselines = {name: tmp_path / "cache" / "models" / name for name in loaded.baselines}
+        for folder in (*folders.values(), *baselines.values()):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(tmp_path / "cache" / "training" / f"{folder.name}.json", RECORD)
+        models = mock.create_autospec(Models, instance=True)
+        models.folders, models.config = ModelFolders(folders, baselines), config
+        examples = mock.create_autospec(Examples, instance=True)
+        context = Context(loaded, models, (), examples, (), no_progress, lines.append)
+        return context, ExpertSpace.from_experts(base, [base, base]), lines
+
+    return make
+
+
+def written(context):
+    return json.loads((context.folder / "tables" / "usage.json").read_text())
+
+
+def test_the_training_of_a_row_stays_as_long_as_the_row_does(run_of):
+    context, space, _ = run_of()
+    rows = {name: {} for name in ("base", "expert/mbpp", "expert/dbbench", "finetune_all", "gradient")}
+    fitted = {**RECORD, "flops": 7}
+    write_usage(context, space, rows, {"gradient": fitted})
+    other, _, _ = run_of(baselines=[])
+    write_usage(other, space)  # the next command has another config; the table is the same
+    assert written(context)["training"] == {**dict.fromkeys(rows, RECORD), "gradient": fitted}
+    del rows["gradient"], rows["finetune_all"]
+    write_usage(other, space, rows)
+    assert written(context)["training"].keys() == rows.keys()
+
+
+def test_models_of_the_config_are_not_trained_wherever_they_lie(run_of):
+    model = {"base": "a", "experts": {"mbpp": "b", "dbbench": "c"}}
+    context, space, _ = run_of(model=model, baselines=[])
+    write_usage(context, space)
+    assert written(context)["training"] == {}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"steps": 1}', json.dumps({**RECORD, "tokens": "x"}), '{"tokens": NaN}'])
+def test_a_damaged_record_is_unknown(run_of, content):
+    context, space, lines = run_of()
+    (context.models.folders.search["base"].parents[1] / "training" / "base.json").write_text(content)
+    write_usage(context, space)
+    assert written(context)["training"]["base"] is None
+    assert written(context)["training"]["finetune_all"] == RECORD
+    assert [line for line in lines if "base.json is damaged; its costs are unknown" in line] == lines != []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"training": 3}'])
+def test_a_damaged_file_is_written_anew(run_of, content):
+    context, space, lines = run_of()
+    write_usage(context, space)
+    whole = written(context)
+    (context.folder / "tables" / "usage.json").write_text(content)
+    write_usage(context, space)
+    assert written(context) == whole
+    assert "usage.json is damaged; " in lines.pop()
+
+
+def test_individuals_over_one_base_are_not_expressed(run_of):
+    context, space, _ = run_of()
+    low = Adapter({"layers/attn/q": LowRank(jnp.ones((2, 16, 3)), jnp.ones((2, 3, 16)))})
+    adapters = ExpertSpace.from_experts(space.base, [low, low])
+    for config, express, mixed in ((context.config, express_flops(adapters), 0), ("population", 0, mixed_flops(adapters))):
+        if config == "population":
+            engine = dataclasses.replace(context.config.engine, population=2)
+            context = dataclasses.replace(context, config=dataclasses.replace(context.config, engine=engine))
+        write_usage(context, adapters)
+        flops = written(context)["flops"]
+        assert (flops["express"], flops["mixed"]) == (express, mixed)
+    assert mixed_flops(adapters) == 2 * 2 * 2 * 3 * (16 + 16)  # layers, experts, rank

@@ -201,5 +201,5 @@ def test_unusable_options(options, message, examples):
 
 
 def test_a_loss_that_is_not_finite_is_an_error(examples):
-    with pytest.raises(InputError, match=r"expected finite losses and coefficients in gradient, got .*; lower learning_rate"):
+    with pytest.raises(InputError, match=r"in gradient, got a loss of \w+ at step [1-5] of 5; lower gradient.learning_rate"):
         fitted("whole", examples, steps=5, rate=1e30)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from cycleqd_jax.report.costs import PAPER_GPU_HOURS, STAGES, Cost, Costs
 from cycleqd_jax.report.labels import method_label
@@ -10,9 +11,13 @@ from cycleqd_jax.report.metrics import milestones
 from cycleqd_jax.report.tables import formats
 from cycleqd_jax.report.tables.formats import Cell, Sheet
 
-__all__ = ["cost_caption", "cost_sheets", "costs_markdown"]
+__all__ = ["TOTALS", "cost_caption", "cost_sheets", "costs_markdown", "hours_caption", "total_cells"]
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+
+
+TOTALS = ("tokens", "FLOPs", "seconds", "GPU-hours, extrapolated")
+"""The columns of a row's totals."""
 
 
 def costs_markdown(costs: Costs) -> str:
@@ -33,18 +38,8 @@ def cost_sheets(costs: Costs) -> list[Sheet]:
 
 def cost_caption(costs: Costs) -> str:
     """What the numbers are."""
-    hours = "GPU-hours are unknown. "
-    if costs.gpu is not None:
-        shares = costs.gpu["utilisation"]
-        hours = (
-            f"GPU-hours are extrapolated, not measured: FLOPs / (peak × utilisation), with {_number(costs.gpu['peak'])}FLOP/s "
-            f"({costs.gpu['name']}) and a utilisation of {100 * shares['evaluate']:g} % in evaluations and "
-            f"{100 * shares['train']:g} % elsewhere. "
-        )
     return (
-        f"{hours}They count this run's models, problems and generations. The paper states {PAPER_GPU_HOURS['cycleqd']:g} "
-        f"H100-hours for CycleQD and {PAPER_GPU_HOURS['finetune_all']:g} for fine-tuning on all data, with experts of 8 "
-        "billion parameters and 1200 generations. Tokens are those that went through the model's layers; tokens that are in "
+        f"{hours_caption(costs.gpu)} Tokens are those that went through the model's layers; tokens that are in "
         "the cache already do not count. Stages: train is the training of every model that a row needs; express and evaluate "
         "are the search; select is the evaluation of candidates for the final model; measure is the evaluation of the row "
         "itself, which totals and GPU-hours leave out. Seconds of individuals evaluated at the same time are added up. "
@@ -52,15 +47,39 @@ def cost_caption(costs: Costs) -> str:
     )
 
 
+def hours_caption(gpu: Mapping[str, Any] | None) -> str:
+    """What GPU-hours are, and those that the paper states.
+
+    Args:
+        gpu: as in :class:`~cycleqd_jax.report.costs.Costs`.
+    """
+    hours = "GPU-hours are unknown."
+    if gpu is not None:
+        shares = gpu["utilisation"]
+        hours = (
+            f"GPU-hours are extrapolated, not measured: FLOPs / (peak × utilisation), with {_number(gpu['peak'])}FLOP/s "
+            f"({gpu['name']}) and a utilisation of {100 * shares['evaluate']:g} % in evaluations and "
+            f"{100 * shares['train']:g} % elsewhere."
+        )
+    return (
+        f"{hours} They count the models, problems and generations of these results. The paper states "
+        f"{PAPER_GPU_HOURS['cycleqd']:g} H100-hours for CycleQD and {PAPER_GPU_HOURS['finetune_all']:g} for fine-tuning on all "
+        "data, with experts of 8 billion parameters and 1200 generations: only results of that size compare with them."
+    )
+
+
 def _hours(costs: Costs) -> Sheet:
     rows = []
     for method in costs.methods:
-        total, hours, paper = costs.total(method), costs.gpu_hours(method), PAPER_GPU_HOURS.get(method)
-        cells = [_number(total.tokens), _number(total.flops), _seconds(total.seconds)]
-        cells += ["–" if hours is None else f"{hours:.3g}", "–" if paper is None else f"{paper:g}"]
-        rows.append((method_label(method), [Cell(text) for text in cells]))
-    columns = ["tokens", "FLOPs", "seconds", "GPU-hours, extrapolated", "GPU-hours of the paper"]
-    return Sheet("Costs", "method", columns, rows, unmarked=len(columns))
+        total = costs.total(method)
+        rows.append((method_label(method), total_cells(total.tokens, total.flops, total.seconds, costs.gpu_hours(method))))
+    return Sheet("Costs", "method", TOTALS, rows, unmarked=len(TOTALS))
+
+
+def total_cells(tokens: float | None, flops: float | None, seconds: float | None, hours: float | None) -> list[Cell]:
+    """The cells of a row's totals, in the columns :data:`TOTALS`; None is unknown."""
+    cells = [_number(tokens), _number(flops), _seconds(seconds), "–" if hours is None else f"{hours:.3g}"]
+    return [Cell(text) for text in cells]
 
 
 def _by_stage(name: str, costs: Costs, shown: Callable[[Cost], str]) -> Sheet:

@@ -137,6 +137,10 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
         from cycleqd_jax.cli.report import write_reports
 
         write_reports(args.folder)
+    elif args.command == "lineage":
+        from cycleqd_jax.cli.folders import show_lineage
+
+        show_lineage(args.folder, args.child, as_json=args.json, svg=args.svg)
     else:
         from cycleqd_jax.cli.stages import run_stage
 

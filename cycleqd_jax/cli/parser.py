@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
     _add_stages(add)
+    _add_folders(add)
     _add_compare(add)
     _add_models(add)
     _add_plan(add)
@@ -84,8 +85,17 @@ def _add_stages(add: Add) -> None:
             )
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_folders(add: Add) -> None:
     report = add("report", "draw the figures, tables and page of a run folder")
     report.add_argument("folder", type=Path, nargs="+", help="run folders; several are averaged into one table")
+    lineage = add("lineage", "show the ancestors of an individual, their shares and their scores, from the journal alone")
+    lineage.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    lineage.add_argument("child", metavar="CHILD", type=int, help="id of the individual")
+    form = lineage.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--svg", metavar="FILE", type=Path, help="write a drawing instead")
 
 
 def _add_compare(add: Add) -> None:

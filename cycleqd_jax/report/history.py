@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,10 @@ import numpy as np
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.types import InputError
 
-__all__ = ["Archive", "Grid", "History", "Insertion", "load_grid", "load_history"]
+__all__ = ["Archive", "Grid", "History", "Insertion", "load_grid", "load_history", "shares"]
+
+MIN_WEIGHT_SUM = 1e-3
+"""Weights of a crossover whose sum is closer to zero give the mean of the parents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +233,21 @@ class History:
                 mix[row] = np.eye(len(tasks))[tasks.index(one.expert)]
             elif one.coefficients is not None:
                 mix[row] = np.mean(one.coefficients, axis=0)
-            elif one.omega is not None and sum(one.omega) != 0:
+            elif one.omega is not None:
                 parents = [self.row_of.get(p, row) for p in one.parents]  # if unknown: the row itself, still NaN
-                weights = np.array(one.omega) / sum(one.omega)
-                mix[row] = weights @ mix[parents]
+                mix[row] = np.array(shares(one.omega)) @ mix[parents]
         return mix
+
+
+def shares(omega: Sequence[float]) -> tuple[float, float]:
+    """The shares of the two parents in a child, ω1/(ω1+ω2) and ω2/(ω1+ω2), as the crossover computes them.
+
+    Args:
+        omega: the raw weights ω1, ω2 of the journal.
+    """
+    first, second = omega
+    total = first + second
+    return (0.5, 0.5) if abs(total) < MIN_WEIGHT_SUM else (first / total, second / total)
 
 
 def _read_json(path: Path) -> Any:

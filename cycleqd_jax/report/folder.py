@@ -101,9 +101,9 @@ class RunFolder:
         """Every evaluated individual, in the order of the journal.
 
         The records have the fields of :class:`~cycleqd_jax.individual.Individual`, with one score per task and ``average``
-        instead of ``scores``, and with ``coefficients`` only where there are any. ``parents`` lists only ids that exist,
-        ``seconds`` is the sum over all stages, ``tokens`` is the number that went through the model's layers (None where they
-        were not counted), and the scores of a quarantined individual are NaN.
+        instead of ``scores``, and with ``coefficients`` and ``digest`` only where there are any. ``parents`` lists only ids
+        that exist, ``seconds`` is the sum over all stages, ``tokens`` is the number that went through the model's layers (None
+        where they were not counted), and the scores of a quarantined individual are NaN.
         """
         return [self._individual(row) for row in range(len(self._history.individuals))]
 
@@ -279,8 +279,9 @@ class RunFolder:
     def _individual(self, row: int) -> Record:
         one = self._history.individuals[row]
         record = {field.name: getattr(one, field.name) for field in dataclasses.fields(one) if field.name != "scores"}
-        if one.coefficients is None:
-            del record["coefficients"]
+        for name in ("coefficients", "digest"):
+            if record[name] is None:
+                del record[name]
         record |= {"parents": self._parents(row), "seconds": sum(one.seconds.values())}
         record["tokens"] = None if one.tokens is None else one.tokens.get("computed")
         return record | self._scores(row)

@@ -14,6 +14,7 @@ import numpy as np
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.checkpoint import Checkpoints
+from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
@@ -87,13 +88,15 @@ def evolve(
     first = 0
     if checkpoints is not None and restored:
         first, state = checkpoints.restore(state, key)
+    for k, digest in enumerate(_digests(experts)):
+        _check_digest(k, digest, journal)
     for t in range(first, generations):
         first_id = count + t * batch_size
         size = min(batch_size, total - first_id)
         if size <= 0:
             break
         genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
-        children = _children(lineage, t, first_id, tasks)
+        children = _children(genomes, lineage, t, first_id, tasks)
         for child in children:
             _check_recorded(child, journal)
         _evaluate(evaluator, genomes, children, journal, report)
@@ -143,8 +146,17 @@ def _evaluate_experts(
     """The searcher's first state."""
     count = jax.tree.leaves(genomes)[0].shape[0]
     experts = [
-        Individual(k, -1, tasks[k] if k < len(tasks) else f"expert {k}", None, parents=(-1, -1), omega=None, key=None)
-        for k in range(count)
+        Individual(
+            id=k,
+            generation=-1,
+            expert=tasks[k] if k < len(tasks) else f"expert {k}",
+            active=None,
+            parents=(-1, -1),
+            omega=None,
+            key=None,
+            digest=one,
+        )
+        for k, one in enumerate(_digests(genomes))
     ]
     for expert in experts:
         recorded = journal.get(expert.id)
@@ -168,9 +180,17 @@ def _evaluate_experts(
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
 
 
-def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
+def _digests(genomes: Genome) -> list[str]:
+    """The digest of every genome of a batch."""
+    host = jax.device_get(genomes)
+    count = jax.tree.leaves(host)[0].shape[0]
+    return [tree_digest(jax.tree.map(lambda leaf, j=j: leaf[j], host)) for j in range(count)]
+
+
+def _children(genomes: Genome, lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
     """The children of a generation, not yet evaluated."""
     host = jax.tree.map(np.asarray, lineage)
+    digests = _digests(genomes)
     return [
         Individual(
             id=first_id + j,
@@ -181,6 +201,7 @@ def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[
             omega=tuple(host.omega[j].tolist()) if host.coefficients is None else None,
             key=tuple(host.key[j].tolist()),
             coefficients=None if host.coefficients is None else tuple(host.coefficients[j].tolist()),
+            digest=digests[j],
         )
         for j in range(len(host.active))
     ]
@@ -195,6 +216,17 @@ def _check_recorded(child: Individual, journal: Journal) -> None:
                 f"expected {name} = {getattr(child, name)} of individual {child.id}, got {getattr(recorded, name)} in "
                 f"{journal.path}; use the config, the experts and the version of that run, or another folder"
             )
+    _check_digest(child.id, child.digest, journal)
+
+
+def _check_digest(identity: int, digest: str | None, journal: Journal) -> None:
+    """Checks that a recorded individual has the genome that this run makes; journals of older versions have no digests."""
+    recorded = journal.get(identity)
+    if recorded is not None and recorded.digest not in (None, digest):
+        raise InputError(
+            f"expected the genome of individual {identity} to have digest {digest}, got {recorded.digest} in "
+            f"{journal.path}; use the experts, the version and the kind of machine of that run, or another folder"
+        )
 
 
 def _evaluate(

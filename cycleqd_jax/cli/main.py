@@ -137,6 +137,14 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
         from cycleqd_jax.cli.report import write_reports
 
         write_reports(args.folder)
+    elif args.command == "status":
+        from cycleqd_jax.cli.folders import show_status
+
+        show_status(args.folder, as_json=args.json, watch=args.watch)
+    elif args.command == "verify":
+        from cycleqd_jax.cli.folders import verify
+
+        return verify(args.folder, digest=args.digest)
     elif args.command == "lineage":
         from cycleqd_jax.cli.folders import show_lineage
 

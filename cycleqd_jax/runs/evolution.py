@@ -31,7 +31,7 @@ from cycleqd_jax.runs.usage import Metered, write_usage
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split
 
-__all__ = ["Evolution", "Merged", "budget_of", "input_digests"]
+__all__ = ["Evolution", "Merged", "budget_of", "input_digests", "mixing_of"]
 
 PAPER_W_MAX = 0.3
 
@@ -209,7 +209,7 @@ class Evolution:
         journal = search.Journal(context.folder / "history.jsonl")
         if context.shared is not None:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
-            self._take_experts(journal, search.Journal(context.shared / "history.jsonl"))
+            self._take_experts(journal, search.Journal(context.shared / "history.jsonl", read_only=True))
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher(),
@@ -231,7 +231,8 @@ class Evolution:
         for k in range(len(self._config.tasks)):
             expert = other.get(k)
             if expert is not None and journal.get(k) is None:
-                journal.append(expert)
+                genome = search.tree_digest(self.ensure_space().expert(k))  # that run may search another genome space
+                journal.append(dataclasses.replace(expert, digest=genome))
 
     def _check_population(self, genomes: Genome) -> None:
         """Refuses to decode individuals over one base where the experts do not share one."""
@@ -277,7 +278,7 @@ class Evolution:
         state = self.ensure_evolved()
         assert isinstance(state, CycleQDState)
         merged, beta, ids = aggregate(state.archives)
-        facts = {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": _mixing(merged)}
+        facts = {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": mixing_of(merged)}
         return Merged(merged, facts, ("aggregate", tuple(ids.tolist())))
 
     def best_elite(self) -> Merged:
@@ -298,7 +299,7 @@ class Evolution:
         if candidate.kind == "aggregate":
             return self.aggregate()
         found = {"id": candidate.ids[0]} if candidate.kind == "elite" else {"ids": list(candidate.ids)}
-        return Merged(candidate.genome, {**found, "mixing": _mixing(candidate.genome)}, candidate.key)
+        return Merged(candidate.genome, {**found, "mixing": mixing_of(candidate.genome)}, candidate.key)
 
     def _leading(self, count: int) -> list[Candidate]:
         """The individuals of the best averages on the train problems; evolves first where that has not been done."""
@@ -371,7 +372,8 @@ def _stack(genomes: Sequence[Genome]) -> Genome:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
 
 
-def _mixing(genome: Genome) -> list[float] | None:
+def mixing_of(genome: Genome) -> list[float] | None:
+    """The weights of the experts' task vectors in a genome; see :class:`Merged`."""
     if isinstance(genome, CoefficientGenome):
         return jnp.mean(genome.coefficients, axis=0).tolist()
     return genome.mixing.tolist() if isinstance(genome, ExpertGenome) else None

@@ -23,6 +23,7 @@ from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
 from cycleqd_jax.runs.evolution import Evolution, Merged, budget_of, input_digests
 from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.export import record_export
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
@@ -243,6 +244,7 @@ class Run:
             self.results()
         card = model_card(self.config, models.folders.search, chosen.facts, report.results_table(self.folder), self._command)
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)
+        record_export(self.folder, target, chosen.facts)
         return target
 
     def report(self) -> list[Path]:

@@ -22,7 +22,8 @@ transcripts/, model/, figures/ and report.html; with export --best-elite also be
 
 exit codes: 0 done · 1 a gold solution failed (verify-task), or files of a run disagree (verify)
             2 bad input, nothing was overwritten
-            3 the sandbox is broken or the disk refuses, run again to continue · 130 interrupted
+            3 the sandbox is broken or the disk refuses, run again to continue
+            75 stopped by SIGTERM, 130 interrupted by Ctrl-C: a stage keeps what is finished, run again to continue
 """
 
 MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or owner/name of a repository on the hub"

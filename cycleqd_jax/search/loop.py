@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,7 +40,8 @@ def evolve(
     """Runs a search to its end, from the state that its journal and checkpoints hold.
 
     Individuals are written to the journal in the order of their ids, each as soon as it and all before it are evaluated. When
-    the search is interrupted, the results that are complete are written too, out of order. To resume, the newest checkpoint is
+    the search is interrupted, the results that are complete are written too, out of order. After a KeyboardInterrupt the state
+    after the last complete generation is written as a checkpoint. To resume, the newest checkpoint is
     restored, and later individuals of the journal are told to the searcher without being evaluated again. A run that was killed
     at any instant and resumed ends bit-identical to one that never was.
 
@@ -90,21 +92,29 @@ def evolve(
         first, state = checkpoints.restore(state, key)
     for k, digest in enumerate(_digests(experts)):
         _check_digest(k, digest, journal)
-    for t in range(first, generations):
-        first_id = count + t * batch_size
-        size = min(batch_size, total - first_id)
-        if size <= 0:
-            break
-        genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
-        children = _children(genomes, lineage, t, first_id, tasks)
-        for child in children:
-            _check_recorded(child, journal)
-        _evaluate(evaluator, genomes, children, journal, report)
-        scores = [journal.scores(child.id, tasks) for child in children]
-        items = journal.items([child.id for child in children], tasks)
-        state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
-        if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or first_id + size == total):
-            checkpoints.save(t + 1, state, key)
+    complete = first, state
+    try:
+        for t in range(first, generations):
+            first_id = count + t * batch_size
+            size = min(batch_size, total - first_id)
+            if size <= 0:
+                break
+            genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
+            children = _children(genomes, lineage, t, first_id, tasks)
+            for child in children:
+                _check_recorded(child, journal)
+            _evaluate(evaluator, genomes, children, journal, report)
+            scores = [journal.scores(child.id, tasks) for child in children]
+            items = journal.items([child.id for child in children], tasks)
+            state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
+            if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or first_id + size == total):
+                checkpoints.save(t + 1, state, key)
+            complete = t + 1, state
+    except KeyboardInterrupt:
+        if checkpoints is not None and complete[0] > 0:
+            with contextlib.suppress(Exception):  # a full disk, or a checkpoint that was interrupted: the journal suffices
+                checkpoints.save(*complete, key)
+        raise
     return state
 
 

@@ -306,3 +306,25 @@ def test_a_genome_that_is_not_the_recorded_one_is_refused(new_run, uninterrupted
     old = [{name: value for name, value in line.items() if name != "digest"} for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in old))
     assert_identical(run.evolve(), uninterrupted[0])  # a journal of a version without digests continues
+
+
+@pytest.mark.parametrize("at", range(3, INDIVIDUALS))
+def test_an_interrupt_writes_a_checkpoint_of_the_last_complete_generation(new_run, uninterrupted, assert_identical, at):
+    seen = []
+
+    def interrupt(weights):
+        seen.append(weights)
+        if len(seen) == at + 1:
+            raise KeyboardInterrupt
+        return False
+
+    run = new_run()
+    with pytest.raises(KeyboardInterrupt):
+        run.evolve(new_run.Evaluator(broken=interrupt), every=100)
+    steps = sorted(int(path.name) for path in (run.folder / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == ([(at - 3) // BATCH] if at >= 3 + BATCH else [])
+    assert len(run.lines()) == at
+    rest = new_run.Evaluator()
+    assert_identical(run.evolve(rest, every=100), uninterrupted[0])
+    assert rest.calls == INDIVIDUALS - at
+    assert run.lines() == uninterrupted[1]

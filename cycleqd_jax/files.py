@@ -18,6 +18,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +29,7 @@ __all__ = [
     "check_writable",
     "digest",
     "disk_error",
+    "is_locked",
     "locked",
     "make_folder",
     "one_disk_error",
@@ -38,6 +40,7 @@ __all__ = [
     "write_text",
 ]
 
+_ATTEMPTS, _PAUSE_S = 5, 0.02
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
 
 
@@ -229,14 +232,34 @@ def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
     """
     path = Path(path)
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise InputError(
-                f"expected no other process to use the folder, got another process in {path.parent}; wait for it, or choose "
-                "another folder"
-            ) from error
+        for attempt in range(_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except BlockingIOError as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise InputError(
+                        f"expected no other process to use the folder, got another process in {path.parent}; wait for it, or "
+                        "choose another folder"
+                    ) from error
+                time.sleep(_PAUSE_S)  # is_locked holds the lock for a moment
         yield
+
+
+def is_locked(path: str | Path) -> bool:
+    """Whether another process, or this one, holds the lock of :func:`locked`.
+
+    Args:
+        path: path of the lock file.
+    """
+    try:
+        with Path(path).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file
+        return False
+    return False
 
 
 def digest(value: Any, *, digits: int = 64) -> str:

@@ -58,6 +58,8 @@ class Individual:
         coefficients: the genome of a child of CMA-ES, NSGA-II or random search: a list for each group of layers with the
             coefficient of each expert, float32. None, and absent in JSON, for an expert, and for a child that its parents, its
             active task and its key determine.
+        digest: of the genome, 16 hexadecimal digits (:func:`~cycleqd_jax.search.tree_digest`). None, and absent in JSON, in
+            journals of versions that did not record it.
         scores: f_k by task; None if the individual is quarantined or not evaluated yet.
         error: why the individual is quarantined, or None.
         items: score of every problem, by task; empty if the individual has no scores.
@@ -79,6 +81,7 @@ class Individual:
         default=None,
         metadata=_json("lists of finite numbers or null", _or_null(_list_of(_list_of(_is_number))), optional=True),
     )
+    digest: str | None = dataclasses.field(default=None, metadata=_json("a string or null", _or_null(_is_text), optional=True))
     scores: Mapping[str, float] | None = dataclasses.field(
         default=None, metadata=_json("a finite number for each task, or null", _or_null(_object_of(_is_number)))
     )

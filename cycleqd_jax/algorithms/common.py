@@ -23,6 +23,7 @@ from cycleqd_jax.types import (
     Int,
     Lineage,
     PRNGKeyArray,
+    UInt32,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "default_promotion",
     "mean_scores",
     "one_genome",
+    "rebuild_child",
     "with_coefficients",
 ]
 
@@ -86,11 +88,50 @@ def breed(
         parents: Any = selector.select(archive, select_key, 2)
         first, second = genome_of(parents.genotypes[0]), genome_of(parents.genotypes[1])
         omega = crossover_weights(cross_key, mu, sigma)
-        genome = space.mutate(mutate_key, space.crossover(first, second, omega), active)
+        genome = _cross_and_mutate(space, first, second, omega, mutate_key, active)
         return genome, Lineage(parents.extra_scores["id"], active, jax.random.key_data(child_key), omega)
 
     # A loop instead of vmap: the arithmetic of a child must not depend on n.
     return jax.lax.map(child, jnp.arange(n))
+
+
+def _cross_and_mutate(
+    space: GenomeSpace, first: Genome, second: Genome, omega: Float[Array, 2], key: PRNGKeyArray, active: Int[Array, ""]
+) -> Genome:
+    """A child of two genomes.
+
+    The barriers keep the compiler from merging these operations with others, which may change the last bits. So a child that is
+    rebuilt has the bits that it had in the search.
+    """
+    first, second, omega, active = jax.lax.optimization_barrier((first, second, omega, active))
+    return jax.lax.optimization_barrier(space.mutate(key, space.crossover(first, second, omega), active))
+
+
+@jax.jit
+def rebuild_child(
+    space: GenomeSpace,
+    first: Genome,
+    second: Genome,
+    omega: Float[Array, 2],
+    key: UInt32[Array, 2],
+    active: Int[Array, ""],
+) -> Genome:
+    """The genome of a child of :func:`breed`, from what its :class:`~cycleqd_jax.types.Lineage` says.
+
+    Args:
+        space: the genome space of the search.
+        first: the genome of the first parent.
+        second: the genome of the second parent.
+        omega: the raw crossover weights of the child.
+        key: the raw data of the child's key.
+        active: the index of the active task.
+    """
+
+    def child(_: Array) -> Genome:
+        mutate_key = jax.random.split(jax.random.wrap_key_data(key), 3)[2]
+        return _cross_and_mutate(space, first, second, omega, mutate_key, active)
+
+    return jax.tree.map(lambda leaf: leaf[0], jax.lax.map(child, jnp.arange(1)))  # a loop, as in breed
 
 
 def breed_without_task(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from cycleqd_jax.cli.parser import RESUMABLE, make_parser
+from cycleqd_jax.cli.signals import STOPPED, Stopped, stopped_by_sigterm
 
 __all__ = ["main"]
 
@@ -29,13 +30,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # overrides that follow an option
         args.overrides += rest
+    command = sys.argv[1:] if argv is None else list(argv)
+    if args.command not in RESUMABLE:
+        return _run(args, command)
+    code = STOPPED
+    with stopped_by_sigterm() as stop:
+        code = _run(args, command)
+    if stop.received and code != 0:
+        print("\ncycleqd: stopped by SIGTERM; run the same command to continue.", file=sys.stderr)
+        return STOPPED
+    return code
+
+
+def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Runs the command of the arguments; returns the exit code, and prints errors that are of the user or the machine."""
     from cycleqd_jax.sandbox import InfraError
     from cycleqd_jax.types import InputError
 
     try:
-        code = _dispatch(args, sys.argv[1:] if argv is None else list(argv))
+        code = _dispatch(args, command)
         sys.stdout.flush()
         return code
+    except Stopped:
+        return STOPPED
     except InputError as error:
         print(f"cycleqd: {error}", file=sys.stderr)
         return 2
@@ -137,6 +154,18 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
         from cycleqd_jax.cli.report import write_reports
 
         write_reports(args.folder)
+    elif args.command == "status":
+        from cycleqd_jax.cli.folders import show_status
+
+        show_status(args.folder, as_json=args.json, watch=args.watch)
+    elif args.command == "verify":
+        from cycleqd_jax.cli.folders import verify
+
+        return verify(args.folder, digest=args.digest)
+    elif args.command == "lineage":
+        from cycleqd_jax.cli.folders import show_lineage
+
+        show_lineage(args.folder, args.child, as_json=args.json, svg=args.svg)
     else:
         from cycleqd_jax.cli.stages import run_stage
 

@@ -18,10 +18,12 @@ CycleQD: evolve fine-tuned experts that share a base model into one model with a
 
 Every command that takes a CONFIG takes overrides after it: dotted keys with YAML values; items of lists by name or number
 (tasks.mbpp.train_size=8). A run folder holds config.yaml, inputs.json, history.jsonl, checkpoints/, grid.json, tables/,
-transcripts/, model/, figures/ and report.html; with export --best-elite also best_elite/.
+transcripts/, model/, figures/ and report.html; with export --best-elite also best_elite/, and exports/.
 
-exit codes: 0 done · 1 a gold solution failed (verify-task) · 2 bad input, nothing was overwritten
-            3 the sandbox is broken or the disk refuses, run again to continue · 130 interrupted
+exit codes: 0 done · 1 a gold solution failed (verify-task), or files of a run disagree (verify)
+            2 bad input, nothing was overwritten
+            3 the sandbox is broken or the disk refuses, run again to continue
+            75 stopped by SIGTERM, 130 interrupted by Ctrl-C: a stage keeps what is finished, run again to continue
 """
 
 MODEL = "Hugging Face folder, such as runs/quickstart/model, a .gguf file, or owner/name of a repository on the hub"
@@ -56,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
     _add_stages(add)
+    _add_folders(add)
     _add_compare(add)
     _add_models(add)
     _add_plan(add)
@@ -77,15 +80,47 @@ def _add_stages(add: Add) -> None:
         if name == "evaluate":
             command.add_argument("--model", metavar="MODEL", help="score this model instead, and write nothing")
         if name == "export":
-            command.add_argument(
-                "--best-elite",
-                action="store_true",
-                help="write the individual with the highest average on train instead, into best_elite/",
-            )
+            _add_export(command)
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.epilog = (
+        "With a run folder in the place of CONFIG, the model is rebuilt from the experts and the journal alone and checked "
+        "against the digests in the journal. It is written below exports/ in the run folder."
+    )
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--child", type=int, metavar="ID", help="of a run folder: the individual of this id")
+    which.add_argument("--elite", metavar="TASK/CELL", help="of a run folder: the elite of a cell, such as mbpp/3,7")
+    which.add_argument("--selected", action="store_true", help="of a run folder: the model chosen on validation problems")
+    which.add_argument("--aggregate", action="store_true", help="of a run folder: the merge of the archives' elites")
+    which.add_argument(
+        "--best-elite",
+        action="store_true",
+        help="the individual with the highest average on train instead, into best_elite/",
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="of a run folder: the folder to write")
+
+
+def _add_folders(add: Add) -> None:
     report = add("report", "draw the figures, tables and page of a run folder, or of a comparison")
     report.add_argument("folder", type=Path, nargs="+", help="run folders (several are averaged into one table) or comparisons")
+    status = add("status", "show the stage, progress, archives and quarantined individuals of a run, also while it goes on")
+    status.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    status.add_argument("--json", action="store_true", help="print one JSON object, with --watch one a line")
+    status.add_argument("--watch", action="store_true", help="print it again every two seconds until no process runs it")
+    verify = add("verify", "check that journal, checkpoints, archives, tables and exported models of a run agree")
+    verify.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    verify.add_argument(
+        "--digest", action="store_true", help="print one hash of archives and state, equal for equal runs; findings to stderr"
+    )
+    lineage = add("lineage", "show the ancestors of an individual, their shares and their scores, from the journal alone")
+    lineage.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    lineage.add_argument("child", metavar="CHILD", type=int, help="id of the individual")
+    form = lineage.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--svg", metavar="FILE", type=Path, help="write a drawing instead")
 
 
 def _add_compare(add: Add) -> None:

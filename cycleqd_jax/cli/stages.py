@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cycleqd_jax import report
 from cycleqd_jax.cli.basis import basis_text
+from cycleqd_jax.cli.export import export_from_run, names_a_run
 from cycleqd_jax.config import load_config
 from cycleqd_jax.runs import Run
 
@@ -22,6 +23,9 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
         args: the arguments of the command line.
         command: the arguments as they were given, for the model card.
     """
+    if args.command == "export" and names_a_run(args):
+        export_from_run(args, command)
+        return
     config = load_config(args.config, args.overrides)
     stage, model = args.command, getattr(args, "model", None)
     with Run(config, read_only=model is not None, command=command) as run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from cycleqd_jax.report.costs import Costs, load_costs
-from cycleqd_jax.report.history import Archive, History, load_history
+from cycleqd_jax.report.history import Archive, History, load_history, shares
 from cycleqd_jax.report.read import load_results, load_selection, load_transcripts
 from cycleqd_jax.types import InputError
 
@@ -100,9 +101,9 @@ class RunFolder:
         """Every evaluated individual, in the order of the journal.
 
         The records have the fields of :class:`~cycleqd_jax.individual.Individual`, with one score per task and ``average``
-        instead of ``scores``, and with ``coefficients`` only where there are any. ``parents`` lists only ids that exist,
-        ``seconds`` is the sum over all stages, ``tokens`` is the number that went through the model's layers (None where they
-        were not counted), and the scores of a quarantined individual are NaN.
+        instead of ``scores``, and with ``coefficients`` and ``digest`` only where there are any. ``parents`` lists only ids
+        that exist, ``seconds`` is the sum over all stages, ``tokens`` is the number that went through the model's layers (None
+        where they were not counted), and the scores of a quarantined individual are NaN.
         """
         return [self._individual(row) for row in range(len(self._history.individuals))]
 
@@ -127,8 +128,14 @@ class RunFolder:
             id: the id of the individual.
 
         Returns:
-            Records as of :attr:`individuals`, each ancestor once, with ``depth``: the fewest generations between it and the
-            individual (0 for the individual, 1 for its parents). Sorted by depth.
+            Records as of :attr:`individuals`, each ancestor once, sorted by depth. They also have ``depth``: the fewest
+            generations between it and the individual (0 for the individual, 1 for its parents); ``shares``: the normalised
+            crossover weights of its parents, None without parents; and ``mixing``: the weight of every expert by task, before
+            mutation, None where the journal does not have it.
+
+        Raises:
+            InputError: there is no such individual; or the journal lacks an ancestor, or names a parent that is younger than
+                its child.
         """
         rows = self._history.row_of
         if id not in rows:
@@ -136,9 +143,9 @@ class RunFolder:
         records, seen, level = [], {id}, [id]
         depth = 0
         while level:
-            records += [{**self._individual(rows[one]), "depth": depth} for one in level]
-            parents = dict.fromkeys(parent for one in level for parent in self._parents(rows[one]))
-            level = [parent for parent in parents if parent not in seen and parent in rows]
+            records += [{**self._individual(rows[one]), "depth": depth, **self._origin(rows[one])} for one in level]
+            parents = dict.fromkeys(parent for one in level for parent in self._checked_parents(one))
+            level = [parent for parent in parents if parent not in seen]
             seen.update(level)
             depth += 1
         return records
@@ -249,11 +256,32 @@ class RunFolder:
     def _parents(self, row: int) -> tuple[int, ...]:
         return tuple(parent for parent in self._history.individuals[row].parents if parent >= 0)
 
+    def _checked_parents(self, id: int) -> tuple[int, ...]:
+        """The parents of an individual; raises an InputError where the journal lacks one or they are not older."""
+        parents = self._parents(self._history.row_of[id])
+        for parent in parents:
+            if parent >= id or parent not in self._history.row_of:
+                what = "no individual of this id" if parent not in self._history.row_of else "a younger individual"
+                raise InputError(
+                    f"expected the parent {parent} of individual {id} among the earlier individuals, got {what} in "
+                    f"{self.path / 'history.jsonl'}; restore the file"
+                )
+        return parents
+
+    def _origin(self, row: int) -> Record:
+        omega, mixing = self._history.individuals[row].omega, self._history.mixture[row].tolist()
+        known = all(map(math.isfinite, mixing))
+        return {
+            "shares": None if omega is None else shares(omega),
+            "mixing": dict(zip(self.tasks, mixing, strict=True)) if known else None,
+        }
+
     def _individual(self, row: int) -> Record:
         one = self._history.individuals[row]
         record = {field.name: getattr(one, field.name) for field in dataclasses.fields(one) if field.name != "scores"}
-        if one.coefficients is None:
-            del record["coefficients"]
+        for name in ("coefficients", "digest"):
+            if record[name] is None:
+                del record[name]
         record |= {"parents": self._parents(row), "seconds": sum(one.seconds.values())}
         record["tokens"] = None if one.tokens is None else one.tokens.get("computed")
         return record | self._scores(row)

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,10 @@ import numpy as np
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.types import InputError
 
-__all__ = ["Archive", "Grid", "History", "Insertion", "load_grid", "load_history"]
+__all__ = ["Archive", "Grid", "History", "Insertion", "load_grid", "load_history", "load_individuals", "shares"]
+
+MIN_WEIGHT_SUM = 1e-3
+"""Weights of a crossover whose sum is closer to zero give the mean of the parents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +233,21 @@ class History:
                 mix[row] = np.eye(len(tasks))[tasks.index(one.expert)]
             elif one.coefficients is not None:
                 mix[row] = np.mean(one.coefficients, axis=0)
-            elif one.omega is not None and sum(one.omega) != 0:
+            elif one.omega is not None:
                 parents = [self.row_of.get(p, row) for p in one.parents]  # if unknown: the row itself, still NaN
-                weights = np.array(one.omega) / sum(one.omega)
-                mix[row] = weights @ mix[parents]
+                mix[row] = np.array(shares(one.omega)) @ mix[parents]
         return mix
+
+
+def shares(omega: Sequence[float]) -> tuple[float, float]:
+    """The shares of the two parents in a child, ω1/(ω1+ω2) and ω2/(ω1+ω2), as the crossover computes them.
+
+    Args:
+        omega: the raw weights ω1, ω2 of the journal.
+    """
+    first, second = omega
+    total = first + second
+    return (0.5, 0.5) if abs(total) < MIN_WEIGHT_SUM else (first / total, second / total)
 
 
 def _read_json(path: Path) -> Any:
@@ -299,15 +312,34 @@ def load_history(folder: Path) -> History | None:
     Raises:
         InputError: if a line is not a record, or if an id occurs twice.
     """
-    path = Path(folder) / "history.jsonl"
     grid = load_grid(folder)
-    if grid is None or not path.exists():
+    if grid is None or not (Path(folder) / "history.jsonl").exists():
         return None
+    individuals, torn = load_individuals(folder, grid.tasks)
+    return History(grid, individuals, torn=torn)
+
+
+def load_individuals(folder: Path, tasks: tuple[str, ...]) -> tuple[tuple[Individual, ...], bool]:
+    """Reads the journal of a run folder; empty if there is none.
+
+    Args:
+        folder: the run folder.
+        tasks: the tasks whose scores every individual must have.
+
+    Returns:
+        The individuals in the order of the file, and whether an incomplete last line was left out.
+
+    Raises:
+        InputError: if a line is not a record, or if an id occurs twice.
+    """
+    path = Path(folder) / "history.jsonl"
+    if not path.exists():
+        return (), False
     *lines, incomplete = path.read_bytes().split(b"\n")
     individuals: list[Individual] = []
     seen: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
-        one = _individual(line, f"line {number} of {path}", grid.tasks)
+        one = _individual(line, f"line {number} of {path}", tasks)
         if one.id in seen:
             raise InputError(
                 f"expected distinct ids in {path}, got id {one.id} in line {seen[one.id]} and in line {number}; "
@@ -315,4 +347,4 @@ def load_history(folder: Path) -> History | None:
             )
         seen[one.id] = number
         individuals.append(one)
-    return History(grid, tuple(individuals), torn=bool(incomplete))
+    return tuple(individuals), bool(incomplete)

@@ -34,6 +34,8 @@ def _repository(model: str | Path | None, folder: Path) -> str | None:
 
 def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     """The weights of an individual, or of several on average."""
+    if "origin" in chosen:
+        return f"those of individual {chosen['id']}, {chosen['origin']}."
     if "ids" in chosen:
         *others, last = map(str, chosen["ids"])
         return f"the average of those of individuals {', '.join(others)} and {last}, a greedy soup on validation problems."
@@ -67,11 +69,41 @@ def _choice(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     )
 
 
+def _train_scores(chosen: Mapping[str, Any]) -> str:
+    """The scores of an individual on the train problems, by task."""
+    if "train" not in chosen:
+        return ""
+    found = chosen["train"]
+    scores = ", ".join(f"{task} {100 * score:.1f} %" for task, score in found.items()) if found else "none: it is quarantined"
+    return f"\nScores of the individual on the train problems: {scores}.\n"
+
+
+def _test_scores(table: ResultsTable | None) -> str:
+    """The results table, as a section."""
+    if table is None:
+        return ""
+    details = table.details("test")
+    names = [*table.columns, *details]
+    rows = []
+    for m, method in enumerate(table.methods):
+        cells = [table.cell("test", m, c) for c in range(len(table.columns))]
+        rows.append(f"| {method} | " + " | ".join([*cells, *(column[m] for column in details.values())]) + " |")
+    return f"""
+## Scores on the test problems (%)
+
+| method | {" | ".join(names)} |
+|---|{"---|" * len(names)}
+{chr(10).join(rows)}
+
+{table.caption().partition(" A score is")[0].partition(" The best of")[0]}
+"""
+
+
 def model_card(
     config: RunConfig,
     folders: Mapping[str, Path],
     chosen: Mapping[str, Any],
-    table: ResultsTable,
+    table: ResultsTable | None,
     command: Sequence[str],
     evaluated: int,
 ) -> str:
@@ -80,8 +112,9 @@ def model_card(
     Args:
         config: the config of the run.
         folders: the folders of base and experts, by the names of the results table.
-        chosen: the facts of the model (:class:`~cycleqd_jax.runs.evolution.Merged`).
-        table: the results of the run.
+        chosen: the facts of the model (:class:`~cycleqd_jax.runs.evolution.Merged`). Of an individual that was rebuilt
+            from the journal they may have its ``origin``, in words, and ``train``, its scores on the train problems.
+        table: the results of the run; None before it was evaluated.
         command: arguments of ``cycleqd``; empty where the run was started from Python.
         evaluated: number of individuals that the search evaluated, the experts included.
     """
@@ -101,12 +134,6 @@ def model_card(
         "pipeline_tag": "text-generation",
         "tags": ["merge", "cycleqd"],
     }
-    details = table.details("test")
-    names = [*table.columns, *details]
-    rows = []
-    for m, method in enumerate(table.methods):
-        cells = [table.cell("test", m, c) for c in range(len(table.columns))]
-        rows.append(f"| {method} | " + " | ".join([*cells, *(column[m] for column in details.values())]) + " |")
     models = "\n".join(f"| {name} | {given.get(name) or folder} |" for name, folder in folders.items())
     if "elites" in chosen:
         weights = (
@@ -144,14 +171,6 @@ The experts were fine-tuned from {base}. The weights are
 | model | from |
 |---|---|
 {models}
-{elites_table}{mixing}
-## Scores on the test problems (%)
-
-| method | {" | ".join(names)} |
-|---|{"---|" * len(names)}
-{chr(10).join(rows)}
-
-{table.caption().partition(" A score is")[0].partition(" The best of")[0]}
-
+{elites_table}{mixing}{_train_scores(chosen)}{_test_scores(table)}
 {made}To reproduce this model, run `cycleqd run` with the `config.yaml` of the run folder.
 """

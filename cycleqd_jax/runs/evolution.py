@@ -33,7 +33,7 @@ from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split
 
-__all__ = ["Evolution", "Merged", "budget_of", "input_digests", "problems_digest"]
+__all__ = ["Evolution", "Merged", "budget_of", "input_digests", "mixing_of", "problems_digest"]
 
 PAPER_W_MAX = 0.3
 
@@ -214,7 +214,7 @@ class Evolution:
         journal = search.Journal(context.folder / "history.jsonl")
         if context.shared is not None:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
-            self._take_experts(journal, search.Journal(context.shared / "history.jsonl"))
+            self._take_experts(journal, search.Journal(context.shared / "history.jsonl", read_only=True))
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher(),
@@ -229,6 +229,7 @@ class Evolution:
                 budget=budget_of(config, context.tasks),
                 on_start=lambda state: self._write_grid(journal),
                 progress=context.progress,
+                log=context.log,
             )
 
     def _take_experts(self, journal: search.Journal, other: search.Journal) -> None:
@@ -236,7 +237,8 @@ class Evolution:
         for k in range(len(self._config.tasks)):
             expert = other.get(k)
             if expert is not None and journal.get(k) is None:
-                journal.append(expert)
+                genome = search.tree_digest(self.ensure_space().expert(k))  # that run may search another genome space
+                journal.append(dataclasses.replace(expert, digest=genome))
 
     def _check_population(self, genomes: Genome) -> None:
         """Refuses to decode individuals over one base where the experts do not share one."""
@@ -282,7 +284,7 @@ class Evolution:
         state = self.ensure_evolved()
         assert isinstance(state, CycleQDState)
         merged, beta, ids = aggregate(state.archives)
-        facts = {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": _mixing(merged)}
+        facts = {"elites": ids.tolist(), "beta": beta.tolist(), "mixing": mixing_of(merged)}
         return Merged(merged, facts, ("aggregate", tuple(ids.tolist())))
 
     def best_elite(self) -> Merged:
@@ -307,7 +309,7 @@ class Evolution:
         if candidate.kind == "aggregate":
             return self.aggregate()
         found = {"id": candidate.ids[0]} if candidate.kind == "elite" else {"ids": list(candidate.ids)}
-        return Merged(candidate.genome, {**found, "mixing": _mixing(candidate.genome)}, candidate.key)
+        return Merged(candidate.genome, {**found, "mixing": mixing_of(candidate.genome)}, candidate.key)
 
     def _leading(self, count: int) -> list[Candidate]:
         """The individuals with the highest averages on the train problems; evolves first where that has not been done."""
@@ -391,7 +393,8 @@ def _stack(genomes: Sequence[Genome]) -> Genome:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
 
 
-def _mixing(genome: Genome) -> list[float] | None:
+def mixing_of(genome: Genome) -> list[float] | None:
+    """The weights of the experts' task vectors in a genome; see :class:`Merged`."""
     if isinstance(genome, CoefficientGenome):
         return jnp.mean(genome.coefficients, axis=0).tolist()
     return genome.mixing.tolist() if isinstance(genome, ExpertGenome) else None

@@ -71,7 +71,7 @@ LATER = (
 )
 """Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
 
-FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite")
+FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports")
 """The folders in a run folder."""
 
 FILES = ("config.yaml", "inputs.json", "history.jsonl", "grid.json", "report.html")

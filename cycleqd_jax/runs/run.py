@@ -23,6 +23,7 @@ from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
 from cycleqd_jax.runs.evolution import Evolution, Merged, budget_of, input_digests, problems_digest
 from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.export import record_export
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.models import Models, model_folders
@@ -266,6 +267,7 @@ class Run:
         table, evaluated = report.results_table(self.folder), len(report.open_run(self.folder).individuals)
         card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated)
         hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)
+        record_export(self.folder, target, chosen.facts)
         return target
 
     def report(self) -> list[Path]:

@@ -1,7 +1,17 @@
-"""Search: the loop, its journal and its checkpoints."""
+"""Search: the loop, its journal, its checkpoints, and digests of genomes and states."""
 
-from cycleqd_jax.search.checkpoint import Checkpoints
+from cycleqd_jax.search.checkpoint import Checkpoints, StoredState, checkpoint_steps, read_checkpoint
+from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.loop import evolve, individuals_within
 
-__all__ = ["Checkpoints", "Journal", "evolve", "individuals_within"]
+__all__ = [
+    "Checkpoints",
+    "Journal",
+    "StoredState",
+    "checkpoint_steps",
+    "evolve",
+    "individuals_within",
+    "read_checkpoint",
+    "tree_digest",
+]

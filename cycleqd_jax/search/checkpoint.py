@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from cycleqd_jax.files import one_disk_error
 from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 
-__all__ = ["SCHEMA", "Checkpoints"]
+__all__ = ["SCHEMA", "Checkpoints", "StoredState", "checkpoint_steps", "read_checkpoint"]
 
 SCHEMA = 1
 """Version of the checkpoint format; increased with every incompatible change."""
@@ -25,6 +30,58 @@ def _leaves(tree: Any) -> dict[str, str]:
 def _contents(state: Any, key: PRNGKeyArray) -> dict[str, Any]:
     """What orbax writes: dicts of arrays, because orbax puts other objects than arrays into the nodes of a tree."""
     return {"state": flax.serialization.to_state_dict(state), "key_data": jax.random.key_data(key)}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredState:
+    """What a checkpoint holds, as numpy arrays.
+
+    Attributes:
+        schema: the version of the checkpoint format.
+        state: the state dict of the searcher's state (``flax.serialization.to_state_dict``).
+        key_data: the raw data of the run's PRNG key.
+    """
+
+    schema: int
+    state: Mapping[str, Any]
+    key_data: np.ndarray
+
+
+def checkpoint_steps(folder: str | Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, ascending; writes nothing and takes no lock."""
+    folder = Path(folder)
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def read_checkpoint(folder: str | Path, step: int) -> StoredState:
+    """Reads a checkpoint on any devices, without knowing the state's shapes; writes nothing and takes no lock.
+
+    Args:
+        folder: the folder of checkpoints.
+        step: one of :func:`checkpoint_steps`.
+
+    Raises:
+        InputError: the checkpoint can't be read.
+    """
+    place = Path(folder).resolve() / str(step)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)  # it warns of files that checkpoints of a manager do not have
+    try:
+        schema = json.loads((place / "meta" / "metadata").read_text("utf-8"))["schema"]
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            shapes: Any = checkpointer.metadata(place / "search").item_metadata
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
+            found = checkpointer.restore(place / "search", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return StoredState(int(schema), found["state"], np.asarray(found["key_data"]))
+    except Exception as error:  # orbax and tensorstore do not document what they raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"expected a readable checkpoint, got {type(error).__name__} ({reason:.120}) in {place}; remove it, and the run "
+            "continues from the checkpoint before it or from the journal"
+        ) from error
+    finally:
+        absl.setLevel(level)
 
 
 class Checkpoints:

@@ -26,11 +26,16 @@ class Journal:
     """The file ``history.jsonl`` and its individuals.
 
     Opening the journal removes an incomplete last line, which a crash leaves; its individual is evaluated again.
+
+    Attributes:
+        path: of the file.
+        torn: whether an incomplete last line was there.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         """Args:
             path: of the file; it is created when the first individual is appended.
+            read_only: leave an incomplete last line in the file, which another process may be writing at this moment.
 
         Raises:
             InputError: a line other than an incomplete last one is not a record, or an id comes twice.
@@ -38,6 +43,8 @@ class Journal:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}  # by id, in the order of the file
+        self._read_only = read_only
+        self.torn = False
         if not self.path.exists():
             return
         data = self.path.read_bytes()
@@ -50,13 +57,18 @@ class Journal:
                 raise InputError(f"expected distinct ids, got id {individual.id} again in {place}; restore the file")
             end += len(line) + 1
             self._lines[individual.id] = _Line(individual, end)
-        if incomplete:
+        self.torn = bool(incomplete)
+        if incomplete and not read_only:
             with self.path.open("r+b") as file:
                 file.truncate(end)
 
     def __len__(self) -> int:
         """Number of individuals."""
         return len(self._lines)
+
+    def ids(self) -> list[int]:
+        """The ids of all individuals, ascending."""
+        return sorted(self._lines)
 
     def get(self, identity: int) -> Individual | None:
         """The individual of an id, or None."""
@@ -65,6 +77,7 @@ class Journal:
 
     def append(self, individual: Individual) -> None:
         """Writes a line; it is on disk when this returns. After an interrupt at any point the next call writes a whole line."""
+        assert not self._read_only, "a journal that may write"
         line = individual.to_json().encode() + b"\n"
         with self._lock:
             size = next(reversed(self._lines.values())).end if self._lines else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.checkpoint import Checkpoints
+from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
 
@@ -34,11 +36,13 @@ def evolve(
     budget: int | None = None,
     on_start: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
+    log: Callable[[str], None] | None = None,
 ) -> Any:
     """Runs a search to its end, from the state that its journal and checkpoints hold.
 
     Individuals are written to the journal in the order of their ids, each as soon as it and all before it are evaluated. When
-    the search is interrupted, the results that are complete are written too, out of order. To resume, the newest checkpoint is
+    the search is interrupted, the results that are complete are written too, out of order. After a KeyboardInterrupt the state
+    after the last complete generation is written as a checkpoint. To resume, the newest checkpoint is
     restored, and later individuals of the journal are told to the searcher without being evaluated again. A run that was killed
     at any instant and resumed ends bit-identical to one that never was.
 
@@ -58,6 +62,7 @@ def evolve(
             :func:`individuals_within`.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
+        log: called with a warning where the genome of a recorded individual has other bits here; None makes that an error.
 
     Returns:
         The searcher's last state.
@@ -87,21 +92,32 @@ def evolve(
     first = 0
     if checkpoints is not None and restored:
         first, state = checkpoints.restore(state, key)
-    for t in range(first, generations):
-        first_id = count + t * batch_size
-        size = min(batch_size, total - first_id)
-        if size <= 0:
-            break
-        genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
-        children = _children(lineage, t, first_id, tasks)
-        for child in children:
-            _check_recorded(child, journal)
-        _evaluate(evaluator, genomes, children, journal, report)
-        scores = [journal.scores(child.id, tasks) for child in children]
-        items = journal.items([child.id for child in children], tasks)
-        state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
-        if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or first_id + size == total):
-            checkpoints.save(t + 1, state, key)
+    check = _DigestCheck(journal, log)
+    for k, digest in enumerate(_digests(experts)):
+        check(k, digest)
+    complete = first, state
+    try:
+        for t in range(first, generations):
+            first_id = count + t * batch_size
+            size = min(batch_size, total - first_id)
+            if size <= 0:
+                break
+            genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
+            children = _children(genomes, lineage, t, first_id, tasks)
+            for child in children:
+                _check_recorded(child, journal, check)
+            _evaluate(evaluator, genomes, children, journal, report)
+            scores = [journal.scores(child.id, tasks) for child in children]
+            items = journal.items([child.id for child in children], tasks)
+            state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
+            if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or first_id + size == total):
+                checkpoints.save(t + 1, state, key)
+            complete = t + 1, state
+    except KeyboardInterrupt:
+        if checkpoints is not None and complete[0] > 0:
+            with contextlib.suppress(Exception):  # a full disk, or a checkpoint that was interrupted: the journal suffices
+                checkpoints.save(*complete, key)
+        raise
     return state
 
 
@@ -143,8 +159,17 @@ def _evaluate_experts(
     """The searcher's first state."""
     count = jax.tree.leaves(genomes)[0].shape[0]
     experts = [
-        Individual(k, -1, tasks[k] if k < len(tasks) else f"expert {k}", None, parents=(-1, -1), omega=None, key=None)
-        for k in range(count)
+        Individual(
+            id=k,
+            generation=-1,
+            expert=tasks[k] if k < len(tasks) else f"expert {k}",
+            active=None,
+            parents=(-1, -1),
+            omega=None,
+            key=None,
+            digest=one,
+        )
+        for k, one in enumerate(_digests(genomes))
     ]
     for expert in experts:
         recorded = journal.get(expert.id)
@@ -168,9 +193,17 @@ def _evaluate_experts(
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
 
 
-def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
+def _digests(genomes: Genome) -> list[str]:
+    """The digest of every genome of a batch."""
+    host = jax.device_get(genomes)
+    count = jax.tree.leaves(host)[0].shape[0]
+    return [tree_digest(jax.tree.map(lambda leaf, j=j: leaf[j], host)) for j in range(count)]
+
+
+def _children(genomes: Genome, lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
     """The children of a generation, not yet evaluated."""
     host = jax.tree.map(np.asarray, lineage)
+    digests = _digests(genomes)
     return [
         Individual(
             id=first_id + j,
@@ -181,12 +214,13 @@ def _children(lineage: Lineage, generation: int, first_id: int, tasks: Sequence[
             omega=tuple(host.omega[j].tolist()) if host.coefficients is None else None,
             key=tuple(host.key[j].tolist()),
             coefficients=None if host.coefficients is None else tuple(host.coefficients[j].tolist()),
+            digest=digests[j],
         )
         for j in range(len(host.active))
     ]
 
 
-def _check_recorded(child: Individual, journal: Journal) -> None:
+def _check_recorded(child: Individual, journal: Journal, check: _DigestCheck) -> None:
     """Checks that a child which the journal has is the one that the searcher makes."""
     recorded = journal.get(child.id)
     for name in ("generation", "active", "parents", "key", "omega", "coefficients"):
@@ -195,6 +229,32 @@ def _check_recorded(child: Individual, journal: Journal) -> None:
                 f"expected {name} = {getattr(child, name)} of individual {child.id}, got {getattr(recorded, name)} in "
                 f"{journal.path}; use the config, the experts and the version of that run, or another folder"
             )
+    check(child.id, child.digest)
+
+
+class _DigestCheck:
+    """Checks that recorded individuals have the genomes that this run makes; journals of older versions have no digests."""
+
+    def __init__(self, journal: Journal, log: Callable[[str], None] | None) -> None:
+        self._journal = journal
+        self._log = log
+        self._told = False
+
+    def __call__(self, identity: int, digest: str | None) -> None:
+        """Compares the digest of an individual; the first difference is logged, or is an error where there is no log."""
+        recorded = self._journal.get(identity)
+        if recorded is None or recorded.digest in (None, digest) or self._told:
+            return
+        if self._log is None:
+            raise InputError(
+                f"expected the genome of individual {identity} to have digest {digest}, got {recorded.digest} in "
+                f"{self._journal.path}; use the experts, the version and the kind of machine of that run, or another folder"
+            )
+        self._told = True
+        self._log(
+            f"warning: the genome of individual {identity} has other bits here than in {self._journal.path}; another kind of "
+            "machine or another version made them, and the recorded scores are of those"
+        )
 
 
 def _evaluate(

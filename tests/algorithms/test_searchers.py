@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.algorithms import CMAES, NSGA2, CycleQD, DominatedNovelty, PlainQD, RandomSearch
+from cycleqd_jax.algorithms.common import rebuild_child
 from cycleqd_jax.evaluation import Evaluation, Evaluator, SerialWorker, WorkerPool
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, ExpertSpace
 from cycleqd_jax.individual import Individual
-from cycleqd_jax.search import Checkpoints, Journal, evolve, individuals_within
+from cycleqd_jax.search import Checkpoints, Journal, evolve, individuals_within, tree_digest
 from cycleqd_jax.types import InputError, Outcome, Score, Searcher, SearchState
 
 TASKS = ("coding", "db", "os")
@@ -364,16 +365,15 @@ def test_the_journal_rebuilds_every_child(name, made, tmp_path, assert_close):
         assert one.key is not None
         assert one.omega is not None
         assert one.active is not None
-        child_key = jax.random.wrap_key_data(jnp.asarray(one.key, jnp.uint32))
-        mutate_key = jax.random.split(child_key, 3)[2]
         first, second = (genomes[parent] for parent in one.parents)
-        child = space.crossover(first, second, jnp.asarray(one.omega, jnp.float32))
-        genomes[identity] = space.mutate(mutate_key, child, TASKS.index(one.active))
+        omega, key = jnp.asarray(one.omega, jnp.float32), jnp.asarray(one.key, jnp.uint32)
+        genomes[identity] = rebuild_child(space, first, second, omega, key, jnp.int32(TASKS.index(one.active)))
     for identity, genome in genomes.items():
         recorded = journal.get(identity)
         again = FromWeights()(space.express(genome))
         assert recorded is not None
         assert again.scores == recorded.scores, identity
+        assert tree_digest(genome) == recorded.digest, identity
 
 
 @pytest.mark.parametrize(

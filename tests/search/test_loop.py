@@ -290,3 +290,41 @@ def test_the_aggregate_of_genomes_equals_that_of_task_vectors(space, new_run, as
     b = np.asarray(beta, np.float64)
     want = jax.tree.map(lambda *x: sum(w * np.asarray(m, np.float64) for w, m in zip(b, x, strict=True)), *models)
     assert_close(space.express(genome), want, 2e-6)
+
+
+def test_a_genome_that_is_not_the_recorded_one_is_refused(new_run, uninterrupted, assert_identical):
+    run = new_run()
+    run.evolve()
+    path = run.folder / "history.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({line["digest"] for line in lines}) == INDIVIDUALS
+    for identity in (0, 5):
+        changed = [{**line, "digest": "0" * 16} if line["id"] == identity else line for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        with pytest.raises(InputError, match=rf"expected the genome of individual {identity} to have digest \w+, got 0{{16}}"):
+            run.evolve()
+    old = [{name: value for name, value in line.items() if name != "digest"} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert_identical(run.evolve(), uninterrupted[0])  # a journal of a version without digests continues
+
+
+@pytest.mark.parametrize("at", range(3, INDIVIDUALS))
+def test_an_interrupt_writes_a_checkpoint_of_the_last_complete_generation(new_run, uninterrupted, assert_identical, at):
+    seen = []
+
+    def interrupt(weights):
+        seen.append(weights)
+        if len(seen) == at + 1:
+            raise KeyboardInterrupt
+        return False
+
+    run = new_run()
+    with pytest.raises(KeyboardInterrupt):
+        run.evolve(new_run.Evaluator(broken=interrupt), every=100)
+    steps = sorted(int(path.name) for path in (run.folder / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == ([(at - 3) // BATCH] if at >= 3 + BATCH else [])
+    assert len(run.lines()) == at
+    rest = new_run.Evaluator()
+    assert_identical(run.evolve(rest, every=100), uninterrupted[0])
+    assert rest.calls == INDIVIDUALS - at
+    assert run.lines() == uninterrupted[1]

@@ -1,0 +1,69 @@
+"""``cycleqd export`` of a run folder: one model, rebuilt from the experts and the journal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cycleqd_jax.runs.export import Wanted, export_from_folder
+from cycleqd_jax.types import InputError
+
+__all__ = ["export_from_run", "names_a_run"]
+
+
+def names_a_run(args: argparse.Namespace) -> bool:
+    """Whether ``cycleqd export`` got a run folder instead of a config.
+
+    Raises:
+        InputError: it got a config, with an option that needs a run folder.
+    """
+    if Path(args.config).is_dir():
+        return True
+    given = {
+        "--child": args.child is not None,
+        "--elite": args.elite is not None,
+        "--selected": args.selected,
+        "--aggregate": args.aggregate,
+        "--output": args.output is not None,
+    }
+    wrong = [name for name, is_given in given.items() if is_given]
+    if wrong:
+        raise InputError(f"expected a run folder for {wrong[0]}, got {args.config}; give the output folder of a run")
+    return False
+
+
+def export_from_run(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Rebuilds the model that the arguments name, and prints its folder.
+
+    Args:
+        args: the arguments of the command line.
+        command: the arguments as they were given, for the model card.
+
+    Raises:
+        InputError: see :func:`cycleqd_jax.runs.export.export_from_folder`.
+    """
+    if args.overrides:
+        raise InputError(
+            f"expected no overrides for a run folder, whose config is fixed, got {args.overrides[0]}; leave them out, or give "
+            "the config"
+        )
+    wanted = None
+    if args.child is not None:
+        wanted = Wanted("child", id=args.child)
+    elif args.elite is not None:
+        wanted = _elite(args.elite)
+    elif args.selected or args.aggregate or args.best_elite:
+        wanted = Wanted("selected" if args.selected else "aggregate" if args.aggregate else "best_elite")
+    print(f"model: {export_from_folder(args.config, wanted, args.output, command=command)}")
+
+
+def _elite(text: str) -> Wanted:
+    task, _, cell = text.rpartition("/")
+    try:
+        bins = tuple(int(part) for part in cell.split(","))
+    except ValueError:
+        bins = ()
+    if not task or not bins:
+        raise InputError(f"expected --elite TASK/CELL such as mbpp/3,7, got {text!r}; give a task and the bins of a cell")
+    return Wanted("elite", task=task, cell=bins)

@@ -1,0 +1,189 @@
+"""What a journal determines without any evaluation: the genome of every individual, and the state of the search."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cycleqd_jax.algorithms.common import rebuild_child
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, ExpertSpace
+from cycleqd_jax.runs.devices import Space
+from cycleqd_jax.runs.searchers import make_searcher
+from cycleqd_jax.search import Journal, individuals_within, tree_digest
+from cycleqd_jax.types import Genome, InputError, Lineage, SearchState
+
+__all__ = ["Replayed", "ancestors_of", "rebuild", "replay", "total_individuals"]
+
+
+def ancestors_of(journal: Journal, ids: Iterable[int]) -> list[int]:
+    """The individuals and all their ancestors, ascending; parents come before their children.
+
+    Raises:
+        InputError: the journal lacks one of them, or names a parent that is not older than its child.
+    """
+    found: set[int] = set()
+    pending = [(identity, None) for identity in ids]
+    while pending:
+        identity, child = pending.pop()
+        individual = journal.get(identity)
+        if individual is None:
+            whose = "" if child is None else f", a parent of individual {child}"
+            raise InputError(
+                f"expected individual {identity}{whose}, got {len(journal)} others in {journal.path}; "
+                + ("give the id of an evaluated individual" if child is None else "restore the file")
+            )
+        if child is not None and identity >= child:
+            raise InputError(
+                f"expected parents older than individual {child}, got parent {identity} in {journal.path}; restore the file"
+            )
+        if identity not in found:
+            found.add(identity)
+            pending += [(parent, identity) for parent in individual.parents if parent >= 0]
+    return sorted(found)
+
+
+def rebuild(space: Space, journal: Journal, tasks: tuple[str, ...], ids: Iterable[int]) -> dict[int, Genome]:
+    """The genomes of individuals, from the experts and the journal alone.
+
+    An expert is its task's, a child with coefficients is given by them, and every other child is made again from its parents,
+    its active task, ω and its key. Genomes are dropped when no descendant needs them any more.
+
+    Args:
+        space: the genome space of the run.
+        journal: of the run.
+        tasks: the names of the tasks, in order.
+        ids: the individuals.
+
+    Raises:
+        InputError: the journal lacks an individual or what it is made of; or a genome is not the one that was recorded.
+    """
+    wanted = set(ids)
+    order = ancestors_of(journal, wanted)
+    last_use = {parent: identity for identity in order for parent in _record(journal, identity).parents}
+    genomes: dict[int, Genome] = {}
+    for identity in order:
+        individual = _record(journal, identity)
+        if individual.expert is not None:
+            genome = space.expert(tasks.index(individual.expert)) if individual.expert in tasks else None
+        elif individual.coefficients is not None:
+            genome = CoefficientGenome(jnp.asarray(individual.coefficients, jnp.float32))
+        elif None in (individual.omega, individual.key, individual.active) or individual.active not in tasks:
+            genome = None
+        else:
+            first, second = (genomes[parent] for parent in individual.parents)
+            omega, key = jnp.asarray(individual.omega, jnp.float32), jnp.asarray(individual.key, jnp.uint32)
+            genome = rebuild_child(space, first, second, omega, key, jnp.int32(tasks.index(individual.active)))
+        if genome is None:
+            raise InputError(
+                f"expected parents, ω, key and active task of individual {identity} for the tasks {', '.join(tasks)}, got "
+                f"expert {individual.expert!r}, active {individual.active!r}, ω {individual.omega} in {journal.path}; restore "
+                "the file"
+            )
+        found = tree_digest(genome)
+        if individual.digest not in (None, found):
+            raise InputError(
+                f"expected the genome of individual {identity} to have digest {individual.digest}, as in {journal.path}, got "
+                f"{found}; use the experts, the version and the kind of machine of that run"
+            )
+        genomes[identity] = genome
+        for parent in {parent for parent in individual.parents if parent >= 0}:
+            if last_use[parent] == identity and parent not in wanted:
+                del genomes[parent]
+    return {identity: genomes[identity] for identity in wanted}
+
+
+def _record(journal: Journal, identity: int) -> Any:
+    individual = journal.get(identity)
+    assert individual is not None, "ancestors_of has found it"
+    return individual
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+    """The state of a search as its journal determines it.
+
+    Attributes:
+        state: after the last generation that is complete; its ids and scores are those of the search. Where the search keeps
+            genomes of children with parents, this state keeps their ids in their place.
+        generations: the number of complete generations.
+        exact: whether the whole state is that of the search, genomes too.
+    """
+
+    state: SearchState
+    generations: int
+    exact: bool
+
+
+def replay(config: RunConfig, journal: Journal, generations: int | None = None) -> Replayed:
+    """Tells a searcher all scores of a journal; needs no model.
+
+    Args:
+        config: the config of the run.
+        journal: of the run.
+        generations: how many generations; None is all that are complete.
+
+    Raises:
+        InputError: the journal does not have the scores of all experts, or is not that of the config.
+    """
+    names, options = config.task_names, config.search
+    count, size = len(names), options.batch_size
+    if any(journal.get(k) is None for k in range(count)):
+        raise InputError(f"expected the scores of {count} experts, got others in {journal.path}; start the search first")
+    space = _small_space(config)
+    searcher = make_searcher(config, space)
+    experts = _stack([space.expert(k) for k in range(count)]) if options.coefficients else _numbers(range(count))
+    scores = np.asarray([journal.scores(k, names) for k in range(count)], np.float32)
+    state = searcher.init(experts, scores, journal.items(range(count), names))
+    key, done = jax.random.key(config.seed), 0
+    total = total_individuals(config, journal)
+    while done < (options.generations if generations is None else generations):
+        ids = range(count + done * size, min(count + (done + 1) * size, total))
+        if not ids or any(journal.get(i) is None for i in ids):
+            break
+        if options.coefficients:
+            genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, done), len(ids))
+        else:
+            genomes, lineage = _numbers(ids), _nothing(len(ids))
+        told = jnp.asarray([journal.scores(i, names) for i in ids], jnp.float32)
+        state = searcher.tell(state, genomes, told, lineage, jnp.asarray(journal.items(ids, names)))
+        done += 1
+    return Replayed(state, done, options.coefficients)
+
+
+def total_individuals(config: RunConfig, journal: Journal) -> int:
+    """How many individuals a run evaluates, the experts included."""
+    options, first = config.search, journal.get(0)
+    total = len(config.tasks) + options.generations * options.batch_size
+    each = 0 if first is None else sum(map(len, first.items.values()))
+    budget = individuals_within(options.budget, options.budget_items if each else None, max(each, 1))
+    return total if budget is None else min(total, budget)
+
+
+def _small_space(config: RunConfig) -> Space:
+    """A genome space of as many experts, of matrices that are as small as the config allows."""
+    base = {"layers": {"w": jnp.zeros((config.search.groups, 1, 1))}}
+    experts = [jax.tree.map(lambda leaf, k=k: leaf + k + 1, base) for k in range(len(config.tasks))]
+    if config.search.coefficients:
+        return CoefficientSpace.from_experts(base, experts, groups=config.search.groups)
+    return ExpertSpace.from_experts(base, experts)
+
+
+def _stack(genomes: list[Genome]) -> Genome:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
+
+
+def _numbers(ids: Iterable[int]) -> Genome:
+    """Ids in the place of genomes."""
+    return {"id": jnp.asarray(list(ids), jnp.int32)}
+
+
+def _nothing(count: int) -> Lineage:
+    """A lineage of ``count`` children, which searchers with archives do not use."""
+    nobody = jnp.full((count, 2), -1, jnp.int32)
+    return Lineage(nobody, nobody[:, 0], jnp.zeros((count, 2), jnp.uint32), jnp.zeros((count, 2), jnp.float32))

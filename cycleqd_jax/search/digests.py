@@ -1,0 +1,43 @@
+"""Digests of genomes and states: equal for equal bits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+
+__all__ = ["tree_digest"]
+
+
+def tree_digest(tree: Any, *, digits: int = 16) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of all arrays of a pytree, in hexadecimal.
+
+    A tree and the state dict that checkpoints hold of it (``flax.serialization.to_state_dict``) have the same digest.
+
+    Args:
+        tree: arrays, in dataclasses, named tuples, mappings, tuples and lists.
+        digits: number of digits to return, at most 64.
+
+    >>> import numpy as np
+    >>> from cycleqd_jax.search import tree_digest
+    >>> tree_digest({"a": np.zeros(2)}) == tree_digest({"a": np.zeros(2)}) != tree_digest({"a": np.zeros(3)})
+    True
+    """
+    total = hashlib.sha256()
+    for path, leaf in sorted(_leaves(flax.serialization.to_state_dict(tree), ""), key=lambda one: one[0]):
+        array = np.asarray(jax.device_get(leaf))
+        total.update(f"{path}\0{array.dtype}\0{array.shape}\0".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()[:digits]
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for name, item in node.items():
+            yield from _leaves(flax.serialization.to_state_dict(item), f"{path}/{name}")
+    elif node is not None:
+        yield path, node

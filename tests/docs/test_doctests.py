@@ -23,7 +23,7 @@ def public_names() -> dict[str, str]:
         module = importlib.import_module(info.name)
         found[info.name] = module.__doc__ or ""
         for name in getattr(module, "__all__", ()):
-            thing = getattr(module, name)
+            thing = getattr(module, name, None)  # None: a submodule that the walk has yet to import
             if getattr(thing, "__module__", "") != info.name:
                 continue  # is found where it is defined
             found[f"{info.name}.{name}"] = inspect.getdoc(thing) or ""

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
         peft,
         peft_config,
         safetensors,
+        torch_zip,
     )
 
-__all__ = ["checkpoint", "gguf", "gguf_file", "gguf_tokenizer", "hf", "hub", "names", "peft", "peft_config", "safetensors"]
+__all__ = [
+    "checkpoint",
+    "gguf",
+    "gguf_file",
+    "gguf_tokenizer",
+    "hf",
+    "hub",
+    "names",
+    "peft",
+    "peft_config",
+    "safetensors",
+    "torch_zip",
+]

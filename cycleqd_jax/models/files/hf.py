@@ -25,7 +25,7 @@ from cycleqd_jax.models.files.safetensors import (
     transpose,
     write_shards,
 )
-from cycleqd_jax.models.folder import TEMPLATE_FOLDER, is_tokenizer_file
+from cycleqd_jax.models.folder import PROCESSOR_FILES, TEMPLATE_FOLDER, is_tokenizer_file
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import AnyArray, InputError, Params, tree_paths
@@ -137,7 +137,8 @@ def check_target(folder: str | Path) -> Path:
         entries = _entries(place) if place.is_dir() else [place.name]
         if not place.is_dir():
             raise InputError(f"expected a folder to write a model to, got the file {folder}; choose another place")
-        foreign = [name for name in entries if not (_WRITTEN.fullmatch(name) or is_tokenizer_file(name))]
+        known = {name for name in entries if _WRITTEN.fullmatch(name) or is_tokenizer_file(name) or name in PROCESSOR_FILES}
+        foreign = [name for name in entries if name not in known]
         if foreign or (entries and "config.json" not in entries):
             raise InputError(
                 f"expected a new place or a model folder to replace, got {(foreign or entries)[0]} in {folder}; move it away, "

@@ -244,6 +244,10 @@ class EngineConfig:
     overflow: Literal["refuse", "truncate"] = "refuse"
     drafts: Literal["auto", "parents", "none"] = "auto"
 
+    def uses_drafts(self, platform: str) -> bool:
+        """Whether drafts are verified on a platform, as in ``jax.Device.platform``."""
+        return self.drafts == "parents" or (self.drafts == "auto" and platform == "cpu")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:

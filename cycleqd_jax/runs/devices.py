@@ -66,8 +66,7 @@ class DeviceGroup:
         Raises:
             InputError: see :class:`~cycleqd_jax.engine.Engine`.
         """
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        drafts = options.drafts == "parents" or (options.drafts == "auto" and on_cpu)
+        drafts = options.uses_drafts(self.mesh.devices.flat[0].platform)
         return Engine(
             config,
             slots=options.slots,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
+from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator, Relatives
 from cycleqd_jax.files import write_json
 from cycleqd_jax.plan import DEVICES, UTILISATION, ModelFlops, express_flops
 from cycleqd_jax.runs.context import Context
@@ -82,7 +82,12 @@ class Metered:
         self._evaluator = evaluator
         self._file = _usage_file(folder)
 
-    def __call__(self, groups: Sequence[Sequence[Genome]], on_result: Callable[[int, list[Evaluation]], None]) -> None:
+    def __call__(
+        self,
+        groups: Sequence[Sequence[Genome]],
+        on_result: Callable[[int, list[Evaluation]], None],
+        relatives: Sequence[Relatives] = (),
+    ) -> None:
         """Evaluates groups of genomes; see :class:`~cycleqd_jax.evaluation.GenomeEvaluator`."""
 
         def counted(i: int, evaluations: list[Evaluation]) -> None:
@@ -91,7 +96,8 @@ class Metered:
             write_json(self._file, usage | {"selection": {"seconds": usage.get("selection", {}).get("seconds", 0.0) + seconds}})
             on_result(i, evaluations)
 
-        self._evaluator(groups, counted)
+        options = {"relatives": relatives} if any(relatives) else {}
+        self._evaluator(groups, counted, **options)
 
 
 def _usage_file(folder: Path) -> Path:

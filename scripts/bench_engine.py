@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.engine import ChatGenerator, Engine
+from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.engine.prefix import common_length
 from cycleqd_jax.evaluation import rollout
 from cycleqd_jax.models import llama
@@ -282,6 +283,50 @@ def population(
     return {"seconds": seconds, "replies": len(replies["one by one"]), "different": different}
 
 
+def with_drafts(
+    config: llama.LlamaConfig,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    slots: int,
+    stop_ids: Sequence[int],
+    new: int,
+    shares: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Model steps and seconds of the same replies without drafts and with drafts of which a share of the tokens differs.
+
+    Raises:
+        AssertionError: replies differ.
+    """
+    longest = max(map(len, prompts)) + new
+    engine = Engine(config, slots=slots, max_len=longest, stop_ids=stop_ids, pad_id=0, window=WINDOW)
+    random_of = random.Random(0)
+    engine.load(params)
+    plain = engine.generate(prompts, [new] * len(prompts))
+    rows = []
+    for share in (None, *shares):
+
+        def given(ids: Sequence[int], share: float | None = share) -> list[list[int]]:
+            changed = [random_of.randrange(config.vocab_size) if random_of.random() < (share or 0) else i for i in ids]
+            return [] if share is None else [changed]
+
+        drafts = [given(reply.ids) for reply in plain]
+        found, seconds = {}, []
+        for _ in range(3):  # the first time compiles
+            engine.load(params)
+            engine.statistics.clear()
+            start = time.perf_counter()
+            numbers = [engine.submit(prompt, new, drafts=one) for prompt, one in zip(prompts, drafts, strict=True)]
+            while engine.busy:
+                found |= dict(engine.advance())
+            seconds.append(time.perf_counter() - start)
+            assert [found[number] for number in numbers] == plain
+        counts = engine.statistics
+        row = {"differ": share, "steps": counts.steps, "seconds": min(seconds[1:]), "tokens": counts.decoded}
+        row |= {"tokens_per_window": (counts.windows + counts.accepted) / counts.windows} if counts.windows else {}
+        rows.append(row)
+    return rows
+
+
 def first(task: RecordTask[Any], count: dict[str, int]) -> list[Any]:
     """The records of a task that are played."""
     return [record for split in ("train", "test") for record in task.records[split]][: count[task.name]]
@@ -316,6 +361,9 @@ def main() -> None:
     parser.add_argument("--shuffle", type=int, metavar="SEED", help="play the episodes in another order")
     parser.add_argument("--rate", action="store_true", help="decode with all slots busy")
     parser.add_argument("--population", type=int, default=0, metavar="N", help="decode N low-rank individuals")
+    parser.add_argument(
+        "--drafts", type=float, nargs="*", metavar="SHARE", help="verify drafts of which this share of the tokens differs"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -391,6 +439,16 @@ def main() -> None:
         found = population(*models[arguments.dtypes[-1]], prompts[:16], arguments.population)
         results["population"] = found
         print(f"{arguments.population} individuals: {found}", flush=True)
+    if arguments.drafts is not None:
+        for dtype, model in models.items():
+            rows = with_drafts(*model, prompts, arguments.slots, tokenizer.stop_ids, new["mbpp"], arguments.drafts)
+            results.setdefault("drafts", {})[dtype] = rows
+            for row in rows:
+                name = "no drafts" if row["differ"] is None else f"{row['differ']:.0%} of the draft tokens differ"
+                window = f", {row['tokens_per_window']:.2f} tokens per window" if "tokens_per_window" in row else ""
+                print(
+                    f"{name}, {dtype}: {row['steps']} steps, {row['seconds']:.2f} s, {row['tokens']} tokens{window}", flush=True
+                )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 

@@ -233,12 +233,20 @@ class EngineConfig:
             of a problem, which would score 0 with every model, the run stops with an error. ``truncate`` drops the beginning of
             the prompt until the whole reply fits, or half of ``max_len`` if that is less, and notes the number of dropped
             tokens in the transcript.
+        drafts: ``parents`` verifies the replies of a child's parents, and of the expert of its active task, several tokens at
+            a time, which is faster where the child says the same. ``none`` decodes one token at a time. ``auto`` is ``parents``
+            on CPUs and ``none`` elsewhere. The replies are the same, except where two tokens are equally likely.
     """
 
     slots: int = field(32, minimum=1)
     max_len: int = field(256, minimum=1)
     population: int = field(1, minimum=1)
     overflow: Literal["refuse", "truncate"] = "refuse"
+    drafts: Literal["none", "parents", "auto"] = "none"
+
+    def uses_drafts(self, platform: str) -> bool:
+        """Whether drafts are verified on a platform, as in ``jax.Device.platform``."""
+        return self.drafts == "parents" or (self.drafts == "auto" and platform == "cpu")
 
 
 @dataclasses.dataclass(frozen=True)

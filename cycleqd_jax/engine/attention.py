@@ -43,7 +43,7 @@ class Attention:
             head_dim]``, so that both products of attention read their large operand in its own order; otherwise XLA's CPU
             backend takes three times as long. bfloat16 numbers are stored as their bits, ``uint16``: that backend widens whole
             arrays of 16-bit floats wherever they pass through a loop. ``"cudnn"`` and ``"xla"``: keys and values
-            ``[page, column, kv_heads, head_dim]``; in a decode step row i has page i.
+            ``[page, column, kv_heads, head_dim]``; in a decode step and in a verification of drafts row i has page i.
     """
 
     implementation: Implementation
@@ -106,19 +106,20 @@ class Attention:
     ) -> tuple[Float[Array, "batch heads time head_dim"], KVCache]:
         """Writes the tokens' keys and values, then attends to them and to everything before them.
 
-        This is an ``Attend`` of the decoder. All tokens of a row are written to one page. A batch with one token per row is a
-        decode step.
+        This is an ``Attend`` of the decoder. A batch with one token per row is a decode step, and one whose rows have ``ends``
+        is a verification of drafts. Otherwise all tokens of a row are written to one page.
         """
         k, v = (k.swapaxes(2, 3), v) if self.paged else (k.swapaxes(1, 2), v.swapaxes(1, 2))
         k, v = to_cache(k, cache.k[layer].dtype), to_cache(v, cache.v[layer].dtype)
         (of_k, _), (of_v, _) = self._axes
-        write = _write_in_turn if self.paged else _write_at_once
+        verifies = rows.ends is not None
+        write = _write_at_once if not self.paged else _write_windows if verifies else _write_in_turn
         own = write(cache.k[layer], k, rows, of_k), write(cache.v[layer], v, rows, of_v)
         cache = KVCache(_replaced(cache.k, layer, own[0]), _replaced(cache.v, layer, own[1]))
         common = None if shared is None else (shared.k[layer], shared.v[layer])
         if self.paged:
             return products.attend(q, own, common, rows), cache
-        if q.shape[2] > 1:
+        if q.shape[2] > 1 and not verifies:
             own = own[0][rows.pages[:, 0]], own[1][rows.pages[:, 0]]
         return self._fused(q, own, common, rows), cache
 
@@ -160,6 +161,25 @@ def _write_in_turn(x: Array, new: Array, rows: Rows, axis: int) -> Array:
         return jax.lax.dynamic_update_slice(x, row, start)
 
     return jax.lax.fori_loop(0, new.shape[0], write, x)
+
+
+def _write_windows(x: Array, new: Array, rows: Rows, axis: int) -> Array:
+    """The same token by token, since a window may begin in one page and end in the next; page 0 gets what no row may write."""
+    size, window = x.shape[axis], new.shape[axis]
+    assert rows.ends is not None
+    pages, columns, ends = jnp.asarray(rows.pages), jnp.asarray(rows.columns), jnp.asarray(rows.ends)
+
+    def write(n: Array, x: Array) -> Array:
+        i, j = n // window, n % window
+        column = columns[i] + j
+        begin, start = [[i, *[jnp.int32(0)] * 3] for _ in range(2)]
+        begin[axis], start[axis] = j, column % size
+        start[0] = jnp.where(column < ends[i], pages[i, column // size], 0)
+        shape = [1, *new.shape[1:]]
+        shape[axis] = 1
+        return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(new, begin, shape), start)
+
+    return jax.lax.fori_loop(0, new.shape[0] * window, write, x)
 
 
 def _write_at_once(x: Array, new: Array, rows: Rows, axis: int) -> Array:

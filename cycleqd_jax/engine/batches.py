@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cycleqd_jax.engine import programs
+from cycleqd_jax.engine import drafts, programs
 from cycleqd_jax.engine.cache import BLOCK, Rows, shared_blocks
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.requests import GREEDY, Request
@@ -117,6 +117,30 @@ class Batches:
             shared_columns: how many there are.
             pages: the pages of the cache.
         """
+        token = _int32(self._pad_id if slot.request is None else slot.request.ids[-1] for slot in slots)
+        return token, self._decoding(slots, 1, width=width, shared_columns=shared_columns, pages=pages)
+
+    def verify(
+        self, slots: Sequence[Slot], *, width: int, shared_columns: int, pages: int
+    ) -> tuple[drafts.Sources, programs.Requests]:
+        """Sources and requests of a call of the program that verifies drafts; arguments as for :meth:`decode`."""
+        layout, requests = self._layout, [slot.request for slot in slots]
+        replies = [() if request is None else (*request.prompt, *request.ids) for request in requests]
+        pads = (self._pad_id,) * drafts.CONTEXT
+        sources = drafts.Sources(
+            drafts.texts([() if r is None else r.source for r in requests], replies, layout.max_len, layout.window),
+            _int32(0 if request is None else request.at for request in requests),
+            _int32((*pads, *reply)[-drafts.CONTEXT :] for reply in replies),
+        )
+        found = self._decoding(slots, layout.window, width=width, shared_columns=shared_columns, pages=pages)
+        most = layout.verify_steps * layout.window
+        ends = np.asarray(found.rows.columns) + np.minimum(found.count, most)
+        return sources, found._replace(rows=found.rows._replace(ends=ends.astype(np.int32)))
+
+    def _decoding(
+        self, slots: Sequence[Slot], window: int, *, width: int, shared_columns: int, pages: int
+    ) -> programs.Requests:
+        """The requests of rows with ``window`` tokens each."""
         rows = Rows(
             _int32(range(len(slots)))[:, None],
             _int32(0 for _ in slots),
@@ -133,9 +157,8 @@ class Batches:
             blocks = np.array(used[-1] // BLOCK + 1 if used.size else 0, np.int32)
             rows = rows._replace(pages=self._tables(slots, width), owners=owners, starts=starts, blocks=blocks)
         requests = [slot.request for slot in slots]
-        token = _int32(self._pad_id if request is None else request.ids[-1] for request in requests)
-        return token, programs.Requests(
-            self._with_near(rows, shared_columns, 1),
+        return programs.Requests(
+            self._with_near(rows, shared_columns, window),
             _int32(slot.individual for slot in slots),
             _int32(0 if request is None else request.left for request in requests),
             _sampling(requests),

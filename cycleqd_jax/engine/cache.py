@@ -43,12 +43,13 @@ class Rows(NamedTuple):
         first: the first column that the row may see.
         columns: the column of the row's first token.
         shared: the shared columns that the row sees: start and end of the interval.
-        owners: decode steps only: the row that each page of the pool belongs to, or -1.
-        starts: decode steps only: the column of its row that each page begins with.
-        blocks: decode steps only: the number of blocks of :data:`BLOCK` pages in use.
+        owners: not for prefill: the row that each page of the pool belongs to, or -1.
+        starts: not for prefill: the column of its row that each page begins with.
+        blocks: not for prefill: the number of blocks of :data:`BLOCK` pages in use.
         near: implementation ``"products"`` only: pairs (block of rows, block of shared columns) in which some row sees some
             column; for the sizes of the blocks see :func:`shared_blocks`.
         nears: the number of valid pairs in ``near``.
+        ends: verification of drafts only: the column after the last that the row may write.
     """
 
     pages: Int[AnyArray, "batch width"]
@@ -60,6 +61,7 @@ class Rows(NamedTuple):
     blocks: Int[AnyArray, ""] | None = None
     near: Int[AnyArray, "pair 2"] | None = None
     nears: Int[AnyArray, ""] | None = None
+    ends: Int[AnyArray, " batch"] | None = None
 
 
 def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:

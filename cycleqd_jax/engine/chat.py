@@ -50,7 +50,15 @@ class ChatGenerator:
         self._options = {"temperature": temperature, "top_p": top_p, "seed": seed}
         self._names: dict[int, Hashable] = {}
 
-    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
+    def submit(
+        self,
+        conversation: Hashable,
+        messages: Sequence[Message],
+        max_new_tokens: int,
+        *,
+        individual: int = 0,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> None:
         """Queues a request for one reply.
 
         Args:
@@ -58,12 +66,14 @@ class ChatGenerator:
             messages: the whole conversation, ending with a user message.
             max_new_tokens: the most tokens of the reply.
             individual: whose weights to use, where those of several individuals are loaded.
+            drafts: token ids of replies that this one may repeat in part (:meth:`cycleqd_jax.engine.Engine.submit`).
         """
         number = self.engine.submit(
             self.tokenizer.encode(messages),
             max_new_tokens,
             conversation=conversation,
             individual=individual,
+            drafts=drafts,
             stop_when=self._stop_when() if self._stop else None,
             **self._options,
         )
@@ -124,7 +134,7 @@ class ChatGenerator:
         ids = generation.ids
         text = self.tokenizer.decode(ids[:-1] if ids and ids[-1] in self.engine.stop_ids else ids)
         cut = min((at for at in (text.find(s) for s in self._stop) if at >= 0), default=len(text))
-        return Reply(text[:cut], len(ids), generation.finish, generation.dropped)
+        return Reply(text[:cut], len(ids), generation.finish, generation.dropped, ids)
 
     def _stop_when(self) -> StopWhen:
         """The ``stop_when`` of one request: ends it with the token that completes the first stop string."""

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from cycleqd_jax.engine import drafts as sources
 from cycleqd_jax.engine import requests
 from cycleqd_jax.engine.attention import Attention
 from cycleqd_jax.engine.batches import Batches
@@ -51,6 +52,7 @@ class Engine:
         chunk: prompt tokens that are computed as one row; None takes the platform's.
         share_prefixes: compute a prefix of several waiting prompts once.
         keep_conversations: keep the cache of a conversation for its next turn.
+        window: tokens per slot of a step that verifies drafts (:meth:`submit`); 1 ignores drafts.
         overflow: ``"refuse"`` refuses a prompt that leaves no room for a token. ``"truncate"`` cuts the beginning of a prompt
             until its reply has room for the whole limit, or for half of ``max_len`` where the limit is more.
 
@@ -76,11 +78,19 @@ class Engine:
         chunk: int | None = None,
         share_prefixes: bool = True,
         keep_conversations: bool = True,
+        window: int = 1,
         overflow: str = "refuse",
     ) -> None:
         platform = (jax.devices() if mesh is None else mesh.devices.flat)[0].platform
         self.layout = EngineLayout.of(
-            config, slots=slots, max_len=max_len, platform=platform, attention=attention, steps=steps, chunk=chunk
+            config,
+            slots=slots,
+            max_len=max_len,
+            platform=platform,
+            attention=attention,
+            steps=steps,
+            chunk=chunk,
+            window=window,
         )
         self.stop_ids, self.pad_id = requests.check_settings(stop_ids, pad_id, overflow, vocab_size=config.vocab_size)
         if mesh is not None:
@@ -150,6 +160,7 @@ class Engine:
         top_p: object = 1.0,
         seed: object = 0,
         individual: object = 0,
+        drafts: Sequence[Sequence[object]] = (),
         stop_when: StopWhen | None = None,
         on_tokens: OnTokens | None = None,
     ) -> int:
@@ -164,6 +175,9 @@ class Engine:
             top_p: draw from the likeliest tokens that together have this probability.
             seed: the seed of the draws; the same request draws the same tokens, whatever else is decoded.
             individual: whose weights to use, where those of several individuals are loaded.
+            drafts: replies that this one may repeat in part, the likeliest first. They change its speed, and not the reply: the
+                engine verifies several of their tokens per step. Drafts are ignored where they are empty, longer than
+                ``max_new_tokens`` or have other tokens than the vocabulary, and where tokens are drawn.
             stop_when: called at every host sync with all tokens of the reply so far; returns how many of them are the reply if
                 it is complete, or None.
             on_tokens: called at every host sync with the new tokens.
@@ -195,11 +209,18 @@ class Engine:
                 f"expected one request of conversation {conversation!r} at a time, got a second; wait for its reply"
             )
         number = next(self._numbers)
+        greedy = self.layout.window > 1 and draw.temperature == 0
+        found = sources.usable(drafts, limit, self.config.vocab_size) if greedy else []
         tokens, limit, dropped = requests.fit(tokens, limit, self.max_len, self.overflow)
         if limit < 1:
             self._loop.done.append((number, Generation((), "refused")))
         else:
-            self._loop.scheduler.add(Request(number, tokens, limit, conversation, draw, who, stop_when, on_tokens, dropped))
+            source = sources.joined(found, tokens, self.max_len)
+            # The place after the first token of the first draft, which the prefill generates.
+            at = len(tokens[1 - sources.CONTEXT :]) + 2
+            self._loop.scheduler.add(
+                Request(number, tokens, limit, conversation, draw, who, stop_when, on_tokens, dropped, source, at)
+            )
         return number
 
     def release(self, conversation: Hashable) -> None:

@@ -15,10 +15,13 @@ from cycleqd_jax.engine.cache import BLOCK, SHARED_BLOCK
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.types import InputError
 
-__all__ = ["STEPS", "EngineLayout", "check_mesh"]
+__all__ = ["STEPS", "WINDOW", "EngineLayout", "check_mesh"]
 
 STEPS = 16
 """Decode steps between two host syncs, unless the engine is given another number."""
+
+WINDOW = 8
+"""Tokens per row of a step that verifies drafts, where a run uses drafts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class EngineLayout:
         batches: rows of the compiled prefill programs, smallest first.
         counts: rows of the compiled decode programs, smallest first.
         widths: pages per row of the compiled programs, smallest first.
+        verify_counts: rows of the compiled programs that verify drafts, smallest first.
+        window: tokens per row of these programs; 1 where drafts are ignored.
     """
 
     config: LlamaConfig
@@ -52,6 +57,8 @@ class EngineLayout:
     batches: tuple[int, ...]
     counts: tuple[int, ...]
     widths: tuple[int, ...]
+    verify_counts: tuple[int, ...]
+    window: int
 
     @classmethod
     def of(
@@ -64,6 +71,7 @@ class EngineLayout:
         attention: Attention | None = None,
         steps: int = STEPS,
         chunk: int | None = None,
+        window: int = 1,
     ) -> EngineLayout:
         """The sizes for a model, a workload and a platform.
 
@@ -75,6 +83,7 @@ class EngineLayout:
             attention: None takes the fastest implementation for the platform.
             steps: decode steps between two host syncs.
             chunk: tokens per row of a prefill; None takes the platform's.
+            window: tokens per row of a step that verifies drafts; 1 ignores drafts.
 
         Raises:
             InputError: a size is below its least value, or ``max_len`` is beyond the model's positions.
@@ -85,6 +94,10 @@ class EngineLayout:
                 f"{config.context_length} positions, got {slots} slots, {steps} steps, chunk {chunk} and max_len {max_len}; "
                 "correct the engine's settings"
             )
+        if not 1 <= window <= max_len:
+            raise InputError(
+                f"expected a window of 1 to max_len = {max_len} tokens, got {window}; correct the engine's settings"
+            )
         cpu = platform == "cpu"
         attention = attention or attention_for(config, platform)
         # On a CPU 8 × 64 tokens keep the cores busy; a GPU needs thousands.
@@ -93,14 +106,15 @@ class EngineLayout:
         if not attention.paged:
             if chunk == 1:
                 raise InputError("expected a chunk of at least 2 tokens where the cache has no pages, got 1; make it larger")
-            page = max_len + max(chunk, steps)  # the last chunk of a prompt is written whole
-            return cls(config, attention, slots, max_len, steps, chunk, page, slots, batches, (slots,), (1,))
+            page = max_len + max(chunk, steps, window)  # the last chunk of a prompt is written whole
+            return cls(config, attention, slots, max_len, steps, chunk, page, slots, batches, (slots,), (1,), (slots,), window)
         width = -(-max_len // chunk)
         pages = whole_blocks(1 + slots * width)  # page 0 is where rows without a reply write
         widths = (*(2**i for i in range(2, 32) if 2**i < width), width)
         # Products do not skip empty rows: only active ones are decoded, by a program for each of a few counts.
         counts = (*(count for count in _sizes(slots, smallest=min(8, slots)) if count < slots), slots)
-        return cls(config, attention, slots, max_len, steps, chunk, chunk, pages, batches, counts, widths)
+        windows = (*(2**i for i in range(32) if 2**i < slots), slots)
+        return cls(config, attention, slots, max_len, steps, chunk, chunk, pages, batches, counts, widths, windows, window)
 
     @property
     def computed(self) -> LlamaConfig:
@@ -119,7 +133,12 @@ class EngineLayout:
     @property
     def positions(self) -> int:
         """Positions that a program may compute: the last chunk of a prompt is computed whole."""
-        return self.max_len + self.chunk
+        return self.max_len + max(self.chunk, self.window)
+
+    @property
+    def verify_steps(self) -> int:
+        """Windows between two host syncs: a reply ends after fewer of them than of decode steps."""
+        return max(1, self.steps // 4)
 
     @functools.cached_property
     def column_bytes(self) -> int:
@@ -139,6 +158,10 @@ class EngineLayout:
     def count_for(self, rows: int) -> int:
         """Rows of the smallest decode program that takes this many."""
         return next(size for size in self.counts if size >= rows)
+
+    def verify_count_for(self, rows: int) -> int:
+        """Rows of the smallest program that verifies drafts for this many."""
+        return next(size for size in self.verify_counts if size >= rows)
 
     def width_for(self, columns: int) -> int:
         """Pages per row of the smallest program that takes rows of this many columns."""

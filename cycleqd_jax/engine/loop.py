@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import jax
+import numpy as np
 
 from cycleqd_jax.engine.batches import Batches, Chunk, chunks_of
 from cycleqd_jax.engine.layout import EngineLayout
@@ -15,7 +17,7 @@ from cycleqd_jax.engine.prefix import PrefixTable, common_length
 from cycleqd_jax.engine.requests import Generation, Statistics
 from cycleqd_jax.engine.runner import Runner
 from cycleqd_jax.engine.scheduler import Scheduler, Slot
-from cycleqd_jax.types import Array, TokenCounts
+from cycleqd_jax.types import Array, Bool, Int, TokenCounts
 
 __all__ = ["HostLoop"]
 
@@ -162,21 +164,54 @@ class HostLoop:
         return ended
 
     def _decode(self) -> None:
-        """Generates up to ``steps`` tokens for every slot with a request."""
+        """Generates tokens for every slot with a request: up to ``steps``, or several windows where it has drafts."""
         self.scheduler.count_idle()
         active = self.scheduler.active
         if not active:
             return
+        drafted = [slot for slot in active if slot.request is not None and slot.request.source]
+        plain = [slot for slot in active if slot not in drafted]
         for slot in active:
             assert slot.request is not None
+            most = self._layout.verify_steps * self._layout.window if slot in drafted else self._layout.steps
             # A row that has ended writes to the column after its last.
-            self._reserve(slot, len(slot.tokens) + min(self._layout.steps, slot.request.left) + 1)
-        rows = self.scheduler.slots
+            self._reserve(slot, len(slot.tokens) + min(most, slot.request.left) + 1)
+        if self._layout.attention.paged and (pairs := self.pool.compact(active, self.scheduler.slots)):
+            self._runner.swap(pairs)
+        if plain:
+            rows = self._rows(plain, self._layout.count_for(len(plain)))
+            tokens, count, finite = jax.device_get(self._runner.decode(rows))
+            self.statistics.steps += int(count.max())
+            self._extend(rows, tokens, count, finite)
+        if drafted:
+            rows = self._rows(drafted, self._layout.verify_count_for(len(drafted)))
+            found = jax.device_get(self._runner.verify(rows))
+            self.statistics.steps += int(found.steps)
+            for slot, at, count, windows in zip(rows, found.at.tolist(), found.count, found.windows, strict=True):
+                if slot.request is not None:
+                    slot.request.at = at
+                    self.statistics.windows += int(windows)
+                    self.statistics.accepted += int(count - windows)
+            self._extend(rows, found.tokens, found.count, found.finite)
+
+    def _rows(self, slots: Sequence[Slot], count: int) -> list[Slot]:
+        """The slots as rows of a program for ``count`` rows; where every slot has a row, the others have no request in it."""
         if self._layout.attention.paged:
-            if pairs := self.pool.compact(active, self.scheduler.slots):
-                self._runner.swap(pairs)
-            rows = [*active, *[Slot()] * (self._layout.count_for(len(active)) - len(active))]
-        tokens, count, finite = jax.device_get(self._runner.decode(rows))
+            return [*slots, *[Slot()] * (count - len(slots))]
+        return [slot if slot in slots else dataclasses.replace(slot, request=None) for slot in self.scheduler.slots]
+
+    def _extend(
+        self,
+        rows: Sequence[Slot],
+        tokens: Int[np.ndarray, "row column"],
+        count: Int[np.ndarray, " row"],
+        finite: Bool[np.ndarray, " row"],
+    ) -> None:
+        """Adds the tokens of a program to the replies of its rows.
+
+        Raises:
+            NonFiniteError: the logits of a row are not finite.
+        """
         for slot, ids, n, fine in zip(rows, tokens.tolist(), count.tolist(), finite.tolist(), strict=True):
             if slot.request is None:
                 continue

@@ -99,7 +99,7 @@ def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 
 
 def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
-    """A decode step over the pool in place: each page with the query of its row, then the pages of every row combined.
+    """Decoding over the pool in place: each page with the queries of its row, then the pages of every row combined.
 
     Pages are not copied, and the work depends on the pages in use, not on the longest row.
     """
@@ -110,7 +110,8 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     k, v = pool
     pages, kv_heads, dims, size = k.shape
     queries = _queries(q, kv_heads)
-    column = jnp.arange(size)[None]
+    last = columns[:, None] + jnp.tile(jnp.arange(q.shape[2]), q.shape[1] // kv_heads)[None]  # the column of each query
+    column = jnp.arange(size)[None, None]
 
     def block(i: Array, done: _Part) -> _Part:
         def cut(x: Array) -> Array:
@@ -118,15 +119,15 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 
         owner, start = cut(owners), cut(starts)
         row = jnp.maximum(owner, 0)
-        mask = (start[:, None] + column <= columns[row][:, None]) & (owner >= 0)[:, None]
-        part = _part(queries[row], cut(k), cut(v), mask[:, None, None])
+        mask = (start[:, None, None] + column <= last[row][:, :, None]) & (owner >= 0)[:, None, None]
+        part = _part(queries[row], cut(k), cut(v), mask[:, None])
         return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, i * BLOCK, 0), done, part)
 
     per = queries.shape[2]
     empty = _Part(*(jnp.zeros((pages, kv_heads, per, n), jnp.float32) for n in (dims, 1, 1)))
     done = jax.lax.fori_loop(0, blocks, block, empty)
     width = rows.pages.shape[1]
-    used = (jnp.arange(width)[None] * size <= columns[:, None])[:, :, None, None, None]
+    used = (jnp.arange(width)[None, :, None] * size <= last[:, None])[:, :, None, :, None]
     out, tops, totals = (x[rows.pages] for x in done)  # [batch, width, kv_heads, per, …]
     tops = jnp.where(used, tops, MASKED)
     top = tops.max(1)

@@ -17,7 +17,7 @@ from cycleqd_jax.engine.cache import KVCache, Rows
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import AnyArray, Array, Bool, Float, Int, Params, UInt32
 
-__all__ = ["Requests", "Sampling", "choose", "decode", "grow", "prefill", "swap"]
+__all__ = ["Requests", "Sampling", "choose", "decode", "grow", "likeliest", "positions_of", "prefill", "swap"]
 
 
 class Sampling(NamedTuple):
@@ -41,7 +41,7 @@ class Requests(NamedTuple):
     Attributes:
         rows: where the row lies in the cache.
         individual: the individual whose weights are used, where those of a population are loaded.
-        count: tokens in the row (:func:`prefill`), or the most tokens to generate (:func:`decode`); 0 for an empty row.
+        count: tokens in the row (:func:`prefill`), or the most tokens to generate; 0 for an empty row.
         sampling: how the row's tokens are chosen.
     """
 
@@ -76,16 +76,21 @@ def choose(
         rank = jax.vmap(one)(jnp.asarray(sampling.key), positions, ranked)
         return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
 
-    # An argmax (the first of the largest) in two passes that vectorise: XLA's CPU backend takes three times as long for argmax.
-    top = logits.max(-1, keepdims=True)
-    numbers = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
-    greedy = jnp.where(logits == top, numbers, logits.shape[-1] - 1).min(-1)
+    greedy, finite = likeliest(logits)
     warm = sampling.temperature > 0
     token = jax.lax.cond(warm.any(), lambda: jnp.where(warm, draw(logits), greedy), lambda: greedy)
-    return token.astype(jnp.int32), jnp.isfinite(top[:, 0])
+    return token.astype(jnp.int32), finite
 
 
-def _positions(rows: Rows) -> Int[Array, " batch"]:
+def likeliest(logits: Float[Array, "batch vocab"]) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
+    """The first of the likeliest tokens of every row, and whether the row's largest logit is finite."""
+    # An argmax in two passes that vectorise: XLA's CPU backend takes three times as long for argmax.
+    top = logits.max(-1, keepdims=True)
+    numbers = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+    return jnp.where(logits == top, numbers, logits.shape[-1] - 1).min(-1), jnp.isfinite(top[:, 0])
+
+
+def positions_of(rows: Rows) -> Int[Array, " batch"]:
     """RoPE position of each row's first token: it follows the row's shared columns and its own."""
     return jnp.asarray(rows.columns) - rows.first + rows.shared[:, 1] - rows.shared[:, 0]
 
@@ -118,7 +123,7 @@ def prefill(
         The cache, the token that follows the last token of each row, and whether its logits are finite.
     """
     params = llama.select(params, jnp.asarray(requests.individual))
-    first = _positions(requests.rows)
+    first = positions_of(requests.rows)
     positions = first[:, None] + jnp.arange(tokens.shape[1])[None]
     attend = functools.partial(attention, rows=requests.rows, shared=shared)
     hidden, cache = llama.decoder(params, config, tokens, positions, attend, cache)
@@ -174,7 +179,7 @@ def decode(
 
     def body(loop: _Loop) -> _Loop:
         rows = requests.rows._replace(columns=loop.columns)
-        position = _positions(rows)
+        position = positions_of(rows)
         attend = functools.partial(attention, rows=rows, shared=shared)
         hidden, cache = llama.decoder(params, config, loop.token[:, None], position[:, None], attend, loop.cache)
         token, finite = choose(llama.unembed(params, config, hidden[:, 0]), requests.sampling, position + 1)

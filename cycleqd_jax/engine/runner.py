@@ -15,6 +15,7 @@ from cycleqd_jax.engine.cache import BLOCK, KVCache
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.requests import Request
 from cycleqd_jax.engine.scheduler import Slot
+from cycleqd_jax.engine.verify import Verified, verify
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import Array, InputError, MixedMatrix, NonFiniteError, Params, PyTree, leaf_path, tree_paths
 
@@ -139,6 +140,11 @@ class Runner:
         most = max(len(slot.tokens) for slot in slots if slot.request is not None)
         return self._decode(slots, self._layout.width_for(most + self._layout.steps), self.shared)
 
+    def verify(self, slots: Sequence[Slot]) -> Verified:
+        """Starts the verification of the drafts of these slots, a row for each; some may have no request."""
+        most = max(len(slot.tokens) for slot in slots if slot.request is not None)
+        return self._verify(slots, self._layout.width_for(most + self._layout.verify_steps * self._layout.window), self.shared)
+
     def warm_up(self, shared_columns: Iterable[int]) -> bool:
         """Compiles all programs, without and with shared columns of these sizes; the cache must have its largest size.
 
@@ -159,6 +165,8 @@ class Runner:
                     found.append(finite)
                 for count in self._layout.counts:
                     found.append(self._decode([Slot()] * count, width, common)[2])
+                for count in self._layout.verify_counts if self._layout.window > 1 else ():
+                    found.append(self._verify([Slot()] * count, width, common).finite)
         return all(np.asarray(finite).all() for finite in found)
 
     def _prefill(
@@ -186,6 +194,23 @@ class Runner:
             stop_ids=self._stop_ids,
         )
         return results[0], results[1], results[2]
+
+    def _verify(self, slots: Sequence[Slot], width: int, shared: KVCache | None) -> Verified:
+        layout, columns = self._layout, 0 if shared is None else self._layout.attention.shape(shared)[1]
+        sources, requests = self._batches.verify(slots, width=width, shared_columns=columns, pages=self.pages)
+        self.cache, found = verify(
+            self.params,
+            self.cache,
+            shared,
+            sources,
+            requests,
+            config=layout.computed,
+            attention=layout.attention,
+            steps=layout.verify_steps,
+            window=layout.window,
+            stop_ids=self._stop_ids,
+        )
+        return found
 
     def diagnose(self, request: Request, ids: Sequence[int] = ()) -> NonFiniteError:
         """The error for logits that are not finite, with the weight or the layer that causes them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cycleqd_jax.tool_calls import reply_message
 from cycleqd_jax.types import Episode, Generator, Message, Outcome, Reply, Score
@@ -22,6 +22,7 @@ def rollout(
     *,
     workers: int = 8,
     overlap: bool = True,
+    relatives: Sequence[Sequence[Sequence[Sequence[int]]]] = (),
 ) -> list[Outcome]:
     """Plays every episode to its end.
 
@@ -37,12 +38,14 @@ def rollout(
         max_new_tokens: for each episode, the most tokens of a reply.
         workers: number of threads in which environments start, step and close.
         overlap: whether the generator continues while environments act.
+        relatives: for each episode, the replies (token ids) of every relative that played it; none by default. They are drafts:
+            those of the same turn, and first of them those of relatives whose replies before it were the same.
 
     Returns:
         An outcome for each episode, in order.
 
     Raises:
-        ValueError: ``episodes`` and ``max_new_tokens`` differ in length.
+        ValueError: ``episodes``, ``max_new_tokens`` and ``relatives`` differ in length.
         TypeError: the first reply did not end a single-turn episode.
         InfraError: a sandbox failed; this is never a score.
     """
@@ -51,7 +54,16 @@ def rollout(
             f"expected as many max_new_tokens as episodes ({len(episodes)}), got {len(max_new_tokens)}; "
             "give one for each episode"
         )
-    plays = [_Play(i, episode, limit) for i, (episode, limit) in enumerate(zip(episodes, max_new_tokens, strict=True))]
+    known = relatives or [()] * len(episodes)
+    if len(known) != len(episodes):
+        raise ValueError(
+            f"expected the relatives' replies to each of {len(episodes)} episodes, got those to {len(known)}; give an entry, "
+            "which may be empty, for each"
+        )
+    plays = [
+        _Play(i, episode, limit, replies)
+        for i, (episode, limit, replies) in enumerate(zip(episodes, max_new_tokens, known, strict=True))
+    ]
     _Rollout(plays, generator, workers, overlap).run()
     return [play.outcome() for play in plays]
 
@@ -63,6 +75,8 @@ class _Play:
     conversation: int
     episode: Episode
     max_new_tokens: int
+    relatives: Sequence[Sequence[Sequence[int]]] = ()
+    replies: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
     messages: list[Message] = dataclasses.field(default_factory=list)
     tokens: int = 0
     rounds: int = 0
@@ -75,11 +89,20 @@ class _Play:
 
     def outcome(self) -> Outcome:
         assert self.score is not None, "the episode has not ended"
-        return Outcome(self.score, tuple(self.messages), self.tokens, self.rounds, self.dropped)
+        replies = tuple(self.replies) if any(self.replies) else ()
+        return Outcome(self.score, tuple(self.messages), self.tokens, self.rounds, self.dropped, replies)
 
     def add(self, reply: Reply) -> None:
         self.rounds += 1
+        self.replies.append(reply.ids)
         self.messages.append(reply_message(self.messages, reply.text))
+
+    def drafts(self) -> list[Sequence[int]]:
+        """The relatives' replies of the next turn; first those of relatives whose replies so far are the same."""
+        turn = self.rounds
+        found = [replies for replies in self.relatives if len(replies) > turn]
+        found.sort(key=lambda replies: [tuple(reply) for reply in replies[:turn]] != self.replies)
+        return [replies[turn] for replies in found]
 
 
 _Step = Future[list[Message] | Score]
@@ -136,7 +159,9 @@ class _Rollout:
 
     def submit(self, play: _Play) -> None:
         """Requests the next reply."""
-        self.generator.submit(play.conversation, play.messages, play.max_new_tokens)
+        drafts = play.drafts()
+        options: dict[str, Any] = {"drafts": drafts} if drafts else {}
+        self.generator.submit(play.conversation, play.messages, play.max_new_tokens, **options)
         self.generating += 1
 
     def receive(self, play: _Play, reply: Reply) -> None:

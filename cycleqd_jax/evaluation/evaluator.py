@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from cycleqd_jax.evaluation.episodes import rollout
 from cycleqd_jax.types import (
@@ -22,6 +22,7 @@ from cycleqd_jax.types import (
     Split,
     Task,
     TokenCounts,
+    Transcript,
 )
 
 __all__ = ["Evaluation", "EvaluationCancelled", "Evaluator", "Load"]
@@ -53,6 +54,11 @@ class Evaluation:
         return {name: [outcome.score.value for outcome in outcomes] for name, outcomes in self.outcomes.items()}
 
     @property
+    def transcript(self) -> Transcript:
+        """The token ids of all replies."""
+        return {name: [outcome.replies for outcome in outcomes] for name, outcomes in self.outcomes.items()}
+
+    @property
     def scores(self) -> dict[str, float] | None:
         """f_k: the mean score of each task; None if the model is quarantined."""
         if self.error is not None:
@@ -62,11 +68,12 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class _Played:
-    """An episode, the individual that plays it and the task it belongs to."""
+    """An episode, the individual that plays it, the task it belongs to, and the replies of the individual's relatives."""
 
     individual: int
     task: Task
     episode: Episode
+    relatives: Sequence[Sequence[Sequence[int]]]
 
 
 class _GuardedGenerator:
@@ -83,9 +90,11 @@ class _GuardedGenerator:
         self._stop = stop
         self._begun: set[Hashable] = set()
 
-    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
+    def submit(
+        self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0, **options: Any
+    ) -> None:
         individual = self._played[conversation].individual
-        self._generator.submit(conversation, messages, max_new_tokens, individual=individual)
+        self._generator.submit(conversation, messages, max_new_tokens, individual=individual, **options)
 
     def advance(self) -> list[tuple[Hashable, Reply]]:
         if self._stop is not None and self._stop.is_set():
@@ -162,7 +171,13 @@ class Evaluator:
         return task.episodes(split)[: self._sizes.get(task.name, {}).get(split)]
 
     def __call__(
-        self, params: Params, split: Split = "train", *, donate: bool = False, stop: threading.Event | None = None
+        self,
+        params: Params,
+        split: Split = "train",
+        *,
+        donate: bool = False,
+        stop: threading.Event | None = None,
+        relatives: Sequence[Transcript] = (),
     ) -> Evaluation:
         """Plays all tasks with one model.
 
@@ -171,6 +186,7 @@ class Evaluator:
             split: the problems to play.
             donate: whether the weights' buffers may be reused; the caller must not use them afterwards.
             stop: when it is set, the evaluation is abandoned after the generator's current call.
+            relatives: the replies of related models on the same split, the closest first; the generator's drafts.
 
         Returns:
             The evaluation. Its ``error`` is set if the model's logits are not finite.
@@ -180,7 +196,7 @@ class Evaluator:
             InfraError: a sandbox failed; the model has no scores then.
             EvaluationCancelled: ``stop`` was set.
         """
-        return self.population(params, 1, split, donate=donate, stop=stop)[0]
+        return self.population(params, 1, split, donate=donate, stop=stop, relatives=[relatives])[0]
 
     def population(
         self,
@@ -190,6 +206,7 @@ class Evaluator:
         *,
         donate: bool = False,
         stop: threading.Event | None = None,
+        relatives: Sequence[Sequence[Transcript]] = (),
     ) -> list[Evaluation]:
         """Plays all tasks with several models at once, whose weights are one tree (:class:`cycleqd_jax.types.MixedMatrix`).
 
@@ -201,6 +218,7 @@ class Evaluator:
             split: the problems to play.
             donate: see :meth:`__call__`.
             stop: see :meth:`__call__`.
+            relatives: for each model, see :meth:`__call__`; none by default.
 
         Returns:
             An evaluation for each model. ``error`` is set where the logits are not finite. ``seconds`` is the time of all
@@ -217,7 +235,7 @@ class Evaluator:
         self._load(params, donate=donate)
         while alive := [i for i in range(count) if i not in errors]:
             try:
-                outcomes = self._play(alive, split, stop)
+                outcomes = self._play(alive, split, stop, relatives or [()] * count)
                 break
             except NonFiniteError as error:
                 errors[error.individual] = str(error)
@@ -226,22 +244,32 @@ class Evaluator:
         return [Evaluation(outcomes.get(i, {}), errors.get(i), seconds, tokens[i]) for i in range(count)]
 
     def _play(
-        self, individuals: Sequence[int], split: Split, stop: threading.Event | None
+        self,
+        individuals: Sequence[int],
+        split: Split,
+        stop: threading.Event | None,
+        relatives: Sequence[Sequence[Transcript]],
     ) -> dict[int, dict[str, list[Outcome]]]:
         """Outcomes of all tasks by individual and task."""
         played = [
-            _Played(individual, task, episode)
+            _Played(individual, task, episode, _replies(relatives[individual], task, number))
             for individual in individuals
             for task in self.tasks
-            for episode in self.episodes(task, split)
+            for number, episode in enumerate(self.episodes(task, split))
         ]
         found = rollout(
             [one.episode for one in played],
             _GuardedGenerator(self._generator, played, stop),
             [one.task.max_new_tokens for one in played],
             workers=self._workers,
+            relatives=[one.relatives for one in played],
         )
         outcomes: dict[int, dict[str, list[Outcome]]] = {i: {task.name: [] for task in self.tasks} for i in individuals}
         for one, outcome in zip(played, found, strict=True):
             outcomes[one.individual][one.task.name].append(outcome)
         return outcomes
+
+
+def _replies(relatives: Sequence[Transcript], task: Task, episode: int) -> list[Sequence[Sequence[int]]]:
+    """The relatives' replies to one episode of a task, of those that have any."""
+    return [found[episode] for one in relatives if len(found := one.get(task.name, ())) > episode and found[episode]]

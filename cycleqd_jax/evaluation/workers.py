@@ -14,9 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator
-from cycleqd_jax.types import Genome, Params, Split
+from cycleqd_jax.types import Genome, Params, Split, Transcript
 
-__all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "SerialWorker", "Worker", "WorkerPool"]
+__all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "Relatives", "SerialWorker", "Worker", "WorkerPool"]
+
+
+Relatives = Sequence[Sequence[Transcript]]
+"""For each genome of a group, the replies of related models, the closest first."""
 
 
 @runtime_checkable
@@ -29,12 +33,13 @@ class Worker(Protocol):
 
     size: int
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
         """Evaluates a group of genomes.
 
         Args:
             genomes: 1 to ``size`` genomes.
             stop: when it is set, the worker abandons the evaluation as soon as it can.
+            relatives: for each genome, the replies of related models, which become drafts; none by default.
 
         Returns:
             An evaluation for each genome, in order; ``seconds`` includes the time to express it.
@@ -56,11 +61,18 @@ class GenomeEvaluator(Protocol):
 
     size: int
 
-    def __call__(self, groups: Sequence[Sequence[Genome]], on_result: Callable[[int, list[Evaluation]], None]) -> None:
+    def __call__(
+        self,
+        groups: Sequence[Sequence[Genome]],
+        on_result: Callable[[int, list[Evaluation]], None],
+        relatives: Sequence[Relatives] = (),
+    ) -> None:
         """Evaluates groups of genomes.
 
         Args:
             groups: lists of up to ``size`` genomes each.
+            relatives: for each group and genome, the replies of related models, which become drafts; none by default. Callers
+                leave them out where there are none.
             on_result: called with the index of a group and the evaluations of its genomes, as soon as they are complete. The
                 groups come in any order; calls do not overlap. Results delivered before an exception are valid.
         """
@@ -82,18 +94,20 @@ class SerialWorker:
         self._evaluator = evaluator
         self._split: Split = split
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
         """Evaluations of the genomes, in order; see :class:`Worker`."""
-        return [self._evaluate(genome, stop) for genome in genomes]
+        known = relatives or [()] * len(genomes)
+        return [self._evaluate(genome, stop, one) for genome, one in zip(genomes, known, strict=True)]
 
-    def _evaluate(self, genome: Genome, stop: threading.Event) -> Evaluation:
+    def _evaluate(self, genome: Genome, stop: threading.Event, relatives: Sequence[Transcript]) -> Evaluation:
         if stop.is_set():
             raise EvaluationCancelled
         start = time.perf_counter()
         self._evaluator.unload()  # the devices need room for one individual only
         params = jax.block_until_ready(self._express(genome))
         expressed = time.perf_counter() - start
-        return _with_express_time(self._evaluator(params, self._split, donate=True, stop=stop), expressed)
+        evaluation = self._evaluator(params, self._split, donate=True, stop=stop, relatives=relatives)
+        return _with_express_time(evaluation, expressed)
 
 
 class PopulationWorker:
@@ -115,7 +129,7 @@ class PopulationWorker:
         self._evaluator = evaluator
         self._split: Split = split
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
         """Evaluations of the genomes, in order; ``seconds`` is the time of the batch divided by their number."""
         if stop.is_set():
             raise EvaluationCancelled
@@ -127,7 +141,8 @@ class PopulationWorker:
         expressed = (time.perf_counter() - start) / len(genomes)
         evaluations = []
         # not donated: the base is shared
-        for evaluation in self._evaluator.population(params, len(genomes), self._split, stop=stop):
+        found = self._evaluator.population(params, len(genomes), self._split, stop=stop, relatives=relatives)
+        for evaluation in found:
             share = {stage: seconds / len(genomes) for stage, seconds in evaluation.seconds.items()}
             evaluations.append(_with_express_time(dataclasses.replace(evaluation, seconds=share), expressed))
         return evaluations
@@ -149,11 +164,11 @@ class LazyWorker:
         self._make = make
         self._worker: Worker | None = None
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event) -> list[Evaluation]:
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
         """Evaluations of the genomes, in order; see :class:`Worker`."""
         if self._worker is None:
             self._worker = self._make()
-        return self._worker(genomes, stop)
+        return self._worker(genomes, stop, **_given(relatives))
 
 
 class WorkerPool:
@@ -176,15 +191,21 @@ class WorkerPool:
         self.size = workers[0].size
         self._workers = tuple(workers)
 
-    def __call__(self, groups: Sequence[Sequence[Genome]], on_result: Callable[[int, list[Evaluation]], None]) -> None:
+    def __call__(
+        self,
+        groups: Sequence[Sequence[Genome]],
+        on_result: Callable[[int, list[Evaluation]], None],
+        relatives: Sequence[Relatives] = (),
+    ) -> None:
         """Evaluates groups of genomes; see :class:`GenomeEvaluator`.
 
         After an exception in a worker or an interrupt (Ctrl-C), all workers stop; then the exception is raised.
         """
         stop = threading.Event()
+        known = relatives or [()] * len(groups)
         if len(self._workers) == 1:
             for i, group in enumerate(groups):
-                on_result(i, self._workers[0](group, stop))
+                on_result(i, self._workers[0](group, stop, **_given(known[i])))
             return
         idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -194,7 +215,7 @@ class WorkerPool:
         def evaluate(i: int, group: Sequence[Genome]) -> None:
             worker = idle.get()
             try:
-                evaluations = worker(group, stop)
+                evaluations = worker(group, stop, **_given(known[i]))
             finally:
                 idle.put(worker)
             with one_at_a_time:
@@ -207,6 +228,11 @@ class WorkerPool:
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _given(relatives: Relatives) -> dict[str, Relatives]:
+    """The relatives as a keyword, where there are any."""
+    return {"relatives": relatives} if any(relatives) else {}
 
 
 def _with_express_time(evaluation: Evaluation, seconds: float) -> Evaluation:

@@ -27,8 +27,10 @@ from jax.typing import DTypeLike
 
 from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.engine.cache import Rows, shared_blocks
+from cycleqd_jax.engine.drafts import CONTEXT, Sources
 from cycleqd_jax.engine.layout import check_mesh
 from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
+from cycleqd_jax.engine.verify import verify
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome.basis import Basis, basis_shapes, default_factor_dtype
 from cycleqd_jax.genome.expert_space import ExpertGenome
@@ -191,7 +193,7 @@ def compile_programs(work: Workload, mesh_shape: MeshSizes, device: Device) -> l
 
 
 def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
-    """The largest prefill and the largest decode program of the engine, with shared columns, on a mesh.
+    """The largest prefill, decode and, with drafts, verification program of the engine, with shared columns, on a mesh.
 
     Args:
         work: what is to be computed.
@@ -214,12 +216,12 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
     def array(*shape: int, dtype: DTypeLike = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    def requests(count: int, *, decodes: bool) -> Requests:
+    def requests(count: int, tokens: int) -> Requests:
         rows = Rows(array(count, width), array(count), array(count), array(count, 2))
-        if decodes and attention.paged:
+        if tokens < layout.chunk and attention.paged:
             rows = rows._replace(owners=array(layout.pages), starts=array(layout.pages), blocks=array())
         if attention.paged:
-            size, cut = shared_blocks(count, 1 if decodes else layout.chunk, columns)
+            size, cut = shared_blocks(count, tokens, columns)
             rows = rows._replace(near=array(count // size * (columns // cut), 2), nears=array())
         sampling = Sampling(array(count, dtype=jnp.float32), array(count, dtype=jnp.float32), array(count, 2, dtype=jnp.uint32))
         return Requests(rows, array(count), array(count), sampling)
@@ -235,15 +237,23 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
     static = {"config": layout.computed, "attention": attention}
     most, chunk = layout.batches[-1], layout.chunk
     given = params, cache, shared
-    return [
-        (f"prefill, {most} × {chunk}", prefill, (*given, array(most, chunk), requests(most, decodes=False)), static),
+    found: list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]] = [
+        (f"prefill, {most} × {chunk}", prefill, (*given, array(most, chunk), requests(most, chunk)), static),
         (
             f"decode, {work.slots} × {work.max_len}",
             decode,
-            (*given, array(work.slots), requests(work.slots, decodes=True)),
+            (*given, array(work.slots), requests(work.slots, 1)),
             static | {"steps": layout.steps, "stop_ids": (0,)},
         ),
     ]
+    if layout.window > 1:
+        slots, text = work.slots, 2 * work.max_len + layout.window
+        verified = requests(slots, layout.window)
+        verified = verified._replace(rows=verified.rows._replace(ends=array(slots)))
+        sources = Sources(array(slots, text), array(slots), array(slots, CONTEXT))
+        options = {"steps": layout.verify_steps, "window": layout.window, "stop_ids": (0,)}
+        found.append((f"verify, {slots} × {layout.window}", verify, (*given, sources, verified), static | options))
+    return found
 
 
 def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenome]:

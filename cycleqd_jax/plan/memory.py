@@ -152,6 +152,22 @@ class Memory:
             found += self.kv_cache + slots * heads * layout.page * (4 + self.compute)
         return found
 
+    @property
+    def verify_temporaries(self) -> float:
+        """Temporaries of the steps that verify drafts; 0 if there are none."""
+        c, layout = self.work.model, self.layout
+        if layout.window == 1:
+            return 0.0
+        tokens, heads = self.work.slots * layout.window, c.num_attention_heads / self.tensor
+        whole = 4 * tokens * c.vocab_size
+        found = whole / self.tensor + (whole if self.tensor > 1 else 0)
+        if layout.attention.implementation == "products":
+            parts = layout.pages + 2 * self.work.slots * layout.columns / layout.page
+            found += 4 * heads * layout.window * (c.head_dim + 2) * parts
+        if layout.attention.implementation == "xla":
+            found += self.kv_cache + tokens * heads * layout.page * (4 + self.compute)
+        return found
+
     def decompose_memory(self, leaf: Leaf) -> int:
         """Input, output and temporaries of the decomposition of one matrix, without the work space of the library."""
         rank = leaf.width // self.work.experts

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.engine import EngineLayout
+from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.operators.svd import Method
@@ -44,6 +45,7 @@ class Workload:
             all experts are.
         factor_dtype: the dtype of the singular directions of dense experts; None is the choice of
             :class:`~cycleqd_jax.genome.ExpertSpace`.
+        drafts: platforms on which the engine verifies drafts.
     """
 
     model: LlamaConfig
@@ -64,6 +66,7 @@ class Workload:
     sandbox_disk: int
     adapters: tuple[AdapterRanks | None, ...] = ()
     factor_dtype: str | None = None
+    drafts: tuple[str, ...] = ()
 
     @property
     def full(self) -> int:
@@ -72,7 +75,8 @@ class Workload:
 
     def layout(self, platform: str) -> EngineLayout:
         """The engine's sizes on a platform, ``"cpu"`` or ``"gpu"``."""
-        return EngineLayout.of(self.model, slots=self.slots, max_len=self.max_len, platform=platform)
+        window = min(WINDOW, self.max_len) if platform in self.drafts else 1
+        return EngineLayout.of(self.model, slots=self.slots, max_len=self.max_len, platform=platform, window=window)
 
 
 def _cells(run: RunConfig) -> int:
@@ -148,4 +152,5 @@ def workload_of(
         sandbox_disk=run.sandbox.disk_mb << 20,
         adapters=adapters,
         factor_dtype=run.genome.factor_dtype,
+        drafts=tuple(platform for platform in ("cpu", "gpu", "cuda") if run.engine.uses_drafts(platform)),
     )

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cycleqd_jax import sharding
 from cycleqd_jax.config import EngineConfig, RunConfig, idle_groups
 from cycleqd_jax.engine import Engine
+from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import ChatTokenizer
@@ -65,6 +66,7 @@ class DeviceGroup:
         Raises:
             InputError: see :class:`~cycleqd_jax.engine.Engine`.
         """
+        drafts = options.uses_drafts(self.mesh.devices.flat[0].platform)
         return Engine(
             config,
             slots=options.slots,
@@ -72,6 +74,7 @@ class DeviceGroup:
             stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id,
             mesh=self.mesh,
+            window=min(WINDOW, options.max_len) if drafts else 1,
             overflow=options.overflow,
         )
 

@@ -214,7 +214,7 @@ class Evolution:
         journal = search.Journal(context.folder / "history.jsonl")
         if context.shared is not None:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
-            self._take_experts(journal, search.Journal(context.shared / "history.jsonl", read_only=True))
+            self._take_experts(journal, context.shared)
         with contextlib.closing(checkpoints):
             return search.evolve(
                 self.searcher(),
@@ -226,17 +226,27 @@ class Evolution:
                 batch_size=config.search.batch_size,
                 journal=journal,
                 checkpoints=checkpoints,
+                transcripts=self._transcripts(context.folder),
                 budget=budget_of(config, context.tasks),
                 on_start=lambda state: self._write_grid(journal),
                 progress=context.progress,
                 log=context.log,
             )
 
-    def _take_experts(self, journal: search.Journal, other: search.Journal) -> None:
-        """Records the experts, which have the first ids, as another run's journal has them."""
+    def _transcripts(self, folder: Path) -> search.Transcripts:
+        """The token ids of all replies of a run folder's search."""
+        folders = self._context.models.folders
+        tokenizer = tokenizer_digest(folders.tokenizer or folders.original)
+        return search.Transcripts(folder / "replies", tokenizer, drafts=self._config.engine.drafts != "none")
+
+    def _take_experts(self, journal: search.Journal, shared: Path) -> None:
+        """Records the experts, which have the first ids, as the journal of another run's folder has them."""
+        other = search.Journal(shared / "history.jsonl", read_only=True)
+        own, theirs = map(self._transcripts, (self._context.folder, shared))
         for k in range(len(self._config.tasks)):
             expert = other.get(k)
             if expert is not None and journal.get(k) is None:
+                own.write(k, theirs.read(k) or {})
                 genome = search.tree_digest(self.ensure_space().expert(k))  # that run may search another genome space
                 journal.append(dataclasses.replace(expert, digest=genome))
 

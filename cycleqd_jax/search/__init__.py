@@ -4,11 +4,13 @@ from cycleqd_jax.search.checkpoint import Checkpoints, StoredState, checkpoint_s
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.loop import evolve, individuals_within
+from cycleqd_jax.search.transcripts import Transcripts
 
 __all__ = [
     "Checkpoints",
     "Journal",
     "StoredState",
+    "Transcripts",
     "checkpoint_steps",
     "evolve",
     "individuals_within",

@@ -17,7 +17,8 @@ from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, PRNGKeyArray, Progress, Searcher, no_progress
+from cycleqd_jax.search.transcripts import Transcripts
+from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, PRNGKeyArray, Progress, Searcher, Transcript, no_progress
 
 __all__ = ["evolve", "individuals_within"]
 
@@ -33,6 +34,7 @@ def evolve(
     batch_size: int,
     journal: Journal,
     checkpoints: Checkpoints | None = None,
+    transcripts: Transcripts | None = None,
     budget: int | None = None,
     on_start: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
@@ -58,6 +60,8 @@ def evolve(
         batch_size: children per generation.
         journal: of the run.
         checkpoints: of the run, or None.
+        transcripts: of the run, or None. Each is written before its individual is recorded. A child gets those of its parents
+            and of the expert of its active task as drafts.
         budget: the most individuals that are evaluated, the experts included, quarantined ones too; None is no limit. See
             :func:`individuals_within`.
         on_start: called with the searcher's first state, after the experts are evaluated.
@@ -87,7 +91,7 @@ def evolve(
             f"{len(journal)} in {journal.path}; restore the journal, or remove the checkpoints to search again"
         )
     report = _Reporter(journal, tasks, total, progress)
-    state = _evaluate_experts(searcher, experts, evaluator, tasks, journal, report)
+    state = _evaluate_experts(searcher, experts, evaluator, tasks, journal, transcripts, report)
     on_start(state)
     first = 0
     if checkpoints is not None and restored:
@@ -106,7 +110,8 @@ def evolve(
             children = _children(genomes, lineage, t, first_id, tasks)
             for child in children:
                 _check_recorded(child, journal, check)
-            _evaluate(evaluator, genomes, children, journal, report)
+            relatives = [] if transcripts is None else [transcripts.of(_relatives(child, tasks)) for child in children]
+            _evaluate(evaluator, genomes, children, journal, transcripts, report, relatives)
             scores = [journal.scores(child.id, tasks) for child in children]
             items = journal.items([child.id for child in children], tasks)
             state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
@@ -154,6 +159,7 @@ def _evaluate_experts(
     evaluator: GenomeEvaluator,
     tasks: Sequence[str],
     journal: Journal,
+    transcripts: Transcripts | None,
     report: Callable[[int], None],
 ) -> Any:
     """The searcher's first state."""
@@ -188,7 +194,7 @@ def _evaluate_experts(
             )
         report(identity)
 
-    _evaluate(evaluator, genomes, experts, journal, check)
+    _evaluate(evaluator, genomes, experts, journal, transcripts, check, [])
     scores = np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32)
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
 
@@ -218,6 +224,11 @@ def _children(genomes: Genome, lineage: Lineage, generation: int, first_id: int,
         )
         for j in range(len(host.active))
     ]
+
+
+def _relatives(child: Individual, tasks: Sequence[str]) -> list[int]:
+    """The ids of individuals whose replies are likely those of the child: its parents, and the expert of its active task."""
+    return [*child.parents, *([] if child.active is None else [tasks.index(child.active)])]
 
 
 def _check_recorded(child: Individual, journal: Journal, check: _DigestCheck) -> None:
@@ -262,11 +273,14 @@ def _evaluate(
     genomes: Genome,
     individuals: Sequence[Individual],
     journal: Journal,
+    transcripts: Transcripts | None,
     on_recorded: Callable[[int], None],
+    relatives: Sequence[Sequence[Transcript]],
 ) -> None:
     """Evaluates the individuals that the journal lacks and records them; ``on_recorded`` gets the ids of all, in order.
 
-    The groups do not depend on what the journal has, because the last bits of results may depend on the group.
+    ``relatives`` are transcripts for each individual, or empty. The groups do not depend on what the journal has, because the
+    last bits of results may depend on the group.
     """
     groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
     groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
@@ -285,12 +299,16 @@ def _evaluate(
             done += 1
 
     def on_result(i: int, evaluations: list[Evaluation]) -> None:
-        results.update({j: _evaluated(individuals[j], one) for j, one in zip(groups[i], evaluations, strict=True)})
+        for j, one in zip(groups[i], evaluations, strict=True):
+            if transcripts is not None:
+                transcripts.write(individuals[j].id, one.transcript)
+            results[j] = _evaluated(individuals[j], one)
         record_in_order()
 
     try:
         record_in_order()
-        evaluator([[_row(genomes, j) for j in group] for group in groups], on_result)
+        options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
+        evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
     except BaseException:
         for j in sorted(results):
             record(j)

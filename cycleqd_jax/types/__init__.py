@@ -40,6 +40,7 @@ from cycleqd_jax.types.tasks import (
     ToolCall,
     ToolCallFunction,
     ToolFunction,
+    Transcript,
 )
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "ToolCall",
     "ToolCallFunction",
     "ToolFunction",
+    "Transcript",
     "UInt32",
     "leaf_path",
     "no_progress",

@@ -22,6 +22,7 @@ __all__ = [
     "ToolCall",
     "ToolCallFunction",
     "ToolFunction",
+    "Transcript",
 ]
 
 Split = Literal["train", "validation", "test"]
@@ -33,6 +34,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 REPORTED: tuple[Split, ...] = ("train", "test")
 """The splits on which every row of the results table is scored."""
+
+
+Transcript = Mapping[str, Sequence[Sequence[Sequence[int]]]]
+"""The replies of one model: by task, for each episode in order, the token ids of its replies. An entry may be empty."""
 
 
 class ToolFunction(TypedDict):
@@ -149,12 +154,14 @@ class Reply:
         finish: why it ended: ``"stop"`` (a stop token), ``"length"`` (the limit) or ``"refused"`` (the prompt does not fit the
             cache).
         dropped: number of tokens removed from the beginning of the prompt because it was too long.
+        ids: the generated tokens; empty if the generator has none to show.
     """
 
     text: str
     tokens: int
     finish: Literal["stop", "length", "refused"]
     dropped: int = 0
+    ids: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -188,7 +195,15 @@ class Generator(Protocol):
     the order of the replies, must not depend on time: the same calls must give the same replies.
     """
 
-    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int, *, individual: int = 0) -> None:
+    def submit(
+        self,
+        conversation: Hashable,
+        messages: Sequence[Message],
+        max_new_tokens: int,
+        *,
+        individual: int = 0,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> None:
         """Queues a request for one reply.
 
         Args:
@@ -196,6 +211,8 @@ class Generator(Protocol):
             messages: the whole conversation so far.
             max_new_tokens: the most tokens of the reply.
             individual: index of the individual whose weights generate the reply, if a population is loaded.
+            drafts: token ids of replies that this one may repeat in part, the likeliest first. They must not change the reply;
+                an implementation may ignore them. Callers leave them out where there are none.
         """
         ...
 
@@ -221,6 +238,7 @@ class Outcome:
         tokens: number of generated tokens in all rounds.
         rounds: number of replies.
         dropped: number of prompt tokens that were removed in all rounds because the prompts were too long.
+        replies: the token ids of every reply, if the generator shows them.
     """
 
     score: Score
@@ -228,3 +246,4 @@ class Outcome:
     tokens: int
     rounds: int
     dropped: int = 0
+    replies: tuple[tuple[int, ...], ...] = ()

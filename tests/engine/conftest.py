@@ -74,17 +74,22 @@ def engine(params, attention):
     return engine
 
 
-@pytest.fixture
-def few_programs(monkeypatch):
-    """Engines with one program of each kind, the largest: a test of pages has nothing to gain from compiling the others."""
+def few(monkeypatch):
+    """Engines get one program of each kind, the largest."""
     of = EngineLayout.of
 
     def largest(*args, **options):
         layout = of(*args, **options)
-        sizes = {name: getattr(layout, name)[-1:] for name in ("batches", "counts", "widths")}
+        sizes = {name: getattr(layout, name)[-1:] for name in ("batches", "counts", "widths", "verify_counts")}
         return dataclasses.replace(layout, **sizes)
 
     monkeypatch.setattr(EngineLayout, "of", largest)
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """One program of each kind: a test of pages has nothing to gain from compiling the others."""
+    few(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -223,3 +224,41 @@ def test_a_single_turn_episode_that_continues_is_an_error(overlap):
 
     with pytest.raises(TypeError, match=r"expected the first reply to end Continues, got messages"):
         rollout([Continues(0, 2)], Echo(), [5], overlap=overlap)
+
+
+class Drafted(Echo):
+    """An echo with token ids, which records the drafts of every request."""
+
+    def __init__(self):
+        super().__init__()
+        self.drafts = []
+
+    def submit(self, conversation, messages, max_new_tokens, **options):
+        super().submit(conversation, messages, max_new_tokens)
+        self.drafts.append((conversation, options))
+
+    def advance(self):
+        return [(c, dataclasses.replace(reply, ids=(len(reply.text), c))) for c, reply in super().advance()]
+
+
+def test_the_replies_of_relatives_are_drafts_of_the_same_turn():
+    first = rollout([Count(0, 2), Count(1, 1)], Drafted(), [9, 9])
+    assert [len(outcome.replies) for outcome in first] == [2, 1]
+    (same, last), _ = first[0].replies, first[1].replies
+    relatives = [[[[7]], [[8], [9]], [list(same), [5]], []], []]
+    echo = Drafted()
+    outcomes = rollout([Count(0, 2), Count(1, 1)], echo, [9, 9], relatives=relatives)
+    assert outcomes == first
+    assert echo.drafts == [
+        (0, {"drafts": [[7], [8], list(same)]}),
+        (1, {}),
+        (0, {"drafts": [[5], [9]]}),  # the third relative has given the same reply before
+    ]
+    with pytest.raises(ValueError, match="relatives' replies to each of 2 episodes, got those to 1"):
+        rollout([Count(0, 1), Count(1, 1)], Drafted(), [9, 9], relatives=[[]])
+    assert last
+
+
+def test_a_generator_without_token_ids_gives_no_replies():
+    (outcome,) = rollout([Count(0, 2)], Echo(), [9])
+    assert outcome.replies == ()

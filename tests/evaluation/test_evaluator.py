@@ -162,3 +162,20 @@ def test_stop_abandons_the_model(early):
     assert all(episode.closed for episode in task.made)
     generator.hangs = False
     assert evaluator(model(0.5)).error is None  # ready for the next
+
+
+def test_replies_of_relatives_reach_the_generator_by_task_and_episode(generator):
+    submit, given = generator.submit, []
+
+    def record(conversation, messages, max_new_tokens, *, individual=0, drafts=()):
+        given.append((individual, messages[0]["content"], drafts))
+        submit(conversation, messages, max_new_tokens, individual=individual)
+
+    generator.submit = record
+    evaluator = Evaluator(generator.load, generator, [GuessTask("short")])
+    transcript = {"short": [[[1, 2]], [], [[3]]], "other": [[[9]]]}
+    first, second = evaluator.population(model(0.25, 0.5), 2, relatives=[[transcript, {}], []])
+    assert first.transcript == {"short": [(), (), ()]}
+    assert [second.error, first.error] == [None, None]
+    assert [drafts for individual, _, drafts in given if individual == 0] == [[[1, 2]], (), [[3]]]
+    assert [drafts for individual, _, drafts in given if individual == 1] == [(), (), ()]

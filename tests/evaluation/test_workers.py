@@ -112,7 +112,7 @@ def test_weights_are_unloaded_before_the_next_are_expressed():
         def unload(self):
             happened.append("unload")
 
-        def __call__(self, params, split="train", *, donate=False, stop=None):
+        def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()):
             happened.append(f"evaluate, donated: {donate}")
             return doubled(int(params["w"]))
 
@@ -132,7 +132,7 @@ def test_the_split_of_a_worker_is_that_of_its_evaluations(low_rank):
         def __init__(self):
             self.unload = lambda: None
 
-        def population(self, params, count, split="train", *, donate=False, stop=None):
+        def population(self, params, count, split="train", *, donate=False, stop=None, relatives=()):
             splits.append(split)
             return [doubled(1)] * count
 
@@ -155,7 +155,7 @@ class FakePopulationEvaluator(Evaluator):
     def unload(self):
         self.unloads += 1
 
-    def population(self, params, count, split="train", *, donate=False, stop=None):
+    def population(self, params, count, split="train", *, donate=False, stop=None, relatives=()):
         self.counts.append(count)
         w = params["w"]
         layers = range(w.w.shape[0])

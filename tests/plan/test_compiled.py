@@ -25,7 +25,7 @@ from .workloads import H100, LORA, SMALL, by_name, workload
 def test_the_compiler_agrees_on_small_models(mesh, rank):
     if len(jax.devices()) < math.prod(mesh):
         pytest.skip("needs 8 (simulated) devices")
-    work = workload(rank=rank, slots=32, max_len=224)
+    work = workload(rank=rank, slots=32, max_len=224, drafts=("cpu",))
     cpu = dataclasses.replace(H100, chip=None)
     programs = {program.name.split(",")[0]: program for program in plan.compile_programs(work, mesh, cpu)}
     stages = by_name(estimate(work, mesh, cpu))
@@ -38,14 +38,14 @@ def test_the_compiler_agrees_on_small_models(mesh, rank):
     assert express.temporaries < 2 * parts["temporaries"] + 1e5
     assert express.collectives == ()
     parts = stages["decode"].device
-    for program in programs["prefill"], programs["decode"]:
+    for program in programs["prefill"], programs["decode"], programs["verify"]:
         held = parts["child"] + parts["KV cache"] + parts["shared columns"]
         assert program.arguments == pytest.approx(held, rel=0.01)
         assert program.aliased == parts["KV cache"]
-    temporaries = max(programs["prefill"].temporaries, programs["decode"].temporaries)
+    temporaries = max(programs[name].temporaries for name in ("prefill", "decode", "verify"))
     assert parts["temporaries"] / 2 < temporaries < 2 * parts["temporaries"]
     assert {program.stage for program in programs.values()} == {"basis", "express", "decode"}
-    assert len(programs) == 3 + len(matrix_shapes(work))
+    assert len(programs) == 4 + len(matrix_shapes(work))
 
 
 @pytest.mark.parametrize("rank", [pytest.param(6, marks=pytest.mark.exhaustive), None])

@@ -6,6 +6,8 @@ import jax
 import pytest
 
 from cycleqd_jax.config import idle_groups, load_config
+from cycleqd_jax.models import llama
+from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 from cycleqd_jax.runs.devices import device_groups
 from cycleqd_jax.types import InputError
 
@@ -56,3 +58,16 @@ def test_children_that_are_decoded_together_need_one_group():
 def test_too_few_devices():
     with pytest.raises(InputError, match="population × fsdp × tensor of 8 devices, got 3 × 1 × 4"):
         device_groups(config_of("mesh.population=3", "mesh.tensor=4"), print)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "window"),
+    [((), 8), (("engine.drafts=parents",), 8), (("engine.drafts=none",), 1)],
+)
+def test_the_engine_of_a_group_verifies_drafts(overrides, window):
+    tokenizer = train_tiny_tokenizer(["SELECT a FROM b"] * 4, 300)
+    config = config_of(*overrides)
+    (group,) = device_groups(config, print)
+    model = llama.LlamaConfig(tokenizer.vocab_size, 32, 64, 1, 2, 1, 16, max_position_embeddings=256)
+    assert group.engine(model, tokenizer, config.engine).layout.window == window
+    assert config.engine.uses_drafts("cuda") == (config.engine.drafts == "parents")

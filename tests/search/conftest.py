@@ -36,7 +36,7 @@ class FakeEvaluator(Evaluator):
     def unload(self) -> None:
         pass
 
-    def __call__(self, params, split="train", *, donate=False, stop=None) -> Evaluation:
+    def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()) -> Evaluation:
         if self.calls == self.dies_at:
             raise Killed
         self.calls += 1

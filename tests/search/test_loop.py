@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from cycleqd_jax.algorithms import CycleQD, UniformSelector, aggregate
 from cycleqd_jax.genome import DenseSpace
+from cycleqd_jax.search import Transcripts
 from cycleqd_jax.types import InputError
 
 GENERATIONS, BATCH = 4, 2
@@ -328,3 +330,44 @@ def test_an_interrupt_writes_a_checkpoint_of_the_last_complete_generation(new_ru
     assert_identical(run.evolve(rest, every=100), uninterrupted[0])
     assert rest.calls == INDIVIDUALS - at
     assert run.lines() == uninterrupted[1]
+
+
+def talking(new_run):
+    """An evaluator whose replies are numbered by evaluation; it records the transcripts of relatives."""
+    task = new_run.tasks[0]
+
+    class Talks(new_run.Evaluator):
+        def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()):
+            seen.append([one[task][0][0][0] for one in relatives])
+            found = super().__call__(params, split)
+            outcomes = [dataclasses.replace(one, replies=((len(seen) - 1, 5),)) for one in found.outcomes[task]]
+            return dataclasses.replace(found, outcomes={**found.outcomes, task: outcomes})
+
+    seen = []
+    return Talks(), seen
+
+
+def test_children_get_the_transcripts_of_their_parents(new_run):
+    run, without, tasks = new_run(), new_run("without"), new_run.tasks
+    evaluator, seen = talking(new_run)
+    transcripts = Transcripts(run.folder / "transcripts", "t")
+    run.evolve(evaluator, transcripts=transcripts)
+    lines = run.lines()
+    for line, found in zip(lines, seen, strict=True):
+        wanted = [] if line["expert"] else [*line["parents"], tasks.index(line["active"])]
+        assert found == list(dict.fromkeys(wanted))
+        assert transcripts.read(line["id"])[tasks[0]] == [[[line["id"], 5]]] * 2
+    without.evolve(talking(new_run)[0])
+    assert without.lines() == lines
+    assert not (without.folder / "transcripts").exists()
+
+
+def test_transcripts_that_are_missing_change_nothing(new_run):
+    run, whole = new_run(), new_run("whole")
+    transcripts = Transcripts(run.folder / "transcripts", "t")
+    run.evolve(talking(new_run)[0], generations=2, transcripts=transcripts)
+    for path in (run.folder / "transcripts").iterdir():
+        path.unlink()
+    run.evolve(talking(new_run)[0], transcripts=transcripts)
+    whole.evolve(talking(new_run)[0], transcripts=Transcripts(whole.folder / "transcripts", "t"))
+    assert run.lines() == whole.lines()

@@ -19,7 +19,7 @@ class Gate(Evaluator):
         self.evaluator, self.total, self.count, self.done = evaluator, total, 0, 0
         self.lock, self.unload = threading.Lock(), evaluator.unload
 
-    def __call__(self, params, split="train", *, donate=False, stop=None):
+    def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()):
         with self.lock:
             number, self.count = self.count, self.count + 1
         if number == 4:
@@ -70,7 +70,7 @@ def test_ctrl_c_keeps_finished_results_and_stops_the_others(new_run, assert_iden
 
 def test_seconds_do_not_include_waiting_for_a_worker(new_run):
     class Slow(new_run.Evaluator):
-        def __call__(self, params, split="train", *, donate=False, stop=None):
+        def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()):
             time.sleep(0.3)
             return super().__call__(params, split, donate=donate, stop=stop)
 

@@ -27,6 +27,7 @@ from cycleqd_jax.types import Adapter, LowRank, no_progress
 from .conftest import TASKS, history
 
 
+@pytest.mark.e2e
 def test_a_finished_run_knows_all_its_costs(finished):
     run = finished / "run"
     usage = json.loads((run / "tables" / "usage.json").read_text())

@@ -103,7 +103,8 @@ def coding(isolated, tmp_path_factory):
     """A coding task of each kind."""
     folder, tasks = tmp_path_factory.mktemp("coding"), {}
     for kind, (*records, _) in CODING.items():
-        (folder / kind).write_text("".join(json.dumps(record) + "\n" for record in records))
+        different = [{**record, "number": number} for number, record in enumerate(records)]  # equal ones fall into one half
+        (folder / kind).write_text("".join(json.dumps(record) + "\n" for record in different))
         tasks[kind] = make(kind, sandbox=isolated, data=folder / kind, memo=False, seconds=2)
     return tasks
 

@@ -34,7 +34,7 @@ class TestCases(unittest.TestCase):
             self.assertIsInstance(task_func(1), str)
 """,
 }
-OTHER = LETTERS | {"task_id": "BigCodeBench/9001"}
+OTHER = LETTERS | {"task_id": "BigCodeBench/9001", "note": "another problem"}
 GOLD = "def task_func(n):\n    return json.dumps([random.randint(0, 9) for _ in range(n)])"
 
 

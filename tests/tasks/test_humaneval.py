@@ -20,7 +20,7 @@ TWICE = {
         "        assert candidate(x=n) == [once(n)] * 2, 'no'\n    assert sorted(set(candidate(7))) == [8]\n"
     ),
 }
-OTHER = TWICE | {"task_id": "HumanEval/901"}
+OTHER = TWICE | {"task_id": "HumanEval/901", "note": "another problem"}
 BODY = "    y = x + 1\n    return [y, y]"
 WHOLE = "def twice(x: int) -> List[int]:\n" + BODY
 

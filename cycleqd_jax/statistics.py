@@ -192,7 +192,7 @@ def interval_over_runs(
     >>> from cycleqd_jax.statistics import interval_over_runs
     >>> found = interval_over_runs(np.array([0.3, 0.5, 0.5, 0.7]), np.array([0.4, 0.6]), 4)
     >>> found.mean, round(found.low, 1), round(found.high, 1)  # the spread of two runs alone says very little
-    (0.5, -0.1, 1.1)
+    (0.5, -0.8, 1.8)
     """
     runs = np.asarray(runs, np.float64)
     if not runs.size or not np.isfinite(runs).all() or not np.isfinite(resampled).all():

@@ -174,6 +174,7 @@ def validation_slice(count: int, train_size: int | None, validation_size: int | 
     Raises:
         InputError: both sizes are None, or there are too few records.
 
+    >>> from cycleqd_jax.tasks.records import validation_slice
     >>> validation_slice(100, 64, 32, "task 'a'")
     slice(64, 96, None)
     >>> validation_slice(100, None, 32, "task 'a'")

@@ -19,6 +19,7 @@ from cycleqd_jax.runs.models import ModelFolders, model_folders
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import OpenTasks, open_tasks
 from cycleqd_jax.tasks import RecordTask
+from cycleqd_jax.tasks.records import by_digest, read_rows
 from cycleqd_jax.types import InputError
 
 from .conftest import TASKS, small_config, write_config
@@ -146,7 +147,7 @@ def test_experts_are_tuned_on_the_file_that_is_named(tmp_path, halves):
     files = {half: mbpp_records(tmp_path / f"{half}.jsonl", range(10 * i, 10 * i + 6)) for i, half in enumerate(halves)}
     files["finetune"] = mbpp_records(tmp_path / "finetune.jsonl", range(50, 54))
     tasks = small_config(tmp_path)["tasks"]
-    tasks[0] |= files | NO_VALIDATION
+    tasks[0] |= files | NO_VALIDATION | {"test_size": 3}
     config = load_config(write_config(tmp_path, tasks=tasks, export={"method": "aggregate"}))
     with open_sandbox(config.sandbox) as sandbox:
         conversations = open_tasks(config, resolve(config).tasks, sandbox, 2, print).training_data["mbpp"].load()
@@ -174,7 +175,7 @@ def test_experts_may_not_be_tuned_on_test_problems(tmp_path, capsys):
     data = mbpp_records(tmp_path / "data.jsonl", range(6))
     finetune = mbpp_records(tmp_path / "finetune.jsonl", range(5, 8))
     config = str(write_config(tmp_path))
-    sizes = ("tasks.mbpp.train_size=1", "tasks.mbpp.validation_size=1")
+    sizes = ("tasks.mbpp.train_size=1", "tasks.mbpp.validation_size=1", "tasks.mbpp.test_size=3")
     assert "line 1" in refused(capsys, "run", config, f"tasks.mbpp.train={data}", f"tasks.mbpp.finetune={finetune}", *sizes)
 
 
@@ -182,13 +183,17 @@ def test_experts_may_not_be_tuned_on_validation_problems(tmp_path, capsys):
     train, test = mbpp_records(tmp_path / "train.jsonl", range(6)), mbpp_records(tmp_path / "test.jsonl", range(20, 24))
     files = [f"tasks.mbpp.train={train}", f"tasks.mbpp.test={test}", "tasks.mbpp.train_size=3", "tasks.mbpp.validation_size=2"]
     tasks = small_config(tmp_path)["tasks"]
+    tasks[0]["test_size"] = 4
     config = str(write_config(tmp_path, tasks=tasks))
-    finetune = mbpp_records(tmp_path / "finetune.jsonl", [*range(3), 5, 50])  # train problems, and one that nothing else uses
-    other = mbpp_records(tmp_path / "other.jsonl", [50, 4])
+    order = [
+        int(row.id) for row in by_digest(read_rows(train))
+    ]  # three train problems, two for validation, one that is not used
+    finetune = mbpp_records(tmp_path / "finetune.jsonl", [*order[:3], order[5], 50])  # and one that nothing else uses
+    other = mbpp_records(tmp_path / "other.jsonl", [50, order[4]])
     error = refused(capsys, "run", config, *files, f"tasks.mbpp.finetune={other}")
     assert "expected different records for fine-tuning and validation, got the same one in" in error
     assert "other.jsonl, line 2" in error
-    assert "train.jsonl, line 5" in error
+    assert f"train.jsonl, line {order[4] + 1}" in error
     assert not (tmp_path / "run").exists()
     given = load_config(config, [*files, f"tasks.mbpp.finetune={finetune}"])
     with open_sandbox(given.sandbox) as sandbox, contextlib.closing(open_tasks(given, resolve(given).tasks, sandbox, 2, print)):
@@ -207,7 +212,7 @@ def test_too_few_problems_for_the_splits_are_refused(tmp_path, capsys):
 def test_experts_of_half_a_file_and_of_all_of_it_are_not_the_same(tmp_path):
     data, other = mbpp_records(tmp_path / "a.jsonl", range(8)), mbpp_records(tmp_path / "b.jsonl", range(20, 28))
     tasks, export = small_config(tmp_path)["tasks"], {"method": "aggregate"}
-    tasks[0] |= {"train": data, **NO_VALIDATION}
+    tasks[0] |= {"train": data, "test_size": 4, **NO_VALIDATION}
     half = opened(tmp_path, tasks=tasks, export=export)[1].expert("mbpp")
     tasks[0]["test"] = other
     whole = opened(tmp_path, tasks=tasks, export=export)[1].expert("mbpp")

@@ -83,7 +83,9 @@ def test_options_of_task_and_sandbox(write, capsys):
 
 
 def test_no_isolation_only_on_request(write, capsys):
-    code, result = verify(capsys, "mbpp", "--data", write(RECORD, RECORD | {"task_id": 2}), "--sandbox", "none")
+    code, result = verify(
+        capsys, "mbpp", "--data", write(RECORD, RECORD | {"task_id": 2, "note": "another"}), "--sandbox", "none"
+    )
     assert (code, result["isolation"]) == (0, "none")
 
 

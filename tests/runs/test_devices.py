@@ -62,7 +62,7 @@ def test_too_few_devices():
 
 @pytest.mark.parametrize(
     ("overrides", "window"),
-    [((), 8), (("engine.drafts=parents",), 8), (("engine.drafts=none",), 1)],
+    [((), 1), (("engine.drafts=parents",), 8), (("engine.drafts=auto",), 8)],
 )
 def test_the_engine_of_a_group_verifies_drafts(overrides, window):
     tokenizer = train_tiny_tokenizer(["SELECT a FROM b"] * 4, 300)

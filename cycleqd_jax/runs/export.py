@@ -203,18 +203,26 @@ def _selected(run: report.RunFolder, config: RunConfig, journal: Journal, kind: 
             "or export --best-elite"
         )
     chosen = {"kind": "soup", "ids": found["soup"]} if kind == "soup" else found["chosen"]
-    ids, facts = tuple(chosen["ids"]), {}
+    ids = tuple(chosen["ids"])
+    (entry,) = [one for one in found["candidates"] if (one["kind"], tuple(one["ids"])) == (_kind(chosen), ids)]
+    problems = sum(map(len, entry["items"].values()))
+    facts: dict[str, Any] = {"soup": {"problems": problems}}
     if kind == "selected":
-        (entry,) = [one for one in found["candidates"] if one["kind"] == chosen["kind"] and tuple(one["ids"]) == ids]
-        count = sum(one["kind"] != "soup" for one in found["candidates"]) + (len(found["soup"]) > 1)
-        problems = sum(map(len, entry["items"].values()))
-        facts["selection"] = {"average": entry["average"], "problems": problems, "candidates": count}
+        kinds = [one["kind"] for one in found["candidates"] if one["kind"] != "soup"]
+        soups = int(len(found["soup"]) > 1)
+        numbers = {"candidates": len(kinds) + soups, "elites": kinds.count("elite"), "soups": soups}
+        facts = {"selection": {"average": entry["average"], "problems": problems, **numbers}}
     if chosen["kind"] == "aggregate":
         merge = _aggregate(config, replay(config, journal).state)
         return dataclasses.replace(merge, facts={**merge.facts, **facts})
     if len(ids) == 1:
         return _Found(ids, None, {"id": ids[0], **facts})
     return _Found(ids, jnp.full(len(ids), 1 / len(ids), jnp.float32), {"ids": list(ids), **facts})
+
+
+def _kind(chosen: Mapping[str, Any]) -> str:
+    """The kind of a candidate; a soup of one individual was evaluated as an elite."""
+    return "elite" if chosen["kind"] == "soup" and len(chosen["ids"]) == 1 else chosen["kind"]
 
 
 def _aggregate(config: RunConfig, state: Any) -> _Found:

@@ -179,7 +179,7 @@ def test_the_best_elite_is_exported(finished, trained, capsys):
     assert f"model: {folder}" in capsys.readouterr().out
     results = json.loads((trained / "run" / "tables" / "results.json").read_text())
     card = (folder / "README.md").read_text()
-    assert f"individual {results['best_elite']}, the elite of the best average" in card
+    assert f"individual {results['best_elite']}, the elite with the highest average" in card
     assert "| archive |" not in card
     selected = (trained / "run" / "model" / "model.safetensors").read_bytes()
     same = results["methods"]["cycleqd_selected"] == results["methods"]["cycleqd_best_elite"]

@@ -18,7 +18,7 @@ from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compu
 from cycleqd_jax.algorithms.common import default_promotion
 from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import extra_scores
-from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores
+from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores, stack_trees
 
 __all__ = ["Archives", "bin_edges", "bin_indices", "cell_winners", "expert_bounds"]
 
@@ -69,7 +69,7 @@ def _empty(genome: Genome, centroids: Sequence[Float[Array, "cell axis"]]) -> Ma
     extra = {"scores": jnp.zeros(len(centroids), jnp.float32), "id": jnp.int32(0)}
     with default_promotion():
         repertoires = [MapElitesRepertoire.init_default(genome, each, extra, tuple(extra)) for each in centroids]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *repertoires)
+    return stack_trees(repertoires)
 
 
 def bin_edges(bounds: np.ndarray, bins: int) -> np.ndarray:

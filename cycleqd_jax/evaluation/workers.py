@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 
 from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator
-from cycleqd_jax.types import Genome, Params, Split, Transcript
+from cycleqd_jax.types import Genome, Params, Split, Transcript, stack_trees
 
 __all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "Relatives", "SerialWorker", "Worker", "WorkerPool"]
 
@@ -136,7 +135,7 @@ class PopulationWorker:
         start = time.perf_counter()
         self._evaluator.unload()
         padding = [genomes[-1]] * (self.size - len(genomes))  # smaller groups use the same compiled program
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes, *padding)
+        stacked = stack_trees([*genomes, *padding])
         params = jax.block_until_ready(self._express(stacked))
         expressed = (time.perf_counter() - start) / len(genomes)
         evaluations = []

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.operators.task_vector import apply_task_vector, check_same_shapes
-from cycleqd_jax.types import Array, Float, InputError, Params, PyTree
+from cycleqd_jax.types import Array, Float, InputError, Params, PyTree, stack_trees
 
 __all__ = ["merge", "softmax_weights", "weighted_sum"]
 
@@ -75,5 +75,4 @@ def merge(base: Params, task_vectors: Sequence[PyTree[Array]], weights: Sequence
         )
     for k, tau in enumerate(task_vectors):
         check_same_shapes(tau, base, f"task vector {k}")
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *task_vectors)
-    return apply_task_vector(base, weighted_sum(stacked, jnp.asarray(weights, jnp.float32)))
+    return apply_task_vector(base, weighted_sum(stack_trees(task_vectors), jnp.asarray(weights, jnp.float32)))

@@ -97,7 +97,7 @@ def run_digest(folder: str | Path) -> str:
     path = report.open_run(folder).path
     steps = checkpoint_steps(path / "checkpoints")
     config, journal = load_config(path / "config.yaml"), Journal(path / "history.jsonl", read_only=True)
-    individuals = [{k: v for k, v in json.loads(_get(journal, i).to_json()).items() if k != "seconds"} for i in journal.ids()]
+    individuals = [{k: v for k, v in json.loads(journal[i].to_json()).items() if k != "seconds"} for i in journal.ids()]
     complete = all(journal.get(k) is not None for k in range(len(config.tasks)))
     archives = tree_digest(replay(config, journal).state, digits=64) if complete else None
     state = None
@@ -105,12 +105,6 @@ def run_digest(folder: str | Path) -> str:
         stored = read_checkpoint(path / "checkpoints", steps[-1])
         state = [steps[-1], tree_digest({"state": stored.state, "key": stored.key_data}, digits=64)]
     return digest({"individuals": individuals, "archives": archives, "state": state})
-
-
-def _get(journal: Journal, identity: int) -> Any:
-    individual = journal.get(identity)
-    assert individual is not None, "one of its ids"
-    return individual
 
 
 # Journal and grid
@@ -131,9 +125,9 @@ def _check_journal(config: RunConfig, journal: Journal, audit: Audit) -> None:
         f"expected every individual before the last generation, got none of {missing[:5]} in {journal.path}; restore the file",
     )
     for identity in ids:
-        for problem in _problems_of(_get(journal, identity), config, journal, count, size):
+        for problem in _problems_of(journal[identity], config, journal, count, size):
             audit.problems.append(f"{problem} of individual {identity} in {journal.path}; restore the file")
-    old = sum(_get(journal, identity).digest is None for identity in ids)
+    old = sum(journal[identity].digest is None for identity in ids)
     if old:
         audit.notes.append(f"note: {old} individuals in {journal.path} have no digest of their genome, which is not checked")
 

@@ -117,22 +117,24 @@ def _unused(*_: Any) -> None: ...
 
 def _run_all(configs: Mapping[tuple[int, str], RunConfig], progress: Progress, log: Callable[[str], None]) -> None:
     """Runs what is not finished, seed after seed."""
-    pending = [key for key, one in configs.items() if not _is_finished(one)]
+    finished = {key for key, one in configs.items() if _is_finished(one)}
+    pending = [key for key in configs if key not in finished]
     start = time.monotonic()
     for done, (seed, name) in enumerate(pending):
         left = f", about {span((time.monotonic() - start) / done * (len(pending) - done))} left" if done else ""
         number = len(configs) - len(pending) + done + 1
         log(f"comparison: seed {seed}, {name} (run {number} of {len(configs)}{left})")
         config = configs[seed, name]
-        finished = {key: one.folder for key, one in configs.items() if _is_finished(one)}
-        shared = [place for (other, _), place in finished.items() if other == seed or _is_seedless(config)]
+        places = {key: one.folder for key, one in configs.items() if key in finished}
+        shared = [place for (other, _), place in places.items() if other == seed or _is_seedless(config)]
         shared.sort(key=lambda place: place.parent != config.folder.parent)  # runs of the same seed share more
         with Run(config, progress=progress, log=log, shared=next(iter(shared), None)) as run:
-            if finished:
-                run.check_problems(next(iter(finished.values())))
+            if places:
+                run.check_problems(next(iter(places.values())))
             run.train()
             run.evolve()
             run.evaluate()
+        finished.add((seed, name))
         gc.collect()
         jax.clear_caches()  # a process may not hold the programs of many runs
 

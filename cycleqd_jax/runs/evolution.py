@@ -31,7 +31,7 @@ from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import Row
-from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split
+from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split, stack_trees
 
 __all__ = ["Evolution", "Merged", "budget_of", "input_digests", "mixing_of", "problems_digest"]
 
@@ -198,7 +198,7 @@ class Evolution:
     def _evolve(self) -> SearchState:
         context, config = self._context, self._config
         self.ensure_evaluator()  # the models are loaded and checked before anything is written
-        experts = _stack(self.expert_genomes())
+        experts = jax.jit(stack_trees)(self.expert_genomes())  # one program for all leaves
         self._check_population(experts)
         if config.gradient is not None:  # what its row lacks is found before the search
             GradientMerge(context, config.gradient).check()
@@ -395,12 +395,6 @@ def problems_digest(task: RecordTask[Any]) -> dict[str, str]:
 
 def _digest(rows: Sequence[Row]) -> str:
     return digest([row.fingerprint for row in rows], digits=16)
-
-
-@jax.jit
-def _stack(genomes: Sequence[Genome]) -> Genome:
-    """Genomes as one, with a new leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
 
 
 def mixing_of(genome: Genome) -> list[float] | None:

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax import report
+from cycleqd_jax.algorithms import aggregate
 from cycleqd_jax.compilation import persistent_compilation
 from cycleqd_jax.config import MeshConfig, RunConfig, load_config
 from cycleqd_jax.files import make_folder, write_json
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.operators import single_threaded_lapack
-from cycleqd_jax.operators.merge import softmax_weights, weighted_sum
+from cycleqd_jax.operators.merge import weighted_sum
 from cycleqd_jax.report.read import load_selection
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context
@@ -30,8 +31,9 @@ from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.folder import compare_inputs, folder_digest, tokenizer_digest
 from cycleqd_jax.runs.models import ModelFolders, Models, model_folders
 from cycleqd_jax.runs.replay import ancestors_of, rebuild, replay
+from cycleqd_jax.runs.selection import selection_facts
 from cycleqd_jax.search import Journal
-from cycleqd_jax.types import Genome, InputError, Progress
+from cycleqd_jax.types import Genome, InputError, Progress, stack_trees
 
 __all__ = ["Wanted", "export_from_folder", "record_export", "recorded_folders"]
 
@@ -107,7 +109,7 @@ def export_from_folder(
     hf.check_target(target)
     journal = Journal(folder / "history.jsonl", read_only=True)
     found = _find(run, config, journal, wanted)
-    unchecked = [i for i in ancestors_of(journal, found.ids) if (one := journal.get(i)) is not None and one.digest is None]
+    unchecked = [identity for identity in ancestors_of(journal, found.ids) if journal[identity].digest is None]
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(report.ProgressBar()) if progress is None or log is None else None
         progress, log = progress or bar, log or (bar.log if bar is not None else None)
@@ -177,9 +179,7 @@ def _find(run: report.RunFolder, config: RunConfig, journal: Journal, wanted: Wa
 
 
 def _individual(journal: Journal, identity: int, origin: str) -> _Found:
-    individual = journal.get(identity)
-    assert individual is not None
-    return _Found((identity,), None, {"id": identity, "origin": origin, "train": individual.scores})
+    return _Found((identity,), None, {"id": identity, "origin": origin, "train": journal[identity].scores})
 
 
 def _elite_of(run: report.RunFolder, task: str, cell: tuple[int, ...]) -> int:
@@ -203,26 +203,14 @@ def _selected(run: report.RunFolder, config: RunConfig, journal: Journal, kind: 
             "or export --best-elite"
         )
     chosen = {"kind": "soup", "ids": found["soup"]} if kind == "soup" else found["chosen"]
-    ids = tuple(chosen["ids"])
-    (entry,) = [one for one in found["candidates"] if (one["kind"], tuple(one["ids"])) == (_kind(chosen), ids)]
-    problems = sum(map(len, entry["items"].values()))
-    facts: dict[str, Any] = {"soup": {"problems": problems}}
-    if kind == "selected":
-        kinds = [one["kind"] for one in found["candidates"] if one["kind"] != "soup"]
-        soups = int(len(found["soup"]) > 1)
-        numbers = {"candidates": len(kinds) + soups, "elites": kinds.count("elite"), "soups": soups}
-        facts = {"selection": {"average": entry["average"], "problems": problems, **numbers}}
+    ids, about = tuple(chosen["ids"]), selection_facts(found)
+    facts: dict[str, Any] = {"selection": about} if kind == "selected" else {}
     if chosen["kind"] == "aggregate":
         merge = _aggregate(config, replay(config, journal).state)
         return dataclasses.replace(merge, facts={**merge.facts, **facts})
     if len(ids) == 1:
-        return _Found(ids, None, {"id": ids[0], **facts})
+        return _Found(ids, None, {"id": ids[0], **(facts or {"soup": {"problems": about["problems"]}})})
     return _Found(ids, jnp.full(len(ids), 1 / len(ids), jnp.float32), {"ids": list(ids), **facts})
-
-
-def _kind(chosen: Mapping[str, Any]) -> str:
-    """The kind of a candidate; a soup of one individual was evaluated as an elite."""
-    return "elite" if chosen["kind"] == "soup" and len(chosen["ids"]) == 1 else chosen["kind"]
 
 
 def _aggregate(config: RunConfig, state: Any) -> _Found:
@@ -232,8 +220,7 @@ def _aggregate(config: RunConfig, state: Any) -> _Found:
             f"expected search.method cycleqd, whose archives equation 5 merges, got {config.search.method}; use --best-elite "
             "or --selected"
         )
-    _, scores, ids = state.archives.best()
-    beta = softmax_weights(jnp.diagonal(scores))
+    _, beta, ids = aggregate(state.archives)  # its genomes are ids
     elites = tuple(ids.tolist())
     return _Found(elites, beta, {"elites": list(elites), "beta": beta.tolist()})
 
@@ -241,8 +228,7 @@ def _aggregate(config: RunConfig, state: Any) -> _Found:
 def _merged(genomes: Mapping[int, Genome], found: _Found) -> Genome:
     if found.weights is None:
         return genomes[found.ids[0]]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[genomes[identity] for identity in found.ids])
-    return weighted_sum(stacked, found.weights)
+    return weighted_sum(stack_trees([genomes[identity] for identity in found.ids]), found.weights)
 
 
 def _on_these_devices(config: RunConfig, log: Callable[[str], None]) -> RunConfig:

@@ -43,15 +43,10 @@ class GradientMerge:
         self._context = context
         self._options = options
 
-    @staticmethod
-    def file_of(folder: Path) -> Path:
-        """The file of the coefficients in a run folder."""
-        return folder / "tables" / "gradient.json"
-
     @property
     def file(self) -> Path:
         """The file of the coefficients."""
-        return self.file_of(self._context.folder)
+        return self._context.folder / "tables" / "gradient.json"
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change with everything that the coefficients depend on."""

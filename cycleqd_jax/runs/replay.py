@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, ExpertSpace
 from cycleqd_jax.runs.devices import Space
 from cycleqd_jax.runs.searchers import make_searcher
 from cycleqd_jax.search import Journal, individuals_within, tree_digest
-from cycleqd_jax.types import Genome, InputError, Lineage, SearchState
+from cycleqd_jax.types import Genome, InputError, Lineage, SearchState, stack_trees
 
 __all__ = ["Replayed", "ancestors_of", "rebuild", "replay", "total_individuals"]
 
@@ -65,10 +64,10 @@ def rebuild(space: Space, journal: Journal, tasks: tuple[str, ...], ids: Iterabl
     """
     wanted = set(ids)
     order = ancestors_of(journal, wanted)
-    last_use = {parent: identity for identity in order for parent in _record(journal, identity).parents}
+    last_use = {parent: identity for identity in order for parent in journal[identity].parents}
     genomes: dict[int, Genome] = {}
     for identity in order:
-        individual = _record(journal, identity)
+        individual = journal[identity]
         if individual.expert is not None:
             genome = space.expert(tasks.index(individual.expert)) if individual.expert in tasks else None
         elif individual.coefficients is not None:
@@ -96,12 +95,6 @@ def rebuild(space: Space, journal: Journal, tasks: tuple[str, ...], ids: Iterabl
             if last_use[parent] == identity and parent not in wanted:
                 del genomes[parent]
     return {identity: genomes[identity] for identity in wanted}
-
-
-def _record(journal: Journal, identity: int) -> Any:
-    individual = journal.get(identity)
-    assert individual is not None, "ancestors_of has found it"
-    return individual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +130,7 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
         raise InputError(f"expected the scores of {count} experts, got others in {journal.path}; start the search first")
     space = _small_space(config)
     searcher = make_searcher(config, space)
-    experts = _stack([space.expert(k) for k in range(count)]) if options.coefficients else _numbers(range(count))
+    experts = stack_trees([space.expert(k) for k in range(count)]) if options.coefficients else _numbers(range(count))
     scores = np.asarray([journal.scores(k, names) for k in range(count)], np.float32)
     state = searcher.init(experts, scores, journal.items(range(count), names))
     key, done = jax.random.key(config.seed), 0
@@ -172,10 +165,6 @@ def _small_space(config: RunConfig) -> Space:
     if config.search.coefficients:
         return CoefficientSpace.from_experts(base, experts, groups=config.search.groups)
     return ExpertSpace.from_experts(base, experts)
-
-
-def _stack(genomes: list[Genome]) -> Genome:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
 
 
 def _numbers(ids: Iterable[int]) -> Genome:

@@ -149,8 +149,9 @@ class Run:
         check_resources(inputs, log)
         folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})
         if not self._read_only:
+            digests = input_digests(folders, opened.tasks)
             for folder in (self.folder, *([] if self._shared is None else [self._shared])):
-                compare_inputs(folder, input_digests(folders, opened.tasks))
+                compare_inputs(folder, digests)
         models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings)
         if config.model.base is not None:
             models.check_tokenizer()  # before weights are read

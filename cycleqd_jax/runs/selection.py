@@ -9,15 +9,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.files import write_json
 from cycleqd_jax.operators.merge import weighted_sum
-from cycleqd_jax.types import Genome, InputError, Progress, no_progress
+from cycleqd_jax.types import Genome, InputError, Progress, no_progress, stack_trees
 
-__all__ = ["Candidate", "Selection", "select"]
+__all__ = ["Candidate", "Selection", "select", "selection_facts"]
 
 Key = tuple[str, tuple[int, ...]]
 """What identifies the weights of a candidate: its kind and the ids of its individuals."""
@@ -56,8 +55,7 @@ class Selection:
     Attributes:
         chosen: the candidate of the best average over tasks on the validation problems.
         soup: the greedy soup; an elite where no other elite was accepted.
-        facts: JSON-ready: the ``average`` of the chosen candidate on the validation problems, the number of ``problems``, the
-            number of ``candidates``, and how many of them are ``elites`` and ``soups``.
+        facts: see :func:`selection_facts`.
     """
 
     chosen: Candidate
@@ -115,20 +113,33 @@ def select(
             soup, members = trial, [*members, elite]
     finalists = [*candidates, *([soup] if soup.kind == "soup" else [])]
     chosen = max(finalists, key=record.score)  # the first of equals
-    record.finish(chosen, soup)
-    average = record.average(chosen)
-    assert average is not None  # an elite has one
-    count = record.problems_of(chosen)
-    log(f"selected on {count} validation problems: {chosen.label}, {100 * float(average):.1f} %")
-    kinds = [one.kind for one in finalists]
-    numbers = {"candidates": len(kinds), "elites": kinds.count("elite"), "soups": kinds.count("soup")}
-    return Selection(chosen, soup, {"average": float(average), "problems": count, **numbers})
+    facts = selection_facts(record.finish(chosen, soup))
+    log(f"selected on {facts['problems']} validation problems: {chosen.label}, {100 * facts['average']:.1f} %")
+    return Selection(chosen, soup, facts)
+
+
+def selection_facts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model card says of a selection.
+
+    Args:
+        found: the content of a finished ``tables/selection.json``.
+
+    Returns:
+        JSON-ready: the ``average`` of the chosen candidate on the validation problems, the number of ``problems``, the number
+        of ``candidates``, and how many of them are ``elites`` and ``soups``. Of all soups that were tried only the final one is
+        a candidate.
+    """
+    key = found["chosen"]["kind"], found["chosen"]["ids"]
+    (chosen,) = [one for one in found["candidates"] if (one["kind"], one["ids"]) == key]
+    kinds = [one["kind"] for one in found["candidates"] if one["kind"] != "soup"]
+    soups = int(len(found["soup"]) > 1)  # a soup of one individual is that individual
+    numbers = {"candidates": len(kinds) + soups, "elites": kinds.count("elite"), "soups": soups}
+    return {"average": chosen["average"], "problems": sum(map(len, chosen["items"].values())), **numbers}
 
 
 def _mean(members: Sequence[Candidate]) -> Candidate:
     """The uniform average of elites."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one.genome for one in members])
-    genome = weighted_sum(stacked, jnp.full(len(members), 1 / len(members), jnp.float32))
+    genome = weighted_sum(stack_trees([one.genome for one in members]), jnp.full(len(members), 1 / len(members), jnp.float32))
     return Candidate("soup", tuple(one.ids[0] for one in members), genome)
 
 
@@ -199,16 +210,14 @@ class _Record:
         average = self.average(candidate)
         return Fraction(-1) if average is None else average
 
-    def problems_of(self, candidate: Candidate) -> int:
-        """The number of problems that the candidate was evaluated on."""
-        return sum(len(scores) for scores in self._entries[candidate.key]["items"].values())
+    def finish(self, chosen: Candidate, soup: Candidate) -> Mapping[str, Any]:
+        """Writes the outcome; returns the content of the file."""
+        return self._write({"soup": list(soup.ids), "chosen": {"kind": chosen.kind, "ids": list(chosen.ids)}})
 
-    def finish(self, chosen: Candidate, soup: Candidate) -> None:
-        """Writes the outcome."""
-        self._write({"soup": list(soup.ids), "chosen": {"kind": chosen.kind, "ids": list(chosen.ids)}})
-
-    def _write(self, outcome: Mapping[str, Any]) -> None:
-        write_json(self._file, {"problems": self._problems, "candidates": [*self._entries.values()], **outcome})
+    def _write(self, outcome: Mapping[str, Any]) -> Mapping[str, Any]:
+        content = {"problems": self._problems, "candidates": [*self._entries.values()], **outcome}
+        write_json(self._file, content)
+        return content
 
 
 def _entry(candidate: Candidate, evaluation: Evaluation) -> dict[str, Any]:

@@ -70,6 +70,10 @@ class Journal:
         """The ids of all individuals, ascending."""
         return sorted(self._lines)
 
+    def __getitem__(self, identity: int) -> Individual:
+        """The individual of an id; raises a KeyError if there is none."""
+        return self._lines[identity].individual
+
     def get(self, identity: int) -> Individual | None:
         """The individual of an id, or None."""
         line = self._lines.get(identity)

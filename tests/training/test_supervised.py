@@ -30,17 +30,6 @@ def params():
     return init_params(CONFIG, jax.random.key(0))
 
 
-@pytest.fixture(scope="module")
-def examples():
-    """Conversations of various lengths: some tokens, a separator, and (to be learned) the first of them three times."""
-    rng = np.random.default_rng(0)
-    made = []
-    for length in rng.choice([3, 8, 20], size=64):
-        prompt = rng.integers(1, 40, size=length).tolist()
-        made.append(([*prompt, 0, *[prompt[0]] * 3], [0] * (length + 1) + [1] * 3))
-    return made
-
-
 def _same(tree1, tree2):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(tree1), jax.tree.leaves(tree2), strict=True))
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "one_disk_error",
     "replacing",
     "replacing_folder",
+    "without_nan",
     "write_bytes",
     "write_json",
     "write_text",
@@ -118,6 +120,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes text to a file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def without_nan(value: Any) -> Any:
+    """A JSON value with null where a number is NaN or infinite; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: str | Path, value: Any) -> None:

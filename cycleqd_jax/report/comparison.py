@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cycleqd_jax.report.history import load_history
-from cycleqd_jax.report.labels import method_label
+from cycleqd_jax.report.history import History, load_history
+from cycleqd_jax.report.labels import compared_label, method_label
 from cycleqd_jax.report.read import load_items, load_results, load_selection
 from cycleqd_jax.report.tables import AVERAGE, ResultsTable, formats
 from cycleqd_jax.statistics import Interval, interval_over_runs, resampled_means
@@ -42,6 +42,11 @@ class MethodRuns:
     label: str | None
     folders: Mapping[int, Path]
 
+    @functools.cached_property
+    def histories(self) -> dict[Path, History | None]:
+        """Run folder → its journal; None where there is none."""
+        return {folder: load_history(folder) for folder in self.folders.values()}
+
     def row(self, found: str) -> str:
         """The name of a row in the comparison: that of the run, beginning with the method's name."""
         if found == self.search or found.startswith(f"{self.search}_"):
@@ -51,7 +56,7 @@ class MethodRuns:
     def row_label(self, found: str) -> str:
         """The display name of a row."""
         search, text = method_label(self.search), method_label(found)
-        shown = self.label or (search if self.name == self.search else self.name)
+        shown = compared_label(self.name, self.search, self.label)
         return shown + text.removeprefix(search) if text.startswith(search) else f"{shown}: {text}"
 
 
@@ -331,8 +336,8 @@ def effort(runs: MethodRuns) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"search": runs.search}
     found |= {key: [] for key in ("individuals", "items", "candidates", "validation_items")}
-    for folder in runs.folders.values():
-        history, selection = load_history(folder), load_selection(folder)
+    for folder, history in runs.histories.items():
+        selection = load_selection(folder)
         individuals = [] if history is None else history.individuals
         candidates = [] if selection is None else selection["candidates"]
         found["individuals"].append(len(individuals))
@@ -386,8 +391,7 @@ def best_so_far(runs: MethodRuns) -> np.ndarray:
         InputError: a run has no journal.
     """
     curves = []
-    for folder in runs.folders.values():
-        history = load_history(folder)
+    for folder, history in runs.histories.items():
         if history is None:
             raise InputError(f"expected history.jsonl and grid.json, got none in {folder}; run the search first")
         curves.append(np.fmax.accumulate(history.averages))

@@ -50,8 +50,8 @@ def write_comparison_costs(folder: Path, table: ComparisonTable, methods: Sequen
     gpu: Mapping[str, Any] | None = None
     for method in methods:
         own: dict[str, list[_Totals]] = {}
-        for run in method.folders.values():
-            costs, results = load_costs(run), load_results(run)
+        for run, history in method.histories.items():
+            costs, results = load_costs(run, history), load_results(run)
             if costs is None or results is None:
                 continue
             gpu = gpu or costs.gpu

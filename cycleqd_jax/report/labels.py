@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SEARCHES", "SEARCH_METHODS", "method_label"]
+__all__ = ["SEARCHES", "SEARCH_METHODS", "compared_label", "method_label"]
 
 SEARCH_METHODS = {
     "random": "random search",
@@ -51,3 +51,14 @@ def method_label(method: str) -> str:
     if method.startswith("expert/"):
         return f"Expert: {method.removeprefix('expert/')}"
     return _LABELS.get(method, method)
+
+
+def compared_label(name: str, search: str | None, label: str | None) -> str:
+    """The label of a method in a comparison.
+
+    Args:
+        name: of the method.
+        search: its search method; None is that of the config.
+        label: the label that a file of methods gives it; None is that of the search method if that is its name, or its name.
+    """
+    return label or (method_label(name) if name == search else name)

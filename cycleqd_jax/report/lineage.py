@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from cycleqd_jax.files import without_nan
 from cycleqd_jax.report.folder import Record
 from cycleqd_jax.report.style import THEMES, task_color
 
@@ -30,15 +31,7 @@ def lineage_json(records: Sequence[Record]) -> list[dict[str, Any]]:
 
     Numbers that are NaN become None.
     """
-    return [{name: _plain(value) for name, value in record.items() if name != "items"} for record in records]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return [{name: without_nan(value) for name, value in record.items() if name != "items"} for record in records]
 
 
 def lineage_text(records: Sequence[Record], tasks: Sequence[str]) -> str:

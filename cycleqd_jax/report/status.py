@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cycleqd_jax.files import is_locked
+from cycleqd_jax.files import is_locked, without_nan
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.report.folder import RunFolder
 from cycleqd_jax.report.history import load_grid, load_history, load_individuals
@@ -157,16 +157,7 @@ def _stage(path: Path, config: Mapping[str, Any], done: int, total: int) -> str:
 
 def status_json(status: Status) -> dict[str, Any]:
     """The fields of a status for JSON; NaN becomes None."""
-    found = dataclasses.asdict(status) | {"folder": str(status.folder)}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return plain(found)
+    return without_nan(dataclasses.asdict(status) | {"folder": str(status.folder)})
 
 
 def status_text(status: Status) -> str:

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax import training
 from cycleqd_jax.config import GradientConfig
 from cycleqd_jax.files import digest, write_json
-from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.plan import express_flops
 from cycleqd_jax.report.read import load_results
+from cycleqd_jax.runs.coefficients import express_coefficients, host_space, placed_space
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.folder import tokenizer_digest
 from cycleqd_jax.runs.usage import training_record
@@ -85,7 +84,7 @@ class GradientMerge:
         names, seed = context.config.task_names, context.config.seed
         shares = dict.fromkeys(names, 1.0)
         coefficients, metrics = training.fit_coefficients(
-            self._space(),
+            placed_space(context, options.groups),
             context.models.config,
             context.examples.mixture(shares, options.steps * options.batch_size, seed),
             steps=options.steps,
@@ -115,25 +114,15 @@ class GradientMerge:
         found = self.ensure_fitted()
         steps = len(found.get("losses", ()))
         record = training_record({**found, "steps": steps})
-        return None if record is None else {**record, "flops": 2 * steps * express_flops(self._host_space())}
+        return (
+            None
+            if record is None
+            else {**record, "flops": 2 * steps * express_flops(host_space(self._context, self._options.groups))}
+        )
 
     def express(self) -> Params:
         """The weights of the merge, on the first group of devices."""
-        found = np.asarray(self.ensure_fitted()["coefficients"], np.float32)
-        express = self._context.groups[0].express(self._space().express)
-        return express(CoefficientGenome(jnp.asarray(found)))
-
-    def _space(self) -> CoefficientSpace:
-        """The experts on the first group of devices; weights that are already there are not copied."""
-        placed = self._context.groups[0].place_space(self._host_space(), self._context.models.config)
-        assert isinstance(placed, CoefficientSpace)
-        return placed
-
-    def _host_space(self) -> CoefficientSpace:
-        """The experts where they were loaded."""
-        models, options = self._context.models, self._options
-        densify = self._context.config.genome.densify
-        return CoefficientSpace.from_experts(models.base, models.experts, groups=options.groups, densify=densify)
+        return express_coefficients(self._context, np.asarray(self.ensure_fitted()["coefficients"], np.float32))
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the coefficients depend on, as JSON."""

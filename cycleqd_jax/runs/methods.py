@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.config import RunConfig, SearchConfig, load_config, read_yaml, to_dict, unused_keys
-from cycleqd_jax.report.labels import method_label
+from cycleqd_jax.report.labels import compared_label, method_label
 from cycleqd_jax.runs.inputs import resolve
 from cycleqd_jax.search import individuals_within
 from cycleqd_jax.types import InputError
@@ -149,7 +149,7 @@ def _check_labels(methods: Sequence[Method], path: Path) -> None:
     """Refuses rows that readers could not tell apart."""
     owners = {method_label(row): f"the row {row}" for row in _ROWS}
     for method in methods:
-        shown = method.label or (method_label(method.name) if method.name == method.search else method.name)
+        shown = compared_label(method.name, method.search, method.label)
         owner = f"the method {method.name!r}"
         for label in (shown, *(f"{shown}, {end}" for end in ("best elite", "soup", "soup of elites", "selected"))):
             if label in owners:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax import operators
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json, write_text
-from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
+from cycleqd_jax.runs.coefficients import express_coefficients
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.gradient import GradientMerge
@@ -214,11 +213,8 @@ def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict
 
 def _uniform(context: Context) -> Params:
     """The uniform merge of the experts. It is computed in one way, because genome spaces round differently."""
-    group, models = context.groups[0], context.models
-    space = CoefficientSpace.from_experts(models.base, models.experts, densify=context.config.genome.densify)
-    space = group.place_space(space, models.config)
-    count = len(models.experts)
-    return group.express(space.express)(CoefficientGenome(jnp.full((1, count), 1 / count, jnp.float32)))
+    count = len(context.models.experts)
+    return express_coefficients(context, np.full((1, count), 1 / count, np.float32))
 
 
 def _merged(context: Context, method: str) -> Params:

@@ -39,7 +39,7 @@ def cost_sheets(costs: Costs) -> list[Sheet]:
 def cost_caption(costs: Costs) -> str:
     """What the numbers are."""
     return (
-        f"{hours_caption(costs.gpu)} Tokens are those that went through the model's layers; tokens that are in "
+        f"{hours_caption(costs.gpu)} A token counts when it goes through the model's layers; tokens that are in "
         "the cache already do not count. Stages: train is the training of every model that a row needs; express and evaluate "
         "are the search; select is the evaluation of candidates for the final model; measure is the evaluation of the row "
         "itself, which totals and GPU-hours leave out. Seconds of individuals evaluated at the same time are added up. "
@@ -48,7 +48,7 @@ def cost_caption(costs: Costs) -> str:
 
 
 def hours_caption(gpu: Mapping[str, Any] | None) -> str:
-    """What GPU-hours are, and those that the paper states.
+    """Explains GPU-hours, and gives the hours that the paper states.
 
     Args:
         gpu: as in :class:`~cycleqd_jax.report.costs.Costs`.

@@ -271,5 +271,5 @@ class Evaluator:
 
 
 def _replies(relatives: Sequence[Transcript], task: Task, episode: int) -> list[Sequence[Sequence[int]]]:
-    """The relatives' replies to one episode of a task, of those that have any."""
+    """The replies of all relatives that have played an episode of a task."""
     return [found[episode] for one in relatives if len(found := one.get(task.name, ())) > episode and found[episode]]

@@ -31,7 +31,7 @@ from cycleqd_jax.types import InputError
 __all__ = ["Audit", "run_digest", "verify_run"]
 
 ROUNDING = 1e-9
-"""Means may differ so much from those that were stored, because the order of the sum may differ."""
+"""The largest difference between a stored mean and a computed one. A sum in another order is rounded in another way."""
 
 
 @dataclasses.dataclass
@@ -57,8 +57,8 @@ class Audit:
 def verify_run(folder: str | Path) -> Audit:
     """Checks that the files of a run folder agree. The run may go on meanwhile.
 
-    The archives are those that the journal gives when it is replayed; they are compared with every checkpoint, and the genomes
-    in the checkpoints with the digests in the journal.
+    The journal is replayed, and its archives are compared with every checkpoint. The genomes in the checkpoints are compared
+    with the digests in the journal.
 
     Raises:
         InputError: the folder is no run folder.

@@ -17,9 +17,10 @@ from cycleqd_jax.algorithms import CycleQDState, aggregate
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.evaluation import Evaluation, Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
 from cycleqd_jax.files import digest, write_json
-from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, DenseSpace, ExpertGenome, ExpertSpace
+from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome, ExpertSpace
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
+from cycleqd_jax.runs.coefficients import host_space
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
@@ -101,7 +102,7 @@ class Evolution:
         base, experts = self._context.models.base, self._context.models.experts
         options = self._config.genome
         if self._config.search.coefficients:
-            return CoefficientSpace.from_experts(base, experts, groups=self._config.search.groups, densify=options.densify)
+            return host_space(self._context, self._config.search.groups)
         strength = PAPER_W_MAX if options.strength is None else options.strength
         if options.space == "dense":
             return DenseSpace.from_experts(
@@ -298,7 +299,7 @@ class Evolution:
         return Merged(merged, facts, ("aggregate", tuple(ids.tolist())))
 
     def best_elite(self) -> Merged:
-        """The individual with the highest average on the train problems, of those that the state of the search holds."""
+        """The individual with the highest average on the train problems, among all in the state of the search."""
         return self._merged(self._leading(1)[0])
 
     def selected(self) -> Merged:
@@ -383,7 +384,7 @@ def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> di
     digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
     if folders.tokenizer is not None:
         digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
-    for task in tasks:  # the train problems include those that are held out for validation, as the file does
+    for task in tasks:  # the pool has the validation problems too
         digests |= {f"{task.name}/train": _digest(task.pool)} | problems_digest(task)
     return digests
 

@@ -23,7 +23,7 @@ RowResult = tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]
 """Scores, scores of problems, and tokens and seconds of a row, each by split."""
 
 _SEEDED = ("dare", "dare_ties", "gradient")
-"""Rows that depend on the seed of the run, beside those that the search found: random masks, the order of conversations."""
+"""Rows that depend on the seed of the run although no search found them: by random masks, or by the order of conversations."""
 
 
 @dataclasses.dataclass

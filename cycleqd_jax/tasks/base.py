@@ -150,7 +150,7 @@ class RecordTask(abc.ABC, Generic[R]):
         self.records |= {"train": [record for _, record in pairs]}
 
     def hold_out(self, rows: Sequence[Row]) -> None:
-        """Makes records the validation records; those that are train records stop being so.
+        """Makes records the validation records, and removes them from the train records.
 
         Args:
             rows: records of the train file or half, or of another file.

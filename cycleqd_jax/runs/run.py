@@ -87,8 +87,8 @@ class Run:
             command: arguments of ``cycleqd``, for the model card.
             shared: the folder of a finished run whose config differs in ``search``, ``genome``, ``export``, ``output`` and
                 ``seed`` only. The experts' scores are taken over from it, and so are the rows of the results table that no
-                search found. Rows that depend on the seed are taken over from a run of the same seed only. Transcripts stay there.
-                Another seed is refused where models or problems depend on it.
+                search found. Rows that depend on the seed are taken over from a run of the same seed only. Transcripts stay
+                there. Another seed is refused where models or problems depend on it.
         """
         self.config = config
         self.folder = config.folder

@@ -160,7 +160,9 @@ def tiny_sizes(tree: Mapping[str, Any]) -> list[str]:
     task = small["tasks"][0]
     for name, given in ((item["name"], item) for item in tree["tasks"]):
         for key in ("train_size", "validation_size", "test_size", "max_new_tokens"):
-            sizes.append(f"tasks.{name}.{key}={min(task[key], given.get(key, task[key]))}")
+            size = given.get(key, task[key])
+            if size is not None:  # null takes all problems of the page's own file
+                sizes.append(f"tasks.{name}.{key}={min(task[key], size)}")
         if given.get("train") is None:
             sizes.append(f"tasks.{name}.finetune_size={task['finetune_size']}")
     return sizes

@@ -36,6 +36,7 @@ def test_transcripts_are_read_as_they_were_written(tmp_path):
         gzip.compress(b'{"tokenizer":"t","replies":{"sql":[[["x"]]]}}'),
         gzip.compress(b'{"tokenizer":"t","replies":[]}'),
     ],
+    ids=["empty", "no gzip", "cut off", "a list", "text as tokens", "a list of replies"],
 )
 def test_damaged_files_are_ignored(tmp_path, content):
     (tmp_path / "0.json.gz").write_bytes(content)

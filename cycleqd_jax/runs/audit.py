@@ -87,9 +87,10 @@ def verify_run(folder: str | Path) -> Audit:
 
 
 def run_digest(folder: str | Path) -> str:
-    """One SHA-256 of a run: its individuals without their times, its archives, and the state in the newest checkpoint.
+    """One SHA-256 of a run: its individuals without their costs, its archives, and the state in the newest checkpoint.
 
-    Runs of equal configs on equal machines have equal digests, however often they were killed and resumed.
+    Runs of equal configs on equal machines have equal digests, however often they were killed and resumed. An exception are
+    commands near their time limit, whose verdict depends on the load of the machine.
 
     Raises:
         InputError: the folder is no run folder, or its journal or newest checkpoint is damaged.
@@ -97,7 +98,8 @@ def run_digest(folder: str | Path) -> str:
     path = report.open_run(folder).path
     steps = checkpoint_steps(path / "checkpoints")
     config, journal = load_config(path / "config.yaml"), Journal(path / "history.jsonl", read_only=True)
-    individuals = [{k: v for k, v in json.loads(journal[i].to_json()).items() if k != "seconds"} for i in journal.ids()]
+    costs = ("seconds", "tokens")
+    individuals = [{k: v for k, v in json.loads(journal[i].to_json()).items() if k not in costs} for i in journal.ids()]
     complete = all(journal.get(k) is not None for k in range(len(config.tasks)))
     archives = tree_digest(replay(config, journal).state, digits=64) if complete else None
     state = None

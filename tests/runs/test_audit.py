@@ -242,7 +242,7 @@ def test_the_digest(whole, run, capsys):
     first = capsys.readouterr()
     assert len(first.out) == 65
     assert "agree" in first.err
-    edit(run, lambda lines: [line | {"seconds": {"evaluate": 9.0}} for line in lines])
+    edit(run, lambda lines: [line | {"seconds": {"evaluate": 9.0}, "tokens": None} for line in lines])
     assert run_digest(run) == first.out.strip()
     edit(run, lambda lines: [*lines[:-1], lines[-1] | {"error": "x"}])
     assert run_digest(run) != first.out.strip()

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ __all__ = ["compare"]
 _PLACES = ("output", "seed", "search.generations", *(FREE - set(SHARED_ROWS)))
 """Keys of the config that may change when a comparison continues."""
 
+POLL_S = 5.0
+"""Seconds between two looks at the runs of other processes."""
+
+_Key = tuple[int, str]  # seed and method
+
 
 def compare(
     config: RunConfig,
@@ -56,6 +61,9 @@ def compare(
     continues. So the same call resumes a comparison, and a call with more seeds or methods computes only the missing runs. The
     runs of a seed have the same models and problems. The experts, the base, the baselines and the merges are evaluated in the
     first of them only. Where experts and files are given, all seeds share what does not depend on the seed.
+
+    Several processes can work at one comparison, on one machine or on several with a shared file system: the same call takes
+    the next run that no other process is at. It returns when all runs are finished.
 
     Tables and figures are written into ``output`` when all runs are finished; see :mod:`cycleqd_jax.report.comparison_files`.
     They show the methods and seeds of the call, and replace those of an earlier call.
@@ -98,45 +106,90 @@ def compare(
     first = {method.name: configs[seeds[0], method.name] for method in given.methods}
     table = _table(given, first, seeds, reference or given.reference)
     check_writable(folder, "choose another --output")
-    record = _record(folder, common, given, config)
+    _record(folder, common, given, config)
     for one in configs.values():
         check_folder(one)
     check_methods(first)
     make_folder(folder)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(folder / ".lock", wait=False))
-        bar = stack.enter_context(report.ProgressBar()) if progress is None or log is None else None
+    with locked(folder / ".lock", wait=True):
+        record = _record(folder, common, given, config)  # another process may have begun meanwhile
         text = yaml.safe_dump({**record, "table": table}, sort_keys=False, allow_unicode=True)
         write_text(folder / "comparison.yaml", text)
+    with report.ProgressBar() if progress is None or log is None else contextlib.nullcontext() as bar:
         _run_all(configs, progress or bar or _unused, log or (bar.log if bar else _unused))
-    return report.draw_comparison(folder)
+    with locked(folder / ".lock", wait=True):
+        return report.draw_comparison(folder)
 
 
 def _unused(*_: Any) -> None: ...
 
 
-def _run_all(configs: Mapping[tuple[int, str], RunConfig], progress: Progress, log: Callable[[str], None]) -> None:
-    """Runs what is not finished, seed after seed."""
+def _run_all(configs: Mapping[_Key, RunConfig], progress: Progress, log: Callable[[str], None]) -> None:
+    """Runs what is neither finished nor under way in another process, and waits for what is under way."""
     finished = {key for key, one in configs.items() if _is_finished(one)}
-    pending = [key for key in configs if key not in finished]
-    start = time.monotonic()
-    for done, (seed, name) in enumerate(pending):
-        left = f", about {span((time.monotonic() - start) / done * (len(pending) - done))} left" if done else ""
-        number = len(configs) - len(pending) + done + 1
-        log(f"comparison: seed {seed}, {name} (run {number} of {len(configs)}{left})")
-        config = configs[seed, name]
-        places = {key: one.folder for key, one in configs.items() if key in finished}
-        shared = [place for (other, _), place in places.items() if other == seed or _is_seedless(config)]
-        shared.sort(key=lambda place: place.parent != config.folder.parent)  # runs of the same seed share more
-        with Run(config, progress=progress, log=log, shared=next(iter(shared), None)) as run:
-            if places:
-                run.check_problems(next(iter(places.values())))
-            run.train()
-            run.evolve()
-            run.evaluate()
-        finished.add((seed, name))
-        gc.collect()
-        jax.clear_caches()  # a process may not hold the programs of many runs
+    start, made, waits = time.monotonic(), 0, False
+    while len(finished) < len(configs):
+        with _claimed(configs, finished) as key:
+            if key is not None:
+                seed, name = key
+                pending = len(configs) - len(finished)
+                left = f", about {span((time.monotonic() - start) / made * pending)} left" if made else ""
+                log(f"comparison: seed {seed}, {name} (run {len(finished) + 1} of {len(configs)}{left})")
+                _run(configs, key, finished, progress, log)
+                made, waits = made + 1, False
+        if key is None and not waits:
+            log("comparison: waiting for the runs of other processes")
+            waits = True
+        if key is None:
+            time.sleep(POLL_S)
+        finished = {key for key, one in configs.items() if key in finished or _is_finished(one)}
+
+
+@contextlib.contextmanager
+def _claimed(configs: Mapping[_Key, RunConfig], finished: Set[_Key]) -> Iterator[_Key | None]:
+    """The next run for this process, whose lock it holds; None if other processes are at all that can begin.
+
+    The first run of a seed gives the rows that its other runs share, so these begin when it is finished. Where models and
+    problems do not depend on the seed, this is the first run of all.
+    """
+
+    def group(key: _Key) -> int | None:
+        return None if _is_seedless(configs[key]) else key[0]
+
+    begun = {group(key) for key in finished}
+    seen: set[int | None] = set()
+    for key in configs:
+        if key in finished or not (group(key) in begun or group(key) not in seen):
+            continue
+        seen.add(group(key))
+        folder = configs[key].folder.parent
+        make_folder(folder)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(folder / f".{key[1]}.lock", wait=False))
+            except InputError:  # another process is at it
+                continue
+            if not _is_finished(configs[key]):  # it is now, if another process has just ended it
+                yield key
+                return
+    yield None
+
+
+def _run(
+    configs: Mapping[_Key, RunConfig], key: _Key, finished: Set[_Key], progress: Progress, log: Callable[[str], None]
+) -> None:
+    config = configs[key]
+    places = {key: one.folder for key, one in configs.items() if key in finished}
+    shared = [place for (seed, _), place in places.items() if seed == key[0] or _is_seedless(config)]
+    shared.sort(key=lambda place: place.parent != config.folder.parent)  # runs of the same seed share more
+    with Run(config, progress=progress, log=log, shared=next(iter(shared), None)) as run:
+        if places:
+            run.check_problems(next(iter(places.values())))
+        run.train()
+        run.evolve()
+        run.evaluate()
+    gc.collect()
+    jax.clear_caches()  # a process may not hold the programs of many runs
 
 
 def _is_seedless(config: RunConfig) -> bool:

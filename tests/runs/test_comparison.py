@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
+import queue
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import yaml
 
 import cycleqd_jax as cq
 from cycleqd_jax.config import RunConfig, load_config, to_yaml
+from cycleqd_jax.files import locked
 from cycleqd_jax.report import comparison_files
 from cycleqd_jax.runs import comparison
 from cycleqd_jax.runs.folder import compare_inputs
@@ -133,6 +137,36 @@ def test_seeds_and_methods_can_be_added(runs, tmp_path):
     assert table.methods[-2:] == ("random", "cycleqd")
     runs.made = []
     compare(config, "random", seeds=[4])
+    assert runs.made == []
+
+
+def test_several_processes_share_the_runs(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "POLL_S", 0.01)
+    config, folder = config_of(tmp_path), tmp_path / "run-compare" / "seed-0"
+    compare(config, "cycleqd", seeds=[1])
+    folder.mkdir()
+    runs.made, messages = [], queue.Queue[str]()
+    with contextlib.ExitStack() as other, concurrent.futures.ThreadPoolExecutor() as pool:
+        other.enter_context(locked(folder / ".cycleqd.lock", wait=False))  # another process is at the first run of seed 0
+        result = pool.submit(compare, config, log=messages.put)
+        lines = [messages.get(timeout=60) for _ in range(2)]
+        assert lines[0] == "comparison: seed 1, random (run 2 of 4)"
+        assert lines[1] == "comparison: waiting for the runs of other processes"
+        assert runs.made == [(1, "random", "cycleqd")]
+        other.close()  # the other process has been killed
+        table, _ = result.result(timeout=60)
+    assert runs.made[1:] == [(0, "cycleqd", None), (0, "random", "cycleqd")]
+    assert table.seeds == (0, 1)
+
+
+def test_a_run_that_another_process_has_finished_is_not_made_again(runs, tmp_path, monkeypatch):
+    config = config_of(tmp_path)
+    compare(config, "cycleqd", seeds=[0])
+    runs.made = []
+    finished = comparison._is_finished
+    looks = iter([False])  # it is finished after the first look
+    monkeypatch.setattr(comparison, "_is_finished", lambda one: next(looks, True) and finished(one))
+    compare(config, "cycleqd", seeds=[0])
     assert runs.made == []
 
 

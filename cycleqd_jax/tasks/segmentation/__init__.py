@@ -1,0 +1,19 @@
+"""Segmentation tasks: folders of images with masks, prompts by box, and the metrics of their fields."""
+
+from cycleqd_jax.tasks.segmentation.metrics import METRICS, dice, e_measure, iou, s_measure, weighted_f
+from cycleqd_jax.tasks.segmentation.prompts import image_box, item_generator, mask_box, widened_box
+from cycleqd_jax.tasks.segmentation.task import SegmentationFolder
+
+__all__ = [
+    "METRICS",
+    "SegmentationFolder",
+    "dice",
+    "e_measure",
+    "image_box",
+    "iou",
+    "item_generator",
+    "mask_box",
+    "s_measure",
+    "weighted_f",
+    "widened_box",
+]

@@ -91,9 +91,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         if lowest != 255:
             raise InputError(f"expected opaque pixels, got an alpha of {lowest} in {path}; flatten the image on a background")
     elif image.mode not in ("1", "L", "P", "RGB"):
-        raise InputError(
-            f"expected grey, RGB or RGBA with 8 bits a channel, got mode {image.mode} in {path}; convert it to RGB"
-        )
+        raise InputError(f"expected 8 bits of grey, RGB or RGBA, got mode {image.mode} in {path}; convert it to RGB")
     return image.convert("RGB")
 
 
@@ -104,7 +102,7 @@ def _palette_mask(image: Image.Image, path: Path) -> Bool[np.ndarray, "height wi
         return values == 255
     used = np.unique(indices)
     if not np.isin(used, (0, 1)).all():
-        raise _value_error("palette indices 0 and 1", used, path)
+        raise _value_error("black and white, or palette indices 0 and 1", used, path, "save it with values 0 and 255")
     return indices == 1
 
 
@@ -118,7 +116,8 @@ def _grey_mask(image: Image.Image, path: Path, threshold: int | None) -> Bool[np
         return values >= threshold
     if not lossy:
         if not np.isin(values, (0, 255)).all():
-            raise _value_error("mask values 0 and 255", np.unique(values), path)
+            advice = "save it with these values, or set option threshold"
+            raise _value_error("mask values 0 and 255", np.unique(values), path, advice)
         return values == 255
     grey = float(((values >= _GREY[0]) & (values < _GREY[1])).mean())
     if grey > _LARGEST_GREY_SHARE:
@@ -129,9 +128,7 @@ def _grey_mask(image: Image.Image, path: Path, threshold: int | None) -> Bool[np
     return values >= 128
 
 
-def _value_error(expected: str, values: np.ndarray, path: Path) -> InputError:
+def _value_error(expected: str, values: np.ndarray, path: Path, advice: str) -> InputError:
     shown = ", ".join(str(value) for value in values[:_SHOWN_VALUES])
     more = f" and {len(values) - _SHOWN_VALUES} more" if len(values) > _SHOWN_VALUES else ""
-    return InputError(
-        f"expected {expected}, got {shown}{more} in {path}; save it with values 0 and 255, or set option threshold"
-    )
+    return InputError(f"expected {expected}, got {shown}{more} in {path}; {advice}")

@@ -67,8 +67,8 @@ def find_pairs(folder: Path) -> list[Pair]:
     The files are not opened.
 
     Raises:
-        InputError: the folder is missing or has no known layout, there is no pair, an image has no mask, a mask has no image, or
-            the index is malformed.
+        InputError: the folder is missing or has no known layout, there is no pair, an image has no mask, a mask has no image,
+            or the index is malformed.
     """
     if not folder.is_dir():
         raise InputError(f"expected a folder of images and masks, got no folder at {folder}; check the path in the config")

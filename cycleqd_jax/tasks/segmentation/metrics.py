@@ -31,13 +31,13 @@ def iou(mask: Bool[np.ndarray, "height width"], truth: Bool[np.ndarray, "height 
     (0.333, 0.5)
     """
     union = np.count_nonzero(mask | truth)
-    return np.count_nonzero(mask & truth) / union if union else 1.0
+    return float(np.count_nonzero(mask & truth) / union) if union else 1.0
 
 
 def dice(mask: Bool[np.ndarray, "height width"], truth: Bool[np.ndarray, "height width"]) -> float:
     """Dice coefficient, 2 |M ∩ T| / (|M| + |T|); 1 if both masks are empty."""
     total = np.count_nonzero(mask) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(mask & truth) / total if total else 1.0
+    return float(2 * np.count_nonzero(mask & truth) / total) if total else 1.0
 
 
 def s_measure(mask: Bool[np.ndarray, "height width"], truth: Bool[np.ndarray, "height width"], alpha: float = 0.5) -> float:
@@ -85,7 +85,7 @@ def e_measure(mask: Bool[np.ndarray, "height width"], truth: Bool[np.ndarray, "h
             count = np.count_nonzero((mask == predicted) & (truth == true))
             m, t = predicted - float(mask.mean()), true - float(truth.mean())
             total += count * (1 + 2 * m * t / (m * m + t * t + _EPS)) ** 2 / 4
-    return total / truth.size
+    return float(total / truth.size)
 
 
 def weighted_f(

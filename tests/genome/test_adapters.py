@@ -206,6 +206,7 @@ def test_a_predicate_keeps_mutation_off_but_not_crossover(assert_close, assert_i
     assert_close(nothing.express(nothing.expert(1)), full.express(full.expert(1)), 2e-6)
 
 
+@pytest.mark.exhaustive
 def test_half_precision_bases(assert_close):
     space = make_space(jnp.bfloat16)
     got = space.express(lineage(space, 0))

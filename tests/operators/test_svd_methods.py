@@ -90,7 +90,7 @@ def test_leading_directions(assert_close, method, shape):
 
 
 @every_shape
-@pytest.mark.parametrize("rank", [5, 24])
+@pytest.mark.parametrize("rank", [pytest.param(5, marks=pytest.mark.exhaustive), 24])
 def test_orthonormality_is_as_stated(shape, rank):
     steep = jnp.asarray(with_spectrum(shape, falling(24, 1e-7)), jnp.float32)  # far below what gram resolves
     for method in ("svd", "randomized"):

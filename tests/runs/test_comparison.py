@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cycleqd_jax.config import RunConfig, load_config, to_yaml
 from cycleqd_jax.report import comparison_files
 from cycleqd_jax.runs import comparison
 from cycleqd_jax.runs.folder import compare_inputs
+from cycleqd_jax.statistics import resampled_means
 from cycleqd_jax.types import InputError
 
 from ..compared_runs import TASKS, write_finished
@@ -82,6 +84,8 @@ def runs(monkeypatch):
 
     monkeypatch.setattr(comparison, "Run", FakeRun)
     monkeypatch.setattr(comparison_files, "write_comparison", lambda folder, table, curves: [])  # figures take a second
+    few = functools.partial(resampled_means, resamples=100)  # of 10,000: no test here is about the length of intervals
+    monkeypatch.setattr("cycleqd_jax.report.comparison.resampled_means", few)
     return record
 
 

@@ -141,16 +141,23 @@ def test_a_run_does_nothing_before_it_is_opened(tmp_path):
 STAGES = ["train", "build_basis", "evolve", "aggregate", "evaluate", "export", "report"]
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "results"])
-def test_a_stage_needs_an_open_run(tmp_path, stage):
-    config = cq.load_config({**TINY, "output": str(tmp_path / "run"), "cache": str(tmp_path / "cache")})
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory):
+    """A run that was open."""
+    folder = tmp_path_factory.mktemp("closed")
+    config = cq.load_config({**TINY, "output": str(folder / "run"), "cache": str(folder / "cache")})
     with cq.Run(config) as run:
         pass
-    for closed in (run, cq.Run(run.config)):
-        with pytest.raises(cq.InputError, match=f"expected an open run, got one that is not open in Run.{stage}; use `with"):
-            getattr(closed, stage)()
-    with cq.Run(run.config):  # nobody holds the folder
+    yield run
+    with cq.Run(run.config):  # nobody holds the folder, after all stages
         pass
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "results"])
+def test_a_stage_needs_an_open_run(closed, stage):
+    for run in (closed, cq.Run(closed.config)):
+        with pytest.raises(cq.InputError, match=f"expected an open run, got one that is not open in Run.{stage}; use `with"):
+            getattr(run, stage)()
 
 
 @pytest.mark.e2e

@@ -14,6 +14,7 @@ __all__ = ["finished", "tiny_model"]
 README = ROOT / "README.md"
 
 
+@pytest.mark.exhaustive
 def test_examples(tiny_model, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = Page(README, monkeypatch, preparations={"model": tiny_model}).run(("python",), e2e=False)

@@ -155,7 +155,7 @@ def test_written_calls_are_read(call):
     ["{", "[", "[{", '{"a":', '{"name":', '{"a":[', '{"x":"', '{"x', "<tool_call>", "<tool_call>{", "```json\n",
      pytest.param("</think>", marks=pytest.mark.exhaustive),
      "[ ", " ", "{ ", ONE, f"<tool_call>{ONE}", "[[1],", '{"a":{"b":1},', "{x", "<think>", "<think>a</think>",
-     '{"name": "</think>', f"<tool_call>.</tool_call>{ONE}", f"{SCHEMA}</think>"],
+     pytest.param('{"name": "</think>', marks=pytest.mark.exhaustive), f"<tool_call>.</tool_call>{ONE}", f"{SCHEMA}</think>"],
 )  # fmt: skip
 def test_megabytes_are_quick(piece):
     for end in ("", "}", "x"):

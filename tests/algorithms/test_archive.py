@@ -40,11 +40,11 @@ GENERATIONS = 5
 @pytest.mark.parametrize(
     ("tasks", "bins", "batch"),
     [
-        (2, 1, 3),
+        pytest.param(2, 1, 3, marks=pytest.mark.exhaustive),
         pytest.param(2, 15, 1, marks=pytest.mark.exhaustive),
         (3, 5, 16),
         pytest.param(3, 15, 4, marks=pytest.mark.exhaustive),
-        (4, 3, 5),
+        pytest.param(4, 3, 5, marks=pytest.mark.exhaustive),
     ],
 )
 def test_random_cases_equal_algorithm_1(plain, tasks, bins, batch):
@@ -72,6 +72,7 @@ def test_random_cases_equal_algorithm_1(plain, tasks, bins, batch):
             plain.compare(archives, reference, case)
 
 
+@pytest.mark.exhaustive
 def test_a_batch_equals_inserting_one_by_one(assert_identical):
     rng = np.random.default_rng(0)
     bounds = np.asarray([(0, 1)] * 3, np.float32)
@@ -174,6 +175,7 @@ def test_no_recompilation(compilations):
     assert compilations(lambda: add(archives, *batch)) == 0
 
 
+@pytest.mark.exhaustive
 def test_the_leading_elites_are_distinct_and_sorted():
     scores = np.array([[0.2, 0.9], [0.8, 0.4], [0.5, 0.5], [np.nan, 0.9], [0.7, 0.7], [0.1, 0.3]], np.float32)
     genomes = {"x": jnp.repeat(jnp.arange(6.0)[:, None], WIDTH, axis=1)}

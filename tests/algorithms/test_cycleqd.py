@@ -150,6 +150,7 @@ def test_fixed_bounds_replace_those_of_the_experts():
     np.testing.assert_allclose(started(algorithm).archives.edges, [np.linspace(0, 1, 5), np.linspace(0, 2, 5)])
 
 
+@pytest.mark.exhaustive
 def test_no_recompilation(compilations):
     algorithm = searcher(3)
     state, key = started(algorithm), jax.random.key(0)

@@ -39,7 +39,7 @@ def crowding_by_loop(objectives, ranks):
     return distance
 
 
-@pytest.mark.parametrize("tasks", [2, 3])
+@pytest.mark.parametrize("tasks", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 def test_fronts_and_crowding(tasks):
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -126,10 +126,12 @@ def test_the_population_is_filled_before_parents_are_selected():
     np.testing.assert_array_equal(np.asarray(lineage.parents)[:6], -1)
     assert (np.asarray(lineage.parents)[6:] >= 0).all()
     state = search.tell(state, children, np.random.default_rng(0).uniform(size=(8, 2)), lineage)
-    children, lineage, _ = search.ask(state, jax.random.key(1), 200)
-    assert set(np.asarray(lineage.parents).ravel().tolist()) <= set(np.asarray(state.repertoire.extra_scores["id"]).tolist())
-    assert float(children.min()) >= -1
-    assert float(children.max()) <= 2
+    for seed in range(1, 26):
+        children, lineage, _ = search.ask(state, jax.random.key(seed), 8)
+        held = set(np.asarray(state.repertoire.extra_scores["id"]).tolist())
+        assert set(np.asarray(lineage.parents).ravel().tolist()) <= held
+        assert float(children.min()) >= -1
+        assert float(children.max()) <= 2
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,22 @@ SEARCHERS = {
     "cycleqd of coefficients": lambda whole, coefficients: (CycleQD(coefficients, bins=5), coefficients),
 }
 WITH_COEFFICIENTS = {"random", "cmaes", "nsga2"}
-QUICK = {"cycleqd", "cmaes", "nsga2"}
-"""One archive, one distribution and one population; the others run with ``--all``."""
 
 
-@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in SEARCHERS])
+def searchers(*quick):
+    """All searchers as parameters; those that are not named run with ``--all``."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.exhaustive) for name in SEARCHERS]
+
+
+@pytest.fixture(params=searchers("cycleqd", "cmaes"))
 def name(request):
+    """One archive and one distribution, where a test names no others."""
     return request.param
+
+
+populations_too = pytest.mark.parametrize("name", searchers("cycleqd", "cmaes", "nsga2"), indirect=True)
+loop = pytest.mark.parametrize("name", searchers("cycleqd"), indirect=True)
+"""Of tests of the search loop that concern no state of a searcher."""
 
 
 @pytest.fixture
@@ -210,6 +219,7 @@ def test_an_expert_may_remain_the_best(made, assert_identical):
 # ------------------------------------------------------------------------------------------------------------- bad scores
 
 
+@populations_too
 def test_quarantined_children_are_never_scores(made):
     searcher, space = made
 
@@ -329,6 +339,7 @@ def lines(folder):
 
 
 @pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.exhaustive)])
+@loop
 def test_resumed_at_any_generation_it_ends_the_same(made, tmp_path, assert_identical, every):
     state = run(made, tmp_path / "whole", every=9)
     for generation in range(GENERATIONS):
@@ -379,6 +390,7 @@ def test_the_journal_rebuilds_every_child(name, made, tmp_path, assert_close):
 @pytest.mark.parametrize(
     "budget", [K + 2 * BATCH + 1, *(pytest.param(K + n, marks=pytest.mark.exhaustive) for n in (BATCH, 2 * BATCH, 11))]
 )
+@loop
 def test_the_budget_is_spent_and_not_exceeded(made, tmp_path, budget, assert_identical):
     evaluator = FromWeights()
     state = run(made, tmp_path / "whole", evaluator, budget=budget)
@@ -391,6 +403,7 @@ def test_the_budget_is_spent_and_not_exceeded(made, tmp_path, budget, assert_ide
     assert_identical(run(made, tmp_path / "killed", budget=budget, every=2), state)
 
 
+@loop
 def test_a_budget_of_items(made, tmp_path):
     assert individuals_within(None, None, 6) is None
     assert individuals_within(9, None, 6) == 9
@@ -401,6 +414,7 @@ def test_a_budget_of_items(made, tmp_path):
     assert items == 60
 
 
+@loop
 def test_a_budget_below_one_generation_is_refused_before_any_evaluation(made, tmp_path):
     evaluator = FromWeights()
     with pytest.raises(InputError, match=r"expected a budget of at least 7 individuals, 3 experts and .*, got 6; increase"):

@@ -63,7 +63,7 @@ SCORES = [[0.9, 0.1, 0.2], [0.2, 0.7, 0.1], [0.5, 0.45, 0.8], [0.1, 0.2, 0.5], [
     [
         (EliteSelector(), (0.5, 0.8, "paper")),
         (EliteSelector(span="reference"), (0.5, 0.8, "reference")),
-        (EliteSelector(alpha_low=0.1, alpha_high=1.0), (0.1, 1.0, "paper")),
+        pytest.param(EliteSelector(alpha_low=0.1, alpha_high=1.0), (0.1, 1.0, "paper"), marks=pytest.mark.exhaustive),
         (UniformSelector(), None),
     ],
 )
@@ -83,6 +83,7 @@ def test_empirical_frequencies(plain, selector, options):
     assert statistic < 43.8  # 19 degrees of freedom, p = 0.001
 
 
+@pytest.mark.exhaustive
 def test_better_elites_are_selected_more_often():
     pairs = pairs_drawn(EliteSelector(alpha_low=0.01, alpha_high=1.0), archive_of(SCORES), 2000)
     counts = np.bincount(pairs.ravel(), minlength=5)

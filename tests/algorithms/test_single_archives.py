@@ -98,7 +98,7 @@ def test_dominated_novelty():
         )
 
 
-@pytest.mark.parametrize("descriptors", ["scores", "items"])
+@pytest.mark.parametrize("descriptors", [pytest.param("scores", marks=pytest.mark.exhaustive), "items"])
 def test_the_members_of_dominated_novelty_search(space, descriptors):
     scores, members = batches(1), 10
     problems = np.random.default_rng(2).integers(0, 2, size=(K + scores.shape[0] * scores.shape[1], 7)).astype(np.float32)

@@ -41,6 +41,7 @@ def test_conversations_in_replies_out(tokenizer):
         assert reply.tokens == len(generation.ids) <= limit
 
 
+@pytest.mark.exhaustive
 def test_the_stop_token_is_counted_but_not_in_the_text(tokenizer):
     # The layers add nothing and the embeddings are all ones: the head decides alone, and always for the same token.
     config = model_of(tokenizer).config.replace(tie_word_embeddings=False)
@@ -61,7 +62,7 @@ def test_an_engine_with_other_stop_ids_is_refused(tokenizer):
         ChatGenerator(other, tokenizer)
 
 
-@pytest.mark.parametrize("steps", [1, 16])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.exhaustive), 16])
 @pytest.mark.parametrize(
     ("stop", "expected"),
     [

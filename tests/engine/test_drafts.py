@@ -66,7 +66,7 @@ def test_drafts_do_not_change_replies(drafting, expected, kind):
         assert generate(drafting, prompts, limits, some) == wanted
 
 
-@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.exhaustive), 8])
 def test_perfect_drafts_need_a_step_for_each_window(params, attention, slots):
     engine = make(attention=attention, slots=slots, window=8, steps=16, chunk=48)
     engine.load(params)
@@ -84,6 +84,7 @@ def test_perfect_drafts_need_a_step_for_each_window(params, attention, slots):
     assert found.decoded == sum(lengths) - slots
 
 
+@pytest.mark.exhaustive
 def test_drafts_are_found_again_after_a_difference(scripted, tokenizer, hello, few_programs):
     config, params = scripted(tokenizer, "0123456789abcdefghijklmnopqrstuvwxyz")
     engine = make(config, window=8, steps=16, max_len=96, stop_ids=tokenizer.stop_ids)

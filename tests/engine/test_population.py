@@ -14,18 +14,19 @@ from cycleqd_jax.types import InputError, NonFiniteError
 from .small_model import CONFIG, groups_of, make, plain_loop, population
 
 
-def test_a_population_equals_its_individuals_one_by_one(params, attention):
-    mixed, singles = population(params, count=8)
+@pytest.mark.parametrize("count", [3, pytest.param(8, id=pytest.HIDDEN_PARAM, marks=pytest.mark.exhaustive)])
+def test_a_population_equals_its_individuals_one_by_one(params, attention, count):
+    mixed, singles = population(params, count)
     prompts, limits = groups_of(6)
     wanted = []
     engine = make(attention=attention)
     for single in singles:
         engine.load(single)
         wanted.append(engine.generate(prompts, limits))
-    assert len(set(map(tuple, wanted))) == 8
+    assert len(set(map(tuple, wanted))) == count
     reused = engine.statistics.reused
     engine.load(mixed)
-    order = np.random.default_rng(0).permutation(8 * len(prompts))
+    order = np.random.default_rng(0).permutation(count * len(prompts))
     numbers = {}
     for i in order:  # in random order
         who, which = divmod(int(i), len(prompts))
@@ -39,8 +40,8 @@ def test_a_population_equals_its_individuals_one_by_one(params, attention):
     # The cache of a conversation belongs to one individual.
     for who in (0, 1):
         assert engine.generate(prompts[:1], limits[:1], conversation="x", individual=who) == wanted[who][:1]
-    with pytest.raises(InputError, match="individual below 8, got 8"):
-        engine.submit([1], 1, individual=8)
+    with pytest.raises(InputError, match=f"individual below {count}, got {count}"):
+        engine.submit([1], 1, individual=count)
 
 
 @pytest.mark.exhaustive
@@ -78,7 +79,7 @@ def test_a_broken_individual_does_not_change_the_prefixes_of_others(params, atte
 
 
 @pytest.mark.parametrize("who", [0, 2])
-@pytest.mark.parametrize("value", [jnp.nan, 1e38])
+@pytest.mark.parametrize("value", [jnp.nan, pytest.param(1e38, marks=pytest.mark.exhaustive)])
 def test_a_broken_individual_does_not_change_other_rows(params, attention, who, value):
     mixed, singles = population(params)
     down = mixed["layers"]["mlp"]["down"]

@@ -31,7 +31,7 @@ def test_equals_an_unbatched_uncached_loop(engine, expected):
     "settings",
     [
         pytest.param({"slots": 1, "chunk": 6, "steps": 3}, marks=pytest.mark.exhaustive),
-        {"slots": 40, "steps": 64, "chunk": 48, "share_prefixes": False},
+        pytest.param({"slots": 40, "steps": 64, "chunk": 48, "share_prefixes": False}, marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )

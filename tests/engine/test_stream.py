@@ -65,6 +65,7 @@ def test_the_tokens_equal_the_engine(params):
             assert 1 <= sizes[-1] <= steps
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_compiled_twice(params, compilations):
     def run(params, prompt, limit):
         return lambda: list(stream_tokens(engine_of(params, CONFIG, stop_ids=[9], steps=3), prompt, max_new_tokens=limit))

@@ -37,7 +37,7 @@ def test_every_token_is_counted(params, attention):
 
 
 def test_a_shared_prefix_is_counted_once(params, attention):
-    engine = make(attention=attention, slots=8)
+    engine = make(attention=attention)
     engine.load(params)
     prompts = [[*range(6, 30), 30 + i, 7] for i in range(6)]
     replies = engine.generate(prompts, [5] * 6)

@@ -206,6 +206,7 @@ def test_a_predicate_keeps_mutation_off_but_not_crossover(assert_close, assert_i
     assert_close(nothing.express(nothing.expert(1)), full.express(full.expert(1)), 2e-6)
 
 
+@pytest.mark.exhaustive
 def test_half_precision_bases(assert_close):
     space = make_space(jnp.bfloat16)
     got = space.express(lineage(space, 0))
@@ -256,7 +257,7 @@ def test_whole_updates_are_dense_leaves_beside_low_rank_ones(assert_close):
         assert_close(space.express(lineage(space, seed)), dense.express(lineage(dense, seed)), 1e-5)
 
 
-@pytest.mark.parametrize("whole", ["a model", "an update"])
+@pytest.mark.parametrize("whole", [pytest.param("a model", marks=pytest.mark.exhaustive), "an update"])
 def test_low_rank_and_dense_of_one_leaf_are_refused_unless_asked_for(assert_close, whole):
     base = base_model()
     dense = make_adapter(5, {}, ["layers/q", "norm"])

@@ -80,7 +80,7 @@ def dense(kind, c):
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
-@pytest.mark.parametrize("groups", [1, 2, 5])
+@pytest.mark.parametrize("groups", [*(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2)), 5])
 def test_weights_are_sums_by_group(kind, groups):
     one = genome(groups)
     expected = dense(kind, np.asarray(one.coefficients, np.float64))
@@ -96,7 +96,7 @@ def test_one_group_is_the_mixing_of_expert_space(kind, assert_close):
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
-@pytest.mark.parametrize("groups", [1, 2, 5])
+@pytest.mark.parametrize("groups", [*(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2)), 5])
 def test_the_gradient_of_the_coefficients(kind, groups):
     """Against products with task vectors in float64: the difference of two models, coefficient by coefficient."""
     gradient = weights(9, base())
@@ -160,7 +160,7 @@ def test_a_population_shares_the_base():
         space("whole").express_mixed(genomes)
 
 
-@pytest.mark.parametrize("kind", ["whole", "adapters"])
+@pytest.mark.parametrize("kind", [pytest.param("whole", marks=pytest.mark.exhaustive), "adapters"])
 def test_a_mesh_gives_the_same_weights(kind, assert_close):
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     here = space(kind)

@@ -63,6 +63,7 @@ def test_crossover_is_that_of_the_expert_space(assert_close):
     assert_close(one, other)
 
 
+@pytest.mark.exhaustive
 def test_vmapped_is_the_loop(assert_close):
     space, keys = make_space(), jax.random.split(jax.random.key(0), 3)
     population = jax.tree.map(lambda *x: jnp.stack(x), *(space.expert(k % 2) for k in range(3)))

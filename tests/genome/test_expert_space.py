@@ -97,7 +97,7 @@ def test_experts_express_to_themselves(assert_close):
         assert_close(space.express(space.expert(k)), model(1 + k))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive)])
 def test_half_precision_experts_express_to_themselves_exactly(dtype, assert_identical):
     space = make_space(dtype=dtype)
     for k in range(3):

@@ -95,7 +95,7 @@ def test_what_is_said_of_the_error():
         assert 0.0014 < rounding < 0.0019
 
 
-@pytest.mark.parametrize("rank", [5, None])
+@pytest.mark.parametrize("rank", [5, pytest.param(None, marks=pytest.mark.exhaustive)])
 def test_crossover_is_not_concerned(rank, assert_identical):
     base, experts = models(jnp.bfloat16)
     spaces = [ExpertSpace.from_experts(base, experts, rank=rank, factor_dtype=dtype) for dtype in (None, "float32")]
@@ -108,11 +108,11 @@ def test_crossover_is_not_concerned(rank, assert_identical):
 @pytest.mark.parametrize(
     ("weights", "asked", "kept"),
     [
-        ("float32", None, "float32"),
-        ("float16", None, "float32"),
+        pytest.param("float32", None, "float32", marks=pytest.mark.exhaustive),
+        pytest.param("float16", None, "float32", marks=pytest.mark.exhaustive),
         ("bfloat16", None, "bfloat16"),
         ("bfloat16", "float32", "float32"),
-        ("float32", "bfloat16", "bfloat16"),
+        pytest.param("float32", "bfloat16", "bfloat16", marks=pytest.mark.exhaustive),
     ],
 )
 def test_which_factors_are_kept_and_multiplied(weights, asked, kept):

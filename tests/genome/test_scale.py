@@ -104,7 +104,7 @@ def test_a_mesh_that_does_not_divide_is_refused():
         space.shard(mesh, {"norm": jax.sharding.PartitionSpec()})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16"])
 def test_old_weights_are_overwritten(dtype, assert_identical):
     space = make_space(dtype)
     first, second = mutant(space, 1), mutant(space, 2)
@@ -280,7 +280,9 @@ def test_dense_space_is_of_the_models_size():
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(genome)) == 4 * llama.num_params(CONFIG)
 
 
-@pytest.mark.parametrize(("m", "n"), [(64, 32), (67, 16), (16, 67), (31, 31)])
+@pytest.mark.parametrize(
+    ("m", "n"), [*(pytest.param(*shape, marks=pytest.mark.exhaustive) for shape in ((64, 32), (67, 16))), (16, 67), (31, 31)]
+)
 def test_blocks_cover_every_matrix(m, n, monkeypatch, assert_close):
     """Prime sizes too: the last block is moved back over its neighbour."""
     rng = np.random.default_rng(0)

@@ -62,7 +62,7 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.exhaustive), jnp.bfloat16])
 def test_against_float64(dtype):
     base = weights(0, dtype)
     experts = [weights(k, dtype, base, 0.1) for k in (1, 2, 3)]

@@ -54,9 +54,16 @@ def test_command(models, write_recipe, tmp_path, capsys):
     assert (out / "mergekit_config.yml").read_text() == recipe.read_text()
     meta = yaml.safe_load((out / "README.md").read_text().split("---")[1])
     assert "base_model" not in meta  # the models are folders of this machine, which the hub refuses
-    assert load_model(str(out)).generate("fox", max_new_tokens=2) is not None
+    assert load_model(str(out)).config == load_model(base).config
     assert main(["merge", str(recipe), str(out)]) == 0  # a merged model may be replaced
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.exhaustive
+def test_a_merged_model_generates(models, write_recipe, tmp_path):
+    recipe = write_recipe(merge_method="linear", models=[{"model": name} for name in models[1:]], parameters={"weight": 1})
+    merge_models(recipe, tmp_path / "out")
+    assert load_model(str(tmp_path / "out")).generate("fox", max_new_tokens=2) is not None
 
 
 def test_dtypes_and_shards(tmp_path, write_recipe):

@@ -139,7 +139,13 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+QUICK = {"Llama-3.2-1B", "Mistral-7B-v0.3", "Qwen3-0.6B"}
+"""A scaled RoPE with a tied head, a family of Llama's layers, and norms of queries and keys."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in PUBLISHED]
+)
 def test_published_models_in_small(tmp_path, name):
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     raw = {"initializer_range": 0.2, "rms_norm_eps": 1e-5, "torch_dtype": "float32"} | PUBLISHED[name] | sizes
@@ -170,7 +176,10 @@ def transformers_model(config: dict, seed: int):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, CASES))])
-@pytest.mark.parametrize("family", FAMILIES)
+# test_llama.py has models of Llama, and a test of published models has one of Mistral
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.exhaustive) if name in ("llama", "mistral") else name for name in FAMILIES]
+)
 def test_logits_are_those_of_transformers(tmp_path, step_by_step, family, seed):
     theirs = transformers_model(random_config(family, seed), seed)
     theirs.save_pretrained(tmp_path / "m", max_shard_size="20KB" if seed % 2 else "1GB")

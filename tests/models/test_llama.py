@@ -29,7 +29,9 @@ def tokens_of(config, batch=3, time=40, seed=0):
     return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, time)).astype(np.int32)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=pytest.mark.exhaustive) if name in ("gqa", "mha") else name for name in VARIANTS]
+)
 def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, variant):
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -74,6 +76,7 @@ def test_prefill_and_cached_steps_equal_the_full_forward(make_config, make_param
         np.testing.assert_allclose(stepped[row], full[row, length : length + steps], atol=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_padding_and_neighbours_change_nothing(make_config, make_params):
     config = make_config()
     params = make_params(config)
@@ -114,6 +117,7 @@ def test_gradient_equals_that_of_unrolled_layers(make_config, make_params):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.exhaustive
 def test_where_a_model_breaks(make_config, make_params):
     config = make_config()
     params = make_params(config)

@@ -111,6 +111,7 @@ def test_raw_weights_are_normal():
     np.testing.assert_array_equal(crossover_weights(jax.random.key(3), 0.7, 0.0), np.float32([0.7, 0.7]))
 
 
+@pytest.mark.exhaustive
 def test_jit_is_eager(assert_close):
     p1, p2, w = tree(0), tree(1), omega(1.02, 0.97)
     with jax.disable_jit():
@@ -119,6 +120,7 @@ def test_jit_is_eager(assert_close):
     assert_close(jax.jit(lambda *args: linear_crossover(*args))(p1, p2, w), eager, scale=1.0)
 
 
+@pytest.mark.exhaustive
 def test_vmapped_is_the_loop(assert_close):
     population = [jax.tree.map(lambda *x: jnp.stack(x), *(tree(10 * i + j) for j in range(6))) for i in range(2)]
     w = jax.vmap(crossover_weights)(jax.random.split(jax.random.key(0), 6))

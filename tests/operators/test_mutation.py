@@ -128,6 +128,7 @@ def test_coefficients_are_uniform(w_max):
 # ----------------------------------------------------------------------------------------------------------- transforms
 
 
+@pytest.mark.exhaustive
 def test_jit_is_eager(assert_close):
     key, tau = jax.random.key(3), {name: task_vector(0)["layers"][name] for name in ("q", "bias")}
     factors = factorize({"q": task_vector(1)["layers"]["q"]})
@@ -136,6 +137,7 @@ def test_jit_is_eager(assert_close):
     assert_close((svd_mutation(key, tau, factors), gaussian_mutation(key, tau, 0.1)), eager)
 
 
+@pytest.mark.exhaustive
 def test_vmapped_is_the_loop(assert_close, assert_identical):
     keys, factors = jax.random.split(jax.random.key(0), 4), factorize({"q": task_vector(9)["layers"]["q"]})
     population = {name: jnp.stack([task_vector(i)["layers"][name] for i in range(4)]) for name in ("q", "bias")}
@@ -157,6 +159,7 @@ def test_same_key_same_child(assert_identical):
     assert not np.allclose(other["embed"], svd_mutation(jax.random.key(7), tau, factors)["embed"])
 
 
+@pytest.mark.exhaustive
 def test_no_recompilation(compilations):
     tau, other = task_vector(0), task_vector(1)
     factors, others = factorize(tau), factorize(other)

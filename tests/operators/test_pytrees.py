@@ -67,7 +67,7 @@ def half(seed):
 MAKERS = [linen, nnx_state, lists, half]
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", [pytest.param(m, marks=pytest.mark.exhaustive) if m in (linen, lists) else m for m in MAKERS])
 def test_a_generation_on_any_tree(make, assert_close):
     base, *experts = (make(seed) for seed in range(3))
     taus = [task_vector(expert, base) for expert in experts]

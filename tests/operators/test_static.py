@@ -32,6 +32,11 @@ seeds = st.integers(0, 2**32 - 1)
 KEY = jax.random.key(0)
 
 
+def methods(*quick):
+    """All static merges as parameters; those that are not named are exhaustive."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.exhaustive) for name in STATIC_MERGES]
+
+
 def trees(seed, count, dtype=jnp.float32, spread=1.0):
     rng = np.random.default_rng(seed)
     shapes = {"layers": {"w": (3, 6, 8), "norm": (3, 8)}, "embed": (12, 8), "bias": (16,)}
@@ -198,7 +203,7 @@ def test_values_by_leaf_and_layer(assert_identical):
         assert_identical(got[i], ties(single[0], single[1:], [w, 1.0], [d, 0.4])["w"])
 
 
-@pytest.mark.parametrize("method", STATIC_MERGES)
+@pytest.mark.parametrize("method", methods("uniform", "task_arithmetic", "dare_ties", "slerp"))
 def test_merges_of_equal_bfloat16_models_keep_dtype_and_structure(method, assert_close):
     base, expert = trees(0, 1, jnp.bfloat16)
     merged = static_merge(method, base, [expert, expert], KEY)
@@ -208,7 +213,7 @@ def test_merges_of_equal_bfloat16_models_keep_dtype_and_structure(method, assert
         assert_close(merged, expert, 1e-2)
 
 
-@pytest.mark.parametrize("method", STATIC_MERGES)
+@pytest.mark.parametrize("method", methods("task_arithmetic", "ties", "slerp"))
 def test_adapters_are_their_weights(method, assert_close):
     base, whole = trees(0, 1)
     rng = np.random.default_rng(1)
@@ -218,7 +223,7 @@ def test_adapters_are_their_weights(method, assert_close):
     assert_close(got, static_merge(method, base, [apply_adapter(base, adapter), whole], KEY), 1e-5)
 
 
-@pytest.mark.parametrize("method", STATIC_MERGES)
+@pytest.mark.parametrize("method", methods("uniform", "dare_ties", "slerp"))
 def test_sharded_equals_unsharded(method):
     base, *experts = trees(0, 2)
     mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
@@ -248,6 +253,7 @@ def test_no_compilation_for_other_values(compilations):
     assert compilations(lambda: ties(base, experts, [0.3, 0.2], [0.1, 0.9])) == 0
 
 
+@pytest.mark.exhaustive
 def test_under_jit(assert_close):
     base, *experts = trees(0, 2)
     for method in ("ties", "dare", "task_arithmetic"):

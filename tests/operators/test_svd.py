@@ -21,6 +21,7 @@ def matrix(seed, shape, scale=1.0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape) * scale, jnp.float32)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=40)
 @given(seeds, shapes, st.sampled_from([1e-5, 1.0, 1e4]))
 def test_full_rank_reconstructs(assert_close, seed, shape, scale):
@@ -35,6 +36,7 @@ def test_full_rank_reconstructs(assert_close, seed, shape, scale):
     assert_close(np.asarray(factors.vt) @ np.swapaxes(factors.vt, -1, -2), identity, 2e-6)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=30)
 @given(seeds, shapes, st.integers(1, 4))
 def test_truncation_is_optimal(seed, shape, rank):

@@ -17,8 +17,9 @@ from cycleqd_jax.types import InputError
 
 METHODS = ["svd", "gram", "randomized"]
 SHAPES = [(3, 40, 24), (24, 40), (2, 2, 24, 24)]
+STACKS = [(), (8,), (11,), (2, 3)]  # eight devices: one matrix, as many, more, and two axes
 methods = pytest.mark.parametrize("method", METHODS)
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_shape = pytest.mark.parametrize("shape", [*SHAPES[:2], pytest.param(SHAPES[2], marks=pytest.mark.exhaustive)], ids=str)
 
 
 def orthogonal(rng, n, r):
@@ -89,7 +90,7 @@ def test_leading_directions(assert_close, method, shape):
 
 
 @every_shape
-@pytest.mark.parametrize("rank", [5, 24])
+@pytest.mark.parametrize("rank", [pytest.param(5, marks=pytest.mark.exhaustive), 24])
 def test_orthonormality_is_as_stated(shape, rank):
     steep = jnp.asarray(with_spectrum(shape, falling(24, 1e-7)), jnp.float32)  # far below what gram resolves
     for method in ("svd", "randomized"):
@@ -165,7 +166,9 @@ def test_a_flat_spectrum_keeps_nearly_the_best_energy(method):
 
 
 @methods
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 1, 4), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [*(pytest.param(shape, marks=pytest.mark.exhaustive) for shape in ((5, 3), (3, 5))), (2, 1, 4), (1, 1)], ids=str
+)
 def test_rank_beyond_the_matrix_keeps_all(assert_identical, assert_close, method, shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     factors = decompose(x, 99, method)
@@ -219,7 +222,9 @@ def mesh():
 
 
 @methods
-@pytest.mark.parametrize("stack", [(), (8,), (11,), (2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "stack", [stack if stack in ((), (11,)) else pytest.param(stack, marks=pytest.mark.exhaustive) for stack in STACKS], ids=str
+)
 def test_spread_over_devices_equals_one(assert_identical, assert_close, mesh, method, stack):
     x = jnp.asarray(with_spectrum((*stack, 24, 40), gapped(6)), jnp.float32)
     one, spread = decompose(x, 6, method), decompose(x, 6, method, mesh)
@@ -242,6 +247,7 @@ def test_spreading_moves_no_matrices_between_devices(mesh, method):
         assert f" {collective}(" not in text
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -48,6 +48,7 @@ def test_the_compiler_agrees_on_small_models(mesh, rank):
     assert len(programs) == 4 + len(matrix_shapes(work))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("rank", [pytest.param(6, marks=pytest.mark.exhaustive), None])
 @pytest.mark.parametrize("last", [pytest.param({"layers/attn/q": 16, "final_norm": None}, marks=pytest.mark.exhaustive), None])
 def test_the_compiler_agrees_on_adapters(rank, last):

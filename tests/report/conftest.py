@@ -120,6 +120,12 @@ def write_transcripts(folder: Path, tasks: tuple[str, ...], text: str = "def f(x
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Rendering is most of the time; what the page says does not depend on it."""
+    monkeypatch.setattr("cycleqd_jax.report.plots.render", lambda figure, kind, theme="light": b"<svg/>")
+
+
+@pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """``make_run(name="run", **options)`` writes a run folder and returns it."""
 

@@ -53,12 +53,6 @@ class Page(html.parser.HTMLParser):
             self.text.append(data)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Rendering is most of the time; what the page says does not depend on it."""
-    monkeypatch.setattr("cycleqd_jax.report.plots.render", lambda figure, kind, theme="light": b"<svg/>")
-
-
 def read(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 

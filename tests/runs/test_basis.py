@@ -411,7 +411,9 @@ def test_experts_that_are_not_finite_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("rank", "method"), [(99, "svd"), (2, "gram"), (2, "randomized")])
+@pytest.mark.parametrize(
+    ("rank", "method"), [(99, "svd"), pytest.param(2, "gram", marks=pytest.mark.exhaustive), (2, "randomized")]
+)
 def test_ranks_and_methods(tmp_path, rank, method):
     of = experts(1, 2, rank=rank, method=method)
     made, _ = make(of, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import queue
 from pathlib import Path
@@ -18,6 +19,7 @@ from cycleqd_jax.files import locked
 from cycleqd_jax.report import comparison_files
 from cycleqd_jax.runs import comparison
 from cycleqd_jax.runs.folder import compare_inputs
+from cycleqd_jax.statistics import resampled_means
 from cycleqd_jax.types import InputError
 
 from ..compared_runs import TASKS, write_finished
@@ -86,6 +88,8 @@ def runs(monkeypatch):
 
     monkeypatch.setattr(comparison, "Run", FakeRun)
     monkeypatch.setattr(comparison_files, "write_comparison", lambda folder, table, curves: [])  # figures take a second
+    few = functools.partial(resampled_means, resamples=100)  # of 10,000: no test here is about the length of intervals
+    monkeypatch.setattr("cycleqd_jax.report.comparison.resampled_means", few)
     return record
 
 

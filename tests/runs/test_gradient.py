@@ -94,7 +94,9 @@ def test_it_is_computed_once_and_expressed(merge_of, fits):
         np.testing.assert_allclose(expressed[path], expected, rtol=0, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("change", ["gradient.steps=2", "gradient.groups=1", "seed=3"])
+@pytest.mark.parametrize(
+    "change", [*(pytest.param(f"gradient.{one}", marks=pytest.mark.exhaustive) for one in ("steps=2", "groups=1")), "seed=3"]
+)
 def test_it_is_computed_again_for_other_inputs(merge_of, fits, change):
     first = merge_of()[0].ensure_fitted()
     other = merge_of(change)[0].ensure_fitted()

@@ -15,7 +15,7 @@ from cycleqd_jax.types import InputError
 from .searched import TASKS, config_of, edit, searched, space_of
 
 METHODS = ("cycleqd", "qd", "dns", "random", "cmaes", "nsga2")
-QUICK = {"cycleqd", "cmaes"}
+QUICK = {"cycleqd"}
 
 
 @pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in METHODS])

@@ -66,7 +66,7 @@ def fitted(kind, examples, groups=1, steps=5, rate=0.05, config=CONFIG, **more):
     return fit_coefficients(space, config, examples, steps=steps, batch_size=8, learning_rate=rate, seed=2, **more)
 
 
-@pytest.mark.parametrize(("kind", "groups"), [("whole", 3), ("adapters", 1)])
+@pytest.mark.parametrize(("kind", "groups"), [("whole", 3), pytest.param("adapters", 1, marks=pytest.mark.exhaustive)])
 def test_equals_a_plain_optax_loop(kind, groups, examples):
     """The reference sums whole task vectors and differentiates through the sum."""
     seen = []

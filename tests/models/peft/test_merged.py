@@ -84,7 +84,11 @@ def test_merged_by_us_is_merged_by_peft(base, tmp_path, assert_close, options):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_type": "qwen2", "attention_bias": True}, {"model_type": "qwen3", "qk_norm": True}, {"model_type": "mistral"}],
+    [
+        {"model_type": "qwen2", "attention_bias": True},
+        pytest.param({"model_type": "qwen3", "qk_norm": True}, marks=pytest.mark.exhaustive),
+        pytest.param({"model_type": "mistral"}, marks=pytest.mark.exhaustive),
+    ],
     ids=lambda changes: changes["model_type"],
 )
 def test_relatives_of_llama(make_base, tmp_path, assert_close, changes):
@@ -160,6 +164,7 @@ def test_vocabulary_that_is_cut(base, tmp_path, assert_close, options):
     assert_close(got, {**whole, "embed_tokens": whole["embed_tokens"][:90], "lm_head": whole["lm_head"][:, :90]}, 2e-7)
 
 
+@pytest.mark.exhaustive
 def test_adapters_as_experts(base, tmp_path, assert_close):
     """A space over two adapter folders holds no matrix of the model but the base's, and its experts are PEFT's merged ones."""
     base.train(tmp_path / "0", target_modules=LINEAR)

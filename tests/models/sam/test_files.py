@@ -33,23 +33,33 @@ def test_what_transformers_wrote_is_written_again_byte_for_byte(saved, tmp_path,
     sam.save(tmp_path / "copy", config, params, processor=source)  # an existing model is replaced
 
 
-def test_our_model_opens_in_transformers(tmp_path):
-    torch = pytest.importorskip("torch")
-    from transformers import SamModel
-
+def small_config():
     vision = sam.VitConfig(
         hidden_size=16, output_channels=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8, mlp_dim=24,
         window_size=2, global_attn_indexes=(1,), num_pos_feats=8,
     )  # fmt: skip
     prompt = sam.PromptConfig(hidden_size=16, image_size=32, patch_size=8)
-    config = sam.SamConfig(vision, prompt, sam.DecoderConfig(hidden_size=16, mlp_dim=24, num_attention_heads=2))
-    params = sam.init_params(config, jax.random.key(0))
+    return sam.SamConfig(vision, prompt, sam.DecoderConfig(hidden_size=16, mlp_dim=24, num_attention_heads=2))
+
+
+def test_new_parameters_have_the_shapes_of_the_config():
+    config = small_config()
+    params = jax.eval_shape(lambda: sam.init_params(config, jax.random.key(0)))
     assert sam.num_params(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), sam.abstract_params(config)
     )
     axes = jax.tree.leaves(sam.logical_axes(config), is_leaf=lambda node: isinstance(node, tuple))
     assert [len(axis) for axis in axes] == [leaf.ndim for leaf in jax.tree.leaves(params)]
+
+
+@pytest.mark.exhaustive
+def test_our_model_opens_in_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import SamModel
+
+    config = small_config()
+    params = sam.init_params(config, jax.random.key(0))
     sam.save(tmp_path / "model", config, params)
     assert sam.load(tmp_path / "model")[0] == config
     model, info = SamModel.from_pretrained(tmp_path / "model", output_loading_info=True)

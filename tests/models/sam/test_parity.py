@@ -46,7 +46,10 @@ def channels_last(tensor) -> np.ndarray:
     return tensor.permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("variant", SIZES)
+# test_the_whole_model runs the encoder of "other"
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=pytest.mark.exhaustive) if name == "other" else name for name in SIZES]
+)
 def test_the_image_encoder(saved, rng, variant):
     model, folder = saved(variant)
     config, params = sam.load(folder)
@@ -99,6 +102,7 @@ def test_the_whole_model(saved, rng, variant):
     np.testing.assert_allclose(quality, want.iou_scores.numpy(), atol=TOLERANCE)
 
 
+@pytest.mark.exhaustive
 def test_models_that_share_the_encoder_are_decoded_together(saved, rng):
     _, folder = saved()
     config, params = sam.load(folder)

@@ -36,7 +36,7 @@ ARROWS = {
     "engine": {"types", "models"},
     "sandbox": {"machine"},
     "tasks": {"types", "tool_calls", "files", "sandbox"},
-    "evaluation": {"types", "tool_calls"},
+    "evaluation": {"types", "files", "sandbox", "tool_calls"},
     "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files", "statistics"},

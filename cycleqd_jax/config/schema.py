@@ -182,6 +182,11 @@ class SearchConfig:
         neighbours: number of fitter neighbours that ``dns`` averages the distance over.
         descriptors: what ``dns`` measures distances between: ``items`` (the scores of all train problems) or ``scores`` (the
             scores of the tasks).
+        retries: further attempts to evaluate an individual after a sandbox or a server broke. The first follows after a second,
+            and every further one after twice the pause before it.
+        deadline: seconds for the evaluation of one individual. One that needs more is quarantined. Null is no limit.
+        max_failures: number of children in a row whose failed evaluations stop the run, for whatever reasons they failed. The
+            last of them is not recorded. Null is no limit.
     """
 
     generations: int = field(60, minimum=1)
@@ -204,6 +209,9 @@ class SearchConfig:
     population: int = field(32, minimum=2)
     neighbours: int = field(3, minimum=1)
     descriptors: Literal["items", "scores"] = "items"
+    retries: int = field(2, minimum=0)
+    deadline: float | None = field(None, above=0)
+    max_failures: int | None = field(10, minimum=1)
 
     @property
     def coefficients(self) -> bool:

@@ -23,6 +23,7 @@ from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_fa
 from cycleqd_jax.runs.coefficients import host_space
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
+from cycleqd_jax.runs.faults import guarded
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import whole_expert
@@ -159,9 +160,10 @@ class Evolution:
 
         def make() -> Worker:
             space, evaluator = self._place(i, group)
+            worker: Worker = SerialWorker(group.express(space.express), evaluator, split)
             if population > 1 and not isinstance(space, DenseSpace):
-                return PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
-            return SerialWorker(group.express(space.express), evaluator, split)
+                worker = PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
+            return guarded(worker, evaluator, self._config.search, split, self._context.log)
 
         return LazyWorker(population, make)
 
@@ -229,6 +231,7 @@ class Evolution:
                 checkpoints=checkpoints,
                 transcripts=self._transcripts(context.folder),
                 budget=budget_of(config, context.tasks),
+                max_failures=config.search.max_failures,
                 on_start=lambda state: self._write_grid(journal),
                 progress=context.progress,
                 log=context.log,

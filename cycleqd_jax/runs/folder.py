@@ -43,7 +43,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 
 FREE = {
     "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
-    "gradient", "export.method",
+    "gradient", "export.method", "search.retries", "search.deadline", "search.max_failures",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
 
@@ -64,6 +64,9 @@ LATER = (
             "population",
             "neighbours",
             "descriptors",
+            "retries",
+            "deadline",
+            "max_failures",
         )
     ),
     "export.elites",

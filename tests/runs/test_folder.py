@@ -106,6 +106,12 @@ def test_a_folder_with_scores_of_another_config_is_refused(config, key, value):
         check_folder(changed(config, **{key: value}))
 
 
+@pytest.mark.parametrize(("key", "value"), [("retries", 0), ("deadline", 60.0), ("max_failures", None)])
+def test_what_a_run_does_about_failures_may_change(config, key, value):
+    begin(config)
+    check_folder(changed(config, **{key: value}))
+
+
 def test_a_folder_from_before_there_were_methods_continues(config):
     begin(config)
     path = config.folder / "config.yaml"

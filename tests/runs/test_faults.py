@@ -166,7 +166,7 @@ class Executes(Evaluator):
                 for pid in reversed(family(self.sandbox._worker.process.pid)):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-            output = box.shell().run("echo 1").stdout
+            output = box.shell().run("echo 1").output
         return Evaluation({"task": [Outcome(Score(float(output)), (), 1, 1)]}, None, {})
 
 

@@ -31,6 +31,7 @@ from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
+from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split, stack_trees
@@ -269,7 +270,7 @@ class Evolution:
         """Writes the grid of Algorithm 1, which the report uses for every method, from the scores of the experts."""
         names = self._config.task_names
         scores = np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32)
-        write_json(self._context.folder / "grid.json", grid_of(self._config, scores))
+        write_json(self._context.folder / "grid.json", {"schema": SCHEMA, **grid_of(self._config, scores)})
 
     # What it found
 

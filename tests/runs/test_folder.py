@@ -14,6 +14,7 @@ import yaml
 from cycleqd_jax.config import GradientConfig, PrepareConfig, load_config
 from cycleqd_jax.runs import folder as module
 from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, folder_digest, versions
+from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 
 
@@ -41,6 +42,7 @@ def test_a_claimed_folder_holds_the_config_and_the_versions(config):
     claim_folder(config)
     stored = yaml.safe_load((config.folder / "config.yaml").read_text())
     assert stored.pop("versions") == versions()
+    assert stored.pop("schema") == SCHEMA
     assert load_config(stored) == config
 
 
@@ -202,7 +204,7 @@ def test_inputs_are_recorded_once_and_compared_afterwards(tmp_path):
     inputs = {"base": "1234", "mbpp/train": "5678"}
     lines = []
     check_inputs(tmp_path, inputs, lines.append)
-    assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {"versions": versions()}
+    assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {"schema": SCHEMA, "versions": versions()}
     check_inputs(tmp_path, inputs, lines.append)
     assert lines == []
     with pytest.raises(InputError, match=r"expected mbpp/train with digest 5678, as when the run .* began, got 9; restore it"):

@@ -306,18 +306,18 @@ def _evaluate(
     groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
     groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
     results: dict[int, Individual] = {}
-    transient: set[int] = set()  # those of them that another evaluation may not quarantine
+    transient: set[int] = set()  # those that failed for a reason of this moment
     done = 0  # how many are recorded without a gap
 
-    def record(j: int) -> None:
-        if journal.get(individuals[j].id) is None:
-            _check_failure(results[j], j in transient, journal, max_failures)
-            journal.append(results[j])
+    def is_new(j: int) -> bool:
+        return journal.get(individuals[j].id) is None
 
     def record_in_order() -> None:
         nonlocal done
-        while done < len(individuals) and (done in results or journal.get(individuals[done].id) is not None):
-            record(done)
+        while done < len(individuals) and (done in results or not is_new(done)):
+            if is_new(done):
+                _check_failure(results[done], done in transient, journal, max_failures)
+                journal.append(results[done])
             on_recorded(individuals[done].id)
             done += 1
 
@@ -335,10 +335,10 @@ def _evaluate(
         options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
         evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
     except BaseException as error:
-        # What failed for a reason of this moment gets another chance when the search is resumed.
+        # What failed for a reason of this moment is evaluated again when the search is resumed.
         failed = {j for j in results if results[j].error is not None} if isinstance(error, FailuresError) else transient
-        for j in sorted(results.keys() - failed):
-            record(j)
+        for j in filter(is_new, sorted(results.keys() - failed)):
+            journal.append(results[j])
         raise
     journal.sort()
 

@@ -27,6 +27,7 @@ from cycleqd_jax.runs.faults import guarded
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import whole_expert
+from cycleqd_jax.runs.loggers import log_search
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
@@ -219,7 +220,7 @@ class Evolution:
         if context.shared is not None:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
             self._take_experts(journal, context.shared)
-        with contextlib.closing(checkpoints):
+        with contextlib.closing(checkpoints), log_search(config, journal, context.progress) as progress:
             return search.evolve(
                 self.searcher(),
                 experts,
@@ -234,7 +235,7 @@ class Evolution:
                 budget=budget_of(config, context.tasks),
                 max_failures=config.search.max_failures,
                 on_start=lambda state: self._write_grid(journal),
-                progress=context.progress,
+                progress=progress,
                 log=context.log,
             )
 

@@ -45,7 +45,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 
 FREE = {
     "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
-    "gradient", "export.method", "search.retries", "search.deadline", "search.max_failures",
+    "gradient", "loggers", "export.method", "search.retries", "search.deadline", "search.max_failures",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
 
@@ -76,7 +76,7 @@ LATER = (
 )
 """Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
 
-FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports")
+FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard")
 """The folders in a run folder."""
 
 FILES = ("config.yaml", "inputs.json", "history.jsonl", "grid.json", "report.html")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
 __all__ = ["Individual"]
@@ -112,20 +113,22 @@ class Individual:
 
     @classmethod
     def from_json(cls, line: str | bytes, place: str) -> Individual:
-        """Reads a line of the journal. Unknown fields are ignored.
+        """Reads a line of the journal. Unknown fields are ignored, except for ``schema``.
 
         Args:
             line: the line.
             place: where the line is, for error messages: ``"line 3 of run/history.jsonl"``.
 
         Raises:
-            InputError: the line is not a JSON object, or a field is missing or of another type, or a number is NaN or infinite.
+            InputError: the line is not a JSON object, or a field is missing or of another type, or a number is NaN or infinite,
+                or the line is of a newer schema.
         """
         try:
             raw = json.loads(line)
         except ValueError as error:
             raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
         present = raw if isinstance(raw, dict) else {}
+        check_schema(present, place)
         fields = [field for field in dataclasses.fields(cls) if field.name in present or not field.metadata["optional"]]
         missing = [field.name for field in fields if field.name not in present]
         if missing:

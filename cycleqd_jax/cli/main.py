@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Runs the command of the arguments; returns the exit code, and prints errors that are of the user or the machine."""
     from cycleqd_jax.sandbox import InfraError
-    from cycleqd_jax.types import InputError
+    from cycleqd_jax.types import FailuresError, InputError
 
     try:
         code = _dispatch(args, command)
@@ -58,6 +58,9 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
         return 2
     except InfraError as error:
         print(f"cycleqd: {error}\nNo score was recorded; run the same command to continue.", file=sys.stderr)
+        return 3
+    except FailuresError as error:
+        print(f"cycleqd: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         advice = "; run the same command to continue" if args.command in RESUMABLE else ""

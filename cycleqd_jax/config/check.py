@@ -83,7 +83,7 @@ def _check_names(config: RunConfig) -> None:
             raise InputError(f"expected {key} to be a plain file name, got {name!r}; rename it")
     if "average" in names:
         raise InputError("expected task names other than 'average', which is a column of the tables, got 'average'; rename it")
-    for key, given in (("baselines", config.baselines), ("merges", config.merges)):
+    for key, given in (("baselines", config.baselines), ("merges", config.merges), ("loggers", config.loggers)):
         for name in given:
             if given.count(name) > 1:
                 raise InputError(f"expected every name in {key} once, got {name!r} twice; remove one")

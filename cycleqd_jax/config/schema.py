@@ -182,6 +182,11 @@ class SearchConfig:
         neighbours: number of fitter neighbours that ``dns`` averages the distance over.
         descriptors: what ``dns`` measures distances between: ``items`` (the scores of all train problems) or ``scores`` (the
             scores of the tasks).
+        retries: further attempts to evaluate an individual after a sandbox or a server broke. The first follows after a second,
+            and every further one after twice the pause before it.
+        deadline: seconds for the evaluation of one individual. One that needs more is quarantined. Null is no limit.
+        max_failures: number of children in a row whose failed evaluations stop the run, for whatever reasons they failed. The
+            last of them is not recorded. Null is no limit.
     """
 
     generations: int = field(60, minimum=1)
@@ -204,6 +209,9 @@ class SearchConfig:
     population: int = field(32, minimum=2)
     neighbours: int = field(3, minimum=1)
     descriptors: Literal["items", "scores"] = "items"
+    retries: int = field(2, minimum=0)
+    deadline: float | None = field(None, above=0)
+    max_failures: int | None = field(10, minimum=1)
 
     @property
     def coefficients(self) -> bool:
@@ -349,6 +357,7 @@ class RunConfig:
             ``dare``, ``dare_ties``, and ``slerp`` for two experts; with the defaults of ``cycleqd_jax.operators``.
         gradient: a merge of the experts to measure for comparison: coefficients by gradient descent on the data of all tasks.
             Null has none.
+        loggers: other logs of the search than the journal: ``tensorboard`` (scalars in the folder ``tensorboard``).
         genome: genome space and mutation.
         search: the CycleQD algorithm.
         export: how the final model is chosen.
@@ -369,6 +378,7 @@ class RunConfig:
     baselines: tuple[Literal["finetune_all", "finetune_all_longer"], ...] = ()
     merges: tuple[Literal["task_arithmetic", "ties", "dare", "dare_ties", "slerp"], ...] = ()
     gradient: GradientConfig | None = None
+    loggers: tuple[Literal["tensorboard"], ...] = ()
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

@@ -11,6 +11,7 @@ between the same host syncs, run the same programs in the same order.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -82,9 +83,9 @@ class Engine:
         overflow: str = "refuse",
     ) -> None:
         platform = (jax.devices() if mesh is None else mesh.devices.flat)[0].platform
-        self.layout = EngineLayout.of(
+        self._layout_of = functools.partial(
+            EngineLayout.of,
             config,
-            slots=slots,
             max_len=max_len,
             platform=platform,
             attention=attention,
@@ -92,25 +93,47 @@ class Engine:
             chunk=chunk,
             window=window,
         )
+        layout = self._layout_of(slots=slots)
         self.stop_ids, self.pad_id = requests.check_settings(stop_ids, pad_id, overflow, vocab_size=config.vocab_size)
         if mesh is not None:
             check_mesh(config, mesh)
         self.config = config
-        self.slots = slots
         self.max_len = max_len
         self.overflow = overflow
+        self._mesh = mesh
         self._share_prefixes = share_prefixes
-        batches = Batches(self.layout, self.pad_id)
-        self._runner = Runner(self.layout, batches, self.stop_ids, mesh)
+        self._keep_conversations = keep_conversations
+        self._numbers = itertools.count()
+        self._build(layout)
+
+    def _build(self, layout: EngineLayout) -> None:
+        self.layout = layout
+        batches = Batches(layout, self.pad_id)
+        self._runner = Runner(layout, batches, self.stop_ids, self._mesh)
         self._loop = HostLoop(
-            self.layout,
+            layout,
             self._runner,
             batches,
             self.stop_ids,
-            share_prefixes=share_prefixes,
-            keep_conversations=keep_conversations,
+            share_prefixes=self._share_prefixes,
+            keep_conversations=self._keep_conversations,
         )
-        self._numbers = itertools.count()
+
+    @property
+    def slots(self) -> int:
+        """Conversations that are decoded at the same time."""
+        return self.layout.slots
+
+    def resize(self, slots: int) -> None:
+        """Changes the number of slots. The weights, the caches, all requests and the counters are dropped.
+
+        Args:
+            slots: conversations that are decoded at the same time from now on.
+
+        Raises:
+            InputError: there is no slot.
+        """
+        self._build(self._layout_of(slots=slots))
 
     @property
     def statistics(self) -> Statistics:

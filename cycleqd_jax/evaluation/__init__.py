@@ -2,6 +2,7 @@
 
 from cycleqd_jax.evaluation.episodes import rollout
 from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator, Load
+from cycleqd_jax.evaluation.faults import FaultPolicy, GuardedWorker, in_less_memory, out_of_memory
 from cycleqd_jax.evaluation.workers import (
     GenomeEvaluator,
     LazyWorker,
@@ -16,7 +17,9 @@ __all__ = [
     "Evaluation",
     "EvaluationCancelled",
     "Evaluator",
+    "FaultPolicy",
     "GenomeEvaluator",
+    "GuardedWorker",
     "LazyWorker",
     "Load",
     "PopulationWorker",
@@ -24,5 +27,7 @@ __all__ = [
     "SerialWorker",
     "Worker",
     "WorkerPool",
+    "in_less_memory",
+    "out_of_memory",
     "rollout",
 ]

@@ -41,12 +41,14 @@ class Evaluation:
         error: why the model could not be evaluated, or None.
         seconds: wall time by stage.
         tokens: the fields of :class:`~cycleqd_jax.types.TokenCounts`, by name; None if the generator does not count.
+        transient: whether another evaluation of the model may have no error: a sandbox, the memory or the time was the reason.
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
     error: str | None
     seconds: Mapping[str, float]
     tokens: Mapping[str, int] | None = None
+    transient: bool = False
 
     @property
     def items(self) -> dict[str, list[float]]:
@@ -136,6 +138,7 @@ class Evaluator:
     Attributes:
         tasks: the tasks, in the order of the scores.
         unload: frees the weights of the last model, so that there is room for the next.
+        shrink: makes the generator need less memory and drops its weights; returns False where that was done already.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class Evaluator:
         tasks: Sequence[Task],
         *,
         unload: Callable[[], None] = lambda: None,
+        shrink: Callable[[], bool] = lambda: False,
         usage: Callable[[], Sequence[TokenCounts]] | None = None,
         sizes: Mapping[str, Mapping[Split, int | None]] | None = None,
         workers: int = 2,
@@ -154,12 +158,14 @@ class Evaluator:
         generator: conversations in, replies out.
         tasks: the tasks to play.
         unload: see the class.
+        shrink: see the class.
         usage: the tokens of every model since the weights were loaded.
         sizes: by task and split, how many of the first problems are played; all by default.
         workers: number of sandboxes that work at the same time.
         """  # noqa: D205
         self.tasks = tuple(tasks)
         self.unload = unload
+        self.shrink = shrink
         self._load = load
         self._usage = usage
         self._generator = generator

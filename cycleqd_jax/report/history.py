@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cycleqd_jax.individual import Individual
+from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
 __all__ = ["Archive", "Grid", "History", "Insertion", "load_grid", "load_history", "load_individuals", "shares"]
@@ -267,6 +268,7 @@ def load_grid(folder: Path) -> Grid | None:
     if not path.exists():
         return None
     raw = _read_json(path)
+    check_schema(raw if isinstance(raw, dict) else {}, path)
     try:
         tasks = tuple(str(task) for task in raw["tasks"])
         bins = int(raw["bins"])

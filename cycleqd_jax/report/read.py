@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
 __all__ = [
@@ -32,7 +33,7 @@ class Config:
     """The resolved configuration, as text.
 
     Attributes:
-        text: ``config.yaml`` without the ``versions`` section.
+        text: ``config.yaml`` without ``schema`` and the ``versions`` section.
         versions: version of each package.
     """
 
@@ -66,13 +67,20 @@ class Transcript:
 def load_config(folder: Path) -> Config | None:
     """Reads ``config.yaml`` of a run folder as text; None if there is no such file.
 
-    Only the ``versions:`` section (one ``package: version`` per line) is parsed, so a damaged file can still be shown.
+    Only ``schema`` and the ``versions:`` section (one ``package: version`` per line) are parsed, so a damaged file can still be
+    shown.
+
+    Raises:
+        InputError: the folder is of a newer schema.
     """
     path = Path(folder) / "config.yaml"
     if not path.exists():
         return None
     text, versions, in_versions = [], {}, False
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if schema := re.fullmatch(r"schema:\s*(\d{1,9})\s*", line):
+            check_schema({"schema": int(schema[1])}, path)
+            continue
         if re.match(r"\S", line) and not line.startswith("#"):
             in_versions = re.fullmatch(r"versions:\s*", line) is not None
             if in_versions:

@@ -24,6 +24,7 @@ from cycleqd_jax.runs.export import recorded_folders
 from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.runs.replay import replay, total_individuals
 from cycleqd_jax.runs.searchers import grid_of
+from cycleqd_jax.schema import check_schema
 from cycleqd_jax.search import Journal, StoredState, checkpoint_steps, read_checkpoint, tree_digest
 from cycleqd_jax.search.checkpoint import SCHEMA
 from cycleqd_jax.types import InputError
@@ -181,6 +182,8 @@ def _check_grid(path: Path, config: RunConfig, journal: Journal, audit: Audit) -
     scores = np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32)
     try:
         found = json.loads(file.read_text("utf-8"))
+        if isinstance(found, dict) and check_schema(found, file) > 0:
+            del found["schema"]
     except (OSError, ValueError) as error:
         found = f"{type(error).__name__} {error}"
     audit.checked.append("the grid")

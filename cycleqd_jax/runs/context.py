@@ -15,6 +15,7 @@ from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import DeviceGroup
 from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.faults import halve_slots
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.types import Params, Progress, Split
@@ -70,7 +71,14 @@ class Context:
         }
         generator = ChatGenerator(engine, tokenizer)
         return Evaluator(
-            load, generator, self.tasks, unload=engine.unload, usage=engine.usage, sizes=sizes, workers=workers(self.config)
+            load,
+            generator,
+            self.tasks,
+            unload=engine.unload,
+            shrink=lambda: halve_slots(engine, self.config.engine.slots, self.log),
+            usage=engine.usage,
+            sizes=sizes,
+            workers=workers(self.config),
         )
 
 

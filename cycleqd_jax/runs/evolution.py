@@ -23,13 +23,16 @@ from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_fa
 from cycleqd_jax.runs.coefficients import host_space
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, Space
+from cycleqd_jax.runs.faults import guarded
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import whole_expert
+from cycleqd_jax.runs.loggers import log_search
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
+from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split, stack_trees
@@ -159,9 +162,10 @@ class Evolution:
 
         def make() -> Worker:
             space, evaluator = self._place(i, group)
+            worker: Worker = SerialWorker(group.express(space.express), evaluator, split)
             if population > 1 and not isinstance(space, DenseSpace):
-                return PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
-            return SerialWorker(group.express(space.express), evaluator, split)
+                worker = PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
+            return guarded(worker, evaluator, self._config.search, split, self._context.log)
 
         return LazyWorker(population, make)
 
@@ -216,7 +220,7 @@ class Evolution:
         if context.shared is not None:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
             self._take_experts(journal, context.shared)
-        with contextlib.closing(checkpoints):
+        with contextlib.closing(checkpoints), log_search(config, journal, context.progress) as progress:
             return search.evolve(
                 self.searcher(),
                 experts,
@@ -229,8 +233,9 @@ class Evolution:
                 checkpoints=checkpoints,
                 transcripts=self._transcripts(context.folder),
                 budget=budget_of(config, context.tasks),
+                max_failures=config.search.max_failures,
                 on_start=lambda state: self._write_grid(journal),
-                progress=context.progress,
+                progress=progress,
                 log=context.log,
             )
 
@@ -266,7 +271,7 @@ class Evolution:
         """Writes the grid of Algorithm 1, which the report uses for every method, from the scores of the experts."""
         names = self._config.task_names
         scores = np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32)
-        write_json(self._context.folder / "grid.json", grid_of(self._config, scores))
+        write_json(self._context.folder / "grid.json", {"schema": SCHEMA, **grid_of(self._config, scores)})
 
     # What it found
 

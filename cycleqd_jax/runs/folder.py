@@ -23,6 +23,8 @@ from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.folder import tokenizer_files
+from cycleqd_jax.runs.migrations import migrate
+from cycleqd_jax.schema import SCHEMA, check_schema
 from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
 
@@ -43,7 +45,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 
 FREE = {
     "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
-    "gradient", "export.method",
+    "gradient", "loggers", "export.method", "search.retries", "search.deadline", "search.max_failures",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
 
@@ -64,6 +66,9 @@ LATER = (
             "population",
             "neighbours",
             "descriptors",
+            "retries",
+            "deadline",
+            "max_failures",
         )
     ),
     "export.elites",
@@ -71,7 +76,7 @@ LATER = (
 )
 """Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
 
-FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports")
+FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard")
 """The folders in a run folder."""
 
 FILES = ("config.yaml", "inputs.json", "history.jsonl", "grid.json", "report.html")
@@ -192,7 +197,9 @@ def check_folder(config: RunConfig) -> None:
         raise InputError(f"expected the config of a run in {file}, got something else; choose another output")
     if not (folder / "history.jsonl").exists():
         return
-    other.pop("versions", None)
+    check_schema(other, file)
+    for name in ("versions", "schema"):
+        other.pop(name, None)
     here, there = flat(to_dict(config)), flat(other)
     later = _later_keys(config, here)
     there = {key: later[key] for key in later if not any(known.startswith(f"{key}.") for known in there)} | there
@@ -252,15 +259,18 @@ def _check_places(config: RunConfig) -> None:
 
 
 def claim_folder(config: RunConfig) -> None:
-    """Writes the resolved config, with versions, into a folder that :func:`check_folder` has passed.
+    """Writes the resolved config, with schema and versions, into a folder that :func:`check_folder` has passed.
+
+    A folder of an older schema is migrated.
 
     Where the run continues with more generations, what was measured or drawn after fewer is removed. Where it has no scores
     yet, the inputs that an earlier start recorded are removed: it may have had another config. Keys that decide about rows and
     about the exported model are those of the last command.
     """
     file = config.folder / "config.yaml"
-    here = {**to_dict(config), "versions": versions()}
+    here = {**to_dict(config), "schema": SCHEMA, "versions": versions()}
     if (config.folder / "history.jsonl").exists():
+        migrate(config.folder)
         there = yaml.safe_load(file.read_text("utf-8"))
         more = there["search"]["generations"] != config.search.generations
         now = {**there, **{key: here[key] for key in STATED}}
@@ -299,7 +309,7 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], N
     """
     file = folder / "inputs.json"
     if not file.exists():
-        write_json(file, {**inputs, "versions": versions()})
+        write_json(file, {"schema": SCHEMA, **inputs, "versions": versions()})
         return
     before = _compare(file, inputs)
     changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
@@ -325,6 +335,7 @@ def compare_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
 def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Compares inputs with the recorded ones, which it returns."""
     before = json.loads(file.read_text("utf-8"))
+    check_schema(before, file)
     for name, value in inputs.items():
         if before.get(name) != value:
             raise InputError(

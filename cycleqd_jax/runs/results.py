@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from cycleqd_jax import operators
-from cycleqd_jax.evaluation import Evaluation
+from cycleqd_jax.evaluation import Evaluation, in_less_memory
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.runs.coefficients import express_coefficients
 from cycleqd_jax.runs.context import Context
@@ -235,7 +235,7 @@ def _score(
         return dict.fromkeys((*context.config.task_names, "average")), {}, {"tokens": None, "seconds": 0.0}
     evaluator = evolution.ensure_evaluator()
     evaluator.unload()  # the weights are made anew for every split, so that memory holds one set at a time
-    evaluation = evaluator(row.make(), split, donate=row.donate)
+    evaluation = in_less_memory(lambda: evaluator(row.make(), split, donate=row.donate), evaluator.shrink)
     if evaluation.scores is None:
         context.log(f"warning: {method} can't be evaluated: {evaluation.error}")
         return dict.fromkeys((*context.config.task_names, "average")), {}, evaluation_usage(evaluation)

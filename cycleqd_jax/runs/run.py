@@ -26,6 +26,7 @@ from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.export import record_export
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
+from cycleqd_jax.runs.loggers import check_loggers
 from cycleqd_jax.runs.models import Models, model_folders
 from cycleqd_jax.runs.results import lacks_rows, measure
 from cycleqd_jax.runs.sandbox import open_sandbox
@@ -129,6 +130,7 @@ class Run:
 
     def _open(self, stack: contextlib.ExitStack) -> _Opened:
         config, claimed = self.config, False
+        check_loggers(config)
         if not self._read_only:
             check_folder(config)
             claimed = self.folder.exists()

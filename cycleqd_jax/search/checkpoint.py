@@ -15,12 +15,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cycleqd_jax.files import one_disk_error
+from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 
 __all__ = ["SCHEMA", "Checkpoints", "StoredState", "checkpoint_steps", "read_checkpoint"]
 
 SCHEMA = 1
 """Version of the checkpoint format; increased with every incompatible change."""
+
+_REMOVE = "remove it, and the run continues from the checkpoint before it or from the journal"
 
 
 def _leaves(tree: Any) -> dict[str, str]:
@@ -30,6 +33,44 @@ def _leaves(tree: Any) -> dict[str, str]:
 def _contents(state: Any, key: PRNGKeyArray) -> dict[str, Any]:
     """What orbax writes: dicts of arrays, because orbax puts other objects than arrays into the nodes of a tree."""
     return {"state": flax.serialization.to_state_dict(state), "key_data": jax.random.key_data(key)}
+
+
+def _digest(contents: Mapping[str, Any]) -> str:
+    """The digest that is stored beside the arrays: those have no checksums of their own."""
+    return tree_digest(contents, digits=64)
+
+
+def _check_digest(meta: Mapping[str, Any], contents: Mapping[str, Any], place: Path) -> None:
+    """Compares what was read with what was written; checkpoints of older versions have no digest.
+
+    Raises:
+        InputError: they differ.
+    """
+    found = _digest(contents)
+    if meta.get("digest") not in (None, found):
+        raise InputError(
+            f"expected the arrays of a checkpoint with digest {meta['digest']:.16}, got {found:.16} in {place}; {_REMOVE}"
+        )
+
+
+def _unreadable(place: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or ["no message"])[0]
+    return InputError(f"expected a readable checkpoint, got {type(error).__name__} ({reason:.120}) in {place}; {_REMOVE}")
+
+
+def _read_meta(place: Path) -> Mapping[str, Any]:
+    """The schema, the leaves and the digest of a checkpoint.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it can't be read.
+    """
+    meta = json.loads((place / "meta" / "metadata").read_text("utf-8"))
+    if not isinstance(meta, dict) or not isinstance(meta.get("schema"), int) or not isinstance(meta.get("leaves"), dict):
+        raise ValueError("no schema and leaves")
+    if not isinstance(meta.get("digest", ""), str):
+        raise ValueError("no digest")
+    return meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,27 +109,25 @@ def read_checkpoint(folder: str | Path, step: int) -> StoredState:
     level = absl.level
     absl.setLevel(logging.ERROR)  # it warns of files that checkpoints of a manager do not have
     try:
-        schema = json.loads((place / "meta" / "metadata").read_text("utf-8"))["schema"]
+        meta = _read_meta(place)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             shapes: Any = checkpointer.metadata(place / "search").item_metadata
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
             found = checkpointer.restore(place / "search", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        return StoredState(int(schema), found["state"], np.asarray(found["key_data"]))
+        stored = StoredState(meta["schema"], found["state"], np.asarray(found["key_data"]))
     except Exception as error:  # orbax and tensorstore do not document what they raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"expected a readable checkpoint, got {type(error).__name__} ({reason:.120}) in {place}; remove it, and the run "
-            "continues from the checkpoint before it or from the journal"
-        ) from error
+        raise _unreadable(place, error) from error
     finally:
         absl.setLevel(level)
+    _check_digest(meta, {"state": stored.state, "key_data": stored.key_data}, place)
+    return stored
 
 
 class Checkpoints:
     """A folder of atomically written checkpoints.
 
-    A checkpoint holds the searcher's state, the raw data of the run's PRNG key and the schema version. Its step is the number
-    of finished generations.
+    A checkpoint holds the searcher's state, the raw data of the run's PRNG key, the schema version, and a digest of state and
+    key, because a flipped bit in an array is no error of the file format. Its step is the number of finished generations.
 
     Attributes:
         folder: the folder.
@@ -120,9 +159,10 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        contents = _contents(state, key)
         items = ocp.args.Composite(
-            search=ocp.args.StandardSave(_contents(state, key)),
-            meta=ocp.args.JsonSave({"schema": SCHEMA, "leaves": _leaves(state)}),
+            search=ocp.args.StandardSave(contents),
+            meta=ocp.args.JsonSave({"schema": SCHEMA, "leaves": _leaves(state), "digest": _digest(contents)}),
         )
         with one_disk_error(self.folder):
             self._manager.save(step, args=items)
@@ -143,11 +183,15 @@ class Checkpoints:
             The step and the state.
 
         Raises:
-            InputError: the checkpoint can't be read, or has another schema, other leaves or another key.
+            InputError: the checkpoint can't be read or is damaged, or has another schema, other leaves or another key.
         """
         step = self._manager.latest_step()
         assert step is not None, "no checkpoint to restore"
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        place = self.folder / str(step)
+        try:
+            meta = _read_meta(place)
+        except (OSError, ValueError) as error:
+            raise _unreadable(place, error) from error
         if meta["schema"] != SCHEMA:
             raise InputError(
                 f"expected a checkpoint of schema {SCHEMA}, got schema {meta['schema']} in {self.folder}; use the version of "
@@ -163,10 +207,8 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(search=ocp.args.StandardRestore(target)))["search"]
         except Exception as error:  # orbax and tensorstore do not document what they raise
-            raise InputError(
-                f"expected a readable checkpoint, got {type(error).__name__} in {self.folder / str(step)}; remove it, and the "
-                "run continues from the checkpoint before it or from the journal"
-            ) from error
+            raise _unreadable(place, error) from error
+        _check_digest(meta, found, place)
         if not bool((found["key_data"] == contents["key_data"]).all()):
             raise InputError(
                 f"expected a checkpoint with the PRNG key of this run, got another key in {self.folder}; use the seed of that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 from collections.abc import Callable, Sequence
@@ -18,9 +19,24 @@ from cycleqd_jax.search.checkpoint import Checkpoints
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
-from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, PRNGKeyArray, Progress, Searcher, Transcript, no_progress
+from cycleqd_jax.types import (
+    Array,
+    FailuresError,
+    Genome,
+    InputError,
+    Int,
+    Lineage,
+    PRNGKeyArray,
+    Progress,
+    Searcher,
+    Transcript,
+    no_progress,
+)
 
 __all__ = ["evolve", "individuals_within"]
+
+_LONGEST, _MOST = 160, 3
+"""The most characters of a reason, and the most reasons, in the message about too many failures."""
 
 
 def evolve(
@@ -36,6 +52,7 @@ def evolve(
     checkpoints: Checkpoints | None = None,
     transcripts: Transcripts | None = None,
     budget: int | None = None,
+    max_failures: int | None = None,
     on_start: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
     log: Callable[[str], None] | None = None,
@@ -64,6 +81,8 @@ def evolve(
             and of the expert of its active task as drafts.
         budget: the most individuals that are evaluated, the experts included, quarantined ones too; None is no limit. See
             :func:`individuals_within`.
+        max_failures: number of children in a row that fail, after which the search stops; None is no limit. The last of them is
+            not recorded, so that a resumed search evaluates it again. Failures that the journal has do not stop it.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
         log: called with a warning where the genome of a recorded individual has other bits here; None makes that an error.
@@ -73,7 +92,8 @@ def evolve(
 
     Raises:
         InputError: the budget does not suffice for the experts and one generation, which is found before any evaluation;
-            journal or checkpoint belong to another run, or an expert can't be evaluated.
+            journal or checkpoint belong to another run, or an expert's logits are not finite.
+        FailuresError: ``max_failures`` children in a row failed; or an expert failed for another reason, and is not recorded.
     """
     count = jax.tree.leaves(experts)[0].shape[0]
     if budget is not None and budget < count + batch_size:
@@ -111,7 +131,7 @@ def evolve(
             for child in children:
                 _check_recorded(child, journal, check)
             relatives = [] if transcripts is None else [transcripts.of(_relatives(child, tasks)) for child in children]
-            _evaluate(evaluator, genomes, children, journal, transcripts, report, relatives)
+            _evaluate(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures)
             scores = [journal.scores(child.id, tasks) for child in children]
             items = journal.items([child.id for child in children], tasks)
             state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
@@ -194,7 +214,7 @@ def _evaluate_experts(
             )
         report(identity)
 
-    _evaluate(evaluator, genomes, experts, journal, transcripts, check, [])
+    _evaluate(evaluator, genomes, experts, journal, transcripts, check, [], None)
     scores = np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32)
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
 
@@ -276,6 +296,7 @@ def _evaluate(
     transcripts: Transcripts | None,
     on_recorded: Callable[[int], None],
     relatives: Sequence[Sequence[Transcript]],
+    max_failures: int | None,
 ) -> None:
     """Evaluates the individuals that the journal lacks and records them; ``on_recorded`` gets the ids of all, in order.
 
@@ -285,16 +306,18 @@ def _evaluate(
     groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
     groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
     results: dict[int, Individual] = {}
+    transient: set[int] = set()  # those that failed for a reason of this moment
     done = 0  # how many are recorded without a gap
 
-    def record(j: int) -> None:
-        if journal.get(individuals[j].id) is None:
-            journal.append(results[j])
+    def is_new(j: int) -> bool:
+        return journal.get(individuals[j].id) is None
 
     def record_in_order() -> None:
         nonlocal done
-        while done < len(individuals) and (done in results or journal.get(individuals[done].id) is not None):
-            record(done)
+        while done < len(individuals) and (done in results or not is_new(done)):
+            if is_new(done):
+                _check_failure(results[done], done in transient, journal, max_failures)
+                journal.append(results[done])
             on_recorded(individuals[done].id)
             done += 1
 
@@ -303,17 +326,45 @@ def _evaluate(
             if transcripts is not None:
                 transcripts.write(individuals[j].id, one.transcript)
             results[j] = _evaluated(individuals[j], one)
+            if one.transient:
+                transient.add(j)
         record_in_order()
 
     try:
         record_in_order()
         options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
         evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
-    except BaseException:
-        for j in sorted(results):
-            record(j)
+    except BaseException as error:
+        # What failed for a reason of this moment is evaluated again when the search is resumed.
+        failed = {j for j in results if results[j].error is not None} if isinstance(error, FailuresError) else transient
+        for j in filter(is_new, sorted(results.keys() - failed)):
+            journal.append(results[j])
         raise
     journal.sort()
+
+
+def _check_failure(individual: Individual, transient: bool, journal: Journal, most: int | None) -> None:
+    """Refuses to record an expert that failed for a reason of this moment, and the last of too many failures in a row."""
+    if individual.error is None:
+        return
+    if individual.expert is not None:
+        if transient:
+            raise FailuresError(
+                f"expected scores of expert {individual.expert!r}, got: {individual.error} in {journal.path}; correct the "
+                "cause and run the same command to continue"
+            )
+        return
+    reasons, first = [individual.error], individual.id
+    while (before := journal.get(first - 1)) is not None and before.error is not None:
+        reasons.append(before.error)
+        first -= 1
+    if most is not None and len(reasons) >= most:
+        counted = collections.Counter(reason[:_LONGEST] for reason in reasons).most_common(_MOST)
+        listed = ", ".join(f"{count} × {reason!r}" for reason, count in counted)
+        raise FailuresError(
+            f"expected fewer than search.max_failures = {most} failed individuals in a row, got individuals {first} to "
+            f"{individual.id} ({listed}) in {journal.path}; correct the cause and run the same command to continue"
+        )
 
 
 def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:

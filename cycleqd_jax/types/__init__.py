@@ -22,7 +22,7 @@ from cycleqd_jax.types.arrays import (
     stack_trees,
     tree_paths,
 )
-from cycleqd_jax.types.errors import InputError, NonFiniteError
+from cycleqd_jax.types.errors import FailuresError, InputError, NonFiniteError
 from cycleqd_jax.types.progress import Progress, no_progress
 from cycleqd_jax.types.search import GenomeSpace, Lineage, Searcher, SearchState
 from cycleqd_jax.types.segmentation import SegmentationItem, SegmentationTask
@@ -56,6 +56,7 @@ __all__ = [
     "ArrayLeaf",
     "Bool",
     "Episode",
+    "FailuresError",
     "Float",
     "Generator",
     "Genome",

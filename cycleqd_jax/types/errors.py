@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "NonFiniteError"]
+__all__ = ["FailuresError", "InputError", "NonFiniteError"]
+
+
+class FailuresError(RuntimeError):
+    """Too many individuals in a row could not be evaluated, or an expert could not.
+
+    The message is one sentence of the form "expected X, got Y in Z; do W". The command line prints it and exits with code 3:
+    the same command continues.
+    """
 
 
 class InputError(ValueError):

@@ -16,6 +16,7 @@ from cycleqd_jax.engine import load_model
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+from cycleqd_jax.types import FailuresError
 
 main = sys.modules[f"{cli.__name__}.main"]
 FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO]
@@ -109,3 +110,11 @@ def test_a_checkpoint_that_does_not_fit_is_one_error(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "c")], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [f"File too large {tmp_path / 'c'}", "2"]
+
+
+def test_too_many_failures_can_be_continued(monkeypatch, capsys):
+    monkeypatch.setattr(
+        main, "_dispatch", failing(FailuresError("expected fewer failures, got 10 in a row; correct the cause"))
+    )
+    assert cli.main(["evolve", "config.yaml"]) == 3
+    assert capsys.readouterr().err == "cycleqd: expected fewer failures, got 10 in a row; correct the cause\n"

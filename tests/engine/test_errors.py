@@ -12,7 +12,7 @@ from cycleqd_jax import sharding
 from cycleqd_jax.engine import Attention, programs
 from cycleqd_jax.types import InputError, NonFiniteError
 
-from .small_model import groups_of, make, plain_loop
+from .small_model import groups_of, make, plain_loop, requests_of
 
 
 @pytest.mark.parametrize(
@@ -196,3 +196,20 @@ def test_bad_requests(engine, prompts, limits, options, named):
 def test_bad_warm_up(engine, shared, named):
     with pytest.raises(InputError, match=named):
         engine.warm_up(shared)
+
+
+def test_other_slots_give_the_same_replies(params, attention):
+    prompts, limits = requests_of(7)
+    engine = make(attention=attention)
+    engine.load(params)
+    wanted = engine.generate(prompts, limits)
+    engine.submit([1], 3, conversation="dropped")
+    engine.resize(2)
+    assert (engine.slots, engine.layout.slots, engine.busy) == (2, 2, False)
+    with pytest.raises(RuntimeError, match="expected weights before a request"):
+        engine.submit([1], 3)
+    engine.load(params)
+    assert engine.generate(prompts, limits) == wanted
+    with pytest.raises(InputError, match="expected at least 1 slot"):
+        engine.resize(0)
+    assert engine.generate(prompts, limits) == wanted

@@ -14,6 +14,7 @@ import yaml
 from cycleqd_jax.config import GradientConfig, PrepareConfig, load_config
 from cycleqd_jax.runs import folder as module
 from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, folder_digest, versions
+from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 
 
@@ -41,6 +42,7 @@ def test_a_claimed_folder_holds_the_config_and_the_versions(config):
     claim_folder(config)
     stored = yaml.safe_load((config.folder / "config.yaml").read_text())
     assert stored.pop("versions") == versions()
+    assert stored.pop("schema") == SCHEMA
     assert load_config(stored) == config
 
 
@@ -104,6 +106,12 @@ def test_a_folder_with_scores_of_another_config_is_refused(config, key, value):
     before = getattr(config.search, key)
     with pytest.raises(InputError, match=f"expected search.{key} {before}, as in the run in .*, got {value}; choose another"):
         check_folder(changed(config, **{key: value}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("retries", 0), ("deadline", 60.0), ("max_failures", None)])
+def test_what_a_run_does_about_failures_may_change(config, key, value):
+    begin(config)
+    check_folder(changed(config, **{key: value}))
 
 
 def test_a_folder_from_before_there_were_methods_continues(config):
@@ -196,7 +204,7 @@ def test_inputs_are_recorded_once_and_compared_afterwards(tmp_path):
     inputs = {"base": "1234", "mbpp/train": "5678"}
     lines = []
     check_inputs(tmp_path, inputs, lines.append)
-    assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {"versions": versions()}
+    assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {"schema": SCHEMA, "versions": versions()}
     check_inputs(tmp_path, inputs, lines.append)
     assert lines == []
     with pytest.raises(InputError, match=r"expected mbpp/train with digest 5678, as when the run .* began, got 9; restore it"):

@@ -73,6 +73,7 @@ class Run:
         searcher=None,
         tasks=TASKS,
         evaluators=(),
+        workers=None,
         **more,
     ):
         checkpoints = None if every is None else Checkpoints(self.folder / "checkpoints", every=every)
@@ -80,7 +81,8 @@ class Run:
             return evolve(
                 searcher or CycleQD(self.space, bins=5),
                 self.experts,
-                WorkerPool([SerialWorker(self.space.express, one) for one in evaluators or [evaluator or FakeEvaluator()]]),
+                workers
+                or WorkerPool([SerialWorker(self.space.express, one) for one in evaluators or [evaluator or FakeEvaluator()]]),
                 tasks=tasks,
                 key=jax.random.key(seed),
                 generations=generations,

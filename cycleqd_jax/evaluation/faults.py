@@ -1,0 +1,174 @@
+"""Failures of single evaluations: attempts are repeated, and what fails for good becomes a quarantined evaluation.
+
+An evaluation fails if a sandbox or a server breaks (``InfraError``), if the memory of a device runs out, or if it exceeds its
+deadline. Errors of the disk and every other exception stop the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax
+
+from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled
+from cycleqd_jax.evaluation.workers import Relatives, Worker
+from cycleqd_jax.files import disk_error
+from cycleqd_jax.sandbox import InfraError
+from cycleqd_jax.types import Genome
+
+__all__ = ["FaultPolicy", "GuardedWorker", "in_less_memory", "out_of_memory"]
+
+T = TypeVar("T")
+
+_LONGEST = 300
+"""The most characters of an exception in the reason of a quarantine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultPolicy:
+    """What to do about an evaluation that fails.
+
+    Attributes:
+        retries: attempts after the first one that an ``InfraError`` ended.
+        pause: seconds before the second attempt; the pause doubles with every further attempt.
+        deadline: seconds for one individual, all attempts and pauses included; None is no limit. A group of individuals has
+            that many seconds for each of them.
+        quarantine: whether an individual that fails for good gets an evaluation with an error. Otherwise the last exception is
+            raised.
+    """
+
+    retries: int = 2
+    pause: float = 1.0
+    deadline: float | None = None
+    quarantine: bool = True
+
+
+class GuardedWorker:
+    """A worker whose failures become quarantined evaluations.
+
+    A group that fails for good is evaluated again one individual at a time, so that one individual does not take the others
+    with it.
+
+    Attributes:
+        size: that of the worker.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        policy: FaultPolicy,
+        *,
+        shrink: Callable[[], bool] = lambda: False,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Args:
+        worker: evaluates the individuals.
+        policy: what to do about failures.
+        shrink: called when memory has run out; makes the worker need less of it, or returns False.
+        log: called with a line for every attempt that is repeated.
+        """  # noqa: D205
+        self.size = worker.size
+        self._worker = worker
+        self._policy = policy
+        self._shrink = shrink
+        self._log = log
+
+    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
+        """Evaluations of the genomes, in order; see :class:`Worker`. Where one failed, ``transient`` is set.
+
+        Raises:
+            EvaluationCancelled: ``stop`` was set.
+            InfraError: without ``policy.quarantine``, every attempt failed; or the disk was the cause.
+        """
+        start = time.perf_counter()
+        found = self._attempts(genomes, stop, relatives)
+        if not isinstance(found, str):
+            return found
+        if len(genomes) == 1:
+            return [Evaluation({}, found, {"evaluate": time.perf_counter() - start}, transient=True)]
+        known = relatives or [()] * len(genomes)
+        return [self([genome], stop, [one])[0] for genome, one in zip(genomes, known, strict=True)]
+
+    def _attempts(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives) -> list[Evaluation] | str:
+        """The evaluations, or why there are none."""
+        policy, attempt = self._policy, 1
+        until = stop if policy.deadline is None else _Until(stop, policy.deadline * len(genomes))
+        options = {"relatives": relatives} if any(relatives) else {}
+        while True:
+            try:
+                return in_less_memory(lambda: self._worker(genomes, until, **options), self._shrink)
+            except EvaluationCancelled:
+                if stop.is_set() or not until.is_set():
+                    raise
+                return f"the evaluation exceeded search.deadline, {policy.deadline:g} s"
+            except InfraError as error:
+                if attempt > policy.retries and (not policy.quarantine or disk_error(error) is not None):
+                    raise
+                reason = f"InfraError: {_shortened(error)}"
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not policy.quarantine or not out_of_memory(error):
+                    raise
+                return f"out of memory: {_shortened(error)}"
+            if attempt > policy.retries:
+                return f"{reason} (in {attempt} attempts)"
+            pause = policy.pause * 2 ** (attempt - 1)
+            self._log(f"warning: attempt {attempt} of {policy.retries + 1} failed, the next follows in {pause:g} s: {reason}")
+            until.wait(pause)
+            attempt += 1
+
+
+class _Until(threading.Event):
+    """Is set when another event is set, and when a time is over. The clock is monotonic: changes of the date have no effect."""
+
+    def __init__(self, event: threading.Event, seconds: float) -> None:
+        super().__init__()
+        self._event = event
+        self._end = time.monotonic() + seconds
+
+    def is_set(self) -> bool:
+        return self._event.is_set() or time.monotonic() >= self._end
+
+    def wait(self, timeout: float | None = None) -> bool:
+        left = max(self._end - time.monotonic(), 0.0)
+        self._event.wait(left if timeout is None else min(timeout, left))
+        return self.is_set()
+
+
+def in_less_memory(evaluate: Callable[[], T], shrink: Callable[[], bool]) -> T:
+    """Evaluates; where memory runs out, shrinks what needs it and evaluates once more.
+
+    Args:
+        evaluate: called without arguments, once or twice.
+        shrink: makes it need less memory, or returns False.
+
+    Raises:
+        Exception: what ``evaluate`` raised, where it was another error or there was nothing to shrink.
+    """
+    try:
+        return evaluate()
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not out_of_memory(error) or not shrink():
+            raise
+    return evaluate()  # the exception is gone, and with it the arrays in its frames
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of a device or of the host has run out.
+
+    >>> from cycleqd_jax.evaluation import out_of_memory
+    >>> out_of_memory(MemoryError()), out_of_memory(ValueError("RESOURCE_EXHAUSTED: Error writing"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _shortened(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

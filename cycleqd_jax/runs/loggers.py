@@ -1,0 +1,126 @@
+"""Opt-in logs of a search for other programs, made from its journal."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.search import Journal
+from cycleqd_jax.types import InputError, Progress
+
+__all__ = ["Logged", "TensorBoard", "check_loggers", "log_search"]
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, with the ids of individuals as steps.
+
+    The folder is written anew by every start of the search, from the whole journal, so that a resumed run has every individual
+    once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Removes what an earlier start has written.
+
+        Args:
+            folder: the folder of the event files.
+
+        Raises:
+            InputError: tensorboardX is not installed.
+        """
+        writer = _tensorboardx().SummaryWriter
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = writer(str(folder))
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes the figures of one individual."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is waiting."""
+        self._writer.close()
+
+
+class Logged:
+    """A ``types.Progress`` that logs every individual once when it is reported, and passes the call on."""
+
+    def __init__(self, progress: Progress, journal: Journal, loggers: tuple[TensorBoard, ...]) -> None:
+        """Logs the individuals that the journal has.
+
+        Args:
+            progress: called after the loggers.
+            journal: of the search.
+            loggers: get the figures of every individual.
+        """
+        self._progress, self._journal, self._loggers = progress, journal, loggers
+        self._seen: set[int] = set()
+        self._best, self._quarantined = 0.0, 0
+        for identity in journal.ids():
+            self._log(identity)
+
+    def __call__(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        """Logs individual ``done`` − 1; see :class:`~cycleqd_jax.types.Progress`."""
+        if done - 1 not in self._seen and self._journal.get(done - 1) is not None:
+            self._log(done - 1)
+        self._progress(stage, done, total, figures)
+
+    def _log(self, identity: int) -> None:
+        self._seen.add(identity)
+        individual = self._journal[identity]
+        figures: dict[str, float] = {"generation": individual.generation}
+        if individual.scores is None:
+            self._quarantined += 1
+        else:
+            average = statistics.fmean(individual.scores.values())
+            self._best = max(self._best, average)
+            figures |= {f"scores/{task}": score for task, score in individual.scores.items()}
+            figures |= {"scores/average": average, "scores/best": self._best}
+        figures |= {"quarantined": self._quarantined}
+        figures |= {f"seconds/{stage}": seconds for stage, seconds in individual.seconds.items()}
+        for logger in self._loggers:
+            logger.log(identity, figures)
+
+
+def check_loggers(config: RunConfig) -> None:
+    """Checks that what the loggers of a config need is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if "tensorboard" in config.loggers:
+        _tensorboardx()
+
+
+@contextlib.contextmanager
+def log_search(config: RunConfig, journal: Journal, progress: Progress) -> Iterator[Progress]:
+    """The progress of a search with the loggers of its config, which end with the block.
+
+    Args:
+        config: the config of the run.
+        journal: of the search.
+        progress: called by the search.
+
+    Yields:
+        What the search calls instead.
+    """
+    loggers = tuple(TensorBoard(config.folder / name) for name in config.loggers)
+    try:
+        yield Logged(progress, journal, loggers) if loggers else progress
+    finally:
+        for logger in loggers:
+            logger.close()
+
+
+def _tensorboardx() -> Any:
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise InputError(
+            "expected the package tensorboardX for loggers: [tensorboard], got none; run pip install 'cycleqd_jax[tensorboard]'"
+        ) from error
+    return tensorboardX

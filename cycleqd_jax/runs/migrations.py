@@ -1,0 +1,53 @@
+"""Run folders of older versions: each migration takes a folder to the next schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from cycleqd_jax.files import write_json, write_text
+from cycleqd_jax.schema import SCHEMA, check_schema
+from cycleqd_jax.types import InputError
+
+__all__ = ["MIGRATIONS", "migrate"]
+
+
+def _add_schemas(folder: Path) -> None:
+    """Schema 0 to 1: the files name their schema, and are the same otherwise."""
+    for name in ("inputs.json", "grid.json"):
+        file = folder / name
+        if not file.exists():
+            continue
+        tree = json.loads(file.read_text("utf-8"))
+        if check_schema(tree, file) == 0:
+            write_json(file, {"schema": 1, **tree})
+
+
+MIGRATIONS: tuple[Callable[[Path], None], ...] = (_add_schemas,)
+"""The migration at place n takes a folder of schema n to schema n + 1. It may be interrupted, and is called again then."""
+
+
+def migrate(folder: Path) -> None:
+    """Takes a run folder to the schema of this version; does nothing where it has that.
+
+    ``config.yaml`` has the schema of the folder and is written after each migration, so that one that was interrupted is
+    repeated. The caller holds the lock of the folder.
+
+    Raises:
+        InputError: the folder is of a newer version, or a file of it is damaged.
+        OSError: the disk refuses.
+    """
+    file = folder / "config.yaml"
+    tree = yaml.safe_load(file.read_text("utf-8"))
+    for schema in range(check_schema(tree, file), SCHEMA):
+        try:
+            MIGRATIONS[schema](folder)
+        except ValueError as error:
+            raise InputError(
+                f"expected files of a run that can be read, got an error ({error}) in {folder}; restore them"
+            ) from error
+        tree = {**tree, "schema": schema + 1}
+        write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

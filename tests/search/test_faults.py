@@ -1,0 +1,201 @@
+"""Searches in which evaluations fail: at random, for good, and too many in a row."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import numpy as np
+import pytest
+
+from cycleqd_jax.evaluation import FaultPolicy, GuardedWorker, SerialWorker, WorkerPool
+from cycleqd_jax.sandbox import InfraError
+from cycleqd_jax.types import FailuresError, InputError
+
+SHARE = 0.2
+GENERATIONS, BATCH = 12, 3
+INDIVIDUALS = 3 + GENERATIONS * BATCH
+
+
+def residue(weights):
+    return int(np.abs(weights).sum() * 1e4) % 8
+
+
+@pytest.fixture
+def doomed(space):
+    """Says of some weights, but not of those of the experts, that their evaluation fails every time."""
+    experts = {residue(np.asarray(space.express(space.expert(k))["w"], np.float64)) for k in range(3)}
+    return lambda weights: residue(weights) == min(set(range(8)) - experts)
+
+
+@pytest.fixture
+def guarded(new_run):
+    """Searches with several workers and failing evaluations."""
+
+    def search(run, evaluators, *, retries=0, **options):
+        policy = FaultPolicy(retries=retries, pause=0.0)
+        workers = [GuardedWorker(SerialWorker(run.space.express, one), policy) for one in evaluators]
+        return run.evolve(workers=WorkerPool(workers), **{"generations": GENERATIONS, "batch_size": BATCH, **options})
+
+    return search
+
+
+def faulty(new_run, *, kills=lambda weights: False, share=0.0, seed=0):
+    """Evaluators that break at random, by a seed, and with some weights every time."""
+    rng, lock = np.random.default_rng(seed), threading.Lock()
+
+    class Faulty(new_run.Evaluator):
+        faults = 0
+
+        def __call__(self, params, split="train", **options):
+            with lock:
+                unlucky = rng.random() < share
+            if unlucky or kills(np.asarray(params["w"], np.float64)):
+                Faulty.faults += 1
+                raise InfraError("expected a working sandbox, got a worker that was killed; try again")
+            return super().__call__(params, split, **options)
+
+    return Faulty
+
+
+def without_errors(lines):
+    return [{name: value for name, value in line.items() if name != "error"} for line in lines]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(2, marks=pytest.mark.exhaustive)]
+)
+def test_random_faults_change_nothing_where_attempts_are_repeated(new_run, guarded, assert_identical, count, seed):
+    clean, run = new_run("clean"), new_run("faulty")
+    state = clean.evolve(generations=GENERATIONS, batch_size=BATCH)
+    kind = faulty(new_run, share=SHARE, seed=seed)
+    assert_identical(guarded(run, [kind() for _ in range(count)], retries=12), state)
+    assert run.lines() == clean.lines()
+    assert kind.faults > 3
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_children_that_fail_every_time_change_nothing_for_the_others(new_run, guarded, doomed, assert_identical, count):
+    """20 % of evaluations fail at random, and some children break their worker in every attempt."""
+    clean, run = new_run("clean"), new_run("faulty")
+    state = clean.evolve(new_run.Evaluator(broken=doomed), generations=GENERATIONS, batch_size=BATCH)
+    kind = faulty(new_run, kills=doomed, share=SHARE)
+    assert_identical(guarded(run, [kind() for _ in range(count)], retries=12), state)
+    lines = run.lines()
+    assert without_errors(lines) == without_errors(clean.lines())
+    failed = [line for line in lines if line["scores"] is None]
+    assert 0 < len(failed) < INDIVIDUALS / 2
+    reason = "InfraError: expected a working sandbox, got a worker that was killed; try again (in 13 attempts)"
+    assert {line["error"] for line in failed} == {reason}
+    ids = np.asarray(state.archives.repertoires.extra_scores["id"])[np.asarray(state.archives.occupied())]
+    assert not set(ids.tolist()) & {line["id"] for line in failed}
+    assert not {line["id"] for line in failed} & {parent for line in lines for parent in line["parents"]}
+
+
+def test_without_retries_random_faults_are_quarantines_that_a_resume_keeps(new_run, guarded, assert_identical):
+    """The journal decides: what it has as quarantined stays so, although another attempt would have succeeded."""
+    whole, run = new_run("whole"), new_run("resumed")
+    kind = faulty(new_run, share=SHARE, seed=6)
+
+    class Later(kind):  # experts have no faults
+        def __call__(self, params, split="train", **options):
+            if self.calls < 3:
+                return new_run.Evaluator.__call__(self, params, split, **options)
+            return super().__call__(params, split, **options)
+
+    state = guarded(whole, [Later()])
+    lines = (whole.folder / "history.jsonl").read_bytes().splitlines(keepends=True)
+    assert sum(line["scores"] is None for line in whole.lines()) > 2
+    (run.folder / "history.jsonl").write_bytes(b"".join(lines))
+    unused = new_run.Evaluator(dies_at=0)
+    assert_identical(guarded(run, [unused]), state)
+    assert unused.calls == 0
+
+
+# ------------------------------------------------------------------------------------------------------ too many in a row
+
+
+def test_too_many_failures_in_a_row_stop_the_search(new_run, guarded, assert_identical):
+    clean, run = new_run("clean"), new_run()
+    state = clean.evolve(generations=4)
+    broken = faulty(new_run, kills=lambda weights: True)
+    run.evolve(generations=2)
+    with pytest.raises(FailuresError) as error:
+        guarded(run, [broken()], generations=4, batch_size=2, max_failures=3)
+    assert re.fullmatch(
+        r"expected fewer than search\.max_failures = 3 failed individuals in a row, got individuals 7 to 9 \(3 × 'InfraError: "
+        r".*'\) in .*history\.jsonl; correct the cause and run the same command to continue",
+        str(error.value),
+    )
+    assert [line["id"] for line in run.lines()] == list(range(9))  # the third was not recorded
+    with pytest.raises(FailuresError, match="individuals 7 to 9"):
+        guarded(run, [broken()], generations=4, batch_size=2, max_failures=3)
+    guarded(run, [new_run.Evaluator()], generations=4, batch_size=2, max_failures=3)
+    assert [line["id"] for line in run.lines() if line["scores"] is None] == [7, 8]
+    first = new_run("first")
+    first.evolve(generations=2)
+    with pytest.raises(FailuresError):
+        guarded(first, [broken()], generations=4, batch_size=2, max_failures=1)
+    assert len(first.lines()) == 7  # the first failure stops the search, and nothing is quarantined
+    assert_identical(first.evolve(generations=4), state)
+    assert first.lines() == clean.lines()
+
+
+def test_a_resumed_search_does_not_stop_for_failures_that_the_journal_has(new_run, guarded, assert_identical):
+    run, broken = new_run(), faulty(new_run, kills=lambda weights: True)
+    run.evolve(generations=2)
+    state = guarded(run, [broken()], generations=4, batch_size=2)
+    assert_identical(guarded(run, [broken()], generations=4, batch_size=2, max_failures=1), state)
+
+
+def test_logits_that_are_not_finite_count_too(new_run):
+    run, seen = new_run(), []
+
+    def broken(weights):
+        seen.append(weights)
+        return len(seen) > 5
+
+    with pytest.raises(FailuresError, match=r"individuals 5 to 8 \(4 × 'the logits are not finite'\)"):
+        run.evolve(new_run.Evaluator(broken=broken), max_failures=4)
+
+
+def test_an_expert_that_fails_is_not_recorded(new_run, guarded, assert_identical):
+    run, clean = new_run(), new_run("clean")
+    with pytest.raises(FailuresError, match=r"expected scores of expert 'coding', got: InfraError: .* in .*jsonl; correct the"):
+        guarded(run, [faulty(new_run, kills=lambda weights: True)()])
+    assert run.lines() == []
+    assert_identical(run.evolve(), clean.evolve())
+    with pytest.raises(InputError, match="expected finite scores of expert"):
+        new_run("other").evolve(new_run.Evaluator(broken=lambda weights: True))
+
+
+def test_with_several_workers_finished_scores_are_kept(new_run, guarded):
+    run = new_run()
+    run.evolve(generations=1, batch_size=6)
+    fails = {6: threading.Event()}
+
+    class Third(new_run.Evaluator):
+        """The first child fails when all others are done."""
+
+        lock, count = threading.Lock(), 0
+
+        def __call__(self, params, split="train", **options):
+            with Third.lock:
+                number, Third.count = Third.count, Third.count + 1
+            if number == 0:
+                assert fails[6].wait(20)
+                raise InfraError("no")
+            try:
+                return super().__call__(params, split, **options)
+            finally:
+                with Third.lock:
+                    Third.finished = getattr(Third, "finished", 0) + 1
+                    if Third.finished == 5:
+                        fails[6].set()
+
+    with pytest.raises(FailuresError):
+        guarded(run, [Third() for _ in range(6)], generations=2, batch_size=6, max_failures=1)
+    lines = run.lines()
+    assert len(lines) >= 3 + 6 + 4
+    assert all(line["scores"] is not None for line in lines)

@@ -99,7 +99,7 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
         The paths of dense leaves and of low-rank leaves, in the order of the base, without leaves that no expert changes.
 
     Raises:
-        InputError: experts change a leaf in both ways and ``densify`` is false, or no expert changes any leaf.
+        InputError: experts change a leaf in both ways and ``densify`` is false, or all are adapters that change no leaf.
     """
     dense, low_rank = [], []
     changed = _changed_by_weights(base, [expert for expert in experts if not isinstance(expert, Adapter)])
@@ -120,7 +120,7 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
             dense.append(path)
         elif by_factors:
             low_rank.append(path)
-    if not dense and not low_rank:
+    if not dense and not low_rank and all(isinstance(expert, Adapter) for expert in experts):
         raise InputError("expected experts that change the base, got none that changes any leaf; check the experts")
     return dense, low_rank
 

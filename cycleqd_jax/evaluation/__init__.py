@@ -1,7 +1,8 @@
-"""Evaluation: models play episodes of all tasks, and workers turn genomes into scores."""
+"""Evaluation: models play episodes or predict masks of all tasks, and workers turn genomes into scores."""
 
 from cycleqd_jax.evaluation.episodes import rollout
-from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator, Load
+from cycleqd_jax.evaluation.evaluator import EvaluationCancelled, Evaluator, Load
+from cycleqd_jax.evaluation.segmentation import SegmentationEvaluator
 from cycleqd_jax.evaluation.workers import (
     GenomeEvaluator,
     LazyWorker,
@@ -11,6 +12,7 @@ from cycleqd_jax.evaluation.workers import (
     Worker,
     WorkerPool,
 )
+from cycleqd_jax.types import Evaluation
 
 __all__ = [
     "Evaluation",
@@ -21,6 +23,7 @@ __all__ = [
     "Load",
     "PopulationWorker",
     "Relatives",
+    "SegmentationEvaluator",
     "SerialWorker",
     "Worker",
     "WorkerPool",

@@ -33,7 +33,7 @@ ARROWS = {
     "algorithms": {"types", "operators"},
     "models": {"types", "tool_calls", "files", "sharding", "version"},
     "merging": {"types", "files", "operators", "models", "version"},
-    "training": {"types", "config", "genome", "models"},
+    "training": {"types", "config", "operators", "genome", "models"},
     "engine": {"types", "models"},
     "sandbox": {"machine"},
     "tasks": {"types", "tool_calls", "files", "sandbox"},

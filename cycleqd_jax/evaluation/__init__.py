@@ -1,8 +1,9 @@
-"""Evaluation: models play episodes of all tasks, and workers turn genomes into scores."""
+"""Evaluation: models play episodes or predict masks of all tasks, and workers turn genomes into scores."""
 
 from cycleqd_jax.evaluation.episodes import rollout
-from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator, Load
+from cycleqd_jax.evaluation.evaluator import EvaluationCancelled, Evaluator, Load
 from cycleqd_jax.evaluation.faults import FaultPolicy, GuardedWorker, in_less_memory, out_of_memory
+from cycleqd_jax.evaluation.segmentation import SegmentationEvaluator
 from cycleqd_jax.evaluation.workers import (
     GenomeEvaluator,
     LazyWorker,
@@ -12,6 +13,7 @@ from cycleqd_jax.evaluation.workers import (
     Worker,
     WorkerPool,
 )
+from cycleqd_jax.types import Evaluation
 
 __all__ = [
     "Evaluation",
@@ -24,6 +26,7 @@ __all__ = [
     "Load",
     "PopulationWorker",
     "Relatives",
+    "SegmentationEvaluator",
     "SerialWorker",
     "Worker",
     "WorkerPool",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from cycleqd_jax.evaluation.episodes import rollout
 from cycleqd_jax.types import (
     Episode,
+    Evaluation,
     Generator,
     InputError,
     Message,
@@ -25,47 +25,11 @@ from cycleqd_jax.types import (
     Transcript,
 )
 
-__all__ = ["Evaluation", "EvaluationCancelled", "Evaluator", "Load"]
+__all__ = ["EvaluationCancelled", "Evaluator", "Load"]
 
 
 class EvaluationCancelled(Exception):
     """The evaluation was stopped before it had a result."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The result of one model on one split.
-
-    Attributes:
-        outcomes: for each task, the outcomes of its episodes in their order; empty if the model is quarantined.
-        error: why the model could not be evaluated, or None.
-        seconds: wall time by stage.
-        tokens: the fields of :class:`~cycleqd_jax.types.TokenCounts`, by name; None if the generator does not count.
-        transient: whether another evaluation of the model may have no error: a sandbox, the memory or the time was the reason.
-    """
-
-    outcomes: Mapping[str, Sequence[Outcome]]
-    error: str | None
-    seconds: Mapping[str, float]
-    tokens: Mapping[str, int] | None = None
-    transient: bool = False
-
-    @property
-    def items(self) -> dict[str, list[float]]:
-        """The score of every episode, by task."""
-        return {name: [outcome.score.value for outcome in outcomes] for name, outcomes in self.outcomes.items()}
-
-    @property
-    def transcript(self) -> Transcript:
-        """The token ids of all replies."""
-        return {name: [outcome.replies for outcome in outcomes] for name, outcomes in self.outcomes.items()}
-
-    @property
-    def scores(self) -> dict[str, float] | None:
-        """f_k: the mean score of each task; None if the model is quarantined."""
-        if self.error is not None:
-            return None
-        return {name: statistics.fmean(values) for name, values in self.items.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import TypeVar
 
 import jax
 
-from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled
+from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
 from cycleqd_jax.evaluation.workers import Relatives, Worker
 from cycleqd_jax.files import disk_error
 from cycleqd_jax.sandbox import InfraError
-from cycleqd_jax.types import Genome
+from cycleqd_jax.types import Evaluation, Genome
 
 __all__ = ["FaultPolicy", "GuardedWorker", "in_less_memory", "out_of_memory"]
 

@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import jax
 
-from cycleqd_jax.evaluation.evaluator import Evaluation, EvaluationCancelled, Evaluator
-from cycleqd_jax.types import Genome, Params, Split, Transcript, stack_trees
+from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
+from cycleqd_jax.types import Evaluation, Genome, ModelEvaluator, Params, Split, Transcript, stack_trees
 
 __all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "Relatives", "SerialWorker", "Worker", "WorkerPool"]
 
@@ -83,9 +83,9 @@ class SerialWorker:
 
     size = 1
 
-    def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, split: Split = "train") -> None:
+    def __init__(self, express: Callable[[Genome], Params], evaluator: ModelEvaluator, split: Split = "train") -> None:
         """Args:
-        express: turns a genome into weights on the devices of the evaluator's engine.
+        express: turns a genome into weights on the devices of the evaluator.
         evaluator: scores the weights; their buffers are donated to it.
         split: the problems that individuals are scored on.
         """  # noqa: D205
@@ -110,15 +110,18 @@ class SerialWorker:
 
 
 class PopulationWorker:
-    """A worker that decodes several individuals in one batch, over the base weights that they share.
+    """A worker that evaluates several individuals in one batch, over the base weights that they share.
 
     Attributes:
         size: the most individuals per batch.
     """
 
-    def __init__(self, express: Callable[[Genome], Params], evaluator: Evaluator, size: int, split: Split = "train") -> None:
+    def __init__(
+        self, express: Callable[[Genome], Params], evaluator: ModelEvaluator, size: int, split: Split = "train"
+    ) -> None:
         """Args:
-        express: turns stacked genomes into the weights of all (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed`).
+        express: turns stacked genomes into the weights of all (:meth:`cycleqd_jax.genome.ExpertSpace.express_mixed` for an
+            engine, :meth:`cycleqd_jax.genome.ExpertSpace.express_population` for a predictor of masks).
         evaluator: scores all of them together.
         size: the most individuals per batch.
         split: the problems that individuals are scored on.

@@ -77,7 +77,8 @@ class ExpertSpace(flax.struct.PyTreeNode):
 
     Attributes:
         base: weights θ_base.
-        experts: θ_1 … θ_K of every leaf for which all experts have weights, by path, in the base's dtype; not copied.
+        experts: θ_1 … θ_K of every leaf for which all experts have weights and some expert has other values than the base, by
+            path, in the base's dtype; not copied.
         updates: τ_1 … τ_K, float32, of every leaf that some adapter replaces as a whole (None for other experts), by path.
         bases: the singular directions that mutation acts on, of every matrix leaf that experts change, by path. For a leaf with
             neither experts nor updates they are the experts' low-rank changes, in float32; for other leaves see
@@ -280,14 +281,15 @@ class ExpertSpace(flax.struct.PyTreeNode):
         check_out(out, self.base, self)
         return _express_into(self, genome, out)
 
-    def express_population(self, genomes: ExpertGenome) -> Params:
+    def express_population(self, genomes: ExpertGenome, *, share: bool = False) -> Params:
         """The weights of several genomes.
 
         Args:
             genomes: genomes with a leading axis of individuals, which a mesh splits over its axis ``"population"``.
+            share: give leaves that no expert changes once for all individuals, such as those of a frozen image encoder.
 
         Returns:
-            Leaves ``[individual, *shape]``.
+            Leaves ``[individual, *shape]``; with ``share``, those of the base that no expert changes are ``[*shape]``.
 
         Raises:
             InputError: the mesh has no such axis, or its size does not divide the number of individuals.
@@ -299,7 +301,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
                     f"expected a mesh with an axis 'population' that divides {count} individuals, got {dict(self.mesh.shape)}; "
                     "express one at a time, or choose another mesh"
                 )
-        return _express_population(self, genomes)
+        return _express_population(self, genomes, share)
 
     def express_mixed(self, genomes: ExpertGenome) -> Params:
         """The weights of several genomes of low-rank experts over one shared base; low-rank updates are not multiplied out.
@@ -386,10 +388,16 @@ def _express_mixed(space: ExpertSpace, genomes: ExpertGenome) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, space.base)
 
 
-@jax.jit
-def _express_population(space: ExpertSpace, genomes: ExpertGenome) -> Params:
+@functools.partial(jax.jit, static_argnames="share")
+def _express_population(space: ExpertSpace, genomes: ExpertGenome, share: bool) -> Params:
     name = None if space.mesh is None else "population"
-    return jax.vmap(functools.partial(_express_all, space), spmd_axis_name=name)(genomes)
+    found = jax.vmap(functools.partial(_express_all, space), spmd_axis_name=name)(genomes)
+    changed = {*space.experts, *space.updates, *space.bases, *space.remainders}
+
+    def leaf(path: Any, base: Array, stacked: Array) -> Array:
+        return base if share and leaf_path(path) not in changed else stacked
+
+    return jax.tree_util.tree_map_with_path(leaf, space.base, found)
 
 
 def _shape(leaf: Array) -> jax.ShapeDtypeStruct:

@@ -91,21 +91,23 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
 
     Args:
         base: weights of the base model.
-        experts: checked by :func:`check_experts`. An expert given by its weights changes every leaf as a whole.
+        experts: checked by :func:`check_experts`. An expert given by its weights changes as a whole every leaf that some such
+            expert has with other values than the base. Leaves that fine-tuning froze in all experts need no basis.
         densify: make a leaf dense that some experts change by low-rank updates and others as a whole.
 
     Returns:
         The paths of dense leaves and of low-rank leaves, in the order of the base, without leaves that no expert changes.
 
     Raises:
-        InputError: experts change a leaf in both ways and ``densify`` is false, or no expert changes any leaf.
+        InputError: experts change a leaf in both ways and ``densify`` is false, or all are adapters that change no leaf.
     """
     dense, low_rank = [], []
+    changed = _changed_by_weights(base, [expert for expert in experts if not isinstance(expert, Adapter)])
     for path, leaf in tree_paths(base):
         by_factors, as_whole = [], []
         for k, expert in enumerate(experts):
             if not isinstance(expert, Adapter):
-                as_whole.append(k)
+                as_whole += [k] if path in changed else []
             elif path in expert.updates:
                 (by_factors if isinstance(expert.updates[path], LowRank) else as_whole).append(k)
         if by_factors and as_whole and not densify:
@@ -118,9 +120,21 @@ def sort_leaves(base: Params, experts: Sequence[Params | Adapter], densify: bool
             dense.append(path)
         elif by_factors:
             low_rank.append(path)
-    if not dense and not low_rank:
+    if not dense and not low_rank and all(isinstance(expert, Adapter) for expert in experts):
         raise InputError("expected experts that change the base, got none that changes any leaf; check the experts")
     return dense, low_rank
+
+
+def _changed_by_weights(base: Params, experts: Sequence[Params]) -> set[str]:
+    """The paths of leaves that differ from the base in some expert."""
+    paths, leaves = [path for path, _ in tree_paths(base)], jax.tree.leaves(base)
+    found = [jax.device_get(_differ(leaves, jax.tree.leaves(expert))) for expert in experts]
+    return {path for flags in found for path, flag in zip(paths, flags, strict=True) if flag}
+
+
+@jax.jit
+def _differ(ones: Sequence[Any], others: Sequence[Any]) -> list[Array]:
+    return [jnp.any(one != other) for one, other in zip(ones, others, strict=True)]
 
 
 def stacked_task_vectors(base: Params, experts: Sequence[Params | Adapter]) -> dict[str, Array]:

@@ -66,8 +66,11 @@ def express_leaves(
     Returns:
         Leaves of the shapes and dtypes of θ_base.
     """
-    # Leaves without directions are sums alone; the others are replaced below.
-    found = [x.base if x.bases and x.base.size else _mix(x, mixing, 0.0).astype(x.base.dtype) for x in parts]
+    # Leaves without directions are sums alone, or the base's where no expert changes them; the others are replaced below.
+    found = [
+        x.base if (x.bases and x.base.size) or not (x.experts or x.updates) else _mix(x, mixing, 0.0).astype(x.base.dtype)
+        for x in parts
+    ]
     stacks = {math.prod(x.base.shape[:-2]) for x in parts if x.base.ndim > 2}
     loops: dict[int, list[int]] = {}
     for i, x in enumerate(parts):

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.training.batches import Example, check_examples, dispatches
 from cycleqd_jax.types import InputError, Params, Progress, no_progress
 
-__all__ = ["TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss"]
+__all__ = ["TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss", "optimizer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +35,14 @@ class TrainOptions:
 
     Attributes:
         steps: number of updates.
-        batch_size: conversations per update.
+        batch_size: conversations, or images, per update.
         learning_rate: the peak.
         final_ratio: the last learning rate, as a fraction of the peak.
         warmup: the fraction of the steps over which the rate rises linearly from 0.
         betas: decay rates of AdamW's two moments.
         weight_decay: decoupled; not applied to the gains of norms.
         clip: the largest global norm of a gradient.
-        steps_per_dispatch: updates per host sync; their batches are padded to the same length.
+        steps_per_dispatch: updates per host sync; their batches of conversations are padded to the same length.
         group_by_length: batch conversations of similar length and sync after every step, to reduce padding.
     """
 
@@ -109,9 +109,18 @@ def _decayed(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
 
 
-def _optimizer(betas: tuple[float, float], weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """AdamW at a learning rate of 1; the loop multiplies by the rate of the step, so that all schedules share one program."""
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(1.0, *betas, weight_decay=weight_decay, mask=_decayed))
+def optimizer(
+    betas: tuple[float, float], weight_decay: float, clip: float, decayed: Callable[[Params], Any] = _decayed
+) -> optax.GradientTransformation:
+    """AdamW at a learning rate of 1; the loop multiplies by the rate of the step, so that all schedules share one program.
+
+    Args:
+        betas: see :class:`TrainOptions`.
+        weight_decay: see :class:`TrainOptions`.
+        clip: see :class:`TrainOptions`.
+        decayed: says of every leaf whether its weights decay; by default all but norms.
+    """
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(1.0, *betas, weight_decay=weight_decay, mask=decayed))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "optimizer_options"), donate_argnames=("params", "state"))
@@ -126,13 +135,13 @@ def _train(
     optimizer_options: tuple[tuple[float, float], float, float],
 ) -> tuple[Params, Any, Float[Array, " step"]]:
     """Runs the first ``count`` of the given updates, so that a shorter last dispatch uses the same compiled program."""
-    optimizer = _optimizer(*optimizer_options)
+    adamw = optimizer(*optimizer_options)
 
     def update(step: Array, carry: Any) -> Any:
         params, state, losses = carry
         value, gradients = jax.value_and_grad(loss)(params, config, tokens[step], mask[step])
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies Python floats by integer counters
-            updates, state = optimizer.update(gradients, state, params)
+            updates, state = adamw.update(gradients, state, params)
         params = jax.tree.map(lambda p, u: p + rates[step] * u, params, updates)
         return params, state, losses.at[step].set(value)
 
@@ -180,7 +189,7 @@ def finetune(
     # No computation uses the ids of special tokens. Without them, the base and its experts share one compiled program.
     config = config.replace(dtype="float32", compute_dtype=compute, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     optimizer_options = (options.betas, options.weight_decay, options.clip)
-    state = _optimizer(*optimizer_options).init(params)
+    state = optimizer(*optimizer_options).init(params)
     rates = learning_rates(options)
     batches = dispatches(
         examples,

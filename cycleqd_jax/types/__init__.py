@@ -23,9 +23,10 @@ from cycleqd_jax.types.arrays import (
     tree_paths,
 )
 from cycleqd_jax.types.errors import FailuresError, InputError, NonFiniteError
+from cycleqd_jax.types.evaluation import Evaluation, ModelEvaluator
 from cycleqd_jax.types.progress import Progress, no_progress
 from cycleqd_jax.types.search import GenomeSpace, Lineage, Searcher, SearchState
-from cycleqd_jax.types.segmentation import SegmentationItem, SegmentationTask
+from cycleqd_jax.types.segmentation import MaskPredictor, PredictedMasks, SegmentationItem, SegmentationTask
 from cycleqd_jax.types.tasks import (
     REPORTED,
     SPLITS,
@@ -56,6 +57,7 @@ __all__ = [
     "ArrayLeaf",
     "Bool",
     "Episode",
+    "Evaluation",
     "FailuresError",
     "Float",
     "Generator",
@@ -66,12 +68,15 @@ __all__ = [
     "Items",
     "Lineage",
     "LowRank",
+    "MaskPredictor",
     "Message",
     "MixedMatrix",
+    "ModelEvaluator",
     "NonFiniteError",
     "Outcome",
     "PRNGKeyArray",
     "Params",
+    "PredictedMasks",
     "Progress",
     "PyTree",
     "Reply",

@@ -1,17 +1,18 @@
-"""What a segmentation task gives to training and evaluation."""
+"""What a segmentation task gives to training and evaluation, and what predicts the masks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from cycleqd_jax.types.arrays import Params
 from cycleqd_jax.types.tasks import Split
 
-__all__ = ["SegmentationItem", "SegmentationTask"]
+__all__ = ["MaskPredictor", "PredictedMasks", "SegmentationItem", "SegmentationTask"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class SegmentationItem:
     box: Float[np.ndarray, " 4"]
 
 
+@runtime_checkable
 class SegmentationTask(Protocol):
     """A folder of images with masks, and the metric of its field.
 
@@ -46,4 +48,44 @@ class SegmentationTask(Protocol):
 
     def score(self, mask: Bool[np.ndarray, "height width"], item: SegmentationItem) -> float:
         """The score of a predicted mask of the original size, from 0 to 1."""
+        ...
+
+
+class PredictedMasks(NamedTuple):
+    """The masks of one item.
+
+    Attributes:
+        masks: the mask of every individual, in the size of the item's image.
+        finite: whether the weights and the logits of every individual are finite. A mask without finite logits has no meaning.
+    """
+
+    masks: Bool[np.ndarray, "individual height width"]
+    finite: Bool[np.ndarray, " individual"]
+
+
+@runtime_checkable
+class MaskPredictor(Protocol):
+    """Predicts masks with the weights of one model or of several, without knowledge of tasks."""
+
+    def load(self, params: Params, *, donate: bool) -> None:
+        """Loads weights.
+
+        Args:
+            params: weights of one model, or of a population: then leaves have a leading axis of individuals. Leaves that all
+                individuals share may lack it.
+            donate: whether their buffers may be reused; the caller does not use them afterwards.
+        """
+        ...
+
+    def unload(self) -> None:
+        """Frees the weights. What does not depend on them stays."""
+        ...
+
+    def predict(self, items: Sequence[SegmentationItem], count: int) -> Iterator[PredictedMasks]:
+        """The masks of every item, in order; each is computed when the iterator comes near it.
+
+        Args:
+            items: the images, with their boxes as prompts.
+            count: the number of individuals to predict for, from the first.
+        """
         ...

@@ -15,3 +15,8 @@ def examples():
         prompt = rng.integers(1, 40, size=length).tolist()
         made.append(([*prompt, 0, *[prompt[0]] * 3], [0] * (length + 1) + [1] * 3))
     return made
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)

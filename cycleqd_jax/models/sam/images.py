@@ -6,6 +6,7 @@ Masks take the way back: they are upsampled to the model's size, cropped to the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -120,6 +121,14 @@ def _bilinear(source: int, target: int) -> np.ndarray:
     return matrix
 
 
+@functools.lru_cache(maxsize=256)
+def _upsampling(start: int, kept: int, end: int, size: int) -> np.ndarray:
+    """The matrix of one axis from ``start`` values of a mask to ``end`` pixels, of which ``kept`` of ``size`` are the image."""
+    matrix = (_bilinear(kept, end) @ _bilinear(start, size)[:kept]).astype(np.float32)
+    matrix.setflags(write=False)
+    return matrix
+
+
 def mask_logits(
     masks: Float[AnyArray, "*batch rows columns"], original: tuple[int, int], size: int = 1024
 ) -> Float[Array, "*batch height width"]:
@@ -134,7 +143,7 @@ def mask_logits(
     """
     resized = resized_size(original, size)
     rows, columns = (
-        jnp.asarray((_bilinear(kept, end) @ _bilinear(start, size)[:kept]).astype(np.float32))
+        jnp.asarray(_upsampling(start, kept, end, size))
         for start, kept, end in zip(masks.shape[-2:], resized, original, strict=True)
     )
     return jnp.einsum("hr,...rc,wc->...hw", rows, jnp.asarray(masks).astype(jnp.float32), columns, precision="highest")

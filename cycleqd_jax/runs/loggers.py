@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import platform
 import shutil
 import statistics
 import time
@@ -36,12 +38,14 @@ class TensorBoard:
             OSError: the disk refuses.
         """
         _tensorboardx()
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.record_writer import RecordWriter
 
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self._folder = folder
-        self._writer = EventsWriter(str(folder / "events"))
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, now = folder, time.time()
+        self._writer = RecordWriter(str(folder / f"events.out.tfevents.{int(now)}.{platform.node()}"))
+        self._event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event
+        self._writer.write(self._event(wall_time=now, file_version="brain.Event:2").SerializeToString())
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes the figures of one individual; they are on disk when :meth:`flush` returns.
@@ -49,13 +53,12 @@ class TensorBoard:
         Raises:
             OSError: the disk refuses.
         """
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
         now = time.time()
         with self._named():
             for name, value in figures.items():
-                self._writer.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+                self._writer.write(self._event(wall_time=now, step=step, summary=scalar(name, value)).SerializeToString())
 
     def flush(self) -> None:
         """Writes what is in memory to the disk.

@@ -15,7 +15,7 @@ from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import DeviceGroup
 from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.faults import halve_slots
+from cycleqd_jax.runs.faults import halve_slots, known_slots
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.types import Params, Progress, Split
@@ -37,6 +37,7 @@ class Context:
         log: called with single lines.
         shared: the folder of a finished run that differs in its search only, whose scores of experts, baselines and merges are
             taken over; None measures them.
+        read_only: whether nothing is written into the run folder.
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Context:
     progress: Progress
     log: Callable[[str], None]
     shared: Path | None = None
+    read_only: bool = False
 
     @property
     def folder(self) -> Path:
@@ -56,12 +58,16 @@ class Context:
     def evaluator(self, config: LlamaConfig, tokenizer: ChatTokenizer, group: DeviceGroup) -> Evaluator:
         """An evaluator for models of one architecture and tokenizer.
 
+        Its engine has the slots that the run has halved before, where it has; see :func:`~cycleqd_jax.runs.faults.known_slots`.
+
         Args:
             config: the config of the models.
             tokenizer: the tokenizer of the models.
             group: the devices on which it decodes.
         """
-        engine = group.engine(config, tokenizer, self.config.engine)
+        configured, folder = self.config.engine.slots, None if self.read_only else self.folder
+        slots = known_slots(self.folder, configured)
+        engine = group.engine(config, tokenizer, dataclasses.replace(self.config.engine, slots=slots))
 
         def load(params: Params, *, donate: bool) -> None:
             engine.load(group.place(params, config), donate=donate)
@@ -75,7 +81,7 @@ class Context:
             generator,
             self.tasks,
             unload=engine.unload,
-            shrink=lambda: halve_slots(engine, self.config.engine.slots, self.log),
+            shrink=lambda: halve_slots(engine, configured, self.log, folder),
             usage=engine.usage,
             sizes=sizes,
             workers=workers(self.config),

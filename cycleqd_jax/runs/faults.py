@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from cycleqd_jax.config import SearchConfig
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.evaluation import Evaluator, FaultPolicy, GuardedWorker, Worker
+from cycleqd_jax.files import write_json
+from cycleqd_jax.report.read import load_engine
+from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import Split
 
-__all__ = ["guarded", "halve_slots"]
+__all__ = ["guarded", "halve_slots", "known_slots"]
+
+FILE = "engine.json"
+"""The file in a run folder that says that slots were halved."""
 
 
 def guarded(worker: Worker, evaluator: Evaluator, options: SearchConfig, split: Split, log: Callable[[str], None]) -> Worker:
@@ -30,19 +37,45 @@ def guarded(worker: Worker, evaluator: Evaluator, options: SearchConfig, split: 
     return GuardedWorker(worker, policy, shrink=evaluator.shrink, log=log)
 
 
-def halve_slots(engine: Engine, configured: int, log: Callable[[str], None]) -> bool:
+def known_slots(folder: Path, configured: int) -> int:
+    """The slots with which a run continues: those in ``engine.json`` where its memory has run out before.
+
+    In bfloat16 the last bits of replies depend on the slots, so a run that continues needs those that it had.
+
+    Args:
+        folder: the run folder. One without scores belongs to no config yet, and its file is not used.
+        configured: the slots in the config.
+
+    Raises:
+        InputError: the file is damaged, or of a newer version.
+    """
+    file = folder / FILE
+    if not file.exists() or not (folder / "history.jsonl").exists():
+        return configured
+    found = load_engine(folder)
+    assert found is not None  # the file exists
+    return found["slots"] if found["configured"] == configured else configured
+
+
+def halve_slots(engine: Engine, configured: int, log: Callable[[str], None], folder: Path | None = None) -> bool:
     """Halves the slots of an engine whose memory has run out.
 
     Args:
         engine: the engine; its weights are dropped.
         configured: the slots in the config.
         log: called with a line that says so.
+        folder: the run folder, where ``engine.json`` records it; None records nothing.
 
     Returns:
         Whether it did; False where they were halved before, or where there is one slot.
+
+    Raises:
+        OSError: the disk refuses.
     """
     if engine.slots < configured or configured == 1:
         return False
+    if folder is not None:
+        write_json(folder / FILE, {"schema": SCHEMA, "configured": configured, "slots": configured // 2})
     engine.resize(configured // 2)
     log(
         f"warning: the memory has run out in an evaluation, which starts again with {engine.slots} instead of {configured} "

@@ -23,7 +23,7 @@ from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.folder import tokenizer_files
-from cycleqd_jax.runs.migrations import migrate
+from cycleqd_jax.runs.migrations import migrate, read_inputs
 from cycleqd_jax.schema import SCHEMA, check_schema
 from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
@@ -66,20 +66,20 @@ LATER = (
             "population",
             "neighbours",
             "descriptors",
-            "retries",
-            "deadline",
-            "max_failures",
         )
     ),
     "export.elites",
     "model.prepare",
 )
-"""Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
+"""Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did.
+
+Keys of ``FREE`` are not compared, so they are not here.
+"""
 
 FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard")
 """The folders in a run folder."""
 
-FILES = ("config.yaml", "inputs.json", "history.jsonl", "grid.json", "report.html")
+FILES = ("config.yaml", "inputs.json", "engine.json", "history.jsonl", "grid.json", "report.html")
 """The files in a run folder."""
 
 STARTED = {"inputs.json", "grid.json", "checkpoints", "tables", "tables/basis.json"}
@@ -334,8 +334,7 @@ def compare_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Compares inputs with the recorded ones, which it returns."""
-    before = json.loads(file.read_text("utf-8"))
-    check_schema(before, file)
+    before = read_inputs(file)
     for name, value in inputs.items():
         if before.get(name) != value:
             raise InputError(

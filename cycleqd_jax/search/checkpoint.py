@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cycleqd_jax.files import one_disk_error
-from cycleqd_jax.search.digests import tree_digest
+from cycleqd_jax.search.digests import OLD_BASES, tree_digest
 from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 
 __all__ = ["SCHEMA", "Checkpoints", "DamagedCheckpointError", "StoredState", "checkpoint_steps", "read_checkpoint"]
@@ -211,7 +211,7 @@ class Checkpoints:
         if meta["leaves"] != _leaves(like):
             raise InputError(
                 f"expected a checkpoint with the leaves and shapes of this run's state, got others in {self.folder}; use the "
-                "config of that run, or another folder"
+                f"config and the version of that run ({OLD_BASES}), or another folder"
             )
         contents = _contents(like, key)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, contents)

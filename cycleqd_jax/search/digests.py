@@ -10,7 +10,10 @@ import flax.serialization
 import jax
 import numpy as np
 
-__all__ = ["tree_digest"]
+__all__ = ["OLD_BASES", "tree_digest"]
+
+OLD_BASES = "older versions also kept coefficients of matrices that no expert changes"
+"""Why genomes and checkpoints of the same experts may differ between versions; part of error messages."""
 
 
 def tree_digest(tree: Any, *, digits: int = 16) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
-from cycleqd_jax.search.digests import tree_digest
+from cycleqd_jax.search.digests import OLD_BASES, tree_digest
 from cycleqd_jax.search.failures import check_expert, check_row
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
@@ -298,7 +298,8 @@ class _DigestCheck:
         if self._log is None:
             raise InputError(
                 f"expected the genome of individual {identity} to have digest {digest}, got {recorded.digest} in "
-                f"{self._journal.path}; use the experts, the version and the kind of machine of that run, or another folder"
+                f"{self._journal.path}; use the experts, the version and the kind of machine of that run "
+                f"({OLD_BASES}), or another folder"
             )
         self._told = True
         self._log(

@@ -88,7 +88,8 @@ def test_a_population_over_the_mesh(dtype, assert_close):
     up = got["layers"]["mlp"]["up"]
     assert up.sharding.spec[0] == "population"
     assert {shard.data.shape[0] for shard in up.addressable_shards} == {1}
-    assert not COLLECTIVES.findall(_express_population.lower(sharded, spread).compile().as_text())
+    every = frozenset(path for path, _ in tree_paths(space.base))
+    assert not COLLECTIVES.findall(_express_population.lower(sharded, spread, every).compile().as_text())
     unsharded = space.express_population(stacked)
     assert_close(unsharded, jax.tree.map(np.asarray, got), tolerance)
 

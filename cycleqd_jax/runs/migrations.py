@@ -28,11 +28,12 @@ def read_inputs(file: Path) -> dict[str, Any]:
         raise InputError(
             f"expected the digests of a run's inputs in {file}, got an error ({error}); restore the file"
         ) from error
-    if not isinstance(tree, dict) or not isinstance(tree.get("versions"), dict):
-        got = "no versions" if isinstance(tree, dict) else type(tree).__name__
-        raise InputError(f"expected the digests of a run's inputs with versions in {file}, got {got}; restore the file")
-    check_schema(tree, file)
-    return tree
+    if isinstance(tree, dict):
+        check_schema(tree, file)
+        if isinstance(tree.get("versions"), dict):
+            return tree
+    got = "no versions" if isinstance(tree, dict) else type(tree).__name__
+    raise InputError(f"expected the digests of a run's inputs with versions in {file}, got {got}; restore the file")
 
 
 def _add_schemas(folder: Path) -> None:

@@ -149,11 +149,11 @@ def mask_logits(
 
 
 def masks_of(
-    masks: Sequence[Float[AnyArray, "*batch rows columns"]],
+    masks: Sequence[Float[AnyArray, "... _ _"]],
     originals: Sequence[tuple[int, int]],
     size: int = 1024,
     threshold: float = 0.0,
-) -> list[Bool[np.ndarray, "*batch height width"]]:
+) -> list[Bool[np.ndarray, "... _ _"]]:
     """The masks of several images in their own sizes: where the logits exceed the threshold. Logits of one mask are in memory.
 
     Args:

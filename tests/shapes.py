@@ -68,7 +68,7 @@ def ellipses(count: int, seed: int = 0, shape: tuple[int, int] = (24, 32), name:
 
 
 class CountedItems(Sequence[SegmentationItem]):
-    """Items that record each read by name, but not those that check annotations in tests."""
+    """Items that record each read by name. Reads by checks of annotations are not recorded."""
 
     def __init__(self, items: Sequence[SegmentationItem], reads: list[str] | None = None) -> None:
         self._items = items

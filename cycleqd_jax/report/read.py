@@ -108,7 +108,7 @@ def load_engine(folder: Path) -> dict[str, int] | None:
     """Reads ``engine.json`` of a run folder, which says that slots were halved; None if there is no such file.
 
     Returns:
-        ``configured`` (the slots in the config) and ``slots`` (those that the run has since).
+        ``configured``, the slots in the config, and ``slots``, the slots after they were halved.
 
     Raises:
         InputError: the file is damaged, or of a newer schema.

@@ -102,7 +102,7 @@ def measure(context: Context, evolution: Evolution, isolation: str, *, keep: boo
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
-        if keep and row.key is not None and not first:  # rows that do not depend on the search come before those that do
+        if keep and row.key is not None and not first:  # the rows of the search are the last ones
             for other in known.scores:
                 if other not in rows and other not in known.keys:
                     found.take(other, known, other)

@@ -27,7 +27,7 @@ _REMOVE = "remove it, and the run continues from the checkpoint before it or fro
 
 
 class DamagedCheckpointError(InputError):
-    """A checkpoint can't be read, or its arrays are not those that were written."""
+    """A checkpoint can't be read, or the digest of its arrays differs."""
 
 
 def _leaves(tree: Any) -> dict[str, str]:

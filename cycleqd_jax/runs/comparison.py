@@ -107,14 +107,15 @@ def compare(
     first = {method.name: configs[seeds[0], method.name] for method in given.methods}
     table = _table(given, first, seeds, reference or given.reference)
     check_writable(folder, "choose another --output")
-    _record(folder, common, given, config)
+    stated = _stated(common, given, config)
+    _record(folder, stated)
     for one in configs.values():
         check_folder(one)
     check_methods(first)
     make_folder(folder)
 
     def write() -> None:
-        record = _record(folder, common, given, config)  # another process may have written another one
+        record = _record(folder, stated)  # another process may have written another one
         text = yaml.safe_dump({**record, "table": table}, sort_keys=False, allow_unicode=True)
         write_text(folder / "comparison.yaml", text)
 
@@ -134,17 +135,17 @@ def _run_all(configs: Mapping[_Key, RunConfig], progress: Progress, log: Callabl
     """Runs what is neither finished nor under way in another process, and waits for what is under way."""
     finished = {key for key, one in configs.items() if _is_finished(one)}
     own: set[_Key] = set()
-    start, made, waits = time.monotonic(), 0, False
+    start, waits = time.monotonic(), False
     while len(finished) < len(configs):
         with _claimed(configs, finished) as key:
             if key is not None:
                 seed, name = key
                 pending = len(configs) - len(finished)
-                left = f", about {span((time.monotonic() - start) / made * pending)} left" if made else ""
+                left = f", about {span((time.monotonic() - start) / len(own) * pending)} left" if own else ""
                 log(f"comparison: seed {seed}, {name} (run {len(finished) + 1} of {len(configs)}{left})")
                 _run(configs, key, finished, progress, log)
                 own.add(key)
-                made, waits = made + 1, False
+                waits = False
         if key is None and not waits:
             log("comparison: waiting for the runs of other processes")
             waits = True
@@ -191,7 +192,7 @@ def _run(
     configs: Mapping[_Key, RunConfig], key: _Key, finished: Set[_Key], progress: Progress, log: Callable[[str], None]
 ) -> None:
     config = configs[key]
-    places = {key: one.folder for key, one in configs.items() if key in finished}
+    places = {other: configs[other].folder for other in configs if other in finished}
     shared = [place for (seed, _), place in places.items() if seed == key[0] or _is_seedless(config)]
     shared.sort(key=lambda place: place.parent != config.folder.parent)  # runs of the same seed share more
     with Run(config, progress=progress, log=log, shared=next(iter(shared), None)) as run:
@@ -264,16 +265,9 @@ def _table(methods: Methods, configs: Mapping[str, RunConfig], seeds: Sequence[i
     }
 
 
-def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: RunConfig) -> dict[str, Any]:
-    """What ``comparison.yaml`` holds beside the table: the config, the methods, and digests of given files.
-
-    A comparison of which no run has scores, and at which no process works, may be replaced by another.
-
-    Raises:
-        InputError: the folder holds something else, or a comparison of another config, of other files, or with another method
-            of a name.
-    """
-    here = {
+def _stated(common: Mapping[str, Any], methods: Methods, config: RunConfig) -> dict[str, Any]:
+    """What a call says of its comparison: the config, the methods, and digests of given files."""
+    return {
         "config": dict(common),
         "methods": {
             method.name: dict(method.overrides) | ({"search.method": method.search} if method.search else {})
@@ -281,6 +275,17 @@ def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: R
         },
         "inputs": _digests(config),
     }
+
+
+def _record(folder: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """What ``comparison.yaml`` holds beside the table: what the call says (:func:`_stated`), and the methods of earlier calls.
+
+    A comparison of which no run has scores, and at which no process works, may be replaced by another.
+
+    Raises:
+        InputError: the folder holds something else, or a comparison of another config, of other files, or with another method
+            of a name.
+    """
     file = folder / "comparison.yaml"
     if not file.exists():
         if folder.exists() and (found := sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))):
@@ -301,7 +306,7 @@ def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: R
         ) from error
     if not any(folder.glob("seed-*/*/history.jsonl")) and not any(is_locked(path) for path in folder.glob("seed-*/.*.lock")):
         return here
-    now = flat(dict(common))
+    now = flat(here["config"])
     pairs = [(key, value_at(before, key), value_at(now, key)) for key in sorted(before.keys() | now.keys())]
     pairs = [pair for pair in pairs if not any(pair[0] == name or pair[0].startswith(f"{name}.") for name in _PLACES)]
     pairs += [(f"the method {name}", named.get(name, one), one) for name, one in here["methods"].items()]

@@ -40,7 +40,7 @@ def guarded(worker: Worker, evaluator: Evaluator, options: SearchConfig, split: 
 def known_slots(folder: Path, configured: int) -> int:
     """The slots with which a run continues: those in ``engine.json`` where its memory has run out before.
 
-    In bfloat16 the last bits of replies depend on the slots, so a run that continues needs those that it had.
+    In bfloat16 replies may depend on the slots. So a run continues with the slots that it had.
 
     Args:
         folder: the run folder. One without scores belongs to no config yet, and its file is not used.
@@ -49,12 +49,8 @@ def known_slots(folder: Path, configured: int) -> int:
     Raises:
         InputError: the file is damaged, or of a newer version.
     """
-    file = folder / FILE
-    if not file.exists() or not (folder / "history.jsonl").exists():
-        return configured
-    found = load_engine(folder)
-    assert found is not None  # the file exists
-    return found["slots"] if found["configured"] == configured else configured
+    found = load_engine(folder) if (folder / "history.jsonl").exists() else None
+    return configured if found is None or found["configured"] != configured else found["slots"]
 
 
 def halve_slots(engine: Engine, configured: int, log: Callable[[str], None], folder: Path | None = None) -> bool:

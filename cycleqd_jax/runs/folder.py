@@ -24,7 +24,7 @@ from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.folder import tokenizer_files
 from cycleqd_jax.runs.migrations import migrate, read_inputs
-from cycleqd_jax.schema import SCHEMA, check_schema
+from cycleqd_jax.schema import SCHEMA, without_versions
 from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
 
@@ -197,10 +197,7 @@ def check_folder(config: RunConfig) -> None:
         raise InputError(f"expected the config of a run in {file}, got something else; choose another output")
     if not (folder / "history.jsonl").exists():
         return
-    check_schema(other, file)
-    for name in ("versions", "schema"):
-        other.pop(name, None)
-    here, there = flat(to_dict(config)), flat(other)
+    here, there = flat(to_dict(config)), flat(without_versions(other, file))
     later = _later_keys(config, here)
     there = {key: later[key] for key in later if not any(known.startswith(f"{key}.") for known in there)} | there
     for key in sorted(here.keys() | there.keys()):

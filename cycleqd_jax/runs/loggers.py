@@ -37,7 +37,7 @@ class TensorBoard:
             InputError: tensorboardX is not installed.
             OSError: the disk refuses.
         """
-        _tensorboardx()
+        _check_tensorboardx()
         from tensorboardX.record_writer import RecordWriter
 
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,7 +136,7 @@ def check_loggers(config: RunConfig) -> None:
         InputError: it is not.
     """
     if "tensorboard" in config.loggers:
-        _tensorboardx()
+        _check_tensorboardx()
 
 
 @contextlib.contextmanager
@@ -159,11 +159,10 @@ def log_search(config: RunConfig, journal: Journal, progress: Progress) -> Itera
             logger.close()
 
 
-def _tensorboardx() -> Any:
+def _check_tensorboardx() -> None:
     try:
-        import tensorboardX
+        importlib.import_module("tensorboardX")
     except ImportError as error:
         raise InputError(
             "expected the package tensorboardX for loggers: [tensorboard], got none; run pip install 'cycleqd_jax[tensorboard]'"
         ) from error
-    return tensorboardX

@@ -163,8 +163,8 @@ class SamPredictor:
         sizes = {leaf.shape[0] for leaf, axis in zip(jax.tree.leaves(params), axes, strict=True) if axis == 0}
         if len(sizes) > 1:
             raise InputError(f"expected one number of individuals in all leaves, got {sorted(sizes)}; stack them alike")
-        count = sizes.pop() if sizes else 1
-        self._individuals = count if any(axis == 0 for axis in axes) else None
+        self._individuals = sizes.pop() if sizes else None
+        count = self._individuals or 1
         self._params = params if self._mesh is None else _replicated(params, self._mesh)
         self._finite = np.asarray(_are_finite(self._params, axes, count))
         self._has_base_encoder = np.zeros(count, bool)

@@ -141,17 +141,14 @@ class SegmentationEvaluator:
         stop: threading.Event | None = None,
         relatives: Sequence[Transcript] = (),
     ) -> Evaluation:
-        """Segments the images of all tasks with one model.
+        """Segments the images of all tasks with one model; see :class:`~cycleqd_jax.types.ModelEvaluator`.
 
         Args:
             params: weights of the model.
             split: the items.
-            donate: whether the weights' buffers may be reused; the caller must not use them afterwards.
+            donate: whether their buffers may be reused.
             stop: when it is set, the evaluation is abandoned before the next item is read or scored.
             relatives: not used, because masks have no drafts.
-
-        Returns:
-            The evaluation. Its ``error`` is set if weights or logits are not finite.
 
         Raises:
             EvaluationCancelled: ``stop`` was set.
@@ -169,7 +166,7 @@ class SegmentationEvaluator:
         stop: threading.Event | None = None,
         relatives: Sequence[Sequence[Transcript]] = (),
     ) -> list[Evaluation]:
-        """Segments the images of all tasks with several models at once.
+        """Segments the images of all tasks with several models at once; see :class:`~cycleqd_jax.types.ModelEvaluator`.
 
         Args:
             params: weights of all models, as :meth:`~cycleqd_jax.types.MaskPredictor.load` takes them.
@@ -178,10 +175,6 @@ class SegmentationEvaluator:
             donate: see :meth:`__call__`.
             stop: see :meth:`__call__`.
             relatives: see :meth:`__call__`.
-
-        Returns:
-            An evaluation for each model. ``error`` is set where weights or logits are not finite. ``seconds`` is the time of
-            all models together, in each of them.
 
         Raises:
             EvaluationCancelled: ``stop`` was set.

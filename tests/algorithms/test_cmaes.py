@@ -53,10 +53,11 @@ def evaluations_of_pycma(function, seed, most=8000):
     return most
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("function", "seeds"),
     [
-        *(pytest.param(f, 7, id=f.__name__, marks=pytest.mark.exhaustive) for f in (sphere, rosenbrock, ellipsoid)),
+        *(pytest.param(f, 7, id=f.__name__) for f in (sphere, rosenbrock, ellipsoid)),
         pytest.param(ellipsoid, 3, id="ellipsoid, 3 seeds"),
     ],
 )

@@ -70,7 +70,8 @@ def hypervolume(points, reference=(1.1, 1.1)):
     return total
 
 
-@pytest.mark.parametrize("problem", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("problem", [1, 2])
 def test_known_fronts(problem):
     """The published setting: 30 variables, 100 members, 250 generations. The whole front has the hypervolume ``best``."""
     members, best = 100, 1.21 - problem / 3

@@ -51,7 +51,9 @@ def check_selection(run, method, lines, results):
     assert ("the merge of the archives' best elites" in card) == (method == "cycleqd")
 
 
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize(
+    "method", ["cycleqd", "cmaes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qd", "dns", "random", "nsga2"))]
+)
 def test_a_whole_run(trained, compiled, capsys, method):
     config, run = config_of(trained, method), trained / "run"
     kill_at(["evolve", str(config)], run / "history.jsonl", 5, compiled)

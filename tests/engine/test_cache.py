@@ -15,6 +15,7 @@ from cycleqd_jax.engine.cache import Rows
 from .small_model import CONFIG, make, plain_loop
 
 
+@pytest.mark.exhaustive
 def test_the_pool_grows_and_idle_conversations_are_evicted(params, few_programs):
     engine = make(attention=Attention("products"), slots=40, chunk=4, max_len=48)
     engine.load(params)

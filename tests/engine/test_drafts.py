@@ -66,7 +66,8 @@ def test_drafts_do_not_change_replies(drafting, expected, kind):
         assert generate(drafting, prompts, limits, some) == wanted
 
 
-@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.exhaustive), 8])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("slots", [1, 8])
 def test_perfect_drafts_need_a_step_for_each_window(params, attention, slots):
     engine = make(attention=attention, slots=slots, window=8, steps=16, chunk=48)
     engine.load(params)

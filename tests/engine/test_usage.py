@@ -36,6 +36,7 @@ def test_every_token_is_counted(params, attention):
     assert before == (alone(prompts, replies),)
 
 
+@pytest.mark.exhaustive
 def test_a_shared_prefix_is_counted_once(params, attention):
     engine = make(attention=attention)
     engine.load(params)

@@ -198,6 +198,7 @@ def test_an_error_of_a_task_is_raised(evaluator, tasks, monkeypatch):
         evaluator(model(0.5))
 
 
+@pytest.mark.exhaustive
 def test_workers_evaluate_genomes_of_segment_anything(tasks, monkeypatch):
     """One by one and together, with the encoder of the base, which no expert changes."""
     config = CONFIGS["tiny_vit"]

@@ -242,6 +242,7 @@ def test_passes_through_jit_without_recompilation(compilations):
 # Dense and low-rank
 
 
+@pytest.mark.exhaustive
 def test_whole_updates_are_dense_leaves_beside_low_rank_ones(assert_close):
     base = base_model()
     experts = [make_adapter(1, RANKS[0], ["norm", "head"]), make_adapter(2, RANKS[1]), make_adapter(3, {}, ["head"])]

@@ -58,10 +58,9 @@ def exact(base, experts, bases: dict[str, Basis], genome):
     return found
 
 
-@pytest.mark.parametrize("rank", [pytest.param(16, marks=pytest.mark.exhaustive), None])
-@pytest.mark.parametrize(
-    ("size", "most"), [*(pytest.param(size, 0.3, marks=pytest.mark.exhaustive) for size in (0.01, 0.05)), (0.05, 0.9)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rank", [16, None])
+@pytest.mark.parametrize(("size", "most"), [(0.01, 0.3), (0.05, 0.3), (0.05, 0.9)])
 def test_the_error_is_that_of_rounding_the_weights(rank, size, most):
     """Task vectors of 1 to 5 % of the weights; mutated once, or three times over."""
     base, experts = models(jnp.bfloat16, size)

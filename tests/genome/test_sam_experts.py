@@ -59,6 +59,7 @@ def mutated(key, path, tau, scale):
     return tau + u @ ((s * w)[..., None] * vt)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_crossover_and_mutation_equal_dense_algebra(kind, assert_close):
     (base, experts), space = models(kind), space_of(kind)
@@ -138,6 +139,7 @@ def test_a_leaf_that_one_expert_changes_is_kept_for_all():
     np.testing.assert_array_equal(space.bases["v"].s, [[0, 0, 0], [2, 2, 2]])
 
 
+@pytest.mark.exhaustive
 def test_a_population_shares_frozen_leaves(assert_identical):
     (base, _), space = models("tiny_vit", True), space_of("tiny_vit", True)
     genomes = jax.tree.map(lambda *leaves: jnp.stack(leaves), space.expert(0), space.expert(1), space.expert(0))
@@ -166,6 +168,7 @@ def test_similarity_of_experts(frozen):
     assert found.singular_values[0][0] == pytest.approx(1)
 
 
+@pytest.mark.exhaustive
 def test_similarity_leaves_out_what_experts_do_not_change():
     """A frozen encoder has no spectra; with those of zeros that it would have, the means are the same."""
     (base, experts), space = models("tiny_vit", True), space_of("tiny_vit", True)
@@ -177,6 +180,7 @@ def test_similarity_leaves_out_what_experts_do_not_change():
     assert similarity(base, experts, spectra | {path: jnp.zeros_like(s) for path, s in frozen.items()}) == found
 
 
+@pytest.mark.exhaustive
 def test_merging_coefficients_of_a_frozen_encoder(assert_close, assert_identical):
     base, experts = models("vit", frozen=True)
     space = CoefficientSpace.from_experts(base, experts)

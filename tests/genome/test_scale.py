@@ -46,16 +46,17 @@ def on_mesh(space, **sizes):
     return space.shard(mesh, sharding.shardings(mesh, space.base, llama.logical_axes(CONFIG)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.exhaustive),
-        pytest.param({"population": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.exhaustive),
+        {"fsdp": 4, "tensor": 2},
+        {"population": 2, "fsdp": 2, "tensor": 2},
         {"tensor": 4},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_mesh_gives_the_same_weights_without_collectives(sizes, dtype, assert_close):
     space = make_space(dtype)
     sharded = on_mesh(space, **sizes)

@@ -20,8 +20,9 @@ from .flow import Flow
 from .workloads import H100, LORA, SMALL, by_name, workload
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), pytest.param((1, 2, 4), marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("rank", [pytest.param(16, marks=pytest.mark.exhaustive), None])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("rank", [16, None])
 def test_the_compiler_agrees_on_small_models(mesh, rank):
     if len(jax.devices()) < math.prod(mesh):
         pytest.skip("needs 8 (simulated) devices")

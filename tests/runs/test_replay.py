@@ -43,7 +43,8 @@ def test_the_journal_determines_genomes_and_state(tmp_path, method, budget, asse
         assert_identical(found.state, state)
 
 
-@pytest.mark.parametrize("dense", ["svd", pytest.param("gaussian", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dense", ["svd", "gaussian"])
 def test_dense_genomes_are_rebuilt_too(tmp_path, dense, assert_identical):
     config = config_of(generations=3)
     space = space_of(config, dense=dense)

@@ -27,6 +27,12 @@ OWN = Table(
 LIMITS = Limits(wall_s=60.0, cpu_s=60.0)
 
 
+def of_length(first, *, exhaustive, slow):
+    """The value of the default tests, and those of longer ones."""
+    marks = [(exhaustive, pytest.mark.exhaustive), (slow, pytest.mark.slow)]
+    return [first, *(pytest.param(value, marks=mark) for values, mark in marks for value in values)]
+
+
 @contextlib.contextmanager
 def both(sandbox, server, table):
     with (
@@ -62,7 +68,7 @@ def differences(sandbox, server, table, texts):
     return found, refused
 
 
-@pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(12, 30))])
+@pytest.mark.parametrize("seed", of_length(11, exhaustive=range(12, 14), slow=range(14, 30)))
 def test_generated_statements(sandbox, server, seed):
     texts = statements(seed, OWN.name, OWN.columns, OWN.rows, 300)
     found, refused = differences(sandbox, server, OWN, texts)
@@ -81,7 +87,7 @@ def records(data_dir, sandbox):
     ]
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(2, 8))])
+@pytest.mark.parametrize("seed", of_length(1, exhaustive=[2], slow=range(3, 8)))
 def test_generated_statements_on_the_tables_of_records(records, sandbox, server, seed):
     found = []
     for record in records[seed::25]:
@@ -92,7 +98,7 @@ def test_generated_statements_on_the_tables_of_records(records, sandbox, server,
     assert found == []
 
 
-@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("step", of_length(12, exhaustive=[4], slow=[1]))
 def test_statements_of_records(records, sandbox, server, step):
     """Also the machine-written queries of questions, which are often wrong: errors are compared too."""
     found = []

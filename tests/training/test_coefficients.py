@@ -66,7 +66,8 @@ def fitted(kind, examples, groups=1, steps=5, rate=0.05, config=CONFIG, **more):
     return fit_coefficients(space, config, examples, steps=steps, batch_size=8, learning_rate=rate, seed=2, **more)
 
 
-@pytest.mark.parametrize(("kind", "groups"), [("whole", 3), pytest.param("adapters", 1, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("kind", "groups"), [("whole", 3), ("adapters", 1)])
 def test_equals_a_plain_optax_loop(kind, groups, examples):
     """The reference sums whole task vectors and differentiates through the sum."""
     seen = []
@@ -150,6 +151,7 @@ def test_the_loss_falls_and_bits_repeat(examples):
     assert np.mean(metrics.losses[-4:]) < np.mean(metrics.losses[:4])
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_adapters_learn(examples):
     """Expressing writes their weights as integers on a CPU, which must not cut the gradient."""
     wide, _ = fitted("adapters", examples, steps=1)

@@ -118,7 +118,8 @@ def test_embeddings_computed_once_are_those_of_every_step(params, items, monkeyp
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), first, second)
 
 
-@pytest.mark.parametrize("trained", ["decoder", pytest.param("all", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("trained", ["decoder", "all"])
 def test_what_the_loss_does_not_use_keeps_its_bits(params, items, trained):
     """The networks of the other mask tokens, their predicted IoU, and the embeddings of points; weight decay is 0.1."""
     assert OPTIONS.weight_decay == 0.1
@@ -141,6 +142,7 @@ def test_each_draw_reads_its_item_once(params, items):
     assert collections.Counter(counted.reads) == {item.name: 4 for item in items[:3]}  # check, embedding, and two draws
 
 
+@pytest.mark.exhaustive
 def test_equals_a_plain_optax_loop(params, items):
     """One step: the gradient of the loss of a batch through the whole model, and AdamW."""
     options = TrainOptions(steps=1, batch_size=6, learning_rate=1e-3, final_ratio=1.0, warmup=0.0, weight_decay=0.5)
@@ -185,7 +187,8 @@ def test_reproducible_to_the_bit_and_compiled_once(params, items, assert_identic
     assert_identical(jax.tree.map(np.array, params), before)
 
 
-@pytest.mark.parametrize("trained", ["decoder", pytest.param("all", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("trained", ["decoder", "all"])
 def test_low_rank_updates(params, items, trained):
     adapter, metrics = finetune_mask_adapter(params, CONFIG, items, OPTIONS, MaskOptions(trained), rank=2)
     assert np.isfinite(metrics.losses).all()

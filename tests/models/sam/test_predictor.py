@@ -67,6 +67,7 @@ def test_masks_are_those_of_the_model(models, items):
         assert (got != want).mean() < 0.01
 
 
+@pytest.mark.exhaustive
 def test_a_population_that_shares_the_known_encoder(models, items, encoded):
     predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
     together = masks(predictor, with_decoders(models, models[0]["vision"]), items, 3)
@@ -89,6 +90,7 @@ def test_a_population_without_an_axis_has_the_same_masks(models, items):
         assert three.finite.tolist() == [True] * 3
 
 
+@pytest.mark.exhaustive
 def test_other_encoders_have_embeddings_of_their_own(models, items, encoded):
     predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
     plain = SamPredictor(CONFIG, batch_size=2)

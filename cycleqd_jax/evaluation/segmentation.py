@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
@@ -18,6 +19,7 @@ from cycleqd_jax.types import (
     SegmentationItem,
     SegmentationTask,
     Split,
+    TokenCounts,
     Transcript,
 )
 
@@ -37,6 +39,7 @@ class SegmentationEvaluator:
 
     Attributes:
         tasks: the tasks, in the order of the scores.
+        shrink: makes the predictor need less memory and drops its weights; returns False where that was done already.
     """
 
     def __init__(
@@ -44,17 +47,23 @@ class SegmentationEvaluator:
         predictor: MaskPredictor,
         tasks: Sequence[SegmentationTask],
         *,
+        shrink: Callable[[], bool] = lambda: False,
+        usage: Callable[[], Sequence[TokenCounts]] | None = None,
         sizes: Mapping[str, Mapping[Split, int | None]] | None = None,
         workers: int = 2,
     ) -> None:
         """Args:
         predictor: predicts the masks.
         tasks: the tasks to score; the scores of their masks must be safe to compute in several threads.
+        shrink: see the class.
+        usage: what every model has computed since the weights were loaded, in images.
         sizes: by task and split, how many of the first items are used; all by default.
         workers: number of threads that score masks while the predictor continues.
         """  # noqa: D205
         self.tasks = tuple(tasks)
+        self.shrink = shrink
         self._predictor = predictor
+        self._usage = usage
         self._sizes = sizes or {}
         self._workers = workers
         self._items: dict[tuple[str, Split], Sequence[SegmentationItem]] = {}
@@ -137,8 +146,10 @@ class SegmentationEvaluator:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         seconds = {"evaluate": time.perf_counter() - start}
+        counts = [None] * count if self._usage is None else [dataclasses.asdict(one) for one in self._usage()[:count]]
         return [
-            Evaluation(self._outcomes(work, values[i]) if i in values else {}, errors.get(i), seconds) for i in range(count)
+            Evaluation(self._outcomes(work, values[i]) if i in values else {}, errors.get(i), seconds, counts[i])
+            for i in range(count)
         ]
 
     def _score(

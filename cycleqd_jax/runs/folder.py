@@ -73,6 +73,7 @@ LATER = (
     ),
     "export.elites",
     "model.prepare",
+    "masks",
 )
 """Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
 
@@ -221,7 +222,7 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
     Validation problems may be held out of a run that began without them if neither its search nor its experts have seen them:
     ``train_size`` is a number, and the experts are not fine-tuned on the train file.
     """
-    sections = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig()}
+    sections = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig(), "masks": None}
     defaults = flat({name: to_dict(section) for name, section in sections.items()})
     values = {key: value for key, value in defaults.items() if key in LATER}
     for i, task in enumerate(config.tasks):

@@ -18,7 +18,18 @@ from cycleqd_jax.models.sam.config import SamConfig
 from cycleqd_jax.models.sam.images import masks_of, preprocess, to_model
 from cycleqd_jax.models.sam.model import abstract_params, encode_images, predict_masks
 from cycleqd_jax.models.sam.prompts import Prompts
-from cycleqd_jax.types import AnyArray, Array, Bool, Float, InputError, Int, Params, PredictedMasks, SegmentationItem
+from cycleqd_jax.types import (
+    AnyArray,
+    Array,
+    Bool,
+    Float,
+    InputError,
+    Int,
+    Params,
+    PredictedMasks,
+    SegmentationItem,
+    TokenCounts,
+)
 
 __all__ = ["SamPredictor", "embed_images"]
 
@@ -134,6 +145,7 @@ class SamPredictor:
         self._room = cache_bytes
         self._declared = abstract_params(config)
         self._params: Params | None = None
+        self._counts: list[TokenCounts] = []
         self._finite = self._known = np.zeros(0, bool)
 
     def load(self, params: Params, *, donate: bool) -> None:
@@ -154,6 +166,7 @@ class SamPredictor:
         count = sizes.pop() if sizes else 1
         self._params = params if self._mesh is None else _replicated(params, self._mesh)
         self._finite = np.asarray(_are_finite(self._params, axes, count))
+        self._counts = [TokenCounts() for _ in range(count)]
         self._known = np.zeros(count, bool)
         if self._encoder is not None:
             vision = self._params["vision"]
@@ -162,6 +175,28 @@ class SamPredictor:
     def unload(self) -> None:
         """Frees the weights; embeddings of ``encoder`` are kept."""
         self._params = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call."""
+        return self._batch
+
+    def resize(self, batch_size: int) -> None:
+        """Changes the number of images per call, and frees the weights.
+
+        Args:
+            batch_size: the new number; a multiple of the number of devices.
+        """
+        self._params, self._batch = None, batch_size
+
+    def usage(self) -> list[TokenCounts]:
+        """What every individual has needed since its weights were loaded.
+
+        Returns:
+            ``computed`` are images whose masks were predicted, ``attended`` images that the encoder embedded. Images that were
+            embedded for all individuals count for the first.
+        """
+        return self._counts
 
     def predict(self, items: Sequence[SegmentationItem], count: int) -> Iterator[PredictedMasks]:
         """The masks of every item in order; see :class:`~cycleqd_jax.types.MaskPredictor`.
@@ -186,6 +221,8 @@ class SamPredictor:
             for i, item in enumerate(group):
                 size = (item.image.shape[0], item.image.shape[1])
                 (masks,) = masks_of([logits[:, i]], [size], self._config.vision.image_size)
+                for counted in self._counts[:count]:
+                    counted.computed += 1
                 yield PredictedMasks(masks, finite[:, i] & self._finite[:count])
 
     def _axes(self, *parts: str) -> tuple[int | None, ...]:
@@ -200,12 +237,14 @@ class SamPredictor:
         boxes = np.stack([self._box(item) for item in group])
         boxes = _placed(_filled(boxes, self._batch), self._mesh)
         if self._known.all() or not any(axis == 0 for axis in vision_axes):
-            embeddings = self._embed_known(images) if self._known.all() else self._embed(vision, images)
+            embeddings = self._embed_known(images, 0) if self._known.all() else self._embed(vision, images, 0)
             return _decode(rest, self._config, _placed(embeddings, self._mesh), boxes, axes)
         found = []
         for i in range(count):
             known = self._known[i]
-            embeddings = self._embed_known(images) if known else self._embed(_individual(vision, vision_axes, i), images)
+            embeddings = (
+                self._embed_known(images, i) if known else self._embed(_individual(vision, vision_axes, i), images, i)
+            )
             alone = _individual(rest, axes, i)
             found.append(_decode(alone, self._config, _placed(embeddings, self._mesh), boxes, (None,) * len(axes)))
         logits, finite = zip(*found, strict=True)
@@ -216,18 +255,19 @@ class SamPredictor:
         size = (item.image.shape[0], item.image.shape[1])
         return to_model(corners, size, self._config.vision.image_size).reshape(1, 4)
 
-    def _embed(self, vision: Params, images: Sequence[np.ndarray]) -> np.ndarray:
-        """The embeddings of a batch, filled with copies."""
+    def _embed(self, vision: Params, images: Sequence[np.ndarray], individual: int) -> np.ndarray:
+        """The embeddings of a batch for an individual, or for all, filled with copies."""
+        self._counts[individual].attended += len(images)
         found = embed_images(vision, self._config, images, batch_size=self._batch, mesh=self._mesh)
         return _filled(np.stack(list(found)), self._batch)
 
-    def _embed_known(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def _embed_known(self, images: Sequence[np.ndarray], individual: int) -> np.ndarray:
         """The embeddings of ``encoder`` for a batch; those of new images are kept while there is room."""
         names = [hashlib.blake2b(image.tobytes() + str(image.shape).encode(), digest_size=16).digest() for image in images]
         missing = {name: image for name, image in zip(names, images, strict=True) if name not in self._kept}
         found: dict[bytes, np.ndarray] = {}
         if missing:
-            found = dict(zip(missing, self._embed(self._encoder, list(missing.values())), strict=False))
+            found = dict(zip(missing, self._embed(self._encoder, list(missing.values()), individual), strict=False))
         for name, embedding in found.items():
             if embedding.nbytes <= self._room:
                 self._room -= embedding.nbytes

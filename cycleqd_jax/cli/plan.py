@@ -44,6 +44,11 @@ def plan_run(
         InputError: a bad config, model, mesh or number, or programs cannot be compiled here.
     """
     run = load_config(config, overrides)
+    if run.segments:
+        raise InputError(
+            f"expected a config of language models, which cycleqd plan can estimate, got one of images in {config}; run it "
+            "with few generations, and its report has the seconds"
+        )
     if devices is not None and devices < 1:
         raise InputError(f"expected at least one device, got {devices}; correct --devices")
     count, arranged = plan.configured_mesh(run, devices) if mesh is None else _parsed(mesh, devices)

@@ -118,17 +118,23 @@ def _check_family(config: RunConfig) -> None:
         )
     if config.model.base is None:
         raise InputError(
-            f"expected model.base, a folder of Segment Anything, with tasks of the kind {SEGMENTATION}, got null; `cycleqd fetch "
-            "mobile_sam FOLDER` makes one"
+            f"expected model.base, a folder of Segment Anything, with tasks of the kind {SEGMENTATION}, got null; `cycleqd "
+            "fetch mobile_sam FOLDER` makes one"
         )
     sections = (("model", config.model, ModelConfig()), ("finetune", config.finetune, TrainConfig()))
     unused = {"model": ("prepare", "tokenizer", "vocab_size", "tiny"), "finetune": ("group_by_length",)}
     found = [
-        (f"{name}.{key}", getattr(given, key), getattr(default, key)) for name, given, default in sections for key in unused[name]
+        (f"{name}.{key}", getattr(given, key), getattr(default, key))
+        for name, given, default in sections
+        for key in unused[name]
     ]
     found += [("pretrain", config.pretrain, TrainConfig()), ("gradient", config.gradient, None)]
     found += [("engine", config.engine, EngineConfig()), ("sandbox", config.sandbox, SandboxConfig())]
-    found += [("mesh.fsdp", config.mesh.fsdp, 1), ("mesh.tensor", config.mesh.tensor, 1), ("search.groups", config.search.groups, 1)]
+    found += [
+        ("mesh.fsdp", config.mesh.fsdp, 1),
+        ("mesh.tensor", config.mesh.tensor, 1),
+        ("search.groups", config.search.groups, 1),
+    ]
     for i, task in enumerate(config.tasks):
         if task.train is None:
             raise InputError(

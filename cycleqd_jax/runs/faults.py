@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 from cycleqd_jax.config import SearchConfig
 from cycleqd_jax.engine import Engine
-from cycleqd_jax.evaluation import Evaluator, FaultPolicy, GuardedWorker, Worker
-from cycleqd_jax.types import Split
+from cycleqd_jax.evaluation import FaultPolicy, GuardedWorker, Worker
+from cycleqd_jax.types import ModelEvaluator, Split
 
 __all__ = ["guarded", "halve_slots"]
 
 
-def guarded(worker: Worker, evaluator: Evaluator, options: SearchConfig, split: Split, log: Callable[[str], None]) -> Worker:
+def guarded(
+    worker: Worker, evaluator: ModelEvaluator, options: SearchConfig, split: Split, log: Callable[[str], None]
+) -> Worker:
     """A worker that repeats attempts and needs less memory where it runs out.
 
     On train problems an individual that fails for good is quarantined. On others the exception is raised: a candidate for the

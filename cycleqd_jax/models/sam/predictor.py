@@ -242,9 +242,7 @@ class SamPredictor:
         found = []
         for i in range(count):
             known = self._known[i]
-            embeddings = (
-                self._embed_known(images, i) if known else self._embed(_individual(vision, vision_axes, i), images, i)
-            )
+            embeddings = self._embed_known(images, i) if known else self._embed(_individual(vision, vision_axes, i), images, i)
             alone = _individual(rest, axes, i)
             found.append(_decode(alone, self._config, _placed(embeddings, self._mesh), boxes, (None,) * len(axes)))
         logits, finite = zip(*found, strict=True)

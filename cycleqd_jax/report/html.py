@@ -181,6 +181,8 @@ def _choose(transcripts: Iterable[Transcript]) -> list[Transcript]:
     taken: dict[tuple[str, str, bool], int] = {}
     chosen = []
     for one in transcripts:
+        if not one.messages:  # an image has no conversation
+            continue
         kind = (one.method, one.task, one.score >= 0.5)
         if taken.get(kind, 0) < _EACH:
             taken[kind] = taken.get(kind, 0) + 1

@@ -59,13 +59,17 @@ def test_keys_of_language_models_are_refused(folder, changes, key):
 def test_mixtures_and_masks_without_images_are_refused(folder):
     tree = sam_tree(folder)
     mixed = {**tree, "tasks": [tree["tasks"][0], {"name": "mbpp"}]}
-    with pytest.raises(InputError, match="expected all tasks to be of the kind segmentation, or none, .*got segmentation and mbpp"):
+    with pytest.raises(
+        InputError, match="expected all tasks to be of the kind segmentation, or none, .*got segmentation and mbpp"
+    ):
         load_config(mixed)
     with pytest.raises(InputError, match="expected masks with tasks of the kind segmentation only, got it with mbpp"):
         load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}], "masks": {}})
     with pytest.raises(InputError, match="expected model.base, a folder of Segment Anything, .*cycleqd fetch mobile_sam"):
         load_config({**tree, "model": {}})
-    with pytest.raises(InputError, match=r"expected tasks\.0\.train, the folder with images and masks of task 'polyp', got null"):
+    with pytest.raises(
+        InputError, match=r"expected tasks\.0\.train, the folder with images and masks of task 'polyp', got null"
+    ):
         load_config({**tree, "tasks": [{"name": "polyp", "kind": "segmentation"}, tree["tasks"][1]]})
 
 
@@ -107,11 +111,15 @@ def test_experts_of_another_architecture_are_refused(folder, tmp_path):
     other = sam_base(tmp_path / "vit", "vit")
     experts = {"polyp": str(folder / "base"), "leaf": str(other)}
     config = load_config(sam_tree(folder, model={"base": str(folder / "base"), "experts": experts}))
-    with pytest.raises(InputError, match=r"expected vision TinyVitConfig.* of the base .*, got VitConfig.* in the expert .*vit"):
+    with pytest.raises(
+        InputError, match=r"expected vision TinyVitConfig.* of the base .*, got VitConfig.* in the expert .*vit"
+    ):
         resolve(config)
     assert resolve_sam(load_config(sam_tree(folder))) == CONFIGS["tiny_vit"]
     (other / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="expected the expert of task 'leaf' to be a whole model of Segment Anything, got the ad"):
+    with pytest.raises(
+        InputError, match="expected the expert of task 'leaf' to be a whole model of Segment Anything, got the ad"
+    ):
         resolve(config)
 
 
@@ -175,7 +183,9 @@ def test_the_whole_run(tmp_path, capsys):
     assert "sandbox:" not in capsys.readouterr().out
     config, params = sam.load(run / "model")
     assert config == CONFIGS["tiny_vit"]
-    assert (run / "model" / "preprocessor_config.json").read_bytes() == (tmp_path / "base" / "preprocessor_config.json").read_bytes()
+    assert (run / "model" / "preprocessor_config.json").read_bytes() == (
+        tmp_path / "base" / "preprocessor_config.json"
+    ).read_bytes()
     assert "mask-generation" in (run / "model" / "README.md").read_text()
     assert "images" in (run / "tables" / "costs.md").read_text()
     assert main(["verify", str(run)]) == 0

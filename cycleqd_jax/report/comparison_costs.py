@@ -65,7 +65,7 @@ def write_comparison_costs(folder: Path, table: ComparisonTable, methods: Sequen
     names = {row: table.label(m) for m, row in enumerate(table.methods)}
     written = [folder / "tables" / "costs.md", folder / "tables" / "costs.json"]
     rows = [(names[row], total_cells(*dataclasses.astuple(mean))) for row, mean in means.items()]
-    sheet = Sheet("Costs", "method", totals(unit), rows, unmarked=4)
+    sheet = Sheet("Costs", "method", totals(unit), rows, unmarked=len(totals(unit)))
     write_bytes(written[0], f"# {table.title}: costs\n\n{formats.markdown([sheet], _caption(table, gpu, unit))}".encode())
     records = {row: {"label": names[row], **dataclasses.asdict(mean)} for row, mean in means.items()}
     write_json(written[1], {"seeds": list(table.seeds), "gpu": gpu, "rows": records})
@@ -88,6 +88,6 @@ def _caption(table: ComparisonTable, gpu: Mapping[str, Any] | None, unit: str) -
     over = f"Means over the seeds {', '.join(map(str, table.seeds))}. " if table.runs > 1 else ""
     return (
         f"{over}{hours_caption(gpu, unit)} Every row counts the training of all models that it needs, its search, and the "
-        "evaluation of candidates for its final model; the evaluation of the row itself is left out. Seconds of individuals evaluated at "
-        "the same time are added up. `cycleqd report` writes the stages of a run into its tables/costs.md."
+        "evaluation of candidates for its final model; the evaluation of the row itself is left out. Seconds of individuals "
+        "evaluated at the same time are added up. `cycleqd report` writes the stages of a run into its tables/costs.md."
     )

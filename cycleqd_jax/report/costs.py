@@ -1,7 +1,8 @@
 """What a run has cost: tokens, FLOPs and seconds of every row of the results table, by stage, and of every generation.
 
 The journal has tokens and seconds of every individual, ``tables/usage.json`` those of training and of the final evaluation, and
-the FLOPs of one forward pass. Models that segment images count images instead of tokens. What is unknown, such as the tokens of a journal of version 0.1, stays unknown in every sum.
+the FLOPs of one forward pass. Models that segment images count images instead of tokens. What is unknown, such as the tokens of
+a journal of version 0.1, stays unknown in every sum.
 """
 
 from __future__ import annotations

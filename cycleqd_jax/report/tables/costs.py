@@ -49,10 +49,10 @@ def cost_caption(costs: Costs) -> str:
         else "An image counts when its mask is predicted or trained on; images that the encoder embeds count in FLOPs only."
     )
     return (
-        f"{hours_caption(costs.gpu, costs.unit)} {counted} Stages: train is the training of every model that a row needs; express and evaluate "
-        "are the search; select is the evaluation of candidates for the final model; measure is the evaluation of the row "
-        "itself, which totals and GPU-hours leave out. Seconds of individuals evaluated at the same time are added up. "
-        "Decompositions of task vectors are not included; tables/basis.json has their seconds."
+        f"{hours_caption(costs.gpu, costs.unit)} {counted} Stages: train is the training of every model that a row needs; "
+        "express and evaluate are the search; select is the evaluation of candidates for the final model; measure is the "
+        "evaluation of the row itself, which totals and GPU-hours leave out. Seconds of individuals evaluated at the same time "
+        "are added up. Decompositions of task vectors are not included; tables/basis.json has their seconds."
     )
 
 
@@ -85,7 +85,7 @@ def _hours(costs: Costs) -> Sheet:
     for method in costs.methods:
         total = costs.total(method)
         rows.append((method_label(method), total_cells(total.tokens, total.flops, total.seconds, costs.gpu_hours(method))))
-    return Sheet("Costs", "method", totals(costs.unit), rows, unmarked=4)
+    return Sheet("Costs", "method", totals(costs.unit), rows, unmarked=len(totals(costs.unit)))
 
 
 def total_cells(tokens: float | None, flops: float | None, seconds: float | None, hours: float | None) -> list[Cell]:

@@ -21,7 +21,7 @@ from cycleqd_jax.runs.models import model_folders
 from cycleqd_jax.types import InputError, tree_paths
 
 from ..shapes import CONFIGS, random_params
-from .segmentation_run import TASKS, image_folder, sam_base, sam_tree
+from .segmentation_run import TASKS, sam_base, sam_tree
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_kind_of_the_tasks_decides_about_the_family(folder):
 
 
 @pytest.mark.parametrize(
-    "changes, key",
+    ("changes", "key"),
     [
         ({"model": {"prepare": {}}}, "model.prepare"),
         ({"model": {"vocab_size": 300}}, "model.vocab_size"),
@@ -60,12 +60,12 @@ def test_mixtures_and_masks_without_images_are_refused(folder):
     tree = sam_tree(folder)
     mixed = {**tree, "tasks": [tree["tasks"][0], {"name": "mbpp"}]}
     with pytest.raises(
-        InputError, match="expected all tasks to be of the kind segmentation, or none, .*got segmentation and mbpp"
+        InputError, match=r"expected all tasks to be of the kind segmentation, or none, .*got segmentation and mbpp"
     ):
         load_config(mixed)
     with pytest.raises(InputError, match="expected masks with tasks of the kind segmentation only, got it with mbpp"):
         load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}], "masks": {}})
-    with pytest.raises(InputError, match="expected model.base, a folder of Segment Anything, .*cycleqd fetch mobile_sam"):
+    with pytest.raises(InputError, match=r"expected model\.base, a folder of Segment Anything, .*cycleqd fetch mobile_sam"):
         load_config({**tree, "model": {}})
     with pytest.raises(
         InputError, match=r"expected tasks\.0\.train, the folder with images and masks of task 'polyp', got null"
@@ -84,7 +84,7 @@ def test_experts_learn_from_what_validation_leaves_and_are_scored_on_the_first(f
 
 
 @pytest.mark.parametrize(
-    "task, message",
+    ("task", "message"),
     [
         ({"options": {"colour": "red"}}, "expected an option of segmentation .*got 'colour' in task 'polyp'"),
         ({"options": {"score": "auc"}}, "expected option score to be one of iou"),
@@ -181,11 +181,10 @@ def test_the_whole_run(tmp_path, capsys):
         results["methods"]
     )
     assert "sandbox:" not in capsys.readouterr().out
-    config, params = sam.load(run / "model")
+    config = sam.load(run / "model")[0]
     assert config == CONFIGS["tiny_vit"]
-    assert (run / "model" / "preprocessor_config.json").read_bytes() == (
-        tmp_path / "base" / "preprocessor_config.json"
-    ).read_bytes()
+    ours, theirs = (path / "preprocessor_config.json" for path in (run / "model", tmp_path / "base"))
+    assert ours.read_bytes() == theirs.read_bytes()
     assert "mask-generation" in (run / "model" / "README.md").read_text()
     assert "images" in (run / "tables" / "costs.md").read_text()
     assert main(["verify", str(run)]) == 0
@@ -201,4 +200,3 @@ def test_the_whole_run(tmp_path, capsys):
     assert ", ".join(f"{task} {selected[task]:.3f}" for task in TASKS) in shown
     assert main(["export", str(run), "--child", "3"]) == 0
     assert sam.load(run / "exports" / "child-3")[0] == config
-    del params

@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+from jaxtyping import Bool
+
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
 from cycleqd_jax.types import (
     Evaluation,
@@ -78,6 +81,16 @@ class SegmentationEvaluator:
         if key not in self._items:
             self._items[key] = task.items(split)[: self._sizes.get(task.name, {}).get(split)]
         return self._items[key]
+
+    def masks(self, params: Params, items: Sequence[SegmentationItem]) -> list[Bool[np.ndarray, "height width"]]:
+        """The masks that one model predicts for items of any tasks; nothing is scored.
+
+        Args:
+            params: weights of the model.
+            items: the images, with their boxes as prompts.
+        """
+        self._predictor.load(params, donate=False)
+        return [predicted.masks[0] for predicted in self._predictor.predict(items, 1)]
 
     def __call__(
         self,

@@ -77,7 +77,7 @@ LATER = (
 )
 """Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
 
-FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard")
+FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard", "pictures")
 """The folders in a run folder."""
 
 FILES = ("config.yaml", "inputs.json", "history.jsonl", "grid.json", "report.html")
@@ -293,7 +293,7 @@ def _remove_results(folder: Path) -> None:
             file.unlink()
     for name in ("items", "selection", "usage", "measured"):
         (folder / "tables" / f"{name}.json").unlink(missing_ok=True)
-    for name in ("transcripts", "figures"):
+    for name in ("transcripts", "figures", "pictures"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -27,6 +27,7 @@ from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.loggers import check_loggers
 from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.runs.pictures import draw_pictures
 from cycleqd_jax.runs.results import lacks_rows, measure
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import open_tasks
@@ -282,7 +283,9 @@ class Run:
 
     def report(self) -> list[Path]:
         """Draws figures, tables and the page from the run folder; returns the files written."""
-        self._ensure_open("report")
+        opened = self._ensure_open("report")
+        if self.config.segments and load_results(self.folder) is not None:
+            draw_pictures(opened.context, opened.evolution)
         return report.write_report(self.folder)
 
     def evaluate_model(self, model: str | Path) -> dict[Split, Evaluation]:

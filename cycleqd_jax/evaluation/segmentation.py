@@ -42,7 +42,6 @@ class SegmentationEvaluator:
 
     Attributes:
         tasks: the tasks, in the order of the scores.
-        shrink: makes the predictor need less memory and drops its weights; returns False where that was done already.
     """
 
     def __init__(
@@ -58,13 +57,13 @@ class SegmentationEvaluator:
         """Args:
         predictor: predicts the masks.
         tasks: the tasks to score; the scores of their masks must be safe to compute in several threads.
-        shrink: see the class.
+        shrink: see :meth:`shrink`.
         usage: what every model has computed since the weights were loaded, in images.
         sizes: by task and split, how many of the first items are used; all by default.
         workers: number of threads that score masks while the predictor continues.
         """  # noqa: D205
         self.tasks = tuple(tasks)
-        self.shrink = shrink
+        self._shrink = shrink
         self._predictor = predictor
         self._usage = usage
         self._sizes = sizes or {}
@@ -74,6 +73,10 @@ class SegmentationEvaluator:
     def unload(self) -> None:
         """Frees the weights of the last model."""
         self._predictor.unload()
+
+    def shrink(self) -> bool:
+        """Makes the predictor need less memory and drops its weights; returns False where that was done already."""
+        return self._shrink()
 
     def items(self, task: SegmentationTask, split: Split) -> Sequence[SegmentationItem]:
         """The items of a split, cut to the configured size; they are read once."""

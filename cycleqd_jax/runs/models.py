@@ -185,8 +185,9 @@ class Models:
     @property
     def tokenizer(self) -> ChatTokenizer:
         """Tokenizer and chat template of all models, which are language models."""
-        assert isinstance(self.processor, ChatTokenizer)
-        return self.processor
+        processor = self.processor
+        assert isinstance(processor, ChatTokenizer)
+        return processor
 
     def check_tokenizer(self) -> None:
         """Opens the tokenizer, if the models have one.

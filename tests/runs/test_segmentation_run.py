@@ -186,7 +186,18 @@ def test_the_whole_run(tmp_path, capsys):
     ours, theirs = (path / "preprocessor_config.json" for path in (run / "model", tmp_path / "base"))
     assert ours.read_bytes() == theirs.read_bytes()
     assert "mask-generation" in (run / "model" / "README.md").read_text()
-    assert "images" in (run / "tables" / "costs.md").read_text()
+    assert "## Images" in (run / "tables" / "costs.md").read_text()
+    pictures = json.loads((run / "pictures" / "pictures.json").read_text())
+    assert [(one["task"], one["rows"][-1]) for one in pictures] == [
+        (task, "cycleqd_selected") for task in TASKS for _ in range(2)
+    ]
+    items = json.loads((run / "tables" / "items.json").read_text())
+    for i, one in enumerate(pictures):
+        assert one["scores"] == [items[row]["test"][one["task"]][i % 2] for row in one["rows"]]
+        assert Image.open(run / "pictures" / one["file"]).size[0] == 5 * 32 + 4 * 6
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert 'id="transcripts"' not in page
     assert main(["verify", str(run)]) == 0
     again = capsys.readouterr().out
     assert "model/" in again

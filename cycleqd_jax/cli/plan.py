@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from cycleqd_jax import plan
 from cycleqd_jax.config import load_config
+from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.runs.inputs import resolve, tiny_llama
+from cycleqd_jax.runs.tasks import TaskInput
 from cycleqd_jax.types import SPLITS, InputError, Split
 
 __all__ = ["plan_run"]
@@ -57,8 +59,10 @@ def plan_run(
     if run.model.base is not None or model_config is not None:
         base = plan.base_shape(run.model.base, model_config)
     inputs = resolve(run, architecture=base)
-    sizes: dict[Split, list[int]] = {split: [task.size(split) for task in inputs.tasks] for split in SPLITS}
-    replies = [task.max_replies for task in inputs.tasks]
+    assert isinstance(inputs.architecture, LlamaConfig)
+    tasks = [task for task in inputs.tasks if isinstance(task, TaskInput)]
+    sizes: dict[Split, list[int]] = {split: [task.size(split) for task in tasks] for split in SPLITS}
+    replies = [task.max_replies for task in tasks]
     episodes = [*zip(sizes["train"], replies, strict=True)]
     work = plan.workload_of(run, inputs.architecture, episodes, adapters=inputs.adapters, prompt=prompt, reply=reply)
     found = plan.summary(

@@ -86,7 +86,7 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | SamConfig | None =
             dtype=model.dtype,
             vocab_size=model.vocab_size,
             tokenizer=model.tokenizer,
-            tools=any(task.uses_tools for task in tasks),
+            tools=any(isinstance(task, TaskInput) and task.uses_tools for task in tasks),
         )
         architecture = checked.config
     evaluated = architecture.replace(

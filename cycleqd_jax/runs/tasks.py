@@ -153,8 +153,9 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput | FolderInput, ...]:
     inputs: list[TaskInput | FolderInput] = []
     for task in config.tasks:
         if task.kind == SEGMENTATION:
-            inputs.append(FolderInput(task))
-            inputs[-1].check()
+            folder = FolderInput(task)
+            folder.check()
+            inputs.append(folder)
             continue
         try:
             kind = task_class(task.kind)

@@ -186,7 +186,7 @@ def test_the_whole_run(tmp_path, capsys):
     ours, theirs = (path / "preprocessor_config.json" for path in (run / "model", tmp_path / "base"))
     assert ours.read_bytes() == theirs.read_bytes()
     assert "mask-generation" in (run / "model" / "README.md").read_text()
-    assert "## Images" in (run / "tables" / "costs.md").read_text()
+    assert "**Images**" in (run / "tables" / "costs.md").read_text()
     pictures = json.loads((run / "pictures" / "pictures.json").read_text())
     assert [(one["task"], one["rows"][-1]) for one in pictures] == [
         (task, "cycleqd_selected") for task in TASKS for _ in range(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
 from cycleqd_jax.evaluation import SegmentationEvaluator
 from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.predictor import SamPredictor
+from cycleqd_jax.plan import product_flops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
 from cycleqd_jax.runs.families.base import Processor, sizes_of
 from cycleqd_jax.types import Params, Progress
@@ -121,7 +122,7 @@ class SegmentAnything:
         )
 
     def flops(self, config: Architecture) -> Mapping[str, int]:
-        """FLOPs, by XLA's count, for each image whose mask is predicted (``layers``), and for each embedded (``pair``)."""
+        """FLOPs for each image whose mask is predicted (``layers``), and for each that is embedded (``pair``)."""
         assert isinstance(config, sam.SamConfig)
         return {"layers": _decoder_flops(config), "head": 0, "pair": _encoder_flops(config)}
 
@@ -138,13 +139,7 @@ def _halve(predictor: SamPredictor, configured: int, log: Callable[[str], None])
     return True
 
 
-def _count(function: Callable[..., Any], *arguments: Any) -> int:
-    """FLOPs of a function of abstract arrays; nothing is compiled. 0 where XLA does not count them."""
-    found = jax.jit(function).lower(*arguments).cost_analysis()
-    value = float((found or {}).get("flops", 0.0))
-    return int(value) if math.isfinite(value) else 0
-
-
+@functools.cache
 def _decoder_flops(config: sam.SamConfig) -> int:
     def decode(params: Params, embeddings: jax.Array, boxes: jax.Array) -> jax.Array:
         return sam.predict_masks(params, config, embeddings, sam.Prompts(boxes=boxes))[0]
@@ -152,11 +147,12 @@ def _decoder_flops(config: sam.SamConfig) -> int:
     embeddings = jax.eval_shape(
         lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), _pixels(config)
     )
-    return _count(decode, sam.abstract_params(config), embeddings, jax.ShapeDtypeStruct((1, 1, 4), jnp.float32))
+    return product_flops(decode, sam.abstract_params(config), embeddings, jax.ShapeDtypeStruct((1, 1, 4), jnp.float32))
 
 
+@functools.cache
 def _encoder_flops(config: sam.SamConfig) -> int:
-    return _count(
+    return product_flops(
         lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), _pixels(config)
     )
 

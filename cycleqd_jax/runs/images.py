@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cycleqd_jax.config import SEGMENTATION, RunConfig, TaskConfig
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models import sam
 from cycleqd_jax.models.files import peft
+from cycleqd_jax.tasks.options import check_option
 from cycleqd_jax.tasks.segmentation import SegmentationFolder
 from cycleqd_jax.types import InputError, SegmentationItem, Split
 
@@ -36,17 +38,20 @@ class FolderInput:
     config: TaskConfig
 
     def check(self) -> None:
-        """Checks the names of the options.
+        """Checks the options.
 
         Raises:
-            InputError: an option is unknown.
+            InputError: an option is unknown or has another type.
         """
-        for option in self.config.options:
+        hints = typing.get_type_hints(SegmentationFolder.__init__)
+        for option, value in self.config.options.items():
             if option not in _OPTIONS:
                 raise InputError(
                     f"expected an option of {SEGMENTATION} ({', '.join(_OPTIONS)}), got {option!r} in task "
                     f"{self.config.name!r}; correct the config"
                 )
+            if option != "seed":  # it may be 0, which the folder checks
+                check_option(self.config.name, option, hints[option], value)
 
     def open(self) -> SegmentationFolder:
         """Reads and checks all images.

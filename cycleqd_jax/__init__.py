@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cycleqd_jax.runs import Run, compare
     from cycleqd_jax.sandbox import InfraError
     from cycleqd_jax.tasks import RecordTask
-    from cycleqd_jax.types import Adapter, InputError, LowRank
+    from cycleqd_jax.types import Adapter, FailuresError, InputError, LowRank
 
 _SUBPACKAGES = {
     "Adapter": "types",
@@ -51,6 +51,7 @@ _SUBPACKAGES = {
     "DenseSpace": "genome",
     "Engine": "engine",
     "ExpertSpace": "genome",
+    "FailuresError": "types",
     "InfraError": "sandbox",
     "InputError": "types",
     "LowRank": "types",
@@ -80,6 +81,7 @@ __all__ = [
     "DenseSpace",
     "Engine",
     "ExpertSpace",
+    "FailuresError",
     "InfraError",
     "InputError",
     "LowRank",

@@ -8,7 +8,7 @@ from typing import Any
 
 from cycleqd_jax.types import InputError
 
-__all__ = ["SCHEMA", "check_schema"]
+__all__ = ["SCHEMA", "check_schema", "without_versions"]
 
 SCHEMA = 1
 """Version of the format that this version writes; increased with every change that older versions can't read.
@@ -42,3 +42,17 @@ def check_schema(tree: Mapping[str, Any], place: str | Path) -> int:
             "wrote it, or a newer one"
         )
     return found
+
+
+def without_versions(tree: Mapping[str, Any], place: str | Path) -> dict[str, Any]:
+    """The content of a ``config.yaml`` without ``schema`` and ``versions``, which a run adds to its config.
+
+    Args:
+        tree: the content of the file.
+        place: where it is, for messages.
+
+    Raises:
+        InputError: see :func:`check_schema`.
+    """
+    check_schema(tree, place)
+    return {key: value for key, value in tree.items() if key not in ("schema", "versions")}

@@ -43,7 +43,7 @@ def write_finished(
     (folder / "grid.json").write_text(json.dumps(grid))
     digests = {f"{task}/{split}": f"{split}-{seed}" for task in TASKS for split in ("test", "train")}
     digests |= {} if test_digest is None else {f"{task}/test": test_digest for task in TASKS}
-    (folder / "inputs.json").write_text(json.dumps(digests))
+    (folder / "inputs.json").write_text(json.dumps(digests | {"versions": {}}))
     lines = []
     for i in range(individuals):
         scores = {task: float(rng.random() * (skill if i >= len(TASKS) else 0.4)) for task in TASKS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,7 +51,7 @@ def random_params(kind: str, seed: int = 0) -> Params:
 
 
 def ellipses(count: int, seed: int = 0, shape: tuple[int, int] = (24, 32), name: str = "image") -> list[SegmentationItem]:
-    """Bright ellipses on a dark, noisy ground; the box is one pixel larger than the ellipse."""
+    """Bright ellipses on a dark, noisy ground; the box is that of the ellipse."""
     rng = np.random.default_rng(seed)
     height, width = shape
     rows, columns = np.mgrid[:height, :width]
@@ -60,9 +62,28 @@ def ellipses(count: int, seed: int = 0, shape: tuple[int, int] = (24, 32), name:
         mask = ((rows - y) / a) ** 2 + ((columns - x) / b) ** 2 < 1
         image = np.where(mask[..., None], rng.integers(150, 250, 3), 40) + rng.integers(-20, 20, (*shape, 3))
         inside_rows, inside_columns = np.nonzero(mask)
-        box = [inside_columns.min() - 1, inside_rows.min() - 1, inside_columns.max() + 1, inside_rows.max() + 1]
+        box = [inside_columns.min(), inside_rows.min(), inside_columns.max(), inside_rows.max()]
         items.append(SegmentationItem(f"{name} {i}", np.clip(image, 0, 255).astype(np.uint8), mask, np.array(box, np.float32)))
     return items
+
+
+class CountedItems(Sequence[SegmentationItem]):
+    """Items that record each read by name. Reads by checks of annotations are not recorded."""
+
+    def __init__(self, items: Sequence[SegmentationItem], reads: list[str] | None = None) -> None:
+        self._items = items
+        self.reads = [] if reads is None else reads
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return CountedItems(self._items[index], self.reads)
+        item = self._items[index]
+        if not sys._getframe(1).f_code.co_filename.startswith("<@beartype"):
+            self.reads.append(item.name)
+        return item
 
 
 def iou(mask: np.ndarray, item: SegmentationItem) -> float:

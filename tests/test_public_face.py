@@ -25,6 +25,7 @@ FACE = [
     "DenseSpace",
     "Engine",
     "ExpertSpace",
+    "FailuresError",
     "InfraError",
     "InputError",
     "LowRank",

@@ -23,7 +23,7 @@ import yaml
 from cycleqd_jax.config.check import check_keys_together
 from cycleqd_jax.config.fields import Range, range_of
 from cycleqd_jax.config.schema import RunConfig, SandboxConfig
-from cycleqd_jax.schema import check_schema
+from cycleqd_jax.schema import without_versions
 from cycleqd_jax.types import InputError
 
 __all__ = ["check_config", "load_config", "read_yaml", "task_options", "to_dict", "to_yaml"]
@@ -50,9 +50,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     (('mbpp', 'dbbench'), 10)
     """
     tree = _plain(source) if isinstance(source, Mapping) else read_yaml(Path(source))
-    check_schema(tree, "the config" if isinstance(source, Mapping) else source)
-    for name in ("versions", "schema"):  # added to the config.yaml of a run folder
-        tree.pop(name, None)
+    tree = without_versions(tree, "the config" if isinstance(source, Mapping) else source)
     for assignment in overrides:
         _override(tree, assignment)
     config = _build(RunConfig, _fill_variables(tree, ""), "")

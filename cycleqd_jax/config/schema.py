@@ -189,10 +189,10 @@ class SearchConfig:
         descriptors: what ``dns`` measures distances between: ``items`` (the scores of all train problems) or ``scores`` (the
             scores of the tasks).
         retries: further attempts to evaluate an individual after a sandbox or a server broke. The first follows after a second,
-            and every further one after twice the pause before it.
+            and every further one after four times the pause before it.
         deadline: seconds for the evaluation of one individual. One that needs more is quarantined. Null is no limit.
-        max_failures: number of children in a row whose failed evaluations stop the run, for whatever reasons they failed. The
-            last of them is not recorded. Null is no limit.
+        max_failures: number of children in a row whose evaluations a sandbox, the memory or the deadline ended, which stop the
+            run. They are not recorded. Logits that are not finite do not count. Null is no limit.
     """
 
     generations: int = field(60, minimum=1)
@@ -215,7 +215,7 @@ class SearchConfig:
     population: int = field(32, minimum=2)
     neighbours: int = field(3, minimum=1)
     descriptors: Literal["items", "scores"] = "items"
-    retries: int = field(2, minimum=0)
+    retries: int = field(3, minimum=0)
     deadline: float | None = field(None, above=0)
     max_failures: int | None = field(10, minimum=1)
 

@@ -70,7 +70,7 @@ class MaskConfig:
         rank: rank of low-rank updates (LoRA) of the projections of attention, which are trained instead of the weights and
             then multiplied out. Null trains the weights.
         flips: flips of training images: ``none``, ``horizontal`` or ``both`` ways.
-        jitter: share of the width or height of a box by which its edges move in training.
+        jitter_fraction: every edge of a box moves by up to this fraction of the box's width or height in training.
         iou_weight: weight of the squared error of the predicted intersection over union in the loss.
         batch_size: number of images segmented together in evaluations.
     """
@@ -78,7 +78,7 @@ class MaskConfig:
     trained: Literal["decoder", "all"] = "decoder"
     rank: int | None = field(None, minimum=1)
     flips: Literal["none", "horizontal", "both"] = "horizontal"
-    jitter: float = field(0.0, minimum=0, below=0.5)
+    jitter_fraction: float = field(0.0, minimum=0, below=0.5)
     iou_weight: float = field(0.0, minimum=0)
     batch_size: int = field(4, minimum=1)
 

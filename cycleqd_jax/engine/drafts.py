@@ -15,7 +15,7 @@ import numpy as np
 
 from cycleqd_jax.types import AnyArray, Array, Bool, Int
 
-__all__ = ["CONTEXT", "NOTHING", "Sources", "continuation", "find", "joined", "texts", "usable"]
+__all__ = ["CONTEXT", "NOTHING", "Sources", "continuation", "find", "joined", "text_columns", "texts", "usable"]
 
 CONTEXT = 3  # the most last tokens of a reply that are searched
 NOTHING = -1  # stands between sources and after them; no token
@@ -61,6 +61,11 @@ def joined(drafts: Sequence[Sequence[int]], prompt: Sequence[int], room: int) ->
     return source
 
 
+def text_columns(room: int, window: int) -> int:
+    """The columns of :attr:`Sources.text`; see :func:`texts`."""
+    return 2 * room + window
+
+
 def texts(
     sources: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], room: int, window: int
 ) -> Int[np.ndarray, "row _"]:
@@ -72,7 +77,7 @@ def texts(
         room: columns for each of both.
         window: tokens of a window; the text ends with as many places without a token.
     """
-    found = np.full((len(sources), 2 * room + window), NOTHING, np.int32)
+    found = np.full((len(sources), text_columns(room, window)), NOTHING, np.int32)
     for row, source, reply in zip(found, sources, replies, strict=True):
         row[: len(source)] = source
         row[room : room + len(reply)] = reply

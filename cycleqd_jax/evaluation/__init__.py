@@ -2,7 +2,7 @@
 
 from cycleqd_jax.evaluation.episodes import rollout
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled, Evaluator, Load
-from cycleqd_jax.evaluation.faults import FaultPolicy, GuardedWorker, in_less_memory, out_of_memory
+from cycleqd_jax.evaluation.faults import FaultPolicy, GuardedWorker, in_less_memory, is_transient, out_of_memory
 from cycleqd_jax.evaluation.segmentation import SegmentationEvaluator
 from cycleqd_jax.evaluation.workers import (
     GenomeEvaluator,
@@ -31,6 +31,7 @@ __all__ = [
     "Worker",
     "WorkerPool",
     "in_less_memory",
+    "is_transient",
     "out_of_memory",
     "rollout",
 ]

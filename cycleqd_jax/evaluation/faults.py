@@ -7,6 +7,7 @@ deadline. Errors of the disk and every other exception stop the run.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +21,15 @@ from cycleqd_jax.files import disk_error
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import Evaluation, Genome
 
-__all__ = ["FaultPolicy", "GuardedWorker", "in_less_memory", "out_of_memory"]
+__all__ = ["FaultPolicy", "GuardedWorker", "in_less_memory", "is_transient", "out_of_memory"]
 
 T = TypeVar("T")
 
-_LONGEST = 300
+_REASON_LENGTH = 300
 """The most characters of an exception in the reason of a quarantine."""
+
+_INFRA, _MEMORY, _DEADLINE = "InfraError: ", "out of memory: ", "the evaluation exceeded search.deadline"
+"""How the reasons of transient failures begin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +38,14 @@ class FaultPolicy:
 
     Attributes:
         retries: attempts after the first one that an ``InfraError`` ended.
-        pause: seconds before the second attempt; the pause doubles with every further attempt.
+        pause: seconds before the second attempt; every further pause is four times as long: 1, 4 and 16 s.
         deadline: seconds for one individual, all attempts and pauses included; None is no limit. A group of individuals has
             that many seconds for each of them.
         quarantine: whether an individual that fails for good gets an evaluation with an error. Otherwise the last exception is
             raised.
     """
 
-    retries: int = 2
+    retries: int = 3
     pause: float = 1.0
     deadline: float | None = None
     quarantine: bool = True
@@ -51,7 +55,10 @@ class GuardedWorker:
     """A worker whose failures become quarantined evaluations.
 
     A group that fails for good is evaluated again one individual at a time, so that one individual does not take the others
-    with it.
+    with it. The last bits of results may depend on the group, so those individuals may get other bits than in a run without
+    failures. A group that succeeds in a repeated attempt gets the same bits. A
+    :class:`~cycleqd_jax.evaluation.PopulationWorker` pads a single individual to its size, so it needs as much memory for
+    weights as the group.
 
     Attributes:
         size: that of the worker.
@@ -69,7 +76,7 @@ class GuardedWorker:
         worker: evaluates the individuals.
         policy: what to do about failures.
         shrink: called when memory has run out; makes the worker need less of it, or returns False.
-        log: called with a line for every attempt that is repeated.
+        log: called with a line for every attempt that is repeated, and for every group that is divided.
         """  # noqa: D205
         self.size = worker.size
         self._worker = worker
@@ -80,8 +87,12 @@ class GuardedWorker:
     def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
         """Evaluations of the genomes, in order; see :class:`Worker`. Where one failed, ``transient`` is set.
 
+        ``seconds["retries"]`` is the time of failed attempts and pauses, where there were any. A group's time is divided by
+        the number of its individuals.
+
         Raises:
             EvaluationCancelled: ``stop`` was set.
+            KeyboardInterrupt: an ``InfraError`` or another exception hid it while the evaluation ended.
             InfraError: without ``policy.quarantine``, every attempt failed; or the disk was the cause.
         """
         start = time.perf_counter()
@@ -90,38 +101,57 @@ class GuardedWorker:
             return found
         if len(genomes) == 1:
             return [Evaluation({}, found, {"evaluate": time.perf_counter() - start}, transient=True)]
+        self._log(
+            f"warning: a group of {len(genomes)} individuals failed, each is evaluated alone, which may change the last bits "
+            f"of their results: {found}"
+        )
+        spent = (time.perf_counter() - start) / len(genomes)
         known = relatives or [()] * len(genomes)
-        return [self([genome], stop, [one])[0] for genome, one in zip(genomes, known, strict=True)]
+        alone = [self([genome], stop, [one])[0] for genome, one in zip(genomes, known, strict=True)]
+        return [_with_retries(one, spent) for one in alone]
 
     def _attempts(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives) -> list[Evaluation] | str:
         """The evaluations, or why there are none."""
-        policy, attempt = self._policy, 1
-        until = stop if policy.deadline is None else _Until(stop, policy.deadline * len(genomes))
+        policy, attempt, start = self._policy, 1, time.perf_counter()
+        until = stop if policy.deadline is None else _DeadlineOrStop(stop, policy.deadline * len(genomes))
         options = {"relatives": relatives} if any(relatives) else {}
         while True:
             try:
-                return in_less_memory(lambda: self._worker(genomes, until, **options), self._shrink)
+                spent = (time.perf_counter() - start) / len(genomes)
+                found = in_less_memory(lambda: self._uninterrupted(genomes, until, **options), self._shrink)
+                return found if attempt == 1 else [_with_retries(one, spent) for one in found]
             except EvaluationCancelled:
                 if stop.is_set() or not until.is_set():
                     raise
-                return f"the evaluation exceeded search.deadline, {policy.deadline:g} s"
+                return f"{_DEADLINE}, {policy.deadline:g} s"
             except InfraError as error:
                 if attempt > policy.retries and (not policy.quarantine or disk_error(error) is not None):
                     raise
-                reason = f"InfraError: {_shortened(error)}"
+                reason = f"{_INFRA}{_shortened(error)}"
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not policy.quarantine or not out_of_memory(error):
                     raise
-                return f"out of memory: {_shortened(error)}"
+                return f"{_MEMORY}{_shortened(error)}"
             if attempt > policy.retries:
                 return f"{reason} (in {attempt} attempts)"
-            pause = policy.pause * 2 ** (attempt - 1)
+            pause = policy.pause * 4 ** (attempt - 1)
             self._log(f"warning: attempt {attempt} of {policy.retries + 1} failed, the next follows in {pause:g} s: {reason}")
             until.wait(pause)
             attempt += 1
 
+    def _uninterrupted(self, genomes: Sequence[Genome], stop: threading.Event, **options: Relatives) -> list[Evaluation]:
+        """Calls the worker. Where closing a sandbox failed while an interrupt ended the call, the interrupt is raised."""
+        handled = sys.exc_info()[1]  # the caller may handle an older interrupt, which is behind every exception
+        try:
+            return self._worker(genomes, stop, **options)
+        except Exception as error:
+            interrupt = _interrupt_behind(error)
+            if interrupt is not None and interrupt is not handled:
+                raise interrupt from None
+            raise
 
-class _Until(threading.Event):
+
+class _DeadlineOrStop(threading.Event):
     """Is set when another event is set, and when a time is over. The clock is monotonic: changes of the date have no effect."""
 
     def __init__(self, event: threading.Event, seconds: float) -> None:
@@ -136,6 +166,16 @@ class _Until(threading.Event):
         left = max(self._end - time.monotonic(), 0.0)
         self._event.wait(left if timeout is None else min(timeout, left))
         return self.is_set()
+
+
+def is_transient(reason: str) -> bool:
+    """Whether the error of an individual says that another evaluation may succeed; see :class:`~cycleqd_jax.types.Evaluation`.
+
+    >>> from cycleqd_jax.evaluation import is_transient
+    >>> is_transient("InfraError: no box (in 4 attempts)"), is_transient("the logits are not finite")
+    (True, False)
+    """
+    return reason.startswith((_INFRA, _MEMORY, _DEADLINE))
 
 
 def in_less_memory(evaluate: Callable[[], T], shrink: Callable[[], bool]) -> T:
@@ -168,7 +208,25 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
+def _with_retries(evaluation: Evaluation, seconds: float) -> Evaluation:
+    """An evaluation with further seconds of failed attempts."""
+    known = evaluation.seconds
+    return dataclasses.replace(evaluation, seconds={**known, "retries": known.get("retries", 0.0) + seconds})
+
+
+def _interrupt_behind(error: BaseException) -> BaseException | None:
+    """The KeyboardInterrupt or SystemExit that was being handled when an exception was raised; None if there is none."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if isinstance(cause, KeyboardInterrupt | SystemExit):
+            return cause
+        seen.append(cause)
+        cause = cause.__context__ or cause.__cause__
+    return None
+
+
 def _shortened(error: BaseException) -> str:
     """The first line of an exception's message."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 1] + "…"

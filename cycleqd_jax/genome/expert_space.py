@@ -128,13 +128,14 @@ class ExpertSpace(flax.struct.PyTreeNode):
         Args:
             base: weights θ_base.
             experts: one per task, in task order: its weights, or an adapter. Low-rank updates are never multiplied out unless
-                ``densify`` is set. Adapters may differ in rank and in the leaves they change.
+                ``densify`` is set. Adapters may differ in rank and in the leaves they change. A leaf that no expert changes
+                has no basis.
             rank: singular directions kept per matrix; None keeps all, which is the reference's operator exactly. Crossover is
                 exact at any rank.
             w_max: upper end of the mutation's uniform distribution (paper: 0.3).
             predicate: which leaves mutation acts on.
-            densify: multiply low-rank updates out for leaves that another expert changes as a whole (an expert given by its
-                weights changes every leaf). Otherwise such leaves are an error.
+            densify: multiply low-rank updates out for leaves that another expert changes as a whole. Experts given by their
+                weights do so for every leaf in which one of them differs from the base. Otherwise such leaves are an error.
             method: the decomposition of leaves that experts change as a whole; see
                 :func:`~cycleqd_jax.operators.svd.factorize`.
             bases: decompositions of these leaves that were computed before, in float32.
@@ -289,7 +290,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
             share: give leaves that no expert changes once for all individuals, such as those of a frozen image encoder.
 
         Returns:
-            Leaves ``[individual, *shape]``; with ``share``, those of the base that no expert changes are ``[*shape]``.
+            Leaves ``[individual, *shape]``; with ``share``, leaves that no expert changes are the arrays of the base.
 
         Raises:
             InputError: the mesh has no such axis, or its size does not divide the number of individuals.
@@ -301,7 +302,12 @@ class ExpertSpace(flax.struct.PyTreeNode):
                     f"expected a mesh with an axis 'population' that divides {count} individuals, got {dict(self.mesh.shape)}; "
                     "express one at a time, or choose another mesh"
                 )
-        return _express_population(self, genomes, share)
+        paths = [path for path, _ in tree_paths(self.base)]
+        changed = {*self.experts, *self.updates, *self.bases, *self.remainders}
+        chosen = frozenset(path for path in paths if path in changed or not share)
+        found = _express_population(self, genomes, chosen)
+        # A jitted function would copy the leaves of the base.
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: found.get(leaf_path(path), leaf), self.base)
 
     def express_mixed(self, genomes: ExpertGenome) -> Params:
         """The weights of several genomes of low-rank experts over one shared base; low-rank updates are not multiplied out.
@@ -388,16 +394,12 @@ def _express_mixed(space: ExpertSpace, genomes: ExpertGenome) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, space.base)
 
 
-@functools.partial(jax.jit, static_argnames="share")
-def _express_population(space: ExpertSpace, genomes: ExpertGenome, share: bool) -> Params:
+@functools.partial(jax.jit, static_argnames="chosen")
+def _express_population(space: ExpertSpace, genomes: ExpertGenome, chosen: frozenset[str]) -> dict[str, Array]:
+    """The chosen leaves of all individuals, by path."""
     name = None if space.mesh is None else "population"
     found = jax.vmap(functools.partial(_express_all, space), spmd_axis_name=name)(genomes)
-    changed = {*space.experts, *space.updates, *space.bases, *space.remainders}
-
-    def leaf(path: Any, base: Array, stacked: Array) -> Array:
-        return base if share and leaf_path(path) not in changed else stacked
-
-    return jax.tree_util.tree_map_with_path(leaf, space.base, found)
+    return {path: leaf for path, leaf in tree_paths(found) if path in chosen}
 
 
 def _shape(leaf: Array) -> jax.ShapeDtypeStruct:

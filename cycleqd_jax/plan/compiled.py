@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 
 from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.engine.cache import Rows, shared_blocks
-from cycleqd_jax.engine.drafts import CONTEXT, Sources
+from cycleqd_jax.engine.drafts import CONTEXT, Sources, text_columns
 from cycleqd_jax.engine.layout import check_mesh
 from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
 from cycleqd_jax.engine.verify import verify
@@ -247,7 +247,7 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
         ),
     ]
     if layout.window > 1:
-        slots, text = work.slots, 2 * work.max_len + layout.window
+        slots, text = work.slots, text_columns(work.max_len, layout.window)
         verified = requests(slots, layout.window)
         verified = verified._replace(rows=verified.rows._replace(ends=array(slots)))
         sources = Sources(array(slots, text), array(slots), array(slots, CONTEXT))

@@ -110,7 +110,11 @@ def estimate(work: Workload, mesh: Mesh, device: Device) -> list[Stage]:
         Stage("express", express, 0, 0, seconds.express()),
         Stage(
             "decode",
-            {**child, "temporaries": max(memory.prefill_temporaries, memory.decode_temporaries, memory.verify_temporaries)},
+            {
+                **child,
+                "drafts": memory.drafts,
+                "temporaries": max(memory.prefill_temporaries, memory.decode_temporaries, memory.verify_temporaries),
+            },
             0,
             0,
             seconds.prefill() + seconds.decode(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from cycleqd_jax.engine.drafts import CONTEXT, text_columns
 from cycleqd_jax.genome.basis import basis_bytes
 from cycleqd_jax.genome.express import block_shape
 from cycleqd_jax.operators.svd import OVERSAMPLING
@@ -121,6 +122,12 @@ class Memory:
     def kv_cache(self) -> float:
         """The KV cache."""
         return self.layout.cache_bytes / self.tensor
+
+    @property
+    def drafts(self) -> float:
+        """The drafts and replies of all slots, which every device has; 0 if there are none."""
+        slots, window = self.work.slots, self.layout.window
+        return 0.0 if window == 1 else 4.0 * slots * (text_columns(self.work.max_len, window) + 1 + CONTEXT)
 
     @property
     def prefill_temporaries(self) -> float:

@@ -124,21 +124,22 @@ class ComparisonTable(ResultsTable):
         return {split: [*of_tasks, sum(of_tasks)] for split, of_tasks in sizes.items()}
 
     def interval(self, split: str, method: int, column: int = -1) -> Interval | None:
-        """The 95 % interval of a cell, over seeds and problems; None where a run has no scores of problems."""
-        return self._interval(split, self._resampled[split][method], self.values[split][:, method], column)
+        """The 95 % interval of a cell, over seeds and problems, within [0, 1]; None where a run has no scores of problems."""
+        return self._interval(split, self._resampled[split][method], self.values[split][:, method], column, least=0)
 
     def difference(self, split: str, method: int, other: int, column: int = -1) -> Interval | None:
         """By how much a row is above another, with the 95 % interval of the difference, paired by seed and problem.
 
-        None where a run has no scores of problems.
+        The interval lies within [−1, 1]. None where a run has no scores of problems.
         """
         means, values = self._resampled[split], self.values[split]
-        return self._interval(split, means[method] - means[other], values[:, method] - values[:, other], column)
+        return self._interval(split, means[method] - means[other], values[:, method] - values[:, other], column, least=-1)
 
-    def _interval(self, split: str, means: np.ndarray, values: np.ndarray, column: int) -> Interval | None:
+    def _interval(self, split: str, means: np.ndarray, values: np.ndarray, column: int, *, least: int) -> Interval | None:
         if np.isnan(means[0, column]) or np.isnan(values[:, column]).any():
             return None
-        return interval_over_runs(means[:, column], values[:, column], self._counts[split][column])
+        found = interval_over_runs(means[:, column], values[:, column], self._counts[split][column])
+        return dataclasses.replace(found, low=max(found.low, least), high=min(found.high, 1.0))
 
     def _equal(self, split: str, method: int, other: int) -> bool:
         """Whether two rows have the same results in every run, problem by problem."""

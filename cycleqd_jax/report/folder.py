@@ -13,7 +13,8 @@ import yaml
 
 from cycleqd_jax.report.costs import Costs, load_costs
 from cycleqd_jax.report.history import Archive, History, load_history, shares
-from cycleqd_jax.report.read import load_results, load_selection, load_transcripts
+from cycleqd_jax.report.read import load_config, load_results, load_selection, load_transcripts
+from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
 __all__ = ["Record", "RunFolder", "open_run"]
@@ -54,7 +55,7 @@ class RunFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Checks that the folder is a run folder; reads nothing yet.
+        """Checks that the folder is a run folder of this version or an older one; reads no more than its config.
 
         Raises:
             InputError: if it is not one.
@@ -66,6 +67,7 @@ class RunFolder:
                 f"expected a run folder with {', '.join(_CONTENTS[:-1])} or {_CONTENTS[-1]}, got {found} at {self.path}; "
                 "give the output folder of a run"
             )
+        load_config(self.path)  # refuses a newer schema
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -80,6 +82,7 @@ class RunFolder:
             raise InputError(f"expected YAML in {path}, got {error}; restore the file from the run that wrote it") from error
         if not isinstance(config, dict):
             raise InputError(f"expected a mapping in {path}, got {type(config).__name__}; restore the file")
+        check_schema(config, path)
         return config
 
     @functools.cached_property

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
@@ -18,6 +20,7 @@ __all__ = [
     "Picture",
     "Transcript",
     "load_config",
+    "load_engine",
     "load_items",
     "load_pictures",
     "load_results",
@@ -73,15 +76,15 @@ def load_config(folder: Path) -> Config | None:
     shown.
 
     Raises:
-        InputError: the folder is of a newer schema.
+        InputError: the folder is of a newer schema, or its schema is no version.
     """
     path = Path(folder) / "config.yaml"
     if not path.exists():
         return None
     text, versions, in_versions = [], {}, False
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if schema := re.fullmatch(r"schema:\s*(\d{1,9})\s*", line):
-            check_schema({"schema": int(schema[1])}, path)
+        if re.match(r"schema\s*:", line):
+            check_schema(_mapping_in(line), path)
             continue
         if re.match(r"\S", line) and not line.startswith("#"):
             in_versions = re.fullmatch(r"versions:\s*", line) is not None
@@ -93,6 +96,40 @@ def load_config(folder: Path) -> Config | None:
         else:
             text.append(line)
     return Config("\n".join(text).strip(), versions)
+
+
+def _mapping_in(line: str) -> Mapping[str, Any]:
+    """The mapping of a line of YAML; the schema of a line that can't be read is its text, which is no version."""
+    try:
+        return yaml.safe_load(line)
+    except yaml.YAMLError:
+        return {"schema": line}
+
+
+def load_engine(folder: Path) -> dict[str, int] | None:
+    """Reads ``engine.json`` of a run folder, which says that slots were halved; None if there is no such file.
+
+    Returns:
+        ``configured``, the slots in the config, and ``slots``, the slots after they were halved.
+
+    Raises:
+        InputError: the file is damaged, or of a newer schema.
+    """
+    path = Path(folder) / "engine.json"
+    if not path.exists():
+        return None
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        found = {name: int(tree[name]) for name in ("configured", "slots")}
+        if not 1 <= found["slots"] <= found["configured"]:
+            raise ValueError("other slots")
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"expected the numbers configured and slots in {path}, got {type(error).__name__} {error}; remove the file, and "
+            "the run continues with engine.slots of its config"
+        ) from error
+    check_schema(tree, path)
+    return found
 
 
 def load_results(folder: Path) -> dict[str, Any] | None:

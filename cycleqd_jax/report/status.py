@@ -16,7 +16,7 @@ from cycleqd_jax.individual import Individual
 from cycleqd_jax.report.folder import RunFolder
 from cycleqd_jax.report.history import load_grid, load_history, load_individuals
 from cycleqd_jax.report.metrics import compute_metrics
-from cycleqd_jax.report.read import load_results, load_selection
+from cycleqd_jax.report.read import load_engine, load_results, load_selection
 from cycleqd_jax.report.stage import span
 from cycleqd_jax.types import InputError
 
@@ -47,6 +47,7 @@ class Status:
             evaluated.
         best: ``id`` and ``average`` of the best individual; None while there is none.
         quarantined: ``id``, ``generation`` and ``error`` of every quarantined individual.
+        halved: ``configured`` and ``slots`` where the memory has run out and the engine's slots were halved; else None.
         per_hour: individuals per hour, from the seconds of the last ones and the number of device groups; NaN while unknown.
         seconds_left: of the search at this pace; NaN while unknown.
         idle_seconds: seconds since the journal has changed; NaN without a journal.
@@ -63,6 +64,7 @@ class Status:
     archives: Mapping[str, Mapping[str, float]]
     best: Mapping[str, float] | None
     quarantined: Sequence[Mapping[str, Any]]
+    halved: Mapping[str, int] | None
     per_hour: float
     seconds_left: float
     idle_seconds: float
@@ -108,6 +110,7 @@ def read_status(folder: str | Path) -> Status:
         quarantined=[
             {"id": one.id, "generation": one.generation, "error": one.error} for one in individuals if one.scores is None
         ],
+        halved=load_engine(path),
         per_hour=3600 * pace,
         seconds_left=max(total - len(individuals), 0) / pace,
         idle_seconds=max(time.time() - journal.stat().st_mtime, 0.0) if journal.exists() else math.nan,
@@ -182,6 +185,8 @@ def status_text(status: Status) -> str:
         for task, one in status.archives.items():
             best = "–" if math.isnan(one["best"]) else f"{one['best']:.3f}"
             lines.append(f"  {task:{width}}  {100 * one['coverage']:6.1f} %  {one['qd_score']:8.3f}  {best:>5}")
+    if status.halved is not None:
+        lines.append(f"  memory        ran out; engine.slots {status.halved['configured']} → {status.halved['slots']}")
     lines.append(f"  quarantined   {len(status.quarantined)} individuals")
     for one in status.quarantined[-SHOWN:]:
         lines.append(f"    {one['id']} (generation {one['generation']}): {one['error']}")

@@ -90,8 +90,8 @@ def verify_run(folder: str | Path) -> Audit:
 def run_digest(folder: str | Path) -> str:
     """One SHA-256 of a run: its individuals without their costs, its archives, and the state in the newest checkpoint.
 
-    Runs of equal configs on equal machines have equal digests, however often they were killed and resumed. An exception are
-    commands near their time limit, whose verdict depends on the load of the machine.
+    Runs of equal configs on equal machines have equal digests, however often they were killed and resumed. Commands near
+    their time limit are an exception: their verdict depends on the load of the machine.
 
     Raises:
         InputError: the folder is no run folder, or its journal or newest checkpoint is damaged.

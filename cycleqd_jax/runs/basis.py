@@ -22,7 +22,7 @@ from cycleqd_jax.types import Array, InputError, Progress, tree_paths
 
 __all__ = ["StoredBasis", "experts_of", "load_basis", "write_facts"]
 
-RECIPE = 2
+RECIPE = 3
 """Part of every store's digest; raised whenever the same experts would be decomposed, or stored, differently."""
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from cycleqd_jax import report
 from cycleqd_jax.config import RunConfig, read_yaml, to_dict
-from cycleqd_jax.files import check_writable, locked, make_folder, write_text
+from cycleqd_jax.files import check_writable, is_locked, locked, make_folder, write_text
 from cycleqd_jax.report.comparison import ComparisonTable
 from cycleqd_jax.report.stage import span
 from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest, value_at
@@ -62,8 +62,8 @@ def compare(
     runs of a seed have the same models and problems. The experts, the base, the baselines and the merges are evaluated in the
     first of them only. Where experts and files are given, all seeds share what does not depend on the seed.
 
-    Several processes can work at one comparison, on one machine or on several with a shared file system: the same call takes
-    the next run that no other process is at. It returns when all runs are finished.
+    Several processes can work at one comparison, on one machine or on several with a shared file system whose ``flock`` holds
+    for all of them: each call takes the next run that no other process has locked. It returns when all runs are finished.
 
     Tables and figures are written into ``output`` when all runs are finished; see :mod:`cycleqd_jax.report.comparison_files`.
     They show the methods and seeds of the call, and replace those of an earlier call.
@@ -93,6 +93,7 @@ def compare(
         InputError: methods, seeds, budgets or config are wrong, or the folder holds another comparison. Everything that can be
             known before is found before anything is trained or evaluated.
         InfraError: a sandbox is broken; the same call continues.
+        FailuresError: too many individuals in a row could not be evaluated; the same call continues.
     """
     given = read_methods(methods)
     folder = Path(output or f"{config.folder}-compare")
@@ -106,18 +107,24 @@ def compare(
     first = {method.name: configs[seeds[0], method.name] for method in given.methods}
     table = _table(given, first, seeds, reference or given.reference)
     check_writable(folder, "choose another --output")
-    _record(folder, common, given, config)
+    stated = _stated(common, given, config)
+    _record(folder, stated)
     for one in configs.values():
         check_folder(one)
     check_methods(first)
     make_folder(folder)
-    with locked(folder / ".lock", wait=True):
-        record = _record(folder, common, given, config)  # another process may have begun meanwhile
+
+    def write() -> None:
+        record = _record(folder, stated)  # another process may have written another one
         text = yaml.safe_dump({**record, "table": table}, sort_keys=False, allow_unicode=True)
         write_text(folder / "comparison.yaml", text)
+
+    with locked(folder / ".lock", wait=True):
+        write()
     with report.ProgressBar() if progress is None or log is None else contextlib.nullcontext() as bar:
         _run_all(configs, progress or bar or _unused, log or (bar.log if bar else _unused))
     with locked(folder / ".lock", wait=True):
+        write()
         return report.draw_comparison(folder)
 
 
@@ -127,27 +134,32 @@ def _unused(*_: Any) -> None: ...
 def _run_all(configs: Mapping[_Key, RunConfig], progress: Progress, log: Callable[[str], None]) -> None:
     """Runs what is neither finished nor under way in another process, and waits for what is under way."""
     finished = {key for key, one in configs.items() if _is_finished(one)}
-    start, made, waits = time.monotonic(), 0, False
+    own: set[_Key] = set()
+    start, waits = time.monotonic(), False
     while len(finished) < len(configs):
         with _claimed(configs, finished) as key:
             if key is not None:
                 seed, name = key
                 pending = len(configs) - len(finished)
-                left = f", about {span((time.monotonic() - start) / made * pending)} left" if made else ""
+                left = f", about {span((time.monotonic() - start) / len(own) * pending)} left" if own else ""
                 log(f"comparison: seed {seed}, {name} (run {len(finished) + 1} of {len(configs)}{left})")
                 _run(configs, key, finished, progress, log)
-                made, waits = made + 1, False
+                own.add(key)
+                waits = False
         if key is None and not waits:
             log("comparison: waiting for the runs of other processes")
             waits = True
         if key is None:
             time.sleep(POLL_S)
-        finished = {key for key, one in configs.items() if key in finished or _is_finished(one)}
+        ended = {key for key, one in configs.items() if key not in finished and _is_finished(one)}
+        for key in ended - own:
+            check_folder(configs[key])  # another process may have had another config
+        finished |= ended
 
 
 @contextlib.contextmanager
 def _claimed(configs: Mapping[_Key, RunConfig], finished: Set[_Key]) -> Iterator[_Key | None]:
-    """The next run for this process, whose lock it holds; None if other processes are at all that can begin.
+    """The next run for this process, whose lock it holds; None if other processes hold the locks of all runs that may start.
 
     The first run of a seed gives the rows that its other runs share, so these begin when it is finished. Where models and
     problems do not depend on the seed, this is the first run of all.
@@ -167,11 +179,12 @@ def _claimed(configs: Mapping[_Key, RunConfig], finished: Set[_Key]) -> Iterator
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(folder / f".{key[1]}.lock", wait=False))
-            except InputError:  # another process is at it
+            except InputError:  # another process works at it
                 continue
-            if not _is_finished(configs[key]):  # it is now, if another process has just ended it
+            if not _is_finished(configs[key]):
                 yield key
                 return
+            begun.add(group(key))  # another process has just finished it
     yield None
 
 
@@ -179,7 +192,7 @@ def _run(
     configs: Mapping[_Key, RunConfig], key: _Key, finished: Set[_Key], progress: Progress, log: Callable[[str], None]
 ) -> None:
     config = configs[key]
-    places = {key: one.folder for key, one in configs.items() if key in finished}
+    places = {other: configs[other].folder for other in configs if other in finished}
     shared = [place for (seed, _), place in places.items() if seed == key[0] or _is_seedless(config)]
     shared.sort(key=lambda place: place.parent != config.folder.parent)  # runs of the same seed share more
     with Run(config, progress=progress, log=log, shared=next(iter(shared), None)) as run:
@@ -252,16 +265,9 @@ def _table(methods: Methods, configs: Mapping[str, RunConfig], seeds: Sequence[i
     }
 
 
-def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: RunConfig) -> dict[str, Any]:
-    """What ``comparison.yaml`` holds beside the table: the config, the methods, and digests of given files.
-
-    A comparison of which no run has scores may be replaced by another.
-
-    Raises:
-        InputError: the folder holds something else, or a comparison of another config, of other files, or with another method
-            of a name.
-    """
-    here = {
+def _stated(common: Mapping[str, Any], methods: Methods, config: RunConfig) -> dict[str, Any]:
+    """What a call says of its comparison: the config, the methods, and digests of given files."""
+    return {
         "config": dict(common),
         "methods": {
             method.name: dict(method.overrides) | ({"search.method": method.search} if method.search else {})
@@ -269,6 +275,17 @@ def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: R
         },
         "inputs": _digests(config),
     }
+
+
+def _record(folder: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """What ``comparison.yaml`` holds beside the table: what the call says (:func:`_stated`), and the methods of earlier calls.
+
+    A comparison of which no run has scores, and at which no process works, may be replaced by another.
+
+    Raises:
+        InputError: the folder holds something else, or a comparison of another config, of other files, or with another method
+            of a name.
+    """
     file = folder / "comparison.yaml"
     if not file.exists():
         if folder.exists() and (found := sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))):
@@ -287,9 +304,9 @@ def _record(folder: Path, common: Mapping[str, Any], methods: Methods, config: R
             f"expected config, methods and inputs in {file}, got {type(error).__name__} {error}; restore the file, or choose "
             "another --output"
         ) from error
-    if not any(folder.glob("seed-*/*/history.jsonl")):
+    if not any(folder.glob("seed-*/*/history.jsonl")) and not any(is_locked(path) for path in folder.glob("seed-*/.*.lock")):
         return here
-    now = flat(dict(common))
+    now = flat(here["config"])
     pairs = [(key, value_at(before, key), value_at(now, key)) for key in sorted(before.keys() | now.keys())]
     pairs = [pair for pair in pairs if not any(pair[0] == name or pair[0].startswith(f"{name}.") for name in _PLACES)]
     pairs += [(f"the method {name}", named.get(name, one), one) for name, one in here["methods"].items()]

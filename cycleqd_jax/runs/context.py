@@ -32,6 +32,7 @@ class Context:
         log: called with single lines.
         shared: the folder of a finished run that differs in its search only, whose scores of experts, baselines and merges are
             taken over; None measures them.
+        read_only: whether nothing is written into the run folder.
     """
 
     config: RunConfig
@@ -42,6 +43,7 @@ class Context:
     progress: Progress
     log: Callable[[str], None]
     shared: Path | None = None
+    read_only: bool = False
 
     @property
     def folder(self) -> Path:
@@ -58,6 +60,8 @@ class Context:
     ) -> ModelEvaluator:
         """An evaluator for models of one architecture.
 
+        It works on as many problems at once as when memory ran out before; see :func:`~cycleqd_jax.runs.faults.known_slots`.
+
         Args:
             config: the config of the models.
             processor: makes their inputs.
@@ -65,7 +69,17 @@ class Context:
             base: returns weights of which most models share a part; by default those of the run's base.
         """
         shared = base or (lambda: self.models.base)
-        return self.family.evaluator(config, processor, self.config, self.tasks, group, shared, workers(self.config), self.log)
+        return self.family.evaluator(
+            config,
+            processor,
+            self.config,
+            self.tasks,
+            group,
+            shared,
+            workers(self.config),
+            self.log,
+            read_only=self.read_only,
+        )
 
 
 def workers(config: RunConfig) -> int:

@@ -203,7 +203,8 @@ class Evolution:
 
         Raises:
             InputError: the folder belongs to another config, other models or other data; or an expert can't be evaluated.
-            InfraError: a sandbox is broken; the same call continues.
+            FailuresError: too many children in a row, or an expert, could not be evaluated because of a sandbox, the memory or
+                the deadline; the same call continues.
         """
         if self._state is None:
             self._state = self._evolve()

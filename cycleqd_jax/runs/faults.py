@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from cycleqd_jax.config import SearchConfig
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.evaluation import FaultPolicy, GuardedWorker, Worker
+from cycleqd_jax.files import write_json
+from cycleqd_jax.report.read import load_engine
+from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import ModelEvaluator, Split
 
-__all__ = ["guarded", "halve_slots"]
+__all__ = ["guarded", "halve_slots", "known_slots", "record_slots"]
+
+FILE = "engine.json"
+"""The file in a run folder that says that slots were halved."""
 
 
 def guarded(
@@ -32,19 +39,50 @@ def guarded(
     return GuardedWorker(worker, policy, shrink=evaluator.shrink, log=log)
 
 
-def halve_slots(engine: Engine, configured: int, log: Callable[[str], None]) -> bool:
+def known_slots(folder: Path, configured: int) -> int:
+    """The slots with which a run continues: those in ``engine.json`` where its memory has run out before.
+
+    In bfloat16 replies may depend on the slots, and masks on the images per call. So a run continues with those that it had.
+
+    Args:
+        folder: the run folder. One without scores belongs to no config yet, and its file is not used.
+        configured: the slots in the config, or ``masks.batch_size``.
+
+    Raises:
+        InputError: the file is damaged, or of a newer version.
+    """
+    found = load_engine(folder) if (folder / "history.jsonl").exists() else None
+    return configured if found is None or found["configured"] != configured else found["slots"]
+
+
+def record_slots(folder: Path | None, configured: int) -> None:
+    """Records in ``engine.json`` of a run folder that the configured slots were halved; None records nothing.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    if folder is not None:
+        write_json(folder / FILE, {"schema": SCHEMA, "configured": configured, "slots": configured // 2})
+
+
+def halve_slots(engine: Engine, configured: int, log: Callable[[str], None], folder: Path | None = None) -> bool:
     """Halves the slots of an engine whose memory has run out.
 
     Args:
         engine: the engine; its weights are dropped.
         configured: the slots in the config.
         log: called with a line that says so.
+        folder: the run folder, where ``engine.json`` records it; None records nothing.
 
     Returns:
         Whether it did; False where they were halved before, or where there is one slot.
+
+    Raises:
+        OSError: the disk refuses.
     """
     if engine.slots < configured or configured == 1:
         return False
+    record_slots(folder, configured)
     engine.resize(configured // 2)
     log(
         f"warning: the memory has run out in an evaluation, which starts again with {engine.slots} instead of {configured} "

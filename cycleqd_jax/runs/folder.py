@@ -23,8 +23,8 @@ from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.folder import tokenizer_files
-from cycleqd_jax.runs.migrations import migrate
-from cycleqd_jax.schema import SCHEMA, check_schema
+from cycleqd_jax.runs.migrations import migrate, read_inputs
+from cycleqd_jax.schema import SCHEMA, without_versions
 from cycleqd_jax.types import InputError
 from cycleqd_jax.version import __version__
 
@@ -66,21 +66,21 @@ LATER = (
             "population",
             "neighbours",
             "descriptors",
-            "retries",
-            "deadline",
-            "max_failures",
         )
     ),
     "export.elites",
     "model.prepare",
     "masks",
 )
-"""Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did."""
+"""Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did.
+
+Keys of ``FREE`` are not compared, so they are not here.
+"""
 
 FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard", "pictures")
 """The folders in a run folder."""
 
-FILES = ("config.yaml", "inputs.json", "history.jsonl", "grid.json", "report.html")
+FILES = ("config.yaml", "inputs.json", "engine.json", "history.jsonl", "grid.json", "report.html")
 """The files in a run folder."""
 
 STARTED = {"inputs.json", "grid.json", "checkpoints", "tables", "tables/basis.json"}
@@ -198,10 +198,7 @@ def check_folder(config: RunConfig) -> None:
         raise InputError(f"expected the config of a run in {file}, got something else; choose another output")
     if not (folder / "history.jsonl").exists():
         return
-    check_schema(other, file)
-    for name in ("versions", "schema"):
-        other.pop(name, None)
-    here, there = flat(to_dict(config)), flat(other)
+    here, there = flat(to_dict(config)), flat(without_versions(other, file))
     later = _later_keys(config, here)
     there = {key: later[key] for key in later if not any(known.startswith(f"{key}.") for known in there)} | there
     for key in sorted(here.keys() | there.keys()):
@@ -335,8 +332,7 @@ def compare_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Compares inputs with the recorded ones, which it returns."""
-    before = json.loads(file.read_text("utf-8"))
-    check_schema(before, file)
+    before = read_inputs(file)
     for name, value in inputs.items():
         if before.get(name) != value:
             raise InputError(

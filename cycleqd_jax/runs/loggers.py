@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import platform
 import shutil
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ class TensorBoard:
     """Scalars for TensorBoard, with the ids of individuals as steps.
 
     The folder is written anew by every start of the search, from the whole journal, so that a resumed run has every individual
-    once.
+    once. The records are written by the caller's thread: the ``SummaryWriter`` of tensorboardX has a thread of its own, which a
+    full disk ends, and its queue then blocks for ever.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,19 +35,52 @@ class TensorBoard:
 
         Raises:
             InputError: tensorboardX is not installed.
+            OSError: the disk refuses.
         """
-        writer = _tensorboardx().SummaryWriter
+        _check_tensorboardx()
+        from tensorboardX.record_writer import RecordWriter
+
         shutil.rmtree(folder, ignore_errors=True)
-        self._writer = writer(str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, now = folder, time.time()
+        self._writer = RecordWriter(str(folder / f"events.out.tfevents.{int(now)}.{platform.node()}"))
+        self._event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event
+        self._writer.write(self._event(wall_time=now, file_version="brain.Event:2").SerializeToString())
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes the figures of one individual."""
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+        """Writes the figures of one individual; they are on disk when :meth:`flush` returns.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        with self._named():
+            for name, value in figures.items():
+                self._writer.write(self._event(wall_time=now, step=step, summary=scalar(name, value)).SerializeToString())
+
+    def flush(self) -> None:
+        """Writes what is in memory to the disk.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        with self._named():
+            self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is waiting."""
-        self._writer.close()
+        """Closes the file. What the disk has refused was an error of :meth:`flush`, and is none here."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the folder in errors of the disk."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(self._folder)) from error
 
 
 class Logged:
@@ -62,11 +99,13 @@ class Logged:
         self._best, self._quarantined = 0.0, 0
         for identity in journal.ids():
             self._log(identity)
+        self._flush()
 
     def __call__(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         """Logs individual ``done`` − 1; see :class:`~cycleqd_jax.types.Progress`."""
         if done - 1 not in self._seen and self._journal.get(done - 1) is not None:
             self._log(done - 1)
+            self._flush()
         self._progress(stage, done, total, figures)
 
     def _log(self, identity: int) -> None:
@@ -85,6 +124,10 @@ class Logged:
         for logger in self._loggers:
             logger.log(identity, figures)
 
+    def _flush(self) -> None:
+        for logger in self._loggers:
+            logger.flush()
+
 
 def check_loggers(config: RunConfig) -> None:
     """Checks that what the loggers of a config need is installed.
@@ -93,7 +136,7 @@ def check_loggers(config: RunConfig) -> None:
         InputError: it is not.
     """
     if "tensorboard" in config.loggers:
-        _tensorboardx()
+        _check_tensorboardx()
 
 
 @contextlib.contextmanager
@@ -116,11 +159,10 @@ def log_search(config: RunConfig, journal: Journal, progress: Progress) -> Itera
             logger.close()
 
 
-def _tensorboardx() -> Any:
+def _check_tensorboardx() -> None:
     try:
-        import tensorboardX
+        importlib.import_module("tensorboardX")
     except ImportError as error:
         raise InputError(
             "expected the package tensorboardX for loggers: [tensorboard], got none; run pip install 'cycleqd_jax[tensorboard]'"
         ) from error
-    return tensorboardX

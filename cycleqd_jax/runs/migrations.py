@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +13,27 @@ from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.schema import SCHEMA, check_schema
 from cycleqd_jax.types import InputError
 
-__all__ = ["MIGRATIONS", "migrate"]
+__all__ = ["MIGRATIONS", "migrate", "read_inputs"]
+
+
+def read_inputs(file: Path) -> dict[str, Any]:
+    """Reads ``inputs.json``: digests by name, the ``versions`` of packages and the ``schema``.
+
+    Raises:
+        InputError: the file is damaged, or of a newer version.
+    """
+    try:
+        tree = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"expected the digests of a run's inputs in {file}, got an error ({error}); restore the file"
+        ) from error
+    if isinstance(tree, dict):
+        check_schema(tree, file)
+        if isinstance(tree.get("versions"), dict):
+            return tree
+    got = "no versions" if isinstance(tree, dict) else type(tree).__name__
+    raise InputError(f"expected the digests of a run's inputs with versions in {file}, got {got}; restore the file")
 
 
 def _add_schemas(folder: Path) -> None:
@@ -21,7 +42,9 @@ def _add_schemas(folder: Path) -> None:
         file = folder / name
         if not file.exists():
             continue
-        tree = json.loads(file.read_text("utf-8"))
+        tree = read_inputs(file) if name == "inputs.json" else json.loads(file.read_text("utf-8"))
+        if not isinstance(tree, dict):
+            raise InputError(f"expected a JSON object in {file}, got {type(tree).__name__}; restore the file")
         if check_schema(tree, file) == 0:
             write_json(file, {"schema": 1, **tree})
 
@@ -45,6 +68,8 @@ def migrate(folder: Path) -> None:
     for schema in range(check_schema(tree, file), SCHEMA):
         try:
             MIGRATIONS[schema](folder)
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(
                 f"expected files of a run that can be read, got an error ({error}) in {folder}; restore them"

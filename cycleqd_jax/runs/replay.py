@@ -15,6 +15,7 @@ from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, ExpertSpace
 from cycleqd_jax.runs.devices import Space
 from cycleqd_jax.runs.searchers import make_searcher
 from cycleqd_jax.search import Journal, individuals_within, tree_digest
+from cycleqd_jax.search.digests import OLD_BASES
 from cycleqd_jax.types import Genome, InputError, Lineage, SearchState, stack_trees
 
 __all__ = ["Replayed", "ancestors_of", "rebuild", "replay", "total_individuals"]
@@ -88,7 +89,7 @@ def rebuild(space: Space, journal: Journal, tasks: tuple[str, ...], ids: Iterabl
         if individual.digest not in (None, found):
             raise InputError(
                 f"expected the genome of individual {identity} to have digest {individual.digest}, as in {journal.path}, got "
-                f"{found}; use the experts, the version and the kind of machine of that run"
+                f"{found}; use the experts, the version and the kind of machine of that run ({OLD_BASES})"
             )
         genomes[identity] = genome
         for parent in {parent for parent in individual.parents if parent >= 0}:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from cycleqd_jax import operators
-from cycleqd_jax.evaluation import Evaluation, in_less_memory
+from cycleqd_jax.evaluation import Evaluation, in_less_memory, out_of_memory
 from cycleqd_jax.files import write_json, write_text
 from cycleqd_jax.runs.coefficients import express_coefficients
 from cycleqd_jax.runs.context import Context
@@ -102,7 +102,7 @@ def measure(context: Context, evolution: Evolution, isolation: str | None, *, ke
     first: dict[Key, str] = {}
     for done, (name, row) in enumerate(rows.items()):
         context.progress("measure", done, len(rows), {})
-        if keep and row.key is not None and not first:  # rows that do not depend on the search come before those that do
+        if keep and row.key is not None and not first:  # the rows of the search are the last ones
             for other in known.scores:
                 if other not in rows and other not in known.keys:
                     found.take(other, known, other)
@@ -167,7 +167,7 @@ def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, 
     try:
         merge.ensure_fitted()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         return dataclasses.replace(row, error="the device's memory does not suffice; decrease gradient.batch_size")
     return row

@@ -173,7 +173,7 @@ class Run:
             log(f"sandbox: {sandbox.isolation.name} ({sandbox.isolation.description})")
             log(f"sandbox: {sandbox.boxes}")
         examples = Examples(models, data)
-        context = Context(config, models, opened.tasks, examples, groups, progress, log, self._shared)
+        context = Context(config, models, opened.tasks, examples, groups, progress, log, self._shared, self._read_only)
         return _Opened(sandbox, context, Trainer(config, models, examples, progress), Evolution(context))
 
     def _lock(self, stack: contextlib.ExitStack) -> None:

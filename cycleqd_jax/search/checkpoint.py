@@ -15,15 +15,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cycleqd_jax.files import one_disk_error
-from cycleqd_jax.search.digests import tree_digest
+from cycleqd_jax.search.digests import OLD_BASES, tree_digest
 from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 
-__all__ = ["SCHEMA", "Checkpoints", "StoredState", "checkpoint_steps", "read_checkpoint"]
+__all__ = ["SCHEMA", "Checkpoints", "DamagedCheckpointError", "StoredState", "checkpoint_steps", "read_checkpoint"]
 
 SCHEMA = 1
 """Version of the checkpoint format; increased with every incompatible change."""
 
 _REMOVE = "remove it, and the run continues from the checkpoint before it or from the journal"
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint can't be read, or the digest of its arrays differs."""
 
 
 def _leaves(tree: Any) -> dict[str, str]:
@@ -44,18 +48,20 @@ def _check_digest(meta: Mapping[str, Any], contents: Mapping[str, Any], place: P
     """Compares what was read with what was written; checkpoints of older versions have no digest.
 
     Raises:
-        InputError: they differ.
+        DamagedCheckpointError: they differ.
     """
     found = _digest(contents)
     if meta.get("digest") not in (None, found):
-        raise InputError(
+        raise DamagedCheckpointError(
             f"expected the arrays of a checkpoint with digest {meta['digest']:.16}, got {found:.16} in {place}; {_REMOVE}"
         )
 
 
-def _unreadable(place: Path, error: Exception) -> InputError:
+def _unreadable(place: Path, error: Exception) -> DamagedCheckpointError:
     reason = (str(error).splitlines() or ["no message"])[0]
-    return InputError(f"expected a readable checkpoint, got {type(error).__name__} ({reason:.120}) in {place}; {_REMOVE}")
+    return DamagedCheckpointError(
+        f"expected a readable checkpoint, got {type(error).__name__} ({reason:.120}) in {place}; {_REMOVE}"
+    )
 
 
 def _read_meta(place: Path) -> Mapping[str, Any]:
@@ -172,6 +178,10 @@ class Checkpoints:
         """Step of the newest checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
+    def remove(self, step: int) -> None:
+        """Removes the checkpoint of a step."""
+        self._manager.delete(step)
+
     def restore(self, like: Any, key: PRNGKeyArray) -> tuple[int, Any]:
         """Reads the newest checkpoint.
 
@@ -183,7 +193,8 @@ class Checkpoints:
             The step and the state.
 
         Raises:
-            InputError: the checkpoint can't be read or is damaged, or has another schema, other leaves or another key.
+            DamagedCheckpointError: the checkpoint can't be read, or is damaged.
+            InputError: it has another schema, other leaves or another key.
         """
         step = self._manager.latest_step()
         assert step is not None, "no checkpoint to restore"
@@ -200,7 +211,7 @@ class Checkpoints:
         if meta["leaves"] != _leaves(like):
             raise InputError(
                 f"expected a checkpoint with the leaves and shapes of this run's state, got others in {self.folder}; use the "
-                "config of that run, or another folder"
+                f"config and the version of that run ({OLD_BASES}), or another folder"
             )
         contents = _contents(like, key)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, contents)

@@ -10,7 +10,10 @@ import flax.serialization
 import jax
 import numpy as np
 
-__all__ = ["tree_digest"]
+__all__ = ["OLD_BASES", "tree_digest"]
+
+OLD_BASES = "older versions also kept coefficients of matrices that no expert changes"
+"""Why genomes and checkpoints of the same experts may differ between versions; part of error messages."""
 
 
 def tree_digest(tree: Any, *, digits: int = 16) -> str:
@@ -31,7 +34,7 @@ def tree_digest(tree: Any, *, digits: int = 16) -> str:
     for path, leaf in sorted(_leaves(flax.serialization.to_state_dict(tree), ""), key=lambda one: one[0]):
         array = np.asarray(jax.device_get(leaf))
         total.update(f"{path}\0{array.dtype}\0{array.shape}\0".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # copies only what is not contiguous
     return total.hexdigest()[:digits]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,11 +94,19 @@ class Journal:
 
     def sort(self) -> None:
         """Sorts the lines by id, atomically; they are out of order after an interrupted generation was resumed."""
-        if list(self._lines) == sorted(self._lines):
-            return
+        if list(self._lines) != sorted(self._lines):
+            self._rewrite(sorted(self._lines))
+
+    def take_back(self, identities: Collection[int]) -> None:
+        """Removes individuals, atomically: a search evaluates them again."""
+        if any(identity in identities for identity in self._lines):
+            self._rewrite([identity for identity in self._lines if identity not in identities])
+
+    def _rewrite(self, identities: Sequence[int]) -> None:
+        assert not self._read_only, "a journal that may write"
         lines, end = {}, 0
         with replacing(self.path) as file:
-            for identity in sorted(self._lines):
+            for identity in identities:
                 individual = self._lines[identity].individual
                 end += file.write(individual.to_json().encode() + b"\n")
                 lines[identity] = _Line(individual, end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +14,9 @@ import numpy as np
 
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
-from cycleqd_jax.search.checkpoint import Checkpoints
-from cycleqd_jax.search.digests import tree_digest
+from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
+from cycleqd_jax.search.digests import OLD_BASES, tree_digest
+from cycleqd_jax.search.failures import check_expert, check_row
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
 from cycleqd_jax.types import (
@@ -34,9 +34,6 @@ from cycleqd_jax.types import (
 )
 
 __all__ = ["evolve", "individuals_within"]
-
-_LONGEST, _MOST = 160, 3
-"""The most characters of a reason, and the most reasons, in the message about too many failures."""
 
 
 def evolve(
@@ -70,7 +67,8 @@ def evolve(
     Args:
         searcher: the algorithm.
         experts: genomes of the experts, leading axis K; evaluated first, with ids 0 to K − 1.
-        evaluator: evaluates the genomes. An InfraError ends the search, which can be resumed.
+        evaluator: evaluates the genomes. An InfraError that it raises ends the search, which can be resumed. A
+            :class:`~cycleqd_jax.evaluation.GuardedWorker` returns a quarantined evaluation instead.
         tasks: names of the tasks, in the order of the scores.
         key: PRNG key of the run; generation t asks with ``fold_in(key, t)``.
         generations: number of generations; fewer if the budget ends the search.
@@ -81,11 +79,15 @@ def evolve(
             and of the expert of its active task as drafts.
         budget: the most individuals that are evaluated, the experts included, quarantined ones too; None is no limit. See
             :func:`individuals_within`.
-        max_failures: number of children in a row that fail, after which the search stops; None is no limit. The last of them is
-            not recorded, so that a resumed search evaluates it again. Failures that the journal has do not stop it.
+        max_failures: number of children in a row with transient failures (a sandbox, memory, a deadline), after which the
+            search stops; None is no limit. The cause was common then, so the row is taken out of the journal, and a resumed
+            search evaluates it again. Only children that a checkpoint covers stay, and those of earlier generations where a
+            later child of this one has scores. Logits that are not finite neither count nor end a row. Failures that the
+            journal has do not stop a search.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
-        log: called with a warning where the genome of a recorded individual has other bits here; None makes that an error.
+        log: called with a warning where the genome of a recorded individual has other bits here, or where a damaged checkpoint
+            is removed, without which the search continues; None makes both an error.
 
     Returns:
         The searcher's last state.
@@ -93,7 +95,7 @@ def evolve(
     Raises:
         InputError: the budget does not suffice for the experts and one generation, which is found before any evaluation;
             journal or checkpoint belong to another run, or an expert's logits are not finite.
-        FailuresError: ``max_failures`` children in a row failed; or an expert failed for another reason, and is not recorded.
+        FailuresError: ``max_failures`` children in a row had transient failures; or an expert had one, and is not recorded.
     """
     count = jax.tree.leaves(experts)[0].shape[0]
     if budget is not None and budget < count + batch_size:
@@ -113,9 +115,7 @@ def evolve(
     report = _Reporter(journal, tasks, total, progress)
     state = _evaluate_experts(searcher, experts, evaluator, tasks, journal, transcripts, report)
     on_start(state)
-    first = 0
-    if checkpoints is not None and restored:
-        first, state = checkpoints.restore(state, key)
+    first, state = _restore(checkpoints, state, key, log)
     check = _DigestCheck(journal, log)
     for k, digest in enumerate(_digests(experts)):
         check(k, digest)
@@ -131,7 +131,8 @@ def evolve(
             for child in children:
                 _check_recorded(child, journal, check)
             relatives = [] if transcripts is None else [transcripts.of(_relatives(child, tasks)) for child in children]
-            _evaluate(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures)
+            covered = count + (0 if checkpoints is None else checkpoints.latest() or 0) * batch_size
+            _evaluate(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered)
             scores = [journal.scores(child.id, tasks) for child in children]
             items = journal.items([child.id for child in children], tasks)
             state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
@@ -144,6 +145,24 @@ def evolve(
                 checkpoints.save(*complete, key)
         raise
     return state
+
+
+def _restore(
+    checkpoints: Checkpoints | None, first: Any, key: PRNGKeyArray, log: Callable[[str], None] | None
+) -> tuple[int, Any]:
+    """The step and the state of the newest checkpoint that is not damaged; without one, 0 and the searcher's first state.
+
+    Damaged checkpoints are removed, because the journal has all that they had.
+    """
+    while checkpoints is not None and (step := checkpoints.latest()) is not None:
+        try:
+            return checkpoints.restore(first, key)
+        except DamagedCheckpointError as error:
+            if log is None:
+                raise
+            log(f"warning: the checkpoint of generation {step} is damaged, is removed, and the journal is replayed: {error}")
+            checkpoints.remove(step)
+    return 0, first
 
 
 def individuals_within(individuals: int | None, items: int | None, each: int) -> int | None:
@@ -214,7 +233,7 @@ def _evaluate_experts(
             )
         report(identity)
 
-    _evaluate(evaluator, genomes, experts, journal, transcripts, check, [], None)
+    _evaluate(evaluator, genomes, experts, journal, transcripts, check, [], None, count)
     scores = np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32)
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
 
@@ -279,7 +298,8 @@ class _DigestCheck:
         if self._log is None:
             raise InputError(
                 f"expected the genome of individual {identity} to have digest {digest}, got {recorded.digest} in "
-                f"{self._journal.path}; use the experts, the version and the kind of machine of that run, or another folder"
+                f"{self._journal.path}; use the experts, the version and the kind of machine of that run "
+                f"({OLD_BASES}), or another folder"
             )
         self._told = True
         self._log(
@@ -297,74 +317,68 @@ def _evaluate(
     on_recorded: Callable[[int], None],
     relatives: Sequence[Sequence[Transcript]],
     max_failures: int | None,
+    covered: int,
 ) -> None:
     """Evaluates the individuals that the journal lacks and records them; ``on_recorded`` gets the ids of all, in order.
 
     ``relatives`` are transcripts for each individual, or empty. The groups do not depend on what the journal has, because the
-    last bits of results may depend on the group.
+    last bits of results may depend on the group. The newest checkpoint needs the individuals with ids below ``covered``.
     """
     groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
     groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
     results: dict[int, Individual] = {}
-    transient: set[int] = set()  # those that failed for a reason of this moment
+    transient: set[int] = set()
     done = 0  # how many are recorded without a gap
+    stopped = False
 
     def is_new(j: int) -> bool:
         return journal.get(individuals[j].id) is None
+
+    def check_failure(individual: Individual) -> None:
+        if individual.expert is not None:
+            check_expert(individual, journal)
+            return
+        # Scores of this generation are kept, and belong to the generations before it.
+        scored = any(results[j].error is None for j in results if j > done) or journal.ids()[-1] > individual.id
+        check_row(individual, journal, max_failures, max(covered, individuals[0].id if scored else 0))
 
     def record_in_order() -> None:
         nonlocal done
         while done < len(individuals) and (done in results or not is_new(done)):
             if is_new(done):
-                _check_failure(results[done], done in transient, journal, max_failures)
+                if done in transient:
+                    check_failure(results[done])
                 journal.append(results[done])
             on_recorded(individuals[done].id)
             done += 1
 
     def on_result(i: int, evaluations: list[Evaluation]) -> None:
+        nonlocal stopped
+        if stopped:  # another worker ends while the search stops
+            return
         for j, one in zip(groups[i], evaluations, strict=True):
             if transcripts is not None:
                 transcripts.write(individuals[j].id, one.transcript)
             results[j] = _evaluated(individuals[j], one)
             if one.transient:
                 transient.add(j)
-        record_in_order()
+        try:
+            record_in_order()
+        except FailuresError:
+            stopped = True
+            raise
 
     try:
         record_in_order()
         options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
         evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
     except BaseException as error:
-        # What failed for a reason of this moment is evaluated again when the search is resumed.
+        # Transient failures are evaluated again when the search is resumed.
         failed = {j for j in results if results[j].error is not None} if isinstance(error, FailuresError) else transient
         for j in filter(is_new, sorted(results.keys() - failed)):
             journal.append(results[j])
         raise
     journal.sort()
-
-
-def _check_failure(individual: Individual, transient: bool, journal: Journal, most: int | None) -> None:
-    """Refuses to record an expert that failed for a reason of this moment, and the last of too many failures in a row."""
-    if individual.error is None:
-        return
-    if individual.expert is not None:
-        if transient:
-            raise FailuresError(
-                f"expected scores of expert {individual.expert!r}, got: {individual.error} in {journal.path}; correct the "
-                "cause and run the same command to continue"
-            )
-        return
-    reasons, first = [individual.error], individual.id
-    while (before := journal.get(first - 1)) is not None and before.error is not None:
-        reasons.append(before.error)
-        first -= 1
-    if most is not None and len(reasons) >= most:
-        counted = collections.Counter(reason[:_LONGEST] for reason in reasons).most_common(_MOST)
-        listed = ", ".join(f"{count} × {reason!r}" for reason, count in counted)
-        raise FailuresError(
-            f"expected fewer than search.max_failures = {most} failed individuals in a row, got individuals {first} to "
-            f"{individual.id} ({listed}) in {journal.path}; correct the cause and run the same command to continue"
-        )
 
 
 def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:

@@ -15,10 +15,24 @@ from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.images import resized_size, to_model
 from cycleqd_jax.types import InputError, SegmentationItem
 
-__all__ = ["FLIPS", "Draw", "Target", "check_items", "draw_items", "flipped", "model_box", "target"]
+__all__ = ["FLIPS", "Draw", "Extent", "Target", "check_items", "draw_items", "flipped", "model_box", "target"]
 
 FLIPS: dict[str, tuple[int, ...]] = {"none": (0,), "horizontal": (0, 1), "both": (0, 1, 2, 3)}
 """The values of the option ``flips``, and the flips that are drawn: 1 exchanges left and right, 2 up and down, 3 does both."""
+
+
+class Extent(NamedTuple):
+    """The size of an item's image, and its prompt.
+
+    Attributes:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        box: left, top, right, bottom in pixels of the image.
+    """
+
+    height: int
+    width: int
+    box: tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,65 +54,74 @@ class Target(NamedTuple):
     """What a predicted mask is compared with, in the size of the model's masks.
 
     Attributes:
-        mask: 1 where most of a place is the object, otherwise 0.
-        valid: 1 where most of a place is the image and not padding, otherwise 0.
+        mask: the share of the object in what a place shows of the image, from 0 to 1, so that no object is too small or thin.
+        valid: 1 where a place shows some of the image, 0 where it is padding.
     """
 
     mask: Float[np.ndarray, "rows columns"]
     valid: Float[np.ndarray, "rows columns"]
 
 
-def check_items(items: Sequence[SegmentationItem]) -> None:
-    """Checks that a model can learn from items.
+def check_items(items: Sequence[SegmentationItem]) -> list[Extent]:
+    """Checks that a model can learn from items; reads each of them once.
 
     Args:
         items: images with masks and boxes.
 
+    Returns:
+        The size and the box of every item.
+
     Raises:
-        InputError: there is none; or one has a mask of another size than its image, an empty mask, or a box without area.
+        InputError: there is none; or one has a mask of another size than its image, an empty mask, or a box whose edges are
+            exchanged or not finite.
     """
     if not items:
         raise InputError("expected at least one training image, got none; check the training data")
-    for item in items:
-        left, top, right, bottom = np.asarray(item.box, np.float64).tolist()
-        if item.mask.shape != item.image.shape[:2] or not item.mask.any():
-            raise InputError(
-                f"expected a mask of {item.image.shape[0]} × {item.image.shape[1]} pixels with an object, got "
-                f"{item.mask.shape[0]} × {item.mask.shape[1]}, {int(item.mask.sum())} of them object, in training image "
-                f"{item.name!r}; correct the data"
-            )
-        if not (left < right < math.inf and top < bottom < math.inf and min(left, top) > -math.inf):
-            raise InputError(
-                "expected a box whose right and lower edge follow its left and upper edge, got "
-                f"{[left, top, right, bottom]} in training image {item.name!r}; correct the data"
-            )
+    return [_extent(item) for item in items]
+
+
+def _extent(item: SegmentationItem) -> Extent:
+    (height, width), (rows, columns) = item.image.shape[:2], item.mask.shape
+    left, top, right, bottom = np.asarray(item.box, np.float64).tolist()
+    if (rows, columns) != (height, width):
+        raise InputError(
+            f"expected a mask of {width} × {height} pixels, the size of the image, got {columns} × {rows} in training image "
+            f"{item.name!r}; correct the data"
+        )
+    if not item.mask.any():
+        raise InputError(f"expected a mask of an object, got no pixel of one in training image {item.name!r}; remove the image")
+    if not (left <= right < math.inf and top <= bottom < math.inf and min(left, top) > -math.inf):
+        raise InputError(
+            "expected a box whose right and lower edges do not precede its left and upper edges, got "
+            f"{[left, top, right, bottom]} in training image {item.name!r}; correct the data"
+        )
+    return Extent(height, width, (left, top, right, bottom))
 
 
 def draw_items(
-    items: Sequence[SegmentationItem], steps: int, batch_size: int, flips: str, jitter: float, seed: int
+    extents: Sequence[Extent], steps: int, batch_size: int, flips: str, jitter_fraction: float, seed: int
 ) -> list[list[Draw]]:
     """The items of every step, from consecutive random permutations, each with a random flip and a random box.
 
     Args:
-        items: checked by :func:`check_items`.
+        extents: of the items, from :func:`check_items`.
         steps: number of steps.
         batch_size: images per step.
         flips: a key of :data:`FLIPS`; all of its flips are equally likely.
-        jitter: every edge of a box moves by up to this fraction of the box's width or height, and stays in the image.
+        jitter_fraction: every edge of a box moves by up to this fraction of the box's width or height, and stays in the image.
         seed: the seed of everything.
     """
     rng = np.random.default_rng(seed)
     total = steps * batch_size
-    order = np.concatenate([rng.permutation(len(items)) for _ in range(-(-total // len(items)))])[:total]
+    order = np.concatenate([rng.permutation(len(extents)) for _ in range(-(-total // len(extents)))])[:total]
     chosen = rng.choice(FLIPS[flips], total)
-    moves = rng.uniform(-jitter, jitter, (total, 4))
-    draws = [_draw(items[i], int(i), int(flip), move) for i, flip, move in zip(order, chosen, moves, strict=True)]
+    moves = rng.uniform(-jitter_fraction, jitter_fraction, (total, 4))
+    draws = [_draw(extents[i], int(i), int(flip), move) for i, flip, move in zip(order, chosen, moves, strict=True)]
     return [draws[start : start + batch_size] for start in range(0, total, batch_size)]
 
 
-def _draw(item: SegmentationItem, index: int, flip: int, move: np.ndarray) -> Draw:
-    height, width = item.mask.shape
-    left, top, right, bottom = np.asarray(item.box, np.float64).tolist()
+def _draw(extent: Extent, index: int, flip: int, move: np.ndarray) -> Draw:
+    height, width, (left, top, right, bottom) = extent
     if flip & 1:  # coordinates are those of the pixels' centres
         left, right = width - 1 - right, width - 1 - left
     if flip & 2:
@@ -106,7 +129,7 @@ def _draw(item: SegmentationItem, index: int, flip: int, move: np.ndarray) -> Dr
     size = np.array([right - left, bottom - top] * 2)
     moved = np.array([left, top, right, bottom]) + move * size
     if move.any():
-        moved = np.clip(moved, 0, [width, height] * 2)
+        moved = np.clip(moved, 0, [width - 1, height - 1] * 2)
     return Draw(index, flip, (float(moved[0]), float(moved[1]), float(moved[2]), float(moved[3])))
 
 
@@ -131,14 +154,16 @@ def target(mask: Bool[np.ndarray, "height width"], config: sam.SamConfig) -> Tar
     """
     size, side = config.vision.image_size, 4 * config.vision.grid
     height, width = resized_size((mask.shape[0], mask.shape[1]), size)
-    whole = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize((width, height), Image.Resampling.BOX)
+    whole = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
 
     def coverage(part: Image.Image) -> np.ndarray:
-        frame = Image.new("L", (size, size))
+        frame = Image.new("F", (size, size))
         frame.paste(part, (0, 0))
-        return (np.asarray(frame.resize((side, side), Image.Resampling.BOX)) > 127).astype(np.float32)
+        return np.asarray(frame.resize((side, side), Image.Resampling.BOX))
 
-    return Target(coverage(whole), coverage(Image.new("L", (width, height), 255)))
+    shown = coverage(Image.new("F", (width, height), 1))
+    share = np.divide(coverage(whole), shown, out=np.zeros_like(shown), where=shown > 0)
+    return Target(np.clip(share, 0, 1), (shown > 0).astype(np.float32))
 
 
 def model_box(box: Sequence[float], shape: tuple[int, int], config: sam.SamConfig) -> Float[np.ndarray, "1 4"]:

@@ -5,8 +5,8 @@ cross-entropy and an intersection over union whose pixels weigh more near the ed
 are those of :mod:`cycleqd_jax.training.supervised`.
 
 Images are flipped, and boxes moved, by a seed. A flip comes before the image is resized and padded, and image, mask and box are
-flipped together. With a frozen image encoder, the embedding of every flip that the training draws is computed once beforehand:
-an embedding can't be flipped itself, because the encoder's positions and kernels are not symmetric.
+flipped together. With a frozen image encoder, the embedding of every flip that the training draws is computed beforehand: an
+embedding can't be flipped itself, because the encoder's positions and kernels are not symmetric.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from jaxtyping import Array, Float
 
 from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.images import preprocess
-from cycleqd_jax.models.sam.predictor import embed_images
 from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import is_matrix
+from cycleqd_jax.training.embeddings import FrozenEncoder
 from cycleqd_jax.training.images import FLIPS, Draw, check_items, draw_items, flipped, model_box, target
 from cycleqd_jax.training.supervised import TrainOptions, learning_rates, optimizer
 from cycleqd_jax.types import (
@@ -53,6 +53,13 @@ EDGE_WINDOW, EDGE_WEIGHT = 31, 5.0
 _FROZEN = re.compile(r"prompt/(frequencies|mask/.*|no_point)|.*/norm/(mean|var)")
 """Leaves that no training changes: constants, statistics of batch norms, and what boxes do not use."""
 
+_USED = (
+    (re.compile(r"decoder/hyper/.*"), np.s_[:1]),
+    (re.compile(r"decoder/iou/proj_out/.*"), np.s_[..., :1]),
+    (re.compile(r"prompt/points"), np.s_[2:]),
+)
+"""The parts that the loss uses of some leaves: of the first mask token, and of the corners of boxes. The rest never changes."""
+
 _LORA = re.compile(r"(?:vision|decoder)/(?:.*/)?(?:\w*attn|token_to_image|image_to_token)/\w+/kernel")
 """The projections of attention."""
 
@@ -66,21 +73,21 @@ class MaskOptions:
             norms and what boxes do not use stay as they are. The head that predicts the intersection over union stays too,
             unless ``iou_weight`` is positive.
         flips: how images are flipped: ``"none"``, ``"horizontal"`` or ``"both"`` ways.
-        jitter: every edge of a box moves by up to this fraction of the box's width or height.
+        jitter_fraction: every edge of a box moves by up to this fraction of the box's width or height.
         iou_weight: the weight of the squared error of the predicted intersection over union.
     """
 
     trained: str = "decoder"
     flips: str = "horizontal"
-    jitter: float = 0.0
+    jitter_fraction: float = 0.0
     iou_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name, accepted in {"trained": ("decoder", "all"), "flips": tuple(FLIPS)}.items():
             if getattr(self, name) not in accepted:
                 raise InputError(f"expected {name} to be one of {', '.join(accepted)}, got {getattr(self, name)!r}; correct it")
-        if not 0 <= self.jitter < 0.5:
-            raise InputError(f"expected jitter to be from 0 to below 0.5, got {self.jitter}; correct it")
+        if not 0 <= self.jitter_fraction < 0.5:
+            raise InputError(f"expected jitter_fraction to be from 0 to below 0.5, got {self.jitter_fraction}; correct it")
         if not 0 <= self.iou_weight < math.inf:
             raise InputError(f"expected iou_weight to be at least 0, got {self.iou_weight}; correct it")
 
@@ -92,8 +99,8 @@ class MaskMetrics:
     Attributes:
         losses: the loss of every step, Float ``[steps]``.
         images: the number of images, repetitions included.
-        embedded: the number of images that a frozen encoder embedded.
-        embed_seconds: the part of ``seconds`` that this took.
+        embedded: the number of images that a frozen encoder embedded, repetitions included.
+        embed_seconds: the part of ``seconds`` before the first step, in which embeddings are computed that are kept.
         seconds: wall time, including compilation.
     """
 
@@ -144,7 +151,7 @@ def structure_loss(
 
     Args:
         logits: the predicted masks.
-        masks: 1 on the object, otherwise 0.
+        masks: the share of the object at every place, from 0 to 1.
         valid: 0 for padding, which does not count, otherwise 1.
     """
     weight = (1 + EDGE_WEIGHT * jnp.abs(_window_mean(masks) - masks)) * valid
@@ -205,7 +212,16 @@ def _step(
     value, gradients = jax.value_and_grad(_loss)(trained, base, batch, config, iou_weight)
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies Python floats by integer counters
         updates, state = optimizer(*optimizer_options, _decayed).update(gradients, state, trained)
-    return jax.tree.map(lambda p, u: p + rate * u, trained, updates), state, value
+    moved = jax.tree.map(lambda p, u: p + rate * u, trained, updates)
+    return {path: _unless_unused(path, trained[path], leaf) for path, leaf in moved.items()}, state, value
+
+
+def _unless_unused(path: str, old: Any, new: Any) -> Any:
+    """The new values of what the loss uses, and the old ones of the rest, which weight decay alone would change."""
+    for pattern, used in _USED:
+        if pattern.fullmatch(path):
+            return old.at[used].set(new[used])
+    return new
 
 
 def finetune_masks(
@@ -218,6 +234,7 @@ def finetune_masks(
     progress: Progress = no_progress,
     stage: str = "finetune",
     key: str = "learning_rate",
+    cache_bytes: int = 4 << 30,
 ) -> tuple[Params, MaskMetrics]:
     """Trains all weights, or those of the mask decoder, on images with masks; a box is the prompt.
 
@@ -234,6 +251,8 @@ def finetune_masks(
         progress: called with the loss and the learning rate every ``steps_per_dispatch`` steps.
         stage: the name of this training in progress and errors.
         key: the name of the learning rate in errors.
+        cache_bytes: host memory for the embeddings of a frozen encoder; those of further images are computed in every step
+            that draws them.
 
     Returns:
         The new weights and the metrics. Leaves that are not trained are those of ``params``, not copies.
@@ -248,7 +267,7 @@ def finetune_masks(
         return masks.trained == "all" or path.startswith("decoder/")
 
     start = {path: jnp.array(leaf, jnp.float32, copy=True) for path, leaf in tree_paths(params) if chosen(path)}
-    trained, metrics = _train(start, params, config, items, options, masks, seed, progress, stage, key)
+    trained, metrics = _train(start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes)
 
     def leaf(path: Any, weights: AnyArray) -> AnyArray:
         change = trained.get(leaf_path(path))
@@ -268,6 +287,7 @@ def finetune_mask_adapter(
     progress: Progress = no_progress,
     stage: str = "finetune",
     key: str = "learning_rate",
+    cache_bytes: int = 4 << 30,
 ) -> tuple[Adapter, MaskMetrics]:
     """Trains low-rank updates (LoRA, with a scale of 1) of all projections of attention; see :func:`finetune_masks`.
 
@@ -282,6 +302,7 @@ def finetune_mask_adapter(
         progress: see :func:`finetune_masks`.
         stage: see :func:`finetune_masks`.
         key: see :func:`finetune_masks`.
+        cache_bytes: see :func:`finetune_masks`.
 
     Returns:
         The adapter, in float32, and the metrics.
@@ -297,7 +318,7 @@ def finetune_mask_adapter(
             *stack, rows, columns = leaf.shape
             noise = np.random.default_rng((seed, zlib.crc32(path.encode()))).normal(size=(*stack, rows, rank))
             start[path] = LowRank(jnp.asarray(noise / np.sqrt(rows), jnp.float32), jnp.zeros((*stack, rank, columns)))
-    trained, metrics = _train(start, params, config, items, options, masks, seed, progress, stage, key)
+    trained, metrics = _train(start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes)
     return Adapter(dict(trained)), metrics
 
 
@@ -312,25 +333,26 @@ def _train(
     progress: Progress,
     stage: str,
     key: str,
+    cache_bytes: int,
 ) -> tuple[_Trained, MaskMetrics]:
     """Runs all steps; the first argument is used up."""
-    check_items(items)
     start = time.monotonic()
+    extents = check_items(items)
     config = config.replace(dtype="float32")
     base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    draws = draw_items(items, options.steps, options.batch_size, masks.flips, masks.jitter, seed)
-    embeddings: dict[tuple[int, int], np.ndarray] = {}
+    draws = draw_items(extents, options.steps, options.batch_size, masks.flips, masks.jitter_fraction, seed)
+    frozen: FrozenEncoder | None = None
     if not any(path.startswith("vision/") for path in trained):
-        vision = base.pop("vision")
-        embeddings = _embeddings(vision, config, items, draws, options.batch_size)
-    embedded = time.monotonic() - start
+        frozen = FrozenEncoder(base.pop("vision"), config, options.batch_size, cache_bytes)
+        frozen.keep(items, draws)
+    embed_seconds = time.monotonic() - start
     optimizer_options = (options.betas, options.weight_decay, options.clip)
     state = optimizer(*optimizer_options, _decayed).init(trained)
     rates = learning_rates(options)
     losses: list[float] = []
     values: list[Array] = []  # of the steps since the last sync
     for step, drawn in enumerate(draws):
-        batch = _batch(drawn, items, embeddings, config)
+        batch = _batch(drawn, items, frozen, config)
         trained, state, value = _step(
             trained,
             state,
@@ -355,36 +377,29 @@ def _train(
             progress(stage, done, options.steps, {"loss": losses[-1], "learning_rate": float(rates[step])})
     seconds = time.monotonic() - start
     return trained, MaskMetrics(
-        np.asarray(losses, np.float32), options.steps * options.batch_size, len(embeddings), embedded, seconds
+        losses=np.asarray(losses, np.float32),
+        images=options.steps * options.batch_size,
+        embedded=0 if frozen is None else frozen.embedded,
+        embed_seconds=embed_seconds,
+        seconds=seconds,
     )
-
-
-def _embeddings(
-    vision: Params, config: sam.SamConfig, items: Sequence[SegmentationItem], draws: list[list[Draw]], batch_size: int
-) -> dict[tuple[int, int], np.ndarray]:
-    """The embedding of every item and flip that is drawn."""
-    wanted = sorted({(draw.item, draw.flip) for drawn in draws for draw in drawn})
-    images = (flipped(items[item].image, flip) for item, flip in wanted)
-    return dict(zip(wanted, embed_images(vision, config, images, batch_size=batch_size), strict=True))
 
 
 def _batch(
-    drawn: Sequence[Draw],
-    items: Sequence[SegmentationItem],
-    embeddings: Mapping[tuple[int, int], np.ndarray],
-    config: sam.SamConfig,
+    drawn: Sequence[Draw], items: Sequence[SegmentationItem], frozen: FrozenEncoder | None, config: sam.SamConfig
 ) -> _Batch:
-    def image(draw: Draw) -> np.ndarray:
-        known = embeddings.get((draw.item, draw.flip))
-        if known is not None:
-            return known
-        return preprocess(flipped(items[draw.item].image, draw.flip), config.vision.image_size).pixels
-
-    targets = [target(flipped(items[draw.item].mask, draw.flip), config) for draw in drawn]
-    shapes = [(items[draw.item].mask.shape[0], items[draw.item].mask.shape[1]) for draw in drawn]
+    """The arrays of one step; each drawn item is read once."""
+    read = [items[draw.item] for draw in drawn]
+    targets = [target(flipped(item.mask, draw.flip), config) for draw, item in zip(drawn, read, strict=True)]
+    images = [flipped(item.image, draw.flip) for draw, item in zip(drawn, read, strict=True)]
+    boxes = [model_box(draw.box, item.mask.shape, config) for draw, item in zip(drawn, read, strict=True)]
     return _Batch(
-        np.stack([image(draw) for draw in drawn]),
-        np.stack([model_box(draw.box, shape, config) for draw, shape in zip(drawn, shapes, strict=True)]),
+        _pixels(images, config) if frozen is None else frozen(drawn, images),
+        np.stack(boxes),
         np.stack([one.mask for one in targets]),
         np.stack([one.valid for one in targets]),
     )
+
+
+def _pixels(images: Sequence[np.ndarray], config: sam.SamConfig) -> np.ndarray:
+    return np.stack([preprocess(image, config.vision.image_size).pixels for image in images])

@@ -85,7 +85,7 @@ class MaskPredictor(Protocol):
         """The masks of every item, in order; each is computed when the iterator comes near it.
 
         Args:
-            items: the images, with their boxes as prompts.
+            items: the images, with their boxes as prompts. An item may be read from disk at each access.
             count: the number of individuals to predict for, from the first.
         """
         ...

@@ -50,7 +50,7 @@ WITH_COEFFICIENTS = {"random", "cmaes", "nsga2"}
 
 
 def searchers(*quick):
-    """All searchers as parameters; those that are not named run with ``--all``."""
+    """All searchers as parameters. Searchers without a name here run with ``--all`` only."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.exhaustive) for name in SEARCHERS]
 
 

@@ -86,7 +86,7 @@ def test_folder_of_something_else(tmp_path, capsys):
 
 @pytest.mark.e2e
 def test_two_at_once(finished, capsys):
-    with locked(finished / "run" / ".lock", wait=False):
+    with locked(finished / "run" / ".lock", wait=True):  # other test processes use the run too
         assert "another process" in refused(capsys, "run", str(finished / "config.yaml"))
 
 

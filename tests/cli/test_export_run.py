@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(finished, bare, capsys):
     digests = json.loads((bare / "inputs.json").read_text())
     (bare / "inputs.json").write_text(json.dumps(digests | {"expert/mbpp": "0" * 16}))
     assert main(["export", str(bare), "--child", "4"]) == 2
-    assert "expected expert/mbpp with digest 0000000000000000, which the run trained, got 1 others" in capsys.readouterr().err
+    assert "expected expert/mbpp with digest 0000000000000000, which the run trained, got " in capsys.readouterr().err
     (bare / "tables" / "selection.json").unlink()
     assert main(["export", str(bare), "--selected"]) == 2
     assert "expected a finished selection" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import threading
 import time
@@ -57,7 +58,8 @@ def test_an_attempt_that_succeeds_leaves_no_trace():
     lines = []
     inner = Fails({1: [InfraError("expected a box, got none; start it")] * 2})
     (found,) = call(GuardedWorker(inner, QUICK, log=lines.append), 1)
-    assert found == call(Fails({}), 1)[0]
+    assert found.seconds.keys() == {"retries"}
+    assert dataclasses.replace(found, seconds={}) == call(Fails({}), 1)[0]
     assert inner.seen == [[1]] * 3
     assert lines == [
         f"warning: attempt {i} of 3 failed, the next follows in 0 s: InfraError: expected a box, got none; start it"
@@ -74,13 +76,56 @@ def test_an_individual_that_fails_in_every_attempt_is_quarantined():
     assert len(found.error) < 340
 
 
-def test_pauses_double_and_end_when_the_run_stops(monkeypatch):
+def test_pauses_grow_and_end_when_the_run_stops(monkeypatch):
     waited = []
     stop = threading.Event()
     monkeypatch.setattr(stop, "wait", waited.append)
     broken = Fails({1: [InfraError("no")] * 9})
     GuardedWorker(broken, FaultPolicy(retries=3, pause=0.5))([np.asarray(1)], stop)
-    assert waited == [0.5, 1.0, 2.0]
+    assert waited == [0.5, 2.0, 8.0]
+
+
+def test_the_defaults_outlast_a_short_outage(monkeypatch):
+    """The pauses of the default policy are 1, 4 and 16 s; here they pass at once."""
+    now, stop = [0.0], threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    class Outage(Fails):
+        def __call__(self, genomes, stop, relatives=()):
+            if now[0] < 15:
+                raise InfraError("expected the server to answer, got nothing; start it")
+            return super().__call__(genomes, stop)
+
+    assert scores(GuardedWorker(Outage({}), FaultPolicy())([np.asarray(1)], stop)) == [2.0]
+    assert now == [21.0]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_that_a_failing_close_hides_ends_the_run(interrupt):
+    def closes(stop):
+        try:
+            raise interrupt
+        finally:
+            raise InfraError("close failed")
+
+    with pytest.raises(interrupt):
+        call(GuardedWorker(Fails({1: [closes]}), QUICK), 1)
+    try:
+        raise interrupt
+    except interrupt:  # an older one that the caller handles
+        assert scores(call(GuardedWorker(Fails({1: [InfraError("no")]}), QUICK), 1)) == [2.0]
+
+
+def test_the_time_of_failed_attempts_is_recorded():
+    def slow(stop):
+        time.sleep(0.02)
+        raise InfraError("no")
+
+    assert call(GuardedWorker(Fails({1: [slow]}), QUICK), 1)[0].seconds["retries"] >= 0.02
+    assert call(GuardedWorker(Fails({}), QUICK), 1)[0].seconds == {}
+    found = call(GuardedWorker(Fails({1: [slow] * 3}, size=2), QUICK), 1, 2)
+    assert scores(found) == [2.0, 4.0]
+    assert all(one.seconds["retries"] >= 0.03 for one in found)
 
 
 def test_without_quarantine_the_last_exception_is_raised():
@@ -164,6 +209,31 @@ def test_one_individual_does_not_take_its_group_with_it():
     assert scores(found) == [2.0, None, 6.0]
     assert [one.transient for one in found] == [False, True, False]
     assert inner.seen == [[1, 2, 3], [1, 2, 3], [1], [2], [2], [3]]
+
+
+def test_a_group_that_succeeds_later_has_the_same_bits_and_one_that_is_divided_is_named():
+    class Grouped:
+        """The last bits of its results depend on the group."""
+
+        size = 3
+
+        def __init__(self, faults):
+            self.faults = faults
+
+        def __call__(self, genomes, stop, relatives=()):
+            self.faults -= 1
+            if self.faults >= 0:
+                raise InfraError("no")
+            shift = 1e-6 * sum(map(float, genomes))
+            return [Evaluation({"task": [Outcome(Score(float(one) + shift), (), 1, 1)]}, None, {}) for one in genomes]
+
+    lines = []
+    whole, late, divided = (call(GuardedWorker(Grouped(n), QUICK, log=lines.append), 1, 2, 3) for n in (0, 2, 3))
+    assert scores(whole) == scores(late) != scores(divided)
+    assert lines[-1] == (
+        "warning: a group of 3 individuals failed, each is evaluated alone, which may change the last bits of their results: "
+        "InfraError: no (in 3 attempts)"
+    )
 
 
 def test_relatives_stay_with_their_individuals():

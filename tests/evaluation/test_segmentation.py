@@ -7,7 +7,6 @@ import inspect
 import threading
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,10 +20,11 @@ from cycleqd_jax.evaluation import (
     WorkerPool,
 )
 from cycleqd_jax.genome import ExpertSpace
+from cycleqd_jax.models.sam import predictor as predictor_module
 from cycleqd_jax.models.sam.predictor import SamPredictor
-from cycleqd_jax.types import ModelEvaluator, PredictedMasks, TokenCounts
+from cycleqd_jax.types import InputError, ModelEvaluator, PredictedMasks, TokenCounts
 
-from ..shapes import CONFIGS, ShapeTask, iou, random_params
+from ..shapes import CONFIGS, CountedItems, ShapeTask, iou, random_params
 
 
 class FakePredictor:
@@ -119,6 +119,43 @@ def test_sizes(predictor, tasks):
     assert {name: len(items) for name, items in evaluator(model(0.5), "test").items.items()} == {"polyp": 5, "skin": 3}
 
 
+def test_a_split_without_items_is_refused(predictor, tasks):
+    evaluator = SegmentationEvaluator(predictor, tasks, sizes={"skin": {"validation": 0}})
+    with pytest.raises(InputError, match="at least one item to evaluate, got none in split 'validation' of task 'skin'"):
+        evaluator(model(0.5), "validation")
+
+
+class DiskTask(ShapeTask):
+    """A task whose items are counted when they are read."""
+
+    def __init__(self, name, count):
+        super().__init__(name, count)
+        self.train = CountedItems(super().items("train"))
+        self.reads = self.train.reads
+
+    def items(self, split):
+        return self.train
+
+
+@pytest.mark.parametrize(("kept", "again"), [(5, 0), (3, 2), (0, 5)])
+def test_items_are_kept_up_to_a_limit(predictor, kept, again):
+    task = DiskTask("polyp", 5)
+    evaluator = SegmentationEvaluator(predictor, [task], cache_bytes=kept * 24 * 32 * 4)
+    first = evaluator(model(0.6))
+    assert task.reads == [f"polyp train {i}" for i in range(5)]
+    assert evaluator(model(0.6)).items == first.items
+    assert len(task.reads) == 5 + again
+
+
+def test_items_are_read_when_the_predictor_needs_them(predictor, monkeypatch):
+    stop, task = threading.Event(), DiskTask("polyp", 300)
+    monkeypatch.setattr(task, "score", lambda mask, item: stop.set() or iou(mask, item))
+    evaluator = SegmentationEvaluator(predictor, [task])
+    with pytest.raises(EvaluationCancelled):
+        evaluator(model(0.5), stop=stop)
+    assert len(task.reads) < 100
+
+
 def test_a_population_equals_its_individuals(evaluator):
     weights = [0.2, 0.9, 0.5]
     together = evaluator.population(model(*weights), 3)
@@ -162,11 +199,13 @@ def test_an_error_of_a_task_is_raised(evaluator, tasks, monkeypatch):
         evaluator(model(0.5))
 
 
-def test_workers_evaluate_genomes_of_segment_anything(tasks):
+def test_workers_evaluate_genomes_of_segment_anything(tasks, monkeypatch):
     """One by one and together, with the encoder of the base, which no expert changes."""
     config = CONFIGS["tiny_vit"]
     base = random_params("tiny_vit")
-    experts = [{**base, "decoder": jax.tree.map(lambda leaf, s=s: leaf * s, base["decoder"])} for s in (1.1, 0.8)]
+    experts = [{**base, "decoder": random_params("tiny_vit", seed)["decoder"]} for seed in (1, 2)]
+    calls, encode = [], predictor_module._encode
+    monkeypatch.setattr(predictor_module, "_encode", lambda *args: calls.append(0) or encode(*args))
     space = ExpertSpace.from_experts(base, experts, rank=2)
     predictor = SamPredictor(config, encoder=base["vision"])
     evaluator = SegmentationEvaluator(predictor, tasks)
@@ -179,8 +218,10 @@ def test_workers_evaluate_genomes_of_segment_anything(tasks):
     population = PopulationWorker(lambda stacked: space.express_population(stacked, share=True), evaluator, 4)
     together = population(genomes, threading.Event())
     for i, one in enumerate(together[:2]):
-        assert one.scores == pytest.approx(results[i].scores, abs=0.02)
+        assert one.scores == pytest.approx(results[i].scores, abs=1e-3)
         assert set(one.seconds) == {"express", "evaluate"}
+    assert all(abs(together[0].scores[task.name] - together[1].scores[task.name]) > 0.01 for task in tasks)
+    assert len(calls) == 2  # eight images in batches of four, once for all
     assert together[2].error is not None
     assert together[2].error == results[2].error
 

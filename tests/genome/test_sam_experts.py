@@ -142,6 +142,8 @@ def test_a_population_shares_frozen_leaves(assert_identical):
     (base, _), space = models("tiny_vit", True), space_of("tiny_vit", True)
     genomes = jax.tree.map(lambda *leaves: jnp.stack(leaves), space.expert(0), space.expert(1), space.expert(0))
     shared, whole = space.express_population(genomes, share=True), space.express_population(genomes)
+    for leaf, own in zip(jax.tree.leaves(shared["vision"]), jax.tree.leaves(space.base["vision"]), strict=True):
+        assert leaf is own  # not a copy
     assert_identical(shared["vision"], base["vision"])
     assert_identical(shared["decoder"], whole["decoder"])
     assert {leaf.shape[0] for leaf in jax.tree.leaves(whole)} == {3}
@@ -165,11 +167,14 @@ def test_similarity_of_experts(frozen):
 
 
 def test_similarity_leaves_out_what_experts_do_not_change():
-    """Also with the zero spectra of leaves that are the base's in all experts."""
+    """A frozen encoder has no spectra; with those of zeros that it would have, the means are the same."""
     (base, experts), space = models("tiny_vit", True), space_of("tiny_vit", True)
     spectra = {path: basis.s for path, basis in space.bases.items()}
+    assert {path.split("/")[0] for path in spectra} == {"decoder", "prompt"}
     found = similarity(base, experts, spectra)
-    assert similarity(base, experts, {**spectra, "vision/neck/conv1/kernel": jnp.zeros((2, 16))}) == found
+    frozen = {path: basis.s for path, basis in space_of("tiny_vit").bases.items() if path not in spectra}
+    assert frozen
+    assert similarity(base, experts, spectra | {path: jnp.zeros_like(s) for path, s in frozen.items()}) == found
 
 
 def test_merging_coefficients_of_a_frozen_encoder(assert_close, assert_identical):

@@ -88,7 +88,8 @@ def test_a_population_over_the_mesh(dtype, assert_close):
     up = got["layers"]["mlp"]["up"]
     assert up.sharding.spec[0] == "population"
     assert {shard.data.shape[0] for shard in up.addressable_shards} == {1}
-    assert not COLLECTIVES.findall(_express_population.lower(sharded, spread).compile().as_text())
+    every = frozenset(path for path, _ in tree_paths(space.base))
+    assert not COLLECTIVES.findall(_express_population.lower(sharded, spread, every).compile().as_text())
     unsharded = space.express_population(stacked)
     assert_close(unsharded, jax.tree.map(np.asarray, got), tolerance)
 
@@ -165,10 +166,8 @@ def test_temporaries_on_cpu_are_smaller_than_the_model(dtype):
     real = make_space(dtype, 2)  # this is what a space is made of
     assert {path: x.u.dtype for path, x in real.bases.items()} == dict.fromkeys(real.bases, jnp.dtype(dtype))
     assert {path: x.s.dtype for path, x in real.bases.items()} == dict.fromkeys(real.bases, jnp.float32)
-    assert (set(real.bases), set(real.experts)) == (
-        {p for p in real.experts if is_matrix(p, real.experts[p][0])},
-        set(dict(tree_paths(real.base))),
-    )
+    matrices = {path for path, leaf in tree_paths(real.base) if is_matrix(path, leaf)}
+    assert set(real.bases) == set(real.experts) == matrices  # the norms are equal in all experts here
     genome = jax.eval_shape(lambda space: space.expert(0), space)
     memory = _express_into.lower(space, genome, space.base).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.25 * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
@@ -177,9 +176,13 @@ def test_temporaries_on_cpu_are_smaller_than_the_model(dtype):
 def test_experts_are_held_and_not_copied():
     experts = [params(k) for k in (1, 2)]
     space = ExpertSpace.from_experts(params(0), experts, rank=2)
+    assert any("norm" in path for path, _ in tree_paths(experts[0]) if path not in space.experts)  # equal in all: not held
     for k, expert in enumerate(experts):
         for path, leaf in tree_paths(expert):
-            assert space.experts[path][k] is leaf
+            if path in space.experts:
+                assert space.experts[path][k] is leaf
+            else:
+                np.testing.assert_array_equal(leaf, dict(tree_paths(space.base))[path])
 
 
 @pytest.mark.parametrize(("rank", "ratio"), [(None, 1000), (256, 8000)])
@@ -309,7 +312,8 @@ def test_weights_that_are_still_needed_are_not_overwritten(sizes):
     for held in (space.base, jax.tree.map(lambda x: x, space.base)):
         with pytest.raises(InputError, match="still needed"):
             space.express(genome, held)
-    expert = jax.tree.unflatten(jax.tree.structure(space.base), [space.experts[path][0] for path, _ in tree_paths(space.base)])
+    held = [space.experts[path][0] if path in space.experts else out_leaf for path, out_leaf in tree_paths(out)]
+    expert = jax.tree.unflatten(jax.tree.structure(space.base), held)
     with pytest.raises(InputError, match="still needed"):
         space.express(genome, expert)
     with pytest.raises(InputError, match="still needed"):

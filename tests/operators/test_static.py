@@ -33,7 +33,7 @@ KEY = jax.random.key(0)
 
 
 def methods(*quick):
-    """All static merges as parameters; those that are not named are exhaustive."""
+    """All static merges as parameters. Merges without a name here run with ``--all`` only."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.exhaustive) for name in STATIC_MERGES]
 
 

@@ -103,6 +103,16 @@ def test_a_row_that_a_seed_lacks_has_no_interval(methods):
     assert [(row["runs"], row["low"]) for row in rows] == [("2", "")] * 3
 
 
+def test_intervals_of_two_seeds_stay_among_the_possible_scores(tmp_path):
+    table = comparison_table([runs_of(tmp_path, name, name, seeds=[0, 1], problems=4) for name in ("qd", "dns")], title="T")
+    rows = range(len(table.methods))
+    found = [table.interval("test", row, column) for row in rows for column in (0, 1, 2)]
+    assert min(one.low for one in found) == 0
+    assert max(one.high for one in found) == 1
+    differences = [table.difference("test", row, other, column) for row in rows for other in rows for column in (0, 1, 2)]
+    assert all(-1 <= one.low <= one.high <= 1 for one in differences)
+
+
 def test_a_mark_needs_the_interval(tmp_path):
     skills = {"qd": 0.9, "dns": 0.7, "cmaes": 0.5}
     table = comparison_table(

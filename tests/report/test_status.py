@@ -136,6 +136,17 @@ def test_the_command(under_way, capsys, monkeypatch):
     assert [line["running"] for line in lines] == [True, True, False]
 
 
+def test_halved_slots_are_named(under_way):
+    assert read_status(under_way).halved is None
+    (under_way / "engine.json").write_text('{"schema": 1, "configured": 64, "slots": 32}')
+    status = read_status(under_way)
+    assert status_json(status)["halved"] == {"configured": 64, "slots": 32}
+    assert "memory        ran out; engine.slots 64 → 32\n" in status_text(status)
+    (under_way / "engine.json").write_text('{"schema": 2, "configured": 64, "slots": 32}')
+    with pytest.raises(InputError, match="expected a file of schema 1 or older, got schema 2"):
+        read_status(under_way)
+
+
 @pytest.mark.parametrize(
     "text", ["search: {}\ntasks: []\n", "tasks: 3\nsearch: {batch_size: 1, generations: 2}\n", "- 1\n", "{"]
 )

@@ -163,6 +163,35 @@ def test_several_processes_share_the_runs(runs, tmp_path, monkeypatch):
     assert table.seeds == (0, 1)
 
 
+def test_processes_with_other_seeds_draw_their_own_tables(runs, tmp_path, monkeypatch):
+    config, folder = config_of(tmp_path), tmp_path / "run-compare"
+    compare(config, "cycleqd", seeds=[0])
+    made = comparison._run
+
+    def meanwhile(*arguments):  # another process begins with seed 5
+        text = (folder / "comparison.yaml").read_text()
+        tree = yaml.safe_load(text)
+        tree["table"]["seeds"] = [5]
+        (folder / "comparison.yaml").write_text(yaml.safe_dump(tree))
+        made(*arguments)
+
+    monkeypatch.setattr(comparison, "_run", meanwhile)
+    table, _ = compare(config, "cycleqd", seeds=[0, 1])
+    assert table.seeds == (0, 1)
+
+
+def test_a_comparison_under_way_is_not_replaced(runs, tmp_path):
+    config = config_of(tmp_path)
+    runs.fail_at, runs.early = 1, True
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, "cycleqd", seeds=[0])
+    with (
+        locked(tmp_path / "run-compare" / "seed-0" / ".cycleqd.lock", wait=False),
+        pytest.raises(InputError, match=r"expected search\.sigma to be 0\.03, as in the comparison in .*, got 0\.4"),
+    ):
+        compare(dataclasses.replace(config, search=dataclasses.replace(config.search, sigma=0.4)), "cycleqd", seeds=[0])
+
+
 def test_a_run_that_another_process_has_finished_is_not_made_again(runs, tmp_path, monkeypatch):
     config = config_of(tmp_path)
     compare(config, "cycleqd", seeds=[0])

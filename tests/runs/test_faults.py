@@ -18,9 +18,9 @@ from cycleqd_jax.engine import ChatGenerator, Engine, programs
 from cycleqd_jax.evaluation import Evaluation, Evaluator, SerialWorker
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
-from cycleqd_jax.runs.faults import guarded, halve_slots
+from cycleqd_jax.runs.faults import guarded, halve_slots, known_slots
 from cycleqd_jax.sandbox import InfraError, Sandbox
-from cycleqd_jax.types import Outcome, Score
+from cycleqd_jax.types import InputError, Outcome, Score
 
 SLOTS = 4
 FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
@@ -112,6 +112,28 @@ def test_slots_are_halved_once_and_the_scores_are_the_same(evaluated, monkeypatc
     assert [one.transcript for one in found] == [one.transcript for one in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one.tokens["generated"] == other.tokens["generated"]
+
+
+def test_a_run_that_continues_has_the_slots_that_it_had(tmp_path):
+    class Resized(Engine):
+        slots = 4
+
+        def __init__(self):
+            pass
+
+        def resize(self, slots):
+            self.slots = slots
+
+    engine, lines = Resized(), []
+    assert known_slots(tmp_path, 4) == 4
+    assert halve_slots(engine, 4, lines.append, tmp_path)
+    assert known_slots(tmp_path, 4) == 4  # a folder without scores belongs to no config
+    (tmp_path / "history.jsonl").touch()
+    assert (known_slots(tmp_path, 4), known_slots(tmp_path, 8)) == (2, 8)
+    assert not halve_slots(engine, 4, lines.append, tmp_path)
+    (tmp_path / "engine.json").write_text('{"configured": 4, "slots": 9}')
+    with pytest.raises(InputError, match=r"expected the numbers configured and slots in .*engine\.json, got .*; remove the"):
+        known_slots(tmp_path, 4)
 
 
 def test_where_halving_does_not_help_the_child_is_quarantined(evaluated, monkeypatch):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
+import resource
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from cycleqd_jax.runs import Run
-from cycleqd_jax.runs.loggers import log_search
+from cycleqd_jax.runs.loggers import TensorBoard, log_search
 from cycleqd_jax.runs.searchers import make_searcher
 from cycleqd_jax.search import Journal, evolve
 from cycleqd_jax.types import InputError
@@ -91,3 +94,29 @@ def test_a_missing_package_is_named_before_the_run(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"expected the package tensorboardX .*; run pip install 'cycleqd_jax\[tensorboard\]'"):
         Run(config).open()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_an_error_and_does_not_block(tmp_path):
+    board, found = TensorBoard(tmp_path / "tensorboard"), []
+
+    def write():
+        try:
+            for step in range(200):
+                board.log(step, {"a": 1.0, "b": 2.0})
+                board.flush()
+        except OSError as error:
+            found.append((error.errno, error.filename, step))
+        board.close()
+
+    writing = threading.Thread(target=write, daemon=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        writing.start()
+        writing.join(60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not writing.is_alive()
+    ((number, place, step),) = found
+    assert (number, place) == (errno.EFBIG, str(tmp_path / "tensorboard"))
+    assert 5 < step < 30

@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from cycleqd_jax.config import load_config
+from cycleqd_jax.report import open_run
+from cycleqd_jax.report.read import load_config as load_config_text
+from cycleqd_jax.report.status import read_status
 from cycleqd_jax.runs import migrations
 from cycleqd_jax.runs.audit import run_digest, verify_run
-from cycleqd_jax.runs.folder import check_folder, claim_folder, compare_inputs
+from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs
 from cycleqd_jax.runs.migrations import migrate
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
@@ -92,12 +95,41 @@ def test_an_interrupted_migration_is_repeated(old, tmp_path, monkeypatch, at):
 
 
 def test_a_damaged_old_folder_is_refused(old):
-    (old / "inputs.json").write_text("{")
+    (old / "grid.json").write_text("{")
     with pytest.raises(
         InputError, match=r"^expected files of a run that can be read, got an error \(.*\) in .*; restore them$"
     ):
         migrate(old)
     assert yaml.safe_load((old / "config.yaml").read_text()).get("schema") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"^expected the digests of a run's inputs in .*inputs\.json, got an error \(.*\); restore the file$"),
+        ("[]", r"with versions in .*inputs\.json, got list; restore the file$"),
+        ('{"base": "x"}', r"with versions in .*inputs\.json, got no versions; restore the file$"),
+        (
+            '{"base": "x", "versions": {}, "schema": 7}',
+            r"^expected a file of schema 1 or older, got schema 7 in .*inputs\.json",
+        ),
+    ],
+)
+def test_damaged_or_newer_inputs_are_refused(old, content, message):
+    (old / "inputs.json").write_text(content)
+    for read in (migrate, lambda folder: compare_inputs(folder, {}), lambda folder: check_inputs(folder, {}, print)):
+        with pytest.raises(InputError, match=message):
+            read(old)
+
+
+@pytest.mark.parametrize("schema", ["2", "'2'", "2 # x", " 2", "[", "-1"])
+def test_a_folder_of_a_newer_version_is_refused_by_all_who_read_it(old, schema):
+    config = old / "config.yaml"
+    config.write_text(f"{config.read_text()}schema: {schema}\n")
+    message = r"^expected (a file of schema 1 or older, got schema 2|schema to be a version, got .*) in .*config\.yaml; "
+    for read in (open_run, read_status, load_config_text):
+        with pytest.raises(InputError, match=message):
+            read(old)
 
 
 def test_there_is_a_migration_from_every_schema():

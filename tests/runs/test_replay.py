@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.runs.replay import ancestors_of, rebuild, replay, total_individuals
-from cycleqd_jax.search import Journal
+from cycleqd_jax.search import Journal, tree_digest
 from cycleqd_jax.types import InputError
 
 from .searched import TASKS, config_of, edit, searched, space_of
@@ -111,6 +113,20 @@ def test_a_journal_without_digests_is_rebuilt_unchecked(tmp_path, assert_identic
     _, _, genomes = searched(tmp_path, config, space)
     old = edited(tmp_path, lambda lines: [{k: v for k, v in line.items() if k != "digest"} for line in lines])
     assert_identical(rebuild(space, old, TASKS, [8])[8], genomes[8])
+
+
+def test_a_genome_of_a_version_with_bases_of_frozen_matrices(tmp_path):
+    """Such a version kept d = 0 of matrices that no expert changes; the message of the differing digest says so."""
+    base = {"frozen": jnp.eye(3), "w": jnp.eye(3)}
+    space = ExpertSpace.from_experts(base, [base | {"w": scale * jnp.eye(3)} for scale in (2.0, 3.0)])
+    new = space.expert(0)
+    old = new._replace(mutation=new.mutation | {"frozen": jnp.zeros((2, 3))})
+    for name, genome in (("new", new), ("old", old)):
+        journal = Journal(tmp_path / name)
+        journal.append(Individual(0, -1, TASKS[0], None, (-1, -1), None, None, digest=tree_digest(genome)))
+    assert rebuild(space, Journal(tmp_path / "new"), TASKS, [0])[0].mutation.keys() == {"w"}
+    with pytest.raises(InputError, match=r"use the experts, the version .* \(older versions also kept"):
+        rebuild(space, Journal(tmp_path / "old"), TASKS, [0])
 
 
 def test_only_complete_generations_are_replayed(tmp_path):

@@ -72,6 +72,7 @@ def open_of(tmp_path, monkeypatch):
             return Evaluation(outcomes, None, {"evaluate": 1.0})
 
         evaluator = mock.create_autospec(Evaluator, instance=True, side_effect=evaluate)
+        evaluator.shrink = lambda: False
         evaluator.unload = lambda: None
         evolution = mock.create_autospec(Evolution, instance=True)
         evolution.is_cycleqd = True

@@ -234,6 +234,28 @@ def test_half_of_a_checkpoint_is_gone(stored, tmp_path, gone):
         restored(tmp_path / "c", first)
 
 
+@pytest.mark.usefixtures("unfinished")
+@pytest.mark.parametrize("gone", [1, 2])
+def test_a_search_goes_on_without_its_damaged_checkpoints(new_run, assert_identical, gone):
+    whole, run = new_run("whole"), new_run("damaged")
+    state = whole.evolve(every=1)
+    run.evolve(every=1, generations=3)
+    places = sorted((run.folder / "checkpoints").iterdir(), key=lambda path: path.name)
+    assert [path.name for path in places] == ["2", "3"]
+    for place in places[2 - gone :]:
+        (place / "meta" / "metadata").write_text("{")
+    with pytest.raises(InputError, match="expected a readable checkpoint"):
+        run.evolve(every=1)
+    lines, rest = [], new_run.Evaluator()
+    assert_identical(run.evolve(rest, every=1, log=lines.append), state)
+    assert run.lines() == whole.lines()
+    assert rest.calls == 2
+    assert [line.split(" is damaged")[0] for line in lines] == [
+        f"warning: the checkpoint of generation {step}" for step in (3, 2)[:gone]
+    ]
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir())[-1] == "4"
+
+
 # -------------------------------------------------------------------------------------------------------------- clock
 
 

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from cycleqd_jax.evaluation import FaultPolicy, GuardedWorker, SerialWorker, WorkerPool
+from cycleqd_jax.evaluation import Evaluation, FaultPolicy, GuardedWorker, SerialWorker, WorkerPool
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
 
@@ -75,6 +75,15 @@ def test_random_faults_change_nothing_where_attempts_are_repeated(new_run, guard
     assert kind.faults > 3
 
 
+def test_random_faults_change_nothing_with_the_default_number_of_retries(new_run, guarded, assert_identical):
+    clean, run = new_run("clean"), new_run("faulty")
+    state = clean.evolve()
+    kind = faulty(new_run, share=SHARE)
+    assert_identical(guarded(run, [kind()], retries=FaultPolicy().retries, generations=4, batch_size=2), state)
+    assert run.lines() == clean.lines()
+    assert kind.faults > 0
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_children_that_fail_every_time_change_nothing_for_the_others(new_run, guarded, doomed, assert_identical, count):
     """20 % of evaluations fail at random, and some children break their worker in every attempt."""
@@ -128,11 +137,11 @@ def test_too_many_failures_in_a_row_stop_the_search(new_run, guarded, assert_ide
         r".*'\) in .*history\.jsonl; correct the cause and run the same command to continue",
         str(error.value),
     )
-    assert [line["id"] for line in run.lines()] == list(range(9))  # the third was not recorded
+    assert [line["id"] for line in run.lines()] == list(range(7))  # the row is not recorded
     with pytest.raises(FailuresError, match="individuals 7 to 9"):
         guarded(run, [broken()], generations=4, batch_size=2, max_failures=3)
-    guarded(run, [new_run.Evaluator()], generations=4, batch_size=2, max_failures=3)
-    assert [line["id"] for line in run.lines() if line["scores"] is None] == [7, 8]
+    assert_identical(guarded(run, [new_run.Evaluator()], generations=4, batch_size=2, max_failures=3), state)
+    assert run.lines() == clean.lines()
     first = new_run("first")
     first.evolve(generations=2)
     with pytest.raises(FailuresError):
@@ -149,15 +158,90 @@ def test_a_resumed_search_does_not_stop_for_failures_that_the_journal_has(new_ru
     assert_identical(guarded(run, [broken()], generations=4, batch_size=2, max_failures=1), state)
 
 
-def test_logits_that_are_not_finite_count_too(new_run):
-    run, seen = new_run(), []
+def test_failures_that_a_checkpoint_covers_stay(new_run, guarded):
+    run, broken = new_run(), faulty(new_run, kills=lambda weights: True)
+    run.evolve(generations=2)
+    with pytest.raises(FailuresError, match=r"individuals 7 to 10 \(4 × '.*'; individuals 7 to 8 stay quarantined\) in "):
+        guarded(run, [broken()], generations=4, batch_size=2, max_failures=4, every=3)
+    assert [line["id"] for line in run.lines()] == list(range(9))
+    guarded(run, [new_run.Evaluator()], generations=4, batch_size=2, max_failures=4, every=3)
+    assert [line["id"] for line in run.lines() if line["scores"] is None] == [7, 8]
+
+
+def test_logits_that_are_not_finite_do_not_stop_the_search(new_run, guarded, assert_identical):
+    clean, run, seen = new_run("clean"), new_run(), set()
 
     def broken(weights):
-        seen.append(weights)
+        """All children after the second."""
+        seen.add(weights.tobytes())
         return len(seen) > 5
 
-    with pytest.raises(FailuresError, match=r"individuals 5 to 8 \(4 × 'the logits are not finite'\)"):
-        run.evolve(new_run.Evaluator(broken=broken), max_failures=4)
+    state = clean.evolve(new_run.Evaluator(broken=broken), max_failures=2)
+    assert [line["id"] for line in clean.lines() if line["scores"] is None] == list(range(5, 11))
+    assert_identical(clean.evolve(max_failures=2), state)  # the journal keeps them
+    seen.clear()
+
+    class Mixed(new_run.Evaluator):
+        """The sandbox breaks in every second child after the second, and the others have no finite logits."""
+
+        number = 0
+
+        def __call__(self, params, split="train", **options):
+            Mixed.number += 1
+            if Mixed.number > 5 and Mixed.number % 2:
+                raise InfraError("no")
+            return super().__call__(params, split, **options)
+
+    evaluator = Mixed(broken=lambda weights: Mixed.number > 5)
+    with pytest.raises(FailuresError, match=r"got individuals 6 to 10 \(3 × 'InfraError: no \(in 1 attempts\)'\)"):
+        guarded(run, [evaluator], generations=9, batch_size=2, max_failures=3)
+    assert [line["id"] for line in run.lines()] == list(range(6))
+
+
+def test_scores_that_came_early_are_kept_with_the_failures_before_them(new_run):
+    """A score of a generation belongs to the failures of the generations before it, which stay then."""
+    run = new_run()
+    run.evolve(generations=2)
+
+    class Reversed:
+        """Evaluates the last child first. Children 7, 8 and 9 fail."""
+
+        size = 1
+
+        def __call__(self, groups, on_result, relatives=()):
+            for i in reversed(range(len(groups))):
+                known = len(run.lines())
+                if known == 9 and i == 1:
+                    on_result(i, [new_run.Evaluator()(run.space.express(groups[i][0]))])
+                else:
+                    on_result(i, [Evaluation({}, "InfraError: no (in 1 attempts)", {}, transient=True)])
+
+    with pytest.raises(FailuresError, match=r"individuals 7 to 9 \(.*; individuals 7 to 8 stay quarantined\) in "):
+        run.evolve(workers=Reversed(), max_failures=3)
+    assert [line["id"] for line in run.lines()] == [*range(9), 10]
+    rest = new_run.Evaluator()
+    run.evolve(rest, max_failures=3)
+    assert rest.calls == 1
+    assert [line["id"] for line in run.lines() if line["scores"] is None] == [7, 8]
+
+
+def test_a_resume_evaluates_pending_failures_again(new_run, assert_identical):
+    """The run is killed while a transient failure waits for the result of a child before it."""
+    run, clean = new_run(), new_run("clean")
+    run.evolve(generations=2)
+
+    class Killed:
+        size = 1
+
+        def __call__(self, groups, on_result, relatives=()):
+            if groups:
+                on_result(1, [Evaluation({}, "InfraError: no (in 1 attempts)", {}, transient=True)])
+                raise new_run.Killed
+
+    with pytest.raises(new_run.Killed):
+        run.evolve(workers=Killed())
+    assert_identical(run.evolve(), clean.evolve())
+    assert run.lines() == clean.lines()
 
 
 def test_an_expert_that_fails_is_not_recorded(new_run, guarded, assert_identical):

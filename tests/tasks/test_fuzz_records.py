@@ -111,6 +111,7 @@ def made(folder, request):
         both = [dict(record) for record in (*records, records[0])]
         key = "task_id" if "task_id" in both[0] else "id"
         both[-1][key] = both[-1][key] + 1000 if isinstance(both[-1][key], int) else f"{both[-1][key]}9"
+        both[-1]["note"] = "another problem"
         path.write_text("".join(json.dumps(record) + "\n" for record in both))
         tasks[kind] = make(kind, sandbox=FakeSandbox(), data=path)
     return tasks

@@ -195,8 +195,8 @@ def tasks(tmp_path_factory):
 
     made = [
         task("mbpp", ADD, AREA),
-        task("humaneval", TWICE, TWICE | {"task_id": "HumanEval/901"}),
-        task("bigcodebench", LETTERS, LETTERS | {"task_id": "BigCodeBench/9001"}),
+        task("humaneval", TWICE, TWICE | {"task_id": "HumanEval/901", "note": "another problem"}),
+        task("bigcodebench", LETTERS, LETTERS | {"task_id": "BigCodeBench/9001", "note": "another problem"}),
         task("os_interaction", OS, MATCH, rounds=3),
         task("dbbench", ASK, INSERT, rounds=3),
     ]

@@ -189,7 +189,21 @@ def test_jpeg_masks_are_compared_with_128(tmp_path):
     with Image.open(path) as image:
         assert len(np.unique(np.asarray(image))) > 2
     np.testing.assert_array_equal(read_mask(path), truth)
-    refused(read_mask, save_image(tmp_path / "photo.jpg", pixels(0)), "black and white, got [0-9]+% grey pixels")
+    refused(read_mask, save_image(tmp_path / "photo.jpg", pixels(0)), "black and white, got colors")
+
+
+@pytest.mark.parametrize(("ground", "label"), [(50, 200), (200, 255), (0, 100)])
+def test_jpeg_masks_of_label_values_are_refused(tmp_path, ground, label):
+    values = np.full((64, 64), ground, np.uint8)
+    values[13:45, 9:50] = label
+    refused(read_mask, save_image(tmp_path / "a.jpg", values), "black and white, got [0-9]+% grey pixels")
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+def test_jpeg_masks_of_colors_are_refused(tmp_path, ground):
+    colors = np.full((64, 64, 3), ground, np.uint8)
+    colors[13:45, 9:50] = (0, 0, 255)
+    refused(read_mask, save_image(tmp_path / "blue.jpg", colors), "black and white, got colors")
 
 
 @pytest.mark.exhaustive
@@ -200,7 +214,7 @@ def test_real_masks_survive_jpeg(tmp_path, field):
         read = read_mask(save_mask(tmp_path / "a.jpg", truth, quality=75))
         assert (read == truth).mean() > 0.9999
     for path in sorted((vision_folder(field) / "images").iterdir())[:25]:
-        refused(read_mask, path, "grey pixels")
+        refused(read_mask, path, "grey pixels|colors")
 
 
 def test_names_of_image_files(tmp_path):

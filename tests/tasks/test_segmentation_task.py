@@ -141,10 +141,10 @@ def test_equal_images_stay_together(tmp_path):
 def test_equal_images_in_two_splits_are_refused(tmp_path):
     folder = indexed(tmp_path, ["train", "train", "test", "val"])
     shutil.copy(folder / "images/01.png", folder / "images/02.png")
-    refused(folder, "different records for train and test, got the same one in .*line 3 and .*line 4 of task 'cells'")
+    refused(folder, "different images and groups for train and test, got equal images in .*line 3 and .*line 4 of task 'cells'")
     save_image(folder / "images/02.png", pixels(2))
     shutil.copy(folder / "images/01.png", folder / "images/03.png")
-    refused(folder, "different records for train and validation")
+    refused(folder, "different images and groups for train and validation")
 
 
 def test_groups_stay_together(tmp_path):
@@ -155,12 +155,32 @@ def test_groups_stay_together(tmp_path):
         found = [{groups[int(name)] for name in names(task, split)} for split in SPLITS]
         assert not any(a & b for a, b in itertools.combinations(found, 2))
         assert all(found)
-    refused(folder, "at least two groups of images", validation_size=1, train_size=11)
+    refused(
+        folder,
+        "without a group in both, got none for validation",
+        validation_size=1,
+        train_size=11,
+    )
+
+
+def test_equal_images_stay_together_whatever_their_groups(tmp_path):
+    """Four equal files have four groups, and another image shares one of these."""
+    folder = indexed(tmp_path, ["train"] * 10 + ["test"], group=["g0", "g1", "g2", "g3", "g3", *map(str, range(6))])
+    for n in range(1, 4):
+        shutil.copy(folder / "images/00.png", folder / f"images/{n:02}.png")
+    for sizes in ({"validation_size": 1}, {"validation_size": 2}, {"train_size": 1}, {"train_size": 2}, {"train_size": 5}):
+        task = make(folder, **{"validation_size": None} | sizes)
+        train, validation = ({"00", "01", "02", "03", "04"} & {*names(task, split)} for split in ("train", "validation"))
+        assert not (train and validation)
+    folder = indexed(tmp_path / "alone", ["train"] * 4 + ["test"], group=["g0", "g1", "g2", "g3", "g4"])
+    for n in range(1, 4):
+        shutil.copy(folder / "images/00.png", folder / f"images/{n:02}.png")
+    refused(folder, "without a group in both, got none for train", validation_size=2)
 
 
 def test_a_group_in_two_splits_is_refused(tmp_path):
     folder = indexed(tmp_path, ["train", "train", "test"], group=["a", "b", "a"])
-    refused(folder, "different records for train and test, got the same one in .*line 2 and .*line 4")
+    refused(folder, "different images and groups for train and test, got images of one group in .*line 2 and .*line 4")
     folder = indexed(tmp_path / "one", ["", ""], group=["a", "a"])
     refused(folder, "at least two different records to split")
 
@@ -222,7 +242,7 @@ def test_a_predicted_mask_of_another_size_is_refused(tmp_path):
 
 def test_the_box_may_be_the_whole_image(tmp_path):
     (item,) = make(indexed(tmp_path, ["train", "test"]), prompt="image").items("test")
-    assert item.box.tolist() == [0, 0, WIDTH, HEIGHT]
+    assert item.box.tolist() == [0, 0, WIDTH - 1, HEIGHT - 1]
 
 
 def test_jitter_is_a_function_of_seed_and_name(tmp_path):
@@ -244,7 +264,7 @@ def test_widened_boxes_contain_the_box_and_stay_in_the_image():
     assert 39 < outwards.max() <= 40  # 20 pixels at 1024 are 40 at 2048
     assert outwards.mean() == pytest.approx(20, abs=1.5)
     edges = widened_box(np.array([1, 2, 2040, 510], np.float32), 512, 2048, 1000, item_generator(0, "a"))
-    assert edges.tolist() == [0, 0, 2048, 512]
+    assert edges.tolist() == [0, 0, 2047, 511]
 
 
 def test_boxes_by_hand():
@@ -252,7 +272,7 @@ def test_boxes_by_hand():
     mask[1, 2] = mask[3, 6] = True
     assert mask_box(mask).tolist() == [2, 1, 6, 3]
     assert mask_box(np.ones((5, 7), bool)).tolist() == [0, 0, 6, 4]
-    assert image_box(5, 7).tolist() == [0, 0, 7, 5]
+    assert image_box(5, 7).tolist() == [0, 0, 6, 4]
 
 
 def test_fingerprints_follow_files_and_settings(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 import time
@@ -20,10 +21,11 @@ from cycleqd_jax.models.sam.images import preprocess
 from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.operators import apply_adapter
 from cycleqd_jax.training import MaskOptions, TrainOptions, finetune_mask_adapter, finetune_masks, structure_loss
+from cycleqd_jax.training.embeddings import FrozenEncoder
 from cycleqd_jax.training.images import model_box, target
 from cycleqd_jax.types import InputError, LowRank, SegmentationItem, tree_paths
 
-from ..shapes import CONFIGS, ellipses, iou, random_params
+from ..shapes import CONFIGS, CountedItems, ellipses, iou, random_params
 
 CONFIG = CONFIGS["tiny_vit"]
 OPTIONS = TrainOptions(steps=6, batch_size=2, learning_rate=5e-3, weight_decay=0.1, steps_per_dispatch=4)
@@ -104,20 +106,39 @@ def test_all_weights_learn_but_constants(params, items):
 def test_embeddings_computed_once_are_those_of_every_step(params, items, monkeypatch):
     """The decoder learns the same from embeddings as from pixels."""
     module = sys.modules[finetune_masks.__module__]
-    first, _ = finetune_masks(params, CONFIG, items, OPTIONS, MaskOptions(flips="both", jitter=0.1))
-    seen, step = {}, module._step
-
-    def none(vision, *rest):
-        seen["vision"] = vision
-        return {}
+    masks, step = MaskOptions(flips="both", jitter_fraction=0.1), module._step
+    first, _ = finetune_masks(params, CONFIG, items, OPTIONS, masks)
 
     def with_encoder(trained, state, base, *rest, **options):
-        return step(trained, state, {**base, "vision": seen["vision"]}, *rest, **options)
+        return step(trained, state, {**base, "vision": params["vision"]}, *rest, **options)
 
-    monkeypatch.setattr(module, "_embeddings", none)
+    monkeypatch.setattr(FrozenEncoder, "__call__", lambda self, drawn, images: module._pixels(images, CONFIG))
     monkeypatch.setattr(module, "_step", with_encoder)
-    second, _ = finetune_masks(params, CONFIG, items, OPTIONS, MaskOptions(flips="both", jitter=0.1))
+    second, _ = finetune_masks(params, CONFIG, items, OPTIONS, masks)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), first, second)
+
+
+@pytest.mark.parametrize("trained", ["decoder", pytest.param("all", marks=pytest.mark.exhaustive)])
+def test_what_the_loss_does_not_use_keeps_its_bits(params, items, trained):
+    """The networks of the other mask tokens, their predicted IoU, and the embeddings of points; weight decay is 0.1."""
+    assert OPTIONS.weight_decay == 0.1
+    new, _ = finetune_masks(params, CONFIG, items, OPTIONS, MaskOptions(trained, iou_weight=1.0))
+    before, after = dict(tree_paths(params)), dict(tree_paths(new))
+    parts = {path: np.s_[1:] for path in after if path.startswith("decoder/hyper/")}
+    parts |= {f"decoder/iou/proj_out/{name}": np.s_[..., 1:] for name in ("kernel", "bias")}
+    parts |= {"prompt/points": np.s_[:2]}
+    assert len(parts) == 9
+    for path, unused in parts.items():
+        assert before[path][unused].size
+        np.testing.assert_array_equal(before[path][unused], after[path][unused], err_msg=path)
+        assert (changed({path: before[path]}, {path: after[path]}) == {path}) == (trained == "all" or path != "prompt/points")
+
+
+def test_each_draw_reads_its_item_once(params, items):
+    counted = CountedItems(items[:3])
+    options = TrainOptions(steps=3, batch_size=2, learning_rate=1e-3)
+    finetune_masks(params, CONFIG, counted, options)
+    assert collections.Counter(counted.reads) == {item.name: 4 for item in items[:3]}  # check, embedding, and two draws
 
 
 def test_equals_a_plain_optax_loop(params, items):
@@ -202,7 +223,7 @@ def test_a_loss_that_is_not_finite_is_an_error(params, items):
     [
         ({"trained": "encoder"}, "expected trained to be one of decoder, all, got 'encoder'"),
         ({"flips": "up"}, "expected flips to be one of none, horizontal, both, got 'up'"),
-        ({"jitter": 0.5}, r"expected jitter to be from 0 to below 0\.5, got 0\.5"),
+        ({"jitter_fraction": 0.5}, r"expected jitter_fraction to be from 0 to below 0\.5, got 0\.5"),
         ({"iou_weight": -1.0}, r"expected iou_weight to be at least 0, got -1\.0"),
     ],
 )
@@ -248,7 +269,7 @@ def test_mobile_sam_learns_polyps(tmp_path):
 
     base = mean_iou(params)
     options = TrainOptions(steps=30, batch_size=4, learning_rate=1e-4)
-    new, metrics = finetune_masks(params, config, train, options, MaskOptions(jitter=0.05))
+    new, metrics = finetune_masks(params, config, train, options, MaskOptions(jitter_fraction=0.05))
     steps = (metrics.seconds - metrics.embed_seconds) / options.steps
     print(f"{metrics.embedded} images embedded in {metrics.embed_seconds:.1f} s, {steps:.2f} s per step, {metrics.losses}")
     assert mean_iou(new) > base

@@ -10,11 +10,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from cycleqd_jax.types import AnyArray, Array, Bool, Float, InputError
+from cycleqd_jax.types import AnyArray, Bool, Float, InputError
 
 __all__ = ["MEAN", "PROCESSOR", "STD", "Prepared", "mask_logits", "masks_of", "preprocess", "resized_size", "to_model"]
 
@@ -131,8 +130,8 @@ def _upsampling(start: int, kept: int, end: int, size: int) -> np.ndarray:
 
 def mask_logits(
     masks: Float[AnyArray, "*batch rows columns"], original: tuple[int, int], size: int = 1024
-) -> Float[Array, "*batch height width"]:
-    """The logits of masks in the pixels of the original image.
+) -> Float[np.ndarray, "*batch height width"]:
+    """The logits of masks in the pixels of the original image, computed on the host: a program for every size would cost more.
 
     Upsampling, cropping and resizing are linear in each axis, so they are one matrix for each axis.
 
@@ -143,19 +142,19 @@ def mask_logits(
     """
     resized = resized_size(original, size)
     rows, columns = (
-        jnp.asarray(_upsampling(start, kept, end, size))
-        for start, kept, end in zip(masks.shape[-2:], resized, original, strict=True)
+        _upsampling(start, kept, end, size) for start, kept, end in zip(masks.shape[-2:], resized, original, strict=True)
     )
-    return jnp.einsum("hr,...rc,wc->...hw", rows, jnp.asarray(masks).astype(jnp.float32), columns, precision="highest")
+    with np.errstate(invalid="ignore", over="ignore"):  # of logits that are not finite
+        return rows @ (np.asarray(masks).astype(np.float32) @ columns.T)
 
 
 def masks_of(
-    masks: Sequence[Float[AnyArray, "*batch rows columns"]],
+    masks: Sequence[Float[AnyArray, "... _ _"]],
     originals: Sequence[tuple[int, int]],
     size: int = 1024,
     threshold: float = 0.0,
-) -> list[Bool[np.ndarray, "*batch height width"]]:
-    """The masks of several images in their own sizes: where the logits exceed the threshold.
+) -> list[Bool[np.ndarray, "... _ _"]]:
+    """The masks of several images in their own sizes: where the logits exceed the threshold. Logits of one mask are in memory.
 
     Args:
         masks: logits for each image.
@@ -163,5 +162,11 @@ def masks_of(
         size: the model's ``image_size``.
         threshold: of the logits.
     """
-    pairs = zip(masks, originals, strict=True)
-    return [np.asarray(mask_logits(logits, original, size)) > threshold for logits, original in pairs]
+    found = []
+    for logits, original in zip(masks, originals, strict=True):
+        whole = np.asarray(logits)
+        above = np.empty((*whole.shape[:-2], *original), bool)
+        for place in np.ndindex(*whole.shape[:-2]):
+            above[place] = mask_logits(whole[place], original, size) > threshold
+        found.append(above)
+    return found

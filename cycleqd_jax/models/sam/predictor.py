@@ -29,6 +29,7 @@ from cycleqd_jax.types import (
     PredictedMasks,
     SegmentationItem,
     TokenCounts,
+    tree_paths,
 )
 
 __all__ = ["SamPredictor", "embed_images"]
@@ -141,12 +142,13 @@ class SamPredictor:
         self._encoder = encoder if encoder is None or mesh is None else _replicated(encoder, mesh)
         self._batch = batch_size
         self._mesh = mesh
-        self._kept: dict[bytes, np.ndarray] = {}
-        self._room = cache_bytes
+        self._embeddings: dict[bytes, np.ndarray] = {}
+        self._bytes_left = cache_bytes
         self._declared = abstract_params(config)
         self._params: Params | None = None
+        self._individuals: int | None = None
         self._counts: list[TokenCounts] = []
-        self._finite = self._known = np.zeros(0, bool)
+        self._finite = self._has_base_encoder = np.zeros(0, bool)
 
     def load(self, params: Params, *, donate: bool) -> None:
         """Loads weights; see :class:`~cycleqd_jax.types.MaskPredictor`.
@@ -156,21 +158,22 @@ class SamPredictor:
             donate: not needed: no buffer is reused.
 
         Raises:
-            InputError: a leaf has another shape than the config says, or populations differ in size.
+            InputError: leaves are missing, unknown or of another shape than the config says, or populations differ in size.
         """
         del donate
         axes = _axes(params, self._declared)
         sizes = {leaf.shape[0] for leaf, axis in zip(jax.tree.leaves(params), axes, strict=True) if axis == 0}
         if len(sizes) > 1:
             raise InputError(f"expected one number of individuals in all leaves, got {sorted(sizes)}; stack them alike")
-        count = sizes.pop() if sizes else 1
+        self._individuals = sizes.pop() if sizes else None
+        count = self._individuals or 1
         self._params = params if self._mesh is None else _replicated(params, self._mesh)
         self._finite = np.asarray(_are_finite(self._params, axes, count))
         self._counts = [TokenCounts() for _ in range(count)]
-        self._known = np.zeros(count, bool)
+        self._has_base_encoder = np.zeros(count, bool)
         if self._encoder is not None:
             vision = self._params["vision"]
-            self._known = np.asarray(_are_equal(vision, self._encoder, self._axes("vision"), count))
+            self._has_base_encoder = np.asarray(_are_equal(vision, self._encoder, self._axes("vision"), count))
 
     def unload(self) -> None:
         """Frees the weights; embeddings of ``encoder`` are kept."""
@@ -205,25 +208,36 @@ class SamPredictor:
 
         Args:
             items: the images, with their boxes as prompts.
-            count: the number of individuals.
+            count: the number of individuals. Where no leaf has an axis of individuals, all of them have the same masks.
 
         Raises:
             InputError: no weights are loaded, or those of fewer individuals.
         """
-        if self._params is None or len(self._finite) < count:
+        if self._params is None or (self._individuals is not None and self._individuals < count):
             raise InputError(f"expected the weights of {count} individuals, got fewer or none in SamPredictor; load them first")
-        groups = [items[start : start + self._batch] for start in range(0, len(items), self._batch)]
-        launched = self._launch(groups[0], count) if groups else None
-        for group, following in itertools.zip_longest(groups, groups[1:]):
-            assert launched is not None
-            now, launched = launched, self._launch(following, count) if following else None
-            logits, finite = (np.asarray(x)[:count] for x in now)
+        computed = count if self._individuals else 1
+        self._counts += [TokenCounts() for _ in range(count - len(self._counts))]
+        starts = iter(range(0, len(items), self._batch))
+
+        def launch() -> tuple[Sequence[SegmentationItem], tuple[AnyArray, AnyArray]] | None:
+            """Reads the next batch and starts its computation."""
+            start = next(starts, None)
+            if start is None:
+                return None
+            group = [items[i] for i in range(start, min(start + self._batch, len(items)))]
+            return group, self._launch(group, computed)
+
+        launched = launch()
+        while launched is not None:
+            (group, now), launched = launched, launch()
+            logits, finite = (np.asarray(x)[:computed] for x in now)
             for i, item in enumerate(group):
                 size = (item.image.shape[0], item.image.shape[1])
                 (masks,) = masks_of([logits[:, i]], [size], self._config.vision.image_size)
-                for counted in self._counts[:count]:
+                for counted in self._counts[:computed]:
                     counted.computed += 1
-                yield PredictedMasks(masks, finite[:, i] & self._finite[:count])
+                flags = finite[:, i] & self._finite[:computed]
+                yield PredictedMasks(np.broadcast_to(masks, (count, *size)), np.broadcast_to(flags, count))
 
     def _axes(self, *parts: str) -> tuple[int | None, ...]:
         assert self._params is not None
@@ -236,12 +250,12 @@ class SamPredictor:
         axes, vision_axes, images = self._axes("prompt", "decoder"), self._axes("vision"), [item.image for item in group]
         boxes = np.stack([self._box(item) for item in group])
         boxes = _placed(_filled(boxes, self._batch), self._mesh)
-        if self._known.all() or not any(axis == 0 for axis in vision_axes):
-            embeddings = self._embed_known(images, 0) if self._known.all() else self._embed(vision, images, 0)
+        if self._has_base_encoder.all() or not any(axis == 0 for axis in vision_axes):
+            embeddings = self._embed_known(images, 0) if self._has_base_encoder.all() else self._embed(vision, images, 0)
             return _decode(rest, self._config, _placed(embeddings, self._mesh), boxes, axes)
         found = []
         for i in range(count):
-            known = self._known[i]
+            known = self._has_base_encoder[i]
             embeddings = self._embed_known(images, i) if known else self._embed(_individual(vision, vision_axes, i), images, i)
             alone = _individual(rest, axes, i)
             found.append(_decode(alone, self._config, _placed(embeddings, self._mesh), boxes, (None,) * len(axes)))
@@ -262,15 +276,17 @@ class SamPredictor:
     def _embed_known(self, images: Sequence[np.ndarray], individual: int) -> np.ndarray:
         """The embeddings of ``encoder`` for a batch; those of new images are kept while there is room."""
         names = [hashlib.blake2b(image.tobytes() + str(image.shape).encode(), digest_size=16).digest() for image in images]
-        missing = {name: image for name, image in zip(names, images, strict=True) if name not in self._kept}
+        missing = {name: image for name, image in zip(names, images, strict=True) if name not in self._embeddings}
         found: dict[bytes, np.ndarray] = {}
         if missing:
             found = dict(zip(missing, self._embed(self._encoder, list(missing.values()), individual), strict=False))
         for name, embedding in found.items():
-            if embedding.nbytes <= self._room:
-                self._room -= embedding.nbytes
-                self._kept[name] = embedding.copy()
-        return _filled(np.stack([self._kept[name] if name in self._kept else found[name] for name in names]), self._batch)
+            if embedding.nbytes <= self._bytes_left:
+                self._bytes_left -= embedding.nbytes
+                self._embeddings[name] = embedding.copy()
+        return _filled(
+            np.stack([self._embeddings[name] if name in self._embeddings else found[name] for name in names]), self._batch
+        )
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -282,12 +298,21 @@ def _individual(params: Params, axes: tuple[int | None, ...], i: int | Int[Array
 
 def _axes(params: Params, declared: Any) -> tuple[int | None, ...]:
     """The axis of individuals of every leaf: 0 or None."""
-    if jax.tree.structure(params) != jax.tree.structure(declared):
-        raise InputError("expected the leaves of the config's model, got another tree; load weights of this architecture")
+    found, wanted = dict(tree_paths(params)), dict(tree_paths(declared))
+    odd = next((path for path in (*wanted, *found) if path not in found or path not in wanted), None)
+    if odd is not None:
+        raise InputError(
+            f"expected the leaves of the config's model, got {'another' if odd in found else 'no'} leaf {odd!r} in the weights "
+            "given to SamPredictor; load weights of this architecture"
+        )
     axes: list[int | None] = []
-    for leaf, like in zip(jax.tree.leaves(params), jax.tree.leaves(declared), strict=True):
+    for path, like in wanted.items():
+        leaf = found[path]
         if leaf.shape not in (like.shape, (*leaf.shape[:1], *like.shape)):
-            raise InputError(f"expected a leaf of shape {like.shape}, got {leaf.shape}; load weights of this architecture")
+            raise InputError(
+                f"expected leaf {path!r} of shape {like.shape}, got {leaf.shape} in the weights given to SamPredictor; load "
+                "weights of this architecture"
+            )
         axes.append(None if leaf.shape == like.shape else 0)
     return tuple(axes)
 

@@ -126,6 +126,8 @@ class Family(Protocol):
         base: Callable[[], Params],
         workers: int,
         log: Callable[[str], None],
+        *,
+        read_only: bool,
     ) -> ModelEvaluator:
         """An evaluator of models of one architecture.
 
@@ -138,6 +140,7 @@ class Family(Protocol):
             base: returns weights of which most models share a part.
             workers: number of sandboxes or threads that score at the same time.
             log: called with warnings.
+            read_only: whether nothing is written into the run folder.
         """
         ...
 

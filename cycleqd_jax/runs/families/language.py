@@ -18,7 +18,7 @@ from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.plan import ModelFlops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
 from cycleqd_jax.runs.families.base import Processor, sizes_of
-from cycleqd_jax.runs.faults import halve_slots
+from cycleqd_jax.runs.faults import halve_slots, known_slots
 from cycleqd_jax.types import InputError, Params, Progress
 
 __all__ = ["LanguageModels"]
@@ -108,11 +108,15 @@ class LanguageModels:
         base: Callable[[], Params],
         workers: int,
         log: Callable[[str], None],
+        *,
+        read_only: bool,
     ) -> Evaluator:
         """An engine that plays the episodes of all tasks."""
         assert isinstance(config, LlamaConfig)
         assert isinstance(processor, ChatTokenizer)
-        engine = group.engine(config, processor, run.engine)
+        configured, folder = run.engine.slots, None if read_only else run.folder
+        slots = known_slots(run.folder, configured)
+        engine = group.engine(config, processor, dataclasses.replace(run.engine, slots=slots))
 
         def load(params: Params, *, donate: bool) -> None:
             engine.load(group.place(params, config), donate=donate)
@@ -122,7 +126,7 @@ class LanguageModels:
             ChatGenerator(engine, processor),
             tasks,
             unload=engine.unload,
-            shrink=lambda: halve_slots(engine, run.engine.slots, log),
+            shrink=lambda: halve_slots(engine, configured, log, folder),
             usage=engine.usage,
             sizes=sizes_of(run),
             workers=workers,

@@ -19,6 +19,7 @@ from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.plan import product_flops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
 from cycleqd_jax.runs.families.base import Processor, sizes_of
+from cycleqd_jax.runs.faults import known_slots, record_slots
 from cycleqd_jax.types import Params, Progress
 
 __all__ = ["SegmentAnything"]
@@ -83,7 +84,7 @@ class SegmentAnything:
         assert isinstance(config, sam.SamConfig)
         chosen, fields = run.mask_options, [item.name for item in dataclasses.fields(TrainConfig)]
         options = training.TrainOptions(**{name: getattr(train, name) for name in fields})
-        masks = training.MaskOptions(chosen.trained, chosen.flips, chosen.jitter, chosen.iou_weight)
+        masks = training.MaskOptions(chosen.trained, chosen.flips, chosen.jitter_fraction, chosen.iou_weight)
         common: dict[str, Any] = {"seed": seed, "progress": progress, "stage": stage, "key": f"{key}.learning_rate"}
         if chosen.rank is None:
             trained, metrics = training.finetune_masks(params, config, examples, options, masks, **common)
@@ -106,16 +107,18 @@ class SegmentAnything:
         base: Callable[[], Params],
         workers: int,
         log: Callable[[str], None],
+        *,
+        read_only: bool,
     ) -> SegmentationEvaluator:
         """A predictor that keeps the embeddings of the base's image encoder."""
         assert isinstance(config, sam.SamConfig)
-        configured = run.mask_options.batch_size
+        configured, folder = run.mask_options.batch_size, None if read_only else run.folder
         encoder = group.place(base()["vision"], config)
-        predictor = SamPredictor(config, encoder=encoder, batch_size=configured)
+        predictor = SamPredictor(config, encoder=encoder, batch_size=known_slots(run.folder, configured))
         return SegmentationEvaluator(
             predictor,
             tasks,
-            shrink=lambda: _halve(predictor, configured, log),
+            shrink=lambda: _halve(predictor, configured, log, folder),
             usage=predictor.usage,
             sizes=sizes_of(run),
             workers=workers,
@@ -127,10 +130,11 @@ class SegmentAnything:
         return {"layers": _decoder_flops(config), "head": 0, "pair": _encoder_flops(config)}
 
 
-def _halve(predictor: SamPredictor, configured: int, log: Callable[[str], None]) -> bool:
+def _halve(predictor: SamPredictor, configured: int, log: Callable[[str], None], folder: Path | None) -> bool:
     """Halves the images per call where memory has run out; returns False where that was done before, or there is one."""
     if predictor.batch_size < configured or configured == 1:
         return False
+    record_slots(folder, configured)
     predictor.resize(configured // 2)
     log(
         f"warning: the memory has run out in an evaluation, which starts again with {predictor.batch_size} instead of "

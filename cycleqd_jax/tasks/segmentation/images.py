@@ -6,8 +6,8 @@ was drawn before or after the rotation is not in the file.
 
 Masks: values 0 and 255, or 1 bit a pixel. Of a palette in black and white the colors count, of another palette the indices 0
 and 1. Grey masks in two or three equal channels are read as one. JPEG changes values near edges (Kvasir-SEG publishes its masks
-so): they are compared with 128, unless many of them are far from black and white. Refused are other values, and masks without a
-pixel of the object.
+so): they are compared with 128, unless they have colors or many of them are far from black and white. Refused are other values,
+and masks without a pixel of the object.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["is_image_file", "read_image", "read_mask"]
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
-_GREY = (64, 192)  # values of a JPEG mask in this range are neither black nor white
+_GREY = (32, 224)  # values of a JPEG mask in this range are neither black nor white
+_JPEG_COLOR = 32  # the largest difference of channels that JPEG makes of grey values
 _LARGEST_GREY_SHARE = 0.05
 _SHOWN_VALUES = 5
 
@@ -109,7 +110,7 @@ def _palette_mask(image: Image.Image, path: Path) -> Bool[np.ndarray, "height wi
 def _grey_mask(image: Image.Image, path: Path, threshold: int | None) -> Bool[np.ndarray, "height width"]:
     lossy = image.format in ("JPEG", "MPO")
     colors = np.array(_rgb(image, path))
-    if not lossy and (colors != colors[..., :1]).any():
+    if int((colors.max(axis=-1) - colors.min(axis=-1)).max()) > (_JPEG_COLOR if lossy else 0):
         raise InputError(f"expected a mask in black and white, got colors in {path}; save it with values 0 and 255")
     values = np.array(Image.fromarray(colors).convert("L"))
     if threshold is not None:

@@ -27,13 +27,13 @@ def mask_box(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, " 4"]:
 
 
 def image_box(height: int, width: int) -> Float[np.ndarray, " 4"]:
-    """The box of the whole image.
+    """The box of the whole image: the centres of its first and last pixels.
 
     Args:
         height: of the image in pixels.
         width: of the image in pixels.
     """
-    return np.array([0, 0, width, height], np.float32)
+    return np.array([0, 0, width - 1, height - 1], np.float32)
 
 
 def widened_box(
@@ -53,7 +53,7 @@ def widened_box(
     """
     left, top, right, bottom = (float(edge) for edge in box)
     a, b, c, d = generator.uniform(0, jitter * max(height, width) / _MODEL_SIZE, 4)
-    edges = (max(left - a, 0), max(top - b, 0), min(right + c, width), min(bottom + d, height))
+    edges = (max(left - a, 0), max(top - b, 0), min(right + c, width - 1), min(bottom + d, height - 1))
     return np.array(edges, np.float32)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from cycleqd_jax.files import digest
-from cycleqd_jax.tasks.base import refuse_overlap
 from cycleqd_jax.tasks.options import check_option, option_error
 from cycleqd_jax.tasks.records import Row, by_digest, split_evenly, validation_slice
 from cycleqd_jax.tasks.segmentation.images import read_image, read_mask
@@ -24,7 +23,7 @@ from cycleqd_jax.types import SPLITS, InputError, SegmentationItem, Split
 __all__ = ["SegmentationFolder"]
 
 # Part of every fingerprint. Raise it with each change of images, masks, prompts or metrics.
-_VERSION = 1
+_VERSION = 2
 
 ScoreName = Literal["iou", "dice", "s_measure", "e_measure", "weighted_f"]
 
@@ -33,8 +32,8 @@ class SegmentationFolder:
     """A folder of images with masks. Implements the ``SegmentationTask`` contract.
 
     Splits that the folder gives are kept. Otherwise it is split evenly by the SHA-256 digests of the image files; equal files,
-    and images of one group, come into one half. Validation items that the folder does not give are taken from the train items:
-    those after the first ``train_size``, in the order of the digests.
+    and images of one group, never come into two splits. Validation items that the folder does not give are taken from the
+    train items: those after the first ``train_size``, in the order of the digests.
 
     The selected files are checked before the constructor returns. Images are read from disk when they are used.
 
@@ -103,8 +102,8 @@ class SegmentationFolder:
             pairs = find_pairs(folder)
             contents = [*pool.map(lambda pair: _file_digest(pair.image), pairs)]
             rows = [
-                Row({"id": content, "content": pair.group or content}, pair.where)
-                for pair, content in zip(pairs, contents, strict=True)
+                Row({"id": content, "content": united}, pair.where)
+                for pair, content, united in zip(pairs, contents, _united(pairs, contents), strict=True)
             ]
             split = _split(name, folder, pairs, rows, train_size, validation_size, test_size)
             by_where = {pair.where: pair for pair in pairs}
@@ -211,6 +210,22 @@ class _Items(Sequence[SegmentationItem]):
         return self._read(self._pairs[index])
 
 
+def _united(pairs: Sequence[Pair], contents: Sequence[str]) -> list[str]:
+    """A key for every pair, which is the same where images are equal or of one group, directly or through other images."""
+    parents: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parents.setdefault(key, key) != key:
+            parents[key] = parents[parents[key]]
+            key = parents[key]
+        return key
+
+    for pair, content in zip(pairs, contents, strict=True):
+        if pair.group:
+            parents[root(f"group {pair.group}")] = root(content)
+    return [root(content) for content in contents]
+
+
 def _split(
     name: str,
     folder: Path,
@@ -233,14 +248,26 @@ def _split(
         if not found:
             raise InputError(f"expected at least one {key} image, got none in {where}; add some")
     validation = by_digest(given["validation"])
-    refuse_overlap(name, train, test, "train and test")
-    refuse_overlap(name, train, validation, "train and validation")
-    refuse_overlap(name, validation, test, "validation and test")
+    _refuse_overlap(name, train, test, "train and test")
+    _refuse_overlap(name, train, validation, "train and validation")
+    _refuse_overlap(name, validation, test, "validation and test")
     if validation:
         train, validation = _first("train", train, train_size, where), _first("validation", validation, validation_size, where)
     else:
         train, validation = _hold_out(train, train_size, validation_size, where)
     return {"train": train, "validation": validation, "test": _first("test", test, test_size, where)}
+
+
+def _refuse_overlap(name: str, rows: Sequence[Row], others: Sequence[Row], splits: str) -> None:
+    seen = {row.problem: row for row in rows}
+    for row in others:
+        other = seen.get(row.problem)
+        if other is not None:
+            found = "equal images" if other.id == row.id else "images of one group"
+            raise InputError(
+                f"expected different images and groups for {splits}, got {found} in {other.where} and {row.where} of task "
+                f"{name!r}; give them the same split, or remove one"
+            )
 
 
 def _first(split: str, rows: list[Row], size: int | None, where: str) -> list[Row]:
@@ -266,8 +293,8 @@ def _hold_out(rows: list[Row], train_size: int | None, validation_size: int | No
         validation = [row for row in rows[held.start :] if row.problem not in groups][:validation_size]
     if not train or not validation:
         raise InputError(
-            f"expected at least two groups of images to share between train and validation, got too large ones in {where}; "
-            "change train_size or validation_size"
+            f"expected images for both train and validation without a group in both, got none for "
+            f"{'validation' if train else 'train'} in {where}; change train_size or validation_size"
         )
     return train, validation
 

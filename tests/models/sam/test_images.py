@@ -62,6 +62,17 @@ def test_masks_equal_those_of_transformers(processor, size, rng):
     assert (ours != theirs)[np.abs(want) > 1e-4].sum() == 0
 
 
+def test_new_sizes_compile_nothing(rng, compilations):
+    logits = rng.normal(size=(3, 16, 16)).astype(np.float32)
+    for size in ((37, 41), (53, 29)):
+        assert compilations(lambda size=size: images.masks_of([logits, logits[0]], [size, size], 32)) == 0
+        rows, columns = (
+            images._upsampling(16, kept, end, 32) for kept, end in zip(images.resized_size(size, 32), size, strict=True)
+        )
+        want = np.einsum("hr,irc,wc->ihw", *(np.asarray(x, np.float64) for x in (rows, logits, columns)))
+        np.testing.assert_allclose(images.mask_logits(logits, size, 32), want, atol=1e-5)
+
+
 def test_coordinates_follow_the_image():
     corners = np.array([[[10, 20], [30, 40]]], np.float32)
     np.testing.assert_allclose(images.to_model(corners, (480, 640)), corners * 1.6, rtol=1e-6)

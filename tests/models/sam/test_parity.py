@@ -83,7 +83,7 @@ def test_the_decoder(saved, rng, variant, kind, multimask):
         )
     predict = jax.jit(functools.partial(sam.predict_masks, multimask=multimask), static_argnums=1)
     masks, quality = predict(params, config, embeddings, prompts)
-    assert want.pred_masks.abs().max() > 0.5
+    assert want.pred_masks.abs().max() > 0.3  # the tolerance is small beside the values
     np.testing.assert_allclose(masks, want.pred_masks.numpy(), atol=TOLERANCE)
     np.testing.assert_allclose(quality, want.iou_scores.numpy(), atol=TOLERANCE)
 

@@ -79,6 +79,16 @@ def test_a_population_that_shares_the_known_encoder(models, items, encoded):
     assert not all(np.array_equal(a[0], a[1]) for a in together)
 
 
+def test_a_population_without_an_axis_has_the_same_masks(models, items):
+    """Experts that change nothing: all leaves are shared, so nothing says how many individuals there are."""
+    predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
+    predictor.load(models[0], donate=False)
+    alone, together = list(predictor.predict(items, 1)), list(predictor.predict(items, 3))
+    for one, three in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(three.masks, np.repeat(one.masks, 3, axis=0))
+        assert three.finite.tolist() == [True] * 3
+
+
 def test_other_encoders_have_embeddings_of_their_own(models, items, encoded):
     predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
     plain = SamPredictor(CONFIG, batch_size=2)
@@ -132,7 +142,7 @@ def test_nothing_is_compiled_for_the_next_models(models, items, compilations):
     predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
     masks(predictor, with_decoders(models, models[0]["vision"]), items, 3)
     others = with_decoders(models[::-1], models[0]["vision"])
-    assert compilations(lambda: masks(predictor, others, items[:3], 3)[0]) == 0
+    assert compilations(lambda: masks(predictor, others, [*items[:3], *ellipses(1, 3, (27, 33))], 3)[0]) == 0
 
 
 @pytest.mark.exhaustive
@@ -151,17 +161,21 @@ def test_weights_of_other_models_are_refused(models, items):
     predictor = SamPredictor(CONFIG)
     with pytest.raises(InputError, match="expected the weights of 1 individuals, got fewer or none"):
         list(predictor.predict(items, 1))
-    predictor.load(models[0], donate=False)
-    with pytest.raises(InputError, match="expected the weights of 2 individuals"):
-        list(predictor.predict(items, 2))
-    with pytest.raises(InputError, match="got another tree"):
-        predictor.load({"vision": models[0]["vision"]}, donate=False)
+    predictor.load(with_decoders(models[:2], models[0]["vision"]), donate=False)
+    with pytest.raises(InputError, match="expected the weights of 3 individuals"):
+        list(predictor.predict(items, 3))
+    with pytest.raises(InputError, match="got no leaf 'decoder/final_attn/k/bias' in the weights given to SamPredictor"):
+        predictor.load({"vision": models[0]["vision"], "prompt": models[0]["prompt"]}, donate=False)
+    with pytest.raises(InputError, match="got another leaf 'extra' in the weights given to SamPredictor"):
+        predictor.load({**models[0], "extra": jnp.zeros(2)}, donate=False)
+    with pytest.raises(InputError, match="got no leaf 'vision/"):
+        predictor.load(random_params("vit"), donate=False)
     wide = {**models[0], "prompt": jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), models[0]["prompt"])}
     wide["decoder"] = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), models[0]["decoder"])
     with pytest.raises(InputError, match=r"expected one number of individuals in all leaves, got \[2, 3\]"):
         predictor.load(wide, donate=False)
     shape = {**models[0], "prompt": {**models[0]["prompt"], "no_mask": jnp.zeros((1, 3))}}
-    with pytest.raises(InputError, match=r"expected a leaf of shape \(1, 16\), got \(1, 3\)"):
+    with pytest.raises(InputError, match=r"expected leaf 'prompt/no_mask' of shape \(1, 16\), got \(1, 3\) in the weights"):
         predictor.load(shape, donate=False)
     predictor.load(models[0], donate=False)
     predictor.unload()

@@ -1,0 +1,61 @@
+"""Transient failures: those of experts, and too many in a row."""
+
+from __future__ import annotations
+
+import collections
+
+from cycleqd_jax.evaluation import is_transient
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.search.journal import Journal
+from cycleqd_jax.types import FailuresError
+
+__all__ = ["check_expert", "check_row"]
+
+_REASON_LENGTH, _REASONS = 160, 3
+"""The most characters of a reason, and the most reasons, in the message about too many failures."""
+
+
+def check_expert(individual: Individual, journal: Journal) -> None:
+    """Refuses to record an expert that has a transient failure.
+
+    Raises:
+        FailuresError: always.
+    """
+    raise FailuresError(
+        f"expected scores of expert {individual.expert!r}, got: {individual.error} in {journal.path}; correct the cause and "
+        "run the same command to continue"
+    )
+
+
+def check_row(individual: Individual, journal: Journal, most: int | None, kept: int) -> None:
+    """Stops a search where a child has the last of too many transient failures in a row.
+
+    Children without finite logits neither count nor end the row. The row is removed from the journal.
+
+    Args:
+        individual: a child with a transient failure, not recorded yet.
+        journal: of the search; it has all individuals before the child.
+        most: number of failures in a row that stop the search; None is no limit.
+        kept: individuals with ids below this stay in the journal.
+
+    Raises:
+        FailuresError: the child has the last of ``most`` failures.
+    """
+    assert individual.error is not None, "a child that failed"
+    reasons, first, before = [individual.error], individual.id, individual.id - 1
+    while (one := journal.get(before)) is not None and one.error is not None:
+        if is_transient(one.error):
+            reasons.append(one.error)
+            first = before
+        before -= 1
+    if most is None or len(reasons) < most:
+        return
+    kept = max(first, kept)
+    journal.take_back(range(kept, individual.id))
+    counted = collections.Counter(reason[:_REASON_LENGTH] for reason in reasons).most_common(_REASONS)
+    listed = ", ".join(f"{count} × {reason!r}" for reason, count in counted)
+    stay = f"; individuals {first} to {kept - 1} stay quarantined" if kept > first else ""
+    raise FailuresError(
+        f"expected fewer than search.max_failures = {most} failed individuals in a row, got individuals {first} to "
+        f"{individual.id} ({listed}{stay}) in {journal.path}; correct the cause and run the same command to continue"
+    )

@@ -35,10 +35,12 @@ def test_the_mask_is_that_of_the_predictor(folder, capsys):
     predictor = SamPredictor(CONFIGS["tiny_vit"], batch_size=1)
     predictor.load(random_params("tiny_vit"), donate=False)
     (want,) = predictor.predict([item], 1)
-    found = np.asarray(Image.open(folder / "out.png"))
+    with Image.open(folder / "out.png") as file:
+        found = np.asarray(file)
     assert set(np.unique(found)) <= {0, 255}
     assert ((found > 0) == want.masks[0]).all()
-    assert Image.open(folder / "picture.png").size == (32, 24)
+    with Image.open(folder / "picture.png") as picture:
+        assert picture.size == (32, 24)
     shown = capsys.readouterr().out
     assert f"{100 * want.masks[0].mean():.1f} % of the image" in shown
     assert "iou " in shown

@@ -194,7 +194,8 @@ def test_the_whole_run(tmp_path, capsys):
     items = json.loads((run / "tables" / "items.json").read_text())
     for i, one in enumerate(pictures):
         assert one["scores"] == [items[row]["test"][one["task"]][i % 2] for row in one["rows"]]
-        assert Image.open(run / "pictures" / one["file"]).size[0] == 6 * 32 + 5 * 6
+        with Image.open(run / "pictures" / one["file"]) as picture:
+            assert picture.size[0] == 6 * 32 + 5 * 6
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(pictures)
     assert 'id="transcripts"' not in page

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
@@ -72,14 +73,16 @@ def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
 def _products(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        name, shapes = equation.primitive.name, [tuple(one.aval.shape) for one in equation.invars]
-        if name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            inner = math.prod(shapes[0][axis] for axis in contracted)
-            total += int(matrix_flops(math.prod(equation.outvars[0].aval.shape), inner))
-        elif name == "conv_general_dilated":
-            outputs = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
-            total += int(matrix_flops(math.prod(equation.outvars[0].aval.shape), math.prod(shapes[1]) // outputs))
+        name = equation.primitive.name
+        if name in ("dot_general", "conv_general_dilated"):
+            arrays = [one.aval for one in (*equation.invars, *equation.outvars)]
+            left, right, result = (one.shape for one in arrays if isinstance(one, ShapedArray))
+            numbers = equation.params["dimension_numbers"]
+            if name == "dot_general":
+                inner = math.prod(left[axis] for axis in numbers[0][0])
+            else:
+                inner = math.prod(right) // right[numbers.rhs_spec[0]]
+            total += int(matrix_flops(math.prod(result), inner))
         times = equation.params["length"] if name == "scan" else 1
         total += times * sum(_products(part) for part in _parts(tuple(equation.params.values())))
     return total

@@ -14,6 +14,7 @@ from cycleqd_jax.cli import main
 from cycleqd_jax.config import RunConfig, load_config
 from cycleqd_jax.models import sam
 from cycleqd_jax.runs import Run
+from cycleqd_jax.runs.devices import device_groups
 from cycleqd_jax.runs.families import LanguageModels, SegmentAnything, family_of
 from cycleqd_jax.runs.images import FolderInput, resolve_sam
 from cycleqd_jax.runs.inputs import resolve
@@ -160,6 +161,25 @@ def test_an_expert_is_trained_as_masks_say(folder, masks):
     embedded = 3 * 8 if masks else used["flops"] // costs["pair"]
     assert used == {"steps": 4, "tokens": 8, "attended": 0, "seconds": used["seconds"], "flops": embedded * costs["pair"]}
     assert min(costs["layers"], costs["pair"]) > 0
+
+
+def test_halved_images_per_call_are_remembered(folder, tmp_path):
+    config, lines = load_config(sam_tree(folder, output=str(tmp_path))), []
+
+    def shrink(*, read_only: bool) -> bool:
+        (group,) = device_groups(config, lines.append)
+        base = random_params("tiny_vit")
+        evaluator = SegmentAnything().evaluator(
+            CONFIGS["tiny_vit"], folder / "base", config, [], group, lambda: base, 1, lines.append, read_only=read_only
+        )
+        return evaluator.shrink()
+
+    (tmp_path / "history.jsonl").touch()
+    assert shrink(read_only=True)
+    assert not (tmp_path / "engine.json").exists()
+    assert shrink(read_only=False)
+    assert "starts again with 2 instead of 4 images" in lines[-1]
+    assert not shrink(read_only=False)  # the next run begins with two images
 
 
 @pytest.mark.e2e

@@ -150,6 +150,15 @@ def _add_models(add: Add) -> None:
     generate.add_argument("model", metavar="MODEL", help=MODEL)
     generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from standard input")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (256)")
+    segment = add("segment", "segment one image with a Segment Anything model")
+    segment.add_argument("model", metavar="MODEL", help="folder of Segment Anything, such as runs/sam_pol_skl/model")
+    segment.add_argument("image", metavar="IMAGE", type=Path, help="image file")
+    segment.add_argument(
+        "--box", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="left, top, right, bottom in pixels (the whole image)"
+    )
+    segment.add_argument("--output", type=Path, default=Path("mask.png"), metavar="FILE", help="PNG of the mask (mask.png)")
+    segment.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the image with mask and box")
+    segment.add_argument("--truth", type=Path, metavar="FILE", help="a true mask, to print scores")
     inspect = add("inspect", "describe a model; with its base, also how far it is from it, layer by layer")
     inspect.add_argument("model", metavar="MODEL", help=MODEL)
     inspect.add_argument("--base", metavar="MODEL", help="the model it was fine-tuned from; reads all weights")

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from cycleqd_jax import plan
 from cycleqd_jax.config import load_config
+from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.runs.inputs import resolve, tiny_llama
+from cycleqd_jax.runs.tasks import TaskInput
 from cycleqd_jax.types import SPLITS, InputError, Split
 
 __all__ = ["plan_run"]
@@ -44,6 +46,11 @@ def plan_run(
         InputError: a bad config, model, mesh or number, or programs cannot be compiled here.
     """
     run = load_config(config, overrides)
+    if run.segments:
+        raise InputError(
+            f"expected a config of language models, which cycleqd plan can estimate, got one of images in {config}; run it "
+            "with few generations, and its report has the seconds"
+        )
     if devices is not None and devices < 1:
         raise InputError(f"expected at least one device, got {devices}; correct --devices")
     count, arranged = plan.configured_mesh(run, devices) if mesh is None else _parsed(mesh, devices)
@@ -52,8 +59,10 @@ def plan_run(
     if run.model.base is not None or model_config is not None:
         base = plan.base_shape(run.model.base, model_config)
     inputs = resolve(run, architecture=base)
-    sizes: dict[Split, list[int]] = {split: [task.size(split) for task in inputs.tasks] for split in SPLITS}
-    replies = [task.max_replies for task in inputs.tasks]
+    assert isinstance(inputs.architecture, LlamaConfig)
+    tasks = [task for task in inputs.tasks if isinstance(task, TaskInput)]
+    sizes: dict[Split, list[int]] = {split: [task.size(split) for task in tasks] for split in SPLITS}
+    replies = [task.max_replies for task in tasks]
     episodes = [*zip(sizes["train"], replies, strict=True)]
     work = plan.workload_of(run, inputs.architecture, episodes, adapters=inputs.adapters, prompt=prompt, reply=reply)
     found = plan.summary(

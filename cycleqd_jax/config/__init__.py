@@ -4,6 +4,7 @@ from cycleqd_jax.config.check import idle_groups, unused_keys
 from cycleqd_jax.config.load import check_config, load_config, read_yaml, task_options, to_dict, to_yaml
 from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
+    SEGMENTATION,
     CheckpointConfig,
     EngineConfig,
     ExportConfig,
@@ -16,15 +17,17 @@ from cycleqd_jax.config.schema import (
     TaskConfig,
     TinyConfig,
 )
-from cycleqd_jax.config.training import GradientConfig, PrepareConfig, TrainConfig
+from cycleqd_jax.config.training import GradientConfig, MaskConfig, PrepareConfig, TrainConfig
 
 __all__ = [
+    "SEGMENTATION",
     "CheckpointConfig",
     "EngineConfig",
     "ExportConfig",
     "GenomeConfig",
     "GradientConfig",
     "KeyDoc",
+    "MaskConfig",
     "MeshConfig",
     "ModelConfig",
     "PrepareConfig",

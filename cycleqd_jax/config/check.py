@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cycleqd_jax.config.schema import RunConfig, SearchConfig
+from cycleqd_jax.config.schema import (
+    SEGMENTATION,
+    EngineConfig,
+    ModelConfig,
+    RunConfig,
+    SandboxConfig,
+    SearchConfig,
+    TaskConfig,
+)
+from cycleqd_jax.config.training import TrainConfig
 from cycleqd_jax.types import MAX_CELLS, InputError
 
 __all__ = ["check_keys_together", "idle_groups", "unused_keys"]
@@ -39,6 +48,7 @@ def check_keys_together(config: RunConfig) -> None:
         InputError: naming the keys and their values.
     """
     _check_names(config)
+    _check_family(config)
     _check_tasks(config)
     _check_experts(config)
     _check_prepare(config)
@@ -89,6 +99,56 @@ def _check_names(config: RunConfig) -> None:
                 raise InputError(f"expected every name in {key} once, got {name!r} twice; remove one")
     if "slerp" in config.merges and len(names) != 2:
         raise InputError(f"expected two tasks with merges: slerp, which merges two experts, got {len(names)}; remove slerp")
+
+
+def _check_family(config: RunConfig) -> None:
+    """Refuses keys that the family of the run's models does not use."""
+    segments = [task.kind == SEGMENTATION for task in config.tasks]
+    if not any(segments):
+        if config.masks is not None:
+            raise InputError(
+                f"expected masks with tasks of the kind {SEGMENTATION} only, got it with {config.tasks[0].kind}; leave it out"
+            )
+        return
+    if not all(segments):
+        other = config.tasks[segments.index(False)]
+        raise InputError(
+            f"expected all tasks to be of the kind {SEGMENTATION}, or none, because one model plays all of them, got "
+            f"{SEGMENTATION} and {other.kind}; put them into two configs"
+        )
+    if config.model.base is None:
+        raise InputError(
+            f"expected model.base, a folder of Segment Anything, with tasks of the kind {SEGMENTATION}, got null; `cycleqd "
+            "fetch mobile_sam FOLDER` makes one"
+        )
+    sections = (("model", config.model, ModelConfig()), ("finetune", config.finetune, TrainConfig()))
+    unused = {"model": ("prepare", "tokenizer", "vocab_size", "tiny"), "finetune": ("group_by_length",)}
+    found = [
+        (f"{name}.{key}", getattr(given, key), getattr(default, key))
+        for name, given, default in sections
+        for key in unused[name]
+    ]
+    found += [("pretrain", config.pretrain, TrainConfig()), ("gradient", config.gradient, None)]
+    found += [("engine", config.engine, EngineConfig()), ("sandbox", config.sandbox, SandboxConfig())]
+    found += [
+        ("mesh.fsdp", config.mesh.fsdp, 1),
+        ("mesh.tensor", config.mesh.tensor, 1),
+        ("search.groups", config.search.groups, 1),
+    ]
+    for i, task in enumerate(config.tasks):
+        if task.train is None:
+            raise InputError(
+                f"expected tasks.{i}.train, the folder with images and masks of task {task.name!r}, got null; give it"
+            )
+        default = TaskConfig(task.name)
+        found += [
+            (f"tasks.{i}.{key}", getattr(task, key), getattr(default, key)) for key in ("test", "finetune", "max_new_tokens")
+        ]
+    for key, value, default in found:
+        if value != default:
+            raise InputError(
+                f"expected {key} with language models only, got it with tasks of the kind {SEGMENTATION}; leave it out"
+            )
 
 
 def _check_tasks(config: RunConfig) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cycleqd_jax.config.fields import field
-from cycleqd_jax.config.training import GradientConfig, PrepareConfig, TrainConfig
+from cycleqd_jax.config.training import GradientConfig, MaskConfig, PrepareConfig, TrainConfig
 
 __all__ = [
+    "SEGMENTATION",
     "CheckpointConfig",
     "EngineConfig",
     "ExportConfig",
@@ -25,6 +26,9 @@ __all__ = [
     "TaskConfig",
     "TinyConfig",
 ]
+
+SEGMENTATION = "segmentation"
+"""The kind of the tasks of models that segment images."""
 
 MIN_VOCABULARY = 261
 """The smallest tokenizer: 256 bytes and five special tokens."""
@@ -65,7 +69,8 @@ class ModelConfig:
 
     Attributes:
         base: the base model: a Hugging Face folder, a ``.gguf`` file, or a repository on the hub (``owner/name`` or
-            ``owner/name@revision``). Null trains the tiny model.
+            ``owner/name@revision``). Null trains the tiny model. Tasks of the kind ``segmentation`` need a folder of Segment
+            Anything.
         experts: the expert of each task, by task name: a model as for ``base``, or the folder or repository of a LoRA adapter
             (PEFT). Null fine-tunes the experts from the base.
         prepare: joint fine-tuning of the base on the data of several tasks, before the experts branch off. Null fine-tunes the
@@ -92,10 +97,11 @@ class TaskConfig:
 
     Attributes:
         name: name of the task in journals and tables, unique within a run.
-        kind: ``mbpp``, ``evalplus``, ``humaneval``, ``bigcodebench``, ``dbbench``, ``os_interaction``, or
+        kind: ``mbpp``, ``evalplus``, ``humaneval``, ``bigcodebench``, ``dbbench``, ``os_interaction``, ``segmentation``, or
             ``package.module:Class`` for a task of your own. Empty means the task's name.
         train: file with the problems that the search may use, or its address (``https://…/file.jsonl.gz#sha256=DIGEST`` or
-            ``hf://datasets/owner/name@commit/file``). Null generates miniature problems.
+            ``hf://datasets/owner/name@commit/file``). Null generates miniature problems. Of ``segmentation``: the folder with
+            all images and masks.
         test: file with the problems for the reported scores. Null splits the ``train`` file into two halves by a hash.
         train_size: number of train problems that every individual is scored on. Null uses all that validation leaves.
         validation_size: number of problems that the final model is chosen on: those of the train file or half after the
@@ -104,7 +110,7 @@ class TaskConfig:
         test_size: number of test problems for the reported scores. Null uses all.
         finetune: file whose gold solutions the expert is fine-tuned on. Null uses the train problems, or generated miniature
             problems where there is no file.
-        finetune_size: number of problems for fine-tuning. Null uses all of a file, or 2000 miniature problems.
+        finetune_size: number of problems for fine-tuning, or of images. Null uses all of a file, or 2000 miniature problems.
         max_new_tokens: largest number of tokens of one reply.
         options: further arguments of the task class, such as ``prompt: agentbench``.
     """
@@ -351,6 +357,8 @@ class RunConfig:
         model: base and experts.
         pretrain: training of the tiny base.
         finetune: training of each expert and each baseline.
+        masks: fine-tuning and evaluation of models that segment images (tasks of the kind ``segmentation``). Null is the
+            defaults, or language models.
         baselines: models to train and measure for comparison: ``finetune_all`` (one model on the data of all tasks, with as
             many steps as one expert) and ``finetune_all_longer`` (with as many steps as all experts together).
         merges: merges of the experts to measure for comparison, beside the uniform one: ``task_arithmetic``, ``ties``,
@@ -375,6 +383,7 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     pretrain: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     finetune: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    masks: MaskConfig | None = None
     baselines: tuple[Literal["finetune_all", "finetune_all_longer"], ...] = ()
     merges: tuple[Literal["task_arithmetic", "ties", "dare", "dare_ties", "slerp"], ...] = ()
     gradient: GradientConfig | None = None
@@ -396,6 +405,16 @@ class RunConfig:
     def task_names(self) -> tuple[str, ...]:
         """The names of the tasks, in order."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def segments(self) -> bool:
+        """Whether the models segment images; otherwise they are language models."""
+        return all(task.kind == SEGMENTATION for task in self.tasks)
+
+    @property
+    def mask_options(self) -> MaskConfig:
+        """The options of models that segment images."""
+        return self.masks or MaskConfig()
 
     @property
     def selects(self) -> bool:

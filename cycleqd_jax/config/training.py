@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 from cycleqd_jax.config.fields import field
 
-__all__ = ["GradientConfig", "PrepareConfig", "TrainConfig"]
+__all__ = ["GradientConfig", "MaskConfig", "PrepareConfig", "TrainConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,29 @@ class PrepareConfig(TrainConfig):
         exact = {task: Fraction(str(share)) for task, share in given.items()}  # equal ratios give equal floats
         total = sum(exact.values())
         return {task: float(share / total) for task, share in exact.items() if share > 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """Fine-tuning and evaluation of models that segment images.
+
+    Attributes:
+        trained: weights that fine-tuning changes: ``decoder`` (those of the mask decoder; the image encoder runs once for each
+            image) or ``all``.
+        rank: rank of low-rank updates (LoRA) of the projections of attention, which are trained instead of the weights and
+            then multiplied out. Null trains the weights.
+        flips: flips of training images: ``none``, ``horizontal`` or ``both`` ways.
+        jitter_fraction: every edge of a box moves by up to this fraction of the box's width or height in training.
+        iou_weight: weight of the squared error of the predicted intersection over union in the loss.
+        batch_size: number of images segmented together in evaluations.
+    """
+
+    trained: Literal["decoder", "all"] = "decoder"
+    rank: int | None = field(None, minimum=1)
+    flips: Literal["none", "horizontal", "both"] = "horizontal"
+    jitter_fraction: float = field(0.0, minimum=0, below=0.5)
+    iou_weight: float = field(0.0, minimum=0)
+    batch_size: int = field(4, minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)

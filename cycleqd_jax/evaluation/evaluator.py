@@ -102,7 +102,6 @@ class Evaluator:
     Attributes:
         tasks: the tasks, in the order of the scores.
         unload: frees the weights of the last model, so that there is room for the next.
-        shrink: makes the generator need less memory and drops its weights; returns False where that was done already.
     """
 
     def __init__(
@@ -122,14 +121,14 @@ class Evaluator:
         generator: conversations in, replies out.
         tasks: the tasks to play.
         unload: see the class.
-        shrink: see the class.
+        shrink: see :meth:`shrink`.
         usage: the tokens of every model since the weights were loaded.
         sizes: by task and split, how many of the first problems are played; all by default.
         workers: number of sandboxes that work at the same time.
         """  # noqa: D205
         self.tasks = tuple(tasks)
         self.unload = unload
-        self.shrink = shrink
+        self._shrink = shrink
         self._load = load
         self._usage = usage
         self._generator = generator
@@ -139,6 +138,10 @@ class Evaluator:
     def episodes(self, task: Task, split: Split) -> Sequence[Episode]:
         """The episodes of a split, cut to the configured size."""
         return task.episodes(split)[: self._sizes.get(task.name, {}).get(split)]
+
+    def shrink(self) -> bool:
+        """Makes the generator need less memory and drops its weights; returns False where that was done already."""
+        return self._shrink()
 
     def __call__(
         self,

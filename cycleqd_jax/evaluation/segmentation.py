@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import overload
+
+import numpy as np
+from jaxtyping import Bool
 
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
 from cycleqd_jax.types import (
@@ -20,6 +24,7 @@ from cycleqd_jax.types import (
     SegmentationItem,
     SegmentationTask,
     Split,
+    TokenCounts,
     Transcript,
 )
 
@@ -82,6 +87,8 @@ class SegmentationEvaluator:
         predictor: MaskPredictor,
         tasks: Sequence[SegmentationTask],
         *,
+        shrink: Callable[[], bool] = lambda: False,
+        usage: Callable[[], Sequence[TokenCounts]] | None = None,
         sizes: Mapping[str, Mapping[Split, int | None]] | None = None,
         workers: int = 2,
         cache_bytes: int = 1 << 30,
@@ -89,12 +96,16 @@ class SegmentationEvaluator:
         """Args:
         predictor: predicts the masks.
         tasks: the tasks to score; the scores of their masks must be safe to compute in several threads.
+        shrink: see :meth:`shrink`.
+        usage: what every model has computed since the weights were loaded, in images.
         sizes: by task and split, how many of the first items are used; all by default.
         workers: number of threads that score masks while the predictor continues.
         cache_bytes: host memory for images and masks; further ones are read again by every evaluation.
         """  # noqa: D205
         self.tasks = tuple(tasks)
+        self._shrink = shrink
         self._predictor = predictor
+        self._usage = usage
         self._sizes = sizes or {}
         self._workers = workers
         self._items: dict[tuple[str, Split], Sequence[SegmentationItem]] = {}
@@ -104,6 +115,10 @@ class SegmentationEvaluator:
     def unload(self) -> None:
         """Frees the weights of the last model."""
         self._predictor.unload()
+
+    def shrink(self) -> bool:
+        """Makes the predictor need less memory and drops its weights; returns False where that was done already."""
+        return self._shrink()
 
     def items(self, task: SegmentationTask, split: Split) -> Sequence[SegmentationItem]:
         """The items of a split, cut to the configured size. The task is asked once; it may read an item at each access.
@@ -119,6 +134,16 @@ class SegmentationEvaluator:
                 f"expected at least one item to evaluate, got none in split {split!r} of task {task.name!r}; increase its size"
             )
         return self._items[key]
+
+    def masks(self, params: Params, items: Sequence[SegmentationItem]) -> list[Bool[np.ndarray, "height width"]]:
+        """The masks that one model predicts for items of any tasks; nothing is scored.
+
+        Args:
+            params: weights of the model.
+            items: the images, with their boxes as prompts.
+        """
+        self._predictor.load(params, donate=False)
+        return [predicted.masks[0] for predicted in self._predictor.predict(items, 1)]
 
     def _item(self, task: SegmentationTask, split: Split, index: int) -> SegmentationItem:
         """An item of a split, which is kept while there is room."""
@@ -201,8 +226,9 @@ class SegmentationEvaluator:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         seconds = {"evaluate": time.perf_counter() - start}
+        counts = [None] * count if self._usage is None else [dataclasses.asdict(one) for one in self._usage()[:count]]
         return [
-            Evaluation(self._outcomes(places, names, values[i]) if i in values else {}, errors.get(i), seconds)
+            Evaluation(self._outcomes(places, names, values[i]) if i in values else {}, errors.get(i), seconds, counts[i])
             for i in range(count)
         ]
 

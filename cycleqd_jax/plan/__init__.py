@@ -4,7 +4,7 @@ from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, top
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
 from cycleqd_jax.plan.estimate import Stage, estimate
 from cycleqd_jax.plan.evaluations import Evaluations, evaluations_of
-from cycleqd_jax.plan.flops import UTILISATION, ModelFlops, express_flops, mixed_flops
+from cycleqd_jax.plan.flops import UTILISATION, ModelFlops, express_flops, mixed_flops, product_flops
 from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, configured_mesh, fits, peak_stage
 from cycleqd_jax.plan.shapes import base_shape
 from cycleqd_jax.plan.summary import as_text, summary
@@ -33,6 +33,7 @@ __all__ = [
     "fits",
     "mixed_flops",
     "peak_stage",
+    "product_flops",
     "summary",
     "this_machine",
     "topology",

@@ -13,7 +13,7 @@ from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns
 from cycleqd_jax.report.costs import load_costs
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.report.tables import formats
-from cycleqd_jax.report.tables.costs import TOTALS, hours_caption, total_cells
+from cycleqd_jax.report.tables.costs import hours_caption, total_cells, totals
 from cycleqd_jax.report.tables.formats import Sheet
 
 __all__ = ["write_comparison_costs"]
@@ -46,26 +46,27 @@ def write_comparison_costs(folder: Path, table: ComparisonTable, methods: Sequen
     Raises:
         InputError: a file of a run is damaged.
     """
-    totals: dict[str, list[_Totals]] = {}
+    found: dict[str, list[_Totals]] = {}
     gpu: Mapping[str, Any] | None = None
+    unit = "tokens"
     for method in methods:
         own: dict[str, list[_Totals]] = {}
         for run, history in method.histories.items():
             costs, results = load_costs(run, history), load_results(run)
             if costs is None or results is None:
                 continue
-            gpu = gpu or costs.gpu
+            gpu, unit = gpu or costs.gpu, costs.unit
             for name in costs.methods:
                 total, row = costs.total(name), method.row(name) if name in results["found"] else name
                 one = _Totals(total.tokens, total.flops, total.seconds, costs.gpu_hours(name))
                 own.setdefault(row, []).append(one)
-        totals = {**own, **totals}
-    means = {row: _mean(totals.get(row, []), table.runs) for row in table.methods}
+        found = {**own, **found}
+    means = {row: _mean(found.get(row, []), table.runs) for row in table.methods}
     names = {row: table.label(m) for m, row in enumerate(table.methods)}
     written = [folder / "tables" / "costs.md", folder / "tables" / "costs.json"]
     rows = [(names[row], total_cells(*dataclasses.astuple(mean))) for row, mean in means.items()]
-    sheet = Sheet("Costs", "method", TOTALS, rows, unmarked=len(TOTALS))
-    write_bytes(written[0], f"# {table.title}: costs\n\n{formats.markdown([sheet], _caption(table, gpu))}".encode())
+    sheet = Sheet("Costs", "method", totals(unit), rows, unmarked=len(totals(unit)))
+    write_bytes(written[0], f"# {table.title}: costs\n\n{formats.markdown([sheet], _caption(table, gpu, unit))}".encode())
     records = {row: {"label": names[row], **dataclasses.asdict(mean)} for row, mean in means.items()}
     write_json(written[1], {"seeds": list(table.seeds), "gpu": gpu, "rows": records})
     return written
@@ -82,11 +83,11 @@ def _mean(totals: Sequence[_Totals], runs: int) -> _Totals:
     return _Totals(*(of([getattr(one, name) for one in totals]) for name in fields))
 
 
-def _caption(table: ComparisonTable, gpu: Mapping[str, Any] | None) -> str:
+def _caption(table: ComparisonTable, gpu: Mapping[str, Any] | None, unit: str) -> str:
     """What the numbers are."""
     over = f"Means over the seeds {', '.join(map(str, table.seeds))}. " if table.runs > 1 else ""
     return (
-        f"{over}{hours_caption(gpu)} Every row counts the training of all models that it needs, its search, and the evaluation "
-        "of candidates for its final model; the evaluation of the row itself is left out. Seconds of individuals evaluated at "
-        "the same time are added up. `cycleqd report` writes the stages of a run into its tables/costs.md."
+        f"{over}{hours_caption(gpu, unit)} Every row counts the training of all models that it needs, its search, and the "
+        "evaluation of candidates for its final model; the evaluation of the row itself is left out. Seconds of individuals "
+        "evaluated at the same time are added up. `cycleqd report` writes the stages of a run into its tables/costs.md."
     )

@@ -1,7 +1,8 @@
 """What a run has cost: tokens, FLOPs and seconds of every row of the results table, by stage, and of every generation.
 
 The journal has tokens and seconds of every individual, ``tables/usage.json`` those of training and of the final evaluation, and
-the FLOPs of one forward pass. What is unknown, such as the tokens of a journal of version 0.1, stays unknown in every sum.
+the FLOPs of one forward pass. Models that segment images count images instead of tokens. What is unknown, such as the tokens of
+a journal of version 0.1, stays unknown in every sum.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Cost:
     """The cost of a stage; None is unknown.
 
     Attributes:
-        tokens: tokens that went through the model's layers.
+        tokens: tokens that went through the model's layers, or images that were segmented.
         flops: floating-point operations.
         seconds: wall time. That of individuals evaluated at the same time is added up.
     """
@@ -66,11 +67,13 @@ class Costs:
             of the experts.
         gpu: ``name``, ``peak`` (FLOP/s) and ``utilisation`` (shares of the peak, of ``train`` and ``evaluate``) of the GPU for
             which hours are extrapolated; None if unknown.
+        unit: what ``tokens`` counts: ``"tokens"`` or ``"images"``.
     """
 
     methods: Mapping[str, Mapping[str, Cost]]
     generations: Mapping[int, tuple[int, Mapping[str, Cost]]]
     gpu: Mapping[str, Any] | None
+    unit: str = "tokens"
 
     def total(self, method: str) -> Cost:
         """The cost of a row without ``measure``, which reports the row but is no part of the method."""
@@ -146,7 +149,8 @@ def load_costs(folder: Path, history: History | None = None) -> Costs | None:
         if measured:
             stages["measure"] = _measuring(name, usage)
         methods[name] = stages
-    return Costs(methods, generations, None if usage is None else usage["gpu"])
+    known = usage or {"gpu": None}
+    return Costs(methods, generations, known["gpu"], known.get("unit", "tokens"))
 
 
 def _generations(history: History, usage: Mapping[str, Any] | None) -> dict[int, tuple[int, dict[str, Cost]]]:

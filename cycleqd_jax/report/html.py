@@ -21,7 +21,7 @@ from cycleqd_jax.report.history import History
 from cycleqd_jax.report.labels import SEARCHES, method_label
 from cycleqd_jax.report.maps import CELL, archive_maps, percent
 from cycleqd_jax.report.metrics import Metrics
-from cycleqd_jax.report.read import Config, Transcript
+from cycleqd_jax.report.read import Config, Picture, Transcript
 from cycleqd_jax.report.style import EXPERT, ramp, task_color
 from cycleqd_jax.report.tables import ResultsTable
 from cycleqd_jax.report.tables.costs import cost_caption, cost_sheets
@@ -49,6 +49,7 @@ class Page:
         costs: tokens, FLOPs and seconds.
         figures: name → theme → SVG.
         transcripts: episodes of the evaluation.
+        pictures: test images with the masks of several models.
         config: configuration and versions.
         notes: sentences about missing or damaged parts of the run folder.
     """
@@ -62,13 +63,19 @@ class Page:
     costs: Costs | None
     figures: Mapping[str, Mapping[str, bytes]]
     transcripts: Iterable[Transcript]
+    pictures: Sequence[Picture]
     config: Config | None
     notes: Sequence[str]
 
 
-def data_url(svg: bytes) -> str:
-    """An SVG as the source of an image, where its scripts cannot run and its ids and styles cannot clash with the page."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+def data_url(content: bytes, kind: str = "svg+xml") -> str:
+    """An SVG as the source of an image, where its scripts cannot run and its ids and styles cannot clash with the page.
+
+    Args:
+        content: of the file.
+        kind: of the image, ``"svg+xml"`` or ``"png"``.
+    """
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def _duration(seconds: float) -> str:
@@ -181,6 +188,8 @@ def _choose(transcripts: Iterable[Transcript]) -> list[Transcript]:
     taken: dict[tuple[str, str, bool], int] = {}
     chosen = []
     for one in transcripts:
+        if not one.messages:  # an image has no conversation
+            continue
         kind = (one.method, one.task, one.score >= 0.5)
         if taken.get(kind, 0) < _EACH:
             taken[kind] = taken.get(kind, 0) + 1
@@ -239,6 +248,7 @@ def render_page(page: Page) -> str:
         cost_caption=cost_caption(page.costs) if page.costs else "",
         timing=_timing(page.metrics) if page.metrics and page.metrics.seconds else [],
         transcripts=_choose(page.transcripts),
+        pictures=[(one, data_url(one.png, "png")) for one in page.pictures],
         method_label=method_label,
     )
     # Model output may contain lone surrogates and NULs, which are invalid in HTML.

@@ -17,10 +17,12 @@ from cycleqd_jax.types import InputError
 
 __all__ = [
     "Config",
+    "Picture",
     "Transcript",
     "load_config",
     "load_engine",
     "load_items",
+    "load_pictures",
     "load_results",
     "load_selection",
     "load_transcripts",
@@ -235,6 +237,42 @@ def load_usage(folder: Path) -> dict[str, Any] | None:
             "evaluation again"
         ) from error
     return raw
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A test image with the masks of several models.
+
+    Attributes:
+        png: the picture: from left to right the image with its prompt, the truth, and the masks of ``rows``.
+        task: its task.
+        item: the name of the image.
+        rows: rows of the results table.
+        scores: their scores of this image.
+    """
+
+    png: bytes
+    task: str
+    item: str
+    rows: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+def load_pictures(folder: Path) -> list[Picture]:
+    """The pictures of a run of models that segment images; those that are missing or damaged are left out."""
+    place, found = Path(folder) / "pictures", []
+    try:
+        entries = [*json.loads((place / "pictures.json").read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return []
+    for one in entries:
+        try:
+            png = (place / Path(str(one["file"])).name).read_bytes()
+            rows, scores = tuple(map(str, one["rows"])), tuple(_finite(one["scores"]))
+            found.append(Picture(png, str(one["task"]), str(one["item"]), rows, scores))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return found
 
 
 def _ids(candidate: Any) -> tuple[str, list[int]]:

@@ -13,6 +13,7 @@ from cycleqd_jax.config import RunConfig
 from cycleqd_jax.models.files import hub
 from cycleqd_jax.report.labels import SEARCH_METHODS
 from cycleqd_jax.report.tables import ResultsTable
+from cycleqd_jax.runs.families import family_of
 from cycleqd_jax.version import __version__
 
 __all__ = ["model_card"]
@@ -131,7 +132,7 @@ def model_card(
     meta = {
         **({"base_model": repositories, "base_model_relation": "merge"} if repositories else {}),
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": family_of(config).pipeline,
         "tags": ["merge", "cycleqd"],
     }
     models = "\n".join(f"| {name} | {given.get(name) or folder} |" for name, folder in folders.items())

@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from cycleqd_jax.config import RunConfig
-from cycleqd_jax.engine import ChatGenerator
-from cycleqd_jax.evaluation import Evaluator
 from cycleqd_jax.machine import cpu_count
-from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.runs.devices import DeviceGroup
+from cycleqd_jax.runs.devices import Architecture, DeviceGroup
 from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.faults import halve_slots, known_slots
+from cycleqd_jax.runs.families import Family, Processor, family_of
 from cycleqd_jax.runs.models import Models
-from cycleqd_jax.tasks import RecordTask
-from cycleqd_jax.types import Params, Progress, Split
+from cycleqd_jax.runs.tasks import RunTask
+from cycleqd_jax.types import ModelEvaluator, Params, Progress
 
 __all__ = ["Context", "workers"]
 
@@ -31,7 +26,7 @@ class Context:
         config: the config of the run.
         models: base, experts and baselines.
         tasks: the tasks, in the order of the config.
-        examples: the training conversations of every task.
+        examples: what the expert of every task learns from.
         groups: the groups of devices; children are spread over them, and everything else happens in the first.
         progress: called by long stages.
         log: called with single lines.
@@ -42,7 +37,7 @@ class Context:
 
     config: RunConfig
     models: Models
-    tasks: Sequence[RecordTask[Any]]
+    tasks: Sequence[RunTask]
     examples: Examples
     groups: Sequence[DeviceGroup]
     progress: Progress
@@ -55,36 +50,35 @@ class Context:
         """The run folder."""
         return self.config.folder
 
-    def evaluator(self, config: LlamaConfig, tokenizer: ChatTokenizer, group: DeviceGroup) -> Evaluator:
-        """An evaluator for models of one architecture and tokenizer.
+    @property
+    def family(self) -> Family:
+        """The family of the models."""
+        return family_of(self.config)
 
-        Its engine has the slots that the run has halved before, where it has; see :func:`~cycleqd_jax.runs.faults.known_slots`.
+    def evaluator(
+        self, config: Architecture, processor: Processor, group: DeviceGroup, base: Callable[[], Params] | None = None
+    ) -> ModelEvaluator:
+        """An evaluator for models of one architecture.
+
+        It works on as many problems at once as when memory ran out before; see :func:`~cycleqd_jax.runs.faults.known_slots`.
 
         Args:
             config: the config of the models.
-            tokenizer: the tokenizer of the models.
-            group: the devices on which it decodes.
+            processor: makes their inputs.
+            group: the devices on which it works.
+            base: returns weights of which most models share a part; by default those of the run's base.
         """
-        configured, folder = self.config.engine.slots, None if self.read_only else self.folder
-        slots = known_slots(self.folder, configured)
-        engine = group.engine(config, tokenizer, dataclasses.replace(self.config.engine, slots=slots))
-
-        def load(params: Params, *, donate: bool) -> None:
-            engine.load(group.place(params, config), donate=donate)
-
-        sizes: dict[str, dict[Split, int | None]] = {
-            task.name: {"train": task.train_size, "test": task.test_size} for task in self.config.tasks
-        }
-        generator = ChatGenerator(engine, tokenizer)
-        return Evaluator(
-            load,
-            generator,
+        shared = base or (lambda: self.models.base)
+        return self.family.evaluator(
+            config,
+            processor,
+            self.config,
             self.tasks,
-            unload=engine.unload,
-            shrink=lambda: halve_slots(engine, configured, self.log, folder),
-            usage=engine.usage,
-            sizes=sizes,
-            workers=workers(self.config),
+            group,
+            shared,
+            workers(self.config),
+            self.log,
+            read_only=self.read_only,
         )
 
 

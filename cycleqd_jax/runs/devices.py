@@ -14,11 +14,14 @@ from cycleqd_jax.config import EngineConfig, RunConfig, idle_groups
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
-from cycleqd_jax.models import llama
+from cycleqd_jax.models import llama, sam
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import Genome, Params
 
-__all__ = ["DeviceGroup", "Space", "device_groups"]
+__all__ = ["Architecture", "DeviceGroup", "Space", "device_groups"]
+
+Architecture = llama.LlamaConfig | sam.SamConfig
+"""The config of a model."""
 
 Space = ExpertSpace | CoefficientSpace | DenseSpace
 
@@ -38,19 +41,21 @@ class DeviceGroup:
         """Whether the group is one device."""
         return self.mesh.size == 1
 
-    def weight_shardings(self, config: llama.LlamaConfig) -> Any:
+    def weight_shardings(self, config: Architecture) -> Any:
         """Shardings of a model's weights in this group.
 
         Raises:
             InputError: the group's axes do not divide the model.
         """
+        if isinstance(config, sam.SamConfig):
+            return sharding.shardings(self.mesh, sam.abstract_params(config), sam.logical_axes(config))
         return sharding.shardings(self.mesh, llama.abstract_params(config), llama.logical_axes(config))
 
-    def place(self, params: Params, config: llama.LlamaConfig) -> Params:
+    def place(self, params: Params, config: Architecture) -> Params:
         """Weights in this group; arrays that are already there are not copied."""
         return jax.device_put(params, self._replicated if self.single else self.weight_shardings(config))
 
-    def place_space(self, space: Space, config: llama.LlamaConfig) -> Space:
+    def place_space(self, space: Space, config: Architecture) -> Space:
         """A genome space in this group; arrays that are already there are not copied."""
         if self.single or isinstance(space, DenseSpace):
             return jax.device_put(space, self._replicated)

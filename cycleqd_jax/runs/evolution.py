@@ -15,7 +15,7 @@ import numpy as np
 from cycleqd_jax import search
 from cycleqd_jax.algorithms import CycleQDState, aggregate
 from cycleqd_jax.config import RunConfig
-from cycleqd_jax.evaluation import Evaluation, Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
+from cycleqd_jax.evaluation import Evaluation, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
 from cycleqd_jax.files import digest, write_json
 from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome, ExpertSpace
 from cycleqd_jax.genome.basis import Basis
@@ -33,9 +33,18 @@ from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
 from cycleqd_jax.schema import SCHEMA
-from cycleqd_jax.tasks import RecordTask
-from cycleqd_jax.tasks.records import Row
-from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split, stack_trees
+from cycleqd_jax.types import (
+    Adapter,
+    Genome,
+    InputError,
+    ModelEvaluator,
+    Params,
+    ProblemSet,
+    Searcher,
+    SearchState,
+    Split,
+    stack_trees,
+)
 
 __all__ = ["Evolution", "Merged", "budget_of", "input_digests", "mixing_of", "problems_digest"]
 
@@ -73,19 +82,19 @@ class Evolution:
         self._config = context.config
         self._space: Space | None = None
         self._host_space: Space | None = None
-        self._evaluator: Evaluator | None = None
+        self._evaluator: ModelEvaluator | None = None
         self._state: SearchState | None = None
         self._basis: dict[str, Any] | None = None
         self._selection: Selection | None = None
-        self._placed: dict[int, tuple[Space, Evaluator]] = {}
+        self._placed: dict[int, tuple[Space, ModelEvaluator]] = {}
 
     # Spaces and workers
 
-    def ensure_evaluator(self) -> Evaluator:
+    def ensure_evaluator(self) -> ModelEvaluator:
         """The evaluator of this run's models on the first group of devices, made once."""
         if self._evaluator is None:
             models = self._context.models
-            self._evaluator = self._context.evaluator(models.config, models.tokenizer, self._context.groups[0])
+            self._evaluator = self._context.evaluator(models.config, models.processor, self._context.groups[0])
         return self._evaluator
 
     def ensure_space(self) -> Space:
@@ -169,7 +178,7 @@ class Evolution:
 
         return LazyWorker(population, make)
 
-    def _place(self, i: int, group: DeviceGroup) -> tuple[Space, Evaluator]:
+    def _place(self, i: int, group: DeviceGroup) -> tuple[Space, ModelEvaluator]:
         """Space and evaluator of a group of devices, made once."""
         if i == 0:
             return self.ensure_space(), self.ensure_evaluator()
@@ -177,7 +186,7 @@ class Evolution:
             models = self._context.models
             assert self._host_space is not None
             space = group.place_space(self._host_space, models.config)
-            self._placed[i] = space, self._context.evaluator(models.config, models.tokenizer, group)
+            self._placed[i] = space, self._context.evaluator(models.config, models.processor, group)
         return self._placed[i]
 
     # Search
@@ -355,7 +364,7 @@ class Evolution:
                 candidates,
                 self._workers("validation"),
                 context.folder / "tables" / "selection.json",
-                problems={task.name: _digest(task.rows["validation"]) for task in context.tasks},
+                problems={task.name: _digest(task.problems("validation")) for task in context.tasks},
                 progress=context.progress,
                 log=context.log,
                 on_evaluated=self._record_selection,
@@ -367,14 +376,14 @@ class Evolution:
         write_selection(self._context.folder, seconds, self._context.log)
 
 
-def budget_of(config: RunConfig, tasks: Sequence[RecordTask[Any]]) -> int | None:
+def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:
     """The most individuals that a run may evaluate, from both of its budgets; None is no limit.
 
     Raises:
         InputError: the budgets do not suffice for the experts and the first population.
     """
     options = config.search
-    sizes = [len(task.rows["train"][: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
+    sizes = [len(task.problems("train")[: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
     budget = search.individuals_within(options.budget, options.budget_items, sum(sizes))
     least = options.least(len(config.tasks))
     if budget is not None and budget < least:
@@ -385,23 +394,23 @@ def budget_of(config: RunConfig, tasks: Sequence[RecordTask[Any]]) -> int | None
     return budget
 
 
-def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> dict[str, str]:
+def input_digests(folders: ModelFolders, tasks: Sequence[ProblemSet]) -> dict[str, str]:
     """Digests of the models and problems that the scores depend on, by name; models that are not trained yet have none."""
     digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
     if folders.tokenizer is not None:
         digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
-    for task in tasks:  # the pool has the validation problems too
-        digests |= {f"{task.name}/train": _digest(task.pool)} | problems_digest(task)
+    for task in tasks:
+        digests |= {f"{task.name}/train": _digest(task.problems(None))} | problems_digest(task)
     return digests
 
 
-def problems_digest(task: RecordTask[Any]) -> dict[str, str]:
+def problems_digest(task: ProblemSet) -> dict[str, str]:
     """The digest of a task's test problems, by the name that it has among those of a run's inputs."""
-    return {f"{task.name}/test": _digest(task.rows["test"])}
+    return {f"{task.name}/test": _digest(task.problems("test"))}
 
 
-def _digest(rows: Sequence[Row]) -> str:
-    return digest([row.fingerprint for row in rows], digits=16)
+def _digest(problems: Sequence[str]) -> str:
+    return digest(list(problems), digits=16)
 
 
 def mixing_of(genome: Genome) -> list[float] | None:

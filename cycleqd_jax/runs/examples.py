@@ -1,4 +1,4 @@
-"""The training conversations of all tasks, tokenised."""
+"""What experts learn from, of all tasks: tokenised conversations, or images with masks."""
 
 from __future__ import annotations
 
@@ -13,37 +13,36 @@ __all__ = ["Examples"]
 
 
 class Examples:
-    """The training conversations of every task, tokenised when they are first needed. None is a validation or test problem.
+    """What the expert of every task learns from, made when it is first needed. None is a validation or test problem.
 
     Attributes:
-        identities: JSON by task that changes whenever its conversations do.
+        identities: JSON by task that changes whenever its training data does.
     """
 
     def __init__(self, models: Models, training_data: Mapping[str, TrainingData]) -> None:
         """Loads nothing yet.
 
         Args:
-            models: the models of the run, for their tokenizer.
+            models: the models of the run, for their processor.
             training_data: the training data of every task, by name.
         """
         self.identities: dict[str, Any] = {task: data.identity for task, data in training_data.items()}
         self._models = models
         self._data = training_data
-        self._encoded: dict[str, list[training.Example]] = {}
+        self._made: dict[str, list[Any]] = {}
 
-    def of(self, task: str) -> list[training.Example]:
-        """All examples of a task.
+    def of(self, task: str) -> list[Any]:
+        """All examples of a task; see :meth:`~cycleqd_jax.runs.families.Family.examples`.
 
         Raises:
             InputError: no gold solution of the task scores in the sandbox.
         """
-        if task not in self._encoded:
-            encode = self._models.tokenizer.encode_for_training
-            self._encoded[task] = [encode(conversation) for conversation in self._data[task].load()]
-        return self._encoded[task]
+        if task not in self._made:
+            self._made[task] = self._models.family.examples(self._models.processor, self._data[task].load())
+        return self._made[task]
 
     def mixture(self, shares: Mapping[str, float], count: int, seed: int) -> list[training.Example]:
-        """Examples of several tasks; see :func:`cycleqd_jax.training.mixture`.
+        """Tokenised conversations of several tasks; see :func:`cycleqd_jax.training.mixture`.
 
         Args:
             shares: the share of each task.

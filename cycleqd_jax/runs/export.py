@@ -131,7 +131,7 @@ def export_from_folder(
         table = report.results_table(folder) if has_results else None
         card = model_card(config, models.folders.search, facts, table, command, len(journal))
         params = groups[0].express(space.express)(genome)
-        hf.save(target, models.config, params, tokenizer=models.tokenizer, card=card)
+        models.family.save(target, models.config, params, models.processor, card)
     record_export(folder, target, facts)
     return target
 

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from cycleqd_jax.config import SearchConfig
 from cycleqd_jax.engine import Engine
-from cycleqd_jax.evaluation import Evaluator, FaultPolicy, GuardedWorker, Worker
+from cycleqd_jax.evaluation import FaultPolicy, GuardedWorker, Worker
 from cycleqd_jax.files import write_json
 from cycleqd_jax.report.read import load_engine
 from cycleqd_jax.schema import SCHEMA
-from cycleqd_jax.types import Split
+from cycleqd_jax.types import ModelEvaluator, Split
 
-__all__ = ["guarded", "halve_slots", "known_slots"]
+__all__ = ["guarded", "halve_slots", "known_slots", "record_slots"]
 
 FILE = "engine.json"
 """The file in a run folder that says that slots were halved."""
 
 
-def guarded(worker: Worker, evaluator: Evaluator, options: SearchConfig, split: Split, log: Callable[[str], None]) -> Worker:
+def guarded(
+    worker: Worker, evaluator: ModelEvaluator, options: SearchConfig, split: Split, log: Callable[[str], None]
+) -> Worker:
     """A worker that repeats attempts and needs less memory where it runs out.
 
     On train problems an individual that fails for good is quarantined. On others the exception is raised: a candidate for the
@@ -40,17 +42,27 @@ def guarded(worker: Worker, evaluator: Evaluator, options: SearchConfig, split: 
 def known_slots(folder: Path, configured: int) -> int:
     """The slots with which a run continues: those in ``engine.json`` where its memory has run out before.
 
-    In bfloat16 replies may depend on the slots. So a run continues with the slots that it had.
+    In bfloat16 replies may depend on the slots, and masks on the images per call. So a run continues with those that it had.
 
     Args:
         folder: the run folder. One without scores belongs to no config yet, and its file is not used.
-        configured: the slots in the config.
+        configured: the slots in the config, or ``masks.batch_size``.
 
     Raises:
         InputError: the file is damaged, or of a newer version.
     """
     found = load_engine(folder) if (folder / "history.jsonl").exists() else None
     return configured if found is None or found["configured"] != configured else found["slots"]
+
+
+def record_slots(folder: Path | None, configured: int) -> None:
+    """Records in ``engine.json`` of a run folder that the configured slots were halved; None records nothing.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    if folder is not None:
+        write_json(folder / FILE, {"schema": SCHEMA, "configured": configured, "slots": configured // 2})
 
 
 def halve_slots(engine: Engine, configured: int, log: Callable[[str], None], folder: Path | None = None) -> bool:
@@ -70,8 +82,7 @@ def halve_slots(engine: Engine, configured: int, log: Callable[[str], None], fol
     """
     if engine.slots < configured or configured == 1:
         return False
-    if folder is not None:
-        write_json(folder / FILE, {"schema": SCHEMA, "configured": configured, "slots": configured // 2})
+    record_slots(folder, configured)
     engine.resize(configured // 2)
     log(
         f"warning: the memory has run out in an evaluation, which starts again with {engine.slots} instead of {configured} "

@@ -70,13 +70,14 @@ LATER = (
     ),
     "export.elites",
     "model.prepare",
+    "masks",
 )
 """Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did.
 
 Keys of ``FREE`` are not compared, so they are not here.
 """
 
-FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard")
+FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard", "pictures")
 """The folders in a run folder."""
 
 FILES = ("config.yaml", "inputs.json", "engine.json", "history.jsonl", "grid.json", "report.html")
@@ -218,7 +219,7 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
     Validation problems may be held out of a run that began without them if neither its search nor its experts have seen them:
     ``train_size`` is a number, and the experts are not fine-tuned on the train file.
     """
-    sections = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig()}
+    sections = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig(), "masks": None}
     defaults = flat({name: to_dict(section) for name, section in sections.items()})
     values = {key: value for key, value in defaults.items() if key in LATER}
     for i, task in enumerate(config.tasks):
@@ -289,7 +290,7 @@ def _remove_results(folder: Path) -> None:
             file.unlink()
     for name in ("items", "selection", "usage", "measured"):
         (folder / "tables" / f"{name}.json").unlink(missing_ok=True)
-    for name in ("transcripts", "figures"):
+    for name in ("transcripts", "figures", "pictures"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from cycleqd_jax import training
 from cycleqd_jax.config import GradientConfig
 from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.plan import express_flops
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.coefficients import express_coefficients, host_space, placed_space
@@ -43,6 +44,13 @@ class GradientMerge:
         self._options = options
 
     @property
+    def _model(self) -> LlamaConfig:
+        """The architecture; gradient descent is for language models only."""
+        config = self._context.models.config
+        assert isinstance(config, LlamaConfig)
+        return config
+
+    @property
     def file(self) -> Path:
         """The file of the coefficients."""
         return self._context.folder / "tables" / "gradient.json"
@@ -64,7 +72,7 @@ class GradientMerge:
         shared = self._context.shared
         if self._read(self.digest()) is None and (shared is None or not self.is_in(load_results(shared))):
             for name in self._context.config.task_names:
-                training.check_examples(self._context.examples.of(name), self._context.models.config)
+                training.check_examples(self._context.examples.of(name), self._model)
 
     def ensure_fitted(self) -> Mapping[str, Any]:
         """Finds the coefficients and writes them, where the file does not have them.
@@ -85,7 +93,7 @@ class GradientMerge:
         shares = dict.fromkeys(names, 1.0)
         coefficients, metrics = training.fit_coefficients(
             placed_space(context, options.groups),
-            context.models.config,
+            self._model,
             context.examples.mixture(shares, options.steps * options.batch_size, seed),
             steps=options.steps,
             batch_size=options.batch_size,

@@ -22,6 +22,8 @@ from cycleqd_jax.models.files import peft
 from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import Preflight, preflight
+from cycleqd_jax.models.sam import SamConfig
+from cycleqd_jax.runs.images import FolderInput, resolve_sam
 from cycleqd_jax.runs.tasks import TaskInput, resolve_tasks
 from cycleqd_jax.types import AdapterRanks, InputError
 
@@ -37,7 +39,7 @@ class Inputs:
         tasks: the tasks, in the order of the config.
         architecture: the architecture of every model of the run, with the dtype and vocabulary it is evaluated in. For the tiny
             base, it is the largest possible one: its vocabulary is known once its tokenizer is trained.
-        preflight: the given models as their headers describe them; None where the run trains its own, or where
+        preflight: the given language models as their headers describe them; None where the run trains its own, or where
             only the architecture was asked for.
         adapters: for every expert the leaves that its LoRA adapter changes, with their ranks (None: the whole leaf); None for
             an expert that is no adapter, or that is not on this machine.
@@ -45,14 +47,14 @@ class Inputs:
     """
 
     config: RunConfig
-    tasks: tuple[TaskInput, ...]
-    architecture: LlamaConfig
+    tasks: tuple[TaskInput | FolderInput, ...]
+    architecture: LlamaConfig | SamConfig
     preflight: Preflight | None
     adapters: tuple[AdapterRanks | None, ...]
     absent: tuple[str, ...]
 
 
-def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> Inputs:
+def resolve(config: RunConfig, *, architecture: LlamaConfig | SamConfig | None = None) -> Inputs:
     """Resolves the inputs of a run.
 
     Args:
@@ -69,9 +71,11 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
     check_config(config)
     tasks = resolve_tasks(config)
     model = config.model
+    if config.segments:
+        return Inputs(config, tasks, architecture or resolve_sam(config), None, (None,) * len(tasks), ())
     checked: Preflight | None = None
     if architecture is not None:
-        pass
+        assert isinstance(architecture, LlamaConfig)
     elif model.base is None:
         architecture = tiny_llama(config, model.tiny.vocab_size)
     else:
@@ -82,7 +86,7 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | None = None) -> In
             dtype=model.dtype,
             vocab_size=model.vocab_size,
             tokenizer=model.tokenizer,
-            tools=any(task.uses_tools for task in tasks),
+            tools=any(isinstance(task, TaskInput) and task.uses_tools for task in tasks),
         )
         architecture = checked.config
     evaluated = architecture.replace(

@@ -14,15 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax import operators
-from cycleqd_jax.config import RunConfig, TrainConfig, to_dict
+from cycleqd_jax.config import MaskConfig, RunConfig, TrainConfig, to_dict
 from cycleqd_jax.files import digest
 from cycleqd_jax.models import compare
-from cycleqd_jax.models.files import hf, peft
-from cycleqd_jax.models.files.checkpoint import check_tied, load_tokenizer, open_checkpoint, with_head
+from cycleqd_jax.models.files import peft
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.models.inspection import UNRELATED
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.runs.devices import Architecture
+from cycleqd_jax.runs.families import Processor, family_of
 from cycleqd_jax.runs.folder import folder_digest, tokenizer_digest
 from cycleqd_jax.types import Adapter, InputError, Params
 
@@ -87,7 +89,7 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
 
     Args:
         config: the config of the run.
-        training_data: the identity of every task's training conversations, by task.
+        training_data: the identity of every task's training data, by task.
 
     Raises:
         InputError: a given model can't be read or downloaded.
@@ -128,6 +130,8 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
         folders["prepared_base"] = cached("prepared", data, _recipe(prepare))
         source["prepared"] = folders["prepared_base"].name
     recipe = _recipe(config.finetune)
+    if config.segments:
+        recipe |= {"masks": _mask_recipe(config.mask_options)}
     for name in config.task_names:
         folders[f"expert/{name}"] = cached(f"expert-{name}", training_data[name], recipe)
     everything = [training_data[name] for name in config.task_names]
@@ -137,7 +141,7 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
-    config: LlamaConfig
+    config: Architecture
     base: Params
     experts: Sequence[Params | Adapter]
 
@@ -147,6 +151,7 @@ class Models:
 
     Attributes:
         folders: the folders of the models.
+        family: reads them.
     """
 
     def __init__(
@@ -154,7 +159,7 @@ class Models:
         config: RunConfig,
         folders: ModelFolders,
         log: Callable[[str], None],
-        shardings: Callable[[LlamaConfig], Any] | None = None,
+        shardings: Callable[[Any], Any] | None = None,
     ) -> None:
         """Reads nothing yet.
 
@@ -166,24 +171,32 @@ class Models:
         """
         self.folders = folders
         self._config = config
+        self.family = family_of(config)
         self._log = log
         self._shardings = shardings
         self._loaded: _Loaded | None = None
 
     @functools.cached_property
-    def tokenizer(self) -> ChatTokenizer:
-        """Tokenizer and chat template of all models."""
+    def processor(self) -> Processor:
+        """What makes the inputs of all models, such as their tokenizer."""
         model = self._config.model
-        return load_tokenizer(model.tokenizer or model.base or self.folders.original)
+        return self.family.processor(model.tokenizer or model.base or self.folders.original)
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Tokenizer and chat template of all models, which are language models."""
+        processor = self.processor
+        assert isinstance(processor, ChatTokenizer)
+        return processor
 
     def check_tokenizer(self) -> None:
-        """Opens the tokenizer.
+        """Opens the tokenizer, if the models have one.
 
         Raises:
             InputError: there is none, or it has no chat template or no stop token.
         """
         try:
-            _ = self.tokenizer
+            _ = self.processor
         except InputError as error:
             raise InputError(f"{error}; or set model.tokenizer to a model that has one") from error
 
@@ -199,7 +212,7 @@ class Models:
         return self._loaded
 
     @property
-    def config(self) -> LlamaConfig:
+    def config(self) -> Architecture:
         """The architecture of all models."""
         return self.ensure_loaded().config
 
@@ -213,7 +226,7 @@ class Models:
         """The weights of every expert, or its adapter as it is, in the order of the tasks."""
         return self.ensure_loaded().experts
 
-    def _load_experts(self, config: LlamaConfig, base: Params) -> list[Params | Adapter]:
+    def _load_experts(self, config: Architecture, base: Params) -> list[Params | Adapter]:
         experts: list[Params | Adapter] = []
         distances: list[float] = []
         for task in self._config.task_names:
@@ -221,12 +234,13 @@ class Models:
             if peft.is_adapter(folder):
                 self._warn_of_another_base(folder)
                 whole = open_checkpoint(self.folders.base).config  # adapters know nothing of a cut vocabulary
-                adapter = peft.load_adapter(folder, whole, base, vocab_size=config.vocab_size)
+                vocab_size = config.vocab_size if isinstance(config, LlamaConfig) else None
+                adapter = peft.load_adapter(folder, whole, base, vocab_size=vocab_size)
                 norm = math.hypot(*compare.adapter_norms(adapter).values())
                 distances.append(norm / operators.matrix_norm(base))
                 experts.append(adapter)
             else:
-                params = self._load(f"expert/{task}", folder, tied=config.tie_word_embeddings)[1]
+                params = self._load(f"expert/{task}", folder, like=config)[1]
                 distances.append(operators.relative_norm(params, base))
                 experts.append(params)
             self._warn_of_distance(folder, distances[-1])
@@ -246,22 +260,13 @@ class Models:
         """The weights of a trained baseline, read anew at every call."""
         return self._load(name, self.folders.baselines[name])[1]
 
-    def _load(self, name: str, folder: Path, tied: bool | None = None) -> tuple[LlamaConfig, Params]:
-        """Reads a model, with a head that is tied to its embedding as ``tied`` says."""
+    def _load(self, name: str, folder: Path, like: Architecture | None = None) -> tuple[Architecture, Params]:
+        """Reads a model; see :meth:`~cycleqd_jax.runs.families.Family.load`."""
         if not folder.exists():
             raise InputError(
                 f"expected a model for {name}, got none in {folder}; run `cycleqd finetune` with this config first"
             )
-        model, checkpoint = self._config.model, open_checkpoint(folder)
-        if checkpoint.rounded and model.dtype is None:
-            self._log(
-                f"warning: {len(checkpoint.rounded)} tensors of {folder}, such as {checkpoint.rounded[0]}, are stored in "
-                f"another dtype than the rest, and are rounded to {checkpoint.config.dtype}; model.dtype=float32 keeps them"
-            )
-        if tied is not None and tied != checkpoint.config.tie_word_embeddings:
-            check_tied(checkpoint)
-            checkpoint = with_head(checkpoint, tied=tied)
-        return hf.load(checkpoint, dtype=model.dtype, vocab_size=model.vocab_size, shardings=self._shardings)
+        return self.family.load(folder, self._config.model, like=like, shardings=self._shardings, log=self._log)
 
     def _warn_of_equals(self, base: Params, experts: Sequence[Params | Adapter], distances: Sequence[float]) -> None:
         """Warns of experts that are the base, or each other, bit for bit: a search over them finds nothing."""
@@ -310,3 +315,8 @@ def _recipe(train: TrainConfig) -> dict[str, Any]:
     """What a training depends on; a switch that is off is left out, so that older caches keep their names."""
     options = {item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)}
     return {key: value for key, value in options.items() if value is not False}
+
+
+def _mask_recipe(masks: MaskConfig) -> dict[str, Any]:
+    """What a training on masks depends on beside its steps."""
+    return {key: value for key, value in to_dict(masks).items() if key != "batch_size"}

@@ -64,7 +64,7 @@ def _gradient(context: Context) -> GradientMerge | None:
     return None if options is None else GradientMerge(context, options)
 
 
-def measure(context: Context, evolution: Evolution, isolation: str, *, keep: bool = False) -> dict[str, Any]:
+def measure(context: Context, evolution: Evolution, isolation: str | None, *, keep: bool = False) -> dict[str, Any]:
     """Evaluates every row on train and test; writes ``results.json``, ``items.json``, ``usage.json`` and ``transcripts/``.
 
     The JSON files are in ``tables/``. Seconds are in ``usage.json`` only, so a run that was killed ends with the same results.
@@ -79,7 +79,7 @@ def measure(context: Context, evolution: Evolution, isolation: str, *, keep: boo
     Args:
         context: the context of the run.
         evolution: the evolution of the run. It evolves first if that has not been done.
-        isolation: the isolation of the sandbox, for the record.
+        isolation: the isolation of the sandbox, for the record; None where nothing is executed.
         keep: keep what the run folder has: measure only rows that it lacks, and keep rows that the config does not name.
 
     Returns:

@@ -11,11 +11,10 @@ from typing import Any
 
 from cycleqd_jax import report
 from cycleqd_jax.compilation import persistent_compilation
-from cycleqd_jax.config import RunConfig
+from cycleqd_jax.config import ModelConfig, RunConfig
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
-from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.card import model_card
@@ -28,6 +27,7 @@ from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.loggers import check_loggers
 from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.runs.pictures import draw_pictures
 from cycleqd_jax.runs.results import lacks_rows, measure
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import open_tasks
@@ -42,11 +42,16 @@ __all__ = ["Run"]
 class _Opened:
     """What an open run holds; closing ``stack`` releases it."""
 
-    sandbox: Sandbox
+    sandbox: Sandbox | None
     context: Context
     trainer: Trainer
     evolution: Evolution
     stack: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    @property
+    def isolation(self) -> str | None:
+        """The isolation of the sandbox; None where nothing is executed."""
+        return None if self.sandbox is None else self.sandbox.isolation.name
 
 
 class Run:
@@ -142,8 +147,10 @@ class Run:
         make_folder(config.cache)
         stack.enter_context(single_threaded_lapack())
         stack.enter_context(persistent_compilation(Path(config.cache)))
-        sandbox = open_sandbox(config.sandbox)
-        stack.callback(sandbox.close)
+        sandbox = None
+        if not config.segments:
+            sandbox = open_sandbox(config.sandbox)
+            stack.callback(sandbox.close)
         opened = open_tasks(config, inputs.tasks, sandbox, workers(config), log)
         stack.callback(opened.close)
         budget_of(config, opened.tasks)  # too small a budget is refused before anything is trained
@@ -162,8 +169,9 @@ class Run:
         if not self._read_only and not claimed:
             make_folder(self.folder)
             self._lock(stack)
-        log(f"sandbox: {sandbox.isolation.name} ({sandbox.isolation.description})")
-        log(f"sandbox: {sandbox.boxes}")
+        if sandbox is not None:
+            log(f"sandbox: {sandbox.isolation.name} ({sandbox.isolation.description})")
+            log(f"sandbox: {sandbox.boxes}")
         examples = Examples(models, data)
         context = Context(config, models, opened.tasks, examples, groups, progress, log, self._shared, self._read_only)
         return _Opened(sandbox, context, Trainer(config, models, examples, progress), Evolution(context))
@@ -233,7 +241,7 @@ class Run:
         The final model is chosen on validation problems before; that is stored in ``tables/selection.json``.
         """
         opened = self._ensure_open("evaluate")
-        return measure(opened.context, opened.evolution, opened.sandbox.isolation.name)
+        return measure(opened.context, opened.evolution, opened.isolation)
 
     def results(self) -> dict[str, Any]:
         """The results table: read from the run folder, with the rows that the config names and the table lacks measured.
@@ -249,7 +257,7 @@ class Run:
             return self.evaluate()
         if self._read_only or not lacks_rows(opened.context, found):
             return found
-        return measure(opened.context, opened.evolution, opened.sandbox.isolation.name, keep=True)
+        return measure(opened.context, opened.evolution, opened.isolation, keep=True)
 
     def export(self, *, best_elite: bool = False) -> Path:
         """Writes a Hugging Face folder with a model card that has the results.
@@ -269,13 +277,15 @@ class Run:
         self.results()
         table, evaluated = report.results_table(self.folder), len(report.open_run(self.folder).individuals)
         card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated)
-        hf.save(target, models.config, evolution.express(chosen.genome), tokenizer=models.tokenizer, card=card)
+        models.family.save(target, models.config, evolution.express(chosen.genome), models.processor, card)
         record_export(self.folder, target, chosen.facts)
         return target
 
     def report(self) -> list[Path]:
         """Draws figures, tables and the page from the run folder; returns the files written."""
-        self._ensure_open("report")
+        opened = self._ensure_open("report")
+        if self.config.segments and load_results(self.folder) is not None:
+            draw_pictures(opened.context, opened.evolution)
         return report.write_report(self.folder)
 
     def evaluate_model(self, model: str | Path) -> dict[Split, Evaluation]:
@@ -289,16 +299,12 @@ class Run:
 
         Raises:
             InputError: the model can't be read, has no tokenizer with a chat template, or has fewer positions than
-                ``engine.max_len``.
+                ``engine.max_len``; or it is of another family than the run's models.
         """
         context = self._ensure_open("evaluate_model", writes=False).context
-        group = context.groups[0]
-        limit, wanted = open_checkpoint(model, weights=False).config.context_length, self.config.engine.max_len
-        if wanted > limit:
-            raise InputError(
-                f"expected engine.max_len of at most {limit}, the positions of {model}, got {wanted}; make it smaller"
-            )
-        tokenizer = load_tokenizer(model)  # before gigabytes are read
-        config, params = hf.load(model, shardings=None if group.single else group.weight_shardings)
-        evaluator = context.evaluator(config, tokenizer, group)
+        family, group = context.family, context.groups[0]
+        family.check_model(model, self.config)
+        processor = family.processor(model)  # before gigabytes are read
+        config, params = family.load(model, ModelConfig(), shardings=None if group.single else group.weight_shardings)
+        evaluator = context.evaluator(config, processor, group, lambda: params)
         return {split: evaluator(params, split) for split in REPORTED}

@@ -1,4 +1,4 @@
-"""The tasks of a run: their classes and files, and the conversations that experts are fine-tuned on."""
+"""The tasks of a run: their classes and files, and what experts are fine-tuned on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cycleqd_jax.config import RunConfig, TaskConfig
+from cycleqd_jax.config import SEGMENTATION, RunConfig, TaskConfig
 from cycleqd_jax.files import locked, make_folder, replacing_folder
+from cycleqd_jax.runs.images import FolderInput
 from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, checked_options, make_task, miniature, task_class
 from cycleqd_jax.tasks.base import refuse_overlap
 from cycleqd_jax.tasks.download import local_file
 from cycleqd_jax.tasks.records import Row, read_rows, split_evenly, validation_slice
+from cycleqd_jax.tasks.segmentation import SegmentationFolder
 from cycleqd_jax.types import InputError, Message, Split
 from cycleqd_jax.version import __version__
 
-__all__ = ["OpenTasks", "TaskInput", "TrainingData", "open_tasks", "resolve_tasks"]
+__all__ = ["OpenTasks", "RunTask", "TaskInput", "TrainingData", "open_tasks", "resolve_tasks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,27 +110,31 @@ class TaskInput:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The conversations that the expert of a task is fine-tuned on.
+    """What the expert of a task is fine-tuned on: conversations, or images with masks.
 
     Attributes:
-        identity: JSON that changes whenever the conversations do.
-        load: generates them, or replays gold solutions.
+        identity: JSON that changes whenever they do.
+        load: generates conversations, replays gold solutions, or reads images.
     """
 
     identity: Any
-    load: Callable[[], list[list[Message]]]
+    load: Callable[[], Sequence[Any]]
+
+
+RunTask = RecordTask[Any] | SegmentationFolder
+"""A task of a run. All of a run are of one of the two."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenTasks:
-    """The tasks of a run, ready to be played; closing them releases what they hold, a database server for example.
+    """The tasks of a run, ready to be evaluated; closing them releases what they hold, a database server for example.
 
     Attributes:
         tasks: the tasks, in the order of the config.
         training_data: the training data of every task, by name.
     """
 
-    tasks: tuple[RecordTask[Any], ...]
+    tasks: tuple[RunTask, ...]
     training_data: dict[str, TrainingData]
     _stack: contextlib.ExitStack
 
@@ -137,15 +143,20 @@ class OpenTasks:
         self._stack.close()
 
 
-def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
+def resolve_tasks(config: RunConfig) -> tuple[TaskInput | FolderInput, ...]:
     """Finds the class of every task; reads no data.
 
     Raises:
         InputError: a kind or an option is unknown, an option has the wrong type, or a task without a train file has no
             miniature problems, or none with its protocol.
     """
-    inputs = []
+    inputs: list[TaskInput | FolderInput] = []
     for task in config.tasks:
+        if task.kind == SEGMENTATION:
+            folder = FolderInput(task)
+            folder.check()
+            inputs.append(folder)
+            continue
         try:
             kind = task_class(task.kind)
         except InputError as error:
@@ -167,30 +178,47 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput, ...]:
 
 
 def open_tasks(
-    config: RunConfig, inputs: tuple[TaskInput, ...], sandbox: Sandbox, workers: int, log: Callable[[str], None]
+    config: RunConfig,
+    inputs: Sequence[TaskInput | FolderInput],
+    sandbox: Sandbox | None,
+    workers: int,
+    log: Callable[[str], None],
 ) -> OpenTasks:
-    """Reads and checks the records of all tasks; miniature problems are generated into the cache.
+    """Reads and checks the records, or the images, of all tasks; miniature problems are generated into the cache.
 
     Args:
         config: the config of the run.
         inputs: its tasks.
-        sandbox: executes the replies.
+        sandbox: executes the replies; None for tasks of images.
         workers: threads that replay gold solutions.
         log: called with single lines.
 
     Raises:
         InputError: data is missing or malformed, options do not suit a task, or there are too few problems for its sizes.
     """
+    folders = [given for given in inputs if isinstance(given, FolderInput)]
+    if folders:
+        opened = [given.open() for given in folders]
+        found = {given.config.name: _images(given, folder) for given, folder in zip(folders, opened, strict=True)}
+        return OpenTasks(tuple(opened), found, contextlib.ExitStack())
+    assert sandbox is not None
+    records = [given for given in inputs if isinstance(given, TaskInput)]
     with contextlib.ExitStack() as stack:
         opener = _Opener(config, sandbox, workers, log, stack)
-        tasks = [opener.open(given, opener.files(given)) for given in inputs]
-        for given, task in zip(inputs, tasks, strict=True):
+        tasks = [opener.open(given, opener.files(given)) for given in records]
+        for given, task in zip(records, tasks, strict=True):
             given.check_test_size(len(task.rows["test"]))
             if given.config.test is not None and given.config.validation_size != 0:
                 task.shuffle()  # files may be sorted by kind
             task.hold_out(opener.validation(given, task))
-        data = {given.config.name: opener.training_data(given, task) for given, task in zip(inputs, tasks, strict=True)}
+        data = {given.config.name: opener.training_data(given, task) for given, task in zip(records, tasks, strict=True)}
         return OpenTasks(tuple(tasks), data, stack.pop_all())
+
+
+def _images(given: FolderInput, folder: SegmentationFolder) -> TrainingData:
+    """The images that the expert of a task is fine-tuned on."""
+    identity = {"kind": SEGMENTATION, "size": given.config.finetune_size, "images": folder.fingerprint("train")}
+    return TrainingData(identity, lambda: given.training_items(folder))
 
 
 class _Files(NamedTuple):

@@ -7,17 +7,17 @@ import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from cycleqd_jax import training
 from cycleqd_jax.config import RunConfig, TrainConfig
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models import llama
-from cycleqd_jax.models.files import hf
-from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.models.tokenizer import ChatTokenizer, train_tiny_tokenizer
+from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+from cycleqd_jax.runs.devices import Architecture
 from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.families import Processor, family_of
 from cycleqd_jax.runs.inputs import tiny_llama
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.runs.usage import write_training
@@ -33,11 +33,12 @@ class Trainer:
     def __init__(self, config: RunConfig, models: Models, examples: Examples, progress: Progress) -> None:
         """Args:
         config: the config of the run.
-        models: the models of the run; only their folders and their tokenizer are used.
-        examples: the training conversations of every task.
+        models: the models of the run; only their folders and their processor are used.
+        examples: what the expert of every task learns from.
         progress: called while training.
         """  # noqa: D205
         self._config = config
+        self._family = family_of(config)
         self._models = models
         self._examples = examples
         self._progress = progress
@@ -64,7 +65,7 @@ class Trainer:
             with self._claim(prepared) as missing:
                 if missing:
                     self._prepare(prepared)
-        config, base = hf.load(folders.base, vocab_size=self._config.model.vocab_size)
+        config, base = self._load(folders.base)
         for name, folder in wanted.items():
             with self._claim(folder) as missing:
                 if missing:
@@ -81,6 +82,10 @@ class Trainer:
         with locked(locks / folder.name, wait=True):
             yield not folder.exists()
 
+    def _load(self, folder: Path) -> tuple[Architecture, Params]:
+        """Reads a model in the dtype of its files."""
+        return self._family.load(folder, dataclasses.replace(self._config.model, dtype=None))
+
     def _pretrain(self, folder: Path) -> None:
         tiny, seed = self._config.model.tiny, self._config.seed
         corpus = miniature.pretraining(seed, tiny.problems, tiny.breadth, [task.kind for task in self._config.tasks])
@@ -95,12 +100,12 @@ class Trainer:
         """The base of all experts: the original one after a joint fine-tuning, with the share of every task in the data."""
         prepare = self._config.model.prepare
         assert prepare is not None
-        config, original = hf.load(self._models.folders.original, vocab_size=self._config.model.vocab_size)
+        config, original = self._load(self._models.folders.original)
         shares, count = prepare.share_of(self._config.task_names), prepare.steps * prepare.batch_size
         examples = self._examples.mixture(shares, count, _seed(folder))
-        self._fit(folder, config, original, self._models.tokenizer, examples, prepare, "prepare", "model.prepare")
+        self._fit(folder, config, original, self._models.processor, examples, prepare, "prepare", "model.prepare")
 
-    def _finetune(self, name: str, folder: Path, config: LlamaConfig, base: Params) -> None:
+    def _finetune(self, name: str, folder: Path, config: Architecture, base: Params) -> None:
         """An expert (``expert/<task>``), or a baseline on the data of all tasks."""
         options, tasks = self._config.finetune, [name.removeprefix("expert/")]
         if name in self._models.folders.baselines:
@@ -109,33 +114,25 @@ class Trainer:
             options = dataclasses.replace(options, steps=options.steps * len(tasks))
         examples = [example for task in tasks for example in self._examples.of(task)]
         stage = name.replace("_", " ").replace("/", " ")
-        self._fit(folder, config, base, self._models.tokenizer, examples, options, stage, "finetune")
+        self._fit(folder, config, base, self._models.processor, examples, options, stage, "finetune")
 
     def _fit(
         self,
         folder: Path,
-        config: LlamaConfig,
+        config: Architecture,
         params: Params,
-        tokenizer: ChatTokenizer,
-        examples: Sequence[training.Example],
+        processor: Processor,
+        examples: Sequence[Any],
         train: TrainConfig,
         stage: str,
         key: str,
     ) -> None:
         """Trains a model and saves it; ``key`` is the part of the config that ``train`` is."""
-        options = training.TrainOptions(**{item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)})
-        params, metrics = training.finetune(
-            params,
-            config,
-            examples,
-            options,
-            seed=_seed(folder),
-            progress=self._progress,
-            stage=stage,
-            key=f"{key}.learning_rate",
+        params, used = self._family.finetune(
+            params, config, examples, train, self._config, seed=_seed(folder), progress=self._progress, stage=stage, key=key
         )
-        write_training(Path(self._config.cache), folder, metrics)
-        hf.save(folder, config, params, tokenizer=tokenizer)
+        write_training(Path(self._config.cache), folder, used)
+        self._family.save(folder, config, params, processor)
 
 
 def _seed(folder: Path) -> int:

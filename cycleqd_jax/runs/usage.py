@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -12,10 +11,10 @@ from typing import Any
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import DenseSpace
-from cycleqd_jax.plan import DEVICES, UTILISATION, ModelFlops, express_flops, mixed_flops
+from cycleqd_jax.plan import DEVICES, UTILISATION, express_flops, mixed_flops
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import Space
-from cycleqd_jax.training import TrainMetrics
+from cycleqd_jax.runs.families import family_of
 from cycleqd_jax.types import Split
 
 __all__ = ["GPU", "evaluation_usage", "read_usage", "training_record", "write_selection", "write_training", "write_usage"]
@@ -37,7 +36,7 @@ def training_record(found: Any) -> dict[str, Any] | None:
 
     Args:
         found: a mapping with ``steps``, ``tokens`` (without padding), ``attended`` (pairs of tokens), ``seconds`` and, where
-            the steps compute more than passes of the model, ``flops``.
+            the steps compute more than passes of the model, ``flops``. Segment Anything counts images instead of tokens.
     """
     try:
         record = {name: found[name] for name in (*_TRAINING, *(("flops",) if "flops" in found else ()))}
@@ -46,7 +45,7 @@ def training_record(found: Any) -> dict[str, Any] | None:
         return None
 
 
-def write_training(cache: Path, folder: Path, metrics: TrainMetrics) -> None:
+def write_training(cache: Path, folder: Path, used: Mapping[str, Any]) -> None:
     """Records what the training of a model has used, before the model is saved.
 
     The record lies in the cache, beside the models, because other programs read model folders.
@@ -54,9 +53,8 @@ def write_training(cache: Path, folder: Path, metrics: TrainMetrics) -> None:
     Args:
         cache: the cache of the run.
         folder: the model's folder; its name is that of the record.
-        metrics: of the training.
+        used: the record; see :func:`training_record`.
     """
-    used = {"steps": len(metrics.losses), "tokens": metrics.tokens, "attended": metrics.attended, "seconds": metrics.seconds}
     write_json(_training_file(cache, folder), used)
 
 
@@ -86,7 +84,8 @@ def write_usage(
         training: records of trainings that are not in the cache: that of gradient descent, and those of rows that were taken
             over from another run.
     """
-    flops = {**dataclasses.asdict(ModelFlops.of(context.models.config)), "express": express_flops(space), "mixed": 0}
+    family = family_of(context.config)
+    flops = {**family.flops(context.models.config), "express": express_flops(space), "mixed": 0}
     if context.config.engine.population > 1 and not isinstance(space, DenseSpace):
         flops |= {"express": 0, "mixed": mixed_flops(space)}
     file = _usage_file(context.folder)
@@ -96,6 +95,7 @@ def write_usage(
     if evaluation is not None:
         found = {name: one for name, one in found.items() if name in evaluation}
     usage: dict[str, Any] = {
+        "unit": family.unit,
         "flops": flops,
         "gpu": {"name": GPU, "peak": DEVICES[GPU].half, "utilisation": UTILISATION},
         "training": found,

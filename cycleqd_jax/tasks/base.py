@@ -185,6 +185,10 @@ class RecordTask(abc.ABC, Generic[R]):
         """A fresh episode for every problem of the split, in the order of ``rows``."""
         return [self._episode(row, record) for row, record in self._pairs(split)]
 
+    def problems(self, split: Split | None) -> Sequence[str]:
+        """The fingerprint of every record; None is the train file or half, whose records train and validation share."""
+        return [row.fingerprint for row in (self.pool if split is None else self.rows[split])]
+
     def fingerprint(self, split: Split) -> str:
         """A digest of the records of the split and of all settings that affect conversations or verdicts."""
         return digest([self._fingerprint(), [row.fingerprint for row in self.rows[split]]])

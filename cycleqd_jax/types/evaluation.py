@@ -61,6 +61,14 @@ class ModelEvaluator(Protocol):
         """Frees the weights of the last model, so that there is room for the next."""
         ...
 
+    def shrink(self) -> bool:
+        """Makes the evaluator need less memory, where memory has run out; its weights are dropped.
+
+        Returns:
+            Whether it did; False where nothing can be shrunk.
+        """
+        ...
+
     def __call__(
         self,
         params: Params,

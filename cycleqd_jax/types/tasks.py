@@ -13,6 +13,7 @@ __all__ = [
     "Generator",
     "Message",
     "Outcome",
+    "ProblemSet",
     "Reply",
     "Score",
     "Split",
@@ -144,6 +145,25 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class ProblemSet(Protocol):
+    """All that a run needs of its tasks besides their evaluation.
+
+    Attributes:
+        name: its name in configs, journals and tables.
+    """
+
+    name: str
+
+    def problems(self, split: Split | None) -> Sequence[str]:
+        """A digest of every problem, in order.
+
+        Args:
+            split: the problems; None is those that train and validation share.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """A generated reply.
@@ -167,6 +187,9 @@ class Reply:
 @dataclasses.dataclass
 class TokenCounts:
     """What an engine has computed for one individual; its FLOPs follow from it.
+
+    Models that segment images count in images: ``computed`` are the images whose masks were predicted, ``attended`` those that
+    the image encoder embedded. The other fields are 0.
 
     Attributes:
         prompt: tokens of all prompts. The prompt of a later turn has the turns before it.

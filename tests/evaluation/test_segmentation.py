@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import threading
 from typing import Any
@@ -21,7 +22,7 @@ from cycleqd_jax.evaluation import (
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.models.sam import predictor as predictor_module
 from cycleqd_jax.models.sam.predictor import SamPredictor
-from cycleqd_jax.types import InputError, ModelEvaluator, PredictedMasks
+from cycleqd_jax.types import InputError, ModelEvaluator, PredictedMasks, TokenCounts
 
 from ..shapes import CONFIGS, CountedItems, ShapeTask, iou, random_params
 
@@ -224,3 +225,24 @@ def test_workers_evaluate_genomes_of_segment_anything(tasks, monkeypatch):
     assert len(calls) == 2  # eight images in batches of four, once for all
     assert together[2].error is not None
     assert together[2].error == results[2].error
+
+
+def test_masks_of_any_items_without_scores(evaluator, tasks):
+    items = tasks[0].items("test")
+    found = evaluator.masks(model(0.5), items)
+    assert [mask.mean() for mask in found] == [0.5] * len(items)
+
+
+def test_what_the_predictor_counts_is_in_the_evaluations(predictor, tasks):
+    counts = [TokenCounts(computed=8, attended=8), TokenCounts(computed=8)]
+    evaluator = SegmentationEvaluator(predictor, tasks, usage=lambda: counts)
+    found = evaluator.population(model(0.1, 0.2), 2)
+    assert [one.tokens for one in found] == [dataclasses.asdict(one) for one in counts]
+
+
+def test_the_predictor_is_shrunk_where_memory_runs_out(predictor, tasks):
+    shrunk = []
+    evaluator = SegmentationEvaluator(predictor, tasks, shrink=lambda: shrunk.append(1) is None)
+    assert evaluator.shrink()
+    assert shrunk == [1]
+    assert not SegmentationEvaluator(predictor, tasks).shrink()

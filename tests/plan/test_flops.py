@@ -8,7 +8,7 @@ import pytest
 
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama
-from cycleqd_jax.plan import ModelFlops, express_flops, mixed_flops
+from cycleqd_jax.plan import ModelFlops, express_flops, mixed_flops, product_flops
 from cycleqd_jax.plan.shapes import PUBLISHED
 from cycleqd_jax.types import Adapter, LowRank
 
@@ -48,3 +48,18 @@ def test_express_by_hand():
     assert express_flops(adapters) == 2 * 48 * 2 * 2
     low_rank = 2 * 2 * 2 * 2 * (6 + 4)  # per token: layers, experts, rank
     assert mixed_flops(adapters) == mixed_flops(CoefficientSpace.from_experts(base, [low, low])) == low_rank
+
+
+def test_products_of_a_function_are_counted_loops_as_often_as_they_run():
+    def loop(x, layers):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, layers)[0]
+
+    x, layers = jnp.zeros((3, 8)), jnp.zeros((5, 8, 8))
+    assert product_flops(loop, x, layers) == product_flops(jax.jit(jax.checkpoint(loop)), x, layers) == 5 * 2 * 3 * 8 * 8
+    image, kernel = jnp.zeros((2, 10, 10, 6)), jnp.zeros((3, 3, 2, 12))
+
+    def convolve(image, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=3)
+
+    assert product_flops(convolve, image, kernel) == 2 * (2 * 8 * 8 * 12) * (3 * 3 * 2)

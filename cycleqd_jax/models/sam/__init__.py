@@ -5,7 +5,7 @@ depend on prompts, so models that share the encoder share them.
 """
 
 from cycleqd_jax.models.sam.config import DecoderConfig, PromptConfig, SamConfig, TinyVitConfig, VitConfig
-from cycleqd_jax.models.sam.files import load, save
+from cycleqd_jax.models.sam.files import load, read_config, save
 from cycleqd_jax.models.sam.model import (
     abstract_params,
     encode_images,
@@ -32,5 +32,6 @@ __all__ = [
     "logical_axes",
     "num_params",
     "predict_masks",
+    "read_config",
     "save",
 ]

@@ -22,7 +22,7 @@ from cycleqd_jax.models.sam.model import is_weight, weights
 from cycleqd_jax.models.sam.weights import Weight
 from cycleqd_jax.types import AnyArray, InputError, Params
 
-__all__ = ["load", "params_of_tensors", "save"]
+__all__ = ["load", "params_of_tensors", "read_config", "save"]
 
 _TIED = {"prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding"}
 """Copies of a tensor that files may hold; they are not written."""
@@ -44,9 +44,8 @@ def load(folder: str | Path, *, dtype: str | None = None, shardings: Any = None)
         InputError: the folder is not a supported Segment Anything model, the tensors do not match the config, or weights are
             NaN or infinite (after the cast).
     """
-    folder = Path(folder)
-    config = SamConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
-    tensors = read_headers(folder)
+    config, tensors = _open(Path(folder))
+    config = config.replace(dtype=dtype or config.dtype)
     tied = {name: original for name, original in _TIED.items() if name in tensors and original in tensors}
     for name, original in tied.items():
         if not np.array_equal(_read(name, tensors[name]), _read(original, tensors[original])):
@@ -55,15 +54,33 @@ def load(folder: str | Path, *, dtype: str | None = None, shardings: Any = None)
                 "weights"
             )
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in tied}
+    where = f"{folder} ({config.model_type})"
+    return config, params_of_tensors(config, shapes, lambda name: _read(name, tensors[name]), where, shardings)
+
+
+def read_config(folder: str | Path) -> SamConfig:
+    """The config of a model, with the dtype of its files. Headers are read and compared with it, weights are not.
+
+    Raises:
+        InputError: the folder is not a supported Segment Anything model, or the tensors do not match the config.
+    """
+    config, tensors = _open(Path(folder))
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if _TIED.get(name) not in tensors}
+    _check_shapes(jax.tree.leaves(weights(config), is_leaf=is_weight), shapes, f"{folder} ({config.model_type})")
+    return config
+
+
+def _open(folder: Path) -> tuple[SamConfig, dict[str, SafeTensor]]:
+    """The config of a folder, with the dtype of most parameters, and its tensors by name."""
+    config = SamConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    tensors = read_headers(folder)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise InputError(f"expected one of {', '.join(DTYPES)}, got {tensor.dtype} for {name} in {tensor.file}; convert it")
     sizes: collections.Counter[str] = collections.Counter()
-    for name, shape in shapes.items():
-        sizes[tensors[name].dtype] += math.prod(shape)
-    config = config.replace(dtype=dtype or (str(DTYPES[sizes.most_common(1)[0][0]]) if sizes else config.dtype))
-    where = f"{folder} ({config.model_type})"
-    return config, params_of_tensors(config, shapes, lambda name: _read(name, tensors[name]), where, shardings)
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += math.prod(tensor.shape)
+    return config.replace(dtype=str(DTYPES[sizes.most_common(1)[0][0]]) if sizes else config.dtype), dict(tensors)
 
 
 def params_of_tensors(

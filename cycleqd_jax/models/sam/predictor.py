@@ -28,6 +28,7 @@ from cycleqd_jax.types import (
     Params,
     PredictedMasks,
     SegmentationItem,
+    TokenCounts,
     tree_paths,
 )
 
@@ -146,6 +147,7 @@ class SamPredictor:
         self._declared = abstract_params(config)
         self._params: Params | None = None
         self._individuals: int | None = None
+        self._counts: list[TokenCounts] = []
         self._finite = self._has_base_encoder = np.zeros(0, bool)
 
     def load(self, params: Params, *, donate: bool) -> None:
@@ -167,6 +169,7 @@ class SamPredictor:
         count = self._individuals or 1
         self._params = params if self._mesh is None else _replicated(params, self._mesh)
         self._finite = np.asarray(_are_finite(self._params, axes, count))
+        self._counts = [TokenCounts() for _ in range(count)]
         self._has_base_encoder = np.zeros(count, bool)
         if self._encoder is not None:
             vision = self._params["vision"]
@@ -175,6 +178,28 @@ class SamPredictor:
     def unload(self) -> None:
         """Frees the weights; embeddings of ``encoder`` are kept."""
         self._params = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call."""
+        return self._batch
+
+    def resize(self, batch_size: int) -> None:
+        """Changes the number of images per call, and frees the weights.
+
+        Args:
+            batch_size: the new number; a multiple of the number of devices.
+        """
+        self._params, self._batch = None, batch_size
+
+    def usage(self) -> list[TokenCounts]:
+        """What every individual has needed since its weights were loaded.
+
+        Returns:
+            ``computed`` are images whose masks were predicted, ``attended`` images that the encoder embedded. Images that were
+            embedded for all individuals count for the first.
+        """
+        return self._counts
 
     def predict(self, items: Sequence[SegmentationItem], count: int) -> Iterator[PredictedMasks]:
         """The masks of every item in order; see :class:`~cycleqd_jax.types.MaskPredictor`.
@@ -191,6 +216,7 @@ class SamPredictor:
         if self._params is None or (self._individuals is not None and self._individuals < count):
             raise InputError(f"expected the weights of {count} individuals, got fewer or none in SamPredictor; load them first")
         computed = count if self._individuals else 1
+        self._counts += [TokenCounts() for _ in range(count - len(self._counts))]
         starts = iter(range(0, len(items), self._batch))
 
         def launch() -> tuple[Sequence[SegmentationItem], tuple[AnyArray, AnyArray]] | None:
@@ -208,6 +234,8 @@ class SamPredictor:
             for i, item in enumerate(group):
                 size = (item.image.shape[0], item.image.shape[1])
                 (masks,) = masks_of([logits[:, i]], [size], self._config.vision.image_size)
+                for counted in self._counts[:computed]:
+                    counted.computed += 1
                 flags = finite[:, i] & self._finite[:computed]
                 yield PredictedMasks(np.broadcast_to(masks, (count, *size)), np.broadcast_to(flags, count))
 
@@ -223,12 +251,12 @@ class SamPredictor:
         boxes = np.stack([self._box(item) for item in group])
         boxes = _placed(_filled(boxes, self._batch), self._mesh)
         if self._has_base_encoder.all() or not any(axis == 0 for axis in vision_axes):
-            embeddings = self._embed_known(images) if self._has_base_encoder.all() else self._embed(vision, images)
+            embeddings = self._embed_known(images, 0) if self._has_base_encoder.all() else self._embed(vision, images, 0)
             return _decode(rest, self._config, _placed(embeddings, self._mesh), boxes, axes)
         found = []
         for i in range(count):
             known = self._has_base_encoder[i]
-            embeddings = self._embed_known(images) if known else self._embed(_individual(vision, vision_axes, i), images)
+            embeddings = self._embed_known(images, i) if known else self._embed(_individual(vision, vision_axes, i), images, i)
             alone = _individual(rest, axes, i)
             found.append(_decode(alone, self._config, _placed(embeddings, self._mesh), boxes, (None,) * len(axes)))
         logits, finite = zip(*found, strict=True)
@@ -239,18 +267,19 @@ class SamPredictor:
         size = (item.image.shape[0], item.image.shape[1])
         return to_model(corners, size, self._config.vision.image_size).reshape(1, 4)
 
-    def _embed(self, vision: Params, images: Sequence[np.ndarray]) -> np.ndarray:
-        """The embeddings of a batch, filled with copies."""
+    def _embed(self, vision: Params, images: Sequence[np.ndarray], individual: int) -> np.ndarray:
+        """The embeddings of a batch for an individual, or for all, filled with copies."""
+        self._counts[individual].attended += len(images)
         found = embed_images(vision, self._config, images, batch_size=self._batch, mesh=self._mesh)
         return _filled(np.stack(list(found)), self._batch)
 
-    def _embed_known(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def _embed_known(self, images: Sequence[np.ndarray], individual: int) -> np.ndarray:
         """The embeddings of ``encoder`` for a batch; those of new images are kept while there is room."""
         names = [hashlib.blake2b(image.tobytes() + str(image.shape).encode(), digest_size=16).digest() for image in images]
         missing = {name: image for name, image in zip(names, images, strict=True) if name not in self._embeddings}
         found: dict[bytes, np.ndarray] = {}
         if missing:
-            found = dict(zip(missing, self._embed(self._encoder, list(missing.values())), strict=False))
+            found = dict(zip(missing, self._embed(self._encoder, list(missing.values()), individual), strict=False))
         for name, embedding in found.items():
             if embedding.nbytes <= self._bytes_left:
                 self._bytes_left -= embedding.nbytes

@@ -11,13 +11,18 @@ from cycleqd_jax.report.metrics import milestones
 from cycleqd_jax.report.tables import formats
 from cycleqd_jax.report.tables.formats import Cell, Sheet
 
-__all__ = ["TOTALS", "cost_caption", "cost_sheets", "costs_markdown", "hours_caption", "total_cells"]
+__all__ = ["cost_caption", "cost_sheets", "costs_markdown", "hours_caption", "total_cells", "totals"]
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
-TOTALS = ("tokens", "FLOPs", "seconds", "GPU-hours, extrapolated")
-"""The columns of a row's totals."""
+def totals(unit: str) -> tuple[str, ...]:
+    """The columns of a row's totals.
+
+    Args:
+        unit: see :class:`~cycleqd_jax.report.costs.Costs`.
+    """
+    return unit, "FLOPs", "seconds", "GPU-hours, extrapolated"
 
 
 def costs_markdown(costs: Costs) -> str:
@@ -29,7 +34,7 @@ def cost_sheets(costs: Costs) -> list[Sheet]:
     """The tables: GPU-hours, tokens, FLOPs and seconds of every row, and the generations between two milestones."""
     sheets = [
         _hours(costs),
-        _by_stage("Tokens", costs, lambda cost: _number(cost.tokens)),
+        _by_stage(costs.unit.capitalize(), costs, lambda cost: _number(cost.tokens)),
         _by_stage("FLOPs", costs, lambda cost: _number(cost.flops)),
         _by_stage("Seconds", costs, lambda cost: _seconds(cost.seconds)),
     ]
@@ -38,20 +43,25 @@ def cost_sheets(costs: Costs) -> list[Sheet]:
 
 def cost_caption(costs: Costs) -> str:
     """What the numbers are."""
+    counted = (
+        "A token counts when it goes through the model's layers; tokens that are in the cache already do not count."
+        if costs.unit == "tokens"
+        else "An image counts when its mask is predicted or trained on; images that the encoder embeds count in FLOPs only."
+    )
     return (
-        f"{hours_caption(costs.gpu)} A token counts when it goes through the model's layers; tokens that are in "
-        "the cache already do not count. Stages: train is the training of every model that a row needs; express and evaluate "
-        "are the search; select is the evaluation of candidates for the final model; measure is the evaluation of the row "
-        "itself, which totals and GPU-hours leave out. Seconds of individuals evaluated at the same time are added up. "
-        "Decompositions of task vectors are not included; tables/basis.json has their seconds."
+        f"{hours_caption(costs.gpu, costs.unit)} {counted} Stages: train is the training of every model that a row needs; "
+        "express and evaluate are the search; select is the evaluation of candidates for the final model; measure is the "
+        "evaluation of the row itself, which totals and GPU-hours leave out. Seconds of individuals evaluated at the same time "
+        "are added up. Decompositions of task vectors are not included; tables/basis.json has their seconds."
     )
 
 
-def hours_caption(gpu: Mapping[str, Any] | None) -> str:
+def hours_caption(gpu: Mapping[str, Any] | None, unit: str = "tokens") -> str:
     """Explains GPU-hours, and gives the hours that the paper states.
 
     Args:
         gpu: as in :class:`~cycleqd_jax.report.costs.Costs`.
+        unit: as there. The paper's hours are those of language models.
     """
     hours = "GPU-hours are unknown."
     if gpu is not None:
@@ -61,6 +71,8 @@ def hours_caption(gpu: Mapping[str, Any] | None) -> str:
             f"({gpu['name']}) and a utilisation of {100 * shares['evaluate']:g} % in evaluations and "
             f"{100 * shares['train']:g} % elsewhere."
         )
+    if unit != "tokens":
+        return f"{hours} They count the models, problems and generations of these results."
     return (
         f"{hours} They count the models, problems and generations of these results. The paper states "
         f"{PAPER_GPU_HOURS['cycleqd']:g} H100-hours for CycleQD and {PAPER_GPU_HOURS['finetune_all']:g} for fine-tuning on all "
@@ -73,11 +85,11 @@ def _hours(costs: Costs) -> Sheet:
     for method in costs.methods:
         total = costs.total(method)
         rows.append((method_label(method), total_cells(total.tokens, total.flops, total.seconds, costs.gpu_hours(method))))
-    return Sheet("Costs", "method", TOTALS, rows, unmarked=len(TOTALS))
+    return Sheet("Costs", "method", totals(costs.unit), rows, unmarked=len(totals(costs.unit)))
 
 
 def total_cells(tokens: float | None, flops: float | None, seconds: float | None, hours: float | None) -> list[Cell]:
-    """The cells of a row's totals, in the columns :data:`TOTALS`; None is unknown."""
+    """The cells of a row's totals, in the columns :func:`totals`; None is unknown."""
     cells = [_number(tokens), _number(flops), _seconds(seconds), "–" if hours is None else f"{hours:.3g}"]
     return [Cell(text) for text in cells]
 
@@ -103,7 +115,7 @@ def _spans(costs: Costs) -> Sheet:
         name = f"{after + 1} to {mark}" if after + 1 < mark else str(mark)
         rows.append(("experts" if mark < 0 else name, [Cell(text) for text in cells]))
         after = mark
-    columns = ["individuals", "tokens", "FLOPs", "express, seconds", "evaluate, seconds"]
+    columns = ["individuals", costs.unit, "FLOPs", "express, seconds", "evaluate, seconds"]
     return Sheet("Search by generation", "generations", columns, rows, unmarked=len(columns))
 
 

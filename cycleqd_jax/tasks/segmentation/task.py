@@ -147,6 +147,19 @@ class SegmentationFolder:
             "threshold": self._threshold,
         }
 
+    def problems(self, split: Split | None) -> Sequence[str]:
+        """A digest of the files of every item, and of the settings that affect its prompt or score.
+
+        Args:
+            split: the items; None is those of train and validation.
+        """
+        splits: tuple[Split, ...] = ("train", "validation") if split is None else (split,)
+        return [
+            digest([_VERSION, type(self).__name__, self.settings(), pair.name, *files])
+            for key in splits
+            for pair, files in zip(self.pairs[key], self._digests[key], strict=True)
+        ]
+
     def fingerprint(self, split: Split) -> str:
         """A digest of the files of the split and of all settings that affect prompts or scores."""
         names = [pair.name for pair in self.pairs[split]]

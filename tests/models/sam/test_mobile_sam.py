@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import json
 import os
 import subprocess
-import sys
 import tarfile
-import types
 from pathlib import Path
 
 import jax
@@ -51,31 +48,15 @@ def fetched(package, tmp_path_factory) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="module")
 def published(package):
-    """The published model. Its code needs four small names of timm, which are given here."""
-    torch = pytest.importorskip("torch")
-
-    class DropPath(torch.nn.Identity):
-        def __init__(self, drop_prob=None):
-            super().__init__()
-
-    layers = {"DropPath": DropPath, "to_2tuple": lambda x: (x, x), "trunc_normal_": torch.nn.init.trunc_normal_}
-    modules = {name: types.ModuleType(name) for name in ("timm", "timm.models", "timm.models.layers", "timm.models.registry")}
-    vars(modules["timm.models.layers"]).update(layers)
-    vars(modules["timm.models.registry"]).update(register_model=lambda function: function)
-    modules["published_mobile_sam"] = types.ModuleType("published_mobile_sam")
-    modules["published_mobile_sam"].__path__ = [str(package / "segment_any" / "mobile_sam")]  # without its __init__
-    before = {name: sys.modules.get(name) for name in modules}
-    sys.modules.update(modules)
-    try:
-        model = importlib.import_module("published_mobile_sam.build_sam").build_sam_vit_t()
-    finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name)
-            else:
-                sys.modules[name] = module
-    model.load_state_dict(torch.load(package / "checkpoints" / "mobile_sam.pt", weights_only=True))
-    return model.eval()
+    """The published model."""
+    pytest.importorskip("torch")
+    path = Path(__file__).parents[3] / "scripts" / "bench_sam.py"
+    spec = importlib.util.spec_from_file_location("bench_sam", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.published(package)
 
 
 def test_the_folder_has_the_published_weights(package, fetched):

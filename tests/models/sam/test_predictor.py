@@ -183,3 +183,24 @@ def test_weights_of_other_models_are_refused(models, items):
     predictor.unload()
     with pytest.raises(InputError, match="load them first"):
         list(predictor.predict(items, 1))
+
+
+def test_images_are_counted(models, items):
+    predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
+    masks(predictor, with_decoders(models, models[0]["vision"]), items, 3)
+    assert [(one.computed, one.attended) for one in predictor.usage()] == [(5, 5), (5, 0), (5, 0)]
+    masks(predictor, models[0], items)
+    assert [(one.computed, one.attended) for one in predictor.usage()] == [(5, 0)]
+    masks(predictor, models[1], items)
+    assert [(one.computed, one.attended) for one in predictor.usage()] == [(5, 5)]
+
+
+def test_smaller_batches_have_the_same_masks(models, items):
+    predictor = SamPredictor(CONFIG, batch_size=4)
+    want = masks(predictor, models[0], items)
+    predictor.resize(2)
+    assert predictor.batch_size == 2
+    with pytest.raises(InputError, match="load them first"):
+        next(predictor.predict(items, 1))
+    for one, other in zip(masks(predictor, models[0], items), want, strict=True):
+        assert (one != other).mean() < 0.01

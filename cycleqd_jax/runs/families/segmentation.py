@@ -1,0 +1,165 @@
+"""Segment Anything, which segments the images of all tasks from boxes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cycleqd_jax import operators, training
+from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
+from cycleqd_jax.evaluation import SegmentationEvaluator
+from cycleqd_jax.models import sam
+from cycleqd_jax.models.sam.predictor import SamPredictor
+from cycleqd_jax.plan import product_flops
+from cycleqd_jax.runs.devices import Architecture, DeviceGroup
+from cycleqd_jax.runs.families.base import Processor, sizes_of
+from cycleqd_jax.runs.faults import known_slots, record_slots
+from cycleqd_jax.types import Params, Progress
+
+__all__ = ["SegmentAnything"]
+
+
+class SegmentAnything:
+    """The family of Segment Anything; see :class:`~cycleqd_jax.runs.families.Family`."""
+
+    pipeline = "mask-generation"
+    unit = "images"
+
+    def processor(self, model: str | Path) -> Processor:
+        """The folder whose processor files are copied to folders of merged models."""
+        return Path(model)
+
+    def check_model(self, model: str | Path, run: RunConfig) -> None:
+        """Checks config and headers."""
+        sam.read_config(model)
+
+    def load(
+        self,
+        folder: str | Path,
+        options: ModelConfig,
+        *,
+        like: Architecture | None = None,
+        shardings: Callable[[Any], Any] | None = None,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> tuple[Architecture, Params]:
+        """Reads a model."""
+        return sam.load(folder, dtype=options.dtype, shardings=shardings)
+
+    def save(
+        self, folder: str | Path, config: Architecture, params: Params, processor: Processor, card: str | None = None
+    ) -> None:
+        """Writes a folder that transformers' ``SamModel`` opens, where the image encoder is a ViT."""
+        assert isinstance(config, sam.SamConfig)
+        assert isinstance(processor, Path)
+        sam.save(folder, config, params, processor=processor, card=card)
+
+    def examples(self, processor: Processor, data: Sequence[Any]) -> list[Any]:
+        """Images with masks, as they are."""
+        return list(data)
+
+    def finetune(
+        self,
+        params: Params,
+        config: Architecture,
+        examples: Sequence[Any],
+        train: TrainConfig,
+        run: RunConfig,
+        *,
+        seed: int,
+        progress: Progress,
+        stage: str,
+        key: str,
+    ) -> tuple[Params, dict[str, Any]]:
+        """Trains what ``masks`` says; low-rank updates are multiplied out.
+
+        The record counts images. Its ``tokens`` are the images of all steps. A step has three passes of the decoder, and three
+        of the encoder where it is trained. ``flops`` are those of the encoder, which embeds an image once where it is frozen.
+        """
+        assert isinstance(config, sam.SamConfig)
+        chosen, fields = run.mask_options, [item.name for item in dataclasses.fields(TrainConfig)]
+        options = training.TrainOptions(**{name: getattr(train, name) for name in fields})
+        masks = training.MaskOptions(chosen.trained, chosen.flips, chosen.jitter_fraction, chosen.iou_weight)
+        common: dict[str, Any] = {"seed": seed, "progress": progress, "stage": stage, "key": f"{key}.learning_rate"}
+        if chosen.rank is None:
+            trained, metrics = training.finetune_masks(params, config, examples, options, masks, **common)
+        else:
+            adapter, metrics = training.finetune_mask_adapter(
+                params, config, examples, options, masks, rank=chosen.rank, **common
+            )
+            trained = operators.apply_adapter(params, adapter)
+        embedded = metrics.embedded if chosen.trained == "decoder" else 3 * metrics.images
+        used = {"tokens": metrics.images, "attended": 0, "seconds": metrics.seconds}
+        return trained, {"steps": len(metrics.losses), **used, "flops": embedded * self.flops(config)["pair"]}
+
+    def evaluator(
+        self,
+        config: Architecture,
+        processor: Processor,
+        run: RunConfig,
+        tasks: Sequence[Any],
+        group: DeviceGroup,
+        base: Callable[[], Params],
+        workers: int,
+        log: Callable[[str], None],
+        *,
+        read_only: bool,
+    ) -> SegmentationEvaluator:
+        """A predictor that keeps the embeddings of the base's image encoder."""
+        assert isinstance(config, sam.SamConfig)
+        configured, folder = run.mask_options.batch_size, None if read_only else run.folder
+        encoder = group.place(base()["vision"], config)
+        predictor = SamPredictor(config, encoder=encoder, batch_size=known_slots(run.folder, configured))
+        return SegmentationEvaluator(
+            predictor,
+            tasks,
+            shrink=lambda: _halve(predictor, configured, log, folder),
+            usage=predictor.usage,
+            sizes=sizes_of(run),
+            workers=workers,
+        )
+
+    def flops(self, config: Architecture) -> Mapping[str, int]:
+        """FLOPs for each image whose mask is predicted (``layers``), and for each that is embedded (``pair``)."""
+        assert isinstance(config, sam.SamConfig)
+        return {"layers": _decoder_flops(config), "head": 0, "pair": _encoder_flops(config)}
+
+
+def _halve(predictor: SamPredictor, configured: int, log: Callable[[str], None], folder: Path | None) -> bool:
+    """Halves the images per call where memory has run out; returns False where that was done before, or there is one."""
+    if predictor.batch_size < configured or configured == 1:
+        return False
+    record_slots(folder, configured)
+    predictor.resize(configured // 2)
+    log(
+        f"warning: the memory has run out in an evaluation, which starts again with {predictor.batch_size} instead of "
+        f"{configured} images; give a new run this number as masks.batch_size"
+    )
+    return True
+
+
+@functools.cache
+def _decoder_flops(config: sam.SamConfig) -> int:
+    def decode(params: Params, embeddings: jax.Array, boxes: jax.Array) -> jax.Array:
+        return sam.predict_masks(params, config, embeddings, sam.Prompts(boxes=boxes))[0]
+
+    embeddings = jax.eval_shape(
+        lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), _pixels(config)
+    )
+    return product_flops(decode, sam.abstract_params(config), embeddings, jax.ShapeDtypeStruct((1, 1, 4), jnp.float32))
+
+
+@functools.cache
+def _encoder_flops(config: sam.SamConfig) -> int:
+    return product_flops(
+        lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), _pixels(config)
+    )
+
+
+def _pixels(config: sam.SamConfig) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)

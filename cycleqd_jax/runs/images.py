@@ -1,0 +1,131 @@
+"""What a run of Segment Anything works on: its image folders and its models, before weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax.config import SEGMENTATION, RunConfig, TaskConfig
+from cycleqd_jax.machine import cpu_count
+from cycleqd_jax.models import sam
+from cycleqd_jax.models.files import peft
+from cycleqd_jax.tasks.options import check_option
+from cycleqd_jax.tasks.segmentation import SegmentationFolder
+from cycleqd_jax.types import InputError, SegmentationItem, Split
+
+__all__ = ["FolderInput", "resolve_sam"]
+
+_OPTIONS = tuple(
+    name
+    for name in inspect.signature(SegmentationFolder.__init__).parameters
+    if name not in ("self", "name", "data", "train_size", "validation_size", "test_size", "workers")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderInput:
+    """A segmentation task of a run before its images are read.
+
+    Attributes:
+        config: the config of the task.
+    """
+
+    config: TaskConfig
+
+    def check(self) -> None:
+        """Checks the options.
+
+        Raises:
+            InputError: an option is unknown or has another type.
+        """
+        hints = typing.get_type_hints(SegmentationFolder.__init__)
+        for option, value in self.config.options.items():
+            if option not in _OPTIONS:
+                raise InputError(
+                    f"expected an option of {SEGMENTATION} ({', '.join(_OPTIONS)}), got {option!r} in task "
+                    f"{self.config.name!r}; correct the config"
+                )
+            if option != "seed":  # it may be 0, which the folder checks
+                check_option(self.config.name, option, hints[option], value)
+
+    def open(self) -> SegmentationFolder:
+        """Reads and checks all images.
+
+        The train items are those that validation leaves; their first ``train_size`` are scored.
+
+        Raises:
+            InputError: an option is wrong, a file is missing or refused, or there are too few images.
+        """
+        config, options = self.config, dict[str, Any](self.config.options)
+        assert config.train is not None
+        size = config.train_size if config.validation_size is None else None  # validation has what train leaves
+        folder = SegmentationFolder(
+            config.name,
+            config.train,
+            train_size=size,
+            validation_size=config.validation_size,
+            test_size=config.test_size,
+            workers=cpu_count(),
+            **options,
+        )
+        count = len(folder.pairs["train"])
+        if config.train_size is not None and config.train_size > count:
+            raise InputError(
+                f"expected at least {config.train_size} train images for train_size {config.train_size}, got {count} in "
+                f"{config.train} of task {config.name!r}; decrease it, or validation_size"
+            )
+        return folder
+
+    def size(self, split: Split) -> int:
+        """Number of images of a split that a model is scored on; reads the folder.
+
+        Raises:
+            InputError: see :meth:`open`.
+        """
+        count = len(self.open().pairs[split])
+        return min(count, self.config.train_size or count) if split == "train" else count
+
+    def training_items(self, folder: SegmentationFolder) -> Sequence[SegmentationItem]:
+        """The images that the expert of the task is fine-tuned on, in memory. No validation or test image is among them."""
+        return [*folder.items("train")[: self.config.finetune_size]]
+
+
+def resolve_sam(config: RunConfig) -> sam.SamConfig:
+    """The architecture of base and experts, with the dtype they are evaluated in, from configs and headers alone.
+
+    Raises:
+        InputError: a model is not here, is no Segment Anything model, or its tensors do not belong to its config; or an expert
+            has another architecture or dtype than the base.
+    """
+    model = config.model
+    assert model.base is not None
+    base = sam.read_config(_folder("the base", model.base))
+    for name in config.task_names if model.experts else ():
+        folder = _folder(f"the expert of task {name!r}", (model.experts or {})[name])
+        found = sam.read_config(folder)
+        for field in dataclasses.fields(sam.SamConfig):
+            ours, theirs = getattr(base, field.name), getattr(found, field.name)
+            if field.compare and ours != theirs and not (field.name == "dtype" and model.dtype):
+                raise InputError(
+                    f"expected {field.name} {ours!r} of the base {model.base}, got {theirs!r} in the expert {folder}; "
+                    + ("set model.dtype to cast all models" if field.name == "dtype" else "use fine-tunings of one base")
+                )
+    return base.replace(dtype=model.dtype or base.dtype)
+
+
+def _folder(what: str, model: str) -> Path:
+    if not os.path.isdir(model):
+        raise InputError(
+            f"expected {what} to be a folder of Segment Anything on this machine, got {model}; correct the path, or download "
+            "the model"
+        )
+    if peft.is_adapter(Path(model)):
+        raise InputError(
+            f"expected {what} to be a whole model of Segment Anything, got the adapter {model}; multiply it out into the base"
+        )
+    return Path(model)

@@ -1,0 +1,169 @@
+"""What merged models keep of their experts: test scores relative to each expert, and the similarity of the experts beside them.
+
+    python scripts/relative_scores.py COMPARISON… [--rows ROW…] [--json FILE]
+
+Every COMPARISON is a finished folder of ``cycleqd compare`` with the same test problems for all seeds. A relative score is a
+model's mean score of a task, divided by that of the task's expert. Problems and seeds are resampled together for both, so the
+95 % intervals are paired. What a model keeps is the mean of its relative scores. Where there are three comparisons or more,
+the similarity of the experts is correlated (Pearson) with what the rows keep.
+
+The paper's numbers are those of its Table 4, of SAM ViT-H.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cycleqd_jax.files import write_json
+from cycleqd_jax.report.labels import method_label
+from cycleqd_jax.statistics import Interval, interval_over_runs, resampled_means
+from cycleqd_jax.types import InputError
+
+PAPER = {("polyp", "skin"): (0.98, 0.95), ("polyp", "leaf"): (0.40, 0.84), ("skin", "leaf"): (0.83, 0.84)}
+"""CycleQD's scores relative to each expert, by tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What the models of a comparison keep of their experts.
+
+    Attributes:
+        tasks: the tasks, whose experts were merged.
+        seeds: number of seeds.
+        scores: by row, the mean test score of every task.
+        relative: by row, the relative score of every task, and their mean.
+        similarity: of the experts: mean over the seeds of the paper's, and of the cosine of task vectors, averaged over pairs.
+    """
+
+    tasks: tuple[str, ...]
+    seeds: int
+    scores: Mapping[str, tuple[float, ...]]
+    relative: Mapping[str, tuple[Interval, ...]]
+    similarity: tuple[float, float]
+
+
+def kept(folder: Path) -> Kept:
+    """Reads a comparison.
+
+    Args:
+        folder: of the comparison.
+
+    Raises:
+        InputError: it is not finished, or seeds have other test problems.
+    """
+    file = folder / "tables" / "items.json.gz"
+    if not file.exists():
+        raise InputError(f"expected a finished comparison in {folder}, got no {file.name}; run `cycleqd compare` first")
+    seeds = [*json.loads(gzip.decompress(file.read_bytes())).items()]
+    rows, tasks = [*seeds[0][1]], tuple(name.removeprefix("expert/") for name in seeds[0][1] if name.startswith("expert/"))
+    found = [[[one[row]["test"][task] for _, one in seeds] for row in rows] for task in tasks]
+    if any(len({len(items) for row in table for items in row}) > 1 for table in found):
+        raise InputError(f"expected the same test problems for all seeds, got others in {file}; compare on files")
+    scores = [np.asarray(table, np.float64) for table in found]  # by task: [row, seed, item]
+    means = np.stack([table.mean(-1) for table in scores], axis=-1)  # [row, seed, task]
+    resampled = resampled_means(scores, crossed=True)
+    experts = [rows.index(f"expert/{task}") for task in tasks]
+    counts, relative = [table.shape[-1] for table in scores], {}
+    for i, row in enumerate(rows):
+        ratios = np.stack([means[i, :, k] / means[expert, :, k] for k, expert in enumerate(experts)], axis=-1)
+        drawn = np.stack([resampled[i, :, k] / resampled[expert, :, k] for k, expert in enumerate(experts)], axis=-1)
+        each = [interval_over_runs(drawn[:, k], ratios[:, k], count) for k, count in enumerate(counts)]
+        relative[row] = (*each, interval_over_runs(drawn.mean(-1), ratios.mean(-1), sum(counts)))
+    return Kept(
+        tasks,
+        len(seeds),
+        {row: tuple(means[i].mean(0).tolist()) for i, row in enumerate(rows)},
+        relative,
+        _similarity(folder, [seed for seed, _ in seeds]),
+    )
+
+
+def _similarity(folder: Path, seeds: Sequence[str]) -> tuple[float, float]:
+    """The mean similarity of two experts, by singular values and by task vectors."""
+    found = []
+    for seed in seeds:
+        file = next(iter(sorted((folder / f"seed-{seed}").glob("*/tables/basis.json"))), None)
+        if file is None:
+            raise InputError(f"expected tables/basis.json of a run in {folder / f'seed-{seed}'}, got none; run it again")
+        tables = json.loads(file.read_text("utf-8"))["similarity"]
+        pairs = np.triu_indices(len(tables["task_vectors"]), 1)
+        found.append([np.asarray(tables[key])[pairs].mean() for key in ("singular_values", "task_vectors")])
+    values, vectors = np.mean(found, axis=0).tolist()
+    return values, vectors
+
+
+def markdown(comparisons: Sequence[Kept], rows: Sequence[str]) -> str:
+    """The tables.
+
+    Args:
+        comparisons: of :func:`kept`.
+        rows: those of the last table.
+    """
+    lines: list[str] = []
+    for one in comparisons:
+        head = ["method", *(f"{task} {part}" for task in one.tasks for part in ("score", "relative")), "kept"]
+        lines += [f"**{' + '.join(one.tasks)}**, {one.seeds} seed{'s'[: one.seeds > 1]}", "", _line(head), _rule(head)]
+        for row, scores in one.scores.items():
+            *each, mean = map(_text, one.relative[row])
+            cells = [cell for pair in zip(map("{:.3f}".format, scores), each, strict=True) for cell in pair]
+            lines.append(_line([method_label(row), *cells, mean]))
+        if one.tasks in PAPER:
+            cells = [cell for value in PAPER[one.tasks] for cell in ("", f"{value:.2f}")]
+            lines.append(_line(["The paper's CycleQD (ViT-H)", *cells, f"{np.mean(PAPER[one.tasks]):.2f}"]))
+        lines.append("")
+    head = ["experts", "similarity", "cosine of task vectors", *(f"{method_label(row)} keeps" for row in rows)]
+    lines += [_line(head), _rule(head)]
+    for one in comparisons:
+        cells = [f"{value:.3f}" for value in one.similarity] + [_text(one.relative[row][-1]) for row in rows]
+        lines.append(_line([" + ".join(one.tasks), *cells]))
+    if len(comparisons) > 2:
+        for name, correlated in correlations(comparisons, rows).items():
+            lines.append(_line([f"correlation with the {name}", "", "", *(f"{value:.2f}" for value in correlated)]))
+    return "\n".join(lines) + "\n"
+
+
+def correlations(comparisons: Sequence[Kept], rows: Sequence[str]) -> dict[str, list[float]]:
+    """Pearson's correlation of the experts' similarity with what every row keeps, by kind of similarity."""
+    kept_by = {row: [one.relative[row][-1].mean for one in comparisons] for row in rows}
+    found = {}
+    for i, name in enumerate(("similarity", "cosine of task vectors")):
+        similar = [one.similarity[i] for one in comparisons]
+        found[name] = [float(np.corrcoef(similar, values)[0, 1]) for values in kept_by.values()]
+    return found
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(head: Sequence[str]) -> str:
+    return f"|---{'|---:' * (len(head) - 1)}|"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="COMPARISON", help="folders of finished comparisons")
+    parser.add_argument(
+        "--rows", nargs="+", default=["uniform_merge", "cycleqd_selected"], help="rows set beside the similarity of the experts"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    args = parser.parse_args()
+    comparisons = [kept(folder) for folder in args.folders]
+    print(markdown(comparisons, args.rows), end="")
+    if args.json:
+        write_json(args.json, [dataclasses.asdict(one) for one in comparisons])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Relative scores: what merged models keep of their experts, paired with them."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cycleqd_jax.types import InputError
+
+TASKS = ("polyp", "skin")
+
+
+@pytest.fixture(scope="module")
+def relative():
+    path = Path(__file__).parents[2] / "scripts" / "relative_scores.py"
+    spec = importlib.util.spec_from_file_location("relative_scores", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        yield module
+
+
+def comparison(folder: Path, factor: float, seeds=(0, 1), similarity=0.5, items=40) -> Path:
+    """A comparison in which the merge has the scores of the experts times a factor."""
+    rng, found = np.random.default_rng(0), {}
+    for seed in seeds:
+        own = {task: rng.uniform(0.5, 1, items) for task in TASKS}
+        other = {task: rng.uniform(0.1, 0.3, items) for task in TASKS}
+        rows = {f"expert/{task}": {one: (own if one == task else other)[one] for one in TASKS} for task in TASKS}
+        rows["uniform_merge"] = {task: factor * own[task] for task in TASKS}
+        found[str(seed)] = {
+            row: {"test": {task: scores.tolist() for task, scores in tasks.items()}} for row, tasks in rows.items()
+        }
+        basis = folder / f"seed-{seed}" / "cycleqd" / "tables" / "basis.json"
+        basis.parent.mkdir(parents=True)
+        tables = {
+            key: [[1, value], [value, 1]] for key, value in (("singular_values", similarity), ("task_vectors", similarity / 8))
+        }
+        basis.write_text(json.dumps({"similarity": tables}))
+    (folder / "tables").mkdir()
+    (folder / "tables" / "items.json.gz").write_bytes(gzip.compress(json.dumps(found).encode()))
+    return folder
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_scores_are_paired_with_those_of_the_expert(relative, tmp_path, seeds):
+    found = relative.kept(comparison(tmp_path / "one", 0.8, seeds))
+    assert (found.tasks, found.seeds) == (TASKS, len(seeds))
+    for one in found.relative["uniform_merge"]:  # a constant factor has no spread
+        assert (one.mean, one.low, one.high) == pytest.approx((0.8, 0.8, 0.8))
+    own, other, mean = found.relative["expert/polyp"]
+    assert (own.mean, own.low, own.high) == (1, 1, 1)
+    assert other.low < other.mean < other.high < 0.5
+    assert mean.mean == pytest.approx((1 + other.mean) / 2)
+    assert found.similarity == pytest.approx((0.5, 0.0625))
+
+
+def test_similarity_is_correlated_with_what_is_kept(relative, tmp_path):
+    values = ((0.9, 0.8), (0.7, 0.6), (0.6, 0.5))
+    found = [relative.kept(comparison(tmp_path / str(i), *value[:1], similarity=value[1])) for i, value in enumerate(values)]
+    assert relative.correlations(found, ["uniform_merge"])["similarity"] == pytest.approx([1.0])
+    text = relative.markdown(found, ["uniform_merge"])
+    assert "| polyp + skin | 0.800 | 0.100 | 0.90 [0.90, 0.90] |" in text
+    assert "| The paper's CycleQD (ViT-H) |  | 0.98 |  | 0.95 | 0.96 |" in text
+    assert "| correlation with the similarity |  |  | 1.00 |" in text
+
+
+def test_unfinished_comparisons_are_refused(relative, tmp_path):
+    with pytest.raises(InputError, match=r"expected a finished comparison in .*, got no items\.json\.gz"):
+        relative.kept(tmp_path)

@@ -41,6 +41,8 @@ def check_keys_together(config: RunConfig) -> None:
     _check_names(config)
     _check_tasks(config)
     _check_experts(config)
+    _check_others(config)
+    _check_origin(config)
     _check_prepare(config)
     _check_conversations(config)
     _check_tiny(config)
@@ -125,6 +127,41 @@ def _check_experts(config: RunConfig) -> None:
     if config.model.base is None:
         raise InputError(
             "expected model.base beside model.experts, got null; give the model from which the experts were fine-tuned"
+        )
+
+
+def _check_others(config: RunConfig) -> None:
+    others, names = config.model.others or {}, config.task_names
+    if others and config.model.experts is None:
+        raise InputError(
+            f"expected model.experts beside model.others, got null beside {next(iter(others))!r}; give the experts of the tasks"
+        )
+    for name in others:
+        if name in names or not name or name != Path(name).name or name.startswith("."):
+            raise InputError(
+                f"expected names in model.others that are plain file names and no tasks ({', '.join(names)}), got {name!r}; "
+                "rename it"
+            )
+    if "slerp" in config.merges and others:
+        raise InputError("expected no model.others with merges: slerp, which merges two experts, got both; remove slerp")
+
+
+def _check_origin(config: RunConfig) -> None:
+    if config.origin is None:
+        return
+    method = config.search.method
+    if method not in ("cycleqd", "qd"):
+        raise InputError(
+            f"expected search.method cycleqd or qd with origin, whose archives are carried over, got {method}; leave origin out"
+        )
+    if config.model.experts is None:
+        raise InputError(
+            "expected model.base and model.experts with origin, got null; give the models of that run, or use cycleqd extend"
+        )
+    if config.search.budget_items is not None:
+        raise InputError(
+            "expected no search.budget_items with origin, because individuals are not scored on all problems, got "
+            f"{config.search.budget_items}; use search.budget or search.generations"
         )
 
 
@@ -287,7 +324,7 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _check_method(config: RunConfig) -> None:
-    search, experts = config.search, len(config.tasks)
+    search, experts = config.search, len(config.expert_names)
     for key in unused_keys(search.method):
         if getattr(search, key) != getattr(SearchConfig(), key):
             raise InputError(

@@ -68,6 +68,8 @@ class ModelConfig:
             ``owner/name@revision``). Null trains the tiny model.
         experts: the expert of each task, by task name: a model as for ``base``, or the folder or repository of a LoRA adapter
             (PEFT). Null fine-tunes the experts from the base.
+        others: further experts by name, as in ``experts``, that belong to no task. Their coefficients are part of every genome.
+            ``cycleqd extend --remove`` keeps the experts of removed tasks here.
         prepare: joint fine-tuning of the base on the data of several tasks, before the experts branch off. Null fine-tunes the
             experts from the base as it is.
         tokenizer: the model that provides the tokenizer and chat template, for models whose templates differ. Null uses the
@@ -79,6 +81,7 @@ class ModelConfig:
 
     base: str | None = None
     experts: dict[str, str] | None = None
+    others: dict[str, str] | None = None
     prepare: PrepareConfig | None = None
     tokenizer: str | None = None
     vocab_size: int | None = field(None, minimum=1)
@@ -346,6 +349,8 @@ class RunConfig:
         name: name of the run.
         tasks: the tasks to score. Expert k belongs to task k.
         output: the run folder. Null is ``runs/<name>``.
+        origin: the folder of a finished run of other tasks, with whose individuals this run begins; ``cycleqd extend`` writes
+            it. Null begins with the experts alone.
         cache: folder of the trained models, decompositions, demonstrations and compiled programs that runs share.
         seed: seed of all random numbers.
         model: base and experts.
@@ -370,6 +375,7 @@ class RunConfig:
     name: str
     tasks: tuple[TaskConfig, ...]
     output: str | None = None
+    origin: str | None = None
     cache: str = "runs/cache"
     seed: int = field(0, minimum=0, below=2**32)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -396,6 +402,17 @@ class RunConfig:
     def task_names(self) -> tuple[str, ...]:
         """The names of the tasks, in order."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """The names of the experts: those of the tasks, in order, and the others."""
+        return (*self.task_names, *(self.model.others or {}))
+
+    @property
+    def given_experts(self) -> dict[str, str]:
+        """The experts that the config gives, by name, in the order of ``expert_names``; empty where the run fine-tunes them."""
+        experts = {**(self.model.experts or {}), **(self.model.others or {})}
+        return {name: experts[name] for name in self.expert_names if name in experts}
 
     @property
     def selects(self) -> bool:

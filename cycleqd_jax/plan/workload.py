@@ -135,7 +135,7 @@ def workload_of(
             raise InputError(f"expected {name} from 1 to the {most} that the config allows, got {value}; correct it")
     return Workload(
         model=model,
-        experts=len(run.tasks),
+        experts=len(run.expert_names),
         rank=run.genome.rank,
         method=run.genome.method,
         slots=run.engine.slots,

@@ -221,17 +221,23 @@ class History:
         return (float(min(values)), float(max(values))) if values else (0.0, 1.0)
 
     @functools.cached_property
+    def expert_names(self) -> tuple[str, ...]:
+        """The names of the experts: those of the tasks, and then the others."""
+        others = [one.expert for one in self.individuals if one.expert is not None and one.expert not in self.grid.tasks]
+        return (*self.grid.tasks, *others)
+
+    @functools.cached_property
     def mixture(self) -> np.ndarray:
-        """The mixing vector ``a`` of each individual, Float ``[N, K]``: the weights of the experts, from crossover alone.
+        """The mixing vector ``a`` of each individual, Float ``[N, expert]``: the weights of the experts, from crossover alone.
 
         It is one-hot for experts, ω1/(ω1+ω2) a_p1 + ω2/(ω1+ω2) a_p2 for children of crossover, the mean over the groups of
         layers for children with coefficients, and NaN if the journal has neither.
         """
-        tasks = self.grid.tasks
-        mix = np.full((len(self.individuals), len(tasks)), np.nan)
+        names = self.expert_names
+        mix = np.full((len(self.individuals), len(names)), np.nan)
         for row, one in enumerate(self.individuals):
-            if one.expert in tasks:
-                mix[row] = np.eye(len(tasks))[tasks.index(one.expert)]
+            if one.expert is not None:
+                mix[row] = np.eye(len(names))[names.index(one.expert)]
             elif one.coefficients is not None:
                 mix[row] = np.mean(one.coefficients, axis=0)
             elif one.omega is not None:

@@ -49,6 +49,7 @@ def compute_metrics(history: History) -> Metrics:
     size = len(generations)
     slot = history.clock + 1  # of each individual: the position of its generation in ``generations``
     averages = history.averages
+    failed = np.array([one.error is not None for one in history.individuals], bool)
     best, coverage, qd_score, elites_average = _archive_metrics(history, generations, averages)
     best_average, best_average_id = _best_so_far(history, averages, slot, size)
     return Metrics(
@@ -59,8 +60,8 @@ def compute_metrics(history: History) -> Metrics:
         best_average=best_average,
         best_average_id=best_average_id,
         elites_average=elites_average,
-        evaluated=np.cumsum(np.bincount(slot, minlength=size)[:size]),
-        quarantined=np.cumsum(np.bincount(slot[~np.isfinite(averages)], minlength=size)[:size]),
+        evaluated=np.cumsum(np.bincount(slot[failed | np.isfinite(averages)], minlength=size)[:size]),
+        quarantined=np.cumsum(np.bincount(slot[failed], minlength=size)[:size]),
         seconds=_seconds(history, slot, size),
     )
 

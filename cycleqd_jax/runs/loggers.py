@@ -112,9 +112,8 @@ class Logged:
         self._seen.add(identity)
         individual = self._journal[identity]
         figures: dict[str, float] = {"generation": individual.generation}
-        if individual.scores is None:
-            self._quarantined += 1
-        else:
+        self._quarantined += individual.error is not None
+        if individual.scores is not None:
             average = statistics.fmean(individual.scores.values())
             self._best = max(self._best, average)
             figures |= {f"scores/{task}": score for task, score in individual.scores.items()}

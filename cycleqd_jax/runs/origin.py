@@ -318,8 +318,8 @@ def compare_origin(origin: Origin, inputs: Mapping[str, str]) -> None:
     for name, value in wanted.items():
         if inputs.get(name) != value:
             raise InputError(
-                f"expected {name} with digest {value}, as in the run in {origin.folder} that is extended, got {inputs.get(name)}; "
-                "restore it"
+                f"expected {name} with digest {value}, as in the run in {origin.folder} that is extended, got "
+                f"{inputs.get(name)}; restore it"
             )
 
 

@@ -80,10 +80,10 @@ def space_of(names, dense=False):
     return DenseSpace.from_experts(base, chosen) if dense else ExpertSpace.from_experts(base, chosen)
 
 
-def config_of(tasks=OLD, generations=FIRST, **changes):
-    given = {"base": "hub/base", "experts": {name: f"hub/{name}" for name in tasks}}
+def config_of(names=OLD, generations=FIRST, **changes):
+    given = {"base": "hub/base", "experts": {name: f"hub/{name}" for name in names}}
     search = {"generations": generations, "batch_size": 3, "bins": 4}
-    tree = {"name": "x", "tasks": [{"name": t} for t in tasks], "model": given, "search": search}
+    tree = {"name": "x", "tasks": [{"name": t} for t in names], "model": given, "search": search}
     return load_config({**tree, **changes})
 
 
@@ -197,18 +197,17 @@ def test_killed_and_resumed_it_is_the_same(old, tmp_path, assert_identical):
     _, _, state, calls = extended(old, tmp_path / "whole")
     digest = run_digest(tmp_path / "whole")
     journal = (tmp_path / "whole" / "history.jsonl").read_bytes()
-    further, children = calls[1].calls, calls[0].calls
-    kills = [{"further": 1}, {"further": 3}, {"further": further - 1}, {"evaluator": 0}, {"evaluator": 1}]
-    kills += [{"evaluator": children - 1}]
-    for kill in kills:
-        folder, tasks = tmp_path / "killed", {"further": (NEW,), "evaluator": (*OLD, NEW)}
+    children, further = (one.calls for one in calls)
+    for name, at in [("further", 1), ("further", further - 1), ("evaluator", 0), ("evaluator", 1), ("evaluator", children - 1)]:
+        folder = tmp_path / "killed"
         shutil.rmtree(folder, ignore_errors=True)
-        (name, at), *_ = kill.items()
+        first = {"further": Scores((NEW,)), "evaluator": Scores((*OLD, NEW))}
+        first[name].dies_at = at
         with pytest.raises(Killed):
-            extended(old, folder, **{name: Scores(tasks[name], dies_at=at)})
+            extended(old, folder, **first)
         _, _, again, rest = extended(old, folder)
-        assert rest[0].calls == (children - at if name == "evaluator" else children)
-        assert rest[1].calls == (further - at if name == "further" else 0)  # nothing is evaluated twice
+        assert first["evaluator"].calls + rest[0].calls == children  # nothing is evaluated twice
+        assert first["further"].calls + rest[1].calls == further
         assert_identical(again, state)
         assert run_digest(folder) == digest
         assert (folder / "history.jsonl").read_bytes() == journal
@@ -361,9 +360,9 @@ def test_a_transient_failure_of_an_elite_stops_the_run(old, tmp_path):
         def __call__(self, groups, on_result):
             for i, _ in enumerate(groups):
                 self.calls += 1
-                found = Evaluation({}, "InfraError: no box", {}) if self.calls == 5 else Evaluation(
-                    {NEW: [Outcome(Score(0.5), (), 1, 1)]}, None, {"evaluate": 0.5}
-                )  # fmt: skip
+                found = Evaluation({NEW: [Outcome(Score(0.5), (), 1, 1)]}, None, {"evaluate": 0.5})
+                if self.calls == 5:
+                    found = Evaluation({}, "InfraError: no box", {}, transient=True)
                 on_result(i, [found])
 
     with pytest.raises(FailuresError, match=r"expected scores of individual .*, got: InfraError: no box in"):

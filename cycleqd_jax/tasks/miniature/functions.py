@@ -35,8 +35,8 @@ _VALUES = (
     _Phrase("b plus {n}", "b + {n}"),
     _Phrase("a times {n}", "a * {n}"),
     _Phrase("b times {n}", "b * {n}", basic=True),
-    _Phrase("the larger of a and b", "max(a, b)"),
-    _Phrase("the smaller of a and b", "min(a, b)"),
+    _Phrase("the larger", "max(a, b)"),
+    _Phrase("the smaller", "min(a, b)"),
 )
 
 _CONDITIONS = (
@@ -47,7 +47,7 @@ _CONDITIONS = (
     _Phrase("a is above b", "a > b", basic=True),
     _Phrase("a is even", "a % 2 == 0", basic=True),
     _Phrase("b is odd", "b % 2 == 1"),
-    _Phrase("a is a multiple of {n}", "a % {n} == 0"),
+    _Phrase("{n} divides a", "a % {n} == 0"),
 )
 
 

@@ -362,7 +362,9 @@ class RunConfig:
             ``dare``, ``dare_ties``, and ``slerp`` for two experts; with the defaults of ``cycleqd_jax.operators``.
         gradient: a merge of the experts to measure for comparison: coefficients by gradient descent on the data of all tasks.
             Null has none.
-        loggers: other logs of the search than the journal: ``tensorboard`` (scalars in the folder ``tensorboard``).
+        loggers: other logs of the search than the journal: ``tensorboard`` (scalars in the folder ``tensorboard``), ``wandb``
+            (Weights & Biases, offline unless ``WANDB_MODE`` says otherwise) and ``mlflow`` (local unless
+            ``MLFLOW_TRACKING_URI`` names a server).
         genome: genome space and mutation.
         search: the CycleQD algorithm.
         export: how the final model is chosen.
@@ -384,7 +386,7 @@ class RunConfig:
     baselines: tuple[Literal["finetune_all", "finetune_all_longer"], ...] = ()
     merges: tuple[Literal["task_arithmetic", "ties", "dare", "dare_ties", "slerp"], ...] = ()
     gradient: GradientConfig | None = None
-    loggers: tuple[Literal["tensorboard"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

@@ -78,7 +78,19 @@ LATER = (
 Keys of ``FREE`` are not compared, so they are not here.
 """
 
-FOLDERS = ("origin", "checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard")
+FOLDERS = (
+    "origin",
+    "checkpoints",
+    "tables",
+    "transcripts",
+    "figures",
+    "model",
+    "best_elite",
+    "exports",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+)
 """The folders in a run folder."""
 
 FILES = ("config.yaml", "inputs.json", "engine.json", "history.jsonl", "grid.json", "report.html")

@@ -219,6 +219,11 @@ class Run:
         """Trains what is neither given nor cached: the tiny base, the prepared base, the experts and the baselines."""
         self._ensure_open("train").trainer.train()
 
+    @property
+    def model_folders(self) -> Mapping[str, Path]:
+        """The folders of ``base``, of ``prepared_base`` where there is one, and of ``expert/<name>``, trained or not."""
+        return self._ensure_open("model_folders", writes=False).context.models.folders.search
+
     def train_expert(self, task: str) -> Path:
         """Trains the expert of one task where it is not cached, and returns its folder; writes into the cache only.
 

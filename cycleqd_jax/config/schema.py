@@ -170,6 +170,8 @@ class SearchConfig:
         mu: mean μ of the crossover weights.
         sigma: standard deviation σ of the crossover weights.
         bins: number of bins per archive axis.
+        cells: number of cells of each archive, of a centroidal Voronoi tessellation in the place of the grid. With five tasks a
+            grid of 15 bins has 50,625 cells an archive. The figures still have ``bins`` per axis. Null is the grid.
         bounds: fixed ends of the archive axes as ``{task: [low, high]}``. Null uses 0.85 × the lowest and 1.15 × the highest
             score of the experts.
         method: the algorithm. ``cycleqd``; ``qd`` (one archive; quality is the average, the descriptors are the scores);
@@ -201,6 +203,7 @@ class SearchConfig:
     mu: float = 1.0
     sigma: float = field(0.03, minimum=0)
     bins: int = field(15, minimum=1)
+    cells: int | None = field(None, minimum=2)
     bounds: dict[str, list[float]] | None = None
     method: Literal["cycleqd", "qd", "dns", "random", "cmaes", "nsga2"] = "cycleqd"
     budget: int | None = field(None, minimum=1)

@@ -102,7 +102,7 @@ def _payload(history: History, metrics: Metrics, panels: list[dict[str, Any]]) -
         "experts": history.expert_names,
         "colors": [task_color(k) for k in range(len(history.expert_names))],
         "last": history.last_generation,
-        "capacity": history.grid.bins ** (len(history.grid.tasks) - 1),
+        "capacity": history.grid.capacity,
         "events": [
             [int(history.clock[i.row]), i.task, list(i.cell), history.individuals[i.row].id] for i in history.insertions
         ],

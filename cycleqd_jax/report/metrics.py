@@ -96,7 +96,7 @@ def _archive_metrics(
         best[g], count[g], qd_score[g] = top, filled, total
         if cells_of:
             elites_average[g] = averages[list(cells_of)].mean()
-    return best, count / history.grid.bins ** (tasks - 1), qd_score, elites_average
+    return best, count / history.grid.capacity, qd_score, elites_average
 
 
 def _best_so_far(history: History, averages: np.ndarray, slot: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

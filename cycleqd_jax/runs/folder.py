@@ -66,6 +66,7 @@ LATER = (
             "population",
             "neighbours",
             "descriptors",
+            "cells",
         )
     ),
     "export.elites",

@@ -1,0 +1,46 @@
+"""A search that SIGKILL ends at random instants, and that is resumed each time, ends bit-identical."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+GENERATIONS, SECONDS = 30, 0.02
+SCRIPT = Path(__file__).parent / "killed_search.py"
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1800)
+def test_killed_at_random_instants_it_ends_the_same(tmp_path, compiled, kills):
+    """The instants are spread over imports, compilation, evaluations, journal and checkpoints alike."""
+    whole, killed, rng = tmp_path / "whole", tmp_path / "killed", random.Random(kills)
+    pause = SECONDS * (1 if kills < 9 else 20)
+
+    def command(folder: Path, seconds: float) -> list[str]:
+        folder.mkdir(exist_ok=True)
+        return [sys.executable, str(SCRIPT), str(folder), str(GENERATIONS), str(seconds)]
+
+    def digest(folder: Path) -> str:
+        return subprocess.run(command(folder, 0.0), check=True, capture_output=True, text=True, env=env).stdout.split()[-1]
+
+    env, lengths = os.environ | compiled, []  # one environment for all: the bits depend on the flags of XLA
+    expected = digest(whole)
+    for _ in range(kills):
+        process = subprocess.Popen(command(killed, pause), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+        assert process.stdout is not None
+        process.stdout.readline()  # Python and JAX are imported
+        time.sleep(rng.uniform(0, 4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        journal = killed / "history.jsonl"
+        lengths.append(journal.read_bytes().count(b"\n") if journal.exists() else 0)
+    assert digest(killed) == expected
+    assert (killed / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
+    assert lengths == sorted(lengths)  # nothing that was recorded is lost

@@ -72,9 +72,10 @@ LATER = (
     "export.elites",
     "model.prepare",
     "model.others",
-    "origin",
 )
-"""Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did.
+"""Keys that run folders of version 0.1 lack, beside ``origin`` and ``tasks.*.validation_size``.
+
+Their defaults do what that version did.
 
 Keys of ``FREE`` are not compared, so they are not here.
 """

@@ -212,17 +212,17 @@ def test_seeds(records):
 
 def test_a_narrow_corpus_has_all_formats_but_few_phrases():
     narrow, wide = mini.pretraining(0, 600, 0.0), mini.pretraining(0, 600, 1.0)
-    for number, fence in enumerate(("```python", "```sql", "```bash")):
-        assert all(fence in conversation[1]["content"] for conversation in narrow[number::3])
+    for number, fence in enumerate(("```python", "```sql", "```bash", "(a, b):")):
+        assert all(fence in conversation[1]["content"] for conversation in narrow[number::4])
 
     def commands(corpus):
-        return {_reply_program("os_interaction", conversation).split()[0] for conversation in corpus[2::3]}
+        return {_reply_program("os_interaction", conversation).split()[0] for conversation in corpus[2::4]}
 
     assert len(commands(narrow)) < len(commands(wide)) / 1.5
 
 
 def test_bad_requests():
-    with pytest.raises(InputError, match="one of mbpp, dbbench, os_interaction, got 'chess'"):
+    with pytest.raises(InputError, match="one of mbpp, dbbench, os_interaction, humaneval, got 'chess'"):
         mini.demonstrations("chess", 0, 1)
     with pytest.raises(InputError, match="0 or more, got train=-1"):
         mini.generate(0, -1, 1)

@@ -17,6 +17,7 @@ from cycleqd_jax.config import load_config, to_dict
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import DenseSpace, ExpertSpace
+from cycleqd_jax.report import open_run
 from cycleqd_jax.report.status import read_status
 from cycleqd_jax.runs.audit import run_digest, verify_run
 from cycleqd_jax.runs.folder import versions
@@ -191,6 +192,9 @@ def test_a_new_task(old, tmp_path, assert_close):
     status = read_status(tmp_path / "new")
     assert status.individuals == status.total == 4 + 3 * ALL
     assert all(one["error"] == "the logits are not finite" for one in status.quarantined)
+    costs = [one["individuals"] for one in open_run(tmp_path / "new").generation_costs if one["stage"] == "express"]
+    assert len(costs) == 1 + ALL
+    assert sum(costs) == 4 + len(elites) + 3 * (ALL - FIRST)  # those that were evaluated in this run
 
 
 def test_killed_and_resumed_it_is_the_same(old, tmp_path, assert_identical):

@@ -88,7 +88,7 @@ def config_of(names=OLD, generations=FIRST, **changes):
     return load_config({**tree, **changes})
 
 
-def search_in(folder, config, space, evaluator, carried=None, every=2, generations=None):
+def search_in(folder, config, space, evaluator, carried=None, every=2, budget=None):
     """Runs the search of a config in a folder, as a run does."""
     folder.mkdir(exist_ok=True)
     stored = {**to_dict(config), "schema": SCHEMA, "versions": versions()}
@@ -110,10 +110,11 @@ def search_in(folder, config, space, evaluator, carried=None, every=2, generatio
             tasks=config.task_names,
             names=names,
             key=jax.random.key(config.seed),
-            generations=config.search.generations if generations is None else generations,
+            generations=config.search.generations,
             batch_size=config.search.batch_size,
             journal=journal,
             checkpoints=checkpoints,
+            budget=budget,
             carried=carried,
             on_start=write_grid,
         )
@@ -373,4 +374,37 @@ def test_a_transient_failure_of_an_elite_stops_the_run(old, tmp_path):
         extended(old, tmp_path / "new", further=Broken((NEW,)))
     *_, calls = extended(old, tmp_path / "new")
     assert calls[1].calls == 3 + len(elites_of(old[0])) - 4
+    assert verify_run(tmp_path / "new").problems == []
+
+
+@pytest.mark.exhaustive
+def test_plain_qd_is_extended_too(tmp_path):
+    options = {"search": {"generations": FIRST, "batch_size": 3, "bins": 4, "method": "qd"}, "export": {"method": "soup"}}
+    search_in(tmp_path / "old", config_of(**options), space_of(OLD), Scores(OLD))
+    options["search"]["generations"] = ALL
+    config = config_of((*OLD, NEW), **options, origin=str(tmp_path / "old"))
+    (tmp_path / "new").mkdir()
+    origin = take_origin(config, tmp_path / "new", INPUTS, lambda line: None)
+    further = Scores((NEW,))
+    state = search_in(
+        tmp_path / "new", config, space_of((*OLD, NEW)), Scores((*OLD, NEW)), origin.carried(space_of((*OLD, NEW)), further)
+    )
+    assert further.calls == 3 + len(origin.elites)
+    assert len(origin.elites) > 3
+    assert int(state.generation) == ALL
+    assert verify_run(tmp_path / "new").problems == []
+
+
+def test_a_generation_that_a_budget_cut_short_is_left_out(tmp_path):
+    options = {"search": {"generations": FIRST, "batch_size": 3, "bins": 4, "budget": 3 + 3 * 4 + 1}}
+    old = config_of(**options)
+    folder, lines = tmp_path / "old", []
+    search_in(folder, old, space_of(OLD), Scores(OLD), budget=old.search.budget)
+    config = config_of((*OLD, NEW), ALL, origin=str(folder))
+    (tmp_path / "new").mkdir()
+    origin = take_origin(config, tmp_path / "new", INPUTS, lines.append)
+    assert (origin.generations, origin.left_out) == (4, 1)
+    assert lines == [f"the last 1 children of the run in {folder} are left out: their generation is incomplete"]
+    space = space_of((*OLD, NEW))
+    search_in(tmp_path / "new", config, space, Scores((*OLD, NEW)), origin.carried(space, Scores((NEW,))))
     assert verify_run(tmp_path / "new").problems == []

@@ -22,7 +22,7 @@ from cycleqd_jax.models.files import hub
 from cycleqd_jax.report.read import load_items, load_results, load_selection
 from cycleqd_jax.runs.export import recorded_folders
 from cycleqd_jax.runs.folder import folder_digest
-from cycleqd_jax.runs.origin import Origin, open_origin
+from cycleqd_jax.runs.origin import Origin, differences, open_origin
 from cycleqd_jax.runs.replay import replay, total_individuals
 from cycleqd_jax.runs.searchers import grid_of
 from cycleqd_jax.schema import check_schema
@@ -125,31 +125,7 @@ def _check_origin(path: Path, config: RunConfig, journal: Journal, audit: Audit)
     if origin is None:
         return None
     audit.checked.append(f"the individuals of {config.origin}")
-    experts, size = len(origin.config.expert_names), config.search.batch_size
-    for identity in range(experts + origin.generations * size):
-        expected = origin.record(identity)
-        found = journal.get(expected.id)
-        names = ("generation", "expert", "active", "parents", "omega", "key")
-        if found is None:
-            continue  # not evaluated yet; gaps are found with the other individuals
-        for name in names:
-            audit.expect(
-                getattr(found, name) == getattr(expected, name),
-                f"expected {name} {getattr(expected, name)} of individual {found.id}, as in {origin.folder}, got "
-                f"{getattr(found, name)} in {journal.path}; restore the file",
-            )
-        if expected.scores is None:
-            agrees = found.scores is None and found.error == expected.error
-        else:
-            both = [(one.scores.get(task), [*one.items.get(task, ())]) for one in (expected, found) if one.scores is not None
-                    for task in origin.tasks]  # fmt: skip
-            half = len(origin.tasks)
-            agrees = found.error is not None or both[:half] == both[half:]
-        audit.expect(
-            agrees,
-            f"expected the scores of individual {found.id} on {', '.join(origin.tasks)} as in {origin.folder}, got others in "
-            f"{journal.path}; restore the file",
-        )
+    audit.problems += differences(origin, journal)
     return origin
 
 

@@ -35,7 +35,7 @@ from cycleqd_jax.search import Carried, Journal, tree_digest
 from cycleqd_jax.types import Genome, InputError, TokenCounts
 from cycleqd_jax.version import __version__
 
-__all__ = ["Origin", "compare_origin", "open_origin", "read_finished", "take_origin"]
+__all__ = ["Origin", "compare_origin", "differences", "open_origin", "read_finished", "take_origin"]
 
 _KEPT = ("config.yaml", "inputs.json", "history.jsonl")
 """The files of the old run that are copied into the folder ``origin`` of the new one."""
@@ -320,6 +320,39 @@ def compare_origin(origin: Origin, inputs: Mapping[str, str]) -> None:
             raise InputError(
                 f"expected {name} with digest {value}, as in the run in {origin.folder} that is extended, got "
                 f"{inputs.get(name)}; restore it"
+            )
+
+
+def differences(origin: Origin, journal: Journal) -> Iterator[str]:
+    """Yields what differs between the individuals of the old run and those that the journal of the new one has of it.
+
+    Args:
+        origin: the old run.
+        journal: of the new run; individuals that it does not have yet are left out.
+    """
+    experts = len(origin.config.expert_names)
+    for identity in range(experts + origin.generations * origin.config.search.batch_size):
+        expected = origin.record(identity)
+        found = journal.get(expected.id)
+        if found is None:
+            continue
+        for name in ("generation", "expert", "active", "parents", "omega", "key"):
+            if getattr(found, name) != getattr(expected, name):
+                yield (
+                    f"expected {name} {getattr(expected, name)} of individual {found.id}, as in {origin.folder}, got "
+                    f"{getattr(found, name)} in {journal.path}; restore the file"
+                )
+        if expected.scores is None:
+            agrees = found.scores is None and found.error == expected.error
+        else:
+            agrees = found.scores is None or all(
+                (found.scores.get(task), [*found.items.get(task, ())]) == (score, [*expected.items.get(task, ())])
+                for task, score in expected.scores.items()
+            )
+        if not agrees:
+            yield (
+                f"expected the scores of individual {found.id} on {', '.join(origin.tasks)} as in {origin.folder}, got others "
+                f"in {journal.path}; restore the file"
             )
 
 

@@ -61,7 +61,8 @@ class Individual:
             active task and its key determine.
         digest: of the genome, 16 hexadecimal digits (:func:`~cycleqd_jax.search.tree_digest`). None, and absent in JSON, in
             journals of versions that did not record it.
-        scores: f_k by task; None if the individual is quarantined or not evaluated yet.
+        scores: f_k by task; None if the individual is quarantined, or was not evaluated. A run that extends another one
+            evaluates the elites of that run only.
         error: why the individual is quarantined, or None.
         items: score of every problem, by task; empty if the individual has no scores.
         seconds: wall time by stage.

@@ -6,6 +6,7 @@ characteristics (QDax: descriptor).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,14 +14,22 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
+from qdax.core.containers.mapelites_repertoire import (
+    MapElitesRepertoire,
+    compute_cvt_centroids,
+    compute_euclidean_centroids,
+)
+from threadpoolctl import threadpool_limits
 
 from cycleqd_jax.algorithms.common import default_promotion
 from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores, stack_trees
 
-__all__ = ["Archives", "bin_edges", "bin_indices", "cell_winners", "expert_bounds"]
+__all__ = ["Archives", "bin_edges", "bin_indices", "cell_winners", "cvt_centroids", "expert_bounds"]
+
+_SAMPLES = 25
+"""Random points for each cell of a CVT, at least 25,000 in all."""
 
 
 def expert_bounds(scores: Scores, low: float = 0.85, high: float = 1.15) -> np.ndarray:
@@ -63,6 +72,25 @@ def cell_winners(cells: Int[Array, " batch"], fitness: Float[Array, " batch"]) -
     return ~jnp.any(same_cell & (better | earlier_equal), axis=1)
 
 
+@functools.cache
+def cvt_centroids(cells: int, axes: int) -> np.ndarray:
+    """The centroids of a centroidal Voronoi tessellation of the unit cube, float32 ``[cell, axis]``, read-only.
+
+    They are the same in every run. They are computed in one thread and rounded to six digits, so that they do not depend on the
+    number of cores.
+
+    Args:
+        cells: number of cells.
+        axes: number of dimensions.
+    """
+    samples = max(25_000, _SAMPLES * cells)
+    with threadpool_limits(1), default_promotion():
+        found = compute_cvt_centroids(axes, samples, cells, 0.0, 1.0, jax.random.key(0))
+    rounded = np.asarray(found, np.float64).round(6).astype(np.float32)
+    rounded.setflags(write=False)
+    return rounded
+
+
 @jax.jit
 def _empty(genome: Genome, centroids: Sequence[Float[Array, "cell axis"]]) -> MapElitesRepertoire:
     """An empty repertoire for each task, stacked."""
@@ -101,20 +129,21 @@ class Archives(flax.struct.PyTreeNode):
         repertoires: the QDax repertoires, stacked on a leading task axis: ``genotypes`` ``[K, cell, …]``, ``fitnesses``
             ``[K, cell, 1]`` (−inf in empty cells), ``descriptors`` ``[K, cell, K − 1]``, and ``extra_scores`` with ``scores``
             ``[K, cell, K]`` and ``id`` ``[K, cell]``.
-        edges: bin edges of each task's axis, ``[K, bins + 1]``.
+        edges: bin edges of each task's axis, ``[K, bins + 1]``; its two ends alone where the cells are those of a CVT.
     """
 
     repertoires: MapElitesRepertoire
     edges: Float[ArrayLeaf, "*batch task edge"]
 
     @classmethod
-    def create(cls, genome: Genome, bounds: AnyArray, bins: int = 15) -> Archives:
+    def create(cls, genome: Genome, bounds: AnyArray, bins: int = 15, cells: int | None = None) -> Archives:
         """Makes empty archives.
 
         Args:
             genome: one genome, for shapes and dtypes.
             bounds: lower and upper end of each task's axis, ``[K, 2]``.
             bins: number of bins per axis, of equal width.
+            cells: number of cells of a centroidal Voronoi tessellation (CVT), which has any number of axes; None is the grid.
 
         Raises:
             InputError: there are fewer than two tasks, an axis is empty, or an archive has no cells or more than ``MAX_CELLS``.
@@ -131,15 +160,20 @@ class Archives(flax.struct.PyTreeNode):
                 f"expected a finite lower bound below a finite upper bound for every task, got {ends.tolist()} in the bounds "
                 "of the archives; correct them"
             )
-        if bins < 1 or bins ** (tasks - 1) > MAX_CELLS:
+        if cells is not None and not 2 <= cells <= MAX_CELLS:
+            raise InputError(f"expected 2 to {MAX_CELLS} cells per archive, got {cells}; choose another number of cells")
+        if cells is None and (bins < 1 or bins ** (tasks - 1) > MAX_CELLS):
             raise InputError(
                 f"expected 1 to {MAX_CELLS} cells per archive, got {bins ** (tasks - 1)} cells in an archive of {bins} bins on "
                 f"{tasks - 1} axes; choose another number of bins"
             )
-        edges = jnp.asarray(bin_edges(ends, bins))
+        edges = jnp.asarray(bin_edges(ends, bins if cells is None else 1))
 
         def centroids(k: int) -> Float[Array, "cell axis"]:
             axes = np.delete(ends, k, axis=0)
+            if cells is not None:
+                found = axes[:, 0] + cvt_centroids(cells, tasks - 1) * (axes[:, 1] - axes[:, 0])
+                return jnp.asarray(found, jnp.float32)
             with default_promotion():
                 return compute_euclidean_centroids((bins,) * (tasks - 1), axes[:, 0].tolist(), axes[:, 1].tolist())
 
@@ -152,8 +186,13 @@ class Archives(flax.struct.PyTreeNode):
 
     @property
     def bins(self) -> int:
-        """The number of bins per axis."""
+        """The number of bins per axis; 1 where the cells are those of a CVT."""
         return self.edges.shape[1] - 1
+
+    @property
+    def is_cvt(self) -> bool:
+        """Whether the cells are those of a CVT."""
+        return self.bins ** (self.num_tasks - 1) != self.repertoires.fitnesses.shape[1]
 
     def __getitem__(self, k: int | Int[Array, ""]) -> MapElitesRepertoire:
         """Archive A_k."""
@@ -191,13 +230,19 @@ class Archives(flax.struct.PyTreeNode):
         def insert(repertoire: MapElitesRepertoire, k: Array) -> MapElitesRepertoire:
             others = jnp.arange(self.num_tasks - 1)
             others += (others >= k).astype(others.dtype)
-            cells = jnp.sum(bins[:, others] * self.bins ** jnp.arange(self.num_tasks - 1)[None], axis=1)
+            if self.is_cvt:
+                ends = low[0, others], high[0, others]
+                cells = _nearest(scores[:, others], repertoire.centroids, *ends)
+                middles = repertoire.centroids[cells]
+            else:
+                cells = jnp.sum(bins[:, others] * self.bins ** jnp.arange(self.num_tasks - 1)[None], axis=1)
+                middles = centres[:, others]
             fitness = jnp.where(valid, scores[:, k], -jnp.inf)
             fitness = jnp.where(cell_winners(cells, fitness), fitness, -jnp.inf)
-            # QDax gets the centre of the cell as the descriptor: the edges above have decided the bin, and a search for the
-            # nearest centroid would have ties at the edges. The true descriptors are restored below.
+            # QDax gets the centre of the cell as the descriptor: the cell is decided above, and a search for the nearest
+            # centroid would have ties at the edges of a grid. The true descriptors are restored below.
             with default_promotion():
-                added = repertoire.add(genomes, centres[:, others], fitness, cast(Any, extra))
+                added = repertoire.add(genomes, middles, fitness, cast(Any, extra))
             return added.replace(descriptors=extra_scores(added)["scores"][:, others])
 
         return self.replace(repertoires=jax.vmap(insert)(self.repertoires, jnp.arange(self.num_tasks)))
@@ -240,3 +285,15 @@ class Archives(flax.struct.PyTreeNode):
             count: the most elites; fewer are returned where the archives hold fewer.
         """
         return leading_of(self.repertoires.genotypes, self.scores, self.ids, self.occupied(), count)
+
+
+def _nearest(
+    points: Float[Array, "batch axis"],
+    centroids: Float[Array, "cell axis"],
+    low: Float[Array, " axis"],
+    high: Float[Array, " axis"],
+) -> Int[Array, " batch"]:
+    """The cell whose centroid is nearest to each point, on axes of which each has length 1; points outside are clipped."""
+    low, width = low[None], (high - low)[None]
+    unit = jnp.clip((points - low) / width, 0.0, 1.0)
+    return jnp.argmin(jnp.sum(jnp.square(unit[:, None] - ((centroids - low) / width)[None]), axis=-1), axis=1)

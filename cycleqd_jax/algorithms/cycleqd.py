@@ -62,6 +62,7 @@ class CycleQD(flax.struct.PyTreeNode):
         selector: selects the parents: ``EliteSelector()``, or ``UniformSelector()`` for the paper's ablation.
         bounds: lower and upper end of each task's archive axis, ``((low, high), …)``; None computes them from the scores of the
             experts, as in the paper.
+        cells: number of cells of a CVT per archive, in the place of a grid; None is the grid.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -82,6 +83,7 @@ class CycleQD(flax.struct.PyTreeNode):
     sigma: float = flax.struct.field(pytree_node=False, default=0.03)
     selector: DistinctSelector = flax.struct.field(pytree_node=False, default=EliteSelector())
     bounds: tuple[tuple[float, float], ...] | None = flax.struct.field(pytree_node=False, default=None)
+    cells: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def init(self, genomes: Genome, scores: AnyArray, items: AnyArray | None = None) -> CycleQDState:
         """Inserts the experts into every archive.
@@ -111,7 +113,7 @@ class CycleQD(flax.struct.PyTreeNode):
                 f"expected a (low, high) pair for each of {table.shape[1]} tasks, got {len(bounds)} in CycleQD.bounds; pass as "
                 "many, or None"
             )
-        archives = Archives.create(one_genome(genomes), bounds, self.bins)
+        archives = Archives.create(one_genome(genomes), bounds, self.bins, self.cells)
         return _insert(CycleQDState(archives, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")

@@ -21,6 +21,8 @@ EXTRAS = {
     "mysql": ("pymysql", "DBBench on a MySQL or MariaDB server"),
     "notebook": ("ipywidgets", "progress bars in notebooks"),
     "tensorboard": ("tensorboardX", "logs of a search for TensorBoard"),
+    "wandb": ("wandb", "logs of a search for Weights & Biases"),
+    "mlflow": ("mlflow", "logs of a search for MLflow"),
     "docs": ("mkdocs", "the documentation site"),
     "dev": ("hypothesis", "the test suite"),
 }

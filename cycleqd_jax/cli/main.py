@@ -157,6 +157,10 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
         from cycleqd_jax.cli.compare import run_comparison
 
         run_comparison(args)
+    elif args.command == "extend":
+        from cycleqd_jax.cli.extend import extend_run
+
+        extend_run(args, command)
     elif args.command == "report":
         from cycleqd_jax.cli.report import write_reports
 

@@ -39,7 +39,7 @@ STAGES = {
 }
 """Stages of a run, with their help."""
 
-RESUMABLE = (*STAGES, "compare")
+RESUMABLE = (*STAGES, "extend", "compare")
 """Commands that continue where they stopped."""
 
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
     _add_stages(add)
+    _add_extend(add)
     _add_folders(add)
     _add_compare(add)
     _add_models(add)
@@ -101,6 +102,21 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         help="the individual with the highest average on train instead, into best_elite/",
     )
     command.add_argument("--output", type=Path, metavar="DIR", help="of a run folder: the folder to write")
+
+
+def _add_extend(add: Add) -> None:
+    command = add(
+        "extend",
+        "continue a finished run with a new task and its expert, or without one of its tasks, in a folder of its own; run it "
+        "again to continue",
+    )
+    command.add_argument("folder", metavar="RUN", type=Path, help="folder of the finished run, which stays as it is")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the new config: tasks.NAME.train_size=16")
+    command.add_argument("--task", metavar="NAME", help="name of the new task, also its kind unless tasks.NAME.kind is given")
+    command.add_argument("--expert", metavar="MODEL", help="expert of the new task (default: fine-tuned as the config says)")
+    command.add_argument("--remove", metavar="NAME", help="task to leave out; its expert stays part of the genomes")
+    command.add_argument("--generations", type=int, metavar="N", help="further generations (as many as the run had)")
+    command.add_argument("--output", type=Path, metavar="DIR", help="folder of the new run (RUN with -extended)")
 
 
 def _add_folders(add: Add) -> None:

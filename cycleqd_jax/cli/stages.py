@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from cycleqd_jax import report
 from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.cli.export import export_from_run, names_a_run
-from cycleqd_jax.config import load_config
+from cycleqd_jax.config import RunConfig, load_config
 from cycleqd_jax.runs import Run
 
-__all__ = ["run_stage"]
+__all__ = ["run_all", "run_stage"]
 
 
 def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
@@ -27,6 +27,9 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
         export_from_run(args, command)
         return
     config = load_config(args.config, args.overrides)
+    if args.command == "run":
+        run_all(config, command)
+        return
     stage, model = args.command, getattr(args, "model", None)
     with Run(config, read_only=model is not None, command=command) as run:
         if model is not None:
@@ -34,26 +37,37 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
                 scores = ", ".join(f"{k} {v:.3f}" for k, v in (evaluation.scores or {}).items())
                 print(f"{split}: {evaluation.error or scores}")
             return
-        if stage in ("run", "finetune"):
+        if stage == "finetune":
             run.train()
         if stage == "basis":
             facts = run.build_basis()
-            print(json.dumps(facts, indent=2, allow_nan=False) if args.json else basis_text(facts, config.task_names))
-        if stage in ("run", "evolve"):
+            print(json.dumps(facts, indent=2, allow_nan=False) if args.json else basis_text(facts, config.expert_names))
+        if stage == "evolve":
             run.evolve()
         if stage == "aggregate":
             merged = run.aggregate()
             for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True):
                 print(f"{name}: individual {identity}, weight {beta:.3f}")
-        if stage == "run":
-            run.results()
         if stage == "evaluate":
             run.evaluate()
-        if stage in ("run", "export"):
-            print(f"model: {run.export(best_elite=getattr(args, 'best_elite', False))}")
-        if stage == "run":
-            run.report()
-    if stage in ("run", "evaluate"):
+        if stage == "export":
+            print(f"model: {run.export(best_elite=args.best_elite)}")
+    if stage == "evaluate":
         print(report.results_table([config.folder]).text(color=sys.stdout.isatty()))
-    if stage == "run":
-        print(f"report: {config.folder / 'report.html'}")
+
+
+def run_all(config: RunConfig, command: Sequence[str]) -> None:
+    """Runs all stages, from the training to the report.
+
+    Args:
+        config: the config of the run.
+        command: the arguments as they were given, for the model card.
+    """
+    with Run(config, command=command) as run:
+        run.train()
+        run.evolve()
+        run.results()
+        print(f"model: {run.export()}")
+        run.report()
+    print(report.results_table([config.folder]).text(color=sys.stdout.isatty()))
+    print(f"report: {config.folder / 'report.html'}")

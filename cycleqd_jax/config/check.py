@@ -26,6 +26,7 @@ _METHODS = {
     "high": ("random", "nsga2"),
     "step": ("cmaes",),
     "population": ("nsga2", "dns"),
+    "cells": ("cycleqd",),
     "neighbours": ("dns",),
     "descriptors": ("dns",),
     "selection": ("cycleqd", "qd"),
@@ -51,6 +52,8 @@ def check_keys_together(config: RunConfig) -> None:
     _check_family(config)
     _check_tasks(config)
     _check_experts(config)
+    _check_others(config)
+    _check_origin(config)
     _check_prepare(config)
     _check_conversations(config)
     _check_tiny(config)
@@ -188,6 +191,41 @@ def _check_experts(config: RunConfig) -> None:
         )
 
 
+def _check_others(config: RunConfig) -> None:
+    others, names = config.model.others or {}, config.task_names
+    if others and config.model.experts is None:
+        raise InputError(
+            f"expected model.experts beside model.others, got null beside {next(iter(others))!r}; give the experts of the tasks"
+        )
+    for name in others:
+        if name in names or not name or name != Path(name).name or name.startswith("."):
+            raise InputError(
+                f"expected names in model.others that are plain file names and no tasks ({', '.join(names)}), got {name!r}; "
+                "rename it"
+            )
+    if "slerp" in config.merges and others:
+        raise InputError("expected no model.others with merges: slerp, which merges two experts, got both; remove slerp")
+
+
+def _check_origin(config: RunConfig) -> None:
+    if config.origin is None:
+        return
+    method = config.search.method
+    if method not in ("cycleqd", "qd"):
+        raise InputError(
+            f"expected search.method cycleqd or qd with origin, whose archives are carried over, got {method}; leave origin out"
+        )
+    if config.model.experts is None:
+        raise InputError(
+            "expected model.base and model.experts with origin, got null; give the models of that run, or use cycleqd extend"
+        )
+    if config.search.budget_items is not None:
+        raise InputError(
+            "expected no search.budget_items with origin, because individuals are not scored on all problems, got "
+            f"{config.search.budget_items}; use search.budget or search.generations"
+        )
+
+
 def _check_prepare(config: RunConfig) -> None:
     prepare = config.model.prepare
     if prepare is None:
@@ -317,9 +355,12 @@ def _check_search(config: RunConfig) -> None:
         )
     _check_method(config)
     cells = search.bins ** (len(names) if search.method == "qd" else len(names) - 1)
-    if cells > MAX_CELLS:
+    if search.cells is not None and search.cells > MAX_CELLS:
+        raise InputError(f"expected at most {MAX_CELLS} cells per archive, got search.cells {search.cells}; decrease it")
+    if search.cells is None and cells > MAX_CELLS:
+        advice = ", or set search.cells" if search.method == "cycleqd" else ""
         raise InputError(
-            f"expected at most {MAX_CELLS} cells per archive, got {cells} from search.bins {search.bins}; decrease it"
+            f"expected at most {MAX_CELLS} cells per archive, got {cells} from search.bins {search.bins}; decrease it{advice}"
         )
 
 
@@ -347,7 +388,7 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _check_method(config: RunConfig) -> None:
-    search, experts = config.search, len(config.tasks)
+    search, experts = config.search, len(config.expert_names)
     for key in unused_keys(search.method):
         if getattr(search, key) != getattr(SearchConfig(), key):
             raise InputError(

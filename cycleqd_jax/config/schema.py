@@ -73,6 +73,8 @@ class ModelConfig:
             Anything.
         experts: the expert of each task, by task name: a model as for ``base``, or the folder or repository of a LoRA adapter
             (PEFT). Null fine-tunes the experts from the base.
+        others: further experts by name, as in ``experts``, that belong to no task. Their coefficients are part of every genome.
+            ``cycleqd extend --remove`` keeps the experts of removed tasks here.
         prepare: joint fine-tuning of the base on the data of several tasks, before the experts branch off. Null fine-tunes the
             experts from the base as it is.
         tokenizer: the model that provides the tokenizer and chat template, for models whose templates differ. Null uses the
@@ -84,6 +86,7 @@ class ModelConfig:
 
     base: str | None = None
     experts: dict[str, str] | None = None
+    others: dict[str, str] | None = None
     prepare: PrepareConfig | None = None
     tokenizer: str | None = None
     vocab_size: int | None = field(None, minimum=1)
@@ -173,6 +176,8 @@ class SearchConfig:
         mu: mean μ of the crossover weights.
         sigma: standard deviation σ of the crossover weights.
         bins: number of bins per archive axis.
+        cells: number of cells of each archive, of a centroidal Voronoi tessellation in the place of the grid. With five tasks a
+            grid of 15 bins has 50,625 cells an archive. The figures still have ``bins`` per axis. Null is the grid.
         bounds: fixed ends of the archive axes as ``{task: [low, high]}``. Null uses 0.85 × the lowest and 1.15 × the highest
             score of the experts.
         method: the algorithm. ``cycleqd``; ``qd`` (one archive; quality is the average, the descriptors are the scores);
@@ -204,6 +209,7 @@ class SearchConfig:
     mu: float = 1.0
     sigma: float = field(0.03, minimum=0)
     bins: int = field(15, minimum=1)
+    cells: int | None = field(None, minimum=2)
     bounds: dict[str, list[float]] | None = None
     method: Literal["cycleqd", "qd", "dns", "random", "cmaes", "nsga2"] = "cycleqd"
     budget: int | None = field(None, minimum=1)
@@ -352,6 +358,8 @@ class RunConfig:
         name: name of the run.
         tasks: the tasks to score. Expert k belongs to task k.
         output: the run folder. Null is ``runs/<name>``.
+        origin: the folder of a finished run of other tasks, with whose individuals this run begins; ``cycleqd extend`` writes
+            it. Null begins with the experts alone.
         cache: folder of the trained models, decompositions, demonstrations and compiled programs that runs share.
         seed: seed of all random numbers.
         model: base and experts.
@@ -365,7 +373,9 @@ class RunConfig:
             ``dare``, ``dare_ties``, and ``slerp`` for two experts; with the defaults of ``cycleqd_jax.operators``.
         gradient: a merge of the experts to measure for comparison: coefficients by gradient descent on the data of all tasks.
             Null has none.
-        loggers: other logs of the search than the journal: ``tensorboard`` (scalars in the folder ``tensorboard``).
+        loggers: other logs of the search than the journal: ``tensorboard`` (scalars in the folder ``tensorboard``), ``wandb``
+            (Weights & Biases, offline unless ``WANDB_MODE`` says otherwise) and ``mlflow`` (local unless
+            ``MLFLOW_TRACKING_URI`` names a server).
         genome: genome space and mutation.
         search: the CycleQD algorithm.
         export: how the final model is chosen.
@@ -378,6 +388,7 @@ class RunConfig:
     name: str
     tasks: tuple[TaskConfig, ...]
     output: str | None = None
+    origin: str | None = None
     cache: str = "runs/cache"
     seed: int = field(0, minimum=0, below=2**32)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -387,7 +398,7 @@ class RunConfig:
     baselines: tuple[Literal["finetune_all", "finetune_all_longer"], ...] = ()
     merges: tuple[Literal["task_arithmetic", "ties", "dare", "dare_ties", "slerp"], ...] = ()
     gradient: GradientConfig | None = None
-    loggers: tuple[Literal["tensorboard"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     genome: GenomeConfig = dataclasses.field(default_factory=GenomeConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
@@ -415,6 +426,17 @@ class RunConfig:
     def mask_options(self) -> MaskConfig:
         """The options of models that segment images."""
         return self.masks or MaskConfig()
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """The names of the experts: those of the tasks, in order, and the others."""
+        return (*self.task_names, *(self.model.others or {}))
+
+    @property
+    def given_experts(self) -> dict[str, str]:
+        """The experts that the config gives, by name, in the order of ``expert_names``; empty where the run fine-tunes them."""
+        experts = {**(self.model.experts or {}), **(self.model.others or {})}
+        return {name: experts[name] for name in self.expert_names if name in experts}
 
     @property
     def selects(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from cycleqd_jax.evaluation.episodes import rollout
@@ -134,6 +135,16 @@ class Evaluator:
         self._generator = generator
         self._sizes = sizes or {}
         self._workers = workers
+
+    def only(self, names: Collection[str]) -> Evaluator:
+        """An evaluator of some of the tasks, with the same generator; only one of both may be used at a time.
+
+        Args:
+            names: of the tasks.
+        """
+        found = copy.copy(self)
+        found.tasks = tuple(task for task in self.tasks if task.name in names)
+        return found
 
     def episodes(self, task: Task, split: Split) -> Sequence[Episode]:
         """The episodes of a split, cut to the configured size."""

@@ -57,7 +57,7 @@ def evaluations_of(
     Raises:
         InputError: ``search.budget_items`` does not suffice for the experts and the first population.
     """
-    experts, batch, export = len(run.tasks), run.search.batch_size, run.export
+    experts, batch, export = len(run.expert_names), run.search.batch_size, run.export
 
     def on(stage: Literal["search", "selection", "measurement"], models: int, waves: int, *splits: Split) -> Evaluations:
         episodes = [(size, most) for split in splits for size, most in zip(sizes[split], replies, strict=True)]

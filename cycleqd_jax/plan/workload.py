@@ -82,7 +82,9 @@ class Workload:
 def _cells(run: RunConfig) -> int:
     """The number of genomes that the state of the search holds."""
     tasks, bins = len(run.tasks), run.search.bins
-    return {"cycleqd": tasks * bins ** (tasks - 1), "qd": bins**tasks}.get(run.search.method, run.search.population)
+    return {"cycleqd": tasks * (run.search.cells or bins ** (tasks - 1)), "qd": bins**tasks}.get(
+        run.search.method, run.search.population
+    )
 
 
 def rounds_of(episodes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -135,7 +137,7 @@ def workload_of(
             raise InputError(f"expected {name} from 1 to the {most} that the config allows, got {value}; correct it")
     return Workload(
         model=model,
-        experts=len(run.tasks),
+        experts=len(run.expert_names),
         rank=run.genome.rank,
         method=run.genome.method,
         slots=run.engine.slots,

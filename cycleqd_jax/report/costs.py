@@ -154,9 +154,12 @@ def load_costs(folder: Path, history: History | None = None) -> Costs | None:
 
 
 def _generations(history: History, usage: Mapping[str, Any] | None) -> dict[int, tuple[int, dict[str, Cost]]]:
+    """The costs of the generations. Individuals of another run that were not evaluated in this one have cost nothing."""
     members: dict[int, list[Individual]] = {}
     for one in history.individuals:
-        members.setdefault(one.generation, []).append(one)
+        found = members.setdefault(one.generation, [])
+        if one.seconds or one.tokens is None:
+            found.append(one)
     return {
         generation: (
             len(of),

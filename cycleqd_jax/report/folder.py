@@ -276,7 +276,7 @@ class RunFolder:
         known = all(map(math.isfinite, mixing))
         return {
             "shares": None if omega is None else shares(omega),
-            "mixing": dict(zip(self.tasks, mixing, strict=True)) if known else None,
+            "mixing": dict(zip(self._history.expert_names, mixing, strict=True)) if known else None,
         }
 
     def _individual(self, row: int) -> Record:

@@ -37,6 +37,8 @@ class Grid:
         edges: edges of the bins, Float ``[K, bins + 1]``. They are float32 as in the searcher, so that a score on an edge
             falls into the same bin.
         method: the search method. Methods other than ``cycleqd`` do not use these archives.
+        centroids: of the cells of a CVT, on axes of which each has length 1, Float ``[cell, K - 1]``; None where the bins are
+            the cells. Bins are for figures then.
     """
 
     tasks: tuple[str, ...]
@@ -44,6 +46,28 @@ class Grid:
     bounds: np.ndarray
     edges: np.ndarray
     method: str = "cycleqd"
+    centroids: np.ndarray | None = None
+
+    @property
+    def capacity(self) -> int:
+        """The number of cells of an archive."""
+        return self.bins ** (len(self.tasks) - 1) if self.centroids is None else len(self.centroids)
+
+    def cells(self, task: int, scores: np.ndarray) -> list[tuple[int, ...]]:
+        """The cells in archive ``task``: the bins on its axes; of a CVT the bins of the centroid, and the number of the cell.
+
+        Args:
+            task: index of the archive.
+            scores: finite scores, Float ``[N, K]``.
+        """
+        axes = list(self.axes(task))
+        if self.centroids is None:
+            return [tuple(row) for row in self.bin(scores)[:, axes].tolist()]
+        low, high = self.edges[axes, 0], self.edges[axes, -1]
+        unit = np.clip((np.asarray(scores, np.float32)[:, axes] - low) / (high - low), 0.0, 1.0)
+        nearest = [int(np.argmin(np.square(row - self.centroids).sum(axis=-1))) for row in unit]
+        bins = np.clip((self.centroids * self.bins).astype(np.int64), 0, self.bins - 1)
+        return [(*bins[cell].tolist(), cell) for cell in nearest]
 
     @classmethod
     def of_bounds(cls, tasks: tuple[str, ...], bins: int, bounds: np.ndarray) -> Grid:
@@ -92,13 +116,15 @@ class Archive:
         task: index k of the task that gives quality.
         axes: indices of the tasks that give the descriptors.
         bins: number of bins per axis.
-        cells: bins on the axes → position of the elite in the journal.
+        capacity: number of cells.
+        cells: cell (bins on the axes, of a CVT also its number) → position of the elite in the journal.
         quality: f_k of the elite of each cell.
     """
 
     task: int
     axes: tuple[int, ...]
     bins: int
+    capacity: int
     cells: Mapping[tuple[int, ...], int]
     quality: Mapping[tuple[int, ...], float]
 
@@ -182,12 +208,10 @@ class History:
         done: list[Insertion] = []
         alive = np.isfinite(self.scores).all(axis=1)
         quality = self.scores.astype(np.float32)  # as in the searcher, where smaller differences are ties
-        bins = np.full(self.scores.shape, -1, np.int64)
-        bins[alive] = self.grid.bin(self.scores[alive])
-        axes = [self.grid.axes(k) for k in range(tasks)]
-        for row in np.flatnonzero(alive).tolist():
+        cells = [self.grid.cells(k, self.scores[alive]) for k in range(tasks)]
+        for n, row in enumerate(np.flatnonzero(alive).tolist()):
             for k in range(tasks):
-                cell = tuple(int(bins[row, j]) for j in axes[k])
+                cell = cells[k][n]
                 elite = elites[k].get(cell, -1)
                 if elite < 0 or quality[row, k] > quality[elite, k]:
                     elites[k][cell] = row
@@ -202,7 +226,14 @@ class History:
             if self.clock[row] <= end:
                 cells[task][cell] = row
         return tuple(
-            Archive(k, self.grid.axes(k), self.grid.bins, cells[k], {c: float(self.scores[r, k]) for c, r in cells[k].items()})
+            Archive(
+                k,
+                self.grid.axes(k),
+                self.grid.bins,
+                self.grid.capacity,
+                cells[k],
+                {c: float(self.scores[r, k]) for c, r in cells[k].items()},
+            )
             for k in range(len(self.grid.tasks))
         )
 
@@ -221,17 +252,23 @@ class History:
         return (float(min(values)), float(max(values))) if values else (0.0, 1.0)
 
     @functools.cached_property
+    def expert_names(self) -> tuple[str, ...]:
+        """The names of the experts: those of the tasks, and then the others."""
+        others = [one.expert for one in self.individuals if one.expert is not None and one.expert not in self.grid.tasks]
+        return (*self.grid.tasks, *others)
+
+    @functools.cached_property
     def mixture(self) -> np.ndarray:
-        """The mixing vector ``a`` of each individual, Float ``[N, K]``: the weights of the experts, from crossover alone.
+        """The mixing vector ``a`` of each individual, Float ``[N, expert]``: the weights of the experts, from crossover alone.
 
         It is one-hot for experts, ω1/(ω1+ω2) a_p1 + ω2/(ω1+ω2) a_p2 for children of crossover, the mean over the groups of
         layers for children with coefficients, and NaN if the journal has neither.
         """
-        tasks = self.grid.tasks
-        mix = np.full((len(self.individuals), len(tasks)), np.nan)
+        names = self.expert_names
+        mix = np.full((len(self.individuals), len(names)), np.nan)
         for row, one in enumerate(self.individuals):
-            if one.expert in tasks:
-                mix[row] = np.eye(len(tasks))[tasks.index(one.expert)]
+            if one.expert is not None:
+                mix[row] = np.eye(len(names))[names.index(one.expert)]
             elif one.coefficients is not None:
                 mix[row] = np.mean(one.coefficients, axis=0)
             elif one.omega is not None:
@@ -293,6 +330,15 @@ def load_grid(folder: Path) -> Grid | None:
                 "run the search again or restore the file"
             ) from error
         grid = dataclasses.replace(grid, edges=edges)
+    if "centroids" in raw:
+        try:
+            centroids = np.array(raw["centroids"], np.float32).reshape(-1, len(tasks) - 1)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"expected centroids of {len(tasks) - 1} coordinates in {path}, got {type(error).__name__} {error}; run the "
+                "search again or restore the file"
+            ) from error
+        grid = dataclasses.replace(grid, centroids=centroids)
     return dataclasses.replace(grid, method=str(raw.get("method", grid.method)))
 
 

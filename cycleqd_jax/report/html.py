@@ -106,9 +106,10 @@ def _payload(history: History, metrics: Metrics, panels: list[dict[str, Any]]) -
         }
     return {
         "tasks": history.grid.tasks,
-        "colors": [task_color(k) for k in range(len(history.grid.tasks))],
+        "experts": history.expert_names,
+        "colors": [task_color(k) for k in range(len(history.expert_names))],
         "last": history.last_generation,
-        "capacity": history.grid.bins ** (len(history.grid.tasks) - 1),
+        "capacity": history.grid.capacity,
         "events": [
             [int(history.clock[i.row]), i.task, list(i.cell), history.individuals[i.row].id] for i in history.insertions
         ],
@@ -225,7 +226,7 @@ def render_page(page: Page) -> str:
     searched = page.history is not None and page.metrics is not None and bool(page.history.experts)
     panels = archive_maps(page.history) if searched and page.history else []
     tasks = [*page.selection["problems"]] if page.selection else []
-    errors = [one for one in page.history.individuals if one.scores is None] if page.history else []
+    errors = [one for one in page.history.individuals if one.error is not None] if page.history else []
     html = template.render(
         page=page,
         style=style,

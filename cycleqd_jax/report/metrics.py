@@ -49,6 +49,7 @@ def compute_metrics(history: History) -> Metrics:
     size = len(generations)
     slot = history.clock + 1  # of each individual: the position of its generation in ``generations``
     averages = history.averages
+    failed = np.array([one.error is not None for one in history.individuals], bool)
     best, coverage, qd_score, elites_average = _archive_metrics(history, generations, averages)
     best_average, best_average_id = _best_so_far(history, averages, slot, size)
     return Metrics(
@@ -59,8 +60,8 @@ def compute_metrics(history: History) -> Metrics:
         best_average=best_average,
         best_average_id=best_average_id,
         elites_average=elites_average,
-        evaluated=np.cumsum(np.bincount(slot, minlength=size)[:size]),
-        quarantined=np.cumsum(np.bincount(slot[~np.isfinite(averages)], minlength=size)[:size]),
+        evaluated=np.cumsum(np.bincount(slot[failed | np.isfinite(averages)], minlength=size)[:size]),
+        quarantined=np.cumsum(np.bincount(slot[failed], minlength=size)[:size]),
         seconds=_seconds(history, slot, size),
     )
 
@@ -95,7 +96,7 @@ def _archive_metrics(
         best[g], count[g], qd_score[g] = top, filled, total
         if cells_of:
             elites_average[g] = averages[list(cells_of)].mean()
-    return best, count / history.grid.bins ** (tasks - 1), qd_score, elites_average
+    return best, count / history.grid.capacity, qd_score, elites_average
 
 
 def _best_so_far(history: History, averages: np.ndarray, slot: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -153,7 +153,7 @@ def plot_archives(history: History, generation: int | None = None, *, theme: str
         for p, pair in enumerate(pairs):
             axes = grid[a, p] if several else grid.flat[a]
             mesh = _heat_map(axes, history, archive, pair, theme)
-            cells = archive.bins ** len(archive.axes)
+            cells = archive.capacity
             title = f"{tasks[archive.task]} archive"
             if p == 0:
                 axes.set_title(title + (f"  ({len(archive.cells)} of {cells} cells)"), fontsize=10.5, pad=24 if flat else 8)

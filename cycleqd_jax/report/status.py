@@ -78,12 +78,12 @@ def read_status(folder: str | Path) -> Status:
     """
     run = RunFolder(folder)
     path, config = run.path, run.config
-    tasks, generations, size, population = _sizes(config, path)
+    tasks, experts, generations, size, population = _sizes(config, path)
     running = is_locked(path / ".lock")  # before the files are read: a run that ends in between is not lost
     has_grid = load_grid(path) is not None
     history = load_history(path)
     individuals = load_individuals(path, tasks)[0] if history is None else history.individuals
-    total = _total(config, len(tasks), generations * size, individuals)
+    total = _total(config, experts, generations * size, individuals)
     archives: dict[str, dict[str, float]] = {}
     if has_grid and history is not None and individuals:
         metrics = compute_metrics(history)
@@ -108,7 +108,7 @@ def read_status(folder: str | Path) -> Status:
         archives=archives,
         best=None if leader < 0 else {"id": alive[leader].id, "average": averages[leader]},
         quarantined=[
-            {"id": one.id, "generation": one.generation, "error": one.error} for one in individuals if one.scores is None
+            {"id": one.id, "generation": one.generation, "error": one.error} for one in individuals if one.error is not None
         ],
         halved=load_engine(path),
         per_hour=3600 * pace,
@@ -117,11 +117,12 @@ def read_status(folder: str | Path) -> Status:
     )
 
 
-def _sizes(config: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int, int, int]:
-    """Tasks, generations, children per generation, and children that are evaluated at the same time."""
+def _sizes(config: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int, int, int, int]:
+    """Tasks, number of experts, generations, children per generation, and children that are evaluated at the same time."""
     try:
         search = config["search"]
         tasks = tuple(str(task["name"]) for task in config["tasks"])
+        experts = len(tasks) + len(config.get("model", {}).get("others") or {})
         size, generations = int(search["batch_size"]), int(search["generations"])
         groups = int(config.get("mesh", {}).get("population", 1))
         together = int(config.get("engine", {}).get("population", 1))
@@ -131,7 +132,7 @@ def _sizes(config: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int,
             "file from the run that wrote it"
         ) from error
     most = max(math.ceil(size / max(together, 1)), 1)
-    return tasks, generations, size, min(groups, most) if groups > 0 else 1
+    return tasks, experts, generations, size, min(groups, most) if groups > 0 else 1
 
 
 def _total(config: Mapping[str, Any], experts: int, children: int, individuals: Sequence[Individual]) -> int:

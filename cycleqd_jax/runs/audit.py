@@ -22,6 +22,7 @@ from cycleqd_jax.models.files import hub
 from cycleqd_jax.report.read import load_items, load_results, load_selection
 from cycleqd_jax.runs.export import recorded_folders
 from cycleqd_jax.runs.folder import folder_digest
+from cycleqd_jax.runs.origin import Origin, differences, open_origin
 from cycleqd_jax.runs.replay import replay, total_individuals
 from cycleqd_jax.runs.searchers import grid_of
 from cycleqd_jax.schema import check_schema
@@ -77,7 +78,8 @@ def verify_run(folder: str | Path) -> Audit:
             f"note: {journal.path} ends with an incomplete line, which a process writes or a crash has left; the next start "
             "removes it"
         )
-    _check_journal(config, journal, audit)
+    origin = _check_origin(path, config, journal, audit)
+    _check_journal(config, journal, audit, 0 if origin is None else origin.generations)
     if not audit.problems:  # nothing else can be compared with a damaged journal
         _check_grid(path, config, journal, audit)
         _check_checkpoints(path, config, journal, steps, audit)
@@ -101,7 +103,7 @@ def run_digest(folder: str | Path) -> str:
     config, journal = load_config(path / "config.yaml"), Journal(path / "history.jsonl", read_only=True)
     costs = ("seconds", "tokens")
     individuals = [{k: v for k, v in json.loads(journal[i].to_json()).items() if k not in costs} for i in journal.ids()]
-    complete = all(journal.get(k) is not None for k in range(len(config.tasks)))
+    complete = all(journal.get(k) is not None for k in range(len(config.expert_names)))
     archives = tree_digest(replay(config, journal).state, digits=64) if complete else None
     state = None
     if steps:
@@ -113,14 +115,28 @@ def run_digest(folder: str | Path) -> str:
 # Journal and grid
 
 
-def _check_journal(config: RunConfig, journal: Journal, audit: Audit) -> None:
+def _check_origin(path: Path, config: RunConfig, journal: Journal, audit: Audit) -> Origin | None:
+    """Compares the individuals of another run, with which this one begins, with the copy of its journal."""
+    try:
+        origin = open_origin(config, path)
+    except (InputError, OSError) as error:
+        audit.problems.append(str(error))
+        return None
+    if origin is None:
+        return None
+    audit.checked.append(f"the individuals of {config.origin}")
+    audit.problems += differences(origin, journal)
+    return origin
+
+
+def _check_journal(config: RunConfig, journal: Journal, audit: Audit, carried: int) -> None:
     ids, total = journal.ids(), total_individuals(config, journal)
     audit.checked.append(f"the journal ({len(ids)} individuals)")
     audit.expect(
         len(ids) <= total,
         f"expected at most {total} individuals, as config.yaml says, got {len(ids)} in {journal.path}; restore one of them",
     )
-    count, size = len(config.tasks), config.search.batch_size
+    count, size = len(config.expert_names), config.search.batch_size
     whole = _last_complete(ids, count, size)
     missing = sorted(set(range(whole)) - set(ids))
     audit.expect(
@@ -128,7 +144,7 @@ def _check_journal(config: RunConfig, journal: Journal, audit: Audit) -> None:
         f"expected every individual before the last generation, got none of {missing[:5]} in {journal.path}; restore the file",
     )
     for identity in ids:
-        for problem in _problems_of(journal[identity], config, journal, count, size):
+        for problem in _problems_of(journal[identity], config, journal, size, carried):
             audit.problems.append(f"{problem} of individual {identity} in {journal.path}; restore the file")
     old = sum(journal[identity].digest is None for identity in ids)
     if old:
@@ -142,24 +158,27 @@ def _last_complete(ids: Sequence[int], count: int, size: int) -> int:
     return 0 if ids[-1] < count else count + (ids[-1] - count) // size * size
 
 
-def _problems_of(one: Any, config: RunConfig, journal: Journal, count: int, size: int) -> Iterator[str]:
-    """What is wrong with an individual, each as ``expected X, got Y``."""
-    names = config.task_names
+def _problems_of(one: Any, config: RunConfig, journal: Journal, size: int, carried: int) -> Iterator[str]:
+    """What is wrong with an individual, each as ``expected X, got Y``.
+
+    Children of generations before ``carried`` are those of another run.
+    """
+    names, count = config.task_names, len(config.expert_names)
     if one.id < count:
-        if (one.expert, one.generation) != (names[one.id], -1):
-            yield f"expected expert {names[one.id]!r} in generation -1, got {one.expert!r} in {one.generation}"
+        if (one.expert, one.generation) != (config.expert_names[one.id], -1):
+            yield f"expected expert {config.expert_names[one.id]!r} in generation -1, got {one.expert!r} in {one.generation}"
     else:
         generation = (one.id - count) // size
         if one.expert is not None or one.generation != generation:
             yield f"expected a child of generation {generation}, got expert {one.expert!r} in generation {one.generation}"
-        task = names[generation % count]
-        if config.search.method == "cycleqd" and one.active != task:
+        task = names[generation % len(names)]
+        if config.search.method == "cycleqd" and generation >= carried and one.active != task:
             yield f"expected the active task {task!r}, got {one.active!r}"
         for parent in one.parents:
             if parent >= count + generation * size or (parent >= 0 and journal.get(parent) is None):
                 yield f"expected parents of earlier generations, got parent {parent}"
     if one.scores is None:
-        if one.error is None:
+        if one.error is None and (one.id < count or one.generation >= carried):
             yield "expected scores or an error, got neither"
         return
     if one.scores.keys() != set(names):
@@ -174,12 +193,13 @@ def _problems_of(one: Any, config: RunConfig, journal: Journal, count: int, size
 
 def _check_grid(path: Path, config: RunConfig, journal: Journal, audit: Audit) -> None:
     file, names = path / "grid.json", config.task_names
-    if any(journal.get(k) is None for k in range(len(names))):
+    count = len(config.expert_names)
+    if any(journal.get(k) is None for k in range(count)):
         return
     if not file.exists():
         audit.notes.append(f"note: {file} is not there; cycleqd evolve writes it")
         return
-    scores = np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32)
+    scores = np.asarray([journal.scores(k, names) for k in range(count)], np.float32)
     try:
         found = json.loads(file.read_text("utf-8"))
         if isinstance(found, dict) and check_schema(found, file) > 0:
@@ -358,7 +378,7 @@ def _check_exports(path: Path, audit: Audit) -> None:
 
 def _check_models(path: Path, config: RunConfig, audit: Audit) -> None:
     """Base and experts, where they are on this machine."""
-    given = [config.model.base, config.model.tokenizer, *(config.model.experts or {}).values()]
+    given = [config.model.base, config.model.tokenizer, *config.given_experts.values()]
     remote = [str(name) for name in given if name is not None and not os.path.exists(name) and hub.is_repository(name)]
     if not (path / "inputs.json").exists():
         audit.notes.append(f"note: {path / 'inputs.json'} is not there, so base and experts are not checked")

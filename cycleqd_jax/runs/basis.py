@@ -60,7 +60,7 @@ def experts_of(config: RunConfig, models: Models) -> Experts:
     identity = {
         "recipe": RECIPE,
         "base": models.folders.digest(models.folders.base_name),
-        "experts": [models.folders.digest(f"expert/{name}") for name in config.task_names],
+        "experts": [models.folders.digest(f"expert/{name}") for name in config.expert_names],
         "dtype": config.model.dtype,
         "vocab_size": config.model.vocab_size,
         "rank": options.rank,

@@ -125,7 +125,7 @@ def model_card(
         steps = config.model.prepare.steps
         base = f"the prepared base θ_base ({base} after {steps} steps of joint fine-tuning on {tasks})"
     given: Mapping[str, str | Path | None] = {"base": config.model.base} | {
-        f"expert/{name}": path for name, path in (config.model.experts or {}).items()
+        f"expert/{name}": path for name, path in config.given_experts.items()
     }
     sources = [_repository(given.get(name), folder) for name, folder in folders.items()]
     repositories = list(dict.fromkeys(source for source in sources if source is not None))
@@ -149,7 +149,7 @@ def model_card(
         weights, elites_table = _of_individuals(config, chosen), ""
     mixing = ""
     if chosen["mixing"] is not None:
-        parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.task_names, chosen["mixing"], strict=True))
+        parts = ", ".join(f"{name} {a:+.4f}" for name, a in zip(config.expert_names, chosen["mixing"], strict=True))
         if not config.search.coefficients:
             mixing = f"after crossover: {parts}. SVD mutation adds to them, matrix by matrix."
         elif config.search.groups == 1:
@@ -164,7 +164,7 @@ def model_card(
 
 # {config.name}: experts merged by {SEARCH_METHODS[config.search.method]}
 
-Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.task_names)}:
+Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.expert_names)}:
 {_length(config, evaluated)}, seed {config.seed}.
 The experts were fine-tuned from {base}. The weights are
 {weights}{_choice(config, chosen)}

@@ -29,6 +29,7 @@ from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import whole_expert
 from cycleqd_jax.runs.loggers import log_search
 from cycleqd_jax.runs.models import ModelFolders
+from cycleqd_jax.runs.origin import take_origin
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
@@ -136,7 +137,7 @@ class Evolution:
         context = self._context
         experts = experts_of(self._config, context.models)
         stored: StoredBasis = load_basis(experts, Path(self._config.cache), context.progress, context.log)
-        self._basis = {"experts": list(self._config.task_names), "store": str(stored.folder), **stored.facts}
+        self._basis = {"experts": list(self._config.expert_names), "store": str(stored.folder), **stored.facts}
         return stored.bases
 
     def build_basis(self) -> dict[str, Any]:
@@ -159,18 +160,19 @@ class Evolution:
     def expert_genomes(self) -> list[Genome]:
         """The genomes of the experts, in the order of the tasks."""
         space = self.ensure_space()
-        return [space.expert(k) for k in range(len(self._config.tasks))]
+        return [space.expert(k) for k in range(len(self._config.expert_names))]
 
-    def _workers(self, split: Split) -> WorkerPool:
-        """Workers on all groups of devices, which score genomes on a split."""
-        return WorkerPool([self._worker(i, group, split) for i, group in enumerate(self._context.groups)])
+    def _workers(self, split: Split, tasks: Sequence[str] | None = None) -> WorkerPool:
+        """Workers on all groups of devices, which score genomes on a split of some tasks, or of all."""
+        return WorkerPool([self._worker(i, group, split, tasks) for i, group in enumerate(self._context.groups)])
 
-    def _worker(self, i: int, group: DeviceGroup, split: Split) -> Worker:
+    def _worker(self, i: int, group: DeviceGroup, split: Split, tasks: Sequence[str] | None) -> Worker:
         """A worker on a group of devices, which gets its space and its engine with its first child."""
         population = self._config.engine.population
 
         def make() -> Worker:
             space, evaluator = self._place(i, group)
+            evaluator = evaluator if tasks is None else evaluator.only(tasks)
             worker: Worker = SerialWorker(group.express(space.express), evaluator, split)
             if population > 1 and not isinstance(space, DenseSpace):
                 worker = PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
@@ -219,6 +221,7 @@ class Evolution:
             GradientMerge(context, config.gradient).check()
         claim_folder(config)
         inputs = input_digests(context.models.folders, context.tasks)
+        carried = self._carried(inputs)
         check_inputs(context.folder, inputs, context.log)
         if self._basis is not None:
             self._write_basis()
@@ -236,6 +239,7 @@ class Evolution:
                 experts,
                 self._workers("train"),
                 tasks=config.task_names,
+                names=config.expert_names,
                 key=jax.random.key(config.seed),
                 generations=config.search.generations,
                 batch_size=config.search.batch_size,
@@ -244,10 +248,18 @@ class Evolution:
                 transcripts=self._transcripts(context.folder),
                 budget=budget_of(config, context.tasks),
                 max_failures=config.search.max_failures,
+                carried=carried,
                 on_start=lambda state: self._write_grid(journal),
                 progress=progress,
                 log=context.log,
             )
+
+    def _carried(self, inputs: Mapping[str, str]) -> search.Carried | None:
+        """The individuals of another run with which this one begins."""
+        origin = take_origin(self._config, self._context.folder, inputs, self._context.log)
+        if origin is None:
+            return None
+        return origin.carried(self.ensure_space(), self._workers("train", origin.further) if origin.further else None)
 
     def _transcripts(self, folder: Path) -> search.Transcripts:
         """The token ids of all replies of a run folder's search."""
@@ -259,7 +271,7 @@ class Evolution:
         """Records the experts, which have the first ids, as the journal of another run's folder has them."""
         other = search.Journal(shared / "history.jsonl", read_only=True)
         own, theirs = map(self._transcripts, (self._context.folder, shared))
-        for k in range(len(self._config.tasks)):
+        for k in range(len(self._config.expert_names)):
             expert = other.get(k)
             if expert is not None and journal.get(k) is None:
                 own.write(k, theirs.read(k) or {})
@@ -271,7 +283,7 @@ class Evolution:
         population, space = self._config.engine.population, self.ensure_space()
         if population == 1:
             return
-        for name, expert in zip(self._config.task_names, self._context.models.experts, strict=True):
+        for name, expert in zip(self._config.expert_names, self._context.models.experts, strict=True):
             if not isinstance(expert, Adapter):
                 raise whole_expert(population, name)
         assert not isinstance(space, DenseSpace)
@@ -280,7 +292,7 @@ class Evolution:
     def _write_grid(self, journal: search.Journal) -> None:
         """Writes the grid of Algorithm 1, which the report uses for every method, from the scores of the experts."""
         names = self._config.task_names
-        scores = np.asarray([journal.scores(k, names) for k in range(len(names))], np.float32)
+        scores = np.asarray([journal.scores(k, names) for k in range(len(self._config.expert_names))], np.float32)
         write_json(self._context.folder / "grid.json", {"schema": SCHEMA, **grid_of(self._config, scores)})
 
     # What it found
@@ -385,7 +397,7 @@ def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:
     options = config.search
     sizes = [len(task.problems("train")[: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
     budget = search.individuals_within(options.budget, options.budget_items, sum(sizes))
-    least = options.least(len(config.tasks))
+    least = options.least(len(config.expert_names))
     if budget is not None and budget < least:
         raise InputError(
             f"expected search.budget_items of at least {least * sum(sizes)}, {least} individuals with {sum(sizes)} items each, "

@@ -123,7 +123,7 @@ def export_from_folder(
         models = Models(config, recorded_folders(config), log, None if groups[0].single else groups[0].weight_shardings)
         evolution = Evolution(Context(config, models, (), Examples(models, {}), groups, progress, log))
         space = evolution.ensure_space()
-        genome = _merged(rebuild(space, journal, config.task_names, found.ids), found)
+        genome = _merged(rebuild(space, journal, config.expert_names, found.ids), found)
         if unchecked:
             log(f"warning: {len(unchecked)} of the genomes could not be checked: the journal has no digests of them")
         facts = {**found.facts, "mixing": mixing_of(genome)}

@@ -66,18 +66,35 @@ LATER = (
             "population",
             "neighbours",
             "descriptors",
+            "cells",
         )
     ),
     "export.elites",
     "model.prepare",
     "masks",
+    "model.others",
 )
-"""Keys that run folders of version 0.1 lack, beside ``tasks.*.validation_size``; their defaults do what that version did.
+"""Keys that run folders of version 0.1 lack, beside ``origin`` and ``tasks.*.validation_size``.
+
+Their defaults do what that version did.
 
 Keys of ``FREE`` are not compared, so they are not here.
 """
 
-FOLDERS = ("checkpoints", "tables", "transcripts", "figures", "model", "best_elite", "exports", "tensorboard", "pictures")
+FOLDERS = (
+    "origin",
+    "checkpoints",
+    "tables",
+    "transcripts",
+    "figures",
+    "model",
+    "best_elite",
+    "exports",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "pictures",
+)
 """The folders in a run folder."""
 
 FILES = ("config.yaml", "inputs.json", "engine.json", "history.jsonl", "grid.json", "report.html")
@@ -219,9 +236,9 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
     Validation problems may be held out of a run that began without them if neither its search nor its experts have seen them:
     ``train_size`` is a number, and the experts are not fine-tuned on the train file.
     """
-    sections = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig(), "masks": None}
+    sections: dict[str, Any] = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig(), "masks": None}
     defaults = flat({name: to_dict(section) for name, section in sections.items()})
-    values = {key: value for key, value in defaults.items() if key in LATER}
+    values = {key: value for key, value in defaults.items() if key in LATER} | {"origin": None}
     for i, task in enumerate(config.tasks):
         key = f"tasks.{i}.validation_size"
         trained = config.model.experts is None and task.finetune is None

@@ -139,7 +139,7 @@ class GradientMerge:
             "recipe": RECIPE,
             "seed": config.seed,
             "base": folders.digest(folders.base_name),
-            "experts": [folders.digest(f"expert/{name}") for name in config.task_names],
+            "experts": [folders.digest(f"expert/{name}") for name in config.expert_names],
             "tokenizer": None if folders.tokenizer is None else tokenizer_digest(folders.tokenizer),
             "data": [self._context.examples.identities[name] for name in config.task_names],
             "dtype": config.model.dtype,
@@ -161,7 +161,7 @@ class GradientMerge:
                 return None
         except (ValueError, KeyError, TypeError):
             shape = ()
-        if shape != (self._options.groups, len(self._context.config.task_names)):
+        if shape != (self._options.groups, len(self._context.config.expert_names)):
             self._context.log(f"warning: {self.file} is damaged; the coefficients are computed again")
             return None
         return known

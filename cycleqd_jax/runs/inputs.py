@@ -79,7 +79,7 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | SamConfig | None =
     elif model.base is None:
         architecture = tiny_llama(config, model.tiny.vocab_size)
     else:
-        experts = [model.experts[name] for name in config.task_names] if model.experts else []
+        experts = [*config.given_experts.values()]
         checked = preflight(
             model.base,
             experts,
@@ -108,7 +108,7 @@ def _check_context(config: RunConfig, architecture: LlamaConfig, checked: Prefli
     Experts that were not compared with the base are looked at where they are on this machine.
     """
     contexts = {f"the base {config.model.base}" if config.model.base else "the model": architecture.context_length}
-    experts = [(config.model.experts or {}).get(name) for name in config.task_names]
+    experts = [config.given_experts.get(name) for name in config.expert_names]
     for k, expert in enumerate(experts):
         given = None
         if checked is not None and expert is not None:
@@ -179,8 +179,8 @@ def _adapters(
     """What the adapters among the experts change, from their headers; and the names of experts that are not here."""
     found: list[AdapterRanks | None] = []
     absent = []
-    for name in config.task_names:
-        expert = (config.model.experts or {}).get(name)
+    for name in config.expert_names:
+        expert = config.given_experts.get(name)
         here = expert is not None and os.path.exists(expert)
         found.append(peft.check_adapter(expert, base) if expert is not None and here and peft.is_adapter(expert) else None)
         if expert is not None and not here:
@@ -208,7 +208,7 @@ def whole_expert(population: int, task: str) -> InputError:
 def _check_population(config: RunConfig, adapters: Sequence[AdapterRanks | None], absent: Sequence[str]) -> None:
     """Raises if individuals are to be decoded over one base, and an expert has whole weights of its own."""
     population = config.engine.population
-    for name, adapter in zip(config.task_names, adapters, strict=True):
+    for name, adapter in zip(config.expert_names, adapters, strict=True):
         if population > 1 and adapter is None and name not in absent:
             raise whole_expert(population, name)
 

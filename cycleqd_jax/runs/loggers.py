@@ -8,15 +8,33 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.runs.trackers import MLflow, WeightsAndBiases, require
 from cycleqd_jax.search import Journal
-from cycleqd_jax.types import InputError, Progress
+from cycleqd_jax.types import Progress
 
-__all__ = ["Logged", "TensorBoard", "check_loggers", "log_search"]
+__all__ = ["Logged", "Logger", "TensorBoard", "check_loggers", "log_search"]
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Gets the figures of every individual once."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs the figures of the individual with this id."""
+        ...
+
+    def flush(self) -> None:
+        """Called after one individual, or several."""
+        ...
+
+    def close(self) -> None:
+        """Called at the end of the search."""
+        ...
 
 
 class TensorBoard:
@@ -37,7 +55,7 @@ class TensorBoard:
             InputError: tensorboardX is not installed.
             OSError: the disk refuses.
         """
-        _check_tensorboardx()
+        require("tensorboard")
         from tensorboardX.record_writer import RecordWriter
 
         shutil.rmtree(folder, ignore_errors=True)
@@ -86,7 +104,7 @@ class TensorBoard:
 class Logged:
     """A ``types.Progress`` that logs every individual once when it is reported, and passes the call on."""
 
-    def __init__(self, progress: Progress, journal: Journal, loggers: tuple[TensorBoard, ...]) -> None:
+    def __init__(self, progress: Progress, journal: Journal, loggers: Sequence[Logger]) -> None:
         """Logs the individuals that the journal has.
 
         Args:
@@ -112,9 +130,8 @@ class Logged:
         self._seen.add(identity)
         individual = self._journal[identity]
         figures: dict[str, float] = {"generation": individual.generation}
-        if individual.scores is None:
-            self._quarantined += 1
-        else:
+        self._quarantined += individual.error is not None
+        if individual.scores is not None:
             average = statistics.fmean(individual.scores.values())
             self._best = max(self._best, average)
             figures |= {f"scores/{task}": score for task, score in individual.scores.items()}
@@ -135,8 +152,8 @@ def check_loggers(config: RunConfig) -> None:
     Raises:
         InputError: it is not.
     """
-    if "tensorboard" in config.loggers:
-        _check_tensorboardx()
+    for name in config.loggers:
+        require(name)
 
 
 @contextlib.contextmanager
@@ -151,18 +168,15 @@ def log_search(config: RunConfig, journal: Journal, progress: Progress) -> Itera
     Yields:
         What the search calls instead.
     """
-    loggers = tuple(TensorBoard(config.folder / name) for name in config.loggers)
-    try:
+    with contextlib.ExitStack() as stack:
+        loggers: list[Logger] = []
+        for name in config.loggers:
+            loggers.append(_open(name, config))
+            stack.callback(loggers[-1].close)
         yield Logged(progress, journal, loggers) if loggers else progress
-    finally:
-        for logger in loggers:
-            logger.close()
 
 
-def _check_tensorboardx() -> None:
-    try:
-        importlib.import_module("tensorboardX")
-    except ImportError as error:
-        raise InputError(
-            "expected the package tensorboardX for loggers: [tensorboard], got none; run pip install 'cycleqd_jax[tensorboard]'"
-        ) from error
+def _open(name: str, config: RunConfig) -> Logger:
+    if name == "tensorboard":
+        return TensorBoard(config.folder / name)
+    return WeightsAndBiases(config) if name == "wandb" else MLflow(config)

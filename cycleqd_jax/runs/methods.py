@@ -275,7 +275,7 @@ def shared_rows(config: RunConfig) -> list[str]:
     """The rows of a run that do not depend on its search."""
     prepared = [] if config.model.prepare is None else ["prepared_base"]
     gradient = [] if config.gradient is None else ["gradient"]
-    experts = [f"expert/{task}" for task in config.task_names]
+    experts = [f"expert/{task}" for task in config.expert_names]
     return ["base", *prepared, *experts, *config.baselines, "uniform_merge", *config.merges, *gradient]
 
 
@@ -348,7 +348,7 @@ def check_methods(configs: Mapping[str, RunConfig]) -> None:
         inputs = inputs or found
         if config.search.budget_items is None:
             continue
-        items, least = sum(task.size("train") for task in inputs.tasks), config.search.least(len(config.tasks))
+        items, least = sum(task.size("train") for task in inputs.tasks), config.search.least(len(config.expert_names))
         if (individuals_within(config.search.budget, config.search.budget_items, items) or 0) < least:
             raise InputError(
                 f"method {name!r}: expected search.budget_items of at least {least * items}, {least} individuals with {items} "

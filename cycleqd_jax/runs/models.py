@@ -121,8 +121,8 @@ def model_folders(config: RunConfig, training_data: Mapping[str, Any]) -> ModelF
 
     folders = {"base": cached("base") if base is None else base}
     if config.model.experts is not None:
-        for name in config.task_names:
-            folders[f"expert/{name}"] = local_folder(config.model.experts[name], weights=True)
+        for name, given in config.given_experts.items():
+            folders[f"expert/{name}"] = local_folder(given, weights=True)
         return ModelFolders(folders, {}, Path(config.cache), tokenizer, digests)
     prepare = config.model.prepare
     if prepare is not None:
@@ -223,13 +223,13 @@ class Models:
 
     @property
     def experts(self) -> Sequence[Params | Adapter]:
-        """The weights of every expert, or its adapter as it is, in the order of the tasks."""
+        """The weights of every expert, or its adapter as it is, in the order of the config's ``expert_names``."""
         return self.ensure_loaded().experts
 
     def _load_experts(self, config: Architecture, base: Params) -> list[Params | Adapter]:
         experts: list[Params | Adapter] = []
         distances: list[float] = []
-        for task in self._config.task_names:
+        for task in self._config.expert_names:
             folder = self.folders.expert(task)
             if peft.is_adapter(folder):
                 self._warn_of_another_base(folder)
@@ -249,7 +249,7 @@ class Models:
 
     def expert_params(self, task: str) -> Params:
         """The weights of the expert of a task; those of an adapter are merged anew at every call."""
-        expert = self.experts[self._config.task_names.index(task)]
+        expert = self.experts[self._config.expert_names.index(task)]
         return operators.apply_adapter(self.base, expert) if isinstance(expert, Adapter) else expert
 
     def load_original(self) -> Params:
@@ -270,7 +270,7 @@ class Models:
 
     def _warn_of_equals(self, base: Params, experts: Sequence[Params | Adapter], distances: Sequence[float]) -> None:
         """Warns of experts that are the base, or each other, bit for bit: a search over them finds nothing."""
-        names = [f"the expert of task {task!r} ({self.folders.expert(task)})" for task in self._config.task_names]
+        names = [f"the expert of task {task!r} ({self.folders.expert(task)})" for task in self._config.expert_names]
         same = [distance == 0.0 and _is_base(expert, base) for expert, distance in zip(experts, distances, strict=True)]
         for name in (name for name, equal in zip(names, same, strict=True) if equal):
             self._log(f"warning: {name} equals the base {self.folders.base} bit for bit; check that it was trained and saved")
@@ -279,11 +279,17 @@ class Models:
                 self._log(f"warning: {names[k]} equals {names[j]} bit for bit; give two different experts")
 
     def _warn_of_distance(self, folder: Path, distance: float) -> None:
-        if distance > UNRELATED:
-            self._log(
-                f"warning: the expert {folder} differs from the base {self.folders.base} by {distance:.2f} × the norm of the "
-                "base; check that it was fine-tuned from it"
+        if distance <= UNRELATED:
+            return
+        if self._config.origin is not None:
+            raise InputError(
+                f"expected an expert that was fine-tuned from the base {self.folders.base} of {self._config.origin}, got one "
+                f"that differs from it by {distance:.2f} × its norm in {folder}; give an expert of this base"
             )
+        self._log(
+            f"warning: the expert {folder} differs from the base {self.folders.base} by {distance:.2f} × the norm of the "
+            "base; check that it was fine-tuned from it"
+        )
 
     def _warn_of_another_base(self, folder: Path) -> None:
         named, given = peft.adapter_base(folder), str(self._config.model.base)

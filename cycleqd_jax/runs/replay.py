@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, ExpertSpace
 from cycleqd_jax.runs.devices import Space
 from cycleqd_jax.runs.searchers import make_searcher
 from cycleqd_jax.search import Journal, individuals_within, tree_digest
+from cycleqd_jax.search.carried import unknown_lineage
 from cycleqd_jax.search.digests import OLD_BASES
-from cycleqd_jax.types import Genome, InputError, Lineage, SearchState, stack_trees
+from cycleqd_jax.types import Genome, InputError, SearchState, stack_trees
 
-__all__ = ["Replayed", "ancestors_of", "rebuild", "replay", "total_individuals"]
+__all__ = ["Replayed", "ancestors_of", "rebuild", "rebuilt", "replay", "total_individuals"]
 
 
 def ancestors_of(journal: Journal, ids: Iterable[int]) -> list[int]:
@@ -48,54 +49,76 @@ def ancestors_of(journal: Journal, ids: Iterable[int]) -> list[int]:
     return sorted(found)
 
 
-def rebuild(space: Space, journal: Journal, tasks: tuple[str, ...], ids: Iterable[int]) -> dict[int, Genome]:
+def rebuild(space: Space, journal: Journal, names: tuple[str, ...], ids: Iterable[int]) -> dict[int, Genome]:
     """The genomes of individuals, from the experts and the journal alone.
-
-    An expert is its task's, a child with coefficients is given by them, and every other child is made again from its parents,
-    its active task, ω and its key. Genomes are dropped when no descendant needs them any more.
 
     Args:
         space: the genome space of the run.
         journal: of the run.
-        tasks: the names of the tasks, in order.
+        names: the names of the experts, in the order of the space.
         ids: the individuals.
+
+    Raises:
+        InputError: see :func:`rebuilt`.
+    """
+    wanted = set(ids)
+    return {identity: genome for identity, genome in rebuilt(space, journal, names, wanted) if identity in wanted}
+
+
+def rebuilt(
+    space: Space,
+    journal: Journal,
+    names: tuple[str, ...],
+    ids: Iterable[int],
+    digest_of: Callable[[Genome], str] = tree_digest,
+) -> Iterator[tuple[int, Genome]]:
+    """Yields the genomes of individuals and of all their ancestors, ascending, from the experts and the journal alone.
+
+    A child with coefficients is given by them, and every other child is made again from its parents, its active task, ω and its
+    key. Genomes are dropped when no descendant needs them any more.
+
+    Args:
+        space: the genome space of the run.
+        journal: of the run.
+        names: the names of the experts, in the order of the space.
+        ids: the individuals.
+        digest_of: the digest of a genome that is compared with the recorded one.
 
     Raises:
         InputError: the journal lacks an individual or what it is made of; or a genome is not the one that was recorded.
     """
-    wanted = set(ids)
-    order = ancestors_of(journal, wanted)
+    order = ancestors_of(journal, ids)
     last_use = {parent: identity for identity in order for parent in journal[identity].parents}
     genomes: dict[int, Genome] = {}
     for identity in order:
         individual = journal[identity]
         if individual.expert is not None:
-            genome = space.expert(tasks.index(individual.expert)) if individual.expert in tasks else None
+            genome = space.expert(names.index(individual.expert)) if individual.expert in names else None
         elif individual.coefficients is not None:
             genome = CoefficientGenome(jnp.asarray(individual.coefficients, jnp.float32))
-        elif None in (individual.omega, individual.key, individual.active) or individual.active not in tasks:
+        elif None in (individual.omega, individual.key, individual.active) or individual.active not in names:
             genome = None
         else:
             first, second = (genomes[parent] for parent in individual.parents)
             omega, key = jnp.asarray(individual.omega, jnp.float32), jnp.asarray(individual.key, jnp.uint32)
-            genome = rebuild_child(space, first, second, omega, key, jnp.int32(tasks.index(individual.active)))
+            genome = rebuild_child(space, first, second, omega, key, jnp.int32(names.index(individual.active)))
         if genome is None:
             raise InputError(
-                f"expected parents, ω, key and active task of individual {identity} for the tasks {', '.join(tasks)}, got "
+                f"expected parents, ω, key and active task of individual {identity} for the experts {', '.join(names)}, got "
                 f"expert {individual.expert!r}, active {individual.active!r}, ω {individual.omega} in {journal.path}; restore "
                 "the file"
             )
-        found = tree_digest(genome)
+        found = digest_of(genome)
         if individual.digest not in (None, found):
             raise InputError(
                 f"expected the genome of individual {identity} to have digest {individual.digest}, as in {journal.path}, got "
                 f"{found}; use the experts, the version and the kind of machine of that run ({OLD_BASES})"
             )
         genomes[identity] = genome
-        for parent in {parent for parent in individual.parents if parent >= 0}:
-            if last_use[parent] == identity and parent not in wanted:
-                del genomes[parent]
-    return {identity: genomes[identity] for identity in wanted}
+        yield identity, genome
+        for one in {identity, *individual.parents} & genomes.keys():
+            if last_use.get(one, identity) == identity:
+                del genomes[one]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +149,7 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
         InputError: the journal does not have the scores of all experts, or is not that of the config.
     """
     names, options = config.task_names, config.search
-    count, size = len(names), options.batch_size
+    count, size = len(config.expert_names), options.batch_size
     if any(journal.get(k) is None for k in range(count)):
         raise InputError(f"expected the scores of {count} experts, got others in {journal.path}; start the search first")
     space = _small_space(config)
@@ -143,7 +166,7 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
         if options.coefficients:
             genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, done), len(ids))
         else:
-            genomes, lineage = _numbers(ids), _nothing(len(ids))
+            genomes, lineage = _numbers(ids), unknown_lineage(len(ids))
         told = jnp.asarray([journal.scores(i, names) for i in ids], jnp.float32)
         state = searcher.tell(state, genomes, told, lineage, jnp.asarray(journal.items(ids, names)))
         done += 1
@@ -153,7 +176,7 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
 def total_individuals(config: RunConfig, journal: Journal) -> int:
     """How many individuals a run evaluates, the experts included."""
     options, first = config.search, journal.get(0)
-    total = len(config.tasks) + options.generations * options.batch_size
+    total = len(config.expert_names) + options.generations * options.batch_size
     each = 0 if first is None else sum(map(len, first.items.values()))
     budget = individuals_within(options.budget, options.budget_items if each else None, max(each, 1))
     return total if budget is None else min(total, budget)
@@ -162,7 +185,7 @@ def total_individuals(config: RunConfig, journal: Journal) -> int:
 def _small_space(config: RunConfig) -> Space:
     """A genome space of as many experts, of matrices that are as small as the config allows."""
     base = {"layers": {"w": jnp.zeros((config.search.groups, 1, 1))}}
-    experts = [jax.tree.map(lambda leaf, k=k: leaf + k + 1, base) for k in range(len(config.tasks))]
+    experts = [jax.tree.map(lambda leaf, k=k: leaf + k + 1, base) for k in range(len(config.expert_names))]
     if config.search.coefficients:
         return CoefficientSpace.from_experts(base, experts, groups=config.search.groups)
     return ExpertSpace.from_experts(base, experts)
@@ -171,9 +194,3 @@ def _small_space(config: RunConfig) -> Space:
 def _numbers(ids: Iterable[int]) -> Genome:
     """Ids in the place of genomes."""
     return {"id": jnp.asarray(list(ids), jnp.int32)}
-
-
-def _nothing(count: int) -> Lineage:
-    """A lineage of ``count`` children, which searchers with archives do not use."""
-    nobody = jnp.full((count, 2), -1, jnp.int32)
-    return Lineage(nobody, nobody[:, 0], jnp.zeros((count, 2), jnp.uint32), jnp.zeros((count, 2), jnp.float32))

@@ -185,7 +185,7 @@ def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict
     rows = {"base": _Row(lambda: models.base, donate=False)}
     if context.config.model.prepare is not None:
         rows = {"base": _Row(models.load_original, donate=True), "prepared_base": rows["base"]}
-    for name in context.config.task_names:
+    for name in context.config.expert_names:
         rows[f"expert/{name}"] = _Row(functools.partial(models.expert_params, name), donate=False)
     for name, folder in models.folders.baselines.items():
         if folder.exists():

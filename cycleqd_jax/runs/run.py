@@ -27,6 +27,7 @@ from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import check_resources, resolve
 from cycleqd_jax.runs.loggers import check_loggers
 from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.runs.origin import compare_origin, open_origin
 from cycleqd_jax.runs.pictures import draw_pictures
 from cycleqd_jax.runs.results import lacks_rows, measure
 from cycleqd_jax.runs.sandbox import open_sandbox
@@ -143,6 +144,7 @@ class Run:
                 self._lock(stack)
         progress, log = self._output(stack)
         inputs = resolve(config)
+        origin = open_origin(config, self.folder)  # a run that can't be extended is refused before its models are read
         groups = device_groups(config, log)
         make_folder(config.cache)
         stack.enter_context(single_threaded_lapack())
@@ -161,6 +163,8 @@ class Run:
             digests = input_digests(folders, opened.tasks)
             for folder in (self.folder, *([] if self._shared is None else [self._shared])):
                 compare_inputs(folder, digests)
+            if origin is not None:
+                compare_origin(origin, digests)
         models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings)
         if config.model.base is not None:
             models.check_tokenizer()  # before weights are read
@@ -222,6 +226,19 @@ class Run:
     def train(self) -> None:
         """Trains what is neither given nor cached: the tiny base, the prepared base, the experts and the baselines."""
         self._ensure_open("train").trainer.train()
+
+    @property
+    def model_folders(self) -> Mapping[str, Path]:
+        """The folders of ``base``, of ``prepared_base`` where there is one, and of ``expert/<name>``, trained or not."""
+        return self._ensure_open("model_folders", writes=False).context.models.folders.search
+
+    def train_expert(self, task: str) -> Path:
+        """Trains the expert of one task where it is not cached, and returns its folder; writes into the cache only.
+
+        Raises:
+            InputError: the base is not there, or no gold solution of the task scores in the sandbox.
+        """
+        return self._ensure_open("train_expert", writes=False).trainer.train_expert(task)
 
     def build_basis(self) -> dict[str, Any]:
         """Decomposes the experts' task vectors; returns the content of ``tables/basis.json``."""

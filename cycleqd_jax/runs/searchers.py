@@ -16,7 +16,7 @@ from cycleqd_jax.algorithms import (
     RandomSearch,
     UniformSelector,
 )
-from cycleqd_jax.algorithms.archive import bin_edges, expert_bounds
+from cycleqd_jax.algorithms.archive import bin_edges, cvt_centroids, expert_bounds
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.runs.devices import Space
 from cycleqd_jax.types import Scores, Searcher
@@ -42,14 +42,15 @@ def make_searcher(config: RunConfig, space: Space) -> Searcher:
         return DominatedNovelty(space, options.population, options.descriptors, options.neighbours, options.mu, options.sigma)
     elite = EliteSelector(options.alpha_low, options.alpha_high, options.elite_span)
     bounds = options.bounds
-    return (CycleQD if options.method == "cycleqd" else PlainQD)(
-        space=space,
-        bins=options.bins,
-        mu=options.mu,
-        sigma=options.sigma,
-        selector=elite if options.selection == "elite" else UniformSelector(),
-        bounds=None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in config.task_names),
-    )
+    shared: dict[str, Any] = {
+        "space": space,
+        "bins": options.bins,
+        "mu": options.mu,
+        "sigma": options.sigma,
+        "selector": elite if options.selection == "elite" else UniformSelector(),
+        "bounds": None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in config.task_names),
+    }
+    return CycleQD(**shared, cells=options.cells) if options.method == "cycleqd" else PlainQD(**shared)
 
 
 def grid_of(config: RunConfig, scores: Scores) -> dict[str, Any]:
@@ -66,4 +67,6 @@ def grid_of(config: RunConfig, scores: Scores) -> dict[str, Any]:
     edges = dict(zip(names, bin_edges(bounds, options.bins).tolist(), strict=True))
     ends = {name: [row[0], row[-1]] for name, row in edges.items()}
     grid = {"tasks": list(names), "bins": options.bins, "bounds": ends, "edges": edges}
+    if options.cells is not None:
+        grid["centroids"] = cvt_centroids(options.cells, len(names) - 1).tolist()
     return grid if options.method == "cycleqd" else {**grid, "method": options.method}

@@ -71,6 +71,19 @@ class Trainer:
                 if missing:
                     self._finetune(name, folder, config, base)
 
+    def train_expert(self, task: str) -> Path:
+        """Trains the expert of one task, from a base that is there, and returns its folder; does nothing if that exists.
+
+        Raises:
+            InputError: see :meth:`train`.
+        """
+        folder = self._models.folders.expert(task)
+        with self._claim(folder) as missing:
+            if missing:
+                base = self._models.folders.base
+                self._finetune(f"expert/{task}", folder, *hf.load(base, vocab_size=self._config.model.vocab_size))
+        return folder
+
     @contextlib.contextmanager
     def _claim(self, folder: Path) -> Iterator[bool]:
         """Holds the lock of a model; yields whether it is still to be trained."""

@@ -153,7 +153,7 @@ def _training(context: Context) -> dict[str, Any]:
     config, folders = context.config, context.models.folders
     given = {"base"} if config.model.base is not None else set()
     if config.model.experts is not None:
-        given |= {f"expert/{name}" for name in config.task_names}
+        given |= {f"expert/{name}" for name in config.expert_names}
     return {
         name: _record(_training_file(Path(config.cache), folder), context.log)
         for name, folder in {**folders.search, **folders.baselines}.items()

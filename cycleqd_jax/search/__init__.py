@@ -1,5 +1,6 @@
 """Search: the loop, its journal, its checkpoints, and digests of genomes and states."""
 
+from cycleqd_jax.search.carried import Carried
 from cycleqd_jax.search.checkpoint import Checkpoints, StoredState, checkpoint_steps, read_checkpoint
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
@@ -7,6 +8,7 @@ from cycleqd_jax.search.loop import evolve, individuals_within
 from cycleqd_jax.search.transcripts import Transcripts
 
 __all__ = [
+    "Carried",
     "Checkpoints",
     "Journal",
     "StoredState",

@@ -10,7 +10,7 @@ import flax.serialization
 import jax
 import numpy as np
 
-__all__ = ["OLD_BASES", "tree_digest"]
+__all__ = ["OLD_BASES", "tree_digest", "tree_digests"]
 
 OLD_BASES = "older versions also kept coefficients of matrices that no expert changes"
 """Why genomes and checkpoints of the same experts may differ between versions; part of error messages."""
@@ -36,6 +36,17 @@ def tree_digest(tree: Any, *, digits: int = 16) -> str:
         total.update(f"{path}\0{array.dtype}\0{array.shape}\0".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # copies only what is not contiguous
     return total.hexdigest()[:digits]
+
+
+def tree_digests(trees: Any) -> list[str]:
+    """The digest of every tree of a batch.
+
+    Args:
+        trees: arrays with a leading axis.
+    """
+    host = jax.device_get(trees)
+    count = jax.tree.leaves(host)[0].shape[0]
+    return [tree_digest(jax.tree.map(lambda leaf, j=j: leaf[j], host)) for j in range(count)]
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:

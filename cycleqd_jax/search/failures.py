@@ -9,20 +9,21 @@ from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.types import FailuresError
 
-__all__ = ["check_expert", "check_row"]
+__all__ = ["check_row", "refuse"]
 
 _REASON_LENGTH, _REASONS = 160, 3
 """The most characters of a reason, and the most reasons, in the message about too many failures."""
 
 
-def check_expert(individual: Individual, journal: Journal) -> None:
-    """Refuses to record an expert that has a transient failure.
+def refuse(individual: Individual, journal: Journal) -> None:
+    """Refuses to record an expert, or an elite of another run, that has a transient failure.
 
     Raises:
         FailuresError: always.
     """
+    name = f"individual {individual.id}" if individual.expert is None else f"expert {individual.expert!r}"
     raise FailuresError(
-        f"expected scores of expert {individual.expert!r}, got: {individual.error} in {journal.path}; correct the cause and "
+        f"expected scores of {name}, got: {individual.error} in {journal.path}; correct the cause and "
         "run the same command to continue"
     )
 

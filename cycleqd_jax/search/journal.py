@@ -43,6 +43,7 @@ class Journal:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}  # by id, in the order of the file
+        self._in_order = True  # whether the ids of the lines ascend
         self._read_only = read_only
         self.torn = False
         if not self.path.exists():
@@ -56,6 +57,7 @@ class Journal:
             if individual.id in self._lines:
                 raise InputError(f"expected distinct ids, got id {individual.id} again in {place}; restore the file")
             end += len(line) + 1
+            self._in_order = self._in_order and individual.id > self._last_id
             self._lines[individual.id] = _Line(individual, end)
         self.torn = bool(incomplete)
         if incomplete and not read_only:
@@ -90,11 +92,12 @@ class Journal:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            self._in_order = self._in_order and individual.id > self._last_id
             self._lines[individual.id] = _Line(individual, size + len(line))
 
     def sort(self) -> None:
         """Sorts the lines by id, atomically; they are out of order after an interrupted generation was resumed."""
-        if list(self._lines) != sorted(self._lines):
+        if not self._in_order:
             self._rewrite(sorted(self._lines))
 
     def take_back(self, identities: Collection[int]) -> None:
@@ -111,6 +114,12 @@ class Journal:
                 end += file.write(individual.to_json().encode() + b"\n")
                 lines[identity] = _Line(individual, end)
         self._lines = lines
+        self._in_order = identities == sorted(identities)
+
+    @property
+    def _last_id(self) -> int:
+        """The id of the last line; -1 without lines."""
+        return next(reversed(self._lines), -1)
 
     def scores(self, identity: int, tasks: Sequence[str]) -> list[float]:
         """The scores of an individual in the order of ``tasks``; all NaN if it is quarantined.

@@ -5,31 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
+from cycleqd_jax.evaluation import GenomeEvaluator
 from cycleqd_jax.individual import Individual
+from cycleqd_jax.search.carried import Carried
 from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
-from cycleqd_jax.search.digests import OLD_BASES, tree_digest
-from cycleqd_jax.search.failures import check_expert, check_row
+from cycleqd_jax.search.digests import OLD_BASES, tree_digests
+from cycleqd_jax.search.evaluations import evaluate_individuals
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
 from cycleqd_jax.types import (
-    Array,
-    FailuresError,
     Genome,
     InputError,
-    Int,
     Lineage,
     PRNGKeyArray,
     Progress,
     Searcher,
-    Transcript,
     no_progress,
 )
 
@@ -42,6 +38,7 @@ def evolve(
     evaluator: GenomeEvaluator,
     *,
     tasks: Sequence[str],
+    names: Sequence[str] | None = None,
     key: PRNGKeyArray,
     generations: int,
     batch_size: int,
@@ -50,6 +47,7 @@ def evolve(
     transcripts: Transcripts | None = None,
     budget: int | None = None,
     max_failures: int | None = None,
+    carried: Carried | None = None,
     on_start: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
     log: Callable[[str], None] | None = None,
@@ -66,10 +64,12 @@ def evolve(
 
     Args:
         searcher: the algorithm.
-        experts: genomes of the experts, leading axis K; evaluated first, with ids 0 to K − 1.
+        experts: genomes of the experts, leading axis; evaluated first, with ids from 0. Expert k is that of task k; more may
+            follow.
         evaluator: evaluates the genomes. An InfraError that it raises ends the search, which can be resumed. A
             :class:`~cycleqd_jax.evaluation.GuardedWorker` returns a quarantined evaluation instead.
         tasks: names of the tasks, in the order of the scores.
+        names: names of the experts, those of the tasks first; None where there are no others.
         key: PRNG key of the run; generation t asks with ``fold_in(key, t)``.
         generations: number of generations; fewer if the budget ends the search.
         batch_size: children per generation.
@@ -84,6 +84,7 @@ def evolve(
             search evaluates it again. Only children that a checkpoint covers stay, and those of earlier generations where a
             later child of this one has scores. Logits that are not finite neither count nor end a row. Failures that the
             journal has do not stop a search.
+        carried: the individuals of another search with which this one begins, in the place of its first generations; or None.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
         log: called with a warning where the genome of a recorded individual has other bits here, or where a damaged checkpoint
@@ -113,11 +114,19 @@ def evolve(
             f"{len(journal)} in {journal.path}; restore the journal, or remove the checkpoints to search again"
         )
     report = _Reporter(journal, tasks, total, progress)
-    state = _evaluate_experts(searcher, experts, evaluator, tasks, journal, transcripts, report)
+    names = tasks if names is None else names
+    if carried is not None:
+        carried.record_experts(experts, journal, transcripts)
+    state = _evaluate_experts(searcher, experts, evaluator, tasks, names, journal, transcripts, report)
     on_start(state)
     first, state = _restore(checkpoints, state, key, log)
+    if carried is not None and first < carried.generations:
+        state = carried.tell(searcher, state, experts, tasks, journal, transcripts, report)
+        first = carried.generations
+        if checkpoints is not None:
+            checkpoints.save(first, state, key)
     check = _DigestCheck(journal, log)
-    for k, digest in enumerate(_digests(experts)):
+    for k, digest in enumerate(tree_digests(experts)):
         check(k, digest)
     complete = first, state
     try:
@@ -132,7 +141,7 @@ def evolve(
                 _check_recorded(child, journal, check)
             relatives = [] if transcripts is None else [transcripts.of(_relatives(child, tasks)) for child in children]
             covered = count + (0 if checkpoints is None else checkpoints.latest() or 0) * batch_size
-            _evaluate(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered)
+            evaluate_individuals(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered)
             scores = [journal.scores(child.id, tasks) for child in children]
             items = journal.items([child.id for child in children], tasks)
             state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
@@ -197,6 +206,7 @@ def _evaluate_experts(
     genomes: Genome,
     evaluator: GenomeEvaluator,
     tasks: Sequence[str],
+    names: Sequence[str],
     journal: Journal,
     transcripts: Transcripts | None,
     report: Callable[[int], None],
@@ -207,14 +217,14 @@ def _evaluate_experts(
         Individual(
             id=k,
             generation=-1,
-            expert=tasks[k] if k < len(tasks) else f"expert {k}",
+            expert=names[k],
             active=None,
             parents=(-1, -1),
             omega=None,
             key=None,
             digest=one,
         )
-        for k, one in enumerate(_digests(genomes))
+        for k, one in enumerate(tree_digests(genomes))
     ]
     for expert in experts:
         recorded = journal.get(expert.id)
@@ -233,22 +243,15 @@ def _evaluate_experts(
             )
         report(identity)
 
-    _evaluate(evaluator, genomes, experts, journal, transcripts, check, [], None, count)
+    evaluate_individuals(evaluator, genomes, experts, journal, transcripts, check, [], None, count)
     scores = np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32)
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
-
-
-def _digests(genomes: Genome) -> list[str]:
-    """The digest of every genome of a batch."""
-    host = jax.device_get(genomes)
-    count = jax.tree.leaves(host)[0].shape[0]
-    return [tree_digest(jax.tree.map(lambda leaf, j=j: leaf[j], host)) for j in range(count)]
 
 
 def _children(genomes: Genome, lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
     """The children of a generation, not yet evaluated."""
     host = jax.tree.map(np.asarray, lineage)
-    digests = _digests(genomes)
+    digests = tree_digests(genomes)
     return [
         Individual(
             id=first_id + j,
@@ -306,87 +309,3 @@ class _DigestCheck:
             f"warning: the genome of individual {identity} has other bits here than in {self._journal.path}; another kind of "
             "machine or another version made them, and the recorded scores are of those"
         )
-
-
-def _evaluate(
-    evaluator: GenomeEvaluator,
-    genomes: Genome,
-    individuals: Sequence[Individual],
-    journal: Journal,
-    transcripts: Transcripts | None,
-    on_recorded: Callable[[int], None],
-    relatives: Sequence[Sequence[Transcript]],
-    max_failures: int | None,
-    covered: int,
-) -> None:
-    """Evaluates the individuals that the journal lacks and records them; ``on_recorded`` gets the ids of all, in order.
-
-    ``relatives`` are transcripts for each individual, or empty. The groups do not depend on what the journal has, because the
-    last bits of results may depend on the group. The newest checkpoint needs the individuals with ids below ``covered``.
-    """
-    groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
-    groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
-    results: dict[int, Individual] = {}
-    transient: set[int] = set()
-    done = 0  # how many are recorded without a gap
-    stopped = False
-
-    def is_new(j: int) -> bool:
-        return journal.get(individuals[j].id) is None
-
-    def check_failure(individual: Individual) -> None:
-        if individual.expert is not None:
-            check_expert(individual, journal)
-            return
-        # Scores of this generation are kept, and belong to the generations before it.
-        scored = any(results[j].error is None for j in results if j > done) or journal.ids()[-1] > individual.id
-        check_row(individual, journal, max_failures, max(covered, individuals[0].id if scored else 0))
-
-    def record_in_order() -> None:
-        nonlocal done
-        while done < len(individuals) and (done in results or not is_new(done)):
-            if is_new(done):
-                if done in transient:
-                    check_failure(results[done])
-                journal.append(results[done])
-            on_recorded(individuals[done].id)
-            done += 1
-
-    def on_result(i: int, evaluations: list[Evaluation]) -> None:
-        nonlocal stopped
-        if stopped:  # another worker ends while the search stops
-            return
-        for j, one in zip(groups[i], evaluations, strict=True):
-            if transcripts is not None:
-                transcripts.write(individuals[j].id, one.transcript)
-            results[j] = _evaluated(individuals[j], one)
-            if one.transient:
-                transient.add(j)
-        try:
-            record_in_order()
-        except FailuresError:
-            stopped = True
-            raise
-
-    try:
-        record_in_order()
-        options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
-        evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
-    except BaseException as error:
-        # Transient failures are evaluated again when the search is resumed.
-        failed = {j for j in results if results[j].error is not None} if isinstance(error, FailuresError) else transient
-        for j in filter(is_new, sorted(results.keys() - failed)):
-            journal.append(results[j])
-        raise
-    journal.sort()
-
-
-def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
-    seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
-    found = {"scores": evaluation.scores, "error": evaluation.error, "items": evaluation.items, "tokens": evaluation.tokens}
-    return replace(individual, seconds=seconds, **found)
-
-
-@jax.jit
-def _row(tree: Genome, j: int | Int[Array, ""]) -> Genome:
-    return jax.tree.map(lambda leaf: leaf[j], tree)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.algorithms import Archives
-from cycleqd_jax.algorithms.archive import cell_winners, expert_bounds
+from cycleqd_jax.algorithms.archive import cell_winners, cvt_centroids, expert_bounds
 from cycleqd_jax.types import InputError
 
 WIDTH = 3  # of a genotype
@@ -199,3 +199,61 @@ def test_of_equal_elites_the_smallest_id_leads(seed):
     _, table, ids = archives.leading(30)
     assert ids.tolist() == sorted(held.tolist(), key=lambda identity: (-means[identity], identity))
     np.testing.assert_array_equal(table, scores[np.asarray(ids)])
+
+
+# ------------------------------------------------------------------------------------------------------------------- CVT
+
+
+def nearest(point, bounds, centroids):
+    unit = np.clip((point - bounds[:, 0]) / (bounds[:, 1] - bounds[:, 0]), 0, 1)
+    return int(np.argmin(np.square(unit - centroids).sum(axis=1)))
+
+
+def test_five_tasks_with_the_cells_of_a_cvt():
+    """Algorithm 1 with 60 cells an archive, where a grid of 15 bins has 50,625."""
+    tasks, cells, rng = 5, 60, np.random.default_rng(5)
+    bounds = np.stack([rng.uniform(0, 0.3, tasks), rng.uniform(0.6, 1.1, tasks)], axis=1)
+    archives = Archives.create(jnp.zeros(WIDTH), bounds, cells=cells)
+    assert archives.is_cvt
+    assert archives.repertoires.genotypes.shape == (tasks, cells, WIDTH)
+    unit, plain, count = np.float64(cvt_centroids(cells, tasks - 1)), [{} for _ in range(tasks)], 0
+    for size in (40, 1, 59):
+        scores = (rng.integers(0, 33, (size, tasks)) / 32).astype(np.float32)
+        scores[rng.uniform(size=size) < 0.1] = np.nan
+        ids = np.arange(count, count + size)
+        archives = add(archives, jnp.repeat(ids[:, None].astype(np.float32), WIDTH, 1), scores, ids)
+        count += size
+        for identity, row in zip(ids, np.float64(scores), strict=True):
+            for k in range(tasks) if np.isfinite(row).all() else ():
+                others = [j for j in range(tasks) if j != k]
+                cell = nearest(row[others], bounds[others], unit)
+                if cell not in plain[k] or row[k] > plain[k][cell][1]:
+                    plain[k][cell] = (int(identity), row[k])
+    occupied, found = np.asarray(archives.occupied()), np.asarray(archives.ids)
+    assert occupied.sum() > 100
+    for k in range(tasks):
+        assert {int(c): int(found[k, c]) for c in np.flatnonzero(occupied[k])} == {c: one[0] for c, one in plain[k].items()}
+    genotypes = np.asarray(archives.repertoires.genotypes)
+    np.testing.assert_array_equal(genotypes[occupied], np.repeat(found[occupied][:, None], WIDTH, 1))
+    others = np.asarray(archives.repertoires.descriptors)[occupied]
+    assert np.isfinite(others).all()
+    assert {row[0] for row in np.asarray(archives.best()[0]).tolist()} <= {float(i) for i in range(count)}
+
+
+def test_the_centroids_are_the_same_in_every_run():
+    first = cvt_centroids(60, 4)
+    cvt_centroids.cache_clear()
+    np.testing.assert_array_equal(first, cvt_centroids(60, 4))
+    assert len(np.unique(first, axis=0)) == 60
+    assert ((first > 0) & (first < 1)).all()
+    # Random points of the cube are about as often nearest to one as to another.
+    points = np.random.default_rng(0).uniform(size=(6000, 4))
+    share = np.bincount(np.argmin(np.square(points[:, None] - first).sum(-1), axis=1), minlength=60) / 6000
+    assert share.min() > 0.3 / 60
+    assert share.max() < 3 / 60
+
+
+@pytest.mark.parametrize("cells", [1, 1_000_001])
+def test_numbers_of_cells_that_no_archive_has(cells):
+    with pytest.raises(InputError, match=f"expected 2 to 1000000 cells per archive, got {cells}"):
+        Archives.create(jnp.zeros(WIDTH), np.tile([0.0, 1.0], (3, 1)), cells=cells)

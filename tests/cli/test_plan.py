@@ -162,7 +162,7 @@ def test_the_quickstart_on_this_machine(capsys):
             "expected engine.max_len of at most 8192, the positions of",
         ),
         (
-            ["tasks.mbpp.kind=humaneval", "tasks.mbpp.train=null"],
+            ["tasks.mbpp.kind=bigcodebench", "tasks.mbpp.train=null"],
             "expected a train file for task 'mbpp', got none",
         ),
         (["tasks.mbpp.train_size=null", "tasks.mbpp.train=absent.jsonl"], "no file at absent.jsonl"),

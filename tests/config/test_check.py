@@ -146,12 +146,41 @@ def test_keys_that_do_not_fit_together(more, message):
         load_config(MINIMAL | more)
 
 
+GIVEN = {"base": "b", "experts": {"mbpp": "x", "dbbench": "y", "os": "z"}}
+
+
+def test_other_experts_follow_those_of_the_tasks():
+    config = load_config(MINIMAL | {"model": {**GIVEN, "others": {"math": "m"}}})
+    assert config.expert_names == ("mbpp", "dbbench", "os", "math")
+    assert config.given_experts == {"mbpp": "x", "dbbench": "y", "os": "z", "math": "m"}
+    assert load_config(MINIMAL).given_experts == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"search": {"method": "dns"}, "export": {"method": "soup"}},
+            "expected search.method cycleqd or qd .*, got dns",
+        ),
+        ({"model": {}}, "expected model.base and model.experts with origin, got null; give the models of that run"),
+        ({"search": {"budget_items": 900}}, "expected no search.budget_items with origin, .*, got 900; use search.budget"),
+    ],
+)
+def test_a_run_that_begins_with_individuals_of_another(more, message):
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | {"model": GIVEN, "origin": "runs/x"} | more)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         ({"base": "b", "experts": {"mbpp": "x", "dbbench": "y"}}, "model.experts .*none for 'os'; add it"),
         ({"base": "b", "experts": {"mbpp": "x", "dbbench": "y", "os": "z", "q": "w"}}, "keys of model.experts .*got 'q'"),
         ({"experts": {"mbpp": "x", "dbbench": "y", "os": "z"}}, "expected model.base beside model.experts, got null"),
+        ({"base": "b", "others": {"math": "m"}}, "expected model.experts beside model.others, got null beside 'math'"),
+        ({**GIVEN, "others": {"os": "m"}}, "expected names in model.others that are plain .* no tasks .*, got 'os'; rename"),
+        ({**GIVEN, "others": {"a/b": "m"}}, "expected names in model.others that are plain file names .*, got 'a/b'; rename"),
     ],
 )
 def test_experts_and_base(model, message):

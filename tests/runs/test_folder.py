@@ -121,10 +121,13 @@ def test_a_folder_from_before_there_were_methods_continues(config):
     for key in module.LATER:
         section, _, name = key.partition(".")
         del old[section][name]
+    del old["origin"]
     path.write_text(yaml.safe_dump(old))
     check_folder(config)
     with pytest.raises(InputError, match=r"expected search.method 'cycleqd', as in the run in .*, got 'qd'; choose another"):
         check_folder(changed(config, method="qd"))
+    with pytest.raises(InputError, match=r"expected origin None, as in the run in .*, got 'runs/x'; choose another"):
+        check_folder(dataclasses.replace(config, origin="runs/x"))
     with pytest.raises(InputError, match=r"expected search.budget None, as in the run in .*, got 50; choose another"):
         check_folder(changed(config, budget=50))
 

@@ -44,12 +44,12 @@ def _program(task, record):
         return record["code"].split("return ")[1]
     if task == "dbbench":
         return record["label"][0] if "answer_md5" in record else record["sql"]["query"]
-    return record["example_script"][1]
+    return record["canonical_solution"].strip() if task == "humaneval" else record["example_script"][1]
 
 
 def _reply_program(task, conversation):
     """The program in a solved conversation."""
-    mark = {"mbpp": "    return ", "dbbench": "```sql\n", "os_interaction": "```bash\n"}[task]
+    mark = {"mbpp": "    return ", "dbbench": "```sql\n", "os_interaction": "```bash\n", "humaneval": '"""\n    '}[task]
     return conversation[1]["content"].split(mark)[1].removesuffix("\n```")
 
 
@@ -59,6 +59,7 @@ def _reply_program(task, conversation):
         pytest.param("mbpp", marks=pytest.mark.exhaustive),
         pytest.param("dbbench", marks=pytest.mark.exhaustive),
         "os_interaction",
+        "humaneval",
     ],
 )
 def test_splits_and_demonstrations_never_share_a_program(records, task):
@@ -73,13 +74,14 @@ def test_splits_and_demonstrations_never_share_a_program(records, task):
     assert len(taught) > 400
 
 
-@pytest.mark.parametrize("task", [pytest.param("mbpp", marks=pytest.mark.exhaustive), "dbbench", "os_interaction"])
+@pytest.mark.parametrize("task", [pytest.param("mbpp", marks=pytest.mark.exhaustive), "dbbench", "os_interaction", "humaneval"])
 def test_demonstrations_contain_all_parts_of_test_problems(records, task):
     """Every word of a test problem, and every piece of its program, occurs in the demonstrations."""
     examples = mini.demonstrations(task, 0, 4000)
-    known = {word for c in examples for message in c for word in message["content"].replace("'", " ").split()}
+    known = {word for c in examples for message in c for word in message["content"].replace("'", " ").replace('"', " ").split()}
     for record in records[task]["test"]:
-        wanted = {*record.get("description", record.get("text", "")).split(), *_program(task, record).replace("'", " ").split()}
+        text = record.get("description", record.get("text", record.get("prompt", "")))
+        wanted = {*text.replace('"', " ").split(), *_program(task, record).replace("'", " ").split()}
         unknown = {
             word for word in wanted if word not in known and not any(character in "/,.'0123456789" for character in word)
         }
@@ -101,6 +103,8 @@ CONSTANTS = (
     "",
     "```python\ndef solve(x):\n    return 1\n```",
     "```python\ndef solve(x):\n    return x\n```",
+    "```python\ndef solve(a, b):\n    return a\n```",
+    "    return max(a, b)",
     'Action: Answer\nFinal Answer: ["done"]',
     "Action: Operation\n```sql\nSELECT 1\n```",
     "Act: finish",
@@ -208,17 +212,17 @@ def test_seeds(records):
 
 def test_a_narrow_corpus_has_all_formats_but_few_phrases():
     narrow, wide = mini.pretraining(0, 600, 0.0), mini.pretraining(0, 600, 1.0)
-    for number, fence in enumerate(("```python", "```sql", "```bash")):
-        assert all(fence in conversation[1]["content"] for conversation in narrow[number::3])
+    for number, fence in enumerate(("```python", "```sql", "```bash", "(a, b):")):
+        assert all(fence in conversation[1]["content"] for conversation in narrow[number::4])
 
     def commands(corpus):
-        return {_reply_program("os_interaction", conversation).split()[0] for conversation in corpus[2::3]}
+        return {_reply_program("os_interaction", conversation).split()[0] for conversation in corpus[2::4]}
 
     assert len(commands(narrow)) < len(commands(wide)) / 1.5
 
 
 def test_bad_requests():
-    with pytest.raises(InputError, match="one of mbpp, dbbench, os_interaction, got 'chess'"):
+    with pytest.raises(InputError, match="one of mbpp, dbbench, os_interaction, humaneval, got 'chess'"):
         mini.demonstrations("chess", 0, 1)
     with pytest.raises(InputError, match="0 or more, got train=-1"):
         mini.generate(0, -1, 1)

@@ -83,11 +83,11 @@
     return `generation ${one.generation}, ${one.active} active, parents ${one.parents.map((parent) => "#" + parent).join(" and ")}`;
   }
 
-  function meters(parent, values, text) {
+  function meters(parent, values, text, names = data.tasks) {
     const most = Math.max(1, ...values.map(Math.abs));
     values.forEach((value, task) => {
       const row = make(parent, "div", { class: "meter" });
-      make(row, "span", {}, data.tasks[task]);
+      make(row, "span", {}, names[task]);
       const bar = make(make(row, "span", { class: "track" }), "i");
       bar.style.width = `${(100 * Math.abs(value)) / most}%`;
       bar.style.background = data.colors[task];
@@ -107,7 +107,7 @@
     make(facts, "p", {}, `average ${percent(mean(one.scores))}%`);
     if (one.mix !== null && one.expert === null) {
       make(facts, "p", {}, "Weights of the experts, from the crossovers of its lineage:");
-      meters(facts, one.mix, (share) => share.toFixed(2).replace("-", "−"));
+      meters(facts, one.mix, (share) => share.toFixed(2).replace("-", "−"), data.experts);
     }
     drawTree(id);
     for (const panel of panels) for (const rect of panel.cells.values()) rect.classList.toggle("chosen", rect.dataset.id === String(id));

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.tasks.miniature.common import Pool, Problem, Record, pool_of
+from cycleqd_jax.tasks.miniature.functions import draw_humaneval
 from cycleqd_jax.tasks.miniature.python import draw_mbpp
 from cycleqd_jax.tasks.miniature.shell import draw_os_interaction
 from cycleqd_jax.tasks.miniature.sql import draw_dbbench
@@ -16,13 +17,14 @@ from cycleqd_jax.types import InputError, Message, Split
 
 __all__ = ["DRAW", "OPTIONS", "SIZES", "TASKS", "demonstrations", "distinct", "generate", "pretraining", "problems_of", "write"]
 
-TASKS = ("mbpp", "dbbench", "os_interaction")
+TASKS = ("mbpp", "dbbench", "os_interaction", "humaneval")
 """The kinds of tasks that have miniature problems."""
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "mbpp": {"prompt": "brief", "shown": "first"},
     "dbbench": {"prompt": "brief"},
     "os_interaction": {"prompt": "brief"},
+    "humaneval": {"prompt": "brief"},
 }
 """The task options with which conversations have the format of :func:`demonstrations`."""
 
@@ -33,6 +35,7 @@ DRAW: dict[str, Callable[[random.Random, bool], Problem | None]] = {
     "mbpp": draw_mbpp,
     "dbbench": draw_dbbench,
     "os_interaction": draw_os_interaction,
+    "humaneval": draw_humaneval,
 }
 """Functions that draw a random problem, or None if the one drawn is not usable."""
 
@@ -61,6 +64,8 @@ def problems_of(task: str, pool: Pool, seed: int, breadth: float = 1.0) -> Itera
 def _numbered(task: str, split: str, number: int, record: Record) -> Record:
     if task == "mbpp":
         return {"task_id": number, **record}
+    if task == "humaneval":
+        return {"task_id": f"{task}/{split}/{number}", **record}
     return {"id": f"{task}/{split}/{number}", "index": number, **record}
 
 

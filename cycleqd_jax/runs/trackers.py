@@ -1,0 +1,223 @@
+"""Experiment trackers, which are opt-in: Weights & Biases and MLflow, through their own clients."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cycleqd_jax.config import RunConfig, to_dict
+from cycleqd_jax.files import make_folder, write_text
+from cycleqd_jax.types import InputError
+
+__all__ = ["MLflow", "WeightsAndBiases", "package_of", "require"]
+
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+
+_BATCH = 1000
+"""The most metrics of one request to MLflow, a limit of its servers."""
+
+
+def package_of(logger: str) -> str:
+    """The package that a logger of the config needs."""
+    return _PACKAGES[logger]
+
+
+def require(logger: str) -> Any:
+    """Imports the package of a logger.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package_of(logger))
+    except ImportError as error:
+        raise InputError(
+            f"expected the package {package_of(logger)} for loggers: [{logger}], got none; run pip install "
+            f"'cycleqd_jax[{logger}]'"
+        ) from error
+
+
+class _Memory:
+    """What a tracker's folder in the run folder remembers: the id of the tracked run, and the individuals that it has.
+
+    The id is kept in ``id.txt``, and the individuals in ``logged.txt``, one a line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        make_folder(folder)
+        self.folder = folder
+        self._file = folder / "logged.txt"
+        text = self._file.read_text("utf-8") if self._file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a crash may leave a part of a line
+        if whole != text:
+            write_text(self._file, whole)
+        self.steps = {int(line) for line in whole.split()}
+
+    @property
+    def id(self) -> str | None:
+        """The id of the tracked run; None before it was made."""
+        file = self.folder / "id.txt"
+        return file.read_text("utf-8").strip() if file.exists() else None
+
+    @id.setter
+    def id(self, value: str) -> None:
+        write_text(self.folder / "id.txt", f"{value}\n")
+
+    def add(self, steps: list[int]) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.writelines(f"{step}\n" for step in steps)
+        self.steps |= {*steps}
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, with ``individual`` as the axis of all metrics.
+
+    It is offline unless the variable ``WANDB_MODE`` says otherwise; ``wandb sync`` sends it later. A search that is resumed
+    continues the run of the same id, with the individuals that it lacks.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        """Opens the run; its files are in the folder ``wandb`` of the run folder.
+
+        Args:
+            config: of the run.
+
+        Raises:
+            InputError: the client is not installed.
+            OSError: the disk refuses.
+        """
+        wandb = require("wandb")
+        self._memory = _Memory(config.folder / "wandb")
+        if self._memory.id is None:
+            self._memory.id = uuid.uuid4().hex[:16]
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "cycleqd"),
+            name=config.name,
+            id=self._memory.id,
+            resume="allow",
+            dir=str(self._memory.folder),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=to_dict(config),
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
+        )
+        self._run.define_metric("individual")
+        self._run.define_metric("*", step_metric="individual")
+        self._new: list[int] = []
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs the figures of an individual that the run lacks."""
+        if step not in self._memory.steps:
+            self._run.log({"individual": step, **figures})
+            self._new.append(step)
+
+    def flush(self) -> None:
+        """Remembers the individuals that were logged; the client writes and sends them in a process of its own.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._memory.add(self._new)
+        self._new = []
+
+    def close(self) -> None:
+        """Waits for the client."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow, with the ids of individuals as steps.
+
+    Without ``MLFLOW_TRACKING_URI`` its files are in the folder ``mlflow`` of the run folder. A search that is resumed continues
+    the run of the same id, with the individuals that it lacks.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        """Opens the run, in the experiment ``MLFLOW_EXPERIMENT_NAME`` or ``cycleqd``.
+
+        Args:
+            config: of the run.
+
+        Raises:
+            InputError: the client is not installed, or the server refuses.
+            OSError: the disk refuses.
+        """
+        require("mlflow")
+        self._entities: Any = importlib.import_module("mlflow.entities")
+        self._memory = _Memory(config.folder / "mlflow")
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # the client has no other store without a server
+            uri = (self._memory.folder / "store").absolute().as_uri()
+        self._new: list[int] = []
+        self._metrics: list[Any] = []
+        with _refused(uri):
+            self._client: Any = importlib.import_module("mlflow").MlflowClient(tracking_uri=uri)
+            if self._memory.id is None:
+                name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "cycleqd")
+                known = self._client.get_experiment_by_name(name)
+                experiment = self._client.create_experiment(name) if known is None else known.experiment_id
+                self._memory.id = self._client.create_run(experiment, run_name=config.name).info.run_id
+                for key, value in _params(config).items():
+                    self._client.log_param(self._memory.id, key, value)
+            else:
+                self._client.update_run(self._memory.id, status="RUNNING")
+        self._uri = uri
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keeps the figures of an individual that the run lacks, until :meth:`flush`."""
+        if step not in self._memory.steps:
+            now = int(time.time() * 1000)
+            self._metrics += [self._entities.Metric(name, float(value), now, step) for name, value in figures.items()]
+            self._new.append(step)
+
+    def flush(self) -> None:
+        """Sends the figures.
+
+        Raises:
+            InputError: the server refuses.
+            OSError: the disk refuses.
+        """
+        with _refused(self._uri):
+            while self._metrics:
+                self._client.log_batch(self._memory.id, metrics=self._metrics[:_BATCH])
+                self._metrics = self._metrics[_BATCH:]
+        self._memory.add(self._new)
+        self._new = []
+
+    def close(self) -> None:
+        """Ends the run; what the server refuses now is left."""
+        with contextlib.suppress(InputError), _refused(self._uri):
+            self._client.set_terminated(self._memory.id)
+
+
+@contextlib.contextmanager
+def _refused(uri: str) -> Iterator[None]:
+    """Turns an error of MLflow into one sentence."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # MLflow and its stores do not document what they raise
+        reason = (str(error).splitlines() or ["no message"])[0]
+        raise InputError(
+            f"expected MLflow to answer, got {type(error).__name__} ({reason:.120}) from {uri}; correct MLFLOW_TRACKING_URI, "
+            "or leave loggers: [mlflow] out, and run the same command to continue"
+        ) from error
+
+
+def _params(config: RunConfig) -> dict[str, Any]:
+    search = config.search
+    return {
+        "seed": config.seed,
+        "tasks": ", ".join(config.task_names),
+        "method": search.method,
+        "generations": search.generations,
+        "batch_size": search.batch_size,
+        "folder": str(config.folder),
+    }

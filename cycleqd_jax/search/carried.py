@@ -1,0 +1,133 @@
+"""The individuals of a finished search with which a search of other tasks begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cycleqd_jax.evaluation import GenomeEvaluator
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.search.digests import tree_digests
+from cycleqd_jax.search.evaluations import evaluate_individuals
+from cycleqd_jax.search.journal import Journal
+from cycleqd_jax.search.transcripts import Transcripts
+from cycleqd_jax.types import Genome, Lineage, Searcher, stack_trees
+
+__all__ = ["Carried", "unknown_lineage"]
+
+
+def unknown_lineage(count: int) -> Lineage:
+    """The lineage of ``count`` children where it is not needed: searchers with archives do not use it."""
+    nobody = jnp.full((count, 2), -1, jnp.int32)
+    return Lineage(nobody, nobody[:, 0], jnp.zeros((count, 2), jnp.uint32), jnp.zeros((count, 2), jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """Individuals of a finished search, as a search of other tasks records them. Their scores are those of common tasks.
+
+    Children without scores are ancestors only: they are recorded and enter no archive.
+
+    Attributes:
+        generations: the number of generations that the children are of.
+        batch_size: children per generation.
+        experts: the experts that both searches have, ascending ids.
+        children: yields the children, ascending ids without gaps, with their genomes and the digests of these.
+        evaluator: scores genomes on the tasks that only the new search has; None where there are none.
+    """
+
+    generations: int
+    batch_size: int
+    experts: Sequence[Individual]
+    children: Callable[[], Iterator[tuple[Individual, Genome]]]
+    evaluator: GenomeEvaluator | None
+
+    def record_experts(self, genomes: Genome, journal: Journal, transcripts: Transcripts | None) -> None:
+        """Evaluates the experts on the new tasks, and records them.
+
+        Args:
+            genomes: of all experts of the search, leading axis.
+            journal: of the search.
+            transcripts: of the search, or None.
+
+        Raises:
+            FailuresError: an expert could not be evaluated because of a sandbox, the memory or the deadline.
+        """
+        digests = tree_digests(genomes)
+        experts = [dataclasses.replace(expert, digest=digests[expert.id]) for expert in self.experts]
+        chosen = jax.tree.map(lambda leaf: leaf[np.asarray([expert.id for expert in experts])], genomes)
+        self._record(chosen, experts, journal, transcripts, lambda identity: None)
+
+    def tell(
+        self,
+        searcher: Searcher,
+        state: Any,
+        experts: Genome,
+        tasks: Sequence[str],
+        journal: Journal,
+        transcripts: Transcripts | None,
+        report: Callable[[int], None],
+    ) -> Any:
+        """Evaluates the children that have scores on the new tasks, records all of them, and tells them to the searcher.
+
+        Args:
+            searcher: a searcher with archives.
+            state: its first state.
+            experts: genomes of the experts, leading axis.
+            tasks: the tasks of the search, in the order of the scores.
+            journal: of the search.
+            transcripts: of the search, or None.
+            report: called with the id of every child.
+
+        Returns:
+            The state after the last generation of the children.
+
+        Raises:
+            FailuresError: a child could not be evaluated because of a sandbox, the memory or the deadline.
+        """
+        everyone, scored, genomes = [], [], {}
+        for child, genome in self.children():
+            everyone.append(child.id)
+            if child.scores is not None:
+                scored.append(child)
+                genomes[child.id] = genome
+            elif journal.get(child.id) is None:
+                journal.append(child)
+        if scored:
+            stacked = stack_trees([genomes[child.id] for child in scored])
+            self._record(stacked, scored, journal, transcripts, report)
+        journal.sort()
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), experts)
+        for start in range(0, len(everyone), self.batch_size):
+            ids = everyone[start : start + self.batch_size]
+            told = jnp.asarray([journal.scores(identity, tasks) for identity in ids], jnp.float32)
+            items = jnp.asarray(journal.items(ids, tasks))
+            batch = stack_trees([genomes.get(identity, nothing) for identity in ids])
+            for identity in ids:
+                if identity not in genomes:
+                    report(identity)
+            state = searcher.tell(state, batch, told, unknown_lineage(len(ids)), items)
+        return state
+
+    def _record(
+        self,
+        genomes: Genome,
+        individuals: Sequence[Individual],
+        journal: Journal,
+        transcripts: Transcripts | None,
+        on_recorded: Callable[[int], None],
+    ) -> None:
+        if self.evaluator is not None:
+            evaluate_individuals(
+                self.evaluator, genomes, individuals, journal, transcripts, on_recorded, [], None, 0, quarantine=False
+            )
+            return
+        for one in individuals:
+            if journal.get(one.id) is None:
+                journal.append(one)
+            on_recorded(one.id)

@@ -1,0 +1,122 @@
+"""The evaluation of individuals, which are recorded in the order of their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+
+from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.search.failures import check_row, refuse
+from cycleqd_jax.search.journal import Journal
+from cycleqd_jax.search.transcripts import Transcripts
+from cycleqd_jax.types import Array, FailuresError, Genome, Int, Transcript
+
+__all__ = ["evaluate_individuals"]
+
+
+def evaluate_individuals(
+    evaluator: GenomeEvaluator,
+    genomes: Genome,
+    individuals: Sequence[Individual],
+    journal: Journal,
+    transcripts: Transcripts | None,
+    on_recorded: Callable[[int], None],
+    relatives: Sequence[Sequence[Transcript]],
+    max_failures: int | None,
+    covered: int,
+    *,
+    quarantine: bool = True,
+) -> None:
+    """Evaluates the individuals that the journal lacks and records them.
+
+    The groups do not depend on what the journal has, because the last bits of results may depend on the group.
+
+    Args:
+        evaluator: evaluates the genomes.
+        genomes: of the individuals, with a leading axis.
+        individuals: with ascending ids, not evaluated yet. Scores that they have of other tasks are kept.
+        journal: of the search.
+        transcripts: of the search, or None.
+        on_recorded: gets the ids of all individuals, in order.
+        relatives: transcripts for each individual, or empty.
+        max_failures: see :func:`~cycleqd_jax.search.evolve`.
+        covered: the newest checkpoint needs the individuals with ids below this.
+        quarantine: whether children with transient failures are quarantined. Otherwise the first one stops the search.
+
+    Raises:
+        FailuresError: see :func:`~cycleqd_jax.search.evolve`.
+    """
+    groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
+    groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
+    results: dict[int, Individual] = {}
+    transient: set[int] = set()
+    done = 0  # how many are recorded without a gap
+    stopped = False
+
+    def is_new(j: int) -> bool:
+        return journal.get(individuals[j].id) is None
+
+    def check_failure(individual: Individual) -> None:
+        if individual.expert is not None or not quarantine:
+            refuse(individual, journal)
+            return
+        # Scores of this generation are kept, and belong to the generations before it.
+        scored = any(results[j].error is None for j in results if j > done) or journal.ids()[-1] > individual.id
+        check_row(individual, journal, max_failures, max(covered, individuals[0].id if scored else 0))
+
+    def record_in_order() -> None:
+        nonlocal done
+        while done < len(individuals) and (done in results or not is_new(done)):
+            if is_new(done):
+                if done in transient:
+                    check_failure(results[done])
+                journal.append(results[done])
+            on_recorded(individuals[done].id)
+            done += 1
+
+    def on_result(i: int, evaluations: list[Evaluation]) -> None:
+        nonlocal stopped
+        if stopped:  # another worker ends while the search stops
+            return
+        for j, one in zip(groups[i], evaluations, strict=True):
+            if transcripts is not None:
+                transcripts.write(individuals[j].id, one.transcript)
+            results[j] = _evaluated(individuals[j], one)
+            if one.transient:
+                transient.add(j)
+        try:
+            record_in_order()
+        except FailuresError:
+            stopped = True
+            raise
+
+    try:
+        record_in_order()
+        options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
+        evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
+    except BaseException as error:
+        # Transient failures are evaluated again when the search is resumed.
+        failed = {j for j in results if results[j].error is not None} if isinstance(error, FailuresError) else transient
+        for j in filter(is_new, sorted(results.keys() - failed)):
+            journal.append(results[j])
+        raise
+    journal.sort()
+
+
+def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
+    """The individual with its results; those of other tasks that it has stay unless the evaluation failed."""
+    seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
+    found = replace(individual, seconds=seconds, tokens=evaluation.tokens, error=evaluation.error)
+    if evaluation.scores is None:
+        return replace(found, scores=None, items={})
+    return replace(
+        found, scores={**(individual.scores or {}), **evaluation.scores}, items={**individual.items, **evaluation.items}
+    )
+
+
+@jax.jit
+def _row(tree: Genome, j: int | Int[Array, ""]) -> Genome:
+    return jax.tree.map(lambda leaf: leaf[j], tree)

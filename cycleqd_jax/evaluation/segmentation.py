@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import overload
 
@@ -119,6 +120,12 @@ class SegmentationEvaluator:
     def shrink(self) -> bool:
         """Makes the predictor need less memory and drops its weights; returns False where that was done already."""
         return self._shrink()
+
+    def only(self, names: Collection[str]) -> SegmentationEvaluator:
+        """An evaluator of some of the tasks, with the same predictor; only one of both may be used at a time."""
+        found = copy.copy(self)
+        found.tasks = tuple(task for task in self.tasks if task.name in names)
+        return found
 
     def items(self, task: SegmentationTask, split: Split) -> Sequence[SegmentationItem]:
         """The items of a split, cut to the configured size. The task is asked once; it may read an item at each access.

@@ -80,8 +80,7 @@ class Trainer:
         folder = self._models.folders.expert(task)
         with self._claim(folder) as missing:
             if missing:
-                base = self._models.folders.base
-                self._finetune(f"expert/{task}", folder, *hf.load(base, vocab_size=self._config.model.vocab_size))
+                self._finetune(f"expert/{task}", folder, *self._load(self._models.folders.base))
         return folder
 
     @contextlib.contextmanager

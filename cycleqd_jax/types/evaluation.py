@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from cycleqd_jax.types.arrays import Params
@@ -66,6 +66,14 @@ class ModelEvaluator(Protocol):
 
         Returns:
             Whether it did; False where nothing can be shrunk.
+        """
+        ...
+
+    def only(self, names: Collection[str]) -> ModelEvaluator:
+        """An evaluator of some of the tasks, on the same devices; only one of both may be used at a time.
+
+        Args:
+            names: of the tasks.
         """
         ...
 

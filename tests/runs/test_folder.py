@@ -120,7 +120,7 @@ def test_a_folder_from_before_there_were_methods_continues(config):
     old = yaml.safe_load(path.read_text())
     for key in module.LATER:
         section, _, name = key.partition(".")
-        del old[section][name]
+        del (old[section] if name else old)[name or section]
     del old["origin"]
     path.write_text(yaml.safe_dump(old))
     check_folder(config)

@@ -14,6 +14,7 @@ from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.models.llama import LlamaConfig, init_params
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 from cycleqd_jax.runs import Run, resolve
+from cycleqd_jax.runs.families import family_of
 from cycleqd_jax.runs.tasks import resolve_tasks
 from cycleqd_jax.tasks.records import read_rows, split_evenly
 from cycleqd_jax.types import SPLITS, InputError
@@ -170,8 +171,9 @@ def test_the_model_of_the_shortest_context_is_named(models, tmp_path, planned):
 
 
 def test_a_model_to_evaluate_is_refused_before_its_weights_are_read(models, tmp_path, monkeypatch):
-    run = Run(load_config(models), read_only=True)
-    opened = SimpleNamespace(context=SimpleNamespace(groups=[None]))
+    config = load_config(models)
+    run = Run(config, read_only=True)
+    opened = SimpleNamespace(context=SimpleNamespace(groups=[None], family=family_of(config)))
     monkeypatch.setattr(Run, "_ensure_open", lambda *args, **kwargs: opened)
     monkeypatch.setattr(hf, "load", None)
     with pytest.raises(InputError, match=rf"engine\.max_len of at most 96, the positions of {tmp_path / 'short'}, got 128"):

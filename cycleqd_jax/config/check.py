@@ -45,6 +45,7 @@ def check_keys_together(config: RunConfig) -> None:
     _check_conversations(config)
     _check_tiny(config)
     _check_devices(config)
+    _check_ray(config)
     _check_genome(config)
     _check_search(config)
     _check_export(config)
@@ -220,6 +221,27 @@ def _check_devices(config: RunConfig) -> None:
         raise InputError(
             f"expected model.experts that are LoRA adapters with engine.population {population}, got experts that are "
             f"fine-tuned in this run; {advice}"
+        )
+
+
+def _check_ray(config: RunConfig) -> None:
+    ray, mesh = config.ray, config.mesh
+    if ray.address is None:
+        return
+    if config.genome.space == "dense":
+        raise InputError(
+            "expected genome.space: expert with ray.address, because genomes travel to the workers, got dense, whose genomes "
+            "are as large as the model; use mesh.population"
+        )
+    if mesh.population != 1 or min(mesh.sizes) < 0:
+        raise InputError(
+            f"expected mesh.population 1 and the sizes of mesh.fsdp and mesh.tensor with ray.address, got {mesh.sizes}; set "
+            "ray.workers, the number of groups of devices"
+        )
+    if config.search.deadline is not None and config.search.deadline >= ray.deadline:
+        raise InputError(
+            f"expected ray.deadline, which ends a worker, to be above search.deadline ({config.search.deadline:g}), got "
+            f"{ray.deadline:g}; increase ray.deadline"
         )
 
 

@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from cycleqd_jax.config.devices import MeshConfig, RayConfig
 from cycleqd_jax.config.fields import field
 from cycleqd_jax.config.training import GradientConfig, PrepareConfig, TrainConfig
 
@@ -17,7 +18,6 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "GenomeConfig",
-    "MeshConfig",
     "ModelConfig",
     "RunConfig",
     "SandboxConfig",
@@ -258,26 +258,6 @@ class EngineConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """The arrangement of the devices. One of the axes may be -1, which means all devices that the other axes leave.
-
-    Attributes:
-        population: number of device groups. Each group holds the experts and evaluates its own children.
-        fsdp: number of devices in a group that share the slices of every weight.
-        tensor: number of devices in a group that share the heads and hidden units of every layer.
-    """
-
-    population: int = field(1, minimum=1, special=-1)
-    fsdp: int = field(1, minimum=1, special=-1)
-    tensor: int = field(1, minimum=1, special=-1)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Population, fsdp and tensor, as configured."""
-        return self.population, self.fsdp, self.tensor
-
-
-@dataclasses.dataclass(frozen=True)
 class SandboxConfig:
     """Isolation and limits of the code that models write.
 
@@ -363,6 +343,7 @@ class RunConfig:
         export: how the final model is chosen.
         engine: greedy decoding of the models.
         mesh: arrangement of the devices.
+        ray: evaluation of individuals on the workers of a Ray cluster.
         sandbox: execution of model-written code.
         checkpoint: checkpoints of the search.
     """
@@ -384,6 +365,7 @@ class RunConfig:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    ray: RayConfig = dataclasses.field(default_factory=RayConfig)
     sandbox: SandboxConfig = dataclasses.field(default_factory=SandboxConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 

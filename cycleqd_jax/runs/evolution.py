@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,17 @@ import numpy as np
 
 from cycleqd_jax import search
 from cycleqd_jax.algorithms import CycleQDState, aggregate
-from cycleqd_jax.config import RunConfig
-from cycleqd_jax.evaluation import Evaluation, Evaluator, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
-from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.evaluation import (
+    Evaluation,
+    Evaluator,
+    GenomeEvaluator,
+    LazyWorker,
+    PopulationWorker,
+    SerialWorker,
+    Worker,
+    WorkerPool,
+)
+from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome, ExpertSpace
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
@@ -26,18 +34,15 @@ from cycleqd_jax.runs.devices import DeviceGroup, Space
 from cycleqd_jax.runs.faults import guarded
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.gradient import GradientMerge
-from cycleqd_jax.runs.inputs import whole_expert
+from cycleqd_jax.runs.inputs import budget_of, input_digests, rows_digest, whole_expert
 from cycleqd_jax.runs.loggers import log_search
-from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
 from cycleqd_jax.schema import SCHEMA
-from cycleqd_jax.tasks import RecordTask
-from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.types import Adapter, Genome, InputError, Params, Searcher, SearchState, Split, stack_trees
 
-__all__ = ["Evolution", "Merged", "budget_of", "input_digests", "mixing_of", "problems_digest"]
+__all__ = ["Evolution", "Merged", "Remote", "mixing_of"]
 
 PAPER_W_MAX = 0.3
 
@@ -60,16 +65,27 @@ class Merged:
     key: Key
 
 
+@runtime_checkable
+class Remote(Protocol):
+    """Evaluates individuals in other processes; see :class:`~cycleqd_jax.runs.remote.RemoteWorkers`."""
+
+    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> GenomeEvaluator:
+        """Evaluates genomes on the problems of a split, with models and problems of these digests."""
+        ...
+
+
 class Evolution:
     """The search of a run. What is computed or loaded is kept until the run is closed."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, remote: Remote | None = None) -> None:
         """Does nothing yet.
 
         Args:
             context: of the run; its models are loaded when they are needed.
+            remote: evaluates individuals elsewhere; None evaluates them on the devices of this process.
         """
         self._context = context
+        self._remote = remote
         self._config = context.config
         self._space: Space | None = None
         self._host_space: Space | None = None
@@ -152,13 +168,27 @@ class Evolution:
         space = self.ensure_space()
         return [space.expert(k) for k in range(len(self._config.tasks))]
 
-    def _workers(self, split: Split) -> WorkerPool:
-        """Workers on all groups of devices, which score genomes on a split."""
-        return WorkerPool([self._worker(i, group, split) for i, group in enumerate(self._context.groups)])
+    @property
+    def basis_checksum(self) -> str | None:
+        """The checksum of the experts' singular directions; None where they have not been loaded, or are not needed."""
+        return None if self._basis is None else self._basis["checksum"]
 
-    def _worker(self, i: int, group: DeviceGroup, split: Split) -> Worker:
-        """A worker on a group of devices, which gets its space and its engine with its first child."""
-        population = self._config.engine.population
+    def _workers(self, split: Split) -> GenomeEvaluator:
+        """Workers on all groups of devices, or those of a cluster, which score genomes on a split."""
+        if self._remote is not None:
+            self.ensure_space()
+            inputs = input_digests(self._context.models.folders, self._context.tasks)
+            return self._remote.evaluator(split, inputs, self.basis_checksum)
+        return WorkerPool([self.worker(split, i) for i in range(len(self._context.groups))])
+
+    def worker(self, split: Split, i: int = 0) -> Worker:
+        """A worker on a group of devices, which gets its space and its engine with its first child.
+
+        Args:
+            split: the problems that it scores genomes on.
+            i: the number of the group.
+        """
+        population, group = self._config.engine.population, self._context.groups[i]
 
         def make() -> Worker:
             space, evaluator = self._place(i, group)
@@ -355,7 +385,7 @@ class Evolution:
                 candidates,
                 self._workers("validation"),
                 context.folder / "tables" / "selection.json",
-                problems={task.name: _digest(task.rows["validation"]) for task in context.tasks},
+                problems={task.name: rows_digest(task.rows["validation"]) for task in context.tasks},
                 progress=context.progress,
                 log=context.log,
                 on_evaluated=self._record_selection,
@@ -365,43 +395,6 @@ class Evolution:
     def _record_selection(self, evaluated: Mapping[str, Evaluation]) -> None:
         seconds = {name: evaluation_usage(one)["seconds"] for name, one in evaluated.items()}
         write_selection(self._context.folder, seconds, self._context.log)
-
-
-def budget_of(config: RunConfig, tasks: Sequence[RecordTask[Any]]) -> int | None:
-    """The most individuals that a run may evaluate, from both of its budgets; None is no limit.
-
-    Raises:
-        InputError: the budgets do not suffice for the experts and the first population.
-    """
-    options = config.search
-    sizes = [len(task.rows["train"][: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
-    budget = search.individuals_within(options.budget, options.budget_items, sum(sizes))
-    least = options.least(len(config.tasks))
-    if budget is not None and budget < least:
-        raise InputError(
-            f"expected search.budget_items of at least {least * sum(sizes)}, {least} individuals with {sum(sizes)} items each, "
-            f"which the experts and the first population need, got {options.budget_items}; increase it"
-        )
-    return budget
-
-
-def input_digests(folders: ModelFolders, tasks: Sequence[RecordTask[Any]]) -> dict[str, str]:
-    """Digests of the models and problems that the scores depend on, by name; models that are not trained yet have none."""
-    digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
-    if folders.tokenizer is not None:
-        digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
-    for task in tasks:  # the pool has the validation problems too
-        digests |= {f"{task.name}/train": _digest(task.pool)} | problems_digest(task)
-    return digests
-
-
-def problems_digest(task: RecordTask[Any]) -> dict[str, str]:
-    """The digest of a task's test problems, by the name that it has among those of a run's inputs."""
-    return {f"{task.name}/test": _digest(task.rows["test"])}
-
-
-def _digest(rows: Sequence[Row]) -> str:
-    return digest([row.fingerprint for row in rows], digits=16)
 
 
 def mixing_of(genome: Genome) -> list[float] | None:

@@ -233,7 +233,8 @@ class Evolution:
 
     def _evolve(self) -> SearchState:
         context, config = self._context, self._config
-        self.ensure_evaluator()  # the models are loaded and checked before anything is written
+        if self._remote is None:
+            self.ensure_evaluator()  # the models are loaded and checked before anything is written
         experts = jax.jit(stack_trees)(self.expert_genomes())  # one program for all leaves
         self._check_population(experts)
         if config.gradient is not None:  # what its row lacks is found before the search

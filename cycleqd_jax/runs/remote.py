@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from cycleqd_jax.compilation import cpu_kind
-from cycleqd_jax.config import MeshConfig, RayConfig, RunConfig
+from cycleqd_jax.config import RayConfig, RunConfig
 from cycleqd_jax.evaluation import GenomeEvaluator, Worker
 from cycleqd_jax.evaluation.ray import Hosted, Patience, RayCluster, RayPool, WorkerRecord
 from cycleqd_jax.files import write_json
@@ -25,7 +25,7 @@ from cycleqd_jax.runs.opening import open_context
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import SPLITS, InputError, Split, no_progress
 
-__all__ = ["RemoteWorkers", "WorkerProgram", "device_kind"]
+__all__ = ["RemoteWorkers", "WorkerProgram", "connect", "device_kind"]
 
 FILE = "workers.json"
 """The file in a run folder with the records of the workers."""
@@ -91,21 +91,19 @@ def device_kind() -> str:
 class RemoteWorkers:
     """The workers of a run on the cluster of ``ray.address``. They start with the first evaluation."""
 
-    def __init__(self, context: Context) -> None:
-        """Connects.
+    def __init__(self, context: Context, cluster: RayCluster) -> None:
+        """Starts nothing yet.
 
         Args:
             context: of the run.
+            cluster: of :func:`connect`.
 
         Raises:
-            InputError: Ray is not installed, or the cluster can't be reached; or ``workers.json`` is damaged.
+            InputError: ``workers.json`` is damaged.
         """
         self._context = context
-        options, mesh = context.config.ray, context.config.mesh
-        assert options.address is not None
+        self._cluster = cluster
         self._earlier = load_workers(context.folder)
-        gpus = _gpus(options, mesh)
-        self._cluster = RayCluster(options.address, cpus=options.cpus, gpus=gpus)
         self._pool: RayPool | None = None
 
     def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> GenomeEvaluator:
@@ -160,7 +158,15 @@ class RemoteWorkers:
         return max((one["start"] for one in self._earlier), default=-1) + 1
 
 
-def _gpus(options: RayConfig, mesh: MeshConfig) -> float:
-    if options.gpus is not None:
-        return options.gpus
-    return 0.0 if jax.default_backend() == "cpu" else float(mesh.fsdp * mesh.tensor)
+def connect(config: RunConfig) -> RayCluster:
+    """Connects to the cluster of ``ray.address``.
+
+    Raises:
+        InputError: Ray is not installed, or the cluster can't be reached.
+    """
+    options = config.ray
+    assert options.address is not None
+    gpus = options.gpus
+    if gpus is None:
+        gpus = 0.0 if jax.default_backend() == "cpu" else float(config.mesh.fsdp * config.mesh.tensor)
+    return RayCluster(options.address, cpus=options.cpus, gpus=gpus)

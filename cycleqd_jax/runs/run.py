@@ -24,7 +24,7 @@ from cycleqd_jax.runs.folder import check_folder, compare_inputs
 from cycleqd_jax.runs.inputs import problems_digest
 from cycleqd_jax.runs.loggers import check_loggers
 from cycleqd_jax.runs.opening import open_context
-from cycleqd_jax.runs.remote import RemoteWorkers
+from cycleqd_jax.runs.remote import RemoteWorkers, connect
 from cycleqd_jax.runs.results import lacks_rows, measure
 from cycleqd_jax.runs.trainer import Trainer
 from cycleqd_jax.sandbox import Sandbox
@@ -132,6 +132,10 @@ class Run:
             if claimed:
                 self._lock(stack)
         progress, log = self._output(stack)
+        cluster = None
+        if config.ray.address is not None and not self._read_only:
+            cluster = connect(config)  # before anything is loaded
+            stack.callback(cluster.close)
 
         def check(digests: Mapping[str, str]) -> None:
             for folder in (self.folder, *([] if self._shared is None else [self._shared])):
@@ -147,8 +151,8 @@ class Run:
         log(f"sandbox: {opened.sandbox.isolation.name} ({opened.sandbox.isolation.description})")
         log(f"sandbox: {opened.sandbox.boxes}")
         context, remote = opened.context, None
-        if config.ray.address is not None and not self._read_only:
-            remote = stack.enter_context(contextlib.closing(RemoteWorkers(context)))
+        if cluster is not None:
+            remote = stack.enter_context(contextlib.closing(RemoteWorkers(context, cluster)))
         trainer = Trainer(config, context.models, context.examples, progress)
         return _Opened(opened.sandbox, context, trainer, Evolution(context, remote))
 

@@ -116,9 +116,9 @@ class RayCluster:
             InputError: Ray is not installed, or the cluster can't be reached.
         """
         check_ray()
+        _check_reachable(address)
         import ray
 
-        _check_reachable(address)
         self._cpus, self._gpus = cpus, gpus
         self._owns = not ray.is_initialized()
         if self._owns:

@@ -21,7 +21,7 @@ __all__ = ["Patience", "RayPool"]
 TICK_S = 1.0
 """Longest wait for a call, after which deadlines are checked."""
 
-WAITING_S = 10.0
+WAITING_S = 30.0
 """Seconds without any worker after which a line says what the cluster lacks; then after twice as many, and so on."""
 
 RECORD_S = 5.0
@@ -264,9 +264,8 @@ class RayPool:
         slot.record.state, slot.record.start_s = "idle", time.monotonic() - slot.since
         self._reasons.clear()
         self._told_after = WAITING_S
-        self._log(
-            f"worker {slot.record.id} on {slot.record.host} ({slot.record.device}) started in {slot.record.start_s:.1f} s"
-        )
+        where = f"worker {slot.record.id} on {slot.record.host} ({slot.record.device})"
+        self._log(f"{where} has loaded the models in {slot.record.start_s:.1f} s")
         self._write_records(now=True)
 
     def _complete(self, slot: _Slot, job: _Job, evaluations: list[Evaluation], lines: Sequence[str]) -> list[Evaluation]:

@@ -162,7 +162,7 @@ def raise_died():
 
 def test_where_all_die_while_they_start_the_run_can_be_continued():
     one = pool_of(FakeCluster("a", "b"), Doubler(starts=[raise_died] * 9))
-    with pytest.raises(FailuresError, match=r"the process is dead\) in the cluster; correct the cause and run the same command"):
+    with pytest.raises(FailuresError, match=r"the process is dead\) in the cluster; correct the cause and run the"):
         results_of(one, [1])
 
 

@@ -12,12 +12,15 @@ import pytest
 
 from cycleqd_jax.cli import main
 
-from ..local_cluster import local_cluster
+from ..local_cluster import clusters
 from .conftest import history, write_config
 
-__all__ = ["local_cluster"]
-
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def local_cluster(monkeypatch):
+    yield from clusters(monkeypatch)
 
 
 @pytest.mark.e2e

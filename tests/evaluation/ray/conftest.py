@@ -1,5 +1,10 @@
 """A Ray cluster of this machine."""
 
-from ...local_cluster import local_cluster
+import pytest
 
-__all__ = ["local_cluster"]
+from ...local_cluster import clusters
+
+
+@pytest.fixture
+def local_cluster(monkeypatch):
+    yield from clusters(monkeypatch)

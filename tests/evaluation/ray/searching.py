@@ -1,12 +1,13 @@
 """A search whose evaluations take a moment, for workers of a real cluster; run as a script it is the driver of the search.
 
-usage: searching.py FOLDER (ADDRESS | here)
+usage: searching.py FOLDER (ADDRESS | here) [numbers]
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from cycleqd_jax.evaluation.ray import Hosted, Patience, RayCluster, RayPool
 from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.search import Checkpoints, Journal, evolve, tree_digest
-from cycleqd_jax.types import InputError, Outcome, Score
+from cycleqd_jax.types import Outcome, Score
 
 TASKS = ("coding", "db", "os")
 GENERATIONS, BATCH, SECONDS, DEADLINE = 5, 6, 0.4, 25.0
@@ -90,15 +91,11 @@ def search(folder: Path, evaluator) -> None:
 class Numbers:
     """Doubles numbers. 1 kills its worker, 2 exhausts the memory; a program with ``fails`` does not start."""
 
-    fails: str = ""
+    fails: bool = False
 
     def start(self, log) -> Hosted:
-        if self.fails == "memory":
+        if self.fails:
             raise MemoryError("expected 80 GB")
-        if self.fails == "killed":
-            os.kill(os.getpid(), 9)
-        if self.fails == "version":
-            raise InputError("expected version of jax 1, as in the run, got 2")
         log("loaded")
         return Hosted({"train": Doubling()}, {"device": "cpu"})
 
@@ -135,5 +132,37 @@ def main(folder: Path, address: str) -> None:
         pool.close()
 
 
+def double(folder: Path, address: str) -> None:
+    """Writes what becomes of workers that do not start, and of numbers that end their workers."""
+    found: dict = {}
+
+    def named(name: str, call) -> None:
+        try:
+            call()
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, handler)
+    cluster = RayCluster(address, cpus=1, gpus=0)
+    found["handler kept"] = signal.getsignal(signal.SIGTERM) == handler
+
+    def doubled(program: Numbers, *numbers: int) -> None:
+        def on_result(i: int, evaluations: list[Evaluation]) -> None:
+            one = evaluations[0]
+            found[str(numbers[i])] = {"score": one.scores and one.scores["task"], "error": one.error}
+
+        pool = RayPool(cluster, program, size=1, workers=1, patience=Patience(deaths=2), log=print)
+        pool.evaluate("train", [[np.asarray(number)] for number in numbers], on_result, (), quarantine=True)
+
+    named("MemoryError in start", lambda: doubled(Numbers(fails=True), 3))
+    doubled(Numbers(), 3, 1, 4)
+    named("MemoryError in evaluate", lambda: doubled(Numbers(), 2))
+    cluster.close()
+    write_json(folder / "numbers.json", found)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    import searching  # workers import this module by its name
+
+    (searching.double if sys.argv[3:] == ["numbers"] else searching.main)(Path(sys.argv[1]), sys.argv[2])

@@ -12,21 +12,23 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from cycleqd_jax.evaluation.ray import Patience, RayCluster, RayPool
+from cycleqd_jax.evaluation.ray import RayCluster
 from cycleqd_jax.types import InputError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
-def driver(folder: Path, address: str) -> subprocess.Popen:
+def driver(folder: Path, address: str, *arguments: str) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, str(HERE / "searching.py"), str(folder), address], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, str(HERE / "searching.py"), str(folder), address, *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
 
 
@@ -94,48 +96,21 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_bad_workers_and_bad_children_are_named(local_cluster):
-    from .searching import Numbers
-
+def test_bad_workers_and_bad_children_are_named(local_cluster, tmp_path):
     cluster = local_cluster(PYTHONPATH=f"{HERE}{os.pathsep}{ROOT}", JAX_PLATFORMS="cpu")
     cluster.add(2)
-    sys.modules["searching"] = sys.modules[Numbers.__module__]
-    Numbers.__module__ = "searching"  # as workers import it
-    handler = signal.getsignal(signal.SIGTERM)
-    connected = RayCluster(cluster.address, cpus=1, gpus=0)
-    assert signal.getsignal(signal.SIGTERM) is handler
-
-    def pool(program):
-        return RayPool(connected, program, size=1, workers=1, patience=Patience(deaths=2))
-
-    try:
-        for fails, message in [
-            ("memory", r"^expected a worker that can evaluate, got 1 .*MemoryError: expected 80 GB\)"),
-            ("version", r"expected version of jax 1, as in the run, got 2\) in the cluster; correct the cause"),
-        ]:
-            with pytest.raises(InputError, match=message):
-                pool(Numbers(fails)).evaluate("train", [[np.asarray(3)]], lambda i, found: None, (), quarantine=True)
-        found = {}
-        last = pool(Numbers())
-        last.evaluate("train", [[np.asarray(n)] for n in (3, 1, 4)], found.__setitem__, (), quarantine=True)
-        assert [found[i][0].scores for i in (0, 2)] == [{"task": 6.0}, {"task": 8.0}]
-        assert found[1][0].error.startswith("the evaluation ended 2 workers: ")
-        with pytest.raises(MemoryError, match=r"^the memory of the worker$"):
-            last.evaluate("train", [[np.asarray(2)]], found.__setitem__, (), quarantine=True)
-        last.close()
-    finally:
-        connected.close()
-
-
-@pytest.mark.e2e
-def test_no_cluster_on_this_machine(monkeypatch, tmp_path):
-    pytest.importorskip("ray")
-    from ray._private import utils
-
-    monkeypatch.setattr(utils, "read_ray_address", lambda temp_dir=None: None)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(InputError, match=r"^expected the head of a Ray cluster at ray.address auto, got: "):
-        RayCluster("auto", cpus=1, gpus=0)
+    process = driver(tmp_path, cluster.address, "numbers")
+    assert process.wait(500) == 0, (tmp_path / "log").read_text()
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert found["handler kept"]
+    refused = found["MemoryError in start"]
+    assert refused.startswith("InputError: expected a worker that can evaluate, got 1 that could not start (worker 0 on ")
+    assert "MemoryError: expected 80 GB) in the cluster; correct the cause" in refused
+    assert [found[number]["score"] for number in "34"] == [6.0, 8.0]
+    assert found["1"]["error"].startswith(
+        "the evaluation ended 2 workers: The actor is dead because its worker process has died"
+    )
+    assert found["MemoryError in evaluate"] == "MemoryError: the memory of the worker"
 
 
 def test_ray_is_not_installed(monkeypatch):

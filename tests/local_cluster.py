@@ -54,12 +54,11 @@ class LocalCluster:
 
     def close(self) -> None:
         """Ends all processes of the cluster."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
         try:
-            self._process.wait(60)
+            self._process.communicate(timeout=60)  # the end of its input ends it
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.communicate()
         for _ in range(100):
             left = self.processes()
             if not left:
@@ -112,7 +111,7 @@ def main(folder: str) -> None:
     print("answer", cluster.address, flush=True)
     for line in sys.stdin:
         cluster.add_node(num_cpus=int(line), object_store_memory=STORE)
-        print("answer", flush=True)
+        print("answer", "added", flush=True)
     cluster.shutdown()
 
 

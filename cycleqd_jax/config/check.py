@@ -63,8 +63,8 @@ def idle_groups(config: RunConfig, groups: int) -> str | None:
         config: the config of the run.
         groups: the number of groups along the population axis of the mesh.
     """
-    batches = math.ceil(config.search.batch_size / config.engine.population)
-    if groups <= batches:
+    batches = config.search.together(config.engine.population)
+    if batches is None or groups <= batches:
         return None
     return (
         f"{groups - batches} of {groups} groups of devices are idle: search.batch_size is {config.search.batch_size}; make it "
@@ -316,6 +316,11 @@ def _check_method(config: RunConfig) -> None:
                 f"expected search.{key} with search.method {_either(_METHODS[key])} only, got {getattr(search, key)} with "
                 f"{search.method}; leave it out"
             )
+    if search.steady and (search.method not in ("cycleqd", "qd") or search.batch_size != 1):
+        raise InputError(
+            "expected search.method cycleqd or qd and search.batch_size 1 with search.steady, which tells children one by one, "
+            f"got {search.method} and {search.batch_size}; correct one of them"
+        )
     if not search.low < search.high:
         raise InputError(f"expected search.low below search.high ({search.high}), got {search.low}; correct one of them")
     if search.method == "cmaes" and search.batch_size < _SMALLEST_CMAES:

@@ -34,8 +34,8 @@ class RayConfig:
     """Evaluation on the workers of a Ray cluster. The archives do not depend on these keys.
 
     Attributes:
-        address: ``host:port`` of the cluster's head, ``auto`` for the cluster that this machine is part of, or ``local`` for
-            workers in processes of this machine. Null evaluates in this process, on the devices of ``mesh``.
+        address: ``host:port`` of the cluster's head, or ``auto`` for the cluster that this machine is part of. Null evaluates
+            in this process, on the devices of ``mesh``.
         workers: the most workers. Each has a group of ``mesh.fsdp`` × ``mesh.tensor`` devices.
         cpus: cores per worker.
         gpus: GPUs per worker. Null is ``mesh.fsdp`` × ``mesh.tensor``, or 0 where this process computes on CPUs.

@@ -6,6 +6,7 @@ The descriptions under "Attributes" are read by :func:`cycleqd_jax.config.descri
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,6 +173,9 @@ class SearchConfig:
         method: the algorithm. ``cycleqd``; ``qd`` (one archive; quality is the average, the descriptors are the scores);
             ``dns`` (Dominated Novelty Search); and over merging coefficients ``random``, ``cmaes`` (CMA-ES) and ``nsga2``
             (NSGA-II). The last three need no singular directions: ``genome`` keys other than ``densify`` have no effect.
+        steady: whether a child is told as soon as it has scores, and the next one is asked for at once, so that no worker waits
+            for others (``cycleqd``, ``qd``). Which children are made then depends on the order in which evaluations end, which
+            the journal records. The number of children is that of generations, and ``batch_size`` must be 1.
         budget: the most individuals that are evaluated, the experts included. Null is no limit.
         budget_items: the most problems that individuals are scored on, those of the experts included. Null is no limit.
         groups: number of groups of neighbouring layers with coefficients of their own (``random``, ``cmaes``, ``nsga2``).
@@ -200,6 +204,7 @@ class SearchConfig:
     bins: int = field(15, minimum=1)
     bounds: dict[str, list[float]] | None = None
     method: Literal["cycleqd", "qd", "dns", "random", "cmaes", "nsga2"] = "cycleqd"
+    steady: bool = False
     budget: int | None = field(None, minimum=1)
     budget_items: int | None = field(None, minimum=1)
     groups: int = field(1, minimum=1)
@@ -217,6 +222,10 @@ class SearchConfig:
     def coefficients(self) -> bool:
         """Whether the method searches merging coefficients."""
         return self.method in ("random", "cmaes", "nsga2")
+
+    def together(self, population: int) -> int | None:
+        """Number of groups of ``population`` children that can be evaluated at the same time; None is no limit."""
+        return None if self.steady else math.ceil(self.batch_size / population)
 
     @property
     def members(self) -> int:

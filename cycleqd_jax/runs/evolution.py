@@ -17,10 +17,10 @@ from cycleqd_jax.algorithms import CycleQDState, aggregate
 from cycleqd_jax.evaluation import (
     Evaluation,
     Evaluator,
-    GenomeEvaluator,
     LazyWorker,
     PopulationWorker,
     SerialWorker,
+    StreamEvaluator,
     Worker,
     WorkerPool,
 )
@@ -69,7 +69,7 @@ class Merged:
 class Remote(Protocol):
     """Evaluates individuals in other processes; see :class:`~cycleqd_jax.runs.remote.RemoteWorkers`."""
 
-    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> GenomeEvaluator:
+    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> StreamEvaluator:
         """Evaluates genomes on the problems of a split, with models and problems of these digests."""
         ...
 
@@ -173,7 +173,7 @@ class Evolution:
         """The checksum of the experts' singular directions; None where they have not been loaded, or are not needed."""
         return None if self._basis is None else self._basis["checksum"]
 
-    def _workers(self, split: Split) -> GenomeEvaluator:
+    def _workers(self, split: Split) -> StreamEvaluator:
         """Workers on all groups of devices, or those of a cluster, which score genomes on a split."""
         if self._remote is not None:
             self.ensure_space()
@@ -253,23 +253,23 @@ class Evolution:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
             self._take_experts(journal, context.shared)
         with contextlib.closing(checkpoints), log_search(config, journal, context.progress) as progress:
-            return search.evolve(
-                self.searcher(),
-                experts,
-                self._workers("train"),
-                tasks=config.task_names,
-                key=jax.random.key(config.seed),
-                generations=config.search.generations,
-                batch_size=config.search.batch_size,
-                journal=journal,
-                checkpoints=checkpoints,
-                transcripts=self._transcripts(context.folder),
-                budget=budget_of(config, context.tasks),
-                max_failures=config.search.max_failures,
-                on_start=lambda state: self._write_grid(journal),
-                progress=progress,
-                log=context.log,
-            )
+            options: dict[str, Any] = {
+                "tasks": config.task_names,
+                "key": jax.random.key(config.seed),
+                "journal": journal,
+                "checkpoints": checkpoints,
+                "transcripts": self._transcripts(context.folder),
+                "budget": budget_of(config, context.tasks),
+                "max_failures": config.search.max_failures,
+                "on_start": lambda state: self._write_grid(journal),
+                "progress": progress,
+                "log": context.log,
+            }
+            workers, generations = self._workers("train"), config.search.generations
+            if config.search.steady:
+                return search.evolve_steadily(self.searcher(), experts, workers, children=generations, **options)
+            size = config.search.batch_size
+            return search.evolve(self.searcher(), experts, workers, generations=generations, batch_size=size, **options)
 
     def _transcripts(self, folder: Path) -> search.Transcripts:
         """The token ids of all replies of a run folder's search."""

@@ -67,6 +67,7 @@ LATER = (
             "population",
             "neighbours",
             "descriptors",
+            "steady",
         )
     ),
     "export.elites",

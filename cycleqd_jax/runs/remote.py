@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import jax
 
 from cycleqd_jax.compilation import cpu_kind
 from cycleqd_jax.config import RayConfig, RunConfig
-from cycleqd_jax.evaluation import GenomeEvaluator, Worker
+from cycleqd_jax.evaluation import StreamEvaluator, Worker
 from cycleqd_jax.evaluation.ray import Hosted, Patience, RayCluster, RayPool, WorkerRecord
 from cycleqd_jax.files import write_json
 from cycleqd_jax.report.read import load_workers
@@ -106,7 +105,7 @@ class RemoteWorkers:
         self._earlier = load_workers(context.folder)
         self._pool: RayPool | None = None
 
-    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> GenomeEvaluator:
+    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> StreamEvaluator:
         """Evaluates genomes on the problems of a split.
 
         Args:
@@ -117,7 +116,7 @@ class RemoteWorkers:
         config, context = self._context.config, self._context
         if self._pool is None:
             options, size = config.ray, config.engine.population
-            most = min(options.workers, math.ceil(config.search.batch_size / size))
+            most = min(options.workers, config.search.together(size) or options.workers)
             if most < options.workers:
                 context.log(
                     f"{most} instead of {options.workers} workers are used: search.batch_size is {config.search.batch_size}; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,17 +14,23 @@ import numpy as np
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
-from cycleqd_jax.search.digests import OLD_BASES, tree_digest
+from cycleqd_jax.search.common import (
+    DigestCheck,
+    Reporter,
+    check_recorded,
+    children_of,
+    digests_of,
+    evaluated,
+    relatives_of,
+    row_of,
+)
 from cycleqd_jax.search.failures import check_expert, check_row
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
 from cycleqd_jax.types import (
-    Array,
     FailuresError,
     Genome,
     InputError,
-    Int,
-    Lineage,
     PRNGKeyArray,
     Progress,
     Searcher,
@@ -33,7 +38,7 @@ from cycleqd_jax.types import (
     no_progress,
 )
 
-__all__ = ["evolve", "individuals_within"]
+__all__ = ["evaluate_experts", "evolve", "individuals_within"]
 
 
 def evolve(
@@ -112,12 +117,12 @@ def evolve(
             f"expected at least {needed} individuals for the checkpoint of generation {restored}, got "
             f"{len(journal)} in {journal.path}; restore the journal, or remove the checkpoints to search again"
         )
-    report = _Reporter(journal, tasks, total, progress)
-    state = _evaluate_experts(searcher, experts, evaluator, tasks, journal, transcripts, report)
+    report = Reporter(journal, tasks, total, progress)
+    state = evaluate_experts(searcher, experts, evaluator, tasks, journal, transcripts, report)
     on_start(state)
     first, state = _restore(checkpoints, state, key, log)
-    check = _DigestCheck(journal, log)
-    for k, digest in enumerate(_digests(experts)):
+    check = DigestCheck(journal, log)
+    for k, digest in enumerate(digests_of(experts)):
         check(k, digest)
     complete = first, state
     try:
@@ -127,10 +132,10 @@ def evolve(
             if size <= 0:
                 break
             genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
-            children = _children(genomes, lineage, t, first_id, tasks)
+            children = children_of(genomes, lineage, t, first_id, tasks)
             for child in children:
-                _check_recorded(child, journal, check)
-            relatives = [] if transcripts is None else [transcripts.of(_relatives(child, tasks)) for child in children]
+                check_recorded(child, journal, check)
+            relatives = [] if transcripts is None else [transcripts.of(relatives_of(child, tasks)) for child in children]
             covered = count + (0 if checkpoints is None else checkpoints.latest() or 0) * batch_size
             _evaluate(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered)
             scores = [journal.scores(child.id, tasks) for child in children]
@@ -177,22 +182,7 @@ def individuals_within(individuals: int | None, items: int | None, each: int) ->
     return min(limits, default=None)
 
 
-class _Reporter:
-    """Reports an individual of the journal as progress, with the best average score so far."""
-
-    def __init__(self, journal: Journal, tasks: Sequence[str], total: int, progress: Progress) -> None:
-        self._journal = journal
-        self._tasks = tasks
-        self._total = total
-        self._progress = progress
-        self._best = -np.inf
-
-    def __call__(self, identity: int) -> None:
-        self._best = float(np.fmax(self._best, np.mean(self._journal.scores(identity, self._tasks))))
-        self._progress("evolve", identity + 1, self._total, {"best average": self._best})
-
-
-def _evaluate_experts(
+def evaluate_experts(
     searcher: Searcher,
     genomes: Genome,
     evaluator: GenomeEvaluator,
@@ -201,7 +191,12 @@ def _evaluate_experts(
     transcripts: Transcripts | None,
     report: Callable[[int], None],
 ) -> Any:
-    """The searcher's first state."""
+    """Evaluates the experts that the journal lacks; returns the searcher's first state.
+
+    Raises:
+        InputError: the journal has other experts, or an expert's logits are not finite.
+        FailuresError: an expert had a transient failure, and is not recorded.
+    """
     count = jax.tree.leaves(genomes)[0].shape[0]
     experts = [
         Individual(
@@ -214,7 +209,7 @@ def _evaluate_experts(
             key=None,
             digest=one,
         )
-        for k, one in enumerate(_digests(genomes))
+        for k, one in enumerate(digests_of(genomes))
     ]
     for expert in experts:
         recorded = journal.get(expert.id)
@@ -236,76 +231,6 @@ def _evaluate_experts(
     _evaluate(evaluator, genomes, experts, journal, transcripts, check, [], None, count)
     scores = np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32)
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
-
-
-def _digests(genomes: Genome) -> list[str]:
-    """The digest of every genome of a batch."""
-    host = jax.device_get(genomes)
-    count = jax.tree.leaves(host)[0].shape[0]
-    return [tree_digest(jax.tree.map(lambda leaf, j=j: leaf[j], host)) for j in range(count)]
-
-
-def _children(genomes: Genome, lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
-    """The children of a generation, not yet evaluated."""
-    host = jax.tree.map(np.asarray, lineage)
-    digests = _digests(genomes)
-    return [
-        Individual(
-            id=first_id + j,
-            generation=generation,
-            expert=None,
-            active=tasks[int(host.active[j])] if host.active[j] >= 0 else None,
-            parents=tuple(host.parents[j].tolist()),
-            omega=tuple(host.omega[j].tolist()) if host.coefficients is None else None,
-            key=tuple(host.key[j].tolist()),
-            coefficients=None if host.coefficients is None else tuple(host.coefficients[j].tolist()),
-            digest=digests[j],
-        )
-        for j in range(len(host.active))
-    ]
-
-
-def _relatives(child: Individual, tasks: Sequence[str]) -> list[int]:
-    """The ids of individuals whose replies are likely those of the child: its parents, and the expert of its active task."""
-    return [*child.parents, *([] if child.active is None else [tasks.index(child.active)])]
-
-
-def _check_recorded(child: Individual, journal: Journal, check: _DigestCheck) -> None:
-    """Checks that a child which the journal has is the one that the searcher makes."""
-    recorded = journal.get(child.id)
-    for name in ("generation", "active", "parents", "key", "omega", "coefficients"):
-        if recorded is not None and getattr(recorded, name) != getattr(child, name):
-            raise InputError(
-                f"expected {name} = {getattr(child, name)} of individual {child.id}, got {getattr(recorded, name)} in "
-                f"{journal.path}; use the config, the experts and the version of that run, or another folder"
-            )
-    check(child.id, child.digest)
-
-
-class _DigestCheck:
-    """Checks that recorded individuals have the genomes that this run makes; journals of older versions have no digests."""
-
-    def __init__(self, journal: Journal, log: Callable[[str], None] | None) -> None:
-        self._journal = journal
-        self._log = log
-        self._told = False
-
-    def __call__(self, identity: int, digest: str | None) -> None:
-        """Compares the digest of an individual; the first difference is logged, or is an error where there is no log."""
-        recorded = self._journal.get(identity)
-        if recorded is None or recorded.digest in (None, digest) or self._told:
-            return
-        if self._log is None:
-            raise InputError(
-                f"expected the genome of individual {identity} to have digest {digest}, got {recorded.digest} in "
-                f"{self._journal.path}; use the experts, the version and the kind of machine of that run "
-                f"({OLD_BASES}), or another folder"
-            )
-        self._told = True
-        self._log(
-            f"warning: the genome of individual {identity} has other bits here than in {self._journal.path}; another kind of "
-            "machine or another version made them, and the recorded scores are of those"
-        )
 
 
 def _evaluate(
@@ -359,7 +284,7 @@ def _evaluate(
         for j, one in zip(groups[i], evaluations, strict=True):
             if transcripts is not None:
                 transcripts.write(individuals[j].id, one.transcript)
-            results[j] = _evaluated(individuals[j], one)
+            results[j] = evaluated(individuals[j], one)
             if one.transient:
                 transient.add(j)
         try:
@@ -371,7 +296,7 @@ def _evaluate(
     try:
         record_in_order()
         options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
-        evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
+        evaluator([[row_of(genomes, j) for j in group] for group in groups], on_result, **options)
     except BaseException as error:
         # Transient failures are evaluated again when the search is resumed.
         failed = {j for j in results if results[j].error is not None} if isinstance(error, FailuresError) else transient
@@ -379,14 +304,3 @@ def _evaluate(
             journal.append(results[j])
         raise
     journal.sort()
-
-
-def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
-    seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
-    found = {"scores": evaluation.scores, "error": evaluation.error, "items": evaluation.items, "tokens": evaluation.tokens}
-    return replace(individual, seconds=seconds, **found)
-
-
-@jax.jit
-def _row(tree: Genome, j: int | Int[Array, ""]) -> Genome:
-    return jax.tree.map(lambda leaf: leaf[j], tree)

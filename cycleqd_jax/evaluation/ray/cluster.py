@@ -107,8 +107,7 @@ class RayCluster:
         """Connects.
 
         Args:
-            address: ``host:port`` of the head; ``auto`` for the cluster that this machine is part of; ``local`` for a cluster
-                of this machine alone, which ends with this process.
+            address: ``host:port`` of the head, or ``auto`` for the cluster that this machine is part of.
             cpus: cores per worker.
             gpus: GPUs per worker.
 
@@ -123,10 +122,9 @@ class RayCluster:
         self._owns = not ray.is_initialized()
         if self._owns:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
             with _kept_handlers():
                 try:
-                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
                 except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
                     raise _unreachable(address, _first_line(error)) from error
         self._actor: Any = ray.remote(_ActorHost)
@@ -243,11 +241,11 @@ def _kept_handlers() -> Iterator[None]:
 
 def _check_reachable(address: str) -> None:
     """Raises where nothing accepts connections at ``host:port``: Ray itself tries for a minute."""
-    if address in ("auto", "local"):
+    if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"expected ray.address to be auto, local or host:port, got {address!r}; correct it")
+        raise InputError(f"expected ray.address to be auto or host:port, got {address!r}; correct it")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:

@@ -6,13 +6,13 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cycleqd_jax.evaluation.faults import ended_workers, with_retries
 from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost
 from cycleqd_jax.evaluation.ray.host import Program
 from cycleqd_jax.evaluation.ray.records import WorkerRecord
-from cycleqd_jax.evaluation.workers import GenomeEvaluator, Relatives
+from cycleqd_jax.evaluation.workers import Relatives, Source, StreamEvaluator
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import Evaluation, FailuresError, Genome, InputError, Split
 
@@ -56,6 +56,13 @@ class _Job:
     relatives: Relatives
     ends: list[str] = dataclasses.field(default_factory=list)
     lost_s: float = 0.0
+
+
+class _Partial(NamedTuple):
+    """The evaluations of a group that are there, and how many there will be."""
+
+    size: int
+    found: dict[int, Evaluation]
 
 
 @dataclasses.dataclass
@@ -124,8 +131,8 @@ class RayPool:
         self._told_after = WAITING_S
         self._recorded = 0.0
 
-    def evaluator(self, split: Split, *, quarantine: bool) -> GenomeEvaluator:
-        """Evaluates on the problems of a split: a :class:`~cycleqd_jax.evaluation.GenomeEvaluator`.
+    def evaluator(self, split: Split, *, quarantine: bool) -> StreamEvaluator:
+        """Evaluates on the problems of a split: a :class:`~cycleqd_jax.evaluation.StreamEvaluator`.
 
         Args:
             split: the problems.
@@ -146,22 +153,15 @@ class RayPool:
         """The records of all workers, in the order of their ids."""
         return sorted([*self._gone, *(slot.record for slot in self._slots)], key=lambda record: record.id)
 
-    def evaluate(
-        self,
-        split: Split,
-        groups: Sequence[Sequence[Genome]],
-        on_result: Callable[[int, list[Evaluation]], None],
-        relatives: Sequence[Relatives],
-        *,
-        quarantine: bool,
+    def stream(
+        self, split: Split, source: Source, on_result: Callable[[int, list[Evaluation]], None], *, quarantine: bool
     ) -> None:
-        """Evaluates groups of genomes; see :class:`~cycleqd_jax.evaluation.GenomeEvaluator`.
+        """Evaluates genomes until there are no more; see :class:`~cycleqd_jax.evaluation.StreamEvaluator`.
 
         Args:
             split: the problems.
-            groups: lists of up to ``size`` genomes.
-            on_result: called with the index of a group and the evaluations of its genomes.
-            relatives: for each group and genome, the replies of related models; or empty.
+            source: what to evaluate next.
+            on_result: called with the number and the evaluations.
             quarantine: see :meth:`evaluator`.
 
         Raises:
@@ -169,22 +169,34 @@ class RayPool:
             FailuresError: every worker has died while it started.
             InfraError: without ``quarantine``, an individual has ended too many workers; or the object store is full.
         """
-        waiting = collections.deque(
-            _Job(i, tuple(range(len(group))), group, relatives[i] if relatives else ()) for i, group in enumerate(groups)
-        )
-        found: list[dict[int, Evaluation]] = [{} for _ in groups]
-        left = len(groups)
+        waiting: collections.deque[_Job] = collections.deque()
+        partial: dict[int, _Partial] = {}
+        more = True
+
+        def take() -> bool:
+            """Takes the next job from the source; returns whether there is one that waits."""
+            nonlocal more
+            if not waiting and more:
+                taken = source()
+                more = taken is not None
+                if taken is not None:
+                    number, genomes, relatives = taken
+                    partial[number] = _Partial(len(genomes), {})
+                    waiting.append(_Job(number, tuple(range(len(genomes))), genomes, relatives))
+            return bool(waiting)
+
         try:
-            while left:
+            while partial or take():
                 self._fill()
                 for slot in self._slots:
-                    if waiting and slot.record.state == "idle":
+                    if slot.record.state == "idle" and take():
                         self._assign(slot, waiting.popleft(), split)
                 for job, evaluations in self._finished(waiting, quarantine):
-                    found[job.group].update(zip(job.members, evaluations, strict=True))
-                    if len(found[job.group]) == len(groups[job.group]):
-                        left -= 1
-                        on_result(job.group, [found[job.group][j] for j in range(len(groups[job.group]))])
+                    one = partial[job.group]
+                    one.found.update(zip(job.members, evaluations, strict=True))
+                    if len(one.found) == one.size:
+                        del partial[job.group]
+                        on_result(job.group, [one.found[j] for j in range(one.size)])
                 self._check_any()
                 self._write_records()
         except BaseException:
@@ -358,7 +370,7 @@ class RayPool:
 
 
 class _SplitEvaluator:
-    """A :class:`~cycleqd_jax.evaluation.GenomeEvaluator` on the problems of one split."""
+    """A :class:`~cycleqd_jax.evaluation.StreamEvaluator` on the problems of one split."""
 
     def __init__(self, pool: RayPool, split: Split, quarantine: bool) -> None:
         self.size = pool.size
@@ -371,4 +383,9 @@ class _SplitEvaluator:
         on_result: Callable[[int, list[Evaluation]], None],
         relatives: Sequence[Relatives] = (),
     ) -> None:
-        self._pool.evaluate(self._split, groups, on_result, relatives, quarantine=self._quarantine)
+        jobs = ((i, group, relatives[i] if relatives else ()) for i, group in enumerate(groups))
+        self.stream(lambda: next(jobs, None), on_result)
+
+    def stream(self, source: Source, on_result: Callable[[int, list[Evaluation]], None]) -> None:
+        """See :class:`~cycleqd_jax.evaluation.StreamEvaluator`."""
+        self._pool.stream(self._split, source, on_result, quarantine=self._quarantine)

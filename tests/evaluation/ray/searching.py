@@ -153,7 +153,7 @@ def double(folder: Path, address: str) -> None:
             found[str(numbers[i])] = {"score": one.scores and one.scores["task"], "error": one.error}
 
         pool = RayPool(cluster, program, size=1, workers=1, patience=Patience(deaths=2), log=print)
-        pool.evaluate("train", [[np.asarray(number)] for number in numbers], on_result, (), quarantine=True)
+        pool.evaluator("train", quarantine=True)([[np.asarray(number)] for number in numbers], on_result)
 
     named("MemoryError in start", lambda: doubled(Numbers(fails=True), 3))
     doubled(Numbers(), 3, 1, 4)

@@ -119,10 +119,10 @@ def test_ray_is_not_installed(monkeypatch):
         RayCluster("auto", cpus=1, gpus=0)
 
 
-@pytest.mark.parametrize("address", ["head", "ray://head:10001x", ":6379"])
+@pytest.mark.parametrize("address", ["head", "local", "ray://head:10001x", ":6379"])
 def test_an_address_that_is_none(monkeypatch, address):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(InputError, match=r"^expected ray.address to be auto, local or host:port, got "):
+    with pytest.raises(InputError, match=r"^expected ray.address to be auto or host:port, got "):
         RayCluster(address, cpus=1, gpus=0)
 
 

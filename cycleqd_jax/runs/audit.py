@@ -152,11 +152,12 @@ def _problems_of(one: Any, config: RunConfig, journal: Journal, count: int, size
         generation = (one.id - count) // size
         if one.expert is not None or one.generation != generation:
             yield f"expected a child of generation {generation}, got expert {one.expert!r} in generation {one.generation}"
-        task = names[generation % count]
+        before = generation if one.asked is None else one.asked[0]  # generations that were told when it was made
+        task = names[before % count]
         if config.search.method == "cycleqd" and one.active != task:
             yield f"expected the active task {task!r}, got {one.active!r}"
         for parent in one.parents:
-            if parent >= count + generation * size or (parent >= 0 and journal.get(parent) is None):
+            if parent >= count + before * size or (parent >= 0 and journal.get(parent) is None):
                 yield f"expected parents of earlier generations, got parent {parent}"
     if one.scores is None:
         if one.error is None:

@@ -190,3 +190,25 @@ def test_what_the_cluster_lacks_is_said(monkeypatch):
 
     assert results_of(pool_of(cluster, Doubler(), log=log), [1]) == [doubled(1)]
     assert lines[:2] == [f"no worker has started for {s:g} s: a worker needs 1 CPU; 0 CPU are free" for s in (0.1, 0.2)]
+
+
+def test_the_next_genomes_are_asked_for_when_a_worker_is_idle():
+    one = pool_of(FakeCluster("a", "b"), Doubler(acts={0: die_times(1)}))
+    numbers, flying, most, found = iter(range(9)), set(), 0, {}
+
+    def source():
+        nonlocal most
+        number = next(numbers, None)
+        if number is None:
+            return None
+        flying.add(number)
+        most = max(most, len(flying))
+        return number, [np.asarray(number)], ()
+
+    def on_result(number, evaluations):
+        flying.remove(number)
+        found[number] = evaluations[0].scores
+
+    one.evaluator("train", quarantine=True).stream(source, on_result)
+    assert found == {n: doubled(n).scores for n in range(9)}
+    assert most <= 2

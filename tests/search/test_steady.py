@@ -158,7 +158,7 @@ def test_an_exception_in_one_worker_stops_the_others():
 @pytest.mark.e2e
 def test_workers_are_busy_where_evaluations_take_five_times_as_long_as_others(new_run, capsys):
     """Beside it, generations of as many children as there are workers, which wait for the slowest."""
-    workers, children, shares = 4, 40, {}
+    workers, children, shares = 4, 80, {}
 
     class Timed(new_run.Evaluator):
         spent = 0.0
@@ -167,20 +167,22 @@ def test_workers_are_busy_where_evaluations_take_five_times_as_long_as_others(ne
 
         def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()):
             with Timed.lock:
-                seconds = Timed.draw.uniform(0.4, 2.0)
+                seconds = Timed.draw.uniform(1.0, 5.0)
                 Timed.spent += seconds
             time.sleep(seconds)
             return super().__call__(params, split, donate=donate, stop=stop)
 
-    for name in ("warm", "steady", "generations"):
+    for name in ("steady", "generations"):
         run = new_run(name)
         steadily(run, [new_run.Evaluator()], children=0)  # the experts
-        steadily(new_run(f"{name} compiled"), [new_run.Evaluator()], children=2)
-        Timed.spent, start = 0.0, time.monotonic()
         if name == "generations":
+            new_run("compiled too").evolve(batch_size=workers, generations=2)
+            Timed.spent, start = 0.0, time.monotonic()
             run.evolve(batch_size=workers, generations=children // workers, evaluators=[Timed() for _ in range(workers)])
         else:
-            steadily(run, [Timed() for _ in range(workers)], children=children if name == "steady" else 4)
+            steadily(new_run("compiled"), [new_run.Evaluator()], children=3)
+            Timed.spent, start = 0.0, time.monotonic()
+            steadily(run, [Timed() for _ in range(workers)], children=children)
         shares[name] = Timed.spent / (workers * (time.monotonic() - start))
     print(f"busy: steady {shares['steady']:.3f}, generations {shares['generations']:.3f}")
     assert shares["steady"] >= 0.9

@@ -25,7 +25,7 @@ from cycleqd_jax.search import Checkpoints, Journal, evolve, tree_digest
 from cycleqd_jax.types import Outcome, Score
 
 TASKS = ("coding", "db", "os")
-GENERATIONS, BATCH, SECONDS, DEADLINE = 5, 6, 0.4, 25.0
+GENERATIONS, BATCH, SECONDS, DEADLINE = 40, 6, 0.5, 15.0  # long enough for workers to load meanwhile
 
 
 def search_space() -> ExpertSpace:

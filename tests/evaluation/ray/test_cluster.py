@@ -67,14 +67,13 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
 
     first = until(busy, process, folder)[0]
     os.kill(first, signal.SIGKILL)  # in the middle of an evaluation
-    (folder / "busy" / str(first)).unlink()
+    (folder / "busy" / str(first)).unlink(missing_ok=True)
     stopped = until(busy, process, folder)[0]
     os.kill(stopped, signal.SIGSTOP)
-    until(lambda: sum(one["start_s"] is not None for one in records()) >= 3, process, folder)
     cluster.add()
     until(lambda: any("no answer" in (one["error"] or "") for one in records()), process, folder)
     until(lambda: not Path(f"/proc/{stopped}").exists(), process, folder)  # Ray alone would leave it stopped
-    until(lambda: sum(one["start_s"] is not None for one in records()) >= 5, process, folder)
+    until(lambda: sum(one["evaluated"] > 0 for one in records()) >= 4, process, folder)  # the late one too
     died = {one["pid"]: one for one in records() if one["error"]}
     assert died.keys() == {first, stopped}
     assert [died[pid]["lost"] for pid in (first, stopped)] == [1, 1]
@@ -87,9 +86,9 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
     assert process.wait(400) == 0, (folder / "log").read_text()
     assert driver(alone, "here").wait(200) == 0
     found = journal(folder)
-    assert [line["id"] for line in found] == list(range(3 + 5 * 6))  # each exactly once
+    assert [line["id"] for line in found] == list(range(3 + 40 * 6))  # each exactly once
     assert found == journal(alone)
-    assert found[: len(before)] == before or sorted(line["id"] for line in before) != list(range(len(before)))
+    assert found[: len(before)] == before
     assert (folder / "done.json").read_text() == (alone / "done.json").read_text()
     assert len({tuple(line["scores"].values()) for line in found}) > 10
 

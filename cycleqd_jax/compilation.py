@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from cycleqd_jax.files import digest, make_folder
 from cycleqd_jax.machine import cpu_count
 
-__all__ = ["persistent_compilation"]
+__all__ = ["cpu_kind", "persistent_compilation"]
 
 
 @contextlib.contextmanager
@@ -53,6 +53,11 @@ def _configure(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # JAX decides once whether there is a cache
+
+
+def cpu_kind() -> str:
+    """Eight hexadecimal digits that identify the instruction set of this machine's CPU."""
+    return digest(_cpu(), digits=8)
 
 
 def _cpu() -> str:

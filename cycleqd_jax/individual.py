@@ -61,6 +61,8 @@ class Individual:
             active task and its key determine.
         digest: of the genome, 16 hexadecimal digits (:func:`~cycleqd_jax.search.tree_digest`). None, and absent in JSON, in
             journals of versions that did not record it.
+        asked: of a child of a steady search, how many children had been told and how many had been made before it was made.
+            None, and absent in JSON, for others.
         scores: f_k by task; None if the individual is quarantined, or was not evaluated. A run that extends another one
             evaluates the elites of that run only.
         error: why the individual is quarantined, or None.
@@ -84,6 +86,9 @@ class Individual:
         metadata=_json("lists of finite numbers or null", _or_null(_list_of(_list_of(_is_number))), optional=True),
     )
     digest: str | None = dataclasses.field(default=None, metadata=_json("a string or null", _or_null(_is_text), optional=True))
+    asked: tuple[int, int] | None = dataclasses.field(
+        default=None, metadata=_json("two integers or null", _or_null(_list_of(_is_integer, 2)), optional=True)
+    )
     scores: Mapping[str, float] | None = dataclasses.field(
         default=None, metadata=_json("a finite number for each task, or null", _or_null(_object_of(_is_number)))
     )

@@ -21,9 +21,10 @@ CHILD = (
     '{"id":7,"generation":2,"expert":null,"active":"db","parents":[0,3],"omega":[1.0296448469161987,0.9],'
     '"key":[4146024105,967050713],"scores":null,"error":"logits are \\u221e","items":{},"seconds":{}}'
 )
+STEADY = CHILD.replace('"scores"', '"asked":[1,4],"scores"')
 
 
-@pytest.mark.parametrize("line", [EXPERT, CHILD, COUNTED])
+@pytest.mark.parametrize("line", [EXPERT, CHILD, COUNTED, STEADY])
 def test_a_line_read_and_written_has_the_same_bytes(line):
     individual = Individual.from_json(line, "here")
     assert individual.to_json() == line
@@ -42,7 +43,7 @@ def test_a_line_gives_the_individual():
         error="logits are ∞",
     )
     fields = {field.name for field in dataclasses.fields(Individual)}
-    optional = {"coefficients", "digest", "tokens"}  # only individuals that have them write them
+    optional = {"asked", "coefficients", "digest", "tokens"}  # only individuals that have them write them
     assert json.loads(EXPERT).keys() == fields - optional
 
 

@@ -20,6 +20,7 @@ EXTRAS = {
     "gguf": ("gguf", "GGUF files, and `cycleqd fetch smollm2`"),
     "mysql": ("pymysql", "DBBench on a MySQL or MariaDB server"),
     "notebook": ("ipywidgets", "progress bars in notebooks"),
+    "ray": ("ray", "workers on a Ray cluster"),
     "tensorboard": ("tensorboardX", "logs of a search for TensorBoard"),
     "wandb": ("wandb", "logs of a search for Weights & Biases"),
     "mlflow": ("mlflow", "logs of a search for MLflow"),

@@ -1,6 +1,7 @@
 """The configuration of a run: :func:`load_config` reads YAML or a mapping, :func:`describe` lists all keys."""
 
 from cycleqd_jax.config.check import idle_groups, unused_keys
+from cycleqd_jax.config.devices import MeshConfig, RayConfig
 from cycleqd_jax.config.load import check_config, load_config, read_yaml, task_options, to_dict, to_yaml
 from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
@@ -9,7 +10,6 @@ from cycleqd_jax.config.schema import (
     EngineConfig,
     ExportConfig,
     GenomeConfig,
-    MeshConfig,
     ModelConfig,
     RunConfig,
     SandboxConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "PrepareConfig",
+    "RayConfig",
     "RunConfig",
     "SandboxConfig",
     "SearchConfig",

@@ -58,6 +58,7 @@ def check_keys_together(config: RunConfig) -> None:
     _check_conversations(config)
     _check_tiny(config)
     _check_devices(config)
+    _check_ray(config)
     _check_genome(config)
     _check_search(config)
     _check_export(config)
@@ -75,8 +76,8 @@ def idle_groups(config: RunConfig, groups: int) -> str | None:
         config: the config of the run.
         groups: the number of groups along the population axis of the mesh.
     """
-    batches = math.ceil(config.search.batch_size / config.engine.population)
-    if groups <= batches:
+    batches = config.search.together(config.engine.population)
+    if batches is None or groups <= batches:
         return None
     return (
         f"{groups - batches} of {groups} groups of devices are idle: search.batch_size is {config.search.batch_size}; make it "
@@ -321,6 +322,27 @@ def _check_devices(config: RunConfig) -> None:
         )
 
 
+def _check_ray(config: RunConfig) -> None:
+    ray, mesh = config.ray, config.mesh
+    if ray.address is None:
+        return
+    if config.genome.space == "dense":
+        raise InputError(
+            "expected genome.space: expert with ray.address, because genomes travel to the workers, got dense, whose genomes "
+            "are as large as the model; use mesh.population"
+        )
+    if mesh.population != 1 or min(mesh.sizes) < 0:
+        raise InputError(
+            f"expected mesh.population 1 and the sizes of mesh.fsdp and mesh.tensor with ray.address, got {mesh.sizes}; set "
+            "ray.workers, the number of groups of devices"
+        )
+    if config.search.deadline is not None and config.search.deadline >= ray.deadline:
+        raise InputError(
+            f"expected ray.deadline, which ends a worker, to be above search.deadline ({config.search.deadline:g}), got "
+            f"{ray.deadline:g}; increase ray.deadline"
+        )
+
+
 def _check_genome(config: RunConfig) -> None:
     genome = config.genome
     if genome.mutation == "gaussian" and genome.space != "dense":
@@ -395,6 +417,11 @@ def _check_method(config: RunConfig) -> None:
                 f"expected search.{key} with search.method {_either(_METHODS[key])} only, got {getattr(search, key)} with "
                 f"{search.method}; leave it out"
             )
+    if search.steady and (search.method not in ("cycleqd", "qd") or search.batch_size != 1):
+        raise InputError(
+            "expected search.method cycleqd or qd and search.batch_size 1 with search.steady, which tells children one by one, "
+            f"got {search.method} and {search.batch_size}; correct one of them"
+        )
     if not search.low < search.high:
         raise InputError(f"expected search.low below search.high ({search.high}), got {search.low}; correct one of them")
     if search.method == "cmaes" and search.batch_size < _SMALLEST_CMAES:

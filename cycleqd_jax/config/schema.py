@@ -6,9 +6,11 @@ The descriptions under "Attributes" are read by :func:`cycleqd_jax.config.descri
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
+from cycleqd_jax.config.devices import MeshConfig, RayConfig
 from cycleqd_jax.config.fields import field
 from cycleqd_jax.config.training import GradientConfig, MaskConfig, PrepareConfig, TrainConfig
 
@@ -18,7 +20,6 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "GenomeConfig",
-    "MeshConfig",
     "ModelConfig",
     "RunConfig",
     "SandboxConfig",
@@ -183,6 +184,9 @@ class SearchConfig:
         method: the algorithm. ``cycleqd``; ``qd`` (one archive; quality is the average, the descriptors are the scores);
             ``dns`` (Dominated Novelty Search); and over merging coefficients ``random``, ``cmaes`` (CMA-ES) and ``nsga2``
             (NSGA-II). The last three need no singular directions: ``genome`` keys other than ``densify`` have no effect.
+        steady: whether a child is told as soon as it has scores, and the next one is asked for at once, so that no worker waits
+            for others (``cycleqd``, ``qd``). Which children are made then depends on the order in which evaluations end, which
+            the journal records. The number of children is that of generations, and ``batch_size`` must be 1.
         budget: the most individuals that are evaluated, the experts included. Null is no limit.
         budget_items: the most problems that individuals are scored on, those of the experts included. Null is no limit.
         groups: number of groups of neighbouring layers with coefficients of their own (``random``, ``cmaes``, ``nsga2``).
@@ -212,6 +216,7 @@ class SearchConfig:
     cells: int | None = field(None, minimum=2)
     bounds: dict[str, list[float]] | None = None
     method: Literal["cycleqd", "qd", "dns", "random", "cmaes", "nsga2"] = "cycleqd"
+    steady: bool = False
     budget: int | None = field(None, minimum=1)
     budget_items: int | None = field(None, minimum=1)
     groups: int = field(1, minimum=1)
@@ -229,6 +234,10 @@ class SearchConfig:
     def coefficients(self) -> bool:
         """Whether the method searches merging coefficients."""
         return self.method in ("random", "cmaes", "nsga2")
+
+    def together(self, population: int) -> int | None:
+        """Number of groups of ``population`` children that can be evaluated at the same time; None is no limit."""
+        return None if self.steady else math.ceil(self.batch_size / population)
 
     @property
     def members(self) -> int:
@@ -267,26 +276,6 @@ class EngineConfig:
     def uses_drafts(self, platform: str) -> bool:
         """Whether drafts are verified on a platform, as in ``jax.Device.platform``."""
         return self.drafts == "parents" or (self.drafts == "auto" and platform == "cpu")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """The arrangement of the devices. One of the axes may be -1, which means all devices that the other axes leave.
-
-    Attributes:
-        population: number of device groups. Each group holds the experts and evaluates its own children.
-        fsdp: number of devices in a group that share the slices of every weight.
-        tensor: number of devices in a group that share the heads and hidden units of every layer.
-    """
-
-    population: int = field(1, minimum=1, special=-1)
-    fsdp: int = field(1, minimum=1, special=-1)
-    tensor: int = field(1, minimum=1, special=-1)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Population, fsdp and tensor, as configured."""
-        return self.population, self.fsdp, self.tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,6 +370,7 @@ class RunConfig:
         export: how the final model is chosen.
         engine: greedy decoding of the models.
         mesh: arrangement of the devices.
+        ray: evaluation of individuals on the workers of a Ray cluster.
         sandbox: execution of model-written code.
         checkpoint: checkpoints of the search.
     """
@@ -404,6 +394,7 @@ class RunConfig:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    ray: RayConfig = dataclasses.field(default_factory=RayConfig)
     sandbox: SandboxConfig = dataclasses.field(default_factory=SandboxConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 

@@ -10,6 +10,8 @@ from cycleqd_jax.evaluation.workers import (
     PopulationWorker,
     Relatives,
     SerialWorker,
+    Source,
+    StreamEvaluator,
     Worker,
     WorkerPool,
 )
@@ -28,6 +30,8 @@ __all__ = [
     "Relatives",
     "SegmentationEvaluator",
     "SerialWorker",
+    "Source",
+    "StreamEvaluator",
     "Worker",
     "WorkerPool",
     "in_less_memory",

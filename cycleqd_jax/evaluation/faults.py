@@ -1,7 +1,7 @@
 """Failures of single evaluations: attempts are repeated, and what fails for good becomes a quarantined evaluation.
 
-An evaluation fails if a sandbox or a server breaks (``InfraError``), if the memory of a device runs out, or if it exceeds its
-deadline. Errors of the disk and every other exception stop the run.
+An evaluation fails if a sandbox or a server breaks (``InfraError``), if the memory of a device runs out, if it exceeds its
+deadline, or if it ends the processes of workers. Errors of the disk and every other exception stop the run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _REASON_LENGTH = 300
 """The most characters of an exception in the reason of a quarantine."""
 
 _INFRA, _MEMORY, _DEADLINE = "InfraError: ", "out of memory: ", "the evaluation exceeded search.deadline"
+_WORKERS = "the evaluation ended "
 """How the reasons of transient failures begin."""
 
 
@@ -108,7 +109,7 @@ class GuardedWorker:
         spent = (time.perf_counter() - start) / len(genomes)
         known = relatives or [()] * len(genomes)
         alone = [self([genome], stop, [one])[0] for genome, one in zip(genomes, known, strict=True)]
-        return [_with_retries(one, spent) for one in alone]
+        return [with_retries(one, spent) for one in alone]
 
     def _attempts(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives) -> list[Evaluation] | str:
         """The evaluations, or why there are none."""
@@ -119,7 +120,7 @@ class GuardedWorker:
             try:
                 spent = (time.perf_counter() - start) / len(genomes)
                 found = in_less_memory(lambda: self._uninterrupted(genomes, until, **options), self._shrink)
-                return found if attempt == 1 else [_with_retries(one, spent) for one in found]
+                return found if attempt == 1 else [with_retries(one, spent) for one in found]
             except EvaluationCancelled:
                 if stop.is_set() or not until.is_set():
                     raise
@@ -175,7 +176,7 @@ def is_transient(reason: str) -> bool:
     >>> is_transient("InfraError: no box (in 4 attempts)"), is_transient("the logits are not finite")
     (True, False)
     """
-    return reason.startswith((_INFRA, _MEMORY, _DEADLINE))
+    return reason.startswith((_INFRA, _MEMORY, _DEADLINE, _WORKERS))
 
 
 def in_less_memory(evaluate: Callable[[], T], shrink: Callable[[], bool]) -> T:
@@ -208,7 +209,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _with_retries(evaluation: Evaluation, seconds: float) -> Evaluation:
+def ended_workers(count: int, reason: str) -> str:
+    """The error of an individual whose evaluation ended several workers.
+
+    >>> from cycleqd_jax.evaluation.faults import ended_workers, is_transient
+    >>> is_transient(ended_workers(3, "killed"))
+    True
+    """
+    return f"{_WORKERS}{count} workers: {reason}"
+
+
+def with_retries(evaluation: Evaluation, seconds: float) -> Evaluation:
     """An evaluation with further seconds of failed attempts."""
     known = evaluation.seconds
     return dataclasses.replace(evaluation, seconds={**known, "retries": known.get("retries", 0.0) + seconds})

@@ -15,7 +15,17 @@ import jax
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
 from cycleqd_jax.types import Evaluation, Genome, ModelEvaluator, Params, Split, Transcript, stack_trees
 
-__all__ = ["GenomeEvaluator", "LazyWorker", "PopulationWorker", "Relatives", "SerialWorker", "Worker", "WorkerPool"]
+__all__ = [
+    "GenomeEvaluator",
+    "LazyWorker",
+    "PopulationWorker",
+    "Relatives",
+    "SerialWorker",
+    "Source",
+    "StreamEvaluator",
+    "Worker",
+    "WorkerPool",
+]
 
 
 Relatives = Sequence[Sequence[Transcript]]
@@ -74,6 +84,24 @@ class GenomeEvaluator(Protocol):
                 leave them out where there are none.
             on_result: called with the index of a group and the evaluations of its genomes, as soon as they are complete. The
                 groups come in any order; calls do not overlap. Results delivered before an exception are valid.
+        """
+        ...
+
+
+Source = Callable[[], tuple[int, Sequence[Genome], Relatives] | None]
+"""What to evaluate next: a number, up to ``size`` genomes, and for each the replies of related models; None at the end."""
+
+
+@runtime_checkable
+class StreamEvaluator(GenomeEvaluator, Protocol):
+    """A genome evaluator that asks for the next genomes whenever a worker is idle."""
+
+    def stream(self, source: Source, on_result: Callable[[int, list[Evaluation]], None]) -> None:
+        """Evaluates genomes until there are no more.
+
+        Args:
+            source: called when a worker is idle, not at the same time as ``on_result``. Once it returns None, it does so again.
+            on_result: called with the number and the evaluations, as soon as they are complete.
         """
         ...
 
@@ -226,6 +254,37 @@ class WorkerPool:
         pool = ThreadPoolExecutor(len(self._workers), thread_name_prefix="worker")
         try:
             for future in as_completed([pool.submit(evaluate, i, group) for i, group in enumerate(groups)]):
+                future.result()
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def stream(self, source: Source, on_result: Callable[[int, list[Evaluation]], None]) -> None:
+        """Evaluates genomes until there are no more; see :class:`StreamEvaluator`."""
+        stop, one_at_a_time = threading.Event(), threading.Lock()
+
+        def serve(worker: Worker) -> None:
+            try:
+                while not stop.is_set():
+                    with one_at_a_time:
+                        job = None if stop.is_set() else source()
+                    if job is None:
+                        return
+                    number, group, relatives = job
+                    evaluations = worker(group, stop, **_given(relatives))
+                    with one_at_a_time:
+                        if not stop.is_set():
+                            on_result(number, evaluations)
+            except BaseException:
+                stop.set()
+                raise
+
+        if len(self._workers) == 1:
+            serve(self._workers[0])
+            return
+        pool = ThreadPoolExecutor(len(self._workers), thread_name_prefix="worker")
+        try:
+            for future in as_completed([pool.submit(serve, worker) for worker in self._workers]):
                 future.result()
         finally:
             stop.set()

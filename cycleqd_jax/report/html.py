@@ -33,6 +33,7 @@ _MOST_CHARACTERS = 4000  # per message
 _EACH = 2  # transcripts per method, task and outcome (passed or failed)
 _MOST_TRANSCRIPTS = 60
 _MOST_ERRORS = 50
+_MOST_WORKERS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Page:
         table: the results.
         selection: the content of ``tables/selection.json``.
         costs: tokens, FLOPs and seconds.
+        workers: the records of the workers on a cluster, of all starts of the run.
         figures: name → theme → SVG.
         transcripts: episodes of the evaluation.
         pictures: test images with the masks of several models.
@@ -61,6 +63,7 @@ class Page:
     table: ResultsTable | None
     selection: Mapping[str, Any] | None
     costs: Costs | None
+    workers: Sequence[Mapping[str, Any]]
     figures: Mapping[str, Mapping[str, bytes]]
     transcripts: Iterable[Transcript]
     pictures: Sequence[Picture]
@@ -205,6 +208,24 @@ def _shorten(text: str) -> str:
     return f"{text[:_MOST_CHARACTERS]}\n… {len(text) - _MOST_CHARACTERS} more characters"
 
 
+def _worker(one: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a worker."""
+    seconds = {"loaded": one["start_s"], "busy": one["busy_s"]}
+    return {
+        "name": f"{one['start']}.{one['id']}",
+        "cells": [
+            one["host"] or "–",
+            one["device"] or "–",
+            one["state"],
+            *("–" if value is None else _duration(value) for value in seconds.values()),
+            str(one["evaluated"]),
+            "–" if one["per_hour"] is None else f"{one['per_hour']:.1f}",
+            str(one["lost"]),
+            one["error"] or "",
+        ],
+    }
+
+
 def _timing(metrics: Metrics) -> list[dict[str, Any]]:
     totals = {stage: float(seconds.sum()) for stage, seconds in metrics.seconds.items()}
     whole = sum(totals.values()) or 1.0
@@ -247,6 +268,7 @@ def render_page(page: Page) -> str:
         errors_left=max(len(errors) - _MOST_ERRORS, 0),
         costs=cost_sheets(page.costs) if page.costs else [],
         cost_caption=cost_caption(page.costs) if page.costs else "",
+        workers=[_worker(one) for one in page.workers[-_MOST_WORKERS:]],
         timing=_timing(page.metrics) if page.metrics and page.metrics.seconds else [],
         transcripts=_choose(page.transcripts),
         pictures=[(one, data_url(one.png, "png")) for one in page.pictures],

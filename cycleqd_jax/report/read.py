@@ -27,6 +27,7 @@ __all__ = [
     "load_selection",
     "load_transcripts",
     "load_usage",
+    "load_workers",
 ]
 
 
@@ -127,6 +128,41 @@ def load_engine(folder: Path) -> dict[str, int] | None:
         raise InputError(
             f"expected the numbers configured and slots in {path}, got {type(error).__name__} {error}; remove the file, and "
             "the run continues with engine.slots of its config"
+        ) from error
+    check_schema(tree, path)
+    return found
+
+
+def load_workers(folder: Path) -> list[dict[str, Any]]:
+    """Reads ``workers.json`` of a run folder, the records of workers on a cluster; empty if there is no such file.
+
+    Returns:
+        A mapping for each worker, in the order in which they were asked for: ``start`` (the number of the start of the run) and
+        the fields of :class:`~cycleqd_jax.evaluation.ray.WorkerRecord`.
+
+    Raises:
+        InputError: the file is damaged, or of a newer schema.
+    """
+    path = Path(folder) / "workers.json"
+    if not path.exists():
+        return []
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        found = [dict(one) for one in tree["workers"]]
+        for one in found:
+            _ = (
+                int(one["start"]),
+                int(one["id"]),
+                str(one["state"]),
+                int(one["evaluated"]),
+                float(one["busy_s"]),
+                int(one["lost"]),
+            )
+            _ = {name: one[name] for name in ("host", "pid", "device", "start_s", "per_hour", "error")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"expected the records of workers in {path}, got {type(error).__name__} {error}; remove the file, and the run "
+            "continues without them"
         ) from error
     check_schema(tree, path)
     return found

@@ -16,7 +16,7 @@ from cycleqd_jax.individual import Individual
 from cycleqd_jax.report.folder import RunFolder
 from cycleqd_jax.report.history import load_grid, load_history, load_individuals
 from cycleqd_jax.report.metrics import compute_metrics
-from cycleqd_jax.report.read import load_engine, load_results, load_selection
+from cycleqd_jax.report.read import load_engine, load_results, load_selection, load_workers
 from cycleqd_jax.report.stage import span
 from cycleqd_jax.types import InputError
 
@@ -48,7 +48,10 @@ class Status:
         best: ``id`` and ``average`` of the best individual; None while there is none.
         quarantined: ``id``, ``generation`` and ``error`` of every quarantined individual.
         halved: ``configured`` and ``slots`` where the memory has run out and the engine's slots were halved; else None.
-        per_hour: individuals per hour, from the seconds of the last ones and the number of device groups; NaN while unknown.
+        workers: the records of the workers on a cluster (``workers.json``), those of the newest start of the run; empty where
+            individuals are evaluated in the process of the run.
+        per_hour: individuals per hour, from the seconds of the last ones and the number of device groups, or of workers that
+            evaluate; NaN while unknown.
         seconds_left: of the search at this pace; NaN while unknown.
         idle_seconds: seconds since the journal has changed; NaN without a journal.
     """
@@ -65,6 +68,7 @@ class Status:
     best: Mapping[str, float] | None
     quarantined: Sequence[Mapping[str, Any]]
     halved: Mapping[str, int] | None
+    workers: Sequence[Mapping[str, Any]]
     per_hour: float
     seconds_left: float
     idle_seconds: float
@@ -94,6 +98,8 @@ def read_status(folder: str | Path) -> Status:
     averages = [float(np.mean([one.scores[task] for task in tasks])) for one in alive if one.scores is not None]
     leader = int(np.argmax(averages)) if averages else -1
     seconds = [sum(one.seconds.values()) for one in individuals[-RECENT:] if one.seconds]
+    workers = newest_start(load_workers(path))
+    population = sum(one["state"] in ("idle", "busy") for one in workers) or population
     pace = population / float(np.mean(seconds)) if seconds and sum(seconds) > 0 else math.nan
     journal = path / "history.jsonl"
     return Status(
@@ -111,10 +117,16 @@ def read_status(folder: str | Path) -> Status:
             {"id": one.id, "generation": one.generation, "error": one.error} for one in individuals if one.error is not None
         ],
         halved=load_engine(path),
+        workers=workers,
         per_hour=3600 * pace,
         seconds_left=max(total - len(individuals), 0) / pace,
         idle_seconds=max(time.time() - journal.stat().st_mtime, 0.0) if journal.exists() else math.nan,
     )
+
+
+def newest_start(workers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those records of workers that belong to the newest start of the run."""
+    return [one for one in workers if one["start"] == workers[-1]["start"]]
 
 
 def _sizes(config: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int, int, int, int]:
@@ -188,7 +200,24 @@ def status_text(status: Status) -> str:
             lines.append(f"  {task:{width}}  {100 * one['coverage']:6.1f} %  {one['qd_score']:8.3f}  {best:>5}")
     if status.halved is not None:
         lines.append(f"  memory        ran out; engine.slots {status.halved['configured']} → {status.halved['slots']}")
+    if status.workers:
+        lines.append(f"  workers       {_counts(status.workers)}")
+        for one in status.workers:
+            lines.append(f"    {one['id']} on {one['host'] or '–'}: {_worker_text(one)}")
     lines.append(f"  quarantined   {len(status.quarantined)} individuals")
     for one in status.quarantined[-SHOWN:]:
         lines.append(f"    {one['id']} (generation {one['generation']}): {one['error']}")
     return "\n".join(lines)
+
+
+def _counts(workers: Sequence[Mapping[str, Any]]) -> str:
+    """Such as ``"3 busy, 1 starting, 1 ended"``."""
+    states = [one["state"] for one in workers]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def _worker_text(one: Mapping[str, Any]) -> str:
+    pace = "" if one["per_hour"] is None else f", {one['per_hour']:.1f} individuals per busy hour"
+    lost = f", {one['lost']} evaluations lost" if one["lost"] else ""
+    reason = f": {one['error']}" if one["error"] else ""
+    return f"{one['state']}, {one['evaluated']} individuals{pace}{lost}{reason}"

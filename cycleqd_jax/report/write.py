@@ -9,7 +9,7 @@ from cycleqd_jax.report.costs import load_costs
 from cycleqd_jax.report.history import load_grid, load_history
 from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.report.metrics import compute_metrics
-from cycleqd_jax.report.read import load_config, load_pictures, load_results, load_selection, load_transcripts
+from cycleqd_jax.report.read import load_config, load_pictures, load_results, load_selection, load_transcripts, load_workers
 from cycleqd_jax.report.tables import results_table
 from cycleqd_jax.report.tables.costs import costs_markdown
 from cycleqd_jax.types import InputError
@@ -100,6 +100,7 @@ def write_report(run_folder: Path) -> list[Path]:
         table=table,
         selection=load_selection(folder),
         costs=costs,
+        workers=load_workers(folder),
         figures=inline,
         transcripts=load_transcripts(folder),
         pictures=load_pictures(folder),

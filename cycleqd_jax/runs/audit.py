@@ -171,11 +171,12 @@ def _problems_of(one: Any, config: RunConfig, journal: Journal, size: int, carri
         generation = (one.id - count) // size
         if one.expert is not None or one.generation != generation:
             yield f"expected a child of generation {generation}, got expert {one.expert!r} in generation {one.generation}"
-        task = names[generation % len(names)]
+        before = generation if one.asked is None else one.asked[0]  # generations that were told when it was made
+        task = names[before % len(names)]
         if config.search.method == "cycleqd" and generation >= carried and one.active != task:
             yield f"expected the active task {task!r}, got {one.active!r}"
         for parent in one.parents:
-            if parent >= count + generation * size or (parent >= 0 and journal.get(parent) is None):
+            if parent >= count + before * size or (parent >= 0 and journal.get(parent) is None):
                 yield f"expected parents of earlier generations, got parent {parent}"
     if one.scores is None:
         if one.error is None and (one.id < count or one.generation >= carried):

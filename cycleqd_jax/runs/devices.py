@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -103,4 +102,4 @@ def device_groups(config: RunConfig, log: Callable[[str], None]) -> list[DeviceG
     found = [DeviceGroup(part) for part in sharding.device_groups(mesh)]
     if (note := idle_groups(config, len(found))) is not None:
         log(note)
-    return found[: math.ceil(config.search.batch_size / config.engine.population)]
+    return found[: config.search.together(config.engine.population)]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,16 @@ import numpy as np
 
 from cycleqd_jax import search
 from cycleqd_jax.algorithms import CycleQDState, aggregate
-from cycleqd_jax.config import RunConfig
-from cycleqd_jax.evaluation import Evaluation, LazyWorker, PopulationWorker, SerialWorker, Worker, WorkerPool
-from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.evaluation import (
+    Evaluation,
+    LazyWorker,
+    PopulationWorker,
+    SerialWorker,
+    StreamEvaluator,
+    Worker,
+    WorkerPool,
+)
+from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome, ExpertSpace
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
@@ -26,9 +33,8 @@ from cycleqd_jax.runs.devices import DeviceGroup, Space
 from cycleqd_jax.runs.faults import guarded
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.gradient import GradientMerge
-from cycleqd_jax.runs.inputs import whole_expert
+from cycleqd_jax.runs.inputs import budget_of, digest_problems, input_digests, whole_expert
 from cycleqd_jax.runs.loggers import log_search
-from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.origin import take_origin
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
@@ -40,14 +46,13 @@ from cycleqd_jax.types import (
     InputError,
     ModelEvaluator,
     Params,
-    ProblemSet,
     Searcher,
     SearchState,
     Split,
     stack_trees,
 )
 
-__all__ = ["Evolution", "Merged", "budget_of", "input_digests", "mixing_of", "problems_digest"]
+__all__ = ["Evolution", "Merged", "Remote", "mixing_of"]
 
 PAPER_W_MAX = 0.3
 
@@ -70,16 +75,27 @@ class Merged:
     key: Key
 
 
+@runtime_checkable
+class Remote(Protocol):
+    """Evaluates individuals in other processes; see :class:`~cycleqd_jax.runs.remote.RemoteWorkers`."""
+
+    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> StreamEvaluator:
+        """Evaluates genomes on the problems of a split, with models and problems of these digests."""
+        ...
+
+
 class Evolution:
     """The search of a run. What is computed or loaded is kept until the run is closed."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, remote: Remote | None = None) -> None:
         """Does nothing yet.
 
         Args:
             context: of the run; its models are loaded when they are needed.
+            remote: evaluates individuals elsewhere; None evaluates them on the devices of this process.
         """
         self._context = context
+        self._remote = remote
         self._config = context.config
         self._space: Space | None = None
         self._host_space: Space | None = None
@@ -162,13 +178,31 @@ class Evolution:
         space = self.ensure_space()
         return [space.expert(k) for k in range(len(self._config.expert_names))]
 
-    def _workers(self, split: Split, tasks: Sequence[str] | None = None) -> WorkerPool:
-        """Workers on all groups of devices, which score genomes on a split of some tasks, or of all."""
-        return WorkerPool([self._worker(i, group, split, tasks) for i, group in enumerate(self._context.groups)])
+    @property
+    def basis_checksum(self) -> str | None:
+        """The checksum of the experts' singular directions; None where they have not been loaded, or are not needed."""
+        return None if self._basis is None else self._basis["checksum"]
 
-    def _worker(self, i: int, group: DeviceGroup, split: Split, tasks: Sequence[str] | None) -> Worker:
-        """A worker on a group of devices, which gets its space and its engine with its first child."""
-        population = self._config.engine.population
+    def _workers(self, split: Split, tasks: Sequence[str] | None = None) -> StreamEvaluator:
+        """Workers that score genomes on a split of all tasks, or of some.
+
+        They use all groups of devices, or a cluster. Those for some tasks use this process.
+        """
+        if self._remote is not None and tasks is None:
+            self.ensure_space()
+            inputs = input_digests(self._context.models.folders, self._context.tasks)
+            return self._remote.evaluator(split, inputs, self.basis_checksum)
+        return WorkerPool([self.worker(split, i, tasks) for i in range(len(self._context.groups))])
+
+    def worker(self, split: Split, i: int = 0, tasks: Sequence[str] | None = None) -> Worker:
+        """A worker on a group of devices, which gets its space and its engine with its first child.
+
+        Args:
+            split: the problems that it scores genomes on.
+            i: the number of the group.
+            tasks: those that it scores; None is all.
+        """
+        population, group = self._config.engine.population, self._context.groups[i]
 
         def make() -> Worker:
             space, evaluator = self._place(i, group)
@@ -214,7 +248,8 @@ class Evolution:
 
     def _evolve(self) -> SearchState:
         context, config = self._context, self._config
-        self.ensure_evaluator()  # the models are loaded and checked before anything is written
+        if self._remote is None:
+            self.ensure_evaluator()  # the models are loaded and checked before anything is written
         experts = jax.jit(stack_trees)(self.expert_genomes())  # one program for all leaves
         self._check_population(experts)
         if config.gradient is not None:  # what its row lacks is found before the search
@@ -234,25 +269,24 @@ class Evolution:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
             self._take_experts(journal, context.shared)
         with contextlib.closing(checkpoints), log_search(config, journal, context.progress) as progress:
-            return search.evolve(
-                self.searcher(),
-                experts,
-                self._workers("train"),
-                tasks=config.task_names,
-                names=config.expert_names,
-                key=jax.random.key(config.seed),
-                generations=config.search.generations,
-                batch_size=config.search.batch_size,
-                journal=journal,
-                checkpoints=checkpoints,
-                transcripts=self._transcripts(context.folder),
-                budget=budget_of(config, context.tasks),
-                max_failures=config.search.max_failures,
-                carried=carried,
-                on_start=lambda state: self._write_grid(journal),
-                progress=progress,
-                log=context.log,
-            )
+            options: dict[str, Any] = {
+                "tasks": config.task_names,
+                "names": config.expert_names,
+                "key": jax.random.key(config.seed),
+                "journal": journal,
+                "checkpoints": checkpoints,
+                "transcripts": self._transcripts(context.folder),
+                "budget": budget_of(config, context.tasks),
+                "max_failures": config.search.max_failures,
+                "on_start": lambda state: self._write_grid(journal),
+                "progress": progress,
+                "log": context.log,
+            }
+            workers, generations = self._workers("train"), config.search.generations
+            if config.search.steady:
+                return search.evolve_steadily(self.searcher(), experts, workers, children=generations, **options)
+            options |= {"batch_size": config.search.batch_size, "carried": carried}
+            return search.evolve(self.searcher(), experts, workers, generations=generations, **options)
 
     def _carried(self, inputs: Mapping[str, str]) -> search.Carried | None:
         """The individuals of another run with which this one begins."""
@@ -376,7 +410,7 @@ class Evolution:
                 candidates,
                 self._workers("validation"),
                 context.folder / "tables" / "selection.json",
-                problems={task.name: _digest(task.problems("validation")) for task in context.tasks},
+                problems={task.name: digest_problems(task.problems("validation")) for task in context.tasks},
                 progress=context.progress,
                 log=context.log,
                 on_evaluated=self._record_selection,
@@ -386,43 +420,6 @@ class Evolution:
     def _record_selection(self, evaluated: Mapping[str, Evaluation]) -> None:
         seconds = {name: evaluation_usage(one)["seconds"] for name, one in evaluated.items()}
         write_selection(self._context.folder, seconds, self._context.log)
-
-
-def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:
-    """The most individuals that a run may evaluate, from both of its budgets; None is no limit.
-
-    Raises:
-        InputError: the budgets do not suffice for the experts and the first population.
-    """
-    options = config.search
-    sizes = [len(task.problems("train")[: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
-    budget = search.individuals_within(options.budget, options.budget_items, sum(sizes))
-    least = options.least(len(config.expert_names))
-    if budget is not None and budget < least:
-        raise InputError(
-            f"expected search.budget_items of at least {least * sum(sizes)}, {least} individuals with {sum(sizes)} items each, "
-            f"which the experts and the first population need, got {options.budget_items}; increase it"
-        )
-    return budget
-
-
-def input_digests(folders: ModelFolders, tasks: Sequence[ProblemSet]) -> dict[str, str]:
-    """Digests of the models and problems that the scores depend on, by name; models that are not trained yet have none."""
-    digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
-    if folders.tokenizer is not None:
-        digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
-    for task in tasks:
-        digests |= {f"{task.name}/train": _digest(task.problems(None))} | problems_digest(task)
-    return digests
-
-
-def problems_digest(task: ProblemSet) -> dict[str, str]:
-    """The digest of a task's test problems, by the name that it has among those of a run's inputs."""
-    return {f"{task.name}/test": _digest(task.problems("test"))}
-
-
-def _digest(problems: Sequence[str]) -> str:
-    return digest(list(problems), digits=16)
 
 
 def mixing_of(genome: Genome) -> list[float] | None:

@@ -46,6 +46,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 FREE = {
     "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
     "gradient", "loggers", "export.method", "search.retries", "search.deadline", "search.max_failures",
+    "ray",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
 
@@ -67,6 +68,7 @@ LATER = (
             "neighbours",
             "descriptors",
             "cells",
+            "steady",
         )
     ),
     "export.elites",
@@ -97,7 +99,7 @@ FOLDERS = (
 )
 """The folders in a run folder."""
 
-FILES = ("config.yaml", "inputs.json", "engine.json", "history.jsonl", "grid.json", "report.html")
+FILES = ("config.yaml", "inputs.json", "engine.json", "workers.json", "history.jsonl", "grid.json", "report.html")
 """The files in a run folder."""
 
 STARTED = {"inputs.json", "grid.json", "checkpoints", "tables", "tables/basis.json"}

@@ -16,6 +16,7 @@ import jax
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from cycleqd_jax.config import RunConfig, check_config
+from cycleqd_jax.files import digest
 from cycleqd_jax.genome.coefficient_space import check_groups
 from cycleqd_jax.machine import host_memory
 from cycleqd_jax.models.files import peft
@@ -23,11 +24,14 @@ from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import Preflight, preflight
 from cycleqd_jax.models.sam import SamConfig
+from cycleqd_jax.runs.folder import tokenizer_digest
 from cycleqd_jax.runs.images import FolderInput, resolve_sam
+from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.tasks import TaskInput, resolve_tasks
-from cycleqd_jax.types import AdapterRanks, InputError
+from cycleqd_jax.search import individuals_within
+from cycleqd_jax.types import AdapterRanks, InputError, ProblemSet
 
-__all__ = ["Inputs", "resolve", "tiny_llama"]
+__all__ = ["Inputs", "budget_of", "digest_problems", "input_digests", "problems_digest", "resolve", "tiny_llama"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,3 +225,41 @@ def _check_space(folder: Path, nbytes: int, what: str) -> None:
             f"expected {nbytes / 1e9:.1f} GB of space for {what} in {folder}, got {free / 1e9:.1f} GB; free some space "
             "or choose another folder"
         )
+
+
+def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:
+    """The most individuals that a run may evaluate, from both of its budgets; None is no limit.
+
+    Raises:
+        InputError: the budgets do not suffice for the experts and the first population.
+    """
+    options = config.search
+    sizes = [len(task.problems("train")[: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
+    budget = individuals_within(options.budget, options.budget_items, sum(sizes))
+    least = options.least(len(config.expert_names))
+    if budget is not None and budget < least:
+        raise InputError(
+            f"expected search.budget_items of at least {least * sum(sizes)}, {least} individuals with {sum(sizes)} items each, "
+            f"which the experts and the first population need, got {options.budget_items}; increase it"
+        )
+    return budget
+
+
+def input_digests(folders: ModelFolders, tasks: Sequence[ProblemSet]) -> dict[str, str]:
+    """Digests of the models and problems that the scores depend on, by name; models that are not trained yet have none."""
+    digests = {name: folders.digest(name) for name, folder in folders.search.items() if folder.exists()}
+    if folders.tokenizer is not None:
+        digests["tokenizer"] = tokenizer_digest(folders.tokenizer)
+    for task in tasks:
+        digests |= {f"{task.name}/train": digest_problems(task.problems(None))} | problems_digest(task)
+    return digests
+
+
+def problems_digest(task: ProblemSet) -> dict[str, str]:
+    """The digest of a task's test problems, by the name that it has among those of a run's inputs."""
+    return {f"{task.name}/test": digest_problems(task.problems("test"))}
+
+
+def digest_problems(problems: Sequence[str]) -> str:
+    """The digest of the digests of problems."""
+    return digest(list(problems), digits=16)

@@ -10,28 +10,23 @@ from types import TracebackType
 from typing import Any
 
 from cycleqd_jax import report
-from cycleqd_jax.compilation import persistent_compilation
 from cycleqd_jax.config import ModelConfig, RunConfig
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
-from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.card import model_card
-from cycleqd_jax.runs.context import Context, workers
-from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.evolution import Evolution, Merged, budget_of, input_digests, problems_digest
-from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.context import Context
+from cycleqd_jax.runs.evolution import Evolution, Merged
 from cycleqd_jax.runs.export import record_export
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
-from cycleqd_jax.runs.inputs import check_resources, resolve
+from cycleqd_jax.runs.inputs import problems_digest
 from cycleqd_jax.runs.loggers import check_loggers
-from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.runs.opening import open_context
 from cycleqd_jax.runs.origin import compare_origin, open_origin
 from cycleqd_jax.runs.pictures import draw_pictures
+from cycleqd_jax.runs.remote import RemoteWorkers, connect
 from cycleqd_jax.runs.results import lacks_rows, measure
-from cycleqd_jax.runs.sandbox import open_sandbox
-from cycleqd_jax.runs.tasks import open_tasks
 from cycleqd_jax.runs.trainer import Trainer
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.types import REPORTED, InputError, Progress, Split
@@ -143,42 +138,34 @@ class Run:
             if claimed:
                 self._lock(stack)
         progress, log = self._output(stack)
-        inputs = resolve(config)
+        cluster = None
+        if config.ray.address is not None and not self._read_only:
+            cluster = connect(config)  # before anything is loaded
+            stack.callback(cluster.close)
         origin = open_origin(config, self.folder)  # a run that can't be extended is refused before its models are read
-        groups = device_groups(config, log)
-        make_folder(config.cache)
-        stack.enter_context(single_threaded_lapack())
-        stack.enter_context(persistent_compilation(Path(config.cache)))
-        sandbox = None
-        if not config.segments:
-            sandbox = open_sandbox(config.sandbox)
-            stack.callback(sandbox.close)
-        opened = open_tasks(config, inputs.tasks, sandbox, workers(config), log)
-        stack.callback(opened.close)
-        budget_of(config, opened.tasks)  # too small a budget is refused before anything is trained
-        data = opened.training_data
-        check_resources(inputs, log)
-        folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})
-        if not self._read_only:
-            digests = input_digests(folders, opened.tasks)
+
+        def check(digests: Mapping[str, str]) -> None:
+            if self._read_only:
+                return
             for folder in (self.folder, *([] if self._shared is None else [self._shared])):
                 compare_inputs(folder, digests)
             if origin is not None:
                 compare_origin(origin, digests)
-        models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings)
-        if config.model.base is not None:
-            models.check_tokenizer()  # before weights are read
-        if config.model.experts is not None:
-            models.ensure_loaded()  # weights that are not finite are found before anything is written
+
+        opened = open_context(
+            config, stack, progress=progress, log=log, check=check, shared=self._shared, read_only=self._read_only
+        )
         if not self._read_only and not claimed:
             make_folder(self.folder)
             self._lock(stack)
-        if sandbox is not None:
-            log(f"sandbox: {sandbox.isolation.name} ({sandbox.isolation.description})")
-            log(f"sandbox: {sandbox.boxes}")
-        examples = Examples(models, data)
-        context = Context(config, models, opened.tasks, examples, groups, progress, log, self._shared, self._read_only)
-        return _Opened(sandbox, context, Trainer(config, models, examples, progress), Evolution(context))
+        if opened.sandbox is not None:
+            log(f"sandbox: {opened.sandbox.isolation.name} ({opened.sandbox.isolation.description})")
+            log(f"sandbox: {opened.sandbox.boxes}")
+        context, remote = opened.context, None
+        if cluster is not None:
+            remote = stack.enter_context(contextlib.closing(RemoteWorkers(context, cluster)))
+        trainer = Trainer(config, context.models, context.examples, progress)
+        return _Opened(opened.sandbox, context, trainer, Evolution(context, remote))
 
     def _lock(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(locked(self.folder / ".lock", wait=False))

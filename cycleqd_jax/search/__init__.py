@@ -1,10 +1,11 @@
-"""Search: the loop, its journal, its checkpoints, and digests of genomes and states."""
+"""Search: the loops, its journal, its checkpoints, and digests of genomes and states."""
 
 from cycleqd_jax.search.carried import Carried
 from cycleqd_jax.search.checkpoint import Checkpoints, StoredState, checkpoint_steps, read_checkpoint
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.loop import evolve, individuals_within
+from cycleqd_jax.search.steady import evolve_steadily
 from cycleqd_jax.search.transcripts import Transcripts
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Transcripts",
     "checkpoint_steps",
     "evolve",
+    "evolve_steadily",
     "individuals_within",
     "read_checkpoint",
     "tree_digest",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-
-import jax
 
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
+from cycleqd_jax.search.common import evaluated, row_of
 from cycleqd_jax.search.failures import check_row, refuse
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
-from cycleqd_jax.types import Array, FailuresError, Genome, Int, Transcript
+from cycleqd_jax.types import FailuresError, Genome, Transcript
 
 __all__ = ["evaluate_individuals"]
 
@@ -84,7 +82,7 @@ def evaluate_individuals(
         for j, one in zip(groups[i], evaluations, strict=True):
             if transcripts is not None:
                 transcripts.write(individuals[j].id, one.transcript)
-            results[j] = _evaluated(individuals[j], one)
+            results[j] = evaluated(individuals[j], one)
             if one.transient:
                 transient.add(j)
         try:
@@ -96,7 +94,7 @@ def evaluate_individuals(
     try:
         record_in_order()
         options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
-        evaluator([[_row(genomes, j) for j in group] for group in groups], on_result, **options)
+        evaluator([[row_of(genomes, j) for j in group] for group in groups], on_result, **options)
     except BaseException as error:
         # Transient failures are evaluated again when the search is resumed.
         failed = {j for j in results if results[j].error is not None} if isinstance(error, FailuresError) else transient
@@ -104,19 +102,3 @@ def evaluate_individuals(
             journal.append(results[j])
         raise
     journal.sort()
-
-
-def _evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
-    """The individual with its results; those of other tasks that it has stay unless the evaluation failed."""
-    seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
-    found = replace(individual, seconds=seconds, tokens=evaluation.tokens, error=evaluation.error)
-    if evaluation.scores is None:
-        return replace(found, scores=None, items={})
-    return replace(
-        found, scores={**(individual.scores or {}), **evaluation.scores}, items={**individual.items, **evaluation.items}
-    )
-
-
-@jax.jit
-def _row(tree: Genome, j: int | Int[Array, ""]) -> Genome:
-    return jax.tree.map(lambda leaf: leaf[j], tree)

@@ -15,21 +15,14 @@ from cycleqd_jax.evaluation import GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.carried import Carried
 from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
-from cycleqd_jax.search.digests import OLD_BASES, tree_digests
+from cycleqd_jax.search.common import DigestCheck, Reporter, check_recorded, children_of, relatives_of
+from cycleqd_jax.search.digests import tree_digests
 from cycleqd_jax.search.evaluations import evaluate_individuals
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
-from cycleqd_jax.types import (
-    Genome,
-    InputError,
-    Lineage,
-    PRNGKeyArray,
-    Progress,
-    Searcher,
-    no_progress,
-)
+from cycleqd_jax.types import Genome, InputError, PRNGKeyArray, Progress, Searcher, no_progress
 
-__all__ = ["evolve", "individuals_within"]
+__all__ = ["evaluate_experts", "evolve", "individuals_within"]
 
 
 def evolve(
@@ -113,11 +106,11 @@ def evolve(
             f"expected at least {needed} individuals for the checkpoint of generation {restored}, got "
             f"{len(journal)} in {journal.path}; restore the journal, or remove the checkpoints to search again"
         )
-    report = _Reporter(journal, tasks, total, progress)
+    report = Reporter(journal, tasks, total, progress)
     names = tasks if names is None else names
     if carried is not None:
         carried.record_experts(experts, journal, transcripts)
-    state = _evaluate_experts(searcher, experts, evaluator, tasks, names, journal, transcripts, report)
+    state = evaluate_experts(searcher, experts, evaluator, tasks, names, journal, transcripts, report)
     on_start(state)
     first, state = _restore(checkpoints, state, key, log)
     if carried is not None and first < carried.generations:
@@ -125,7 +118,7 @@ def evolve(
         first = carried.generations
         if checkpoints is not None:
             checkpoints.save(first, state, key)
-    check = _DigestCheck(journal, log)
+    check = DigestCheck(journal, log)
     for k, digest in enumerate(tree_digests(experts)):
         check(k, digest)
     complete = first, state
@@ -136,10 +129,10 @@ def evolve(
             if size <= 0:
                 break
             genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
-            children = _children(genomes, lineage, t, first_id, tasks)
+            children = children_of(genomes, lineage, t, first_id, tasks)
             for child in children:
-                _check_recorded(child, journal, check)
-            relatives = [] if transcripts is None else [transcripts.of(_relatives(child, tasks)) for child in children]
+                check_recorded(child, journal, check)
+            relatives = [] if transcripts is None else [transcripts.of(relatives_of(child, tasks)) for child in children]
             covered = count + (0 if checkpoints is None else checkpoints.latest() or 0) * batch_size
             evaluate_individuals(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered)
             scores = [journal.scores(child.id, tasks) for child in children]
@@ -186,22 +179,7 @@ def individuals_within(individuals: int | None, items: int | None, each: int) ->
     return min(limits, default=None)
 
 
-class _Reporter:
-    """Reports an individual of the journal as progress, with the best average score so far."""
-
-    def __init__(self, journal: Journal, tasks: Sequence[str], total: int, progress: Progress) -> None:
-        self._journal = journal
-        self._tasks = tasks
-        self._total = total
-        self._progress = progress
-        self._best = -np.inf
-
-    def __call__(self, identity: int) -> None:
-        self._best = float(np.fmax(self._best, np.mean(self._journal.scores(identity, self._tasks))))
-        self._progress("evolve", identity + 1, self._total, {"best average": self._best})
-
-
-def _evaluate_experts(
+def evaluate_experts(
     searcher: Searcher,
     genomes: Genome,
     evaluator: GenomeEvaluator,
@@ -211,7 +189,22 @@ def _evaluate_experts(
     transcripts: Transcripts | None,
     report: Callable[[int], None],
 ) -> Any:
-    """The searcher's first state."""
+    """Evaluates the experts that the journal lacks; returns the searcher's first state.
+
+    Args:
+        searcher: the algorithm.
+        genomes: of the experts, leading axis.
+        evaluator: evaluates the genomes.
+        tasks: names of the tasks, in the order of the scores.
+        names: names of the experts, those of the tasks first.
+        journal: of the run.
+        transcripts: of the run, or None.
+        report: called with the id of every expert.
+
+    Raises:
+        InputError: the journal has other experts, or an expert's logits are not finite.
+        FailuresError: an expert had a transient failure, and is not recorded.
+    """
     count = jax.tree.leaves(genomes)[0].shape[0]
     experts = [
         Individual(
@@ -246,66 +239,3 @@ def _evaluate_experts(
     evaluate_individuals(evaluator, genomes, experts, journal, transcripts, check, [], None, count)
     scores = np.asarray([journal.scores(k, tasks) for k in range(count)], np.float32)
     return searcher.init(genomes, scores, journal.items(range(count), tasks))
-
-
-def _children(genomes: Genome, lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
-    """The children of a generation, not yet evaluated."""
-    host = jax.tree.map(np.asarray, lineage)
-    digests = tree_digests(genomes)
-    return [
-        Individual(
-            id=first_id + j,
-            generation=generation,
-            expert=None,
-            active=tasks[int(host.active[j])] if host.active[j] >= 0 else None,
-            parents=tuple(host.parents[j].tolist()),
-            omega=tuple(host.omega[j].tolist()) if host.coefficients is None else None,
-            key=tuple(host.key[j].tolist()),
-            coefficients=None if host.coefficients is None else tuple(host.coefficients[j].tolist()),
-            digest=digests[j],
-        )
-        for j in range(len(host.active))
-    ]
-
-
-def _relatives(child: Individual, tasks: Sequence[str]) -> list[int]:
-    """The ids of individuals whose replies are likely those of the child: its parents, and the expert of its active task."""
-    return [*child.parents, *([] if child.active is None else [tasks.index(child.active)])]
-
-
-def _check_recorded(child: Individual, journal: Journal, check: _DigestCheck) -> None:
-    """Checks that a child which the journal has is the one that the searcher makes."""
-    recorded = journal.get(child.id)
-    for name in ("generation", "active", "parents", "key", "omega", "coefficients"):
-        if recorded is not None and getattr(recorded, name) != getattr(child, name):
-            raise InputError(
-                f"expected {name} = {getattr(child, name)} of individual {child.id}, got {getattr(recorded, name)} in "
-                f"{journal.path}; use the config, the experts and the version of that run, or another folder"
-            )
-    check(child.id, child.digest)
-
-
-class _DigestCheck:
-    """Checks that recorded individuals have the genomes that this run makes; journals of older versions have no digests."""
-
-    def __init__(self, journal: Journal, log: Callable[[str], None] | None) -> None:
-        self._journal = journal
-        self._log = log
-        self._told = False
-
-    def __call__(self, identity: int, digest: str | None) -> None:
-        """Compares the digest of an individual; the first difference is logged, or is an error where there is no log."""
-        recorded = self._journal.get(identity)
-        if recorded is None or recorded.digest in (None, digest) or self._told:
-            return
-        if self._log is None:
-            raise InputError(
-                f"expected the genome of individual {identity} to have digest {digest}, got {recorded.digest} in "
-                f"{self._journal.path}; use the experts, the version and the kind of machine of that run "
-                f"({OLD_BASES}), or another folder"
-            )
-        self._told = True
-        self._log(
-            f"warning: the genome of individual {identity} has other bits here than in {self._journal.path}; another kind of "
-            "machine or another version made them, and the recorded scores are of those"
-        )

@@ -254,6 +254,12 @@ def test_given_experts_have_a_base_of_their_own():
         ({"engine": {"population": 2}, "genome": {"space": "dense"}}, "genome.space: expert with .*got dense"),
         ({"engine": {"population": 2}, "mesh": {"fsdp": -1}}, "groups of one device.*got -1 and 1"),
         ({"engine": {"population": 9}}, r"at most search.batch_size \(4\), .*got 9; decrease it"),
+        ({"search": {"steady": True}}, "search.batch_size 1 with search.steady, .*got cycleqd and 4; correct one"),
+        (
+            {"search": {"steady": True, "method": "nsga2", "batch_size": 1}, "export": {"method": "best_elite"}},
+            "search.method cycleqd or qd .*got nsga2 and 1",
+        ),
+        ({"search": {"steady": True, "batch_size": 1}, "engine": {"population": 2}}, r"at most search.batch_size \(1\)"),
     ],
 )
 def test_devices(more, message):

@@ -11,6 +11,7 @@ import yaml
 from cycleqd_jax.cli import folders, main
 from cycleqd_jax.files import locked
 from cycleqd_jax.report.status import read_status, status_json, status_text
+from cycleqd_jax.report.write import write_report
 from cycleqd_jax.types import InputError
 
 TASKS = ("mbpp", "dbbench", "os_interaction")
@@ -162,3 +163,44 @@ def test_bad_input(under_way, tmp_path, capsys):
     (under_way / "history.jsonl").write_text("[]\n")
     assert main(["status", str(under_way)]) == 2
     assert "expected a journal record" in capsys.readouterr().err
+
+
+WORKER = {"host": "a", "pid": 7, "device": "cpu", "start_s": 2.5, "error": None}
+
+
+def with_workers(folder):
+    """``workers.json`` after a second start of the run."""
+    workers = [
+        {"start": 0, "id": 0, "state": "ended", "evaluated": 9, "busy_s": 18.0, "lost": 1, "per_hour": 1800.0, **WORKER},
+        {"start": 1, "id": 0, "state": "busy", "evaluated": 3, "busy_s": 3.0, "lost": 0, "per_hour": 3600.0, **WORKER},
+        {"start": 1, "id": 1, "state": "refused", "evaluated": 0, "busy_s": 0.0, "lost": 0, "per_hour": None, **WORKER}
+        | {"error": "expected version <of> jax"},
+    ]
+    (folder / "workers.json").write_text(json.dumps({"schema": 1, "workers": workers}))
+
+
+def test_workers_of_a_cluster_are_shown(under_way):
+    assert read_status(under_way).workers == []
+    pace = read_status(under_way).per_hour
+    with_workers(under_way)
+    status = read_status(under_way)
+    assert [one["state"] for one in status.workers] == ["busy", "refused"]  # of the second start
+    assert status.per_hour == pytest.approx(pace / 2)  # one worker in the place of two groups of devices
+    text = status_text(status)
+    assert "workers       1 busy, 1 refused" in text
+    assert "0 on a: busy, 3 individuals, 3600.0 individuals per busy hour\n" in text
+    assert "1 on a: refused, 0 individuals: expected version <of> jax\n" in text
+    assert status_json(status)["workers"][0]["pid"] == 7
+    for damaged in ('{"workers": [{}]}', "{}", "[", '{"workers": 3}'):
+        (under_way / "workers.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"^expected the records of workers in .*workers.json, got .*; remove the file"):
+            read_status(under_way)
+
+
+def test_the_page_has_the_workers_of_all_starts(under_way):
+    with_workers(under_way)
+    write_report(under_way)
+    page = (under_way / "report.html").read_text("utf-8")
+    assert 'id="workers"' in page
+    assert "expected version &lt;of&gt; jax" in page
+    assert all(f'<th scope="row">{name}</th><td>a</td>' in page for name in ("0.0", "1.0", "1.1"))

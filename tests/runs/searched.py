@@ -14,7 +14,7 @@ from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
-from cycleqd_jax.search import Checkpoints, Journal, evolve, tree_digest
+from cycleqd_jax.search import Checkpoints, Journal, evolve, evolve_steadily, tree_digest
 from cycleqd_jax.types import Outcome, Score
 
 TASKS = ("mbpp", "dbbench", "os_interaction")
@@ -32,6 +32,18 @@ class FromGenome:
         for i, (genome,) in enumerate(groups):
             self.genomes.append(genome)
             on_result(i, [self.evaluation(int(tree_digest(genome), 16))])
+
+    def stream(self, source, on_result):
+        """Evaluates three at the same time; the second one of them ends first."""
+        flying = []
+        while True:
+            while len(flying) < 3 and (job := source()) is not None:
+                flying.append(job)
+            if not flying:
+                return
+            number, (genome,), _ = flying.pop(len(flying) // 2)
+            self.genomes.append(genome)
+            on_result(number, [self.evaluation(int(tree_digest(genome), 16))])
 
     def evaluation(self, number: int) -> Evaluation:
         if len(self.genomes) > 3 and number % 9 == 0:
@@ -70,19 +82,20 @@ def searched(tmp_path, config, space, every=None):
     experts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[space.expert(k) for k in range(3)])
     evaluator, journal = FromGenome(), Journal(tmp_path / "history.jsonl")
     checkpoints = None if every is None else Checkpoints(tmp_path / "checkpoints", every=every)
-    state = evolve(
-        make_searcher(config, space),
-        experts,
-        evaluator,
-        tasks=TASKS,
-        key=jax.random.key(config.seed),
-        generations=config.search.generations,
-        batch_size=config.search.batch_size,
-        budget=config.search.budget,
-        journal=journal,
-        checkpoints=checkpoints,
-        on_start=lambda state: write_json(tmp_path / "grid.json", grid_of(config, scores_of(journal))),
-    )
+    options = {
+        "tasks": TASKS,
+        "key": jax.random.key(config.seed),
+        "budget": config.search.budget,
+        "journal": journal,
+        "checkpoints": checkpoints,
+        "on_start": lambda state: write_json(tmp_path / "grid.json", grid_of(config, scores_of(journal))),
+    }
+    searcher, generations = make_searcher(config, space), config.search.generations
+    if config.search.steady:
+        state = evolve_steadily(searcher, experts, evaluator, children=generations, **options)
+    else:
+        size = config.search.batch_size
+        state = evolve(searcher, experts, evaluator, generations=generations, batch_size=size, **options)
     if checkpoints is not None:
         checkpoints.close()
     return journal, state, evaluator.genomes

@@ -46,6 +46,18 @@ def test_a_whole_run_agrees(tmp_path, method):
     assert run_digest(folder) == run_digest(folder2)  # the same run with other checkpoints on the way
 
 
+def test_a_steady_run_agrees(tmp_path):
+    folder = write_run(tmp_path / "run", steady=True, batch_size=1, generations=12)
+    assert verify_run(folder).problems == []
+
+    def change(lines):
+        lines[9]["asked"][0] -= 1
+        return lines
+
+    edit(folder, change)
+    assert any("expected the active task" in problem for problem in verify_run(folder).problems)
+
+
 def change_score(lines):
     lines[5]["scores"]["mbpp"] += 0.125
     return lines

@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from cycleqd_jax.config import GradientConfig, PrepareConfig, load_config
+from cycleqd_jax.config import GradientConfig, PrepareConfig, RayConfig, load_config
 from cycleqd_jax.runs import folder as module
 from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, folder_digest, versions
 from cycleqd_jax.schema import SCHEMA
@@ -112,6 +112,11 @@ def test_a_folder_with_scores_of_another_config_is_refused(config, key, value):
 def test_what_a_run_does_about_failures_may_change(config, key, value):
     begin(config)
     check_folder(changed(config, **{key: value}))
+
+
+def test_the_workers_of_a_cluster_may_change(config):
+    begin(config)
+    check_folder(dataclasses.replace(config, ray=RayConfig("auto", workers=31)))
 
 
 def test_a_folder_from_before_there_were_methods_continues(config):
@@ -282,7 +287,7 @@ def test_what_a_killed_start_leaves_is_no_foreign_folder(config):
 KILLED = """
 import dataclasses, json, os, sys
 from pathlib import Path
-from cycleqd_jax.config import GradientConfig, PrepareConfig, load_config
+from cycleqd_jax.config import GradientConfig, PrepareConfig, RayConfig, load_config
 from cycleqd_jax.files import locked, make_folder, write_json
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs

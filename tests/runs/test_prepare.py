@@ -10,8 +10,8 @@ from cycleqd_jax.config import load_config
 from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
-from cycleqd_jax.runs.evolution import input_digests
 from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.inputs import input_digests
 from cycleqd_jax.runs.models import Models, model_folders
 from cycleqd_jax.runs.tasks import TrainingData
 from cycleqd_jax.runs.trainer import Trainer

@@ -43,6 +43,22 @@ def test_the_journal_determines_genomes_and_state(tmp_path, method, budget, asse
         assert_identical(found.state, state)
 
 
+@pytest.mark.parametrize("method", ["cycleqd", pytest.param("qd", marks=pytest.mark.exhaustive)])
+def test_the_journal_determines_a_steady_search_too(tmp_path, method, assert_identical):
+    config = config_of(method, steady=True, batch_size=1, generations=14)
+    space = space_of(config)
+    journal, state, genomes = searched(tmp_path, config, space)
+    assert len(journal) == total_individuals(config, journal) == 17
+    asked = [journal[identity].asked for identity in journal.ids()[3:]]
+    assert any(told > after for told, (after, _) in enumerate(asked))
+    rebuilt = rebuild(space, journal, TASKS, journal.ids())
+    for identity, genome in enumerate(genomes):
+        assert_identical(rebuilt[identity], genome)
+    found = replay(config, journal)
+    assert found.generations == int(state.generation) == 14
+    assert found.state.leading(4)[2].tolist() == state.leading(4)[2].tolist()
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dense", ["svd", "gaussian"])
 def test_dense_genomes_are_rebuilt_too(tmp_path, dense, assert_identical):

@@ -1,0 +1,276 @@
+"""The cluster that workers run on: the only module that imports Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from cycleqd_jax.evaluation.ray.host import Host, start_time
+from cycleqd_jax.sandbox import InfraError
+from cycleqd_jax.types import InputError
+
+__all__ = ["Cluster", "RayCluster", "WorkerLost", "check_ray"]
+
+CONNECT_S = 5.0
+"""Seconds in which the head of a cluster must accept a connection."""
+
+
+class WorkerLost(Exception):
+    """The process of a worker is gone; the message says why.
+
+    Attributes:
+        process: whether the process itself died. Otherwise its machine or the network did, and what it evaluated is not the
+            cause.
+    """
+
+    def __init__(self, reason: str, *, process: bool) -> None:
+        super().__init__(reason)
+        self.process = process
+
+
+@runtime_checkable
+class Cluster(Protocol):
+    """Starts processes that run a :class:`~cycleqd_jax.evaluation.ray.Host`, and calls its methods."""
+
+    def spawn(self, avoid: Collection[str]) -> Any:
+        """A worker, whose process starts as soon as the cluster has the resources.
+
+        Args:
+            avoid: ids of nodes on which it must not start.
+        """
+        ...
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Hashable:
+        """Calls a method of the worker's ``Host``; returns the call, whose result comes later.
+
+        Raises:
+            InfraError: the cluster can't take the arguments.
+        """
+        ...
+
+    def wait(self, calls: Sequence[Hashable], seconds: float) -> list[Hashable]:
+        """The calls that have ended, as soon as there is one; none after ``seconds``."""
+        ...
+
+    def result(self, call: Hashable) -> Any:
+        """The result of a call that has ended.
+
+        Raises:
+            WorkerLost: the worker is gone.
+            Exception: what the method raised.
+        """
+        ...
+
+    def end(self, worker: Any, process: Mapping[str, Any] | None) -> None:
+        """Ends a worker, also one that is stopped or hangs.
+
+        Args:
+            worker: what :meth:`spawn` returned.
+            process: ``node``, ``pid`` and ``started`` of its process; None if it has not started.
+        """
+        ...
+
+    def nodes(self) -> frozenset[str]:
+        """The ids of the nodes that are alive and large enough for a worker."""
+        ...
+
+    def describe(self) -> str:
+        """What a worker needs, and what the cluster has free, for messages."""
+        ...
+
+    def close(self) -> None:
+        """Ends all workers; safe to call twice."""
+        ...
+
+
+def check_ray() -> None:
+    """Checks that Ray is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("expected Ray with ray.address, got no package ray; pip install 'cycleqd_jax[ray]'")
+
+
+class RayCluster:
+    """Workers as actors of a Ray cluster. They end with this process, however it ends."""
+
+    def __init__(self, address: str, *, cpus: float, gpus: float) -> None:
+        """Connects.
+
+        Args:
+            address: ``host:port`` of the head, or ``auto`` for the cluster that this machine is part of.
+            cpus: cores per worker.
+            gpus: GPUs per worker.
+
+        Raises:
+            InputError: Ray is not installed, or the cluster can't be reached.
+        """
+        check_ray()
+        _check_reachable(address)
+        import ray
+
+        self._cpus, self._gpus = cpus, gpus
+        self._owns = not ray.is_initialized()
+        if self._owns:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            with _kept_handlers():
+                try:
+                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+                except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+                    raise _unreachable(address, _first_line(error)) from error
+        self._actor: Any = ray.remote(_ActorHost)
+
+    def spawn(self, avoid: Collection[str]) -> Any:
+        """See :class:`Cluster`."""
+        where = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}} if avoid else {}
+        return self._actor.options(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, **where).remote()
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Hashable:
+        """See :class:`Cluster`."""
+        from ray.exceptions import ObjectStoreFullError
+
+        try:
+            return getattr(worker, method).remote(*arguments)
+        except ObjectStoreFullError as error:
+            raise InfraError(
+                f"expected room for a genome in the object store of Ray, got: {_first_line(error)}; start Ray with a larger "
+                "--object-store-memory"
+            ) from error
+
+    def wait(self, calls: Sequence[Hashable], seconds: float) -> list[Hashable]:
+        """See :class:`Cluster`."""
+        import ray
+
+        some: Any = list(calls)
+        return list(ray.wait(some, num_returns=1, timeout=seconds)[0])
+
+    def result(self, call: Hashable) -> Any:
+        """See :class:`Cluster`."""
+        import ray
+        from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+
+        reference: Any = call
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except ActorUnavailableError as error:
+            raise WorkerLost(f"no connection: {_reason(error)}", process=False) from error
+        except RayError as error:
+            reason = _reason(error)
+            raise WorkerLost(reason, process="node has died" not in reason and "node died" not in reason) from error
+
+    def end(self, worker: Any, process: Mapping[str, Any] | None) -> None:
+        """See :class:`Cluster`."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ray.kill(worker, no_restart=True)
+        if process is None or process["node"] not in self.nodes():
+            return
+        # Ray asks a process to end, and a stopped process does not answer: it would keep its memory and its GPU.
+        there = NodeAffinitySchedulingStrategy(node_id=process["node"], soft=False)
+        kill: Any = ray.remote(_kill)
+        task = kill.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        task.remote(process["pid"], process["started"])
+
+    def nodes(self) -> frozenset[str]:
+        """See :class:`Cluster`."""
+        import ray
+
+        def is_large(resources: Mapping[str, float]) -> bool:
+            return resources.get("CPU", 0.0) >= self._cpus and resources.get("GPU", 0.0) >= self._gpus
+
+        return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"] and is_large(node["Resources"]))
+
+    def describe(self) -> str:
+        """See :class:`Cluster`."""
+        import ray
+
+        free = ray.available_resources()
+        names = ["CPU", *(["GPU"] if self._gpus else [])]
+        shown = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in names)
+        needs = ", ".join(f"{count:g} {name}" for name, count in zip(names, (self._cpus, self._gpus), strict=False))
+        return f"a worker needs {needs}; {shown} are free, and {len(self.nodes())} nodes are large enough"
+
+    def close(self) -> None:
+        """See :class:`Cluster`."""
+        import ray
+
+        if self._owns and ray.is_initialized():
+            with _kept_handlers():
+                ray.shutdown()
+
+
+class _ActorHost(Host):
+    """A host that knows its node."""
+
+    def identify(self) -> dict[str, Any]:
+        import ray
+
+        return {**super().identify(), "node": ray.get_runtime_context().get_node_id()}
+
+
+def _kill(pid: int, started: int | None) -> None:
+    """Kills a process of this machine, unless it has ended; a process that stands in a debugger or is stopped too."""
+    if started is not None and start_time(pid) == started:
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Keeps the handler of SIGTERM, which Ray replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_reachable(address: str) -> None:
+    """Raises where nothing accepts connections at ``host:port``: Ray itself tries for a minute."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"expected ray.address to be auto or host:port, got {address!r}; correct it")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> InputError:
+    return InputError(
+        f"expected the head of a Ray cluster at ray.address {address}, got: {reason}; start it with `ray start --head`, and "
+        "run this command on a machine of the cluster"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _reason(error: BaseException) -> str:
+    """Why a worker is gone, in one line: Ray lists facts about the actor first."""
+    from ray.exceptions import OutOfMemoryError
+
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("The actor is dead because") or "Error:" in line]
+    found = (told or lines or [type(error).__name__])[-1 if "creation task" in text else 0]
+    if isinstance(error, OutOfMemoryError) or "memory monitor" in text or "OOM" in text.split("Some common causes")[0]:
+        found = f"out of memory: {found}"
+    return found.split(" Some common causes include")[0][:300].rstrip(".")

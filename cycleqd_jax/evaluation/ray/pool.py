@@ -1,0 +1,391 @@
+"""Workers that may join, leave, hang and die, and the evaluations that they share."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cycleqd_jax.evaluation.faults import ended_workers, with_retries
+from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost
+from cycleqd_jax.evaluation.ray.host import Program
+from cycleqd_jax.evaluation.ray.records import WorkerRecord
+from cycleqd_jax.evaluation.workers import Relatives, Source, StreamEvaluator
+from cycleqd_jax.sandbox import InfraError
+from cycleqd_jax.types import Evaluation, FailuresError, Genome, InputError, Split
+
+__all__ = ["Patience", "RayPool"]
+
+TICK_S = 1.0
+"""Longest wait for a call, after which deadlines are checked."""
+
+WAITING_S = 30.0
+"""Seconds without any worker after which a line says what the cluster lacks; then after twice as many, and so on."""
+
+RECORD_S = 5.0
+"""Seconds after which the records are written again though no worker has changed its state."""
+
+FAILED_STARTS = 2
+"""Processes that died while they loaded the models, after which a node gets no more workers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long a pool waits, and how often it tries.
+
+    Attributes:
+        deadline: seconds for one individual, after which its worker is ended and the individual is evaluated elsewhere.
+        start: seconds to load the models, after which a worker is ended.
+        deaths: number of workers that may end while they evaluate an individual; then it is quarantined.
+    """
+
+    deadline: float = 3600.0
+    start: float = 3600.0
+    deaths: int = 3
+
+
+@dataclasses.dataclass
+class _Job:
+    """Genomes that one worker evaluates together: those at ``members`` of a group."""
+
+    group: int
+    members: tuple[int, ...]
+    genomes: Sequence[Genome]
+    relatives: Relatives
+    ends: list[str] = dataclasses.field(default_factory=list)
+    lost_s: float = 0.0
+
+
+class _Partial(NamedTuple):
+    """The evaluations of a group that are there, and how many there will be."""
+
+    size: int
+    found: dict[int, Evaluation]
+
+
+@dataclasses.dataclass
+class _Slot:
+    """A worker, and what it does."""
+
+    record: WorkerRecord
+    worker: Any
+    call: Hashable | None
+    since: float
+    process: Mapping[str, Any] | None = None
+    job: _Job | None = None
+
+    @property
+    def node(self) -> str | None:
+        return None if self.process is None else self.process["node"]
+
+
+class RayPool:
+    """Evaluates genomes on the workers of a cluster.
+
+    The next idle worker gets the next group, so the order of the results depends on time, and the results do not. A worker that
+    dies, or that needs longer than the deadline, is replaced, and its genomes are evaluated again. An individual whose
+    evaluation ends ``patience.deaths`` workers is quarantined. Where that happens to a group, each of its individuals is
+    evaluated alone, which may change the last bits of their results. Workers join when the cluster has room for them.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        program: Program,
+        *,
+        size: int,
+        workers: int,
+        patience: Patience | None = None,
+        device: str | None = None,
+        record: Callable[[Sequence[WorkerRecord]], None] = lambda records: None,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            cluster: runs the workers.
+            program: loads the models in every worker.
+            size: genomes per group.
+            workers: the most workers.
+            patience: see :class:`Patience`.
+            device: the kind of devices that all workers must have; None takes that of the first.
+            record: called with the records of all workers when they change.
+            log: called with single lines.
+        """
+        self.size = size
+        self.device = device
+        self._cluster = cluster
+        self._program = program
+        self._most = workers
+        self._patience = patience or Patience()
+        self._record = record
+        self._log = log
+        self._slots: list[_Slot] = []
+        self._gone: list[WorkerRecord] = []
+        self._failed_starts: collections.Counter[str] = collections.Counter()
+        self._avoid: set[str] = set()
+        self._reasons: list[tuple[str, bool]] = []  # of failed starts since the last good one, and whether they were refusals
+        self._alone_since = time.monotonic()
+        self._told_after = WAITING_S
+        self._recorded = 0.0
+
+    def evaluator(self, split: Split, *, quarantine: bool) -> StreamEvaluator:
+        """Evaluates on the problems of a split: a :class:`~cycleqd_jax.evaluation.StreamEvaluator`.
+
+        Args:
+            split: the problems.
+            quarantine: whether an individual that ends too many workers gets an evaluation with an error. Otherwise that is an
+                ``InfraError``.
+        """
+        return _SplitEvaluator(self, split, quarantine)
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for slot in list(self._slots):
+            self._end(slot, "ended", None)
+        self._write_records(now=True)
+        self._cluster.close()
+
+    @property
+    def records(self) -> list[WorkerRecord]:
+        """The records of all workers, in the order of their ids."""
+        return sorted([*self._gone, *(slot.record for slot in self._slots)], key=lambda record: record.id)
+
+    def stream(
+        self, split: Split, source: Source, on_result: Callable[[int, list[Evaluation]], None], *, quarantine: bool
+    ) -> None:
+        """Evaluates genomes until there are no more; see :class:`~cycleqd_jax.evaluation.StreamEvaluator`.
+
+        Args:
+            split: the problems.
+            source: what to evaluate next.
+            on_result: called with the number and the evaluations.
+            quarantine: see :meth:`evaluator`.
+
+        Raises:
+            InputError: no worker of the cluster evaluates as this run does.
+            FailuresError: every worker has died while it started.
+            InfraError: without ``quarantine``, an individual has ended too many workers; or the object store is full.
+        """
+        waiting: collections.deque[_Job] = collections.deque()
+        partial: dict[int, _Partial] = {}
+        more = True
+
+        def take() -> bool:
+            """Takes the next job from the source; returns whether there is one that waits."""
+            nonlocal more
+            if not waiting and more:
+                taken = source()
+                more = taken is not None
+                if taken is not None:
+                    number, genomes, relatives = taken
+                    partial[number] = _Partial(len(genomes), {})
+                    waiting.append(_Job(number, tuple(range(len(genomes))), genomes, relatives))
+            return bool(waiting)
+
+        try:
+            while partial or take():
+                self._fill()
+                for slot in self._slots:
+                    if slot.record.state == "idle" and take():
+                        self._assign(slot, waiting.popleft(), split)
+                for job, evaluations in self._finished(waiting, quarantine):
+                    one = partial[job.group]
+                    one.found.update(zip(job.members, evaluations, strict=True))
+                    if len(one.found) == one.size:
+                        del partial[job.group]
+                        on_result(job.group, [one.found[j] for j in range(one.size)])
+                self._check_any()
+                self._write_records()
+        except BaseException:
+            for slot in list(self._slots):
+                if slot.record.state == "busy":
+                    self._end(slot, "ended", "the run was stopped")
+            raise
+        finally:
+            self._write_records(now=True)
+
+    def _fill(self) -> None:
+        """Asks the cluster for workers until there are as many as wanted, or until too many could not start."""
+        while len(self._slots) < self._most and not (self._slots and len(self._reasons) > self._most):
+            record = WorkerRecord(len(self._slots) + len(self._gone))
+            worker = self._cluster.spawn(self._avoid)
+            self._slots.append(_Slot(record, worker, self._cluster.call(worker, "identify"), time.monotonic()))
+
+    def _assign(self, slot: _Slot, job: _Job, split: Split) -> None:
+        slot.job, slot.since, slot.record.state = job, time.monotonic(), "busy"
+        slot.call = self._cluster.call(slot.worker, "evaluate", split, job.genomes, job.relatives)
+
+    def _finished(self, waiting: collections.deque[_Job], quarantine: bool) -> Iterator[tuple[_Job, list[Evaluation]]]:
+        """Waits for a moment; yields the jobs that are done. Jobs whose workers are gone return to ``waiting``."""
+        by_call = {slot.call: slot for slot in self._slots if slot.call is not None}
+        for call in self._cluster.wait(list(by_call), self._until_deadline()):
+            slot = by_call[call]
+            slot.call, job = None, slot.job
+            try:
+                value = self._cluster.result(call)
+            except WorkerLost as lost:
+                yield from self._lose(slot, str(lost), lost.process, waiting, quarantine)
+            except Exception as error:
+                if slot.record.state == "busy":
+                    raise
+                self._refuse(slot, error)
+            else:
+                if slot.record.state == "waiting":
+                    self._load(slot, value)
+                elif job is None:
+                    self._welcome(slot, *value)
+                else:
+                    yield job, self._complete(slot, job, *value)
+        for slot in list(self._slots):
+            limit = self._limit(slot)
+            if limit is not None and slot.call is not None and time.monotonic() > slot.since + limit:
+                yield from self._lose(slot, f"no answer within {limit:g} s", True, waiting, quarantine)
+
+    def _limit(self, slot: _Slot) -> float | None:
+        if slot.record.state == "starting":
+            return self._patience.start
+        return None if slot.job is None else self._patience.deadline * len(slot.job.members)
+
+    def _until_deadline(self) -> float:
+        now = time.monotonic()
+        ends = [slot.since + limit - now for slot in self._slots if (limit := self._limit(slot)) is not None]
+        return max(0.0, min([TICK_S, *ends]))
+
+    def _load(self, slot: _Slot, process: Mapping[str, Any]) -> None:
+        """A process has started; it loads the models."""
+        slot.process, slot.since = process, time.monotonic()
+        slot.record.host, slot.record.pid, slot.record.state = process["host"], process["pid"], "starting"
+        slot.call = self._cluster.call(slot.worker, "start", self._program)
+        self._write_records(now=True)
+
+    def _welcome(self, slot: _Slot, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
+        """A worker has loaded the models."""
+        for line in lines:
+            self._log(f"worker {slot.record.id}: {line}")
+        slot.record.device = str(facts["device"])
+        self.device = self.device or slot.record.device
+        if slot.record.device != self.device:
+            self._refuse(
+                slot,
+                InputError(f"expected devices of the kind {self.device}, as of the other workers, got {slot.record.device}"),
+            )
+            return
+        slot.record.state, slot.record.start_s = "idle", time.monotonic() - slot.since
+        self._reasons.clear()
+        self._told_after = WAITING_S
+        where = f"worker {slot.record.id} on {slot.record.host} ({slot.record.device})"
+        self._log(f"{where} has loaded the models in {slot.record.start_s:.1f} s")
+        self._write_records(now=True)
+
+    def _complete(self, slot: _Slot, job: _Job, evaluations: list[Evaluation], lines: Sequence[str]) -> list[Evaluation]:
+        """A worker has evaluated a job."""
+        for line in lines:
+            self._log(f"worker {slot.record.id}: {line}")
+        slot.record.evaluated += len(evaluations)
+        slot.record.busy_s += time.monotonic() - slot.since
+        slot.job, slot.record.state = None, "idle"
+        return [with_retries(one, job.lost_s / len(evaluations)) for one in evaluations] if job.ends else evaluations
+
+    def _refuse(self, slot: _Slot, error: Exception) -> None:
+        """A worker can't start for a reason that holds for its machine."""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not isinstance(error, InputError):
+            reason = f"{type(error).__name__}: {reason}"
+        if slot.node is not None:
+            self._avoid.add(slot.node)
+        self._reasons.append((f"worker {slot.record.id} on {slot.record.host or 'an unknown host'}: {reason}", True))
+        self._log(f"warning: worker {slot.record.id} on {slot.record.host} is refused: {reason}")
+        self._end(slot, "refused", reason)
+
+    def _lose(
+        self, slot: _Slot, reason: str, process: bool, waiting: collections.deque[_Job], quarantine: bool
+    ) -> Iterator[tuple[_Job, list[Evaluation]]]:
+        """A worker is gone. Its job returns to ``waiting``, or is yielded as quarantined."""
+        job, node = slot.job, slot.node
+        where = f"worker {slot.record.id} on {slot.record.host}" if slot.record.host else f"worker {slot.record.id}"
+        if job is None:
+            self._log(f"warning: {where} ended while it was {slot.record.state}: {reason}")
+            if process and slot.record.state != "idle":
+                self._reasons.append((f"{where}: {reason}", False))
+                if node is not None:
+                    self._failed_starts[node] += 1
+                    if self._failed_starts[node] >= FAILED_STARTS:
+                        self._avoid.add(node)
+            self._end(slot, "ended", reason)
+            return
+        what = f"{len(job.members)} individual{'s' if len(job.members) > 1 else ''}"
+        self._log(f"warning: {where} ended while it evaluated {what}, which another worker evaluates: {reason}")
+        slot.record.lost += len(job.members)
+        job.lost_s += time.monotonic() - slot.since
+        self._end(slot, "ended", reason)
+        if process:
+            job.ends.append(reason)
+        if len(job.ends) < self._patience.deaths:
+            waiting.appendleft(job)
+        elif len(job.members) > 1:
+            share = job.lost_s / len(job.members)
+            known = job.relatives or [()] * len(job.members)
+            for member, genome, one in zip(job.members, job.genomes, known, strict=True):
+                waiting.append(_Job(job.group, (member,), [genome], [one], lost_s=share))
+        elif not quarantine:
+            raise InfraError(f"{ended_workers(len(job.ends), reason)}")
+        else:
+            error = ended_workers(len(job.ends), reason)
+            yield job, [Evaluation({}, error, {"retries": job.lost_s}, transient=True)]
+
+    def _end(self, slot: _Slot, state: Any, reason: str | None) -> None:
+        self._cluster.end(slot.worker, slot.process)
+        slot.record.state, slot.record.error = state, reason
+        self._slots.remove(slot)
+        self._gone.append(slot.record)
+        self._write_records(now=True)
+
+    def _check_any(self) -> None:
+        """Raises where no worker can be had any more; says so where none is there yet."""
+        if any(slot.record.state != "waiting" for slot in self._slots):
+            self._alone_since = time.monotonic()
+            return
+        if self._reasons and (len(self._reasons) > self._most or self._cluster.nodes() <= self._avoid):
+            self._raise_none()
+        if time.monotonic() - self._alone_since > self._told_after:
+            self._log(f"no worker has started for {self._told_after:g} s: {self._cluster.describe()}")
+            self._told_after *= 2
+
+    def _raise_none(self) -> None:
+        reasons = [reason for reason, _ in self._reasons]
+        refused = all(is_refusal for _, is_refusal in self._reasons)
+        text = (
+            f"expected a worker that can evaluate, got {len(reasons)} that could not start ({reasons[-1]}) in the cluster; "
+            "correct the cause"
+        )
+        raise InputError(text) if refused else FailuresError(f"{text} and run the same command to continue")
+
+    def _write_records(self, *, now: bool = False) -> None:
+        if now or time.monotonic() > self._recorded + RECORD_S:
+            self._recorded = time.monotonic()
+            self._record(self.records)
+
+
+class _SplitEvaluator:
+    """A :class:`~cycleqd_jax.evaluation.StreamEvaluator` on the problems of one split."""
+
+    def __init__(self, pool: RayPool, split: Split, quarantine: bool) -> None:
+        self.size = pool.size
+        self._pool, self._quarantine = pool, quarantine
+        self._split: Split = split
+
+    def __call__(
+        self,
+        groups: Sequence[Sequence[Genome]],
+        on_result: Callable[[int, list[Evaluation]], None],
+        relatives: Sequence[Relatives] = (),
+    ) -> None:
+        jobs = ((i, group, relatives[i] if relatives else ()) for i, group in enumerate(groups))
+        self.stream(lambda: next(jobs, None), on_result)
+
+    def stream(self, source: Source, on_result: Callable[[int, list[Evaluation]], None]) -> None:
+        """See :class:`~cycleqd_jax.evaluation.StreamEvaluator`."""
+        self._pool.stream(self._split, source, on_result, quarantine=self._quarantine)

@@ -1,0 +1,113 @@
+"""What all search loops share: records of individuals, and checks that a journal is that of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from cycleqd_jax.evaluation import Evaluation
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.search.digests import OLD_BASES, tree_digests
+from cycleqd_jax.search.journal import Journal
+from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, Progress
+
+__all__ = ["DigestCheck", "Reporter", "check_recorded", "children_of", "evaluated", "relatives_of", "row_of"]
+
+
+class Reporter:
+    """Reports an individual of the journal as progress, with the best average score so far."""
+
+    def __init__(self, journal: Journal, tasks: Sequence[str], total: int, progress: Progress) -> None:
+        self._journal = journal
+        self._tasks = tasks
+        self._total = total
+        self._progress = progress
+        self._best = -np.inf
+
+    def __call__(self, identity: int) -> None:
+        """Reports the individual of an id, which the journal has."""
+        self._best = float(np.fmax(self._best, np.mean(self._journal.scores(identity, self._tasks))))
+        self._progress("evolve", identity + 1, self._total, {"best average": self._best})
+
+
+def children_of(genomes: Genome, lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
+    """The children of a generation, not yet evaluated."""
+    host = jax.tree.map(np.asarray, lineage)
+    digests = tree_digests(genomes)
+    return [
+        Individual(
+            id=first_id + j,
+            generation=generation,
+            expert=None,
+            active=tasks[int(host.active[j])] if host.active[j] >= 0 else None,
+            parents=tuple(host.parents[j].tolist()),
+            omega=tuple(host.omega[j].tolist()) if host.coefficients is None else None,
+            key=tuple(host.key[j].tolist()),
+            coefficients=None if host.coefficients is None else tuple(host.coefficients[j].tolist()),
+            digest=digests[j],
+        )
+        for j in range(len(host.active))
+    ]
+
+
+def relatives_of(child: Individual, tasks: Sequence[str]) -> list[int]:
+    """The ids of individuals whose replies are likely those of the child: its parents, and the expert of its active task."""
+    return [*child.parents, *([] if child.active is None else [tasks.index(child.active)])]
+
+
+def check_recorded(child: Individual, journal: Journal, check: DigestCheck) -> None:
+    """Checks that a child which the journal has is the one that the searcher makes."""
+    recorded = journal.get(child.id)
+    for name in ("generation", "active", "parents", "key", "omega", "coefficients"):
+        if recorded is not None and getattr(recorded, name) != getattr(child, name):
+            raise InputError(
+                f"expected {name} = {getattr(child, name)} of individual {child.id}, got {getattr(recorded, name)} in "
+                f"{journal.path}; use the config, the experts and the version of that run, or another folder"
+            )
+    check(child.id, child.digest)
+
+
+class DigestCheck:
+    """Checks that recorded individuals have the genomes that this run makes; journals of older versions have no digests."""
+
+    def __init__(self, journal: Journal, log: Callable[[str], None] | None) -> None:
+        self._journal = journal
+        self._log = log
+        self._told = False
+
+    def __call__(self, identity: int, digest: str | None) -> None:
+        """Compares the digest of an individual; the first difference is logged, or is an error where there is no log."""
+        recorded = self._journal.get(identity)
+        if recorded is None or recorded.digest in (None, digest) or self._told:
+            return
+        if self._log is None:
+            raise InputError(
+                f"expected the genome of individual {identity} to have digest {digest}, got {recorded.digest} in "
+                f"{self._journal.path}; use the experts, the version and the kind of machine of that run "
+                f"({OLD_BASES}), or another folder"
+            )
+        self._told = True
+        self._log(
+            f"warning: the genome of individual {identity} has other bits here than in {self._journal.path}; another kind of "
+            "machine or another version made them, and the recorded scores are of those"
+        )
+
+
+def evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
+    """The individual with its results; those of other tasks that it has stay unless the evaluation failed."""
+    seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
+    found = replace(individual, seconds=seconds, tokens=evaluation.tokens, error=evaluation.error)
+    if evaluation.scores is None:
+        return replace(found, scores=None, items={})
+    return replace(
+        found, scores={**(individual.scores or {}), **evaluation.scores}, items={**individual.items, **evaluation.items}
+    )
+
+
+@jax.jit
+def row_of(tree: Genome, j: int | Int[Array, ""]) -> Genome:
+    """Genome j of a batch."""
+    return jax.tree.map(lambda leaf: leaf[j], tree)

@@ -1,0 +1,136 @@
+"""Workers on a real cluster of this machine: killed, stopped, added late, refused; and the driver killed and restarted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cycleqd_jax.evaluation.ray import RayCluster
+from cycleqd_jax.types import InputError
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+
+
+def driver(folder: Path, address: str, *arguments: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, str(HERE / "searching.py"), str(folder), address, *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+
+def until(condition, process: subprocess.Popen, folder: Path, seconds: float = 200):
+    """What a condition returns as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert process.poll() is None, (folder / "log").read_text()
+        time.sleep(0.01)
+    pytest.fail(f"it was not so within {seconds} s:\n{(folder / 'log').read_text()}")
+
+
+def journal(folder: Path) -> list[dict]:
+    path = folder / "history.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, compiled):
+    folder, alone = tmp_path / "ray", tmp_path / "alone"
+    environment = {"PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu", **compiled}
+    cluster = local_cluster(**environment)
+    for _ in range(3):
+        cluster.add()
+    process = driver(folder, cluster.address)
+
+    def busy() -> list[int]:
+        return [int(path.name) for path in (folder / "busy").glob("[0-9]*")]
+
+    def records() -> list[dict]:
+        return json.loads((folder / "workers.json").read_text()) if (folder / "workers.json").exists() else []
+
+    first = until(busy, process, folder)[0]
+    os.kill(first, signal.SIGKILL)  # in the middle of an evaluation
+    (folder / "busy" / str(first)).unlink(missing_ok=True)
+    stopped = until(busy, process, folder)[0]
+    os.kill(stopped, signal.SIGSTOP)
+    cluster.add()
+    until(lambda: any("no answer" in (one["error"] or "") for one in records()), process, folder)
+    until(lambda: not Path(f"/proc/{stopped}").exists(), process, folder)  # Ray alone would leave it stopped
+    until(lambda: sum(one["evaluated"] > 0 for one in records()) >= 4, process, folder)  # the late one too
+    died = {one["pid"]: one for one in records() if one["error"]}
+    assert died.keys() == {first, stopped}
+    assert [died[pid]["lost"] for pid in (first, stopped)] == [1, 1]
+    assert "worker process has died" in died[first]["error"]
+    process.kill()
+    process.wait()
+    before = journal(folder)
+    assert not (folder / "done.json").exists(), "the search was over before its driver could be killed"
+    process = driver(folder, cluster.address)
+    assert process.wait(400) == 0, (folder / "log").read_text()
+    assert driver(alone, "here").wait(200) == 0
+    found = journal(folder)
+    assert [line["id"] for line in found] == list(range(3 + 40 * 6))  # each exactly once
+    assert found == journal(alone)
+    assert found[: len(before)] == before
+    assert (folder / "done.json").read_text() == (alone / "done.json").read_text()
+    assert len({tuple(line["scores"].values()) for line in found}) > 10
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_bad_workers_and_bad_children_are_named(local_cluster, tmp_path):
+    cluster = local_cluster(PYTHONPATH=f"{HERE}{os.pathsep}{ROOT}", JAX_PLATFORMS="cpu")
+    cluster.add(2)
+    process = driver(tmp_path, cluster.address, "numbers")
+    assert process.wait(500) == 0, (tmp_path / "log").read_text()
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert found["handler kept"]
+    refused = found["MemoryError in start"]
+    assert refused.startswith("InputError: expected a worker that can evaluate, got 1 that could not start (worker 0 on ")
+    assert "MemoryError: expected 80 GB) in the cluster; correct the cause" in refused
+    assert [found[number]["score"] for number in "34"] == [6.0, 8.0]
+    assert found["1"]["error"].startswith(
+        "the evaluation ended 2 workers: The actor is dead because its worker process has died"
+    )
+    assert found["MemoryError in evaluate"] == "MemoryError: the memory of the worker"
+
+
+def test_ray_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^expected Ray with ray.address, got no package ray; pip install 'c.*\[ray\]'$"):
+        RayCluster("auto", cpus=1, gpus=0)
+
+
+@pytest.mark.parametrize("address", ["head", "local", "ray://head:10001x", ":6379"])
+def test_an_address_that_is_none(monkeypatch, address):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match=r"^expected ray.address to be auto or host:port, got "):
+        RayCluster(address, cpus=1, gpus=0)
+
+
+def test_a_head_that_can_not_be_reached(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"  # nothing listens there
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"^expected the head of a Ray cluster at ray.address {address}, got: .*refused"):
+        RayCluster(address, cpus=1, gpus=0)
+    assert time.monotonic() - start < 8

@@ -1,0 +1,214 @@
+"""The pool on a cluster of threads: workers join, leave, hang, die and are refused; every group has one result."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from cycleqd_jax.evaluation import GenomeEvaluator, is_transient
+from cycleqd_jax.evaluation.ray import Cluster, Patience, Program, RayPool, pool
+from cycleqd_jax.sandbox import InfraError
+from cycleqd_jax.types import FailuresError, InputError
+
+from .fake_cluster import Died, Doubler, FakeCluster, doubled
+
+
+def pool_of(cluster, program, workers=2, **options):
+    return RayPool(cluster, program, size=program.size, workers=workers, **options)
+
+
+def results_of(one, numbers, quarantine=True, size=1):
+    results = {}
+
+    def on_result(i, evaluations):
+        assert i not in results
+        results[i] = evaluations
+
+    groups = [[np.asarray(n) for n in numbers[i : i + size]] for i in range(0, len(numbers), size)]
+    one.evaluator("train", quarantine=quarantine)(groups, on_result)
+    return [evaluation for i in range(len(groups)) for evaluation in results[i]]
+
+
+def die_times(count, process=True):
+    def act(before):
+        if before < count:
+            raise Died(process)
+
+    return act
+
+
+def test_the_contracts():
+    assert isinstance(FakeCluster(), Cluster)
+    assert isinstance(Doubler(), Program)
+    assert isinstance(pool_of(FakeCluster("a"), Doubler()).evaluator("train", quarantine=True), GenomeEvaluator)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_group_has_one_result(workers):
+    records = []
+    one = pool_of(FakeCluster("a", "b", "c"), Doubler(), workers, record=lambda found: records.append(list(found)))
+    assert results_of(one, range(7)) == [doubled(n) for n in range(7)]
+    assert results_of(one, range(3)) == [doubled(n) for n in range(3)]  # the same workers
+    assert results_of(one, []) == []
+    found = one.records
+    assert [record.id for record in found] == list(range(workers))
+    assert sum(record.evaluated for record in found) == 10
+    assert {record.device for record in found if record.evaluated} == {"cpu"}
+    assert all(record.start_s is not None and record.to_json()["host"] for record in found if record.evaluated)
+    one.close()
+    assert {record.state for record in records[-1]} == {"ended"}
+
+
+def test_a_worker_that_dies_is_replaced_and_its_genome_is_evaluated_again():
+    lines = []
+    one = pool_of(FakeCluster("a", "b"), program := Doubler(acts={3: die_times(2)}), log=lines.append)
+    found = results_of(one, range(6))
+    assert [evaluation.scores for evaluation in found] == [doubled(n).scores for n in range(6)]
+    assert found[3].seconds["retries"] >= 0
+    assert "retries" not in found[2].seconds
+    assert sorted(n for group in program.tried for n in group) == [0, 1, 2, 3, 3, 3, 4, 5]
+    assert sum("ended while it evaluated 1 individual, which another worker" in line for line in lines) == 2
+    assert sum(record.lost for record in one.records) == 2
+    assert [record.error for record in one.records if record.lost] == ["the process is dead"] * 2
+
+
+def test_a_child_that_ends_too_many_workers_is_quarantined():
+    one = pool_of(FakeCluster("a", "b"), Doubler(acts={1: die_times(9)}), patience=Patience(deaths=2))
+    found = results_of(one, range(4))
+    assert [evaluation.error for evaluation in found] == [
+        None, "the evaluation ended 2 workers: the process is dead", None, None
+    ]  # fmt: skip
+    assert found[1].transient
+    assert is_transient(found[1].error)
+    assert found[1].scores is None
+    with pytest.raises(InfraError, match="the evaluation ended 2 workers: the process is dead"):
+        results_of(one, [1], quarantine=False)
+
+
+def test_a_machine_that_is_lost_does_not_count_against_the_child():
+    one = pool_of(FakeCluster("a", "b"), Doubler(acts={1: die_times(5, process=False)}), patience=Patience(deaths=1))
+    assert [evaluation.error for evaluation in results_of(one, range(3))] == [None] * 3
+
+
+def test_of_a_group_the_cause_alone_is_quarantined():
+    program = Doubler(size=3, acts={4: die_times(9)})
+    one = pool_of(FakeCluster("a", "b"), program, patience=Patience(deaths=2))
+    found = results_of(one, list(range(8)), size=3)
+    assert [n for n, evaluation in enumerate(found) if evaluation.error] == [4]
+    assert [one.scores for n, one in enumerate(found) if n != 4] == [doubled(n).scores for n in range(8) if n != 4]
+    assert program.tried.count([3, 4, 5]) == 2
+    assert program.tried.count([4]) == 2
+
+
+def test_a_worker_that_hangs_is_ended_at_its_deadline():
+    hung = threading.Event()
+    acts = {2: lambda before: hung.wait(20) if before == 0 else None}
+    one = pool_of(FakeCluster("a", "b"), Doubler(acts=acts), patience=Patience(deadline=0.3))
+    start = time.monotonic()
+    assert [evaluation.scores for evaluation in results_of(one, range(4))] == [doubled(n).scores for n in range(4)]
+    assert time.monotonic() - start < 5
+    hung.set()
+    assert "no answer within 0.3 s" in [record.error for record in one.records]
+
+
+def test_a_worker_joins_when_its_node_does():
+    cluster, meeting = FakeCluster("a"), threading.Barrier(2, timeout=10)
+
+    def late(before):
+        cluster.add("b")
+        meeting.wait()
+
+    one = pool_of(cluster, Doubler(acts={0: late, 1: lambda before: meeting.wait()}))
+    assert results_of(one, [0, 1]) == [doubled(0), doubled(1)]
+    assert sum(record.evaluated > 0 for record in one.records) == 2
+
+
+def raise_input_error():
+    raise InputError("expected version of jax 1, as in the run, got 2")
+
+
+def test_a_machine_that_is_refused_gets_no_more_workers():
+    lines = []
+    cluster = FakeCluster("a", "b")
+    one = pool_of(cluster, Doubler(starts=[raise_input_error]), log=lines.append)
+    assert len(results_of(one, range(4))) == 4
+    assert [record.state for record in one.records if record.error] == ["refused"]
+    assert any("is refused: expected version of jax 1, as in the run, got 2" in line for line in lines)
+    assert [avoid for avoid in cluster.avoided if avoid] == [{cluster.workers[0].node}]
+
+
+def test_a_worker_with_other_devices_is_refused():
+    one = pool_of(FakeCluster("a", "b"), Doubler(devices=["gpu H100"] * 2), device="gpu A100")
+    with pytest.raises(InputError, match=r"devices of the kind gpu A100, as of the other workers, got gpu H100\) in the cl"):
+        results_of(one, [1])
+    one = pool_of(FakeCluster("a"), Doubler(devices=["gpu H100"]))
+    results_of(one, [1])
+    assert one.device == "gpu H100"
+
+
+def test_where_all_are_refused_the_first_reason_is_named_within_seconds():
+    one, start = pool_of(FakeCluster("a", "b"), Doubler(starts=[raise_input_error] * 9)), time.monotonic()
+    with pytest.raises(InputError, match=r"^expected a worker that can evaluate, got 2 .*expected version of jax 1.*; correct"):
+        results_of(one, [1])
+    assert time.monotonic() - start < 5
+
+
+def raise_died():
+    raise Died
+
+
+def test_where_all_die_while_they_start_the_run_can_be_continued():
+    one = pool_of(FakeCluster("a", "b"), Doubler(starts=[raise_died] * 9))
+    with pytest.raises(FailuresError, match=r"the process is dead\) in the cluster; correct the cause and run the"):
+        results_of(one, [1])
+
+
+def test_another_exception_stops_the_run_and_ends_the_busy_workers():
+    def fail(before):
+        raise ZeroDivisionError
+
+    hung = threading.Event()
+    cluster = FakeCluster("a", "b")
+    one = pool_of(cluster, Doubler(acts={1: lambda before: hung.wait(20), 2: fail}))
+    with pytest.raises(ZeroDivisionError):
+        results_of(one, [2, 1] * 2)
+    hung.set()
+    assert "busy" not in {record.state for record in one.records}
+
+
+def test_what_the_cluster_lacks_is_said(monkeypatch):
+    monkeypatch.setattr(pool, "WAITING_S", 0.1)
+    lines, cluster = [], FakeCluster()
+
+    def log(line):
+        lines.append(line)
+        if len(lines) == 2:
+            cluster.add("a")
+
+    assert results_of(pool_of(cluster, Doubler(), log=log), [1]) == [doubled(1)]
+    assert lines[:2] == [f"no worker has started for {s:g} s: a worker needs 1 CPU; 0 CPU are free" for s in (0.1, 0.2)]
+
+
+def test_the_next_genomes_are_asked_for_when_a_worker_is_idle():
+    one = pool_of(FakeCluster("a", "b"), Doubler(acts={0: die_times(1)}))
+    numbers, flying, most, found = iter(range(9)), set(), 0, {}
+
+    def source():
+        nonlocal most
+        number = next(numbers, None)
+        if number is None:
+            return None
+        flying.add(number)
+        most = max(most, len(flying))
+        return number, [np.asarray(number)], ()
+
+    def on_result(number, evaluations):
+        flying.remove(number)
+        found[number] = evaluations[0].scores
+
+    one.evaluator("train", quarantine=True).stream(source, on_result)
+    assert found == {n: doubled(n).scores for n in range(9)}
+    assert most <= 2

@@ -1,0 +1,75 @@
+"""What a worker on another machine checks before it evaluates, and what the run records of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import types
+
+import pytest
+
+from cycleqd_jax.config import load_config
+from cycleqd_jax.evaluation.ray import Program, WorkerRecord
+from cycleqd_jax.report.read import load_workers
+from cycleqd_jax.runs.folder import versions
+from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, device_kind
+from cycleqd_jax.types import InputError
+
+
+@pytest.fixture
+def config(tmp_path):
+    output, cache = str(tmp_path / "run"), str(tmp_path / "cache")
+    options = {"address": "auto", "workers": 3}
+    tasks = [{"name": "mbpp"}, {"name": "dbbench"}]
+    return load_config({"name": "x", "output": output, "cache": cache, "tasks": tasks, "ray": options})
+
+
+@pytest.fixture
+def kept_folder():
+    before = os.getcwd()
+    yield before
+    os.chdir(before)
+
+
+def refused(program) -> str:
+    assert isinstance(program, Program)
+    with pytest.raises(InputError) as found:
+        program.start(print)
+    return str(found.value)
+
+
+def test_another_version_is_refused_before_anything_is_read(config):
+    program = WorkerProgram(config, "/nowhere", {**versions(), "jax": "0.0.1"}, {}, None)
+    message = refused(program)
+    assert message.startswith(f"expected version of jax 0.0.1, as in the run, got {versions()['jax']} in the worker on ")
+    assert message.endswith("; install the versions of the run")
+
+
+def test_a_folder_that_the_machine_lacks_is_named(config):
+    message = refused(WorkerProgram(config, "/nowhere", versions(), {}, None))
+    assert message.startswith("expected the folder /nowhere of the run on every node, got No such file or directory in the ")
+
+
+def test_other_problems_are_refused(config, kept_folder):
+    message = refused(WorkerProgram(config, kept_folder, versions(), {"mbpp/test": "0123"}, None))
+    assert message.startswith("expected digest of mbpp/test 0123, as in the run, got ")
+    assert message.endswith("; give all nodes the same files")
+
+
+def test_the_kind_of_a_cpu_has_its_instruction_set():
+    assert device_kind().startswith("cpu ")
+    assert len(device_kind()) == 4 + 8
+
+
+def test_records_of_all_starts_are_kept(config):
+    config.folder.mkdir()
+    for start in range(2):
+        workers = RemoteWorkers.__new__(RemoteWorkers)  # without models and a cluster
+        workers._context = types.SimpleNamespace(config=config, folder=config.folder)
+        workers._earlier = load_workers(config.folder)
+        workers._record([WorkerRecord(0, "ended", "a", 7, "cpu x", 2.0, 5, 10.0, 1, None), WorkerRecord(1)])
+        found = json.loads((config.folder / "workers.json").read_text())
+        assert found["schema"] == 1
+        assert [(one["start"], one["id"]) for one in found["workers"]] == [(s, i) for s in range(start + 1) for i in (0, 1)]
+        assert found["workers"][0]["per_hour"] == 1800.0
+        assert workers._known_device() == (None if start == 0 else "cpu x")  # of the starts before this one

@@ -1,0 +1,48 @@
+"""The job for Slurm that starts a Ray cluster: one worker for every GPU but the search's own, and a requeue after SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm_ray.sh"
+PROGRAM = """#!/bin/bash
+echo "$(basename "$0") $* [${{CUDA_VISIBLE_DEVICES:-all}}]" >> {folder}/calls
+{then}
+"""
+
+
+def job(folder: Path, code: int, nodes: int = 4) -> list[str]:
+    """The calls of a job whose run ends with a code, in order of time but for those in the background."""
+    programs = {
+        "cycleqd": f"sleep 0.3; exit {code}",
+        "ray": "",
+        "srun": "",
+        "scontrol": '[ "$1" = show ] && printf "node1\\nnode2\\nnode3\\nnode4\\n"',
+    }
+    for name, then in programs.items():
+        (folder / name).write_text(PROGRAM.format(folder=folder, then=then))
+        (folder / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node[1-4]", "SLURM_NNODES": str(nodes), "SLURM_GPUS_ON_NODE": "8"}
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    assert subprocess.run([SCRIPT, "my.yaml", "seed=1"], env=environment | path | slurm).returncode == code
+    return (folder / "calls").read_text().splitlines()
+
+
+def test_every_other_gpu_has_a_worker(tmp_path):
+    calls = job(tmp_path, 0)
+    assert "ray start --head --port=6379 --num-gpus=7 --include-dashboard=false [1,2,3,4,5,6,7]" in calls
+    assert "srun --nodes=3 --ntasks=3 --exclude=node1 ray start --address=node1:6379 --num-gpus=8 --block [all]" in calls
+    assert "cycleqd run my.yaml seed=1 ray.address=node1:6379 ray.workers=31 [0]" in calls
+    assert calls[-1] == "ray stop [all]"
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_a_run_that_can_be_continued_is_requeued(tmp_path, nodes):
+    calls = job(tmp_path, 75, nodes)
+    assert calls[-1] == "scontrol requeue 42 [all]"
+    assert any(call.startswith("srun") for call in calls) == (nodes > 1)

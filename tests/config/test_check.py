@@ -164,6 +164,7 @@ def test_other_experts_follow_those_of_the_tasks():
             "expected search.method cycleqd or qd .*, got dns",
         ),
         ({"model": {}}, "expected model.base and model.experts with origin, got null; give the models of that run"),
+        ({"search": {"steady": True, "batch_size": 1}}, "expected search.steady false with origin, .*, got true"),
         ({"search": {"budget_items": 900}}, "expected no search.budget_items with origin, .*, got 900; use search.budget"),
     ],
 )

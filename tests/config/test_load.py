@@ -191,7 +191,8 @@ def test_environment_variables(write, monkeypatch):
 
 
 def test_shipped_configs_load(monkeypatch):
-    monkeypatch.setenv("CYCLEQD_DATA", "/data")
+    for name in ("CYCLEQD_DATA", "CYCLEQD_VISION"):
+        monkeypatch.setenv(name, "/data")
     configs = {path.stem: load_config(path) for path in (Path(__file__).parents[2] / "configs").glob("*.yaml")}
     assert {name: config.name for name, config in configs.items()} == {name: name for name in configs}
     main = configs["smollm2_cs"]

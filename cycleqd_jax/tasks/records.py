@@ -58,8 +58,8 @@ class Row:
         return digest(content) if content else self.fingerprint
 
     def error(self, expected: str, got: str) -> InputError:
-        """An error that names the file and the line of the record."""
-        return InputError(f"expected {expected}, got {got} in {self.where}; correct or remove the record")
+        """An error that names the file and the line of the record. Of long values it shows the beginning."""
+        return InputError(f"expected {expected}, got {_shortened(got)} in {self.where}; correct or remove the record")
 
     def get(self, name: str, kind: type, default: object = dataclasses.MISSING) -> Any:
         """The value of a field, which must have the JSON type ``kind``.
@@ -234,5 +234,8 @@ def _row(where: str, value: Any) -> Row:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _shortened(json.dumps(value, default=str), 80)
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

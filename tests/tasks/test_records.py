@@ -76,6 +76,12 @@ def test_a_wrong_field_is_named(fields, kind, words):
     assert "file, line 9" in str(error.value)
 
 
+def test_of_a_long_value_the_beginning_is_shown():
+    message = str(Row({}, "data.jsonl, line 1").error("a short id", repr("x" * 5000)))
+    assert len(message) < 400
+    assert message.endswith("xxx... in data.jsonl, line 1; correct or remove the record")
+
+
 def test_a_list_of_texts_has_texts_only():
     with pytest.raises(InputError, match="only texts"):
         Row({"a": ["x", 1]}, "here").texts("a")

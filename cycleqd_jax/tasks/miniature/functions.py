@@ -53,13 +53,7 @@ _CONDITIONS = (
 
 def draw_humaneval(rng: random.Random, basic: bool) -> Problem | None:
     """A random problem, or None if the cases drawn for it do not distinguish its program from shorter ones."""
-
-    def draw(phrases: Sequence[_Phrase]) -> _Phrase:
-        phrase = rng.choice([one for one in phrases if one.basic or not basic])
-        values = {"n": str(rng.randint(2, 9))}
-        return _Phrase(fill(phrase.text, values), fill(phrase.code, values))
-
-    first, condition, second = draw(_VALUES), draw(_CONDITIONS), draw(_VALUES)
+    first, condition, second = (_drawn(rng, phrases, basic) for phrases in (_VALUES, _CONDITIONS, _VALUES))
     body = f"{first.code} if {condition.code} else {second.code}"
     run, name = function(body), rng.choice(_NAMES)
     cases = rng.sample(_GRID, _CASES)
@@ -79,6 +73,13 @@ def draw_humaneval(rng: random.Random, basic: bool) -> Problem | None:
     gold = f"{prompt}{solution}".strip("\n")
     behaviour = repr([run(*case) for case in _GRID])
     return Problem(behaviour, record, conversation(prompt.strip(), f"```python\n{gold}\n```"))
+
+
+def _drawn(rng: random.Random, phrases: Sequence[_Phrase], basic: bool) -> _Phrase:
+    """A random phrase with a random digit."""
+    phrase = rng.choice([one for one in phrases if one.basic or not basic])
+    values = {"n": str(rng.randint(2, 9))}
+    return _Phrase(fill(phrase.text, values), fill(phrase.code, values))
 
 
 @functools.cache

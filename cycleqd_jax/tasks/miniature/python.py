@@ -119,13 +119,7 @@ STRINGS = Domain(
 def draw_mbpp(rng: random.Random, basic: bool) -> Problem | None:
     """A random problem, or None if the asserts drawn for it do not distinguish its program from shorter ones."""
     domain = rng.choice((NUMBERS, STRINGS))
-
-    def draw(phrases: Sequence[Phrase]) -> Phrase:
-        phrase = rng.choice([p for p in phrases if p.basic or not basic])
-        values = {"n": str(rng.randint(2, 9)), "c": rng.choice(_LETTERS)}
-        return Phrase(fill(phrase.text, values), fill(phrase.code, values))
-
-    kept, mapped, reduced = draw(domain.filters), draw(domain.maps), draw(domain.reductions)
+    kept, mapped, reduced = (_drawn(rng, phrases, basic) for phrases in (domain.filters, domain.maps, domain.reductions))
     if reduced.code == "len([{}])":  # a map does not change a count, so no assert could test it
         mapped = domain.maps[0]
     body = _body(kept.code, mapped.code, reduced.code)
@@ -154,6 +148,13 @@ def draw_mbpp(rng: random.Random, basic: bool) -> Problem | None:
     text = f"Return {reduced.text} {mapped.text}{kept.text}."
     record = {"text": text, "code": code, "test_list": tests, "test_setup_code": "", "challenge_test_list": []}
     return Problem(_behaviour(body, domain), record, conversation(f"{text}\n{tests[0]}", f"```python\n{code}\n```"))
+
+
+def _drawn(rng: random.Random, phrases: Sequence[Phrase], basic: bool) -> Phrase:
+    """A random phrase with random values."""
+    phrase = rng.choice([p for p in phrases if p.basic or not basic])
+    values = {"n": str(rng.randint(2, 9)), "c": rng.choice(_LETTERS)}
+    return Phrase(fill(phrase.text, values), fill(phrase.code, values))
 
 
 def _body(kept: str, mapped: str, reduced: str) -> str:

@@ -91,6 +91,7 @@ def test_what_mutation_acts_on(kind):
     assert not any("norm" in path or "bias" in path for path in found)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_convolution_is_the_matrix_of_its_unfolded_kernel(kind):
     """Singular directions of ``[out, in, height, width]``, flattened to ``[out, in · height · width]``, are the basis's."""
@@ -151,7 +152,8 @@ def test_a_population_shares_frozen_leaves(assert_identical):
     assert {leaf.shape[0] for leaf in jax.tree.leaves(whole)} == {3}
 
 
-@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("frozen", [True, False])
 def test_similarity_of_experts(frozen):
     (base, experts), space = models("tiny_vit", frozen), space_of("tiny_vit", frozen)
     found = similarity(base, experts, {path: basis.s for path, basis in space.bases.items()})

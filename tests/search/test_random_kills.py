@@ -15,7 +15,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "killed_search.py"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.e2e), pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
 def test_killed_at_random_instants_it_ends_the_same(tmp_path, compiled, kills):
     """The instants are spread over imports, compilation, evaluations, journal and checkpoints alike."""

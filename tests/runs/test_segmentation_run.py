@@ -13,6 +13,7 @@ from PIL import Image
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.config import RunConfig, TaskConfig, load_config
+from cycleqd_jax.files import write_json
 from cycleqd_jax.models import sam
 from cycleqd_jax.runs import Run
 from cycleqd_jax.runs.devices import device_groups
@@ -21,6 +22,7 @@ from cycleqd_jax.runs.families import LanguageModels, SegmentAnything, family_of
 from cycleqd_jax.runs.images import FolderInput, resolve_sam
 from cycleqd_jax.runs.inputs import resolve
 from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.runs.pictures import pictures_are_drawn
 from cycleqd_jax.runs.tasks import TrainingData
 from cycleqd_jax.tasks.segmentation import read_image
 from cycleqd_jax.tasks.segmentation import task as folder_task
@@ -240,6 +242,33 @@ def test_halved_images_per_call_are_remembered(folder, tmp_path):
     assert shrink(read_only=False)
     assert "starts again with 2 instead of 4 images" in lines[-1]
     assert not shrink(read_only=False)  # the next run begins with two images
+
+
+def test_pictures_are_kept_while_rows_items_and_scores_are_the_same(folder, tmp_path):
+    config = load_config(sam_tree(folder))
+    tasks = [FolderInput(task).open() for task in config.tasks]
+    rows, scores = ["base", "cycleqd_selected"], [0.25, 0.5]
+    assert not pictures_are_drawn(tmp_path, rows, tasks)
+    entries = [
+        {"file": f"{task.name}-{i}.png", "task": task.name, "item": pair.name, "rows": rows, "scores": [score] * 2}
+        for task in tasks
+        for i, (pair, score) in enumerate(zip(task.pairs["test"], scores, strict=True))
+    ]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "tables").mkdir()
+    for one in entries:
+        (tmp_path / "pictures" / one["file"]).touch()
+    write_json(tmp_path / "pictures" / "pictures.json", entries)
+    write_json(tmp_path / "tables" / "items.json", {row: {"test": dict.fromkeys(TASKS, scores)} for row in rows})
+    assert pictures_are_drawn(tmp_path, rows, tasks)
+    assert not pictures_are_drawn(tmp_path, ["base", "cycleqd"], tasks)
+    assert not pictures_are_drawn(tmp_path, rows, tasks[::-1])
+    others = [0.25, 0.75]
+    write_json(tmp_path / "tables" / "items.json", {row: {"test": dict.fromkeys(TASKS, others)} for row in rows})
+    assert not pictures_are_drawn(tmp_path, rows, tasks)  # another model has the row
+    write_json(tmp_path / "tables" / "items.json", {row: {"test": dict.fromkeys(TASKS, scores)} for row in rows})
+    (tmp_path / "pictures" / "leaf-1.png").unlink()
+    assert not pictures_are_drawn(tmp_path, rows, tasks)
 
 
 @pytest.mark.e2e

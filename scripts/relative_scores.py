@@ -15,19 +15,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cycleqd_jax.files import write_json
+from cycleqd_jax.files import without_nan, write_json
 from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.statistics import Interval, interval_over_runs, resampled_means
 from cycleqd_jax.types import InputError
 
-PAPER = {("polyp", "skin"): (0.98, 0.95), ("polyp", "leaf"): (0.40, 0.84), ("skin", "leaf"): (0.83, 0.84)}
-"""CycleQD's scores relative to each expert, by tasks."""
+PAPER = ({"polyp": 0.98, "skin": 0.95}, {"polyp": 0.40, "leaf": 0.84}, {"skin": 0.83, "leaf": 0.84})
+"""CycleQD's scores relative to each expert, by task, of every pair of tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Kept:
         scores: by row, the mean test score of every task.
         relative: by row, the relative score of every task, and their mean.
         similarity: of the experts: mean over the seeds of the paper's, and of the cosine of task vectors, averaged over pairs.
+            NaN where an expert is equal to the base, because the similarity of a task vector of zeros is undefined.
     """
 
     tasks: tuple[str, ...]
@@ -56,16 +59,25 @@ def kept(folder: Path) -> Kept:
         folder: of the comparison.
 
     Raises:
-        InputError: it is not finished, or seeds have other test problems.
+        InputError: it is not finished, seeds have other test problems, or a row lacks the scores of problems.
     """
-    file = folder / "tables" / "items.json.gz"
-    if not file.exists():
-        raise InputError(f"expected a finished comparison in {folder}, got no {file.name}; run `cycleqd compare` first")
+    file, table = folder / "tables" / "items.json.gz", folder / "tables" / "comparison.json"
+    for one in (file, table):
+        if not one.exists():
+            raise InputError(f"expected a finished comparison in {folder}, got no {one.name}; run `cycleqd compare` first")
     seeds = [*json.loads(gzip.decompress(file.read_bytes())).items()]
-    rows, tasks = [*seeds[0][1]], tuple(name.removeprefix("expert/") for name in seeds[0][1] if name.startswith("expert/"))
+    rows = [*dict.fromkeys(row for _, one in seeds for row in one)]
+    tasks = tuple(name.removeprefix("expert/") for name in rows if name.startswith("expert/"))
+    for row, (seed, one), task in itertools.product(rows, seeds, tasks):
+        if not one.get(row, {}).get("test", {}).get(task):
+            raise InputError(
+                f"expected test scores of task {task!r} for the row {row} of seed {seed}, got none in {file}; measure the row "
+                "with `cycleqd evaluate`, and compare again"
+            )
     found = [[[one[row]["test"][task] for _, one in seeds] for row in rows] for task in tasks]
-    if any(len({len(items) for row in table for items in row}) > 1 for table in found):
-        raise InputError(f"expected the same test problems for all seeds, got others in {file}; compare on files")
+    same = json.loads(table.read_text("utf-8"))["same_problems"]["test"]
+    if not same or any(len({len(items) for row in of_task for items in row}) > 1 for of_task in found):
+        raise InputError(f"expected the same test problems for all seeds, got others in {table}; compare on files")
     scores = [np.asarray(table, np.float64) for table in found]  # by task: [row, seed, item]
     means = np.stack([table.mean(-1) for table in scores], axis=-1)  # [row, seed, task]
     resampled = resampled_means(scores, crossed=True)
@@ -94,7 +106,7 @@ def _similarity(folder: Path, seeds: Sequence[str]) -> tuple[float, float]:
             raise InputError(f"expected tables/basis.json of a run in {folder / f'seed-{seed}'}, got none; run it again")
         tables = json.loads(file.read_text("utf-8"))["similarity"]
         pairs = np.triu_indices(len(tables["task_vectors"]), 1)
-        found.append([np.asarray(tables[key])[pairs].mean() for key in ("singular_values", "task_vectors")])
+        found.append([np.asarray(tables[key], np.float64)[pairs].mean() for key in ("singular_values", "task_vectors")])
     values, vectors = np.mean(found, axis=0).tolist()
     return values, vectors
 
@@ -105,7 +117,16 @@ def markdown(comparisons: Sequence[Kept], rows: Sequence[str]) -> str:
     Args:
         comparisons: of :func:`kept`.
         rows: those of the last table.
+
+    Raises:
+        InputError: a comparison has no such row.
     """
+    for one in comparisons:
+        if missing := [row for row in rows if row not in one.scores]:
+            raise InputError(
+                f"expected --rows to be rows of all comparisons, got {missing[0]!r} and one of {' + '.join(one.tasks)} with "
+                f"{', '.join(one.scores)}; correct --rows"
+            )
     lines: list[str] = []
     for one in comparisons:
         head = ["method", *(f"{task} {part}" for task in one.tasks for part in ("score", "relative")), "kept"]
@@ -114,29 +135,40 @@ def markdown(comparisons: Sequence[Kept], rows: Sequence[str]) -> str:
             *each, mean = map(_text, one.relative[row])
             cells = [cell for pair in zip(map("{:.3f}".format, scores), each, strict=True) for cell in pair]
             lines.append(_line([method_label(row), *cells, mean]))
-        if one.tasks in PAPER:
-            cells = [cell for value in PAPER[one.tasks] for cell in ("", f"{value:.2f}")]
-            lines.append(_line(["The paper's CycleQD (ViT-H)", *cells, f"{np.mean(PAPER[one.tasks]):.2f}"]))
+        for paper in (paper for paper in PAPER if {*paper} == {*one.tasks}):
+            cells = [cell for task in one.tasks for cell in ("", f"{paper[task]:.2f}")]
+            lines.append(_line(["The paper's CycleQD (ViT-H)", *cells, f"{np.mean([*paper.values()]):.2f}"]))
         lines.append("")
     head = ["experts", "similarity", "cosine of task vectors", *(f"{method_label(row)} keeps" for row in rows)]
     lines += [_line(head), _rule(head)]
     for one in comparisons:
-        cells = [f"{value:.3f}" for value in one.similarity] + [_text(one.relative[row][-1]) for row in rows]
+        cells = ["–" if np.isnan(value) else f"{value:.3f}" for value in one.similarity]
+        cells += [_text(one.relative[row][-1]) for row in rows]
         lines.append(_line([" + ".join(one.tasks), *cells]))
     if len(comparisons) > 2:
         for name, correlated in correlations(comparisons, rows).items():
-            lines.append(_line([f"correlation with the {name}", "", "", *(f"{value:.2f}" for value in correlated)]))
+            cells = ["–" if np.isnan(value) else f"{value:.2f}" for value in correlated]
+            lines.append(_line([f"correlation with the {name}", "", "", *cells]))
     return "\n".join(lines) + "\n"
 
 
 def correlations(comparisons: Sequence[Kept], rows: Sequence[str]) -> dict[str, list[float]]:
-    """Pearson's correlation of the experts' similarity with what every row keeps, by kind of similarity."""
+    """Pearson's correlation of the experts' similarity with what every row keeps, by kind of similarity.
+
+    NaN where a similarity is undefined, or where one of the two is the same for all comparisons.
+    """
     kept_by = {row: [one.relative[row][-1].mean for one in comparisons] for row in rows}
     found = {}
     for i, name in enumerate(("similarity", "cosine of task vectors")):
         similar = [one.similarity[i] for one in comparisons]
-        found[name] = [float(np.corrcoef(similar, values)[0, 1]) for values in kept_by.values()]
+        found[name] = [_correlation(similar, values) for values in kept_by.values()]
     return found
+
+
+def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    if np.isnan(one).any() or 0 in (np.ptp(one), np.ptp(other)):
+        return math.nan
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _text(interval: Interval) -> str:
@@ -162,7 +194,7 @@ def main() -> None:
     comparisons = [kept(folder) for folder in args.folders]
     print(markdown(comparisons, args.rows), end="")
     if args.json:
-        write_json(args.json, [dataclasses.asdict(one) for one in comparisons])
+        write_json(args.json, without_nan([dataclasses.asdict(one) for one in comparisons]))
 
 
 if __name__ == "__main__":

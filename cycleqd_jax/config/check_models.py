@@ -47,7 +47,7 @@ def _check_family(config: RunConfig) -> None:
     if not all(segments):
         other = config.tasks[segments.index(False)]
         raise InputError(
-            f"expected all tasks to be of the kind {SEGMENTATION}, or none, because one model plays all of them, got "
+            f"expected all tasks to be of the kind {SEGMENTATION}, or none, because a run merges one kind of model, got "
             f"{SEGMENTATION} and {other.kind}; put them into two configs"
         )
     if config.model.base is None:
@@ -64,15 +64,20 @@ def _check_family(config: RunConfig) -> None:
     ]
     found += [("pretrain", config.pretrain, TrainConfig()), ("gradient", config.gradient, None)]
     found += [("engine", config.engine, EngineConfig()), ("sandbox", config.sandbox, SandboxConfig())]
-    found += [
-        ("mesh.fsdp", config.mesh.fsdp, 1),
-        ("mesh.tensor", config.mesh.tensor, 1),
-        ("search.groups", config.search.groups, 1),
-    ]
+    numbers = {"mesh.fsdp": config.mesh.fsdp, "mesh.tensor": config.mesh.tensor, "search.groups": config.search.groups}
+    for key, value in numbers.items():
+        if value != 1:
+            raise InputError(f"expected {key} 1 with tasks of the kind {SEGMENTATION}, got {value}; set it to 1")
+    jitter = config.mask_options.jitter_fraction
     for i, task in enumerate(config.tasks):
         if task.train is None:
             raise InputError(
                 f"expected tasks.{i}.train, the folder with images and masks of task {task.name!r}, got null; give it"
+            )
+        if jitter and task.options.get("prompt") == "image":
+            raise InputError(
+                f"expected masks.jitter_fraction: 0 with prompt: image, whose box is the whole image, got {jitter} with task "
+                f"{task.name!r}; set it to 0, or use prompt: box"
             )
         default = TaskConfig(task.name)
         found += [

@@ -110,6 +110,8 @@ def _mapping_in(line: str) -> Mapping[str, Any]:
 def load_engine(folder: Path) -> dict[str, int] | None:
     """Reads ``engine.json`` of a run folder, which says that slots were halved; None if there is no such file.
 
+    Of models that segment images, the slots are the images per call.
+
     Returns:
         ``configured``, the slots in the config, and ``slots``, the slots after they were halved.
 
@@ -127,7 +129,7 @@ def load_engine(folder: Path) -> dict[str, int] | None:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"expected the numbers configured and slots in {path}, got {type(error).__name__} {error}; remove the file, and "
-            "the run continues with engine.slots of its config"
+            "the run continues with the slots of its config"
         ) from error
     check_schema(tree, path)
     return found

@@ -47,7 +47,8 @@ class Status:
             evaluated.
         best: ``id`` and ``average`` of the best individual; None while there is none.
         quarantined: ``id``, ``generation`` and ``error`` of every quarantined individual.
-        halved: ``configured`` and ``slots`` where the memory has run out and the engine's slots were halved; else None.
+        halved: ``configured`` and ``slots`` where the memory has run out and the slots were halved; else None.
+        slots_key: the key of the config that gives the slots: ``engine.slots``, or ``masks.batch_size`` of a run of images.
         workers: the records of the workers on a cluster (``workers.json``), those of the newest start of the run; empty where
             individuals are evaluated in the process of the run.
         per_hour: individuals per hour, from the seconds of the last ones and the number of device groups, or of workers that
@@ -68,6 +69,7 @@ class Status:
     best: Mapping[str, float] | None
     quarantined: Sequence[Mapping[str, Any]]
     halved: Mapping[str, int] | None
+    slots_key: str
     workers: Sequence[Mapping[str, Any]]
     per_hour: float
     seconds_left: float
@@ -117,6 +119,7 @@ def read_status(folder: str | Path) -> Status:
             {"id": one.id, "generation": one.generation, "error": one.error} for one in individuals if one.error is not None
         ],
         halved=load_engine(path),
+        slots_key="masks.batch_size" if config["tasks"][0].get("kind") == "segmentation" else "engine.slots",
         workers=workers,
         per_hour=3600 * pace,
         seconds_left=max(total - len(individuals), 0) / pace,
@@ -199,7 +202,8 @@ def status_text(status: Status) -> str:
             best = "–" if math.isnan(one["best"]) else f"{one['best']:.3f}"
             lines.append(f"  {task:{width}}  {100 * one['coverage']:6.1f} %  {one['qd_score']:8.3f}  {best:>5}")
     if status.halved is not None:
-        lines.append(f"  memory        ran out; engine.slots {status.halved['configured']} → {status.halved['slots']}")
+        halved = f"{status.halved['configured']} → {status.halved['slots']}"
+        lines.append(f"  memory        ran out; {status.slots_key} {halved}")
     if status.workers:
         lines.append(f"  workers       {_counts(status.workers)}")
         for one in status.workers:

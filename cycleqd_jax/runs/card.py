@@ -107,6 +107,7 @@ def model_card(
     table: ResultsTable | None,
     command: Sequence[str],
     evaluated: int,
+    library: str,
 ) -> str:
     """The README.md of a model folder: Hugging Face metadata, lineage and scores.
 
@@ -118,6 +119,7 @@ def model_card(
         table: the results of the run; None before it was evaluated.
         command: arguments of ``cycleqd``; empty where the run was started from Python.
         evaluated: number of individuals that the search evaluated, the experts included.
+        library: what opens the model (:meth:`~cycleqd_jax.runs.families.Family.library`).
     """
     base = str(config.model.base) if config.model.base is not None else "tiny-llama (trained by this run)"
     if config.model.prepare is not None:
@@ -131,7 +133,7 @@ def model_card(
     repositories = list(dict.fromkeys(source for source in sources if source is not None))
     meta = {
         **({"base_model": repositories, "base_model_relation": "merge"} if repositories else {}),
-        "library_name": "transformers",
+        "library_name": library,
         "pipeline_tag": family_of(config).pipeline,
         "tags": ["merge", "cycleqd"],
     }
@@ -157,6 +159,9 @@ def model_card(
         else:
             mixing = f", averaged over {config.search.groups} groups of layers: {parts}."
         mixing = f"\nWeights of the experts' task vectors{'' if mixing[0] in ':,' else ' '}{mixing}\n"
+    opened = ""
+    if library != "transformers":
+        opened = f"Open the model with {library}: transformers does not have its architecture.\n\n"
     made = f"Made by `{shlex.join(['cycleqd', *command])}`. " if command else ""
     return f"""---
 {yaml.safe_dump(meta, sort_keys=False).strip()}
@@ -173,5 +178,5 @@ The experts were fine-tuned from {base}. The weights are
 |---|---|
 {models}
 {elites_table}{mixing}{_train_scores(chosen)}{_test_scores(table)}
-{made}To reproduce this model, run `cycleqd run` with the `config.yaml` of the run folder.
+{opened}{made}To reproduce this model, run `cycleqd run` with the `config.yaml` of the run folder.
 """

@@ -14,11 +14,12 @@ import jax
 import yaml
 
 from cycleqd_jax import report
-from cycleqd_jax.config import RunConfig, read_yaml, to_dict
+from cycleqd_jax.config import SEGMENTATION, RunConfig, read_yaml, to_dict
 from cycleqd_jax.files import check_writable, is_locked, locked, make_folder, write_text
 from cycleqd_jax.report.comparison import ComparisonTable
 from cycleqd_jax.report.stage import span
 from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest, value_at
+from cycleqd_jax.runs.images import images_digest
 from cycleqd_jax.runs.methods import (
     SHARED_ROWS,
     Methods,
@@ -321,10 +322,15 @@ def _record(folder: Path, here: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digests(config: RunConfig) -> dict[str, str]:
-    """Digests of the files and model folders that a config names and this machine has, by key."""
+    """Digests of the files, image folders and model folders that a config names and this machine has, by key."""
     given: dict[str, str | None] = {"model.base": config.model.base, "model.tokenizer": config.model.tokenizer}
     given |= {f"model.experts.{name}": path for name, path in (config.model.experts or {}).items()}
     for task in config.tasks:
         given |= {f"tasks.{task.name}.{key}": getattr(task, key) for key in ("train", "test", "finetune")}
     cache = Path(config.cache)
-    return {key: folder_digest(path, cache) for key, path in given.items() if path is not None and os.path.exists(path)}
+    images = {f"tasks.{task.name}.train" for task in config.tasks if task.kind == SEGMENTATION}
+    return {
+        key: images_digest(path) if key in images else folder_digest(path, cache)
+        for key, path in given.items()
+        if path is not None and os.path.exists(path)
+    }

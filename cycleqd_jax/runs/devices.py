@@ -41,13 +41,12 @@ class DeviceGroup:
         return self.mesh.size == 1
 
     def weight_shardings(self, config: Architecture) -> Any:
-        """Shardings of a model's weights in this group.
+        """Shardings of a language model's weights in this group; a config of other models has no group of several devices.
 
         Raises:
             InputError: the group's axes do not divide the model.
         """
-        if isinstance(config, sam.SamConfig):
-            return sharding.shardings(self.mesh, sam.abstract_params(config), sam.logical_axes(config))
+        assert isinstance(config, llama.LlamaConfig)
         return sharding.shardings(self.mesh, llama.abstract_params(config), llama.logical_axes(config))
 
     def place(self, params: Params, config: Architecture) -> Params:

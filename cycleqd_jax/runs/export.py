@@ -129,7 +129,8 @@ def export_from_folder(
         facts = {**found.facts, "mixing": mixing_of(genome)}
         has_results = (folder / "tables" / "results.json").exists()
         table = report.results_table(folder) if has_results else None
-        card = model_card(config, models.folders.search, facts, table, command, len(journal))
+        library = models.family.library(models.config)
+        card = model_card(config, models.folders.search, facts, table, command, len(journal), library)
         params = groups[0].express(space.express)(genome)
         models.family.save(target, models.config, params, models.processor, card)
     record_export(folder, target, facts)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import os
 import typing
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.config import SEGMENTATION, RunConfig, TaskConfig
+from cycleqd_jax.files import digest
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models import sam
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.tasks.options import check_option
 from cycleqd_jax.tasks.segmentation import SegmentationFolder
+from cycleqd_jax.tasks.segmentation.layouts import find_pairs
 from cycleqd_jax.types import InputError, SegmentationItem, Split
 
-__all__ = ["FolderInput", "resolve_sam"]
+__all__ = ["FolderInput", "images_digest", "resolve_sam"]
 
 _OPTIONS = tuple(
     name
@@ -56,18 +60,19 @@ class FolderInput:
     def open(self) -> SegmentationFolder:
         """Reads and checks all images.
 
-        The train items are those that validation leaves; their first ``train_size`` are scored.
+        The train items are those that validation leaves; their first ``train_size`` are scored. Where the folder gives
+        validation images, the train items are all train images.
 
         Raises:
             InputError: an option is wrong, a file is missing or refused, or there are too few images.
         """
         config, options = self.config, dict[str, Any](self.config.options)
         assert config.train is not None
-        size = config.train_size if config.validation_size is None else None  # validation has what train leaves
+        cuts = config.validation_size is None and all(pair.split != "validation" for pair in find_pairs(Path(config.train)))
         folder = SegmentationFolder(
             config.name,
             config.train,
-            train_size=size,
+            train_size=config.train_size if cuts else None,  # validation has what train leaves
             validation_size=config.validation_size,
             test_size=config.test_size,
             workers=cpu_count(),
@@ -91,8 +96,25 @@ class FolderInput:
         return min(count, self.config.train_size or count) if split == "train" else count
 
     def training_items(self, folder: SegmentationFolder) -> Sequence[SegmentationItem]:
-        """The images that the expert of the task is fine-tuned on, in memory. No validation or test image is among them."""
-        return [*folder.items("train")[: self.config.finetune_size]]
+        """The images that the expert of the task is fine-tuned on. No validation or test image is among them.
+
+        Each access to an image reads its files.
+        """
+        return folder.items("train")[: self.config.finetune_size]
+
+
+def images_digest(folder: str | Path) -> str:
+    """Sixteen hexadecimal digits that identify the images of a folder, their masks, names, splits and groups.
+
+    Raises:
+        InputError: the folder has no known layout, or its index is malformed.
+        OSError: a file can't be read.
+    """
+    pairs = find_pairs(Path(folder))
+    files = [file for pair in pairs for file in (pair.image, pair.mask)]
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        contents = [*threads.map(lambda file: hashlib.sha256(file.read_bytes()).hexdigest(), files)]
+    return digest([[pair.name, pair.split, pair.group] for pair in pairs] + [contents], digits=16)
 
 
 def resolve_sam(config: RunConfig) -> sam.SamConfig:

@@ -11,12 +11,13 @@ from PIL import Image
 
 from cycleqd_jax.evaluation import SegmentationEvaluator
 from cycleqd_jax.files import make_folder, write_json
+from cycleqd_jax.report.read import load_items, load_pictures
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.tasks.segmentation import SegmentationFolder, overlay
-from cycleqd_jax.types import Params
+from cycleqd_jax.types import Params, ProblemSet
 
-__all__ = ["draw_pictures"]
+__all__ = ["draw_pictures", "pictures_are_drawn"]
 
 EACH = 3
 """Test images of every task that are drawn."""
@@ -32,21 +33,24 @@ def draw_pictures(context: Context, evolution: Evolution) -> list[Path]:
     """Writes ``pictures/*.png`` and ``pictures/pictures.json``, which the report shows.
 
     The JSON has for every picture its ``file``, the ``task``, the name of the ``item``, the ``rows`` of the results table whose
-    masks follow image and truth from left to right, and their ``scores``. The last row is the exported model.
+    masks follow image and truth from left to right, and their ``scores``. The last row is the exported model. Pictures of these
+    rows and items that are there already, with the scores of the results, are kept.
 
     Args:
         context: the context of the run.
         evolution: its evolution, which evolves first where that has not been done.
 
     Returns:
-        The written files.
+        The written files; none where the pictures are there.
     """
+    if pictures_are_drawn(context.folder, _rows(context), context.tasks):
+        return []
     final, models = evolution.final(), context.models
     evaluator = evolution.ensure_evaluator()
     assert isinstance(evaluator, SegmentationEvaluator)
     rows: dict[str, Callable[[], Params]] = {"base": lambda: models.base}
     rows |= {f"expert/{name}": functools.partial(models.expert_params, name) for name in context.config.task_names}
-    rows[_name(context)] = functools.partial(evolution.express, final.genome)
+    rows[_rows(context)[-1]] = functools.partial(evolution.express, final.genome)
     tasks = [task for task in context.tasks if isinstance(task, SegmentationFolder)]
     chosen = [(task, item) for task in tasks for item in evaluator.items(task, "test")[:EACH]]
     masks = [evaluator.masks(make(), [item for _, item in chosen]) for make in rows.values()]
@@ -67,12 +71,31 @@ def draw_pictures(context: Context, evolution: Evolution) -> list[Path]:
     return written
 
 
-def _name(context: Context) -> str:
-    """The row of the results table that the exported model is."""
+def pictures_are_drawn(folder: Path, rows: Sequence[str], tasks: Sequence[ProblemSet]) -> bool:
+    """Whether a run folder has the pictures of these rows, with the scores of its results.
+
+    Args:
+        folder: the run folder.
+        rows: rows of the results table.
+        tasks: the tasks; those that are no folders of images have no pictures.
+    """
+    found = [(one.task, one.item, list(one.rows), list(one.scores)) for one in load_pictures(folder)]
+    results, expected = load_items(folder), []
+    for task in tasks:
+        for i, pair in enumerate(task.pairs["test"][:EACH] if isinstance(task, SegmentationFolder) else ()):
+            scores = [results.get(row, {}).get("test", {}).get(task.name, [])[i : i + 1] for row in rows]
+            expected.append((task.name, pair.name, [*rows], [score for one in scores for score in one]))
+    return found == expected
+
+
+def _rows(context: Context) -> list[str]:
+    """The rows of the results table that are drawn; the last is the exported model."""
     method, export = context.config.search.method, context.config.export.method
     if export in ("selected", "soup"):
-        return f"{method}_{export}"
-    return f"{method}_best_elite" if method == "cycleqd" and export == "best_elite" else method
+        method = f"{method}_{export}"
+    elif method == "cycleqd" and export == "best_elite":
+        method = f"{method}_best_elite"
+    return ["base", *(f"expert/{name}" for name in context.config.task_names), method]
 
 
 def _beside(parts: Sequence[Image.Image]) -> Image.Image:

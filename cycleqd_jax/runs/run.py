@@ -280,7 +280,8 @@ class Run:
         chosen: Merged = evolution.best_elite() if best_elite else evolution.final()
         self.results()
         table, evaluated = report.results_table(self.folder), len(report.open_run(self.folder).individuals)
-        card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated)
+        library = models.family.library(models.config)
+        card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated, library)
         models.family.save(target, models.config, evolution.express(chosen.genome), models.processor, card)
         record_export(self.folder, target, chosen.facts)
         return target

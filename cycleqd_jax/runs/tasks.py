@@ -114,7 +114,7 @@ class TrainingData:
 
     Attributes:
         identity: JSON that changes whenever they do.
-        load: generates conversations, replays gold solutions, or reads images.
+        load: generates conversations, or replays gold solutions. Images are read when they are used.
     """
 
     identity: Any

@@ -124,7 +124,7 @@ class Trainer:
             tasks = list(self._config.task_names)
         if name == "finetune_all_longer":
             options = dataclasses.replace(options, steps=options.steps * len(tasks))
-        examples = [example for task in tasks for example in self._examples.of(task)]
+        examples = self._examples.joined(tasks)
         stage = name.replace("_", " ").replace("/", " ")
         self._fit(folder, config, base, self._models.processor, examples, options, stage, "finetune")
 

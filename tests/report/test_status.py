@@ -143,6 +143,10 @@ def test_halved_slots_are_named(under_way):
     status = read_status(under_way)
     assert status_json(status)["halved"] == {"configured": 64, "slots": 32}
     assert "memory        ran out; engine.slots 64 → 32\n" in status_text(status)
+    config = yaml.safe_load((under_way / "config.yaml").read_text())
+    config["tasks"] = [{**task, "kind": "segmentation"} for task in config["tasks"]]
+    (under_way / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "memory        ran out; masks.batch_size 64 → 32\n" in status_text(read_status(under_way))
     (under_way / "engine.json").write_text('{"schema": 2, "configured": 64, "slots": 32}')
     with pytest.raises(InputError, match="expected a file of schema 1 or older, got schema 2"):
         read_status(under_way)

@@ -16,10 +16,10 @@ from ..shapes import CONFIGS, ellipses, random_params
 TASKS = ("polyp", "leaf")
 
 
-def image_folder(folder: Path, *, train: int = 10, test: int = 3, seed: int = 0) -> Path:
+def image_folder(folder: Path, *, train: int = 10, validation: int = 0, test: int = 3, seed: int = 0) -> Path:
     """A folder with an index: ellipses, one size for all images."""
     rows = ["image,mask,split"]
-    for split, count, offset in (("train", train, 0), ("test", test, 1)):
+    for split, count, offset in (("train", train, 0), ("test", test, 1), ("validation", validation, 1000)):
         for i, item in enumerate(ellipses(count, 2 * seed + offset)):
             names = {part: f"{part}/{split}-{i}.png" for part in ("images", "masks")}
             for part, picture in (("images", item.image), ("masks", item.mask.astype(np.uint8) * np.uint8(255))):

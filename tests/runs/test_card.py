@@ -11,6 +11,9 @@ import yaml
 from cycleqd_jax.config import load_config
 from cycleqd_jax.report import ResultsTable
 from cycleqd_jax.runs.card import model_card
+from cycleqd_jax.runs.families import SegmentAnything
+
+from ..shapes import CONFIGS
 
 TASKS = [{"name": "mbpp"}, {"name": "dbbench"}]
 FOLDERS = {"base": Path("cache/base-1"), "expert/mbpp": Path("cache/a-2"), "expert/dbbench": Path("cache/b-3")}
@@ -19,8 +22,8 @@ TABLE = ResultsTable(("base", "cycleqd"), ("test",), ("mbpp", "dbbench", "averag
 AGGREGATE = {"elites": [7, 4], "beta": [0.6, 0.4], "mixing": [0.75, -0.25]}
 
 
-def card_of(chosen=AGGREGATE, command=(), table=TABLE, **more):
-    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command, 42)
+def card_of(chosen=AGGREGATE, command=(), table=TABLE, library="transformers", **more):
+    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command, 42, library)
 
 
 def test_the_aggregate():
@@ -61,7 +64,7 @@ def test_a_prepared_base():
     folders = {"base": Path("cache/snapshot"), "prepared_base": Path("cache/prepared-4"), **dict([*FOLDERS.items()][1:])}
     tree = {"name": "demo", "tasks": TASKS}
     tree["model"] = {"base": "owner/base", "prepare": {"steps": 60, "shares": {"dbbench": 1}}}
-    card = model_card(load_config(tree), folders, AGGREGATE, TABLE, (), 42)
+    card = model_card(load_config(tree), folders, AGGREGATE, TABLE, (), 42, "transformers")
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base"]
     assert "from the prepared base θ_base (owner/base after 60 steps of joint fine-tuning on dbbench). The weights are" in card
     lines = card.splitlines()
@@ -80,6 +83,15 @@ def test_only_repositories_of_the_hub_are_base_models(tmp_path, monkeypatch):
         assert line in card.splitlines()
     model["experts"] = {"mbpp": "/data/code", "dbbench": "owner/with--dashes.git"}
     assert yaml.safe_load(card_of(model=model).split("---\n")[1])["base_model"] == ["owner/base"]
+
+
+@pytest.mark.parametrize(("architecture", "library"), [("vit", "transformers"), ("tiny_vit", "cycleqd_jax")])
+def test_the_library_is_one_that_opens_the_model(architecture, library):
+    found = SegmentAnything().library(CONFIGS[architecture])
+    card = card_of(library=found)
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == found == library
+    hint = "Open the model with cycleqd_jax: transformers does not have its architecture."
+    assert (hint in card.splitlines()) == (library != "transformers")
 
 
 def test_the_command_is_quoted():

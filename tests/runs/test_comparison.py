@@ -23,6 +23,7 @@ from cycleqd_jax.statistics import resampled_means
 from cycleqd_jax.types import InputError
 
 from ..compared_runs import TASKS, write_finished
+from .segmentation_run import image_folder
 
 
 def config_of(folder: Path, **changes) -> RunConfig:
@@ -232,6 +233,25 @@ def test_other_files_are_refused(runs, tmp_path, monkeypatch):
     train.write_text("two")
     with pytest.raises(InputError, match=r"expected the digest of tasks\.a\.train to be '\w{16}', as in the comparison in"):
         compare(config, seeds=[0, 1, 2])
+    assert runs.made == []
+
+
+def test_other_images_are_refused(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "check_methods", lambda configs: None)  # nobody reads the images
+    tasks = [{"name": name, "kind": "segmentation", "train": str(tmp_path / name)} for name in TASKS]
+    for n, name in enumerate(TASKS):
+        image_folder(tmp_path / name, train=2, test=1, seed=n)
+    config = config_of(tmp_path, tasks=tasks, model={"base": str(tmp_path / "base")})
+    index, mask = tmp_path / "b" / "index.csv", tmp_path / "b" / "masks" / "train-1.png"
+    compare(config)
+    runs.made = []
+    for file, content in ((mask, mask.with_name("train-0.png").read_bytes()), (index, index.read_bytes()[:-5] + b"train")):
+        before = file.read_bytes()
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"expected the digest of tasks\.b\.train to be '\w{16}', as in the comparison in"):
+            compare(config)
+        file.write_bytes(before)
+    compare(config)
     assert runs.made == []
 
 

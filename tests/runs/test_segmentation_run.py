@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import jax
@@ -11,18 +12,24 @@ import yaml
 from PIL import Image
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.config import RunConfig, load_config
+from cycleqd_jax.config import RunConfig, TaskConfig, load_config
+from cycleqd_jax.files import write_json
 from cycleqd_jax.models import sam
 from cycleqd_jax.runs import Run
 from cycleqd_jax.runs.devices import device_groups
+from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.families import LanguageModels, SegmentAnything, family_of
 from cycleqd_jax.runs.images import FolderInput, resolve_sam
 from cycleqd_jax.runs.inputs import resolve
-from cycleqd_jax.runs.models import model_folders
+from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.runs.pictures import pictures_are_drawn
+from cycleqd_jax.runs.tasks import TrainingData
+from cycleqd_jax.tasks.segmentation import read_image
+from cycleqd_jax.tasks.segmentation import task as folder_task
 from cycleqd_jax.types import InputError, tree_paths
 
 from ..shapes import CONFIGS, random_params
-from .segmentation_run import TASKS, sam_base, sam_tree
+from .segmentation_run import TASKS, image_folder, sam_base, sam_tree
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +56,31 @@ def test_the_kind_of_the_tasks_decides_about_the_family(folder):
         ({"engine": {"slots": 2}}, "engine"),
         ({"sandbox": {"wall_s": 1.0}}, "sandbox"),
         ({"finetune": {"group_by_length": True}}, "finetune.group_by_length"),
-        ({"mesh": {"fsdp": 2}}, "mesh.fsdp"),
     ],
 )
 def test_keys_of_language_models_are_refused(folder, changes, key):
     with pytest.raises(InputError, match=f"expected {key} with language models only, got it .*; leave it out"):
         load_config(sam_tree(folder, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"mesh": {"fsdp": 2}}, "mesh.fsdp"),
+        ({"search": {"groups": 2, "method": "random"}}, "search.groups"),
+    ],
+)
+def test_numbers_that_images_do_not_allow_are_refused(folder, changes, key):
+    with pytest.raises(InputError, match=f"expected {key} 1 with tasks of the kind segmentation, got 2; set it to 1"):
+        load_config(sam_tree(folder, **changes))
+
+
+def test_boxes_of_whole_images_do_not_move(folder):
+    tree = sam_tree(folder, masks={"jitter_fraction": 0.1})
+    load_config(tree)
+    tree["tasks"][1]["options"] = {"prompt": "image"}
+    with pytest.raises(InputError, match=r"expected masks\.jitter_fraction: 0 with prompt: image, .*got 0\.1 with task 'leaf'"):
+        load_config(tree)
 
 
 def test_mixtures_and_masks_without_images_are_refused(folder):
@@ -82,6 +108,42 @@ def test_experts_learn_from_what_validation_leaves_and_are_scored_on_the_first(f
     assert (given.size("train"), given.size("validation"), given.size("test")) == (3, 2, 2)
     assert len(given.training_items(opened)) == 8
     assert len(set(opened.problems(None)) | set(opened.problems("test"))) == 12
+
+
+def test_experts_read_their_images_when_they_use_them(folder):
+    config = load_config(sam_tree(folder))
+    folders = {task.name: FolderInput(task) for task in config.tasks}
+    data = {name: TrainingData(name, functools.partial(given.training_items, given.open())) for name, given in folders.items()}
+    models = Models(config, model_folders(config, dict.fromkeys(TASKS, "data")), print)
+    examples, reads = Examples(models, data), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_task, "read_image", lambda path: reads.append(path.name) or read_image(path))
+        every = examples.joined(TASKS)
+        assert len(reads) < len(every) == 16  # the tests' checks of types read a few
+        for _ in range(2):  # none is kept
+            reads.clear()
+            found = [*every]
+            assert len(reads) == 16
+        assert [item.name for item in found] == [item.name for task in TASKS for item in examples.of(task)]
+        assert every[-1].name == found[15].name
+        assert [item.name for item in every[7:10]] == [item.name for item in found[7:10]]
+    with pytest.raises(IndexError):
+        every[16]
+    assert examples.joined(TASKS[:1]) is examples.of(TASKS[0])
+
+
+@pytest.mark.parametrize(("validation", "validation_size", "learned"), [(2, None, 6), (2, 1, 6), (0, None, 3), (0, 2, 4)])
+def test_validation_images_of_the_folder_take_none_of_the_experts(tmp_path, validation, validation_size, learned):
+    """The sizes of train images that are learned from: all, or what the validation images among them leave."""
+    place = image_folder(tmp_path / "leaf", train=6, validation=validation)
+    config = TaskConfig(
+        "leaf", kind="segmentation", train=str(place), train_size=3, validation_size=validation_size, test_size=2
+    )
+    given = FolderInput(config)
+    opened = given.open()
+    held = validation_size or (validation or 6 - learned)
+    assert (len(given.training_items(opened)), len(opened.pairs["validation"])) == (learned, held)
+    assert given.size("train") == 3
 
 
 @pytest.mark.parametrize(
@@ -180,6 +242,33 @@ def test_halved_images_per_call_are_remembered(folder, tmp_path):
     assert shrink(read_only=False)
     assert "starts again with 2 instead of 4 images" in lines[-1]
     assert not shrink(read_only=False)  # the next run begins with two images
+
+
+def test_pictures_are_kept_while_rows_items_and_scores_are_the_same(folder, tmp_path):
+    config = load_config(sam_tree(folder))
+    tasks = [FolderInput(task).open() for task in config.tasks]
+    rows, scores = ["base", "cycleqd_selected"], [0.25, 0.5]
+    assert not pictures_are_drawn(tmp_path, rows, tasks)
+    entries = [
+        {"file": f"{task.name}-{i}.png", "task": task.name, "item": pair.name, "rows": rows, "scores": [score] * 2}
+        for task in tasks
+        for i, (pair, score) in enumerate(zip(task.pairs["test"], scores, strict=True))
+    ]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "tables").mkdir()
+    for one in entries:
+        (tmp_path / "pictures" / one["file"]).touch()
+    write_json(tmp_path / "pictures" / "pictures.json", entries)
+    write_json(tmp_path / "tables" / "items.json", {row: {"test": dict.fromkeys(TASKS, scores)} for row in rows})
+    assert pictures_are_drawn(tmp_path, rows, tasks)
+    assert not pictures_are_drawn(tmp_path, ["base", "cycleqd"], tasks)
+    assert not pictures_are_drawn(tmp_path, rows, tasks[::-1])
+    others = [0.25, 0.75]
+    write_json(tmp_path / "tables" / "items.json", {row: {"test": dict.fromkeys(TASKS, others)} for row in rows})
+    assert not pictures_are_drawn(tmp_path, rows, tasks)  # another model has the row
+    write_json(tmp_path / "tables" / "items.json", {row: {"test": dict.fromkeys(TASKS, scores)} for row in rows})
+    (tmp_path / "pictures" / "leaf-1.png").unlink()
+    assert not pictures_are_drawn(tmp_path, rows, tasks)
 
 
 @pytest.mark.e2e

@@ -29,26 +29,41 @@ def relative():
         yield module
 
 
-def comparison(folder: Path, factor: float, seeds=(0, 1), similarity=0.5, items=40) -> Path:
-    """A comparison in which the merge has the scores of the experts times a factor."""
+def comparison(
+    folder: Path, factor: float, seeds=(0, 1), similarity: float | None = 0.5, items=40, tasks=TASKS, same=True
+) -> Path:
+    """A comparison in which the merge has the scores of the experts times a factor.
+
+    Without a similarity an expert is equal to the base.
+    """
     rng, found = np.random.default_rng(0), {}
     for seed in seeds:
-        own = {task: rng.uniform(0.5, 1, items) for task in TASKS}
-        other = {task: rng.uniform(0.1, 0.3, items) for task in TASKS}
-        rows = {f"expert/{task}": {one: (own if one == task else other)[one] for one in TASKS} for task in TASKS}
-        rows["uniform_merge"] = {task: factor * own[task] for task in TASKS}
+        own = {task: rng.uniform(0.5, 1, items) for task in tasks}
+        other = {task: rng.uniform(0.1, 0.3, items) for task in tasks}
+        rows = {f"expert/{task}": {one: (own if one == task else other)[one] for one in tasks} for task in tasks}
+        rows["uniform_merge"] = {task: factor * own[task] for task in tasks}
         found[str(seed)] = {
-            row: {"test": {task: scores.tolist() for task, scores in tasks.items()}} for row, tasks in rows.items()
+            row: {"test": {task: scores.tolist() for task, scores in by_task.items()}} for row, by_task in rows.items()
         }
         basis = folder / f"seed-{seed}" / "cycleqd" / "tables" / "basis.json"
         basis.parent.mkdir(parents=True)
         tables = {
-            key: [[1, value], [value, 1]] for key, value in (("singular_values", similarity), ("task_vectors", similarity / 8))
+            key: [[1, value], [value, 1]]
+            for key, value in (("singular_values", similarity), ("task_vectors", similarity and similarity / 8))
         }
         basis.write_text(json.dumps({"similarity": tables}))
     (folder / "tables").mkdir()
-    (folder / "tables" / "items.json.gz").write_bytes(gzip.compress(json.dumps(found).encode()))
+    write_items(folder, found)
+    (folder / "tables" / "comparison.json").write_text(json.dumps({"same_problems": {"test": same}}))
     return folder
+
+
+def write_items(folder: Path, found: dict) -> None:
+    (folder / "tables" / "items.json.gz").write_bytes(gzip.compress(json.dumps(found).encode()))
+
+
+def read_items(folder: Path) -> dict:
+    return json.loads(gzip.decompress((folder / "tables" / "items.json.gz").read_bytes()))
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -77,3 +92,42 @@ def test_similarity_is_correlated_with_what_is_kept(relative, tmp_path):
 def test_unfinished_comparisons_are_refused(relative, tmp_path):
     with pytest.raises(InputError, match=r"expected a finished comparison in .*, got no items\.json\.gz"):
         relative.kept(tmp_path)
+    folder = comparison(tmp_path / "one", 0.8)
+    (folder / "tables" / "comparison.json").unlink()
+    with pytest.raises(InputError, match=r"got no comparison\.json; run `cycleqd compare` first"):
+        relative.kept(folder)
+
+
+def test_other_test_problems_are_refused_even_if_there_are_as_many(relative, tmp_path):
+    with pytest.raises(InputError, match=r"expected the same test problems for all seeds, got others in .*comparison\.json"):
+        relative.kept(comparison(tmp_path, 0.8, same=False))
+
+
+def test_rows_without_scores_and_unknown_rows_are_named(relative, tmp_path):
+    folder = comparison(tmp_path / "one", 0.8)
+    with pytest.raises(InputError, match=r"expected --rows to be rows of all comparisons, got 'ties' and one of polyp \+ skin"):
+        relative.markdown([relative.kept(folder)], ["uniform_merge", "ties"])
+    items = read_items(folder)
+    del items["1"]["uniform_merge"]["test"]["skin"]
+    write_items(folder, items)
+    with pytest.raises(
+        InputError, match=r"expected test scores of task 'skin' for the row uniform_merge of seed 1, got none in .*items"
+    ):
+        relative.kept(folder)
+
+
+def test_the_paper_is_found_in_any_order_of_tasks(relative, tmp_path):
+    found = relative.kept(comparison(tmp_path, 0.8, (0,), tasks=TASKS[::-1]))
+    assert "| The paper's CycleQD (ViT-H) |  | 0.95 |  | 0.98 | 0.96 |" in relative.markdown([found], ["uniform_merge"])
+
+
+def test_an_expert_equal_to_the_base_has_no_similarity(relative, tmp_path, monkeypatch, capsys):
+    values = ((0.9, None), (0.8, 0.5), (0.7, 0.4))
+    folders = [comparison(tmp_path / str(i), kept, (0,), similarity=value) for i, (kept, value) in enumerate(values)]
+    out = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["relative_scores.py", *map(str, folders), "--rows", "uniform_merge", "--json", str(out)])
+    relative.main()
+    text = capsys.readouterr().out
+    assert "| polyp + skin | – | – | 0.90 [0.90, 0.90] |" in text
+    assert "| correlation with the similarity |  |  | – |" in text
+    assert [one["similarity"] for one in json.loads(out.read_text())] == [[None, None], [0.5, 0.0625], [0.4, 0.05]]

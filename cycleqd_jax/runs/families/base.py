@@ -78,7 +78,7 @@ class Family(Protocol):
         """
         ...
 
-    def examples(self, processor: Processor, data: Sequence[Any]) -> list[Any]:
+    def examples(self, processor: Processor, data: Sequence[Any]) -> Sequence[Any]:
         """What :meth:`finetune` learns from, of a task's training data."""
         ...
 
@@ -142,6 +142,10 @@ class Family(Protocol):
             log: called with warnings.
             read_only: whether nothing is written into the run folder.
         """
+        ...
+
+    def library(self, config: Architecture) -> str:
+        """The library that opens a saved model, by its name on the hub, for model cards."""
         ...
 
     def flops(self, config: Architecture) -> Mapping[str, int]:

@@ -132,6 +132,10 @@ class LanguageModels:
             workers=workers,
         )
 
+    def library(self, config: Architecture) -> str:
+        """Transformers, which opens all language models."""
+        return "transformers"
+
     def flops(self, config: Architecture) -> Mapping[str, int]:
         """FLOPs for each token in the layers, for each whose logits are computed, and for each pair of tokens."""
         assert isinstance(config, LlamaConfig)

@@ -59,9 +59,9 @@ class SegmentAnything:
         assert isinstance(processor, Path)
         sam.save(folder, config, params, processor=processor, card=card)
 
-    def examples(self, processor: Processor, data: Sequence[Any]) -> list[Any]:
-        """Images with masks, as they are."""
-        return list(data)
+    def examples(self, processor: Processor, data: Sequence[Any]) -> Sequence[Any]:
+        """Images with masks, as they are: they are read when they are used."""
+        return data
 
     def finetune(
         self,
@@ -123,6 +123,11 @@ class SegmentAnything:
             sizes=sizes_of(run),
             workers=workers,
         )
+
+    def library(self, config: Architecture) -> str:
+        """That of transformers' ``SamModel`` where the image encoder is a ViT; it has no other."""
+        assert isinstance(config, sam.SamConfig)
+        return "transformers" if isinstance(config.vision, sam.VitConfig) else "cycleqd_jax"
 
     def flops(self, config: Architecture) -> Mapping[str, int]:
         """FLOPs for each image whose mask is predicted (``layers``), and for each that is embedded (``pair``)."""

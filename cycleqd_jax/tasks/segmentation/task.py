@@ -161,9 +161,13 @@ class SegmentationFolder:
         ]
 
     def fingerprint(self, split: Split) -> str:
-        """A digest of the files of the split and of all settings that affect prompts or scores."""
+        """A digest of the items of a split: of their files, and of all settings that affect masks or prompts.
+
+        The metric has no part in it, so experts for another metric are not trained again.
+        """
         names = [pair.name for pair in self.pairs[split]]
-        return digest([_VERSION, type(self).__name__, self.settings(), self._digests[split], names])
+        settings = {name: value for name, value in self.settings().items() if name != "score"}
+        return digest([_VERSION, type(self).__name__, settings, self._digests[split], names])
 
     def _read(self, pair: Pair) -> tuple[UInt8[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
         image, mask = read_image(pair.image), read_mask(pair.mask, self._threshold)

@@ -174,7 +174,7 @@ class RayCluster:
             return ray.get(reference)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            cause.add_note(str(error.traceback_str))
+            cause.add_note(str(error))
             raise cause from None
         except ActorUnavailableError as error:
             raise WorkerLost(f"no connection: {_reason(error)}", process=False) from error

@@ -151,6 +151,21 @@ def test_a_result_that_is_lost_with_its_machine_does_not_count_against_the_child
     assert not lost(ObjectLostError("00" * 28, b"an address", "a stack"), monkeypatch).process
 
 
+def test_an_exception_of_a_worker_has_its_traceback(monkeypatch):
+    ray = pytest.importorskip("ray")
+    from ray.exceptions import RayTaskError
+
+    error = RayTaskError("evaluate", "Traceback:\n  line 7 of the worker", MemoryError("80 GB"), pid=7, ip="a")
+
+    def get(call):
+        raise error.as_instanceof_cause()
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(MemoryError, match="80 GB") as found:
+        RayCluster.__new__(RayCluster).result("a call")
+    assert "line 7 of the worker" in found.value.__notes__[0]
+
+
 SEND = """
 import sys
 from ray import cloudpickle

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -174,7 +175,7 @@ class RayCluster:
             return ray.get(reference)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            cause.add_note(str(error))
+            cause.add_note(re.sub(r"\x1b\[[0-9;]*m", "", str(error)))  # without colours
             raise cause from None
         except ActorUnavailableError as error:
             raise WorkerLost(f"no connection: {_reason(error)}", process=False) from error

@@ -3,6 +3,10 @@
 # The job starts a Ray cluster on its machines. The search has the first GPU of the first machine, and every other GPU has a
 # worker: 31 on 4 machines of 8 GPUs. The config, the models and the cache lie in a file system that all machines share. As in
 # slurm_requeue.sh, the run keeps its scores when its time is over, and the job is put back into the queue.
+#
+# For models that are divided between GPUs, GPUS_PER_GROUP is mesh.fsdp × mesh.tensor. The search then has the first group of the
+# first machine: GPUS_PER_GROUP=4 sbatch scripts/slurm_ray.sh my.yaml mesh.tensor=4
+# The cluster accepts programs with the token of this job only. The port depends on the job, so that jobs can share a machine.
 #SBATCH --job-name=cycleqd
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -14,17 +18,26 @@
 #SBATCH --signal=B:TERM@120
 
 gpus="${SLURM_GPUS_ON_NODE:-8}"
+group="${GPUS_PER_GROUP:-1}"
+if [ $((gpus % group)) -ne 0 ]; then
+  echo "expected GPUS_PER_GROUP to divide the $gpus GPUs of a machine, got $group; correct it" >&2
+  exit 2
+fi
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address="$head:${RAY_PORT:-6379}"
-others=$(seq -s, 1 $((gpus - 1)))
-CUDA_VISIBLE_DEVICES="$others" ray start --head --port="${address##*:}" --num-gpus=$((gpus - 1)) --include-dashboard=false
+address="$head:${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
+own=$(seq -s, 0 $((group - 1)))
+others=$(seq -s, "$group" $((gpus - 1)))
+CUDA_VISIBLE_DEVICES="$others" ray start --head --port="${address##*:}" --num-gpus=$((gpus - group)) \
+  --include-dashboard=false || exit 1
 if [ "${SLURM_NNODES:-1}" -gt 1 ]; then
   srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
     ray start --address="$address" --num-gpus="$gpus" --block &
 fi
 
-workers=$((SLURM_NNODES * gpus - 1))
-CUDA_VISIBLE_DEVICES=0 cycleqd run "$@" ray.address="$address" ray.workers="$workers" &
+workers=$((${SLURM_NNODES:-1} * gpus / group - 1))
+CUDA_VISIBLE_DEVICES="$own" cycleqd run "$@" ray.address="$address" ray.workers="$workers" &
 run=$!
 trap 'kill -TERM "$run"' TERM
 wait "$run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from cycleqd_jax import report
 from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.cli.export import export_from_run, names_a_run
-from cycleqd_jax.config import RunConfig, load_config
+from cycleqd_jax.config import RayConfig, RunConfig, load_config
 from cycleqd_jax.runs import Run
 
 __all__ = ["run_all", "run_stage"]
@@ -31,6 +32,8 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
         run_all(config, command)
         return
     stage, model = args.command, getattr(args, "model", None)
+    if stage in ("finetune", "basis"):  # they need no workers
+        config = dataclasses.replace(config, ray=RayConfig())
     with Run(config, read_only=model is not None, command=command) as run:
         if model is not None:
             for split, evaluation in run.evaluate_model(model).items():

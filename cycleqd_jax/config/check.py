@@ -163,6 +163,12 @@ def _check_ray(config: RunConfig) -> None:
             f"expected ray.deadline, which ends a worker, to be above search.deadline ({config.search.deadline:g}), got "
             f"{ray.deadline:g}; increase ray.deadline"
         )
+    if config.search.deadline is not None and config.engine.population > 1 and 2 * config.search.deadline > ray.deadline:
+        raise InputError(
+            f"expected ray.deadline to be at least twice search.deadline ({config.search.deadline:g}) with engine.population "
+            f"{config.engine.population}, because a group that fails is evaluated again one by one, got {ray.deadline:g}; "
+            "increase ray.deadline"
+        )
 
 
 def _check_genome(config: RunConfig) -> None:

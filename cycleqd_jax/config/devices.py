@@ -40,7 +40,8 @@ class RayConfig:
         cpus: cores per worker.
         gpus: GPUs per worker. Null is ``mesh.fsdp`` × ``mesh.tensor``, or 0 where this process computes on CPUs.
         deadline: seconds for the evaluation of one individual. A worker that needs more is ended, and another one evaluates the
-            individual. The first evaluation of a worker also compiles.
+            individual. The first evaluation of a worker also compiles. It must be above ``search.deadline``, and at least twice
+            that with ``engine.population``.
         start: seconds in which a worker must have loaded base, experts and basis.
         deaths: number of workers that may end while they evaluate an individual; then it is quarantined.
     """

@@ -269,6 +269,7 @@ def render_page(page: Page) -> str:
         costs=cost_sheets(page.costs) if page.costs else [],
         cost_caption=cost_caption(page.costs) if page.costs else "",
         workers=[_worker(one) for one in page.workers[-_MOST_WORKERS:]],
+        workers_left=max(len(page.workers) - _MOST_WORKERS, 0),
         timing=_timing(page.metrics) if page.metrics and page.metrics.seconds else [],
         transcripts=_choose(page.transcripts),
         pictures=[(one, data_url(one.png, "png")) for one in page.pictures],

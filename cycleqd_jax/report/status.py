@@ -146,7 +146,7 @@ def _sizes(config: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int,
             f"expected tasks and search of a run in {path / 'config.yaml'}, got {type(error).__name__} {error}; restore the "
             "file from the run that wrote it"
         ) from error
-    most = max(math.ceil(size / max(together, 1)), 1)
+    most = groups if search.get("steady") else max(math.ceil(size / max(together, 1)), 1)
     return tasks, experts, generations, size, min(groups, most) if groups > 0 else 1
 
 

@@ -86,6 +86,6 @@ def halve_slots(engine: Engine, configured: int, log: Callable[[str], None], fol
     engine.resize(configured // 2)
     log(
         f"warning: the memory has run out in an evaluation, which starts again with {engine.slots} instead of {configured} "
-        "slots; give a new run this number as engine.slots"
+        "slots, which may change the last bits of results in bfloat16; give a new run this number as engine.slots"
     )
     return True

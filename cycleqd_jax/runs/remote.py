@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
+import cycleqd_jax
 from cycleqd_jax.compilation import cpu_kind
 from cycleqd_jax.config import RayConfig, RunConfig
 from cycleqd_jax.evaluation import StreamEvaluator, Worker
@@ -24,7 +27,7 @@ from cycleqd_jax.runs.opening import open_context
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import SPLITS, InputError, Split, no_progress
 
-__all__ = ["RemoteWorkers", "WorkerProgram", "connect", "device_kind"]
+__all__ = ["RemoteWorkers", "WorkerProgram", "connect", "device_kind", "software"]
 
 FILE = "workers.json"
 """The file in a run folder with the records of the workers."""
@@ -37,7 +40,7 @@ class WorkerProgram:
     Attributes:
         config: the config of the run.
         folder: the working directory of the run's process, from which the paths of the config are read.
-        versions: the versions of the run's process; those of the worker must be equal.
+        versions: :func:`software` of the run's process; that of the worker must be equal.
         inputs: digests of models and problems; those that the worker reads must be equal.
         basis: the checksum of the experts' singular directions; None where the search needs none.
     """
@@ -51,7 +54,7 @@ class WorkerProgram:
     def start(self, log: Callable[[str], None]) -> Hosted:
         """See :class:`~cycleqd_jax.evaluation.ray.Program`."""
         here = platform.node()
-        _check_equal("version of", self.versions, versions(), f"the worker on {here}; install the versions of the run")
+        _check_equal("version of", self.versions, software(), f"the worker on {here}; install the versions of the run")
         try:
             os.chdir(self.folder)
         except OSError as error:
@@ -79,6 +82,15 @@ def _check_equal(what: str, expected: Mapping[str, Any], found: Mapping[str, Any
     for name in expected:
         if found.get(name) != expected[name]:
             raise InputError(f"expected {what} {name} {expected[name]}, as in the run, got {found.get(name)} in {where}")
+
+
+def software() -> dict[str, str]:
+    """The versions of a run, and 16 hexadecimal digits of the sources of this package, which change without a new version."""
+    root, digest = Path(cycleqd_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return {**versions(), "sources of cycleqd_jax": digest.hexdigest()[:16]}
 
 
 def device_kind() -> str:
@@ -124,7 +136,7 @@ class RemoteWorkers:
                 )
             self._pool = RayPool(
                 self._cluster,
-                WorkerProgram(config, os.getcwd(), versions(), inputs, basis),
+                WorkerProgram(config, os.getcwd(), software(), inputs, basis),
                 size=size,
                 workers=most,
                 patience=Patience(options.deadline, options.start, options.deaths),
@@ -144,7 +156,11 @@ class RemoteWorkers:
     def _known_device(self) -> str | None:
         """The kind of devices with which the run has evaluated before."""
         kinds = [one["device"] for one in self._earlier if one["evaluated"]]
-        return kinds[-1] if kinds else None
+        if kinds:
+            return kinds[-1]
+        # Otherwise a run that has begun was evaluated by this process. Of a new run, the first worker decides.
+        journal = self._context.folder / "history.jsonl"
+        return device_kind() if journal.exists() and journal.stat().st_size > 0 else None
 
     def _record(self, records: Sequence[WorkerRecord]) -> None:
         now = [{"start": self._start, **record.to_json()} for record in records]

@@ -14,6 +14,7 @@ from cycleqd_jax.config import ModelConfig, RunConfig
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
+from cycleqd_jax.report.folder import RunFolder
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context
@@ -139,7 +140,7 @@ class Run:
                 self._lock(stack)
         progress, log = self._output(stack)
         cluster = None
-        if config.ray.address is not None and not self._read_only:
+        if config.ray.address is not None and not self._read_only and not self._has_searched():
             cluster = connect(config)  # before anything is loaded
             stack.callback(cluster.close)
         origin = open_origin(config, self.folder)  # a run that can't be extended is refused before its models are read
@@ -166,6 +167,12 @@ class Run:
             remote = stack.enter_context(contextlib.closing(RemoteWorkers(context, cluster)))
         trainer = Trainer(config, context.models, context.examples, progress)
         return _Opened(opened.sandbox, context, trainer, Evolution(context, remote))
+
+    def _has_searched(self) -> bool:
+        """Whether search and selection are over: the rest is computed in this process, and needs no cluster."""
+        if not (self.folder / "tables" / "results.json").exists():
+            return False
+        return RunFolder(self.folder).config["search"]["generations"] >= self.config.search.generations
 
     def _lock(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(locked(self.folder / ".lock", wait=False))

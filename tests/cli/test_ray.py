@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cycleqd_jax.cli import main
+from cycleqd_jax.cli import main, stages
+from cycleqd_jax.types import InputError
 
 from ..local_cluster import clusters
 from .conftest import history, write_config
@@ -40,6 +41,19 @@ def test_the_archives_are_those_of_one_process(finished, trained, local_cluster,
     assert sum(one["evaluated"] for one in workers) == len(history(run))
     assert {one["state"] for one in workers} == {"ended"}
     assert main(["verify", str(run)]) == 0
+
+
+@pytest.mark.parametrize(("stage", "address"), [("finetune", None), ("basis", None), ("evolve", "127.0.0.1:1")])
+def test_stages_without_workers_need_no_cluster(tmp_path, monkeypatch, stage, address):
+    configs = []
+
+    def opened(config, **options):
+        configs.append(config)
+        raise InputError("expected nothing more")
+
+    monkeypatch.setattr(stages, "Run", opened)
+    assert main([stage, str(write_config(tmp_path)), "ray.address=127.0.0.1:1"]) == 2
+    assert [config.ray.address for config in configs] == [address]
 
 
 @pytest.mark.parametrize(

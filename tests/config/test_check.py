@@ -268,6 +268,17 @@ def test_devices(more, message):
         load_config(MINIMAL | more)
 
 
+@pytest.mark.parametrize(("population", "deadline", "is_enough"), [(1, 11, True), (2, 20, True), (2, 19, False)])
+def test_a_group_that_fails_has_the_time_to_be_evaluated_one_by_one(population, deadline, is_enough):
+    more = {"model": GIVEN, "engine": {"population": population}, "ray": {"address": "auto", "deadline": deadline}}
+    more["search"] = {"deadline": 10}
+    if is_enough:
+        load_config(MINIMAL | more)
+        return
+    with pytest.raises(InputError, match=r"ray.deadline to be at least twice search.deadline \(10\) with .* 2, .*got 19; incr"):
+        load_config(MINIMAL | more)
+
+
 @pytest.mark.parametrize(
     ("key", "changes", "message"),
     [

@@ -10,6 +10,7 @@ import yaml
 
 from cycleqd_jax.cli import folders, main
 from cycleqd_jax.files import locked
+from cycleqd_jax.report import html
 from cycleqd_jax.report.status import read_status, status_json, status_text
 from cycleqd_jax.report.write import write_report
 from cycleqd_jax.types import InputError
@@ -199,6 +200,23 @@ def test_workers_of_a_cluster_are_shown(under_way):
         (under_way / "workers.json").write_text(damaged)
         with pytest.raises(InputError, match=r"^expected the records of workers in .*workers.json, got .*; remove the file"):
             read_status(under_way)
+
+
+def test_a_steady_search_uses_all_groups_of_devices(under_way):
+    paces = []
+    for options in ({"batch": 1}, {"batch": 1, "steady": True}):
+        config_of(under_way, 40, **options)
+        paces.append(read_status(under_way).per_hour)
+    assert paces[1] == pytest.approx(2 * paces[0])
+
+
+def test_the_page_says_which_workers_it_leaves_out(under_way, monkeypatch):
+    with_workers(under_way)
+    monkeypatch.setattr(html, "_MOST_WORKERS", 2)
+    write_report(under_way)
+    page = (under_way / "report.html").read_text("utf-8")
+    assert "These are the last 2; 1 earlier ones are in workers.json" in page
+    assert '<th scope="row">0.0</th>' not in page
 
 
 def test_the_page_has_the_workers_of_all_starts(under_way):

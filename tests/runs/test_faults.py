@@ -104,8 +104,8 @@ def test_slots_are_halved_once_and_the_scores_are_the_same(evaluated, monkeypatc
     found, lines, engine = evaluated(monkeypatch, faults=[at])
     assert engine.slots == SLOTS // 2
     assert lines == [
-        "warning: the memory has run out in an evaluation, which starts again with 2 instead of 4 slots; give a new run this "
-        "number as engine.slots"
+        "warning: the memory has run out in an evaluation, which starts again with 2 instead of 4 slots, which may change "
+        "the last bits of results in bfloat16; give a new run this number as engine.slots"
     ]
     assert [one.items for one in found] == [one.items for one in wanted]
     assert len({tuple(one.items["talks"]) for one in found}) == 3

@@ -12,7 +12,8 @@ from cycleqd_jax.config import load_config
 from cycleqd_jax.evaluation.ray import Program, WorkerRecord
 from cycleqd_jax.report.read import load_workers
 from cycleqd_jax.runs.folder import versions
-from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, device_kind
+from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, device_kind, software
+from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import InputError
 
 
@@ -43,6 +44,32 @@ def test_another_version_is_refused_before_anything_is_read(config):
     message = refused(program)
     assert message.startswith(f"expected version of jax 0.0.1, as in the run, got {versions()['jax']} in the worker on ")
     assert message.endswith("; install the versions of the run")
+
+
+def test_other_sources_of_the_package_are_refused(config):
+    found = software()
+    assert found == software()
+    message = refused(WorkerProgram(config, "/nowhere", {**found, "sources of cycleqd_jax": "0123"}, {}, None))
+    assert message.startswith("expected version of sources of cycleqd_jax 0123, as in the run, got ")
+
+
+def test_a_run_that_began_without_workers_goes_on_with_its_devices(config):
+    config.folder.mkdir()
+    workers = RemoteWorkers.__new__(RemoteWorkers)  # without models and a cluster
+    workers._context, workers._earlier = types.SimpleNamespace(config=config, folder=config.folder), []
+    assert workers._known_device() is None
+    (config.folder / "history.jsonl").write_text("{}\n")
+    assert workers._known_device() == device_kind()
+
+
+def test_a_run_whose_search_is_over_needs_no_cluster(config):
+    assert not Run(config)._has_searched()
+    (config.folder / "tables").mkdir(parents=True)
+    (config.folder / "tables" / "results.json").touch()
+    for more, over in ((0, True), (1, False)):  # further generations
+        there = {"search": {"generations": config.search.generations - more}}
+        (config.folder / "config.yaml").write_text(json.dumps({**there, "schema": 1}))
+        assert Run(config)._has_searched() is over
 
 
 def test_a_folder_that_the_machine_lacks_is_named(config):

@@ -6,13 +6,15 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from cycleqd_jax.evaluation.ray.host import Host, start_time
+from cycleqd_jax.evaluation.ray import host
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import InputError
 
@@ -56,7 +58,7 @@ class Cluster(Protocol):
         ...
 
     def wait(self, calls: Sequence[Hashable], seconds: float) -> list[Hashable]:
-        """The calls that have ended, as soon as there is one; none after ``seconds``."""
+        """All calls that have ended, as soon as there is one; none after ``seconds``. With 0 seconds it does not wait."""
         ...
 
     def result(self, call: Hashable) -> Any:
@@ -64,7 +66,7 @@ class Cluster(Protocol):
 
         Raises:
             WorkerLost: the worker is gone.
-            Exception: what the method raised.
+            Exception: what the method raised, with the traceback of the worker as a note.
         """
         ...
 
@@ -112,22 +114,27 @@ class RayCluster:
             gpus: GPUs per worker.
 
         Raises:
-            InputError: Ray is not installed, or the cluster can't be reached.
+            InputError: Ray is not installed, the cluster can't be reached, or this process is connected to another one.
         """
         check_ray()
         _check_reachable(address)
         import ray
+        from ray import cloudpickle
 
         self._cpus, self._gpus = cpus, gpus
         self._owns = not ray.is_initialized()
-        if self._owns:
+        if not self._owns:
+            _check_connected(address, ray.get_runtime_context().gcs_address)
+        else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             with _kept_handlers():
                 try:
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
                 except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
                     raise _unreachable(address, _first_line(error)) from error
-        self._actor: Any = ray.remote(_ActorHost)
+        # Sent by value, so that also a machine without this package says which one it is.
+        cloudpickle.register_pickle_by_value(host)
+        self._actor: Any = ray.remote(host.ActorHost)
 
     def spawn(self, avoid: Collection[str]) -> Any:
         """See :class:`Cluster`."""
@@ -151,23 +158,30 @@ class RayCluster:
         import ray
 
         some: Any = list(calls)
-        return list(ray.wait(some, num_returns=1, timeout=seconds)[0])
+        if not some:
+            time.sleep(seconds)
+            return []
+        # A result counts as soon as it exists: it need not be on this machine yet.
+        done = ray.wait(some, num_returns=1, timeout=seconds, fetch_local=False)[0]
+        return list(ray.wait(some, num_returns=len(some), timeout=0, fetch_local=False)[0] if done else done)
 
     def result(self, call: Hashable) -> Any:
         """See :class:`Cluster`."""
         import ray
-        from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+        from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 
         reference: Any = call
         try:
             return ray.get(reference)
         except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from None
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            cause.add_note(re.sub(r"\x1b\[[0-9;]*m", "", str(error)))  # without colours
+            raise cause from None
         except ActorUnavailableError as error:
             raise WorkerLost(f"no connection: {_reason(error)}", process=False) from error
         except RayError as error:
-            reason = _reason(error)
-            raise WorkerLost(reason, process="node has died" not in reason and "node died" not in reason) from error
+            machine = isinstance(error, ObjectLostError) or "node has died" in str(error) or "node died" in str(error)
+            raise WorkerLost(_reason(error), process=not machine) from error
 
     def end(self, worker: Any, process: Mapping[str, Any] | None) -> None:
         """See :class:`Cluster`."""
@@ -179,7 +193,7 @@ class RayCluster:
             return
         # Ray asks a process to end, and a stopped process does not answer: it would keep its memory and its GPU.
         there = NodeAffinitySchedulingStrategy(node_id=process["node"], soft=False)
-        kill: Any = ray.remote(_kill)
+        kill: Any = ray.remote(host.kill_process)
         task = kill.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         task.remote(process["pid"], process["started"])
 
@@ -211,21 +225,6 @@ class RayCluster:
                 ray.shutdown()
 
 
-class _ActorHost(Host):
-    """A host that knows its node."""
-
-    def identify(self) -> dict[str, Any]:
-        import ray
-
-        return {**super().identify(), "node": ray.get_runtime_context().get_node_id()}
-
-
-def _kill(pid: int, started: int | None) -> None:
-    """Kills a process of this machine, unless it has ended; a process that stands in a debugger or is stopped too."""
-    if started is not None and start_time(pid) == started:
-        os.kill(pid, signal.SIGKILL)
-
-
 @contextlib.contextmanager
 def _kept_handlers() -> Iterator[None]:
     """Keeps the handler of SIGTERM, which Ray replaces."""
@@ -243,13 +242,26 @@ def _check_reachable(address: str) -> None:
     """Raises where nothing accepts connections at ``host:port``: Ray itself tries for a minute."""
     if address == "auto":
         return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    name, _, port = address.rpartition(":")
+    if not name or not port.isdigit():
         raise InputError(f"expected ray.address to be auto or host:port, got {address!r}; correct it")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        socket.create_connection((name, int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
+
+
+def _check_connected(address: str, connected: str) -> None:
+    """Raises where a process that is connected to one cluster names another one."""
+    if address == "auto":
+        return
+    (name, _, port), (known, _, known_port) = address.rpartition(":"), connected.rpartition(":")
+    with contextlib.suppress(OSError):
+        name, known = socket.gethostbyname(name), socket.gethostbyname(known)
+    if port != known_port or (name != known and not name.startswith("127.")):
+        raise InputError(
+            f"expected ray.address {connected}, to which this process is connected, got {address}; call ray.shutdown() first"
+        )
 
 
 def _unreachable(address: str, reason: str) -> InputError:
@@ -263,13 +275,17 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+_REASONS = ("The actor is dead because", "The actor died because")
+"""How the lines begin in which Ray says why an actor is gone."""
+
+
 def _reason(error: BaseException) -> str:
     """Why a worker is gone, in one line: Ray lists facts about the actor first."""
     from ray.exceptions import OutOfMemoryError
 
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("The actor is dead because") or "Error:" in line]
+    told = [line for line in lines if line.startswith(_REASONS) or "Error:" in line]
     found = (told or lines or [type(error).__name__])[-1 if "creation task" in text else 0]
     if isinstance(error, OutOfMemoryError) or "memory monitor" in text or "OOM" in text.split("Some common causes")[0]:
         found = f"out of memory: {found}"

@@ -1,10 +1,15 @@
-"""What runs in the process of a worker."""
+"""What runs in the process of a worker.
+
+Ray sends this module by value. It needs nothing but the standard library until :meth:`Host.start` loads the models, so a worker
+whose machine lacks the package can still say which machine that is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import platform
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from cycleqd_jax.evaluation.workers import Relatives, Worker
 from cycleqd_jax.types import Evaluation, Genome, Split
 
-__all__ = ["Host", "Hosted", "Program"]
+__all__ = ["ActorHost", "Host", "Hosted", "Program", "kill_process", "start_time"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,27 @@ class Host:
     def _taken(self) -> list[str]:
         lines, self._lines[:] = list(self._lines), []
         return lines
+
+
+class ActorHost(Host):
+    """A host that knows its node in a Ray cluster."""
+
+    def identify(self) -> dict[str, Any]:
+        """See :meth:`Host.identify`; ``node`` is the id of the node."""
+        import ray
+
+        return {**super().identify(), "node": ray.get_runtime_context().get_node_id()}
+
+
+def kill_process(pid: int, started: int | None) -> None:
+    """Kills a process of this machine, unless it has ended; a process that stands in a debugger or is stopped too.
+
+    Args:
+        pid: of the process.
+        started: its :func:`start_time`; None kills nothing.
+    """
+    if started is not None and start_time(pid) == started:
+        os.kill(pid, signal.SIGKILL)
 
 
 def start_time(pid: int) -> int | None:

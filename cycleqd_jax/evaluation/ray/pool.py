@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from cycleqd_jax.evaluation.faults import ended_workers, with_retries
 from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost
 from cycleqd_jax.evaluation.ray.host import Program
 from cycleqd_jax.evaluation.ray.records import WorkerRecord
+from cycleqd_jax.evaluation.ray.starts import Starts
 from cycleqd_jax.evaluation.workers import Relatives, Source, StreamEvaluator
 from cycleqd_jax.sandbox import InfraError
-from cycleqd_jax.types import Evaluation, FailuresError, Genome, InputError, Split
+from cycleqd_jax.types import Evaluation, Genome, InputError, Split
 
 __all__ = ["Patience", "RayPool"]
 
@@ -27,8 +29,11 @@ WAITING_S = 30.0
 RECORD_S = 5.0
 """Seconds after which the records are written again though no worker has changed its state."""
 
-FAILED_STARTS = 2
-"""Processes that died while they loaded the models, after which a node gets no more workers."""
+LOST_MACHINES = 20
+"""Machines that may be lost while they evaluate an individual; then it is treated as if it had ended too many workers."""
+
+TRACEBACK_LINES = 30
+"""Of the traceback of a worker's exception, so many last lines are logged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,7 @@ class _Job:
     genomes: Sequence[Genome]
     relatives: Relatives
     ends: list[str] = dataclasses.field(default_factory=list)
+    machines: int = 0
     lost_s: float = 0.0
 
 
@@ -124,9 +130,7 @@ class RayPool:
         self._log = log
         self._slots: list[_Slot] = []
         self._gone: list[WorkerRecord] = []
-        self._failed_starts: collections.Counter[str] = collections.Counter()
-        self._avoid: set[str] = set()
-        self._reasons: list[tuple[str, bool]] = []  # of failed starts since the last good one, and whether they were refusals
+        self._starts = Starts(workers)
         self._alone_since = time.monotonic()
         self._told_after = WAITING_S
         self._recorded = 0.0
@@ -144,7 +148,8 @@ class RayPool:
     def close(self) -> None:
         """Ends all workers."""
         for slot in list(self._slots):
-            self._end(slot, "ended", None)
+            with contextlib.suppress(Exception):  # the others must end too
+                self._end(slot, "ended", None)
         self._write_records(now=True)
         self._cluster.close()
 
@@ -166,7 +171,7 @@ class RayPool:
 
         Raises:
             InputError: no worker of the cluster evaluates as this run does.
-            FailuresError: every worker has died while it started.
+            FailuresError: no worker of the cluster can start, or every one fails.
             InfraError: without ``quarantine``, an individual has ended too many workers; or the object store is full.
         """
         waiting: collections.deque[_Job] = collections.deque()
@@ -202,16 +207,17 @@ class RayPool:
         except BaseException:
             for slot in list(self._slots):
                 if slot.record.state == "busy":
-                    self._end(slot, "ended", "the run was stopped")
+                    with contextlib.suppress(Exception):  # the others must end too
+                        self._end(slot, "ended", "the run was stopped")
             raise
         finally:
             self._write_records(now=True)
 
     def _fill(self) -> None:
-        """Asks the cluster for workers until there are as many as wanted, or until too many could not start."""
-        while len(self._slots) < self._most and not (self._slots and len(self._reasons) > self._most):
+        """Asks the cluster for workers until there are as many as wanted."""
+        while len(self._slots) < self._most and not self._starts.paused:
             record = WorkerRecord(len(self._slots) + len(self._gone))
-            worker = self._cluster.spawn(self._avoid)
+            worker = self._cluster.spawn(self._starts.avoid)
             self._slots.append(_Slot(record, worker, self._cluster.call(worker, "identify"), time.monotonic()))
 
     def _assign(self, slot: _Slot, job: _Job, split: Split) -> None:
@@ -228,10 +234,13 @@ class RayPool:
                 value = self._cluster.result(call)
             except WorkerLost as lost:
                 yield from self._lose(slot, str(lost), lost.process, waiting, quarantine)
-            except Exception as error:
+            except InputError as error:
                 if slot.record.state == "busy":
-                    raise
-                self._refuse(slot, error)
+                    yield from self._fail(slot, error, waiting, quarantine)
+                else:
+                    self._refuse(slot, error)
+            except Exception as error:
+                yield from self._fail(slot, error, waiting, quarantine)
             else:
                 if slot.record.state == "waiting":
                     self._load(slot, value)
@@ -239,9 +248,14 @@ class RayPool:
                     self._welcome(slot, *value)
                 else:
                     yield job, self._complete(slot, job, *value)
-        for slot in list(self._slots):
+        late = {}
+        for slot in self._slots:
             limit = self._limit(slot)
             if limit is not None and slot.call is not None and time.monotonic() > slot.since + limit:
+                late[slot.call] = slot, limit
+        ended = set(self._cluster.wait(list(late), 0.0)) if late else set()  # while this process did other things
+        for call, (slot, limit) in late.items():
+            if call not in ended:
                 yield from self._lose(slot, f"no answer within {limit:g} s", True, waiting, quarantine)
 
     def _limit(self, slot: _Slot) -> float | None:
@@ -270,11 +284,14 @@ class RayPool:
         if slot.record.device != self.device:
             self._refuse(
                 slot,
-                InputError(f"expected devices of the kind {self.device}, as of the other workers, got {slot.record.device}"),
+                InputError(
+                    f"expected devices of the kind {self.device}, as of the other workers, got {slot.record.device} in worker "
+                    f"{slot.record.id}; give all workers the same kind of device"
+                ),
             )
             return
         slot.record.state, slot.record.start_s = "idle", time.monotonic() - slot.since
-        self._reasons.clear()
+        self._starts.succeeded(slot.node)
         self._told_after = WAITING_S
         where = f"worker {slot.record.id} on {slot.record.host} ({slot.record.device})"
         self._log(f"{where} has loaded the models in {slot.record.start_s:.1f} s")
@@ -287,53 +304,63 @@ class RayPool:
         slot.record.evaluated += len(evaluations)
         slot.record.busy_s += time.monotonic() - slot.since
         slot.job, slot.record.state = None, "idle"
-        return [with_retries(one, job.lost_s / len(evaluations)) for one in evaluations] if job.ends else evaluations
+        self._starts.evaluated(slot.node)
+        return [with_retries(one, job.lost_s / len(evaluations)) for one in evaluations] if job.lost_s else evaluations
 
-    def _refuse(self, slot: _Slot, error: Exception) -> None:
+    def _refuse(self, slot: _Slot, error: InputError) -> None:
         """A worker can't start for a reason that holds for its machine."""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if not isinstance(error, InputError):
-            reason = f"{type(error).__name__}: {reason}"
-        if slot.node is not None:
-            self._avoid.add(slot.node)
-        self._reasons.append((f"worker {slot.record.id} on {slot.record.host or 'an unknown host'}: {reason}", True))
-        self._log(f"warning: worker {slot.record.id} on {slot.record.host} is refused: {reason}")
+        reason = _first_line(error)
+        where = f"worker {slot.record.id} on {slot.record.host or 'an unknown host'}"
+        self._starts.refused(slot.node, f"{where}: {reason}")
+        self._log(f"warning: {where} is refused: {reason}")
         self._end(slot, "refused", reason)
+
+    def _fail(
+        self, slot: _Slot, error: Exception, waiting: collections.deque[_Job], quarantine: bool
+    ) -> Iterator[tuple[_Job, list[Evaluation]]]:
+        """A worker has raised an exception. It is ended, because nothing is known about its state."""
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        for note in getattr(error, "__notes__", ()):
+            for line in note.splitlines()[-TRACEBACK_LINES:]:
+                self._log(f"worker {slot.record.id}: {line}")
+        if slot.job is not None:
+            self._starts.raised(slot.node, slot.job.group, f"worker {slot.record.id} on {slot.record.host}: {reason}")
+        yield from self._lose(slot, reason, True, waiting, quarantine)
 
     def _lose(
         self, slot: _Slot, reason: str, process: bool, waiting: collections.deque[_Job], quarantine: bool
     ) -> Iterator[tuple[_Job, list[Evaluation]]]:
         """A worker is gone. Its job returns to ``waiting``, or is yielded as quarantined."""
-        job, node = slot.job, slot.node
+        job = slot.job
         where = f"worker {slot.record.id} on {slot.record.host}" if slot.record.host else f"worker {slot.record.id}"
         if job is None:
             self._log(f"warning: {where} ended while it was {slot.record.state}: {reason}")
             if process and slot.record.state != "idle":
-                self._reasons.append((f"{where}: {reason}", False))
-                if node is not None:
-                    self._failed_starts[node] += 1
-                    if self._failed_starts[node] >= FAILED_STARTS:
-                        self._avoid.add(node)
+                self._starts.failed(slot.node, f"{where}: {reason}")
             self._end(slot, "ended", reason)
             return
         what = f"{len(job.members)} individual{'s' if len(job.members) > 1 else ''}"
-        self._log(f"warning: {where} ended while it evaluated {what}, which another worker evaluates: {reason}")
         slot.record.lost += len(job.members)
         job.lost_s += time.monotonic() - slot.since
         self._end(slot, "ended", reason)
         if process:
             job.ends.append(reason)
-        if len(job.ends) < self._patience.deaths:
+        else:
+            job.machines += 1
+        again = len(job.ends) < self._patience.deaths and job.machines < LOST_MACHINES
+        then = "which another worker evaluates" if again else "which has ended too many workers"
+        self._log(f"warning: {where} ended while it evaluated {what}, {then}: {reason}")
+        if again:
             waiting.appendleft(job)
         elif len(job.members) > 1:
             share = job.lost_s / len(job.members)
             known = job.relatives or [()] * len(job.members)
             for member, genome, one in zip(job.members, job.genomes, known, strict=True):
                 waiting.append(_Job(job.group, (member,), [genome], [one], lost_s=share))
-        elif not quarantine:
-            raise InfraError(f"{ended_workers(len(job.ends), reason)}")
         else:
-            error = ended_workers(len(job.ends), reason)
+            error = ended_workers(len(job.ends) + job.machines, reason)
+            if not quarantine:
+                raise InfraError(f"expected an evaluation, got none: {error}; correct the cause and run the same command again")
             yield job, [Evaluation({}, error, {"retries": job.lost_s}, transient=True)]
 
     def _end(self, slot: _Slot, state: Any, reason: str | None) -> None:
@@ -348,25 +375,19 @@ class RayPool:
         if any(slot.record.state != "waiting" for slot in self._slots):
             self._alone_since = time.monotonic()
             return
-        if self._reasons and (len(self._reasons) > self._most or self._cluster.nodes() <= self._avoid):
-            self._raise_none()
+        self._starts.check(self._cluster.nodes())
         if time.monotonic() - self._alone_since > self._told_after:
             self._log(f"no worker has started for {self._told_after:g} s: {self._cluster.describe()}")
             self._told_after *= 2
-
-    def _raise_none(self) -> None:
-        reasons = [reason for reason, _ in self._reasons]
-        refused = all(is_refusal for _, is_refusal in self._reasons)
-        text = (
-            f"expected a worker that can evaluate, got {len(reasons)} that could not start ({reasons[-1]}) in the cluster; "
-            "correct the cause"
-        )
-        raise InputError(text) if refused else FailuresError(f"{text} and run the same command to continue")
 
     def _write_records(self, *, now: bool = False) -> None:
         if now or time.monotonic() > self._recorded + RECORD_S:
             self._recorded = time.monotonic()
             self._record(self.records)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _SplitEvaluator:

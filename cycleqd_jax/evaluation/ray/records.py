@@ -22,7 +22,7 @@ class WorkerRecord:
         host: name of its machine; None while it waits.
         pid: of its process; None while it waits.
         device: kind of its devices; None before it has started.
-        start_s: seconds from the start of its process to its first evaluation; None before.
+        start_s: seconds in which it has loaded the models, after its process has started; None before.
         evaluated: individuals that it has evaluated.
         busy_s: seconds that it has spent on them.
         lost: evaluations that ended with the worker, and were repeated elsewhere.

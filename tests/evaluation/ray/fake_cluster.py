@@ -47,6 +47,7 @@ class FakeCluster:
         self.workers: list[FakeWorker] = []
         self.avoided: list[set[str]] = []
         self.closed = False
+        self.unknown: set[str] = set()  # nodes whose workers fail before they say where they are
 
     def spawn(self, avoid):
         worker = FakeWorker()
@@ -75,6 +76,8 @@ class FakeCluster:
             if worker.killed:
                 return
             try:
+                if worker.node in self.unknown:
+                    raise ModuleNotFoundError("No module named 'numpy'")
                 value = getattr(worker.host, method)(*arguments)
                 value = {**value, "node": worker.node} if method == "identify" else value
             except Died as error:

@@ -157,7 +157,7 @@ def double(folder: Path, address: str) -> None:
 
     named("MemoryError in start", lambda: doubled(Numbers(fails=True), 3))
     doubled(Numbers(), 3, 1, 4)
-    named("MemoryError in evaluate", lambda: doubled(Numbers(), 2))
+    doubled(Numbers(), 2)
     cluster.close()
     write_json(folder / "numbers.json", found)
 

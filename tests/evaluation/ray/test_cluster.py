@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cycleqd_jax.evaluation.ray import RayCluster
+from cycleqd_jax.evaluation.ray import RayCluster, WorkerLost, cluster
 from cycleqd_jax.types import InputError
 
 HERE = Path(__file__).parent
@@ -54,10 +54,10 @@ def journal(folder: Path) -> list[dict]:
 def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, compiled):
     folder, alone = tmp_path / "ray", tmp_path / "alone"
     environment = {"PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu", **compiled}
-    cluster = local_cluster(**environment)
+    started = local_cluster(**environment)
     for _ in range(3):
-        cluster.add()
-    process = driver(folder, cluster.address)
+        started.add()
+    process = driver(folder, started.address)
 
     def busy() -> list[int]:
         return [int(path.name) for path in (folder / "busy").glob("[0-9]*")]
@@ -70,7 +70,7 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
     (folder / "busy" / str(first)).unlink(missing_ok=True)
     stopped = until(busy, process, folder)[0]
     os.kill(stopped, signal.SIGSTOP)
-    cluster.add()
+    started.add()
     until(lambda: any("no answer" in (one["error"] or "") for one in records()), process, folder)
     until(lambda: not Path(f"/proc/{stopped}").exists(), process, folder)  # Ray alone would leave it stopped
     until(lambda: sum(one["evaluated"] > 0 for one in records()) >= 4, process, folder)  # the late one too
@@ -82,7 +82,7 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
     process.wait()
     before = journal(folder)
     assert not (folder / "done.json").exists(), "the search was over before its driver could be killed"
-    process = driver(folder, cluster.address)
+    process = driver(folder, started.address)
     assert process.wait(400) == 0, (folder / "log").read_text()
     assert driver(alone, "here").wait(200) == 0
     found = journal(folder)
@@ -96,20 +96,115 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_bad_workers_and_bad_children_are_named(local_cluster, tmp_path):
-    cluster = local_cluster(PYTHONPATH=f"{HERE}{os.pathsep}{ROOT}", JAX_PLATFORMS="cpu")
-    cluster.add(2)
-    process = driver(tmp_path, cluster.address, "numbers")
+    started = local_cluster(PYTHONPATH=f"{HERE}{os.pathsep}{ROOT}", JAX_PLATFORMS="cpu")
+    started.add(2)
+    process = driver(tmp_path, started.address, "numbers")
     assert process.wait(500) == 0, (tmp_path / "log").read_text()
     found = json.loads((tmp_path / "numbers.json").read_text())
     assert found["handler kept"]
     refused = found["MemoryError in start"]
-    assert refused.startswith("InputError: expected a worker that can evaluate, got 1 that could not start (worker 0 on ")
-    assert "MemoryError: expected 80 GB) in the cluster; correct the cause" in refused
+    assert refused.startswith("FailuresError: expected a worker that can evaluate, got 2 that failed (worker 1 on ")
+    assert "MemoryError: expected 80 GB) in the cluster; correct the cause and run the same command" in refused
     assert [found[number]["score"] for number in "34"] == [6.0, 8.0]
     assert found["1"]["error"].startswith(
         "the evaluation ended 2 workers: The actor is dead because its worker process has died"
     )
-    assert found["MemoryError in evaluate"] == "MemoryError: the memory of the worker"
+    assert found["2"]["error"] == "the evaluation ended 2 workers: MemoryError: the memory of the worker"
+    assert 'raise MemoryError("the memory of the worker")' in (tmp_path / "log").read_text()  # the worker's traceback
+
+
+def lost(error: Exception, monkeypatch) -> WorkerLost:
+    """What a cluster makes of an exception of Ray."""
+    ray = pytest.importorskip("ray")
+
+    def get(call):
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(WorkerLost) as found:
+        RayCluster.__new__(RayCluster).result("a call")
+    return found.value
+
+
+@pytest.mark.parametrize(
+    ("message", "process"),
+    [
+        ("The actor died because its node has died. Node Id: 0123, the actor's node was terminated: SIGTERM", False),
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR", True),
+    ],
+)
+def test_the_loss_of_a_machine_is_told_from_the_death_of_a_process(monkeypatch, message, process):
+    pytest.importorskip("ray")
+    from ray.core.generated import common_pb2
+    from ray.exceptions import ActorDiedError
+
+    context = common_pb2.ActorDiedErrorContext(error_message=message, actor_id=bytes(16), class_name="ActorHost", pid=7)
+    error = lost(ActorDiedError(context), monkeypatch)
+    assert str(error) == message
+    assert error.process is process
+
+
+def test_a_result_that_is_lost_with_its_machine_does_not_count_against_the_child(monkeypatch):
+    pytest.importorskip("ray")
+    from ray.exceptions import ObjectLostError
+
+    assert not lost(ObjectLostError("00" * 28, b"an address", "a stack"), monkeypatch).process
+
+
+def test_an_exception_of_a_worker_has_its_traceback(monkeypatch):
+    ray = pytest.importorskip("ray")
+    from ray.exceptions import RayTaskError
+
+    error = RayTaskError("evaluate", "Traceback:\n  line 7 of the worker", MemoryError("80 GB"), pid=7, ip="a")
+
+    def get(call):
+        raise error.as_instanceof_cause()
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(MemoryError, match="80 GB") as found:
+        RayCluster.__new__(RayCluster).result("a call")
+    assert "line 7 of the worker" in found.value.__notes__[0]
+
+
+SEND = """
+import sys
+from ray import cloudpickle
+from cycleqd_jax.evaluation.ray import host
+cloudpickle.register_pickle_by_value(host)
+sys.stdout.buffer.write(cloudpickle.dumps((host.ActorHost, host.kill_process)))
+"""
+
+RECEIVE = """
+import pickle, sys
+sys.modules["cycleqd_jax"] = None  # importing it fails
+actor, kill = pickle.load(sys.stdin.buffer)
+kill(1, None)
+print(super(actor, actor()).identify()["started"])
+"""
+
+
+def test_a_machine_without_the_package_says_which_one_it_is():
+    pytest.importorskip("ray")
+
+    def run(code: str, data: bytes) -> bytes:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    assert int(run(RECEIVE, run(SEND, b""))) > 0
+
+
+@pytest.mark.parametrize(
+    ("address", "same"),
+    [("auto", True), ("127.0.0.1:6379", True), ("10.0.0.7:6379", True), ("10.0.0.8:6379", False), ("10.0.0.7:6380", False)],
+)
+def test_another_cluster_than_the_connected_one_is_refused(address, same):
+    if same:
+        cluster._check_connected(address, "10.0.0.7:6379")
+        return
+    with pytest.raises(InputError, match=r"^expected ray.address 10.0.0.7:6379, to which .* got 10.*; call ray.shutdown"):
+        cluster._check_connected(address, "10.0.0.7:6379")
 
 
 def test_ray_is_not_installed(monkeypatch):

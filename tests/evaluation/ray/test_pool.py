@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.evaluation import GenomeEvaluator, is_transient
-from cycleqd_jax.evaluation.ray import Cluster, Patience, Program, RayPool, pool
+from cycleqd_jax.evaluation.ray import Cluster, Patience, Program, RayPool, pool, starts
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
 
@@ -135,14 +135,15 @@ def test_a_machine_that_is_refused_gets_no_more_workers():
     cluster = FakeCluster("a", "b")
     one = pool_of(cluster, Doubler(starts=[raise_input_error]), log=lines.append)
     assert len(results_of(one, range(4))) == 4
-    assert [record.state for record in one.records if record.error] == ["refused"]
+    refused = [record for record in one.records if record.error]
+    assert [record.state for record in refused] == ["refused"]
     assert any("is refused: expected version of jax 1, as in the run, got 2" in line for line in lines)
-    assert [avoid for avoid in cluster.avoided if avoid] == [{cluster.workers[0].node}]
+    assert [avoid for avoid in cluster.avoided if avoid] == [{cluster.workers[refused[0].id].node}]
 
 
 def test_a_worker_with_other_devices_is_refused():
     one = pool_of(FakeCluster("a", "b"), Doubler(devices=["gpu H100"] * 2), device="gpu A100")
-    with pytest.raises(InputError, match=r"devices of the kind gpu A100, as of the other workers, got gpu H100\) in the cl"):
+    with pytest.raises(InputError, match=r"devices of the kind gpu A100, as of the other workers, got gpu H100 in worker"):
         results_of(one, [1])
     one = pool_of(FakeCluster("a"), Doubler(devices=["gpu H100"]))
     results_of(one, [1])
@@ -166,17 +167,127 @@ def test_where_all_die_while_they_start_the_run_can_be_continued():
         results_of(one, [1])
 
 
-def test_another_exception_stops_the_run_and_ends_the_busy_workers():
-    def fail(before):
-        raise ZeroDivisionError
+def raise_error(text="No module named 'cycleqd_jax'"):
+    def act(*arguments):
+        error = ModuleNotFoundError(text)
+        error.add_note("Traceback:\n  line 7 of the worker")
+        raise error
 
+    return act
+
+
+def test_an_exception_in_an_evaluation_ends_its_worker_only():
+    lines = []
+    one = pool_of(FakeCluster("a", "b"), Doubler(acts={2: raise_error("x")}), patience=Patience(deaths=2), log=lines.append)
+    found = results_of(one, range(6))
+    assert [n for n, evaluation in enumerate(found) if evaluation.error] == [2]
+    assert found[2].error == "the evaluation ended 2 workers: ModuleNotFoundError: x"
+    assert sum(line.endswith(":   line 7 of the worker") for line in lines) == 2
+    with pytest.raises(InfraError, match=r"got none: the evaluation ended 2 workers: ModuleNotFoundError: x; correct"):
+        results_of(one, [2], quarantine=False)
+
+
+def test_a_machine_on_which_several_children_raise_gets_no_more_workers():
+    cluster = FakeCluster("a")
+    one = pool_of(cluster, Doubler(acts={n: raise_error("x") for n in range(9)}), workers=1)
+    with pytest.raises(FailuresError, match=r"that failed \(worker 3 on .*: ModuleNotFoundError: x\) in the cluster; correct"):
+        results_of(one, range(9))
+    assert len(cluster.workers) == 4  # one child three times, another one once
+
+
+def test_a_run_that_is_stopped_ends_all_busy_workers():
     hung = threading.Event()
-    cluster = FakeCluster("a", "b")
-    one = pool_of(cluster, Doubler(acts={1: lambda before: hung.wait(20), 2: fail}))
-    with pytest.raises(ZeroDivisionError):
-        results_of(one, [2, 1] * 2)
+    cluster = FakeCluster("a", "b", "c")
+    ended, end = [], cluster.end
+
+    def failing_end(worker, process):
+        ended.append(worker)
+        end(worker, process)
+        raise ConnectionError("the cluster is gone")
+
+    cluster.end = failing_end
+    program = Doubler(acts=dict.fromkeys((1, 2), lambda before: hung.wait(20)))
+
+    def stop(i, evaluations):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool_of(cluster, program, 3).evaluator("train", quarantine=True)([[np.asarray(n)] for n in (1, 2, 0)], stop)
     hung.set()
-    assert "busy" not in {record.state for record in one.records}
+    assert len(ended) == 2
+
+
+def test_a_passing_error_at_the_start_is_no_refusal():
+    cluster = FakeCluster("a")
+    one = pool_of(cluster, Doubler(starts=[raise_error("nfs")], acts={0: die_times(1)}), workers=1)
+    assert len(results_of(one, range(2))) == 2
+    assert [avoid for avoid in cluster.avoided if avoid] == []
+    assert "refused" not in {record.state for record in one.records}
+
+
+def test_a_machine_without_the_package_does_not_end_a_healthy_run():
+    cluster = FakeCluster("a")
+    one = pool_of(cluster, program := Doubler(), workers=2)
+    assert len(results_of(one, range(2))) == 2
+    cluster.add("b")
+    program.starts += [raise_error()] * 2
+    program.acts[7] = lambda before: time.sleep(0.5)
+    assert len(results_of(one, [7, *range(20)])) == 21
+    assert cluster.avoided[-1] == {"b"}
+    assert one._starts.avoid == {"b"}
+
+
+def test_machines_that_do_not_say_where_they_are_are_tried_less_and_less_often(monkeypatch):
+    monkeypatch.setattr(starts, "PAUSE_S", 0.1)
+    cluster = FakeCluster("a")
+    one = pool_of(cluster, Doubler(acts={n: lambda before: time.sleep(0.1) for n in range(10)}))
+    assert len(results_of(one, [0])) == 1
+    cluster.add("b")
+    cluster.unknown.add("b")
+    assert len(results_of(one, range(10))) == 10
+    assert 3 <= len(cluster.workers) <= 12
+    other = FakeCluster("a", "b")
+    other.unknown |= {"a", "b"}
+    with pytest.raises(FailuresError, match=r"got [34] that failed \(.*ModuleNotFoundError: No module named 'numpy'\)"):
+        results_of(pool_of(other, Doubler()), [1])
+
+
+def test_a_cluster_without_machines_has_not_refused_all(monkeypatch):
+    monkeypatch.setattr(pool, "WAITING_S", 0.1)
+    cluster = FakeCluster("a")
+
+    def leave():
+        cluster.alive.remove("a")
+        raise_input_error()
+
+    one = pool_of(cluster, Doubler(starts=[leave]), workers=1, log=lambda line: "no worker" in line and cluster.add("b"))
+    assert results_of(one, [1]) == [doubled(1)]
+
+
+def test_what_ended_while_the_driver_was_blocked_is_kept():
+    program = Doubler()
+    one = pool_of(FakeCluster("a", "b", "c"), program, 3, patience=Patience(deadline=0.3))
+    results_of(one, range(3))
+    program.tried.clear()
+    found = {}
+
+    def block(i, evaluations):
+        if not found:
+            time.sleep(0.8)
+        found[i] = evaluations[0]
+
+    one.evaluator("train", quarantine=True)([[np.asarray(n)] for n in range(6)], block)
+    assert found == {n: doubled(n) for n in range(6)}
+    assert sorted(n for group in program.tried for n in group) == list(range(6))
+
+
+def test_machines_that_are_lost_again_and_again_end_the_attempts(monkeypatch):
+    monkeypatch.setattr(pool, "LOST_MACHINES", 4)
+    one = pool_of(FakeCluster("a", "b"), Doubler(acts={1: die_times(9, process=False), 2: die_times(3, process=False)}))
+    found = results_of(one, range(3))
+    assert found[1].error == "the evaluation ended 4 workers: the process is dead"
+    assert found[2].scores == doubled(2).scores
+    assert "retries" in found[2].seconds
 
 
 def test_what_the_cluster_lacks_is_said(monkeypatch):

@@ -57,7 +57,7 @@ def assert_same(run: Path, whole: Path, capsys) -> None:
     assert weights(run) == weights(whole) != {}
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_small_run_killed_at_random_instants(finished, tmp_path, compiled, capsys):
     shutil.copytree(finished / "cache", tmp_path / "cache")

@@ -293,7 +293,7 @@ class Evolution:
         origin = take_origin(self._config, self._context.folder, inputs, self._context.log)
         if origin is None:
             return None
-        return origin.carried(self.ensure_space(), self._workers("train", origin.further) if origin.further else None)
+        return origin.carried(self.ensure_space(), self._workers("train", origin.new_tasks) if origin.new_tasks else None)
 
     def _transcripts(self, folder: Path) -> search.Transcripts:
         """The token ids of all replies of a run folder's search."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,7 @@ class Models:
         folders: ModelFolders,
         log: Callable[[str], None],
         shardings: Callable[[Any], Any] | None = None,
+        related: Collection[str] = (),
     ) -> None:
         """Reads nothing yet.
 
@@ -168,8 +169,10 @@ class Models:
             folders: the folders of the models.
             log: called with warnings.
             shardings: the shardings of a model's weights (see :func:`cycleqd_jax.models.files.hf.load`); None is one device.
+            related: names of experts that are refused where they differ much from the base. Others get a warning.
         """
         self.folders = folders
+        self._related = related
         self._config = config
         self.family = family_of(config)
         self._log = log
@@ -204,7 +207,8 @@ class Models:
         """Loads the base and the experts, once.
 
         Raises:
-            InputError: a model is not there or can't be read, or its weights are not finite.
+            InputError: a model is not there or can't be read, its weights are not finite, or an expert that is to be related to
+                the base differs much from it.
         """
         if self._loaded is None:
             config, base = self._load(self.folders.base_name, self.folders.base)
@@ -243,7 +247,7 @@ class Models:
                 params = self._load(f"expert/{task}", folder, like=config)[1]
                 distances.append(operators.relative_norm(params, base))
                 experts.append(params)
-            self._warn_of_distance(folder, distances[-1])
+            self._check_distance(task, folder, distances[-1])
         self._warn_of_equals(base, experts, distances)
         return experts
 
@@ -278,10 +282,10 @@ class Models:
             if not same[j] and distances[j] == distances[k] and _equal(experts[j], experts[k]):
                 self._log(f"warning: {names[k]} equals {names[j]} bit for bit; give two different experts")
 
-    def _warn_of_distance(self, folder: Path, distance: float) -> None:
+    def _check_distance(self, task: str, folder: Path, distance: float) -> None:
         if distance <= UNRELATED:
             return
-        if self._config.origin is not None:
+        if task in self._related:
             raise InputError(
                 f"expected an expert that was fine-tuned from the base {self.folders.base} of {self._config.origin}, got one "
                 f"that differs from it by {distance:.2f} × its norm in {folder}; give an expert of this base"

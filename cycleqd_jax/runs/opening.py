@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,7 @@ def open_context(
     check: Callable[[Mapping[str, str]], None],
     shared: Path | None = None,
     read_only: bool = False,
+    related: Collection[str] = (),
 ) -> Opened:
     """Checks everything that can be checked before expensive work; writes nothing into the run folder.
 
@@ -58,6 +59,7 @@ def open_context(
         check: called with the digests of the inputs before weights are read; raises where they are others than expected.
         shared: see :class:`~cycleqd_jax.runs.context.Context`.
         read_only: see :class:`~cycleqd_jax.runs.context.Context`.
+        related: see :class:`~cycleqd_jax.runs.models.Models`.
 
     Raises:
         InputError: config, data or models can't be used.
@@ -79,7 +81,7 @@ def open_context(
     check_resources(inputs, log)
     folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})
     check(input_digests(folders, opened.tasks))
-    models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings)
+    models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings, related)
     if config.model.base is not None:
         models.check_tokenizer()  # before weights are read
     if config.model.experts is not None:

@@ -6,6 +6,7 @@ its first generations, with the same keys and parents. So every genome is made a
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -15,21 +16,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import yaml
 
 from cycleqd_jax.algorithms.cycleqd import CycleQDState
 from cycleqd_jax.algorithms.plain_qd import PlainQDState
 from cycleqd_jax.algorithms.selection import extra_scores
-from cycleqd_jax.config import RunConfig, load_config, to_dict
+from cycleqd_jax.config import RunConfig, SandboxConfig, load_config, to_dict
 from cycleqd_jax.evaluation import GenomeEvaluator
 from cycleqd_jax.files import make_folder, write_bytes, write_json
-from cycleqd_jax.genome import ExpertGenome, ExpertSpace
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.runs.devices import Space
 from cycleqd_jax.runs.migrations import read_inputs
 from cycleqd_jax.runs.replay import rebuilt, replay, total_individuals
+from cycleqd_jax.runs.restriction import Restriction
 from cycleqd_jax.schema import SCHEMA, check_schema
 from cycleqd_jax.search import Carried, Journal, tree_digest
 from cycleqd_jax.types import Genome, InputError, TokenCounts
@@ -40,7 +40,18 @@ __all__ = ["Origin", "compare_origin", "differences", "open_origin", "read_finis
 _KEPT = ("config.yaml", "inputs.json", "history.jsonl")
 """The files of the old run that are copied into the folder ``origin`` of the new one."""
 
-_SAME = ("genome", "seed", "search.method", "search.batch_size", "model.dtype", "model.vocab_size", "engine.overflow")
+_SAME = (
+    "genome",
+    "seed",
+    "search.method",
+    "search.batch_size",
+    "model.dtype",
+    "model.tokenizer",
+    "model.vocab_size",
+    "engine.max_len",
+    "engine.overflow",
+    *(f"sandbox.{one.name}" for one in dataclasses.fields(SandboxConfig) if one.name != "workers"),
+)
 """Keys that decide about genomes, ids and scores: they are those of the old run."""
 
 
@@ -72,14 +83,19 @@ class Origin:
         return (len(self.journal) - len(self.config.expert_names)) % self.config.search.batch_size
 
     @property
-    def tasks(self) -> tuple[str, ...]:
+    def common_tasks(self) -> tuple[str, ...]:
         """The tasks that both runs have."""
         return tuple(name for name in self.new.task_names if name in self.config.task_names)
 
     @property
-    def further(self) -> tuple[str, ...]:
+    def new_tasks(self) -> tuple[str, ...]:
         """The tasks that only the new run has."""
         return tuple(name for name in self.new.task_names if name not in self.config.task_names)
+
+    @property
+    def new_experts(self) -> tuple[str, ...]:
+        """The names of the experts that only the new run has."""
+        return tuple(name for name in self.new.expert_names if name not in self.config.expert_names)
 
     @functools.cached_property
     def elites(self) -> frozenset[int]:
@@ -110,8 +126,8 @@ class Origin:
             id=self.new_id(identity),
             parents=(first, second),
             digest=None,
-            scores={task: old.scores[task] for task in self.tasks} if is_scored and old.scores is not None else None,
-            items={task: old.items[task] for task in self.tasks if task in old.items} if is_scored else {},
+            scores={task: old.scores[task] for task in self.common_tasks} if is_scored and old.scores is not None else None,
+            items={task: old.items[task] for task in self.common_tasks if task in old.items} if is_scored else {},
             seconds={},
             tokens=dataclasses.asdict(TokenCounts()),
         )
@@ -132,7 +148,7 @@ class Origin:
         experts, size = len(self.config.expert_names), self.config.search.batch_size
         ids = range(experts + self.generations * size)
         names = self.new.expert_names
-        restrict = _Restriction(space, [names.index(name) for name in self.config.expert_names], self.journal)
+        restrict = Restriction(space, [names.index(name) for name in self.config.expert_names], self.journal)
         for identity, genome in rebuilt(space, self.journal, names, ids, restrict):
             if identity >= experts:
                 yield dataclasses.replace(self.record(identity), digest=tree_digest(genome)), genome
@@ -143,46 +159,14 @@ class Origin:
         Args:
             space: the genome space of the new run.
             evaluator: scores genomes on the tasks that only the new run has; None where there are none.
-        """
-        children = functools.partial(self.children, space)
-        return Carried(self.generations, self.config.search.batch_size, self.experts(), children, evaluator)
-
-
-class _Restriction:
-    """The part of a genome that the space of fewer experts has."""
-
-    def __init__(self, space: Space, experts: list[int], journal: Journal) -> None:
-        """Finds the leaves of the smaller space.
-
-        Args:
-            space: the space of all experts.
-            experts: the indices of those of the smaller space, in its order.
-            journal: of the smaller space; individual 0 is its first expert.
 
         Raises:
-            InputError: the genomes of the smaller space have other shapes.
+            InputError: the new run has no journal yet, and a genome is not the one that the old run recorded.
         """
-        self._experts = np.asarray(experts)
-        choices: list[frozenset[str]] = [frozenset()]
-        if isinstance(space, ExpertSpace):
-            changed = {path: np.asarray(basis.s)[self._experts].any() for path, basis in space.bases.items()}
-            choices = [frozenset(path for path, found in changed.items() if found), frozenset(changed)]
-        expected = journal[0].digest
-        for self._paths in choices:
-            if expected in (None, self(space.expert(experts[0]))):
-                return
-        raise InputError(
-            f"expected genomes of the shapes that those in {journal.path} have, got others; give a new expert that changes "
-            "matrices in the way of the others, an adapter of at most their rank or a whole model, and the other experts as "
-            "they were"
-        )
-
-    def __call__(self, genome: Genome) -> str:
-        """The digest of the part."""
-        if not isinstance(genome, ExpertGenome):  # a whole task vector
-            return tree_digest(genome)
-        mutation = {path: jnp.asarray(d)[self._experts] for path, d in genome.mutation.items() if path in self._paths}
-        return tree_digest(ExpertGenome(jnp.asarray(genome.mixing)[self._experts], mutation))
+        if not (self.new.folder / "history.jsonl").exists():
+            collections.deque(self.children(space), maxlen=0)  # before anything is evaluated or recorded
+        children = functools.partial(self.children, space)
+        return Carried(self.generations, self.config.search.batch_size, self.experts(), children, evaluator)
 
 
 def read_finished(folder: Path) -> tuple[RunConfig, Journal]:
@@ -282,12 +266,19 @@ def _check_same(origin: Origin) -> None:
             f"expected all experts of the run in {origin.folder}, got none for {missing[0]!r}; add it to model.experts or "
             "model.others"
         )
-    if not origin.tasks:
+    if not origin.common_tasks:
         raise InputError(f"expected a task of the run in {origin.folder}, got none of {', '.join(tasks)}; keep one of them")
     if origin.new.search.generations <= origin.generations:
         raise InputError(
             f"expected search.generations above the {origin.generations} of the run in {origin.folder}, got "
             f"{origin.new.search.generations}; increase it"
+        )
+    carried = len(origin.new.expert_names) + origin.generations * origin.config.search.batch_size
+    budget = origin.new.search.budget
+    if budget is not None and budget <= carried:
+        raise InputError(
+            f"expected search.budget above {carried}, the experts and the children of the run in {origin.folder}, got {budget}; "
+            "increase it"
         )
 
 
@@ -306,7 +297,7 @@ def compare_origin(origin: Origin, inputs: Mapping[str, str]) -> None:
         inputs: digests of the new run's models and problems, by name.
 
     Raises:
-        InputError: the base, an expert or the train problems of a task are others.
+        InputError: the base, an expert, the tokenizer or the train problems of a task are others.
     """
     file = origin.folder / "inputs.json"
     if not file.is_file():
@@ -314,7 +305,7 @@ def compare_origin(origin: Origin, inputs: Mapping[str, str]) -> None:
     before = read_inputs(file)
     wanted = {"base": before.get("prepared_base", before.get("base"))}
     wanted |= {name: before.get(name) for name in (f"expert/{one}" for one in origin.config.expert_names)}
-    wanted |= {name: before.get(name) for name in (f"{task}/train" for task in origin.tasks)}
+    wanted |= {name: before.get(name) for name in ("tokenizer", *(f"{task}/train" for task in origin.common_tasks))}
     for name, value in wanted.items():
         if inputs.get(name) != value:
             raise InputError(
@@ -351,7 +342,7 @@ def differences(origin: Origin, journal: Journal) -> Iterator[str]:
             )
         if not agrees:
             yield (
-                f"expected the scores of individual {found.id} on {', '.join(origin.tasks)} as in {origin.folder}, got others "
+                f"expected the scores of individual {found.id} on {', '.join(origin.common_tasks)} as in {origin.folder}, got others "
                 f"in {journal.path}; restore the file"
             )
 

@@ -154,7 +154,14 @@ class Run:
                 compare_origin(origin, digests)
 
         opened = open_context(
-            config, stack, progress=progress, log=log, check=check, shared=self._shared, read_only=self._read_only
+            config,
+            stack,
+            progress=progress,
+            log=log,
+            check=check,
+            shared=self._shared,
+            read_only=self._read_only,
+            related=() if origin is None else origin.new_experts,
         )
         if not self._read_only and not claimed:
             make_folder(self.folder)

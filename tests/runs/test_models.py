@@ -94,6 +94,17 @@ def test_an_expert_of_another_base_gets_a_warning(folder):
     assert not lines
 
 
+@pytest.mark.parametrize("name", ["mbpp", "dbbench"])
+def test_only_a_new_expert_of_another_base_is_refused(folder, name):
+    folders = models_of(folder, "near", "stranger")[0].folders
+    models = Models(load_config(folder / "config.yaml"), folders, lambda line: None, related=(name,))
+    if name == "mbpp":
+        assert len(models.experts) == 2
+        return
+    with pytest.raises(InputError, match=r"expected an expert that was fine-tuned from the base .* differs from it by 1.4"):
+        _ = models.experts
+
+
 def test_experts_that_are_equal_are_named(folder):
     models, lines = models_of(folder, "near", "near")
     assert len(models.experts) == 2

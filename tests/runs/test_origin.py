@@ -134,15 +134,15 @@ def old(request, tmp_path_factory):
 def extended(old, folder, tasks=(*OLD, NEW), others=(), evaluator=None, further=None, every=2, generations=ALL):
     """Extends a run, or continues to; returns config, state and evaluators."""
     origin_folder, dense, genome = old
-    config = config_of(tasks, generations, **genome, origin=str(origin_folder))
+    config = config_of(tasks, generations, **genome, origin=str(origin_folder), output=str(folder))
     if others:
         model = dataclasses.replace(config.model, others={name: f"hub/{name}" for name in others})
         config = dataclasses.replace(config, model=model)
     folder.mkdir(exist_ok=True)
     origin = take_origin(config, folder, INPUTS, lambda line: None)
     space = space_of(config.expert_names, dense)
-    evaluator, further = evaluator or Scores(config.task_names), further or Scores(origin.further)
-    state = search_in(folder, config, space, evaluator, origin.carried(space, further if origin.further else None), every)
+    evaluator, further = evaluator or Scores(config.task_names), further or Scores(origin.new_tasks)
+    state = search_in(folder, config, space, evaluator, origin.carried(space, further if origin.new_tasks else None), every)
     return config, space, state, (evaluator, further)
 
 
@@ -306,6 +306,21 @@ def test_what_differs_is_named(old, tmp_path):
         opened(generations=FIRST)
     with pytest.raises(InputError, match=r"expected all experts of the run in .*, got none for 'dbbench'"):
         opened(("mbpp", "os_interaction", NEW))
+    for key, value in {"engine.max_len": 4096, "engine.overflow": "truncate", "sandbox.cpu_s": 9.0}.items():
+        section, name = key.split(".")
+        with pytest.raises(InputError, match=rf"expected {key} .*, as in the run in .* got {value}; use the old value"):
+            opened(**{section: {name: value}})
+    assert opened(sandbox={"workers": 7}) is not None
+    model = {"base": "hub/base", "experts": {name: f"hub/{name}" for name in (*OLD, NEW)}, "tokenizer": "hub/other"}
+    with pytest.raises(InputError, match=r"expected model.tokenizer None, .* got hub/other; use the old value"):
+        opened(model=model)
+    search = {"generations": ALL, "batch_size": 3, "bins": 4}
+    carried = 4 + 3 * FIRST
+    with pytest.raises(
+        InputError, match=rf"expected search.budget above {carried}, the experts and the children .* got {carried}"
+    ):
+        opened(search={**search, "budget": carried})
+    assert opened(search={**search, "budget": carried + 1}) is not None
     config = config_of((NEW, "bigcodebench"), ALL, **genome, origin=str(folder))
     model = dataclasses.replace(config.model, others={name: f"hub/{name}" for name in OLD})
     with pytest.raises(InputError, match="expected a task of the run in"):
@@ -314,7 +329,7 @@ def test_what_differs_is_named(old, tmp_path):
     with pytest.raises(InputError, match=r"expected tasks.mbpp .*'train_size': 32.* got .*'train_size': 8"):
         opened(tasks=sizes)
     origin = opened()
-    for name in ("base", "expert/dbbench", "mbpp/train"):
+    for name in ("base", "expert/dbbench", "mbpp/train", "tokenizer"):
         with pytest.raises(InputError, match=f"expected {name} with digest .* got other; restore it"):
             compare_origin(origin, INPUTS | {name: "other"})
 
@@ -351,9 +366,11 @@ def test_an_adapter_of_a_higher_rank_is_refused(tmp_path):
 
     experts = [adapter(2) for _ in OLD]
     search_in(tmp_path / "old", config_of(), ExpertSpace.from_experts(base, experts), Scores(OLD))
-    config = config_of((*OLD, NEW), ALL, origin=str(tmp_path / "old"))
+    config = config_of((*OLD, NEW), ALL, origin=str(tmp_path / "old"), output=str(tmp_path / "new"))
     origin = open_origin(config, tmp_path / "new")
     assert len(list(origin.children(ExpertSpace.from_experts(base, [*experts, adapter(1)])))) == 3 * FIRST
+    with pytest.raises(InputError, match=r"expected genomes of the shapes that those in .* an adapter of at most their rank"):
+        origin.carried(ExpertSpace.from_experts(base, [*experts, adapter(3)]), None)  # before a journal is there
     with pytest.raises(InputError, match=r"expected genomes of the shapes that those in .* an adapter of at most their rank"):
         next(origin.children(ExpertSpace.from_experts(base, [*experts, adapter(3)])))
     with pytest.raises(InputError, match="expected the genome of individual"):  # other experts than those of the run

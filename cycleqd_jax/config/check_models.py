@@ -1,4 +1,4 @@
-"""Checks of keys that concern the models of a run: their family, their training, and those that are given."""
+"""Checks of the config keys about models: their family, their training, and given models."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ class Picture:
 
 
 def load_pictures(folder: Path) -> list[Picture]:
-    """The pictures of a run of models that segment images; those that are missing or damaged are left out."""
+    """The pictures of a run of models that segment images. Missing and damaged files are left out."""
     place, found = Path(folder) / "pictures", []
     try:
         entries = [*json.loads((place / "pictures.json").read_text(encoding="utf-8"))]

@@ -79,8 +79,8 @@ class Merged:
 class Remote(Protocol):
     """Evaluates individuals in other processes; see :class:`~cycleqd_jax.runs.remote.RemoteWorkers`."""
 
-    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> StreamEvaluator:
-        """Evaluates genomes on the problems of a split, with models and problems of these digests."""
+    def evaluator(self, split: Split, basis: str | None) -> StreamEvaluator:
+        """Evaluates genomes on the problems of a split, with a basis of this checksum."""
         ...
 
 
@@ -190,8 +190,7 @@ class Evolution:
         """
         if self._remote is not None and tasks is None:
             self.ensure_space()
-            inputs = input_digests(self._context.models.folders, self._context.tasks)
-            return self._remote.evaluator(split, inputs, self.basis_checksum)
+            return self._remote.evaluator(split, self.basis_checksum)
         return WorkerPool([self.worker(split, i, tasks) for i in range(len(self._context.groups))])
 
     def worker(self, split: Split, i: int = 0, tasks: Sequence[str] | None = None) -> Worker:
@@ -200,7 +199,7 @@ class Evolution:
         Args:
             split: the problems that it scores genomes on.
             i: the number of the group.
-            tasks: those that it scores; None is all.
+            tasks: the names of the tasks to score; None is all.
         """
         population, group = self._config.engine.population, self._context.groups[i]
 

@@ -13,7 +13,7 @@ from cycleqd_jax.report.read import load_engine
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import ModelEvaluator, Split
 
-__all__ = ["guarded", "halve_slots", "known_slots", "record_slots"]
+__all__ = ["guarded", "halve_batch", "halve_slots", "known_slots"]
 
 FILE = "engine.json"
 """The file in a run folder that says that slots were halved."""
@@ -42,7 +42,7 @@ def guarded(
 def known_slots(folder: Path, configured: int) -> int:
     """The slots with which a run continues: those in ``engine.json`` where its memory has run out before.
 
-    In bfloat16 replies may depend on the slots, and masks on the images per call. So a run continues with those that it had.
+    In bfloat16 replies may depend on the slots, and masks on the images per call. So a run continues with the same number.
 
     Args:
         folder: the run folder. One without scores belongs to no config yet, and its file is not used.
@@ -55,37 +55,54 @@ def known_slots(folder: Path, configured: int) -> int:
     return configured if found is None or found["configured"] != configured else found["slots"]
 
 
-def record_slots(folder: Path | None, configured: int) -> None:
-    """Records in ``engine.json`` of a run folder that the configured slots were halved; None records nothing.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    if folder is not None:
-        write_json(folder / FILE, {"schema": SCHEMA, "configured": configured, "slots": configured // 2})
-
-
 def halve_slots(engine: Engine, configured: int, log: Callable[[str], None], folder: Path | None = None) -> bool:
-    """Halves the slots of an engine whose memory has run out.
+    """Halves the slots of an engine whose memory has run out; see :func:`halve_batch`.
 
     Args:
         engine: the engine; its weights are dropped.
         configured: the slots in the config.
         log: called with a line that says so.
         folder: the run folder, where ``engine.json`` records it; None records nothing.
+    """
+    what = "slots, which may change the last bits of results in bfloat16"
+    return halve_batch(engine.slots, engine.resize, configured, log, folder, what=what, key="engine.slots")
+
+
+def halve_batch(
+    now: int,
+    resize: Callable[[int], None],
+    configured: int,
+    log: Callable[[str], None],
+    folder: Path | None,
+    *,
+    what: str,
+    key: str,
+) -> bool:
+    """Halves what is computed at once, where memory has run out.
+
+    Args:
+        now: how much is computed at once.
+        resize: changes it, and drops the weights.
+        configured: how much the config says.
+        log: called with a line that says so.
+        folder: the run folder, where ``engine.json`` records it; None records nothing.
+        what: what is computed at once, for the line.
+        key: the key of the config.
 
     Returns:
-        Whether it did; False where they were halved before, or where there is one slot.
+        Whether it did; False where it was halved before, or where it is 1.
 
     Raises:
         OSError: the disk refuses.
     """
-    if engine.slots < configured or configured == 1:
+    if now < configured or configured == 1:
         return False
-    record_slots(folder, configured)
-    engine.resize(configured // 2)
+    half = configured // 2
+    if folder is not None:
+        write_json(folder / FILE, {"schema": SCHEMA, "configured": configured, "slots": half})
+    resize(half)
     log(
-        f"warning: the memory has run out in an evaluation, which starts again with {engine.slots} instead of {configured} "
-        "slots, which may change the last bits of results in bfloat16; give a new run this number as engine.slots"
+        f"warning: the memory has run out in an evaluation, which starts again with {half} instead of {configured} {what}; "
+        f"give a new run this number as {key}"
     )
     return True

@@ -60,8 +60,8 @@ class FolderInput:
     def open(self) -> SegmentationFolder:
         """Reads and checks all images.
 
-        The train items are those that validation leaves; their first ``train_size`` are scored. Where the folder gives
-        validation images, the train items are all train images.
+        Validation images are taken out of the train images first, unless the folder gives them. Of the remaining train images
+        the first ``train_size`` are scored.
 
         Raises:
             InputError: an option is wrong, a file is missing or refused, or there are too few images.

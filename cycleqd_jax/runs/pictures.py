@@ -77,7 +77,7 @@ def pictures_are_drawn(folder: Path, rows: Sequence[str], tasks: Sequence[Proble
     Args:
         folder: the run folder.
         rows: rows of the results table.
-        tasks: the tasks; those that are no folders of images have no pictures.
+        tasks: the tasks. Only folders of images have pictures.
     """
     found = [(one.task, one.item, list(one.rows), list(one.scores)) for one in load_pictures(folder)]
     results, expected = load_items(folder), []

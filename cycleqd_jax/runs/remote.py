@@ -23,6 +23,7 @@ from cycleqd_jax.report.read import load_workers
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.folder import versions
+from cycleqd_jax.runs.inputs import input_digests
 from cycleqd_jax.runs.opening import open_context
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import SPLITS, InputError, Split, no_progress
@@ -41,7 +42,7 @@ class WorkerProgram:
         config: the config of the run.
         folder: the working directory of the run's process, from which the paths of the config are read.
         versions: :func:`software` of the run's process; that of the worker must be equal.
-        inputs: digests of models and problems; those that the worker reads must be equal.
+        inputs: digests of the run's models and problems. The worker reads its own, which must have the same digests.
         basis: the checksum of the experts' singular directions; None where the search needs none.
     """
 
@@ -117,12 +118,11 @@ class RemoteWorkers:
         self._earlier = load_workers(context.folder)
         self._pool: RayPool | None = None
 
-    def evaluator(self, split: Split, inputs: Mapping[str, str], basis: str | None) -> StreamEvaluator:
+    def evaluator(self, split: Split, basis: str | None) -> StreamEvaluator:
         """Evaluates genomes on the problems of a split.
 
         Args:
             split: the problems.
-            inputs: digests of models and problems.
             basis: the checksum of the basis; None where the search needs none.
         """
         config, context = self._context.config, self._context
@@ -134,6 +134,7 @@ class RemoteWorkers:
                     f"{most} instead of {options.workers} workers are used: search.batch_size is {config.search.batch_size}; "
                     "make it larger, or ray.workers smaller"
                 )
+            inputs = input_digests(context.models.folders, context.tasks)
             self._pool = RayPool(
                 self._cluster,
                 WorkerProgram(config, os.getcwd(), software(), inputs, basis),

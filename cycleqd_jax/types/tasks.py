@@ -159,7 +159,7 @@ class ProblemSet(Protocol):
         """A digest of every problem, in order.
 
         Args:
-            split: the problems; None is those that train and validation share.
+            split: the problems; None is the train and the validation problems together.
         """
         ...
 

@@ -1,26 +1,19 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from cycleqd_jax.models import llama
 
+from ..script import load_script
+
 CONFIG = llama.LlamaConfig(48, 32, 64, 2, 4, 2, 8, max_position_embeddings=300, initializer_range=0.4)
 
 
 @pytest.fixture(scope="module")
 def bench():
-    path = Path(__file__).parents[2] / "scripts" / "bench_engine.py"
-    spec = importlib.util.spec_from_file_location("bench_engine", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_engine")
 
 
 @pytest.mark.exhaustive

@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+
+from ..script import load_script
 
 
 @pytest.fixture(scope="module")
 def bench():
-    path = Path(__file__).parents[2] / "scripts" / "bench_sandbox.py"
-    spec = importlib.util.spec_from_file_location("bench_sandbox", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_sandbox")
 
 
 def test_the_ratio_is_that_of_medians(bench):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,20 +12,14 @@ import pytest
 
 from cycleqd_jax.types import InputError
 
+from ..script import load_script
+
 TASKS = ("polyp", "skin")
 
 
 @pytest.fixture(scope="module")
 def relative():
-    path = Path(__file__).parents[2] / "scripts" / "relative_scores.py"
-    spec = importlib.util.spec_from_file_location("relative_scores", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
+    return load_script("relative_scores")
 
 
 def comparison(

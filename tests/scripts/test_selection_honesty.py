@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cycleqd_jax.types import InputError
 
+from ..script import load_script
 from .conftest import write_config
 
 TASKS = ("a", "b")
@@ -19,15 +17,7 @@ TASKS = ("a", "b")
 
 @pytest.fixture(scope="module")
 def honesty():
-    path = Path(__file__).parents[2] / "scripts" / "selection_honesty.py"
-    spec = importlib.util.spec_from_file_location("selection_honesty", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
+    return load_script("selection_honesty")
 
 
 def noise(honesty, count, problems, train=20, seed=0):

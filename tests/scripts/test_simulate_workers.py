@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import subprocess
@@ -16,12 +15,10 @@ import pytest
 
 from cycleqd_jax.evaluation import WorkerPool
 
+from ..script import load_script
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "simulate_workers.py"
-spec = importlib.util.spec_from_file_location("simulate_workers", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-simulation = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(simulation)
+simulation = load_script("simulate_workers")
 simulate = simulation.simulate
 
 

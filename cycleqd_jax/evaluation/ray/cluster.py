@@ -18,7 +18,7 @@ from cycleqd_jax.evaluation.ray import host
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import InputError
 
-__all__ = ["Cluster", "RayCluster", "WorkerLost", "check_ray"]
+__all__ = ["Cluster", "RayCluster", "WorkerLost", "check_ray", "first_line"]
 
 CONNECT_S = 5.0
 """Seconds in which the head of a cluster must accept a connection."""
@@ -131,7 +131,7 @@ class RayCluster:
                 try:
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
                 except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-                    raise _unreachable(address, _first_line(error)) from error
+                    raise _unreachable(address, first_line(error).rstrip(".")) from error
         # Sent by value, so that also a machine without this package says which one it is.
         cloudpickle.register_pickle_by_value(host)
         self._actor: Any = ray.remote(host.ActorHost)
@@ -149,8 +149,8 @@ class RayCluster:
             return getattr(worker, method).remote(*arguments)
         except ObjectStoreFullError as error:
             raise InfraError(
-                f"expected room for a genome in the object store of Ray, got: {_first_line(error)}; start Ray with a larger "
-                "--object-store-memory"
+                f"expected room for a genome in the object store of Ray, got: {first_line(error).rstrip('.')}; start Ray with "
+                "a larger --object-store-memory"
             ) from error
 
     def wait(self, calls: Sequence[Hashable], seconds: float) -> list[Hashable]:
@@ -271,8 +271,9 @@ def _unreachable(address: str, reason: str) -> InputError:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def first_line(error: BaseException) -> str:
+    """The first line of an error; its type where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _REASONS = ("The actor is dead because", "The actor died because")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cycleqd_jax.evaluation.faults import ended_workers, with_retries
-from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost
+from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost, first_line
 from cycleqd_jax.evaluation.ray.host import Program
 from cycleqd_jax.evaluation.ray.records import WorkerRecord
 from cycleqd_jax.evaluation.ray.starts import Starts
@@ -309,7 +309,7 @@ class RayPool:
 
     def _refuse(self, slot: _Slot, error: InputError) -> None:
         """A worker can't start for a reason that holds for its machine."""
-        reason = _first_line(error)
+        reason = first_line(error)
         where = f"worker {slot.record.id} on {slot.record.host or 'an unknown host'}"
         self._starts.refused(slot.node, f"{where}: {reason}")
         self._log(f"warning: {where} is refused: {reason}")
@@ -319,7 +319,7 @@ class RayPool:
         self, slot: _Slot, error: Exception, waiting: collections.deque[_Job], quarantine: bool
     ) -> Iterator[tuple[_Job, list[Evaluation]]]:
         """A worker has raised an exception. It is ended, because nothing is known about its state."""
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         for note in getattr(error, "__notes__", ()):
             for line in note.splitlines()[-TRACEBACK_LINES:]:
                 self._log(f"worker {slot.record.id}: {line}")
@@ -384,10 +384,6 @@ class RayPool:
         if now or time.monotonic() > self._recorded + RECORD_S:
             self._recorded = time.monotonic()
             self._record(self.records)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _SplitEvaluator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
+from cycleqd_jax.training import TrainOptions
 from cycleqd_jax.types import ModelEvaluator, Params, Progress, Split
 
-__all__ = ["Family", "Processor", "sizes_of"]
+__all__ = ["Family", "Processor", "sizes_of", "train_options"]
 
 Processor = ChatTokenizer | Path
 """What makes a model's inputs of data: a tokenizer with its chat template, or a folder with the files of an image processor."""
@@ -156,3 +158,8 @@ class Family(Protocol):
 def sizes_of(run: RunConfig) -> dict[str, dict[Split, int | None]]:
     """How many of the first train and test problems of every task a model is scored on; None is all."""
     return {task.name: {"train": task.train_size, "test": task.test_size} for task in run.tasks}
+
+
+def train_options(train: TrainConfig) -> TrainOptions:
+    """The options of a training, from the part of the config that all families share."""
+    return TrainOptions(**{item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)})

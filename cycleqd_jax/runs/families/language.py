@@ -17,7 +17,7 @@ from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.plan import ModelFlops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
-from cycleqd_jax.runs.families.base import Processor, sizes_of
+from cycleqd_jax.runs.families.base import Processor, sizes_of, train_options
 from cycleqd_jax.runs.faults import halve_slots, known_slots
 from cycleqd_jax.types import InputError, Params, Progress
 
@@ -91,9 +91,15 @@ class LanguageModels:
     ) -> tuple[Params, dict[str, Any]]:
         """Trains all weights on conversations; the record counts tokens without padding, and pairs of tokens."""
         assert isinstance(config, LlamaConfig)
-        options = training.TrainOptions(**{item.name: getattr(train, item.name) for item in dataclasses.fields(TrainConfig)})
         params, metrics = training.finetune(
-            params, config, examples, options, seed=seed, progress=progress, stage=stage, key=f"{key}.learning_rate"
+            params,
+            config,
+            examples,
+            train_options(train),
+            seed=seed,
+            progress=progress,
+            stage=stage,
+            key=f"{key}.learning_rate",
         )
         used = {"tokens": metrics.tokens, "attended": metrics.attended, "seconds": metrics.seconds}
         return params, {"steps": len(metrics.losses), **used}

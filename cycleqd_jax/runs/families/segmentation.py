@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.plan import product_flops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
-from cycleqd_jax.runs.families.base import Processor, sizes_of
-from cycleqd_jax.runs.faults import known_slots, record_slots
+from cycleqd_jax.runs.families.base import Processor, sizes_of, train_options
+from cycleqd_jax.runs.faults import halve_batch, known_slots
 from cycleqd_jax.types import Params, Progress
 
 __all__ = ["SegmentAnything"]
@@ -82,8 +81,7 @@ class SegmentAnything:
         of the encoder where it is trained. ``flops`` are those of the encoder, which embeds an image once where it is frozen.
         """
         assert isinstance(config, sam.SamConfig)
-        chosen, fields = run.mask_options, [item.name for item in dataclasses.fields(TrainConfig)]
-        options = training.TrainOptions(**{name: getattr(train, name) for name in fields})
+        chosen, options = run.mask_options, train_options(train)
         masks = training.MaskOptions(chosen.trained, chosen.flips, chosen.jitter_fraction, chosen.iou_weight)
         common: dict[str, Any] = {"seed": seed, "progress": progress, "stage": stage, "key": f"{key}.learning_rate"}
         if chosen.rank is None:
@@ -118,7 +116,9 @@ class SegmentAnything:
         return SegmentationEvaluator(
             predictor,
             tasks,
-            shrink=lambda: _halve(predictor, configured, log, folder),
+            shrink=lambda: halve_batch(
+                predictor.batch_size, predictor.resize, configured, log, folder, what="images", key="masks.batch_size"
+            ),
             usage=predictor.usage,
             sizes=sizes_of(run),
             workers=workers,
@@ -135,36 +135,21 @@ class SegmentAnything:
         return {"layers": _decoder_flops(config), "head": 0, "pair": _encoder_flops(config)}
 
 
-def _halve(predictor: SamPredictor, configured: int, log: Callable[[str], None], folder: Path | None) -> bool:
-    """Halves the images per call where memory has run out; returns False where that was done before, or there is one."""
-    if predictor.batch_size < configured or configured == 1:
-        return False
-    record_slots(folder, configured)
-    predictor.resize(configured // 2)
-    log(
-        f"warning: the memory has run out in an evaluation, which starts again with {predictor.batch_size} instead of "
-        f"{configured} images; give a new run this number as masks.batch_size"
-    )
-    return True
-
-
 @functools.cache
 def _decoder_flops(config: sam.SamConfig) -> int:
     def decode(params: Params, embeddings: jax.Array, boxes: jax.Array) -> jax.Array:
         return sam.predict_masks(params, config, embeddings, sam.Prompts(boxes=boxes))[0]
 
-    embeddings = jax.eval_shape(
-        lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), _pixels(config)
-    )
+    embeddings = jax.eval_shape(*_encoding(config))
     return product_flops(decode, sam.abstract_params(config), embeddings, jax.ShapeDtypeStruct((1, 1, 4), jnp.float32))
 
 
 @functools.cache
 def _encoder_flops(config: sam.SamConfig) -> int:
-    return product_flops(
-        lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), _pixels(config)
-    )
+    return product_flops(*_encoding(config))
 
 
-def _pixels(config: sam.SamConfig) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
+def _encoding(config: sam.SamConfig) -> tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]:
+    """The function that embeds an image, and the shapes of its arguments."""
+    pixels = jax.ShapeDtypeStruct((1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
+    return lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), pixels

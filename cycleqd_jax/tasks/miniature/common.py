@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from cycleqd_jax.types import Message
 
-__all__ = ["Pool", "Problem", "Record", "conversation", "fill", "pool_of"]
+__all__ = ["FUNCTION_NAMES", "Phrase", "Pool", "Problem", "Record", "conversation", "draw_phrase", "fill", "pool_of"]
 
 Record = dict[str, Any]
 
@@ -31,6 +33,25 @@ class Problem:
     conversation: list[Message]
 
 
+@dataclasses.dataclass(frozen=True)
+class Phrase:
+    """A phrase of a description and its piece of the program.
+
+    Attributes:
+        text: the phrase; ``{n}`` is a digit, ``{c}`` a letter.
+        code: the piece of the program.
+        basic: whether the phrase is basic.
+    """
+
+    text: str
+    code: str
+    basic: bool = False
+
+
+FUNCTION_NAMES = ("solve", "run", "calc", "find", "work", "make", "pick", "task")
+"""Names of the functions that problems ask for."""
+
+
 # The pool depends on the gold program alone, so pools are disjoint for all seeds.
 _BUCKETS: dict[int, Pool] = {0: "train", 1: "test"}
 _NUM_BUCKETS = 8
@@ -51,3 +72,19 @@ def fill(text: str, values: dict[str, str]) -> str:
     for key, value in values.items():
         text = text.replace("{" + key + "}", value)
     return text
+
+
+def draw_phrase(rng: random.Random, phrases: Sequence[Phrase], basic: bool, letters: str = "") -> Phrase:
+    """A random phrase with random values.
+
+    Args:
+        rng: draws the phrase, then its digit, then its letter.
+        phrases: the phrases to choose from.
+        basic: whether the phrase must be basic.
+        letters: the letters to choose from; without any, no letter is drawn.
+    """
+    phrase = rng.choice([one for one in phrases if one.basic or not basic])
+    values = {"n": str(rng.randint(2, 9))}
+    if letters:
+        values["c"] = rng.choice(letters)
+    return Phrase(fill(phrase.text, values), fill(phrase.code, values))

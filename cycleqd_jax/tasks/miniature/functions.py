@@ -2,60 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from cycleqd_jax.tasks.miniature.common import Problem, conversation, fill
+from cycleqd_jax.tasks.miniature.common import FUNCTION_NAMES, Phrase, Problem, conversation, draw_phrase
 
 __all__ = ["draw_humaneval", "function"]
 
-_NAMES = ("solve", "run", "calc", "find", "work", "make", "pick", "task")
 _GRID = [(a, b) for a in range(13) for b in range(13)]
 _CASES = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class _Phrase:
-    """A phrase of a docstring and its piece of the program; ``{n}`` is a digit."""
-
-    text: str
-    code: str
-    basic: bool = False
-
-
 _VALUES = (
-    _Phrase("a", "a", basic=True),
-    _Phrase("b", "b", basic=True),
-    _Phrase("a plus b", "a + b", basic=True),
-    _Phrase("a minus b", "a - b"),
-    _Phrase("a times b", "a * b"),
-    _Phrase("a plus {n}", "a + {n}", basic=True),
-    _Phrase("b plus {n}", "b + {n}"),
-    _Phrase("a times {n}", "a * {n}"),
-    _Phrase("b times {n}", "b * {n}", basic=True),
-    _Phrase("the larger", "max(a, b)"),
-    _Phrase("the smaller", "min(a, b)"),
+    Phrase("a", "a", basic=True),
+    Phrase("b", "b", basic=True),
+    Phrase("a plus b", "a + b", basic=True),
+    Phrase("a minus b", "a - b"),
+    Phrase("a times b", "a * b"),
+    Phrase("a plus {n}", "a + {n}", basic=True),
+    Phrase("b plus {n}", "b + {n}"),
+    Phrase("a times {n}", "a * {n}"),
+    Phrase("b times {n}", "b * {n}", basic=True),
+    Phrase("the larger", "max(a, b)"),
+    Phrase("the smaller", "min(a, b)"),
 )
 
 _CONDITIONS = (
-    _Phrase("a is above {n}", "a > {n}", basic=True),
-    _Phrase("a is below {n}", "a < {n}"),
-    _Phrase("b is above {n}", "b > {n}"),
-    _Phrase("b is below {n}", "b < {n}", basic=True),
-    _Phrase("a is above b", "a > b", basic=True),
-    _Phrase("a is even", "a % 2 == 0", basic=True),
-    _Phrase("b is odd", "b % 2 == 1"),
-    _Phrase("{n} divides a", "a % {n} == 0"),
+    Phrase("a is above {n}", "a > {n}", basic=True),
+    Phrase("a is below {n}", "a < {n}"),
+    Phrase("b is above {n}", "b > {n}"),
+    Phrase("b is below {n}", "b < {n}", basic=True),
+    Phrase("a is above b", "a > b", basic=True),
+    Phrase("a is even", "a % 2 == 0", basic=True),
+    Phrase("b is odd", "b % 2 == 1"),
+    Phrase("{n} divides a", "a % {n} == 0"),
 )
 
 
 def draw_humaneval(rng: random.Random, basic: bool) -> Problem | None:
     """A random problem, or None if the cases drawn for it do not distinguish its program from shorter ones."""
-    first, condition, second = (_drawn(rng, phrases, basic) for phrases in (_VALUES, _CONDITIONS, _VALUES))
+    first, condition, second = (draw_phrase(rng, phrases, basic) for phrases in (_VALUES, _CONDITIONS, _VALUES))
     body = f"{first.code} if {condition.code} else {second.code}"
-    run, name = function(body), rng.choice(_NAMES)
+    run, name = function(body), rng.choice(FUNCTION_NAMES)
     cases = rng.sample(_GRID, _CASES)
     results = [run(*case) for case in cases]
     shorter = [first.code, second.code, f"{second.code} if {condition.code} else {first.code}", *(v.code for v in _VALUES[:5])]
@@ -73,13 +62,6 @@ def draw_humaneval(rng: random.Random, basic: bool) -> Problem | None:
     gold = f"{prompt}{solution}".strip("\n")
     behaviour = repr([run(*case) for case in _GRID])
     return Problem(behaviour, record, conversation(prompt.strip(), f"```python\n{gold}\n```"))
-
-
-def _drawn(rng: random.Random, phrases: Sequence[_Phrase], basic: bool) -> _Phrase:
-    """A random phrase with a random digit."""
-    phrase = rng.choice([one for one in phrases if one.basic or not basic])
-    values = {"n": str(rng.randint(2, 9))}
-    return _Phrase(fill(phrase.text, values), fill(phrase.code, values))
 
 
 @functools.cache

@@ -9,24 +9,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cycleqd_jax.tasks.miniature.common import Problem, conversation, fill
+from cycleqd_jax.tasks.miniature.common import FUNCTION_NAMES, Phrase, Problem, conversation, draw_phrase
 
 __all__ = ["NUMBERS", "STRINGS", "compiled", "draw_mbpp"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Phrase:
-    """A phrase of a description and its piece of the program.
-
-    Attributes:
-        text: the phrase; ``{n}`` is a digit, ``{c}`` a letter.
-        code: the piece of the program.
-        basic: whether the phrase is basic.
-    """
-
-    text: str
-    code: str
-    basic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +31,6 @@ class Domain:
     items: Sequence[Any]
 
 
-_MBPP_NAMES = ("solve", "run", "calc", "find", "work", "make", "pick", "task")
 _LETTERS = "aeioblt"
 _WORDS = (
     "apple", "table", "lion", "bird", "tea", "ant", "boat", "light", "oil", "iron", "echo", "ball", "tiger", "lamp",
@@ -119,11 +103,13 @@ STRINGS = Domain(
 def draw_mbpp(rng: random.Random, basic: bool) -> Problem | None:
     """A random problem, or None if the asserts drawn for it do not distinguish its program from shorter ones."""
     domain = rng.choice((NUMBERS, STRINGS))
-    kept, mapped, reduced = (_drawn(rng, phrases, basic) for phrases in (domain.filters, domain.maps, domain.reductions))
+    kept, mapped, reduced = (
+        draw_phrase(rng, phrases, basic, _LETTERS) for phrases in (domain.filters, domain.maps, domain.reductions)
+    )
     if reduced.code == "len([{}])":  # a map does not change a count, so no assert could test it
         mapped = domain.maps[0]
     body = _body(kept.code, mapped.code, reduced.code)
-    name = rng.choice(_MBPP_NAMES)
+    name = rng.choice(FUNCTION_NAMES)
     unfiltered = _body("", mapped.code, reduced.code)
     codes = itertools.product((kept.code, ""), (mapped.code, "i"), (reduced.code, "[{}]"))
     shorter = {_body(*some) for some in codes} - {body}  # programs that lack some of the phrases
@@ -148,13 +134,6 @@ def draw_mbpp(rng: random.Random, basic: bool) -> Problem | None:
     text = f"Return {reduced.text} {mapped.text}{kept.text}."
     record = {"text": text, "code": code, "test_list": tests, "test_setup_code": "", "challenge_test_list": []}
     return Problem(_behaviour(body, domain), record, conversation(f"{text}\n{tests[0]}", f"```python\n{code}\n```"))
-
-
-def _drawn(rng: random.Random, phrases: Sequence[Phrase], basic: bool) -> Phrase:
-    """A random phrase with random values."""
-    phrase = rng.choice([p for p in phrases if p.basic or not basic])
-    values = {"n": str(rng.randint(2, 9)), "c": rng.choice(_LETTERS)}
-    return Phrase(fill(phrase.text, values), fill(phrase.code, values))
 
 
 def _body(kept: str, mapped: str, reduced: str) -> str:

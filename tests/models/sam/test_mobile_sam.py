@@ -21,6 +21,8 @@ from cycleqd_jax.models.files.torch_zip import read_torch_zip
 from cycleqd_jax.models.sam import images
 from cycleqd_jax.types import InputError
 
+from ...script import load_script
+
 TOLERANCE = 1e-4
 
 
@@ -50,13 +52,7 @@ def fetched(package, tmp_path_factory) -> tuple[Path, list[str]]:
 def published(package):
     """The published model."""
     pytest.importorskip("torch")
-    path = Path(__file__).parents[3] / "scripts" / "bench_sam.py"
-    spec = importlib.util.spec_from_file_location("bench_sam", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.published(package)
+    return load_script("bench_sam").published(package)
 
 
 def test_the_folder_has_the_published_weights(package, fetched):

@@ -277,8 +277,8 @@ def _check_same(origin: Origin) -> None:
     budget = origin.new.search.budget
     if budget is not None and budget <= carried:
         raise InputError(
-            f"expected search.budget above {carried}, the experts and the children of the run in {origin.folder}, got {budget}; "
-            "increase it"
+            f"expected search.budget above {carried}, the experts and the children of the run in {origin.folder}, got "
+            f"{budget}; increase it"
         )
 
 
@@ -342,8 +342,8 @@ def differences(origin: Origin, journal: Journal) -> Iterator[str]:
             )
         if not agrees:
             yield (
-                f"expected the scores of individual {found.id} on {', '.join(origin.common_tasks)} as in {origin.folder}, got others "
-                f"in {journal.path}; restore the file"
+                f"expected the scores of individual {found.id} on {', '.join(origin.common_tasks)} as in {origin.folder}, got "
+                f"others in {journal.path}; restore the file"
             )
 
 

@@ -62,7 +62,7 @@ class CycleQD(flax.struct.PyTreeNode):
         selector: selects the parents: ``EliteSelector()``, or ``UniformSelector()`` for the paper's ablation.
         bounds: lower and upper end of each task's archive axis, ``((low, high), …)``; None computes them from the scores of the
             experts, as in the paper.
-        cells: number of cells of a CVT per archive, in the place of a grid; None is the grid.
+        cells: number of cells of a CVT per archive, instead of a grid; None is the grid.
 
     >>> import jax
     >>> import jax.numpy as jnp

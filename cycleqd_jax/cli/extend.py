@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from cycleqd_jax.cli.stages import run_all
 from cycleqd_jax.runs.extension import extend
@@ -21,9 +23,10 @@ def extend_run(args: argparse.Namespace, command: Sequence[str]) -> None:
     Raises:
         InputError: see :func:`cycleqd_jax.runs.extension.extend`.
     """
-    output = args.folder.with_name(f"{args.folder.name}-extended") if args.output is None else args.output
+    folder = args.folder if args.folder.name not in ("", "..") else Path(os.path.abspath(args.folder))
+    output = folder.parent / f"{folder.name}-extended" if args.output is None else args.output
     config = extend(
-        args.folder,
+        folder,
         output,
         task=args.task,
         expert=args.expert,

@@ -177,7 +177,7 @@ class SearchConfig:
         mu: mean μ of the crossover weights.
         sigma: standard deviation σ of the crossover weights.
         bins: number of bins per archive axis.
-        cells: number of cells of each archive, of a centroidal Voronoi tessellation in the place of the grid. With five tasks a
+        cells: number of cells of each archive, of a centroidal Voronoi tessellation instead of the grid. With five tasks a
             grid of 15 bins has 50,625 cells an archive. The figures still have ``bins`` per axis. Null is the grid.
         bounds: fixed ends of the archive axes as ``{task: [low, high]}``. Null uses 0.85 × the lowest and 1.15 × the highest
             score of the experts.

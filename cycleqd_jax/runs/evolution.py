@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cycleqd_jax import search
 from cycleqd_jax.algorithms import CycleQDState, aggregate
@@ -23,7 +22,6 @@ from cycleqd_jax.evaluation import (
     Worker,
     WorkerPool,
 )
-from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome, ExpertSpace
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
@@ -36,10 +34,9 @@ from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import budget_of, digest_problems, input_digests, whole_expert
 from cycleqd_jax.runs.loggers import log_search
 from cycleqd_jax.runs.origin import take_origin
-from cycleqd_jax.runs.searchers import grid_of, make_searcher
+from cycleqd_jax.runs.searchers import make_searcher, write_grid
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
-from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import (
     Adapter,
     Genome,
@@ -267,7 +264,7 @@ class Evolution:
         if context.shared is not None:
             compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
             self._take_experts(journal, context.shared)
-        with contextlib.closing(checkpoints), log_search(config, journal, context.progress) as progress:
+        with contextlib.closing(checkpoints), log_search(config, journal, context.progress, context.log) as progress:
             options: dict[str, Any] = {
                 "tasks": config.task_names,
                 "names": config.expert_names,
@@ -277,7 +274,7 @@ class Evolution:
                 "transcripts": self._transcripts(context.folder),
                 "budget": budget_of(config, context.tasks),
                 "max_failures": config.search.max_failures,
-                "on_start": lambda state: self._write_grid(journal),
+                "on_start": lambda state: write_grid(config, journal),
                 "progress": progress,
                 "log": context.log,
             }
@@ -321,12 +318,6 @@ class Evolution:
                 raise whole_expert(population, name)
         assert not isinstance(space, DenseSpace)
         jax.eval_shape(space.express_mixed, genomes)
-
-    def _write_grid(self, journal: search.Journal) -> None:
-        """Writes the grid of Algorithm 1, which the report uses for every method, from the scores of the experts."""
-        names = self._config.task_names
-        scores = np.asarray([journal.scores(k, names) for k in range(len(self._config.expert_names))], np.float32)
-        write_json(self._context.folder / "grid.json", {"schema": SCHEMA, **grid_of(self._config, scores)})
 
     # What it found
 

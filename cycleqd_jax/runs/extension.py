@@ -9,7 +9,8 @@ from typing import Any
 
 from cycleqd_jax.config import RunConfig, load_config, to_dict
 from cycleqd_jax.runs.export import recorded_folders
-from cycleqd_jax.runs.origin import read_finished
+from cycleqd_jax.runs.folder import check_folder
+from cycleqd_jax.runs.origin import open_origin, read_finished
 from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import InputError, Progress
 
@@ -32,7 +33,8 @@ def extend(
 
     The new run has a folder of its own, and the old one stays as it is. An expert that is not given is fine-tuned first, as the
     old config says. Running the config (:class:`~cycleqd_jax.runs.Run`) re-evaluates the elites of the old archives on the new
-    task only, and continues the search.
+    task only, and continues the search. Once the new run has a journal, the finished run is read from the copy in its folder.
+    So the same call continues although the old folder has changed or is gone.
 
     Args:
         folder: of the finished run.
@@ -47,9 +49,12 @@ def extend(
 
     Raises:
         InputError: the run is not finished, is of another version, or has models that are not there any more; the task is there
-            already, or the task to be removed is not; or a key of the config can't be used.
+            already, or the task to be removed is not; or a key of the config can't be used, or differs from the old run in what
+            decides about genomes and scores.
     """
-    place = Path(folder)
+    begun = _begun(Path(folder), Path(output))
+    origin = str(folder) if begun is None else str(begun.origin)
+    place = Path(folder) if begun is None else Path(output) / "origin"
     old, journal = read_finished(place)
     if task is None and remove is None:
         raise InputError("expected a task to add or a task to remove, got neither; give --task or --remove")
@@ -62,14 +67,14 @@ def extend(
         )
     if remove is not None and remove not in old.task_names:
         raise InputError(f"expected a task of the run ({', '.join(old.task_names)}), got --remove {remove}; correct it")
-    if Path(output).resolve() == place.resolve():
+    if Path(output).resolve() == Path(folder).resolve():
         raise InputError(f"expected another folder than that of the run, which stays as it is, got {output}; give another one")
     done = (len(journal) - len(old.expert_names)) // old.search.batch_size
     further = done if generations is None else generations
     if further < 1:
         raise InputError(f"expected at least one further generation, got {further}; correct --generations")
     tree = _with_models(dataclasses.replace(old, output=str(place)))
-    tree |= {"name": f"{old.name}-extended", "output": str(output), "origin": str(place)}
+    tree |= {"name": f"{old.name}-extended", "output": str(output), "origin": origin}
     tree["search"] |= {"generations": done + further, "budget": None, "budget_items": None}
     tree["tasks"] = [one for one in tree["tasks"] if one["name"] != remove]
     if remove is not None:
@@ -78,12 +83,28 @@ def extend(
         tree["search"]["bounds"].pop(remove, None)
     if task is not None:
         tree["tasks"].append({"name": task})
-        tree["model"]["experts"][task] = expert if expert is not None else _train(tree, task, overrides, progress, log)
+        known = None if begun is None else begun.given_experts.get(task)
+        tree["model"]["experts"][task] = expert or known or tree["model"]["base"]  # the base until the expert is trained
+    config = load_config(tree, overrides)
+    check_folder(config)
+    open_origin(config, config.folder)
+    if task is not None and expert is None and known is None:
+        tree["model"]["experts"][task] = _train(tree, task, overrides, progress, log)
     return load_config(tree, overrides)
 
 
+def _begun(folder: Path, output: Path) -> RunConfig | None:
+    """The config of the new run where it has a journal already, and with it a copy of the finished run; otherwise None."""
+    file = output / "config.yaml"
+    if not file.is_file() or not (output / "history.jsonl").exists():
+        return None
+    config = load_config(file)
+    is_same = config.origin is not None and Path(config.origin).resolve() == folder.resolve()
+    return config if is_same else None
+
+
 def _with_models(old: RunConfig) -> dict[str, Any]:
-    """The config of a run that gives all its models, those too that the run has trained."""
+    """The old config with explicit paths for all models, trained ones included."""
     folders, tree = recorded_folders(old), to_dict(old)
     model = tree["model"]
     given = old.model.base is not None and old.model.prepare is None

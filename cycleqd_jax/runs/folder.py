@@ -41,7 +41,7 @@ __all__ = [
     "versions",
 ]
 
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy")
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy", "scikit-learn")
 
 FREE = {
     "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
@@ -329,7 +329,8 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], N
         write_json(file, {"schema": SCHEMA, **inputs, "versions": versions()})
         return
     before = _compare(file, inputs)
-    changed = [f"{k} {before['versions'].get(k)} → {v}" for k, v in versions().items() if before["versions"].get(k) != v]
+    known = before["versions"]  # older folders have fewer packages
+    changed = [f"{name} {known[name]} → {now}" for name, now in versions().items() if known.get(name, now) != now]
     if changed:
         log(f"warning: versions changed since this run began, so it may not continue bit for bit: {', '.join(changed)}")
 

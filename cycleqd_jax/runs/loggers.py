@@ -8,7 +8,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -157,13 +157,14 @@ def check_loggers(config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def log_search(config: RunConfig, journal: Journal, progress: Progress) -> Iterator[Progress]:
+def log_search(config: RunConfig, journal: Journal, progress: Progress, log: Callable[[str], None]) -> Iterator[Progress]:
     """The progress of a search with the loggers of its config, which end with the block.
 
     Args:
         config: the config of the run.
         journal: of the search.
         progress: called by the search.
+        log: called with warnings.
 
     Yields:
         What the search calls instead.
@@ -171,12 +172,12 @@ def log_search(config: RunConfig, journal: Journal, progress: Progress) -> Itera
     with contextlib.ExitStack() as stack:
         loggers: list[Logger] = []
         for name in config.loggers:
-            loggers.append(_open(name, config))
+            loggers.append(_open(name, config, log))
             stack.callback(loggers[-1].close)
         yield Logged(progress, journal, loggers) if loggers else progress
 
 
-def _open(name: str, config: RunConfig) -> Logger:
+def _open(name: str, config: RunConfig, log: Callable[[str], None]) -> Logger:
     if name == "tensorboard":
         return TensorBoard(config.folder / name)
-    return WeightsAndBiases(config) if name == "wandb" else MLflow(config)
+    return WeightsAndBiases(config) if name == "wandb" else MLflow(config, log)

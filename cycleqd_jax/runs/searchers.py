@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,13 @@ from cycleqd_jax.algorithms import (
 )
 from cycleqd_jax.algorithms.archive import bin_edges, cvt_centroids, expert_bounds
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.files import write_json
 from cycleqd_jax.runs.devices import Space
-from cycleqd_jax.types import Scores, Searcher
+from cycleqd_jax.schema import SCHEMA
+from cycleqd_jax.search import Journal
+from cycleqd_jax.types import InputError, Scores, Searcher
 
-__all__ = ["grid_of", "make_searcher"]
+__all__ = ["grid_of", "make_searcher", "write_grid"]
 
 
 def make_searcher(config: RunConfig, space: Space) -> Searcher:
@@ -70,3 +76,37 @@ def grid_of(config: RunConfig, scores: Scores) -> dict[str, Any]:
     if options.cells is not None:
         grid["centroids"] = cvt_centroids(options.cells, len(names) - 1).tolist()
     return grid if options.method == "cycleqd" else {**grid, "method": options.method}
+
+
+def write_grid(config: RunConfig, journal: Journal) -> None:
+    """Writes the grid of Algorithm 1 from the scores of the experts, which the report uses for every method.
+
+    Args:
+        config: the config of the run.
+        journal: of the run; it has all experts.
+
+    Raises:
+        InputError: the run has children already, in cells of other centroids than this version computes.
+        OSError: the disk refuses.
+    """
+    names, file = config.expert_names, config.folder / "grid.json"
+    scores = np.asarray([journal.scores(k, config.task_names) for k in range(len(names))], np.float32)
+    grid = grid_of(config, scores)
+    if "centroids" in grid and len(journal) > len(names) and file.exists():
+        before = _centroids_in(file)
+        if before is not None and before != grid["centroids"]:
+            raise InputError(
+                f"expected the centroids of the cells in {file}, with which the run began, got others from scikit-learn "
+                f"{importlib.metadata.version('scikit-learn')} and QDax {importlib.metadata.version('qdax')}; install the "
+                "versions in inputs.json, or choose another output"
+            )
+    write_json(file, {"schema": SCHEMA, **grid})
+
+
+def _centroids_in(file: Path) -> Any:
+    """The centroids in a grid; None where it is damaged, and is written anew."""
+    try:
+        tree = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return None
+    return tree.get("centroids") if isinstance(tree, dict) else None

@@ -7,7 +7,7 @@ import importlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"
 
 _BATCH = 1000
 """The most metrics of one request to MLflow, a limit of its servers."""
+
+RETRY_S = 60.0
+"""Seconds after a failed request to MLflow until the next one: the client's own attempts may take minutes."""
 
 
 def package_of(logger: str) -> str:
@@ -89,25 +92,27 @@ class WeightsAndBiases:
             config: of the run.
 
         Raises:
-            InputError: the client is not installed.
+            InputError: the client is not installed, or does not start.
             OSError: the disk refuses.
         """
         wandb = require("wandb")
         self._memory = _Memory(config.folder / "wandb")
         if self._memory.id is None:
             self._memory.id = uuid.uuid4().hex[:16]
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "cycleqd"),
-            name=config.name,
-            id=self._memory.id,
-            resume="allow",
-            dir=str(self._memory.folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),
-            config=to_dict(config),
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
-        )
-        self._run.define_metric("individual")
-        self._run.define_metric("*", step_metric="individual")
+        mode = os.environ.get("WANDB_MODE", "offline")
+        with _refused("Weights & Biases to start", f"the mode {mode}", "WANDB_MODE and the account", "wandb"):
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "cycleqd"),
+                name=config.name,
+                id=self._memory.id,
+                resume="allow",
+                dir=str(self._memory.folder),
+                mode=mode,
+                config=to_dict(config),
+                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
+            )
+            self._run.define_metric("individual")
+            self._run.define_metric("*", step_metric="individual")
         self._new: list[int] = []
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -134,14 +139,15 @@ class MLflow:
     """A run of MLflow, with the ids of individuals as steps.
 
     Without ``MLFLOW_TRACKING_URI`` its files are in the folder ``mlflow`` of the run folder. A search that is resumed continues
-    the run of the same id, with the individuals that it lacks.
+    the run of the same id, with the individuals that it lacks. While a server does not answer, the figures are kept in memory.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, log: Callable[[str], None]) -> None:
         """Opens the run, in the experiment ``MLFLOW_EXPERIMENT_NAME`` or ``cycleqd``.
 
         Args:
             config: of the run.
+            log: called with a warning where the server does not answer.
 
         Raises:
             InputError: the client is not installed, or the server refuses.
@@ -156,7 +162,9 @@ class MLflow:
             uri = (self._memory.folder / "store").absolute().as_uri()
         self._new: list[int] = []
         self._metrics: list[Any] = []
-        with _refused(uri):
+        self._uri, self._log = uri, log
+        self._waits_until = 0.0
+        with self._refused():
             self._client: Any = importlib.import_module("mlflow").MlflowClient(tracking_uri=uri)
             if self._memory.id is None:
                 name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "cycleqd")
@@ -167,7 +175,6 @@ class MLflow:
                     self._client.log_param(self._memory.id, key, value)
             else:
                 self._client.update_run(self._memory.id, status="RUNNING")
-        self._uri = uri
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Keeps the figures of an individual that the run lacks, until :meth:`flush`."""
@@ -177,13 +184,24 @@ class MLflow:
             self._new.append(step)
 
     def flush(self) -> None:
-        """Sends the figures.
+        """Sends the figures. Where the server does not answer, they are kept, and sent later.
 
         Raises:
-            InputError: the server refuses.
             OSError: the disk refuses.
         """
-        with _refused(self._uri):
+        if time.monotonic() >= self._waits_until:
+            self._send(f"the figures are kept, and sent when it answers; the next attempt follows in {RETRY_S:.0f} s")
+
+    def _send(self, otherwise: str) -> None:
+        """Sends the figures; where the server does not answer, logs a warning that says what happens otherwise."""
+        try:
+            self._send_all()
+        except InputError as error:
+            self._waits_until = time.monotonic() + RETRY_S
+            self._log(f"warning: {str(error).rpartition(';')[0]}; {otherwise}")
+
+    def _send_all(self) -> None:
+        with self._refused():
             while self._metrics:
                 self._client.log_batch(self._memory.id, metrics=self._metrics[:_BATCH])
                 self._metrics = self._metrics[_BATCH:]
@@ -191,24 +209,33 @@ class MLflow:
         self._new = []
 
     def close(self) -> None:
-        """Ends the run; what the server refuses now is left."""
-        with contextlib.suppress(InputError), _refused(self._uri):
+        """Sends the figures that were kept, and ends the run; what the server refuses now, the next start sends."""
+        if self._new:
+            self._send(f"the figures of {len(self._new)} individuals were not sent; the next start of the search sends them")
+        with contextlib.suppress(InputError), self._refused():
             self._client.set_terminated(self._memory.id)
+
+    def _refused(self) -> contextlib.AbstractContextManager[None]:
+        return _refused("MLflow to answer", self._uri, "MLFLOW_TRACKING_URI", "mlflow")
 
 
 @contextlib.contextmanager
-def _refused(uri: str) -> Iterator[None]:
-    """Turns an error of MLflow into one sentence."""
+def _refused(expected: str, place: str, what: str, logger: str) -> Iterator[None]:
+    """Turns an error of a client into one sentence."""
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # MLflow and its stores do not document what they raise
-        reason = (str(error).splitlines() or ["no message"])[0]
+    except Exception as error:  # the clients and their stores do not document what they raise
         raise InputError(
-            f"expected MLflow to answer, got {type(error).__name__} ({reason:.120}) from {uri}; correct MLFLOW_TRACKING_URI, "
-            "or leave loggers: [mlflow] out, and run the same command to continue"
+            f"expected {expected}, got {_reason(error)} from {place}; correct {what}, or leave {logger} out of loggers, and "
+            "run the same command to continue"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    first = (str(error).splitlines() or ["no message"])[0]
+    return f"{type(error).__name__} ({first:.120})"
 
 
 def _params(config: RunConfig) -> dict[str, Any]:

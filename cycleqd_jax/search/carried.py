@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +73,7 @@ class Carried:
         journal: Journal,
         transcripts: Transcripts | None,
         report: Callable[[int], None],
+        max_failures: int | None = None,
     ) -> Any:
         """Evaluates the children that have scores on the new tasks, records all of them, and tells them to the searcher.
 
@@ -82,35 +84,55 @@ class Carried:
             tasks: the tasks of the search, in the order of the scores.
             journal: of the search.
             transcripts: of the search, or None.
-            report: called with the id of every child.
+            report: called with the id of every child, ascending.
+            max_failures: see :func:`~cycleqd_jax.search.evolve`. Children that are only recorded do not count.
 
         Returns:
             The state after the last generation of the children.
 
         Raises:
-            FailuresError: a child could not be evaluated because of a sandbox, the memory or the deadline.
+            FailuresError: ``max_failures`` evaluated children in a row could not be scored because of a sandbox, the memory or
+                the deadline.
         """
-        everyone, scored, genomes = [], [], {}
+        ancestors: list[Individual] = []
+        scored: list[Individual] = []
+        genomes: dict[int, Genome] = {}
         for child, genome in self.children():
-            everyone.append(child.id)
-            if child.scores is not None:
+            if child.scores is None:
+                ancestors.append(child)
+            else:
                 scored.append(child)
                 genomes[child.id] = genome
-            elif journal.get(child.id) is None:
-                journal.append(child)
+        left = iter([*ancestors, None])
+        following = next(left)
+
+        def record_ancestors(before: float) -> None:
+            """Records the ancestors with smaller ids, so that the journal has the parents of every individual."""
+            nonlocal following
+            while following is not None and following.id < before:
+                if journal.get(following.id) is None:
+                    journal.append(following)
+                report(following.id)
+                following = next(left)
+
+        def on_recorded(identity: int) -> None:
+            report(identity)
+            record_ancestors(next_scored[identity])
+
+        ids = [child.id for child in scored]
+        next_scored = dict(zip(ids, [*ids[1:], math.inf], strict=True))
+        record_ancestors(min(ids, default=math.inf))
         if scored:
-            stacked = stack_trees([genomes[child.id] for child in scored])
-            self._record(stacked, scored, journal, transcripts, report)
+            stacked, ignored = stack_trees([genomes[child.id] for child in scored]), {one.id for one in ancestors}
+            self._record(stacked, scored, journal, transcripts, on_recorded, max_failures, ignored)
         journal.sort()
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), experts)
+        everyone = sorted([*genomes, *(one.id for one in ancestors)])
         for start in range(0, len(everyone), self.batch_size):
             ids = everyone[start : start + self.batch_size]
             told = jnp.asarray([journal.scores(identity, tasks) for identity in ids], jnp.float32)
             items = jnp.asarray(journal.items(ids, tasks))
             batch = stack_trees([genomes.get(identity, nothing) for identity in ids])
-            for identity in ids:
-                if identity not in genomes:
-                    report(identity)
             state = searcher.tell(state, batch, told, unknown_lineage(len(ids)), items)
         return state
 
@@ -121,10 +143,21 @@ class Carried:
         journal: Journal,
         transcripts: Transcripts | None,
         on_recorded: Callable[[int], None],
+        max_failures: int | None = None,
+        ignored: Collection[int] = (),
     ) -> None:
         if self.evaluator is not None:
             evaluate_individuals(
-                self.evaluator, genomes, individuals, journal, transcripts, on_recorded, [], None, 0, quarantine=False
+                self.evaluator,
+                genomes,
+                individuals,
+                journal,
+                transcripts,
+                on_recorded,
+                [],
+                max_failures,
+                0,
+                ignored=ignored,
             )
             return
         for one in individuals:

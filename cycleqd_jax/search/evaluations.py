@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.common import evaluated, row_of
-from cycleqd_jax.search.failures import check_row, refuse
+from cycleqd_jax.search.failures import check_row, raise_unscored
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
 from cycleqd_jax.types import FailuresError, Genome, Transcript
@@ -26,7 +26,7 @@ def evaluate_individuals(
     max_failures: int | None,
     covered: int,
     *,
-    quarantine: bool = True,
+    ignored: Collection[int] = (),
 ) -> None:
     """Evaluates the individuals that the journal lacks and records them.
 
@@ -42,7 +42,7 @@ def evaluate_individuals(
         relatives: transcripts for each individual, or empty.
         max_failures: see :func:`~cycleqd_jax.search.evolve`.
         covered: the newest checkpoint needs the individuals with ids below this.
-        quarantine: whether children with transient failures are quarantined. Otherwise the first one stops the search.
+        ignored: ids of others that this search does not evaluate; see :func:`~cycleqd_jax.search.failures.check_row`.
 
     Raises:
         FailuresError: see :func:`~cycleqd_jax.search.evolve`.
@@ -58,12 +58,12 @@ def evaluate_individuals(
         return journal.get(individuals[j].id) is None
 
     def check_failure(individual: Individual) -> None:
-        if individual.expert is not None or not quarantine:
-            refuse(individual, journal)
+        if individual.expert is not None:
+            raise_unscored(individual, journal)
             return
         # Scores of this generation are kept, and belong to the generations before it.
         scored = any(results[j].error is None for j in results if j > done) or journal.ids()[-1] > individual.id
-        check_row(individual, journal, max_failures, max(covered, individuals[0].id if scored else 0))
+        check_row(individual, journal, max_failures, max(covered, individuals[0].id if scored else 0), ignored)
 
     def record_in_order() -> None:
         nonlocal done

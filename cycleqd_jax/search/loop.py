@@ -77,7 +77,7 @@ def evolve(
             search evaluates it again. Only children that a checkpoint covers stay, and those of earlier generations where a
             later child of this one has scores. Logits that are not finite neither count nor end a row. Failures that the
             journal has do not stop a search.
-        carried: the individuals of another search with which this one begins, in the place of its first generations; or None.
+        carried: the individuals of another search with which this one begins, instead of its first generations; or None.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
         log: called with a warning where the genome of a recorded individual has other bits here, or where a damaged checkpoint
@@ -114,7 +114,7 @@ def evolve(
     on_start(state)
     first, state = _restore(checkpoints, state, key, log)
     if carried is not None and first < carried.generations:
-        state = carried.tell(searcher, state, experts, tasks, journal, transcripts, report)
+        state = carried.tell(searcher, state, experts, tasks, journal, transcripts, report, max_failures)
         first = carried.generations
         if checkpoints is not None:
             checkpoints.save(first, state, key)

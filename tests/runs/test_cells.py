@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from cycleqd_jax import report
 from cycleqd_jax.config import load_config
+from cycleqd_jax.runs import searchers
 from cycleqd_jax.runs.audit import verify_run
 from cycleqd_jax.runs.replay import replay
+from cycleqd_jax.runs.searchers import write_grid
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
 
@@ -36,6 +39,22 @@ def test_a_run_with_the_cells_of_a_cvt(tmp_path):
     files = report.write_report(folder)
     assert any(file.suffix == ".html" for file in files)
     assert f"of {CELLS} cells" in (folder / "report.html").read_text("utf-8")
+
+
+def test_other_centroids_are_refused_where_a_run_continues(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", generations=2, cells=CELLS)
+    config = dataclasses.replace(load_config(folder / "config.yaml"), output=str(folder))
+    journal = Journal(folder / "history.jsonl")
+    write_grid(config, journal)
+    before = (folder / "grid.json").read_bytes()
+    other = searchers.cvt_centroids(CELLS, len(TASKS) - 1) + np.float32(1e-3)
+    monkeypatch.setattr(searchers, "cvt_centroids", lambda cells, axes: other)
+    with pytest.raises(InputError, match=r"expected the centroids of the cells in .*grid.json, with which the run began, got"):
+        write_grid(config, journal)
+    assert (folder / "grid.json").read_bytes() == before
+    journal.take_back(range(len(TASKS), 100))  # without children nothing is in a cell yet
+    write_grid(config, journal)
+    assert (folder / "grid.json").read_bytes() != before
 
 
 def test_five_tasks_need_no_grid(tmp_path):

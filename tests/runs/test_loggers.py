@@ -45,7 +45,7 @@ def search(tmp_path):
 
     def run(generations):
         journal, seen = Journal(tmp_path / "history.jsonl"), []
-        with log_search(config, journal, lambda *args: seen.append(args)) as progress:
+        with log_search(config, journal, lambda *args: seen.append(args), print) as progress:
             evolve(
                 make_searcher(config, space),
                 experts,
@@ -83,7 +83,7 @@ def test_without_loggers_the_progress_is_the_callers(tmp_path):
     def progress(stage, done, total, figures):
         pass
 
-    with log_search(config, journal, progress) as found:
+    with log_search(config, journal, progress, print) as found:
         assert found is progress
     assert list(tmp_path.iterdir()) == []
 

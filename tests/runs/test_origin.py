@@ -88,7 +88,7 @@ def config_of(names=OLD, generations=FIRST, **changes):
     return load_config({**tree, **changes})
 
 
-def search_in(folder, config, space, evaluator, carried=None, every=2, budget=None):
+def search_in(folder, config, space, evaluator, carried=None, every=2, budget=None, max_failures=None):
     """Runs the search of a config in a folder, as a run does."""
     folder.mkdir(exist_ok=True)
     stored = {**to_dict(config), "schema": SCHEMA, "versions": versions()}
@@ -115,6 +115,7 @@ def search_in(folder, config, space, evaluator, carried=None, every=2, budget=No
             journal=journal,
             checkpoints=checkpoints,
             budget=budget,
+            max_failures=max_failures,
             carried=carried,
             on_start=write_grid,
         )
@@ -131,7 +132,7 @@ def old(request, tmp_path_factory):
     return folder, dense, genome
 
 
-def extended(old, folder, tasks=(*OLD, NEW), others=(), evaluator=None, further=None, every=2, generations=ALL):
+def extended(old, folder, tasks=(*OLD, NEW), others=(), evaluator=None, further=None, every=2, generations=ALL, most=None):
     """Extends a run, or continues to; returns config, state and evaluators."""
     origin_folder, dense, genome = old
     config = config_of(tasks, generations, **genome, origin=str(origin_folder), output=str(folder))
@@ -142,7 +143,8 @@ def extended(old, folder, tasks=(*OLD, NEW), others=(), evaluator=None, further=
     origin = take_origin(config, folder, INPUTS, lambda line: None)
     space = space_of(config.expert_names, dense)
     evaluator, further = evaluator or Scores(config.task_names), further or Scores(origin.new_tasks)
-    state = search_in(folder, config, space, evaluator, origin.carried(space, further if origin.new_tasks else None), every)
+    carried = origin.carried(space, further if origin.new_tasks else None)
+    state = search_in(folder, config, space, evaluator, carried, every, max_failures=most)
     return config, space, state, (evaluator, further)
 
 
@@ -210,6 +212,11 @@ def test_killed_and_resumed_it_is_the_same(old, tmp_path, assert_identical):
         first[name].dies_at = at
         with pytest.raises(Killed):
             extended(old, folder, **first)
+        assert verify_run(folder).problems == []  # with a part of the old individuals
+        if (folder / "grid.json").exists():  # the experts are evaluated
+            kept = Journal(folder / "history.jsonl", read_only=True).ids()
+            assert kept == list(range(len(kept)))
+            assert open_run(folder).lineage(kept[-1])
         _, _, again, rest = extended(old, folder)
         assert first["evaluator"].calls + rest[0].calls == children  # nothing is evaluated twice
         assert first["further"].calls + rest[1].calls == further
@@ -377,21 +384,50 @@ def test_an_adapter_of_a_higher_rank_is_refused(tmp_path):
         list(origin.children(ExpertSpace.from_experts(base, [*experts[1:], adapter(2), adapter(2)], w_max=0.1)))
 
 
-def test_a_transient_failure_of_an_elite_stops_the_run(old, tmp_path):
-    class Broken(Scores):
-        def __call__(self, groups, on_result):
-            for i, _ in enumerate(groups):
-                self.calls += 1
-                found = Evaluation({NEW: [Outcome(Score(0.5), (), 1, 1)]}, None, {"evaluate": 0.5})
-                if self.calls == 5:
-                    found = Evaluation({}, "InfraError: no box", {}, transient=True)
-                on_result(i, [found])
+class Broken(Scores):
+    """Scores of the new task, without a sandbox for the calls of some numbers."""
 
-    with pytest.raises(FailuresError, match=r"expected scores of individual .*, got: InfraError: no box in"):
-        extended(old, tmp_path / "new", further=Broken((NEW,)))
-    *_, calls = extended(old, tmp_path / "new")
-    assert calls[1].calls == 3 + len(elites_of(old[0])) - 4
+    def __init__(self, failing):
+        super().__init__((NEW,))
+        self.failing = failing
+
+    def __call__(self, groups, on_result):
+        for i, _ in enumerate(groups):
+            self.calls += 1
+            found = Evaluation({NEW: [Outcome(Score(0.5), (), 1, 1)]}, None, {"evaluate": 0.5})
+            if self.calls in self.failing:
+                found = Evaluation({}, "InfraError: no box", {}, transient=True)
+            on_result(i, [found])
+
+
+def test_an_elite_that_cannot_be_evaluated_is_quarantined(old, tmp_path):
+    further = Broken({5})
+    extended(old, tmp_path / "new", further=further, most=2)
+    elites = sorted(elites_of(old[0]))
+    assert further.calls == 3 + len(elites)
+    journal = Journal(tmp_path / "new" / "history.jsonl", read_only=True)
+    one = journal[elites[1] + 1]
+    assert (one.error, one.scores, one.items) == ("InfraError: no box", None, {})
+    assert all(journal[i + 1].scores is not None for i in elites if i != elites[1])
+    assert one.id not in elites_of(tmp_path / "new")
     assert verify_run(tmp_path / "new").problems == []
+
+
+def test_too_many_elites_in_a_row_stop_the_run(old, tmp_path):
+    elites = [i + 1 for i in sorted(elites_of(old[0]))]
+    row = rf"individuals in a row, got individuals {elites[1]} to {elites[3]} "
+    with pytest.raises(FailuresError, match=row):
+        extended(old, tmp_path / "new", further=Broken({5, 6, 7}), most=3)
+    journal = Journal(tmp_path / "new" / "history.jsonl", read_only=True)
+    assert not [i for i in elites[1:4] if journal.get(i) is not None]
+    found = verify_run(tmp_path / "new")
+    assert found.problems == []
+    assert not journal.ids()[-1] > elites[1] or any("are not in" in one for one in found.notes)
+    *_, calls = extended(old, tmp_path / "new", most=3)
+    assert calls[1].calls == len(elites) - 1
+    assert verify_run(tmp_path / "new").problems == []
+    with pytest.raises(FailuresError, match=r"expected scores of expert 'mbpp', got: InfraError: no box in"):
+        extended(old, tmp_path / "expert", further=Broken({1}))
 
 
 @pytest.mark.exhaustive

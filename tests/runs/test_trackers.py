@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from cycleqd_jax.runs import Run
+from cycleqd_jax.runs import Run, trackers
 from cycleqd_jax.runs.loggers import log_search
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
@@ -36,10 +36,10 @@ def search(tmp_path, lines, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
 
-    def run(logger, count):
+    def run(logger, count, log=print):
         config = dataclasses.replace(config_of(), output=str(folder), loggers=(logger,))
         journal = Journal(folder / "history.jsonl")
-        with contextlib.suppress(KeyboardInterrupt), log_search(config, journal, lambda *args: None) as progress:
+        with contextlib.suppress(KeyboardInterrupt), log_search(config, journal, lambda *args: None, log) as progress:
             for one in lines[:count]:
                 if journal.get(one.id) is None:
                     journal.append(one)
@@ -81,6 +81,58 @@ def test_a_server_that_does_not_answer_is_one_sentence(search, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     with pytest.raises(InputError, match=r"expected MLflow to answer, got .* from nonsense://nowhere; correct MLFLOW_TRACKING"):
         search("mlflow", 2)
+
+
+def test_an_outage_of_mlflow_does_not_stop_the_search(search, lines, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="the package mlflow-skinny is not installed")
+    monkeypatch.setattr(trackers, "RETRY_S", 0.0)
+    send, calls, warned = mlflow.MlflowClient.log_batch, [], []
+
+    def fails_for_a_while(client, run, metrics):
+        calls.append(len(metrics))
+        if 3 <= len(calls) <= 5:
+            raise mlflow.exceptions.MlflowException("no route to host\nat once")
+        return send(client, run, metrics=metrics)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", fails_for_a_while)
+    folder = search("mlflow", len(lines), warned.append)
+    assert logged(folder) == [one.id for one in lines]
+    assert len(warned) == 3
+    assert warned[0].startswith("warning: expected MLflow to answer, got MlflowException (no route to host) from file:")
+    assert warned[0].endswith("; the figures are kept, and sent when it answers; the next attempt follows in 0 s")
+    client = mlflow.MlflowClient(tracking_uri=(folder / "store").absolute().as_uri())
+    found = client.get_metric_history((folder / "id.txt").read_text().strip(), "generation")
+    assert sorted(one.step for one in found) == [one.id for one in lines]
+
+
+def test_figures_that_were_not_sent_are_sent_by_the_next_start(search, lines, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="the package mlflow-skinny is not installed")
+    warned = []
+
+    def fails(client, run, metrics):
+        raise mlflow.exceptions.MlflowException("no route to host")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(mlflow.MlflowClient, "log_batch", fails)
+        folder = search("mlflow", 4, warned.append)
+    assert len(warned) == 2  # the first request, and the last one; between them no attempt was due
+    assert warned[1].endswith("; the figures of 4 individuals were not sent; the next start of the search sends them")
+    assert logged(folder) == []
+    search("mlflow", len(lines), warned.append)
+    assert len(warned) == 2
+    assert logged(folder) == [one.id for one in lines]
+
+
+def test_weights_and_biases_that_does_not_start_is_one_sentence(search, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="the package wandb is not installed")
+
+    def fails(**options):
+        raise wandb.errors.CommError("no answer")
+
+    monkeypatch.setattr(wandb, "init", fails)
+    message = r"to start, got CommError \(no answer\) from the mode offline; correct WANDB_MODE"
+    with pytest.raises(InputError, match=message):
+        search("wandb", 2)
 
 
 def test_weights_and_biases(search, lines):

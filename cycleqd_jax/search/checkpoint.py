@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cycleqd_jax.files import one_disk_error
+from cycleqd_jax.files import one_disk_error, write_json
 from cycleqd_jax.search.digests import OLD_BASES, tree_digest
 from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
 
@@ -22,6 +23,9 @@ __all__ = ["SCHEMA", "Checkpoints", "DamagedCheckpointError", "StoredState", "ch
 
 SCHEMA = 1
 """Version of the checkpoint format; increased with every incompatible change."""
+
+_FILES = "files.json"
+"""Beside the items of a checkpoint: the digest of its files of arrays."""
 
 _REMOVE = "remove it, and the run continues from the checkpoint before it or from the journal"
 
@@ -57,11 +61,52 @@ def _check_digest(meta: Mapping[str, Any], contents: Mapping[str, Any], place: P
         )
 
 
+def _files_digest(folder: Path) -> str:
+    """The digest of the names and bytes of all files in a folder.
+
+    Raises:
+        OSError: there are none, or they can't be read.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise FileNotFoundError(f"no files in {folder.name}")
+    found = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(folder).as_posix().encode()
+        found.update(len(name).to_bytes(8, "little") + name)
+        with file.open("rb") as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()
+
+
 def _unreadable(place: Path, error: Exception) -> DamagedCheckpointError:
     reason = (str(error).splitlines() or ["no message"])[0]
     return DamagedCheckpointError(
         f"expected a readable checkpoint, got {type(error).__name__} ({reason:.120}) in {place}; {_REMOVE}"
     )
+
+
+def _check_files(place: Path) -> None:
+    """Compares the files of a checkpoint with their digest before orbax reads them.
+
+    Orbax reads many files at once. After the first error it returns while the other reads go on, so damaged files must not
+    reach it. Checkpoints of older versions have no digest of files, nor has one whose writer was killed just after orbax.
+
+    Raises:
+        DamagedCheckpointError: they differ, or can't be read.
+    """
+    file = place / _FILES
+    if not file.exists():
+        return
+    try:
+        expected = json.loads(file.read_text("utf-8"))["digest"]
+        found = _files_digest(place / "search")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(place, error) from error
+    if found != expected:
+        raise DamagedCheckpointError(
+            f"expected the files of a checkpoint with digest {expected!s:.16}, got {found:.16} in {place}; {_REMOVE}"
+        )
 
 
 def _read_meta(place: Path) -> Mapping[str, Any]:
@@ -116,11 +161,14 @@ def read_checkpoint(folder: str | Path, step: int) -> StoredState:
     absl.setLevel(logging.ERROR)  # it warns of files that checkpoints of a manager do not have
     try:
         meta = _read_meta(place)
+        _check_files(place)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             shapes: Any = checkpointer.metadata(place / "search").item_metadata
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
             found = checkpointer.restore(place / "search", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         stored = StoredState(meta["schema"], found["state"], np.asarray(found["key_data"]))
+    except DamagedCheckpointError:
+        raise
     except Exception as error:  # orbax and tensorstore do not document what they raise
         raise _unreadable(place, error) from error
     finally:
@@ -133,7 +181,8 @@ class Checkpoints:
     """A folder of atomically written checkpoints.
 
     A checkpoint holds the searcher's state, the raw data of the run's PRNG key, the schema version, and a digest of state and
-    key, because a flipped bit in an array is no error of the file format. Its step is the number of finished generations.
+    key, because a flipped bit in an array is no error of the file format. A digest of its files finds damage before they are
+    read. Its step is the number of finished generations.
 
     Attributes:
         folder: the folder.
@@ -173,6 +222,8 @@ class Checkpoints:
         with one_disk_error(self.folder):
             self._manager.save(step, args=items)
             self._manager.wait_until_finished()
+            place = self.folder / str(step)
+            write_json(place / _FILES, {"schema": SCHEMA, "digest": _files_digest(place / "search")})
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint, or None if there is none."""
@@ -213,6 +264,7 @@ class Checkpoints:
                 f"expected a checkpoint with the leaves and shapes of this run's state, got others in {self.folder}; use the "
                 f"config and the version of that run ({OLD_BASES}), or another folder"
             )
+        _check_files(place)
         contents = _contents(like, key)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, contents)
         try:

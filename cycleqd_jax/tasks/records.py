@@ -130,17 +130,18 @@ def split_evenly(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     With an odd number of rows the test half has one more.
 
     Rows of the same problem (:attr:`Row.problem`) are all in one half. Where they do not fit into what is left of the train
-    half, they are in the test half, and the next rows fill the train half. So it may be smaller than half of the rows.
+    half, they are in the test half, and the next rows fill the train half. So it may be smaller than half of the rows. Where
+    all rows are the same problem, both halves have it.
 
     Raises:
-        InputError: there are fewer than two different problems.
+        InputError: there are fewer than two rows.
     """
     groups = _groups(rows)
+    if len(groups) == 1:
+        groups = [[row] for row in groups[0]]
     if len(groups) < 2:
         where = rows[0].where if rows else "the file"
-        raise InputError(
-            f"expected at least two different records to split into train and test, got {len(groups)} in {where}; give more"
-        )
+        raise InputError(f"expected at least two records to split into train and test, got {len(groups)} in {where}; give more")
     train: list[Row] = []
     test: list[Row] = []
     for group in groups:

@@ -100,15 +100,45 @@ def test_a_statement_that_kills_its_own_connection_is_at_fault(make_mysql):
     assert killed == OUT_OF_SYNC or "70100" in killed
 
 
-def test_a_server_with_anonymous_accounts_is_refused(make_mysql, admin):
+@pytest.fixture
+def may_change_rights():
     if os.environ.get(DSN_VARIABLE):
         pytest.skip("the server belongs to the user, so its tables of rights are not changed")
-    admin("INSERT INTO mysql.db (Host, Db, User, Select_priv) VALUES ('%', 'test', '', 'Y')")
+
+
+@pytest.mark.usefixtures("may_change_rights")
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("INSERT INTO mysql.db (Host, Db, User, Select_priv) VALUES ('%', 'shop', '', 'Y')", "db shop"),
+        ("GRANT SELECT ON shop.* TO PUBLIC", "db shop"),
+        ("INSERT INTO mysql.global_priv VALUES ('localhost', '', '{}')", "user @localhost"),
+        ("GRANT SELECT ON *.* TO PUBLIC", "user PUBLIC@"),
+        (
+            "INSERT INTO mysql.tables_priv (Host, Db, User, Table_name, Table_priv) VALUES ('', 's', 'PUBLIC', 't', 'Select')",
+            "tables_priv s.t",
+        ),
+    ],
+)
+def test_a_server_with_rights_of_everybody_is_refused(make_mysql, admin, statement, name):
+    admin(statement)
     try:
-        with pytest.raises(InfraError, match="expected a server without anonymous accounts"):
+        with pytest.raises(InfraError, match=f"expected a server without anonymous accounts .*, got {name} in its tables"):
             play_replies(make_mysql(), [answer('["17"]')])
     finally:
-        admin("DELETE FROM mysql.db WHERE User = ''")
+        for table in ("db", "tables_priv", "global_priv"):
+            admin(f"DELETE FROM mysql.{table} WHERE User IN ('', 'PUBLIC')", "FLUSH PRIVILEGES")
+
+
+@pytest.mark.usefixtures("may_change_rights")
+def test_the_installer_s_test_schema_is_not_open_to_episodes(make_mysql, admin):
+    admin("CREATE DATABASE test", "GRANT ALL ON test.* TO PUBLIC", "GRANT ALL ON `test\\_%`.* TO PUBLIC")
+    try:
+        replies = execute(make_mysql(), "CREATE TABLE test.t (a INT)", "CREATE DATABASE test_2", "SELECT 1")
+        assert [reply[:4] for reply in replies[:2]] == ["1142", "1044"]
+        assert "1" in replies[2]
+    finally:
+        admin("DROP DATABASE test", "DELETE FROM mysql.db WHERE User = 'PUBLIC'", "FLUSH PRIVILEGES")
 
 
 # ------------------------------------------------------------------------------------------------ options

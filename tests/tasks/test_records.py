@@ -117,10 +117,16 @@ def test_a_split_of_different_problems_is_by_the_digests_of_ids():
     assert by_digest(rows) == order
 
 
-@pytest.mark.parametrize("rows", [[{"id": 1}], [{"id": 1, "text": "a"}, {"id": 2, "text": "a"}]])
-def test_one_problem_cannot_be_split(rows):
-    with pytest.raises(InputError, match=r"at least two different records .*, got 1 in here; give more"):
-        split_evenly([Row(row, "here") for row in rows])
+def test_one_record_cannot_be_split():
+    with pytest.raises(InputError, match=r"at least two records .*, got 1 in here; give more"):
+        split_evenly([Row({"id": 1}, "here")])
+
+
+def test_both_halves_have_the_only_problem():
+    rows = [Row({"id": n, "text": "a"}, "here") for n in range(3)]
+    train, test = split_evenly(rows)
+    assert (len(train), len(test)) == (1, 2)
+    assert sorted(row.id for row in [*train, *test]) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

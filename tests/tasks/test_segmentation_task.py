@@ -182,7 +182,7 @@ def test_a_group_in_two_splits_is_refused(tmp_path):
     folder = indexed(tmp_path, ["train", "train", "test"], group=["a", "b", "a"])
     refused(folder, "different images and groups for train and test, got images of one group in .*line 2 and .*line 4")
     folder = indexed(tmp_path / "one", ["", ""], group=["a", "a"])
-    refused(folder, "at least two different records to split")
+    refused(folder, "different images and groups for train and test")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from cycleqd_jax.sandbox import InfraError, Killed
@@ -285,13 +285,7 @@ class MySqlServer:
                 ) from error
         (version,) = self.admin("SELECT VERSION()")[0]
         encrypted = any(value for _, value in self.admin("SHOW STATUS LIKE 'Ssl_cipher'"))
-        anonymous = self.admin("SELECT DISTINCT db FROM mysql.db WHERE user = ''")
-        if anonymous or self.admin("SELECT 1 FROM mysql.user WHERE user = ''"):
-            raise InfraError(
-                f"expected a server without anonymous accounts, through which episodes could exchange data, got access to the "
-                f"schema {_listed(anonymous)} for everybody at {self._address.place}; run mariadb-secure-installation "
-                "(mysql_secure_installation)"
-            )
+        self._take_common_rights()
         self._sweep()
         with self._lock:
             self.maria = "mariadb" in version.lower()
@@ -300,6 +294,38 @@ class MySqlServer:
                 self._tls.check_hostname = False
                 self._tls.verify_mode = ssl.CERT_NONE
             self._ready = True
+
+    def _take_common_rights(self) -> None:
+        """Takes the rights on the schemas ``test`` and ``test_…`` from everybody, as mariadb-secure-installation does.
+
+        Installers grant them, and episodes could exchange data through these schemas.
+
+        Raises:
+            InfraError: everybody has other rights, or may log in.
+        """
+        installed = "user IN ('', 'PUBLIC') AND db IN ('test', 'test\\\\_%')"
+        if self.admin(f"SELECT 1 FROM mysql.db WHERE {installed}"):
+            self.admin(f"DELETE FROM mysql.db WHERE {installed}", "FLUSH PRIVILEGES")
+        writes = "'Y' IN (select_priv, insert_priv, create_priv)"
+        common = [
+            f"{table} {_decoded(row[0])}"
+            for table, names, condition in (
+                ("db", "db", "user IN ('', 'PUBLIC')"),
+                ("tables_priv", "CONCAT(db, '.', table_name)", "user IN ('', 'PUBLIC')"),
+                (
+                    "user",
+                    "CONCAT(user, '@', host)",
+                    f"user = '' OR user = 'PUBLIC' AND {writes}",
+                ),
+            )
+            for row in self.admin(f"SELECT DISTINCT {names} FROM mysql.{table} WHERE {condition}")
+        ]
+        if common:
+            raise InfraError(
+                "expected a server without anonymous accounts and rights of everybody, through which episodes could exchange "
+                f"data, got {', '.join(common)} in its tables of rights at {self._address.place}; run "
+                "mariadb-secure-installation (mysql_secure_installation), or revoke them"
+            )
 
     def _sweep(self) -> None:
         rows = self.admin("SELECT schema_name FROM information_schema.schemata UNION SELECT user FROM mysql.user")
@@ -315,10 +341,6 @@ class MySqlServer:
 
 def _text_of(error: BaseException) -> str:
     return str(error.args[1] if len(error.args) > 1 else error)
-
-
-def _listed(rows: Sequence[tuple]) -> str:
-    return ", ".join(_decoded(row[0]) for row in rows) or "-"
 
 
 def _decoded(value: Any) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from cycleqd_jax import plan
-from cycleqd_jax.config import load_config
+from cycleqd_jax.config import RunConfig, load_config
 from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.models.sam import SamConfig
 from cycleqd_jax.runs.inputs import resolve, tiny_llama
 from cycleqd_jax.runs.tasks import TaskInput
 from cycleqd_jax.types import SPLITS, InputError, Split
@@ -46,15 +48,17 @@ def plan_run(
         InputError: a bad config, model, mesh or number, or programs cannot be compiled here.
     """
     run = load_config(config, overrides)
-    if run.segments:
-        raise InputError(
-            f"expected a config of language models, which cycleqd plan can estimate, got one of images in {config}; run it "
-            "with few generations, and its report has the seconds"
-        )
     if devices is not None and devices < 1:
         raise InputError(f"expected at least one device, got {devices}; correct --devices")
     count, arranged = plan.configured_mesh(run, devices) if mesh is None else _parsed(mesh, devices)
     kind = plan.this_machine(count) if device == "cpu" else plan.DEVICES[device]
+    if run.segments:
+        for name, given in (("--prompt-tokens", prompt), ("--reply-tokens", reply)):
+            if given is not None:
+                raise InputError(f"expected no {name} with a config of images, got {given} for {config}; leave it out")
+        found = _image_plan(run, count, arranged, kind, model_config, compiles)
+        print(json.dumps(found, indent=2, allow_nan=False) if as_json else plan.as_text(found, mesh_given=mesh is not None))
+        return
     base = tiny_llama(run, run.model.tiny.vocab_size)
     if run.model.base is not None or model_config is not None:
         base = plan.base_shape(run.model.base, model_config)
@@ -77,6 +81,30 @@ def plan_run(
         absent=inputs.absent,
     )
     print(json.dumps(found, indent=2, allow_nan=False) if as_json else plan.as_text(found, mesh_given=mesh is not None))
+
+
+def _image_plan(
+    run: RunConfig,
+    devices: int,
+    mesh: tuple[int, int, int] | None,
+    device: plan.Device,
+    model_config: str | None,
+    compiles: bool,
+) -> dict[str, Any]:
+    """The plan of a config of images; every device is a group."""
+    population, fsdp, tensor = mesh or (devices, 1, 1)
+    if (fsdp, tensor) != (1, 1):
+        raise InputError(
+            f"expected fsdp 1 and tensor 1 with a config of images, got --mesh {population},{fsdp},{tensor}; give "
+            f"--mesh {devices},1,1"
+        )
+    assert run.model.base is not None
+    shape = plan.sam_shape(run.model.base, model_config)
+    inputs = resolve(run, architecture=shape.replace(dtype=run.model.dtype or shape.dtype))
+    assert isinstance(inputs.architecture, SamConfig)
+    sizes: dict[Split, list[int]] = {split: [task.size(split) for task in inputs.tasks] for split in SPLITS}
+    work = plan.image_workload(run, inputs.architecture, sizes)
+    return plan.image_summary(run, work, population, device, sizes=sizes, compiles=compiles)
 
 
 def _parsed(text: str, devices: int | None) -> tuple[int, tuple[int, int, int]]:

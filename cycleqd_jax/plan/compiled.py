@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.operators import decompose, is_matrix
 from cycleqd_jax.plan.device import Device
 from cycleqd_jax.plan.estimate import Stage
-from cycleqd_jax.plan.leaves import changes, matrix_shapes
+from cycleqd_jax.plan.leaves import changes, declared, matrix_shapes
+from cycleqd_jax.plan.workload import GenomeWorkload, Workload
 from cycleqd_jax.plan.workload import Mesh as MeshSizes
-from cycleqd_jax.plan.workload import Workload
 from cycleqd_jax.sharding import make_mesh, shardings
 from cycleqd_jax.types import InputError, tree_paths
 
@@ -50,8 +50,10 @@ __all__ = [
     "Program",
     "abstract_space",
     "collectives",
+    "compile_program",
     "compile_programs",
     "engine_programs",
+    "genome_programs",
     "replace_estimates",
     "topology",
 ]
@@ -152,23 +154,47 @@ def compile_programs(work: Workload, mesh_shape: MeshSizes, device: Device) -> l
     """
     _, fsdp, tensor = mesh_shape
     mesh = make_mesh(fsdp=fsdp, tensor=tensor, devices=topology(device, fsdp * tensor))
-    platform = "cpu" if device.chip is None else "cuda"
+    compiled = functools.partial(compile_program, "cpu" if device.chip is None else "cuda")
+    programs = genome_programs(work, mesh, compiled)
+    for name, program, arguments, static in engine_programs(work, mesh, abstract_space(work, mesh)[0].base):
+        programs.append(compiled("decode", name, program, *arguments, **static))
+    return programs
 
-    def compiled(stage: str, name: str, function: Any, *arguments: Any, **static: Any) -> Program:
-        started = time.perf_counter()
-        program = function.trace(*arguments, **static).lower(lowering_platforms=(platform,)).compile()
-        memory = program.memory_analysis()
-        return Program(
-            stage,
-            name,
-            memory.argument_size_in_bytes,
-            memory.output_size_in_bytes,
-            memory.alias_size_in_bytes,
-            memory.temp_size_in_bytes,
-            collectives(program.as_text()),
-            time.perf_counter() - started,
-        )
 
+def compile_program(platform: str, stage: str, name: str, function: Any, *arguments: Any, **static: Any) -> Program:
+    """Compiles one program.
+
+    Args:
+        platform: ``"cpu"`` or ``"cuda"``.
+        stage: the stage that runs it.
+        name: its name.
+        function: a jitted function.
+        arguments: shapes, dtypes and shardings of its arguments.
+        static: its static arguments.
+    """
+    started = time.perf_counter()
+    program = function.trace(*arguments, **static).lower(lowering_platforms=(platform,)).compile()
+    memory = program.memory_analysis()
+    return Program(
+        stage,
+        name,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        collectives(program.as_text()),
+        time.perf_counter() - started,
+    )
+
+
+def genome_programs(work: GenomeWorkload, mesh: Mesh, compiled: Callable[..., Program]) -> list[Program]:
+    """The programs of models and genomes: decompositions, and express into donated weights.
+
+    Args:
+        work: what is to be computed.
+        mesh: the devices.
+        compiled: :func:`compile_program` for a platform.
+    """
     programs = []
     rank, method = work.rank, work.method
     for m, n in matrix_shapes(work):
@@ -186,9 +212,6 @@ def compile_programs(work: Workload, mesh_shape: MeshSizes, device: Device) -> l
 
     into = jax.jit(express, donate_argnames="out", keep_unused=True)
     programs.append(compiled("express", "express", into, space, genome, space.base))
-
-    for name, program, arguments, static in engine_programs(work, mesh, space.base):
-        programs.append(compiled("decode", name, program, *arguments, **static))
     return programs
 
 
@@ -256,14 +279,14 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
     return found
 
 
-def abstract_space(work: Workload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenome]:
+def abstract_space(work: GenomeWorkload, mesh: Mesh) -> tuple[ExpertSpace, ExpertGenome]:
     """The expert space and a genome as shapes, dtypes and shardings, without arrays.
 
     Raises:
         InputError: the mesh does not divide the model.
     """
-    shapes = llama.abstract_params(work.model)
-    specs = shardings(mesh, shapes, llama.logical_axes(work.model))
+    shapes, axes = declared(work.model)
+    specs = shardings(mesh, shapes, axes)
     leaves = dict(tree_paths(shapes))
 
     def numbers(*shape: int, dtype: DTypeLike = jnp.float32) -> Any:
@@ -370,7 +393,7 @@ def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> l
             device["arguments"] = most.arguments
         elif stage.name == "express":  # its arguments are all but the archives and the engine's memory
             others = ("archives", "KV cache", "shared columns", "one stack")
-            device = {name: device[name] for name in others} | {"arguments": most.arguments}
+            device = {name: device[name] for name in others if name in device} | {"arguments": most.arguments}
         device["outputs"] = most.outputs - most.aliased
         device["temporaries"] = most.temporaries
         return dataclasses.replace(stage, device=device, source="XLA")

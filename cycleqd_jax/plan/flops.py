@@ -25,6 +25,7 @@ __all__ = [
     "ModelFlops",
     "attention_flops",
     "express_flops",
+    "largest_product",
     "matrix_flops",
     "mixed_flops",
     "product_flops",
@@ -70,11 +71,39 @@ def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
     return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+def largest_product(function: Callable[..., Any], *arguments: Any) -> int:
+    """Bytes of operands and result of the largest matrix product or convolution of a function; nothing is compiled.
+
+    Args:
+        function: a function of arrays.
+        arguments: arrays or ``jax.ShapeDtypeStruct``.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from cycleqd_jax.plan.flops import largest_product
+    >>> largest_product(lambda a, b: jnp.tanh(a @ b), jnp.zeros((2, 3)), jax.ShapeDtypeStruct((3, 5), jnp.float32))
+    124
+    """
+    return _largest(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+def _largest(jaxpr: Jaxpr) -> int:
+    found = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _PRODUCTS:
+            arrays = [one.aval for one in (*equation.invars, *equation.outvars)]
+            found = max(found, sum(one.size * one.dtype.itemsize for one in arrays if isinstance(one, ShapedArray)))
+        found = max([found, *map(_largest, _parts(tuple(equation.params.values())))])
+    return found
+
+
 def _products(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        if name in ("dot_general", "conv_general_dilated"):
+        if name in _PRODUCTS:
             arrays = [one.aval for one in (*equation.invars, *equation.outvars)]
             left, right, result = (one.shape for one in arrays if isinstance(one, ShapedArray))
             numbers = equation.params["dimension_numbers"]

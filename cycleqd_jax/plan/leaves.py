@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from cycleqd_jax.genome.basis import default_factor_dtype, kept_rank
-from cycleqd_jax.models import llama
+from cycleqd_jax.models import llama, sam
 from cycleqd_jax.operators import is_matrix
-from cycleqd_jax.plan.workload import Mesh, Workload
+from cycleqd_jax.plan.workload import GenomeWorkload, Mesh
 from cycleqd_jax.sharding import MESH_AXES, shardings
-from cycleqd_jax.types import tree_paths
+from cycleqd_jax.types import PyTree, tree_paths
 
-__all__ = ["Changes", "Leaf", "changes", "leaves_of", "matrix_shapes"]
+__all__ = ["Changes", "Leaf", "changes", "declared", "leaves_of", "matrix_shapes"]
 
 
 class Changes(NamedTuple):
@@ -50,8 +50,10 @@ class Changes(NamedTuple):
         return known if rank is None else min(rank, known), known
 
 
-def changes(work: Workload, path: str) -> Changes:
+def changes(work: GenomeWorkload, path: str) -> Changes:
     """What is held of the leaf at a path; the rules are those of :meth:`~cycleqd_jax.genome.ExpertSpace.from_experts`."""
+    if path.startswith(work.frozen):
+        return Changes(0, (), 0)
     if work.full == work.experts:
         return Changes(work.experts, (), 0)
     given = [adapter is None or path in adapter for adapter in work.adapters]
@@ -108,16 +110,23 @@ class Leaf(NamedTuple):
         return self.matrix and self.changes.dense
 
 
+def declared(model: llama.LlamaConfig | sam.SamConfig) -> tuple[PyTree[jax.ShapeDtypeStruct], PyTree[Any]]:
+    """The shapes and the logical axes of all weights of a model."""
+    if isinstance(model, sam.SamConfig):
+        return sam.abstract_params(model), sam.logical_axes(model)
+    return llama.abstract_params(model), llama.logical_axes(model)
+
+
 @functools.lru_cache(maxsize=256)  # of small tuples; the search for a mesh asks for few of them many times
-def _places(model: llama.LlamaConfig, mesh: Mesh) -> tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]:
+def _places(model: llama.LlamaConfig | sam.SamConfig, mesh: Mesh) -> tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]:
     """Path, shape, and shape of a device's part of every leaf."""
-    shapes = llama.abstract_params(model)
-    places = shardings(AbstractMesh(mesh, MESH_AXES), shapes, llama.logical_axes(model))
+    shapes, axes = declared(model)
+    places = shardings(AbstractMesh(mesh, MESH_AXES), shapes, axes)
     pairs = zip(tree_paths(shapes), jax.tree.leaves(places), strict=True)
     return tuple((path, leaf.shape, place.shard_shape(leaf.shape)) for (path, leaf), place in pairs)
 
 
-def leaves_of(work: Workload, mesh: Mesh) -> list[Leaf]:
+def leaves_of(work: GenomeWorkload, mesh: Mesh) -> list[Leaf]:
     """The leaves of a workload's model on a mesh.
 
     Raises:
@@ -137,6 +146,6 @@ def leaves_of(work: Workload, mesh: Mesh) -> list[Leaf]:
     return found
 
 
-def matrix_shapes(work: Workload) -> list[tuple[int, int]]:
+def matrix_shapes(work: GenomeWorkload) -> list[tuple[int, int]]:
     """The different shapes of the matrices that are decomposed."""
     return list(dict.fromkeys((leaf.m, leaf.n) for leaf in leaves_of(work, (1, 1, 1)) if leaf.decomposed))

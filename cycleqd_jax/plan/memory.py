@@ -9,13 +9,13 @@ from cycleqd_jax.genome.basis import basis_bytes
 from cycleqd_jax.genome.express import block_shape
 from cycleqd_jax.operators.svd import OVERSAMPLING
 from cycleqd_jax.plan.leaves import Leaf, leaves_of
-from cycleqd_jax.plan.workload import Mesh, Workload
+from cycleqd_jax.plan.workload import GenomeWorkload, Mesh, Workload
 
-__all__ = ["Memory"]
+__all__ = ["GenomeMemory", "Memory"]
 
 
-class Memory:
-    """Bytes on each device, unless another place is named.
+class GenomeMemory:
+    """Bytes of models and genomes on each device, unless another place is named.
 
     Args:
         work: what is to be computed.
@@ -23,27 +23,27 @@ class Memory:
         platform: ``"cpu"`` or ``"gpu"``.
 
     Attributes:
-        layout: the engine's sizes.
         leaves: the model's weights.
         itemsize: bytes of each weight.
-        compute: bytes of each number of activations and of the cache.
 
     Raises:
         InputError: the mesh does not divide the model.
     """
 
-    def __init__(self, work: Workload, mesh: Mesh, platform: str) -> None:
+    def __init__(self, work: GenomeWorkload, mesh: Mesh, platform: str) -> None:
         self.work, self.mesh, self.platform = work, mesh, platform
-        self.layout = work.layout(platform)
         self.leaves = leaves_of(work, mesh)
         self.itemsize = jnp.dtype(work.model.dtype).itemsize
-        self.compute = jnp.dtype(work.model.compute_dtype or work.model.dtype).itemsize
-        self.tensor = mesh[2]
 
     @property
     def weights(self) -> int:
         """One model."""
         return sum(leaf.local for leaf in self.leaves) * self.itemsize
+
+    @property
+    def experts(self) -> int:
+        """What a space holds of the experts that are given by their weights."""
+        return sum(leaf.changes.experts * leaf.local for leaf in self.leaves) * self.itemsize
 
     @property
     def whole_weights(self) -> int:
@@ -91,10 +91,6 @@ class Memory:
         """All archives, full."""
         return self.work.cells * self.genome
 
-    def cache(self, rows: int | float, columns: int | float) -> float:
-        """Columns of the KV cache, for this many rows."""
-        return rows * columns * self.layout.column_bytes / self.tensor
-
     @property
     def express_temporaries(self) -> int:
         """Temporaries of express."""
@@ -112,6 +108,37 @@ class Memory:
         others = [of(leaf) for leaf in self.leaves if leaf.directions and "/" not in leaf.path]
         scales = sum(4 * leaf.stack * leaf.directions for leaf in self.leaves if "/" in leaf.path)  # c ⊙ s, matrix by matrix
         return scales + max([sum(stacked) if self.platform == "cpu" else max(stacked, default=0), *others])
+
+    def decompose_memory(self, leaf: Leaf) -> int:
+        """Input, output and temporaries of the decomposition of one matrix, without the work space of the library."""
+        rank = leaf.width // self.work.experts
+        matrix, factors = 4 * leaf.m * leaf.n, 4 * (rank * (leaf.m + leaf.n + 1))
+        small = 4 * min(leaf.m, leaf.n) ** 2
+        sketch = 4 * (rank + OVERSAMPLING) * (leaf.m + leaf.n)
+        return {"svd": 2 * matrix + factors, "gram": 2 * matrix + factors + 2 * small, "randomized": matrix + factors + sketch}[
+            self.work.method
+        ]
+
+
+class Memory(GenomeMemory):
+    """Bytes of language models, their genomes and the engine.
+
+    Attributes:
+        layout: the engine's sizes.
+        compute: bytes of each number of activations and of the cache.
+    """
+
+    work: Workload
+
+    def __init__(self, work: Workload, mesh: Mesh, platform: str) -> None:
+        super().__init__(work, mesh, platform)
+        self.layout = work.layout(platform)
+        self.compute = jnp.dtype(work.model.compute_dtype or work.model.dtype).itemsize
+        self.tensor = mesh[2]
+
+    def cache(self, rows: int | float, columns: int | float) -> float:
+        """Columns of the KV cache, for this many rows."""
+        return rows * columns * self.layout.column_bytes / self.tensor
 
     @property
     def one_stack(self) -> int:
@@ -174,13 +201,3 @@ class Memory:
         if layout.attention.implementation == "xla":
             found += self.kv_cache + tokens * heads * layout.page * (4 + self.compute)
         return found
-
-    def decompose_memory(self, leaf: Leaf) -> int:
-        """Input, output and temporaries of the decomposition of one matrix, without the work space of the library."""
-        rank = leaf.width // self.work.experts
-        matrix, factors = 4 * leaf.m * leaf.n, 4 * (rank * (leaf.m + leaf.n + 1))
-        small = 4 * min(leaf.m, leaf.n) ** 2
-        sketch = 4 * (rank + OVERSAMPLING) * (leaf.m + leaf.n)
-        return {"svd": 2 * matrix + factors, "gram": 2 * matrix + factors + 2 * small, "randomized": matrix + factors + sketch}[
-            self.work.method
-        ]

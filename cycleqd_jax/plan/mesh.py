@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.plan.device import DEVICES, Device
 from cycleqd_jax.plan.estimate import Stage, estimate
-from cycleqd_jax.plan.workload import Mesh, Workload
+from cycleqd_jax.plan.workload import GenomeWorkload, Mesh, Workload
 from cycleqd_jax.sharding import mesh_sizes
 from cycleqd_jax.types import InputError
 
@@ -42,9 +42,9 @@ def fits(stages: Sequence[Stage], device: Device) -> bool:
     return peak_stage(stages).total <= USABLE_MEMORY * device.memory
 
 
-def generation_seconds(stages: Sequence[Stage], work: Workload, mesh: Mesh) -> float:
+def generation_seconds(stages: Sequence[Stage], work: GenomeWorkload, mesh: Mesh) -> float:
     """Seconds of one generation, its children spread over the population axis; time in sandboxes is not included."""
-    child = sum(stage.seconds for stage in stages if stage.name in ("express", "decode", "evaluate"))
+    child = sum(stage.seconds for stage in stages if stage.name in ("express", "decode", "segment", "evaluate"))
     return math.ceil(work.children / mesh[0]) * child
 
 

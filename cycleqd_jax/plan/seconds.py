@@ -8,20 +8,21 @@ from cycleqd_jax.operators.svd import ITERATIONS, OVERSAMPLING
 from cycleqd_jax.plan.device import Device
 from cycleqd_jax.plan.flops import attention_flops, matrix_flops
 from cycleqd_jax.plan.leaves import Leaf
-from cycleqd_jax.plan.memory import Memory
+from cycleqd_jax.plan.memory import GenomeMemory, Memory
+from cycleqd_jax.plan.workload import Workload
 
-__all__ = ["Seconds"]
+__all__ = ["GenomeSeconds", "Seconds"]
 
 
-class Seconds:
-    """Times at the limits of a device: the greater of FLOPs and bytes.
+class GenomeSeconds:
+    """Times of models and genomes at the limits of a device: the greater of FLOPs and bytes.
 
     Args:
         memory: the memory of the workload.
         device: whose limits.
     """
 
-    def __init__(self, memory: Memory, device: Device) -> None:
+    def __init__(self, memory: GenomeMemory, device: Device) -> None:
         self.memory, self.device = memory, device
         self.work = memory.work
 
@@ -61,6 +62,16 @@ class Seconds:
             return max(flops / (device.half if leaf.factor == 2 else device.single), moved / device.bandwidth)
 
         return sum(map(of, self.memory.leaves), 0.0)
+
+
+class Seconds(GenomeSeconds):
+    """Times of language models: those of the engine too."""
+
+    memory: Memory
+    work: Workload
+
+    def __init__(self, memory: Memory, device: Device) -> None:
+        super().__init__(memory, device)
 
     def prefill(self) -> float:
         """Prefill of the prompt of every episode."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cycleqd_jax.config import RunConfig, idle_groups
-from cycleqd_jax.models import llama
-from cycleqd_jax.plan.compiled import compile_programs, replace_estimates
+from cycleqd_jax.models import llama, sam
+from cycleqd_jax.plan.compiled import Program, compile_programs, replace_estimates
 from cycleqd_jax.plan.device import Device
-from cycleqd_jax.plan.estimate import estimate
+from cycleqd_jax.plan.estimate import Stage, estimate
 from cycleqd_jax.plan.evaluations import evaluations_of
+from cycleqd_jax.plan.images import ImageWorkload, compile_images, estimate_images, image_alternatives, segment_seconds
 from cycleqd_jax.plan.mesh import USABLE_MEMORY, alternatives, choose_mesh, fits, generation_seconds, peak_stage
-from cycleqd_jax.plan.workload import Mesh, Workload
+from cycleqd_jax.plan.workload import GenomeWorkload, Mesh, Workload
 from cycleqd_jax.sharding import MESH_AXES
 from cycleqd_jax.types import Split
 
-__all__ = ["as_text", "summary"]
+__all__ = ["as_text", "image_summary", "summary"]
 
 PREALLOCATED = 0.75
 """The share of a GPU's memory that JAX allocates by default."""
@@ -61,36 +63,93 @@ def summary(
     programs = compile_programs(work, shape, device) if compiles else []
     evaluations = evaluations_of(run, sizes, replies, shape[0])
     estimated, stages = peak_stage(stages).total, replace_estimates(stages, programs)
+    found = [
+        {
+            "stage": one.stage,
+            "models": one.models,
+            "problems": one.problems,
+            "replies": sum(one.rounds),
+            "seconds": one.seconds(work, shape, device),
+        }
+        for one in evaluations
+    ]
+    return {
+        **_facts(run, work, device, stages, shape, programs),
+        "parameters": llama.num_params(work.model),
+        "replies": sum(work.rounds),
+        "tokens": {"prompt": work.prompt, "reply": work.reply},
+        "alternatives": alternatives(work, devices, device, peak_stage(stages).total / estimated, mesh),
+        "evaluations": found,
+        "notes": _notes(run, shape, absent),
+    }
+
+
+def image_summary(
+    run: RunConfig,
+    work: ImageWorkload,
+    population: int,
+    device: Device,
+    *,
+    sizes: Mapping[Split, Sequence[int]],
+    compiles: bool = False,
+) -> dict[str, Any]:
+    """Everything that ``cycleqd plan`` prints about models that segment images.
+
+    Args:
+        run: the config.
+        work: its workload.
+        population: groups of one device.
+        device: the kind of device.
+        sizes: by split, the number of images of every task.
+        compiles: compile the real programs and report the compiler's figures.
+
+    Returns:
+        A record that can be written as JSON.
+
+    Raises:
+        InputError: programs cannot be compiled here.
+    """
+    programs = compile_images(work, device) if compiles else []
+    stages = replace_estimates(estimate_images(work, population, device), programs)
+    express = next(stage.seconds for stage in stages if stage.name == "express")
+    found = [
+        {
+            "stage": one.stage,
+            "models": one.models,
+            "problems": one.problems,
+            "seconds": one.waves * (express + segment_seconds(work, one.problems, device)),
+        }
+        for one in evaluations_of(run, sizes, [1] * len(run.tasks), population)
+    ]
+    return {
+        **_facts(run, work, device, stages, (population, 1, 1), programs),
+        "parameters": sam.num_params(work.model),
+        "images": {"child": work.images, "embedded": work.kept},
+        "alternatives": [] if fits(stages, device) else image_alternatives(work, population, device),
+        "evaluations": found,
+        "notes": _notes(run, (population, 1, 1), ()),
+    }
+
+
+def _facts(
+    run: RunConfig, work: GenomeWorkload, device: Device, stages: Sequence[Stage], mesh: Mesh, programs: Sequence[Program]
+) -> dict[str, Any]:
+    """What the plans of all families have."""
     return {
         "name": run.name,
         "device": dataclasses.asdict(device),
-        "devices": devices,
-        "mesh": dict(zip(MESH_AXES, shape, strict=True)),
-        "parameters": llama.num_params(work.model),
+        "devices": math.prod(mesh),
+        "mesh": dict(zip(MESH_AXES, mesh, strict=True)),
         "dtype": work.model.dtype,
         "rank": work.rank,
         "experts": work.experts,
         "full_experts": work.full,
         "weights": stages[0].device["base"],
-        "replies": sum(work.rounds),
-        "tokens": {"prompt": work.prompt, "reply": work.reply},
         "stages": [{**dataclasses.asdict(stage), "total": stage.total} for stage in stages],
         "fits": fits(stages, device),
         "usable": USABLE_MEMORY * device.memory,
-        "alternatives": alternatives(work, devices, device, peak_stage(stages).total / estimated, mesh),
-        "seconds_per_generation": generation_seconds(stages, work, shape),
+        "seconds_per_generation": generation_seconds(stages, work, mesh),
         "generations": run.search.generations,
-        "evaluations": [
-            {
-                "stage": one.stage,
-                "models": one.models,
-                "problems": one.problems,
-                "replies": sum(one.rounds),
-                "seconds": one.seconds(work, shape, device),
-            }
-            for one in evaluations
-        ],
-        "notes": _notes(run, shape, absent),
         "programs": [dataclasses.asdict(program) for program in programs],
     }
 
@@ -143,7 +202,7 @@ def _head(plan: dict[str, Any]) -> list[str]:
         seconds = f"{stage['seconds']:.3g}" if stage["seconds"] else "–"
         parts = ", ".join(f"{name} {_gb(size)}" for name, size in stage["device"].items() if size)
         over = "" if stage["total"] <= usable else "  ← does not fit"
-        once = " (once)" if stage["name"] in ("load", "basis") else ""
+        once = " (once)" if stage["name"] in ("load", "basis", "embed") else ""
         source = "XLA: " if stage["source"] == "XLA" else ""
         lines.append(
             f"{stage['name']:10}{_gb(stage['total']):>13}{_gb(stage['host']):>11}{_gb(stage['disk']):>11}{seconds:>11}   "
@@ -162,12 +221,21 @@ def _program(program: dict[str, Any]) -> str:
 
 
 def _time(plan: dict[str, Any]) -> str:
-    tokens, seconds = plan["tokens"], plan["seconds_per_generation"]
+    seconds = plan["seconds_per_generation"]
     hours = seconds * plan["generations"] * plan["devices"] / 3600
+    if "images" in plan:
+        child, embedded = plan["images"]["child"], plan["images"]["embedded"]
+        once = f"; {embedded} images are embedded once for all models" if embedded else ""
+        what = f"{child} images a child, at the devices' limits{once}"
+    else:
+        tokens = plan["tokens"]
+        what = (
+            f"{plan['replies']} replies of {tokens['reply']} tokens to prompts of {tokens['prompt']}, at the devices' limits; "
+            "time in sandboxes comes on top"
+        )
     return (
         f"a generation takes at least {seconds:.3g} s of device time, {plan['generations']} generations {hours:.3g} "
-        f"device-hours: {plan['replies']} replies of {tokens['reply']} tokens to prompts of {tokens['prompt']}, at the "
-        "devices' limits; time in sandboxes comes on top"
+        f"device-hours: {what}"
     )
 
 

@@ -10,24 +10,57 @@ from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.llama import LlamaConfig
+from cycleqd_jax.models.sam import SamConfig
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import AdapterRanks, InputError
 
-__all__ = ["Mesh", "Workload", "rounds_of", "workload_of"]
+__all__ = ["GenomeWorkload", "Mesh", "Workload", "cells_of", "check_space", "rounds_of", "workload_of"]
 
 Mesh = tuple[int, int, int]
 """Devices as population × fsdp × tensor."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What is to be computed.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenomeWorkload:
+    """The models of a run and their genomes, whatever the models are.
 
     Attributes:
         model: base and experts, with the dtype of their weights.
         experts: the number K of experts.
         rank: singular directions that are kept; None keeps all.
         method: the method of the decomposition.
+        children: children per generation.
+        cells: cells of all archives together.
+        keep: checkpoints that are kept.
+        adapters: for every expert the ranks of its LoRA adapter, or None where the expert is given by its weights; empty where
+            all experts are.
+        factor_dtype: the dtype of the singular directions of dense experts; None is the choice of
+            :class:`~cycleqd_jax.genome.ExpertSpace`.
+        frozen: prefixes of the paths of leaves that no expert changes.
+    """
+
+    model: LlamaConfig | SamConfig
+    experts: int
+    rank: int | None
+    method: Method
+    children: int
+    cells: int
+    keep: int
+    adapters: tuple[AdapterRanks | None, ...] = ()
+    factor_dtype: str | None = None
+    frozen: tuple[str, ...] = ()
+
+    @property
+    def full(self) -> int:
+        """The number of experts that are given by their weights."""
+        return self.experts - sum(adapter is not None for adapter in self.adapters)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload(GenomeWorkload):
+    """What is to be computed with language models.
+
+    Attributes:
         slots: prompts decoded together.
         max_len: most tokens of prompt and reply.
         new: most tokens of a reply.
@@ -35,43 +68,23 @@ class Workload:
             later rounds.
         prompt: tokens of a prompt, for estimates of time.
         reply: tokens of a reply, for estimates of time.
-        children: children per generation.
-        cells: cells of all archives together.
-        keep: checkpoints that are kept.
         workers: sandboxes at work at the same time.
         sandbox_memory: bytes of memory per sandbox.
         sandbox_disk: bytes of disk per sandbox.
-        adapters: for every expert the ranks of its LoRA adapter, or None where the expert is given by its weights; empty where
-            all experts are.
-        factor_dtype: the dtype of the singular directions of dense experts; None is the choice of
-            :class:`~cycleqd_jax.genome.ExpertSpace`.
         drafts: platforms on which the engine verifies drafts.
     """
 
     model: LlamaConfig
-    experts: int
-    rank: int | None
-    method: Method
     slots: int
     max_len: int
     new: int
     rounds: tuple[int, ...]
     prompt: int
     reply: int
-    children: int
-    cells: int
-    keep: int
     workers: int
     sandbox_memory: int
     sandbox_disk: int
-    adapters: tuple[AdapterRanks | None, ...] = ()
-    factor_dtype: str | None = None
     drafts: tuple[str, ...] = ()
-
-    @property
-    def full(self) -> int:
-        """The number of experts that are given by their weights."""
-        return self.experts - sum(adapter is not None for adapter in self.adapters)
 
     def layout(self, platform: str) -> EngineLayout:
         """The engine's sizes on a platform, ``"cpu"`` or ``"gpu"``."""
@@ -79,7 +92,25 @@ class Workload:
         return EngineLayout.of(self.model, slots=self.slots, max_len=self.max_len, platform=platform, window=window)
 
 
-def _cells(run: RunConfig) -> int:
+def check_space(run: RunConfig) -> None:
+    """Checks that a plan can estimate the genomes of a run.
+
+    Raises:
+        InputError: the genome space is not ``expert``, or the search method works on coefficients.
+    """
+    if run.genome.space != "expert":
+        raise InputError(
+            f"expected genome.space to be 'expert', which cycleqd plan can estimate, got {run.genome.space!r}; a dense genome "
+            "is as large as the model in float32"
+        )
+    if run.search.coefficients:
+        raise InputError(
+            f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; its "
+            "genomes have a few numbers, and it needs no decomposition"
+        )
+
+
+def cells_of(run: RunConfig) -> int:
     """The number of genomes that the state of the search holds."""
     tasks, bins = len(run.tasks), run.search.bins
     return {"cycleqd": tasks * (run.search.cells or bins ** (tasks - 1)), "qd": bins**tasks}.get(
@@ -120,16 +151,7 @@ def workload_of(
         InputError: the genome space is not ``expert``, the search method works on coefficients, or a number is out of its
             range.
     """
-    if run.genome.space != "expert":
-        raise InputError(
-            f"expected genome.space to be 'expert', which cycleqd plan can estimate, got {run.genome.space!r}; a dense genome "
-            "is as large as the model in float32"
-        )
-    if run.search.coefficients:
-        raise InputError(
-            f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; its "
-            "genomes have a few numbers, and it needs no decomposition"
-        )
+    check_space(run)
     new = max(task.max_new_tokens for task in run.tasks)
     room = run.engine.max_len - new
     for name, value, most in (("--prompt-tokens", prompt, room), ("--reply-tokens", reply, new)):
@@ -147,7 +169,7 @@ def workload_of(
         prompt=prompt or room,
         reply=reply or new,
         children=run.search.batch_size,
-        cells=_cells(run),
+        cells=cells_of(run),
         keep=run.checkpoint.keep,
         workers=run.sandbox.workers or cpu_count(),
         sandbox_memory=run.sandbox.memory_mb << 20,

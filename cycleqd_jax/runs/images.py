@@ -87,11 +87,17 @@ class FolderInput:
         return folder
 
     def size(self, split: Split) -> int:
-        """Number of images of a split that a model is scored on; reads the folder.
+        """Number of images of a split that a model is scored on.
+
+        The folder is read, unless it is elsewhere and the config has the size.
 
         Raises:
             InputError: see :meth:`open`.
         """
+        config = self.config
+        given = {"train": config.train_size, "validation": config.validation_size, "test": config.test_size}[split]
+        if given is not None and config.train is not None and not Path(config.train).exists():
+            return given
         count = len(self.open().pairs[split])
         return min(count, self.config.train_size or count) if split == "train" else count
 

@@ -192,3 +192,52 @@ def test_the_command_compiles(name, devices, fits, capsys):
         assert guess["total"] == pytest.approx(compiled["total"], rel=0.05)
     moved = [c for program in facts["programs"] for c in program["collectives"] if c["kind"] != "all-reduce"]
     assert all(c["bytes"] <= 4 * 64 * 128256 for c in moved)  # logits, where tokens are drawn: no message carries weights
+
+
+def image_config(tmp_path, **changes) -> Path:
+    sizes = {"train_size": 16, "validation_size": 8, "test_size": 20}
+    tasks = [{"name": name, "kind": "segmentation", "train": str(tmp_path / name)} | sizes for name in ("polyp", "skin")]
+    tree = {"name": "pairs", "tasks": tasks, "model": {"base": "facebook/sam-vit-huge"}, "search": {"batch_size": 4}}
+    file = tmp_path / "pairs.yaml"
+    file.write_text(yaml.safe_dump(tree | changes))
+    return file
+
+
+def test_vit_h_without_its_weights_and_images(capsys, tmp_path):
+    config = image_config(tmp_path)
+    facts = planned(capsys, config, "--devices", 4)
+    assert (facts["parameters"], facts["mesh"]["population"], facts["fits"]) == (641_090_864, 4, True)
+    assert facts["images"] == {"child": 32, "embedded": 2 * (16 + 8 + 20)}
+    assert [stage["name"] for stage in facts["stages"]] == ["load", "basis", "embed", "express", "segment"]
+    search, selection, measurement = facts["evaluations"]
+    assert (search["problems"], selection["problems"], measurement["problems"]) == (32, 16, 72)
+    whole = planned(capsys, config, "--devices", 4, "masks={trained: all}")
+    assert whole["images"]["embedded"] == 0
+    assert whole["seconds_per_generation"] > 100 * facts["seconds_per_generation"]
+    assert main(["plan", str(config), "masks={trained: all, batch_size: 512}"]) == 0
+    out = capsys.readouterr().out
+    assert "it does not fit" in out
+    assert "masks.batch_size=" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt-tokens", "5"], "expected no --prompt-tokens with a config of images, got 5"),
+        (["--reply-tokens", "5"], "expected no --reply-tokens with a config of images, got 5"),
+        (["--mesh", "1,1,2"], "expected fsdp 1 and tensor 1 with a config of images, got --mesh 1,1,2"),
+        (["model.base=absent"], "expected a folder of Segment Anything or one of facebook/sam-vit-base"),
+        (["tasks.0.train_size=null"], "polyp"),
+        (["search.method=cmaes"], "expected search.method cycleqd, qd or dns"),
+    ],
+)
+def test_plans_of_images_that_are_refused(capsys, tmp_path, arguments, words):
+    assert main(["plan", str(image_config(tmp_path)), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_shape_of_a_model_of_images_from_a_file(capsys, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "sam", "vision_config": {"hidden_size": 384, "num_attention_heads": 6}}))
+    facts = planned(capsys, image_config(tmp_path), "--model-config", file)
+    assert 20e6 < facts["parameters"] < 40e6

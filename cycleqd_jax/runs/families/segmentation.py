@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from cycleqd_jax import operators, training
 from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
 from cycleqd_jax.evaluation import SegmentationEvaluator
 from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.predictor import SamPredictor
-from cycleqd_jax.plan import product_flops
+from cycleqd_jax.plan import decoder_flops, encoder_flops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
 from cycleqd_jax.runs.families.base import Processor, sizes_of, train_options
 from cycleqd_jax.runs.faults import halve_batch, known_slots
@@ -132,24 +128,4 @@ class SegmentAnything:
     def flops(self, config: Architecture) -> Mapping[str, int]:
         """FLOPs for each image whose mask is predicted (``layers``), and for each that is embedded (``pair``)."""
         assert isinstance(config, sam.SamConfig)
-        return {"layers": _decoder_flops(config), "head": 0, "pair": _encoder_flops(config)}
-
-
-@functools.cache
-def _decoder_flops(config: sam.SamConfig) -> int:
-    def decode(params: Params, embeddings: jax.Array, boxes: jax.Array) -> jax.Array:
-        return sam.predict_masks(params, config, embeddings, sam.Prompts(boxes=boxes))[0]
-
-    embeddings = jax.eval_shape(*_encoding(config))
-    return product_flops(decode, sam.abstract_params(config), embeddings, jax.ShapeDtypeStruct((1, 1, 4), jnp.float32))
-
-
-@functools.cache
-def _encoder_flops(config: sam.SamConfig) -> int:
-    return product_flops(*_encoding(config))
-
-
-def _encoding(config: sam.SamConfig) -> tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]:
-    """The function that embeds an image, and the shapes of its arguments."""
-    pixels = jax.ShapeDtypeStruct((1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
-    return lambda params, pixels: sam.encode_images(params, config, pixels), sam.abstract_params(config), pixels
+        return {"layers": decoder_flops(config), "head": 0, "pair": encoder_flops(config)}

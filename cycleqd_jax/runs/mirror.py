@@ -102,9 +102,12 @@ class Mirror:
 
     def _send(self) -> None:
         """Sends all calls that have not been sent."""
+        self._post()
+        self._next()
+
+    def _post(self) -> None:
         self.processes.post(f"calls/{self._messages}", json.dumps(self._pending).encode())
         self._pending = []
-        self._next()
 
     def _next(self) -> None:
         self._messages += 1
@@ -121,7 +124,7 @@ class Mirror:
             code: the exit code of process 0.
         """
         self._pending.append({"end": code})
-        self._send()
+        self._post()  # nobody meets after it
 
     def follow(self) -> int:
         """Makes the calls of process 0 until it ends; returns its exit code.

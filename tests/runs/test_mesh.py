@@ -11,18 +11,18 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.models.files import hf
+from cycleqd_jax.models.files.checkpoint import load_tokenizer
 
 from .conftest import TASKS, history, write_config
-from .wider import given, sources, wider
-
-__all__ = ["wider"]
 
 pytestmark = [
     pytest.mark.e2e,
@@ -77,6 +77,39 @@ def test_groups_of_one_device_find_the_same_archives(finished, trained, compiled
 def test_task_vectors_as_genomes_go_to_any_group(trained):
     config = str(write_config(trained, genome={"space": "dense", "mutation": "none"}, search={"generations": 1}))
     assert_same(evolved(trained, config, "one"), evolved(trained, config, "two", "mesh.population=2"))
+
+
+def given(folder: Path, models: dict[str, Path], **changes) -> str:
+    """A config with a base and experts of one's own."""
+    model = {"base": str(models["base"]), "experts": {task: str(models[task]) for task in TASKS}}
+    path = write_config(folder, baselines=[], **changes)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": model}))
+    return str(path)
+
+
+def sources(finished: Path) -> dict[str, Path]:
+    """Folders of the finished run's models."""
+    names = {"base": "base"} | {task: f"expert-{task}" for task in TASKS}
+    return {name: next((finished / "cache" / "models").glob(f"{file}-*")) for name, file in names.items()}
+
+
+@pytest.fixture(scope="session")
+def wider(finished, tmp_path_factory) -> dict[str, Path]:
+    """The finished run's base and experts with heads that two devices can share: the same functions.
+
+    A head more, that says nothing; and the only key/value head twice.
+    """
+    found = {}
+    for name, source in sources(finished).items():
+        config, params = hf.load(source)
+        attn, width = params["layers"]["attn"], config.head_dim
+        q, o = jnp.pad(attn["q"], ((0, 0), (0, 0), (0, width))), jnp.pad(attn["o"], ((0, 0), (0, width), (0, 0)))
+        k, v = (jnp.concatenate([attn[x]] * 2, axis=-1) for x in "kv")
+        layers = params["layers"] | {"attn": attn | {"q": q, "k": k, "v": v, "o": o}}
+        found[name] = tmp_path_factory.mktemp("wider") / name
+        shape = config.replace(num_attention_heads=config.num_attention_heads + 1, num_key_value_heads=2)
+        hf.save(found[name], shape, params | {"layers": layers}, tokenizer=load_tokenizer(source))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cycleqd_jax.types import InputError, leaf_path
 
-__all__ = ["MESH_AXES", "RULES", "Axes", "device_groups", "make_mesh", "mesh_sizes", "partition_spec", "shardings"]
+__all__ = [
+    "MESH_AXES",
+    "RULES",
+    "Axes",
+    "device_groups",
+    "make_mesh",
+    "mesh_sizes",
+    "partition_spec",
+    "put",
+    "shardings",
+    "to_host",
+]
 
 Axes = tuple[str | None, ...]
 """The logical axis of every dimension of an array; ``None`` is never split."""
@@ -157,3 +169,32 @@ def shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, axes)
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Copies a tree of arrays to devices, which may belong to several processes.
+
+    Arrays that are already there are not copied. Every process calls it, with arrays of the same values.
+
+    Args:
+        tree: arrays of this process, or of all processes.
+        places: a sharding for each of them, or one for all.
+    """
+    if all(place.is_fully_addressable for place in jax.tree.leaves(places)):
+        return jax.device_put(tree, places)
+
+    def leaf(array: Any, place: Sharding) -> Any:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.device_put(array, place)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+    one = isinstance(places, Sharding)
+    return jax.tree.map(lambda array: leaf(array, places), tree) if one else jax.tree.map(leaf, tree, places)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """The values of an array, also where they are divided between processes; every process calls it then."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)

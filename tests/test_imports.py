@@ -29,7 +29,8 @@ ARROWS = {
     "sharding": {"types"},
     "config": {"types", "schema"},
     "operators": {"types"},
-    "genome": {"types", "operators"},
+    "processes": {"types"},
+    "genome": {"types", "operators", "sharding"},
     "algorithms": {"types", "operators"},
     "models": {"types", "tool_calls", "files", "sharding", "version"},
     "merging": {"types", "files", "operators", "models", "version"},
@@ -44,7 +45,7 @@ ARROWS = {
     "runs": EVERYTHING - {"cli", "merging", "runs", "statistics", "tool_calls", "py"},
     "cli": {
         "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "merging", "plan",
-        "report", "runs", "version"
+        "processes", "report", "runs", "version"
     },
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"

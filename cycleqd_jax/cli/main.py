@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cycleqd_jax.cli.parser import RESUMABLE, make_parser
 from cycleqd_jax.cli.signals import STOPPED, Stopped, stopped_by_sigterm
+from cycleqd_jax.cli.supervise import is_supervised, supervise
 
 __all__ = ["main"]
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # overrides that follow an option
         args.overrides += rest
     command = sys.argv[1:] if argv is None else list(argv)
+    if getattr(args, "distributed", False) and not is_supervised():
+        return supervise(command, wait=args.wait, where=args.coordinator or "the address that JAX has found")
     if args.command not in RESUMABLE:
         return _run(args, command)
     code = STOPPED
@@ -38,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(args, command)
     if stop.received and code != 0:
         print("\ncycleqd: stopped by SIGTERM; run the same command to continue.", file=sys.stderr)
-        return STOPPED
+        code = STOPPED
+    if getattr(args, "distributed", False):
+        from cycleqd_jax.cli.distributed import finish
+
+        return finish(code)
     return code
 
 
@@ -177,6 +184,10 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
         from cycleqd_jax.cli.folders import show_lineage
 
         show_lineage(args.folder, args.child, as_json=args.json, svg=args.svg)
+    elif getattr(args, "distributed", False):
+        from cycleqd_jax.cli.distributed import run_distributed
+
+        return run_distributed(args, command)
     else:
         from cycleqd_jax.cli.stages import run_stage
 

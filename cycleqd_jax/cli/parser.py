@@ -78,12 +78,27 @@ def _add_stages(add: Add) -> None:
     for name, text in STAGES.items():
         command = add(name, text)
         _add_config(command, "configs/quickstart.yaml")
+        if name not in ("finetune", "basis"):  # process 0 does these alone
+            _add_distributed(command)
         if name == "evaluate":
             command.add_argument("--model", metavar="MODEL", help="score this model instead, and write nothing")
         if name == "export":
             _add_export(command)
         if name == "basis":
             command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_distributed(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("models that several machines share")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="divide every model between the devices of several processes; start this command in each of them",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (found in Slurm and Open MPI)")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes (found likewise)")
+    group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0 (found likewise)")
+    group.add_argument("--wait", type=int, default=120, metavar="S", help="seconds in which all must have started (120)")
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.cli.export import export_from_run, names_a_run
 from cycleqd_jax.config import RayConfig, RunConfig, load_config
 from cycleqd_jax.runs import Run
+from cycleqd_jax.runs.mirror import Mirror
 
 __all__ = ["run_all", "run_stage"]
 
@@ -26,15 +27,26 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
     """
     if args.command == "export" and names_a_run(args):
         export_from_run(args, command)
-        return
-    config = load_config(args.config, args.overrides)
+    else:
+        run_config(args, load_config(args.config, args.overrides), command)
+
+
+def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[str], mirror: Mirror | None = None) -> None:
+    """Runs the stage ``args.command`` with a config.
+
+    Args:
+        args: the arguments of the command line.
+        config: the config of the run.
+        command: the arguments as they were given, for the model card.
+        mirror: of a distributed run, in process 0.
+    """
     if args.command == "run":
-        run_all(config, command)
+        run_all(config, command, mirror)
         return
     stage, model = args.command, getattr(args, "model", None)
     if stage in ("finetune", "basis"):  # they need no workers
         config = dataclasses.replace(config, ray=RayConfig())
-    with Run(config, read_only=model is not None, command=command) as run:
+    with Run(config, read_only=model is not None, command=command, mirror=mirror) as run:
         if model is not None:
             for split, evaluation in run.evaluate_model(model).items():
                 scores = ", ".join(f"{k} {v:.3f}" for k, v in (evaluation.scores or {}).items())
@@ -59,14 +71,15 @@ def run_stage(args: argparse.Namespace, command: Sequence[str]) -> None:
         print(report.results_table([config.folder]).text(color=sys.stdout.isatty()))
 
 
-def run_all(config: RunConfig, command: Sequence[str]) -> None:
+def run_all(config: RunConfig, command: Sequence[str], mirror: Mirror | None = None) -> None:
     """Runs all stages, from the training to the report.
 
     Args:
         config: the config of the run.
         command: the arguments as they were given, for the model card.
+        mirror: of a distributed run, in process 0.
     """
-    with Run(config, command=command) as run:
+    with Run(config, command=command, mirror=mirror) as run:
         run.train()
         run.evolve()
         run.results()

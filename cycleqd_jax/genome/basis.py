@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from cycleqd_jax.genome.experts import are_finite, sort_leaves
 from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import HIGHEST, Factors, MatrixPredicate, Method, decompose, factorize_low_rank, is_matrix
+from cycleqd_jax.sharding import to_host
 from cycleqd_jax.types import Adapter, AnyArray, Array, Float, InputError, Int, LowRank, Params, tree_paths
 
 __all__ = [
@@ -262,7 +263,7 @@ def sketch(base: Params, experts: Sequence[Params | Adapter], path: str) -> Sket
     for k, (change, weights) in enumerate(changes_of(path, experts)):
         for i in np.ndindex(*stack):
             sums = _row_sums(leaf, change, tuple(map(np.int32, i)), weights, v)
-            scale, squares, rows = (np.asarray(x, np.float64) for x in sums)
+            scale, squares, rows = (to_host(x).astype(np.float64) for x in sums)
             energies[(k, *i)] = scale**2 * squares.sum()
             projections[(k, *i)] = scale * np.sum(u * rows, axis=0)
     return Sketch(energies, projections)
@@ -358,7 +359,7 @@ def check_bases(
         for k, (change, whole) in enumerate(changes_of(path, experts)):
             u, s, vt = basis.of(k)
             tau = change_at(leaves[path], change, (), whole)
-            error = np.abs(np.asarray(_leading(tau, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
+            error = np.abs(to_host(_leading(tau, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
             if not all(are_finite([u, s, vt])) or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
                 raise InputError(
                     f"expected the finite basis of expert {k} for {path!r}, got another basis; decompose these experts"

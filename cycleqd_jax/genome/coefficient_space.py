@@ -119,6 +119,10 @@ class CoefficientSpace(flax.struct.PyTreeNode):
                 )
         return self.replace(experts=placed)
 
+    def without_weights(self) -> CoefficientSpace:
+        """A space with the same genomes that holds no weights; see :meth:`ExpertSpace.without_weights`."""
+        return self.replace(experts=self.experts.without_weights())
+
     def expert(self, k: Index) -> CoefficientGenome:
         """The genome of expert k: c_gk = 1 in every group."""
         check_expert(k, self.num_experts)

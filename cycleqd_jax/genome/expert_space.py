@@ -221,6 +221,16 @@ class ExpertSpace(flax.struct.PyTreeNode):
             remainders={path: parts[path].bases[-1] for path in self.remainders},
         )
 
+    def without_weights(self) -> ExpertSpace:
+        """A space with the same genomes that holds no weights: everything works but :meth:`express` and its relatives."""
+
+        def shapes(basis: Basis) -> Basis:
+            nothing = jnp.zeros((0,), basis.s.dtype)
+            return Basis(nothing, jnp.zeros(basis.s.shape, basis.s.dtype), nothing)
+
+        bases = {path: shapes(basis) for path, basis in self.bases.items()}
+        return self.replace(base={}, experts={}, updates={}, bases=bases, remainders={}, mesh=None, specs=())
+
     def task_vector(self, k: int) -> dict[str, Array]:
         """τ_k of every leaf that experts change, in float32, by path; low-rank updates are multiplied out."""
         genome = self.expert(k)

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cycleqd_jax import sharding
 from cycleqd_jax.genome.basis import Basis
 from cycleqd_jax.genome.express import Coefficients, Parts, express_leaves
 from cycleqd_jax.operators.task_vector import check_same_shapes
@@ -91,7 +92,7 @@ def part_specs(parts: Parts, spec: P) -> Parts:
 def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
     """Copies a tree of arrays to a mesh; ``specs`` has a partition spec for each of them."""
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda node: isinstance(node, P))
-    return jax.device_put(tree, shardings)
+    return sharding.put(tree, shardings)
 
 
 def express_placed(

@@ -11,6 +11,7 @@ from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
 from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.families import Family, Processor, family_of
+from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.runs.tasks import RunTask
 from cycleqd_jax.types import ModelEvaluator, Params, Progress
@@ -33,6 +34,7 @@ class Context:
         shared: the folder of a finished run that differs in its search only, whose scores of experts, baselines and merges are
             taken over; None measures them.
         read_only: whether nothing is written into the run folder.
+        mirror: of a distributed run; None in all others.
     """
 
     config: RunConfig
@@ -44,6 +46,7 @@ class Context:
     log: Callable[[str], None]
     shared: Path | None = None
     read_only: bool = False
+    mirror: Mirror | None = None
 
     @property
     def folder(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama, sam
 from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.runs.mirror import Mirror
+from cycleqd_jax.runs.mirrored_engine import MirroredEngine
 from cycleqd_jax.types import Genome, Params
 
 __all__ = ["Architecture", "DeviceGroup", "Space", "device_groups"]
@@ -30,10 +33,12 @@ class DeviceGroup:
 
     Attributes:
         mesh: the mesh of the group, with all axes.
+        mirror: makes the calls of a group that spans several processes in all of them; None where it spans one.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, mirror: Mirror | None = None) -> None:
         self.mesh = mesh
+        self.mirror = mirror
 
     @property
     def single(self) -> bool:
@@ -51,7 +56,7 @@ class DeviceGroup:
 
     def place(self, params: Params, config: Architecture) -> Params:
         """Weights in this group; arrays that are already there are not copied."""
-        return jax.device_put(params, self._replicated if self.single else self.weight_shardings(config))
+        return sharding.put(params, self._replicated if self.single else self.weight_shardings(config))
 
     def place_space(self, space: Space, config: Architecture) -> Space:
         """A genome space in this group; arrays that are already there are not copied."""
@@ -61,7 +66,7 @@ class DeviceGroup:
 
     def express(self, express: Callable[[Genome], Params]) -> Callable[[Genome], Params]:
         """``space.express`` for genomes on any device."""
-        return lambda genomes: express(jax.device_put(genomes, self._replicated))
+        return lambda genomes: express(sharding.put(genomes, self._replicated))
 
     def engine(self, config: llama.LlamaConfig, tokenizer: ChatTokenizer, options: EngineConfig) -> Engine:
         """An engine in this group; its weights must lie there.
@@ -70,7 +75,10 @@ class DeviceGroup:
             InputError: see :class:`~cycleqd_jax.engine.Engine`.
         """
         drafts = options.uses_drafts(self.mesh.devices.flat[0].platform)
-        return Engine(
+        make: Callable[..., Engine] = Engine
+        if self.mirror is not None:
+            make = functools.partial(MirroredEngine, mirror=self.mirror, place=lambda params: self.place(params, config))
+        return make(
             config,
             slots=options.slots,
             max_len=options.max_len,
@@ -86,19 +94,20 @@ class DeviceGroup:
         return NamedSharding(self.mesh, PartitionSpec())
 
 
-def device_groups(config: RunConfig, log: Callable[[str], None]) -> list[DeviceGroup]:
+def device_groups(config: RunConfig, log: Callable[[str], None], mirror: Mirror | None = None) -> list[DeviceGroup]:
     """The groups of devices that a run uses; groups that could never get a child are left out.
 
     Args:
         config: the config of the run.
         log: called with a line that names the number of idle groups.
+        mirror: of a distributed run, whose group has the devices of all processes.
 
     Raises:
         InputError: the devices of this process do not form the mesh of the config.
     """
     population, fsdp, tensor = config.mesh.sizes
     mesh = sharding.make_mesh(population=population, fsdp=fsdp, tensor=tensor)
-    found = [DeviceGroup(part) for part in sharding.device_groups(mesh)]
+    found = [DeviceGroup(part, mirror) for part in sharding.device_groups(mesh)]
     if (note := idle_groups(config, len(found))) is not None:
         log(note)
     return found[: config.search.together(config.engine.population)]

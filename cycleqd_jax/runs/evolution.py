@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cycleqd_jax import search
 from cycleqd_jax.algorithms import CycleQDState, aggregate
@@ -33,10 +34,13 @@ from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, 
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import budget_of, digest_problems, input_digests, whole_expert
 from cycleqd_jax.runs.loggers import log_search
+from cycleqd_jax.runs.mirror import mirrored
+from cycleqd_jax.runs.models import Models
 from cycleqd_jax.runs.origin import take_origin
 from cycleqd_jax.runs.searchers import make_searcher, write_grid
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
+from cycleqd_jax.sharding import to_host
 from cycleqd_jax.types import (
     Adapter,
     Genome,
@@ -101,15 +105,23 @@ class Evolution:
         self._basis: dict[str, Any] | None = None
         self._selection: Selection | None = None
         self._placed: dict[int, tuple[Space, ModelEvaluator]] = {}
+        self.mirror = context.mirror
+        if self.mirror is not None:
+            self.mirror.register("evolution", self)
 
     # Spaces and workers
 
     def ensure_evaluator(self) -> ModelEvaluator:
         """The evaluator of this run's models on the first group of devices, made once."""
         if self._evaluator is None:
-            models = self._context.models
-            self._evaluator = self._context.evaluator(models.config, models.processor, self._context.groups[0])
+            self._make_evaluator()
+        assert self._evaluator is not None
         return self._evaluator
+
+    @mirrored("evolution")
+    def _make_evaluator(self) -> None:
+        models = self._context.models
+        self._evaluator = self._context.evaluator(models.config, models.processor, self._context.groups[0])
 
     def ensure_space(self) -> Space:
         """The genome space on the first group of devices, made once.
@@ -117,11 +129,33 @@ class Evolution:
         With several groups the host's copy is kept too: the others take theirs from it.
         """
         if self._space is None:
-            host = self._build_space()
-            groups = self._context.groups
-            self._space = groups[0].place_space(host, self._context.models.config)
-            self._host_space = host if len(groups) > 1 else None
+            if self.mirror is not None and not self._config.search.coefficients:
+                self._decompose_alone()
+            self._make_space()
+        assert self._space is not None
         return self._space
+
+    @mirrored("evolution")
+    def _make_space(self) -> None:
+        host = self._build_space()
+        groups = self._context.groups
+        self._space = groups[0].place_space(host, self._context.models.config)
+        self._host_space = host if len(groups) > 1 else None
+
+    def genetic_space(self) -> Space:
+        """The space in which genomes are made; that of a distributed run has shapes in the place of divided weights."""
+        space = self.ensure_space()
+        return space if self.mirror is None or isinstance(space, DenseSpace) else space.without_weights()
+
+    def _decompose_alone(self) -> None:
+        """Puts the basis of a distributed run into the cache, from which all processes read it.
+
+        A basis that is not there is decomposed by process 0, with the weights in the memory of its host.
+        """
+        context = self._context
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            models = Models(self._config, context.models.folders, context.log)
+            load_basis(experts_of(self._config, models), Path(self._config.cache), context.progress, context.log)
 
     def _build_space(self) -> Space:
         """The genome space with weights where they were loaded, and bases in the host's memory."""
@@ -168,11 +202,28 @@ class Evolution:
     def express(self, genome: Genome) -> Params:
         """The weights of a genome, on the first group of devices; the engine's weights are dropped to make room."""
         self.ensure_evaluator().unload()
+        self.ensure_space()
+        return self._express(genome)
+
+    @mirrored("evolution", makes=True)
+    def _express(self, genome: Genome) -> Params:
         return self._context.groups[0].express(self.ensure_space().express)(genome)
+
+    @mirrored("evolution")
+    def gathered(self, params: Params) -> Params:
+        """The last weights that were made, in the memory of this host; in other processes nothing is kept of them."""
+        if self.mirror is None:
+            return params
+        found = []
+        for leaf in jax.tree.leaves(params):
+            parts = [leaf] if leaf.ndim < 3 else (leaf[i] for i in range(len(leaf)))  # of a stack one layer at a time
+            hosts = [host for part in parts if (host := to_host(part)) is not None and self.mirror.leads]
+            found.append(None if not hosts else hosts[0] if leaf.ndim < 3 else np.stack(hosts))
+        return jax.tree.unflatten(jax.tree.structure(params), found)
 
     def expert_genomes(self) -> list[Genome]:
         """The genomes of the experts, in the order of the tasks."""
-        space = self.ensure_space()
+        space = self.genetic_space()
         return [space.expert(k) for k in range(len(self._config.expert_names))]
 
     @property
@@ -203,7 +254,8 @@ class Evolution:
         def make() -> Worker:
             space, evaluator = self._place(i, group)
             evaluator = evaluator if tasks is None else evaluator.only(tasks)
-            worker: Worker = SerialWorker(group.express(space.express), evaluator, split)
+            express = group.express(space.express) if self.mirror is None else self._express
+            worker: Worker = SerialWorker(express, evaluator, split)
             if population > 1 and not isinstance(space, DenseSpace):
                 worker = PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
             return guarded(worker, evaluator, self._config.search, split, self._context.log)
@@ -225,7 +277,7 @@ class Evolution:
 
     def searcher(self) -> Searcher:
         """The algorithm of the config."""
-        return make_searcher(self._config, self.ensure_space())
+        return make_searcher(self._config, self.genetic_space())
 
     def ensure_evolved(self) -> SearchState:
         """Evolves to the last generation, once, from wherever the run folder stands.
@@ -289,7 +341,7 @@ class Evolution:
         origin = take_origin(self._config, self._context.folder, inputs, self._context.log)
         if origin is None:
             return None
-        return origin.carried(self.ensure_space(), self._workers("train", origin.new_tasks) if origin.new_tasks else None)
+        return origin.carried(self.genetic_space(), self._workers("train", origin.new_tasks) if origin.new_tasks else None)
 
     def _transcripts(self, folder: Path) -> search.Transcripts:
         """The token ids of all replies of a run folder's search."""
@@ -305,7 +357,7 @@ class Evolution:
             expert = other.get(k)
             if expert is not None and journal.get(k) is None:
                 own.write(k, theirs.read(k) or {})
-                genome = search.tree_digest(self.ensure_space().expert(k))  # that run may search another genome space
+                genome = search.tree_digest(self.genetic_space().expert(k))  # that run may search another genome space
                 journal.append(dataclasses.replace(expert, digest=genome))
 
     def _check_population(self, genomes: Genome) -> None:

@@ -169,7 +169,7 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
     models = 2 + sum(not isinstance(expert, Path) for expert in checked.experts)  # base, whole experts, and the child
     _, fsdp, tensor = config.mesh.sizes
     group = len(jax.devices()) if min(fsdp, tensor) < 0 else fsdp * tensor
-    total = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0) * group or host_memory()
+    total = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0) * group or host_memory()
     if total and models * checked.model_bytes > total:
         log(
             f"warning: {models} models of {checked.model_bytes / 1e9:.1f} GB exceed the {total / 1e9:.1f} GB of memory here; "

@@ -26,6 +26,7 @@ from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import Architecture
 from cycleqd_jax.runs.families import Processor, family_of
 from cycleqd_jax.runs.folder import folder_digest, tokenizer_digest
+from cycleqd_jax.runs.mirror import Mirror, mirrored
 from cycleqd_jax.types import Adapter, InputError, Params
 
 __all__ = ["ModelFolders", "Models", "model_folders"]
@@ -161,6 +162,7 @@ class Models:
         log: Callable[[str], None],
         shardings: Callable[[Any], Any] | None = None,
         related: Collection[str] = (),
+        mirror: Mirror | None = None,
     ) -> None:
         """Reads nothing yet.
 
@@ -170,7 +172,11 @@ class Models:
             log: called with warnings.
             shardings: the shardings of a model's weights (see :func:`cycleqd_jax.models.files.hf.load`); None is one device.
             related: names of experts that are refused where they differ much from the base. Others get a warning.
+            mirror: of a distributed run, whose processes load the models together.
         """
+        self.mirror = mirror
+        if mirror is not None:
+            mirror.register("models", self)
         self.folders = folders
         self._related = related
         self._config = config
@@ -211,9 +217,14 @@ class Models:
                 the base differs much from it.
         """
         if self._loaded is None:
-            config, base = self._load(self.folders.base_name, self.folders.base)
-            self._loaded = _Loaded(config, base, self._load_experts(config, base))
+            self._load_all()
+        assert self._loaded is not None
         return self._loaded
+
+    @mirrored("models")
+    def _load_all(self) -> None:
+        config, base = self._load(self.folders.base_name, self.folders.base)
+        self._loaded = _Loaded(config, base, self._load_experts(config, base))
 
     @property
     def config(self) -> Architecture:
@@ -251,15 +262,23 @@ class Models:
         self._warn_of_equals(base, experts, distances)
         return experts
 
+    @mirrored("models", makes=True)
+    def base_params(self) -> Params:
+        """The weights of the base that experts and search start from; see :attr:`base`."""
+        return self.base
+
+    @mirrored("models", makes=True)
     def expert_params(self, task: str) -> Params:
         """The weights of the expert of a task; those of an adapter are merged anew at every call."""
         expert = self.experts[self._config.expert_names.index(task)]
         return operators.apply_adapter(self.base, expert) if isinstance(expert, Adapter) else expert
 
+    @mirrored("models", makes=True)
     def load_original(self) -> Params:
         """The weights of the base before it was prepared, read anew at every call."""
         return self._load("base", self.folders.original)[1]
 
+    @mirrored("models", makes=True)
     def load_baseline(self, name: str) -> Params:
         """The weights of a trained baseline, read anew at every call."""
         return self._load(name, self.folders.baselines[name])[1]

@@ -15,6 +15,7 @@ from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.devices import device_groups
 from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.inputs import budget_of, check_resources, input_digests, resolve
+from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.models import Models, model_folders
 from cycleqd_jax.runs.sandbox import open_sandbox
 from cycleqd_jax.runs.tasks import open_tasks
@@ -46,6 +47,7 @@ def open_context(
     shared: Path | None = None,
     read_only: bool = False,
     related: Collection[str] = (),
+    mirror: Mirror | None = None,
 ) -> Opened:
     """Checks everything that can be checked before expensive work; writes nothing into the run folder.
 
@@ -60,13 +62,14 @@ def open_context(
         shared: see :class:`~cycleqd_jax.runs.context.Context`.
         read_only: see :class:`~cycleqd_jax.runs.context.Context`.
         related: see :class:`~cycleqd_jax.runs.models.Models`.
+        mirror: of a distributed run. The processes that follow load the models when process 0 does.
 
     Raises:
         InputError: config, data or models can't be used.
         InfraError: no isolation works on this machine.
     """
     inputs = resolve(config)
-    groups = device_groups(config, log)
+    groups = device_groups(config, log, mirror)
     make_folder(config.cache)
     stack.enter_context(single_threaded_lapack())
     stack.enter_context(persistent_compilation(Path(config.cache)))
@@ -81,12 +84,12 @@ def open_context(
     check_resources(inputs, log)
     folders = model_folders(config, {name: of_task.identity for name, of_task in data.items()})
     check(input_digests(folders, opened.tasks))
-    models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings, related)
+    models = Models(config, folders, log, None if groups[0].single else groups[0].weight_shardings, related, mirror)
     if config.model.base is not None:
         models.check_tokenizer()  # before weights are read
-    if config.model.experts is not None:
+    if config.model.experts is not None and (mirror is None or mirror.leads):
         models.ensure_loaded()
     return Opened(
         sandbox,
-        Context(config, models, opened.tasks, Examples(models, data), groups, progress, log, shared, read_only),
+        Context(config, models, opened.tasks, Examples(models, data), groups, progress, log, shared, read_only, mirror),
     )

@@ -96,7 +96,7 @@ def software() -> dict[str, str]:
 
 def device_kind() -> str:
     """The kind of this process's devices; of CPUs also a digest of their instruction set, on which the last bits depend."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return f"cpu {cpu_kind()}" if device.platform == "cpu" else f"{device.platform} {device.device_kind}"
 
 

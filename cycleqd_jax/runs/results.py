@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from cycleqd_jax import operators
 from cycleqd_jax.evaluation import Evaluation, in_less_memory, out_of_memory
 from cycleqd_jax.files import write_json, write_text
-from cycleqd_jax.runs.coefficients import express_coefficients
+from cycleqd_jax.runs.coefficients import Merges
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.gradient import GradientMerge
@@ -181,8 +180,8 @@ def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict
         evolution: the evolution of the run.
         gradient: the row of gradient descent, if there is one.
     """
-    models = context.models
-    rows = {"base": _Row(lambda: models.base, donate=False)}
+    models, merges = context.models, Merges(context)
+    rows = {"base": _Row(models.base_params, donate=False)}
     if context.config.model.prepare is not None:
         rows = {"base": _Row(models.load_original, donate=True), "prepared_base": rows["base"]}
     for name in context.config.expert_names:
@@ -194,9 +193,9 @@ def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict
     def expressed(genome: Genome, key: Key | None = None) -> _Row:
         return _Row(functools.partial(evolution.express, genome), donate=True, key=key)
 
-    rows["uniform_merge"] = _Row(functools.partial(_uniform, context), donate=True)
+    rows["uniform_merge"] = _Row(merges.uniform, donate=True)
     for name in context.config.merges:
-        rows[name] = _Row(functools.partial(_merged, context, name), donate=True)
+        rows[name] = _Row(functools.partial(merges.static, name), donate=True)
     if gradient is not None:
         rows["gradient"] = gradient
     method = context.config.search.method
@@ -209,18 +208,6 @@ def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict
         merged = model()
         rows[name] = expressed(merged.genome, merged.key)
     return rows
-
-
-def _uniform(context: Context) -> Params:
-    """The uniform merge of the experts. It is computed in one way, because genome spaces round differently."""
-    count = len(context.models.experts)
-    return express_coefficients(context, np.full((1, count), 1 / count, np.float32))
-
-
-def _merged(context: Context, method: str) -> Params:
-    """The experts merged by a static method, with random masks by the seed of the run."""
-    models = context.models
-    return operators.static_merge(method, models.base, models.experts, jax.random.key(context.config.seed))
 
 
 def _score(

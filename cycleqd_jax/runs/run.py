@@ -21,8 +21,10 @@ from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution, Merged
 from cycleqd_jax.runs.export import record_export
 from cycleqd_jax.runs.folder import check_folder, compare_inputs
+from cycleqd_jax.runs.follow import agree_on_inputs
 from cycleqd_jax.runs.inputs import problems_digest
 from cycleqd_jax.runs.loggers import check_loggers
+from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.opening import open_context
 from cycleqd_jax.runs.origin import compare_origin, open_origin
 from cycleqd_jax.runs.pictures import draw_pictures
@@ -78,6 +80,7 @@ class Run:
         read_only: bool = False,
         command: Sequence[str] = (),
         shared: Path | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         """Does no work.
 
@@ -92,6 +95,7 @@ class Run:
                 ``seed`` only. The experts' scores are taken over from it, and so are the rows of the results table that no
                 search found. Rows that depend on the seed are taken over from a run of the same seed only. Transcripts stay
                 there. Another seed is refused where models or problems depend on it.
+            mirror: of a distributed run, in process 0; see :func:`~cycleqd_jax.runs.follow.follow` for the others.
         """
         self.config = config
         self.folder = config.folder
@@ -100,6 +104,7 @@ class Run:
         self._read_only = read_only
         self._command = command
         self._shared = shared
+        self._mirror = mirror
         self._opened: _Opened | None = None
 
     def __enter__(self) -> Run:
@@ -146,6 +151,8 @@ class Run:
         origin = open_origin(config, self.folder)  # a run that can't be extended is refused before its models are read
 
         def check(digests: Mapping[str, str]) -> None:
+            if self._mirror is not None:
+                agree_on_inputs(self._mirror.processes, digests)
             if self._read_only:
                 return
             for folder in (self.folder, *([] if self._shared is None else [self._shared])):
@@ -162,6 +169,7 @@ class Run:
             shared=self._shared,
             read_only=self._read_only,
             related=() if origin is None else origin.new_experts,
+            mirror=self._mirror,
         )
         if not self._read_only and not claimed:
             make_folder(self.folder)
@@ -296,7 +304,8 @@ class Run:
         table, evaluated = report.results_table(self.folder), len(report.open_run(self.folder).individuals)
         library = models.family.library(models.config)
         card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated, library)
-        models.family.save(target, models.config, evolution.express(chosen.genome), models.processor, card)
+        params = evolution.gathered(evolution.express(chosen.genome))
+        models.family.save(target, models.config, params, models.processor, card)
         record_export(self.folder, target, chosen.facts)
         return target
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -40,7 +41,15 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 def _contents(state: Any, key: PRNGKeyArray) -> dict[str, Any]:
     """What orbax writes: dicts of arrays, because orbax puts other objects than arrays into the nodes of a tree."""
-    return {"state": flax.serialization.to_state_dict(state), "key_data": jax.random.key_data(key)}
+    contents = {"state": flax.serialization.to_state_dict(state), "key_data": jax.random.key_data(key)}
+    # In a distributed run orbax takes arrays of one process for parts of larger ones.
+    return contents if jax.process_count() == 1 else jax.tree.map(np.asarray, contents)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for no other process of a distributed run."""
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"{here}")
 
 
 def _digest(contents: Mapping[str, Any]) -> str:
@@ -197,8 +206,13 @@ class Checkpoints:
         """  # noqa: D205
         self.every = every
         self.folder = Path(folder).resolve()
+        options: dict[str, Any] = {}
+        if jax.process_count() > 1:  # of a distributed run this process alone has checkpoints
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = {"create": False, "multiprocessing_options": _alone()}
         self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, **options),
         )
 
     def save(self, step: int, state: Any, key: PRNGKeyArray) -> None:
@@ -277,7 +291,8 @@ class Checkpoints:
                 f"expected a checkpoint with the PRNG key of this run, got another key in {self.folder}; use the seed of that "
                 "run, or another folder"
             )
-        return step, flax.serialization.from_state_dict(like, found["state"])
+        state = found["state"] if jax.process_count() == 1 else jax.tree.map(jnp.asarray, found["state"])
+        return step, flax.serialization.from_state_dict(like, state)
 
     def close(self) -> None:
         """Waits for writes and closes the manager."""

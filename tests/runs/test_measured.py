@@ -139,13 +139,13 @@ def test_the_uniform_merge_does_not_depend_on_the_genome_space():
         {"w": jax.random.normal(jax.random.key(i), (64, 32), jnp.bfloat16), "norm": jnp.full(32, 1 + i / 7, jnp.bfloat16)}
         for i in range(4)
     ]
-    context, group, merged = mock.Mock(spec=Context), mock.Mock(), []
+    context, group, merged = mock.Mock(spec=Context, mirror=None), mock.Mock(), []
     context.models = mock.Mock(base=base, experts=experts)
     group.place_space, group.express, context.groups = (lambda space, config: space), jax.jit, [group]
     for space in ("expert", "dense"):
         tree = {"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}], "genome": {"space": space}}
         context.config = load_config(tree)
-        merged.append(results._uniform(context))
+        merged.append(results.Merges(context).uniform())
     for name in base:
         mean = np.mean([np.asarray(one[name], np.float32) for one in experts], axis=0)
         np.testing.assert_allclose(np.asarray(merged[0][name], np.float32), mean, rtol=2**-7, atol=1e-6)

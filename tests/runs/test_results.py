@@ -52,8 +52,8 @@ def open_of(tmp_path, monkeypatch):
     monkeypatch.setattr(GradientMerge, "ensure_fitted", lambda self: calls.append("fit"))
     monkeypatch.setattr(GradientMerge, "usage", lambda self: RECORD)
     monkeypatch.setattr(GradientMerge, "express", lambda self: base)
-    monkeypatch.setattr(module, "_merged", lambda context, name: base)
-    monkeypatch.setattr(module, "_uniform", lambda context: base)
+    monkeypatch.setattr(module.Merges, "static", lambda self, method: base)
+    monkeypatch.setattr(module.Merges, "uniform", lambda self: base)
     calls: list[str] = []
 
     def make(shared=None, **changes):
@@ -62,7 +62,7 @@ def open_of(tmp_path, monkeypatch):
         folders = ModelFolders({name: tmp_path / name for name in ("base", "expert/a", "expert/b")}, {})
         models = mock.create_autospec(Models, instance=True)
         models.folders, models.config, models.base = folders, config, base
-        models.expert_params.return_value = base
+        models.expert_params.return_value = models.base_params.return_value = base
         examples = mock.create_autospec(Examples, instance=True)
         context = Context(loaded, models, (), examples, (), no_progress, lines.append, shared)
 

@@ -125,7 +125,8 @@ class LanguageModels:
         engine = group.engine(config, processor, dataclasses.replace(run.engine, slots=slots))
 
         def load(params: Params, *, donate: bool) -> None:
-            engine.load(group.place(params, config), donate=donate)
+            placed = params if group.mirror is not None else group.place(params, config)  # the mirrored engine places them
+            engine.load(placed, donate=donate)
 
         return Evaluator(
             load,

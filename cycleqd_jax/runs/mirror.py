@@ -1,0 +1,215 @@
+"""Calls that every process of a distributed run makes: the models are divided between all of them.
+
+Process 0 leads. It alone has the run folder, the search, the episodes and the sandbox, so it alone decides what comes next. The
+calls that compute on the divided models are mirrored: process 0 tells the others the method and its arguments, and all call it.
+All processes then run the same programs in the same order on the same values, as JAX requires.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from cycleqd_jax.genome import CoefficientGenome, ExpertGenome
+from cycleqd_jax.processes import Processes
+
+__all__ = ["Mirror", "mirrored"]
+
+_MEETING = 256
+"""Messages after which all processes meet, so that the messages before can be removed."""
+
+_INTERRUPTS = ("KeyboardInterrupt", "Stopped")
+"""What interrupts process 0 alone; it ends then."""
+
+_GENOMES = {kind.__name__: kind for kind in (CoefficientGenome, ExpertGenome)}
+
+
+class Mirror:
+    """The calls of a distributed run, in one of its processes.
+
+    Attributes:
+        processes: of the run.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        """Args:
+        processes: of the run.
+        """  # noqa: D205
+        self.processes = processes
+        self._objects: dict[str, Any] = {}
+        self._inside = False
+        self._made: Any = None
+        self._pending: list[dict[str, Any]] = []
+        self._messages = 0
+        self._error: BaseException | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is process 0."""
+        return self.processes.index == 0
+
+    def register(self, name: str, target: Any) -> None:
+        """Names an object whose methods are called in all processes."""
+        self._objects[name] = target
+
+    def call(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        target: Any,
+        arguments: tuple[Any, ...],
+        options: Mapping[str, Any],
+        *,
+        makes: bool,
+        deferred: bool,
+    ) -> Any:
+        """Calls a method here, and in process 0 also in all others; see :func:`mirrored`."""
+        if self._inside:
+            return method(target, *arguments, **options)
+        assert self.leads, "the others do what process 0 tells them"
+        told = {"on": name, "call": method.__name__, "with": [self._encode(x) for x in arguments]}
+        told["options"] = {key: self._encode(value) for key, value in options.items()}
+        told["makes"] = makes
+        self._pending.append(told)
+        if not deferred:
+            self._send()
+        try:
+            return self._run(told, functools.partial(method, target, *arguments, **options))
+        except BaseException as error:
+            self._pending.append({"failed": type(error).__name__})
+            raise
+
+    def _run(self, told: Mapping[str, Any], call: Callable[[], Any]) -> Any:
+        """Makes a call; keeps what it makes, for the calls that follow, until it is given away."""
+        if told["makes"]:
+            self._made = None
+        self._inside = True
+        try:
+            found = call()
+        finally:
+            self._inside = False
+            if told["options"].get("donate"):
+                self._made = None
+        if told["makes"]:
+            self._made = found
+        return found
+
+    def _send(self) -> None:
+        """Sends all calls that have not been sent."""
+        self._post()
+        self._next()
+
+    def _post(self) -> None:
+        self.processes.post(f"calls/{self._messages}", json.dumps(self._pending).encode())
+        self._pending = []
+
+    def _next(self) -> None:
+        self._messages += 1
+        if self._messages % _MEETING == 0:
+            self.processes.meet(f"calls/{self._messages}")
+            if self.leads:
+                for i in range(self._messages - _MEETING, self._messages):
+                    self.processes.remove(f"calls/{i}")
+
+    def end(self, code: int) -> None:
+        """Ends :meth:`follow` in all other processes.
+
+        Args:
+            code: the exit code of process 0.
+        """
+        self._pending.append({"end": code})
+        self._post()  # nobody meets after it
+
+    def follow(self) -> int:
+        """Makes the calls of process 0 until it ends; returns its exit code.
+
+        Raises:
+            BaseException: a call raised it here, and raised nothing in process 0.
+        """
+        while True:
+            for told in json.loads(self.processes.read(f"calls/{self._messages}")):
+                if "failed" in told:
+                    if self._error is None and told["failed"] not in _INTERRUPTS:
+                        raise RuntimeError(f"expected {told['failed']}, as in process 0, got no error here")
+                    self._error = None
+                    continue
+                if self._error is not None:
+                    raise self._error
+                if "end" in told:
+                    return told["end"]
+                target = self._objects[told["on"]]
+                arguments = [self._decode(x) for x in told["with"]]
+                options = {key: self._decode(value) for key, value in told["options"].items()}
+                call = functools.partial(getattr(target, told["call"]), *arguments, **options)
+                del arguments  # what is given away must not be held here
+                try:
+                    self._run(told, call)
+                except Exception as error:  # process 0 has met it too, or this process ends
+                    self._error = error
+                del call
+            self._next()
+
+    def _encode(self, value: Any) -> Any:
+        """A JSON value; what the last call made is named instead."""
+        if self._made is not None and value is self._made:
+            return {"made": True}
+        if isinstance(value, jax.Array | np.ndarray):
+            array = np.asarray(value)
+            content = base64.b64encode(np.ascontiguousarray(array).data).decode()
+            return {"array": content, "dtype": str(array.dtype), "shape": array.shape}
+        if type(value).__name__ in _GENOMES:
+            return {"genome": type(value).__name__, "fields": {k: self._encode(v) for k, v in value._asdict().items()}}
+        if isinstance(value, dict):
+            return {"mapping": {key: self._encode(item) for key, item in value.items()}}
+        if isinstance(value, list | tuple):
+            return [self._encode(item) for item in value]
+        assert value is None or isinstance(value, bool | int | float | str), type(value)
+        return value
+
+    def _decode(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._decode(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "made" in value:
+            assert self._made is not None, "what the last call made"
+            return self._made
+        if "array" in value:
+            content = base64.b64decode(value["array"])
+            return np.frombuffer(content, np.dtype(value["dtype"])).reshape(value["shape"])
+        if "genome" in value:
+            fields = {key: self._decode(item) for key, item in value["fields"].items()}
+            genome = _GENOMES[value["genome"]](**fields)
+            return jax.tree.map(jax.numpy.asarray, genome)
+        return {key: self._decode(item) for key, item in value["mapping"].items()}
+
+
+def mirrored(name: str, *, makes: bool = False, deferred: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A method that all processes of a distributed run call, each on its own object of a name.
+
+    The object has the attribute ``mirror``; where that is None, only this process calls the method. Calls inside of the method
+    are not mirrored again. Arguments are numbers, texts, arrays, genomes, lists and mappings of them, and what the last call
+    with ``makes`` has made.
+
+    Args:
+        name: of the object; see :meth:`Mirror.register`.
+        makes: the method makes weights, which following calls may take as an argument until one has ``donate``.
+        deferred: the method computes nothing on the devices, and the others may call it later, with the next call.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            if self.mirror is None:
+                return method(self, *arguments, **options)
+            return self.mirror.call(name, method, self, arguments, options, makes=makes, deferred=deferred)
+
+        return call
+
+    return decorate

@@ -1,0 +1,31 @@
+#!/bin/bash
+# A run whose models are divided between several machines, as a Slurm job: sbatch scripts/slurm_multihost.sh CONFIG [key=value …]
+# Every machine has one process with all its GPUs; mesh.fsdp × mesh.tensor is the number of all GPUs: mesh.fsdp=4 mesh.tensor=8 on
+# 4 machines of 8. The config, the models and the cache lie in a file system that all machines share. As in slurm_requeue.sh, the
+# run keeps its scores when its time is over, and the job is put back into the queue.
+#SBATCH --job-name=cycleqd
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+
+# JAX takes one GPU for each task of a Slurm job, unless it is told otherwise.
+JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-8} - 1)))
+export JAX_LOCAL_DEVICE_IDS
+srun cycleqd run "$@" --distributed &
+run=$!
+trap 'kill -TERM "$run"' TERM # srun passes it on to all processes
+wait "$run"
+code=$?
+if [ "$code" -eq 143 ]; then # SIGTERM interrupted the wait, not the run
+  wait "$run"
+  code=$?
+fi
+if [ "$code" -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

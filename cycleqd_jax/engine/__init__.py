@@ -6,8 +6,10 @@ from cycleqd_jax.engine.engine import Engine
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.model import Model, load_model
 from cycleqd_jax.engine.requests import Generation, Statistics
-from cycleqd_jax.engine.scores import Likelihood, rolling_windows
+from cycleqd_jax.engine.scores import rolling_windows
 from cycleqd_jax.engine.stream import Detokenizer, Piece, stream_reply, stream_tokens
+from cycleqd_jax.engine.text import TextScorer
+from cycleqd_jax.types import Likelihood
 
 __all__ = [
     "Attention",
@@ -20,6 +22,7 @@ __all__ = [
     "Model",
     "Piece",
     "Statistics",
+    "TextScorer",
     "load_model",
     "rolling_windows",
     "stream_reply",

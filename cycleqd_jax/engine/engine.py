@@ -28,9 +28,9 @@ from cycleqd_jax.engine.layout import STEPS, EngineLayout, check_mesh
 from cycleqd_jax.engine.loop import HostLoop
 from cycleqd_jax.engine.requests import Generation, OnTokens, Request, Statistics, StopWhen
 from cycleqd_jax.engine.runner import Runner
-from cycleqd_jax.engine.scores import Likelihood, bundles_of, checked_pairs, rolling_windows
+from cycleqd_jax.engine.scores import bundles_of, checked_pairs, rolling_windows
 from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.types import InputError, Params, TokenCounts
+from cycleqd_jax.types import InputError, Likelihood, Params, TokenCounts
 
 __all__ = ["Engine"]
 

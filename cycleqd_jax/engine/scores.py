@@ -9,23 +9,7 @@ from typing import NamedTuple
 from cycleqd_jax.engine.requests import whole_numbers
 from cycleqd_jax.types import InputError
 
-__all__ = ["Bundle", "Likelihood", "Part", "Target", "bundles_of", "checked_pairs", "rolling_windows"]
-
-
-class Likelihood(NamedTuple):
-    """How likely a continuation is after its context.
-
-    Attributes:
-        logprob: the sum of the natural logarithms of its tokens' probabilities. Lengths are not taken into account.
-        tokens: the tokens of the continuation.
-        greedy: whether every token is the likeliest after those before it; of equally likely ones, the first counts.
-        dropped: tokens cut from the beginning of the context, because the pair was too long.
-    """
-
-    logprob: float
-    tokens: int
-    greedy: bool
-    dropped: int = 0
+__all__ = ["Bundle", "Part", "Target", "bundles_of", "checked_pairs", "rolling_windows"]
 
 
 class Target(NamedTuple):

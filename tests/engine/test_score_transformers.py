@@ -21,9 +21,11 @@ TINY = llama.LlamaConfig(96, 32, 64, 3, 4, 2, 8, max_position_embeddings=128, in
 
 
 def theirs(folder):
+    """The float32 weights, computed in float64: the rounding of transformers' own float32 is as large as the tolerance."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.double().eval()
 
 
 def their_score(model, context, continuation):

@@ -11,8 +11,8 @@ from cycleqd_jax.engine import drafts, likelihood, programs
 from cycleqd_jax.engine.cache import BLOCK, Rows, shared_blocks
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.requests import GREEDY, Request
-from cycleqd_jax.engine.scores import Part
 from cycleqd_jax.engine.scheduler import Slot
+from cycleqd_jax.engine.scores import Part
 from cycleqd_jax.types import Int
 
 __all__ = ["Batches", "Chunk", "chunks_of"]

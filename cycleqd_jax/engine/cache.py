@@ -82,7 +82,7 @@ def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
 
 
 def own_mask(rows: Rows, time: int, columns: int) -> Bool[Array, "batch time columns"]:
-    """Which of its own columns each of a row's ``time`` tokens sees. A branch sees the trunk and itself, and no other branch."""
+    """Which of its own columns each of a row's ``time`` tokens sees. A branch sees the trunk and itself, no other branch."""
     column = jnp.arange(columns)[None, None]
     last = jnp.asarray(rows.columns)[:, None] + jnp.arange(time)[None]
     seen = (column >= rows.first[:, None, None]) & (column <= last[:, :, None])

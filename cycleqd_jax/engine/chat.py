@@ -22,7 +22,6 @@ class Decoder(Protocol):
         ...
 
 
-
 class ChatGenerator:
     """A :class:`cycleqd_jax.types.Generator`: conversations in, replies out.
 

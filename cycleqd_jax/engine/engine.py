@@ -316,9 +316,7 @@ class Engine:
 
     # Log-likelihoods
 
-    def score(
-        self, pairs: Sequence[tuple[Sequence[object], Sequence[object]]], *, individual: object = 0
-    ) -> list[Likelihood]:
+    def score(self, pairs: Sequence[tuple[Sequence[object], Sequence[object]]], *, individual: object = 0) -> list[Likelihood]:
         """The log-likelihoods of continuations, each given its context.
 
         The numbers are those of lm-evaluation-harness:
@@ -369,9 +367,7 @@ class Engine:
             for i, (_, continuation, dropped) in enumerate(checked)
         ]
 
-    def score_rolling(
-        self, texts: Sequence[Sequence[object]], first: object, *, individual: object = 0
-    ) -> list[Likelihood]:
+    def score_rolling(self, texts: Sequence[Sequence[object]], first: object, *, individual: object = 0) -> list[Likelihood]:
         """The log-likelihoods of whole texts of any length, as lm-evaluation-harness divides them into windows.
 
         Every token is scored once. A text of more than ``max_len`` tokens is divided by :func:`rolling_windows`.

@@ -192,9 +192,7 @@ class Runner:
             self.params, cache, shared, tokens, requests, config=layout.computed, attention=layout.attention
         )
 
-    def _score(
-        self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, width: int, shared: KVCache | None
-    ) -> Scored:
+    def _score(self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, width: int, shared: KVCache | None) -> Scored:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
         tokens, requests, targets = self._batches.score(parts, batch, size=size, width=width, shared_columns=columns)
         layout = self._layout

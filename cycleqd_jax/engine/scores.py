@@ -107,8 +107,8 @@ def checked_pairs(
             )
         if len(after) > max_len:
             raise InputError(
-                f"expected a continuation of at most max_len = {max_len} tokens, got {len(after)} in pair {number}; shorten it, "
-                "or score it with Engine.score_rolling"
+                f"expected a continuation of at most max_len = {max_len} tokens, got {len(after)} in pair {number}; shorten "
+                "it, or score it with Engine.score_rolling"
             )
         dropped = max(len(before) + len(after) - 1 - max_len, 0)
         found.append((before[dropped:], after, dropped))
@@ -141,9 +141,7 @@ def bundles_of(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], *,
     return bundles
 
 
-def rolling_windows(
-    tokens: Sequence[int], first: int, max_len: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def rolling_windows(tokens: Sequence[int], first: int, max_len: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Contexts and continuations that together score every token of a text once, as lm-evaluation-harness divides it.
 
     The first window has ``max_len`` tokens after the token ``first``. Every other window has the next ``max_len`` tokens after

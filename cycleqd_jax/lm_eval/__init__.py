@@ -1,7 +1,7 @@
 """The model ``cycleqd`` of lm-evaluation-harness (lm-eval): ``python -m cycleqd_jax.lm_eval --model cycleqd …``.
 
-lm-eval has a registry of models, but does not look for models of other packages. This package adds one to the registry, and runs
-lm-eval's own command line.
+lm-eval has a registry of models, but does not look for models of other packages. This package adds one to the registry, and
+runs lm-eval's own command line.
 """
 
 from __future__ import annotations

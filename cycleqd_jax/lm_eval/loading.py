@@ -132,4 +132,3 @@ def parameters_of(function: Any) -> list[str]:
     """Names of the keyword parameters of a method."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return [name for name, one in inspect.signature(function).parameters.items() if name != "self" and one.kind not in kinds]
-

@@ -104,9 +104,7 @@ class Gsm8k(ExactMatchTask):
     The numbers are found as in lm-evaluation-harness, and compared as texts, without commas, dollar signs and a last period.
     """
 
-    def __init__(
-        self, options: TaskOptions, *, extraction: Literal["flexible", "strict"] = "flexible", **shots: Any
-    ) -> None:
+    def __init__(self, options: TaskOptions, *, extraction: Literal["flexible", "strict"] = "flexible", **shots: Any) -> None:
         """Reads and checks all records.
 
         Args:
@@ -166,7 +164,7 @@ _LETTER_TARGET = re.compile(r"\([a-z]\)")
 def marked_number(text: str) -> str | None:
     """The number after the first ``####``; None if there is none.
 
-    >>> marked_number("so 2 + 2 = 4\\n#### 1,004.")
+    >>> marked_number("So it is 4. #### 1,004.")
     '1004'
     """
     found = re.search(r"#### (-?[0-9.,]+)", text)

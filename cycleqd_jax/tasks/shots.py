@@ -13,9 +13,7 @@ from cycleqd_jax.types import InputError
 __all__ = ["preamble"]
 
 
-def preamble(
-    name: str, count: int | None, file: str | Path | None, rows: Sequence[Row], solved: Callable[[Row], str]
-) -> str:
+def preamble(name: str, count: int | None, file: str | Path | None, rows: Sequence[Row], solved: Callable[[Row], str]) -> str:
     """The text of the first records of a file with their answers, each followed by a blank line.
 
     Args:

@@ -171,7 +171,9 @@ def test_individuals_of_a_population(params):
 
 def test_what_is_refused(engine, params):
     for pair in (([], [1]), ([1], [])):
-        with pytest.raises(InputError, match=r"at least one token each, got \d and \d tokens in pair 1; begin an empty context"):
+        with pytest.raises(
+            InputError, match=r"at least one token each, got \d and \d tokens in pair 1; begin an empty context"
+        ):
             engine.score([([1], [2]), pair])
     with pytest.raises(InputError, match="token ids below 48, got 2 to 48 in pair 0"):
         engine.score([([2], [48])])

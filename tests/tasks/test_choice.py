@@ -16,7 +16,12 @@ ARC = {
     "question": {"stem": "What falls?", "choices": [{"text": "rain", "label": "1"}, {"text": "the sky", "label": "2"}]},
     "answerKey": "2",
 }
-OTHER = {"id": "arc/2", "question": "What rises?", "choices": {"text": ["dough", "a stone"], "label": ["A", "B"]}, "answerKey": "A"}
+OTHER = {
+    "id": "arc/2",
+    "question": "What rises?",
+    "choices": {"text": ["dough", "a stone"], "label": ["A", "B"]},
+    "answerKey": "A",
+}
 THIRD = {**OTHER, "id": "arc/3", "question": "What burns?", "choices": {"text": ["wood", "ice"], "label": ["A", "B"]}}
 CSQA = {
     "id": "c/1",

@@ -47,7 +47,7 @@ def test_gsm8k(write, nowhere):
     strict = gsm8k(write, nowhere, HOUSE, extraction="strict")
     assert [score(strict, reply) for reply in ("#### 70,000", "It is $70,000.")] == [1, 0]
     assert len(strict.demonstrations("train")) == 1
-    with pytest.raises(InputError, match="an answer that ends with '#### number', got '.*7' in .*train.jsonl, line 1"):
+    with pytest.raises(InputError, match=r"an answer that ends with '#### number', got '.*7' in .*train.jsonl, line 1"):
         gsm8k(write, nowhere, {**ROBE, "answer": "7"})
     shots = write(THIRD, name="shots.jsonl")
     task = gsm8k(write, nowhere, ROBE, shots=1, shots_file=str(shots), extraction="strict")
@@ -57,7 +57,11 @@ def test_gsm8k(write, nowhere):
 @pytest.mark.parametrize(
     ("target", "right", "wrong"),
     [
-        ("(B)", ["So the answer is (B).", "b", "(B)", "B.", "(b) a dog", "The answer is **B**", "x\nB) yes"], ["(A)", "", "Bob"]),
+        (
+            "(B)",
+            ["So the answer is (B).", "b", "(B)", "B.", "(b) a dog", "The answer is **B**", "x\nB) yes"],
+            ["(A)", "", "Bob"],
+        ),
         ("True", ["true", "So the answer is True.", "a\n\nTrue\n"], ["False", "True or False"]),
         ("2", ["The answer is 2.", "2"], ["12", "two"]),
         ("syndrome therefrom", ["syndrome  therefrom.", "answer is: syndrome therefrom"], ["therefrom syndrome"]),

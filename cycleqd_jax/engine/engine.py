@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ from cycleqd_jax.engine.layout import STEPS, EngineLayout, check_mesh
 from cycleqd_jax.engine.loop import HostLoop
 from cycleqd_jax.engine.requests import Generation, OnTokens, Request, Statistics, StopWhen
 from cycleqd_jax.engine.runner import Runner
-from cycleqd_jax.engine.scores import bundles_of, checked_pairs, rolling_windows
+from cycleqd_jax.engine.scores import bundles_of, checked_pairs, joined, rolling_windows, totals
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.types import InputError, Likelihood, Params, TokenCounts
 
@@ -351,21 +350,12 @@ class Engine:
         (who,) = requests.whole_numbers("an individual", [individual])
         requests.check_individual(who, self._runner.individuals or 1)
         checked = checked_pairs(pairs, vocab_size=self.config.vocab_size, max_len=self.max_len)
-        logprobs: list[list[float]] = [[] for _ in checked]
-        greedy = [True] * len(checked)
+        bundles = bundles_of(checked, most=self.layout.chunk, max_len=self.max_len)
         try:
-            for number, logprob, best in self._loop.score(
-                bundles_of(checked, most=self.layout.chunk, max_len=self.max_len), who
-            ):
-                logprobs[number].append(logprob)
-                greedy[number] &= best
+            return totals(checked, self._loop.score(bundles, who))
         except BaseException:
             self._loop.reset()
             raise
-        return [
-            Likelihood(math.fsum(logprobs[i]), len(continuation), greedy[i], dropped)
-            for i, (_, continuation, dropped) in enumerate(checked)
-        ]
 
     def score_rolling(self, texts: Sequence[Sequence[object]], first: object, *, individual: object = 0) -> list[Likelihood]:
         """The log-likelihoods of whole texts of any length, as lm-evaluation-harness divides them into windows.
@@ -386,18 +376,10 @@ class Engine:
             RuntimeError: no weights have been loaded.
         """
         (before,) = requests.whole_numbers("the first token", [first])
-        windows = [
-            (number, window)
-            for number, text in enumerate(texts)
-            for window in rolling_windows(requests.whole_numbers("tokens", text), before, self.max_len)
-        ]
-        found: list[list[Likelihood]] = [[] for _ in texts]
-        for (number, _), one in zip(windows, self.score([pair for _, pair in windows], individual=individual), strict=True):
-            found[number].append(one)
-        return [
-            Likelihood(math.fsum(x.logprob for x in parts), sum(x.tokens for x in parts), all(x.greedy for x in parts))
-            for parts in found
-        ]
+        ids = [requests.whole_numbers("tokens", text) for text in texts]
+        windows = [[*rolling_windows(text, before, self.max_len)] for text in ids]
+        found = iter(self.score([pair for pairs in windows for pair in pairs], individual=individual))
+        return [joined([next(found) for _ in pairs]) for pairs in windows]
 
     def warm_up(self, shared: object = 0, *, scoring: bool = False) -> None:
         """Compiles every program that requests of up to ``max_len`` tokens can need.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cycleqd_jax.engine.requests import whole_numbers
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, Likelihood
 
-__all__ = ["Bundle", "Part", "Target", "bundles_of", "checked_pairs", "rolling_windows"]
+__all__ = ["Bundle", "Part", "Target", "bundles_of", "checked_pairs", "joined", "rolling_windows", "totals"]
 
 
 class Target(NamedTuple):
@@ -139,6 +140,32 @@ def bundles_of(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], *,
             length += len(continuation) - 1
         bundles.append(Bundle.of(context, part))
     return bundles
+
+
+def totals(
+    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], found: Iterable[tuple[int, float, bool]]
+) -> list[Likelihood]:
+    """The likelihood of each pair.
+
+    Args:
+        pairs: contexts and continuations of :func:`checked_pairs`.
+        found: for every target the number of its pair, its log-likelihood, and whether it is the likeliest token.
+    """
+    logprobs: list[list[float]] = [[] for _ in pairs]
+    greedy = [True] * len(pairs)
+    for number, logprob, best in found:
+        logprobs[number].append(logprob)
+        greedy[number] &= best
+    return [
+        Likelihood(math.fsum(logprobs[i]), len(continuation), greedy[i], dropped)
+        for i, (_, continuation, dropped) in enumerate(pairs)
+    ]
+
+
+def joined(parts: Sequence[Likelihood]) -> Likelihood:
+    """The likelihood of a text, of those of its windows."""
+    logprob = math.fsum(part.logprob for part in parts)
+    return Likelihood(logprob, sum(part.tokens for part in parts), all(part.greedy for part in parts))
 
 
 def rolling_windows(tokens: Sequence[int], first: int, max_len: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -6,13 +6,15 @@ runs lm-eval's own command line.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 
 from cycleqd_jax.lm_eval.loading import NAME, LoadedModel, load, make_engine
+from cycleqd_jax.lm_eval.model import HarnessModel
 from cycleqd_jax.types import InputError
 
-__all__ = ["NAME", "LoadedModel", "load", "main", "make_engine", "register"]
+__all__ = ["NAME", "HarnessModel", "LoadedModel", "load", "main", "make_engine", "register"]
 
 
 def register() -> None:
@@ -29,8 +31,12 @@ def register() -> None:
             f"expected lm-eval, got {type(error).__name__}: {error} in {sys.executable}; install the extra: pip install "
             "'cycleqd_jax[lm-eval]'"
         ) from error
-    found = importlib.import_module("cycleqd_jax.lm_eval.model").CycleqdModel
-    registry.register_model(NAME)(found)
+    registry.register_model(NAME)(_registered())
+
+
+@functools.cache
+def _registered() -> type:
+    return type("CycleqdModel", (HarnessModel, importlib.import_module("lm_eval.api.model").TemplateLM), {})
 
 
 def main() -> int:

@@ -20,6 +20,8 @@ __all__ = ["NAME", "SLOTS", "LoadedModel", "check_arguments", "load", "make_engi
 NAME = "cycleqd"
 """The name of the model in lm-eval's registry."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 SLOTS = 16
 """Contexts that are computed at the same time where lm-eval gives no batch size."""
 
@@ -58,6 +60,8 @@ def load(*, pretrained: str | None, run: str | None, child: int | None, dtype: s
             "expected either pretrained=MODEL or run=FOLDER with or without child=ID, got "
             f"{' and '.join(given) or 'neither'} in --model_args; correct them"
         )
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"expected a dtype ({', '.join(DTYPES)}), got {dtype!r} in --model_args; correct it")
     if run is not None:
         return _rebuilt(run, child, dtype)
     assert pretrained is not None

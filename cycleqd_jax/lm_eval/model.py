@@ -1,8 +1,7 @@
-"""The class that lm-eval registers. It is imported where lm-eval is installed."""
+"""The methods of the class that lm-eval registers; lm-eval itself is not imported."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from cycleqd_jax.engine import TextScorer
 from cycleqd_jax.lm_eval import loading as ours
 from cycleqd_jax.types import InputError
 
-__all__ = ["CycleqdModel"]
-
-_TemplateLM: Any = importlib.import_module("lm_eval.api.model").TemplateLM  # the package has no types
+__all__ = ["HarnessModel"]
 
 
-class CycleqdModel(_TemplateLM):
+class HarnessModel:
     """The model ``cycleqd``: lm-eval's requests, computed by the engine. Its numbers are those of lm-eval's model ``hf``.
+
+    The registered class has lm-eval's ``TemplateLM`` as its second base.
 
     Args:
         pretrained: a Hugging Face folder, a ``.gguf`` file, or a repository of the hub.
@@ -37,16 +36,18 @@ class CycleqdModel(_TemplateLM):
         InputError: an argument is unknown or has a wrong value, or the model can't be read.
     """
 
+    cache_hook: Any  # of lm-eval
+
     def __init__(
         self,
         pretrained: str | None = None,
         *,
         run: str | None = None,
-        child: int | None = None,
+        child: Any = None,
         dtype: str | None = None,
         batch_size: int | str | None = None,
-        max_length: int | None = None,
-        max_gen_toks: int = 256,
+        max_length: Any = None,
+        max_gen_toks: Any = 256,
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         max_batch_size: int | None = None,
@@ -54,8 +55,11 @@ class CycleqdModel(_TemplateLM):
         **others: Any,
     ) -> None:
         super().__init__()
-        ours.check_arguments(ours.parameters_of(CycleqdModel.__init__), others)
+        ours.check_arguments(ours.parameters_of(HarnessModel.__init__), others)
         slots = _slots(batch_size)
+        for name, value in {"child": child, "max_length": max_length, "max_gen_toks": max_gen_toks}.items():
+            if value is not None and type(value) is not int:
+                raise InputError(f"expected a whole number as {name}, got {value!r} in --model_args; correct it")
         model = ours.load(
             pretrained=None if pretrained is None else str(pretrained),
             run=None if run is None else str(run),

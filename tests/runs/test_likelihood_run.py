@@ -21,6 +21,8 @@ from cycleqd_jax.tasks import TaskOptions, make_task
 
 from ..tasks.helpers import FakeSandbox
 
+pytestmark = pytest.mark.timeout(1800)  # the fixture is a whole run
+
 WORDS = ("rain", "the sky", "dough", "a stone", "wood", "ice")
 
 

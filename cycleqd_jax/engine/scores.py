@@ -179,6 +179,7 @@ def rolling_windows(tokens: Sequence[int], first: int, max_len: int) -> Iterator
         first: the context of the first window, the bos token as a rule.
         max_len: the most input tokens of a window.
 
+    >>> from cycleqd_jax.engine import rolling_windows
     >>> [*rolling_windows([1, 2, 3, 4, 5], first=0, max_len=3)]
     [((0,), (1, 2, 3)), ((2, 3), (4, 5))]
     """

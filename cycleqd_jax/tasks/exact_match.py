@@ -164,6 +164,7 @@ _LETTER_TARGET = re.compile(r"\([a-z]\)")
 def marked_number(text: str) -> str | None:
     """The number after the first ``####``; None if there is none.
 
+    >>> from cycleqd_jax.tasks.exact_match import marked_number
     >>> marked_number("So it is 4. #### 1,004.")
     '1004'
     """
@@ -174,6 +175,7 @@ def marked_number(text: str) -> str | None:
 def last_number(text: str) -> str | None:
     """The last number of a text; None if there is none.
 
+    >>> from cycleqd_jax.tasks.exact_match import last_number
     >>> last_number("It costs $1,200. Or -3?")
     '-3'
     """
@@ -184,6 +186,7 @@ def last_number(text: str) -> str | None:
 def stated_answer(text: str) -> str | None:
     """What follows the last ``answer is`` of a reply on its line, or else its last line that is not blank.
 
+    >>> from cycleqd_jax.tasks.exact_match import stated_answer
     >>> stated_answer("False or True. So the answer is True.")
     'True.'
     """

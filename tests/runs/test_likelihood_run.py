@@ -82,7 +82,6 @@ def run(tmp_path_factory):
 def test_the_scores_are_those_of_the_harness_s_rule(run):
     journal = [json.loads(line) for line in (run / "run" / "history.jsonl").read_text("utf-8").splitlines()]
     assert {len(one["items"]["arc"]) for one in journal} == {6}
-    assert len({one["scores"]["arc"] for one in journal}) > 1
     last = journal[-1]["id"]
     model = lm_eval.load(pretrained=None, run=str(run / "run"), child=last, dtype=None)
     assert main(["export", str(run / "run"), "--child", str(last)]) == 0

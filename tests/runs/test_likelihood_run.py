@@ -106,5 +106,8 @@ def test_results_report_and_comparison(run, capsys):
     config = str(run / "config.yaml")
     assert main(["evaluate", config, "--model", str(run / "base")]) == 0
     assert "train: arc" in capsys.readouterr().out
-    assert main(["compare", config, "--methods", "cycleqd,qd", "--seeds", "0", "--output", str(run / "compared")]) == 0
-    assert "qd" in capsys.readouterr().out
+    assert (
+        main(["compare", config, "--methods", "cycleqd,qd", "--seeds", "0", "--budget", "9", "--output", str(run / "compared")])
+        == 0
+    )
+    assert "arc   words   sums" in capsys.readouterr().out

@@ -42,7 +42,8 @@ ARROWS = {
     "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files", "schema", "statistics"},
-    "runs": EVERYTHING - {"cli", "merging", "runs", "statistics", "tool_calls", "py"},
+    "runs": EVERYTHING - {"cli", "lm_eval", "merging", "runs", "statistics", "tool_calls", "py"},
+    "lm_eval": {"types", "models", "engine", "runs"},
     "cli": {
         "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "merging", "plan",
         "processes", "report", "runs", "version"

@@ -1,4 +1,4 @@
-"""Decoding: from token ids to token ids, from conversations to replies, and one reply as it is generated."""
+"""Decoding and scoring: token ids to token ids or log-likelihoods, conversations to replies, one reply as it is generated."""
 
 from cycleqd_jax.engine.attention import Attention
 from cycleqd_jax.engine.chat import ChatGenerator
@@ -6,7 +6,10 @@ from cycleqd_jax.engine.engine import Engine
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.model import Model, load_model
 from cycleqd_jax.engine.requests import Generation, Statistics
+from cycleqd_jax.engine.scores import rolling_windows
 from cycleqd_jax.engine.stream import Detokenizer, Piece, stream_reply, stream_tokens
+from cycleqd_jax.engine.text import TextScorer
+from cycleqd_jax.types import Likelihood
 
 __all__ = [
     "Attention",
@@ -15,10 +18,13 @@ __all__ = [
     "Engine",
     "EngineLayout",
     "Generation",
+    "Likelihood",
     "Model",
     "Piece",
     "Statistics",
+    "TextScorer",
     "load_model",
+    "rolling_windows",
     "stream_reply",
     "stream_tokens",
 ]

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cycleqd_jax.engine import drafts, programs
+from cycleqd_jax.engine import drafts, likelihood, programs
 from cycleqd_jax.engine.cache import BLOCK, Rows, shared_blocks
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.requests import GREEDY, Request
 from cycleqd_jax.engine.scheduler import Slot
+from cycleqd_jax.engine.scores import Part
 from cycleqd_jax.types import Int
 
 __all__ = ["Batches", "Chunk", "chunks_of"]
@@ -105,6 +106,35 @@ class Batches:
             _int32(len(chunk.tokens) for chunk in batch),
             _sampling(chunk.request for chunk in batch),
         )
+
+    def score(
+        self, parts: Sequence[Part], batch: Sequence[Chunk], *, size: int, width: int, shared_columns: int
+    ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests, likelihood.Targets]:
+        """Tokens, requests and targets of a program that scores ``size`` rows; arguments as for :meth:`prefill`.
+
+        Args:
+            parts: what each chunk of the batch holds.
+            batch: a list of at most ``size`` chunks.
+            size: rows.
+            width: pages per row.
+            shared_columns: how many there are.
+        """
+        chunk = self._layout.chunk
+        tokens, requests = self.prefill(batch, size=size, width=width, shared_columns=shared_columns)
+        trunk, branch = np.zeros(size, np.int32), np.zeros((size, chunk), np.int32)
+        for row, part in enumerate(parts):
+            trunk[row] = part.trunk
+            branch[row, : len(part.branch)] = part.branch
+        # Rows past the batch repeat its first, in every respect.
+        trunk[len(parts) :], branch[len(parts) :] = trunk[0], branch[0]
+        # A row has at most one target for each of its tokens, and one more for each continuation of a context that ends in it.
+        at, token = np.zeros((2, -(-2 * size * chunk // likelihood.HEAD_BLOCK) * likelihood.HEAD_BLOCK), np.int32)
+        wanted = [(row * chunk + target.at, target.token) for row, part in enumerate(parts) for target in part.targets]
+        if wanted:
+            at[: len(wanted)], token[: len(wanted)] = np.asarray(wanted, np.int32).T
+        blocks = np.array(-(-len(wanted) // likelihood.HEAD_BLOCK), np.int32)
+        requests = requests._replace(rows=requests.rows._replace(trunk=trunk, branch=branch))
+        return tokens, requests, likelihood.Targets(at, token, blocks)
 
     def decode(
         self, slots: Sequence[Slot], *, width: int, shared_columns: int, pages: int

@@ -50,6 +50,8 @@ class Rows(NamedTuple):
             column; for the sizes of the blocks see :func:`shared_blocks`.
         nears: the number of valid pairs in ``near``.
         ends: verification of drafts only: the column after the last that the row may write.
+        trunk: scoring only: the columns of the row's context, which all branches see.
+        branch: scoring only: the column with which the branch of each token begins; 0 for a token of the context.
     """
 
     pages: Int[AnyArray, "batch width"]
@@ -62,6 +64,8 @@ class Rows(NamedTuple):
     near: Int[AnyArray, "pair 2"] | None = None
     nears: Int[AnyArray, ""] | None = None
     ends: Int[AnyArray, " batch"] | None = None
+    trunk: Int[AnyArray, " batch"] | None = None
+    branch: Int[AnyArray, "batch time"] | None = None
 
 
 def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
@@ -78,10 +82,13 @@ def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
 
 
 def own_mask(rows: Rows, time: int, columns: int) -> Bool[Array, "batch time columns"]:
-    """Which of its own columns each of a row's ``time`` tokens sees."""
+    """Which of its own columns each of a row's ``time`` tokens sees. A branch sees the trunk and itself, no other branch."""
     column = jnp.arange(columns)[None, None]
     last = jnp.asarray(rows.columns)[:, None] + jnp.arange(time)[None]
-    return (column >= rows.first[:, None, None]) & (column <= last[:, :, None])
+    seen = (column >= rows.first[:, None, None]) & (column <= last[:, :, None])
+    if rows.trunk is None or rows.branch is None:
+        return seen
+    return seen & ((column < rows.trunk[:, None, None]) | (column >= rows.branch[:, :, None]))
 
 
 def shared_mask(intervals: Int[AnyArray, "batch 2"], column: Int[Array, " column"]) -> Bool[Array, "batch column"]:

@@ -27,8 +27,9 @@ from cycleqd_jax.engine.layout import STEPS, EngineLayout, check_mesh
 from cycleqd_jax.engine.loop import HostLoop
 from cycleqd_jax.engine.requests import Generation, OnTokens, Request, Statistics, StopWhen
 from cycleqd_jax.engine.runner import Runner
+from cycleqd_jax.engine.scores import bundles_of, checked_pairs, joined, rolling_windows, totals
 from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.types import InputError, Params, TokenCounts
+from cycleqd_jax.types import InputError, Likelihood, Params, TokenCounts
 
 __all__ = ["Engine"]
 
@@ -312,12 +313,81 @@ class Engine:
             raise
         return [replies[number] for number in numbers]
 
-    def warm_up(self, shared: object = 0) -> None:
+    # Log-likelihoods
+
+    def score(self, pairs: Sequence[tuple[Sequence[object], Sequence[object]]], *, individual: object = 0) -> list[Likelihood]:
+        """The log-likelihoods of continuations, each given its context.
+
+        The numbers are those of lm-evaluation-harness:
+
+        - A pair may have ``max_len + 1`` tokens, since the last one is no input. Longer ones lose the beginning of the context.
+        - Context and continuation are separate lists of ids. A caller that scores text encodes context and continuation
+          together, and takes the ids after as many as the context alone has, so that a word which spans both is scored
+          whole.
+        - An empty context or continuation is refused.
+
+        Continuations of the same context are computed together, and the context once. A beginning that many contexts have in
+        common is computed once too. The batch of a pair changes the last bits of a result at most: the products have the same
+        operands, in shapes that may differ.
+
+        Args:
+            pairs: token ids of contexts and continuations.
+            individual: whose weights to use, where those of several individuals are loaded.
+
+        Returns:
+            A :class:`Likelihood` for each pair, in order.
+
+        Raises:
+            InputError: an empty context or continuation, a continuation of more than ``max_len`` tokens, ids outside the
+                vocabulary, an individual that is not loaded, or an engine that is busy.
+            NonFiniteError: the model computes NaN or infinite logits.
+            RuntimeError: no weights have been loaded.
+        """
+        if self._runner.params is None:
+            raise RuntimeError("expected weights before Engine.score, got none; call Engine.load(params) first")
+        if self.busy:
+            raise InputError("expected an engine without requests, got one that is busy; finish with advance() first")
+        (who,) = requests.whole_numbers("an individual", [individual])
+        requests.check_individual(who, self._runner.individuals or 1)
+        checked = checked_pairs(pairs, vocab_size=self.config.vocab_size, max_len=self.max_len)
+        bundles = bundles_of(checked, most=self.layout.chunk, max_len=self.max_len)
+        try:
+            return totals(checked, self._loop.score(bundles, who))
+        except BaseException:
+            self._loop.reset()
+            raise
+
+    def score_rolling(self, texts: Sequence[Sequence[object]], first: object, *, individual: object = 0) -> list[Likelihood]:
+        """The log-likelihoods of whole texts of any length, as lm-evaluation-harness divides them into windows.
+
+        Every token is scored once. A text of more than ``max_len`` tokens is divided by :func:`rolling_windows`.
+
+        Args:
+            texts: token ids; an empty text has the log-likelihood 0.
+            first: the token before the first one of each text, the bos token as a rule.
+            individual: see :meth:`score`.
+
+        Returns:
+            A :class:`Likelihood` for each text, in order; it is greedy if all windows are.
+
+        Raises:
+            InputError: see :meth:`score`.
+            NonFiniteError: the model computes NaN or infinite logits.
+            RuntimeError: no weights have been loaded.
+        """
+        (before,) = requests.whole_numbers("the first token", [first])
+        ids = [requests.whole_numbers("tokens", text) for text in texts]
+        windows = [[*rolling_windows(text, before, self.max_len)] for text in ids]
+        found = iter(self.score([pair for pairs in windows for pair in pairs], individual=individual))
+        return [joined([next(found) for _ in pairs]) for pairs in windows]
+
+    def warm_up(self, shared: object = 0, *, scoring: bool = False) -> None:
         """Compiles every program that requests of up to ``max_len`` tokens can need.
 
         Args:
             shared: the most shared columns at a time, over all individuals. Every prefix counts rounded up to whole chunks, on
                 CPUs to 256 columns. More columns than these need further programs.
+            scoring: whether :meth:`score` will be called; its programs are compiled too.
 
         Raises:
             InputError: the engine is busy or keeps conversations, or ``shared`` is not a number of columns.
@@ -335,7 +405,7 @@ class Engine:
         sizes = {self.layout.shared_columns(columns) for columns in range(one, all_ + 1, one)}
         try:
             self._loop.grow(self.layout.pages)
-            if not self._runner.warm_up(sorted(sizes if self._share_prefixes else ())):
+            if not self._runner.warm_up(sorted(sizes if self._share_prefixes else ()), scoring=scoring):
                 raise self._runner.diagnose(Request(-1, (self.pad_id,), 1))
         except BaseException:
             self._loop.reset()

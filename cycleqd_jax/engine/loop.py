@@ -14,12 +14,16 @@ from cycleqd_jax.engine.batches import Batches, Chunk, chunks_of
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.pages import PagePool
 from cycleqd_jax.engine.prefix import PrefixTable, common_length
-from cycleqd_jax.engine.requests import Generation, Statistics
+from cycleqd_jax.engine.requests import Generation, Request, Statistics
 from cycleqd_jax.engine.runner import Runner
 from cycleqd_jax.engine.scheduler import Scheduler, Slot
+from cycleqd_jax.engine.scores import Bundle, Part
 from cycleqd_jax.types import Array, Bool, Int, TokenCounts
 
 __all__ = ["HostLoop"]
+
+PORTION = 8
+"""Bundles per slot that are looked at together for common beginnings of their contexts."""
 
 
 class HostLoop:
@@ -89,6 +93,71 @@ class HostLoop:
         self._decode()
         self.statistics.rounds += 1
 
+    def score(self, bundles: Sequence[Bundle], individual: int) -> list[tuple[int, float, bool]]:
+        """Scores bundles, as many at a time as there are slots; no request may wait or be decoded.
+
+        Args:
+            bundles: ordered by their contexts, so that those with a common beginning are computed together.
+            individual: whose weights are used.
+
+        Returns:
+            For every target, in any order: the number of its pair, its log-likelihood, and whether it is the likeliest token.
+
+        Raises:
+            NonFiniteError: logits are not finite.
+        """
+        found: list[tuple[int, float, bool]] = []
+        for start in range(0, len(bundles), PORTION * self._layout.slots):
+            portion = bundles[start : start + PORTION * self._layout.slots]
+            for number, bundle in enumerate(portion):
+                self.scheduler.add(Request(number, bundle.context, 1, individual=individual))
+            self.compute_prefixes()
+            while self.scheduler.queue:
+                found += self._score_slots(portion)
+                self.statistics.rounds += 1
+        return found
+
+    def _score_slots(self, bundles: Sequence[Bundle]) -> list[tuple[int, float, bool]]:
+        """Scores as many of the waiting bundles as there are slots."""
+        rows: list[tuple[Chunk, Part, Bundle]] = []
+        started: list[Slot] = []
+        for request, slot in self.scheduler.assign():
+            bundle, interval = bundles[request.number], self.prefixes.find(request)
+            length = interval[1] - interval[0]
+            own = bundle.tokens[length:]
+            self.pool.give_back(slot)
+            self.statistics.reused += length
+            self.statistics.prefilled += len(own)
+            usage = self.usage[request.individual]
+            usage.prompt += len(bundle.tokens)
+            usage.compute(length, len(bundle.context))
+            for _, branch in itertools.groupby(column for column in bundle.branch if column):
+                usage.compute(len(bundle.context), len(bundle.context) + len(list(branch)))
+            self.scheduler.start(request, slot)
+            slot.shared, slot.tokens = interval, list(own)
+            self.reserve(slot, len(own))
+            started.append(slot)
+            chunks = chunks_of(request, slot, own, size=self._layout.chunk)
+            parts = bundle.parts(length, self._layout.chunk)
+            rows += [(chunk, part, bundle) for chunk, part in zip(chunks, parts, strict=True)]
+        # Rows with the same prefix are next to each other, and no chunk comes before an earlier one of its slot.
+        rows.sort(key=lambda row: (row[0].shared, row[0].column))
+        most = self._layout.batches[-1]
+        batches = [rows[start : start + most] for start in range(0, len(rows), most)]
+        pending = [self._runner.score([part for _, part, _ in batch], [chunk for chunk, _, _ in batch]) for batch in batches]
+        found = []
+        for batch, scored in zip(batches, pending, strict=True):
+            logprobs, greedy, finite = (x.tolist() for x in jax.device_get(scored))
+            targets = [(target, chunk, bundle) for chunk, part, bundle in batch for target in part.targets]
+            for (target, chunk, bundle), logprob, best, fine in zip(targets, logprobs, greedy, finite, strict=False):
+                if not fine:
+                    raise self._runner.diagnose(Request(-1, bundle.tokens, 1, individual=chunk.individual))
+                found.append((target.pair, logprob, best))
+        for slot in started:
+            self.scheduler.finish(slot)
+            self.pool.give_back(slot)
+        return found
+
     def free(self, slots: Iterable[Slot]) -> None:
         """Frees the pages of slots whose columns are no longer needed."""
         for slot in slots:
@@ -102,8 +171,7 @@ class HostLoop:
 
     def _admit(self) -> None:
         """Gives slots to waiting requests, and computes their prompts."""
-        if self._share_prefixes and self.scheduler.queue and not self.scheduler.live:
-            self._compute_prefixes()
+        self.compute_prefixes()
         chunks: list[Chunk] = []
         for request, slot in self.scheduler.assign():
             interval = self.prefixes.find(request)
@@ -123,7 +191,7 @@ class HostLoop:
             usage.compute(length + kept, len(request.prompt))
             self.scheduler.start(request, slot)
             slot.shared, slot.tokens = interval, list(own)
-            self._reserve(slot, len(own))
+            self.reserve(slot, len(own))
             chunks += chunks_of(request, slot, own, size=self._layout.chunk, start=kept)
         chunks.sort(key=lambda chunk: chunk.shared)  # rows with the same prefix are next to each other
         pending = [(batch, self._runner.prefill(batch)) for batch in self._batches.split(chunks)]
@@ -131,8 +199,13 @@ class HostLoop:
             assert chunk.slot is not None
             self._append(chunk.slot, [token])
 
-    def _compute_prefixes(self) -> None:
-        """Computes the prefixes that waiting prompts have in common and that are not in the shared columns yet."""
+    def compute_prefixes(self) -> None:
+        """Computes the prefixes that waiting prompts have in common and that are not in the shared columns yet.
+
+        It does nothing where no prefix may be shared, nothing waits, or a slot is in use.
+        """
+        if not self._share_prefixes or not self.scheduler.queue or self.scheduler.live:
+            return
         columns, new = self.prefixes.choose(self.scheduler.queue, self._runner.shared_columns)
         if columns != self._runner.shared_columns:
             self._runner.set_shared_columns(columns)
@@ -175,7 +248,7 @@ class HostLoop:
             assert slot.request is not None
             most = self._layout.verify_steps * self._layout.window if slot in drafted else self._layout.steps
             # A row that has ended writes to the column after its last.
-            self._reserve(slot, len(slot.tokens) + min(most, slot.request.left) + 1)
+            self.reserve(slot, len(slot.tokens) + min(most, slot.request.left) + 1)
         if self._layout.attention.paged and (pairs := self.pool.compact(active, self.scheduler.slots)):
             self._runner.swap(pairs)
         if plain:
@@ -235,7 +308,7 @@ class HostLoop:
                 self.pool.give_back(slot)
             self.done.append((request.number, generation))
 
-    def _reserve(self, slot: Slot, columns: int) -> None:
+    def reserve(self, slot: Slot, columns: int) -> None:
         """Gives a slot pages for this many columns: free ones, those of a larger cache, or those of an idle conversation."""
         while not self.pool.take(slot, columns):
             size = self.pool.larger()

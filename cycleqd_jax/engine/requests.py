@@ -21,6 +21,7 @@ __all__ = [
     "Request",
     "Statistics",
     "StopWhen",
+    "check_individual",
     "check_settings",
     "checked",
     "fit",
@@ -251,9 +252,18 @@ def checked(
         )
     if not 0 <= number < 2**32:  # jax.random.key drops the other bits
         raise InputError(f"expected a seed from 0 to 2³² - 1, got {number}; choose another")
-    if not 0 <= who < individuals:
-        raise InputError(f"expected an individual below {individuals}, got {who}; load the weights of all individuals")
+    check_individual(who, individuals)
     return tokens, most, Draw.of(float(temperature), float(top_p), number), who
+
+
+def check_individual(number: int, individuals: int) -> None:
+    """Checks the number of an individual.
+
+    Raises:
+        InputError: so many are not loaded.
+    """
+    if not 0 <= number < individuals:
+        raise InputError(f"expected an individual below {individuals}, got {number}; load the weights of all individuals")
 
 
 def fit(prompt: tuple[int, ...], limit: int, max_len: int, overflow: str) -> tuple[tuple[int, ...], int, int]:

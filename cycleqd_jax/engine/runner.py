@@ -13,8 +13,10 @@ from cycleqd_jax.engine import programs
 from cycleqd_jax.engine.batches import Batches, Chunk
 from cycleqd_jax.engine.cache import BLOCK, KVCache
 from cycleqd_jax.engine.layout import EngineLayout
+from cycleqd_jax.engine.likelihood import Scored, score
 from cycleqd_jax.engine.requests import Request
 from cycleqd_jax.engine.scheduler import Slot
+from cycleqd_jax.engine.scores import Part
 from cycleqd_jax.engine.verify import Verified, verify
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import Array, InputError, MixedMatrix, NonFiniteError, Params, PyTree, leaf_path, tree_paths
@@ -131,6 +133,11 @@ class Runner:
         self.shared, *results = self._prefill(self.shared, None, batch, self._layout.batches[-1], 1)
         return results[0], results[1]
 
+    def score(self, parts: Sequence[Part], batch: Sequence[Chunk]) -> Scored:
+        """Starts the scoring of a batch of chunks; the targets are those of the parts, in order."""
+        width = self._layout.width_for(max(chunk.column for chunk in batch) + 1)
+        return self._score(parts, batch, self._layout.batch_for(len(batch)), width, self.shared)
+
     def decode(self, slots: Sequence[Slot]) -> tuple[Array, Array, Array]:
         """Starts the decode steps of these slots, a row for each; some may have no request.
 
@@ -145,8 +152,12 @@ class Runner:
         most = max(len(slot.tokens) for slot in slots if slot.request is not None)
         return self._verify(slots, self._layout.width_for(most + self._layout.verify_steps * self._layout.window), self.shared)
 
-    def warm_up(self, shared_columns: Iterable[int]) -> bool:
+    def warm_up(self, shared_columns: Iterable[int], *, scoring: bool) -> bool:
         """Compiles all programs, without and with shared columns of these sizes; the cache must have its largest size.
+
+        Args:
+            shared_columns: the sizes.
+            scoring: whether the programs that score given tokens are compiled too.
 
         Returns:
             Whether all logits were finite.
@@ -163,6 +174,8 @@ class Runner:
                 for size in self._layout.batches:
                     self.cache, _, finite = self._prefill(self.cache, common, [], size, width)
                     found.append(finite)
+                    if scoring:
+                        found.append(self._score([], [], size, width, common).finite)
                 for count in self._layout.counts:
                     found.append(self._decode([Slot()] * count, width, common)[2])
                 for count in self._layout.verify_counts if self._layout.window > 1 else ():
@@ -178,6 +191,15 @@ class Runner:
         return programs.prefill(
             self.params, cache, shared, tokens, requests, config=layout.computed, attention=layout.attention
         )
+
+    def _score(self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, width: int, shared: KVCache | None) -> Scored:
+        columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
+        tokens, requests, targets = self._batches.score(parts, batch, size=size, width=width, shared_columns=columns)
+        layout = self._layout
+        self.cache, scored = score(
+            self.params, self.cache, shared, tokens, requests, targets, config=layout.computed, attention=layout.attention
+        )
+        return scored
 
     def _decode(self, slots: Sequence[Slot], width: int, shared: KVCache | None) -> tuple[Array, Array, Array]:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]

@@ -15,11 +15,14 @@ from cycleqd_jax.types import (
     Evaluation,
     Generator,
     InputError,
+    LikelihoodTask,
     Message,
     NonFiniteError,
     Outcome,
     Params,
+    Question,
     Reply,
+    Scorer,
     Split,
     Task,
     TokenCounts,
@@ -27,6 +30,9 @@ from cycleqd_jax.types import (
 )
 
 __all__ = ["EvaluationCancelled", "Evaluator", "Load"]
+
+QUESTIONS = 512
+"""Questions that are scored between two looks at ``stop``."""
 
 
 class EvaluationCancelled(Exception):
@@ -111,6 +117,7 @@ class Evaluator:
         generator: Generator,
         tasks: Sequence[Task],
         *,
+        scorer: Scorer | None = None,
         unload: Callable[[], None] = lambda: None,
         shrink: Callable[[], bool] = lambda: False,
         usage: Callable[[], Sequence[TokenCounts]] | None = None,
@@ -121,6 +128,8 @@ class Evaluator:
         load: makes the generator use other weights.
         generator: conversations in, replies out.
         tasks: the tasks to play.
+        scorer: log-likelihoods by the weights of the generator, for tasks that need them
+            (:class:`~cycleqd_jax.types.LikelihoodTask`); None only where no task does.
         unload: see the class.
         shrink: see :meth:`shrink`.
         usage: the tokens of every model since the weights were loaded.
@@ -133,6 +142,7 @@ class Evaluator:
         self._load = load
         self._usage = usage
         self._generator = generator
+        self._scorer = scorer
         self._sizes = sizes or {}
         self._workers = workers
 
@@ -239,6 +249,7 @@ class Evaluator:
             _Played(individual, task, episode, _replies(relatives[individual], task, number))
             for individual in individuals
             for task in self.tasks
+            if not isinstance(task, LikelihoodTask)
             for number, episode in enumerate(self.episodes(task, split))
         ]
         found = rollout(
@@ -251,6 +262,37 @@ class Evaluator:
         outcomes: dict[int, dict[str, list[Outcome]]] = {i: {task.name: [] for task in self.tasks} for i in individuals}
         for one, outcome in zip(played, found, strict=True):
             outcomes[one.individual][one.task.name].append(outcome)
+        for individual in individuals:
+            for task in self.tasks:
+                if isinstance(task, LikelihoodTask):
+                    questions = task.questions(split)[: self._sizes.get(task.name, {}).get(split)]
+                    outcomes[individual][task.name] = self._answered(task, questions, individual, stop)
+        return outcomes
+
+    def _answered(
+        self, task: LikelihoodTask, questions: Sequence[Question], individual: int, stop: threading.Event | None
+    ) -> list[Outcome]:
+        """The outcomes of questions, by the log-likelihoods of their choices.
+
+        Raises:
+            InputError: there is no scorer, or a choice does not fit the engine.
+            EvaluationCancelled: ``stop`` was set.
+        """
+        if self._scorer is None:
+            raise InputError(
+                f"expected a scorer for task {task.name!r}, which is scored by log-likelihoods, got none; give Evaluator one"
+            )
+        outcomes: list[Outcome] = []
+        for start in range(0, len(questions), QUESTIONS):
+            if stop is not None and stop.is_set():
+                raise EvaluationCancelled
+            some = questions[start : start + QUESTIONS]
+            try:
+                pairs = [(one.context, choice) for one in some for choice in one.choices]
+                found = iter(self._scorer.score(pairs, individual=individual))
+            except InputError as error:
+                raise InputError(f"task {task.name!r}: {error}") from error
+            outcomes += [task.outcome(one, [next(found) for _ in one.choices]) for one in some]
         return outcomes
 
 

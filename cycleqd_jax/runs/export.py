@@ -33,9 +33,9 @@ from cycleqd_jax.runs.models import ModelFolders, Models, model_folders
 from cycleqd_jax.runs.replay import ancestors_of, rebuild, replay
 from cycleqd_jax.runs.selection import selection_facts
 from cycleqd_jax.search import Journal
-from cycleqd_jax.types import Genome, InputError, Progress, stack_trees
+from cycleqd_jax.types import Genome, InputError, Params, Progress, stack_trees
 
-__all__ = ["Wanted", "export_from_folder", "record_export", "recorded_folders"]
+__all__ = ["RebuiltModel", "Wanted", "export_from_folder", "rebuilt_model", "record_export", "recorded_folders"]
 
 Kind = Literal["child", "elite", "selected", "aggregate", "best_elite", "soup"]
 
@@ -62,6 +62,25 @@ class Wanted:
         if self.kind == "child":
             return f"child-{self.id}"
         return "-".join(map(str, ("elite", self.task, *self.cell))) if self.kind == "elite" else self.kind
+
+
+@dataclasses.dataclass(frozen=True)
+class RebuiltModel:
+    """A model of a run, in memory.
+
+    Attributes:
+        config: the config of the run, for the devices that are here.
+        models: base and experts; they know the architecture and the tokenizer.
+        params: the weights.
+        facts: of the model, for its card.
+        evaluated: individuals in the journal.
+    """
+
+    config: RunConfig
+    models: Models
+    params: Params
+    facts: Mapping[str, Any]
+    evaluated: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +121,43 @@ def export_from_folder(
             recorded one.
     """
     folder = Path(folder)
-    run = report.open_run(folder)
-    config = dataclasses.replace(_config_of(folder), output=str(folder))
-    wanted = wanted or Wanted(config.export.method)
+    wanted = wanted or Wanted(_config_of(folder).export.method)
     target = folder / "exports" / wanted.name if output is None else Path(output)
     hf.check_target(target)
+    found = rebuilt_model(folder, wanted, progress=progress, log=log)
+    models = found.models
+    has_results = (folder / "tables" / "results.json").exists()
+    table = report.results_table(folder) if has_results else None
+    library = models.family.library(models.config)
+    card = model_card(found.config, models.folders.search, found.facts, table, command, found.evaluated, library)
+    models.family.save(target, models.config, found.params, models.processor, card)
+    record_export(folder, target, found.facts)
+    return target
+
+
+def rebuilt_model(
+    folder: str | Path,
+    wanted: Wanted | None = None,
+    *,
+    progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
+) -> RebuiltModel:
+    """Rebuilds a model from the experts and the journal of a run, in memory; writes nothing into the run folder.
+
+    Args:
+        folder: the run folder.
+        wanted: see :func:`export_from_folder`.
+        progress: see :func:`export_from_folder`.
+        log: see :func:`export_from_folder`.
+
+    Raises:
+        InputError: see :func:`export_from_folder`.
+    """
+    folder = Path(folder)
+    run = report.open_run(folder)
+    config = dataclasses.replace(_config_of(folder), output=str(folder))
     journal = Journal(folder / "history.jsonl", read_only=True)
-    found = _find(run, config, journal, wanted)
+    found = _find(run, config, journal, wanted or Wanted(config.export.method))
     unchecked = [identity for identity in ancestors_of(journal, found.ids) if journal[identity].digest is None]
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(report.ProgressBar()) if progress is None or log is None else None
@@ -126,15 +175,8 @@ def export_from_folder(
         genome = _merged(rebuild(space, journal, config.expert_names, found.ids), found)
         if unchecked:
             log(f"warning: {len(unchecked)} of the genomes could not be checked: the journal has no digests of them")
-        facts = {**found.facts, "mixing": mixing_of(genome)}
-        has_results = (folder / "tables" / "results.json").exists()
-        table = report.results_table(folder) if has_results else None
-        library = models.family.library(models.config)
-        card = model_card(config, models.folders.search, facts, table, command, len(journal), library)
         params = groups[0].express(space.express)(genome)
-        models.family.save(target, models.config, params, models.processor, card)
-    record_export(folder, target, facts)
-    return target
+        return RebuiltModel(config, models, params, {**found.facts, "mixing": mixing_of(genome)}, len(journal))
 
 
 def record_export(folder: Path, target: Path, facts: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from cycleqd_jax.engine import Engine
+from cycleqd_jax.engine import Engine, Likelihood
 from cycleqd_jax.runs.mirror import Mirror, mirrored
 from cycleqd_jax.types import Params
 
@@ -59,3 +59,8 @@ class MirroredEngine(Engine):
     def advance(self) -> list[Any]:
         """See :meth:`cycleqd_jax.engine.Engine.advance`."""
         return super().advance()
+
+    @mirrored("engine")
+    def score(self, pairs: Sequence[tuple[Sequence[object], Sequence[object]]], **options: Any) -> list[Likelihood]:
+        """See :meth:`cycleqd_jax.engine.Engine.score`."""
+        return super().score(pairs, **options)

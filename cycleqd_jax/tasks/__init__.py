@@ -4,8 +4,10 @@
 """
 
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies, play_solution
+from cycleqd_jax.tasks.choice import Arc, BoolQ, ChoiceTask, CommonsenseQA, HellaSwag, Mmlu
 from cycleqd_jax.tasks.coding import BigCodeBench, EvalPlus, HumanEval, Mbpp
 from cycleqd_jax.tasks.dbbench import DbBench
+from cycleqd_jax.tasks.exact_match import Bbh, ExactMatchTask, Gsm8k
 from cycleqd_jax.tasks.kinds import TASKS, checked_options, make_task, own_options, task_class
 from cycleqd_jax.tasks.memo import Environment, Memo
 from cycleqd_jax.tasks.options import TaskOptions
@@ -14,13 +16,22 @@ from cycleqd_jax.tasks.records import Row
 
 __all__ = [
     "TASKS",
+    "Arc",
+    "Bbh",
     "BigCodeBench",
+    "BoolQ",
+    "ChoiceTask",
+    "CommonsenseQA",
     "DbBench",
     "Environment",
     "EvalPlus",
+    "ExactMatchTask",
+    "Gsm8k",
+    "HellaSwag",
     "HumanEval",
     "Mbpp",
     "Memo",
+    "Mmlu",
     "OsInteraction",
     "RecordTask",
     "Row",

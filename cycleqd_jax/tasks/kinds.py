@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import typing
@@ -10,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cycleqd_jax.tasks.base import RecordTask
+from cycleqd_jax.tasks.choice import Arc, BoolQ, CommonsenseQA, HellaSwag, Mmlu
 from cycleqd_jax.tasks.coding import BigCodeBench, EvalPlus, HumanEval, Mbpp
 from cycleqd_jax.tasks.dbbench import DbBench
+from cycleqd_jax.tasks.exact_match import Bbh, Gsm8k
 from cycleqd_jax.tasks.options import TaskOptions, check_option
 from cycleqd_jax.tasks.os_interaction import OsInteraction
 from cycleqd_jax.types import InputError
@@ -25,6 +28,13 @@ TASKS: dict[str, type[RecordTask[Any]]] = {
     "bigcodebench": BigCodeBench,
     "dbbench": DbBench,
     "os_interaction": OsInteraction,
+    "arc": Arc,
+    "boolq": BoolQ,
+    "commonsenseqa": CommonsenseQA,
+    "hellaswag": HellaSwag,
+    "mmlu": Mmlu,
+    "gsm8k": Gsm8k,
+    "bbh": Bbh,
 }
 """Task classes by the name that configs use."""
 
@@ -44,9 +54,9 @@ def task_class(kind: str) -> type[RecordTask[Any]]:
         return TASKS[kind]
     module, colon, name = kind.partition(":")
     if not (colon and module and name):
-        raise InputError(
-            f"expected a kind of task ({', '.join(TASKS)}) or package.module:Class, got {kind!r}; correct the kind"
-        )
+        near = difflib.get_close_matches(kind, TASKS, 1)
+        advice = f"did you mean {near[0]}?" if near else "correct the kind"
+        raise InputError(f"expected a kind of task ({', '.join(TASKS)}) or package.module:Class, got {kind!r}; {advice}")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # the module may raise anything

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 __all__ = [
     "REPORTED",
     "SPLITS",
     "Episode",
     "Generator",
+    "Likelihood",
+    "LikelihoodTask",
     "Message",
     "Outcome",
     "ProblemSet",
+    "Question",
     "Reply",
     "Score",
+    "Scorer",
     "Split",
     "Task",
     "TokenCounts",
@@ -248,6 +252,73 @@ class Generator(Protocol):
 
     def release(self, conversation: Hashable) -> None:
         """Ends a conversation: cancels its request, if any, and frees what is cached for its next turn."""
+        ...
+
+
+class Likelihood(NamedTuple):
+    """How likely a continuation is after its context.
+
+    Attributes:
+        logprob: the sum of the natural logarithms of its tokens' probabilities. Lengths are not taken into account.
+        tokens: the tokens of the continuation.
+        greedy: whether every token is the likeliest after those before it; of equally likely ones, the first counts.
+        dropped: tokens cut from the beginning of the context, because the pair was too long.
+    """
+
+    logprob: float
+    tokens: int
+    greedy: bool
+    dropped: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A problem that is answered by comparing log-likelihoods.
+
+    Attributes:
+        context: the text before the answer, with solved problems before it, if there are any.
+        choices: the possible continuations of the context, with their leading space.
+        answer: the index of the right one.
+    """
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Computes log-likelihoods of texts, without knowledge of tasks. The batch of a pair must not change its result."""
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, individual: int = 0) -> list[Likelihood]:
+        """The log-likelihood of every continuation, given its context.
+
+        Args:
+            pairs: contexts and continuations.
+            individual: index of the individual whose weights are used, if a population is loaded.
+
+        Raises:
+            InputError: a continuation has no token, or more than the model has positions.
+            NonFiniteError: the logits of the individual are not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class LikelihoodTask(Task, Protocol):
+    """A task whose problems are answered by log-likelihoods, beside the episodes that demonstrations are made of."""
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        """A question for each problem of the split, in the order of the episodes."""
+        ...
+
+    def outcome(self, question: Question, likelihoods: Sequence[Likelihood]) -> Outcome:
+        """The result of a question.
+
+        Args:
+            question: the question.
+            likelihoods: of its choices, in order.
+        """
         ...
 
 

@@ -73,6 +73,9 @@ class Started:
                 process.wait()
             for reader in self._readers:
                 reader.join(30)
+            for process in self.processes:
+                assert process.stdout is not None
+                process.stdout.close()
 
     def wait_for(self, journal: Path, lines: int, seconds: float = 900) -> None:
         """Waits until a journal has so many lines."""

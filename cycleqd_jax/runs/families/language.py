@@ -9,7 +9,7 @@ from typing import Any
 
 from cycleqd_jax import training
 from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
-from cycleqd_jax.engine import ChatGenerator
+from cycleqd_jax.engine import ChatGenerator, Engine, TextScorer
 from cycleqd_jax.evaluation import Evaluator
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import check_tied, load_tokenizer, open_checkpoint, with_head
@@ -19,7 +19,7 @@ from cycleqd_jax.plan import ModelFlops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
 from cycleqd_jax.runs.families.base import Processor, sizes_of, train_options
 from cycleqd_jax.runs.faults import halve_slots, known_slots
-from cycleqd_jax.types import InputError, Params, Progress
+from cycleqd_jax.types import InputError, LikelihoodTask, Params, Progress
 
 __all__ = ["LanguageModels"]
 
@@ -132,6 +132,7 @@ class LanguageModels:
             load,
             ChatGenerator(engine, processor),
             tasks,
+            scorer=_scorer(engine, processor, tasks),
             unload=engine.unload,
             shrink=lambda: halve_slots(engine, configured, log, folder),
             usage=engine.usage,
@@ -147,3 +148,10 @@ class LanguageModels:
         """FLOPs for each token in the layers, for each whose logits are computed, and for each pair of tokens."""
         assert isinstance(config, LlamaConfig)
         return dataclasses.asdict(ModelFlops.of(config))
+
+
+def _scorer(engine: Engine, tokenizer: ChatTokenizer, tasks: Sequence[Any]) -> TextScorer | None:
+    """What computes log-likelihoods, where a task needs them."""
+    if not any(isinstance(task, LikelihoodTask) for task in tasks):
+        return None
+    return TextScorer(engine, tokenizer.transformers_tokenizer)

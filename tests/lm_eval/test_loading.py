@@ -1,0 +1,54 @@
+"""What the arguments of lm-eval name is loaded, without lm-eval."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from cycleqd_jax import lm_eval
+from cycleqd_jax.engine import TextScorer
+from cycleqd_jax.types import InputError
+
+
+def test_a_folder_with_and_without_a_chat_template(folder, tmp_path):
+    import shutil
+
+    plain = tmp_path / "plain"
+    shutil.copytree(folder, plain)
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    first = lm_eval.load(pretrained=str(folder), run=None, child=None, dtype=None)
+    second = lm_eval.load(pretrained=str(plain), run=None, child=None, dtype=None)
+    assert second.tokenizer.chat_template is None
+    assert second.stop_ids == first.stop_ids
+    pairs = [("Question: which animal?\nAnswer:", " owl"), ("", " owl"), ("Question: ", "which"), ("a", "b c")]
+    scorers = [TextScorer(lm_eval.make_engine(m, slots=2, max_length=64), m.tokenizer) for m in (first, second)]
+    assert scorers[0].score(pairs) == scorers[1].score(pairs)
+    begin, end = scorers[0].encode_pair("Question: ", "which")
+    assert scorers[0].decode(begin) == "Question:"
+    assert scorers[0].decode(end) == " which"
+
+
+def test_the_numbers_of_a_text_scorer(folder):
+    model = lm_eval.load(pretrained=str(folder), run=None, child=None, dtype="float32")
+    scorer = TextScorer(lm_eval.make_engine(model, slots=None, max_length=None), model.tokenizer)
+    assert scorer.engine.slots == 16
+    assert scorer.engine.max_len == 128
+    (whole,) = scorer.score_rolling(["which animal"])
+    (parts,) = scorer.score([("<|begin_of_text|>", "<|begin_of_text|>which animal")])
+    assert whole.tokens == len(scorer.encode("which animal"))
+    assert parts.tokens >= 1
+    assert scorer.encode("<|begin_of_text|>a") == scorer.encode("a")  # bos is not added twice
+    (text,) = scorer.generate(["Question: which animal?"], 8)
+    (cut,) = scorer.generate(["Question: which animal?"], 8, stop=[text[2:4]])
+    assert cut == text[: text.index(text[2:4])]
+    with pytest.raises(InputError, match="fewer new tokens than the engine's max_len = 128, got 128"):
+        scorer.generate(["a"], 128)
+    with pytest.raises(InputError, match="drop an empty continuation"):
+        scorer.score([("a", "")])
+
+
+def test_without_lm_eval_the_error_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
+    assert lm_eval.main() == 2
+    assert "pip install 'cycleqd_jax[lm-eval]'" in capsys.readouterr().err

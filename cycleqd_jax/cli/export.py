@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cycleqd_jax.runs.export import Wanted, export_from_folder
+from cycleqd_jax.runs.export import export_from_folder
+from cycleqd_jax.runs.wanted import Wanted
 from cycleqd_jax.types import InputError
 
 __all__ = ["export_from_run", "names_a_run"]

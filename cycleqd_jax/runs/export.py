@@ -63,7 +63,7 @@ def export_from_folder(
         found = find_wanted(run, models.config, journal, wanted)
         unchecked = [identity for identity in ancestors_of(journal, found.ids) if journal[identity].digest is None]
         stack.enter_context(models)
-        genome = models.genome(journal, found)
+        genome = models.genome(journal, found.ids, found.weights)
         if unchecked:
             log(f"warning: {len(unchecked)} of the genomes could not be checked: the journal has no digests of them")
         facts = {**found.facts, "mixing": mixing_of(genome)}

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -58,6 +58,25 @@ class Wanted:
     id: int | None = None
     task: str | None = None
     cell: tuple[int, ...] = ()
+
+    @classmethod
+    def elite(cls, text: str) -> Wanted:
+        """The elite of a cell.
+
+        Args:
+            text: task and bins, such as ``mbpp/3,7``.
+
+        Raises:
+            InputError: the text has another form.
+        """
+        task, _, cell = text.rpartition("/")
+        try:
+            bins = tuple(int(part) for part in cell.split(","))
+        except ValueError:
+            bins = ()
+        if not task or not bins:
+            raise InputError(f"expected an elite TASK/CELL such as mbpp/3,7, got {text!r}; give a task and the bins of a cell")
+        return cls("elite", task=task, cell=bins)
 
     @property
     def name(self) -> str:
@@ -130,13 +149,13 @@ def _individual(journal: Journal, identity: int, origin: str) -> Found:
 
 def _elite_of(run: report.RunFolder, task: str, cell: tuple[int, ...]) -> int:
     if task not in run.archives:
-        raise InputError(f"expected a task of the run ({', '.join(run.tasks)}), got {task!r} in --elite; give one of them")
+        raise InputError(f"expected a task of the run ({', '.join(run.tasks)}), got {task!r} for an elite; give one of them")
     filled = {elite["cell"]: elite["id"] for elite in run.archives[task]}
     if cell not in filled:
         shown = " ".join(",".join(map(str, one)) for one in [*filled][:8])
         raise InputError(
             f"expected a filled cell of the archive of {task}, such as {shown or 'none yet'}, got {','.join(map(str, cell))} "
-            "in --elite; give one of them"
+            "for an elite; give one of them"
         )
     return filled[cell]
 
@@ -236,21 +255,33 @@ class RunModels:
         context = Context(self.config, self.models, (), Examples(self.models, {}), [self.group], self._progress, self._log)
         return Evolution(context)
 
+    def prepare(self) -> None:
+        """Loads the models and what genomes are expressed with, so that later calls are quick.
+
+        Raises:
+            InputError: see :attr:`models`.
+        """
+        self._evolution.ensure_space()
+
     def journal(self) -> Journal:
         """The journal as it is now."""
         return Journal(self.config.folder / "history.jsonl", read_only=True)
 
-    def genome(self, journal: Journal, found: Found) -> Genome:
+    def genome(self, journal: Journal, ids: Sequence[int], weights: Sequence[float] | None) -> Genome:
         """The genome of a model, rebuilt from the experts and the journal.
+
+        Args:
+            journal: of the run.
+            ids: of the individuals that it is made of (:class:`Found`).
+            weights: of each in the merge; None for one individual.
 
         Raises:
             InputError: an expert has changed, or a genome is not the recorded one.
         """
-        genomes = rebuild(self._evolution.ensure_space(), journal, self.config.expert_names, found.ids)
-        if found.weights is None:
-            return genomes[found.ids[0]]
-        weights = jnp.asarray(found.weights, jnp.float32)
-        return weighted_sum(stack_trees([genomes[identity] for identity in found.ids]), weights)
+        genomes = rebuild(self._evolution.ensure_space(), journal, self.config.expert_names, ids)
+        if weights is None:
+            return genomes[ids[0]]
+        return weighted_sum(stack_trees([genomes[identity] for identity in ids]), jnp.asarray(weights, jnp.float32))
 
     def express(self, genome: Genome) -> Params:
         """The weights of a genome."""

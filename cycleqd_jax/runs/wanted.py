@@ -256,12 +256,13 @@ class RunModels:
         return Evolution(context)
 
     def prepare(self) -> None:
-        """Loads the models and what genomes are expressed with, so that later calls are quick.
+        """Loads the models and expresses one genome, so that later calls are quick.
 
         Raises:
             InputError: see :attr:`models`.
         """
-        self._evolution.ensure_space()
+        space = self._evolution.ensure_space()
+        self.express(space.expert(0))
 
     def journal(self) -> Journal:
         """The journal as it is now."""

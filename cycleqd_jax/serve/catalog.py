@@ -106,7 +106,7 @@ class OneModel:
 
     def __init__(self, name: str, model: Model) -> None:
         self.name = name
-        self.run = None
+        self.run: Path | None = None
         self.tokenizer = model.tokenizer
         self.config = model.config
         self._params: Params | None = model.params

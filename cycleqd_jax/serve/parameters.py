@@ -114,9 +114,7 @@ def completion_parameters(body: Mapping[str, Any]) -> Sampling:
     if body.get("logprobs") not in (None, False):
         raise unsupported("logprobs", LOGPROBS)
     if body.get("echo") not in (None, False):
-        raise unsupported(
-            "echo", "expected no echo, which this server does not support; put the prompt before the reply yourself"
-        )
+        raise unsupported("echo", "expected no echo, which this server does not support; leave the key out")
     if body.get("suffix") not in (None, ""):
         raise unsupported("suffix", "expected no suffix, which this server does not support; leave the key out")
     found = _sampling(body, limit=16 if body.get("max_tokens") is None else _limit(body, "max_tokens"))
@@ -137,14 +135,14 @@ def chat_messages(body: Mapping[str, Any]) -> list[Message]:
     return [_message(i, message) for i, message in enumerate(messages)]
 
 
-def completion_prompts(body: Mapping[str, Any]) -> list[str | list[int]]:
+def completion_prompts(body: Mapping[str, Any]) -> Sequence[str | list[int]]:
     """The prompts of a completion: texts, or lists of token ids.
 
     Raises:
         ApiError: they are something else.
     """
     prompt = body.get("prompt")
-    prompts = prompt if isinstance(prompt, list) and prompt and not _is_ids(prompt) else [prompt]
+    prompts: list[Any] = prompt if isinstance(prompt, list) and prompt and not _is_ids(prompt) else [prompt]
     for one in prompts:
         if isinstance(one, str):
             _check_text("prompt", one)
@@ -170,9 +168,7 @@ def _message(i: int, message: Any) -> Message:
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
         if not all(isinstance(part, str) for part in parts):
-            raise invalid(
-                f"{where}.content", f"expected parts of type text in {where}, got another part; this server reads text"
-            )
+            raise invalid(f"{where}.content", f"expected parts of type text in {where}, got another; send text")
         content = "".join(str(part) for part in parts)
     if not isinstance(content, str):
         raise invalid(f"{where}.content", f"expected a text as content of {where}, got {_kind(content)}; correct it")

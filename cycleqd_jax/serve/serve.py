@@ -81,7 +81,8 @@ def serve(what: str, options: Options, log: Callable[[str], None] = lambda line:
         log: called with single lines.
 
     Raises:
-        InputError: the model or the run can't be read, an option does not fit, the address can't be used, or a package is missing.
+        InputError: the model or the run can't be read, an option does not fit, the address can't be used, or a package is
+            missing.
     """
     for package in ("starlette", "uvicorn"):
         try:

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from cycleqd_jax.serve.worker import EngineWorker
 from cycleqd_jax.types import InputError
 
-__all__ = ["is_loopback", "run_server"]
+__all__ = ["is_loopback", "run_server", "server_config"]
 
 CONNECTIONS = 512
 """The most connections at a time; further ones get status 503."""
@@ -64,10 +64,9 @@ def run_server(
         asyncio.run(_serve(app, worker, listener, grace_s, on_ready))
 
 
-async def _serve(
-    app: Starlette, worker: EngineWorker, listener: socket.socket, grace_s: float, on_ready: Callable[[str], None]
-) -> None:
-    config = uvicorn.Config(
+def server_config(app: Starlette) -> uvicorn.Config:
+    """How the server speaks HTTP: no log of requests, and bounds on connections and headers."""
+    return uvicorn.Config(
         app,
         lifespan="off",
         log_level="warning",
@@ -78,7 +77,12 @@ async def _serve(
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server, loop, stop = _Server(config), asyncio.get_running_loop(), asyncio.Event()
+
+
+async def _serve(
+    app: Starlette, worker: EngineWorker, listener: socket.socket, grace_s: float, on_ready: Callable[[str], None]
+) -> None:
+    server, loop, stop = _Server(server_config(app)), asyncio.get_running_loop(), asyncio.Event()
     received = 0
 
     def on_signal() -> None:

@@ -4,8 +4,8 @@ The engine holds the weights of one model at a time. The policy:
 
 - Models with waiting requests form a ring, in the order in which they began to wait. The first of them gets a turn.
 - In its turn the model's requests start in the order of their arrival, as slots become free.
-- Once requests of other models wait, the turn ends after ``turn`` host syncs. Requests that are being decoded are finished, and no
-  more of them are started. A model that still has waiting requests goes to the end of the ring.
+- Once requests of other models wait, the turn ends after ``turn`` host syncs. Requests that are being decoded are finished, and
+  no more of them are started. A model that still has waiting requests goes to the end of the ring.
 
 So a model waits at most for one turn of each model before it in the ring, and a turn is as long as ``turn`` host syncs and the
 longest reply. Nothing depends on time.

@@ -21,7 +21,8 @@ class WeightCache:
     """Expressed weights of models; those that were not used for the longest time make room for others. Not thread-safe.
 
     Args:
-        express: makes the weights of a key, and says whether they are new arrays. Others are not kept: they are in memory anyway.
+        express: makes the weights of a key, and says whether they are new arrays. Others are not kept here, because someone
+            else keeps them.
         limit: the most bytes that are kept. A model that is larger is expressed anew every time.
 
     Attributes:

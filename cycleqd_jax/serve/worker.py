@@ -128,8 +128,8 @@ class EngineWorker:
             accepted = len(self._turns) + len(self._running)
             if accepted + len(tickets) > self.capacity:
                 raise QueueFull(
-                    f"the server has {accepted} replies to generate, and takes {self._engine.slots} at a time and {self._limit} "
-                    "that wait; try again later"
+                    f"expected at most {self.capacity} replies at a time, got {len(tickets)} more beside {accepted}; try "
+                    "again later"
                 )
             self._turns.add(tickets)
             self._wake.notify_all()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +30,7 @@ CHAT = COMMON | {
     "response_format", "safety_identifier", "tool_choice", "tools", "top_logprobs", "verbosity",
 }  # fmt: skip
 COMPLETION = COMMON | {"best_of", "echo", "prompt", "suffix"}
-LOGPROBS = "expected no logprobs, which this server's engine does not return; leave the key out"
+LOGPROBS = "expected no logprobs, got a request for them, which this server can't answer; leave the key out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +89,9 @@ def chat_parameters(body: Mapping[str, Any]) -> Sampling:
     _check_known(body, CHAT)
     for key in ("tools", "tool_choice"):
         if body.get(key) not in (None, [], "none"):
-            raise unsupported(key, f"expected no {key}, which this server does not support; write tools into the messages")
+            raise unsupported(
+                key, f"expected no {key}, got some, which this server does not support; write tools into the messages"
+            )
     kind = body.get("response_format")
     if kind is not None and not (isinstance(kind, dict) and kind.get("type") == "text"):
         raise unsupported("response_format", "expected response_format text, got another; this server does not enforce forms")
@@ -114,9 +115,9 @@ def completion_parameters(body: Mapping[str, Any]) -> Sampling:
     if body.get("logprobs") not in (None, False):
         raise unsupported("logprobs", LOGPROBS)
     if body.get("echo") not in (None, False):
-        raise unsupported("echo", "expected no echo, which this server does not support; leave the key out")
+        raise unsupported("echo", "expected no echo, got one, which this server does not support; leave the key out")
     if body.get("suffix") not in (None, ""):
-        raise unsupported("suffix", "expected no suffix, which this server does not support; leave the key out")
+        raise unsupported("suffix", "expected no suffix, got one, which this server does not support; leave the key out")
     found = _sampling(body, limit=16 if body.get("max_tokens") is None else _limit(body, "max_tokens"))
     if body.get("best_of") not in (None, found.n):
         raise unsupported("best_of", "expected best_of to equal n, got another value; this server returns all replies")
@@ -184,7 +185,9 @@ def _sampling(body: Mapping[str, Any], *, limit: int | None) -> Sampling:
         if body.get(key) not in (None, 0):
             raise unsupported(key, f"expected {key} 0, got another value; this server has no penalties")
     if body.get("logit_bias") not in (None, {}):
-        raise unsupported("logit_bias", "expected no logit_bias, which this server does not support; leave the key out")
+        raise unsupported(
+            "logit_bias", "expected no logit_bias, got one, which this server does not support; leave the key out"
+        )
     seed = body.get("seed")
     if seed is None:
         seed = secrets.randbelow(SEEDS)
@@ -237,7 +240,7 @@ def _number(body: Mapping[str, Any], key: str, low: float, high: float, *, above
     value = body.get(key)
     if value is None:
         return 1.0
-    fits = type(value) in (int, float) and math.isfinite(value) and low <= value <= high and not (above and value == low)
+    fits = type(value) in (int, float) and low <= value <= high and not (above and value == low)
     if not fits:
         least = f"above {low:g}" if above else f"from {low:g}"
         raise invalid(key, f"expected {key} to be a number {least} to {high:g}, got {_shown(value)}; correct it")

@@ -89,9 +89,7 @@ def chat_parameters(body: Mapping[str, Any]) -> Sampling:
     _check_known(body, CHAT)
     for key in ("tools", "tool_choice"):
         if body.get(key) not in (None, [], "none"):
-            raise unsupported(
-                key, f"expected no {key}, got some, which this server does not support; write tools into the messages"
-            )
+            raise unsupported(key, f"expected no {key}, got some, which this server does not support; leave the key out")
     kind = body.get("response_format")
     if kind is not None and not (isinstance(kind, dict) and kind.get("type") == "text"):
         raise unsupported("response_format", "expected response_format text, got another; this server does not enforce forms")
@@ -185,9 +183,7 @@ def _sampling(body: Mapping[str, Any], *, limit: int | None) -> Sampling:
         if body.get(key) not in (None, 0):
             raise unsupported(key, f"expected {key} 0, got another value; this server has no penalties")
     if body.get("logit_bias") not in (None, {}):
-        raise unsupported(
-            "logit_bias", "expected no logit_bias, got one, which this server does not support; leave the key out"
-        )
+        raise unsupported("logit_bias", "expected no logit_bias, got one, which is not supported; leave the key out")
     seed = body.get("seed")
     if seed is None:
         seed = secrets.randbelow(SEEDS)

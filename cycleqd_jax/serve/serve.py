@@ -96,8 +96,11 @@ def serve(what: str, options: Options, log: Callable[[str], None] = lambda line:
     from cycleqd_jax.serve.server import is_loopback, run_server
 
     key = options.key if options.key is not None else os.environ.get(KEY_VARIABLE)
-    if key is not None and not key.strip():
-        raise InputError(f"expected a key in --api-key or {KEY_VARIABLE}, got an empty one; give a key, or none")
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+        raise InputError(
+            f"expected a key of printable ASCII characters in --api-key or {KEY_VARIABLE}, got an empty or another one; give "
+            "another key, or none"
+        )
     local = is_loopback(options.host)
     if not local and key is None:
         log(f"warning: {options.host} may be reached from other machines, and there is no key; set {KEY_VARIABLE}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ..engine.conftest import few
-from ..report.conftest import make_run
+from ..report.conftest import make_run, undrawn
 from ..small_run import finished
 from .small_server import MAX_LEN, NAMES, SLOTS, SeveralModels, serving, tiny_model, tiny_tokenizer
 
-__all__ = ["finished", "make_run"]
+__all__ = ["finished", "make_run", "undrawn"]
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 python scripts/bench_serve.py [--clients 64] [--seconds 120] [--model MODEL] [--markdown]
 
-The server is a process of its own: `cycleqd serve`, of a small random model unless --model names one. Clients are of five kinds,
-in turn: streams, whole replies, streams that the client leaves after a few tokens, streams that are read slowly, and bodies that
+The server is a process of its own: `cycleqd serve`, of a small random model unless --model names one. Clients are of five
+kinds, in turn: streams, whole replies, streams that are left after a few tokens, streams that are read slowly, and bodies that
 are malformed or too large. A request that is refused with status 429 is repeated after a pause and is not counted as lost.
 """
 

@@ -13,8 +13,9 @@ import openai
 import pytest
 
 from cycleqd_jax.serve import Job
+from cycleqd_jax.serve.http import EventStream
 
-from .small_server import MAX_LEN, NAMES, SLOTS, SeveralModels, serving
+from .small_server import MAX_LEN, NAMES, SeveralModels, serving
 
 WAIT_S = 120
 HELLO = [{"role": "user", "content": "hello world"}]
@@ -145,7 +146,7 @@ def test_errors_have_the_form_of_the_api(server):
         (400, post(server, json=body(nothing=1))),
         (400, post(server, json=body(messages=[]))),
         (400, post(server, json=body(logprobs=True))),
-        (400, post(server, json=body(n=16, stream=True))),
+        (400, post(server, json=body(n=17))),
         (400, post(server, "/v1/completions", json={"model": "one", "prompt": [10**6]})),
         (404, post(server, json=body(model="four"))),
         (404, post(server, "/v1/nothing", json={})),
@@ -183,14 +184,43 @@ def raw(server, request):
     return connection
 
 
+class Gated(SeveralModels):
+    """Its models can be had once ``gate`` is set."""
+
+    def __init__(self, models):
+        super().__init__(models)
+        self.gate = threading.Event()
+
+    def express(self, key):
+        assert self.gate.wait(WAIT_S)
+        return super().express(key)
+
+
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_leaves_the_engine(server, stream):
-    before = server.worker.state().cancelled
-    server_busy = [raw(server, body(max_tokens=80, stream=stream, temperature=2, seed=s)) for s in range(2 * SLOTS)]
-    for connection in server_busy:
-        connection.close()
-    until(lambda: server.worker.state().running == server.worker.state().waiting == 0)
-    assert server.worker.state().cancelled > before
+def test_a_client_that_goes_away_leaves_the_queue(models, stream):
+    catalog = Gated(models)
+    with serving(catalog) as server:
+        clients = [raw(server, body(stream=stream)) for _ in range(3)]
+        until(lambda: server.worker.state().waiting == 3)
+        for client in clients[:2]:
+            client.close()
+        until(lambda: server.worker.state().cancelled == 2)
+        catalog.gate.set()
+        with clients[2] as client, client.makefile("rb") as answer:
+            assert answer.readline().startswith(b"HTTP/1.1 200")
+        until(lambda: server.worker.state().running == 0)
+
+
+def test_a_client_that_goes_away_leaves_the_engine(models, monkeypatch):
+    with serving(SeveralModels(models)) as server:
+        advance = server.worker._engine.advance
+        monkeypatch.setattr(server.worker._engine, "advance", lambda: time.sleep(0.3) or advance())
+        with raw(server, body(max_tokens=80, stream=True)) as client, client.makefile("rb") as stream:
+            while b'"content":"' not in (line := stream.readline()) or b'"content":""' in line:
+                assert line
+            assert server.worker.state().running == 1
+        until(lambda: server.worker.state().cancelled == 1)
+        assert server.worker.state().running == 0
 
 
 def test_a_slow_reader_stops_nobody_and_gets_everything(server, reference, tokenizer):
@@ -227,18 +257,6 @@ def test_a_key(models):
             assert client.get("/v1/models").status_code == 200
 
 
-class Gated(SeveralModels):
-    """Its models can be had once ``gate`` is set."""
-
-    def __init__(self, models):
-        super().__init__(models)
-        self.gate = threading.Event()
-
-    def express(self, key):
-        assert self.gate.wait(WAIT_S)
-        return super().express(key)
-
-
 def test_a_full_queue_says_when_to_come_back(models):
     catalog = Gated(models)
     with serving(catalog, slots=1, waiting=1) as server:
@@ -273,3 +291,22 @@ def test_a_server_that_stops_refuses_new_requests(models):
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "unavailable"
         assert httpx.get(f"{server.address}/health").json()["status"] == "stopping"
+
+
+def test_a_client_that_never_reads_is_dropped():
+    closed = []
+
+    async def values():
+        while True:
+            yield {"text": "x"}
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # the socket is full
+
+    stream = EventStream(values(), 0.05, lambda: closed.append(True))
+    asyncio.run(asyncio.wait_for(stream({"type": "http"}, receive, send), WAIT_S))
+    assert closed == [True]

@@ -275,7 +275,7 @@ def test_a_full_queue_says_when_to_come_back(models):
 
 def test_a_reply_that_the_end_of_the_server_cuts_off(models):
     catalog = Gated(models)
-    with serving(catalog) as server, raw(server, body(stream=True)) as client:
+    with serving(catalog) as server, raw(server, body(stream=True, max_tokens=80)) as client:
         until(lambda: server.worker.state().waiting == 1)
         server.worker.abandon()
         catalog.gate.set()

@@ -18,7 +18,10 @@ def bench():
     ("clients", "seconds", "growth_mib"),
     [(16, 5, 64), pytest.param(64, 120, 64, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
-def test_clients_of_all_kinds(bench, capsys, clients, seconds, growth_mib):
+def test_clients_of_all_kinds(bench, capsys, compiled, monkeypatch, tmp_path, clients, seconds, growth_mib):
+    monkeypatch.chdir(tmp_path)
+    for name, value in compiled.items():
+        monkeypatch.setenv(name, value)
     found = bench.measure(None, clients, seconds, warm_up_s=3 if seconds < 60 else 20)
     with capsys.disabled():
         print(f"\n{json.dumps(found)}")

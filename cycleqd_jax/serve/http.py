@@ -23,6 +23,9 @@ COOKIE = "cycleqd_session"
 BODY_S = 30.0
 """Seconds in which a body must arrive."""
 
+DISCARDED = 2**24
+"""Bytes of a body that is too large that are read and dropped, so that the client reads the answer instead of a reset."""
+
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/", "/health", "/session")
 """Paths that need no key: they show nothing of models and run."""
@@ -59,26 +62,26 @@ async def read_body(request: Request, limit: int) -> bytes:
     if kind != "application/json":  # a page of another site can't send this type without asking first
         raise ApiError(415, f"expected Content-Type application/json, got {kind[:80] or 'none'!r}; set the header")
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared[:20]) > limit:
-        raise _too_large(limit)
+    too_large = declared.isdecimal() and int(declared[:20]) > limit
     parts, size = [], 0
     try:
         async with asyncio.timeout(BODY_S):
             async for part in request.stream():
                 size += len(part)
-                if size > limit:
-                    raise _too_large(limit)
-                parts.append(part)
+                too_large = too_large or size > limit
+                if not too_large:
+                    parts.append(part)
+                elif size > max(limit, DISCARDED):
+                    break
     except TimeoutError:
-        raise ApiError(408, f"expected the whole body within {BODY_S:.0f} s, got a part of it; send it faster") from None
+        if not too_large:
+            message = f"expected the whole body within {BODY_S:.0f} s, got a part of it; send it faster"
+            raise ApiError(408, message) from None
+    if too_large:
+        headers = {"Connection": "close"}
+        message = f"expected a body of at most {limit} bytes, got more; shorten it"
+        raise ApiError(413, message, code="body_too_large", headers=headers)
     return b"".join(parts)
-
-
-def _too_large(limit: int) -> ApiError:
-    headers = {"Connection": "close"}
-    return ApiError(
-        413, f"expected a body of at most {limit} bytes, got more; shorten it", code="body_too_large", headers=headers
-    )
 
 
 async def disconnected(receive: Receive) -> None:

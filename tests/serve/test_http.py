@@ -152,6 +152,7 @@ def test_errors_have_the_form_of_the_api(server):
         (404, post(server, "/v1/nothing", json={})),
         (405, httpx.get(f"{server.address}/v1/completions")),
         (413, post(server, json=body(user="x" * 2**20))),
+        (413, post(server, content=b"x" * 2**23, headers={"Content-Type": "application/json"})),
         (413, post(server, content=iter([b"x" * 2**19] * 3), headers={"Content-Type": "application/json"})),
         (415, post(server, content=json.dumps(body()), headers={"Content-Type": "text/plain"})),
         (500, post(server, json=body(model="broken"))),

@@ -16,7 +16,7 @@ def bench():
 
 @pytest.mark.parametrize(
     ("clients", "seconds", "growth_mib"),
-    [(16, 5, 64), pytest.param(64, 120, 64, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    [(16, 5, 32), pytest.param(64, 120, 32, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
 def test_clients_of_all_kinds(bench, capsys, compiled, monkeypatch, tmp_path, clients, seconds, growth_mib):
     monkeypatch.chdir(tmp_path)

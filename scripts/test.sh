@@ -23,6 +23,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
   echo "pysodmetrics can't be installed here; the tests that need it are skipped" >&2
 # The program of a database server; tests start their own, and skip where it is absent.
 [ -x "$(PATH=$PATH:/usr/sbin command -v mariadbd)" ] || _apt mariadb-server-core mariadb-client-core
+# A browser for the page of the server; its tests skip where it is absent.
+command -v chromedriver >/dev/null || _apt chromium chromium-driver
 export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"
 export CYCLEQD_VISION="${CYCLEQD_VISION:-$(dirname "$PWD")/shared/vision}"
 .venv/bin/ruff check .

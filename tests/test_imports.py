@@ -42,17 +42,18 @@ ARROWS = {
     "search": {"types", "individual", "files", "evaluation"},
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files", "schema", "statistics"},
-    "runs": EVERYTHING - {"cli", "lm_eval", "merging", "runs", "statistics", "tool_calls", "py"},
+    "runs": EVERYTHING - {"cli", "lm_eval", "merging", "runs", "serve", "statistics", "tool_calls", "py"},
     "lm_eval": {"types", "models", "engine", "runs"},
+    "serve": {"types", "compilation", "config", "models", "engine", "report", "runs", "search"},
     "cli": {
         "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "merging", "plan",
-        "processes", "report", "runs", "version"
+        "processes", "report", "runs", "serve", "version"
     },
     "__init__": {
         "types", "config", "operators", "genome", "algorithms", "engine", "sandbox", "tasks", "report", "runs", "version"
     },
 }  # fmt: skip
-HEAVY = ("transformers", "qdax", "orbax", "matplotlib", "yaml", "torch")
+HEAVY = ("transformers", "qdax", "orbax", "matplotlib", "yaml", "torch", "starlette", "uvicorn")
 
 
 def room_of(path: Path) -> str:

@@ -21,6 +21,7 @@ EXTRAS = {
     "mysql": ("pymysql", "DBBench on a MySQL or MariaDB server"),
     "notebook": ("ipywidgets", "progress bars in notebooks"),
     "ray": ("ray", "workers on a Ray cluster"),
+    "serve": ("uvicorn", "`cycleqd serve`"),
     "tensorboard": ("tensorboardX", "logs of a search for TensorBoard"),
     "wandb": ("wandb", "logs of a search for Weights & Biases"),
     "mlflow": ("mlflow", "logs of a search for MLflow"),

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cycleqd_jax.runs.export import Wanted, export_from_folder
+from cycleqd_jax.runs.export import export_from_folder
+from cycleqd_jax.runs.wanted import Wanted
 from cycleqd_jax.types import InputError
 
 __all__ = ["export_from_run", "names_a_run"]
@@ -52,18 +53,7 @@ def export_from_run(args: argparse.Namespace, command: Sequence[str]) -> None:
     if args.child is not None:
         wanted = Wanted("child", id=args.child)
     elif args.elite is not None:
-        wanted = _elite(args.elite)
+        wanted = Wanted.elite(args.elite)
     elif args.selected or args.aggregate or args.best_elite:
         wanted = Wanted("selected" if args.selected else "aggregate" if args.aggregate else "best_elite")
     print(f"model: {export_from_folder(args.config, wanted, args.output, command=command)}")
-
-
-def _elite(text: str) -> Wanted:
-    task, _, cell = text.rpartition("/")
-    try:
-        bins = tuple(int(part) for part in cell.split(","))
-    except ValueError:
-        bins = ()
-    if not task or not bins:
-        raise InputError(f"expected --elite TASK/CELL such as mbpp/3,7, got {text!r}; give a task and the bins of a cell")
-    return Wanted("elite", task=task, cell=bins)

@@ -111,6 +111,10 @@ def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:
         from cycleqd_jax.cli.generate import generate
 
         generate(args.model, sys.stdin.read() if args.prompt == "-" else args.prompt, args.max_new_tokens)
+    elif args.command == "serve":
+        from cycleqd_jax.cli.serve import serve_models
+
+        serve_models(args)
     elif args.command == "segment":
         from cycleqd_jax.cli.segment import segment
 

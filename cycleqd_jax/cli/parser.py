@@ -181,6 +181,7 @@ def _add_models(add: Add) -> None:
     generate.add_argument("model", metavar="MODEL", help=MODEL)
     generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from standard input")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (256)")
+    _add_serve(add)
     segment = add("segment", "segment one image with a Segment Anything model")
     segment.add_argument("model", metavar="MODEL", help="folder of Segment Anything, such as runs/sam_pol_skl/model")
     segment.add_argument("image", metavar="IMAGE", type=Path, help="image file")
@@ -215,6 +216,37 @@ def _add_models(add: Add) -> None:
     merge.add_argument("config", metavar="CONFIG", type=Path, help="mergekit's YAML file")
     merge.add_argument("folder", metavar="DIR", type=Path, help="the Hugging Face folder to write")
     merge.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random masks of DARE (0)")
+
+
+def _add_serve(add: Add) -> None:
+    command = add("serve", "answer OpenAI's API with a model, or with all models of a run, and show the run's report")
+    command.epilog = (
+        "Of a run, the models are final, base, expert:TASK, elite:TASK/CELL and child:ID; the run may still go on. SIGTERM or "
+        "Ctrl-C finishes the accepted requests and exits with 0. Needs the extra serve."
+    )
+    command.add_argument("model", metavar="MODEL|RUN", help=f"{MODEL}; or a run folder, such as runs/quickstart")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    command.add_argument("--port", type=int, default=8000, metavar="N", help="port; 0 takes a free one (8000)")
+    command.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="key that clients must give; better set it as CYCLEQD_API_KEY in the environment, which other users can't see",
+    )
+    command.add_argument("--slots", type=int, default=8, metavar="N", help="replies that are decoded at the same time (8)")
+    command.add_argument("--waiting", type=int, default=64, metavar="N", help="most requests that wait for a slot (64)")
+    command.add_argument(
+        "--max-len", type=int, metavar="N", help="most tokens of a prompt and its reply (the model's positions, at most 2048)"
+    )
+    command.add_argument(
+        "--weights-gib", type=float, default=4.0, metavar="G", help="memory that keeps models of a run ready, in GiB (4)"
+    )
+    command.add_argument("--max-body", type=int, default=2**20, metavar="BYTES", help="most bytes of a request (1048576)")
+    command.add_argument(
+        "--stall-s", type=float, default=60.0, metavar="S", help="seconds that a client may leave its stream unread (60)"
+    )
+    command.add_argument(
+        "--grace-s", type=float, default=30.0, metavar="S", help="seconds to finish accepted requests after SIGTERM (30)"
+    )
 
 
 def _add_plan(add: Add) -> None:

@@ -13,7 +13,7 @@ from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer, open_tokenizer, read_stop_tokens
-from cycleqd_jax.types import InputError, Params
+from cycleqd_jax.types import InputError, Params, no_progress
 
 __all__ = ["NAME", "SLOTS", "LoadedModel", "check_arguments", "load", "make_engine", "parameters_of"]
 
@@ -72,15 +72,16 @@ def load(*, pretrained: str | None, run: str | None, child: int | None, dtype: s
 
 def _rebuilt(run: str, child: int | None, dtype: str | None) -> LoadedModel:
     # The stages of a run are imported where one is named: they take seconds.
-    from cycleqd_jax.runs.export import Wanted, rebuilt_model
+    from cycleqd_jax.runs.wanted import RunModels, Wanted
 
     if dtype is not None:
         raise InputError(f"expected no dtype beside run={run}, whose genomes have that of the run, got {dtype}; leave it out")
-    found = rebuilt_model(run, None if child is None else Wanted("child", id=child), log=lambda line: None)
-    config, processor = found.models.config, found.models.processor
-    if not isinstance(config, LlamaConfig) or not isinstance(processor, ChatTokenizer):
-        raise InputError(f"expected a run of language models, got one of Segment Anything in {run}; give another run")
-    return LoadedModel(config, found.params, processor.transformers_tokenizer, processor.stop_ids)
+    with RunModels(run, no_progress, lambda line: None) as found:
+        config, processor = found.models.config, found.models.processor
+        if not isinstance(config, LlamaConfig) or not isinstance(processor, ChatTokenizer):
+            raise InputError(f"expected a run of language models, got one of Segment Anything in {run}; give another run")
+        params = found.params(None if child is None else Wanted("child", id=child))
+    return LoadedModel(config, params, processor.transformers_tokenizer, processor.stop_ids)
 
 
 def _tokenizer(model: str) -> tuple[Any, tuple[int, ...]]:

@@ -187,17 +187,23 @@ class ChatTokenizer:
         """The id of the bos token, if there is one."""
         return self._tokenizer.bos_token_id
 
-    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True, *, remember: bool = True) -> list[int]:
         """The token ids of a conversation, as the template renders it.
 
         Args:
             messages: the conversation, which may offer tools; see :attr:`tool_support`.
             add_generation_prompt: append the header of the assistant's next message.
+            remember: keep the ids for the next call with this conversation.
 
         Raises:
             InputError: the template raises an error for the conversation.
         """
-        return list(self._encode_cached(tuple(map(message_key, messages)), add_generation_prompt))
+        encode = self._encode_cached if remember else self._encode
+        return list(encode(tuple(map(message_key, messages)), add_generation_prompt))
+
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of a plain text, with the tokens that the tokenizer puts before every text; no template is used."""
+        return list(self._tokenizer(text)["input_ids"])
 
     def encode_for_training(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """The token ids of a conversation, and a mask of the tokens to learn.

@@ -20,11 +20,11 @@ from cycleqd_jax.config import RunConfig, load_config
 from cycleqd_jax.files import digest
 from cycleqd_jax.models.files import hub
 from cycleqd_jax.report.read import load_items, load_results, load_selection
-from cycleqd_jax.runs.export import recorded_folders
 from cycleqd_jax.runs.folder import folder_digest
 from cycleqd_jax.runs.origin import Origin, differences, open_origin
 from cycleqd_jax.runs.replay import replay, total_individuals
 from cycleqd_jax.runs.searchers import grid_of
+from cycleqd_jax.runs.wanted import recorded_folders
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.search import Journal, StoredState, checkpoint_steps, read_checkpoint, tree_digest
 from cycleqd_jax.search.checkpoint import SCHEMA

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.config import RunConfig, load_config, to_dict
-from cycleqd_jax.runs.export import recorded_folders
 from cycleqd_jax.runs.folder import check_folder
 from cycleqd_jax.runs.origin import open_origin, read_finished
 from cycleqd_jax.runs.run import Run
+from cycleqd_jax.runs.wanted import recorded_folders
 from cycleqd_jax.types import InputError, Progress
 
 __all__ = ["extend"]

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused(finished, bare, capsys):
         (["--child", "999"], "expected individual 999, got 11 others"),
         (["--elite", "mbpp/99,99"], "expected a filled cell of the archive of mbpp, such as"),
         (["--elite", "nothing/0,0"], "expected a task of the run (mbpp, dbbench, os_interaction), got 'nothing'"),
-        (["--elite", "mbpp"], "expected --elite TASK/CELL such as mbpp/3,7, got 'mbpp'"),
+        (["--elite", "mbpp"], "expected an elite TASK/CELL such as mbpp/3,7, got 'mbpp'"),
         (["seed=3"], "expected no overrides for a run folder"),
         (["--child", "4", "--output", str(bare / "tables")], "expected a new place or a model folder to replace"),
     ):

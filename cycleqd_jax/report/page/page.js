@@ -71,7 +71,7 @@
       for (const [, id] of archive.values()) if (top === null || data.individuals[id].scores[task] > data.individuals[top].scores[task]) top = id;
       if (top === null) return;
       const text = `Best ${data.tasks[task]}: ${title(top)} (${percent(data.individuals[top].scores[task])}%)`;
-      make(champions, "button", { type: "button" }, text).addEventListener("click", () => choose(top));
+      make(champions, "button", { type: "button" }, text).addEventListener("click", () => pick(top));
     });
   }
 
@@ -94,6 +94,12 @@
       if (value < 0) bar.style.opacity = 0.4;
       make(row, "span", {}, text(value));
     });
+  }
+
+  function pick(id) {
+    choose(id);
+    // A page of the same server that shows this one in a frame may ask the individual.
+    if (window.parent !== window && location.protocol.startsWith("http")) window.parent.postMessage({ individual: id }, location.origin);
   }
 
   function choose(id) {
@@ -139,8 +145,8 @@
       make(node, ":text", { x: 9, y: 15 }, one.expert !== null ? one.expert.slice(0, 17) : `#${id} · gen ${one.generation}`);
       make(node, ":text", { x: 9, y: 29, class: "sub" }, one.scores.map((score) => Math.round(100 * score)).join(" / "));
       make(node, ":title", {}, describe(id));
-      node.addEventListener("click", () => choose(id));
-      node.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose(id)));
+      node.addEventListener("click", () => pick(id));
+      node.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), pick(id)));
       return y;
     }
     place(root, 0);
@@ -165,7 +171,7 @@
       tip.style.top = `${y + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 12 : y}px`;
     });
     svg.addEventListener("pointerleave", () => (tip.hidden = true));
-    svg.addEventListener("click", (event) => event.target.dataset.id !== undefined && choose(Number(event.target.dataset.id)));
+    svg.addEventListener("click", (event) => event.target.dataset.id !== undefined && pick(Number(event.target.dataset.id)));
   }
 
   const slider = $("generation");

@@ -1,0 +1,85 @@
+"""The objects of OpenAI's API that answer a request: whole, or as the chunks of a stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from cycleqd_jax.serve.jobs import News
+
+__all__ = ["Answer", "to_bytes", "usage_of"]
+
+
+def usage_of(prompt: int, completion: int) -> dict[str, int]:
+    """The tokens of a request: those of its prompts, each counted once, and those of all replies, with their stop tokens."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the objects of one answer have in common.
+
+    Attributes:
+        kind: of the request.
+        id: of the answer.
+        created: seconds since 1970.
+        model: the name that the request gave.
+        prompt_tokens: of the request.
+        usage: whether a stream ends with the number of tokens.
+    """
+
+    kind: Literal["chat", "completion"]
+    id: str
+    created: int
+    model: str
+    prompt_tokens: int
+    usage: bool
+
+    def whole(self, replies: Sequence[News]) -> dict[str, Any]:
+        """The answer that is not streamed, of complete replies."""
+        chat = self.kind == "chat"
+        choices = []
+        for i, reply in enumerate(replies):
+            content = (
+                {"message": {"role": "assistant", "content": reply.text, "refusal": None}} if chat else {"text": reply.text}
+            )
+            choices.append({"index": i, **content, "logprobs": None, "finish_reason": reply.finish})
+        tokens = usage_of(self.prompt_tokens, sum(reply.tokens for reply in replies))
+        return {**self._head("chat.completion" if chat else "text_completion"), "choices": choices, "usage": tokens}
+
+    def first(self, count: int) -> Iterator[dict[str, Any]]:
+        """The chunks with which a stream begins: of a chat, the role of every reply."""
+        if self.kind == "chat":
+            for i in range(count):
+                yield self._chunk(i, {"role": "assistant", "content": ""}, None)
+
+    def more(self, i: int, news: News) -> Iterator[dict[str, Any]]:
+        """The chunks of what is new in a reply; the one with the finish reason has no text."""
+        if news.text:
+            yield self._chunk(i, {"content": news.text}, None)
+        if news.finish is not None:
+            yield self._chunk(i, {}, news.finish)
+
+    def last(self, completion: int) -> Iterator[dict[str, Any]]:
+        """The chunk with the number of tokens, where the client wants it."""
+        if self.usage:
+            yield {**self._head(self._chunk_kind), "choices": [], "usage": usage_of(self.prompt_tokens, completion)}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.kind == "chat" else "text_completion"
+
+    def _chunk(self, i: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        content = {"delta": delta} if self.kind == "chat" else {"text": delta.get("content", "")}
+        found = {"choices": [{"index": i, **content, "logprobs": None, "finish_reason": finish}]}
+        return {**self._head(self._chunk_kind), **found, **({"usage": None} if self.usage else {})}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def to_bytes(value: Any) -> bytes:
+    """JSON in ASCII, which holds any text, without NaN."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -24,6 +24,7 @@ EXTRAS = {
     "serve": ("uvicorn", "`cycleqd serve`"),
     "tensorboard": ("tensorboardX", "logs of a search for TensorBoard"),
     "wandb": ("wandb", "logs of a search for Weights & Biases"),
+    "lm-eval": ("lm_eval", "lm-evaluation-harness"),
     "mlflow": ("mlflow", "logs of a search for MLflow"),
     "docs": ("mkdocs", "the documentation site"),
     "dev": ("hypothesis", "the test suite"),

@@ -82,6 +82,11 @@ def _add_stages(add: Add) -> None:
             _add_distributed(command)
         if name == "evaluate":
             command.add_argument("--model", metavar="MODEL", help="score this model instead, and write nothing")
+            command.add_argument(
+                "--suite",
+                metavar="FILE",
+                help="score all rows on other tasks, such as those of configs/suites/table3.yaml",
+            )
         if name == "export":
             _add_export(command)
         if name == "basis":

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from cycleqd_jax import report
 from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.cli.export import export_from_run, names_a_run
-from cycleqd_jax.config import RayConfig, RunConfig, load_config
+from cycleqd_jax.config import RayConfig, RunConfig, load_config, load_suite
 from cycleqd_jax.runs import Run
 from cycleqd_jax.runs.mirror import Mirror
+from cycleqd_jax.types import InputError
 
 __all__ = ["run_all", "run_stage"]
 
@@ -47,6 +48,8 @@ def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[st
     if stage in ("finetune", "basis"):  # they need no workers
         config = dataclasses.replace(config, ray=RayConfig())
     with Run(config, read_only=model is not None, command=command, mirror=mirror) as run:
+        if model is not None and getattr(args, "suite", None) is not None:
+            raise InputError("expected --model or --suite, got both; leave one out")
         if model is not None:
             for split, evaluation in run.evaluate_model(model).items():
                 scores = ", ".join(f"{k} {v:.3f}" for k, v in (evaluation.scores or {}).items())
@@ -63,6 +66,11 @@ def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[st
             merged = run.aggregate()
             for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True):
                 print(f"{name}: individual {identity}, weight {beta:.3f}")
+        if stage == "evaluate" and args.suite is not None:
+            suite = load_suite(args.suite)
+            run.evaluate_suite(suite)
+            print(report.suite_table(config.folder, suite.name).text(color=sys.stdout.isatty()))
+            return
         if stage == "evaluate":
             run.evaluate()
         if stage == "export":

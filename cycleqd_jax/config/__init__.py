@@ -17,6 +17,7 @@ from cycleqd_jax.config.schema import (
     TaskConfig,
     TinyConfig,
 )
+from cycleqd_jax.config.suite import Suite, SuiteTask, load_suite
 from cycleqd_jax.config.training import GradientConfig, MaskConfig, PrepareConfig, TrainConfig
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "RunConfig",
     "SandboxConfig",
     "SearchConfig",
+    "Suite",
+    "SuiteTask",
     "TaskConfig",
     "TinyConfig",
     "TrainConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "describe",
     "idle_groups",
     "load_config",
+    "load_suite",
     "read_yaml",
     "task_options",
     "to_dict",

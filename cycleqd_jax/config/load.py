@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -26,7 +26,9 @@ from cycleqd_jax.config.schema import RunConfig, SandboxConfig
 from cycleqd_jax.schema import without_versions
 from cycleqd_jax.types import InputError
 
-__all__ = ["check_config", "load_config", "read_yaml", "task_options", "to_dict", "to_yaml"]
+__all__ = ["check_config", "from_tree", "load_config", "read_yaml", "task_options", "to_dict", "to_yaml"]
+
+_Kind = TypeVar("_Kind")
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -73,6 +75,19 @@ def check_config(config: RunConfig) -> None:
     """
     _build(RunConfig, to_dict(config), "")
     check_keys_together(config)
+
+
+def from_tree(kind: type[_Kind], tree: Mapping[Any, Any]) -> _Kind:
+    """An object of a dataclass of settings, from plain YAML.
+
+    Args:
+        kind: the dataclass.
+        tree: its keys and values. ``${NAME}`` in a text is replaced by the environment variable NAME.
+
+    Raises:
+        InputError: naming the key, or the environment variable that is not set.
+    """
+    return _build(kind, _fill_variables(tree, ""), "")
 
 
 def task_options(overrides: Sequence[str]) -> tuple[dict[str, Any], SandboxConfig]:

@@ -163,6 +163,7 @@ def estimate_images(work: ImageWorkload, population: int, device: Device) -> lis
     return [dataclasses.replace(s, device={**s.device, "host": s.host / population}) if s.host else s for s in stages]
 
 
+@functools.cache
 def temporaries(model: sam.SamConfig, batch: int) -> tuple[int, int]:
     """Bytes that embedding and segmenting a batch of images need beside weights and results."""
     encode, decode = (_TIMES * largest_product(*given) for given in image_functions(model, batch))

@@ -25,6 +25,7 @@ from cycleqd_jax.report.read import Config, Picture, Transcript
 from cycleqd_jax.report.style import EXPERT, ramp, task_color
 from cycleqd_jax.report.tables import ResultsTable
 from cycleqd_jax.report.tables.costs import cost_caption, cost_sheets
+from cycleqd_jax.report.tables.suite import SuiteTable
 from cycleqd_jax.statistics import mean_interval
 
 __all__ = ["Page", "data_url", "render_page"]
@@ -48,6 +49,7 @@ class Page:
         table: the results.
         selection: the content of ``tables/selection.json``.
         costs: tokens, FLOPs and seconds.
+        suites: the results on tasks that the run does not know.
         workers: the records of the workers on a cluster, of all starts of the run.
         figures: name → theme → SVG.
         transcripts: episodes of the evaluation.
@@ -63,6 +65,7 @@ class Page:
     table: ResultsTable | None
     selection: Mapping[str, Any] | None
     costs: Costs | None
+    suites: Sequence[SuiteTable]
     workers: Sequence[Mapping[str, Any]]
     figures: Mapping[str, Mapping[str, bytes]]
     transcripts: Iterable[Transcript]
@@ -266,6 +269,7 @@ def render_page(page: Page) -> str:
         figures={name: {theme: data_url(svg) for theme, svg in themes.items()} for name, themes in page.figures.items()},
         errors=errors[:_MOST_ERRORS],
         errors_left=max(len(errors) - _MOST_ERRORS, 0),
+        suites=page.suites,
         costs=cost_sheets(page.costs) if page.costs else [],
         cost_caption=cost_caption(page.costs) if page.costs else "",
         workers=[_worker(one) for one in page.workers[-_MOST_WORKERS:]],

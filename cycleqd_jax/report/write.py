@@ -12,6 +12,7 @@ from cycleqd_jax.report.metrics import compute_metrics
 from cycleqd_jax.report.read import load_config, load_pictures, load_results, load_selection, load_transcripts, load_workers
 from cycleqd_jax.report.tables import results_table
 from cycleqd_jax.report.tables.costs import costs_markdown
+from cycleqd_jax.report.tables.suite import suite_names, suite_table
 from cycleqd_jax.types import InputError
 
 __all__ = ["write_report"]
@@ -100,6 +101,7 @@ def write_report(run_folder: Path) -> list[Path]:
         table=table,
         selection=load_selection(folder),
         costs=costs,
+        suites=[suite_table(folder, name) for name in suite_names(folder)],
         workers=load_workers(folder),
         figures=inline,
         transcripts=load_transcripts(folder),

@@ -23,11 +23,11 @@ from cycleqd_jax.runs.selection import Key
 from cycleqd_jax.runs.usage import evaluation_usage, write_usage
 from cycleqd_jax.types import REPORTED, Genome, Params, Split
 
-__all__ = ["lacks_rows", "measure"]
+__all__ = ["TableRow", "lacks_rows", "measure", "table_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
+class TableRow:
     """One row of the results table.
 
     Attributes:
@@ -93,7 +93,7 @@ def measure(context: Context, evolution: Evolution, isolation: str | None, *, ke
     own = {*known.scores}
     if context.shared is not None:
         add_known(known, context.shared, merge, context.log, searched=False, seed=context.config.seed)
-    rows = _rows(context, evolution, None if merge is None else _gradient_row(context, evolution, merge, known))
+    rows = table_rows(context, evolution, None if merge is None else _gradient_row(context, evolution, merge, known))
     found = Measured(keys={name: row.key for name, row in rows.items() if row.key is not None})
     if merge is not None and "gradient" not in known.scores:
         found.training["gradient"] = merge.usage() if rows["gradient"].error is None else None
@@ -134,7 +134,7 @@ def measure(context: Context, evolution: Evolution, isolation: str | None, *, ke
     return results
 
 
-def _evaluate(context: Context, evolution: Evolution, name: str, row: _Row) -> RowResult:
+def _evaluate(context: Context, evolution: Evolution, name: str, row: TableRow) -> RowResult:
     """Evaluates a row on all splits; its transcripts are written."""
     scores: dict[Split, Mapping[str, float | None]] = {}
     items: dict[Split, Mapping[str, Sequence[float]]] = {}
@@ -157,9 +157,9 @@ def _transcripts(folder: Path, method: str, split: Split) -> Path:
     return folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
 
 
-def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, known: Measured) -> _Row:
+def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, known: Measured) -> TableRow:
     """The row of gradient descent; the coefficients are found now, before anything is evaluated, unless the row is known."""
-    row = _Row(merge.express, donate=True)
+    row = TableRow(merge.express, donate=True)
     if "gradient" in known.scores:
         return row
     evolution.ensure_evaluator().unload()  # to make room
@@ -172,7 +172,7 @@ def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, 
     return row
 
 
-def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict[str, _Row]:
+def table_rows(context: Context, evolution: Evolution, gradient: TableRow | None) -> dict[str, TableRow]:
     """The rows of the results table.
 
     Args:
@@ -181,21 +181,21 @@ def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict
         gradient: the row of gradient descent, if there is one.
     """
     models, merges = context.models, Merges(context)
-    rows = {"base": _Row(models.base_params, donate=False)}
+    rows = {"base": TableRow(models.base_params, donate=False)}
     if context.config.model.prepare is not None:
-        rows = {"base": _Row(models.load_original, donate=True), "prepared_base": rows["base"]}
+        rows = {"base": TableRow(models.load_original, donate=True), "prepared_base": rows["base"]}
     for name in context.config.expert_names:
-        rows[f"expert/{name}"] = _Row(functools.partial(models.expert_params, name), donate=False)
+        rows[f"expert/{name}"] = TableRow(functools.partial(models.expert_params, name), donate=False)
     for name, folder in models.folders.baselines.items():
         if folder.exists():
-            rows[name] = _Row(functools.partial(models.load_baseline, name), donate=True)
+            rows[name] = TableRow(functools.partial(models.load_baseline, name), donate=True)
 
-    def expressed(genome: Genome, key: Key | None = None) -> _Row:
-        return _Row(functools.partial(evolution.express, genome), donate=True, key=key)
+    def expressed(genome: Genome, key: Key | None = None) -> TableRow:
+        return TableRow(functools.partial(evolution.express, genome), donate=True, key=key)
 
-    rows["uniform_merge"] = _Row(merges.uniform, donate=True)
+    rows["uniform_merge"] = TableRow(merges.uniform, donate=True)
     for name in context.config.merges:
-        rows[name] = _Row(functools.partial(merges.static, name), donate=True)
+        rows[name] = TableRow(functools.partial(merges.static, name), donate=True)
     if gradient is not None:
         rows["gradient"] = gradient
     method = context.config.search.method
@@ -211,7 +211,7 @@ def _rows(context: Context, evolution: Evolution, gradient: _Row | None) -> dict
 
 
 def _score(
-    context: Context, evolution: Evolution, method: str, row: _Row, split: Split
+    context: Context, evolution: Evolution, method: str, row: TableRow, split: Split
 ) -> tuple[Mapping[str, float | None], Mapping[str, list[float]], Mapping[str, Any]]:
     """Scores of one row on one split, the score of every problem by task, and what was used; its transcripts are written.
 

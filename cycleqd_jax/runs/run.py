@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from cycleqd_jax import report
-from cycleqd_jax.config import ModelConfig, RunConfig
+from cycleqd_jax.config import ModelConfig, RunConfig, Suite, load_suite
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
@@ -30,6 +30,7 @@ from cycleqd_jax.runs.origin import compare_origin, open_origin
 from cycleqd_jax.runs.pictures import draw_pictures
 from cycleqd_jax.runs.remote import RemoteWorkers, connect
 from cycleqd_jax.runs.results import lacks_rows, measure
+from cycleqd_jax.runs.suite import measure_suite
 from cycleqd_jax.runs.trainer import Trainer
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.types import REPORTED, InputError, Progress, Split
@@ -268,6 +269,24 @@ class Run:
         """
         opened = self._ensure_open("evaluate")
         return measure(opened.context, opened.evolution, opened.isolation)
+
+    def evaluate_suite(self, suite: str | Path | Suite) -> dict[str, Any]:
+        """Scores every row of the results table on tasks that the run does not know; writes ``tables/suite-NAME.json``.
+
+        Args:
+            suite: a YAML file (:func:`~cycleqd_jax.config.load_suite`), or what it holds.
+
+        Returns:
+            The content of the file; see :func:`~cycleqd_jax.runs.suite.measure_suite`.
+
+        Raises:
+            InputError: a key of the suite is wrong, or a task can't be opened.
+        """
+        found = suite if isinstance(suite, Suite) else load_suite(suite)
+        opened = self._ensure_open("evaluate_suite")
+        record = measure_suite(opened.context, opened.evolution, opened.sandbox, found)
+        report.write_suite(self.folder, found.name)
+        return record
 
     def results(self) -> dict[str, Any]:
         """The results table: read from the run folder, with the rows that the config names and the table lacks measured.

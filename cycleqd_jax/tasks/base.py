@@ -189,6 +189,18 @@ class RecordTask(abc.ABC, Generic[R]):
         """The fingerprint of every record; None is the train file or half, whose records train and validation share."""
         return [row.fingerprint for row in (self.pool if split is None else self.rows[split])]
 
+    def test_on_all(self, most: int | None) -> None:
+        """Makes all records test records, in the order of the digests of their ids.
+
+        Args:
+            most: how many are kept; None keeps all.
+        """
+        records = {row.where: record for split in ("train", "test") for row, record in self._pairs(split)}
+        rows = by_digest([*self.rows["train"], *self.rows["test"]])[:most]
+        self.pool = []
+        self.rows = {"train": [], "validation": [], "test": rows}
+        self.records = {"train": [], "validation": [], "test": [records[row.where] for row in rows]}
+
     def fingerprint(self, split: Split) -> str:
         """A digest of the records of the split and of all settings that affect conversations or verdicts."""
         return digest([self._fingerprint(), [row.fingerprint for row in self.rows[split]]])

@@ -106,8 +106,10 @@ def test_images_beyond_the_cache_are_embedded_by_every_model():
     assert more >= 32 * 0.5 * plan.encoder_flops(HUGE) / 67e12 * 0.9
 
 
-@pytest.mark.parametrize("model", [SMALL, MOBILE], ids=["vit", "tiny_vit"])
-@pytest.mark.parametrize("frozen", [("vision/", "prompt/"), ()], ids=["decoder", "all"])
+@pytest.mark.parametrize("model", [SMALL, pytest.param(MOBILE, marks=pytest.mark.exhaustive)], ids=["vit", "tiny_vit"])
+@pytest.mark.parametrize(
+    "frozen", [("vision/", "prompt/"), pytest.param((), marks=pytest.mark.exhaustive)], ids=["decoder", "all"]
+)
 def test_the_compiler_agrees_on_a_cpu(model, frozen):
     work = workload(model, frozen=frozen, batch=2)
     programs = {program.name.split(",")[0]: program for program in compile_images(work, CPU)}

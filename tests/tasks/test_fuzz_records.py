@@ -22,6 +22,8 @@ from cycleqd_jax.types import InputError
 from ..fuzz import fuzzed, json_values, replies
 from .db_records import ASK, INSERT
 from .test_bigcodebench import LETTERS
+from .test_choice import ARC, BOOLQ, CSQA, HELLA, MMLU, OTHER
+from .test_exact_match import HOUSE, ROBE
 from .test_fuzz_replies import MATCH, OS, PLUS
 from .test_humaneval import TWICE
 from .test_mbpp import ADD, AREA, NODE
@@ -36,6 +38,13 @@ KINDS = {
     "bigcodebench": (LETTERS,),
     "dbbench": (ASK, INSERT),
     "os_interaction": (OS, MATCH),
+    "arc": (ARC, OTHER),
+    "boolq": (BOOLQ,),
+    "commonsenseqa": (CSQA,),
+    "hellaswag": (HELLA,),
+    "mmlu": (MMLU | {"id": "m/1"},),
+    "gsm8k": (ROBE, HOUSE),
+    "bbh": ({"id": "b/1", "task": "t", "input": "question", "target": "(A)"},),
 }
 
 

@@ -54,7 +54,9 @@ class BoolQ(ChoiceTask):
     def parse(self, row: Row) -> Question:
         """Parses a record with the ``label`` true or false, as a text or not, or with the hub's ``answer``."""
         given: Any = row.fields.get("label", row.fields.get("answer"))
-        label = str(given).lower() if isinstance(given, str | bool) else {0: "false", 1: "true"}.get(given, given)
+        label = str(given).lower() if isinstance(given, str | bool) else given
+        if isinstance(label, int) and label in (0, 1):
+            label = ("false", "true")[label]
         context = f"{row.text('passage')}\nQuestion: {row.text('question')}?\nAnswer:"
         return question(row, context, ("no", "yes"), label, ("false", "true"))
 

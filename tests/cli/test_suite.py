@@ -30,7 +30,7 @@ def write_suite(folder, **changes):
         {"name": "arc", "kind": "arc", "data": str(folder / "arc.jsonl")},
         {"name": "programs", "kind": "mbpp", "data": str(folder / "problems" / "mbpp" / "test.jsonl"), "limit": 6},
     ]
-    tasks[1]["max_new_tokens"] = 40
+    tasks[1] |= {"max_new_tokens": 40, "options": dict(miniature.OPTIONS["mbpp"])}
     file = folder / "suite.yaml"
     file.write_text(yaml.safe_dump({"name": "small", "title": "Other tasks", "tasks": tasks} | changes))
     return file

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 from cycleqd_jax.engine.chat import stops_at, text_of
 from cycleqd_jax.engine.engine import Engine
-from cycleqd_jax.engine.requests import Generation
+from cycleqd_jax.engine.requests import Generation, StopWhen
 from cycleqd_jax.types import InputError, Likelihood
 
 __all__ = ["TextScorer"]
@@ -64,6 +65,17 @@ class TextScorer:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def _ends_at(self, stop: Sequence[str]) -> StopWhen | None:
+        """Ends a continuation at a stop string. It may be the name of a special token, which :meth:`decode` leaves out."""
+        if not stop:
+            return None
+        plain, special = stops_at(self, stop), stops_at(_WithSpecial(self.tokenizer), stop)
+
+        def stop_when(ids: Sequence[int]) -> int | None:
+            return min((kept for kept in (plain(ids), special(ids)) if kept is not None), default=None)
+
+        return stop_when
+
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The token ids of a context and of its continuation.
 
@@ -110,10 +122,10 @@ class TextScorer:
         Args:
             contexts: the texts.
             max_new_tokens: the most tokens of each continuation.
-            stop: strings that end a continuation and are not part of it.
+            stop: strings that end a continuation and are not part of it. A special token's name ends it too.
             temperature: 0 is greedy.
             top_p: draw from the likeliest tokens that together have this probability.
-            seed: the seed of the draws.
+            seed: the seed of the draws. A context that occurs several times has the next seeds, so that its draws differ.
 
         Raises:
             InputError: ``max_new_tokens`` leaves no room for a context, or the engine is busy.
@@ -128,18 +140,34 @@ class TextScorer:
         if self.engine.busy:
             raise InputError("expected an engine without requests, got one that is busy; finish with advance() first")
         stop = [text for text in stop if text]
+        seen: collections.Counter[str] = collections.Counter()
+        seeds: list[int] = []
+        for context in contexts:
+            seeds.append((seed + seen[context]) % 2**32)
+            seen[context] += 1
         numbers = [
             self.engine.submit(
                 (self.encode(context) or [self.prefix])[-room:],
                 max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                seed=seed,
-                stop_when=stops_at(self, stop) if stop else None,
+                seed=own,
+                stop_when=self._ends_at(stop),
             )
-            for context in contexts
+            for context, own in zip(contexts, seeds, strict=True)
         ]
         replies: dict[int, Generation] = {}
         while self.engine.busy:
             replies |= dict(self.engine.advance())
         return [text_of(self, replies[number].ids, self.engine.stop_ids, stop) for number in numbers]
+
+
+class _WithSpecial:
+    """A :class:`~cycleqd_jax.engine.chat.Decoder` that shows special tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, with the names of special tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)

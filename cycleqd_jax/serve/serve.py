@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Hashable
@@ -65,7 +66,7 @@ class Options:
         """
         least = {"slots": 1, "waiting": 0, "port": 0, "weights_gib": 0, "max_body": 1, "stall_s": 0, "grace_s": 0}
         for name, low in least.items():
-            if getattr(self, name) < low:
+            if not low <= getattr(self, name) < math.inf:  # neither is NaN
                 option = name.replace("_", "-")
                 raise InputError(f"expected --{option} to be at least {low}, got {getattr(self, name)}; correct it")
         if self.max_len is not None and self.max_len < 2:

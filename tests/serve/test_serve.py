@@ -14,7 +14,19 @@ from cycleqd_jax.types import InputError
 
 
 @pytest.mark.parametrize(
-    "option", ["--slots=0", "--waiting=-1", "--max-len=1", "--max-body=0", "--port=-1", "--weights-gib=-1"]
+    "option",
+    [
+        "--slots=0",
+        "--waiting=-1",
+        "--max-len=1",
+        "--max-body=0",
+        "--port=-1",
+        "--weights-gib=-1",
+        "--weights-gib=nan",
+        "--weights-gib=inf",
+        "--stall-s=nan",
+        "--grace-s=inf",
+    ],
 )
 def test_numbers_out_of_range(option, capsys):
     assert main(["serve", "nothing", option]) == 2

@@ -66,13 +66,15 @@ class TextScorer:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _ends_at(self, stop: Sequence[str]) -> StopWhen | None:
-        """Ends a continuation at a stop string. It may be the name of a special token, which :meth:`decode` leaves out."""
+        """Ends a continuation at a stop string. It may be a special token, which :meth:`decode` leaves out."""
         if not stop:
             return None
-        plain, special = stops_at(self, stop), stops_at(_WithSpecial(self.tokenizer), stop)
+        added = self.tokenizer.get_added_vocab()
+        special, plain = {added[text] for text in stop if text in added}, stops_at(self, stop)
 
         def stop_when(ids: Sequence[int]) -> int | None:
-            return min((kept for kept in (plain(ids), special(ids)) if kept is not None), default=None)
+            found = next((place for place, i in enumerate(ids, 1) if i in special), None)
+            return min((kept for kept in (found, plain(ids)) if kept is not None), default=None)
 
         return stop_when
 
@@ -122,7 +124,7 @@ class TextScorer:
         Args:
             contexts: the texts.
             max_new_tokens: the most tokens of each continuation.
-            stop: strings that end a continuation and are not part of it. A special token's name ends it too.
+            stop: strings that end a continuation and are not part of it. Special tokens may be among them.
             temperature: 0 is greedy.
             top_p: draw from the likeliest tokens that together have this probability.
             seed: the seed of the draws. A context that occurs several times has the next seeds, so that its draws differ.
@@ -160,14 +162,3 @@ class TextScorer:
         while self.engine.busy:
             replies |= dict(self.engine.advance())
         return [text_of(self, replies[number].ids, self.engine.stop_ids, stop) for number in numbers]
-
-
-class _WithSpecial:
-    """A :class:`~cycleqd_jax.engine.chat.Decoder` that shows special tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, with the names of special tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)

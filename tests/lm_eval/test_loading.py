@@ -60,8 +60,9 @@ def test_a_stop_string_that_is_a_special_token_ends_the_text(folder):
     stop_when = scorer._ends_at(["<|start_header_id|>", "cat"])
     first, *more = scorer.encode("dog", special=False)
     assert stop_when([first, *more]) is None
-    assert stop_when([first, special, *more]) == 2  # as lm-eval's hf, which looks for stop strings with special tokens
+    assert stop_when([first, special, *more]) == 2
     assert scorer.decode([first, special]) == scorer.decode([first])
+    assert scorer._ends_at(["header"])([first, special]) is None  # the name of another token is no text
 
 
 def test_repeats_of_a_sampled_context_differ(folder):

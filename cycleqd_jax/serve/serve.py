@@ -163,7 +163,8 @@ def make_worker(catalog: Catalog, options: Options, log: Callable[[str], None]) 
     if max_len > positions:
         raise InputError(f"expected --max-len of at most {positions}, the model's positions, got {max_len}; make it smaller")
     engine = catalog.engine(options.slots, max_len)
-    cache = WeightCache(catalog.express, int(options.weights_gib * 2**30))
+    # A single model is loaded once: it would be in memory twice if its weights were kept beside the engine's.
+    cache = WeightCache(catalog.express, 0 if catalog.run is None else int(options.weights_gib * 2**30))
 
     def load(key: Hashable) -> None:
         engine.unload()  # makes room for the weights that are expressed now

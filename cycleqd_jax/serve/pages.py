@@ -93,7 +93,7 @@ class Pages:
             if self._built is None or (stamp != self._built and self._due):
                 try:
                     await asyncio.to_thread(write_report, run)
-                except InputError as error:
+                except (InputError, OSError) as error:  # a folder may be read-only
                     raise ApiError(503, f"there is no report yet: {error}", type="server_error", code="unavailable") from error
                 self._built, self._built_at = stamp, time.monotonic()
             text = (run / "report.html").read_text("utf-8")

@@ -61,6 +61,17 @@ def test_the_version_is_not_ahead_of_the_report(models, make_run, undrawn, monke
         assert httpx.get(f"{server.address}/report/state").json()["version"] != version
 
 
+def test_a_folder_that_cannot_be_written_has_no_report(models, tmp_path, monkeypatch):
+    def refuse(run):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("cycleqd_jax.serve.pages.write_report", refuse)
+    with serving(SeveralModels(models, tmp_path)) as server:
+        answer = httpx.get(f"{server.address}/report")
+        assert answer.status_code == 503
+        assert "read-only file system" in answer.json()["error"]["message"]
+
+
 def test_a_run_without_a_journal_has_no_report_yet(models, tmp_path):
     with serving(SeveralModels(models, tmp_path)) as server:
         assert httpx.get(f"{server.address}/report").status_code == 503

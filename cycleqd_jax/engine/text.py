@@ -145,7 +145,7 @@ class TextScorer:
         seen: collections.Counter[str] = collections.Counter()
         seeds: list[int] = []
         for context in contexts:
-            seeds.append((seed + seen[context]) % 2**32)
+            seeds.append((seed + seen[context]) % 2**32 if seen[context] else seed)
             seen[context] += 1
         numbers = [
             self.engine.submit(

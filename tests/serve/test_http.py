@@ -203,6 +203,17 @@ def test_the_path_that_needs_a_key_is_that_of_the_router(monkeypatch):
     assert statuses[0] == 401
 
 
+def test_connections_that_send_no_request_are_closed(models, monkeypatch):
+    monkeypatch.setattr("cycleqd_jax.serve.server.HEAD_S", 0.3)
+    with serving(SeveralModels(models)) as server, httpx.Client(base_url=server.address) as client:
+        assert client.get("/health").status_code == 200
+        for sent in (b"", b"GET /health HTTP/1.1\r\nHost: loc"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:
+                connection.sendall(sent)
+                assert connection.recv(1) == b""
+        assert client.get("/health").status_code == 200  # on the connection that has had a request
+
+
 def test_an_error_within_a_stream(client):
     with pytest.raises(openai.APIError, match="the server failed"):
         list(client.chat.completions.create(model="broken", messages=HELLO, stream=True))

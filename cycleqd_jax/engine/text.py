@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 from cycleqd_jax.engine.chat import stops_at, text_of
 from cycleqd_jax.engine.engine import Engine
-from cycleqd_jax.engine.requests import Generation
+from cycleqd_jax.engine.requests import Generation, StopWhen
 from cycleqd_jax.types import InputError, Likelihood
 
 __all__ = ["TextScorer"]
@@ -64,6 +65,19 @@ class TextScorer:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def _ends_at(self, stop: Sequence[str]) -> StopWhen | None:
+        """Ends a continuation at a stop string. It may be a special token, which :meth:`decode` leaves out."""
+        if not stop:
+            return None
+        added = self.tokenizer.get_added_vocab()
+        special, plain = {added[text] for text in stop if text in added}, stops_at(self, stop)
+
+        def stop_when(ids: Sequence[int]) -> int | None:
+            found = next((place for place, i in enumerate(ids, 1) if i in special), None)
+            return min((kept for kept in (found, plain(ids)) if kept is not None), default=None)
+
+        return stop_when
+
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The token ids of a context and of its continuation.
 
@@ -110,10 +124,10 @@ class TextScorer:
         Args:
             contexts: the texts.
             max_new_tokens: the most tokens of each continuation.
-            stop: strings that end a continuation and are not part of it.
+            stop: strings that end a continuation and are not part of it. Special tokens may be among them.
             temperature: 0 is greedy.
             top_p: draw from the likeliest tokens that together have this probability.
-            seed: the seed of the draws.
+            seed: the seed of the draws. A context that occurs several times has the next seeds, so that its draws differ.
 
         Raises:
             InputError: ``max_new_tokens`` leaves no room for a context, or the engine is busy.
@@ -128,16 +142,21 @@ class TextScorer:
         if self.engine.busy:
             raise InputError("expected an engine without requests, got one that is busy; finish with advance() first")
         stop = [text for text in stop if text]
+        seen: collections.Counter[str] = collections.Counter()
+        seeds: list[int] = []
+        for context in contexts:
+            seeds.append((seed + seen[context]) % 2**32 if seen[context] else seed)
+            seen[context] += 1
         numbers = [
             self.engine.submit(
                 (self.encode(context) or [self.prefix])[-room:],
                 max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                seed=seed,
-                stop_when=stops_at(self, stop) if stop else None,
+                seed=own,
+                stop_when=self._ends_at(stop),
             )
-            for context in contexts
+            for context, own in zip(contexts, seeds, strict=True)
         ]
         replies: dict[int, Generation] = {}
         while self.engine.busy:

@@ -48,8 +48,8 @@ class HarnessModel:
         batch_size: int | str | None = None,
         max_length: Any = None,
         max_gen_toks: Any = 256,
-        add_bos_token: bool | None = None,
-        prefix_token_id: int | None = None,
+        add_bos_token: Any = None,
+        prefix_token_id: Any = None,
         max_batch_size: int | None = None,
         device: str | None = None,
         **others: Any,
@@ -57,15 +57,22 @@ class HarnessModel:
         super().__init__()
         ours.check_arguments(ours.parameters_of(HarnessModel.__init__), others)
         slots = _slots(batch_size)
-        for name, value in {"child": child, "max_length": max_length, "max_gen_toks": max_gen_toks}.items():
+        numbers = {"child": child, "max_length": max_length, "max_gen_toks": max_gen_toks, "prefix_token_id": prefix_token_id}
+        for name, value in numbers.items():
             if value is not None and type(value) is not int:
                 raise InputError(f"expected a whole number as {name}, got {value!r} in --model_args; correct it")
+        if add_bos_token not in (None, True, False):
+            raise InputError(f"expected True or False as add_bos_token, got {add_bos_token!r} in --model_args; correct it")
         model = ours.load(
             pretrained=None if pretrained is None else str(pretrained),
             run=None if run is None else str(run),
             child=child,
             dtype=None if dtype in (None, "auto") else dtype,
         )
+        if prefix_token_id is not None and not 0 <= prefix_token_id < model.config.vocab_size:
+            raise InputError(
+                f"expected a prefix_token_id below {model.config.vocab_size}, got {prefix_token_id} in --model_args; correct it"
+            )
         self.batch_size = slots or ours.SLOTS
         self.max_gen_toks = max_gen_toks
         self.tokenizer = model.tokenizer
@@ -153,7 +160,7 @@ def _slots(batch_size: int | str | None) -> int | None:
     if batch_size is None or str(batch_size).startswith("auto"):
         return None
     text = str(batch_size)
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise InputError(f"expected a batch_size of at least 1, or auto, got {batch_size!r}; correct it")
     return int(text)
 

@@ -102,6 +102,7 @@ class Api:
         """A chat completion."""
         body = parse_json(await read_body(request, self._limits.body))
         sampling, messages = chat_parameters(body), chat_messages(body)
+        self._check_count("messages", sampling.n)
         key = await self._resolve(sampling.model)
 
         def encode() -> list[list[int]]:
@@ -116,6 +117,7 @@ class Api:
         """Completions of one prompt or several."""
         body = parse_json(await read_body(request, self._limits.body))
         sampling, prompts = completion_parameters(body), completion_prompts(body)
+        self._check_count("prompt", len(prompts) * sampling.n)
         key = await self._resolve(sampling.model)
 
         def encode() -> list[list[int]]:
@@ -185,6 +187,11 @@ class Api:
         for chunk in answer.last(tokens):
             yield chunk
 
+    def _check_count(self, where: str, count: int) -> None:
+        """Refuses a request for more replies than the server takes, before its prompts are encoded."""
+        if count > self.worker.capacity:
+            raise invalid(where, f"expected at most {self.worker.capacity} replies for one request, got {count}; ask for fewer")
+
     def _jobs(self, kind: str, key: Any, prompts: Sequence[list[int]], sampling: Sampling) -> list[Job]:
         where = "messages" if kind == "chat" else "prompt"
         most, vocabulary = self._limits.max_len, self.catalog.config.vocab_size
@@ -198,9 +205,6 @@ class Api:
                     "shorten it",
                     "context_length_exceeded",
                 )
-        count = len(prompts) * sampling.n
-        if count > self.worker.capacity:
-            raise invalid(where, f"expected at most {self.worker.capacity} replies for one request, got {count}; ask for fewer")
         return [
             Job(
                 key,

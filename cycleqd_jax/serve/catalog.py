@@ -257,6 +257,11 @@ class RunCatalog:
             raise InputError(
                 "expected final, base, expert:TASK, elite:TASK/CELL or child:ID, got another name; choose one of them"
             )
+        if name not in ("final", f"child:{wanted.id}", f"elite:{wanted.task}/{','.join(map(str, wanted.cell))}"):
+            # Names are kept: "child:007" and others would be without end.
+            raise InputError(
+                f"expected numbers without other signs, as in child:7 or elite:TASK/3,7, got {name!r:.80}; correct them"
+            )
         found = find_wanted(seen.folder, config, seen.journal, wanted)
         return "merge", found.ids, found.weights
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,7 +56,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     """The body of a request with JSON.
 
     Raises:
-        ApiError: it is too large, comes too slowly, or is of another type.
+        ApiError: it is too large, comes too slowly, breaks off, or is of another type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a page of another site can't send this type without asking first
@@ -73,6 +73,8 @@ async def read_body(request: Request, limit: int) -> bytes:
                     parts.append(part)
                 elif size > max(limit, DISCARDED):
                     break
+    except ClientDisconnect:
+        raise ApiError(400, "expected a whole body, got a part of it; send it again") from None  # nobody reads it
     except TimeoutError:
         if not too_large:
             message = f"expected the whole body within {BODY_S:.0f} s, got a part of it; send it faster"
@@ -196,7 +198,7 @@ class Access:
             name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
             if name.lower() not in LOCAL_HOSTS:
                 return ApiError(403, "expected a name of this machine as Host, got another; use localhost or 127.0.0.1")
-        path = request.url.path
+        path = request.scope["path"]  # the router's; older releases of Starlette read the path of request.url from Host
         if self._key is None or path in OPEN_PATHS or path.startswith("/static/"):
             return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")

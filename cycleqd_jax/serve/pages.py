@@ -75,9 +75,12 @@ class Pages:
         return answer
 
     async def state(self, request: Request) -> Response:
-        """The name of what is served, and how far the run is; ``version`` changes when the report would."""
+        """The name of what is served, and how far the run is; ``version`` changes when ``/report`` would show more."""
         run = self._api.catalog.run
-        version = None if run is None else ":".join(f"{size}-{time}" for size, time in _stamp(run))
+        version = None
+        if run is not None:
+            stamp = _stamp(run) if self._built is None or self._due else self._built
+            version = ":".join(f"{size}-{time}" for size, time in stamp)
         return Json({"name": self._api.catalog.name, "run": run is not None, "version": version})
 
     async def report(self, request: Request) -> Response:
@@ -87,17 +90,21 @@ class Pages:
             raise ApiError(404, "expected a server of a run, got one of a single model; start it with a run folder")
         async with self._building:
             stamp = _stamp(run)
-            due = time.monotonic() - self._built_at >= REBUILD_S
-            if self._built is None or (stamp != self._built and due):
+            if self._built is None or (stamp != self._built and self._due):
                 try:
                     await asyncio.to_thread(write_report, run)
-                except InputError as error:
+                except (InputError, OSError) as error:  # a folder may be read-only
                     raise ApiError(503, f"there is no report yet: {error}", type="server_error", code="unavailable") from error
                 self._built, self._built_at = stamp, time.monotonic()
             text = (run / "report.html").read_text("utf-8")
         # The page's own policy allows its script by hash; here others are kept from framing it.
         headers = {"Content-Security-Policy": "frame-ancestors 'self'", "Cache-Control": "no-store"}
         return HTMLResponse(text, headers=headers)
+
+    @property
+    def _due(self) -> bool:
+        """Whether the report may be built again."""
+        return time.monotonic() - self._built_at >= REBUILD_S
 
 
 def _stamp(run: Path) -> tuple[tuple[int, int], ...]:

@@ -110,7 +110,7 @@ def completion_parameters(body: Mapping[str, Any]) -> Sampling:
         ApiError: a value is wrong or not supported.
     """
     _check_known(body, COMPLETION)
-    if body.get("logprobs") not in (None, False):
+    if body.get("logprobs") is not None and body["logprobs"] is not False:  # 0 asks for those of the reply's tokens
         raise unsupported("logprobs", LOGPROBS)
     if body.get("echo") not in (None, False):
         raise unsupported("echo", "expected no echo, got one, which this server does not support; leave the key out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Hashable
@@ -65,7 +66,7 @@ class Options:
         """
         least = {"slots": 1, "waiting": 0, "port": 0, "weights_gib": 0, "max_body": 1, "stall_s": 0, "grace_s": 0}
         for name, low in least.items():
-            if getattr(self, name) < low:
+            if not low <= getattr(self, name) < math.inf:  # neither is NaN
                 option = name.replace("_", "-")
                 raise InputError(f"expected --{option} to be at least {low}, got {getattr(self, name)}; correct it")
         if self.max_len is not None and self.max_len < 2:
@@ -162,7 +163,8 @@ def make_worker(catalog: Catalog, options: Options, log: Callable[[str], None]) 
     if max_len > positions:
         raise InputError(f"expected --max-len of at most {positions}, the model's positions, got {max_len}; make it smaller")
     engine = catalog.engine(options.slots, max_len)
-    cache = WeightCache(catalog.express, int(options.weights_gib * 2**30))
+    # A single model is loaded once: it would be in memory twice if its weights were kept beside the engine's.
+    cache = WeightCache(catalog.express, 0 if catalog.run is None else int(options.weights_gib * 2**30))
 
     def load(key: Hashable) -> None:
         engine.unload()  # makes room for the weights that are expressed now

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cycleqd_jax.serve.worker import EngineWorker
 from cycleqd_jax.types import InputError
@@ -20,6 +21,9 @@ __all__ = ["is_loopback", "run_server", "server_config"]
 
 CONNECTIONS = 512
 """The most connections at a time; further ones get status 503."""
+
+HEAD_S = 30.0
+"""Seconds in which the head of a connection's first request must arrive: connections that send nothing hold a place."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -31,6 +35,19 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leaves the signals alone."""
         yield
+
+
+class _Protocol(H11Protocol):
+    """HTTP by h11, which bounds the size of heads, with a bound on the time of the first one."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Closes the connection later if no request has come."""
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_S, self._close_unused)
+
+    def _close_unused(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 def is_loopback(host: str) -> bool:
@@ -68,6 +85,7 @@ def server_config(app: Starlette) -> uvicorn.Config:
     """How the server speaks HTTP: no log of requests, and bounds on connections and headers."""
     return uvicorn.Config(
         app,
+        http=_Protocol,
         lifespan="off",
         log_level="warning",
         access_log=False,

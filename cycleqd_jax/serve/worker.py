@@ -12,7 +12,6 @@ from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.serve.jobs import Job, QueueFull, ServerClosed, Ticket
 from cycleqd_jax.serve.text import ReplyText
 from cycleqd_jax.serve.turns import Turns
-from cycleqd_jax.types import InputError
 
 __all__ = ["TURN", "EngineWorker", "Load", "WorkerState"]
 
@@ -278,7 +277,7 @@ class EngineWorker:
                 seed=job.seed,
                 stop_when=stop_when,
             )
-        except InputError as error:
+        except Exception as error:  # of the job or the device; otherwise its client would wait for ever
             self._fail([ticket], error)
             return
         with self._wake:

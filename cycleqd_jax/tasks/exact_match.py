@@ -131,7 +131,8 @@ class Gsm8k(ExactMatchTask):
         return ExactMatchRecord(f"Question: {row.text('question')}\nAnswer:", solution, answer)
 
     def extract(self, record: ExactMatchRecord, reply: str) -> str | None:
-        """The number in a reply."""
+        """The number in a reply, up to the next ``Question:``, where lm-evaluation-harness stops."""
+        reply = reply.partition("Question:")[0]
         return marked_number(reply) if self.extraction == "strict" else last_number(reply)
 
 
@@ -151,8 +152,8 @@ class Bbh(ExactMatchTask):
         return ExactMatchRecord(f"Q: {row.text('input')}\nA:", f"So the answer is {target.strip()}.", answer)
 
     def extract(self, record: ExactMatchRecord, reply: str) -> str | None:
-        """The answer in a reply."""
-        found = stated_answer(reply)
+        """The answer in a reply, up to the next ``Q:``, where lm-evaluation-harness stops."""
+        found = stated_answer(reply.partition("Q:")[0])
         if found is None:
             return None
         return (_letter(found) or _plain(found)) if _LETTER_TARGET.fullmatch(record.answer) else _plain(found)
@@ -184,14 +185,16 @@ def last_number(text: str) -> str | None:
 
 
 def stated_answer(text: str) -> str | None:
-    """What follows the last ``answer is`` of a reply on its line, or else its last line that is not blank.
+    """What follows the last ``answer is`` of a reply, up to the end of its line, or else the last line that is not blank.
 
     >>> from cycleqd_jax.tasks.exact_match import stated_answer
     >>> stated_answer("False or True. So the answer is True.")
     'True.'
     """
-    found = re.findall(r"answer is:?[ \t]*(.*)", text, flags=re.IGNORECASE)
-    lines = [line for line in (found[-1:] or text.splitlines()) if line.strip()]
+    last = re.split(r"answer is:?", text, flags=re.IGNORECASE)[1:][-1:]
+    if last and last[0].strip():
+        return last[0].strip().splitlines()[0].strip()
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else None
 
 

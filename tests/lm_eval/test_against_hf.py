@@ -91,6 +91,9 @@ def test_arguments_that_are_refused(registered, folder):
         f"pretrained={folder},batch_size=many": "a batch_size of at least 1, or auto, got 'many'",
         f"pretrained={folder},dtype=float99": "a dtype (float32, bfloat16, float16), got 'float99'",
         "run=x,child=first": "a whole number as child, got 'first'",
+        f"pretrained={folder},prefix_token_id=bos": "a whole number as prefix_token_id, got 'bos'",
+        f"pretrained={folder},prefix_token_id=1000000": "a prefix_token_id below",
+        f"pretrained={folder},add_bos_token=maybe": "True or False as add_bos_token, got 'maybe'",
         f"pretrained={folder},max_length=4096": "model's 128 positions",
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):

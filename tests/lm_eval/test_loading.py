@@ -48,6 +48,30 @@ def test_the_numbers_of_a_text_scorer(folder):
         scorer.score([("a", "")])
 
 
+def scorer_of(folder, **changes):
+    model = lm_eval.load(pretrained=str(folder), run=None, child=None, dtype="float32")
+    model = model._replace(**changes)
+    return TextScorer(lm_eval.make_engine(model, slots=2, max_length=64), model.tokenizer)
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_text(folder):
+    scorer = scorer_of(folder)
+    special = scorer.tokenizer.convert_tokens_to_ids("<|start_header_id|>")  # not a stop token
+    stop_when = scorer._ends_at(["<|start_header_id|>", "cat"])
+    first, *more = scorer.encode("dog", special=False)
+    assert stop_when([first, *more]) is None
+    assert stop_when([first, special, *more]) == 2
+    assert scorer.decode([first, special]) == scorer.decode([first])
+    assert scorer._ends_at(["header"])([first, special]) is None  # the name of another token is no text
+
+
+def test_repeats_of_a_sampled_context_differ(folder):
+    scorer = scorer_of(folder)
+    texts = scorer.generate(["which animal"] * 4 + ["Question"], 12, temperature=2.0, seed=2**32 - 1)
+    assert len(set(texts[:4])) > 1
+    assert texts[:1] == scorer.generate(["which animal"], 12, temperature=2.0, seed=2**32 - 1)
+
+
 def test_without_lm_eval_the_error_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
     assert lm_eval.main() == 2

@@ -11,9 +11,12 @@ import time
 import httpx
 import openai
 import pytest
+from starlette.datastructures import URL
+from starlette.requests import Request
 
 from cycleqd_jax.serve import Job
-from cycleqd_jax.serve.http import EventStream
+from cycleqd_jax.serve.errors import ApiError
+from cycleqd_jax.serve.http import Access, EventStream, read_body
 
 from .small_server import MAX_LEN, NAMES, SeveralModels, serving
 
@@ -163,6 +166,52 @@ def test_errors_have_the_form_of_the_api(server):
         assert isinstance(error["message"], str)
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert post(server, json=body()).status_code == 200  # the server goes on
+
+
+def test_a_body_that_breaks_off_is_no_fault_of_the_server():
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(ApiError, match="a part of it"):
+        asyncio.run(read_body(Request(scope, receive), 100))
+
+
+def test_too_many_prompts_are_refused_before_they_are_encoded(server, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(type(server.catalog.tokenizer), "encode_text", lambda self, text: encoded.append(text))
+    answer = post(server, "/v1/completions", json={"model": "one", "prompt": ["a"] * 1000})
+    assert answer.status_code == 400
+    assert "replies for one request, got 1000" in answer.json()["error"]["message"]
+    assert not encoded
+
+
+def test_the_path_that_needs_a_key_is_that_of_the_router(monkeypatch):
+    passed, statuses = [], []
+
+    async def app(scope, receive, send):
+        passed.append(scope)
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    # Older releases of Starlette put the header Host before the path without a check.
+    monkeypatch.setattr(Request, "url", URL("http://localhost:80/static/x?/v1/models"))
+    scope = {"type": "http", "path": "/v1/models", "headers": [(b"host", b"localhost:80/static/x?")]}
+    asyncio.run(Access(app, key="secret", local_only=True)(scope, None, send))
+    assert not passed
+    assert statuses[0] == 401
+
+
+def test_connections_that_send_no_request_are_closed(models, monkeypatch):
+    monkeypatch.setattr("cycleqd_jax.serve.server.HEAD_S", 0.3)
+    with serving(SeveralModels(models)) as server, httpx.Client(base_url=server.address) as client:
+        assert client.get("/health").status_code == 200
+        for sent in (b"", b"GET /health HTTP/1.1\r\nHost: loc"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:
+                connection.sendall(sent)
+                assert connection.recv(1) == b""
+        assert client.get("/health").status_code == 200  # on the connection that has had a request
 
 
 def test_an_error_within_a_stream(client):

@@ -49,6 +49,29 @@ def test_the_report_is_built_again_when_the_journal_has_grown(models, make_run, 
         assert httpx.get(f"{server.address}/report", timeout=WAIT_S).text != first.text
 
 
+def test_the_version_is_not_ahead_of_the_report(models, make_run, undrawn, monkeypatch):
+    run = make_run()
+    with serving(SeveralModels(models, run)) as server:
+        assert httpx.get(f"{server.address}/report", timeout=WAIT_S).status_code == 200
+        version = httpx.get(f"{server.address}/report/state").json()["version"]
+        (run / "history.jsonl").touch()
+        # The page must not take the old report, which is still shown, for the new one.
+        assert httpx.get(f"{server.address}/report/state").json()["version"] == version
+        monkeypatch.setattr("cycleqd_jax.serve.pages.REBUILD_S", 0.0)
+        assert httpx.get(f"{server.address}/report/state").json()["version"] != version
+
+
+def test_a_folder_that_cannot_be_written_has_no_report(models, tmp_path, monkeypatch):
+    def refuse(run):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("cycleqd_jax.serve.pages.write_report", refuse)
+    with serving(SeveralModels(models, tmp_path)) as server:
+        answer = httpx.get(f"{server.address}/report")
+        assert answer.status_code == 503
+        assert "read-only file system" in answer.json()["error"]["message"]
+
+
 def test_a_run_without_a_journal_has_no_report_yet(models, tmp_path):
     with serving(SeveralModels(models, tmp_path)) as server:
         assert httpx.get(f"{server.address}/report").status_code == 503

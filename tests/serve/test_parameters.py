@@ -93,7 +93,13 @@ def test_wrong_values_name_their_key(change, param):
 
 @pytest.mark.parametrize(
     ("change", "param"),
-    [({"logprobs": 1}, "logprobs"), ({"echo": True}, "echo"), ({"suffix": "x"}, "suffix"), ({"n": 2, "best_of": 3}, "best_of")],
+    [
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+        ({"n": 2, "best_of": 3}, "best_of"),
+    ],
     ids=lambda value: str(value)[:40],
 )
 def test_completions_refuse_what_the_engine_lacks(change, param):

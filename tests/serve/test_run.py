@@ -50,9 +50,28 @@ def test_names(catalog, run):
     cells = [f"elite:{task}/{','.join(map(str, one['cell']))}" for task, elites in archives.items() for one in elites]
     assert kinds["elite"] == cells
     assert {f"child:{one['id']}" for elites in archives.values() for one in elites} == set(kinds["child"])
-    for name in ("nothing", "child:99999", "child:x", "expert:x", "elite:mbpp/99,99", "elite:mbpp", "child:" + "9" * 30, ""):
+    for name in (
+        "nothing",
+        "child:99999",
+        "child:x",
+        "expert:x",
+        "elite:mbpp/99,99",
+        "elite:mbpp",
+        "child:" + "9" * 30,
+        "",
+        "child:00",
+        "child:\u0660",
+    ):
         with pytest.raises(UnknownModel, match="expected"):
             catalog.resolve(name)
+
+
+def test_a_cell_has_one_name(catalog, run):
+    cell = cq.open_run(run).archives["mbpp"][-1]["cell"]
+    assert catalog.resolve(f"elite:mbpp/{','.join(map(str, cell))}")
+    for separator in (", ", ",0", ",+"):
+        with pytest.raises(UnknownModel, match="expected numbers without other signs"):
+            catalog.resolve(f"elite:mbpp/{separator.join(map(str, cell))}")
 
 
 def test_weights_are_those_of_the_folders(catalog, run):

@@ -8,13 +8,28 @@ import pytest
 from starlette.applications import Starlette
 
 from cycleqd_jax.cli import main
-from cycleqd_jax.serve import Options, serve
+from cycleqd_jax.engine import Engine
+from cycleqd_jax.serve import OneModel, Options, make_worker, serve
 from cycleqd_jax.serve.server import is_loopback, run_server
 from cycleqd_jax.types import InputError
 
+from .small_server import tiny_model
+
 
 @pytest.mark.parametrize(
-    "option", ["--slots=0", "--waiting=-1", "--max-len=1", "--max-body=0", "--port=-1", "--weights-gib=-1"]
+    "option",
+    [
+        "--slots=0",
+        "--waiting=-1",
+        "--max-len=1",
+        "--max-body=0",
+        "--port=-1",
+        "--weights-gib=-1",
+        "--weights-gib=nan",
+        "--weights-gib=inf",
+        "--stall-s=nan",
+        "--grace-s=inf",
+    ],
 )
 def test_numbers_out_of_range(option, capsys):
     assert main(["serve", "nothing", option]) == 2
@@ -46,6 +61,14 @@ def test_a_host_that_others_reach_needs_a_key_or_gets_a_warning(tmp_path):
     assert [is_loopback(host) for host in ("localhost", "127.0.0.2", "::1", "0.0.0.0", "example.org")] == [True] * 3 + [
         False
     ] * 2
+
+
+def test_the_weights_of_a_single_model_are_in_memory_once(tokenizer, monkeypatch):
+    loads = []
+    monkeypatch.setattr(Engine, "warm_up", lambda self: None)
+    monkeypatch.setattr(Engine, "load", lambda self, params, *, donate: loads.append(donate))
+    make_worker(OneModel("one", tiny_model(tokenizer)), Options(slots=1, max_len=32), print)
+    assert loads == [True]
 
 
 def test_an_address_that_is_taken(server):

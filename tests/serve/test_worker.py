@@ -89,6 +89,21 @@ def test_a_stop_string_ends_the_reply(catalog, tokenizer, reference):
     assert (news.text, news.finish) == (whole[: whole.index(stop)], "stop")
 
 
+def test_a_request_that_the_engine_does_not_take_fails_alone(catalog, tokenizer, worker, monkeypatch):
+    submit = worker._engine.submit
+
+    def broken(prompt, *args, **options):
+        if tuple(prompt) == (5,):
+            raise RuntimeError("no memory")
+        return submit(prompt, *args, **options)
+
+    monkeypatch.setattr(worker._engine, "submit", broken)
+    bad, good = worker.submit([Job("one", (5,), 3), Job("one", (6,), 3)])
+    assert str(bad.wait(WAIT_S).error) == "no memory"
+    assert good.wait(WAIT_S).error is None
+    assert worker.open
+
+
 def test_each_model_answers_with_its_weights_in_turns(catalog, tokenizer, reference):
     worker = make_worker(catalog, turn=2)
     jobs = [job for seed, name in enumerate(NAMES * 3) for job in jobs_of(tokenizer, 2, seed=seed, model=name)]

@@ -116,6 +116,12 @@ def test_solved_questions_stand_before_every_question(write, nowhere):
         ("arc", {"question": {"stem": "x"}}, "a list in field 'question/choices', got nothing"),
         ("arc", {"question": {"stem": "x", "choices": ["a", "b"]}}, "choices with a text and a label, got 'a'"),
         ("boolq", {"label": "maybe"}, "one of the labels false, true as the answer, got 'maybe'"),
+        ("boolq", {"label": [1]}, "one of the labels false, true as the answer, got "),
+        (
+            "commonsenseqa",
+            {"question": {"stem": "x", "choices": [{"label": str(i), "text": "a"} for i in range(27)]}, "answerKey": "0"},
+            "at most 26 choices, one for each letter, got 27 choices",
+        ),
         ("hellaswag", {"label": 3}, "one of the labels 0, 1, 2 as the answer, got 3"),
         ("hellaswag", {"label": None}, "as the answer, got None"),
         ("hellaswag", {"endings": ["a", " "]}, "choices that are not blank"),

@@ -44,6 +44,8 @@ def test_gsm8k(write, nowhere):
     task = gsm8k(write, nowhere, HOUSE)
     assert task.episodes("train")[0].start()[0]["content"] == "Question: How much profit?\nAnswer:"
     assert [score(task, reply) for reply in ("#### 70000", "It is $70,000.", "70000 or 3", "", "no")] == [1, 1, 0, 0, 0]
+    assert score(task, "So 70,000.\n\nQuestion: Who has 3 dogs?\nAnswer: 3") == 1  # the model goes on with another problem
+    assert score(task, "So 3.\n\nQuestion: Who has 70000 dogs?") == 0
     strict = gsm8k(write, nowhere, HOUSE, extraction="strict")
     assert [score(strict, reply) for reply in ("#### 70,000", "It is $70,000.")] == [1, 0]
     assert len(strict.demonstrations("train")) == 1
@@ -59,8 +61,18 @@ def test_gsm8k(write, nowhere):
     [
         (
             "(B)",
-            ["So the answer is (B).", "b", "(B)", "B.", "(b) a dog", "The answer is **B**", "x\nB) yes"],
-            ["(A)", "", "Bob"],
+            [
+                "So the answer is (B).",
+                "b",
+                "(B)",
+                "B.",
+                "(b) a dog",
+                "The answer is **B**",
+                "x\nB) yes",
+                "The answer is:\n\n(B)",
+                "(B)\n\nQ: x\nA: (A)",
+            ],
+            ["(A)", "", "Bob", "(A)\n\nQ: x\nA: So the answer is (B)."],
         ),
         ("True", ["true", "So the answer is True.", "a\n\nTrue\n"], ["False", "True or False"]),
         ("2", ["The answer is 2.", "2"], ["12", "two"]),
@@ -78,6 +90,7 @@ def test_the_answer_forms_of_bbh(target, right, wrong, write, nowhere):
 
 def test_a_stated_answer_wins_over_the_last_line():
     assert stated_answer("The answer is 3.\nThat was easy") == "3."
+    assert stated_answer("The answer is not 2. So the answer is 3.") == "3."
     assert stated_answer(" \n") is None
 
 

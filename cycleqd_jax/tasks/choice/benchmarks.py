@@ -54,9 +54,7 @@ class BoolQ(ChoiceTask):
     def parse(self, row: Row) -> Question:
         """Parses a record with the ``label`` true or false, as a text or not, or with the hub's ``answer``."""
         given: Any = row.fields.get("label", row.fields.get("answer"))
-        label = str(given).lower() if isinstance(given, str | bool) else given
-        if isinstance(label, int) and label in (0, 1):
-            label = ("false", "true")[label]
+        label = str(given).lower() if isinstance(given, str | bool) else {"0": "false", "1": "true"}.get(repr(given), given)
         context = f"{row.text('passage')}\nQuestion: {row.text('question')}?\nAnswer:"
         return question(row, context, ("no", "yes"), label, ("false", "true"))
 
@@ -90,6 +88,8 @@ def _stem_and_choices(row: Row) -> tuple[str, tuple[str, ...], list[str]]:
 def _lettered(row: Row, stem: str, texts: Sequence[str], answer: object, labels: Sequence[str]) -> Question:
     """A question that lists its choices, whose answers are letters."""
     checked = question(row, stem, texts, answer, labels)
+    if len(texts) > len(LETTERS):
+        raise row.error(f"at most {len(LETTERS)} choices, one for each letter", f"{len(texts)} choices")
     letters = LETTERS[: len(texts)]
     lines = "\n".join(f"{letter}. {text.strip()}" for letter, text in zip(letters, texts, strict=True))
     return Question(f"{stem}\n{lines}\nAnswer:", tuple(f" {letter}" for letter in letters), checked.answer)

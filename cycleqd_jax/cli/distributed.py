@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cycleqd_jax.cli.signals import STOPPED, Stopped
 from cycleqd_jax.cli.supervise import tell_code
 from cycleqd_jax.config import RunConfig, load_config
+from cycleqd_jax.files import disk_error
 from cycleqd_jax.processes import Processes, join, leave, wait_for_loss
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
@@ -44,6 +45,8 @@ def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
         raise InputError(f"expected a config with --distributed, got a model or a run in `{' '.join(command)}`; leave it out")
     processes = join(args.coordinator, args.processes, args.process, wait=args.wait)
     # Imports of the rest compute with JAX, which settles its devices.
+    from jax.errors import JaxRuntimeError
+
     from cycleqd_jax.runs.follow import agree_on_run, check_distributed
     from cycleqd_jax.runs.mirror import Mirror
 
@@ -56,7 +59,7 @@ def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
     except BaseException as error:
         code = _code_of(error)
         if code != 1:
-            if code == 2:
+            if code in (2, 3):
                 processes.fail(str(error))
             raise
         traceback.print_exc()
@@ -64,7 +67,9 @@ def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
         wait_for_loss()  # the end of another process is the likely cause, and JAX ends this one then
     finally:
         if mirror.leads:
-            mirror.end(code)
+            # SIGTERM may have come while a message was sent. The others end with this process then.
+            with contextlib.suppress(JaxRuntimeError):
+                mirror.end(code)
     return code
 
 
@@ -135,4 +140,5 @@ def _passing_sigterm_on(processes: Processes) -> Iterator[None]:
 def _code_of(error: BaseException) -> int:
     """The exit code after an exception; see :func:`cycleqd_jax.cli.main.main`."""
     codes = {Stopped: STOPPED, KeyboardInterrupt: 130, InputError: 2, InfraError: 3, FailuresError: 3}
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
+    known = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
+    return 3 if known == 1 and disk_error(error) is not None else known

@@ -45,11 +45,13 @@ def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[st
         run_all(config, command, mirror)
         return
     stage, model = args.command, getattr(args, "model", None)
+    file = getattr(args, "suite", None)
+    if model is not None and file is not None:
+        raise InputError("expected --model or --suite, got both; leave one out")
+    suite = None if file is None else load_suite(file)
     if stage in ("finetune", "basis"):  # they need no workers
         config = dataclasses.replace(config, ray=RayConfig())
     with Run(config, read_only=model is not None, command=command, mirror=mirror) as run:
-        if model is not None and getattr(args, "suite", None) is not None:
-            raise InputError("expected --model or --suite, got both; leave one out")
         if model is not None:
             for split, evaluation in run.evaluate_model(model).items():
                 scores = ", ".join(f"{k} {v:.3f}" for k, v in (evaluation.scores or {}).items())
@@ -66,8 +68,7 @@ def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[st
             merged = run.aggregate()
             for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True):
                 print(f"{name}: individual {identity}, weight {beta:.3f}")
-        if stage == "evaluate" and args.suite is not None:
-            suite = load_suite(args.suite)
+        if suite is not None:
             run.evaluate_suite(suite)
             print(report.suite_table(config.folder, suite.name).text(color=sys.stdout.isatty()))
             return

@@ -66,6 +66,8 @@ def load_suite(file: str | Path) -> Suite:
     if not suite.name or not suite.name.replace("-", "").replace("_", "").isalnum():
         raise InputError(f"expected letters, digits, - and _ in name, got {suite.name!r} in {file}; correct it")
     names = [task.name for task in suite.tasks]
-    if not names or len({*names}) != len(names):
-        raise InputError(f"expected tasks with different names, got {', '.join(names) or 'none'} in {file}; correct it")
+    if not names or len({*names}) != len(names) or {"", "average"} & {*names}:
+        raise InputError(
+            f"expected tasks with different names other than average, got {', '.join(names) or 'none'} in {file}; correct it"
+        )
     return suite

@@ -392,7 +392,7 @@ def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> l
         if stage.name == "basis":  # the weights are not among its arguments
             device["arguments"] = most.arguments
         elif stage.name == "express":  # its arguments are all but the archives and the engine's memory
-            others = ("archives", "KV cache", "shared columns", "one stack")
+            others = ("archives", "frozen leaves of experts", "KV cache", "shared columns", "one stack")
             device = {name: device[name] for name in others if name in device} | {"arguments": most.arguments}
         device["outputs"] = most.outputs - most.aliased
         device["temporaries"] = most.temporaries

@@ -1,10 +1,10 @@
 """Memory, FLOPs and bytes of the stages of a run of Segment Anything, from the shapes of its model.
 
-The formulas of models and genomes are those of :mod:`cycleqd_jax.plan.estimate`. Leaves that no expert changes are held once,
-and have no basis. The others:
+The formulas of models and genomes are those of :mod:`cycleqd_jax.plan.estimate`. Leaves that no expert changes have no basis.
+The others:
 
-- Embed: where the image encoder is frozen, every image is embedded once for all models, and its embedding stays in the host's
-  memory. Otherwise every child embeds its images.
+- Embed: where the image encoder is frozen, every group embeds every image once for all its models, and the embeddings stay in
+  the host's memory. Otherwise every child embeds its images.
 - Segment: prompt encoder and mask decoder for every image of a child.
 - FLOPs are those of the matrix products and convolutions of one image. The weights are read once for each batch.
 - Temporaries: eight times the operands and the result of a batch's largest product or convolution. XLA's CPU compiler takes 1.6
@@ -135,12 +135,13 @@ def estimate_images(work: ImageWorkload, population: int, device: Device) -> lis
     held = {
         "base": weights,
         "experts": float(memory.experts),
+        "frozen leaves of experts": experts["experts"] - memory.experts,
         "bases": float(memory.bases),
         "archives": float(memory.archives),
     }
     child = {**held, "child": weights}
     encode, decode = temporaries(work.model, work.batch)
-    kept = float(work.kept * work.embedding)
+    kept = float(population * work.kept * work.embedding)  # every group has embeddings of its own
     files = (work.experts + 1) * memory.whole_weights
     stacked = max(leaf.local for leaf in memory.leaves) * memory.itemsize  # the host holds one stack at a time
     stages = [
@@ -149,15 +150,15 @@ def estimate_images(work: ImageWorkload, population: int, device: Device) -> lis
         Stage("express", {**child, "temporaries": float(memory.express_temporaries)}, 0, 0, seconds.express()),
         Stage(
             "segment",
-            {**child, "temporaries": float(decode if work.shares_encoder else max(encode, decode))},
+            {**child, "temporaries": float(decode if work.kept == work.all_images else max(encode, decode))},
             kept,
             work.keep * memory.archives + memory.whole_weights,
             segment_seconds(work, work.images, device),
         ),
     ]
     if work.shares_encoder:
-        encoding = work.kept * encoder_flops(work.model) / population / _rate(work, device)
-        stages.insert(2, Stage("embed", {**held, "temporaries": float(encode)}, kept, 0, encoding))
+        encoding = work.kept * encoder_flops(work.model) / _rate(work, device)
+        stages.insert(2, Stage("embed", {**child, "temporaries": float(encode)}, kept, 0, encoding))
     if not device.shares_host:
         return stages
     return [dataclasses.replace(s, device={**s.device, "host": s.host / population}) if s.host else s for s in stages]

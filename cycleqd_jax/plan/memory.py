@@ -42,7 +42,7 @@ class GenomeMemory:
 
     @property
     def experts(self) -> int:
-        """What a space holds of the experts that are given by their weights."""
+        """The leaves of experts that a space works with; experts are given by their weights."""
         return sum(leaf.changes.experts * leaf.local for leaf in self.leaves) * self.itemsize
 
     @property

@@ -225,7 +225,7 @@ def _time(plan: dict[str, Any]) -> str:
     hours = seconds * plan["generations"] * plan["devices"] / 3600
     if "images" in plan:
         child, embedded = plan["images"]["child"], plan["images"]["embedded"]
-        once = f"; {embedded} images are embedded once for all models" if embedded else ""
+        once = f"; {embedded} images are embedded once by every group" if embedded else ""
         what = f"{child} images a child, at the devices' limits{once}"
     else:
         tokens = plan["tokens"]
@@ -246,8 +246,10 @@ def _evaluations(plan: dict[str, Any]) -> list[str]:
         return f"{sum(one['seconds'] for one in stages) * plan['devices'] / 3600:.3g} device-hours"
 
     found = plan["evaluations"]
+    once = [stage for stage in plan["stages"] if stage["name"] == "embed"]
     lines = [f"  {s['stage']}: at most {s['models']:,} models on {s['problems']:,} problems, {hours([s])}" for s in found]
-    return ["evaluations of the whole run, " + hours(found) + ":", *lines]
+    lines += [f"  embedding, once: {hours(once)}"] if once else []
+    return ["evaluations of the whole run, " + hours([*found, *once]) + ":", *lines]
 
 
 def _fits(plan: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from cycleqd_jax.report.metrics import compute_metrics
 from cycleqd_jax.report.read import load_config, load_pictures, load_results, load_selection, load_transcripts, load_workers
 from cycleqd_jax.report.tables import results_table
 from cycleqd_jax.report.tables.costs import costs_markdown
-from cycleqd_jax.report.tables.suite import suite_names, suite_table
+from cycleqd_jax.report.tables.suite import SuiteTable, suite_names, suite_table
 from cycleqd_jax.types import InputError
 
 __all__ = ["write_report"]
@@ -21,6 +21,17 @@ __all__ = ["write_report"]
 def _write(path: Path, content: bytes) -> Path:
     write_bytes(path, content)
     return path
+
+
+def _suites(folder: Path, notes: list[str]) -> list[SuiteTable]:
+    """The suites that were measured; a damaged file is a note."""
+    found = []
+    for name in suite_names(folder):
+        try:
+            found.append(suite_table(folder, name))
+        except InputError as error:
+            notes.append(f"{error}.")
+    return found
 
 
 def write_report(run_folder: Path) -> list[Path]:
@@ -101,7 +112,7 @@ def write_report(run_folder: Path) -> list[Path]:
         table=table,
         selection=load_selection(folder),
         costs=costs,
-        suites=[suite_table(folder, name) for name in suite_names(folder)],
+        suites=_suites(folder, notes),
         workers=load_workers(folder),
         figures=inline,
         transcripts=load_transcripts(folder),

@@ -133,7 +133,10 @@ class Mirror:
             BaseException: a call raised it here, and raised nothing in process 0.
         """
         while True:
-            for told in json.loads(self.processes.read(f"calls/{self._messages}")):
+            calls = json.loads(self.processes.read(f"calls/{self._messages}"))
+            if "end" not in calls[-1]:  # nobody meets after the end
+                self._next()  # before the calls, as process 0 does: a call may wait for this process
+            for told in calls:
                 if "failed" in told:
                     if self._error is None and told["failed"] not in _INTERRUPTS:
                         raise RuntimeError(f"expected {told['failed']}, as in process 0, got no error here")
@@ -153,15 +156,16 @@ class Mirror:
                 except Exception as error:  # process 0 has met it too, or this process ends
                     self._error = error
                 del call
-            self._next()
 
     def _encode(self, value: Any) -> Any:
         """A JSON value; what the last call made is named instead."""
         if self._made is not None and value is self._made:
             return {"made": True}
+        if isinstance(value, np.generic):
+            value = value.item()
         if isinstance(value, jax.Array | np.ndarray):
             array = np.asarray(value)
-            content = base64.b64encode(np.ascontiguousarray(array).data).decode()
+            content = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
             return {"array": content, "dtype": str(array.dtype), "shape": array.shape}
         if type(value).__name__ in _GENOMES:
             return {"genome": type(value).__name__, "fields": {k: self._encode(v) for k, v in value._asdict().items()}}

@@ -1,4 +1,4 @@
-"""The models of a finished run on tasks that no search has seen: what merging keeps, as the paper's Table 3 asks."""
+"""The models of a finished run on other tasks: what merging keeps, as in the paper's Table 3."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ def measure_suite(context: Context, evolution: Evolution, sandbox: Sandbox | Non
             the model.
     """
     models = context.models
-    if sandbox is None or not isinstance(models.config, LlamaConfig) or context.mirror is not None:
-        raise InputError("expected a run of language models in one process for a suite, got another one; leave --suite out")
+    if sandbox is None or not isinstance(models.config, LlamaConfig):
+        raise InputError("expected a run of language models for a suite, got one of images; leave --suite out")
+    if context.mirror is not None:
+        raise InputError("expected a run in one process for a suite, got --distributed; leave one of both out")
     given = context.config.engine
     max_len = suite.max_len or given.max_len
     if max_len > models.config.context_length:
@@ -95,7 +97,9 @@ def measure_suite(context: Context, evolution: Evolution, sandbox: Sandbox | Non
                 evaluator.unload()
                 evaluation = in_less_memory(functools.partial(_evaluated, evaluator, row), evaluator.shrink)
                 found[name] = _row(context, name, evaluation, key)
-            write_json(file, record)
+            later = {other: row for other, row in known.items() if other in rows and other not in found}
+            write_json(file, record | {"rows": found | later})
+        write_json(file, record)
         context.progress("suite", len(rows), len(rows), {})
         evaluator.unload()
     return record
@@ -116,8 +120,10 @@ def _known(file: Path, settings: str) -> Mapping[str, Any]:
     """The rows of an earlier measurement with the same problems and settings."""
     try:
         tree = json.loads(file.read_text("utf-8"))
-        return tree["rows"] if tree["settings"] == settings else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        if tree["settings"] != settings:
+            return {}
+        return {name: row for name, row in tree["rows"].items() if row["items"] and row["scores"] and "key" in row}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -28,8 +28,8 @@ def test_the_suites_of_the_repository(file, monkeypatch):
     [
         ("name: a\n", "expected the key tasks, got none"),
         ("name: a/b\ntasks: [{name: x, kind: arc, data: d}]\n", "expected letters, digits, - and _ in name, got 'a/b'"),
-        ("name: a\ntasks: []\n", "expected tasks with different names, got none"),
-        ("name: a\ntasks: [{name: x, kind: arc, data: d}, {name: x, kind: arc, data: e}]\n", "different names, got x, x"),
+        ("name: a\ntasks: []\n", "expected tasks with different names other than average, got none"),
+        ("name: a\ntasks: [{name: x, kind: arc, data: d}, {name: x, kind: arc, data: e}]\n", "got x, x"),
         ("name: a\ntasks: [{name: x, kind: arc, data: d, limit: 0}]\n", "tasks.0.limit"),
         ("name: a\ntasks: [{name: x, kind: arc, train: d, data: d}]\n", "unknown key tasks.0.train"),
         ("name: a\ntitel: b\ntasks: [{name: x, kind: arc, data: d}]\n", "did you mean title?"),

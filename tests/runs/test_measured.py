@@ -29,12 +29,12 @@ class Measurement:
         self.keys = {"base": None, "dare": None, "random": ("elite", (4,)), "random_selected": ("elite", (4,))}
         self.evaluated: list[str] = []
         self.fail_at: str | None = None
-        monkeypatch.setattr(results, "_rows", self._rows)
+        monkeypatch.setattr(results, "table_rows", self._rows)
         monkeypatch.setattr(results, "_score", self._score)
         monkeypatch.setattr(results, "write_usage", self._write_usage)
 
     def _rows(self, context, evolution, gradient):
-        return {name: results._Row(dict, donate=True, key=key) for name, key in self.keys.items()}
+        return {name: results.TableRow(dict, donate=True, key=key) for name, key in self.keys.items()}
 
     def _score(self, context, evolution, method, row, split):
         if self.fail_at == method and split == REPORTED[-1]:

@@ -23,6 +23,7 @@ class Store:
         self.values: dict[str, bytes] = {}
         self.changed = threading.Condition()
         self.barrier = threading.Barrier(count)
+        self.program = threading.Barrier(count)
 
 
 class Told(Processes):
@@ -66,6 +67,12 @@ class Machine:
         self.calls.append(("load", weights["weights"].tolist(), donate))
         self.say("inside")  # not mirrored once more
         return len(self.calls)
+
+    @mirrored("machine")
+    def together(self):
+        """As a program of all devices: it ends where all processes run it."""
+        assert self.mirror is not None
+        self.mirror.processes.store.program.wait(20)
 
     @mirrored("machine", deferred=True)
     def say(self, *words, **options):
@@ -187,6 +194,25 @@ def test_old_messages_are_removed(two, monkeypatch):
     assert (len(other.calls), code) == (11, 0)
     assert len(store.values) == 4  # three since the last meeting, and the end
     assert_same_calls(one, other)
+
+
+def test_all_processes_meet_before_a_call_that_waits_for_all_of_them(two, monkeypatch):
+    monkeypatch.setattr(module, "_MEETING", 2)
+    one, end, _ = two()
+    for _ in range(5):
+        one.together()
+    assert end()[1] == 0
+
+
+def test_numbers_of_numpy_are_sent(two):
+    one, end, _ = two()
+    one.make(CoefficientGenome(jnp.ones((1, 1))), scale=np.float32(0.5))
+    one.say(np.int64(3), np.bool_(True), flag=jnp.ones(2, jnp.bfloat16))
+    one.load({"weights": jnp.ones(1)})
+    other, code = end()
+    assert code == 0
+    assert other.calls[0][2] == 0.5
+    assert other.calls[1][1] == (3, True)
 
 
 def test_without_a_mirror_methods_are_called_as_they_are():

@@ -121,7 +121,8 @@ class LanguageModels:
         assert isinstance(config, LlamaConfig)
         assert isinstance(processor, ChatTokenizer)
         configured, folder = run.engine.slots, None if read_only else run.folder
-        slots = known_slots(run.folder, configured)
+        # All processes of a distributed run need the same number, and only one of them has the run folder.
+        slots = configured if group.mirror is not None else known_slots(run.folder, configured)
         engine = group.engine(config, processor, dataclasses.replace(run.engine, slots=slots))
 
         def load(params: Params, *, donate: bool) -> None:
@@ -134,7 +135,7 @@ class LanguageModels:
             tasks,
             scorer=_scorer(engine, processor, tasks),
             unload=engine.unload,
-            shrink=lambda: halve_slots(engine, configured, log, folder),
+            shrink=lambda: group.mirror is None and halve_slots(engine, configured, log, folder),
             usage=engine.usage,
             sizes=sizes_of(run),
             workers=workers,

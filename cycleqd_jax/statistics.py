@@ -211,6 +211,23 @@ def interval_over_runs(
     return Interval(mean, mean - half, mean + half, count)
 
 
+def intervals_by_task(
+    resampled: Float[AnyArray, "resample task"], runs: Float[AnyArray, "run task"], counts: Sequence[int]
+) -> tuple[Interval, ...]:
+    """The interval of every task, and that of the mean over tasks; see :func:`interval_over_runs`.
+
+    Args:
+        resampled: the values in every bootstrap sample.
+        runs: the values of every run.
+        counts: number of scores of every task.
+
+    Raises:
+        InputError: a value is not finite.
+    """
+    each = [interval_over_runs(resampled[:, k], runs[:, k], count) for k, count in enumerate(counts)]
+    return (*each, interval_over_runs(resampled.mean(-1), runs.mean(-1), sum(counts)))
+
+
 def resampled_means(
     scores: Sequence[Float[AnyArray, "_row _run _item"]], *, crossed: bool, resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[np.ndarray, "row resample task"]:

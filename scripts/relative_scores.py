@@ -25,7 +25,7 @@ import numpy as np
 
 from cycleqd_jax.files import without_nan, write_json
 from cycleqd_jax.report.labels import method_label
-from cycleqd_jax.statistics import Interval, interval_over_runs, resampled_means
+from cycleqd_jax.statistics import Interval, intervals_by_task, resampled_means
 from cycleqd_jax.types import InputError
 
 PAPER = ({"polyp": 0.98, "skin": 0.95}, {"polyp": 0.40, "leaf": 0.84}, {"skin": 0.83, "leaf": 0.84})
@@ -86,8 +86,7 @@ def kept(folder: Path) -> Kept:
     for i, row in enumerate(rows):
         ratios = np.stack([means[i, :, k] / means[expert, :, k] for k, expert in enumerate(experts)], axis=-1)
         drawn = np.stack([resampled[i, :, k] / resampled[expert, :, k] for k, expert in enumerate(experts)], axis=-1)
-        each = [interval_over_runs(drawn[:, k], ratios[:, k], count) for k, count in enumerate(counts)]
-        relative[row] = (*each, interval_over_runs(drawn.mean(-1), ratios.mean(-1), sum(counts)))
+        relative[row] = intervals_by_task(drawn, ratios, counts)
     return Kept(
         tasks,
         len(seeds),

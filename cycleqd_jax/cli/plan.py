@@ -57,8 +57,22 @@ def plan_run(
             if given is not None:
                 raise InputError(f"expected no {name} with a config of images, got {given} for {config}; leave it out")
         found = _image_plan(run, count, arranged, kind, model_config, compiles)
-        print(json.dumps(found, indent=2, allow_nan=False) if as_json else plan.as_text(found, mesh_given=mesh is not None))
-        return
+    else:
+        found = _language_plan(run, count, arranged, kind, model_config, compiles, prompt, reply)
+    print(json.dumps(found, indent=2, allow_nan=False) if as_json else plan.as_text(found, mesh_given=mesh is not None))
+
+
+def _language_plan(
+    run: RunConfig,
+    devices: int,
+    mesh: tuple[int, int, int] | None,
+    device: plan.Device,
+    model_config: str | None,
+    compiles: bool,
+    prompt: int | None,
+    reply: int | None,
+) -> dict[str, Any]:
+    """The plan of a config of language models."""
     base = tiny_llama(run, run.model.tiny.vocab_size)
     if run.model.base is not None or model_config is not None:
         base = plan.base_shape(run.model.base, model_config)
@@ -69,18 +83,17 @@ def plan_run(
     replies = [task.max_replies for task in tasks]
     episodes = [*zip(sizes["train"], replies, strict=True)]
     work = plan.workload_of(run, inputs.architecture, episodes, adapters=inputs.adapters, prompt=prompt, reply=reply)
-    found = plan.summary(
+    return plan.summary(
         run,
         work,
-        count,
-        kind,
+        devices,
+        device,
         sizes=sizes,
         replies=replies,
-        mesh=arranged,
+        mesh=mesh,
         compiles=compiles,
         absent=inputs.absent,
     )
-    print(json.dumps(found, indent=2, allow_nan=False) if as_json else plan.as_text(found, mesh_given=mesh is not None))
 
 
 def _image_plan(

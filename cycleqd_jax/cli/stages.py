@@ -69,8 +69,7 @@ def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[st
             for name, identity, beta in zip(config.task_names, merged["elites"], merged["beta"], strict=True):
                 print(f"{name}: individual {identity}, weight {beta:.3f}")
         if suite is not None:
-            run.evaluate_suite(suite)
-            print(report.suite_table(config.folder, suite.name).text(color=sys.stdout.isatty()))
+            print(run.evaluate_suite(suite).text(color=sys.stdout.isatty()))
             return
         if stage == "evaluate":
             run.evaluate()

@@ -55,7 +55,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     tree = without_versions(tree, "the config" if isinstance(source, Mapping) else source)
     for assignment in overrides:
         _override(tree, assignment)
-    config = _build(RunConfig, _fill_variables(tree, ""), "")
+    config = from_tree(RunConfig, tree)
     check_keys_together(config)
     return config
 

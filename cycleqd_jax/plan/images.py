@@ -35,7 +35,7 @@ from cycleqd_jax.plan.flops import largest_product, product_flops
 from cycleqd_jax.plan.memory import GenomeMemory
 from cycleqd_jax.plan.mesh import fits
 from cycleqd_jax.plan.seconds import GenomeSeconds
-from cycleqd_jax.plan.workload import GenomeWorkload, cells_of, check_space
+from cycleqd_jax.plan.workload import GenomeWorkload, genome_fields
 from cycleqd_jax.sharding import make_mesh
 from cycleqd_jax.types import Params, Split
 
@@ -101,17 +101,10 @@ def image_workload(run: RunConfig, model: sam.SamConfig, sizes: Mapping[Split, S
     Raises:
         InputError: the genome space is not ``expert``, or the search method works on coefficients.
     """
-    check_space(run)
     whole = run.mask_options.trained == "all"
     return ImageWorkload(
+        **genome_fields(run),
         model=model,
-        experts=len(run.expert_names),
-        rank=run.genome.rank,
-        method=run.genome.method,
-        children=run.search.batch_size,
-        cells=cells_of(run),
-        keep=run.checkpoint.keep,
-        factor_dtype=run.genome.factor_dtype,
         frozen=() if whole else ("vision/", "prompt/"),
         batch=run.mask_options.batch_size,
         images=sum(sizes["train"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.engine import EngineLayout
@@ -14,7 +15,7 @@ from cycleqd_jax.models.sam import SamConfig
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import AdapterRanks, InputError
 
-__all__ = ["GenomeWorkload", "Mesh", "Workload", "cells_of", "check_space", "rounds_of", "workload_of"]
+__all__ = ["GenomeWorkload", "Mesh", "Workload", "genome_fields", "rounds_of", "workload_of"]
 
 Mesh = tuple[int, int, int]
 """Devices as population × fsdp × tensor."""
@@ -92,8 +93,8 @@ class Workload(GenomeWorkload):
         return EngineLayout.of(self.model, slots=self.slots, max_len=self.max_len, platform=platform, window=window)
 
 
-def check_space(run: RunConfig) -> None:
-    """Checks that a plan can estimate the genomes of a run.
+def genome_fields(run: RunConfig) -> dict[str, Any]:
+    """The fields of :class:`GenomeWorkload` that a config gives, without ``model``.
 
     Raises:
         InputError: the genome space is not ``expert``, or the search method works on coefficients.
@@ -108,9 +109,18 @@ def check_space(run: RunConfig) -> None:
             f"expected search.method cycleqd, qd or dns, which cycleqd plan can estimate, got {run.search.method!r}; its "
             "genomes have a few numbers, and it needs no decomposition"
         )
+    return {
+        "experts": len(run.expert_names),
+        "rank": run.genome.rank,
+        "method": run.genome.method,
+        "children": run.search.batch_size,
+        "cells": _cells(run),
+        "keep": run.checkpoint.keep,
+        "factor_dtype": run.genome.factor_dtype,
+    }
 
 
-def cells_of(run: RunConfig) -> int:
+def _cells(run: RunConfig) -> int:
     """The number of genomes that the state of the search holds."""
     tasks, bins = len(run.tasks), run.search.bins
     return {"cycleqd": tasks * (run.search.cells or bins ** (tasks - 1)), "qd": bins**tasks}.get(
@@ -151,30 +161,24 @@ def workload_of(
         InputError: the genome space is not ``expert``, the search method works on coefficients, or a number is out of its
             range.
     """
-    check_space(run)
+    fields = genome_fields(run)
     new = max(task.max_new_tokens for task in run.tasks)
     room = run.engine.max_len - new
     for name, value, most in (("--prompt-tokens", prompt, room), ("--reply-tokens", reply, new)):
         if value is not None and not 1 <= value <= most:
             raise InputError(f"expected {name} from 1 to the {most} that the config allows, got {value}; correct it")
     return Workload(
+        **fields,
         model=model,
-        experts=len(run.expert_names),
-        rank=run.genome.rank,
-        method=run.genome.method,
         slots=run.engine.slots,
         max_len=run.engine.max_len,
         new=new,
         rounds=rounds_of(episodes),
         prompt=prompt or room,
         reply=reply or new,
-        children=run.search.batch_size,
-        cells=cells_of(run),
-        keep=run.checkpoint.keep,
         workers=run.sandbox.workers or cpu_count(),
         sandbox_memory=run.sandbox.memory_mb << 20,
         sandbox_disk=run.sandbox.disk_mb << 20,
         adapters=adapters,
-        factor_dtype=run.genome.factor_dtype,
         drafts=tuple(platform for platform in ("cpu", "gpu", "cuda") if run.engine.uses_drafts(platform)),
     )

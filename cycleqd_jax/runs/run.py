@@ -270,23 +270,22 @@ class Run:
         opened = self._ensure_open("evaluate")
         return measure(opened.context, opened.evolution, opened.isolation)
 
-    def evaluate_suite(self, suite: str | Path | Suite) -> dict[str, Any]:
+    def evaluate_suite(self, suite: str | Path | Suite) -> report.SuiteTable:
         """Scores every row of the results table on tasks that the run does not know; writes ``tables/suite-NAME.json``.
 
         Args:
             suite: a YAML file (:func:`~cycleqd_jax.config.load_suite`), or what it holds.
 
         Returns:
-            The content of the file; see :func:`~cycleqd_jax.runs.suite.measure_suite`.
+            The table. The file has what :func:`~cycleqd_jax.runs.suite.measure_suite` returns.
 
         Raises:
             InputError: a key of the suite is wrong, or a task can't be opened.
         """
         found = suite if isinstance(suite, Suite) else load_suite(suite)
         opened = self._ensure_open("evaluate_suite")
-        record = measure_suite(opened.context, opened.evolution, opened.sandbox, found)
-        report.write_suite(self.folder, found.name)
-        return record
+        measure_suite(opened.context, opened.evolution, opened.sandbox, found)
+        return report.write_suite(self.folder, found.name)
 
     def results(self) -> dict[str, Any]:
         """The results table: read from the run folder, with the rows that the config names and the table lacks measured.

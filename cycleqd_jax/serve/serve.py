@@ -19,7 +19,7 @@ from cycleqd_jax.runs.wanted import RunModels
 from cycleqd_jax.serve.catalog import Catalog, OneModel, RunCatalog
 from cycleqd_jax.serve.weights import WeightCache
 from cycleqd_jax.serve.worker import EngineWorker
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, no_progress
 
 __all__ = ["KEY_VARIABLE", "Options", "make_worker", "open_catalog", "serve"]
 
@@ -137,7 +137,7 @@ def open_catalog(what: str, stack: contextlib.ExitStack, log: Callable[[str], No
     path = Path(what)
     if (path / "config.yaml").is_file() and not (path / "config.json").exists():
         report.open_run(path)
-        models = stack.enter_context(RunModels(path, lambda stage, done, total, figures: None, log))
+        models = stack.enter_context(RunModels(path, no_progress, log))
         catalog = RunCatalog(models)
         models.prepare()
         return catalog

@@ -18,7 +18,7 @@ def weight_bytes(params: Params) -> int:
 
 
 class WeightCache:
-    """Expressed weights of models; those that were not used for the longest time make room for others. Not thread-safe.
+    """Keeps the expressed weights of models, and drops those that were used least recently. Not thread-safe.
 
     Args:
         express: makes the weights of a key, and says whether they are new arrays. Others are not kept here, because someone

@@ -94,7 +94,7 @@ class EngineWorker:
 
     @property
     def capacity(self) -> int:
-        """The most jobs at a time: one for each slot of the engine, and those that wait."""
+        """The largest number of jobs: the slots of the engine and the length of the queue."""
         return self._engine.slots + self._limit
 
     @property

@@ -89,7 +89,7 @@ class RecordTask(abc.ABC, Generic[R]):
             refuse_overlap(options.name, *halves, "train and test")
         self.pool: Sequence[Row] = halves[0]
         self.rows: dict[Split, Sequence[Row]] = {"train": halves[0], "validation": [], "test": halves[1]}
-        self.records: dict[Split, list[R]] = {split: [self._parsed(r) for r in rows] for split, rows in self.rows.items()}
+        self.records: dict[Split, list[R]] = {split: [self.parse_row(r) for r in rows] for split, rows in self.rows.items()}
 
     @classmethod
     def read(cls, path: str | Path) -> list[Row]:
@@ -121,7 +121,12 @@ class RecordTask(abc.ABC, Generic[R]):
         """
         return 1
 
-    def _parsed(self, row: Row) -> R:
+    def parse_row(self, row: Row) -> R:
+        """Parses a row; whatever :meth:`parse` raises becomes an error that names the record.
+
+        Raises:
+            InputError: the record is malformed.
+        """
         try:
             return self.parse(row)
         except InputError:
@@ -164,7 +169,7 @@ class RecordTask(abc.ABC, Generic[R]):
         refuse_overlap(self.name, train, rows, "train and validation")
         refuse_overlap(self.name, rows, self.rows["test"], "validation and test")
         self.rows |= {"train": train, "validation": list(rows)}
-        self.records |= {"train": [record for _, record in kept], "validation": [self._parsed(row) for row in rows]}
+        self.records |= {"train": [record for _, record in kept], "validation": [self.parse_row(row) for row in rows]}
 
     def stubs(self, record: R) -> Iterable[Solution]:
         """Solutions that do nothing; none of them may score. By default, one that yields empty replies."""

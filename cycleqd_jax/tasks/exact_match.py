@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies
 from cycleqd_jax.tasks.memo import Environment
+from cycleqd_jax.tasks.one_reply import OneReplyEpisode
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.tasks.shots import preamble
-from cycleqd_jax.types import Message, Score
+from cycleqd_jax.types import Score
 
 __all__ = ["Bbh", "ExactMatchRecord", "ExactMatchTask", "Gsm8k", "last_number", "marked_number", "stated_answer"]
 
@@ -49,8 +50,7 @@ class ExactMatchTask(RecordTask[ExactMatchRecord]):
             InputError: a file is missing or empty, a record is malformed, or a solved problem is a problem of the task.
         """
         super().__init__(options)
-        rows = [row for split in self.rows.values() for row in split]
-        self.preamble = preamble(options.name, shots, shots_file, rows, lambda row: _solved(self._parsed(row)))
+        self.preamble = preamble(self, shots, shots_file, _solved)
 
     @abc.abstractmethod
     def extract(self, record: ExactMatchRecord, reply: str) -> str | None:
@@ -69,23 +69,17 @@ class ExactMatchTask(RecordTask[ExactMatchRecord]):
         yield fixed_replies(record.solution)
 
 
-class ExactMatchEpisode:
+class ExactMatchEpisode(OneReplyEpisode):
     """One problem: a question, a reply, a comparison."""
 
-    single_turn = True
-
     def __init__(self, task: ExactMatchTask, record: ExactMatchRecord) -> None:
-        self.repeatable = True
+        super().__init__()
         self._task = task
         self._record = record
 
-    def opening(self) -> list[Message]:
+    def question(self) -> str:
         """The question, after the solved ones."""
-        return [{"role": "user", "content": self._task.preamble + self._record.prompt}]
-
-    def start(self) -> list[Message]:
-        """The question."""
-        return self.opening()
+        return self._task.preamble + self._record.prompt
 
     def step(self, reply: str) -> Score:
         """Compares the answer in the reply with the record's."""
@@ -93,9 +87,6 @@ class ExactMatchEpisode:
         if found is None:
             return Score(0.0, "no answer")
         return Score(1.0, "right") if found == self._record.answer else Score(0.0, f"another answer: {found[:80]}")
-
-    def close(self) -> None:
-        """Does nothing."""
 
 
 class Gsm8k(ExactMatchTask):

@@ -182,6 +182,13 @@ def test_a_damaged_checkpoint_is_refused_or_makes_no_difference(stored, tmp_path
     )
 
 
+def assert_both_refuse(folder, like, words):
+    """Both ways to read the checkpoint of step 2 refuse it."""
+    for read in (lambda: restored(folder, like), lambda: read_checkpoint(folder, 2)):
+        with pytest.raises(DamagedCheckpointError, match=words):
+            read()
+
+
 def test_flipped_bytes_in_the_arrays_are_found_before_orbax_reads_them(stored, tmp_path):
     """The file format has no checksum of the arrays: only the digest tells."""
     folder, first, _ = stored
@@ -191,9 +198,7 @@ def test_flipped_bytes_in_the_arrays_are_found_before_orbax_reads_them(stored, t
         copy = tmp_path / "c"
         shutil.copytree(folder, copy)
         (copy / name.relative_to(folder)).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        for read in (lambda: restored(copy, first), lambda: read_checkpoint(copy, 2)):
-            with pytest.raises(DamagedCheckpointError, match="expected the files of a checkpoint with digest"):
-                read()
+        assert_both_refuse(copy, first, "expected the files of a checkpoint with digest")
         shutil.rmtree(copy)
 
 
@@ -203,9 +208,7 @@ def test_a_damaged_digest_of_the_files(stored, tmp_path):
         copy = tmp_path / "c"
         shutil.copytree(folder, copy)
         (copy / "2" / "files.json").write_text(content)
-        for read in (lambda: restored(copy, first), lambda: read_checkpoint(copy, 2)):
-            with pytest.raises(DamagedCheckpointError, match="remove it, and the run continues"):
-                read()
+        assert_both_refuse(copy, first, "remove it, and the run continues")
         shutil.rmtree(copy)
 
 
@@ -219,9 +222,7 @@ def test_arrays_that_differ_from_their_digest_without_a_digest_of_the_files(stor
     meta = copy / "2" / "meta" / "metadata"
     tree = json.loads(meta.read_text())
     meta.write_text(json.dumps({**tree, "digest": "0" * 64}))
-    for read in (lambda: restored(copy, first), lambda: read_checkpoint(copy, 2)):
-        with pytest.raises(DamagedCheckpointError, match="expected the arrays of a checkpoint with digest"):
-            read()
+    assert_both_refuse(copy, first, "expected the arrays of a checkpoint with digest")
 
 
 def test_a_checkpoint_of_a_version_without_digests_is_read(stored, tmp_path, assert_identical):

@@ -12,7 +12,7 @@ import numpy as np
 from cycleqd_jax.files import write_text
 from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.report.tables import formats
-from cycleqd_jax.statistics import Interval, interval_over_runs, resampled_means
+from cycleqd_jax.statistics import Interval, intervals_by_task, resampled_means
 from cycleqd_jax.types import InputError
 
 __all__ = ["SuiteTable", "suite_names", "suite_table", "write_suite"]
@@ -122,27 +122,16 @@ def suite_table(folder: str | Path, name: str) -> SuiteTable:
     rows = tuple(measured)
     means = np.stack([one.mean(-1)[:, 0] for one in scores], axis=-1)  # [row, task]
     drawn = resampled_means(scores, crossed=True)  # [row, resample, task]
-    total = sum(problems)
-    shown = {row: _intervals(drawn[i], means[i], problems, total) for i, row in enumerate(rows)}
+    shown = {row: intervals_by_task(drawn[i], means[i : i + 1], problems) for i, row in enumerate(rows)}
     relative: dict[str, tuple[Interval | None, ...]] = {row: (None,) * (len(tasks) + 1) for row in rows}
     if BASE in rows:
         k = rows.index(BASE)
         known = (drawn[k] > 0).all(axis=0) & (means[k] > 0)
+        divisors, drawn_divisors = np.where(known, means[k], 1.0), np.where(known, drawn[k], 1.0)
         for i, row in enumerate(rows):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratios, samples = means[i] / means[k], drawn[i] / drawn[k]
-            each = [
-                interval_over_runs(samples[:, t], ratios[t : t + 1], count) if known[t] else None
-                for t, count in enumerate(problems)
-            ]
-            average = interval_over_runs(samples.mean(-1), ratios.mean(keepdims=True), total) if known.all() else None
-            relative[row] = (*each, average)
+            found = intervals_by_task(drawn[i] / drawn_divisors, (means[i] / divisors)[None], problems)
+            relative[row] = tuple(one if fine else None for one, fine in zip(found, [*known, known.all()], strict=True))
     return SuiteTable(title, tasks, problems, rows, shown, relative)
-
-
-def _intervals(drawn: np.ndarray, means: np.ndarray, problems: tuple[int, ...], total: int) -> tuple[Interval, ...]:
-    each = [interval_over_runs(drawn[:, t], means[t : t + 1], count) for t, count in enumerate(problems)]
-    return (*each, interval_over_runs(drawn.mean(-1), means.mean(keepdims=True), total))
 
 
 def write_suite(folder: str | Path, name: str) -> SuiteTable:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies
 from cycleqd_jax.tasks.memo import Environment
+from cycleqd_jax.tasks.one_reply import OneReplyEpisode
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
 from cycleqd_jax.tasks.shots import preamble
@@ -51,8 +52,7 @@ class ChoiceTask(RecordTask[Question]):
         """
         self.metric = metric
         super().__init__(options)
-        rows = [row for split in self.rows.values() for row in split]
-        self.preamble = preamble(options.name, shots, shots_file, rows, lambda row: _solved(self._parsed(row)))
+        self.preamble = preamble(self, shots, shots_file, _solved)
 
     @abc.abstractmethod
     def parse(self, row: Row) -> Question:
@@ -88,31 +88,22 @@ class ChoiceTask(RecordTask[Question]):
         yield fixed_replies(record.choices[record.answer].strip())
 
 
-class ChoiceEpisode:
+class ChoiceEpisode(OneReplyEpisode):
     """A question in a conversation: the reply must be the right choice."""
 
-    single_turn = True
-
     def __init__(self, before: str, record: Question) -> None:
-        self.repeatable = True
+        super().__init__()
         self._before = before
         self._record = record
 
-    def opening(self) -> list[Message]:
-        """The question."""
-        return [{"role": "user", "content": self._before + self._record.context}]
-
-    def start(self) -> list[Message]:
-        """The question."""
-        return self.opening()
+    def question(self) -> str:
+        """The question, after the solved ones."""
+        return self._before + self._record.context
 
     def step(self, reply: str) -> Score:
         """Compares the reply with the right choice."""
         wanted = self._record.choices[self._record.answer].strip()
         return Score(1.0, "right") if clean_text(reply).strip() == wanted else Score(0.0, "another answer")
-
-    def close(self) -> None:
-        """Does nothing."""
 
 
 def chosen(question: Question, likelihoods: Sequence[Likelihood]) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_replies
 from cycleqd_jax.tasks.coding.extraction import LONGEST_PROGRAM, extract_code, may_vary, only_program
 from cycleqd_jax.tasks.memo import Environment
-from cycleqd_jax.types import Message, Score
+from cycleqd_jax.tasks.one_reply import OneReplyEpisode
+from cycleqd_jax.types import Score
 
 __all__ = ["CONSTANTS", "INSTRUCTION", "CodingEpisode", "CodingTask", "FunctionRecord", "FunctionTask", "fenced"]
 
@@ -81,23 +82,17 @@ class FunctionTask(CodingTask[F], Generic[F]):
             yield fixed_replies(fenced(f"def {record.name}(*args, **kwargs):\n    return {constant}"))
 
 
-class CodingEpisode:
+class CodingEpisode(OneReplyEpisode):
     """One problem: a question, a reply, a verdict."""
 
-    single_turn = True
-
     def __init__(self, task: CodingTask[Any], record: Any) -> None:
-        self.repeatable = True
+        super().__init__()
         self._task = task
         self._record = record
 
-    def opening(self) -> list[Message]:
-        """The question."""
-        return [{"role": "user", "content": self._task.question(self._record)}]
-
-    def start(self) -> list[Message]:
-        """The question; a sandbox starts only when there is a program."""
-        return self.opening()
+    def question(self) -> str:
+        """The question of the problem."""
+        return self._task.question(self._record)
 
     def step(self, reply: str) -> Score:
         """Judges the program in the reply."""
@@ -109,9 +104,6 @@ class CodingEpisode:
         score, repeatable = self._task.judge(self._record, code)
         self.repeatable = self.repeatable and repeatable and not may_vary(code)
         return score
-
-    def close(self) -> None:
-        """Does nothing: no resources are held between steps."""
 
 
 def fenced(code: str) -> str:

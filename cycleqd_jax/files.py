@@ -198,11 +198,17 @@ def disk_error(error: BaseException) -> OSError | None:
     return None
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
+
+
 @contextlib.contextmanager
 def one_disk_error(path: str | Path) -> Iterator[None]:
     """Makes one ``OSError`` of what the block raises because of the disk, and drops what threads print about it.
 
-    Orbax writes with many threads, each of which prints a traceback of its own.
+    Orbax writes with many threads, each of which prints a traceback of its own, and with many tasks. It raises the error of
+    one task; asyncio logs those of the others when they are collected, so they are dropped from then on.
 
     Args:
         path: path of what is written, for the error.
@@ -221,6 +227,7 @@ def one_disk_error(path: str | Path) -> Iterator[None]:
         if refused is None:
             sys.stderr.write(printed.getvalue())
             raise
+        logging.getLogger("asyncio").addFilter(_not_of_orbax)  # a second time changes nothing
         raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
     finally:
         absl.setLevel(level)

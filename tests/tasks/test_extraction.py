@@ -133,9 +133,13 @@ def test_values_that_can_not_be_written_anew_are_no_error(first, value):
     ],
 )
 def test_odd_programs_are_quick_and_no_error(piece):
-    began = time.process_time()
-    only_program(piece * (150_000 // len(piece)), "f")
-    assert time.process_time() - began < 20
+    def seconds(characters: int) -> float:
+        began = time.process_time()
+        only_program(piece * (characters // len(piece)), "f")
+        return time.process_time() - began
+
+    third = seconds(50_000)
+    assert seconds(150_000) < 6 * third + 1  # the time of a quadratic step would be nine times as much
 
 
 # ------------------------------------------------------------------------------------------------ which block

@@ -125,7 +125,8 @@ def load(write, sandbox: Sandbox, episodes: int) -> float:
     assert len(_descendants(sandbox._worker.process.pid)) <= len(server)
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert len(os.listdir("/proc/self/fd")) <= descriptors
-    assert not {name for name in set(os.listdir(tempfile.gettempdir())) - folders if "cycleqd" in name}
+    made = set(os.listdir(tempfile.gettempdir())) - folders
+    assert not {name for name in made if "cycleqd" in name and "fetch" not in name}  # other workers fetch models meanwhile
     return rate
 
 

@@ -37,11 +37,12 @@ pytest=(.venv/bin/pytest -n "${WORKERS:-2}" --dist worksteal --cov)
 if [ "$all" = no ]; then
   exec "${pytest[@]}" --cov-report=term:skip-covered "$@"
 fi
-# First the fast tests, which compile quickly; then the others, for which programs are compiled as for users (tests/conftest.py).
+# First the tests that compile quickly; then the others, for which programs are compiled as for users (tests/conftest.py).
+never="not slow and not gpu and not docker and not network"
 code=0
 run() { # no tests (5) is no failure: the arguments may select tests of one kind
   "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
 }
-run --cov-report= "$@"
-run --cov-append --cov-report=term:skip-covered -m "(e2e or exhaustive) and not slow and not gpu and not docker and not network" "$@"
+run --cov-report= -m "not e2e and not as_users and $never" "$@"
+run --cov-append --cov-report=term:skip-covered -m "(e2e or as_users) and $never" "$@"
 exit "$code"

@@ -39,12 +39,12 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_configure(config):
-    """The default tests compile without optimisation. Most compiled programs run once, and compiling them takes longer.
+    """Most tests compile without optimisation. Most compiled programs run once, and compiling them takes longer.
 
-    The older emitters of fusions halve the time of compilation. The ``exhaustive`` and ``e2e`` tests, which
-    ``scripts/test.sh --all`` runs after the others, compile as for users.
+    The older emitters of fusions halve the time of compilation. ``-m`` without ``not as_users`` compiles as for users: so
+    ``scripts/test.sh --all`` runs the tests marked ``e2e`` and ``as_users`` after the others.
     """
-    if "not exhaustive" in config.option.markexpr:
+    if "not as_users" in config.option.markexpr:
         quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
             quick += " --xla_cpu_use_fusion_emitters=false"

@@ -123,7 +123,7 @@ def search_in(folder, config, space, evaluator, carried=None, every=2, budget=No
         checkpoints.close()
 
 
-as_for_users = pytest.mark.exhaustive
+as_for_users = pytest.mark.as_users
 """Genomes are compared bit by bit with those of arrays of other shapes. The emitters with which the default tests compile round
 them otherwise, so programs have to be compiled as for users."""
 

@@ -6,7 +6,7 @@ from cycleqd_jax.engine.engine import Engine
 from cycleqd_jax.engine.layout import EngineLayout
 from cycleqd_jax.engine.model import Model, load_model
 from cycleqd_jax.engine.requests import Generation, Statistics
-from cycleqd_jax.engine.scores import rolling_windows
+from cycleqd_jax.engine.scores import TokenLogprobs, rolling_windows
 from cycleqd_jax.engine.stream import Detokenizer, Piece, stream_reply, stream_tokens
 from cycleqd_jax.engine.text import TextScorer
 from cycleqd_jax.types import Likelihood
@@ -23,6 +23,7 @@ __all__ = [
     "Piece",
     "Statistics",
     "TextScorer",
+    "TokenLogprobs",
     "load_model",
     "rolling_windows",
     "stream_reply",

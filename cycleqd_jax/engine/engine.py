@@ -27,7 +27,18 @@ from cycleqd_jax.engine.layout import STEPS, EngineLayout, check_mesh
 from cycleqd_jax.engine.loop import HostLoop
 from cycleqd_jax.engine.requests import Generation, OnTokens, Request, Statistics, StopWhen
 from cycleqd_jax.engine.runner import Runner
-from cycleqd_jax.engine.scores import bundles_of, checked_pairs, joined, rolling_windows, totals
+from cycleqd_jax.engine.scores import (
+    TOP,
+    Found,
+    TokenLogprobs,
+    bundles_of,
+    checked_pairs,
+    checked_texts,
+    joined,
+    rolling_windows,
+    token_logprobs,
+    totals,
+)
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.types import InputError, Likelihood, Params, TokenCounts
 
@@ -343,19 +354,10 @@ class Engine:
             NonFiniteError: the model computes NaN or infinite logits.
             RuntimeError: no weights have been loaded.
         """
-        if self._runner.params is None:
-            raise RuntimeError("expected weights before Engine.score, got none; call Engine.load(params) first")
         if self.busy:
             raise InputError("expected an engine without requests, got one that is busy; finish with advance() first")
-        (who,) = requests.whole_numbers("an individual", [individual])
-        requests.check_individual(who, self._runner.individuals or 1)
         checked = checked_pairs(pairs, vocab_size=self.config.vocab_size, max_len=self.max_len)
-        bundles = bundles_of(checked, most=self.layout.chunk, max_len=self.max_len)
-        try:
-            return totals(checked, self._loop.score(bundles, who))
-        except BaseException:
-            self._loop.reset()
-            raise
+        return totals(checked, self._score(checked, individual))
 
     def score_rolling(self, texts: Sequence[Sequence[object]], first: object, *, individual: object = 0) -> list[Likelihood]:
         """The log-likelihoods of whole texts of any length, as lm-evaluation-harness divides them into windows.
@@ -380,6 +382,50 @@ class Engine:
         windows = [[*rolling_windows(text, before, self.max_len)] for text in ids]
         found = iter(self.score([pair for pairs in windows for pair in pairs], individual=individual))
         return [joined([next(found) for _ in pairs]) for pairs in windows]
+
+    def token_logprobs(
+        self, texts: Sequence[Sequence[object]], *, top: object = 0, individual: object = 0
+    ) -> list[TokenLogprobs]:
+        """The log-probability of every token of a text after those before it, and of the likeliest ones at its place.
+
+        They are those of the model's own distribution, at temperature 1. Other requests may be decoded meanwhile, if no request
+        waits and a slot is free.
+
+        Args:
+            texts: token ids; up to ``max_len + 1`` of each text.
+            top: alternatives of each token, at most 20.
+            individual: see :meth:`score`.
+
+        Returns:
+            One value for each text, in order.
+
+        Raises:
+            InputError: an empty text or a longer one, ids outside the vocabulary, too many alternatives, an individual that is
+                not loaded, or an engine without a free slot.
+            NonFiniteError: the model computes NaN or infinite logits. After this and every other exception of the device the
+                engine has no requests.
+            RuntimeError: no weights have been loaded.
+        """
+        pairs, numbers, most = checked_texts(texts, top, vocab_size=self.config.vocab_size, max_len=self.max_len)
+        # There are two programs: one without alternatives, and one with the most that may be wanted.
+        computed = min(TOP, self.config.vocab_size) if most else 0
+        return token_logprobs(len(texts), numbers, self._score(pairs, individual, top=computed), most)
+
+    def _score(
+        self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], individual: object, *, top: int = 0
+    ) -> list[Found]:
+        """What is found for the targets of checked pairs."""
+        if self._runner.params is None:
+            raise RuntimeError("expected weights before scoring, got none; call Engine.load(params) first")
+        if not self._loop.scheduler.has_room:
+            raise InputError("expected an engine with a free slot, got none; finish requests with advance() first")
+        (who,) = requests.whole_numbers("an individual", [individual])
+        requests.check_individual(who, self._runner.individuals or 1)
+        try:
+            return self._loop.score(bundles_of(pairs, most=self.layout.chunk, max_len=self.max_len), who, top)
+        except BaseException:
+            self._loop.reset()
+            raise
 
     def warm_up(self, shared: object = 0, *, scoring: bool = False) -> None:
         """Compiles every program that requests of up to ``max_len`` tokens can need.

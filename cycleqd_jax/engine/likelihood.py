@@ -41,14 +41,18 @@ class Scored(NamedTuple):
         logprob: natural logarithm of the token's probability, float32.
         greedy: whether the token is the first of the likeliest.
         finite: whether the logits are finite.
+        top: the likeliest tokens, the likeliest first.
+        top_logprob: natural logarithms of their probabilities, float32.
     """
 
     logprob: Float[Array, " target"]
     greedy: Bool[Array, " target"]
     finite: Bool[Array, " target"]
+    top: Int[Array, "target top"]
+    top_logprob: Float[Array, "target top"]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "attention"), donate_argnames=("cache",))
+@functools.partial(jax.jit, static_argnames=("config", "attention", "top"), donate_argnames=("cache",))
 def score(
     params: Params,
     cache: KVCache,
@@ -59,6 +63,7 @@ def score(
     *,
     config: llama.LlamaConfig,
     attention: Attention,
+    top: int,
 ) -> tuple[KVCache, Scored]:
     """Computes a chunk of tokens per row, as a prefill does, and the log-likelihoods of the targets.
 
@@ -74,6 +79,7 @@ def score(
         targets: the wanted tokens; the size is a multiple of :data:`HEAD_BLOCK`.
         config: the model.
         attention: the implementation of attention.
+        top: how many of the likeliest tokens are returned for each target.
 
     Returns:
         The cache, and the results in the order of the targets.
@@ -98,9 +104,12 @@ def score(
         best, finite = likeliest(logits)
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         own = jnp.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
-        found = Scored(own - normaliser, best == wanted, finite & jnp.isfinite(normaliser))
+        values, tops = jax.lax.top_k(logits, top)
+        fine = finite & jnp.isfinite(normaliser)
+        found = Scored(own - normaliser, best == wanted, fine, tops, values - normaliser[:, None])
         return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, i * HEAD_BLOCK, 0), done, found)
 
     size = token.shape[0]
-    empty = Scored(jnp.zeros(size, jnp.float32), jnp.zeros(size, bool), jnp.ones(size, bool))
+    tops = jnp.zeros((size, top), jnp.int32), jnp.zeros((size, top), jnp.float32)
+    empty = Scored(jnp.zeros(size, jnp.float32), jnp.zeros(size, bool), jnp.ones(size, bool), *tops)
     return cache, jax.lax.fori_loop(0, targets.blocks, block, empty)

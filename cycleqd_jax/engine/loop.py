@@ -17,7 +17,7 @@ from cycleqd_jax.engine.prefix import PrefixTable, common_length
 from cycleqd_jax.engine.requests import Generation, Request, Statistics
 from cycleqd_jax.engine.runner import Runner
 from cycleqd_jax.engine.scheduler import Scheduler, Slot
-from cycleqd_jax.engine.scores import Bundle, Part
+from cycleqd_jax.engine.scores import Bundle, Found, Part
 from cycleqd_jax.types import Array, Bool, Int, TokenCounts
 
 __all__ = ["HostLoop"]
@@ -93,32 +93,33 @@ class HostLoop:
         self._decode()
         self.statistics.rounds += 1
 
-    def score(self, bundles: Sequence[Bundle], individual: int) -> list[tuple[int, float, bool]]:
-        """Scores bundles, as many at a time as there are slots; no request may wait or be decoded.
+    def score(self, bundles: Sequence[Bundle], individual: int, top: int = 0) -> list[Found]:
+        """Scores bundles, as many at a time as there are free slots; no request may wait, and one slot must be free.
 
         Args:
             bundles: ordered by their contexts, so that those with a common beginning are computed together.
             individual: whose weights are used.
+            top: how many of the likeliest tokens are computed for each target.
 
         Returns:
-            For every target, in any order: the number of its pair, its log-likelihood, and whether it is the likeliest token.
+            What was found for each target, in any order of the pairs; those of one pair are in the order of its tokens.
 
         Raises:
             NonFiniteError: logits are not finite.
         """
-        found: list[tuple[int, float, bool]] = []
+        found: list[Found] = []
         for start in range(0, len(bundles), PORTION * self._layout.slots):
             portion = bundles[start : start + PORTION * self._layout.slots]
             for number, bundle in enumerate(portion):
                 self.scheduler.add(Request(number, bundle.context, 1, individual=individual))
             self.compute_prefixes()
             while self.scheduler.queue:
-                found += self._score_slots(portion)
+                found += self._score_slots(portion, top)
                 self.statistics.rounds += 1
         return found
 
-    def _score_slots(self, bundles: Sequence[Bundle]) -> list[tuple[int, float, bool]]:
-        """Scores as many of the waiting bundles as there are slots."""
+    def _score_slots(self, bundles: Sequence[Bundle], top: int) -> list[Found]:
+        """Scores as many of the waiting bundles as there are free slots."""
         rows: list[tuple[Chunk, Part, Bundle]] = []
         started: list[Slot] = []
         for request, slot in self.scheduler.assign():
@@ -144,15 +145,17 @@ class HostLoop:
         rows.sort(key=lambda row: (row[0].shared, row[0].column))
         most = self._layout.batches[-1]
         batches = [rows[start : start + most] for start in range(0, len(rows), most)]
-        pending = [self._runner.score([part for _, part, _ in batch], [chunk for chunk, _, _ in batch]) for batch in batches]
+        pending = [
+            self._runner.score([part for _, part, _ in batch], [chunk for chunk, _, _ in batch], top) for batch in batches
+        ]
         found = []
         for batch, scored in zip(batches, pending, strict=True):
-            logprobs, greedy, finite = (x.tolist() for x in jax.device_get(scored))
             targets = [(target, chunk, bundle) for chunk, part, bundle in batch for target in part.targets]
-            for (target, chunk, bundle), logprob, best, fine in zip(targets, logprobs, greedy, finite, strict=False):
+            results = zip(*(x.tolist() for x in jax.device_get(scored)), strict=True)
+            for (target, chunk, bundle), (logprob, best, fine, ids, others) in zip(targets, results, strict=False):
                 if not fine:
                     raise self._runner.diagnose(Request(-1, bundle.tokens, 1, individual=chunk.individual))
-                found.append((target.pair, logprob, best))
+                found.append(Found(target.pair, logprob, best, tuple(zip(ids, others, strict=True))))
         for slot in started:
             self.scheduler.finish(slot)
             self.pool.give_back(slot)

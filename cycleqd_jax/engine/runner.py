@@ -133,10 +133,10 @@ class Runner:
         self.shared, *results = self._prefill(self.shared, None, batch, self._layout.batches[-1], 1)
         return results[0], results[1]
 
-    def score(self, parts: Sequence[Part], batch: Sequence[Chunk]) -> Scored:
-        """Starts the scoring of a batch of chunks; the targets are those of the parts, in order."""
+    def score(self, parts: Sequence[Part], batch: Sequence[Chunk], top: int) -> Scored:
+        """Starts the scoring of a batch of chunks; the targets are those of the parts, in order, with ``top`` alternatives."""
         width = self._layout.width_for(max(chunk.column for chunk in batch) + 1)
-        return self._score(parts, batch, self._layout.batch_for(len(batch)), width, self.shared)
+        return self._score(parts, batch, self._layout.batch_for(len(batch)), width, self.shared, top)
 
     def decode(self, slots: Sequence[Slot]) -> tuple[Array, Array, Array]:
         """Starts the decode steps of these slots, a row for each; some may have no request.
@@ -175,7 +175,7 @@ class Runner:
                     self.cache, _, finite = self._prefill(self.cache, common, [], size, width)
                     found.append(finite)
                     if scoring:
-                        found.append(self._score([], [], size, width, common).finite)
+                        found.append(self._score([], [], size, width, common, 0).finite)
                 for count in self._layout.counts:
                     found.append(self._decode([Slot()] * count, width, common)[2])
                 for count in self._layout.verify_counts if self._layout.window > 1 else ():
@@ -192,12 +192,22 @@ class Runner:
             self.params, cache, shared, tokens, requests, config=layout.computed, attention=layout.attention
         )
 
-    def _score(self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, width: int, shared: KVCache | None) -> Scored:
+    def _score(
+        self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, width: int, shared: KVCache | None, top: int
+    ) -> Scored:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
         tokens, requests, targets = self._batches.score(parts, batch, size=size, width=width, shared_columns=columns)
         layout = self._layout
         self.cache, scored = score(
-            self.params, self.cache, shared, tokens, requests, targets, config=layout.computed, attention=layout.attention
+            self.params,
+            self.cache,
+            shared,
+            tokens,
+            requests,
+            targets,
+            config=layout.computed,
+            attention=layout.attention,
+            top=top,
         )
         return scored
 

@@ -75,6 +75,11 @@ class Scheduler:
         return bool(self.queue) or any(slot.request is not None for slot in self.slots)
 
     @property
+    def has_room(self) -> bool:
+        """Whether nothing is queued, and a slot has no request."""
+        return not self.queue and sum(slot.request is not None for slot in self.slots) < self._most
+
+    @property
     def live(self) -> bool:
         """Whether any slot has a request or keeps a conversation."""
         return any(slot.live for slot in self.slots)

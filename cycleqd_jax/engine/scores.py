@@ -10,7 +10,52 @@ from typing import NamedTuple
 from cycleqd_jax.engine.requests import whole_numbers
 from cycleqd_jax.types import InputError, Likelihood
 
-__all__ = ["Bundle", "Part", "Target", "bundles_of", "checked_pairs", "joined", "rolling_windows", "totals"]
+__all__ = [
+    "TOP",
+    "Bundle",
+    "Found",
+    "Part",
+    "Target",
+    "TokenLogprobs",
+    "bundles_of",
+    "checked_pairs",
+    "checked_texts",
+    "joined",
+    "rolling_windows",
+    "token_logprobs",
+    "totals",
+]
+
+TOP = 20
+"""The most alternatives of a token whose log-probabilities can be had."""
+
+
+class TokenLogprobs(NamedTuple):
+    """How likely each token of a text is after those before it.
+
+    Attributes:
+        logprobs: the natural logarithm of the probability of each token but the first.
+        top: for each token but the first the likeliest tokens at its place and their log-probabilities, the likeliest first.
+    """
+
+    logprobs: tuple[float, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+
+
+class Found(NamedTuple):
+    """What was computed for a target.
+
+    Attributes:
+        pair: the number of its pair.
+        logprob: its log-likelihood.
+        greedy: whether it is the likeliest token.
+        top: the likeliest tokens at its place and their log-likelihoods, the likeliest first.
+    """
+
+    pair: int
+    logprob: float
+    greedy: bool
+    top: tuple[tuple[int, float], ...]
 
 
 class Target(NamedTuple):
@@ -142,24 +187,64 @@ def bundles_of(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], *,
     return bundles
 
 
-def totals(
-    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], found: Iterable[tuple[int, float, bool]]
-) -> list[Likelihood]:
+def totals(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], found: Iterable[Found]) -> list[Likelihood]:
     """The likelihood of each pair.
 
     Args:
         pairs: contexts and continuations of :func:`checked_pairs`.
-        found: for every target the number of its pair, its log-likelihood, and whether it is the likeliest token.
+        found: one for every target.
     """
     logprobs: list[list[float]] = [[] for _ in pairs]
     greedy = [True] * len(pairs)
-    for number, logprob, best in found:
-        logprobs[number].append(logprob)
-        greedy[number] &= best
+    for one in found:
+        logprobs[one.pair].append(one.logprob)
+        greedy[one.pair] &= one.greedy
     return [
         Likelihood(math.fsum(logprobs[i]), len(continuation), greedy[i], dropped)
         for i, (_, continuation, dropped) in enumerate(pairs)
     ]
+
+
+def checked_texts(
+    texts: Sequence[Sequence[object]], top: object, *, vocab_size: int, max_len: int
+) -> tuple[list[tuple[tuple[int, ...], tuple[int, ...], int]], list[int], int]:
+    """Texts as pairs of the first token and the others, and how many alternatives of each token are wanted.
+
+    Returns:
+        The pairs of the texts that have two tokens or more, as of :func:`checked_pairs`; the numbers of these texts; and the
+        number of alternatives.
+
+    Raises:
+        InputError: an empty text, one of more than ``max_len + 1`` tokens, an id outside the vocabulary, more than :data:`TOP`
+            alternatives, or a number that is not whole.
+    """
+    (most,) = whole_numbers("alternatives", [top])
+    if not 0 <= most <= min(TOP, vocab_size):
+        raise InputError(f"expected 0 to {min(TOP, vocab_size)} alternatives of each token, got {most}; correct the number")
+    ids = [whole_numbers("tokens", text) for text in texts]
+    for number, text in enumerate(ids):
+        if not 1 <= len(text) <= max_len + 1 or not 0 <= min(text) <= max(text) < vocab_size:
+            raise InputError(
+                f"expected 1 to {max_len + 1} token ids below {vocab_size}, got {len(text)} tokens or others in text {number}; "
+                "correct it"
+            )
+    numbers = [number for number, text in enumerate(ids) if len(text) > 1]
+    return [(ids[number][:1], ids[number][1:], 0) for number in numbers], numbers, most
+
+
+def token_logprobs(count: int, numbers: Sequence[int], found: Iterable[Found], top: int) -> list[TokenLogprobs]:
+    """The log-probabilities of the tokens of each text.
+
+    Args:
+        count: how many texts there are.
+        numbers: of :func:`checked_texts`.
+        found: one for every target; those of one pair in the order of its tokens.
+        top: alternatives of each token.
+    """
+    parts: list[list[Found]] = [[] for _ in range(count)]
+    for one in found:
+        parts[numbers[one.pair]].append(one)
+    return [TokenLogprobs(tuple(o.logprob for o in part), tuple(o.top[:top] for o in part)) for part in parts]
 
 
 def joined(parts: Sequence[Likelihood]) -> Likelihood:

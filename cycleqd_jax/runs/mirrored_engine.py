@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from cycleqd_jax.engine import Engine, Likelihood
+from cycleqd_jax.engine import Engine, Likelihood, TokenLogprobs
 from cycleqd_jax.runs.mirror import Mirror, mirrored
 from cycleqd_jax.types import Params
 
@@ -64,3 +64,8 @@ class MirroredEngine(Engine):
     def score(self, pairs: Sequence[tuple[Sequence[object], Sequence[object]]], **options: Any) -> list[Likelihood]:
         """See :meth:`cycleqd_jax.engine.Engine.score`."""
         return super().score(pairs, **options)
+
+    @mirrored("engine")
+    def token_logprobs(self, texts: Sequence[Sequence[object]], **options: Any) -> list[TokenLogprobs]:
+        """See :meth:`cycleqd_jax.engine.Engine.token_logprobs`."""
+        return super().token_logprobs(texts, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -111,7 +112,7 @@ class Api:
             except InputError as error:
                 raise invalid("messages", str(error)) from error
 
-        return await self._answer(request, "chat", key, await self._encode(encode), sampling)
+        return await self._answer(request, "chat", key, await self._encode(encode), sampling, [None])
 
     async def completions(self, request: Request) -> Response:
         """Completions of one prompt or several."""
@@ -124,7 +125,14 @@ class Api:
             tokenizer = self.catalog.tokenizer
             return [tokenizer.encode_text(one) if isinstance(one, str) else one for one in prompts]
 
-        return await self._answer(request, "completion", key, await self._encode(encode), sampling)
+        def texts() -> list[str | None]:
+            if not sampling.echo:
+                return [None] * len(prompts)
+            return [one if isinstance(one, str) else self.catalog.tokenizer.decode(one) for one in prompts]
+
+        ids = await self._encode(encode)
+        self._check_prompts("prompt", ids, sampling)  # only ids of the vocabulary have a text
+        return await self._answer(request, "completion", key, ids, sampling, await self._encode(texts))
 
     def _model(self, one: Entry) -> dict[str, Any]:
         facts = {"kind": one.kind, **one.about}
@@ -137,9 +145,16 @@ class Api:
             raise ApiError(404, str(error), param="model", code="model_not_found") from error
 
     async def _answer(
-        self, request: Request, kind: Literal["chat", "completion"], key: Any, prompts: Sequence[list[int]], sampling: Sampling
+        self,
+        request: Request,
+        kind: Literal["chat", "completion"],
+        key: Any,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        echoes: Sequence[str | None],
     ) -> Response:
-        jobs = self._jobs(kind, key, prompts, sampling)
+        self._check_prompts("messages" if kind == "chat" else "prompt", prompts, sampling)
+        jobs = self._jobs(key, prompts, sampling, echoes)
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
         try:
             tickets = self.worker.submit(jobs, lambda: _wake(loop, changed))
@@ -149,7 +164,8 @@ class Api:
             raise unavailable(str(error)) from error
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         name = f"{prefix}-{uuid.uuid4().hex}"
-        answer = Answer(kind, name, int(time.time()), sampling.model, sum(map(len, prompts)), sampling.usage)
+        tokens, tokenizer = sum(map(len, prompts)), self.catalog.tokenizer
+        answer = Answer(kind, name, int(time.time()), sampling.model, tokens, sampling.usage, jobs, tokenizer)
         if sampling.stream:
             values = self._stream(answer, tickets, changed)
             return EventStream(values, self._limits.stall_s, lambda: self.worker.cancel(tickets))
@@ -164,7 +180,7 @@ class Api:
         for reply in replies:
             if reply.error is not None:
                 raise _failed(reply.error)
-        return Json(answer.whole(replies))
+        return Json(await self._encode(lambda: answer.whole(replies)))  # log-probabilities have many tokens to show
 
     async def _stream(self, answer: Answer, tickets: Sequence[Ticket], changed: asyncio.Event) -> AsyncIterator[Any]:
         """The chunks of a stream."""
@@ -176,7 +192,8 @@ class Api:
             changed.clear()
             for i, ticket in list(left.items()):
                 news = ticket.take()
-                for chunk in answer.more(i, news):
+                chunks = answer.more(i, news)
+                for chunk in chunks if news.scored is None else await self._encode(functools.partial(list, chunks)):
                     yield chunk
                 if news.error is not None:
                     yield _failed(news.error).body()
@@ -192,30 +209,34 @@ class Api:
         if count > self.worker.capacity:
             raise invalid(where, f"expected at most {self.worker.capacity} replies for one request, got {count}; ask for fewer")
 
-    def _jobs(self, kind: str, key: Any, prompts: Sequence[list[int]], sampling: Sampling) -> list[Job]:
-        where = "messages" if kind == "chat" else "prompt"
+    def _check_prompts(self, where: str, prompts: Sequence[list[int]], sampling: Sampling) -> None:
+        """Refuses prompts of other ids than the vocabulary's, and those that leave no room for the reply."""
         most, vocabulary = self._limits.max_len, self.catalog.config.vocab_size
         for prompt in prompts:
             if not prompt or not 0 <= min(prompt) <= max(prompt) < vocabulary:
                 raise invalid(where, f"expected one or more token ids below {vocabulary} in {where}, got others; correct them")
-            if len(prompt) >= most:
+            if len(prompt) + (sampling.max_tokens != 0) > most:
                 raise invalid(
                     where,
                     f"expected a prompt that leaves room for a reply in a context of {most} tokens, got {len(prompt)} tokens; "
                     "shorten it",
                     "context_length_exceeded",
                 )
+
+    def _jobs(self, key: Any, prompts: Sequence[list[int]], sampling: Sampling, echoes: Sequence[str | None]) -> list[Job]:
         return [
             Job(
                 key,
                 tuple(prompt),
-                most if sampling.max_tokens is None else sampling.max_tokens,
+                self._limits.max_len if sampling.max_tokens is None else sampling.max_tokens,
                 sampling.temperature,
                 sampling.top_p,
                 (sampling.seed + i) % SEEDS,
                 sampling.stop,
+                sampling.logprobs,
+                echo,
             )
-            for prompt in prompts
+            for prompt, echo in zip(prompts, echoes, strict=True)
             for i in range(sampling.n)
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,10 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cycleqd_jax.serve.errors import ApiError
+from cycleqd_jax.serve.errors import ApiError, unavailable
 from cycleqd_jax.serve.replies import to_bytes
 
-__all__ = ["Access", "EventStream", "Json", "disconnected", "error_response", "read_body", "until_disconnect"]
+__all__ = ["Access", "EventStream", "Json", "disconnected", "error_response", "is_loopback", "read_body", "until_disconnect"]
 
 COOKIE = "cycleqd_session"
 BODY_S = 30.0
@@ -26,11 +27,18 @@ BODY_S = 30.0
 DISCARDED = 2**24
 """Bytes of a body that is too large that are read and dropped, so that the client reads the answer instead of a reset."""
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/", "/health", "/session")
 """Paths that need no key: they show nothing of models and run."""
 
 log = logging.getLogger("cycleqd_jax.serve")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's address is reached from this machine only: ``localhost``, ``::1``, or one of ``127.0.0.0/8``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Json(Response):
@@ -193,10 +201,14 @@ class Access:
         return self._key is None or hmac.compare_digest(key.encode("utf-8", "replace"), self._key.encode("utf-8", "replace"))
 
     def _refusal(self, request: Request) -> ApiError | None:
+        if request.scope["state"].get("crowded"):
+            error = unavailable("expected fewer connections, got more than the server accepts; try again later")
+            error.headers = {**(error.headers or {}), "Connection": "close"}
+            return error
         if self._local_only:
             host = request.headers.get("host", "")
-            name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-            if name.lower() not in LOCAL_HOSTS:
+            name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
+            if not is_loopback(name.lower()):
                 return ApiError(403, "expected a name of this machine as Host, got another; use localhost or 127.0.0.1")
         path = request.scope["path"]  # the router's; older releases of Starlette read the path of request.url from Host
         if self._key is None or path in OPEN_PATHS or path.startswith("/static/"):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-__all__ = ["Job", "News", "QueueFull", "ServerClosed", "Ticket"]
+__all__ = ["Job", "News", "QueueFull", "Scored", "ServerClosed", "Ticket"]
 
 
 class QueueFull(Exception):
@@ -25,11 +25,13 @@ class Job:
     Attributes:
         model: the key of the model's weights.
         prompt: token ids.
-        max_new_tokens: the most tokens of the reply.
+        max_new_tokens: the most tokens of the reply; 0 only with an echo.
         temperature: 0 is greedy.
         top_p: draw from the likeliest tokens that together have this probability.
         seed: the seed of the draws, a 32-bit number.
         stop: strings that end the reply and are not part of it.
+        logprobs: how many alternatives of each token are wanted beside its log-probability; None wants neither.
+        echo: the text of the prompt, which then precedes the reply; None leaves the prompt out.
     """
 
     model: Hashable
@@ -39,6 +41,24 @@ class Job:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    echo: str | None = None
+
+
+class Scored(NamedTuple):
+    """The log-probabilities of the tokens of a reply, after those of its prompt if that is echoed.
+
+    Attributes:
+        ids: the tokens, the stop token included.
+        logprobs: of each token after those before it, at temperature 1; None for the first token of a prompt.
+        top: for each token the likeliest ones at its place with their log-probabilities, the likeliest first.
+        given: how many of the tokens are the prompt's.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+    given: int
 
 
 class News(NamedTuple):
@@ -49,12 +69,14 @@ class News(NamedTuple):
         tokens: the number of tokens of the reply so far, the stop token included.
         finish: ``"stop"`` or ``"length"`` once the reply is complete, otherwise None.
         error: why there will be no more of the reply, or None.
+        scored: the log-probabilities of a complete reply, where they were wanted.
     """
 
     text: str
     tokens: int
     finish: str | None
     error: Exception | None
+    scored: Scored | None = None
 
     @property
     def done(self) -> bool:
@@ -84,6 +106,7 @@ class Ticket:
         self._tokens = 0
         self._finish: str | None = None
         self._error: Exception | None = None
+        self._scored: Scored | None = None
 
     @property
     def done(self) -> bool:
@@ -95,14 +118,14 @@ class Ticket:
         """Whether the reply ended with an error."""
         return self._error is not None
 
-    def add(self, text: str, tokens: int, finish: str | None = None) -> None:
-        """Adds new text; ``tokens`` is the number so far."""
+    def add(self, text: str, tokens: int, finish: str | None = None, scored: Scored | None = None) -> None:
+        """Adds new text; ``tokens`` is the number so far. What finishes the reply may bring log-probabilities."""
         with self._changed:
             if self.done:
                 return
             if text:
                 self._text.append(text)
-            self._tokens, self._finish = tokens, finish
+            self._tokens, self._finish, self._scored = tokens, finish, scored
             self._changed.notify_all()
         self._on_change()
 
@@ -119,7 +142,7 @@ class Ticket:
         """What is new since the last call."""
         with self._changed:
             text, self._text = "".join(self._text), []
-            return News(text, self._tokens, self._finish, self._error)
+            return News(text, self._tokens, self._finish, self._error, self._scored)
 
     def wait(self, timeout: float | None = None) -> News:
         """Waits until the reply is complete, and takes all that is new.

@@ -30,7 +30,8 @@ CHAT = COMMON | {
     "response_format", "safety_identifier", "tool_choice", "tools", "top_logprobs", "verbosity",
 }  # fmt: skip
 COMPLETION = COMMON | {"best_of", "echo", "prompt", "suffix"}
-LOGPROBS = "expected no logprobs, got a request for them, which this server can't answer; leave the key out"
+MOST_LOGPROBS = {"logprobs": 5, "top_logprobs": 20}
+"""The most alternatives of a token: of completions, and of chat."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Sampling:
         stop: strings that end a reply.
         stream: whether the reply is streamed.
         usage: whether a stream ends with the number of tokens.
+        logprobs: how many alternatives of each token are wanted beside its log-probability; None wants neither.
+        echo: whether the prompt precedes the reply.
     """
 
     model: str
@@ -58,6 +61,8 @@ class Sampling:
     stop: tuple[str, ...]
     stream: bool
     usage: bool
+    logprobs: int | None = None
+    echo: bool = False
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -95,12 +100,13 @@ def chat_parameters(body: Mapping[str, Any]) -> Sampling:
         raise unsupported("response_format", "expected response_format text, got another; this server does not enforce forms")
     if body.get("modalities") not in (None, ["text"]):
         raise unsupported("modalities", "expected modalities ['text'], got others; leave the key out")
-    if body.get("logprobs") not in (None, False) or body.get("top_logprobs") not in (None, 0):
-        raise unsupported("logprobs", LOGPROBS)
+    logprobs, top = _flag(body, "logprobs"), _alternatives(body, "top_logprobs")
+    if top and not logprobs:
+        raise invalid("top_logprobs", "expected top_logprobs with logprobs true only, got it without; set logprobs")
     both = [key for key in ("max_tokens", "max_completion_tokens") if body.get(key) is not None]
     if len(both) == 2 and body[both[0]] != body[both[1]]:
         raise invalid(both[0], "expected max_tokens or max_completion_tokens, got both with different values; give one of them")
-    return _sampling(body, limit=_limit(body, both[-1]) if both else None)
+    return _sampling(body, limit=_limit(body, both[-1]) if both else None, logprobs=top if logprobs else None)
 
 
 def completion_parameters(body: Mapping[str, Any]) -> Sampling:
@@ -110,13 +116,14 @@ def completion_parameters(body: Mapping[str, Any]) -> Sampling:
         ApiError: a value is wrong or not supported.
     """
     _check_known(body, COMPLETION)
-    if body.get("logprobs") is not None and body["logprobs"] is not False:  # 0 asks for those of the reply's tokens
-        raise unsupported("logprobs", LOGPROBS)
-    if body.get("echo") not in (None, False):
-        raise unsupported("echo", "expected no echo, got one, which this server does not support; leave the key out")
+    logprobs = None
+    if body.get("logprobs") is not None and body["logprobs"] is not False:  # 0 asks for those of the tokens alone
+        logprobs = _alternatives(body, "logprobs")
+    echo = _flag(body, "echo")
     if body.get("suffix") not in (None, ""):
         raise unsupported("suffix", "expected no suffix, got one, which this server does not support; leave the key out")
-    found = _sampling(body, limit=16 if body.get("max_tokens") is None else _limit(body, "max_tokens"))
+    limit = 16 if body.get("max_tokens") is None else _limit(body, "max_tokens", least=0 if echo else 1)
+    found = _sampling(body, limit=limit, logprobs=logprobs, echo=echo)
     if body.get("best_of") not in (None, found.n):
         raise unsupported("best_of", "expected best_of to equal n, got another value; this server returns all replies")
     return found
@@ -175,7 +182,7 @@ def _message(i: int, message: Any) -> Message:
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _sampling(body: Mapping[str, Any], *, limit: int | None) -> Sampling:
+def _sampling(body: Mapping[str, Any], *, limit: int | None, logprobs: int | None, echo: bool = False) -> Sampling:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("model", f"expected the name of a model, got {_kind(model)}; GET /v1/models lists the names")
@@ -203,6 +210,8 @@ def _sampling(body: Mapping[str, Any], *, limit: int | None) -> Sampling:
         _stops(body.get("stop")),
         stream,
         _flag(options or {}, "include_usage"),
+        logprobs,
+        echo,
     )
 
 
@@ -219,8 +228,12 @@ def _stops(stop: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _limit(body: Mapping[str, Any], key: str) -> int:
-    return _whole(body, key, 1, 2**31 - 1, default=1)
+def _limit(body: Mapping[str, Any], key: str, *, least: int = 1) -> int:
+    return _whole(body, key, least, 2**31 - 1, default=1)
+
+
+def _alternatives(body: Mapping[str, Any], key: str) -> int:
+    return _whole(body, key, 0, MOST_LOGPROBS[key], default=0)
 
 
 def _whole(body: Mapping[str, Any], key: str, low: int, high: int, *, default: int) -> int:

@@ -7,7 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from cycleqd_jax.serve.jobs import News
+from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.serve.jobs import Job, News
+from cycleqd_jax.serve.logprobs import chat_logprobs, completion_logprobs
 
 __all__ = ["Answer", "to_bytes", "usage_of"]
 
@@ -28,6 +30,8 @@ class Answer:
         model: the name that the request gave.
         prompt_tokens: of the request.
         usage: whether a stream ends with the number of tokens.
+        jobs: what the replies are to.
+        tokenizer: of the model.
     """
 
     kind: Literal["chat", "completion"]
@@ -36,6 +40,8 @@ class Answer:
     model: str
     prompt_tokens: int
     usage: bool
+    jobs: Sequence[Job]
+    tokenizer: ChatTokenizer
 
     def whole(self, replies: Sequence[News]) -> dict[str, Any]:
         """The answer that is not streamed, of complete replies."""
@@ -45,7 +51,7 @@ class Answer:
             content = (
                 {"message": {"role": "assistant", "content": reply.text, "refusal": None}} if chat else {"text": reply.text}
             )
-            choices.append({"index": i, **content, "logprobs": None, "finish_reason": reply.finish})
+            choices.append({"index": i, **content, "logprobs": self._logprobs(i, reply), "finish_reason": reply.finish})
         tokens = usage_of(self.prompt_tokens, sum(reply.tokens for reply in replies))
         return {**self._head("chat.completion" if chat else "text_completion"), "choices": choices, "usage": tokens}
 
@@ -56,11 +62,11 @@ class Answer:
                 yield self._chunk(i, {"role": "assistant", "content": ""}, None)
 
     def more(self, i: int, news: News) -> Iterator[dict[str, Any]]:
-        """The chunks of what is new in a reply; the one with the finish reason has no text."""
+        """The chunks of what is new in a reply; the one with the finish reason has no text, and all log-probabilities."""
         if news.text:
             yield self._chunk(i, {"content": news.text}, None)
         if news.finish is not None:
-            yield self._chunk(i, {}, news.finish)
+            yield self._chunk(i, {}, news.finish, self._logprobs(i, news))
 
     def last(self, completion: int) -> Iterator[dict[str, Any]]:
         """The chunk with the number of tokens, where the client wants it."""
@@ -71,9 +77,17 @@ class Answer:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.kind == "chat" else "text_completion"
 
-    def _chunk(self, i: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    def _logprobs(self, i: int, news: News) -> dict[str, Any] | None:
+        job = self.jobs[i]
+        if news.scored is None or job.logprobs is None:
+            return None
+        if self.kind == "chat":
+            return chat_logprobs(self.tokenizer, news.scored, job.logprobs)
+        return completion_logprobs(self.tokenizer, news.scored, job.logprobs, job.echo or "")
+
+    def _chunk(self, i: int, delta: dict[str, Any], finish: str | None, logprobs: Any = None) -> dict[str, Any]:
         content = {"delta": delta} if self.kind == "chat" else {"text": delta.get("content", "")}
-        found = {"choices": [{"index": i, **content, "logprobs": None, "finish_reason": finish}]}
+        found = {"choices": [{"index": i, **content, "logprobs": logprobs, "finish_reason": finish}]}
         return {**self._head(self._chunk_kind), **found, **({"usage": None} if self.usage else {})}
 
     def _head(self, kind: str) -> dict[str, Any]:

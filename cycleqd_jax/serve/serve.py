@@ -94,7 +94,8 @@ def serve(what: str, options: Options, log: Callable[[str], None] = lambda line:
             ) from None
     from cycleqd_jax.serve.api import Limits
     from cycleqd_jax.serve.app import make_app
-    from cycleqd_jax.serve.server import is_loopback, run_server
+    from cycleqd_jax.serve.http import is_loopback
+    from cycleqd_jax.serve.server import run_server
 
     key = options.key if options.key is not None else os.environ.get(KEY_VARIABLE)
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import socket
 import sys
@@ -17,13 +16,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cycleqd_jax.serve.worker import EngineWorker
 from cycleqd_jax.types import InputError
 
-__all__ = ["is_loopback", "run_server", "server_config"]
+__all__ = ["run_server", "server_config"]
 
 CONNECTIONS = 512
-"""The most connections at a time; further ones get status 503."""
+"""The most connections at a time; the requests of further ones get status 503."""
 
 HEAD_S = 30.0
-"""Seconds in which the head of a connection's first request must arrive: connections that send nothing hold a place."""
+"""Seconds in which the head of a request must arrive: connections that send nothing hold a place."""
+
+IDLE_S = 5
+"""Seconds in which the next request of a connection must begin."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,24 +40,43 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP by h11, which bounds the size of heads, with a bound on the time of the first one."""
+    """HTTP by h11, which bounds the size of heads; with a bound on the time of each head, and on connections.
+
+    Uvicorn's own limit of connections answers in plain text, and its ``timeout_keep_alive`` ends with the first byte of the
+    next head.
+    """
+
+    _overdue: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Closes the connection later if no request has come."""
+        """Marks the requests of a connection beyond the limit, which the application refuses."""
         super().connection_made(transport)
-        self.loop.call_later(HEAD_S, self._close_unused)
+        if len(self.connections) > CONNECTIONS:
+            self.app_state = {**self.app_state, "crowded": True}
+        self._expect_head()
 
-    def _close_unused(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        """Takes data, and bounds the time of a head that has begun."""
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._unset_overdue()
+        elif before is not None and before.response_complete and self._overdue is None:
+            self._expect_head()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection."""
+        self._unset_overdue()
+        super().connection_lost(exc)
 
-def is_loopback(host: str) -> bool:
-    """Whether a host's address is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    def _expect_head(self) -> None:
+        """Closes the connection later if no further request has come."""
+        self._overdue = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _unset_overdue(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
 
 
 def run_server(
@@ -91,7 +112,7 @@ def server_config(app: Starlette) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         ws="none",
-        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )

@@ -6,10 +6,11 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
-from cycleqd_jax.engine import Engine
+from cycleqd_jax.engine import Engine, TokenLogprobs
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.serve.jobs import Job, QueueFull, ServerClosed, Ticket
+from cycleqd_jax.serve.jobs import Job, QueueFull, Scored, ServerClosed, Ticket
 from cycleqd_jax.serve.text import ReplyText
 from cycleqd_jax.serve.turns import Turns
 
@@ -50,6 +51,15 @@ class WorkerState:
 class _Running:
     ticket: Ticket
     text: ReplyText
+
+
+class _Ended(NamedTuple):
+    """A reply whose tokens are complete."""
+
+    ticket: Ticket
+    text: str
+    ids: tuple[int, ...]
+    finish: str
 
 
 class EngineWorker:
@@ -202,14 +212,15 @@ class EngineWorker:
             return not self._stopped and bool(self._running or self._dropped or len(self._turns))
 
     def step(self) -> None:
-        """One host sync: drops what was cancelled, starts waiting jobs, decodes, and hands out what is new."""
+        """One host sync: drops what was cancelled, starts waiting jobs, decodes, scores, and hands out what is new."""
         self._drop()
-        self._admit()
-        if not self._running:
+        ended = self._admit()
+        if not self._running and not ended:
             return
         try:
             done = self._engine.advance()
         except Exception as error:  # of the model or the device; the engine has dropped its requests and can go on
+            self._fail([one.ticket for one in ended], error)
             self._fail_running(error)
             return
         finally:
@@ -218,8 +229,27 @@ class EngineWorker:
         for number, generation in done:
             with self._wake:
                 one = self._running.pop(number)
-                self._state.served += 1
-            one.ticket.add(one.text.end(), len(generation.ids), generation.finish)
+            ended.append(_Ended(one.ticket, one.text.end(), generation.ids, generation.finish))
+        self._end(ended)
+
+    def _end(self, ended: Sequence[_Ended]) -> None:
+        """Completes replies. Those whose log-probabilities are wanted are scored in the slots that they have left."""
+        wanted = [one for one in ended if one.ticket.job.logprobs is not None]
+        scored: dict[int, Scored] = {}
+        if wanted:
+            most = max(one.ticket.job.logprobs or 0 for one in wanted)
+            try:
+                found = self._engine.token_logprobs([one.ticket.job.prompt + one.ids for one in wanted], top=most)
+            except Exception as error:
+                self._fail([one.ticket for one in wanted], error)
+                ended = [one for one in ended if one not in wanted]
+                self._fail_running(error)
+            else:
+                scored = {id(one.ticket): _scored(one, values) for one, values in zip(wanted, found, strict=True)}
+        with self._wake:
+            self._state.served += len(ended)
+        for one in ended:
+            one.ticket.add(one.text, len(one.ids), one.finish, scored.get(id(one.ticket)))
 
     def _drop(self) -> None:
         with self._wake:
@@ -233,11 +263,12 @@ class EngineWorker:
                     if self._running.pop(number, None) is not None:
                         self._state.cancelled += 1
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[_Ended]:
+        """Starts waiting jobs; returns those that want no tokens."""
         with self._wake:
             if not self._running:
                 if not self._turns.change():
-                    return
+                    return []
                 model = self._turns.current
             else:
                 model = self._loaded
@@ -251,11 +282,18 @@ class EngineWorker:
                 with self._wake:
                     failed = self._turns.take_current()
                 self._fail(failed, error)
-                return
+                return []
         with self._wake:
             started = self._turns.start(self._engine.slots - len(self._running))
+        ended = []
         for ticket in started:
-            self._begin(ticket)
+            if ticket.job.echo:
+                ticket.add(ticket.job.echo, 0)
+            if ticket.job.max_new_tokens:
+                self._begin(ticket)
+            else:
+                ended.append(_Ended(ticket, "", (), "length"))
+        return ended
 
     def _begin(self, ticket: Ticket) -> None:
         job = ticket.job
@@ -293,3 +331,11 @@ class EngineWorker:
         with self._wake:
             running, self._running = list(self._running.values()), {}
         self._fail([one.ticket for one in running], error)
+
+
+def _scored(one: _Ended, values: TokenLogprobs) -> Scored:
+    """The log-probabilities of a reply, and of its prompt if that is echoed."""
+    job = one.ticket.job
+    tokens, logprobs, top = job.prompt + one.ids, (None, *values.logprobs), ((), *values.top)
+    start = len(job.prompt) if job.echo is None else 0
+    return Scored(tokens[start:], logprobs[start:], top[start:], len(job.prompt) - start)

@@ -143,13 +143,14 @@ class Bbh(ExactMatchTask):
         return ExactMatchRecord(f"Q: {row.text('input')}\nA:", f"So the answer is {target.strip()}.", answer)
 
     def extract(self, record: ExactMatchRecord, reply: str) -> str | None:
-        """The answer in a reply, up to the next ``Q:``, where lm-evaluation-harness stops."""
-        found = stated_answer(reply.partition("Q:")[0])
+        """The answer in a reply, up to a line that begins with ``Q:``: there a model without a chat template asks on."""
+        found = stated_answer(_NEXT_QUESTION.split(reply, maxsplit=1)[0])
         if found is None:
             return None
         return (_letter(found) or _plain(found)) if _LETTER_TARGET.fullmatch(record.answer) else _plain(found)
 
 
+_NEXT_QUESTION = re.compile(r"^Q:", re.MULTILINE)
 _LETTER_TARGET = re.compile(r"\([a-z]\)")
 
 

@@ -65,6 +65,38 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(engine, params):
     assert engine.score([]) == []
 
 
+def test_the_tokens_of_a_text_and_their_alternatives(engine, params, expected):
+    rng = np.random.default_rng(8)
+    texts = [rng.integers(0, 48, n).tolist() for n in (1, 2, 49, 20, 20)]
+    prompts, limits, replies = expected[0]
+    numbers = [engine.submit(prompt, limit) for prompt, limit in zip(prompts[:2], limits[:2], strict=True)]
+    decoded, found = dict(engine.advance()), []
+    while engine.busy:  # replies are the same, whatever is scored meanwhile
+        found.append(engine.token_logprobs(texts, top=3))
+        decoded |= dict(engine.advance())
+    assert [decoded[number].ids for number in numbers] == [reply[0] for reply in replies[:2]]
+    found.append(engine.token_logprobs(texts, top=3))
+    for text, one in zip(texts, found[0], strict=True):
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(text)] = text
+        logits = np.asarray(forward(params, padded, CONFIG), np.float64)[: len(text) - 1]
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        assert one.logprobs == pytest.approx([row[i] for row, i in zip(logprobs, text[1:], strict=True)], abs=1e-4)
+        assert len(one.top) == len(text) - 1
+        for row, top in zip(logprobs, one.top, strict=True):
+            assert [i for i, _ in top] == np.argsort(-row)[:3].tolist()
+            assert [value for _, value in top] == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
+    for again in found[1:]:
+        for one, other in zip(found[0], again, strict=True):
+            assert other.logprobs == pytest.approx(one.logprobs, abs=2e-5)
+    (sums,) = engine.token_logprobs([texts[3]])
+    assert engine.score([(texts[3][:1], texts[3][1:])])[0].logprob == pytest.approx(sum(sums.logprobs), abs=1e-4)
+    assert sums.top == ((),) * 19
+    for bad, options in (([[]], {}), ([[1] * 50], {}), ([[48]], {}), ([[1]], {"top": 21}), ([[1]], {"individual": 1})):
+        with pytest.raises(InputError, match=r"^expected "):
+            engine.token_logprobs(bad, **options)
+
+
 def test_the_batch_changes_the_last_bits_at_most(engine):
     pairs = items(2, count=9) + items(3, preamble=26, count=9)
     together = engine.score(pairs)

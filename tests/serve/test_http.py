@@ -148,7 +148,8 @@ def test_errors_have_the_form_of_the_api(server):
         (400, post(server, json=[])),
         (400, post(server, json=body(nothing=1))),
         (400, post(server, json=body(messages=[]))),
-        (400, post(server, json=body(logprobs=True))),
+        (400, post(server, json=body(top_logprobs=1))),
+        (400, post(server, "/v1/completions", json={"model": "one", "prompt": [10**6], "echo": True, "max_tokens": 0})),
         (400, post(server, json=body(n=17))),
         (400, post(server, "/v1/completions", json={"model": "one", "prompt": [10**6]})),
         (404, post(server, json=body(model="four"))),
@@ -212,6 +213,26 @@ def test_connections_that_send_no_request_are_closed(models, monkeypatch):
                 connection.sendall(sent)
                 assert connection.recv(1) == b""
         assert client.get("/health").status_code == 200  # on the connection that has had a request
+        with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea")  # a second head that stays a part
+            time.sleep(0.1)
+            connection.sendall(b"lth HT")
+            with connection.makefile("rb") as answer:
+                assert answer.read().count(b"HTTP/1.1 200") == 1
+
+
+def test_connections_beyond_the_limit_get_an_error_of_the_api(models, monkeypatch):
+    monkeypatch.setattr("cycleqd_jax.serve.server.CONNECTIONS", 2)
+    with serving(SeveralModels(models)) as server:
+        with httpx.Client(base_url=server.address) as first, httpx.Client(base_url=server.address) as second:
+            assert [client.get("/health").status_code for client in (first, second)] == [200, 200]
+            answer = httpx.get(f"{server.address}/v1/models")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "unavailable"
+            assert answer.headers["connection"] == "close"
+            assert answer.headers["retry-after"] == "5"
+            assert first.get("/health").status_code == 200
+        until(lambda: httpx.get(f"{server.address}/health").status_code == 200)
 
 
 def test_an_error_within_a_stream(client):
@@ -222,7 +243,9 @@ def test_an_error_within_a_stream(client):
 def test_names_of_other_machines_are_refused(server):
     answer = post(server, json=body(), headers={"Host": "example.org"})
     assert answer.status_code == 403
-    for name in ("localhost", "127.0.0.1:1", "[::1]:80"):
+    for name in ("127.0.0.1.example.org", "[::2]", "128.0.0.1", "[::1", "::1", ""):
+        assert httpx.get(f"{server.address}/health", headers={"Host": name}).status_code in (400, 403)
+    for name in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "127.8.9.10", "[::1]:80"):
         assert httpx.get(f"{server.address}/health", headers={"Host": name}).status_code == 200
 
 

@@ -67,8 +67,9 @@ def test_values_are_taken():
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": 3}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 3}}, "include_usage"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 3}, "logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"logit_bias": {"3": 1}}, "logit_bias"),
@@ -94,9 +95,10 @@ def test_wrong_values_name_their_key(change, param):
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"logprobs": 1}, "logprobs"),
-        ({"logprobs": 0}, "logprobs"),
-        ({"echo": True}, "echo"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"echo": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"suffix": "x"}, "suffix"),
         ({"n": 2, "best_of": 3}, "best_of"),
     ],
@@ -113,6 +115,17 @@ def test_values_that_change_nothing_are_accepted():
         {**CHAT, "user": "u", "logprobs": False, "tools": [], "frequency_penalty": 0, "response_format": {"type": "text"}}
     )
     completion_parameters({"model": "m", "prompt": "x", "echo": False, "suffix": None, "best_of": 1, "logprobs": None})
+
+
+def test_log_probabilities():
+    prompt = {"model": "m", "prompt": "x"}
+    found = completion_parameters({**prompt, "logprobs": 0, "echo": True, "max_tokens": 0})
+    assert (found.logprobs, found.echo, found.max_tokens) == (0, True, 0)
+    assert completion_parameters({**prompt, "logprobs": 5}).logprobs == 5
+    assert completion_parameters({**prompt, "logprobs": False}).logprobs is None
+    assert chat_parameters({**CHAT, "logprobs": True}).logprobs == 0
+    assert chat_parameters({**CHAT, "logprobs": True, "top_logprobs": 20}).logprobs == 20
+    assert chat_parameters({**CHAT, "logprobs": False, "top_logprobs": 0}).logprobs is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from starlette.applications import Starlette
 from cycleqd_jax.cli import main
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.serve import OneModel, Options, make_worker, serve
-from cycleqd_jax.serve.server import is_loopback, run_server
+from cycleqd_jax.serve.http import is_loopback
+from cycleqd_jax.serve.server import run_server
 from cycleqd_jax.types import InputError
 
 from .small_server import tiny_model

@@ -178,6 +178,27 @@ def test_a_model_that_computes_nan_fails_alone(models, tokenizer):
     drain(worker)
     assert all(isinstance(ticket.take().error, NonFiniteError) for ticket in broken)
     assert all(ticket.take().finish for ticket in fine)
+    (ticket,) = worker.submit([Job("two", (5, 6), 0, logprobs=1, echo="")])
+    drain(worker)
+    assert isinstance(ticket.take().error, NonFiniteError)
+    assert (worker.state().failed, worker.state().served) == (3, 2)
+
+
+def test_scores_and_replies_do_not_disturb_each_other(catalog, tokenizer, reference):
+    worker = make_worker(catalog)
+    jobs = jobs_of(tokenizer, 2 * SLOTS, seed=6)
+    scored = [Job("one", job.prompt, 0, logprobs=2, echo="x") for job in jobs]
+    tickets = worker.submit([job for pair in zip(jobs, scored, strict=True) for job in pair])
+    drain(worker)
+    for ticket in tickets:
+        news = ticket.take()
+        if ticket.job.max_new_tokens:
+            assert news.text == text_of(tokenizer, reference(ticket.job).ids)
+            assert news.scored is None
+        else:
+            assert (news.text, news.tokens, news.finish) == ("x", 0, "length")
+            assert news.scored.ids == ticket.job.prompt
+            assert len(news.scored.logprobs) == len(news.scored.top) == len(ticket.job.prompt)
 
 
 def test_closing_finishes_what_was_accepted(catalog, tokenizer):

@@ -123,6 +123,7 @@ def test_solved_questions_stand_before_every_question(write, nowhere):
             "at most 26 choices, one for each letter, got 27 choices",
         ),
         ("hellaswag", {"label": 3}, "one of the labels 0, 1, 2 as the answer, got 3"),
+        ("hellaswag", {"label": True}, "one of the labels 0, 1, 2 as the answer, got True"),
         ("hellaswag", {"label": None}, "as the answer, got None"),
         ("hellaswag", {"endings": ["a", " "]}, "choices that are not blank"),
         ("mmlu", {"answer": 4}, "one of the labels A, B, C, D as the answer, got 4"),

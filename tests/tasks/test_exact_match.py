@@ -71,6 +71,7 @@ def test_gsm8k(write, nowhere):
                 "x\nB) yes",
                 "The answer is:\n\n(B)",
                 "(B)\n\nQ: x\nA: (A)",
+                "See the FAQ: no. The answer is (B).\nQ: x\nA: The answer is (A).",
             ],
             ["(A)", "", "Bob", "(A)\n\nQ: x\nA: So the answer is (B)."],
         ),

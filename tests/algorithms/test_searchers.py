@@ -358,6 +358,7 @@ def test_quarantined_children_resume(made, tmp_path, assert_identical):
     assert_identical(run(made, tmp_path / "killed", every=3), state)
 
 
+@pytest.mark.as_users
 def test_the_journal_rebuilds_every_child(name, made, tmp_path, assert_close):
     """From the experts and the journal alone: parents, active task and key, or the recorded coefficients."""
     _searcher, space = made

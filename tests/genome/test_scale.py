@@ -208,7 +208,7 @@ def test_the_size_of_a_genome_is_that_of_its_arrays():
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(genome)) == want
 
 
-@pytest.mark.exhaustive
+@pytest.mark.as_users
 def test_200_lineages_of_20_generations_against_float64():
     """Whole lineages on dense float64 weights, with the reference's order: crossover, then U diag(w s) Vᵀ of the active expert,
     decomposed by NumPy.

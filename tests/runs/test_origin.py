@@ -446,7 +446,7 @@ def test_too_many_elites_in_a_row_stop_the_run(old, tmp_path):
         extended(old, tmp_path / "expert", further=Broken({1}))
 
 
-@pytest.mark.exhaustive
+@as_for_users
 def test_plain_qd_is_extended_too(tmp_path):
     options = {"search": {"generations": FIRST, "batch_size": 3, "bins": 4, "method": "qd"}, "export": {"method": "soup"}}
     search_in(tmp_path / "old", config_of(**options), space_of(OLD), Scores(OLD))

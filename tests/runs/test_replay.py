@@ -25,7 +25,7 @@ def method(request):
     return request.param
 
 
-@pytest.mark.parametrize("budget", [10, pytest.param(None, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("budget", [10, pytest.param(None, marks=pytest.mark.as_users)])
 def test_the_journal_determines_genomes_and_state(tmp_path, method, budget, assert_identical):
     config = config_of(method, budget=budget)
     space = space_of(config)
@@ -70,7 +70,7 @@ def test_dense_genomes_are_rebuilt_too(tmp_path, dense, assert_identical):
         assert_identical(rebuilt[identity], genome)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.as_users
 @pytest.mark.parametrize("size", [(1, 3, 2), (5, 257, 129)])
 def test_other_sizes(tmp_path, size, assert_identical):
     """The compiler splits loops by size."""

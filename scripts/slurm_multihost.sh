@@ -2,7 +2,8 @@
 # A run whose models are divided between several machines, as a Slurm job: sbatch scripts/slurm_multihost.sh CONFIG [key=value …]
 # Every machine has one process with all its GPUs; mesh.fsdp × mesh.tensor is the number of all GPUs: mesh.fsdp=4 mesh.tensor=8 on
 # 4 machines of 8. The config, the models and the cache lie in a file system that all machines share. As in slurm_requeue.sh, the
-# run keeps its scores when its time is over, and the job is put back into the queue.
+# run keeps its scores when its time is over, and the job is put back into the queue. srun returns the highest exit code of the
+# processes. All end with the code of the first error, so the job is not put back after one that would come again.
 #SBATCH --job-name=cycleqd
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-import traceback
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from cycleqd_jax.cli.signals import STOPPED, Stopped
 from cycleqd_jax.cli.supervise import tell_code
 from cycleqd_jax.config import RunConfig, load_config
-from cycleqd_jax.files import disk_error
-from cycleqd_jax.processes import Processes, join, leave, wait_for_loss
+from cycleqd_jax.files import disk_error, make_folder
+from cycleqd_jax.processes import HEARTBEAT_S, End, PeerError, Processes, check_shared, join, leave
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cycleqd_jax.runs.mirror import Mirror
 
 __all__ = ["finish", "run_distributed"]
+
+_GRACE_S = 5.0
+"""Seconds after the end of another process in which the main thread may end by itself."""
 
 
 def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
@@ -36,7 +39,7 @@ def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
         command: the arguments as they were given, for the model card.
 
     Returns:
-        The exit code, which is that of process 0.
+        The exit code. All processes have that of the first that ends with another than 0.
 
     Raises:
         InputError: the processes, their config or their files can't be used or differ; or one process does what was asked.
@@ -45,31 +48,32 @@ def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
         raise InputError(f"expected a config with --distributed, got a model or a run in `{' '.join(command)}`; leave it out")
     processes = join(args.coordinator, args.processes, args.process, wait=args.wait)
     # Imports of the rest compute with JAX, which settles its devices.
-    from jax.errors import JaxRuntimeError
-
+    from cycleqd_jax.cli.stages import run_config
     from cycleqd_jax.runs.follow import agree_on_run, check_distributed
     from cycleqd_jax.runs.mirror import Mirror
 
-    mirror, code = Mirror(processes), 0
-    try:
-        config = load_config(args.config, args.overrides)
-        check_distributed(config)
-        agree_on_run(config, {"stage": args.command, "best_elite": getattr(args, "best_elite", False)}, processes)
-        code = _lead(args, config, command, mirror) if mirror.leads else _follow(config, mirror)
-    except BaseException as error:
-        code = _code_of(error)
-        if code != 1:
-            if code in (2, 3):
-                processes.fail(str(error))
-            raise
-        traceback.print_exc()
-        processes.fail(f"{type(error).__name__}: {error}")
-        wait_for_loss()  # the end of another process is the likely cause, and JAX ends this one then
-    finally:
-        if mirror.leads:
-            # SIGTERM may have come while a message was sent. The others end with this process then.
-            with contextlib.suppress(JaxRuntimeError):
-                mirror.end(code)
+    mirror, code = Mirror(processes), 1
+    with _Watch(processes):
+        try:
+            config = load_config(args.config, args.overrides)
+            check_distributed(config)
+            agree_on_run(config, {"stage": args.command, "best_elite": getattr(args, "best_elite", False)}, processes)
+            _check_folders(config, processes)
+            if mirror.leads:
+                run_config(args, config, command, mirror)
+                code = 0
+            else:
+                code = _follow(config, mirror)
+        except BaseException as error:
+            found = _end_of(error, processes)
+            code = found.code
+            if found.process == processes.index:
+                raise
+            print(f"cycleqd: {found}", file=sys.stderr)
+        finally:
+            if mirror.leads:
+                with contextlib.suppress(Exception):  # the others have ended, or end with this process
+                    mirror.end(code)
     return code
 
 
@@ -80,32 +84,83 @@ def finish(code: int) -> int:
     return code
 
 
-def _lead(args: argparse.Namespace, config: RunConfig, command: Sequence[str], mirror: Mirror) -> int:
-    """Runs the stage; ends as after SIGTERM where another process has received it."""
-    from cycleqd_jax.cli.stages import run_config
+class _Watch:
+    """A thread that ends this process after another one has told its end.
 
-    over = threading.Event()
+    The main thread may wait for that process in a program of all devices, which nothing interrupts. In process 0 the thread
+    also passes on the SIGTERM that another process has received.
+    """
 
-    def watch() -> None:
-        while not over.wait(1.0):
-            for i in range(1, mirror.processes.count):
-                if (message := mirror.processes.poll(f"failed/{i}", 1)) is not None:
-                    # This process may wait for that one in a program of all devices, which nothing interrupts.
-                    print(f"cycleqd: process {i} of this run has failed: {message.decode()}", file=sys.stderr, flush=True)
-                    tell_code(1)
-                    os._exit(1)
-                if mirror.processes.poll(f"stop/{i}", 1) is not None:
-                    os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(self, processes: Processes, seconds: float = 0.5) -> None:
+        self._processes = processes
+        self._seconds = seconds
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        from jax.errors import JaxRuntimeError
+
+        stopped = self._processes.index != 0
+        while not self._over.wait(self._seconds):
+            with contextlib.suppress(JaxRuntimeError):  # process 0 has ended, and JAX ends this one
+                end = self._processes.end()
+                if end is not None:
+                    if end.process != self._processes.index and not self._over.wait(_GRACE_S):
+                        _end_now(end)
                     return
+                if not stopped and self._processes.asked_to_stop():
+                    stopped = True
+                    os.kill(os.getpid(), signal.SIGTERM)
 
-    watcher = threading.Thread(target=watch, name="watch", daemon=True)
-    watcher.start()
+
+def _end_now(end: End) -> None:
+    """Ends this process with the exit code of another, whatever its main thread does."""
+    print(f"cycleqd: {end}", file=sys.stderr, flush=True)
+    finish(end.code)
+    os._exit(end.code)
+
+
+def _end_of(error: BaseException, processes: Processes) -> End:
+    """Tells the others why this process ends; returns the end that was told first."""
+    from jax.errors import JaxRuntimeError
+
+    if isinstance(error, PeerError):
+        return error.end
+    code, here = _code_of(error), processes.index
+    message = f"{type(error).__name__}: {error}" if code == 1 else "" if isinstance(error, KeyboardInterrupt) else str(error)
     try:
-        run_config(args, config, command, mirror)
-    finally:
-        over.set()
-        watcher.join()
-    return 0
+        if isinstance(error, JaxRuntimeError) and code == 1:
+            # The end of another process is the likely cause. It is told soon, or JAX ends this process.
+            until = time.monotonic() + HEARTBEAT_S + 5
+            while processes.end() is None and time.monotonic() < until:
+                time.sleep(0.1)
+        first = processes.tell_end(code, message)
+        return End(here, code, message) if first.code == code != 1 else first
+    except JaxRuntimeError:  # process 0 has ended, and JAX ends this process soon
+        time.sleep(HEARTBEAT_S + 5)
+        return End(here, code, message)
+
+
+def _check_folders(config: RunConfig, processes: Processes) -> None:
+    """Checks that all processes have the cache, and the folder that has the run folder.
+
+    A requeued job may have its process 0 on another machine, which continues the run.
+    """
+    folders = {"cache": Path(config.cache).absolute()}
+    run = config.folder.absolute()
+    folders["output"] = run if run.exists() else run.parent
+    if processes.index == 0:
+        for folder in folders.values():
+            make_folder(folder)
+    check_shared(processes, folders)
 
 
 def _follow(config: RunConfig, mirror: Mirror) -> int:
@@ -115,20 +170,16 @@ def _follow(config: RunConfig, mirror: Mirror) -> int:
     with _passing_sigterm_on(mirror.processes):
         code = follow(config, mirror)
     if code != 0:
-        print(f"cycleqd: process 0 of this run has ended with exit code {code}.", file=sys.stderr)
+        print(f"cycleqd: {End(0, code, '')}", file=sys.stderr)
     return code
 
 
 @contextlib.contextmanager
 def _passing_sigterm_on(processes: Processes) -> Iterator[None]:
-    """Tells process 0 of the first SIGTERM, so that the run keeps what is finished; it ends this process then."""
-    told = False
+    """Tells process 0 of SIGTERM, so that the run keeps what is finished; it ends this process then."""
 
     def tell(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            processes.post(f"stop/{processes.index}", b"SIGTERM")
+        processes.ask_to_stop()
 
     before = signal.signal(signal.SIGTERM, tell)
     try:

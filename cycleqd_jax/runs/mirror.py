@@ -8,16 +8,22 @@ All processes then run the same programs in the same order on the same values, a
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
+from cycleqd_jax.evaluation import out_of_memory
 from cycleqd_jax.genome import CoefficientGenome, ExpertGenome
 from cycleqd_jax.processes import Processes
+from cycleqd_jax.types import FailuresError
 
 __all__ = ["Mirror", "mirrored"]
 
@@ -26,6 +32,12 @@ _MEETING = 256
 
 _INTERRUPTS = ("KeyboardInterrupt", "Stopped")
 """What interrupts process 0 alone; it ends then."""
+
+_FATAL = (jax.errors.JaxRuntimeError, MemoryError, OSError)
+"""Errors of a machine, which the other processes need not have: they may wait for this one in a program of all devices."""
+
+_PATIENCE_S = 300
+"""Seconds after an error in another process in which process 0 must have it too. They differ by the time of a compilation."""
 
 _GENOMES = {kind.__name__: kind for kind in (CoefficientGenome, ExpertGenome)}
 
@@ -69,7 +81,12 @@ class Mirror:
         makes: bool,
         deferred: bool,
     ) -> Any:
-        """Calls a method here, and in process 0 also in all others; see :func:`mirrored`."""
+        """Calls a method here, and in process 0 also in all others; see :func:`mirrored`.
+
+        Raises:
+            FailuresError: the memory of this process has run out. The others may wait for it in a program of all devices, so
+                the run ends.
+        """
         if self._inside:
             return method(target, *arguments, **options)
         assert self.leads, "the others do what process 0 tells them"
@@ -81,9 +98,23 @@ class Mirror:
             self._send()
         try:
             return self._run(told, functools.partial(method, target, *arguments, **options))
+        except _FATAL as error:
+            self._give_up(error, method.__name__)
         except BaseException as error:
             self._pending.append({"failed": type(error).__name__})
+            if isinstance(error, Exception):
+                self._send()  # those in which it failed too wait for it
             raise
+
+    def _give_up(self, error: BaseException, call: str) -> NoReturn:
+        """Ends the run after an error of this machine."""
+        if not out_of_memory(error):
+            raise error
+        reason = " ".join((str(error).splitlines() or ["no memory"])[0].split())
+        raise FailuresError(
+            f"expected memory for {call} in process {self.processes.index}, got: {reason[:300]}; decrease engine.slots, or "
+            "divide the models between more devices"
+        ) from error
 
     def _run(self, told: Mapping[str, Any], call: Callable[[], Any]) -> Any:
         """Makes a call; keeps what it makes, for the calls that follow, until it is given away."""
@@ -102,15 +133,16 @@ class Mirror:
 
     def _send(self) -> None:
         """Sends all calls that have not been sent."""
-        self._post()
-        self._next()
+        with _signals_held():  # a message of which a part was sent could not be followed by another
+            self._post()
+            self._messages += 1
+        self._meet()
 
     def _post(self) -> None:
         self.processes.post(f"calls/{self._messages}", json.dumps(self._pending).encode())
         self._pending = []
 
-    def _next(self) -> None:
-        self._messages += 1
+    def _meet(self) -> None:
         if self._messages % _MEETING == 0:
             self.processes.meet(f"calls/{self._messages}")
             if self.leads:
@@ -124,18 +156,27 @@ class Mirror:
             code: the exit code of process 0.
         """
         self._pending.append({"end": code})
-        self._post()  # nobody meets after it
+        with _signals_held():
+            self._post()  # nobody meets after it
 
     def follow(self) -> int:
         """Makes the calls of process 0 until it ends; returns its exit code.
 
         Raises:
-            BaseException: a call raised it here, and raised nothing in process 0.
+            BaseException: a call raised it here, and raised nothing in process 0; or it is an error of this machine.
+            FailuresError: the memory of this process has run out.
+            PeerError: another process has ended.
         """
         while True:
-            calls = json.loads(self.processes.read(f"calls/{self._messages}"))
+            try:
+                seconds = float("inf") if self._error is None else _PATIENCE_S
+                calls = json.loads(self.processes.read(f"calls/{self._messages}", seconds))
+            except TimeoutError:
+                assert self._error is not None
+                raise self._error from None
             if "end" not in calls[-1]:  # nobody meets after the end
-                self._next()  # before the calls, as process 0 does: a call may wait for this process
+                self._messages += 1
+                self._meet()  # before the calls, as process 0 does: a call may wait for this process
             for told in calls:
                 if "failed" in told:
                     if self._error is None and told["failed"] not in _INTERRUPTS:
@@ -153,6 +194,8 @@ class Mirror:
                 del arguments  # what is given away must not be held here
                 try:
                     self._run(told, call)
+                except _FATAL as error:
+                    self._give_up(error, told["call"])
                 except Exception as error:  # process 0 has met it too, or this process ends
                     self._error = error
                 del call
@@ -192,6 +235,30 @@ class Mirror:
             genome = _GENOMES[value["genome"]](**fields)
             return jax.tree.map(jax.numpy.asarray, genome)
         return {key: self._decode(item) for key, item in value["mapping"].items()}
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Lets SIGTERM and Ctrl-C interrupt after the block, and not within."""
+    if threading.current_thread() is not threading.main_thread():  # signals interrupt the main thread alone
+        yield
+        return
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.getsignal(number) or signal.SIG_DFL
+            signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)
 
 
 def mirrored(name: str, *, makes: bool = False, deferred: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -69,6 +69,8 @@ class Options:
             if not low <= getattr(self, name) < math.inf:  # neither is NaN
                 option = name.replace("_", "-")
                 raise InputError(f"expected --{option} to be at least {low}, got {getattr(self, name)}; correct it")
+        if self.port > 65_535:
+            raise InputError(f"expected --port from 0 to 65535, got {self.port}; correct it")
         if self.max_len is not None and self.max_len < 2:
             raise InputError(f"expected --max-len to be at least 2, got {self.max_len}; correct it")
 

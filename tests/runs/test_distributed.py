@@ -226,6 +226,18 @@ def test_processes_that_do_not_fit_are_refused(reference, start, tmp_path, first
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.e2e
+@pytest.mark.timeout(300)
+def test_the_error_of_one_process_is_that_of_all(reference, start, tmp_path):
+    """The file of one process is missing. None may end with 75, with which a job is queued again."""
+    command = ["evolve", reference[1], f"output={tmp_path / 'run'}"]
+    started = start([command, command, command, ["evolve", "/nowhere.yaml", command[2]]])
+    assert started.ended(120) == [2, 2, 2, 2], started.output
+    assert all("/nowhere.yaml" in output for output in started.output), started.output
+    assert "process 3 of this run has failed: " in started.output[0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.timeout(120)
 def test_a_coordinator_that_is_not_there(tmp_path, start):
     command = ["evolve", str(tmp_path / "config.yaml"), "--wait", "3", "--distributed", "--processes", "2", "--process", "1"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import threading
 
 import jax
@@ -13,7 +15,7 @@ from cycleqd_jax.genome import CoefficientGenome, ExpertGenome
 from cycleqd_jax.processes import Processes
 from cycleqd_jax.runs import mirror as module
 from cycleqd_jax.runs.mirror import Mirror, mirrored
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import FailuresError, InputError
 
 
 class Store:
@@ -24,6 +26,9 @@ class Store:
         self.changed = threading.Condition()
         self.barrier = threading.Barrier(count)
         self.program = threading.Barrier(count)
+        self.machines: tuple[Machine, ...] = ()
+        self.found: list = []
+        self.followed = threading.Event()
 
 
 class Told(Processes):
@@ -36,9 +41,10 @@ class Told(Processes):
             self.store.values[key] = value
             self.store.changed.notify_all()
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, seconds: float = 60) -> bytes:
         with self.store.changed:
-            assert self.store.changed.wait_for(lambda: key in self.store.values, timeout=60)
+            if not self.store.changed.wait_for(lambda: key in self.store.values, timeout=min(seconds, 60)):
+                raise TimeoutError
             return self.store.values[key]
 
     def remove(self, key: str) -> None:
@@ -53,6 +59,7 @@ class Machine:
 
     def __init__(self, mirror: Mirror | None, fails: bool = False):
         self.mirror, self.fails = mirror, fails
+        self.error: Exception = InputError("expected no failure, got one in a test; nothing to do")
         self.calls: list[tuple] = []
         if mirror is not None:
             mirror.register("machine", self)
@@ -82,13 +89,12 @@ class Machine:
     def fail(self, everywhere):
         self.calls.append(("fail",))
         if everywhere or (self.mirror is not None and self.mirror.leads) or self.fails:
-            raise InputError("expected no failure, got one in a test; nothing to do")
+            raise self.error
 
 
 @pytest.fixture
-def two(monkeypatch):
+def two():
     """A function that returns the leader's machine, and a function that ends the follower and returns its machine and code."""
-    threads = []
 
     def make(fails=False):
         store = Store()
@@ -101,13 +107,15 @@ def two(monkeypatch):
                 found.append(follower.follow())
             except Exception as error:
                 found.append(error)
+            store.followed.set()
 
-        threads.append(threading.Thread(target=follow, daemon=True))
-        threads[-1].start()
+        thread = threading.Thread(target=follow, daemon=True)
+        store.machines, store.found = (one, other), found
+        thread.start()
 
         def end(code=0):
             leader.end(code)
-            threads[-1].join(60)
+            assert store.followed.wait(60)
             return other, found[0]
 
         return one, end, store
@@ -176,6 +184,71 @@ def test_a_failure_of_one_ends_the_other(two, here):
         one.mirror._send()
     found = end()[1]
     assert isinstance(found, RuntimeError if here else InputError)
+
+
+@pytest.mark.parametrize(("error", "raised"), [(MemoryError(), FailuresError), (OSError(28, "disk"), OSError)])
+def test_an_error_of_a_machine_ends_the_run(two, error, raised):
+    """The others may wait for it in a program of all devices: neither side waits for the next message."""
+    one, end, _ = two()
+    one.error = error
+    with pytest.raises(raised, match="decrease engine.slots" if raised is FailuresError else "disk"):
+        one.fail(False)
+    end(3)
+    one, _, store = two(fails=True)
+    assert one.mirror is not None
+    store.machines[1].error = error
+    one.mirror._pending.append({"on": "machine", "call": "fail", "with": [False], "options": {}, "makes": False})
+    one.mirror._send()
+    store.followed.wait(20)
+    assert type(store.found[0]) is raised
+
+
+def test_an_error_that_process_0_does_not_have_ends_the_run_after_a_time(two, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
+    one, _, store = two(fails=True)
+    assert one.mirror is not None
+    one.mirror._pending.append({"on": "machine", "call": "fail", "with": [False], "options": {}, "makes": False})
+    one.mirror._send()  # process 0 would wait now for the others in a program
+    store.followed.wait(20)
+    assert isinstance(store.found[0], InputError)
+
+
+def test_a_failure_of_all_is_told_at_once(two):
+    one, end, store = two()
+    with pytest.raises(InputError):
+        one.fail(True)
+    assert json.loads(store.values["calls/1"]) == [{"failed": "InputError"}]
+    assert end()[1] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_until_a_message_is_sent(two, monkeypatch, number):
+    one, end, store = two()
+    assert one.mirror is not None
+    post = one.mirror.processes.post
+
+    def interrupted(key, value):
+        signal.raise_signal(number)
+        post(key, value)
+
+    class Interrupt(Exception):
+        """As that of the handler of the command line."""
+
+    def interrupt(*args):
+        raise Interrupt
+
+    before = signal.signal(number, interrupt)
+    try:
+        monkeypatch.setattr(one.mirror.processes, "post", interrupted)
+        with pytest.raises(Interrupt):
+            one.together()
+        monkeypatch.setattr(one.mirror.processes, "post", post)
+        assert list(store.values) == ["calls/0"]
+        assert signal.getsignal(number) is interrupt
+        store.program.wait(20)  # the other process makes the call that was sent
+        assert end(75)[1] == 75
+    finally:
+        signal.signal(number, before)
 
 
 def test_an_interrupt_of_the_first_process_is_none_of_the_others(two):

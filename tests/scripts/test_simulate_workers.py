@@ -85,3 +85,28 @@ def test_it_predicts_threads_that_sleep(workers, steady):
     predicted = [simulate(seconds, workers, children, steady=steady, seed=seed)["wall"] for seed in range(50)]
     print(f"{workers} workers, steady {steady}: {wall:.2f} s, simulated {np.mean(predicted):.2f} s")
     assert 0.8 * min(predicted) < wall < 1.2 * max(predicted)
+
+
+def test_assumed_seconds_and_their_plot(tmp_path, capsys):
+    seconds = simulation.assumed_seconds(60.0, 0.5)
+    assert np.median(seconds) == pytest.approx(60.0)
+    assert np.std(np.log(seconds)) == pytest.approx(0.5, rel=0.01)
+    file = tmp_path / "scaling.svg"
+    simulation.main(["--assume", "60", "0.5", "--workers", "1", "4", "--children", "20", "--plot", str(file)])
+    first = file.read_bytes()
+    assert first.startswith(b"<?xml")
+    simulation.main(["--assume", "60", "0.5", "--workers", "1", "4", "--children", "20", "--plot", str(file)])
+    assert file.read_bytes() == first
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert {(line["workers"], line["schedule"]) for line in lines} == {
+        (count, name) for count in (1, 4) for name in ("generations", "steady")
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], ["--assume", "0", "1"], ["--assume", "1", "1", "--workers", "0"], ["--assume", "1", "1", "--lifetime", "0"]]
+)
+def test_numbers_that_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit):
+        simulation.main(wrong)
+    assert "expected " in capsys.readouterr().err

@@ -211,10 +211,10 @@ def check_shared(processes: Processes, folders: Mapping[str, Path]) -> None:
         OSError: process 0 can't write there.
     """
     leads = processes.index == 0
-    names = {what: f".shared-{secrets.token_hex(8)}" for what in folders}
     written: list[Path] = []
     try:
         if leads:
+            names = {what: f".shared-{secrets.token_hex(8)}" for what in folders}
             for what, folder in folders.items():
                 written.append(folder / names[what])
                 written[-1].touch()

@@ -30,6 +30,9 @@ __all__ = ["finish", "run_distributed"]
 _GRACE_S = 5.0
 """Seconds after the end of another process in which the main thread may end by itself."""
 
+_LOSS_S = HEARTBEAT_S + 5
+"""Seconds after which JAX has noticed the end of another process."""
+
 
 def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Runs a stage in this process together with the others.
@@ -138,14 +141,14 @@ def _end_of(error: BaseException, processes: Processes) -> End:
     message = f"{type(error).__name__}: {error}" if code == 1 else "" if isinstance(error, KeyboardInterrupt) else str(error)
     try:
         if isinstance(error, JaxRuntimeError) and code == 1:
-            # The end of another process is the likely cause. It is told soon, or JAX ends this process.
-            until = time.monotonic() + HEARTBEAT_S + 5
+            # Another process has probably ended. It reports its end within this time, or JAX ends this process.
+            until = time.monotonic() + _LOSS_S
             while processes.end() is None and time.monotonic() < until:
                 time.sleep(0.1)
         first = processes.tell_end(code, message)
         return End(here, code, message) if first.code == code != 1 else first
     except JaxRuntimeError:  # process 0 has ended, and JAX ends this process soon
-        time.sleep(HEARTBEAT_S + 5)
+        time.sleep(_LOSS_S)
         return End(here, code, message)
 
 

@@ -112,7 +112,9 @@ class Api:
             except InputError as error:
                 raise invalid("messages", str(error)) from error
 
-        return await self._answer(request, "chat", key, await self._encode(encode), sampling, [None])
+        ids = await self._encode(encode)
+        self._check_prompts("messages", ids, sampling)
+        return await self._answer(request, "chat", key, ids, sampling, [None])
 
     async def completions(self, request: Request) -> Response:
         """Completions of one prompt or several."""
@@ -153,7 +155,6 @@ class Api:
         sampling: Sampling,
         echoes: Sequence[str | None],
     ) -> Response:
-        self._check_prompts("messages" if kind == "chat" else "prompt", prompts, sampling)
         jobs = self._jobs(key, prompts, sampling, echoes)
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
         try:
@@ -210,7 +211,7 @@ class Api:
             raise invalid(where, f"expected at most {self.worker.capacity} replies for one request, got {count}; ask for fewer")
 
     def _check_prompts(self, where: str, prompts: Sequence[list[int]], sampling: Sampling) -> None:
-        """Refuses prompts of other ids than the vocabulary's, and those that leave no room for the reply."""
+        """Refuses ids outside the vocabulary, and prompts that leave no room for the reply."""
         most, vocabulary = self._limits.max_len, self.catalog.config.vocab_size
         for prompt in prompts:
             if not prompt or not 0 <= min(prompt) <= max(prompt) < vocabulary:

@@ -264,7 +264,7 @@ class EngineWorker:
                         self._state.cancelled += 1
 
     def _admit(self) -> list[_Ended]:
-        """Starts waiting jobs; returns those that want no tokens."""
+        """Starts waiting jobs. Returns the jobs with ``max_new_tokens=0``, which are complete at once."""
         with self._wake:
             if not self._running:
                 if not self._turns.change():

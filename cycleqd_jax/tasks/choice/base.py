@@ -131,7 +131,7 @@ def question(row: Row, context: str, choices: Sequence[str], answer: object, lab
         raise row.error("at least two choices, and a label for each", f"{len(choices)} choices and {len(labels)} labels")
     if not all(choice.strip() for choice in choices):
         raise row.error("choices that are not blank", repr(list(choices)))
-    if answer not in labels:
+    if isinstance(answer, bool) or answer not in labels:  # true equals 1 in Python
         raise row.error(f"one of the labels {', '.join(map(str, labels))} as the answer", repr(answer))
     return Question(context, tuple(f" {choice}" for choice in choices), list(labels).index(answer))
 

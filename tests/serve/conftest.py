@@ -22,15 +22,18 @@ def models(tokenizer):
     return {name: tiny_model(tokenizer, seed) for seed, name in enumerate(NAMES)}
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """One program of each kind: tests of the server have nothing to gain from compiling the others."""
+    """One program of each kind: tests of the server have nothing to gain from compiling the others.
+
+    After a module, a worker may go on with tests of other folders, which need the others.
+    """
     with pytest.MonkeyPatch.context() as patch:
         few(patch)
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reference(models, few_programs):
     """``reference(job)`` is the engine's own reply to a job."""
     engine, loaded = SeveralModels(models).engine(SLOTS, MAX_LEN), []

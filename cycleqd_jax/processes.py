@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, first_line
 
 __all__ = ["HEARTBEAT_S", "End", "PeerError", "Processes", "check_shared", "join", "leave"]
 
@@ -277,10 +277,9 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, wait:
             "--coordinator, --processes and --process"
         ) from error
     except RuntimeError as error:
-        reason = (str(error).splitlines() or ["no reason"])[0]
         raise InputError(
-            f"expected to start JAX's distributed service at {coordinator or 'the address that JAX found'}, got: {reason}; "
-            "choose another address or port"
+            f"expected to start JAX's distributed service at {coordinator or 'the address that JAX found'}, got: "
+            f"{first_line(error)}; choose another address or port"
         ) from error
     return Processes()
 

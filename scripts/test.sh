@@ -44,5 +44,5 @@ run() { # no tests (5) is no failure: the arguments may select tests of one kind
   "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
 }
 run --cov-report= -m "not e2e and not as_users and $never" "$@"
-run --cov-append --cov-report=term:skip-covered -m "(e2e or as_users) and $never" "$@"
+run --cov-append --cov-report=term:skip-covered -o timeout=900 -m "(e2e or as_users) and $never" "$@"
 exit "$code"

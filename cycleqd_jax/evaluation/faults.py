@@ -19,7 +19,7 @@ from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
 from cycleqd_jax.evaluation.workers import Relatives, Worker
 from cycleqd_jax.files import disk_error
 from cycleqd_jax.sandbox import InfraError
-from cycleqd_jax.types import Evaluation, Genome
+from cycleqd_jax.types import Evaluation, Genome, first_line
 
 __all__ = ["FaultPolicy", "GuardedWorker", "in_less_memory", "is_transient", "out_of_memory"]
 
@@ -128,11 +128,11 @@ class GuardedWorker:
             except InfraError as error:
                 if attempt > policy.retries and (not policy.quarantine or disk_error(error) is not None):
                     raise
-                reason = f"{_INFRA}{_shortened(error)}"
+                reason = f"{_INFRA}{first_line(error, _REASON_LENGTH)}"
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not policy.quarantine or not out_of_memory(error):
                     raise
-                return f"{_MEMORY}{_shortened(error)}"
+                return f"{_MEMORY}{first_line(error, _REASON_LENGTH)}"
             if attempt > policy.retries:
                 return f"{reason} (in {attempt} attempts)"
             pause = policy.pause * 4 ** (attempt - 1)
@@ -235,9 +235,3 @@ def _interrupt_behind(error: BaseException) -> BaseException | None:
         seen.append(cause)
         cause = cause.__context__ or cause.__cause__
     return None
-
-
-def _shortened(error: BaseException) -> str:
-    """The first line of an exception's message."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 1] + "…"

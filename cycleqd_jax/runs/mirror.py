@@ -23,7 +23,7 @@ import numpy as np
 from cycleqd_jax.evaluation import out_of_memory
 from cycleqd_jax.genome import CoefficientGenome, ExpertGenome
 from cycleqd_jax.processes import Processes
-from cycleqd_jax.types import FailuresError
+from cycleqd_jax.types import FailuresError, first_line
 
 __all__ = ["Mirror", "mirrored"]
 
@@ -110,10 +110,9 @@ class Mirror:
         """Ends the run after an error of this machine."""
         if not out_of_memory(error):
             raise error
-        reason = " ".join((str(error).splitlines() or ["no memory"])[0].split())
         raise FailuresError(
-            f"expected memory for {call} in process {self.processes.index}, got: {reason[:300]}; decrease engine.slots, or "
-            "divide the models between more devices"
+            f"expected memory for {call} in process {self.processes.index}, got: {first_line(error, 300)}; decrease "
+            "engine.slots, or divide the models between more devices"
         ) from error
 
     def _run(self, told: Mapping[str, Any], call: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cycleqd_jax.config import RunConfig, to_dict
 from cycleqd_jax.files import make_folder, write_text
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, first_line
 
 __all__ = ["MLflow", "WeightsAndBiases", "package_of", "require"]
 
@@ -234,8 +234,7 @@ def _refused(expected: str, place: str, what: str, logger: str) -> Iterator[None
 
 
 def _reason(error: BaseException) -> str:
-    first = (str(error).splitlines() or ["no message"])[0]
-    return f"{type(error).__name__} ({first:.120})"
+    return f"{type(error).__name__} ({first_line(error, 120)})"
 
 
 def _params(config: RunConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from cycleqd_jax.files import one_disk_error, write_json
 from cycleqd_jax.search.digests import OLD_BASES, tree_digest
-from cycleqd_jax.types import InputError, PRNGKeyArray, tree_paths
+from cycleqd_jax.types import InputError, PRNGKeyArray, first_line, tree_paths
 
 __all__ = ["SCHEMA", "Checkpoints", "DamagedCheckpointError", "StoredState", "checkpoint_steps", "read_checkpoint"]
 
@@ -89,9 +89,8 @@ def _files_digest(folder: Path) -> str:
 
 
 def _unreadable(place: Path, error: Exception) -> DamagedCheckpointError:
-    reason = (str(error).splitlines() or ["no message"])[0]
     return DamagedCheckpointError(
-        f"expected a readable checkpoint, got {type(error).__name__} ({reason:.120}) in {place}; {_REMOVE}"
+        f"expected a readable checkpoint, got {type(error).__name__} ({first_line(error, 120)}) in {place}; {_REMOVE}"
     )
 
 

@@ -22,7 +22,7 @@ from cycleqd_jax.types.arrays import (
     stack_trees,
     tree_paths,
 )
-from cycleqd_jax.types.errors import FailuresError, InputError, NonFiniteError
+from cycleqd_jax.types.errors import FailuresError, InputError, NonFiniteError, first_line
 from cycleqd_jax.types.evaluation import Evaluation, ModelEvaluator
 from cycleqd_jax.types.progress import Progress, no_progress
 from cycleqd_jax.types.search import GenomeSpace, Lineage, Searcher, SearchState
@@ -105,6 +105,7 @@ __all__ = [
     "ToolFunction",
     "Transcript",
     "UInt32",
+    "first_line",
     "leaf_path",
     "no_progress",
     "stack_trees",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FailuresError", "InputError", "NonFiniteError"]
+__all__ = ["FailuresError", "InputError", "NonFiniteError", "first_line"]
 
 
 class FailuresError(RuntimeError):
@@ -30,3 +30,14 @@ class NonFiniteError(ArithmeticError):
     def __init__(self, message: str, individual: int = 0) -> None:
         super().__init__(message)
         self.individual = individual
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """The first line of an error's message, for a sentence about it; the error's type where there is no message.
+
+    Args:
+        error: the error.
+        limit: the most characters; a longer line ends in ``…``. None keeps the whole line.
+    """
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"

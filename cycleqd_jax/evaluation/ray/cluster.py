@@ -16,9 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from cycleqd_jax.evaluation.ray import host
 from cycleqd_jax.sandbox import InfraError
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, first_line
 
-__all__ = ["Cluster", "RayCluster", "WorkerLost", "check_ray", "first_line"]
+__all__ = ["Cluster", "RayCluster", "WorkerLost", "check_ray"]
 
 CONNECT_S = 5.0
 """Seconds in which the head of a cluster must accept a connection."""
@@ -269,11 +269,6 @@ def _unreachable(address: str, reason: str) -> InputError:
         f"expected the head of a Ray cluster at ray.address {address}, got: {reason}; start it with `ray start --head`, and "
         "run this command on a machine of the cluster"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error; its type where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _REASONS = ("The actor is dead because", "The actor died because")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cycleqd_jax.evaluation.faults import ended_workers, with_retries
-from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost, first_line
+from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost
 from cycleqd_jax.evaluation.ray.host import Program
 from cycleqd_jax.evaluation.ray.records import WorkerRecord
 from cycleqd_jax.evaluation.ray.starts import Starts
 from cycleqd_jax.evaluation.workers import Relatives, Source, StreamEvaluator
 from cycleqd_jax.sandbox import InfraError
-from cycleqd_jax.types import Evaluation, Genome, InputError, Split
+from cycleqd_jax.types import Evaluation, Genome, InputError, Split, first_line
 
 __all__ = ["Patience", "RayPool"]
 

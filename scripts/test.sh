@@ -29,13 +29,16 @@ export CYCLEQD_DATA="${CYCLEQD_DATA:-$(dirname "$PWD")/shared/data}"
 export CYCLEQD_VISION="${CYCLEQD_VISION:-$(dirname "$PWD")/shared/vision}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/pyright --pythonpath .venv/bin/python
+.venv/bin/pyright --pythonpath .venv/bin/python &
+types=$!
 .venv/bin/python scripts/check_docs.py
 .venv/bin/mkdocs build --quiet --strict --site-dir build/site
+wait "$types"
 # An idle worker takes tests from the end of the other's list, so that long tests at one end do not wait.
-pytest=(.venv/bin/pytest -n "${WORKERS:-2}" --dist worksteal --cov)
+pytest=(.venv/bin/pytest --dist worksteal --cov)
+workers=${WORKERS:-2}
 if [ "$all" = no ]; then
-  exec "${pytest[@]}" --cov-report=term:skip-covered "$@"
+  exec "${pytest[@]}" -n "$workers" --cov-report=term:skip-covered "$@"
 fi
 # First the tests that compile quickly; then the others, for which programs are compiled as for users (tests/conftest.py).
 never="not slow and not gpu and not docker and not network"
@@ -43,6 +46,7 @@ code=0
 run() { # no tests (5) is no failure: the arguments may select tests of one kind
   "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
 }
-run --cov-report= -m "not e2e and not as_users and $never" "$@"
-run --cov-append --cov-report=term:skip-covered -o timeout=900 -m "(e2e or as_users) and $never" "$@"
+run -n "$workers" --cov-report= -m "not e2e and not as_users and $never" "$@"
+# One process more: half of the time of a whole run passes in waiting for its sandboxes, or for other processes.
+run -n $((workers + 1)) --cov-append --cov-report=term:skip-covered -o timeout=900 -m "(e2e or as_users) and $never" "$@"
 exit "$code"

@@ -51,6 +51,19 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = f"{quick} {os.environ['XLA_FLAGS']}"  # what the environment says comes later, and wins
 
 
+@pytest.hookimpl(trylast=True)  # when those that -m leaves out are gone
+def pytest_collection_modifyitems(items):
+    """Tests of the finished run come at the beginning and the end, the others between them.
+
+    Of two workers the first begins with the first test, and the second in the middle: it does not wait while the first makes
+    the run.
+    """
+    finished = [item for item in items if "finished" in item.fixturenames]
+    others = [item for item in items if "finished" not in item.fixturenames]
+    before = len(items) // 2
+    items[:] = finished[:before] + others + finished[before:]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory) -> dict[str, str]:
     """What one test has compiled no other test of this session compiles again, in whichever worker: it lies in a folder.

@@ -82,7 +82,8 @@ def test_task_vectors_as_genomes_go_to_any_group(trained):
 def given(folder: Path, models: dict[str, Path], **changes) -> str:
     """A config with a base and experts of one's own."""
     model = {"base": str(models["base"]), "experts": {task: str(models[task]) for task in TASKS}}
-    path = write_config(folder, baselines=[], **changes)
+    few = {"engine": {"slots": 8}, "merges": [], "export": {"elites": 1}}  # programs to compile, and rows to measure
+    path = write_config(folder, baselines=[], **few | changes)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": model}))
     return str(path)
 

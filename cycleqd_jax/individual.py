@@ -63,10 +63,13 @@ class Individual:
             journals of versions that did not record it.
         asked: of a child of a steady search, how many children had been told and how many had been made before it was made.
             None, and absent in JSON, for others.
-        scores: f_k by task; None if the individual is quarantined, or was not evaluated. A run that extends another one
-            evaluates the elites of that run only.
+        scores: f_k by task; None if the individual is quarantined, or was not evaluated on all problems: racing stopped it. A
+            run that extends another one evaluates the elites of that run only.
         error: why the individual is quarantined, or None.
-        items: score of every problem, by task; empty if the individual has no scores.
+        items: score of every problem, by task; empty if the individual has no scores. Of a child that racing stopped, the
+            scores of the problems in ``evaluated``.
+        evaluated: of a child that racing stopped, by task: the positions of the train problems that it was evaluated on,
+            ascending. None, and absent in JSON, for others.
         seconds: wall time by stage.
         tokens: the fields of :class:`~cycleqd_jax.types.TokenCounts`, by name. None, and absent in JSON, where they were not
             counted.
@@ -95,6 +98,10 @@ class Individual:
     error: str | None = dataclasses.field(default=None, metadata=_json("a string or null", _or_null(_is_text)))
     items: Mapping[str, Sequence[float]] = dataclasses.field(
         default_factory=dict, metadata=_json("a list of finite numbers for each task", _object_of(_list_of(_is_number)))
+    )
+    evaluated: Mapping[str, Sequence[int]] | None = dataclasses.field(
+        default=None,
+        metadata=_json("a list of integers for each task, or null", _or_null(_object_of(_list_of(_is_integer))), optional=True),
     )
     seconds: Mapping[str, float] = dataclasses.field(
         default_factory=dict, metadata=_json("a finite number for each stage", _object_of(_is_number))

@@ -22,9 +22,12 @@ CHILD = (
     '"key":[4146024105,967050713],"scores":null,"error":"logits are \\u221e","items":{},"seconds":{}}'
 )
 STEADY = CHILD.replace('"scores"', '"asked":[1,4],"scores"')
+STOPPED = CHILD.replace('"items":{}', '"items":{"db":[1.0,0.0]},"evaluated":{"db":[3,7],"mbpp":[]}').replace(
+    '"logits are \\u221e"', "null"
+)
 
 
-@pytest.mark.parametrize("line", [EXPERT, CHILD, COUNTED, STEADY])
+@pytest.mark.parametrize("line", [EXPERT, CHILD, COUNTED, STEADY, STOPPED])
 def test_a_line_read_and_written_has_the_same_bytes(line):
     individual = Individual.from_json(line, "here")
     assert individual.to_json() == line
@@ -43,7 +46,7 @@ def test_a_line_gives_the_individual():
         error="logits are ∞",
     )
     fields = {field.name for field in dataclasses.fields(Individual)}
-    optional = {"asked", "coefficients", "digest", "tokens"}  # only individuals that have them write them
+    optional = {"asked", "coefficients", "digest", "evaluated", "tokens"}  # only individuals that have them write them
     assert json.loads(EXPERT).keys() == fields - optional
 
 

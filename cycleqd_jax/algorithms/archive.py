@@ -26,7 +26,7 @@ from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores, stack_trees
 
-__all__ = ["Archives", "bin_edges", "bin_indices", "cell_winners", "cvt_centroids", "expert_bounds"]
+__all__ = ["Archives", "bin_edges", "bin_indices", "cell_winners", "cvt_centroids", "expert_bounds", "grid_cells"]
 
 _SAMPLES = 25
 """Random points for each cell of a CVT, at least 25,000 in all."""
@@ -120,6 +120,20 @@ def bin_indices(edges: AnyArray, scores: Scores) -> Int[Array, "batch task"]:
     """
     above = jnp.sum(scores[:, :, None] >= edges[None, :, :], axis=-1)
     return jnp.clip(above - 1, 0, edges.shape[1] - 2)
+
+
+def grid_cells(place: Int[Array, "batch axis"], bins: int) -> Int[Array, " batch"]:
+    """The position in a QDax repertoire of the cells of a grid.
+
+    ``compute_euclidean_centroids`` orders the cells by ``jnp.meshgrid``, which swaps the first two axes.
+
+    Args:
+        place: the bin on each axis.
+        bins: number of bins of every axis.
+    """
+    axes = [1, 0, *range(2, place.shape[1])] if place.shape[1] > 1 else [0]
+    strides = bins ** jnp.arange(len(axes) - 1, -1, -1)
+    return jnp.sum(place[:, jnp.asarray(axes)] * strides[None], axis=1)
 
 
 class Archives(flax.struct.PyTreeNode):
@@ -228,15 +242,9 @@ class Archives(flax.struct.PyTreeNode):
         extra = {"scores": scores, "id": jnp.asarray(ids, jnp.int32)}
 
         def insert(repertoire: MapElitesRepertoire, k: Array) -> MapElitesRepertoire:
-            others = jnp.arange(self.num_tasks - 1)
-            others += (others >= k).astype(others.dtype)
-            if self.is_cvt:
-                ends = low[0, others], high[0, others]
-                cells = _nearest(scores[:, others], repertoire.centroids, *ends)
-                middles = repertoire.centroids[cells]
-            else:
-                cells = jnp.sum(bins[:, others] * self.bins ** jnp.arange(self.num_tasks - 1)[None], axis=1)
-                middles = centres[:, others]
+            others = self._axes(k)
+            cells = self._cells(repertoire, others, scores, bins)
+            middles = repertoire.centroids[cells] if self.is_cvt else centres[:, others]
             fitness = jnp.where(valid, scores[:, k], -jnp.inf)
             fitness = jnp.where(cell_winners(cells, fitness), fitness, -jnp.inf)
             # QDax gets the centre of the cell as the descriptor: the cell is decided above, and a search for the nearest
@@ -246,6 +254,37 @@ class Archives(flax.struct.PyTreeNode):
             return added.replace(descriptors=extra_scores(added)["scores"][:, others])
 
         return self.replace(repertoires=jax.vmap(insert)(self.repertoires, jnp.arange(self.num_tasks)))
+
+    def admits(self, scores: Scores) -> Bool[Array, " batch"]:
+        """Whether single individuals of these finite scores would enter some archive.
+
+        Args:
+            scores: ``[batch, K]``.
+        """
+        scores = jnp.asarray(scores, jnp.float32)
+        bins = self.bin_indices(scores)
+
+        def enters(repertoire: MapElitesRepertoire, k: Array) -> Bool[Array, " batch"]:
+            return scores[:, k] > repertoire.fitnesses[self._cells(repertoire, self._axes(k), scores, bins), 0]
+
+        return jnp.any(jax.vmap(enters)(self.repertoires, jnp.arange(self.num_tasks)), axis=0)
+
+    def _axes(self, k: Array) -> Int[Array, " axis"]:
+        """The tasks of the axes of archive k."""
+        others = jnp.arange(self.num_tasks - 1)
+        return others + (others >= k).astype(others.dtype)
+
+    def _cells(
+        self,
+        repertoire: MapElitesRepertoire,
+        axes: Int[Array, " axis"],
+        scores: Float[Array, "batch task"],
+        bins: Int[Array, "batch task"],
+    ) -> Int[Array, " batch"]:
+        """The cell of each individual in an archive of these axes."""
+        if self.is_cvt:
+            return _nearest(scores[:, axes], repertoire.centroids, self.edges[axes, 0], self.edges[axes, -1])
+        return grid_cells(bins[:, axes], self.bins)
 
     @property
     def scores(self) -> Float[Array, "task cell task"]:

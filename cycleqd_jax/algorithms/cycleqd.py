@@ -16,6 +16,7 @@ from cycleqd_jax.types import (
     AnyArray,
     Array,
     ArrayLeaf,
+    Bool,
     Float,
     Genome,
     GenomeSpace,
@@ -27,6 +28,10 @@ from cycleqd_jax.types import (
 )
 
 __all__ = ["CycleQD", "CycleQDState"]
+
+
+_POINTS = 64
+"""Individuals whose distances to the centroids are computed at the same time."""
 
 
 class CycleQDState(flax.struct.PyTreeNode):
@@ -45,6 +50,10 @@ class CycleQDState(flax.struct.PyTreeNode):
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
         """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         return self.archives.leading(count)
+
+    def admits(self, scores: AnyArray) -> Bool[Array, " batch"]:
+        """Whether individuals of these scores would enter some archive: see :class:`~cycleqd_jax.types.ArchiveState`."""
+        return _admits(self.archives.replace(repertoires=self.archives.repertoires.replace(genotypes=None)), scores)
 
 
 class CycleQD(flax.struct.PyTreeNode):
@@ -178,3 +187,11 @@ def _insert(state: CycleQDState, genomes: Genome, scores: Float[Array, "batch ta
         generation=state.generation + 1,
         next_id=state.next_id + scores.shape[0],
     )
+
+
+@jax.jit
+def _admits(archives: Archives, scores: Scores) -> Bool[Array, " batch"]:
+    if not archives.is_cvt:
+        return archives.admits(scores)
+    # The distances of all points to all centroids would not fit into memory.
+    return jax.lax.map(lambda row: archives.admits(row[None])[0], scores, batch_size=_POINTS)

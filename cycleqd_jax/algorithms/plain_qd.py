@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
 
-from cycleqd_jax.algorithms.archive import bin_edges, bin_indices, cell_winners, expert_bounds
+from cycleqd_jax.algorithms.archive import bin_edges, bin_indices, cell_winners, expert_bounds, grid_cells
 from cycleqd_jax.algorithms.common import (
     breed_without_task,
     check_children,
@@ -28,6 +28,7 @@ from cycleqd_jax.types import (
     AnyArray,
     Array,
     ArrayLeaf,
+    Bool,
     Float,
     Genome,
     GenomeSpace,
@@ -62,6 +63,10 @@ class PlainQDState(flax.struct.PyTreeNode):
         extra = extra_scores(self.repertoire)
         held = self.repertoire.fitnesses[:, 0] > -jnp.inf
         return leading_of(self.repertoire.genotypes, extra["scores"], extra["id"], held, count)
+
+    def admits(self, scores: AnyArray) -> Bool[Array, " batch"]:
+        """Whether individuals of these scores would enter the archive: see :class:`~cycleqd_jax.types.ArchiveState`."""
+        return _admits(self.edges, self.repertoire.fitnesses, jnp.asarray(scores, jnp.float32))
 
 
 class PlainQD(flax.struct.PyTreeNode):
@@ -166,13 +171,13 @@ class PlainQD(flax.struct.PyTreeNode):
 @jax.jit
 def _insert(state: PlainQDState, genomes: Genome, scores: Float[Array, "batch task"]) -> PlainQDState:
     ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
-    tasks, bins = state.edges.shape[0], state.edges.shape[1] - 1
+    bins = state.edges.shape[1] - 1
     quality = mean_scores(scores)
     scores = jnp.where(jnp.isfinite(quality)[:, None], scores, 0.0)
     place = bin_indices(state.edges, scores)
     low, high = state.edges[None, :, 0], state.edges[None, :, -1]
     centres = low + (place.astype(jnp.float32) + 0.5) / bins * (high - low)
-    cells = jnp.sum(place * bins ** jnp.arange(tasks)[None], axis=1)
+    cells = grid_cells(place, bins)
     quality = jnp.where(cell_winners(cells, quality), quality, -jnp.inf)
     with default_promotion():
         added = state.repertoire.add(genomes, centres, quality, cast(Any, {"scores": scores, "id": ids}))
@@ -182,3 +187,11 @@ def _insert(state: PlainQDState, genomes: Genome, scores: Float[Array, "batch ta
         generation=state.generation + 1,
         next_id=state.next_id + scores.shape[0],
     )
+
+
+@jax.jit
+def _admits(
+    edges: Float[Array, "task edge"], fitnesses: Float[Array, "cell 1"], scores: Float[Array, "batch task"]
+) -> Bool[Array, " batch"]:
+    cells = grid_cells(bin_indices(edges, scores), edges.shape[1] - 1)
+    return mean_scores(scores) > fitnesses[cells, 0]

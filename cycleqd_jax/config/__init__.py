@@ -3,6 +3,7 @@
 from cycleqd_jax.config.check import idle_groups, unused_keys
 from cycleqd_jax.config.devices import MeshConfig, RayConfig
 from cycleqd_jax.config.load import check_config, load_config, read_yaml, task_options, to_dict, to_yaml
+from cycleqd_jax.config.racing import RacingConfig
 from cycleqd_jax.config.reference import KeyDoc, describe
 from cycleqd_jax.config.schema import (
     SEGMENTATION,
@@ -32,6 +33,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "PrepareConfig",
+    "RacingConfig",
     "RayConfig",
     "RunConfig",
     "SandboxConfig",

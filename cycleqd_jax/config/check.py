@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cycleqd_jax.config.check_models import check_models, check_task_names
-from cycleqd_jax.config.schema import RunConfig, SearchConfig
+from cycleqd_jax.config.schema import SEGMENTATION, RunConfig, SearchConfig
 from cycleqd_jax.types import MAX_CELLS, InputError
 
 __all__ = ["check_keys_together", "idle_groups", "unused_keys"]
@@ -24,6 +24,7 @@ _METHODS = {
     "alpha_low": ("cycleqd", "qd"),
     "alpha_high": ("cycleqd", "qd"),
     "elite_span": ("cycleqd", "qd"),
+    "racing": ("cycleqd", "qd"),
     "mu": ("cycleqd", "qd", "dns"),
     "sigma": ("cycleqd", "qd", "dns"),
 }
@@ -214,6 +215,28 @@ def _check_search(config: RunConfig) -> None:
         )
 
 
+def _check_racing(config: RunConfig) -> None:
+    """Refuses what does not work with racing."""
+    racing = config.search.racing
+    if racing is None:
+        return
+    refused = {
+        "search.steady": (config.search.steady, "children are raced against the archives before their generation"),
+        "ray.address": (config.ray.address, "the workers of a cluster evaluate children on all problems"),
+        "origin": (config.origin, "its individuals are not evaluated on the same problems"),
+        f"tasks of the kind {SEGMENTATION}": (config.segments, "masks are predicted for all images together"),
+    }
+    for key, (value, why) in refused.items():
+        if value:
+            raise InputError(f"expected no {key} with search.racing, because {why}, got both; leave one of them out")
+    for i, task in enumerate(config.tasks):
+        if task.train_size is not None and racing.least > task.train_size:
+            raise InputError(
+                f"expected search.racing.least to be at most tasks.{i}.train_size ({task.train_size}), got {racing.least}; "
+                "decrease it"
+            )
+
+
 def _check_export(config: RunConfig) -> None:
     method, search = config.export.method, config.search.method
     if search != "cycleqd" and method == "aggregate":
@@ -266,6 +289,7 @@ def _check_method(config: RunConfig) -> None:
         raise InputError(
             f"expected search.population of at least {experts}, the number of experts, got {search.members}; increase it"
         )
+    _check_racing(config)
     least = search.least(experts)
     if search.budget is not None and search.budget < least:
         raise InputError(

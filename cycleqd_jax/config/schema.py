@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from cycleqd_jax.config.devices import MeshConfig, RayConfig
 from cycleqd_jax.config.fields import field
+from cycleqd_jax.config.racing import RacingConfig
 from cycleqd_jax.config.training import GradientConfig, MaskConfig, PrepareConfig, TrainConfig
 
 __all__ = [
@@ -202,6 +203,8 @@ class SearchConfig:
         deadline: seconds for the evaluation of one individual. One that needs more is quarantined. Null is no limit.
         max_failures: number of children in a row whose evaluations a sandbox, the memory or the deadline ended, which stop the
             run. They are not recorded. Logits that are not finite do not count. Null is no limit.
+        racing: evaluates a child on a part of the train problems first, and stops where it is unlikely to enter an archive
+            (``cycleqd``, ``qd``). Null evaluates every child on all problems, as the paper does.
     """
 
     generations: int = field(60, minimum=1)
@@ -229,6 +232,7 @@ class SearchConfig:
     retries: int = field(3, minimum=0)
     deadline: float | None = field(None, above=0)
     max_failures: int | None = field(10, minimum=1)
+    racing: RacingConfig | None = None
 
     @property
     def coefficients(self) -> bool:

@@ -4,6 +4,7 @@ from cycleqd_jax.evaluation.episodes import rollout
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled, Evaluator, Load
 from cycleqd_jax.evaluation.faults import FaultPolicy, GuardedWorker, in_less_memory, is_transient, out_of_memory
 from cycleqd_jax.evaluation.segmentation import SegmentationEvaluator
+from cycleqd_jax.evaluation.stages import evaluate_in_stages
 from cycleqd_jax.evaluation.workers import (
     GenomeEvaluator,
     LazyWorker,
@@ -11,6 +12,7 @@ from cycleqd_jax.evaluation.workers import (
     Relatives,
     SerialWorker,
     Source,
+    Stages,
     StreamEvaluator,
     Worker,
     WorkerPool,
@@ -31,9 +33,11 @@ __all__ = [
     "SegmentationEvaluator",
     "SerialWorker",
     "Source",
+    "Stages",
     "StreamEvaluator",
     "Worker",
     "WorkerPool",
+    "evaluate_in_stages",
     "in_less_memory",
     "is_transient",
     "out_of_memory",

@@ -224,33 +224,70 @@ class Evaluator:
             EvaluationCancelled: see :meth:`__call__`.
         """
         start = time.perf_counter()
+        self._load(params, donate=donate)
+        found = self._scored(dict.fromkeys(range(count)), split, start, stop, relatives)
+        return [found[i] for i in range(count)]
+
+    def sizes(self, split: Split) -> dict[str, int]:
+        """The number of problems of a split, by task."""
+        return {
+            task.name: len(self._questions(task, split) if isinstance(task, LikelihoodTask) else self.episodes(task, split))
+            for task in self.tasks
+        }
+
+    def load(self, params: Params, *, donate: bool = False) -> None:
+        """Loads the weights of one model or of several for :meth:`score`; see :class:`~cycleqd_jax.types.ItemEvaluator`."""
+        self._load(params, donate=donate)
+
+    def score(
+        self,
+        items: Mapping[int, Mapping[str, Sequence[int]]],
+        split: Split = "train",
+        *,
+        stop: threading.Event | None = None,
+        relatives: Sequence[Sequence[Transcript]] = (),
+    ) -> dict[int, Evaluation]:
+        """Plays some problems with the loaded models; see :class:`~cycleqd_jax.types.ItemEvaluator`, and for errors
+        :meth:`__call__`.
+        """  # noqa: D205
+        return self._scored(items, split, time.perf_counter(), stop, relatives)
+
+    def _scored(
+        self,
+        items: Mapping[int, Mapping[str, Sequence[int]] | None],
+        split: Split,
+        start: float,
+        stop: threading.Event | None,
+        relatives: Sequence[Sequence[Transcript]],
+    ) -> dict[int, Evaluation]:
+        """The evaluations of the loaded models on some problems, or on all (None)."""
         errors: dict[int, str] = {}
         outcomes: dict[int, dict[str, list[Outcome]]] = {}
-        self._load(params, donate=donate)
-        while alive := [i for i in range(count) if i not in errors]:
+        while alive := {i: chosen for i, chosen in items.items() if i not in errors}:
             try:
-                outcomes = self._play(alive, split, stop, relatives or [()] * count)
+                outcomes = self._play(alive, split, stop, relatives or [()] * (max(items) + 1))
                 break
             except NonFiniteError as error:
                 errors[error.individual] = str(error)
         seconds = {"evaluate": time.perf_counter() - start}
-        tokens = [None] * count if self._usage is None else [dataclasses.asdict(one) for one in self._usage()]
-        return [Evaluation(outcomes.get(i, {}), errors.get(i), seconds, tokens[i]) for i in range(count)]
+        tokens = {} if self._usage is None else dict(enumerate(map(dataclasses.asdict, self._usage())))
+        return {i: Evaluation(outcomes.get(i, {}), errors.get(i), seconds, tokens.get(i)) for i in items}
 
     def _play(
         self,
-        individuals: Sequence[int],
+        items: Mapping[int, Mapping[str, Sequence[int]] | None],
         split: Split,
         stop: threading.Event | None,
         relatives: Sequence[Sequence[Transcript]],
     ) -> dict[int, dict[str, list[Outcome]]]:
         """Outcomes of all tasks by individual and task."""
         played = [
-            _Played(individual, task, episode, _replies(relatives[individual], task, number))
-            for individual in individuals
+            _Played(individual, task, episodes[number], _replies(relatives[individual], task, number))
+            for individual, chosen in items.items()
             for task in self.tasks
             if not isinstance(task, LikelihoodTask)
-            for number, episode in enumerate(self.episodes(task, split))
+            for episodes in [self.episodes(task, split)]
+            for number in _positions(chosen, task, len(episodes))
         ]
         found = rollout(
             [one.episode for one in played],
@@ -259,15 +296,20 @@ class Evaluator:
             workers=self._workers,
             relatives=[one.relatives for one in played],
         )
-        outcomes: dict[int, dict[str, list[Outcome]]] = {i: {task.name: [] for task in self.tasks} for i in individuals}
+        outcomes: dict[int, dict[str, list[Outcome]]] = {i: {task.name: [] for task in self.tasks} for i in items}
         for one, outcome in zip(played, found, strict=True):
             outcomes[one.individual][one.task.name].append(outcome)
-        for individual in individuals:
+        for individual, chosen in items.items():
             for task in self.tasks:
                 if isinstance(task, LikelihoodTask):
-                    questions = task.questions(split)[: self._sizes.get(task.name, {}).get(split)]
-                    outcomes[individual][task.name] = self._answered(task, questions, individual, stop)
+                    questions = self._questions(task, split)
+                    some = [questions[number] for number in _positions(chosen, task, len(questions))]
+                    outcomes[individual][task.name] = self._answered(task, some, individual, stop)
         return outcomes
+
+    def _questions(self, task: LikelihoodTask, split: Split) -> Sequence[Question]:
+        """The questions of a split, cut to the configured size."""
+        return task.questions(split)[: self._sizes.get(task.name, {}).get(split)]
 
     def _answered(
         self, task: LikelihoodTask, questions: Sequence[Question], individual: int, stop: threading.Event | None
@@ -294,6 +336,11 @@ class Evaluator:
                 raise InputError(f"task {task.name!r}: {error}") from error
             outcomes += [task.outcome(one, [next(found) for _ in one.choices]) for one in some]
         return outcomes
+
+
+def _positions(chosen: Mapping[str, Sequence[int]] | None, task: Task, count: int) -> Sequence[int]:
+    """The positions of a task's problems to play, of ``count``; all without a choice."""
+    return range(count) if chosen is None else chosen.get(task.name, ())
 
 
 def _replies(relatives: Sequence[Transcript], task: Task, episode: int) -> list[Sequence[Sequence[int]]]:

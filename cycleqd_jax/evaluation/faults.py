@@ -10,13 +10,13 @@ import dataclasses
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
-from cycleqd_jax.evaluation.workers import Relatives, Worker
+from cycleqd_jax.evaluation.workers import Relatives, Stages, Worker, given
 from cycleqd_jax.files import disk_error
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import Evaluation, Genome, first_line
@@ -85,7 +85,9 @@ class GuardedWorker:
         self._shrink = shrink
         self._log = log
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
+    def __call__(
+        self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = (), stages: Stages = ()
+    ) -> list[Evaluation]:
         """Evaluations of the genomes, in order; see :class:`Worker`. Where one failed, ``transient`` is set.
 
         ``seconds["retries"]`` is the time of failed attempts and pauses, where there were any. A group's time is divided by
@@ -97,7 +99,7 @@ class GuardedWorker:
             InfraError: without ``policy.quarantine``, every attempt failed; or the disk was the cause.
         """
         start = time.perf_counter()
-        found = self._attempts(genomes, stop, relatives)
+        found = self._attempts(genomes, stop, given(relatives, stages))
         if not isinstance(found, str):
             return found
         if len(genomes) == 1:
@@ -108,14 +110,13 @@ class GuardedWorker:
         )
         spent = (time.perf_counter() - start) / len(genomes)
         known = relatives or [()] * len(genomes)
-        alone = [self([genome], stop, [one])[0] for genome, one in zip(genomes, known, strict=True)]
+        alone = [self([genome], stop, [known[i]], stages[i : i + 1])[0] for i, genome in enumerate(genomes)]
         return [with_retries(one, spent) for one in alone]
 
-    def _attempts(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives) -> list[Evaluation] | str:
+    def _attempts(self, genomes: Sequence[Genome], stop: threading.Event, options: Mapping[str, Any]) -> list[Evaluation] | str:
         """The evaluations, or why there are none."""
         policy, attempt, start = self._policy, 1, time.perf_counter()
         until = stop if policy.deadline is None else _DeadlineOrStop(stop, policy.deadline * len(genomes))
-        options = {"relatives": relatives} if any(relatives) else {}
         while True:
             try:
                 spent = (time.perf_counter() - start) / len(genomes)
@@ -140,7 +141,7 @@ class GuardedWorker:
             until.wait(pause)
             attempt += 1
 
-    def _uninterrupted(self, genomes: Sequence[Genome], stop: threading.Event, **options: Relatives) -> list[Evaluation]:
+    def _uninterrupted(self, genomes: Sequence[Genome], stop: threading.Event, **options: Any) -> list[Evaluation]:
         """Calls the worker. Where closing a sandbox failed while an interrupt ended the call, the interrupt is raised."""
         handled = sys.exc_info()[1]  # the caller may handle an older interrupt, which is behind every exception
         try:

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
-from cycleqd_jax.types import Evaluation, Genome, ModelEvaluator, Params, Split, Transcript, stack_trees
+from cycleqd_jax.evaluation.stages import evaluate_in_stages
+from cycleqd_jax.types import Evaluation, Genome, ModelEvaluator, NextItems, Params, Split, Transcript, stack_trees
 
 __all__ = [
     "GenomeEvaluator",
@@ -22,6 +23,7 @@ __all__ = [
     "Relatives",
     "SerialWorker",
     "Source",
+    "Stages",
     "StreamEvaluator",
     "Worker",
     "WorkerPool",
@@ -30,6 +32,9 @@ __all__ = [
 
 Relatives = Sequence[Sequence[Transcript]]
 """For each genome of a group, the replies of related models, the closest first."""
+
+Stages = Sequence[NextItems]
+"""For each genome of a group, which problems it is evaluated on next; empty where all are evaluated on all problems at once."""
 
 
 @runtime_checkable
@@ -42,13 +47,16 @@ class Worker(Protocol):
 
     size: int
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
+    def __call__(
+        self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = (), stages: Stages = ()
+    ) -> list[Evaluation]:
         """Evaluates a group of genomes.
 
         Args:
             genomes: 1 to ``size`` genomes.
             stop: when it is set, the worker abandons the evaluation as soon as it can.
             relatives: for each genome, the replies of related models, which become drafts; none by default.
+            stages: for each genome, its problems; all by default.
 
         Returns:
             An evaluation for each genome, in order; ``seconds`` includes the time to express it.
@@ -121,19 +129,27 @@ class SerialWorker:
         self._evaluator = evaluator
         self._split: Split = split
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
+    def __call__(
+        self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = (), stages: Stages = ()
+    ) -> list[Evaluation]:
         """Evaluations of the genomes, in order; see :class:`Worker`."""
-        known = relatives or [()] * len(genomes)
-        return [self._evaluate(genome, stop, one) for genome, one in zip(genomes, known, strict=True)]
+        known, parts = relatives or [()] * len(genomes), stages or [None] * len(genomes)
+        return [self._evaluate(genome, stop, one, part) for genome, one, part in zip(genomes, known, parts, strict=True)]
 
-    def _evaluate(self, genome: Genome, stop: threading.Event, relatives: Sequence[Transcript]) -> Evaluation:
+    def _evaluate(
+        self, genome: Genome, stop: threading.Event, relatives: Sequence[Transcript], stages: NextItems | None
+    ) -> Evaluation:
         if stop.is_set():
             raise EvaluationCancelled
         start = time.perf_counter()
         self._evaluator.unload()  # the devices need room for one individual only
         params = jax.block_until_ready(self._express(genome))
         expressed = time.perf_counter() - start
-        evaluation = self._evaluator(params, self._split, donate=True, stop=stop, relatives=relatives)
+        options = {"donate": True, "stop": stop}
+        if stages is None:
+            evaluation = self._evaluator(params, self._split, relatives=relatives, **options)
+        else:
+            (evaluation,) = evaluate_in_stages(self._evaluator, params, [stages], self._split, relatives=[relatives], **options)
         return _with_express_time(evaluation, expressed)
 
 
@@ -159,7 +175,9 @@ class PopulationWorker:
         self._evaluator = evaluator
         self._split: Split = split
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
+    def __call__(
+        self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = (), stages: Stages = ()
+    ) -> list[Evaluation]:
         """Evaluations of the genomes, in order; ``seconds`` is the time of the batch divided by their number."""
         if stop.is_set():
             raise EvaluationCancelled
@@ -171,7 +189,10 @@ class PopulationWorker:
         expressed = (time.perf_counter() - start) / len(genomes)
         evaluations = []
         # not donated: the base is shared
-        found = self._evaluator.population(params, len(genomes), self._split, stop=stop, relatives=relatives)
+        if stages:
+            found = evaluate_in_stages(self._evaluator, params, stages, self._split, stop=stop, relatives=relatives)
+        else:
+            found = self._evaluator.population(params, len(genomes), self._split, stop=stop, relatives=relatives)
         for evaluation in found:
             share = {stage: seconds / len(genomes) for stage, seconds in evaluation.seconds.items()}
             evaluations.append(_with_express_time(dataclasses.replace(evaluation, seconds=share), expressed))
@@ -194,11 +215,13 @@ class LazyWorker:
         self._make = make
         self._worker: Worker | None = None
 
-    def __call__(self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = ()) -> list[Evaluation]:
+    def __call__(
+        self, genomes: Sequence[Genome], stop: threading.Event, relatives: Relatives = (), stages: Stages = ()
+    ) -> list[Evaluation]:
         """Evaluations of the genomes, in order; see :class:`Worker`."""
         if self._worker is None:
             self._worker = self._make()
-        return self._worker(genomes, stop, **_given(relatives))
+        return self._worker(genomes, stop, **given(relatives, stages))
 
 
 class WorkerPool:
@@ -226,16 +249,19 @@ class WorkerPool:
         groups: Sequence[Sequence[Genome]],
         on_result: Callable[[int, list[Evaluation]], None],
         relatives: Sequence[Relatives] = (),
+        stages: Sequence[Stages] = (),
     ) -> None:
         """Evaluates groups of genomes; see :class:`GenomeEvaluator`.
+
+        ``stages`` has for each group and genome its problems; all by default.
 
         After an exception in a worker or an interrupt (Ctrl-C), all workers stop; then the exception is raised.
         """
         stop = threading.Event()
-        known = relatives or [()] * len(groups)
+        known, parts = relatives or [()] * len(groups), stages or [()] * len(groups)
         if len(self._workers) == 1:
             for i, group in enumerate(groups):
-                on_result(i, self._workers[0](group, stop, **_given(known[i])))
+                on_result(i, self._workers[0](group, stop, **given(known[i], parts[i])))
             return
         idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -245,7 +271,7 @@ class WorkerPool:
         def evaluate(i: int, group: Sequence[Genome]) -> None:
             worker = idle.get()
             try:
-                evaluations = worker(group, stop, **_given(known[i]))
+                evaluations = worker(group, stop, **given(known[i], parts[i]))
             finally:
                 idle.put(worker)
             with one_at_a_time:
@@ -271,7 +297,7 @@ class WorkerPool:
                     if job is None:
                         return
                     number, group, relatives = job
-                    evaluations = worker(group, stop, **_given(relatives))
+                    evaluations = worker(group, stop, **given(relatives))
                     with one_at_a_time:
                         if not stop.is_set():
                             on_result(number, evaluations)
@@ -291,9 +317,9 @@ class WorkerPool:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _given(relatives: Relatives) -> dict[str, Relatives]:
-    """The relatives as a keyword, where there are any."""
-    return {"relatives": relatives} if any(relatives) else {}
+def given(relatives: Relatives, stages: Stages = ()) -> dict[str, Any]:
+    """The relatives and the stages as keywords, where there are any."""
+    return ({"relatives": relatives} if any(relatives) else {}) | ({"stages": stages} if stages else {})
 
 
 def _with_express_time(evaluation: Evaluation, seconds: float) -> Evaluation:

@@ -104,9 +104,10 @@ class RunFolder:
         """Every evaluated individual, in the order of the journal.
 
         The records have the fields of :class:`~cycleqd_jax.individual.Individual`, with one score per task and ``average``
-        instead of ``scores``, and with ``coefficients``, ``digest`` and ``asked`` only where there are any. ``parents`` lists
-        only ids that exist, ``seconds`` is the sum over all stages, ``tokens`` is the number that went through the model's
-        layers (None where they were not counted), and the scores of a quarantined individual are NaN.
+        instead of ``scores``, and with ``coefficients``, ``digest``, ``asked`` and ``evaluated`` only where there are any.
+        ``parents`` lists only ids that exist, ``seconds`` is the sum over all stages, and ``tokens`` is the number that went
+        through the model's layers (None where they were not counted). The scores of an individual that is quarantined, or that
+        racing stopped, are NaN.
         """
         return [self._individual(row) for row in range(len(self._history.individuals))]
 
@@ -282,7 +283,7 @@ class RunFolder:
     def _individual(self, row: int) -> Record:
         one = self._history.individuals[row]
         record = {field.name: getattr(one, field.name) for field in dataclasses.fields(one) if field.name != "scores"}
-        for name in ("coefficients", "digest", "asked"):
+        for name in ("coefficients", "digest", "asked", "evaluated"):
             if record[name] is None:
                 del record[name]
         record |= {"parents": self._parents(row), "seconds": sum(one.seconds.values())}

@@ -89,7 +89,7 @@ def read_status(folder: str | Path) -> Status:
     has_grid = load_grid(path) is not None
     history = load_history(path)
     individuals = load_individuals(path, tasks)[0] if history is None else history.individuals
-    total = _total(config, experts, generations * size, individuals)
+    total = _total(config, experts, generations, size, individuals)
     archives: dict[str, dict[str, float]] = {}
     if has_grid and history is not None and individuals:
         metrics = compute_metrics(history)
@@ -150,13 +150,25 @@ def _sizes(config: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int,
     return tasks, experts, generations, size, min(groups, most) if groups > 0 else 1
 
 
-def _total(config: Mapping[str, Any], experts: int, children: int, individuals: Sequence[Individual]) -> int:
-    """How many individuals the run evaluates."""
+def _total(config: Mapping[str, Any], experts: int, generations: int, size: int, individuals: Sequence[Individual]) -> int:
+    """How many individuals the run evaluates; with racing and a budget of problems, if no further child stops."""
     search = config["search"]
-    limits = [experts + children]
+    limits = [experts + generations * size]
     limits += [search["budget"]] if search.get("budget") is not None else []
     if search.get("budget_items") is not None and individuals and individuals[0].items:
-        limits.append(search["budget_items"] // sum(map(len, individuals[0].items.values())))
+        counts = [sum(map(len, one.items.values())) for one in individuals]
+        each = counts[0]
+        if search.get("racing") is None:
+            limits.append(search["budget_items"] // each)
+        else:
+
+            def rest(done: int) -> int:
+                """How many individuals fit after so many."""
+                return max(search["budget_items"] - sum(count or each for count in counts[:done]), 0) // each
+
+            done = len(counts) - max(len(counts) - experts, 0) % size
+            is_last = rest(done) < size  # the generation that goes on has fewer children
+            limits.append(done + rest(done) if is_last else max(done + size, len(counts) + rest(len(counts))))
     return min(limits)
 
 

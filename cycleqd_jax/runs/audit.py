@@ -186,9 +186,16 @@ def _problems_of(one: Any, config: RunConfig, journal: Journal, carried: int, pe
             if parent >= count + before * size or (parent >= 0 and not pending and journal.get(parent) is None):
                 yield f"expected parents of earlier generations, got parent {parent}"
     if one.scores is None:
-        if one.error is None and (one.id < count or one.generation >= carried):
+        stopped = one.evaluated is not None and one.id >= count and config.search.racing is not None
+        if one.error is None and not stopped and (one.id < count or one.generation >= carried):
             yield "expected scores or an error, got neither"
+        for task, places in (one.evaluated or {}).items():
+            size = len(journal[0].items.get(task, ())) if journal.get(0) is not None else 0
+            if len(one.items.get(task, ())) != len(places) or [*places] != sorted({*places} & {*range(size)}):
+                yield f"expected a score for each of ascending positions below {size} of {task}, got others"
         return
+    if one.evaluated is not None:
+        yield "expected no positions of problems beside scores, which are of all problems, got some"
     if one.scores.keys() != set(names):
         yield f"expected scores of {', '.join(names)}, got scores of {', '.join(one.scores)}"
         return

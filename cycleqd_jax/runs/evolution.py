@@ -37,7 +37,8 @@ from cycleqd_jax.runs.loggers import log_search
 from cycleqd_jax.runs.mirror import mirrored
 from cycleqd_jax.runs.models import Models
 from cycleqd_jax.runs.origin import take_origin
-from cycleqd_jax.runs.searchers import make_searcher, write_grid
+from cycleqd_jax.runs.replay import rebuild
+from cycleqd_jax.runs.searchers import make_searcher, racing_of, write_grid
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
 from cycleqd_jax.sharding import to_host
@@ -333,7 +334,7 @@ class Evolution:
             workers, generations = self._workers("train"), config.search.generations
             if config.search.steady:
                 return search.evolve_steadily(self.searcher(), experts, workers, children=generations, **options)
-            options |= {"batch_size": config.search.batch_size, "carried": carried}
+            options |= {"batch_size": config.search.batch_size, "carried": carried, "racing": racing_of(config)}
             return search.evolve(self.searcher(), experts, workers, generations=generations, **options)
 
     def _carried(self, inputs: Mapping[str, str]) -> search.Carried | None:
@@ -372,6 +373,14 @@ class Evolution:
         jax.eval_shape(space.express_mixed, genomes)
 
     # What it found
+
+    def evaluate_individual(self, identity: int, split: Split) -> Evaluation:
+        """Scores an individual of the journal, rebuilt from the experts, on the problems of a split."""
+        space, journal = self.genetic_space(), search.Journal(self._context.folder / "history.jsonl", read_only=True)
+        genome = rebuild(space, journal, self._config.expert_names, [identity])[identity]
+        found: list[Evaluation] = []
+        self._workers(split)([[genome]], lambda _, evaluations: found.extend(evaluations))
+        return found[0]
 
     def final(self) -> Merged:
         """The model of ``export.method``."""

@@ -75,7 +75,7 @@ def extend(
         raise InputError(f"expected at least one further generation, got {further}; correct --generations")
     tree = _with_models(dataclasses.replace(old, output=str(place)))
     tree |= {"name": f"{old.name}-extended", "output": str(output), "origin": origin}
-    tree["search"] |= {"generations": done + further, "budget": None, "budget_items": None}
+    tree["search"] |= {"generations": done + further, "budget": None, "budget_items": None, "racing": None}
     tree["tasks"] = [one for one in tree["tasks"] if one["name"] != remove]
     if remove is not None:
         tree["model"]["others"] = {**(tree["model"]["others"] or {}), remove: tree["model"]["experts"].pop(remove)}

@@ -69,6 +69,7 @@ LATER = (
             "descriptors",
             "cells",
             "steady",
+            "racing",
         )
     ),
     "export.elites",

@@ -35,6 +35,7 @@ def check_distributed(config: RunConfig) -> None:
         "genome.space expert": (config.genome.space == "dense" and not config.search.coefficients, "genome.space dense"),
         "ray.address null": (config.ray.address is not None, f"ray.address {config.ray.address}"),
         "gradient null": (config.gradient is not None, "a section gradient"),
+        "search.racing null": (config.search.racing is not None, "a section search.racing"),
         "engine.population 1": (config.engine.population != 1, f"engine.population {config.engine.population}"),
         "mesh.population 1": (config.mesh.population != 1, f"mesh.population {config.mesh.population}"),
     }

@@ -230,11 +230,19 @@ def _check_space(folder: Path, nbytes: int, what: str) -> None:
 def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:
     """The most individuals that a run may evaluate, from both of its budgets; None is no limit.
 
+    With racing the budget of problems limits no number of individuals: :func:`~cycleqd_jax.search.affordable` counts them.
+
     Raises:
-        InputError: the budgets do not suffice for the experts and the first population.
+        InputError: the budgets do not suffice for the experts and the first population, or the first subset of racing needs
+            more problems than a task has.
     """
     options = config.search
     sizes = [len(task.problems("train")[: one.train_size]) for task, one in zip(tasks, config.tasks, strict=True)]
+    if options.racing is not None and options.racing.least > min(sizes):
+        raise InputError(
+            f"expected search.racing.least to be at most {min(sizes)}, the train problems of the smallest task, got "
+            f"{options.racing.least}; decrease it"
+        )
     budget = individuals_within(options.budget, options.budget_items, sum(sizes))
     least = options.least(len(config.expert_names))
     if budget is not None and budget < least:
@@ -242,7 +250,7 @@ def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:
             f"expected search.budget_items of at least {least * sum(sizes)}, {least} individuals with {sum(sizes)} items each, "
             f"which the experts and the first population need, got {options.budget_items}; increase it"
         )
-    return budget
+    return budget if options.racing is None else options.budget
 
 
 def input_digests(folders: ModelFolders, tasks: Sequence[ProblemSet]) -> dict[str, str]:

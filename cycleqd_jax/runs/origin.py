@@ -128,6 +128,7 @@ class Origin:
             digest=None,
             scores={task: old.scores[task] for task in self.common_tasks} if is_scored and old.scores is not None else None,
             items={task: old.items[task] for task in self.common_tasks if task in old.items} if is_scored else {},
+            evaluated=None,
             seconds={},
             tokens=dataclasses.asdict(TokenCounts()),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -13,8 +14,8 @@ from cycleqd_jax.algorithms.common import rebuild_child
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace, ExpertSpace
 from cycleqd_jax.runs.devices import Space
-from cycleqd_jax.runs.searchers import make_searcher
-from cycleqd_jax.search import Journal, individuals_within, tree_digest
+from cycleqd_jax.runs.searchers import make_searcher, racing_of
+from cycleqd_jax.search import Journal, generation_ids, individuals_within, tree_digest
 from cycleqd_jax.search.carried import unknown_lineage
 from cycleqd_jax.search.digests import OLD_BASES
 from cycleqd_jax.types import Genome, InputError, SearchState, stack_trees
@@ -149,7 +150,7 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
         InputError: the journal does not have the scores of all experts, or is not that of the config.
     """
     names, options = config.task_names, config.search
-    count, size = len(config.expert_names), options.batch_size
+    count = len(config.expert_names)
     if any(journal.get(k) is None for k in range(count)):
         raise InputError(f"expected the scores of {count} experts, got others in {journal.path}; start the search first")
     space = _small_space(config)
@@ -158,10 +159,8 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
     scores = np.asarray([journal.scores(k, names) for k in range(count)], np.float32)
     state = searcher.init(experts, scores, journal.items(range(count), names))
     key, done = jax.random.key(config.seed), 0
-    total = total_individuals(config, journal)
-    while done < (options.generations if generations is None else generations):
-        ids = range(count + done * size, min(count + (done + 1) * size, total))
-        if not ids or any(journal.get(i) is None for i in ids):
+    for ids in itertools.islice(_generation_ids(config, journal), generations):
+        if any(journal.get(i) is None for i in ids):
             break
         if options.coefficients:
             genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, done), len(ids))
@@ -174,11 +173,31 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
 
 
 def total_individuals(config: RunConfig, journal: Journal) -> int:
-    """How many individuals a run evaluates, the experts included."""
+    """How many individuals a run evaluates, the experts included.
+
+    With racing and a budget of problems it depends on the children that stop. While the search goes on, these are the
+    individuals until the end of the generation that the journal lacks.
+    """
+    racing = racing_of(config)
+    if racing is None or racing.items is None:
+        return _most_individuals(config, journal)
+    return max((ids.stop for ids in _generation_ids(config, journal)), default=len(config.expert_names))
+
+
+def _generation_ids(config: RunConfig, journal: Journal) -> Iterator[range]:
+    """The ids of the children of every generation."""
+    racing, most = racing_of(config), _most_individuals(config, journal)
+    items = None if racing is None else racing.items
+    return generation_ids(journal, len(config.expert_names), config.search.batch_size, most, items)
+
+
+def _most_individuals(config: RunConfig, journal: Journal) -> int:
+    """The most individuals of a run; with racing, a budget of problems does not limit their number."""
     options, first = config.search, journal.get(0)
     total = len(config.expert_names) + options.generations * options.batch_size
     each = 0 if first is None else sum(map(len, first.items.values()))
-    budget = individuals_within(options.budget, options.budget_items if each else None, max(each, 1))
+    items = options.budget_items if each and options.racing is None else None
+    budget = individuals_within(options.budget, items, max(each, 1))
     return total if budget is None else min(total, budget)
 
 

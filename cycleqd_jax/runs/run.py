@@ -258,6 +258,18 @@ class Run:
         """Runs the search to the last generation or the end of its budget, continuing from the state in the run folder."""
         self._ensure_open("evolve").evolution.ensure_evolved()
 
+    def evaluate_individual(self, identity: int, split: Split = "test") -> Evaluation:
+        """Scores an individual of the search on the problems of a split; writes nothing into the run folder.
+
+        Args:
+            identity: its id in the journal.
+            split: the problems.
+
+        Raises:
+            InputError: the journal does not have it, or its genome can't be rebuilt here.
+        """
+        return self._ensure_open("evaluate_individual", writes=False).evolution.evaluate_individual(identity, split)
+
     def aggregate(self) -> Mapping[str, Any]:
         """The merge of CycleQD's elites (equation 5): ids of the ``elites``, their weights ``beta``, and ``mixing``."""
         return self._ensure_open("aggregate").evolution.aggregate().facts

@@ -24,10 +24,10 @@ from cycleqd_jax.config import RunConfig
 from cycleqd_jax.files import write_json
 from cycleqd_jax.runs.devices import Space
 from cycleqd_jax.schema import SCHEMA
-from cycleqd_jax.search import Journal
+from cycleqd_jax.search import Journal, Racing
 from cycleqd_jax.types import InputError, Scores, Searcher
 
-__all__ = ["grid_of", "make_searcher", "write_grid"]
+__all__ = ["grid_of", "make_searcher", "racing_of", "write_grid"]
 
 
 def make_searcher(config: RunConfig, space: Space) -> Searcher:
@@ -57,6 +57,14 @@ def make_searcher(config: RunConfig, space: Space) -> Searcher:
         "bounds": None if bounds is None else tuple((bounds[t][0], bounds[t][1]) for t in config.task_names),
     }
     return CycleQD(**shared, cells=options.cells) if options.method == "cycleqd" else PlainQD(**shared)
+
+
+def racing_of(config: RunConfig) -> Racing | None:
+    """How the children of a run are raced; None if they are not."""
+    found = config.search.racing
+    if found is None:
+        return None
+    return Racing(found.first, found.least, found.confidence, config.search.budget_items)
 
 
 def grid_of(config: RunConfig, scores: Scores) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from cycleqd_jax.search.checkpoint import Checkpoints, StoredState, checkpoint_s
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.loop import evolve, individuals_within
+from cycleqd_jax.search.races import Racing, generation_ids
 from cycleqd_jax.search.steady import evolve_steadily
 from cycleqd_jax.search.transcripts import Transcripts
 
@@ -12,11 +13,13 @@ __all__ = [
     "Carried",
     "Checkpoints",
     "Journal",
+    "Racing",
     "StoredState",
     "Transcripts",
     "checkpoint_steps",
     "evolve",
     "evolve_steadily",
+    "generation_ids",
     "individuals_within",
     "read_checkpoint",
     "tree_digest",

@@ -97,9 +97,11 @@ class DigestCheck:
 
 
 def evaluated(individual: Individual, evaluation: Evaluation) -> Individual:
-    """The individual with its results; those of other tasks that it has stay unless the evaluation failed."""
+    """The individual with its results; those of other tasks that it has stay unless the evaluation failed or was stopped."""
     seconds = {stage: round(value, 6) for stage, value in evaluation.seconds.items()}
     found = replace(individual, seconds=seconds, tokens=evaluation.tokens, error=evaluation.error)
+    if evaluation.evaluated is not None:
+        return replace(found, scores=None, items=evaluation.items, evaluated=evaluation.evaluated)
     if evaluation.scores is None:
         return replace(found, scores=None, items={})
     return replace(

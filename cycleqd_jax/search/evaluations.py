@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
@@ -10,7 +11,7 @@ from cycleqd_jax.search.common import evaluated, row_of
 from cycleqd_jax.search.failures import check_row, raise_unscored
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
-from cycleqd_jax.types import FailuresError, Genome, Transcript
+from cycleqd_jax.types import FailuresError, Genome, NextItems, Transcript
 
 __all__ = ["evaluate_individuals"]
 
@@ -26,6 +27,7 @@ def evaluate_individuals(
     max_failures: int | None,
     covered: int,
     *,
+    stages: Sequence[NextItems] = (),
     ignored: Collection[int] = (),
 ) -> None:
     """Evaluates the individuals that the journal lacks and records them.
@@ -42,6 +44,7 @@ def evaluate_individuals(
         relatives: transcripts for each individual, or empty.
         max_failures: see :func:`~cycleqd_jax.search.evolve`.
         covered: the newest checkpoint needs the individuals with ids below this.
+        stages: for each individual, which problems it is evaluated on next; empty where all are evaluated on all problems.
         ignored: ids of others that this search does not evaluate; see :func:`~cycleqd_jax.search.failures.check_row`.
 
     Raises:
@@ -93,7 +96,8 @@ def evaluate_individuals(
 
     try:
         record_in_order()
-        options = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
+        options: dict[str, Any] = {"relatives": [[relatives[j] for j in group] for group in groups]} if any(relatives) else {}
+        options |= {"stages": [[stages[j] for j in group] for group in groups]} if stages else {}
         evaluator([[row_of(genomes, j) for j in group] for group in groups], on_result, **options)
     except BaseException as error:
         # Transient failures are evaluated again when the search is resumed.

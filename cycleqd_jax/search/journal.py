@@ -122,7 +122,7 @@ class Journal:
         return next(reversed(self._lines), -1)
 
     def scores(self, identity: int, tasks: Sequence[str]) -> list[float]:
-        """The scores of an individual in the order of ``tasks``; all NaN if it is quarantined.
+        """The scores of an individual in the order of ``tasks``; all NaN if it has none.
 
         Raises:
             InputError: the individual has scores of other tasks.
@@ -138,7 +138,7 @@ class Journal:
         return [scores[task] for task in tasks]
 
     def items(self, identities: Sequence[int], tasks: Sequence[str]) -> Float[np.ndarray, "individual item"]:
-        """The scores of all problems, those of the first of ``tasks`` first; rows of NaN for quarantined individuals.
+        """The scores of all problems, those of the first of ``tasks`` first; rows of NaN for individuals without scores.
 
         Raises:
             InputError: an individual was scored on another number of problems than individual 0.
@@ -149,7 +149,8 @@ class Journal:
 
         expected, rows = sizes(0), []
         for identity in identities:
-            items = self._lines[identity].individual.items
+            one = self._lines[identity].individual
+            items = one.items if one.evaluated is None else {}
             if items and sizes(identity) != expected:
                 raise InputError(
                     f"expected scores of {expected} problems of {', '.join(tasks)} for individual {identity}, as for "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cycleqd_jax.evaluation import GenomeEvaluator
+from cycleqd_jax.evaluation import GenomeEvaluator, WorkerPool
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.carried import Carried
 from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
@@ -19,6 +20,7 @@ from cycleqd_jax.search.common import DigestCheck, Reporter, check_recorded, chi
 from cycleqd_jax.search.digests import tree_digests
 from cycleqd_jax.search.evaluations import evaluate_individuals
 from cycleqd_jax.search.journal import Journal
+from cycleqd_jax.search.races import Racing, generation_ids
 from cycleqd_jax.search.transcripts import Transcripts
 from cycleqd_jax.types import Genome, InputError, PRNGKeyArray, Progress, Searcher, no_progress
 
@@ -41,6 +43,7 @@ def evolve(
     budget: int | None = None,
     max_failures: int | None = None,
     carried: Carried | None = None,
+    racing: Racing | None = None,
     on_start: Callable[[Any], None] = lambda state: None,
     progress: Progress = no_progress,
     log: Callable[[str], None] | None = None,
@@ -78,6 +81,8 @@ def evolve(
             later child of this one has scores. Logits that are not finite neither count nor end a row. Failures that the
             journal has do not stop a search.
         carried: the individuals of another search with which this one begins, instead of its first generations; or None.
+        racing: evaluates children in stages, and stops those that are unlikely to enter an archive; the evaluator must be a
+            :class:`~cycleqd_jax.evaluation.WorkerPool`. None evaluates all children on all problems.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
         log: called with a warning where the genome of a recorded individual has other bits here, or where a damaged checkpoint
@@ -88,10 +93,16 @@ def evolve(
 
     Raises:
         InputError: the budget does not suffice for the experts and one generation, which is found before any evaluation;
-            journal or checkpoint belong to another run, or an expert's logits are not finite.
+            journal or checkpoint belong to another run, or an expert's logits are not finite; or ``racing`` does not go with
+            the evaluator, the searcher or the number of problems.
         FailuresError: ``max_failures`` children in a row had transient failures; or an expert had one, and is not recorded.
     """
     count = jax.tree.leaves(experts)[0].shape[0]
+    if racing is not None and not isinstance(evaluator, WorkerPool):
+        raise InputError(
+            f"expected a WorkerPool with racing, whose workers evaluate in stages, got {type(evaluator).__name__}; leave one "
+            "out"
+        )
     if budget is not None and budget < count + batch_size:
         raise InputError(
             f"expected a budget of at least {count + batch_size} individuals, {count} experts and a generation of {batch_size}"
@@ -101,6 +112,9 @@ def evolve(
     total = total if budget is None else min(total, budget)
     restored = 0 if checkpoints is None else checkpoints.latest() or 0
     needed = min(count + restored * batch_size, total)
+    plan = (journal, count, batch_size, total, None if racing is None else racing.items)
+    if restored and racing is not None and len(done := [*itertools.islice(generation_ids(*plan), restored)]) == restored:
+        needed = done[-1].stop  # the last generation may have fewer children
     if restored and len(journal) < needed:
         raise InputError(
             f"expected at least {needed} individuals for the checkpoint of generation {restored}, got "
@@ -123,24 +137,25 @@ def evolve(
         check(k, digest)
     complete = first, state
     try:
-        for t in range(first, generations):
-            first_id = count + t * batch_size
-            size = min(batch_size, total - first_id)
-            if size <= 0:
-                break
-            genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), size)
-            children = children_of(genomes, lineage, t, first_id, tasks)
+        for t, ids in itertools.islice(enumerate(generation_ids(*plan)), first, None):
+            genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), len(ids))
+            children = children_of(genomes, lineage, t, ids.start, tasks)
             for child in children:
                 check_recorded(child, journal, check)
             relatives = [] if transcripts is None else [transcripts.of(relatives_of(child, tasks)) for child in children]
             covered = count + (0 if checkpoints is None else checkpoints.latest() or 0) * batch_size
-            evaluate_individuals(evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered)
+            stages = [] if racing is None else racing.stages(children, journal, tasks, count, state, key)
+            evaluate_individuals(
+                evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered, stages=stages
+            )
             scores = [journal.scores(child.id, tasks) for child in children]
             items = journal.items([child.id for child in children], tasks)
             state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
-            if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or first_id + size == total):
+            if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or ids.stop == total):
                 checkpoints.save(t + 1, state, key)
             complete = t + 1, state
+        if checkpoints is not None and racing is not None and (checkpoints.latest() or 0) < complete[0]:
+            checkpoints.save(*complete, key)  # the budget of problems has ended the search
     except KeyboardInterrupt:
         if checkpoints is not None and complete[0] > 0:
             with contextlib.suppress(Exception):  # a full disk, or a checkpoint that was interrupted: the journal suffices

@@ -23,9 +23,9 @@ from cycleqd_jax.types.arrays import (
     tree_paths,
 )
 from cycleqd_jax.types.errors import FailuresError, InputError, NonFiniteError, first_line
-from cycleqd_jax.types.evaluation import Evaluation, ModelEvaluator
+from cycleqd_jax.types.evaluation import Evaluation, ItemEvaluator, ModelEvaluator, NextItems
 from cycleqd_jax.types.progress import Progress, no_progress
-from cycleqd_jax.types.search import GenomeSpace, Lineage, Searcher, SearchState
+from cycleqd_jax.types.search import ArchiveState, GenomeSpace, Lineage, Searcher, SearchState
 from cycleqd_jax.types.segmentation import MaskPredictor, PredictedMasks, SegmentationItem, SegmentationTask
 from cycleqd_jax.types.tasks import (
     REPORTED,
@@ -58,6 +58,7 @@ __all__ = [
     "Adapter",
     "AdapterRanks",
     "AnyArray",
+    "ArchiveState",
     "Array",
     "ArrayLeaf",
     "Bool",
@@ -70,6 +71,7 @@ __all__ = [
     "GenomeSpace",
     "InputError",
     "Int",
+    "ItemEvaluator",
     "Items",
     "Likelihood",
     "LikelihoodTask",
@@ -79,6 +81,7 @@ __all__ = [
     "Message",
     "MixedMatrix",
     "ModelEvaluator",
+    "NextItems",
     "NonFiniteError",
     "Outcome",
     "PRNGKeyArray",

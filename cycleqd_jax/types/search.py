@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from cycleqd_jax.types.arrays import AnyArray, Genome, Items, Params, Scores
 
-__all__ = ["GenomeSpace", "Lineage", "SearchState", "Searcher"]
+__all__ = ["ArchiveState", "GenomeSpace", "Lineage", "SearchState", "Searcher"]
 
 
 class Lineage(NamedTuple):
@@ -104,5 +104,18 @@ class SearchState(Protocol):
 
         Raises:
             InputError: ``count`` is below 1.
+        """
+        ...
+
+
+@runtime_checkable
+class ArchiveState(SearchState, Protocol):
+    """The state of a searcher with archives of cells."""
+
+    def admits(self, scores: Scores) -> Bool[Array, " batch"]:
+        """Whether an individual of these scores would enter some archive; each is asked for on its own.
+
+        Args:
+            scores: finite, ``[batch, K]``.
         """
         ...

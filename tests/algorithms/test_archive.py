@@ -257,3 +257,18 @@ def test_the_centroids_are_the_same_in_every_run():
 def test_numbers_of_cells_that_no_archive_has(cells):
     with pytest.raises(InputError, match=f"expected 2 to 1000000 cells per archive, got {cells}"):
         Archives.create(jnp.zeros(WIDTH), np.tile([0.0, 1.0], (3, 1)), cells=cells)
+
+
+@pytest.mark.parametrize(("tasks", "bins", "cells"), [(2, 9, None), (3, 5, None), (4, 4, None), (5, 15, 40)])
+def test_archives_admit_what_they_take(tasks, bins, cells):
+    """An individual is admitted if and only if it changes an archive."""
+    rng = np.random.default_rng(tasks)
+    bounds, count = np.asarray([(0.1, 0.9)] * tasks), 2 * 3 ** (tasks - 1)
+    archives = Archives.create(jnp.zeros(WIDTH), bounds, bins, cells)
+    archives = add(archives, jnp.zeros((count, WIDTH)), rng.integers(0, 7, (count, tasks)) / 6, np.arange(count))
+    scores = np.where(rng.random((60, 1)) < 0.5, rng.integers(0, 7, (60, tasks)) / 6, rng.integers(1, 4, (60, tasks)) / 6)
+    scores = scores.astype(np.float32)
+    each = jax.vmap(lambda row: add(archives, jnp.zeros((1, WIDTH)), row[None], np.asarray([999])).ids)(scores)
+    expected = np.any(np.asarray(each) == 999, axis=(1, 2))
+    assert 0 < expected.sum() < len(expected)
+    np.testing.assert_array_equal(archives.admits(scores), expected)

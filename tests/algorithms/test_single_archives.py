@@ -44,6 +44,17 @@ def batches(seed, count=6, size=8):
     return scores
 
 
+def test_plain_qd_admits_what_it_takes(space):
+    searcher = PlainQD(space, bins=BINS)
+    state = told(searcher, space, batches(0))
+    scores = batches(1)[:4, 3:].reshape(-1, K)
+    genomes, lineage, _ = searcher.ask(state, jax.random.key(0), 1)
+    after = [searcher.tell(state, genomes, row[None], lineage).repertoire.extra_scores["id"] for row in scores]
+    expected = (np.stack(after) == int(state.next_id)).any(axis=1)
+    assert 0 < expected.sum() < len(expected)
+    np.testing.assert_array_equal(state.admits(scores), expected)
+
+
 def test_the_archive_of_plain_qd(space):
     scores = batches(0)
     state = told(PlainQD(space, bins=BINS), space, scores)

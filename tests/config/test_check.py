@@ -353,3 +353,27 @@ def test_coefficients_of_a_dense_genome():
 )
 def test_whether_a_run_selects(overrides, selects):
     assert load_config(MINIMAL, overrides).selects == selects
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"racing": {"first": 0}}, "expected search.racing.first to be above 0 and at most 1, got 0.0"),
+        ({"racing": {"first": 1.5}}, "expected search.racing.first to be at most 1 and above 0|at most 1"),
+        ({"racing": {"confidence": 1}}, "expected search.racing.confidence to be above 0 and below 1, got 1.0"),
+        ({"racing": {"confidence": 0}}, "expected search.racing.confidence to be above 0 and below 1, got 0.0"),
+        ({"racing": {"least": 33}}, r"expected search.racing.least to be at most tasks\.0\.train_size \(32\), got 33"),
+        ({"racing": {}, "method": "cmaes"}, "expected search.racing with search.method cycleqd or qd only, got .* with cmaes"),
+        ({"racing": {}, "steady": True, "batch_size": 1}, "expected no search.steady with search.racing, because"),
+    ],
+)
+def test_racing(more, message):
+    export = {"export": {"method": "best_elite"}} if "method" in more else {}
+    with pytest.raises(InputError, match=message):
+        load_config(MINIMAL | export | {"search": more})
+
+
+def test_racing_is_off_by_default_and_refuses_a_cluster():
+    assert load_config(MINIMAL).search.racing is None
+    with pytest.raises(InputError, match=r"expected no ray\.address with search\.racing, because the workers of a cluster"):
+        load_config(MINIMAL | {"search": {"racing": {}}, "ray": {"address": "auto"}})

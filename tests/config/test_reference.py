@@ -27,7 +27,7 @@ def keys(tree: dict, prefix: str = "") -> list[str]:
 
 
 def test_every_key_is_described():
-    optional = {"model": {"prepare": {}}, "gradient": {}}
+    optional = {"model": {"prepare": {}}, "gradient": {}, "search": {"racing": {}}}
     tree = to_dict(load_config(MINIMAL | optional))
     tree["masks"] = to_dict(MaskConfig())  # language models have none
     assert sorted(DOCS) == sorted(keys(tree))

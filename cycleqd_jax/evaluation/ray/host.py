@@ -69,7 +69,7 @@ class Host:
     def evaluate(self, split: Split, genomes: Sequence[Genome], relatives: Relatives) -> tuple[list[Evaluation], list[str]]:
         """Evaluates genomes on the problems of a split; returns the evaluations and the lines that were logged."""
         assert self._hosted is not None, "a worker that has started"
-        options = {"relatives": relatives} if any(relatives) else {}
+        options: dict[str, Any] = {"relatives": relatives} if any(relatives) else {}
         found = self._hosted.workers[split](genomes, threading.Event(), **options)
         return found, self._taken()
 

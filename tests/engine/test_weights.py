@@ -77,7 +77,7 @@ def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
 
 
 @pytest.mark.exhaustive
-def test_memory_is_constant(params, attention):
+def test_memory_is_constant(params, attention, few_programs):
     engine = make(attention=attention)
     prompts, _ = groups_of()
     other = jax.tree.map(lambda x: x + 0, params)

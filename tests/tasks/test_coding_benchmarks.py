@@ -62,7 +62,7 @@ def verify(data_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        pytest.param("mbpp_full", 661, marks=pytest.mark.exhaustive),
+        pytest.param("mbpp_full", 661, marks=pytest.mark.slow),
         ("mbpp_sanitized", 279),
         ("mbppplus_originfmt", 249),
         ("humaneval", 119),

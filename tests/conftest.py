@@ -55,12 +55,12 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Tests of the finished run come at the beginning and the end, the others between them.
 
-    Of two workers the first begins with the first test, and the second in the middle: it does not wait while the first makes
-    the run.
+    The first worker begins with the first test and makes the run. The second one begins after its share of the tests, and does
+    not wait meanwhile.
     """
     finished = [item for item in items if "finished" in item.fixturenames]
     others = [item for item in items if "finished" not in item.fixturenames]
-    before = len(items) // 2
+    before = len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     items[:] = finished[:before] + others + finished[before:]
 
 

@@ -88,6 +88,7 @@ def test_a_finished_run_takes_a_fourth_task_and_loses_one(finished, tmp_path, ca
     assert {one["id"] for one in found.values() if one["generation"] == 6} == {16, 17}
     capsys.readouterr()
     assert main(["verify", str(new)]) == 0
+    capsys.readouterr()
     assert main(["status", str(new), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["stage"], status["individuals"], status["total"]) == ("finished", 18, 18)

@@ -111,6 +111,11 @@ class Individual:
         metadata=_json("an integer for each kind of token, or null", _or_null(_object_of(_is_integer)), optional=True),
     )
 
+    @property
+    def problem_count(self) -> int:
+        """How many problems it was evaluated on, over all tasks; 0 if it has no scores of any."""
+        return sum(map(len, self.items.values()))
+
     def to_json(self) -> str:
         """The line of the journal, without its newline.
 

@@ -98,12 +98,10 @@ def scored(folder: Path) -> int:
     if (folder / "origin").is_dir():
         old = Journal(folder / "origin" / "history.jsonl", read_only=True)
         experts = [sum(journal[i].expert is not None for i in journal.ids()), sum(old[i].expert is not None for i in old.ids())]
-        carried = {
-            (i if i < experts[1] else i - experts[1] + experts[0]): sum(map(len, old[i].items.values())) for i in old.ids()
-        }
+        carried = {(i if i < experts[1] else i - experts[1] + experts[0]): old[i].problem_count for i in old.ids()}
     total = 0
     for identity in journal.ids():
-        items = sum(map(len, journal[identity].items.values()))
+        items = journal[identity].problem_count
         total += max(items - carried.get(identity, 0), 0)
     return total
 

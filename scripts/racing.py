@@ -54,7 +54,7 @@ def leaders_of(journal: Journal, tasks: Sequence[str]) -> list[tuple[int, int]]:
     best, leader, problems = -1.0, 0, 0
     for identity in journal.ids():
         one = journal[identity]
-        problems += sum(map(len, one.items.values()))
+        problems += one.problem_count
         average = -1.0 if one.scores is None else float(np.mean([one.scores[task] for task in tasks]))
         if average > best:
             best, leader = average, identity
@@ -241,7 +241,7 @@ def synthetic(seed: int, bins: int, confidence: float, generations: int = GENERA
         "stopped": int(stopped.sum()),
         "lost": int((stopped & enters).sum()),
         "enter": int(enters.sum()),
-        "problems": sum(sum(map(len, one.items.values())) for one in children),
+        "problems": sum(one.problem_count for one in children),
         "all": len(children) * len(TASKS) * PROBLEMS,
     }
 

@@ -51,7 +51,7 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = f"{quick} {os.environ['XLA_FLAGS']}"  # what the environment says comes later, and wins
 
 
-@pytest.hookimpl(trylast=True)  # when those that -m leaves out are gone
+@pytest.hookimpl(trylast=True)  # after pytest has removed the tests that -m excludes
 def pytest_collection_modifyitems(items):
     """Tests of the finished run come at the beginning and the end, the others between them.
 

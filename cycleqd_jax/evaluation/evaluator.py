@@ -247,9 +247,11 @@ class Evaluator:
         stop: threading.Event | None = None,
         relatives: Sequence[Sequence[Transcript]] = (),
     ) -> dict[int, Evaluation]:
-        """Plays some problems with the loaded models; see :class:`~cycleqd_jax.types.ItemEvaluator`, and for errors
-        :meth:`__call__`.
-        """  # noqa: D205
+        """Plays some problems with the loaded models; see :class:`~cycleqd_jax.types.ItemEvaluator`.
+
+        Raises:
+            EvaluationCancelled: see :meth:`__call__`.
+        """
         return self._scored(items, split, time.perf_counter(), stop, relatives)
 
     def _scored(

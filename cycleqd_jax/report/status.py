@@ -156,7 +156,7 @@ def _total(config: Mapping[str, Any], experts: int, generations: int, size: int,
     limits = [experts + generations * size]
     limits += [search["budget"]] if search.get("budget") is not None else []
     if search.get("budget_items") is not None and individuals and individuals[0].items:
-        counts = [sum(map(len, one.items.values())) for one in individuals]
+        counts = [one.problem_count for one in individuals]
         each = counts[0]
         if search.get("racing") is None:
             limits.append(search["budget_items"] // each)

@@ -195,7 +195,7 @@ def _most_individuals(config: RunConfig, journal: Journal) -> int:
     """The most individuals of a run; with racing, a budget of problems does not limit their number."""
     options, first = config.search, journal.get(0)
     total = len(config.expert_names) + options.generations * options.batch_size
-    each = 0 if first is None else sum(map(len, first.items.values()))
+    each = 0 if first is None else first.problem_count
     items = options.budget_items if each and options.racing is None else None
     budget = individuals_within(options.budget, items, max(each, 1))
     return total if budget is None else min(total, budget)

@@ -81,8 +81,8 @@ def evolve(
             later child of this one has scores. Logits that are not finite neither count nor end a row. Failures that the
             journal has do not stop a search.
         carried: the individuals of another search with which this one begins, instead of its first generations; or None.
-        racing: evaluates children in stages, and stops those that are unlikely to enter an archive; the evaluator must be a
-            :class:`~cycleqd_jax.evaluation.WorkerPool`. None evaluates all children on all problems.
+        racing: how children are evaluated in stages, until they are unlikely to enter an archive. It needs a
+            :class:`~cycleqd_jax.evaluation.WorkerPool` as the evaluator. None evaluates all children on all problems.
         on_start: called with the searcher's first state, after the experts are evaluated.
         progress: called after every individual, in any of the evaluator's threads.
         log: called with a warning where the genome of a recorded individual has other bits here, or where a damaged checkpoint

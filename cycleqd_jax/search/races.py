@@ -151,14 +151,10 @@ def generation_ids(journal: Journal, experts: int, batch_size: int, total: int, 
         if items is not None:
             if any(journal.get(i) is None for i in range(counted, first)):
                 return
-            each = _count(journal[0])
-            used += sum(_count(journal[i]) or each for i in range(counted, first))
+            each = journal[0].problem_count
+            used += sum(journal[i].problem_count or each for i in range(counted, first))
             counted, size = first, min(size, max(items - used, 0) // each)
         if size > 0:
             yield range(first, first + size)
         if size < batch_size:
             return
-
-
-def _count(one: Individual) -> int:
-    return sum(map(len, one.items.values()))

@@ -28,8 +28,8 @@ of these scores would enter (``ArchiveState.admits``): its cell is empty in some
 are those before the generation, so the decision depends neither on the order of evaluation nor on the number of workers.
 
 **Trust.** Archives hold only individuals that were evaluated on all train problems: an elite's scores are exact means, each
-over all train problems of its task. A child that stopped is told without scores and enters no archive. The journal has the
-scores of its problems, and which problems they are of (``evaluated``). So no estimate is ever compared with a mean, and a
+over all train problems of its task. A child that stopped has no scores for the searcher, and enters no archive. The journal has
+the scores of its problems, and which problems they are of (``evaluated``). So no estimate is ever compared with a mean, and a
 lucky subset can't make an elite. Racing errs on one side only: a child that would have entered may stop.
 
 **What the confidence means.** A child stops where the model gives it a probability of entry below 1 − confidence. The

@@ -173,7 +173,7 @@ class ItemEvaluator(ModelEvaluator, Protocol):
         """Scores the loaded models on some problems; it may be called again for others.
 
         Args:
-            items: for each model, by its number among those that are loaded, and for each task: positions of problems.
+            items: positions of problems, by model and task. The key of a model is its number among the loaded ones.
             split: the problems that the positions are of.
             stop: see :meth:`__call__`.
             relatives: for each loaded model, see :meth:`__call__`; none by default.

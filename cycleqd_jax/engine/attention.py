@@ -130,15 +130,17 @@ class Attention:
         batch, heads, time, dims = q.shape
         queries = q.swapaxes(1, 2)  # [batch, time, heads, head_dim]
         columns = own[0].shape[1]
-        # One token needs no mask: the kernel does not read the columns past the row's length.
-        seen = jnp.asarray(rows.columns) + 1 if time == 1 else own_mask(rows, time, columns)[:, None]
-        attend = _cudnn if self.implementation == "cudnn" else _xla
-        out, normaliser = attend(queries, *own, seen, residual=common is not None)
+        # One token needs no mask. The kernels do not read the columns past a row's length.
+        lengths = jnp.minimum(jnp.asarray(rows.columns) + time, columns)
+        seen = None if time == 1 else own_mask(rows, time, columns)[:, None]
+        attend = _xla if self.implementation == "xla" else _cudnn
+        attend_own = _cudnn_windows if attend is _cudnn and rows.ends is not None else attend
+        out, normaliser = attend_own(queries, *own, seen, lengths, residual=common is not None)
         if common is None:
             return out.swapaxes(1, 2)
         sees = shared_mask(rows.shared, jnp.arange(common[0].shape[1]))
         mask = jnp.repeat(sees, time, axis=0)[None, None]  # [1, 1, batch * time, shared]
-        more, other = attend(queries.reshape(1, batch * time, heads, dims), *common, mask, residual=True)
+        more, other = attend(queries.reshape(1, batch * time, heads, dims), *common, mask, None, residual=True)
         other = other.reshape(normaliser.shape)
         other = jnp.where((rows.shared[:, 1] > rows.shared[:, 0])[:, None, None], other, -jnp.inf)
         share = jax.nn.sigmoid(other - normaliser)[..., None]  # exp(b) / (exp(a) + exp(b))
@@ -189,43 +191,56 @@ def _write_at_once(x: Array, new: Array, rows: Rows, axis: int) -> Array:
     return x.at[rows.pages[:, :1], columns].set(new)
 
 
-def _cudnn(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tuple[Array, Any]:
+def _cudnn(q: Array, k: Array, v: Array, seen: Array | None, lengths: Array | None, *, residual: bool) -> tuple[Array, Any]:
     """The same as :func:`_xla`, computed by cuDNN; without ``residual`` the normaliser is None."""
-    lengths = seen.astype(jnp.int32) if seen.ndim == 1 else None
     if not residual:
-        mask = None if seen.ndim == 1 else seen
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn"), None
+        options: Any = {"mask": seen, "key_value_seq_lengths": lengths, "implementation": "cudnn"}
+        return jax.nn.dot_product_attention(q, k, v, **options), None
     # The private function behind jax.nn's: the public one rounds the normaliser to the dtype of q, which at 20 is an eighth.
     from jax._src.cudnn.fused_attention_stablehlo import MaskType
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention as cudnn_attention
 
+    sizes: Any = (None, None) if lengths is None else (jnp.full(q.shape[0], q.shape[1], jnp.int32), lengths)
+    kind = MaskType.NO_MASK if lengths is None else MaskType.PADDING
     scale = q.shape[-1] ** -0.5
-    if lengths is None:
-        found: Any = cudnn_attention(q, k, v, None, seen, scale=scale, return_residual=True)
-    else:
-        ones = jnp.ones(q.shape[0], jnp.int32)
-        kind = MaskType.PADDING
-        found = cudnn_attention(q, k, v, None, None, ones, lengths, scale=scale, mask_type=kind, return_residual=True)
+    found: Any = cudnn_attention(q, k, v, None, seen, *sizes, scale=scale, mask_type=kind, return_residual=True)
     out, normaliser = found
     return out, normaliser.swapaxes(1, 2).astype(jnp.float32)
 
 
-def _xla(q: Array, k: Array, v: Array, seen: Array, *, residual: bool) -> tuple[Array, Any]:
+def _cudnn_windows(
+    q: Array, k: Array, v: Array, seen: Array | None, lengths: Array | None, *, residual: bool
+) -> tuple[Array, Any]:
+    """The same for short windows: query heads that share a KV head become queries of one head, so that it is read once."""
+    batch, time, heads, dims = q.shape
+    groups = heads // k.shape[2]
+    folded = q.reshape(batch, time, -1, groups, dims).swapaxes(2, 3).reshape(batch, time * groups, -1, dims)
+    seen = None if seen is None else jnp.repeat(seen, groups, axis=2)
+    out, normaliser = _cudnn(folded, k, v, seen, lengths, residual=residual)
+    out = out.reshape(batch, time, groups, -1, dims).swapaxes(2, 3).reshape(q.shape)
+    if normaliser is not None:
+        normaliser = normaliser.reshape(batch, time, groups, -1).swapaxes(2, 3).reshape(batch, time, heads)
+    return out, normaliser
+
+
+def _xla(q: Array, k: Array, v: Array, seen: Array | None, lengths: Array | None, *, residual: bool) -> tuple[Array, Any]:
     """Attention and its normaliser.
 
     Args:
         q: ``[batch, time, heads, head_dim]``.
         k: ``[batch, column, kv_heads, head_dim]``.
         v: ``[batch, column, kv_heads, head_dim]``.
-        seen: how many columns each row sees, ``[batch]``, or which ones, ``[batch, 1, time, column]``.
+        seen: which columns each token sees, ``[batch, 1, time, column]``; None is all below ``lengths``.
+        lengths: no token of a row sees a column from here on, int32 ``[batch]``; None where ``seen`` says all.
         residual: whether the caller needs the normaliser.
 
     Returns:
         ``[batch, time, heads, head_dim]``, and the log of the sum of exp(score), float32 ``[batch, time, heads]``.
     """
     batch, time, heads, dims = q.shape
-    if seen.ndim == 1:
-        seen = (jnp.arange(k.shape[1])[None] < seen[:, None])[:, None, None]
+    if seen is None:
+        assert lengths is not None
+        seen = (jnp.arange(k.shape[1])[None] < lengths[:, None])[:, None, None]
     grouped = q.reshape(batch, time, k.shape[2], -1, dims)
     scores = _einsum("btkgd,bckd->bkgtc", grouped, k) * dims**-0.5
     scores = jnp.where(seen[:, :, None], scores, MASKED)

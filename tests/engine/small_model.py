@@ -94,6 +94,6 @@ def population(params, count=3, rank=2, seed=4):
         u, vt = (jnp.asarray(rng.normal(size=shape) * 0.2, w.dtype) for shape in ((2, w.shape[1], rank), (2, rank, w.shape[2])))
         coefficients = jnp.asarray(rng.normal(size=(2, count, rank)), w.dtype)
         layers = layers | {group: layers[group] | {name: MixedMatrix(w, u, vt, coefficients)}}
-        merged = [w + jnp.einsum("lir,lr,lro->lio", u, coefficients[:, i], vt) for i in range(count)]
+        merged = [w + jnp.einsum("lir,lr,lro->lio", u, coefficients[:, i], vt, precision="highest") for i in range(count)]
         singles = [one | {group: one[group] | {name: merged[i]}} for i, one in enumerate(singles)]
     return params | {"layers": layers}, [params | {"layers": one} for one in singles]

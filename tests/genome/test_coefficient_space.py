@@ -154,7 +154,7 @@ def test_a_population_shares_the_base():
         alone = dict(tree_paths(here.express(jax.tree.map(lambda x, i=i: x[i], genomes))))
         for path in MATRICES:
             w, u, vt, c = (mixed[f"{path}/{part}"] for part in ("w", "u", "vt", "coefficients"))
-            theta = w + jnp.einsum("lmr,lr,lrn->lmn", u, c[:, i], vt)
+            theta = w + jnp.einsum("lmr,lr,lrn->lmn", u, c[:, i], vt, precision="highest")
             np.testing.assert_allclose(theta, alone[path], rtol=0, atol=2e-5)
     with pytest.raises(InputError, match="expected experts that change stacked matrices by a low rank"):
         space("whole").express_mixed(genomes)

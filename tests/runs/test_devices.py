@@ -70,4 +70,5 @@ def test_the_engine_of_a_group_verifies_drafts(overrides, window):
     (group,) = device_groups(config, print)
     model = llama.LlamaConfig(tokenizer.vocab_size, 32, 64, 1, 2, 1, 16, max_position_embeddings=256)
     assert group.engine(model, tokenizer, config.engine).layout.window == window
-    assert config.engine.uses_drafts("cuda") == (config.engine.drafts == "parents")
+    assert config.engine.uses_drafts("cuda") == (config.engine.drafts != "none")
+    assert config.engine.uses_drafts("tpu") == (config.engine.drafts == "parents")

@@ -1,18 +1,20 @@
 """The model ``cycleqd`` of lm-evaluation-harness against its model ``hf``: the same numbers, and the time of both.
 
     python scripts/bench_lm_eval.py --model DIR --data DIR [--tasks arc_challenge hellaswag] [--limit N] [--shots N]
-        [--batch-size N] [--max-length N] [--json FILE]
+        [--batch-size N] [--max-length N] [--json FILE] [--items FILE]
 
 DIR of ``--model`` is a Hugging Face folder, for example of ``cycleqd fetch smollm2 DIR``. DIR of ``--data`` has the published
 files as JSON Lines (:data:`FILES`). Both models get the same requests from lm-eval, in float32 on this machine's CPUs, in one
 process, one after the other. ``cycleqd`` computes them twice: the first time compiles its programs. Loading is not counted.
 
-It prints the largest difference of a log-likelihood, the accuracies, and the seconds. It needs the extra lm-eval, and PyTorch.
+It prints the largest difference of a log-likelihood, the problems with another choice, the accuracies and the seconds. It
+needs the extra lm-eval, and PyTorch.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import logging
 import platform
@@ -132,11 +134,27 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> dict[
     ]
     if PROMPTS[name].get("output_type") == "generate_until":
         return {"requests": len(pairs), "different_texts": sum(one != other for one, other in pairs)}
+    items = answers(ours, theirs, name)
+    gaps = [max(b) - b[a.index(max(a))] for a, b in items]  # 0 where both models choose the same
     return {
         "requests": len(pairs),
         "largest_difference": max(abs(float(one[0]) - float(other[0])) for one, other in pairs),
         "different_greedy": sum(str(one[1]) != str(other[1]) for one, other in pairs),
+        "problems": len(items),
+        "different_choices": sum(gap > 0 for gap in gaps),
+        "largest_gap_of_them": max(gaps),
     }
+
+
+def answers(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> list[tuple[list[Any], list[Any]]]:
+    """The answers of both models to every problem of a task: log-likelihoods of the choices, or texts."""
+
+    def of(sample: dict[str, Any]) -> list[Any]:
+        found = sample["filtered_resps"]
+        return list(found) if PROMPTS[name].get("output_type") == "generate_until" else [float(one[0]) for one in found]
+
+    both = zip(ours["samples"][f"local_{name}"], theirs["samples"][f"local_{name}"], strict=True)
+    return [(of(a), of(b)) for a, b in both]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -149,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--items", type=Path, metavar="FILE", help="also write the answers to every problem, as .json.gz")
     args = parser.parse_args(argv)
 
     from cycleqd_jax.lm_eval import register
@@ -184,6 +203,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         f"cycleqd {seconds:.1f} s ({first:.1f} s with compilation), hf {hf_seconds:.1f} s: "
         f"cycleqd is {found['ratio']:.2f} times as fast"
     )
+    if args.items:
+        items = {name: answers(ours, theirs, name) for name in args.tasks}
+        args.items.write_bytes(gzip.compress(json.dumps(items).encode("utf-8"), mtime=0))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found

@@ -1,4 +1,4 @@
-"""The search of a run: its genome space, its workers, and the models that it finds."""
+"""The search of a run, and the models that it finds."""
 
 from __future__ import annotations
 
@@ -10,53 +10,25 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cycleqd_jax import search
 from cycleqd_jax.algorithms import CycleQDState, aggregate
-from cycleqd_jax.evaluation import (
-    Evaluation,
-    LazyWorker,
-    PopulationWorker,
-    SerialWorker,
-    StreamEvaluator,
-    Worker,
-    WorkerPool,
-)
-from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome, ExpertSpace
-from cycleqd_jax.genome.basis import Basis
-from cycleqd_jax.runs.basis import StoredBasis, experts_of, load_basis, write_facts
-from cycleqd_jax.runs.coefficients import host_space
+from cycleqd_jax.evaluation import Evaluation, StreamEvaluator
+from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.devices import DeviceGroup, Space
-from cycleqd_jax.runs.faults import guarded
 from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import budget_of, digest_problems, input_digests, whole_expert
 from cycleqd_jax.runs.loggers import log_search
-from cycleqd_jax.runs.mirror import mirrored
-from cycleqd_jax.runs.models import Models
 from cycleqd_jax.runs.origin import take_origin
+from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.runs.replay import rebuild
 from cycleqd_jax.runs.searchers import make_searcher, racing_of, write_grid
 from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
-from cycleqd_jax.sharding import to_host
-from cycleqd_jax.types import (
-    Adapter,
-    Genome,
-    InputError,
-    ModelEvaluator,
-    Params,
-    Searcher,
-    SearchState,
-    Split,
-    stack_trees,
-)
+from cycleqd_jax.types import Adapter, Genome, InputError, Searcher, SearchState, Split, stack_trees
 
 __all__ = ["Evolution", "Merged", "Remote", "mixing_of"]
-
-PAPER_W_MAX = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +59,11 @@ class Remote(Protocol):
 
 
 class Evolution:
-    """The search of a run. What is computed or loaded is kept until the run is closed."""
+    """The search of a run. What is computed or loaded is kept until the run is closed.
+
+    Attributes:
+        placement: genome space and evaluators of the run.
+    """
 
     def __init__(self, context: Context, remote: Remote | None = None) -> None:
         """Does nothing yet.
@@ -97,188 +73,17 @@ class Evolution:
             remote: evaluates individuals elsewhere; None evaluates them on the devices of this process.
         """
         self._context = context
-        self._remote = remote
         self._config = context.config
-        self._space: Space | None = None
-        self._host_space: Space | None = None
-        self._evaluator: ModelEvaluator | None = None
+        self._remote = remote
         self._state: SearchState | None = None
-        self._basis: dict[str, Any] | None = None
         self._selection: Selection | None = None
-        self._placed: dict[int, tuple[Space, ModelEvaluator]] = {}
-        self.mirror = context.mirror
-        if self.mirror is not None:
-            self.mirror.register("evolution", self)
-
-    # Spaces and workers
-
-    def ensure_evaluator(self) -> ModelEvaluator:
-        """The evaluator of this run's models on the first group of devices, made once."""
-        if self._evaluator is None:
-            self._make_evaluator()
-        assert self._evaluator is not None
-        return self._evaluator
-
-    @mirrored("evolution")
-    def _make_evaluator(self) -> None:
-        models = self._context.models
-        self._evaluator = self._context.evaluator(models.config, models.processor, self._context.groups[0])
-
-    def ensure_space(self) -> Space:
-        """The genome space on the first group of devices, made once.
-
-        With several groups the host's copy is kept too: the others take theirs from it.
-        """
-        if self._space is None:
-            if self.mirror is not None and not self._config.search.coefficients:
-                self._decompose_alone()
-            self._make_space()
-        assert self._space is not None
-        return self._space
-
-    @mirrored("evolution")
-    def _make_space(self) -> None:
-        host = self._build_space()
-        groups = self._context.groups
-        self._space = groups[0].place_space(host, self._context.models.config)
-        self._host_space = host if len(groups) > 1 else None
-
-    def genetic_space(self) -> Space:
-        """The space in which genomes are made; that of a distributed run has shapes in the place of divided weights."""
-        space = self.ensure_space()
-        return space if self.mirror is None or isinstance(space, DenseSpace) else space.without_weights()
-
-    def _decompose_alone(self) -> None:
-        """Puts the basis of a distributed run into the cache, from which all processes read it.
-
-        A basis that is not there is decomposed by process 0, with the weights in the memory of its host.
-        """
-        context = self._context
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            models = Models(self._config, context.models.folders, context.log)
-            load_basis(experts_of(self._config, models), Path(self._config.cache), context.progress, context.log)
-
-    def _build_space(self) -> Space:
-        """The genome space with weights where they were loaded, and bases in the host's memory."""
-        base, experts = self._context.models.base, self._context.models.experts
-        options = self._config.genome
-        if self._config.search.coefficients:
-            return host_space(self._context, self._config.search.groups)
-        strength = PAPER_W_MAX if options.strength is None else options.strength
-        if options.space == "dense":
-            return DenseSpace.from_experts(
-                base, experts, mutation=options.mutation, strength=strength, rank=options.rank, method=options.method
-            )
-        return ExpertSpace.from_experts(
-            base,
-            experts,
-            rank=options.rank,
-            w_max=0.0 if options.mutation == "none" else strength,
-            densify=options.densify,
-            method=options.method,
-            bases=self._load_basis(),
-            factor_dtype=options.factor_dtype,
-        )
-
-    def _load_basis(self) -> dict[str, Basis]:
-        """The experts' singular directions: from the cache, or decomposed now. The caller owns them."""
-        context = self._context
-        experts = experts_of(self._config, context.models)
-        stored: StoredBasis = load_basis(experts, Path(self._config.cache), context.progress, context.log)
-        self._basis = {"experts": list(self._config.expert_names), "store": str(stored.folder), **stored.facts}
-        return stored.bases
-
-    def build_basis(self) -> dict[str, Any]:
-        """Builds the basis alone and writes ``tables/basis.json``; returns its content."""
-        if self._basis is None:
-            self._load_basis()
-        claim_folder(self._config)
-        return self._write_basis()
-
-    def _write_basis(self) -> dict[str, Any]:
-        assert self._basis is not None
-        write_facts(self._context.folder / "tables" / "basis.json", self._basis, self._context.log)
-        return self._basis
-
-    def express(self, genome: Genome) -> Params:
-        """The weights of a genome, on the first group of devices; the engine's weights are dropped to make room."""
-        self.ensure_evaluator().unload()
-        self.ensure_space()
-        return self._express(genome)
-
-    @mirrored("evolution", makes=True)
-    def _express(self, genome: Genome) -> Params:
-        return self._context.groups[0].express(self.ensure_space().express)(genome)
-
-    @mirrored("evolution")
-    def gathered(self, params: Params) -> Params:
-        """The last weights that were made, in the memory of this host; in other processes nothing is kept of them."""
-        if self.mirror is None:
-            return params
-        found = []
-        for leaf in jax.tree.leaves(params):
-            parts = [leaf] if leaf.ndim < 3 else (leaf[i] for i in range(len(leaf)))  # of a stack one layer at a time
-            hosts = [host for part in parts if (host := to_host(part)) is not None and self.mirror.leads]
-            found.append(None if not hosts else hosts[0] if leaf.ndim < 3 else np.stack(hosts))
-        return jax.tree.unflatten(jax.tree.structure(params), found)
-
-    def expert_genomes(self) -> list[Genome]:
-        """The genomes of the experts, in the order of the tasks."""
-        space = self.genetic_space()
-        return [space.expert(k) for k in range(len(self._config.expert_names))]
-
-    @property
-    def basis_checksum(self) -> str | None:
-        """The checksum of the experts' singular directions; None where they have not been loaded, or are not needed."""
-        return None if self._basis is None else self._basis["checksum"]
-
-    def _workers(self, split: Split, tasks: Sequence[str] | None = None) -> StreamEvaluator:
-        """Workers that score genomes on a split of all tasks, or of some.
-
-        They use all groups of devices, or a cluster. Those for some tasks use this process.
-        """
-        if self._remote is not None and tasks is None:
-            self.ensure_space()
-            return self._remote.evaluator(split, self.basis_checksum)
-        return WorkerPool([self.worker(split, i, tasks) for i in range(len(self._context.groups))])
-
-    def worker(self, split: Split, i: int = 0, tasks: Sequence[str] | None = None) -> Worker:
-        """A worker on a group of devices, which gets its space and its engine with its first child.
-
-        Args:
-            split: the problems that it scores genomes on.
-            i: the number of the group.
-            tasks: the names of the tasks to score; None is all.
-        """
-        population, group = self._config.engine.population, self._context.groups[i]
-
-        def make() -> Worker:
-            space, evaluator = self._place(i, group)
-            evaluator = evaluator if tasks is None else evaluator.only(tasks)
-            express = group.express(space.express) if self.mirror is None else self._express
-            worker: Worker = SerialWorker(express, evaluator, split)
-            if population > 1 and not isinstance(space, DenseSpace):
-                worker = PopulationWorker(group.express(space.express_mixed), evaluator, population, split)
-            return guarded(worker, evaluator, self._config.search, split, self._context.log)
-
-        return LazyWorker(population, make)
-
-    def _place(self, i: int, group: DeviceGroup) -> tuple[Space, ModelEvaluator]:
-        """Space and evaluator of a group of devices, made once."""
-        if i == 0:
-            return self.ensure_space(), self.ensure_evaluator()
-        if i not in self._placed:
-            models = self._context.models
-            assert self._host_space is not None
-            space = group.place_space(self._host_space, models.config)
-            self._placed[i] = space, self._context.evaluator(models.config, models.processor, group)
-        return self._placed[i]
+        self.placement = Placement(context)
 
     # Search
 
     def searcher(self) -> Searcher:
         """The algorithm of the config."""
-        return make_searcher(self._config, self.genetic_space())
+        return make_searcher(self._config, self.placement.genetic_space())
 
     def ensure_evolved(self) -> SearchState:
         """Evolves to the last generation, once, from wherever the run folder stands.
@@ -298,8 +103,8 @@ class Evolution:
     def _evolve(self) -> SearchState:
         context, config = self._context, self._config
         if self._remote is None:
-            self.ensure_evaluator()  # the models are loaded and checked before anything is written
-        experts = jax.jit(stack_trees)(self.expert_genomes())  # one program for all leaves
+            self.placement.ensure_evaluator()  # the models are loaded and checked before anything is written
+        experts = jax.jit(stack_trees)(self.placement.expert_genomes())  # one program for all leaves
         self._check_population(experts)
         if config.gradient is not None:  # what its row lacks is found before the search
             GradientMerge(context, config.gradient).check()
@@ -307,9 +112,8 @@ class Evolution:
         inputs = input_digests(context.models.folders, context.tasks)
         carried = self._carried(inputs)
         check_inputs(context.folder, inputs, context.log)
-        if self._basis is not None:
-            self._write_basis()
-        write_usage(context, self.ensure_space())
+        self.placement.write_basis()
+        write_usage(context, self.placement.ensure_space())
         checkpoints = search.Checkpoints(
             context.folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
         )
@@ -337,12 +141,24 @@ class Evolution:
             options |= {"batch_size": config.search.batch_size, "carried": carried, "racing": racing_of(config)}
             return search.evolve(self.searcher(), experts, workers, generations=generations, **options)
 
+    def _workers(self, split: Split, tasks: Sequence[str] | None = None) -> StreamEvaluator:
+        """Workers that score genomes on a split of all tasks, or of some.
+
+        They use all groups of devices, or a cluster. Those for some tasks use this process.
+        """
+        if self._remote is not None and tasks is None:
+            self.placement.ensure_space()
+            return self._remote.evaluator(split, self.placement.basis_checksum)
+        return self.placement.workers(split, tasks)
+
     def _carried(self, inputs: Mapping[str, str]) -> search.Carried | None:
         """The individuals of another run with which this one begins."""
         origin = take_origin(self._config, self._context.folder, inputs, self._context.log)
         if origin is None:
             return None
-        return origin.carried(self.genetic_space(), self._workers("train", origin.new_tasks) if origin.new_tasks else None)
+        return origin.carried(
+            self.placement.genetic_space(), self._workers("train", origin.new_tasks) if origin.new_tasks else None
+        )
 
     def _transcripts(self, folder: Path) -> search.Transcripts:
         """The token ids of all replies of a run folder's search."""
@@ -358,12 +174,14 @@ class Evolution:
             expert = other.get(k)
             if expert is not None and journal.get(k) is None:
                 own.write(k, theirs.read(k) or {})
-                genome = search.tree_digest(self.genetic_space().expert(k))  # that run may search another genome space
+                genome = search.tree_digest(
+                    self.placement.genetic_space().expert(k)
+                )  # that run may search another genome space
                 journal.append(dataclasses.replace(expert, digest=genome))
 
     def _check_population(self, genomes: Genome) -> None:
         """Refuses to decode individuals over one base where the experts do not share one."""
-        population, space = self._config.engine.population, self.ensure_space()
+        population, space = self._config.engine.population, self.placement.ensure_space()
         if population == 1:
             return
         for name, expert in zip(self._config.expert_names, self._context.models.experts, strict=True):
@@ -376,7 +194,7 @@ class Evolution:
 
     def evaluate_individual(self, identity: int, split: Split) -> Evaluation:
         """Scores an individual of the journal, rebuilt from the experts, on the problems of a split."""
-        space, journal = self.genetic_space(), search.Journal(self._context.folder / "history.jsonl", read_only=True)
+        space, journal = self.placement.genetic_space(), search.Journal(self._context.folder / "history.jsonl", read_only=True)
         genome = rebuild(space, journal, self._config.expert_names, [identity])[identity]
         found: list[Evaluation] = []
         self._workers(split)([[genome]], lambda _, evaluations: found.extend(evaluations))

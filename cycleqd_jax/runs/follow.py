@@ -13,10 +13,10 @@ import jax
 from cycleqd_jax.config import RunConfig, to_dict
 from cycleqd_jax.processes import Processes
 from cycleqd_jax.runs.coefficients import Merges
-from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.folder import flat
 from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.opening import open_context
+from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.runs.remote import device_kind, software
 from cycleqd_jax.sharding import mesh_sizes
 from cycleqd_jax.types import InputError, no_progress
@@ -104,6 +104,6 @@ def follow(config: RunConfig, mirror: Mirror) -> int:
             read_only=True,
             mirror=mirror,
         ).context
-        Evolution(context)
+        Placement(context)
         Merges(context)
         return mirror.follow()

@@ -46,11 +46,11 @@ def draw_pictures(context: Context, evolution: Evolution) -> list[Path]:
     if pictures_are_drawn(context.folder, _rows(context), context.tasks):
         return []
     final, models = evolution.final(), context.models
-    evaluator = evolution.ensure_evaluator()
+    evaluator = evolution.placement.ensure_evaluator()
     assert isinstance(evaluator, SegmentationEvaluator)
     rows: dict[str, Callable[[], Params]] = {"base": lambda: models.base}
     rows |= {f"expert/{name}": functools.partial(models.expert_params, name) for name in context.config.task_names}
-    rows[_rows(context)[-1]] = functools.partial(evolution.express, final.genome)
+    rows[_rows(context)[-1]] = functools.partial(evolution.placement.express, final.genome)
     tasks = [task for task in context.tasks if isinstance(task, SegmentationFolder)]
     chosen = [(task, item) for task in tasks for item in evaluator.items(task, "test")[:EACH]]
     masks = [evaluator.masks(make(), [item for _, item in chosen]) for make in rows.values()]

@@ -21,10 +21,10 @@ from cycleqd_jax.evaluation.ray import Hosted, Patience, RayCluster, RayPool, Wo
 from cycleqd_jax.files import write_json
 from cycleqd_jax.report.read import load_workers
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.folder import versions
 from cycleqd_jax.runs.inputs import input_digests
 from cycleqd_jax.runs.opening import open_context
+from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import SPLITS, InputError, Split, no_progress
 
@@ -70,12 +70,12 @@ class WorkerProgram:
 
         alone = dataclasses.replace(self.config, ray=RayConfig(), mesh=dataclasses.replace(self.config.mesh, population=1))
         context = open_context(alone, stack, progress=no_progress, log=log, check=check, read_only=True).context
-        evolution = Evolution(context)
-        workers: dict[Split, Worker] = {split: evolution.worker(split) for split in SPLITS}
-        evolution.ensure_space()
-        found = {"basis": evolution.basis_checksum}
+        placement = Placement(context)
+        workers: dict[Split, Worker] = {split: placement.worker(split) for split in SPLITS}
+        placement.ensure_space()
+        found = {"basis": placement.basis_checksum}
         _check_equal("checksum of", {"basis": self.basis}, found, f"the worker on {here}; give all nodes the same cache")
-        evolution.ensure_evaluator()
+        placement.ensure_evaluator()
         return Hosted(workers, {"device": device_kind()})
 
 

@@ -127,7 +127,7 @@ def measure(context: Context, evolution: Evolution, isolation: str | None, *, ke
         **({} if (identity := known.gradient if merge is None else merge.digest()) is None else {"gradient": identity}),
         "isolation": isolation,
     }
-    write_usage(context, evolution.ensure_space(), found.usage, found.training)
+    write_usage(context, evolution.placement.ensure_space(), found.usage, found.training)
     write_json(context.folder / "tables" / "items.json", found.items)
     write_json(context.folder / "tables" / "results.json", results)
     measurement.remove()
@@ -162,7 +162,7 @@ def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, 
     row = TableRow(merge.express, donate=True)
     if "gradient" in known.scores:
         return row
-    evolution.ensure_evaluator().unload()  # to make room
+    evolution.placement.ensure_evaluator().unload()  # to make room
     try:
         merge.ensure_fitted()
     except jax.errors.JaxRuntimeError as error:
@@ -191,7 +191,7 @@ def table_rows(context: Context, evolution: Evolution, gradient: TableRow | None
             rows[name] = TableRow(functools.partial(models.load_baseline, name), donate=True)
 
     def expressed(genome: Genome, key: Key | None = None) -> TableRow:
-        return TableRow(functools.partial(evolution.express, genome), donate=True, key=key)
+        return TableRow(functools.partial(evolution.placement.express, genome), donate=True, key=key)
 
     rows["uniform_merge"] = TableRow(merges.uniform, donate=True)
     for name in context.config.merges:
@@ -220,7 +220,7 @@ def _score(
     if row.error is not None:
         context.log(f"warning: {method} can't be evaluated: {row.error}")
         return dict.fromkeys((*context.config.task_names, "average")), {}, {"tokens": None, "seconds": 0.0}
-    evaluator = evolution.ensure_evaluator()
+    evaluator = evolution.placement.ensure_evaluator()
     evaluator.unload()  # the weights are made anew for every split, so that memory holds one set at a time
     evaluation = in_less_memory(lambda: evaluator(row.make(), split, donate=row.donate), evaluator.shrink)
     if evaluation.scores is None:

@@ -252,7 +252,7 @@ class Run:
 
     def build_basis(self) -> dict[str, Any]:
         """Decomposes the experts' task vectors; returns the content of ``tables/basis.json``."""
-        return self._ensure_open("build_basis").evolution.build_basis()
+        return self._ensure_open("build_basis").evolution.placement.build_basis()
 
     def evolve(self) -> None:
         """Runs the search to the last generation or the end of its budget, continuing from the state in the run folder."""
@@ -334,7 +334,7 @@ class Run:
         table, evaluated = report.results_table(self.folder), len(report.open_run(self.folder).individuals)
         library = models.family.library(models.config)
         card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated, library)
-        params = evolution.gathered(evolution.express(chosen.genome))
+        params = evolution.placement.gathered(evolution.placement.express(chosen.genome))
         models.family.save(target, models.config, params, models.processor, card)
         record_export(self.folder, target, chosen.facts)
         return target

@@ -79,7 +79,7 @@ def measure_suite(context: Context, evolution: Evolution, sandbox: Sandbox | Non
         settings = digest([facts, to_dict(config.engine) | {"slots": None}])
         known = _known(file, settings)
         rows = table_rows(context, evolution, None)
-        evolution.ensure_evaluator().unload()  # to make room
+        evolution.placement.ensure_evaluator().unload()  # to make room
         found: dict[str, Any] = {}
         record = {"schema": SCHEMA, "title": suite.title or suite.name, "settings": settings, "tasks": facts, "rows": found}
         evaluator = dataclasses.replace(context, config=config, tasks=tuple(tasks), read_only=True).evaluator(

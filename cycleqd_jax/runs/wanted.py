@@ -29,10 +29,10 @@ from cycleqd_jax.operators.merge import weighted_sum
 from cycleqd_jax.report.read import load_selection
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, device_groups
-from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.folder import compare_inputs, folder_digest, tokenizer_digest
 from cycleqd_jax.runs.models import ModelFolders, Models, model_folders
+from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.runs.replay import ancestors_of, rebuild, replay
 from cycleqd_jax.runs.selection import selection_facts
 from cycleqd_jax.search import Journal
@@ -251,9 +251,9 @@ class RunModels:
         return Models(self.config, recorded_folders(self.config), self._log, shardings)
 
     @functools.cached_property
-    def _evolution(self) -> Evolution:
+    def _placement(self) -> Placement:
         context = Context(self.config, self.models, (), Examples(self.models, {}), [self.group], self._progress, self._log)
-        return Evolution(context)
+        return Placement(context)
 
     def prepare(self) -> None:
         """Loads the models and expresses one genome, so that later calls are quick.
@@ -261,7 +261,7 @@ class RunModels:
         Raises:
             InputError: see :attr:`models`.
         """
-        space = self._evolution.ensure_space()
+        space = self._placement.ensure_space()
         self.express(space.expert(0))
 
     def journal(self) -> Journal:
@@ -279,7 +279,7 @@ class RunModels:
         Raises:
             InputError: an expert has changed, or a genome is not the recorded one.
         """
-        genomes = rebuild(self._evolution.ensure_space(), journal, self.config.expert_names, ids)
+        genomes = rebuild(self._placement.ensure_space(), journal, self.config.expert_names, ids)
         if weights is None:
             return genomes[ids[0]]
         return weighted_sum(stack_trees([genomes[identity] for identity in ids]), jnp.asarray(weights, jnp.float32))
@@ -300,7 +300,7 @@ class RunModels:
 
     def express(self, genome: Genome) -> Params:
         """The weights of a genome."""
-        return self.group.express(self._evolution.ensure_space().express)(genome)
+        return self.group.express(self._placement.ensure_space().express)(genome)
 
 
 def recorded_folders(config: RunConfig) -> ModelFolders:

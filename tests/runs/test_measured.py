@@ -14,6 +14,7 @@ from cycleqd_jax.config import load_config, to_dict
 from cycleqd_jax.runs import results
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
+from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.types import REPORTED
 
 from ..compared_runs import TASKS, write_finished
@@ -54,7 +55,7 @@ class Measurement:
         context, evolution = mock.Mock(spec=Context), mock.Mock(spec=Evolution)
         context.config, context.folder, context.shared = self.config, self.folder, shared
         context.progress, context.log = (lambda *_: None), (lambda line: None)
-        evolution.is_cycleqd = False
+        evolution.is_cycleqd, evolution.placement = False, mock.Mock(spec=Placement)
         evolution.selected.return_value.facts = {}
         evolution.best_elite.return_value.facts = {"id": 4}
         self.evaluated = []

@@ -21,6 +21,7 @@ from cycleqd_jax.runs.evolution import Evolution, Merged
 from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.models import ModelFolders, Models
+from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.runs.results import lacks_rows, measure
 from cycleqd_jax.runs.trainer import Trainer
 from cycleqd_jax.sandbox import Sandbox
@@ -77,9 +78,10 @@ def open_of(tmp_path, monkeypatch):
         evolution = mock.create_autospec(Evolution, instance=True)
         evolution.is_cycleqd = True
         evolution.ensure_evolved.side_effect = lambda: calls.append("evolve")
-        evolution.ensure_evaluator.return_value, evolution.ensure_space.return_value = evaluator, space
-        evolution.expert_genomes.return_value = [space.expert(0), space.expert(1)]
-        evolution.express.return_value = base
+        evolution.placement = placement = mock.create_autospec(Placement, instance=True)
+        placement.ensure_evaluator.return_value, placement.ensure_space.return_value = evaluator, space
+        placement.expert_genomes.return_value = [space.expert(0), space.expert(1)]
+        placement.express.return_value = base
         for name, key in (
             ("best_elite", ("elite", (3,))),
             ("aggregate", ("aggregate", (3, 4))),
@@ -132,7 +134,7 @@ def test_another_search_result_is_measured(open_of):
     open_of().measure()
     opened = open_of()
     opened.evolution.soup.return_value = Merged(
-        opened.evolution.expert_genomes()[0], {"ids": [3, 6], "mixing": None}, ("soup", (3, 6))
+        opened.evolution.placement.expert_genomes()[0], {"ids": [3, 6], "mixing": None}, ("soup", (3, 6))
     )
     opened.measure(keep=True)
     assert len(opened.evaluated) == 2
@@ -207,8 +209,7 @@ def test_what_a_row_lacks_is_found_before_the_search(open_of, monkeypatch):
     monkeypatch.setattr(GradientMerge, "check", refuse)
     opened = open_of(gradient={})
     evolution = Evolution(opened.context)
-    monkeypatch.setattr(evolution, "ensure_evaluator", lambda: None)
-    monkeypatch.setattr(evolution, "expert_genomes", opened.evolution.expert_genomes)
+    monkeypatch.setattr(evolution, "placement", opened.evolution.placement)
     monkeypatch.setattr(evolution, "_check_population", lambda genomes: None)
     with pytest.raises(InputError, match="expected gold solutions, got none"):
         evolution.ensure_evolved()

@@ -3,8 +3,9 @@
     python scripts/bench_gpu.py [--config config.json] [--rank 256] [--slots 64 128] [--peer 64 128] [--json FILE]
 
 Without --config the shape is that of Llama-3-8B. Times of products and of decoding do not depend on the values of weights. Peak
-rates are measured in the same process: a copy, and a large matrix product. --peer measures ``generate`` of transformers on the
-same device with the same shape, prompts and numbers of tokens, in batches of these sizes; it needs torch.
+rates are measured in the same process: a copy, and a large matrix product. --peer measures only ``generate`` of transformers
+on the same device with the same shape, prompts and numbers of tokens, in batches of these sizes. It needs torch. So does
+``bench_operators.py``, with which the child's weights are measured (not with --no-children).
 """
 
 from __future__ import annotations
@@ -64,9 +65,8 @@ def peaks() -> dict[str, float]:
     }
 
 
-def children(base: Params, rank: int, peak: dict[str, float]) -> tuple[dict[str, Any], Params]:
+def children(operators: Any, base: Params, rank: int, peak: dict[str, float]) -> tuple[dict[str, Any], Params]:
     """Seconds from the parents' genomes to the child's weights, and those weights."""
-    operators: Any = importlib.import_module("bench_operators")
 
     @jax.jit
     def near(base: Params, key: Any) -> Params:
@@ -90,8 +90,7 @@ def decoding(engine: Engine, params: Params, prompts: Sequence[Sequence[int]], p
     def timed(new: int) -> float:
         engine.load(params)  # clears the caches
         start = time.perf_counter()
-        replies = engine.generate(prompts, [new] * slots)
-        assert all(len(reply.ids) == new for reply in replies)
+        engine.generate(prompts, [new] * slots)
         return time.perf_counter() - start
 
     start = time.perf_counter()
@@ -101,6 +100,7 @@ def decoding(engine: Engine, params: Params, prompts: Sequence[Sequence[int]], p
     step = (long - short) / NEW
     untied = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size  # looked up, not read as a whole
     matrices = llama.num_params(config) - untied
+    inner = matrices - config.vocab_size * config.hidden_size  # a prefill computes the logits of its last token only
     weights = matrices * jnp.dtype(config.dtype).itemsize
     # Each step reads all matrices, and the keys and values of the columns so far.
     columns = slots * (PROMPT + 17 + NEW / 2)
@@ -113,7 +113,7 @@ def decoding(engine: Engine, params: Params, prompts: Sequence[Sequence[int]], p
         "decoded_tokens_per_s": slots / step,
         "share_of_bandwidth": (weights + cache) / peak["bytes_per_s"] / step,
         "prefill_tokens_per_s": tokens / prefill,
-        "share_of_products": 2 * matrices * tokens / peak["flop_per_s"] / prefill,
+        "share_of_products": 2 * inner * tokens / peak["flop_per_s"] / prefill,
         "whole_s": long,
         "whole_tokens_per_s": slots * (17 + NEW) / long,
     }
@@ -165,7 +165,9 @@ def peer(config: llama.LlamaConfig, prompts: Sequence[Sequence[int]]) -> dict[st
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,
-        max_position_embeddings=8192,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=config.tie_word_embeddings,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
@@ -204,10 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="config.json of another model")
     parser.add_argument("--rank", type=int, default=256)
-    parser.add_argument("--slots", type=int, nargs="*", default=[64, 128])
+    parser.add_argument("--slots", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--max-len", type=int, default=1024, help="places of the cache for each slot")
     parser.add_argument("--drafts", type=float, nargs="*", default=[0.0, 0.05], help="shares of draft tokens that differ")
-    parser.add_argument("--peer", type=int, nargs="*", help="measure only transformers, in batches of these sizes")
+    parser.add_argument("--peer", type=int, nargs="+", help="measure only transformers, in batches of these sizes")
     parser.add_argument("--attention", choices=("cudnn", "xla"), help="implementation of attention (the fastest)")
     parser.add_argument("--no-children", action="store_true", help="do not measure the child's weights")
     parser.add_argument("--json", type=Path)
@@ -215,6 +217,12 @@ def main() -> None:
     config = LLAMA3_8B
     if arguments.config:
         config = llama.LlamaConfig.from_hf(json.loads(arguments.config.read_text("utf-8")), str(arguments.config))
+    longest = PROMPT + 17 + NEW
+    if arguments.max_len < longest or min([*arguments.slots, *(arguments.peer or [1])]) < 1:
+        parser.error(f"expected --max-len of at least {longest}, and at least one slot and one prompt in a batch")
+    operators: Any = None
+    if arguments.peer is None and not arguments.no_children:
+        operators = importlib.import_module("bench_operators")
     words = random.Random(0)
 
     def prompts(count: int) -> list[list[int]]:
@@ -226,7 +234,7 @@ def main() -> None:
             for batch in arguments.peer:
                 report(found, f"transformers, batch of {batch}", peer(config, prompts(batch)))
             return
-        measure(found, config, arguments, prompts)
+        measure(found, config, operators, arguments, prompts)
     finally:
         if arguments.json:
             arguments.json.write_text(json.dumps(found, indent=1))
@@ -243,8 +251,8 @@ def measure(
     )
     base = jax.jit(llama.init_params, static_argnums=0)(config, jax.random.key(0))
     params = base
-    if not arguments.no_children:
-        row, params = children(base, arguments.rank, peak)
+    if operators is not None:
+        row, params = children(operators, base, arguments.rank, peak)
         report(found, f"child, rank {arguments.rank}", row)
     del base
     for slots in arguments.slots:
@@ -252,7 +260,7 @@ def measure(
             config,
             slots=slots,
             max_len=arguments.max_len,
-            stop_ids=(config.vocab_size - 1,),
+            stop_ids=(),
             pad_id=0,
             window=WINDOW,
             attention=Attention(arguments.attention) if arguments.attention else None,

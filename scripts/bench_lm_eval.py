@@ -135,26 +135,27 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> dict[
     if PROMPTS[name].get("output_type") == "generate_until":
         return {"requests": len(pairs), "different_texts": sum(one != other for one, other in pairs)}
     items = answers(ours, theirs, name)
-    gaps = [max(b) - b[a.index(max(a))] for a, b in items]  # 0 where both models choose the same
+    choices = [tuple(max(range(len(a)), key=a.__getitem__) for a in (one["cycleqd"], one["hf"])) for one in items]
+    other = [one["hf"][b] - one["hf"][a] for one, (a, b) in zip(items, choices, strict=True) if a != b]
     return {
         "requests": len(pairs),
-        "largest_difference": max(abs(float(one[0]) - float(other[0])) for one, other in pairs),
+        "largest_difference": max((abs(float(one[0]) - float(other[0])) for one, other in pairs), default=0.0),
         "different_greedy": sum(str(one[1]) != str(other[1]) for one, other in pairs),
         "problems": len(items),
-        "different_choices": sum(gap > 0 for gap in gaps),
-        "largest_gap_of_them": max(gaps),
+        "different_choices": len(other),
+        "largest_gap_of_different_choices": max(other, default=0.0),
     }
 
 
-def answers(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> list[tuple[list[Any], list[Any]]]:
-    """The answers of both models to every problem of a task: log-likelihoods of the choices, or texts."""
+def answers(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The number, the target and both models' answers of every problem: log-likelihoods of the choices, or texts."""
 
     def of(sample: dict[str, Any]) -> list[Any]:
         found = sample["filtered_resps"]
         return list(found) if PROMPTS[name].get("output_type") == "generate_until" else [float(one[0]) for one in found]
 
     both = zip(ours["samples"][f"local_{name}"], theirs["samples"][f"local_{name}"], strict=True)
-    return [(of(a), of(b)) for a, b in both]
+    return [{"problem": a["doc_id"], "target": str(a["target"]), "cycleqd": of(a), "hf": of(b)} for a, b in both]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

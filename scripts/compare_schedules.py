@@ -89,7 +89,7 @@ class SimulatedWorkers:
     def __init__(self, problem: Problem, workers: int, kind: float, seed: int) -> None:
         self.clock, self.busy = 0.0, 0.0
         self._problem, self._workers, self._kind = problem, workers, kind
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng([seed, 1])  # another stream than the problem's
 
     def _evaluate(self, genome: Any) -> tuple[float, Evaluation]:
         solved = self._problem.scores(genome)

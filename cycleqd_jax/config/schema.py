@@ -268,8 +268,7 @@ class EngineConfig:
             tokens in the transcript.
         drafts: ``parents`` verifies the replies of a child's parents, and of the expert of its active task, several tokens at
             a time, which is faster where the child says the same. ``none`` decodes one token at a time. ``auto`` is ``parents``
-            on CPUs and NVIDIA GPUs, and ``none`` elsewhere. The replies are the same, except where two tokens are equally
-            likely.
+            on CPUs and GPUs, and ``none`` elsewhere. The replies are the same, except where two tokens are equally likely.
     """
 
     slots: int = field(32, minimum=1)

@@ -174,10 +174,8 @@ class Evolution:
             expert = other.get(k)
             if expert is not None and journal.get(k) is None:
                 own.write(k, theirs.read(k) or {})
-                genome = search.tree_digest(
-                    self.placement.genetic_space().expert(k)
-                )  # that run may search another genome space
-                journal.append(dataclasses.replace(expert, digest=genome))
+                genome = self.placement.genetic_space().expert(k)  # that run may search another genome space
+                journal.append(dataclasses.replace(expert, digest=search.tree_digest(genome)))
 
     def _check_population(self, genomes: Genome) -> None:
         """Refuses to decode individuals over one base where the experts do not share one."""

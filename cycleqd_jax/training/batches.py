@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -16,7 +17,8 @@ __all__ = ["Dispatch", "Example", "check_examples", "dispatches", "mixture"]
 Example = tuple[Sequence[int], Sequence[int]]
 """The token ids of a conversation, and a mask: 1 for a token to learn (of a reply), otherwise 0."""
 
-_BUCKET, _GROUPED_BUCKET = 16, 32  # sequences are padded to a multiple of this, for few shapes and few compilations
+_MULTIPLE, _GROUPED_MULTIPLE = 16, 32  # sequences are padded to a multiple of this, for few shapes and few compilations
+_OFF_CPUS_MULTIPLE = 128  # compiling for another length takes longer there than computing padding
 _WINDOW = 16  # batches; their examples are sorted by length together
 
 
@@ -45,7 +47,6 @@ def dispatches(
     *,
     steps_per_dispatch: int = 16,
     group_by_length: bool = False,
-    multiple: int | None = None,
     seed: int = 0,
 ) -> Iterator[Dispatch]:
     """The batches of a training. Examples are taken from consecutive random permutations.
@@ -56,16 +57,17 @@ def dispatches(
         batch_size: conversations per step.
         steps_per_dispatch: steps of one dispatch.
         group_by_length: batch conversations of similar length, one step per dispatch, to reduce padding.
-        multiple: pad to a multiple of this many tokens; None takes 32 with ``group_by_length``, and 16 without.
         seed: the seed of the order.
     """
     indices = list(_batches(examples, steps, batch_size, group_by_length, seed))
     size = 1 if group_by_length else min(steps_per_dispatch, steps)
-    bucket = multiple or (_GROUPED_BUCKET if group_by_length else _BUCKET)
+    multiple = _GROUPED_MULTIPLE if group_by_length else _MULTIPLE
+    if jax.default_backend() != "cpu":
+        multiple = _OFF_CPUS_MULTIPLE
     for first in range(0, steps, size):
         chosen = indices[first : first + size]
         lengths = [len(examples[i][0]) for batch in chosen for i in batch]
-        shape = (size, batch_size, -(-max(lengths) // bucket) * bucket)
+        shape = (size, batch_size, -(-max(lengths) // multiple) * multiple)
         tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for step, batch in enumerate(chosen):
             for row, i in enumerate(batch):

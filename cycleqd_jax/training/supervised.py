@@ -28,9 +28,6 @@ from cycleqd_jax.types import InputError, Params, Progress, no_progress
 
 __all__ = ["TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss", "optimizer"]
 
-_ACCELERATOR_MULTIPLE = 128
-"""Sequences are padded to a multiple of this many tokens off CPUs, because compiling takes longer there than padding."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
@@ -187,8 +184,7 @@ def finetune(
     params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
     # Master weights are float32; products have the dtype in which the model will run.
     compute = config.compute_dtype or config.dtype
-    cpu = jax.default_backend() == "cpu"
-    if cpu:
+    if jax.default_backend() == "cpu":
         compute = "float32"  # on CPU 16-bit activations are several times slower
     # No computation uses the ids of special tokens. Without them, the base and its experts share one compiled program.
     config = config.replace(dtype="float32", compute_dtype=compute, bos_token_id=None, eos_token_id=None, pad_token_id=None)
@@ -201,7 +197,6 @@ def finetune(
         options.batch_size,
         steps_per_dispatch=options.steps_per_dispatch,
         group_by_length=options.group_by_length,
-        multiple=None if cpu else _ACCELERATOR_MULTIPLE,
         seed=seed,
     )
     losses: list[float] = []

@@ -76,7 +76,8 @@ def test_replies_are_the_argmax_of_uncached_logits(dtype):
     engine.load(params)
     prompts, limits = requests(40)
     replies = engine.generate(prompts, limits)
-    for prompt, reply in zip(prompts, replies, strict=True):
+
+    def check(prompt, reply):
         assert reply.ids
         tokens = jnp.asarray([*prompt, *reply.ids, *[0] * (256 - len(prompt) - len(reply.ids))])[None]
         places = slice(len(prompt) - 1, len(prompt) - 1 + len(reply.ids))
@@ -85,6 +86,9 @@ def test_replies_are_the_argmax_of_uncached_logits(dtype):
         )
         gaps = logits.max(-1) - logits[np.arange(len(reply.ids)), list(reply.ids)]
         assert gaps.max() <= max(3 * np.abs(logits - rounded).max(), 1e-3)
+
+    for prompt, reply in zip(prompts, replies, strict=True):
+        check(prompt, reply)
     engine.load(params)  # clears every cache
     numbers = [
         engine.submit(prompt, limit, drafts=[reply.ids]) for prompt, limit, reply in zip(prompts, limits, replies, strict=True)
@@ -92,6 +96,8 @@ def test_replies_are_the_argmax_of_uncached_logits(dtype):
     again = {}
     while engine.busy:
         again |= dict(engine.advance())
+    for prompt, number in zip(prompts, numbers, strict=True):
+        check(prompt, again[number])
     equal = sum(reply == again[number] for number, reply in zip(numbers, replies, strict=True))
     assert engine.statistics.accepted
     # A window is summed in another order than single tokens, which decides near ties.

@@ -23,9 +23,16 @@ def test_decoding_prefill_and_drafts(monkeypatch, capsys):
     params, found = llama.init_params(CONFIG, jax.random.key(0)), {}
     prompts = [[10, 11, 12, 13, 14, 15, 16, 17], [20, 21, 22, 23, 24, 25, 26, 27]]
     bench.report(found, "2 slots", bench.decoding(engine, params, prompts, PEAK))
-    assert found["2 slots"]["decoded_tokens_per_s"] == pytest.approx(2e3 / found["2 slots"]["step_ms"], rel=1e-3)
-    assert found["2 slots"]["share_of_bandwidth"] > 0 < found["2 slots"]["share_of_products"]
+    assert found["2 slots"]["prefill_tokens_per_s"] > 0
     drafts = bench.drafting(engine, params, prompts, 0.0)
     assert drafts["equal_replies"] == drafts["replies"] == 2
     assert drafts["without_steps"] > drafts["with_steps"]
     assert capsys.readouterr().out.startswith("2 slots: {")
+
+
+@pytest.mark.parametrize("wrong", [["--max-len", "600"], ["--slots", "0"], ["--peer", "0"]])
+def test_sizes_that_do_not_fit_are_refused_at_once(wrong, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench_gpu.py", *wrong])
+    with pytest.raises(SystemExit):
+        load_script("bench_gpu").main()
+    assert "expected --max-len of at least 657" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 
@@ -24,11 +25,14 @@ CHOICE = ("arc_challenge", "arc_easy", "boolq", "commonsenseqa", "hellaswag")
 def test_all_tasks_with_a_tiny_model(folder, data_dir, tmp_path):
     bench = load_script("bench_lm_eval")
     where = ["--model", str(folder), "--data", str(data_dir), "--json", str(tmp_path / "found.json")]
-    found = bench.main([*where, "--tasks", *CHOICE, "--limit", "3"])
+    found = bench.main([*where, "--items", str(tmp_path / "items.json.gz"), "--tasks", *CHOICE, "--limit", "3"])
     assert json.loads((tmp_path / "found.json").read_text()) == found
+    items = json.loads(gzip.decompress((tmp_path / "items.json.gz").read_bytes()))
+    assert [[one["problem"] for one in items[name]] for name in CHOICE] == [[0, 1, 2]] * len(CHOICE)
     for name in CHOICE:
         task = found["tasks"][name]
         assert task["requests"] >= 6
+        assert (task["problems"], task["different_choices"]) == (3, 0)
         assert task["different_greedy"] == 0
         assert all(ours == theirs for ours, theirs in task["metrics"].values())
 

@@ -66,6 +66,18 @@ def test_a_training_takes_every_example_of_a_mixture_once():
     assert seen == collections.Counter(ids[0] for ids, _ in chosen)
 
 
+@pytest.mark.parametrize(
+    ("backend", "grouped", "width"), [("cpu", False, 48), ("cpu", True, 64), ("gpu", False, 128), ("gpu", True, 128)]
+)
+def test_batches_are_padded_to_few_lengths(monkeypatch, backend, grouped, width):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    examples = [([1] * 33, [0] * 32 + [1])] * 4
+    for dispatch in dispatches(examples, 4, 2, group_by_length=grouped):
+        assert dispatch.tokens.shape[1:] == (2, width)
+        assert dispatch.mask.sum() == 2 * dispatch.count
+        assert not dispatch.tokens[..., 33:].any()
+
+
 def test_examples_in_docstrings():
     failed, tried = doctest.testmod(batches)
     assert tried

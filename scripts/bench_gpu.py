@@ -15,7 +15,6 @@ import importlib
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,21 +64,14 @@ def peaks() -> dict[str, float]:
     }
 
 
-def children(operators: Any, base: Params, rank: int, peak: dict[str, float]) -> tuple[dict[str, Any], Params]:
-    """Seconds from the parents' genomes to the child's weights, and those weights."""
-
-    @jax.jit
-    def near(base: Params, key: Any) -> Params:
-        leaves, tree = jax.tree.flatten(base)
-        keys = jax.random.split(key, len(leaves))
-        return tree.unflatten([x + 0.002 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)])
-
-    experts = [near(base, jax.random.key(i + 1)) for i in range(operators.EXPERTS)]
-    ours = operators.Ours(base, experts, rank)
+def children(operators: Any, config: llama.LlamaConfig, rank: int, peak: dict[str, float]) -> tuple[dict[str, Any], Params]:
+    """Seconds from the parents' genomes to the child's weights, and those weights; ``operators`` is ``bench_operators``."""
+    ours = operators.Ours(*operators.make_models(config), rank)
     limits = {"bytes_per_s": peak["bytes_per_s"], "bfloat16_flop_per_s": peak["flop_per_s"]}
     operate = seconds(ours.operate)
     row = ours.facts(operate, seconds(ours.express), limits)
-    row["into_new_arrays_s"] = seconds(lambda: ours.space.express(ours._individual))
+    individual = ours.operate()
+    row["into_new_arrays_s"] = seconds(lambda: ours.space.express(individual))
     return row, ours.express()
 
 
@@ -90,7 +82,8 @@ def decoding(engine: Engine, params: Params, prompts: Sequence[Sequence[int]], p
     def timed(new: int) -> float:
         engine.load(params)  # clears the caches
         start = time.perf_counter()
-        engine.generate(prompts, [new] * slots)
+        replies = engine.generate(prompts, [new] * slots)
+        assert all(len(reply.ids) == new for reply in replies), "a reply ended at the stop token; its time says nothing"
         return time.perf_counter() - start
 
     start = time.perf_counter()
@@ -226,7 +219,7 @@ def main() -> None:
     words = random.Random(0)
 
     def prompts(count: int) -> list[list[int]]:
-        return [[words.randrange(10, config.vocab_size) for _ in range(PROMPT)] for _ in range(count)]
+        return [[words.randrange(10, config.vocab_size - 1) for _ in range(PROMPT)] for _ in range(count)]
 
     found: dict[str, Any] = {}
     try:
@@ -241,7 +234,11 @@ def main() -> None:
 
 
 def measure(
-    found: dict[str, Any], config: llama.LlamaConfig, arguments: Any, prompts: Callable[[int], list[list[int]]]
+    found: dict[str, Any],
+    config: llama.LlamaConfig,
+    operators: Any,
+    arguments: argparse.Namespace,
+    prompts: Callable[[int], list[list[int]]],
 ) -> None:
     """Measures everything but the peer."""
     device = jax.devices()[0]
@@ -249,18 +246,17 @@ def measure(
     report(
         found, "device", {"name": device.device_kind, "jax": jax.__version__, "parameters": llama.num_params(config), **peak}
     )
-    base = jax.jit(llama.init_params, static_argnums=0)(config, jax.random.key(0))
-    params = base
-    if operators is not None:
-        row, params = children(operators, base, arguments.rank, peak)
+    if operators is None:
+        params = llama.init_params(config, jax.random.key(0))
+    else:
+        row, params = children(operators, config, arguments.rank, peak)
         report(found, f"child, rank {arguments.rank}", row)
-    del base
     for slots in arguments.slots:
         engine = Engine(
             config,
             slots=slots,
             max_len=arguments.max_len,
-            stop_ids=(),
+            stop_ids=(config.vocab_size - 1,),  # no prompt has it
             pad_id=0,
             window=WINDOW,
             attention=Attention(arguments.attention) if arguments.attention else None,
@@ -275,5 +271,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -3,10 +3,9 @@
     python scripts/compare_schedules.py [--workers 8] [--children 400] [--seeds 20] [--json FILE]
 
 The problem is a toy. A model is a stack of small matrices. Each task has target weights between the experts, and a child solves
-those of the task's 32 problems whose threshold is above its distance to the target. Evaluations take 1 to 5 seconds of a
-simulated clock, so children are told in another order than that in which they were made, as on real workers. The seconds are
-independent of the scores, or longer for better children, or longer for worse ones: a steady search hears of quick children
-first.
+those of the task's 32 problems whose threshold is above its distance to the target. An evaluation takes 1 to 5 seconds of a
+simulated clock. So results arrive in another order than children were made, as on real workers. The seconds are independent of
+the scores, or longer for better children, or longer for worse ones. A steady search gets the results of quick children first.
 
 Generations have as many children as there are workers. For every seed the toy problem, the search and the times differ.
 Printed are the QD score at the end (the sum of the qualities in all cells, mean over archives), the best average over tasks,

@@ -62,7 +62,7 @@ class Evolution:
     """The search of a run. What is computed or loaded is kept until the run is closed.
 
     Attributes:
-        placement: genome space and evaluators of the run.
+        placement: genome space, evaluators and workers of the run.
     """
 
     def __init__(self, context: Context, remote: Remote | None = None) -> None:
@@ -156,9 +156,8 @@ class Evolution:
         origin = take_origin(self._config, self._context.folder, inputs, self._context.log)
         if origin is None:
             return None
-        return origin.carried(
-            self.placement.genetic_space(), self._workers("train", origin.new_tasks) if origin.new_tasks else None
-        )
+        workers = self._workers("train", origin.new_tasks) if origin.new_tasks else None
+        return origin.carried(self.placement.genetic_space(), workers)
 
     def _transcripts(self, folder: Path) -> search.Transcripts:
         """The token ids of all replies of a run folder's search."""

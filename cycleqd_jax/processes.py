@@ -112,7 +112,7 @@ class Processes:
                 return found
             if self.ended is not None:
                 raise PeerError(self.ended)
-        raise TimeoutError(f"expected {key} within {seconds:g} s, got none")
+        raise TimeoutError(f"expected {key} within {seconds:g} s, got none; check that all processes still run")
 
     def poll(self, key: str) -> bytes | None:
         """The value of a key; None where it is not there yet."""

@@ -211,8 +211,10 @@ def main() -> None:
     if arguments.config:
         config = llama.LlamaConfig.from_hf(json.loads(arguments.config.read_text("utf-8")), str(arguments.config))
     longest = PROMPT + 17 + NEW
-    if arguments.max_len < longest or min([*arguments.slots, *(arguments.peer or [1])]) < 1:
-        parser.error(f"expected --max-len of at least {longest}, and at least one slot and one prompt in a batch")
+    if arguments.max_len < longest:
+        parser.error(f"expected --max-len of at least {longest}, got {arguments.max_len}; increase it")
+    if (least := min([*arguments.slots, *(arguments.peer or [1])])) < 1:
+        parser.error(f"expected numbers of at least 1 with --slots and --peer, got {least}; increase it")
     operators: Any = None
     if arguments.peer is None and not arguments.no_children:
         operators = importlib.import_module("bench_operators")

@@ -162,8 +162,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    if args.workers < 1 or args.children < 1 or args.children % args.workers or args.seeds < 2:
-        parser.error("expected at least two seeds, and a number of children that is a multiple of the workers")
+    if args.seeds < 2:
+        parser.error(f"expected --seeds of at least 2, got {args.seeds}; increase it")
+    if args.workers < 1 or args.children < 1 or args.children % args.workers:
+        parser.error(
+            f"expected --children to be a multiple of --workers, both at least 1, got {args.children} and {args.workers}; "
+            "correct one of them"
+        )
     found: dict[str, Any] = {name: {"generations": [], "steady": []} for name in TIMES}
     for seed in range(args.seeds):
         problem = Problem(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cycleqd_jax.types import first_line
+from cycleqd_jax.types import first_line, with_place
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,14 @@ from cycleqd_jax.types import first_line
 )
 def test_the_first_line(error, limit, line):
     assert first_line(error, limit) == line
+
+
+@pytest.mark.parametrize(
+    ("message", "placed"),
+    [
+        ("expected 1; got 2; correct it", "expected 1; got 2 in task 'a'; correct it"),
+        ("expected 1, got 2", "expected 1, got 2 in task 'a'"),
+    ],
+)
+def test_the_place_comes_before_the_advice(message, placed):
+    assert with_place(ValueError(message), "task 'a'") == placed

@@ -189,8 +189,8 @@ def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
         )
     if config.num_key_value_heads % mesh.shape["tensor"]:
         raise InputError(
-            f"expected the model's {config.num_key_value_heads} KV heads to divide by the {mesh.shape['tensor']} devices "
-            "of mesh axis 'tensor'; choose a smaller one"
+            f"expected an axis 'tensor' whose size divides the model's {config.num_key_value_heads} KV heads, got "
+            f"{mesh.shape['tensor']} devices in the mesh; choose a smaller size"
         )
 
 

@@ -27,6 +27,7 @@ from cycleqd_jax.types import (
     Task,
     TokenCounts,
     Transcript,
+    with_place,
 )
 
 __all__ = ["EvaluationCancelled", "Evaluator", "Load"]
@@ -335,7 +336,7 @@ class Evaluator:
                 pairs = [(one.context, choice) for one in some for choice in one.choices]
                 found = iter(self._scorer.score(pairs, individual=individual))
             except InputError as error:
-                raise InputError(f"task {task.name!r}: {error}") from error
+                raise InputError(with_place(error, f"task {task.name!r}")) from error
             outcomes += [task.outcome(one, [next(found) for _ in one.choices]) for one in some]
         return outcomes
 

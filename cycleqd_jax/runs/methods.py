@@ -15,7 +15,7 @@ from cycleqd_jax.config import RunConfig, SearchConfig, load_config, read_yaml, 
 from cycleqd_jax.report.labels import compared_label, method_label
 from cycleqd_jax.runs.inputs import resolve
 from cycleqd_jax.search import individuals_within
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, with_place
 
 __all__ = [
     "SEARCH_METHODS",
@@ -315,7 +315,8 @@ def method_config(common: Mapping[str, Any], method: Method, seed: int, folder: 
     try:
         found = load_config(tree, overrides)
     except InputError as error:
-        raise InputError(f"method {method.name!r}: {error}{_hint(method, str(error))}") from error
+        message = with_place(error, f"method {method.name!r}")
+        raise InputError(f"{message}{_hint(method, message)}") from error
     options = found.search
     if options.budget is not None:
         generations = math.ceil((options.budget - len(found.tasks)) / options.batch_size)
@@ -344,13 +345,13 @@ def check_methods(configs: Mapping[str, RunConfig]) -> None:
         try:
             found = resolve(config, architecture=None if inputs is None else inputs.architecture)
         except InputError as error:
-            raise InputError(f"method {name!r}: {error}") from error
+            raise InputError(with_place(error, f"method {name!r}")) from error
         inputs = inputs or found
         if config.search.budget_items is None:
             continue
         items, least = sum(task.size("train") for task in inputs.tasks), config.search.least(len(config.expert_names))
         if (individuals_within(config.search.budget, config.search.budget_items, items) or 0) < least:
             raise InputError(
-                f"method {name!r}: expected search.budget_items of at least {least * items}, {least} individuals with {items} "
-                f"items each, which the experts and the first population need, got {config.search.budget_items}; increase it"
+                f"expected search.budget_items of at least {least * items}, {least} individuals with {items} items each, which "
+                f"the experts and the first population need, got {config.search.budget_items} in method {name!r}; increase it"
             )

@@ -179,7 +179,10 @@ class Mirror:
             for told in calls:
                 if "failed" in told:
                     if self._error is None and told["failed"] not in _INTERRUPTS:
-                        raise RuntimeError(f"expected {told['failed']}, as in process 0, got no error here")
+                        raise RuntimeError(
+                            f"expected {told['failed']}, as in process 0, got no error in process {self.processes.index}; "
+                            "start all processes again to continue"
+                        )
                     self._error = None
                     continue
                 if self._error is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cycleqd_jax.config import SandboxConfig
 from cycleqd_jax.sandbox import Limits, Sandbox
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, with_place
 
 __all__ = ["open_sandbox"]
 
@@ -27,4 +27,4 @@ def open_sandbox(config: SandboxConfig) -> Sandbox:
             image=config.image,
         )
     except ValueError as error:
-        raise InputError(f"sandbox: {error}") from error
+        raise InputError(with_place(error, "the config's section sandbox")) from error

@@ -19,7 +19,7 @@ from cycleqd_jax.tasks.base import refuse_overlap
 from cycleqd_jax.tasks.download import local_file
 from cycleqd_jax.tasks.records import Row, read_rows, split_evenly, validation_slice
 from cycleqd_jax.tasks.segmentation import SegmentationFolder
-from cycleqd_jax.types import InputError, Message, Split
+from cycleqd_jax.types import InputError, Message, Split, with_place
 from cycleqd_jax.version import __version__
 
 __all__ = ["OpenTasks", "RunTask", "TaskInput", "TrainingData", "open_tasks", "resolve_tasks"]
@@ -160,7 +160,7 @@ def resolve_tasks(config: RunConfig) -> tuple[TaskInput | FolderInput, ...]:
         try:
             kind = task_class(task.kind)
         except InputError as error:
-            raise InputError(f"task {task.name!r}: {error}") from error
+            raise InputError(with_place(error, f"task {task.name!r}")) from error
         if task.train is None and task.kind not in miniature.TASKS:
             raise InputError(
                 f"expected a train file for task {task.name!r}, got none, and there are no miniature problems of its kind "

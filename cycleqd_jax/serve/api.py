@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cycleqd_jax.serve.catalog import Catalog, Entry, UnknownModel
-from cycleqd_jax.serve.errors import ApiError, invalid, too_many, unavailable
+from cycleqd_jax.serve.errors import ApiError, internal_error, invalid, too_many, unavailable
 from cycleqd_jax.serve.http import EventStream, Json, log, read_body, until_disconnect
 from cycleqd_jax.serve.jobs import Job, QueueFull, ServerClosed, Ticket
 from cycleqd_jax.serve.parameters import (
@@ -260,6 +260,7 @@ def _failed(error: Exception) -> ApiError:
     if isinstance(error, ServerClosed):
         return unavailable(str(error))
     if isinstance(error, (InputError, NonFiniteError)):
-        return ApiError(500, f"the model could not answer: {error}", type="server_error", code="model_error")
+        message = f"expected a reply, got: {error}; ask another model" if isinstance(error, NonFiniteError) else str(error)
+        return ApiError(500, message, type="server_error", code="model_error")
     log.error("a reply failed", exc_info=error)
-    return ApiError(500, "the server failed to answer; its log has the reason", type="server_error", code="internal_error")
+    return internal_error()

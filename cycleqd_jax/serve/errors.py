@@ -58,6 +58,12 @@ def too_many(message: str) -> ApiError:
     return ApiError(429, message, type="rate_limit_error", code="queue_full", headers={"Retry-After": "1"})
 
 
+def internal_error() -> ApiError:
+    """A fault of this package; the log has it."""
+    message = "expected an answer, got an unexpected error in the server; read its log"
+    return ApiError(500, message, type="server_error", code="internal_error")
+
+
 def unavailable(message: str) -> ApiError:
     """The server is stopping, or broken."""
     return ApiError(503, message, type="server_error", code="unavailable", headers={"Retry-After": "5"})

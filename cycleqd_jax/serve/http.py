@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cycleqd_jax.serve.errors import ApiError, unavailable
+from cycleqd_jax.serve.errors import ApiError, internal_error, unavailable
 from cycleqd_jax.serve.replies import to_bytes
 
 __all__ = ["Access", "EventStream", "Json", "disconnected", "error_response", "is_loopback", "read_body", "until_disconnect"]
@@ -56,7 +56,7 @@ def error_response(error: Exception) -> Json:
     if isinstance(error, HTTPException):  # of the router
         error = ApiError(error.status_code, f"expected a known path and method, got {error.detail}; see the documentation")
     if not isinstance(error, ApiError):
-        error = ApiError(500, "the server failed to answer; its log has the reason", type="server_error", code="internal_error")
+        error = internal_error()
     return Json(error.body(), error.status, error.headers)
 
 
@@ -95,23 +95,23 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def disconnected(receive: Receive) -> None:
-    """Returns when the client has gone; the body must have been read."""
+    """Returns when the client has closed the connection; the body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[Any]) -> Any:
-    """The result of ``work``, which is cancelled when the client goes away.
+    """The result of ``work``, which is cancelled when the client closes the connection.
 
     Raises:
-        ConnectionResetError: the client has gone.
+        ConnectionResetError: the client has closed the connection.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ConnectionResetError("the client has gone")
+        raise ConnectionResetError("expected an open connection, got one that the client has closed; send the request again")
     finally:
         for one in (task, gone):
             one.cancel()

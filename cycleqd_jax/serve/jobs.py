@@ -152,5 +152,5 @@ class Ticket:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.done, timeout):
-                raise TimeoutError(f"no complete reply after {timeout} s")
+                raise TimeoutError(f"expected a complete reply within {timeout} s, got a part of it; wait longer")
         return self.take()

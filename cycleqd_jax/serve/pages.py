@@ -94,7 +94,9 @@ class Pages:
                 try:
                     await asyncio.to_thread(write_report, run)
                 except (InputError, OSError) as error:  # a folder may be read-only
-                    raise ApiError(503, f"there is no report yet: {error}", type="server_error", code="unavailable") from error
+                    failed = f"expected to write the report, got: {error}; correct the cause"
+                    message = str(error) if isinstance(error, InputError) else failed
+                    raise ApiError(503, message, type="server_error", code="unavailable") from error
                 self._built, self._built_at = stamp, time.monotonic()
             text = (run / "report.html").read_text("utf-8")
         # The page's own policy allows its script by hash; here others are kept from framing it.

@@ -133,7 +133,7 @@ class EngineWorker:
         tickets = [Ticket(job, on_change) for job in jobs]
         with self._wake:
             if not self.open:
-                raise ServerClosed("the server is stopping and takes no new requests")
+                raise ServerClosed("expected a server that accepts requests, got one that is stopping; try again later")
             accepted = len(self._turns) + len(self._running)
             if accepted + len(tickets) > self.capacity:
                 raise QueueFull(
@@ -188,7 +188,9 @@ class EngineWorker:
     # The thread
 
     def _run(self) -> None:
-        error: Exception = ServerClosed("the server stopped before the reply was complete")
+        error: Exception = ServerClosed(
+            "expected a complete reply, got a part of it before the server stopped; try again later"
+        )
         try:
             while self._wait():
                 self.step()

@@ -22,7 +22,7 @@ from cycleqd_jax.types.arrays import (
     stack_trees,
     tree_paths,
 )
-from cycleqd_jax.types.errors import FailuresError, InputError, NonFiniteError, first_line
+from cycleqd_jax.types.errors import FailuresError, InputError, NonFiniteError, first_line, with_place
 from cycleqd_jax.types.evaluation import Evaluation, ItemEvaluator, ModelEvaluator, NextItems
 from cycleqd_jax.types.progress import Progress, no_progress
 from cycleqd_jax.types.search import ArchiveState, GenomeSpace, Lineage, Searcher, SearchState
@@ -113,4 +113,5 @@ __all__ = [
     "no_progress",
     "stack_trees",
     "tree_paths",
+    "with_place",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FailuresError", "InputError", "NonFiniteError", "first_line"]
+__all__ = ["FailuresError", "InputError", "NonFiniteError", "first_line", "with_place"]
 
 
 class FailuresError(RuntimeError):
@@ -41,3 +41,18 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
     """
     text = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def with_place(error: BaseException, place: str) -> str:
+    """The message of an error with the place where it was found, before the advice.
+
+    Args:
+        error: the error, whose message has the form "expected X, got Y; do W".
+        place: the place, without "in".
+
+    >>> from cycleqd_jax.types import InputError, with_place
+    >>> with_place(InputError("expected a number, got x; correct it"), "task 'a'")
+    "expected a number, got x in task 'a'; correct it"
+    """
+    found, semicolon, advice = str(error).rpartition("; ")
+    return f"{found} in {place}; {advice}" if semicolon else f"{advice} in {place}"

@@ -161,7 +161,7 @@ def test_bad_settings(changes, named):
 def test_a_mesh_that_does_not_divide_the_heads(params):
     if len(jax.devices()) < 8:
         pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")
-    with pytest.raises(InputError, match="2 KV heads to divide by the 4 devices"):
+    with pytest.raises(InputError, match="divides the model's 2 KV heads, got 4 devices in the mesh"):
         make(mesh=sharding.make_mesh(tensor=4))
 
 

@@ -48,9 +48,16 @@ def test_everything_is_measured(monkeypatch, tmp_path):
     assert found["child, rank 4"]["into_new_arrays_s"] > 0
 
 
-@pytest.mark.parametrize("wrong", [["--max-len", "600"], ["--slots", "0"], ["--peer", "0"]])
-def test_sizes_that_do_not_fit_are_refused_at_once(wrong, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--max-len", "600"], "expected --max-len of at least 657, got 600; increase it"),
+        (["--slots", "0"], "expected numbers of at least 1 with --slots and --peer, got 0; increase it"),
+        (["--peer", "0"], "expected numbers of at least 1 with --slots and --peer, got 0; increase it"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_at_once(wrong, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench_gpu.py", *wrong])
     with pytest.raises(SystemExit):
         load_script("bench_gpu").main()
-    assert "expected --max-len of at least 657" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -29,8 +29,15 @@ def test_steady_workers_wait_less(capsys):
     assert capsys.readouterr().out.count("| QD score |") == 3
 
 
-@pytest.mark.parametrize("wrong", [["--children", "9"], ["--seeds", "1"], ["--workers", "0"]])
-def test_numbers_that_do_not_fit(wrong, capsys):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--children", "9"], "expected --children to be a multiple of --workers, both at least 1, got 9 and 8; correct"),
+        (["--workers", "0"], "expected --children to be a multiple of --workers, both at least 1, got 400 and 0; correct"),
+        (["--seeds", "1"], "expected --seeds of at least 2, got 1; increase it"),
+    ],
+)
+def test_numbers_that_do_not_fit(wrong, message, capsys):
     with pytest.raises(SystemExit):
         load_script("compare_schedules").main(wrong)
-    assert "a multiple of the workers" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

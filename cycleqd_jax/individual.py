@@ -61,7 +61,7 @@ class Individual:
             active task and its key determine.
         digest: of the genome, 16 hexadecimal digits (:func:`~cycleqd_jax.search.tree_digest`). None, and absent in JSON, in
             journals of versions that did not record it.
-        asked: of a child of a steady search, how many children had been told and how many had been made before it was made.
+        asked: of a child of a steady search, how many children had been inserted and how many had been made before it was made.
             None, and absent in JSON, for others.
         scores: f_k by task; None if the individual is quarantined, or was not evaluated on all problems: racing stopped it. A
             run that extends another one evaluates the elites of that run only.

@@ -1,4 +1,4 @@
-"""The processes of a run whose models span several machines: how they find each other, and what they tell each other.
+"""The processes of a run whose models span several machines: how they find each other, and the messages between them.
 
 JAX's distributed service connects the processes and ends all of them where one ends. Its key-value store carries the messages.
 """
@@ -27,7 +27,7 @@ _PART = 1 << 20
 """Bytes of a value in the store; longer values are divided."""
 
 _SHORTEST_S, _LONGEST_S, _GROWTH = 0.001, 0.05, 1.25
-"""Pauses between two looks into the store: each is longer than the one before, up to a limit."""
+"""Pauses between two polls of the store: each is longer than the one before, up to a limit."""
 
 _MOST_WAIT_S = 86_400
 
@@ -150,16 +150,16 @@ class Processes:
             PeerError: a process has ended before it had facts.
         """
         self.post(f"facts/{what}/{self.index}", json.dumps(facts).encode())
-        told = [self._facts(what, i) for i in range(self.count)]
-        for i, there in enumerate(told[1:], 1):
-            for name in dict.fromkeys([*told[0], *there]):
-                here, found = told[0].get(name, "nothing"), there.get(name, "nothing")
+        facts_of = [self._facts(what, i) for i in range(self.count)]
+        for i, there in enumerate(facts_of[1:], 1):
+            for name in dict.fromkeys([*facts_of[0], *there]):
+                here, found = facts_of[0].get(name, "nothing"), there.get(name, "nothing")
                 if here != found:
                     raise InputError(f"expected {what} {name} {here}, as in process 0, got {found} in process {i}; {advice}")
 
     def _facts(self, what: str, index: int) -> dict[str, Any]:
         for _ in _pauses():
-            end = self.end()  # before the facts: a process that has ended may have told them before
+            end = self.end()  # before the facts: a process that has ended may have posted them before
             if (found := self.poll(f"facts/{what}/{index}")) is not None:
                 return json.loads(found)
             if end is not None:
@@ -167,7 +167,7 @@ class Processes:
         raise AssertionError
 
     def tell_end(self, code: int, message: str = "") -> End:
-        """Tells all others that this process ends, so that they end too; returns the first end that was told.
+        """Reports to all others that this process ends, so that they end too; returns the first end that was reported.
 
         Args:
             code: the exit code; not 0.
@@ -184,7 +184,7 @@ class Processes:
         return found
 
     def end(self) -> End | None:
-        """The end that was told first; None where no process has told one."""
+        """The end that was reported first; None where no process has reported one."""
         if self.ended is None and (found := _get("cycleqd/end")) is not None:
             self.ended = End(*json.loads(found))
         return self.ended
@@ -238,12 +238,12 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, wait:
 
     Args:
         coordinator: ``host:port`` of process 0; None is what JAX finds in the environment (Slurm, Open MPI, …).
-        count: the number of processes; None likewise.
-        index: the number of this process, from 0; None likewise.
+        count: the number of processes; None is what JAX finds in the environment.
+        index: the number of this process, from 0; None is what JAX finds in the environment.
         wait: seconds to wait, from 1 to a day. JAX aborts a process that waits longer.
 
     Raises:
-        InputError: the environment does not say what is None, or the numbers are impossible; or this version of JAX lacks what
+        InputError: the environment does not have what is None, or the numbers are impossible; or this version of JAX lacks what
             is needed.
     """
     if (index is not None and index < 0) or (count is not None and (count < 1 or (index or 0) >= count)):

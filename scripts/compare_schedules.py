@@ -112,7 +112,7 @@ class SimulatedWorkers:
         self.clock = max(free)
 
     def stream(self, source: Callable[[], Any], on_result: Callable[[int, list[Evaluation]], None]) -> None:
-        """Asks for a genome whenever a worker is free, and tells results in the order in which they end."""
+        """Asks for a genome whenever a worker is free, and inserts results in the order in which they end."""
         flying: list[tuple[float, int, Evaluation]] = []
         more = True
         while more or flying:

@@ -4,11 +4,11 @@ The seconds of evaluations are drawn from those in the journal of a run (``histo
 log-normal distribution, which ``--assume`` gives. ``--plot`` draws children per hour against workers. A discrete-event
 simulation replays two schedules with them:
 
-- ``generations``: as many children as there are workers are asked for together, and the next ones after the slowest is told;
+- ``generations``: as many children as there are workers are asked for together, and the next ones after the slowest has ended;
 - ``steady``: the next child is asked for whenever a worker is idle (``search.steady``).
 
 Assumptions: the seconds of an evaluation depend neither on the worker nor on the child. The process of the search asks for and
-tells one child at a time, which takes ``--driver`` seconds each. A worker takes ``--start`` seconds to load. A worker is lost
+inserts one child at a time, which takes ``--driver`` seconds each. A worker takes ``--start`` seconds to load. A worker is lost
 after a time that is exponentially distributed with mean ``--lifetime``, is replaced at once, and its child is evaluated again.
 """
 
@@ -56,7 +56,7 @@ def simulate(
     free = [(start, worker) for worker in range(workers)]  # when each worker is idle
     heapq.heapify(free)
     events: list[tuple[float, int]] = []  # when children are done, and by which worker
-    spent, lost, asked, told, now, ready = 0.0, 0, 0, 0, 0.0, 0.0
+    spent, lost, asked, inserted, now, ready = 0.0, 0, 0, 0, 0.0, 0.0
 
     def evaluate() -> None:
         """Asks for a child and gives it to the worker that is idle first."""
@@ -72,14 +72,14 @@ def simulate(
         asked += 1
         heapq.heappush(events, (begin + need, worker))
 
-    while told < children:
-        if steady or told == asked:
+    while inserted < children:
+        if steady or inserted == asked:
             batch = workers if not steady else len(free)
             for _ in range(min(batch, children - asked)):
                 evaluate()
         now, worker = heapq.heappop(events)
         heapq.heappush(free, (now, worker))
-        told += 1
+        inserted += 1
     return {"wall": now, "busy": spent / (workers * now), "speedup": spent / now, "lost": float(lost)}
 
 

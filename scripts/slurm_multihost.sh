@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
 
-# JAX takes one GPU for each task of a Slurm job, unless it is told otherwise.
+# JAX takes one GPU for each task of a Slurm job, unless an option changes it.
 JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-8} - 1)))
 export JAX_LOCAL_DEVICE_IDS
 srun cycleqd run "$@" --distributed &

@@ -7,12 +7,12 @@ import sys
 import types
 from pathlib import Path
 
-# Before jax is imported anywhere: sharded code is tested on simulated devices. What the environment says already stays.
+# Before jax is imported anywhere: sharded code is tested on simulated devices. What the environment sets stays.
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
 if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES_FLAG}=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads of LAPACK on every simulated device would fight
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # otherwise LAPACK starts threads for every simulated device
 
 import beartype  # noqa: E402
 import jaxtyping  # noqa: E402
@@ -48,7 +48,7 @@ def pytest_configure(config):
         quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
             quick += " --xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = f"{quick} {os.environ['XLA_FLAGS']}"  # what the environment says comes later, and wins
+        os.environ["XLA_FLAGS"] = f"{quick} {os.environ['XLA_FLAGS']}"  # the flags of the environment override these
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has removed the tests that -m excludes
@@ -88,7 +88,7 @@ def compiled(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def forgotten(compiled):
-    """Programs that a module has compiled are let go of after it, before Linux refuses the process another mapping.
+    """Programs that a module has compiled are freed after it, before Linux refuses the process another mapping.
 
     XLA maps every program of a CPU into memory several times over; a process may have 65,530 mappings, and crashes within XLA
     where it asks for more.

@@ -73,10 +73,10 @@ class LocalCluster:
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
-                told = path.read_bytes() + path.with_name("cmdline").read_bytes()
+                command = path.read_bytes() + path.with_name("cmdline").read_bytes()
             except OSError:
                 continue
-            if self.folder.encode() in told:
+            if self.folder.encode() in command:
                 found.append(int(path.parent.name))
         return found
 

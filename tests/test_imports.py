@@ -1,4 +1,4 @@
-"""The import arrows between the rooms of the house, and what each room may pull in."""
+"""The import arrows between subpackages, and the libraries that importing one may load."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class CMAES(flax.struct.PyTreeNode):
             )
         shape = coefficients_of(genomes, "CMAES").shape[1:]
         table = check_experts(genomes, scores, "CMAES")
-        leaders = Leaders.nobody(one_genome(genomes), table.shape[1], self.leaders)
+        leaders = Leaders.empty(one_genome(genomes), table.shape[1], self.leaders)
         start = jnp.full(shape[0] * shape[1], 1 / shape[1], jnp.float32)
         with default_promotion():
             algorithm, options = _algorithm(self.population, start.size), _options(self.population, start.size, self.sigma)
@@ -159,9 +159,9 @@ class CMAES(flax.struct.PyTreeNode):
         ranks = jnp.argsort(jnp.argsort(losses)).astype(jnp.float32)
         with default_promotion():
             options = _options(self.population, size, self.sigma)
-            told, _ = _algorithm(self.population, size).tell(jax.random.key(0), children, ranks, state.distribution, options)
+            updated, _ = _algorithm(self.population, size).tell(jax.random.key(0), children, ranks, state.distribution, options)
         usable = jnp.any(means > -jnp.inf)
-        distribution = jax.tree.map(lambda new, old: jnp.where(usable, new, old), told, state.distribution)
+        distribution = jax.tree.map(lambda new, old: jnp.where(usable, new, old), updated, state.distribution)
         return _count(state, genomes, scores, distribution)
 
 

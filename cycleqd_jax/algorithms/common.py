@@ -162,8 +162,8 @@ def coefficient_lineage(key: PRNGKeyArray, coefficients: Float[Array, "batch g k
     """
     n = coefficients.shape[0]
     keys = jax.vmap(lambda j: jax.random.key_data(jax.random.fold_in(key, j)))(jnp.arange(n))
-    nobody = jnp.full((n, 2), -1, jnp.int32)
-    return Lineage(nobody, nobody[:, 0], keys, jnp.zeros((n, 2), jnp.float32), coefficients)
+    none = jnp.full((n, 2), -1, jnp.int32)
+    return Lineage(none, none[:, 0], keys, jnp.zeros((n, 2), jnp.float32), coefficients)
 
 
 def mean_scores(scores: Float[Array, "batch task"]) -> Float[Array, " batch"]:

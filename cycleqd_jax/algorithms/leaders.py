@@ -64,7 +64,7 @@ class Leaders(flax.struct.PyTreeNode):
     ids: Int[ArrayLeaf, "*batch place"]
 
     @classmethod
-    def nobody(cls, genome: Genome, tasks: int, places: int) -> Leaders:
+    def empty(cls, genome: Genome, tasks: int, places: int) -> Leaders:
         """Empty places.
 
         Args:

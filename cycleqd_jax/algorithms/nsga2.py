@@ -199,7 +199,7 @@ class NSGA2(flax.struct.PyTreeNode):
             extra_scores={"id": jnp.full(size, -1, jnp.int32)},
             keys_extra_scores=("id",),
         )
-        state = NSGA2State(repertoire, Leaders.nobody(one, table.shape[1], self.leaders), jnp.int32(-1), jnp.int32(0))
+        state = NSGA2State(repertoire, Leaders.empty(one, table.shape[1], self.leaders), jnp.int32(-1), jnp.int32(0))
         return _survive(state, genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")

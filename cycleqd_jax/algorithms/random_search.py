@@ -70,7 +70,7 @@ class RandomSearch(flax.struct.PyTreeNode):
         check_box(self.low, self.high, "RandomSearch")
         coefficients_of(genomes, "RandomSearch")
         table = check_experts(genomes, scores, "RandomSearch")
-        leaders = Leaders.nobody(one_genome(genomes), table.shape[1], self.leaders)
+        leaders = Leaders.empty(one_genome(genomes), table.shape[1], self.leaders)
         return _update(RandomSearchState(leaders, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 
     @functools.partial(jax.jit, static_argnames="n")

@@ -81,14 +81,14 @@ def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def finish(code: int) -> int:
-    """Ends this process's part in the run, after everything was said; returns the exit code."""
+    """Ends this process's part in the run, after all output was written; returns the exit code."""
     tell_code(code)
     leave()
     return code
 
 
 class _Watch:
-    """A thread that ends this process after another one has told its end.
+    """A thread that ends this process after another one has reported its end.
 
     The main thread may wait for that process in a program of all devices, which nothing interrupts. In process 0 the thread
     also passes on the SIGTERM that another process has received.
@@ -132,7 +132,7 @@ def _end_now(end: End) -> None:
 
 
 def _end_of(error: BaseException, processes: Processes) -> End:
-    """Tells the others why this process ends; returns the end that was told first."""
+    """Reports to the others why this process ends; returns the end that was reported first."""
     from jax.errors import JaxRuntimeError
 
     if isinstance(error, PeerError):
@@ -179,12 +179,12 @@ def _follow(config: RunConfig, mirror: Mirror) -> int:
 
 @contextlib.contextmanager
 def _passing_sigterm_on(processes: Processes) -> Iterator[None]:
-    """Tells process 0 of SIGTERM, so that the run keeps what is finished; it ends this process then."""
+    """Passes SIGTERM on to process 0, so that the run keeps what is finished; it ends this process then."""
 
-    def tell(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
         processes.ask_to_stop()
 
-    before = signal.signal(signal.SIGTERM, tell)
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from cycleqd_jax.report.status import read_status, status_json, status_text
 __all__ = ["show_lineage", "show_status", "verify"]
 
 WATCH_S = 2.0
-"""Seconds between two looks of ``--watch``."""
+"""Seconds between two updates of ``--watch``."""
 
 
 def show_lineage(folder: Path, child: int, *, as_json: bool = False, svg: Path | None = None) -> None:

@@ -101,8 +101,8 @@ def _add_distributed(command: argparse.ArgumentParser) -> None:
         help="divide every model between the devices of several processes; start this command in each of them",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (found in Slurm and Open MPI)")
-    group.add_argument("--processes", type=int, metavar="N", help="number of processes (found likewise)")
-    group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0 (found likewise)")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes (found in Slurm and Open MPI)")
+    group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0 (found in Slurm and Open MPI)")
     group.add_argument("--wait", type=int, default=120, metavar="S", help="seconds in which all must have started (120)")
 
 

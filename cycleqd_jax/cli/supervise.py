@@ -67,13 +67,13 @@ def supervise(command: Sequence[str], *, wait: int, where: str) -> int:
 
     before = signal.signal(signal.SIGTERM, terminate), signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        told, aborted, joining = _pass_on(child)
+        reported, aborted, joining = _pass_on(child)
         code = child.wait()
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
-    if told is not None:
-        return told
+    if reported is not None:
+        return reported
     if aborted and joining:
         print(
             f"cycleqd: expected all processes of the run within {wait} s at {where}, got no connection; start all of them, "
@@ -98,19 +98,19 @@ def tell_code(code: int) -> None:
 
 
 def _pass_on(child: subprocess.Popen[bytes]) -> tuple[int | None, bool, bool]:
-    """Copies the child's errors to those of this process, without what JAX says of a process that it aborts.
+    """Copies the child's errors to those of this process, without what JAX prints about a process that it aborts.
 
     Returns:
-        The exit code that the child has told, whether JAX has aborted it, and whether it was joining then.
+        The exit code that the child has reported, whether JAX has aborted it, and whether it was joining then.
     """
-    told, aborted, joining = None, False, False
+    reported, aborted, joining = None, False, False
     assert child.stderr is not None
     for line in child.stderr:
         if line.startswith(_CODE):
-            told = int(line.removeprefix(_CODE))
+            reported = int(line.removeprefix(_CODE))
         aborted = aborted or _ABORTED in line
         joining = joining or (aborted and _JOINING in line)
-        if told is None and not aborted and not _SERVICE.match(line):
+        if reported is None and not aborted and not _SERVICE.match(line):
             sys.stderr.buffer.write(line)
             sys.stderr.flush()
-    return told, aborted, joining
+    return reported, aborted, joining

@@ -270,7 +270,7 @@ def _check_method(config: RunConfig) -> None:
             )
     if search.steady and (search.method not in ("cycleqd", "qd") or search.batch_size != 1):
         raise InputError(
-            "expected search.method cycleqd or qd and search.batch_size 1 with search.steady, which tells children one by one, "
+            "expected search.method cycleqd or qd and search.batch_size 1 with search.steady, which inserts single children, "
             f"got {search.method} and {search.batch_size}; correct one of them"
         )
     if not search.low < search.high:

@@ -135,8 +135,7 @@ def _check_origin(config: RunConfig) -> None:
         )
     if config.search.steady:
         raise InputError(
-            "expected search.steady false with origin, whose individuals are told in generations, got true; leave one of them "
-            "out"
+            "expected search.steady false with origin, whose individuals are in generations, got true; leave one of them out"
         )
     if config.model.experts is None:
         raise InputError(

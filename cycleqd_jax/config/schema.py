@@ -185,9 +185,9 @@ class SearchConfig:
         method: the algorithm. ``cycleqd``; ``qd`` (one archive; quality is the average, the descriptors are the scores);
             ``dns`` (Dominated Novelty Search); and over merging coefficients ``random``, ``cmaes`` (CMA-ES) and ``nsga2``
             (NSGA-II). The last three need no singular directions: ``genome`` keys other than ``densify`` have no effect.
-        steady: whether a child is told as soon as it has scores, and the next one is asked for at once, so that no worker waits
-            for others (``cycleqd``, ``qd``). Which children are made then depends on the order in which evaluations end, which
-            the journal records. The number of children is that of generations, and ``batch_size`` must be 1.
+        steady: whether a child is inserted as soon as it has scores, and the next one is asked for at once, so that no worker
+            waits for others (``cycleqd``, ``qd``). Which children are made then depends on the order in which evaluations end,
+            which the journal records. The number of children is that of generations, and ``batch_size`` must be 1.
         budget: the most individuals that are evaluated, the experts included. Null is no limit.
         budget_items: the most problems that individuals are scored on, those of the experts included. Null is no limit.
         groups: number of groups of neighbouring layers with coefficients of their own (``random``, ``cmaes``, ``nsga2``).
@@ -267,7 +267,7 @@ class EngineConfig:
             the prompt until the whole reply fits, or half of ``max_len`` if that is less, and notes the number of dropped
             tokens in the transcript.
         drafts: ``parents`` verifies the replies of a child's parents, and of the expert of its active task, several tokens at
-            a time, which is faster where the child says the same. ``none`` decodes one token at a time. ``auto`` is ``parents``
+            a time, which is faster where the replies agree. ``none`` decodes one token at a time. ``auto`` is ``parents``
             on CPUs and GPUs, and ``none`` elsewhere. The replies are the same, except where two tokens are equally likely.
     """
 

@@ -166,14 +166,14 @@ class Engine:
         Args:
             params: the weights of a model with the engine's config; with :class:`~cycleqd_jax.types.MixedMatrix` leaves, those
                 of several individuals.
-            donate: delete each stack of matrices once it has been taken apart, so that the weights are never in memory twice,
+            donate: delete each stack of matrices once it is split into layers, so that the weights are never in memory twice,
                 except for one stack (and on CPUs a tied head); ``params`` can't be used afterwards.
 
         Raises:
             InputError: names, shapes or dtypes differ from the config's.
         """
         self._runner.check(params)
-        self.unload()  # frees the old weights before the new ones are taken apart
+        self.unload()  # frees the old weights before the new ones are split into layers
         self._runner.load(params, donate=donate)
         self.statistics.loads += 1
         self._loop.usage.clear()

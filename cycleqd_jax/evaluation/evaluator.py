@@ -33,7 +33,7 @@ from cycleqd_jax.types import (
 __all__ = ["EvaluationCancelled", "Evaluator", "Load"]
 
 QUESTIONS = 512
-"""Questions that are scored between two looks at ``stop``."""
+"""Questions that are scored between two checks of ``stop``."""
 
 
 class EvaluationCancelled(Exception):

@@ -1,4 +1,4 @@
-"""The evaluation of models in stages: on some problems, then on others, as long as somebody asks for more."""
+"""The evaluation of models in stages: on some problems, then on others, as long as more are asked for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def evaluate_in_stages(
         ``evaluated`` has the positions of the problems. ``seconds`` is the time of all models together, in each of them.
 
     Raises:
-        InputError: the evaluator can't score some problems only; or somebody asks for a problem twice, for one that does not
+        InputError: the evaluator can't score some problems only; or a problem is asked for twice, for one that does not
             exist, or for none.
     """
     if not isinstance(evaluator, ItemEvaluator):

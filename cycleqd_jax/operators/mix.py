@@ -115,7 +115,7 @@ def slerp_leaf(
     Args:
         base: the leaf of the base, to which updates are added.
         first: the leaf at t = 0, or its update; None is the base.
-        second: the leaf at t = 1, likewise.
+        second: the leaf at t = 1, or its update; None is the base.
         t: the position for every tensor of the leaf.
         dtype: dtype of the result; the base's by default.
     """

@@ -82,7 +82,7 @@ class Costs:
     def gpu_hours(self, method: str) -> float | None:
         """The hours that the FLOPs of a row would take on the GPU, ``FLOPs / (peak × utilisation)``; without ``measure``.
 
-        This is an extrapolation: it knows nothing of sandboxes, loading and idle devices.
+        This is an extrapolation. Time in sandboxes, loading and idle devices is not in it.
         """
         hours = 0.0
         for stage, cost in self.methods[method].items():

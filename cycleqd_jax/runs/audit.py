@@ -178,7 +178,7 @@ def _problems_of(one: Any, config: RunConfig, journal: Journal, carried: int, pe
         generation = (one.id - count) // size
         if one.expert is not None or one.generation != generation:
             yield f"expected a child of generation {generation}, got expert {one.expert!r} in generation {one.generation}"
-        before = generation if one.asked is None else one.asked[0]  # generations that were told when it was made
+        before = generation if one.asked is None else one.asked[0]  # generations that were inserted when it was made
         task = names[before % len(names)]
         if config.search.method == "cycleqd" and generation >= carried and one.active != task:
             yield f"expected the active task {task!r}, got {one.active!r}"

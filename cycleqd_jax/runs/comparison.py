@@ -39,7 +39,7 @@ _PLACES = ("output", "seed", "search.generations", *(FREE - set(SHARED_ROWS)))
 """Keys of the config that may change when a comparison continues."""
 
 POLL_S = 5.0
-"""Seconds between two looks at the runs of other processes."""
+"""Seconds between two polls of the runs of other processes."""
 
 _Key = tuple[int, str]  # seed and method
 
@@ -267,7 +267,7 @@ def _table(methods: Methods, configs: Mapping[str, RunConfig], seeds: Sequence[i
 
 
 def _stated(common: Mapping[str, Any], methods: Methods, config: RunConfig) -> dict[str, Any]:
-    """What a call says of its comparison: the config, the methods, and digests of given files."""
+    """What a call states about its comparison: the config, the methods, and digests of given files."""
     return {
         "config": dict(common),
         "methods": {
@@ -279,7 +279,7 @@ def _stated(common: Mapping[str, Any], methods: Methods, config: RunConfig) -> d
 
 
 def _record(folder: Path, here: dict[str, Any]) -> dict[str, Any]:
-    """What ``comparison.yaml`` holds beside the table: what the call says (:func:`_stated`), and the methods of earlier calls.
+    """What ``comparison.yaml`` holds besides the table: what :func:`_stated` returns, and the methods of earlier calls.
 
     A comparison of which no run has scores, and at which no process works, may be replaced by another.
 

@@ -56,7 +56,7 @@ def agree_on_run(config: RunConfig, command: Mapping[str, Any], processes: Proce
 
     Args:
         config: the config of this process.
-        command: what else the command line says, by name.
+        command: what else the command line has, by name.
         processes: of the run.
 
     Raises:
@@ -78,7 +78,7 @@ def agree_on_inputs(processes: Processes, digests: Mapping[str, str]) -> None:
 
 
 def follow(config: RunConfig, mirror: Mirror) -> int:
-    """Does what process 0 says, until it ends; writes nothing into the run folder.
+    """Makes the calls of process 0, until it ends; writes nothing into the run folder.
 
     Args:
         config: the config of the run.
@@ -92,7 +92,7 @@ def follow(config: RunConfig, mirror: Mirror) -> int:
     """
 
     def log(line: str) -> None:
-        """Process 0 says it."""
+        """Process 0 writes the line."""
 
     with contextlib.ExitStack() as stack:
         context = open_context(

@@ -42,7 +42,7 @@ class TensorBoard:
 
     The folder is written anew by every start of the search, from the whole journal, so that a resumed run has every individual
     once. The records are written by the caller's thread: the ``SummaryWriter`` of tensorboardX has a thread of its own, which a
-    full disk ends, and its queue then blocks for ever.
+    full disk ends, and its queue then blocks without end.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Calls that every process of a distributed run makes: the models are divided between all of them.
 
 Process 0 leads. It alone has the run folder, the search, the episodes and the sandbox, so it alone decides what comes next. The
-calls that compute on the divided models are mirrored: process 0 tells the others the method and its arguments, and all call it.
-All processes then run the same programs in the same order on the same values, as JAX requires.
+calls that compute on the divided models are mirrored: process 0 sends the method and its arguments to the others, and all call
+it. All processes then run the same programs in the same order on the same values, as JAX requires.
 """
 
 from __future__ import annotations
@@ -89,15 +89,15 @@ class Mirror:
         """
         if self._inside:
             return method(target, *arguments, **options)
-        assert self.leads, "the others do what process 0 tells them"
-        told = {"on": name, "call": method.__name__, "with": [self._encode(x) for x in arguments]}
-        told["options"] = {key: self._encode(value) for key, value in options.items()}
-        told["makes"] = makes
-        self._pending.append(told)
+        assert self.leads, "the others follow process 0"
+        message = {"on": name, "call": method.__name__, "with": [self._encode(x) for x in arguments]}
+        message["options"] = {key: self._encode(value) for key, value in options.items()}
+        message["makes"] = makes
+        self._pending.append(message)
         if not deferred:
             self._send()
         try:
-            return self._run(told, functools.partial(method, target, *arguments, **options))
+            return self._run(message, functools.partial(method, target, *arguments, **options))
         except _FATAL as error:
             self._give_up(error, method.__name__)
         except BaseException as error:
@@ -115,18 +115,18 @@ class Mirror:
             "engine.slots, or divide the models between more devices"
         ) from error
 
-    def _run(self, told: Mapping[str, Any], call: Callable[[], Any]) -> Any:
+    def _run(self, message: Mapping[str, Any], call: Callable[[], Any]) -> Any:
         """Makes a call; keeps what it makes, for the calls that follow, until it is given away."""
-        if told["makes"]:
+        if message["makes"]:
             self._made = None
         self._inside = True
         try:
             found = call()
         finally:
             self._inside = False
-            if told["options"].get("donate"):
+            if message["options"].get("donate"):
                 self._made = None
-        if told["makes"]:
+        if message["makes"]:
             self._made = found
         return found
 
@@ -156,7 +156,7 @@ class Mirror:
         """
         self._pending.append({"end": code})
         with _signals_held():
-            self._post()  # nobody meets after it
+            self._post()  # there is no meeting after it
 
     def follow(self) -> int:
         """Makes the calls of process 0 until it ends; returns its exit code.
@@ -173,32 +173,32 @@ class Mirror:
             except TimeoutError:
                 assert self._error is not None
                 raise self._error from None
-            if "end" not in calls[-1]:  # nobody meets after the end
+            if "end" not in calls[-1]:  # there is no meeting after the end
                 self._messages += 1
                 self._meet()  # before the calls, as process 0 does: a call may wait for this process
-            for told in calls:
-                if "failed" in told:
-                    if self._error is None and told["failed"] not in _INTERRUPTS:
+            for message in calls:
+                if "failed" in message:
+                    if self._error is None and message["failed"] not in _INTERRUPTS:
                         raise RuntimeError(
-                            f"expected {told['failed']}, as in process 0, got no error in process {self.processes.index}; "
+                            f"expected {message['failed']}, as in process 0, got no error in process {self.processes.index}; "
                             "start all processes again to continue"
                         )
                     self._error = None
                     continue
                 if self._error is not None:
                     raise self._error
-                if "end" in told:
-                    return told["end"]
-                target = self._objects[told["on"]]
-                arguments = [self._decode(x) for x in told["with"]]
-                options = {key: self._decode(value) for key, value in told["options"].items()}
-                call = functools.partial(getattr(target, told["call"]), *arguments, **options)
+                if "end" in message:
+                    return message["end"]
+                target = self._objects[message["on"]]
+                arguments = [self._decode(x) for x in message["with"]]
+                options = {key: self._decode(value) for key, value in message["options"].items()}
+                call = functools.partial(getattr(target, message["call"]), *arguments, **options)
                 del arguments  # what is given away must not be held here
                 try:
-                    self._run(told, call)
+                    self._run(message, call)
                 except _FATAL as error:
-                    self._give_up(error, told["call"])
-                except Exception as error:  # process 0 has met it too, or this process ends
+                    self._give_up(error, message["call"])
+                except Exception as error:  # process 0 has had it too, or this process ends
                     self._error = error
                 del call
 

@@ -248,7 +248,7 @@ class Models:
             folder = self.folders.expert(task)
             if peft.is_adapter(folder):
                 self._warn_of_another_base(folder)
-                whole = open_checkpoint(self.folders.base).config  # adapters know nothing of a cut vocabulary
+                whole = open_checkpoint(self.folders.base).config  # an adapter is for the whole vocabulary
                 vocab_size = config.vocab_size if isinstance(config, LlamaConfig) else None
                 adapter = peft.load_adapter(folder, whole, base, vocab_size=vocab_size)
                 norm = math.hypot(*compare.adapter_norms(adapter).values())

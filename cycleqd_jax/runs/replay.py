@@ -166,8 +166,8 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
             genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, done), len(ids))
         else:
             genomes, lineage = _numbers(ids), unknown_lineage(len(ids))
-        told = jnp.asarray([journal.scores(i, names) for i in ids], jnp.float32)
-        state = searcher.tell(state, genomes, told, lineage, jnp.asarray(journal.items(ids, names)))
+        rows = jnp.asarray([journal.scores(i, names) for i in ids], jnp.float32)
+        state = searcher.tell(state, genomes, rows, lineage, jnp.asarray(journal.items(ids, names)))
         done += 1
     return Replayed(state, done, options.coefficients)
 

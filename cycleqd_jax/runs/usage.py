@@ -131,7 +131,7 @@ def read_usage(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
             return found
     except (OSError, ValueError, AttributeError, RecursionError):
         pass
-    log(f"warning: {file} is damaged; what it said of tokens and seconds is unknown until `cycleqd evaluate` runs again")
+    log(f"warning: {file} is damaged; its tokens and seconds are unknown until `cycleqd evaluate` runs again")
     return {}
 
 

@@ -24,8 +24,8 @@ __all__ = ["Carried", "unknown_lineage"]
 
 def unknown_lineage(count: int) -> Lineage:
     """The lineage of ``count`` children where it is not needed: searchers with archives do not use it."""
-    nobody = jnp.full((count, 2), -1, jnp.int32)
-    return Lineage(nobody, nobody[:, 0], jnp.zeros((count, 2), jnp.uint32), jnp.zeros((count, 2), jnp.float32))
+    none = jnp.full((count, 2), -1, jnp.int32)
+    return Lineage(none, none[:, 0], jnp.zeros((count, 2), jnp.uint32), jnp.zeros((count, 2), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Carried:
         report: Callable[[int], None],
         max_failures: int | None = None,
     ) -> Any:
-        """Evaluates the children that have scores on the new tasks, records all of them, and tells them to the searcher.
+        """Evaluates the children that have scores on the new tasks, records all of them, and passes them to the searcher.
 
         Args:
             searcher: a searcher with archives.
@@ -130,10 +130,10 @@ class Carried:
         everyone = sorted([*genomes, *(one.id for one in ancestors)])
         for start in range(0, len(everyone), self.batch_size):
             ids = everyone[start : start + self.batch_size]
-            told = jnp.asarray([journal.scores(identity, tasks) for identity in ids], jnp.float32)
+            scores = jnp.asarray([journal.scores(identity, tasks) for identity in ids], jnp.float32)
             items = jnp.asarray(journal.items(ids, tasks))
             batch = stack_trees([genomes.get(identity, nothing) for identity in ids])
-            state = searcher.tell(state, batch, told, unknown_lineage(len(ids)), items)
+            state = searcher.tell(state, batch, scores, unknown_lineage(len(ids)), items)
         return state
 
     def _record(

@@ -53,7 +53,7 @@ def evolve(
     Individuals are written to the journal in the order of their ids, each as soon as it and all before it are evaluated. When
     the search is interrupted, the results that are complete are written too, out of order. After a KeyboardInterrupt the state
     after the last complete generation is written as a checkpoint. To resume, the newest checkpoint is
-    restored, and later individuals of the journal are told to the searcher without being evaluated again. A run that was killed
+    restored, and later individuals of the journal are passed to ``tell`` without being evaluated again. A run that was killed
     at any instant and resumed ends bit-identical to one that never was.
 
     With a budget the last generation has fewer children where not all of them fit.

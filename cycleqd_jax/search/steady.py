@@ -1,4 +1,4 @@
-"""The asynchronous search loop: a child is told as soon as it has scores, and the next one is asked for at once."""
+"""The asynchronous search loop: a child is passed to ``tell`` when it has scores, and the next one is asked for at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["evolve_steadily"]
 
 
 class _Child(NamedTuple):
-    """A child that was asked for and is not told yet."""
+    """A child that was asked for and was not passed to ``tell`` yet."""
 
     record: Individual
     genomes: Genome
@@ -60,11 +60,11 @@ def evolve_steadily(
 ) -> Any:
     """Runs an asynchronous search to its end, from the state that its journal holds.
 
-    Ids are given in the order in which children are told, and the journal has that order, so it is one of generations of one
-    child. A child may have been asked for before others with smaller ids were told: ``asked`` of its record says when. Which
-    children are made depends on the order in which evaluations end. The journal determines the state: to resume, its children
-    are made and told again in its order. With one worker, the search is that of :func:`~cycleqd_jax.search.evolve` with one
-    child per generation.
+    Ids are given in the order in which children are passed to ``tell``, and the journal has that order, so it is one of
+    generations of one child. A child may have been asked for before others with smaller ids had scores: ``asked`` of its record
+    states when. Which children are made depends on the order in which evaluations end. The journal determines the state: to
+    resume, its children are made and passed to ``tell`` again in its order. With one worker, the search is that of
+    :func:`~cycleqd_jax.search.evolve` with one child per generation.
 
     Args:
         searcher: the algorithm; its ``ask`` must not change the state.
@@ -100,19 +100,19 @@ def evolve_steadily(
     check = DigestCheck(journal, log)
     for k, digest in enumerate(tree_digests(experts)):
         check(k, digest)
-    told, made, flying = 0, 0, dict[int, _Child]()
+    inserted, made, flying = 0, 0, dict[int, _Child]()
 
     def ask(serial: int, state: Any) -> _Child:
         genomes, lineage, _ = searcher.ask(state, jax.random.fold_in(key, serial), 1)
-        return _Child(children_of(genomes, lineage, told, count + told, tasks)[0], genomes, lineage)
+        return _Child(children_of(genomes, lineage, inserted, count + inserted, tasks)[0], genomes, lineage)
 
     def tell(child: _Child) -> None:
-        nonlocal state, told
-        identity = count + told
+        nonlocal state, inserted
+        identity = count + inserted
         scores = jnp.asarray([journal.scores(identity, tasks)], jnp.float32)
         items = jnp.asarray(journal.items([identity], tasks))
         state = searcher.tell(state, child.genomes, scores, child.lineage, items)
-        told += 1
+        inserted += 1
         report(identity)
 
     for serials, identity in _recorded(journal, count):
@@ -122,23 +122,23 @@ def evolve_steadily(
             break
         serial = _asked(journal[identity], journal)[1]
         child = flying.pop(serial)
-        check_recorded(replace(child.record, id=identity, generation=told), journal, check)
+        check_recorded(replace(child.record, id=identity, generation=inserted), journal, check)
         tell(child)
         made = max(made, serial + 1)
 
     def source() -> tuple[int, Sequence[Genome], Relatives] | None:
         nonlocal made
-        if count + told + len(flying) >= total:
+        if count + inserted + len(flying) >= total:
             return None
         serial, made = made, made + 1
         child = ask(serial, state)
-        flying[serial] = child._replace(record=replace(child.record, asked=(told, serial)))
+        flying[serial] = child._replace(record=replace(child.record, asked=(inserted, serial)))
         relatives = [] if transcripts is None else transcripts.of(relatives_of(child.record, tasks))
         return serial, [row_of(child.genomes, 0)], [relatives] if relatives else ()
 
     def on_result(serial: int, evaluations: list[Evaluation]) -> None:
         child = flying.pop(serial)
-        done = evaluated(replace(child.record, id=count + told, generation=told), evaluations[0])
+        done = evaluated(replace(child.record, id=count + inserted, generation=inserted), evaluations[0])
         if transcripts is not None:
             transcripts.write(done.id, evaluations[0].transcript)
         if evaluations[0].transient:
@@ -148,12 +148,12 @@ def evolve_steadily(
 
     evaluator.stream(source, on_result)
     if checkpoints is not None:
-        checkpoints.save(told, state, key)
+        checkpoints.save(inserted, state, key)
     return state
 
 
 def _recorded(journal: Journal, count: int) -> list[tuple[list[int], int | None]]:
-    """For every number of told children, what to ask for then, and the id to tell next; None where the journal ends."""
+    """For every number of inserted children, what to ask for then, and the next id to insert; None where the journal ends."""
     ids = journal.ids()
     if ids != list(range(len(ids))):
         raise InputError(
@@ -166,12 +166,12 @@ def _recorded(journal: Journal, count: int) -> list[tuple[list[int], int | None]
         after, serial = _asked(journal[identity], journal)
         if after > identity - count or serial in known:
             raise InputError(
-                f"expected a child that was asked for once, before it was told, got asked {after}, {serial} of individual "
+                f"expected a child that was asked for once, before it was inserted, got asked {after}, {serial} of individual "
                 f"{identity} in {journal.path}; restore the file"
             )
         asked[after].append(serial)
         known.add(serial)
-    return [(asked[told], identity) for told, identity in enumerate([*ids[count:], None])]
+    return [(asked[inserted], identity) for inserted, identity in enumerate([*ids[count:], None])]
 
 
 def _asked(individual: Individual, journal: Journal) -> tuple[int, int]:

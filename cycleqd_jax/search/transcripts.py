@@ -58,7 +58,7 @@ class Transcripts:
         """The transcripts of relatives, as far as there are any; none where children get no drafts.
 
         Args:
-            relatives: ids, the closest first; -1 is nobody.
+            relatives: ids, the closest first; -1 is none.
         """
         found = (self.read(one) for one in dict.fromkeys(relatives) if self._drafts and one >= 0)
         return [transcript for transcript in found if transcript is not None]

@@ -1,6 +1,6 @@
 """Models over HTTP, in the form of OpenAI's API: one model, or all models of a run, and the run's report.
 
-:class:`EngineWorker` owns the engine, its thread and its queue, and knows nothing of HTTP. The layer above it needs the
+:class:`EngineWorker` owns the engine, its thread and its queue, and has no code for HTTP. The layer above it needs the
 packages of the extra ``serve``, which are imported by :func:`serve`.
 """
 

@@ -173,8 +173,8 @@ class Api:
         try:
             await until_disconnect(request.receive, _all_done(tickets, changed))
         except ConnectionResetError:
-            log.info("a client went away")
-            return Response(status_code=499)  # nobody reads it
+            log.info("a client has closed its connection")
+            return Response(status_code=499)  # the client reads no answer
         finally:
             self.worker.cancel(tickets)
         replies = [ticket.take() for ticket in tickets]

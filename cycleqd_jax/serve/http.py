@@ -82,7 +82,7 @@ async def read_body(request: Request, limit: int) -> bytes:
                 elif size > max(limit, DISCARDED):
                     break
     except ClientDisconnect:
-        raise ApiError(400, "expected a whole body, got a part of it; send it again") from None  # nobody reads it
+        raise ApiError(400, "expected a whole body, got a part of it; send it again") from None  # the client reads no answer
     except TimeoutError:
         if not too_large:
             message = f"expected the whole body within {BODY_S:.0f} s, got a part of it; send it faster"

@@ -88,7 +88,7 @@ class Ticket:
     """A reply that is waiting, being generated or complete.
 
     The engine's thread adds text; one other thread takes it. New text is joined to what was not taken yet, so that a reader
-    that is slow, or does not read at all, holds back nobody and needs the memory of one reply at most.
+    that is slow, or does not read at all, does not block others and needs the memory of one reply at most.
 
     Attributes:
         job: what was asked.

@@ -145,7 +145,7 @@ class EngineWorker:
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Drops replies that nobody wants any more; complete ones are left as they are."""
+        """Drops replies that no client waits for; complete ones are left as they are."""
         with self._wake:
             for ticket in tickets:
                 if ticket.done:
@@ -194,7 +194,7 @@ class EngineWorker:
         try:
             while self._wait():
                 self.step()
-        except Exception as unexpected:  # a fault of this package: clients get an answer, and the server says that it is broken
+        except Exception as unexpected:  # a fault of this package: clients get an answer, and the server reports its state
             error = unexpected
             raise
         finally:
@@ -317,7 +317,7 @@ class EngineWorker:
                 seed=job.seed,
                 stop_when=stop_when,
             )
-        except Exception as error:  # of the job or the device; otherwise its client would wait for ever
+        except Exception as error:  # of the job or the device; otherwise its client would wait without end
             self._fail([ticket], error)
             return
         with self._wake:

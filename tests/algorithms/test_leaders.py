@@ -15,7 +15,7 @@ update = jax.jit(Leaders.update)
 
 
 def filled(scores):
-    leaders = Leaders.nobody({"x": jnp.zeros(2)}, TASKS, PLACES)
+    leaders = Leaders.empty({"x": jnp.zeros(2)}, TASKS, PLACES)
     for start in range(0, len(scores), BATCH):
         ids = jnp.arange(start, start + BATCH)
         genomes = {"x": jnp.stack([ids, -ids], axis=1).astype(jnp.float32)}
@@ -50,4 +50,4 @@ def test_a_batch_without_scores_changes_nothing(assert_identical):
 
 def test_no_place_is_refused():
     with pytest.raises(InputError, match="expected at least one place for leading individuals, got 0; increase leaders"):
-        Leaders.nobody(jnp.zeros(1), TASKS, 0)
+        Leaders.empty(jnp.zeros(1), TASKS, 0)

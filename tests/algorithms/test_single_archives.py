@@ -24,7 +24,7 @@ def space():
     return ExpertSpace.from_experts({"w": jnp.eye(3)}, [{"w": (k + 2) * jnp.eye(3)} for k in range(K)])
 
 
-def told(searcher, space, scores, items=(None, ())):
+def state_with(searcher, space, scores, items=(None, ())):
     """The state after children with these scores, some batches of equal size; every genome has its id as a coefficient.
 
     ``items`` are those of the experts and of every batch.
@@ -46,7 +46,7 @@ def batches(seed, count=6, size=8):
 
 def test_plain_qd_admits_what_it_takes(space):
     searcher = PlainQD(space, bins=BINS)
-    state = told(searcher, space, batches(0))
+    state = state_with(searcher, space, batches(0))
     scores = batches(1)[:4, 3:].reshape(-1, K)
     genomes, lineage, _ = searcher.ask(state, jax.random.key(0), 1)
     after = [searcher.tell(state, genomes, row[None], lineage).repertoire.extra_scores["id"] for row in scores]
@@ -57,7 +57,7 @@ def test_plain_qd_admits_what_it_takes(space):
 
 def test_the_archive_of_plain_qd(space):
     scores = batches(0)
-    state = told(PlainQD(space, bins=BINS), space, scores)
+    state = state_with(PlainQD(space, bins=BINS), space, scores)
     low, high = expert_bounds(EXPERT_SCORES).T
     edges = np.linspace(low, high, BINS + 1, axis=1, dtype=np.float64).astype(np.float32)
     elites: dict[tuple[int, ...], int] = {}
@@ -114,7 +114,7 @@ def test_the_members_of_dominated_novelty_search(space, descriptors):
     scores, members = batches(1), 10
     problems = np.random.default_rng(2).integers(0, 2, size=(K + scores.shape[0] * scores.shape[1], 7)).astype(np.float32)
     items = problems[:K], problems[K:].reshape(*scores.shape[:2], 7)
-    state = told(DominatedNovelty(space, population=members, descriptors=descriptors), space, scores, items)
+    state = state_with(DominatedNovelty(space, population=members, descriptors=descriptors), space, scores, items)
     kept, rows = list(range(K)), np.concatenate([EXPERT_SCORES, scores.reshape(-1, K)])
     places = rows if descriptors == "scores" else problems
     for t in range(len(scores)):
@@ -128,7 +128,7 @@ def test_the_members_of_dominated_novelty_search(space, descriptors):
 
 def test_copies_of_the_fittest_do_not_fill_the_population(space):
     scores = np.concatenate([np.ones((1, 6, K)), np.random.default_rng(0).uniform(size=(1, 6, K))]).astype(np.float32)
-    state = told(DominatedNovelty(space, population=6, descriptors="scores"), space, scores)
+    state = state_with(DominatedNovelty(space, population=6, descriptors="scores"), space, scores)
     assert (np.asarray(state.repertoire.fitnesses) == 1).sum() == 1
 
 

@@ -87,11 +87,11 @@ def test_no_more_is_decoded_than_is_read(tokenizer, scripted, hello, monkeypatch
 
 def test_logits_that_are_not_finite(tokenizer, scripted, hello):
     config, params = scripted(tokenizer, "UVWXYZ", stop=False)
-    for sign, said in (("\n\n", ""), ("U", "U"), ("W", "UVW")):
+    for sign, kept in (("\n\n", ""), ("U", "U"), ("W", "UVW")):
         broken = tokenizer._tokenizer.encode(sign, add_special_tokens=False)
         embedding = params["embed_tokens"].at[jnp.asarray(broken)].set(jnp.nan)
         pieces = streamed(params | {"embed_tokens": embedding}, config, tokenizer, hello, 9, 1)
-        for letter in said:
+        for letter in kept:
             assert next(pieces).text == letter
         with pytest.raises(NonFiniteError):
             next(pieces)
@@ -112,9 +112,9 @@ def test_no_incomplete_characters_and_no_stop_token(tokenizer, scripted, hello, 
 
 def test_a_reply_cut_within_a_character(tokenizer, scripted, hello, reply_of_engine):
     config, params = scripted(tokenizer, "aé€😀b")
-    said = [piece.text for piece in streamed(params, config, tokenizer, hello, 8, 1)]
-    assert said == ["a", "é", "€", "\N{REPLACEMENT CHARACTER}"]
-    assert "".join(said) == reply_of_engine(params, 8)
+    pieces = [piece.text for piece in streamed(params, config, tokenizer, hello, 8, 1)]
+    assert pieces == ["a", "é", "€", "\N{REPLACEMENT CHARACTER}"]
+    assert "".join(pieces) == reply_of_engine(params, 8)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def sentencepiece_like():
     return tokenizer
 
 
-def said_of(decode, ids, cuts):
+def pieces_of(decode, ids, cuts):
     detokenizer = Detokenizer(decode)
     bounds = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
-    said = [detokenizer.add(ids[a:b]) for a, b in pairwise(bounds)]
-    return said, detokenizer.end()
+    pieces = [detokenizer.add(ids[a:b]) for a, b in pairwise(bounds)]
+    return pieces, detokenizer.end()
 
 
 @given(
@@ -168,16 +168,16 @@ def said_of(decode, ids, cuts):
 def test_any_text_in_any_lists(tokenizer, text, cuts):
     for codec in (tokenizer._tokenizer.backend_tokenizer, sentencepiece_like()):
         ids = codec.encode(text, add_special_tokens=False).ids
-        said, rest = said_of(codec.decode, ids, cuts)
-        assert "".join(said) == codec.decode(ids)
+        pieces, rest = pieces_of(codec.decode, ids, cuts)
+        assert "".join(pieces) == codec.decode(ids)
         assert rest == ""
-        assert "\N{REPLACEMENT CHARACTER}" not in "".join(said)
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
 
 
 @given(data=st.data())
 def test_any_tokens_in_any_lists(tokenizer, data):
     """Special tokens, and bytes that are not characters."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
-    said, rest = said_of(tokenizer.decode, ids, data.draw(st.lists(st.integers(0, 99), max_size=8)))
-    assert "".join([*said, rest]) == tokenizer.decode(ids)
-    assert not any(text.endswith("\N{REPLACEMENT CHARACTER}") for text in said)
+    pieces, rest = pieces_of(tokenizer.decode, ids, data.draw(st.lists(st.integers(0, 99), max_size=8)))
+    assert "".join([*pieces, rest]) == tokenizer.decode(ids)
+    assert not any(text.endswith("\N{REPLACEMENT CHARACTER}") for text in pieces)

@@ -109,7 +109,7 @@ def test_donated_weights_are_deleted(params, attention, expected):
 
 @pytest.mark.exhaustive
 def test_donated_weights_are_never_in_memory_twice(attention, monkeypatch):
-    """Except for the stack that is being taken apart."""
+    """Except for the stack that is being split into layers."""
     config = CONFIG.replace(num_hidden_layers=8, tie_word_embeddings=False)
     engine = make(config, attention=attention)
     given = llama.init_params(config, jax.random.key(0))

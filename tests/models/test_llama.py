@@ -40,7 +40,7 @@ def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, va
 
     config = make_config(**VARIANTS[variant])
     params = make_params(config)
-    # Straight from the dictionary: this test knows nothing of files.
+    # Straight from the dictionary: this test reads no files.
     model = LlamaForCausalLM(LlamaConfig.from_dict(config.to_hf())).eval()
     state = {}
     for path, leaf in tree_paths(params):

@@ -40,10 +40,10 @@ class Started:
 
     def __init__(self, commands: Sequence[Sequence[str]], devices: int, env: dict[str, str]):
         flag = f"--xla_force_host_platform_device_count={devices}"
-        told = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(len(commands))]
+        options = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(len(commands))]
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "cycleqd_jax.cli", *command, "--distributed", *told, "--process", str(i)],
+                [sys.executable, "-m", "cycleqd_jax.cli", *command, "--distributed", *options, "--process", str(i)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

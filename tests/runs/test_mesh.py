@@ -1,4 +1,4 @@
-"""The loop on several (simulated) devices: children side by side, models spread over a group of devices, and over one base."""
+"""The loop on several (simulated) devices: a pool of workers, models on a group of devices, and populations over one base."""
 
 from __future__ import annotations
 

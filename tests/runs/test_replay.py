@@ -50,7 +50,7 @@ def test_the_journal_determines_a_steady_search_too(tmp_path, method, assert_ide
     journal, state, genomes = searched(tmp_path, config, space)
     assert len(journal) == total_individuals(config, journal) == 17
     asked = [journal[identity].asked for identity in journal.ids()[3:]]
-    assert any(told > after for told, (after, _) in enumerate(asked))
+    assert any(inserted > after for inserted, (after, _) in enumerate(asked))
     rebuilt = rebuild(space, journal, TASKS, journal.ids())
     for identity, genome in enumerate(genomes):
         assert_identical(rebuilt[identity], genome)

@@ -65,7 +65,7 @@ def test_telling_in_the_order_of_the_journal_gives_the_same_archives(new_run, as
     assert [line["id"] for line in lines] == list(range(COUNT + 20))
     assert all(parent < line["id"] for line in lines for parent in line["parents"])
     asked = [line["asked"] for line in lines[COUNT:]]
-    assert max(told - after for told, (after, _) in enumerate(asked)) >= 1, "all children came in the order of asking"
+    assert max(inserted - after for inserted, (after, _) in enumerate(asked)) >= 1, "all children came in the order of asking"
     assert sorted(serial for _, serial in asked) == list(range(20))
     never = new_run.Evaluator()
     assert_identical(steadily(run, [never], children=20), state)  # from the journal alone
@@ -117,8 +117,8 @@ def test_failures_in_a_row_stop_the_search_and_are_taken_back(new_run):
     ("change", "message"),
     [
         ({"asked": None}, "individuals of a steady search, got individual 5 of generations"),
-        ({"asked": [4, 2]}, "asked for once, before it was told, got asked 4, 2 of individual 5"),
-        ({"asked": [1, 0]}, "asked for once, before it was told, got asked 1, 0 of individual 5"),
+        ({"asked": [4, 2]}, "asked for once, before it was inserted, got asked 4, 2 of individual 5"),
+        ({"asked": [1, 0]}, "asked for once, before it was inserted, got asked 1, 0 of individual 5"),
         ({"id": 40}, "ids without a gap from a steady search, got 9 ids up to 40"),
         ({"parents": [1, 1]}, "expected parents = "),
     ],

@@ -181,13 +181,13 @@ def test_printed_texts_are_no_verdict(output, ready, works, late):
     job = {"code": "x = 1", "name": "f"}
     for judge in ("asserts", "calls", "cases"):
         try:
-            ruling = run_judge(Printing(output, ready, works, late), judge, job, {}, Limits())
+            judged = run_judge(Printing(output, ready, works, late), judge, job, {}, Limits())
         except InfraError:
             assert not ready  # the judge does not start here
             assert late or not works
         else:
-            assert ruling.verdict is None
-            assert ruling.reason
+            assert judged.verdict is None
+            assert judged.reason
 
 
 def test_the_judges_are_not_confused_by_a_program_that_guesses_tokens():

@@ -281,8 +281,8 @@ def _reason(error: BaseException) -> str:
 
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(_REASONS) or "Error:" in line]
-    found = (told or lines or [type(error).__name__])[-1 if "creation task" in text else 0]
+    reasons = [line for line in lines if line.startswith(_REASONS) or "Error:" in line]
+    found = (reasons or lines or [type(error).__name__])[-1 if "creation task" in text else 0]
     if isinstance(error, OutOfMemoryError) or "memory monitor" in text or "OOM" in text.split("Some common causes")[0]:
         found = f"out of memory: {found}"
     return found.split(" Some common causes include")[0][:300].rstrip(".")

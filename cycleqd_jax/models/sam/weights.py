@@ -1,6 +1,6 @@
 """Declares the weights of Segment Anything: shape, logical axes, initial values, and the name in Hugging Face's files.
 
-Every kernel is one matrix ``[in, out]`` or a stack of such matrices, so that operators on matrices need to know nothing about
+Every kernel is one matrix ``[in, out]`` or a stack of such matrices, so that operators on matrices need no code for
 convolutions. A convolution's kernel ``[out, in, height, width]`` is the matrix ``[in · height · width, out]`` that multiplies
 the unfolded image. The kernel of a depthwise convolution ``[channels, 1, height, width]`` is ``[height · width, channels]``. A
 transposed convolution ``[in, out, height, width]`` is ``[in, out · height · width]``.

@@ -113,10 +113,10 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
             "count": record.count,
             "modules": record.modules,
         }
-        ruling = run_judge(self.sandbox, "cases", job, {}, self.limits)
-        verdict = ruling.verdict
+        judged = run_judge(self.sandbox, "cases", job, {}, self.limits)
+        verdict = judged.verdict
         if verdict is None:
-            return Score(0.0, ruling.reason), False
+            return Score(0.0, judged.reason), False
         if verdict["passed"] == record.count and verdict["over"]:
             return Score(1.0, "passed"), True
         if verdict["error"] is None:

@@ -168,15 +168,15 @@ class EvalPlus(FunctionTask[EvalPlusRecord]):
         seconds = sum(min(_MOST_SECONDS, sum(group["limits"])) + 1.0 for group in groups)
         limits = self._limits(seconds, _MEMORY_FACTOR * known.peak_mb)
         secret = {"mode": "compare", "groups": groups, "atol": record.atol, "oracle": record.oracle}
-        ruling = run_judge(self.sandbox, "calls", {"code": code, "name": record.name}, secret, limits)
-        if ruling.verdict is None:
-            return Score(0.0, ruling.reason), False
-        if ruling.verdict["failed"] is None:
+        judged = run_judge(self.sandbox, "calls", {"code": code, "name": record.name}, secret, limits)
+        if judged.verdict is None:
+            return Score(0.0, judged.reason), False
+        if judged.verdict["failed"] is None:
             return Score(1.0, "passed"), True
-        place, number, reason = ruling.verdict["failed"]
+        place, number, reason = judged.verdict["failed"]
         before = "base passed, " if place == "plus test" else ""
         where = place if number is None else f"{place} {number}"
-        settled = not ruling.verdict["late"] and "ended before" not in reason
+        settled = not judged.verdict["late"] and "ended before" not in reason
         return Score(0.0, f"{before}{where} failed: {reason}"), settled
 
     def measures(self, scores: Sequence[Score]) -> dict[str, float]:
@@ -200,15 +200,15 @@ class EvalPlus(FunctionTask[EvalPlusRecord]):
     def _replay(self, record: EvalPlusRecord) -> _Reference:
         limits = dataclasses.replace(self._limits(_GOLD_SECONDS, _GOLD_MEMORY_MB), output_bytes=_REFERENCE_BYTES)
         secret = {"mode": "reference", "groups": [record.base, record.plus], "seconds": _GOLD_SECONDS}
-        ruling = run_judge(self.sandbox, "calls", {"code": record.gold, "name": record.name}, secret, limits)
-        if ruling.verdict is None or ruling.verdict["failed"] is not None:
-            reason = ruling.reason if ruling.verdict is None else " ".join(map(str, ruling.verdict["failed"]))
+        judged = run_judge(self.sandbox, "calls", {"code": record.gold, "name": record.name}, secret, limits)
+        if judged.verdict is None or judged.verdict["failed"] is not None:
+            reason = judged.reason if judged.verdict is None else " ".join(map(str, judged.verdict["failed"]))
             raise InputError(
                 f"expected the gold program of {record.id} to return for all inputs within {_GOLD_SECONDS:g} s, got: {reason} "
                 f"in task {self.name!r}; correct or remove the record"
             )
-        (base, plus), (base_times, plus_times) = ruling.verdict["outputs"], ruling.verdict["times"]
-        return _Reference((base, plus), (base_times, plus_times), ruling.verdict["peak_mb"])
+        (base, plus), (base_times, plus_times) = judged.verdict["outputs"], judged.verdict["times"]
+        return _Reference((base, plus), (base_times, plus_times), judged.verdict["peak_mb"])
 
     def _limits(self, seconds: float, memory_mb: int) -> Limits:
         seconds += _START_SECONDS

@@ -79,10 +79,10 @@ class HumanEval(FunctionTask[HumanEvalRecord]):
     def judge(self, record: HumanEvalRecord, code: str) -> tuple[Score, bool]:
         """Runs ``check`` on the program's function."""
         secret = {"mode": "check", "setup": record.gold, "test": record.test}
-        ruling = run_judge(self.sandbox, "calls", {"code": code, "name": record.name}, secret, self.limits)
-        if ruling.verdict is None:
-            return Score(0.0, ruling.reason), False
-        if ruling.verdict["failed"] is None:
+        judged = run_judge(self.sandbox, "calls", {"code": code, "name": record.name}, secret, self.limits)
+        if judged.verdict is None:
+            return Score(0.0, judged.reason), False
+        if judged.verdict["failed"] is None:
             return Score(1.0, "passed"), True
-        place, _, reason = ruling.verdict["failed"]
+        place, _, reason = judged.verdict["failed"]
         return Score(0.0, f"{place} failed: {reason}"), "ended before" not in reason

@@ -136,10 +136,10 @@ class Mbpp(CodingTask[MbppRecord]):
             "asserts": [guarded(line, record.names) for line in record.asserts],
             "names": record.names,
         }
-        ruling = run_judge(self.sandbox, "asserts", job, {}, self.limits)
-        verdict = ruling.verdict
+        judged = run_judge(self.sandbox, "asserts", job, {}, self.limits)
+        verdict = judged.verdict
         if verdict is None:
-            return Score(0.0, ruling.reason), False
+            return Score(0.0, judged.reason), False
         if verdict["error"] is None and verdict["passed"] == len(record.asserts):
             return Score(1.0, "passed"), True
         if verdict["error"] is None:  # the program exited, or a limit ended it

@@ -23,8 +23,8 @@ class DbRecord:
         id: the id in the file.
         question: the description and the added description.
         description: the question in words.
-        addition: what is said about the table, or an empty text.
-        evidence: what is said about the question, or an empty text.
+        addition: remarks about the table, or an empty text.
+        evidence: remarks about the question, or an empty text.
         kind: a type of change (:data:`CHANGES`) or of question.
         labels: the answers of a question, or the gold SQL of a change.
         md5: fingerprint of the table after the change; None for a question.

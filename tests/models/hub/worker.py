@@ -1,4 +1,4 @@
-"""A program that uses models as it is told on standard input: the hub's settings are read once, when a program begins."""
+"""A program that uses models by the commands on standard input: the hub's settings are read once, when a program begins."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import cycleqd_jax
 
 PACKAGE = Path(cycleqd_jax.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+PAGE = Path(__file__).parents[1] / "docs" / "ARCHITECTURE.md"
 EVERYTHING = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()} - {"__init__", "__pycache__"}
 
-# room ← what it imports besides itself: exactly these arrows, no permission that nobody uses
+# subpackage ← what it imports besides itself: exactly these arrows
 ARROWS = {
     "version": set(),
     "types": set(),
@@ -56,7 +58,7 @@ ARROWS = {
 HEAVY = ("transformers", "qdax", "orbax", "matplotlib", "yaml", "torch", "starlette", "uvicorn")
 
 
-def room_of(path: Path) -> str:
+def subpackage_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return parts[0]
 
@@ -86,7 +88,7 @@ def imports_of(path: Path) -> set[str]:
     return imported(path.read_text("utf-8"), package)
 
 
-def rooms_imported(names: set[str]) -> set[str]:
+def subpackages_imported(names: set[str]) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("cycleqd_jax.")} & EVERYTHING
 
 
@@ -100,18 +102,38 @@ def test_the_walk_sees_every_way_of_importing():
         "    importlib.import_module('cycleqd_jax.sandbox')\n"
     )
     expected = {"algorithms", "engine", "models", "tasks", "report", "sandbox"}
-    assert rooms_imported(imported(source, ("cycleqd_jax", "search"))) == expected
+    assert subpackages_imported(imported(source, ("cycleqd_jax", "search"))) == expected
 
 
-def test_every_room_has_its_line_in_the_table():
-    assert {room_of(path) for path in MODULES} - {"__init__"} <= set(ARROWS)
+def test_every_subpackage_has_its_line_in_the_table():
+    assert {subpackage_of(path) for path in MODULES} - {"__init__"} <= set(ARROWS)
+
+
+def table_of(page: str) -> dict[str, str]:
+    """The cells of a page's table of subpackages: name → imports. The name is that of a folder or a module of the package."""
+    table = page.split("| subpackage or module |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `([\w/.]+)` \| .* \|(.*)\|$", table, re.MULTILINE)
+    assert len(rows) == table.count("\n") - 1, "a row without a name or an import cell"
+    return {name.removesuffix("/").removesuffix(".py"): cell.strip() for name, cell in rows}
+
+
+def test_the_page_has_the_same_table():
+    cells = table_of(PAGE.read_text("utf-8"))
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in MODULES} - {"."}
+    assert folders <= set(cells)
+    found = {}
+    for name in set(cells) & set(ARROWS):
+        listed = set(cells[name].removeprefix("all except ").split(", ")) - {"–"}
+        others = EVERYTHING - {name, "types", "py"} - listed
+        found[name] = others if cells[name].startswith("all except ") else listed
+    assert found == {name: names - {"types"} for name, names in ARROWS.items()}
 
 
 def test_import_arrows():
     found: dict[str, set[str]] = {}
     for path in MODULES:
-        found.setdefault(room_of(path), set()).update(rooms_imported(imports_of(path)))
-    assert {room: names - {room} for room, names in found.items()} == ARROWS
+        found.setdefault(subpackage_of(path), set()).update(subpackages_imported(imports_of(path)))
+    assert {name: names - {name} for name, names in found.items()} == ARROWS
 
 
 def module_of(path: Path) -> str:
@@ -161,11 +183,11 @@ def loaded_by(statement: str, names: tuple[str, ...]) -> list[str]:
 
 
 def test_operators_are_importable_alone():
-    others = tuple(f"cycleqd_jax.{room}" for room in sorted(EVERYTHING - {"operators", "types", "version"}))
+    others = tuple(f"cycleqd_jax.{name}" for name in sorted(EVERYTHING - {"operators", "types", "version"}))
     assert loaded_by("import cycleqd_jax.operators", (*HEAVY, *others)) == []
 
 
-def test_importing_the_package_imports_no_room():
+def test_importing_the_package_imports_no_subpackage():
     assert loaded_by("import cycleqd_jax", ("jax", *HEAVY)) == []
 
 

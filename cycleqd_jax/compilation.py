@@ -31,7 +31,7 @@ def persistent_compilation(cache: Path) -> Iterator[None]:
     Raises:
         InputError: the folder can't be made.
     """
-    if getattr(jax.config, "jax_compilation_cache_dir"):  # noqa: B009 (the type checker does not know it)
+    if getattr(jax.config, "jax_compilation_cache_dir"):  # noqa: B009 (the type checker lacks it)
         yield
         return
     folder = cache / "compiled" / digest([_cpu(), cpu_count(), os.environ.get("XLA_FLAGS", "")], digits=16)

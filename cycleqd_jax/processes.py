@@ -273,7 +273,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, wait:
         )
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"expected a scheduler that JAX knows, such as Slurm or Open MPI, got: {' '.join(str(error).split())}; give "
+            f"expected a scheduler that JAX supports, such as Slurm or Open MPI, got: {' '.join(str(error).split())}; give "
             "--coordinator, --processes and --process"
         ) from error
     except RuntimeError as error:

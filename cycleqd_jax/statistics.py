@@ -52,7 +52,7 @@ def mean_interval(
 ) -> Interval:
     """The mean over tasks of the mean score over problems, with its bootstrap percentile interval.
 
-    Scores that are all equal have an interval of length zero: the bootstrap knows no other scores than the given ones.
+    Scores that are all equal have an interval of length zero: the bootstrap has no other scores than the given ones.
 
     Args:
         scores: for every task the score of each problem, Float ``[item]``.

@@ -213,7 +213,7 @@ def measure(model: str | None, count: int, seconds: float, warm_up_s: float) -> 
             start = time.monotonic()
             load, memory = asyncio.run(clients(address, name, count, seconds, pid))
             took = time.monotonic() - start
-            for _ in range(200):  # clients have gone, and so must their requests
+            for _ in range(200):  # clients have disconnected, and their requests must end
                 state = httpx.get(f"{address}/health").json()
                 if state["running"] == state["waiting"] == 0:
                     break

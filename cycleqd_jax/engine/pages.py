@@ -32,11 +32,11 @@ class PagePool:
         self.free: list[int] = []
 
     def forget(self) -> None:
-        """Makes all pages free; the slots must be gone."""
+        """Makes all pages free; there must be no slots."""
         self.free = list(range(1, self.size))
 
     def lose(self) -> None:
-        """Records that the cache is gone."""
+        """Records that there is no cache."""
         self._lost = max(self.size, self._lost)
         self.size, self.free = 0, []
 
@@ -71,7 +71,7 @@ class PagePool:
         self.size = size
 
     def give_back(self, slot: Slot) -> None:
-        """Frees the pages of a slot and forgets its columns and its conversation."""
+        """Frees the pages of a slot and drops its columns and its conversation."""
         for page in slot.pages:
             heapq.heappush(self.free, page)
         slot.tokens, slot.pages, slot.conversation = [], [], None

@@ -27,7 +27,7 @@ __all__ = ["Runner"]
 class Runner:
     """Weights, the cache and the shared columns.
 
-    A call of a program donates the cache and replaces it. If a call raises, the cache may be gone: :meth:`lose` it.
+    A call of a program donates the cache and replaces it. If a call raises, the cache may be deleted: call :meth:`lose`.
 
     Args:
         layout: sizes.

@@ -195,7 +195,7 @@ def in_less_memory(evaluate: Callable[[], T], shrink: Callable[[], bool]) -> T:
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not out_of_memory(error) or not shrink():
             raise
-    return evaluate()  # the exception is gone, and with it the arrays in its frames
+    return evaluate()  # the exception is freed, and so are the arrays in its frames
 
 
 def out_of_memory(error: BaseException) -> bool:

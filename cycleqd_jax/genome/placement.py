@@ -121,7 +121,7 @@ def express_placed(
         mesh=mesh,
         in_specs=(placed, P(), [tuple(b.s for b in x.bases) for x in placed], [x.base for x in placed]),
         out_specs=[x.base for x in placed],
-        check_vma=False,  # the check does not know the mesh axis of a vmapped population
+        check_vma=False,  # the check does not support the mesh axis of a vmapped population
     )
     made = [jnp.zeros_like(x.base) if out is None else out for x, out in zip(parts, outs, strict=True)]
     return local(parts, mixing, coefficients, made)

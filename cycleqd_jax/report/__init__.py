@@ -3,7 +3,7 @@
 - :func:`open_run`: a run folder as data, ready for ``pandas.DataFrame``;
 - :func:`write_report`: writes figures, tables and ``report.html`` into a run folder;
 - :func:`results_table`: the results of one run, or of several runs as mean ± standard deviation;
-- :func:`suite_table`, :func:`write_suite`: the results of a run on tasks that it does not know;
+- :func:`suite_table`, :func:`write_suite`: the results of a run on tasks that are not its own;
 - :class:`ComparisonTable`: the results of several methods, over seeds;
 - :func:`draw_comparison`: writes the tables and figures of a comparison;
 - :class:`ProgressBar`: shows long stages in terminals, notebooks and logs.

@@ -49,7 +49,7 @@ class Page:
         table: the results.
         selection: the content of ``tables/selection.json``.
         costs: tokens, FLOPs and seconds.
-        suites: the results on tasks that the run does not know.
+        suites: the results on tasks that are not those of the run.
         workers: the records of the workers on a cluster, of all starts of the run.
         figures: name → theme → SVG.
         transcripts: episodes of the evaluation.

@@ -34,7 +34,7 @@ def extend(
     The new run has a folder of its own, and the old one stays as it is. An expert that is not given is fine-tuned first, as the
     old config says. Running the config (:class:`~cycleqd_jax.runs.Run`) re-evaluates the elites of the old archives on the new
     task only, and continues the search. Once the new run has a journal, the finished run is read from the copy in its folder.
-    So the same call continues although the old folder has changed or is gone.
+    So the same call continues although the old folder has changed or was removed.
 
     Args:
         folder: of the finished run.

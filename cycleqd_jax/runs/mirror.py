@@ -116,7 +116,7 @@ class Mirror:
         ) from error
 
     def _run(self, message: Mapping[str, Any], call: Callable[[], Any]) -> Any:
-        """Makes a call; keeps what it makes, for the calls that follow, until it is given away."""
+        """Makes a call; keeps what it makes, for the calls that follow, until it is donated."""
         if message["makes"]:
             self._made = None
         self._inside = True
@@ -193,7 +193,7 @@ class Mirror:
                 arguments = [self._decode(x) for x in message["with"]]
                 options = {key: self._decode(value) for key, value in message["options"].items()}
                 call = functools.partial(getattr(target, message["call"]), *arguments, **options)
-                del arguments  # what is given away must not be held here
+                del arguments  # donated arrays must not be held here
                 try:
                     self._run(message, call)
                 except _FATAL as error:

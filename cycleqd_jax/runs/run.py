@@ -283,7 +283,7 @@ class Run:
         return measure(opened.context, opened.evolution, opened.isolation)
 
     def evaluate_suite(self, suite: str | Path | Suite) -> report.SuiteTable:
-        """Scores every row of the results table on tasks that the run does not know; writes ``tables/suite-NAME.json``.
+        """Scores every row of the results table on tasks that are not its own; writes ``tables/suite-NAME.json``.
 
         Args:
             suite: a YAML file (:func:`~cycleqd_jax.config.load_suite`), or what it holds.

@@ -47,7 +47,7 @@ def require(logger: str) -> Any:
 
 
 class _Memory:
-    """What a tracker's folder in the run folder remembers: the id of the tracked run, and the individuals that it has.
+    """What a tracker's folder in the run folder holds: the id of the tracked run, and the individuals that it has.
 
     The id is kept in ``id.txt``, and the individuals in ``logged.txt``, one a line.
     """

@@ -119,7 +119,7 @@ async def until_disconnect(receive: Receive, work: Awaitable[Any]) -> Any:
 
 
 class EventStream(Response):
-    """Server-sent events, one for each value, until the client goes away or does not read for ``stall_s`` seconds.
+    """Server-sent events, one for each value, until the client disconnects or does not read for ``stall_s`` seconds.
 
     Args:
         values: what to send.

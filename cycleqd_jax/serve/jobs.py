@@ -30,7 +30,7 @@ class Job:
         top_p: draw from the likeliest tokens that together have this probability.
         seed: the seed of the draws, a 32-bit number.
         stop: strings that end the reply and are not part of it.
-        logprobs: how many alternatives of each token are wanted beside its log-probability; None wants neither.
+        logprobs: how many alternatives of each token to return with its log-probability; None returns neither.
         echo: the text of the prompt, which then precedes the reply; None leaves the prompt out.
     """
 

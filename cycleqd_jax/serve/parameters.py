@@ -1,6 +1,6 @@
 """The bodies of requests: JSON, checked key by key.
 
-What is not known or not supported is refused, so that no client believes that it had an effect.
+Unknown and unsupported parameters are refused instead of ignored.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sampling:
         stop: strings that end a reply.
         stream: whether the reply is streamed.
         usage: whether a stream ends with the number of tokens.
-        logprobs: how many alternatives of each token are wanted beside its log-probability; None wants neither.
+        logprobs: how many alternatives of each token to return with its log-probability; None returns neither.
         echo: whether the prompt precedes the reply.
     """
 

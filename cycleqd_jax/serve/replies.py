@@ -69,7 +69,7 @@ class Answer:
             yield self._chunk(i, {}, news.finish, self._logprobs(i, news))
 
     def last(self, completion: int) -> Iterator[dict[str, Any]]:
-        """The chunk with the number of tokens, where the client wants it."""
+        """The chunk with the number of tokens, where the request has it."""
         if self.usage:
             yield {**self._head(self._chunk_kind), "choices": [], "usage": usage_of(self.prompt_tokens, completion)}
 

@@ -25,7 +25,7 @@ CONNECT_S = 5.0
 
 
 class WorkerLost(Exception):
-    """The process of a worker is gone; the message says why.
+    """The process of a worker has ended; the message has the reason.
 
     Attributes:
         process: whether the process itself died. Otherwise its machine or the network did, and what it evaluated is not the
@@ -65,7 +65,7 @@ class Cluster(Protocol):
         """The result of a call that has ended.
 
         Raises:
-            WorkerLost: the worker is gone.
+            WorkerLost: the worker has ended.
             Exception: what the method raised, with the traceback of the worker as a note.
         """
         ...
@@ -272,11 +272,11 @@ def _unreachable(address: str, reason: str) -> InputError:
 
 
 _REASONS = ("The actor is dead because", "The actor died because")
-"""How the lines begin in which Ray says why an actor is gone."""
+"""The beginnings of the lines in which Ray reports why an actor has ended."""
 
 
 def _reason(error: BaseException) -> str:
-    """Why a worker is gone, in one line: Ray lists facts about the actor first."""
+    """Why a worker has ended, in one line: Ray lists facts about the actor first."""
     from ray.exceptions import OutOfMemoryError
 
     text = str(error)

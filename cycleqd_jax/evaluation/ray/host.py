@@ -1,7 +1,7 @@
 """What runs in the process of a worker.
 
 Ray sends this module by value. It needs nothing but the standard library until :meth:`Host.start` loads the models, so a worker
-whose machine lacks the package can still say which machine that is.
+whose machine lacks the package can still report which machine that is.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Host:
 
 
 class ActorHost(Host):
-    """A host that knows its node in a Ray cluster."""
+    """A host with the id of its node in a Ray cluster."""
 
     def identify(self) -> dict[str, Any]:
         """See :meth:`Host.identify`; ``node`` is the id of the node."""

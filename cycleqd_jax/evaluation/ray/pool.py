@@ -225,7 +225,7 @@ class RayPool:
         slot.call = self._cluster.call(slot.worker, "evaluate", split, job.genomes, job.relatives)
 
     def _finished(self, waiting: collections.deque[_Job], quarantine: bool) -> Iterator[tuple[_Job, list[Evaluation]]]:
-        """Waits for a moment; yields the jobs that are done. Jobs whose workers are gone return to ``waiting``."""
+        """Waits for a moment; yields the jobs that are done. Jobs whose workers were lost return to ``waiting``."""
         by_call = {slot.call: slot for slot in self._slots if slot.call is not None}
         for call in self._cluster.wait(list(by_call), self._until_deadline()):
             slot = by_call[call]
@@ -330,7 +330,7 @@ class RayPool:
     def _lose(
         self, slot: _Slot, reason: str, process: bool, waiting: collections.deque[_Job], quarantine: bool
     ) -> Iterator[tuple[_Job, list[Evaluation]]]:
-        """A worker is gone. Its job returns to ``waiting``, or is yielded as quarantined."""
+        """A worker was lost. Its job returns to ``waiting``, or is yielded as quarantined."""
         job = slot.job
         where = f"worker {slot.record.id} on {slot.record.host}" if slot.record.host else f"worker {slot.record.id}"
         if job is None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 __all__ = ["WorkerRecord", "WorkerState"]
 
 WorkerState = Literal["waiting", "starting", "idle", "busy", "ended", "refused"]
-"""``waiting`` for resources of the cluster; ``starting``: loads the models; ``ended``: its process or its node is gone;
+"""``waiting`` for resources of the cluster; ``starting``: loads the models; ``ended``: its process or its node was lost;
 ``refused``: it could not start, or does not evaluate as the others do."""
 
 

@@ -18,7 +18,7 @@ class Refusal(Exception):
 
 
 def unsupported(what: str) -> Refusal:
-    """The error of a statement that MySQL may know and this translation does not."""
+    """The error of a statement that MySQL may support and this translation does not."""
     return Refusal(f"1235 (42000): This version of MySQL doesn't yet support '{what}'")
 
 

@@ -296,12 +296,12 @@ class MySqlServer:
             self._ready = True
 
     def _take_common_rights(self) -> None:
-        """Takes the rights on the schemas ``test`` and ``test_…`` from everybody, as mariadb-secure-installation does.
+        """Revokes the rights of all accounts on the schemas ``test`` and ``test_…``, as mariadb-secure-installation does.
 
         Installers grant them, and episodes could exchange data through these schemas.
 
         Raises:
-            InfraError: everybody has other rights, or may log in.
+            InfraError: all accounts have other rights, or an anonymous account exists.
         """
         installed = "user IN ('', 'PUBLIC') AND db IN ('test', 'test\\\\_%')"
         if self.admin(f"SELECT 1 FROM mysql.db WHERE {installed}"):
@@ -322,8 +322,8 @@ class MySqlServer:
         ]
         if common:
             raise InfraError(
-                "expected a server without anonymous accounts and rights of everybody, through which episodes could exchange "
-                f"data, got {', '.join(common)} in its tables of rights at {self._address.place}; run "
+                "expected a server without anonymous accounts and rights of all accounts, through which episodes could "
+                f"exchange data, got {', '.join(common)} in its tables of rights at {self._address.place}; run "
                 "mariadb-secure-installation (mysql_secure_installation), or revoke them"
             )
 

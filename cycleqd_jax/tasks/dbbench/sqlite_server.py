@@ -69,7 +69,7 @@ def guarded(name, module, aware):
 
 
 def unsupported(what):
-    """The error of what MySQL may know and these functions do not."""
+    """The error of what MySQL may support and these functions do not."""
     return f"1235 (42000): This version of MySQL doesn't yet support '{what}'"
 
 

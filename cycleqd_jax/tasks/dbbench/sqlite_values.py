@@ -1,7 +1,7 @@
 """MySQL's comparisons and conversions for SQLite. Runs in the sandbox, see ``sqlite_server.py``.
 
 The functions receive values that the translation has already converted: texts as ``str``, numbers as ``int`` or ``float``.
-Decimal numbers are floats; the translation knows their number of digits after the point. Unless a function says
+Decimal numbers are floats; the translation has their number of digits after the point. Unless a function states
 otherwise, it is not called with NULL: the result is then NULL.
 """
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cycleqd_jax.config.check_models import check_models, check_task_names
-from cycleqd_jax.config.schema import SEGMENTATION, RunConfig, SearchConfig
+from cycleqd_jax.config.schema import SEGMENTATION, RunConfig
+from cycleqd_jax.config.search import SearchConfig
 from cycleqd_jax.types import MAX_CELLS, InputError
 
 __all__ = ["check_keys_together", "idle_groups", "unused_keys"]

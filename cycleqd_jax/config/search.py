@@ -8,6 +8,7 @@ from typing import Literal
 
 from cycleqd_jax.config.fields import field
 from cycleqd_jax.config.racing import RacingConfig
+from cycleqd_jax.types import MAX_CELLS
 
 __all__ = ["GenomeConfig", "SearchConfig"]
 
@@ -91,7 +92,7 @@ class SearchConfig:
     mu: float = 1.0
     sigma: float = field(0.03, minimum=0)
     bins: int = field(15, minimum=1)
-    cells: int | None = field(None, minimum=2)
+    cells: int | None = field(None, minimum=2, maximum=MAX_CELLS)
     bounds: dict[str, list[float]] | None = None
     method: Literal["cycleqd", "qd", "dns", "random", "cmaes", "nsga2"] = "cycleqd"
     steady: bool = False

@@ -258,6 +258,12 @@ class RunConfig:
         ray: evaluation of individuals on the workers of a Ray cluster.
         sandbox: execution of model-written code.
         checkpoint: checkpoints of the search.
+
+    >>> from cycleqd_jax.config import RunConfig, TaskConfig, check_config
+    >>> config = RunConfig("demo", (TaskConfig("mbpp"), TaskConfig("dbbench", train_size=8)))
+    >>> check_config(config)
+    >>> config.task_names, config.search.bins, str(config.folder)
+    (('mbpp', 'dbbench'), 15, 'runs/demo')
     """
 
     name: str

@@ -65,6 +65,16 @@ class Engine(Scoring):
     Raises:
         InputError: a size is below its least value, ``max_len`` is beyond the model's positions, an id is not in the
             vocabulary, or the mesh does not divide the KV heads.
+
+    >>> import jax
+    >>> from cycleqd_jax.engine import Engine
+    >>> from cycleqd_jax.models import llama
+    >>> config = llama.LlamaConfig(32, 16, 16, 1, 2, 1, 8)  # a tiny model with random weights
+    >>> engine = Engine(config, slots=1, max_len=16, stop_ids=[1], pad_id=0, steps=4, share_prefixes=False)
+    >>> engine.load(llama.init_params(config, jax.random.key(0)))
+    >>> replies = engine.generate([[5, 6, 7], [8, 9]], [4, 4])
+    >>> [0 < len(reply.ids) <= 4 for reply in replies]
+    [True, True]
     """
 
     def __init__(

@@ -7,20 +7,21 @@ logical axes gives the layout on one device, on eight, or on many hosts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Union
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from cycleqd_jax.types import InputError, leaf_path
+from cycleqd_jax.types import InputError, PyTree, leaf_path
 
 __all__ = [
     "MESH_AXES",
     "RULES",
     "Axes",
+    "Shardings",
     "device_groups",
     "make_mesh",
     "mesh_sizes",
@@ -32,6 +33,9 @@ __all__ = [
 
 Axes = tuple[str | None, ...]
 """The logical axis of every dimension of an array; ``None`` is never split."""
+
+Shardings = Union[PyTree[Sharding], Callable[..., PyTree[Sharding]], None]  # noqa: UP007  (a PyTree has no operator |)
+"""Where weights are put: a tree of ``jax.sharding.Sharding`` like them, or a function from the config to such a tree."""
 
 MESH_AXES = ("population", "fsdp", "tensor")
 """The mesh axes: individuals; slices of every weight; and heads or hidden units of one matrix product."""

@@ -19,24 +19,24 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from bench_generators import Static, Transformers, differing, timed_replies
 
 from cycleqd_jax.engine import ChatGenerator, Engine
 from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.engine.prefix import common_length
 from cycleqd_jax.evaluation import rollout
 from cycleqd_jax.models import llama
-from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, make_task
-from cycleqd_jax.types import Message, MixedMatrix, Outcome, Params, Reply
+from cycleqd_jax.types import MixedMatrix, Outcome, Params
 
 FILES = {
     "mbpp": "mbpp/mbpp_full.visible.jsonl",
@@ -106,87 +106,6 @@ class Recorder(Engine):
             places = range(len(prompt) - 1, len(tokens) - 1)
             others += [{"request": number, "token": i, "gap": float(gaps[at])} for i, at in enumerate(places) if other[at]]
         return {"tokens": sum(map(len, self.replies.values())), "not the argmax": others, "ends elsewhere": ends}
-
-
-class Transformers:
-    """A generator that computes all requests with ``generate``, in batches sorted by length."""
-
-    def __init__(self, folder: str, tokenizer: chat.ChatTokenizer, dtype: str, batch: int) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        self._tokenizer = tokenizer
-        self._batch = batch
-        self._requests: list[tuple[Hashable, list[int], int]] = []
-        self._generate([("to warm up", [tokenizer.pad_id] * 16, 4)])
-
-    def submit(self, conversation: Hashable, messages: Sequence[Message], max_new_tokens: int) -> None:
-        """See :class:`cycleqd_jax.types.Generator`."""
-        self._requests.append((conversation, self._tokenizer.encode(messages), max_new_tokens))
-
-    def advance(self) -> list[tuple[Hashable, Reply]]:
-        """Replies that are complete."""
-        requests, self._requests = sorted(self._requests, key=lambda one: (one[2], len(one[1]))), []
-        batches = (requests[i : i + self._batch] for i in range(0, len(requests), self._batch))
-        return [reply for batch in batches for reply in self._generate(batch)]
-
-    def release(self, conversation: Hashable) -> None:
-        """Does nothing: no cache is kept."""
-
-    def _generate(self, batch: Sequence[tuple[Hashable, list[int], int]]) -> list[tuple[Hashable, Reply]]:
-        torch, stops = self._torch, set(self._tokenizer.stop_ids)
-        width = max(len(ids) for _, ids, _ in batch)
-        pad = self._tokenizer.pad_id
-        tokens = torch.tensor([[pad] * (width - len(ids)) + ids for _, ids, _ in batch])
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for _, ids, _ in batch])
-        with torch.inference_mode():
-            out = self._model.generate(
-                tokens,
-                attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=max(limit for *_, limit in batch),
-                pad_token_id=pad,
-                eos_token_id=list(stops),
-            )
-        replies: list[tuple[Hashable, Reply]] = []
-        for (key, _, limit), row in zip(batch, out[:, width:].tolist(), strict=True):
-            end = next((i + 1 for i, token in enumerate(row) if token in stops), limit)
-            ids = row[: min(end, limit)]
-            stopped = bool(ids) and ids[-1] in stops
-            text = self._tokenizer.decode(ids[:-1] if stopped else ids)
-            replies.append((key, Reply(text, len(ids), "stop" if stopped else "length")))
-        return replies
-
-
-class Static:
-    """A generator with static batches: as many requests as slots, and no new one before all of them are complete."""
-
-    def __init__(self, generator: ChatGenerator) -> None:
-        self._generator = generator
-        self._waiting: list[tuple[Any, ...]] = []
-        self._left = 0
-
-    def submit(self, *request: Any) -> None:
-        """See :class:`cycleqd_jax.types.Generator`."""
-        self._waiting.append(request)
-
-    def advance(self) -> list[tuple[Hashable, Reply]]:
-        """Replies that are complete."""
-        if not self._left:
-            slots = self._generator.engine.slots
-            batch, self._waiting = self._waiting[:slots], self._waiting[slots:]
-            for request in batch:
-                self._generator.submit(*request)
-            self._left = len(batch)
-        replies = self._generator.advance()
-        self._left -= len(replies)
-        return replies
-
-    def release(self, conversation: Hashable) -> None:
-        """See :class:`cycleqd_jax.types.Generator`."""
-        self._generator.release(conversation)
 
 
 def limits(config: llama.LlamaConfig) -> dict[str, float]:
@@ -304,22 +223,13 @@ def with_drafts(
     plain = engine.generate(prompts, [new] * len(prompts))
     rows = []
     for share in (None, *shares):
-
-        def given(ids: Sequence[int], share: float | None = share) -> list[list[int]]:
-            changed = [random_of.randrange(config.vocab_size) if random_of.random() < (share or 0) else i for i in ids]
-            return [] if share is None else [changed]
-
-        drafts = [given(reply.ids) for reply in plain]
-        found, seconds = {}, []
+        changed = [differing(engine, reply.ids, share or 0.0, random_of) for reply in plain]
+        drafts = [[] if share is None else [ids] for ids in changed]
+        seconds = []
         for _ in range(3):  # the first time compiles
-            engine.load(params)
-            engine.statistics.clear()
-            start = time.perf_counter()
-            numbers = [engine.submit(prompt, new, drafts=one) for prompt, one in zip(prompts, drafts, strict=True)]
-            while engine.busy:
-                found |= dict(engine.advance())
-            seconds.append(time.perf_counter() - start)
-            assert [found[number] for number in numbers] == plain
+            took, found = timed_replies(engine, params, prompts, new, drafts)
+            seconds.append(took)
+            assert found == plain
         counts = engine.statistics
         row = {"differ": share, "steps": counts.steps, "seconds": min(seconds[1:]), "tokens": counts.decoded}
         row |= {"tokens_per_window": (counts.windows + counts.accepted) / counts.windows} if counts.windows else {}

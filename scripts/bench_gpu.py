@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import operator
 import random
 import statistics
 import time
@@ -22,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from bench_generators import differing, timed_replies
 
 from cycleqd_jax.engine import Attention, Engine
 from cycleqd_jax.engine.layout import WINDOW
@@ -118,19 +120,10 @@ def drafting(engine: Engine, params: Params, prompts: Sequence[Sequence[int]], s
     plain = engine.generate(prompts, [NEW] * len(prompts))
 
     def play(drafts: Sequence[Sequence[Sequence[int]]]) -> tuple[float, int, int]:
-        engine.load(params)
-        engine.statistics.clear()
-        start = time.perf_counter()
-        numbers = [engine.submit(p, NEW, drafts=d) for p, d in zip(prompts, drafts, strict=True)]
-        replies: dict[int, Any] = {}
-        while engine.busy:
-            replies |= dict(engine.advance())
-        took = time.perf_counter() - start
-        return took, engine.statistics.steps, sum(replies[n] == one for n, one in zip(numbers, plain, strict=True))
+        took, replies = timed_replies(engine, params, prompts, NEW, drafts)
+        return took, engine.statistics.steps, sum(map(operator.eq, replies, plain))
 
-    drafts = [
-        [[chosen.randrange(engine.config.vocab_size) if chosen.random() < share else i for i in reply.ids]] for reply in plain
-    ]
+    drafts = [[differing(engine, reply.ids, share, chosen)] for reply in plain]
     none: list[list[list[int]]] = [[] for _ in prompts]
     without, with_drafts = (min(play(given) for _ in range(3)) for given in (none, drafts))
     return {

@@ -19,7 +19,7 @@ import jaxtyping  # noqa: E402
 
 # Types, shapes and dtypes written in annotations are checked while the tests run, and only then. An int is a float (PEP 484).
 _checks = types.ModuleType("checks_of_types")
-_checks.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+vars(_checks)["check"] = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 sys.modules["checks_of_types"] = _checks
 _hook = jaxtyping.install_import_hook("cycleqd_jax", "checks_of_types.check")
 

@@ -40,7 +40,7 @@ def fuzzed(few: int, many: int = MANY, **strategies: st.SearchStrategy[Any]) -> 
 
         parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in strategies]
         first = inspect.Parameter("cases", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        test.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+        vars(test)["__signature__"] = inspect.Signature([first, *parameters])
         test.__name__, test.__doc__, test.__module__ = function.__name__, function.__doc__, function.__module__
         slow = pytest.param(many, marks=[pytest.mark.slow, pytest.mark.timeout(_SECONDS)])
         return pytest.mark.parametrize("cases", [few, slow])(test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import subprocess
 import sys
@@ -56,6 +57,29 @@ def test_the_face_is_what_the_docs_list():
     used = {name for page in pages for name in re.findall(r"\bcq\.(\w+)", page.read_text("utf-8"))}
     assert used <= set(FACE)
     assert {name for name in FACE if name != "__version__"} <= used  # the changelog has all
+
+
+WITHOUT_EXAMPLES = {
+    "FailuresError": "an error",
+    "InfraError": "an error",
+    "InputError": "an error",
+    "Run": "needs models; the tutorials run it",
+    "RunFolder": "needs a run; the tests below read one",
+    "__version__": "a text",
+    "compare": "needs runs; tests/runs/test_comparison.py compares some",
+    "load_model": "needs a folder; the tests below load one",
+    "open_run": "needs a run; the tests below read one",
+}
+"""The names without an executed example, and why."""
+
+
+@pytest.mark.parametrize("name", FACE)
+def test_every_name_has_an_example_or_a_reason(name):
+    """``tests/docs/test_doctests.py`` runs the examples; there the names are found in their own modules."""
+    text = "" if name == "__version__" else getattr(cq, name).__doc__
+    examples = [one for one in doctest.DocTestParser().get_examples(text) if not one.options.get(doctest.SKIP)]
+    examples = [one for one in examples if not one.source.startswith("import ")]
+    assert bool(examples) != (name in WITHOUT_EXAMPLES)
 
 
 @pytest.mark.parametrize("name", FACE)

@@ -61,6 +61,17 @@ class CMAES(flax.struct.PyTreeNode):
         population: children per generation λ, at least 4; 4 + 3 ln(G K) is the usual number.
         sigma: first step size σ of the coefficients.
         leaders: how many individuals of the highest averages the state keeps.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.algorithms import CMAES
+    >>> from cycleqd_jax.genome import CoefficientSpace
+    >>> space = CoefficientSpace.from_experts({"w": jnp.zeros(2)}, [{"w": jnp.ones(2)}, {"w": 3 * jnp.ones(2)}])
+    >>> search = CMAES(population=4)
+    >>> state = search.init(jax.vmap(space.expert)(jnp.arange(2)), jnp.array([[0.8, 0.2], [0.1, 0.9]]))
+    >>> children, lineage, state = search.ask(state, jax.random.key(0), 4)
+    >>> children.coefficients.shape, lineage.parents.tolist()[0]  # then search.tell(state, children, scores, lineage)
+    ((4, 1, 2), [-1, -1])
     """
 
     population: int = flax.struct.field(pytree_node=False, default=8)

@@ -162,6 +162,17 @@ class NSGA2(flax.struct.PyTreeNode):
         eta_crossover: distribution index of the crossover; a larger one keeps children closer to their parents.
         eta_mutation: distribution index of the mutation; a larger one makes smaller changes.
         leaders: how many individuals of the highest averages the state keeps.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.algorithms import NSGA2
+    >>> from cycleqd_jax.genome import CoefficientSpace
+    >>> space = CoefficientSpace.from_experts({"w": jnp.zeros(2)}, [{"w": jnp.ones(2)}, {"w": 3 * jnp.ones(2)}])
+    >>> search = NSGA2(population=4)
+    >>> state = search.init(jax.vmap(space.expert)(jnp.arange(2)), jnp.array([[0.8, 0.2], [0.1, 0.9]]))
+    >>> children, lineage, state = search.ask(state, jax.random.key(0), 3)
+    >>> children.coefficients.shape, lineage.parents.tolist()[0]  # then search.tell(state, children, scores, lineage)
+    ((3, 1, 2), [-1, -1])
     """
 
     population: int = flax.struct.field(pytree_node=False, default=32)

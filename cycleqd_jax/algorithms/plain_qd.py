@@ -88,6 +88,18 @@ class PlainQD(flax.struct.PyTreeNode):
         selector: selects the parents.
         bounds: lower and upper end of each task's axis, ``((low, high), …)``; None computes them from the scores of the
             experts.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.algorithms import PlainQD
+    >>> from cycleqd_jax.genome import ExpertSpace
+    >>> space = ExpertSpace.from_experts({"w": jnp.eye(4)}, [{"w": 2 * jnp.eye(4)}, {"w": 4 * jnp.eye(4)}])
+    >>> search = PlainQD(space, bins=5)
+    >>> state = search.init(jax.vmap(space.expert)(jnp.arange(2)), jnp.array([[0.8, 0.2], [0.1, 0.9]]))
+    >>> children, lineage, state = search.ask(state, jax.random.key(0), 3)
+    >>> state = search.tell(state, children, jnp.full((3, 2), 0.6), lineage)
+    >>> int(state.generation), int(state.next_id)
+    (1, 5)
     """
 
     space: GenomeSpace

@@ -49,6 +49,18 @@ class RandomSearch(flax.struct.PyTreeNode):
         low: smallest coefficient.
         high: largest coefficient.
         leaders: how many individuals of the highest averages the state keeps.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.algorithms import RandomSearch
+    >>> from cycleqd_jax.genome import CoefficientSpace
+    >>> space = CoefficientSpace.from_experts({"w": jnp.zeros(2)}, [{"w": jnp.ones(2)}, {"w": 3 * jnp.ones(2)}])
+    >>> search = RandomSearch(high=0.8)
+    >>> state = search.init(jax.vmap(space.expert)(jnp.arange(2)), jnp.array([[0.8, 0.2], [0.1, 0.9]]))
+    >>> children, lineage, state = search.ask(state, jax.random.key(0), 3)
+    >>> state = search.tell(state, children, jnp.full((3, 2), 0.6), lineage)
+    >>> int(state.generation), state.leading(1)[2].tolist()
+    (1, [2])
     """
 
     low: float = flax.struct.field(pytree_node=False, default=0.0)

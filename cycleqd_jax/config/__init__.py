@@ -10,14 +10,13 @@ from cycleqd_jax.config.schema import (
     CheckpointConfig,
     EngineConfig,
     ExportConfig,
-    GenomeConfig,
     ModelConfig,
     RunConfig,
     SandboxConfig,
-    SearchConfig,
     TaskConfig,
     TinyConfig,
 )
+from cycleqd_jax.config.search import GenomeConfig, SearchConfig
 from cycleqd_jax.config.suite import Suite, SuiteTask, load_suite
 from cycleqd_jax.config.training import GradientConfig, MaskConfig, PrepareConfig, TrainConfig
 

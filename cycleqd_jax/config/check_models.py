@@ -160,9 +160,6 @@ def _check_prepare(config: RunConfig) -> None:
     if prepare.shares is None:
         return
     check_task_names("model.prepare.shares", prepare.shares, config.task_names)
-    for name, share in prepare.shares.items():
-        if share < 0:
-            raise InputError(f"expected model.prepare.shares.{name} to be at least 0, got {share}; correct the config")
     if not any(prepare.shares.values()):
         raise InputError(
             f"expected model.prepare.shares with a share above 0, got {prepare.shares}; correct one, or leave the key out"

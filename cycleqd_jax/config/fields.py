@@ -56,6 +56,8 @@ def field(
 ) -> Any:
     """A dataclass field whose numbers have a range; None is accepted where the annotation allows it.
 
+    The range is also that of every number in a list or in a mapping.
+
     Args:
         default: the default value, immutable.
         minimum: smallest value.

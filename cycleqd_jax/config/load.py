@@ -250,7 +250,7 @@ def _build(kind: Any, value: Any, key: str, limits: Range | None = None) -> Any:
         kind: the annotated type.
         value: plain YAML.
         key: the dotted key, for messages.
-        limits: the range of a number.
+        limits: the range of a number, or of the numbers in a list or a mapping.
 
     Raises:
         InputError: naming the key.
@@ -269,11 +269,11 @@ def _build(kind: Any, value: Any, key: str, limits: Range | None = None) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, list):
             raise _error(key, "a list", value)
-        return origin(_build(args[0], item, f"{key}.{i}") for i, item in enumerate(value))
+        return origin(_build(args[0], item, f"{key}.{i}", limits) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _error(key, "a mapping", value)
-        return {str(k): _build(args[1], v, f"{key}.{k}") for k, v in value.items()}
+        return {str(k): _build(args[1], v, f"{key}.{k}", limits) for k, v in value.items()}
     return value if kind is Any else _build_scalar(kind, value, key, limits)
 
 

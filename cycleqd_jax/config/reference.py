@@ -119,6 +119,8 @@ def _described(docstring: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
     for line in inspect.cleandoc(docstring).partition("Attributes:\n")[2].splitlines():
+        if line and not line.startswith(" "):  # the end of the section
+            break
         start = _ATTRIBUTE.fullmatch(line.removeprefix("    "))
         if start is not None:
             name, found[start[1]] = start[1], start[2]

@@ -46,7 +46,7 @@ class PrepareConfig(TrainConfig):
             none. Null gives all tasks the same share.
     """
 
-    shares: dict[str, float] | None = None
+    shares: dict[str, float] | None = field(None, minimum=0)
 
     def share_of(self, tasks: Sequence[str]) -> dict[str, float]:
         """The share of every task that has one; they sum to 1.

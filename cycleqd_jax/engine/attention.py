@@ -194,16 +194,17 @@ def _write_at_once(x: Array, new: Array, rows: Rows, axis: int) -> Array:
 def _cudnn(q: Array, k: Array, v: Array, seen: Array | None, lengths: Array | None, *, residual: bool) -> tuple[Array, Any]:
     """The same as :func:`_xla`, computed by cuDNN; without ``residual`` the normaliser is None."""
     if not residual:
-        options: Any = {"mask": seen, "key_value_seq_lengths": lengths, "implementation": "cudnn"}
-        return jax.nn.dot_product_attention(q, k, v, **options), None
+        found = jax.nn.dot_product_attention(q, k, v, mask=seen, key_value_seq_lengths=lengths, implementation="cudnn")
+        return found, None
     # The private function behind jax.nn's: the public one rounds the normaliser to the dtype of q, which at 20 is an eighth.
     from jax._src.cudnn.fused_attention_stablehlo import MaskType
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention as cudnn_attention
 
-    sizes: Any = (None, None) if lengths is None else (jnp.full(q.shape[0], q.shape[1], jnp.int32), lengths)
+    queries = None if lengths is None else jnp.full(q.shape[0], q.shape[1], jnp.int32)
     kind = MaskType.NO_MASK if lengths is None else MaskType.PADDING
     scale = q.shape[-1] ** -0.5
-    found: Any = cudnn_attention(q, k, v, None, seen, *sizes, scale=scale, mask_type=kind, return_residual=True)
+    # Typed as two kinds of tuples, of which this call returns the one with two items.
+    found: Any = cudnn_attention(q, k, v, None, seen, queries, lengths, scale=scale, mask_type=kind, return_residual=True)
     out, normaliser = found
     return out, normaliser.swapaxes(1, 2).astype(jnp.float32)
 

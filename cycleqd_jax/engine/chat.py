@@ -35,6 +35,21 @@ class ChatGenerator:
 
     Raises:
         InputError: the engine does not stop at the tokenizer's stop tokens, or a stop string is empty.
+
+    >>> import jax
+    >>> from cycleqd_jax.engine import ChatGenerator, Engine
+    >>> from cycleqd_jax.models import llama
+    >>> from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+    >>> tokenizer = train_tiny_tokenizer(["What is 2 + 3?"], 280)
+    >>> config = llama.LlamaConfig(tokenizer.vocab_size, 16, 16, 1, 2, 1, 8)  # a tiny model with random weights
+    >>> params = llama.init_params(config, jax.random.key(0))
+    >>> ends = {"stop_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
+    >>> engine = Engine(config, slots=1, max_len=64, steps=4, share_prefixes=False, **ends)
+    >>> engine.load(params)
+    >>> questions = [[{"role": "user", "content": f"What is {n} + 3?"}] for n in (2, 4)]
+    >>> replies = ChatGenerator(engine, tokenizer).generate(questions, [4, 4])
+    >>> [0 < reply.tokens <= 4 for reply in replies]
+    [True, True]
     """
 
     def __init__(

@@ -34,6 +34,19 @@ class Model:
         config: the architecture.
         params: the weights (see :mod:`cycleqd_jax.models.llama.params`).
         tokenizer: the tokenizer with its chat template.
+
+    >>> import jax
+    >>> from cycleqd_jax.engine import Model
+    >>> from cycleqd_jax.models import llama
+    >>> from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+    >>> tokenizer = train_tiny_tokenizer(["What is 2 + 3?"], 280)
+    >>> config = llama.LlamaConfig(tokenizer.vocab_size, 16, 16, 1, 2, 1, 8)  # a tiny model with random weights
+    >>> params = llama.init_params(config, jax.random.key(0))
+    >>> model = Model(config, params, tokenizer)
+    >>> model
+    Model(llama, 1 layers of width 16, 10,544 parameters, float32)
+    >>> type(model.generate("What is 2 + 3?", max_new_tokens=4))
+    <class 'str'>
     """
 
     config: llama.LlamaConfig

@@ -100,6 +100,9 @@ class DenseSpace(flax.struct.PyTreeNode):
     def mutate(self, key: PRNGKeyArray, genome: PyTree, active: Index) -> PyTree[Array]:
         """Mutation of the child's own task vector; the active task has no effect.
 
+        On CPU the SVD repeats bit for bit on any number of cores. Inside ``jax.jit``, as in ``ask`` of a searcher, it does so
+        only where the program runs in :func:`~cycleqd_jax.operators.single_threaded_lapack`.
+
         Args:
             key: consumed; a typed PRNG key.
             genome: task vector of the child.

@@ -29,13 +29,11 @@ from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.genome.basis import (
     Basis,
-    change_at,
-    changes_of,
     check_bases,
     default_factor_dtype,
     dense_bases,
-    low_rank_bases,
 )
+from cycleqd_jax.genome.changes import low_rank_directions, whole_changes
 from cycleqd_jax.genome.experts import Index, check_expert, check_experts, check_rank, sort_leaves
 from cycleqd_jax.genome.express import Parts, express_leaves, mixed_leaf
 from cycleqd_jax.genome.placement import check_out, express_placed, leaf_specs, part_specs, put
@@ -169,29 +167,11 @@ class ExpertSpace(flax.struct.PyTreeNode):
                 jax.block_until_ready(bases)
         dtypes = {path: factor_dtype or default_factor_dtype(leaves[path].dtype) for path in bases}
         found = {path: basis.astype(dtypes[path]) for path, basis in bases.items()}
-
-        weights = [None if isinstance(expert, Adapter) else dict(tree_paths(expert)) for expert in experts]
-        given: dict[str, tuple[Array, ...]] = {}
-        updates: dict[str, tuple[Array | None, ...]] = {}
-        for path in dense:
-            if all(tree is not None for tree in weights):
-                given[path] = tuple(tree[path] for tree in weights if tree is not None)
-            else:
-                updates[path] = tuple(
-                    None if change is None else change_at(leaves[path], change, (), whole)
-                    for change, whole in changes_of(path, experts)
-                )
-        remainders: dict[str, Basis] = {}
+        given, updates = whole_changes(base, experts, dense)
         with single_threaded_lapack():
-            for path, whole in low_rank_bases(base, experts, low_rank):
-                full = whole.s.shape[-1]
-                kept = 0 if path not in chosen else full if rank is None else min(rank, full)
-                if kept > 0:
-                    found[path] = whole.directions(slice(0, kept))
-                if kept < full:
-                    remainders[path] = whole.directions(slice(kept, full))
-            jax.block_until_ready((found, remainders))
-        return cls(base, given, updates, found, remainders, num_experts=len(experts), w_max=w_max)
+            kept, remainders = low_rank_directions(base, experts, low_rank, chosen, rank)
+            jax.block_until_ready((kept, remainders))
+        return cls(base, given, updates, found | kept, remainders, num_experts=len(experts), w_max=w_max)
 
     def shard(self, mesh: Mesh, specs: PyTree[P | NamedSharding]) -> ExpertSpace:
         """The same space with its arrays sharded over a mesh, as expressed weights will be.

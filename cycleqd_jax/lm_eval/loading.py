@@ -12,7 +12,8 @@ from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
-from cycleqd_jax.models.tokenizer import ChatTokenizer, open_tokenizer, read_stop_tokens
+from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.models.tokenizer_files import open_tokenizer, read_stop_tokens
 from cycleqd_jax.types import InputError, Params, no_progress
 
 __all__ = ["NAME", "SLOTS", "LoadedModel", "check_arguments", "load", "make_engine", "parameters_of"]

@@ -13,6 +13,10 @@ from cycleqd_jax.types import InputError
 __all__ = ["HarnessModel"]
 
 
+_NEW_TOKENS = 256
+"""The most new tokens, where neither the arguments nor a task say, as in lm-eval."""
+
+
 class HarnessModel:
     """The model ``cycleqd``: lm-eval's requests, computed by the engine. Its numbers are those of lm-eval's model ``hf``.
 
@@ -43,13 +47,13 @@ class HarnessModel:
         pretrained: str | None = None,
         *,
         run: str | None = None,
-        child: Any = None,
+        child: object = None,
         dtype: str | None = None,
         batch_size: int | str | None = None,
-        max_length: Any = None,
-        max_gen_toks: Any = 256,
-        add_bos_token: Any = None,
-        prefix_token_id: Any = None,
+        max_length: object = None,
+        max_gen_toks: object = _NEW_TOKENS,
+        add_bos_token: object = None,
+        prefix_token_id: object = None,
         max_batch_size: int | None = None,
         device: str | None = None,
         **others: Any,
@@ -57,28 +61,27 @@ class HarnessModel:
         super().__init__()
         ours.check_arguments(ours.parameters_of(HarnessModel.__init__), others)
         slots = _slots(batch_size)
-        numbers = {"child": child, "max_length": max_length, "max_gen_toks": max_gen_toks, "prefix_token_id": prefix_token_id}
-        for name, value in numbers.items():
-            if value is not None and type(value) is not int:
-                raise InputError(f"expected a whole number as {name}, got {value!r} in --model_args; correct it")
+        individual, longest = _number("child", child), _number("max_length", max_length)
+        new_tokens, prefix = _number("max_gen_toks", max_gen_toks), _number("prefix_token_id", prefix_token_id)
         if add_bos_token not in (None, True, False):
             raise InputError(f"expected True or False as add_bos_token, got {add_bos_token!r} in --model_args; correct it")
+        special = None if add_bos_token is None else bool(add_bos_token)
         model = ours.load(
             pretrained=None if pretrained is None else str(pretrained),
             run=None if run is None else str(run),
-            child=child,
+            child=individual,
             dtype=None if dtype in (None, "auto") else dtype,
         )
-        if prefix_token_id is not None and not 0 <= prefix_token_id < model.config.vocab_size:
+        if prefix is not None and not 0 <= prefix < model.config.vocab_size:
             raise InputError(
-                f"expected a prefix_token_id below {model.config.vocab_size}, got {prefix_token_id} in --model_args; correct it"
+                f"expected a prefix_token_id below {model.config.vocab_size}, got {prefix} in --model_args; correct it"
             )
         self.batch_size = slots or ours.SLOTS
-        self.max_gen_toks = max_gen_toks
+        self.max_gen_toks = _NEW_TOKENS if new_tokens is None else new_tokens
         self.tokenizer = model.tokenizer
-        engine = ours.make_engine(model, slots=slots, max_length=max_length)
-        self._scorer = TextScorer(engine, model.tokenizer, special=add_bos_token, prefix=prefix_token_id)
-        self._name = str(pretrained) if pretrained is not None else f"{run}#{'export' if child is None else child}"
+        engine = ours.make_engine(model, slots=slots, max_length=longest)
+        self._scorer = TextScorer(engine, model.tokenizer, special=special, prefix=prefix)
+        self._name = str(pretrained) if pretrained is not None else f"{run}#{'export' if individual is None else individual}"
 
     @property
     def eot_token_id(self) -> int:
@@ -154,6 +157,13 @@ class HarnessModel:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+
+
+def _number(name: str, value: object) -> int | None:
+    """An argument that must be a whole number, or None."""
+    if value is None or type(value) is int:
+        return value
+    raise InputError(f"expected a whole number as {name}, got {value!r} in --model_args; correct it")
 
 
 def _slots(batch_size: int | str | None) -> int | None:

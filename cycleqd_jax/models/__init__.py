@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         preflight,
         sam,
         tokenizer,
+        tokenizer_files,
         tool_templates,
     )
 
@@ -33,5 +34,6 @@ __all__ = [
     "preflight",
     "sam",
     "tokenizer",
+    "tokenizer_files",
     "tool_templates",
 ]

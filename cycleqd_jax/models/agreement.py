@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cycleqd_jax.models.tokenizer import open_tokenizer, read_stop_tokens
+from cycleqd_jax.models.tokenizer_files import open_tokenizer, read_stop_tokens
 from cycleqd_jax.models.tool_templates import PROBE_TOOL, probe_calls
 from cycleqd_jax.types import InputError
 

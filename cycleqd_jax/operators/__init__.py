@@ -6,6 +6,18 @@ stacked matrices, and need only JAX, so that other projects can import this pack
 A *matrix* is a leaf with at least two axes; leading axes are a stack of matrices (layers, experts, heads) that are treated
 separately. Vectors, scalars and leaves with ``norm`` or ``bias`` in their path are not matrices, and SVD mutation leaves them
 unchanged (:func:`is_matrix`; every operator also takes your own predicate).
+
+>>> import jax
+>>> import jax.numpy as jnp
+>>> from cycleqd_jax import operators
+>>> base, first, second = ({"w": scale * jnp.eye(2)} for scale in (1.0, 2.0, 4.0))
+>>> taus = [operators.task_vector(expert, base) for expert in (first, second)]
+>>> child = operators.linear_crossover(*taus, jnp.ones(2))
+>>> operators.apply_task_vector(base, child)["w"].tolist()
+[[3.0, 0.0], [0.0, 3.0]]
+>>> mutated = operators.svd_mutation(jax.random.key(0), child, operators.factorize(taus[0]), w_max=0.3)
+>>> bool(jnp.all(jnp.diag(mutated["w"]) >= jnp.diag(child["w"])))
+True
 """
 
 from cycleqd_jax.operators.adapter import apply_adapter, dense_update

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from cycleqd_jax.operators.threads import single_threaded_lapack
 from cycleqd_jax.types import AnyArray, Array, Float, InputError, LowRank, PyTree, tree_paths
 
 __all__ = ["Factors", "MatrixPredicate", "Method", "compose", "decompose", "factorize", "factorize_low_rank", "is_matrix"]
@@ -178,6 +179,9 @@ def factorize(
 ) -> dict[str, Factors]:
     """τ_l = U_l Σ_l V_lᵀ for every matrix l of a task vector.
 
+    On CPU it decomposes with one thread of LAPACK, so that results repeat bit for bit on any number of cores. This does not
+    hold inside ``jax.jit``, whose program runs later; see :func:`single_threaded_lapack`.
+
     Args:
         tau: a task vector (see :func:`~cycleqd_jax.operators.task_vector`).
         rank: keep the leading ``rank`` directions of each matrix; None, or a rank above ``min(m, n)``, keeps all, which is
@@ -200,15 +204,16 @@ def factorize(
     (['w'], [3.0, 1.0])
     """
     factors = {}
-    for path, leaf in tree_paths(tau):
-        if predicate(path, leaf):
-            found = decompose(leaf, rank, method, mesh)
-            if not isinstance(found.s, Tracer) and not bool(jnp.all(jnp.isfinite(found.s))):
-                raise InputError(
-                    f"expected a matrix that can be decomposed as leaf {path!r}, got NaN, infinity or values near the float32 "
-                    "maximum; correct the weights"
-                )
-            factors[path] = found
+    with single_threaded_lapack():
+        for path, leaf in tree_paths(tau):
+            if predicate(path, leaf):
+                found = decompose(leaf, rank, method, mesh)
+                if not isinstance(found.s, Tracer) and not bool(jnp.all(jnp.isfinite(jax.block_until_ready(found).s))):
+                    raise InputError(
+                        f"expected a matrix that can be decomposed as leaf {path!r}, got NaN, infinity or values near the "
+                        "float32 maximum; correct the weights"
+                    )
+                factors[path] = found
     return factors
 
 

@@ -308,7 +308,7 @@ def abstract_space(work: GenomeWorkload, mesh: Mesh) -> tuple[ExpertSpace, Exper
         for path, leaf in leaves.items()
         if any(held[path].updates)
     }
-    space: Any = ExpertSpace(
+    space = ExpertSpace(
         shapes,
         {path: (leaf,) * held[path].experts for path, leaf in leaves.items() if held[path].experts},
         updates,

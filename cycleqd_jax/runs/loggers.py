@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.runs.trackers import MLflow, WeightsAndBiases, require
@@ -35,6 +35,12 @@ class Logger(Protocol):
     def close(self) -> None:
         """Called at the end of the search."""
         ...
+
+
+class _Message(Protocol):
+    """A message of protocol buffers."""
+
+    def SerializeToString(self) -> bytes: ...
 
 
 class TensorBoard:
@@ -62,7 +68,7 @@ class TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, now = folder, time.time()
         self._writer = RecordWriter(str(folder / f"events.out.tfevents.{int(now)}.{platform.node()}"))
-        self._event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event
+        self._event: Callable[..., _Message] = importlib.import_module("tensorboardX.proto.event_pb2").Event
         self._writer.write(self._event(wall_time=now, file_version="brain.Event:2").SerializeToString())
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:

@@ -56,7 +56,7 @@ class Mirror:
         self.processes = processes
         self._objects: dict[str, Any] = {}
         self._inside = False
-        self._made: Any = None
+        self._made: object = None
         self._pending: list[dict[str, Any]] = []
         self._messages = 0
         self._error: BaseException | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -184,12 +183,23 @@ class Models:
         self._log = log
         self._shardings = shardings
         self._loaded: _Loaded | None = None
+        self._processor: Processor | None = None
 
-    @functools.cached_property
+    def ensure_processor(self) -> Processor:
+        """Opens what makes the inputs of all models, once.
+
+        Raises:
+            InputError: there is none, or it can't be used with the models.
+        """
+        if self._processor is None:
+            model = self._config.model
+            self._processor = self.family.processor(model.tokenizer or model.base or self.folders.original)
+        return self._processor
+
+    @property
     def processor(self) -> Processor:
         """What makes the inputs of all models, such as their tokenizer."""
-        model = self._config.model
-        return self.family.processor(model.tokenizer or model.base or self.folders.original)
+        return self.ensure_processor()
 
     @property
     def tokenizer(self) -> ChatTokenizer:
@@ -205,7 +215,7 @@ class Models:
             InputError: there is none, or it has no chat template or no stop token.
         """
         try:
-            _ = self.processor
+            self.ensure_processor()
         except InputError as error:
             raise InputError(f"{error}; or set model.tokenizer to a model that has one") from error
 

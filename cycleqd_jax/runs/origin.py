@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -284,10 +285,7 @@ def _check_same(origin: Origin) -> None:
 
 
 def _at(tree: Mapping[str, Any], key: str) -> Any:
-    found: Any = tree
-    for part in key.split("."):
-        found = found[part]
-    return found
+    return functools.reduce(operator.getitem, key.split("."), tree)
 
 
 def compare_origin(origin: Origin, inputs: Mapping[str, str]) -> None:

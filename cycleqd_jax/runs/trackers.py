@@ -154,7 +154,7 @@ class MLflow:
             OSError: the disk refuses.
         """
         require("mlflow")
-        self._entities: Any = importlib.import_module("mlflow.entities")
+        self._entities = importlib.import_module("mlflow.entities")
         self._memory = _Memory(config.folder / "mlflow")
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:

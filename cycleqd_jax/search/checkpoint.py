@@ -171,7 +171,7 @@ def read_checkpoint(folder: str | Path, step: int) -> StoredState:
         meta = _read_meta(place)
         _check_files(place)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            shapes: Any = checkpointer.metadata(place / "search").item_metadata
+            shapes = checkpointer.metadata(place / "search").item_metadata
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
             found = checkpointer.restore(place / "search", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         stored = StoredState(meta["schema"], found["state"], np.asarray(found["key_data"]))

@@ -47,7 +47,7 @@ class Transcripts:
     def read(self, identity: int) -> Transcript | None:
         """The transcript of an individual; None if there is none for this tokenizer."""
         try:
-            record: Any = json.loads(gzip.decompress(self._path(identity).read_bytes()))
+            record: object = json.loads(gzip.decompress(self._path(identity).read_bytes()))
         except (OSError, EOFError, ValueError, zlib.error):
             return None
         if not isinstance(record, dict) or record.get("tokenizer") != self._tokenizer or not _is_valid(record.get("replies")):

@@ -85,7 +85,9 @@ class Answer:
             return chat_logprobs(self.tokenizer, news.scored, job.logprobs)
         return completion_logprobs(self.tokenizer, news.scored, job.logprobs, job.echo or "")
 
-    def _chunk(self, i: int, delta: dict[str, Any], finish: str | None, logprobs: Any = None) -> dict[str, Any]:
+    def _chunk(
+        self, i: int, delta: dict[str, Any], finish: str | None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         content = {"delta": delta} if self.kind == "chat" else {"text": delta.get("content", "")}
         found = {"choices": [{"index": i, **content, "logprobs": logprobs, "finish_reason": finish}]}
         return {**self._head(self._chunk_kind), **found, **({"usage": None} if self.usage else {})}

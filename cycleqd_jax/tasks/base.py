@@ -41,7 +41,7 @@ _VERSION = 7
 
 
 class RecordTask(abc.ABC, Generic[R]):
-    """A task whose problems are the records of files. Implements the ``Task`` contract.
+    r"""A task whose problems are the records of files. Implements the ``Task`` contract.
 
     A subclass takes ``options`` and its own options as keyword arguments of ``__init__``, and passes ``options`` on.
 
@@ -55,6 +55,26 @@ class RecordTask(abc.ABC, Generic[R]):
         pool: the records of the train file or half, before parsing and before any are held out.
         rows: the records before parsing, per split. There are no validation records before :meth:`hold_out`.
         records: the parsed records, per split, in the same order.
+
+    >>> import json, pathlib
+    >>> from cycleqd_jax.sandbox import Sandbox
+    >>> from cycleqd_jax.tasks import RecordTask, TaskOptions, fixed_replies
+    >>> class Capitals(RecordTask):
+    ...     def parse(self, row):
+    ...         return row.text("country"), row.text("capital")
+    ...     def environment(self, record):
+    ...         raise NotImplementedError("see the tutorial")
+    ...     def solutions(self, record):
+    ...         yield fixed_replies(record[1])
+    ...     def settings(self):
+    ...         return {}
+    >>> records = [{"id": 1, "country": "France", "capital": "Paris"}, {"id": 2, "country": "Peru", "capital": "Lima"}]
+    >>> text = "\n".join(map(json.dumps, records))
+    >>> size = pathlib.Path("capitals.jsonl").write_text(text)
+    >>> with Sandbox(workers=1) as sandbox:
+    ...     task = Capitals(TaskOptions(sandbox, "capitals", data="capitals.jsonl"))
+    >>> {split: len(found) for split, found in task.records.items()}
+    {'train': 1, 'validation': 0, 'test': 1}
     """
 
     default_seconds: ClassVar[float | None] = None

@@ -72,7 +72,7 @@ class Row:
         Raises:
             InputError: the field is missing or has another type; the message names the file, the line and the field.
         """
-        value: Any = self.fields
+        value: object = self.fields
         for part in name.split("/"):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is None and default is not dataclasses.MISSING:

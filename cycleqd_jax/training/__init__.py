@@ -5,13 +5,8 @@ Language models learn from conversations, Segment Anything from images with mask
 
 from cycleqd_jax.training.batches import Example, check_examples, mixture
 from cycleqd_jax.training.coefficients import fit_coefficients
-from cycleqd_jax.training.segmentation import (
-    MaskMetrics,
-    MaskOptions,
-    finetune_mask_adapter,
-    finetune_masks,
-    structure_loss,
-)
+from cycleqd_jax.training.losses import structure_loss
+from cycleqd_jax.training.segmentation import MaskMetrics, MaskOptions, finetune_mask_adapter, finetune_masks
 from cycleqd_jax.training.supervised import TrainMetrics, TrainOptions, finetune
 
 __all__ = [

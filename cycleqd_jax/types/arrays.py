@@ -47,6 +47,12 @@ class LowRank(NamedTuple):
     Attributes:
         a: ``[*stack, m, r]``; includes LoRA's scale.
         b: ``[*stack, r, n]``.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.types import LowRank
+    >>> update = LowRank(a=jnp.array([[1.0], [2.0]]), b=jnp.array([[3.0, 4.0]]))
+    >>> (update.a @ update.b).tolist()
+    [[3.0, 4.0], [6.0, 8.0]]
     """
 
     a: Float[AnyArray, "*stack m r"]
@@ -78,6 +84,13 @@ class Adapter:
     Attributes:
         updates: the changed leaves. The key is the path of a leaf of the base (``"layers/attn/q"``); the value is a
             :class:`LowRank` or an array of the leaf's shape. Leaves without an entry are those of the base.
+
+    >>> import jax.numpy as jnp
+    >>> from cycleqd_jax.operators import apply_adapter
+    >>> from cycleqd_jax.types import Adapter, LowRank
+    >>> adapter = Adapter({"w": LowRank(jnp.ones((2, 1)), jnp.array([[1.0, 2.0]]))})
+    >>> apply_adapter({"w": jnp.zeros((2, 2)), "norm": jnp.ones(2)}, adapter)["w"].tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
     """
 
     updates: Mapping[str, LowRank | AnyArray]

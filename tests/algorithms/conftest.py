@@ -8,6 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from .all_searchers import made, name, spaces
+
+__all__ = ["PlainArchives", "made", "name", "spaces"]
+
 
 class PlainArchives:
     """A_1 … A_K as dicts from a cell (a tuple of bins) to an individual ``{"id", "genome", "scores"}``."""

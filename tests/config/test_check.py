@@ -134,6 +134,7 @@ def test_ranges(more, message):
         (bounds(os=[1, 0]), r"low < high for the task 'os', got \[1.0, 0.0\]"),
         (bounds(sql=[0, 1]), r"keys of search.bounds to be tasks \(mbpp, dbbench, os\), got 'sql'; correct the name"),
         ({"search": {"bins": 2000}}, "at most 1000000 cells per archive, got 4000000 from search.bins 2000"),
+        ({"search": {"cells": 1_000_001}}, "search.cells to be at least 2 and at most 1000000, got 1000001; correct"),
         ({"genome": {"space": "dense", "mutation": "gaussian"}}, "expected genome.strength with .*gaussian, got null"),
         ({"genome": {"mutation": "gaussian"}}, "genome.space: dense with genome.mutation: gaussian, .*got expert"),
         ({"genome": {"method": "randomized"}}, "expected genome.rank with genome.method: randomized, got null"),

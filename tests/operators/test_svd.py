@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cycleqd_jax.operators import Factors, compose, factorize, is_matrix
+from cycleqd_jax.genome import DenseSpace
+from cycleqd_jax.operators import Factors, compose, factorize, is_matrix, svd
 from cycleqd_jax.types import InputError
 
 SHAPES = [(5, 3), (3, 5), (4, 4), (2, 5, 3), (3, 2, 2), (2, 3, 4, 3)]
@@ -131,3 +133,22 @@ def test_no_recompilation(compilations):
     tau = [{"w": matrix(i, (3, 5, 4))} for i in range(2)]
     compose(factorize(tau[0], 2)["w"])
     assert compilations(lambda: factorize(tau[1], 2)) == 0
+
+
+def test_it_decomposes_with_one_thread_of_lapack(monkeypatch):
+    """Two threads are allowed outside, and again after it."""
+    pytest.importorskip("scipy.linalg")  # whose LAPACK JAX uses
+
+    def threads():
+        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+
+    seen, decompose = [], svd._decompose
+    monkeypatch.setattr(svd, "_decompose", lambda *args: seen.append(threads()) or decompose(*args))
+    tau = {"w": matrix(0, (6, 4))}
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        if threads() != {2}:
+            pytest.skip("BLAS has no second thread")
+        factorize(tau)
+        DenseSpace.from_experts(jax.tree.map(jnp.zeros_like, tau), [tau, tau]).mutate(jax.random.key(0), tau, 0)
+        assert threads() == {2}
+    assert seen == [{1}, {1}]

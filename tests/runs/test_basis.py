@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,44 +19,10 @@ import pytest
 from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.genome.basis import Basis, dense_bases
 from cycleqd_jax.runs import basis_store
-from cycleqd_jax.runs.basis import load_basis
 from cycleqd_jax.runs.basis_store import Experts
-from cycleqd_jax.types import Adapter, InputError, LowRank, no_progress
+from cycleqd_jax.types import Adapter, InputError, LowRank
 
-SHAPES = {"embed": (10, 6), "layers/norm": (2, 6), "layers/q": (2, 6, 8)}
-MATRICES = ["embed", "layers/q"]
-Q = f"layers.q-{zlib.crc32(b'layers/q'):08x}"  # where the leaf lies in a store
-
-
-def weights(seed, around=None, scale=1.0):
-    rng = np.random.default_rng(seed)
-    made = {path: jnp.asarray(scale * rng.normal(size=shape), jnp.float32) for path, shape in SHAPES.items()}
-    return made if around is None else {path: x + around[path] for path, x in made.items()}
-
-
-def experts(*seeds, rank=None, **options):
-    base = weights(0)
-    identity = {"experts": list(seeds), "rank": rank}
-    return Experts(base, [weights(seed, base, 0.1) for seed in seeds], identity, rank, **options)
-
-
-@pytest.fixture
-def decomposed(monkeypatch):
-    """The leaves that have been decomposed so far, in order."""
-    done = []
-
-    def counted(base, experts, paths, *rest):
-        for path, *found in dense_bases(base, experts, paths, *rest):
-            done.append(path)
-            yield path, *found
-
-    monkeypatch.setattr(basis_store, "dense_bases", counted)
-    return done
-
-
-def make(of, cache):
-    lines = []
-    return load_basis(of, cache, no_progress, lines.append), lines
+from .small_basis import MATRICES, Q, experts, make, weights
 
 
 def test_bases_from_a_store_are_those_in_memory(tmp_path, decomposed, assert_identical):
@@ -174,7 +139,8 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
 import orbax.checkpoint as ocp
-from test_basis import *
+from pathlib import Path
+from small_basis import *
 saves = []
 save = ocp.Checkpointer.save
 def killed_in_the_second(self, path, *args, **kwargs):
@@ -295,76 +261,6 @@ def test_a_leaf_of_another_basis_is_made_again(tmp_path, decomposed, assert_iden
     assert "layers/q" in lines[0]
     assert "it belongs to another basis" in lines[0]
     assert_identical(again.bases, made.bases)
-
-
-def test_experts_that_changed_under_the_same_digest_are_noticed(tmp_path, decomposed):
-    make(experts(1, 2), tmp_path)
-    changed = experts(1, 2)
-    layer = changed.experts[1]["layers/q"]  # type: ignore[index]
-    changed.experts[1]["layers/q"] = layer.at[1, 0, 0].add(0.1)  # type: ignore[index]
-    made, lines = make(changed, tmp_path)
-    assert "layers/q" in lines[0]
-    assert "it was built from other task vectors" in lines[0]
-    assert decomposed == [*MATRICES, "layers/q"]
-    want = np.linalg.norm(np.asarray(changed.experts[1]["layers/q"] - changed.base["layers/q"], np.float64), axis=(1, 2))  # type: ignore[index]
-    np.testing.assert_allclose(np.linalg.norm(np.asarray(made.bases["layers/q"].s[1], np.float64), axis=1), want, rtol=1e-5)
-
-
-def one_element(tau):
-    return tau.at[1, 37, 211].add(3 * np.asarray(tau, np.float64).std())
-
-
-def reversed_rows(tau):
-    return tau.at[1].set(tau[1, ::-1])
-
-
-def two_rows(tau):
-    return tau.at[1, jnp.array([17, 18])].set(tau[1, jnp.array([18, 17])])
-
-
-def reversed_stack(tau):
-    return tau[::-1]
-
-
-def transposed(tau):
-    return jnp.swapaxes(tau, -1, -2)
-
-
-def other_sign(tau):
-    return -tau
-
-
-def nothing(tau):
-    return tau
-
-
-@pytest.mark.parametrize(
-    "change", [one_element, reversed_rows, two_rows, reversed_stack, transposed, other_sign, nothing], ids=lambda f: f.__name__
-)
-@pytest.mark.parametrize("scale", [1.0, 1e-24, 1e24])
-def test_changes_that_norms_do_not_show_are_noticed(tmp_path, decomposed, change, scale):
-    base = {"w": jnp.zeros((2, 400, 400))}
-    taus = [scale * jax.random.normal(jax.random.key(k), (2, 400, 400)) for k in (1, 2)]
-    options = {"identity": {}, "rank": 2, "method": "randomized"}
-    make(Experts(base, [{"w": tau} for tau in taus], **options), tmp_path)
-    lines = make(Experts(base, [{"w": taus[0]}, {"w": change(taus[1])}], **options), tmp_path)[1]
-    again = change is not nothing
-    assert ("it was built from other task vectors" in lines[0]) == again
-    assert decomposed == ["w"] * (1 + again)
-
-
-def test_sums_in_another_order_are_not_other_experts(tmp_path, decomposed):
-    devices = jax.devices()
-    if len(devices) < 8:
-        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
-    mesh = jax.sharding.Mesh(np.asarray(devices[:8]).reshape(2, 4), ("a", "b"))
-    base, *changed = ({"w": 0.1 + jax.random.normal(jax.random.key(k), (64, 16384))} for k in range(3))
-    options = {"identity": {}, "rank": 2, "method": "randomized"}
-    make(Experts(base, changed, **options), tmp_path)
-    for names in (("a", "b"), (None, ("a", "b"))):
-        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
-        make(Experts(*jax.device_put((base, changed), spread), **options), tmp_path)
-    assert decomposed == ["w"]
 
 
 def test_a_basis_of_other_experts_is_refused(tmp_path, decomposed):

@@ -13,7 +13,7 @@ import yaml
 
 from cycleqd_jax.config import GradientConfig, PrepareConfig, RayConfig, load_config
 from cycleqd_jax.runs import folder as module
-from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, folder_digest, versions
+from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, versions
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 
@@ -345,60 +345,3 @@ def test_a_run_killed_at_any_instant_of_its_start_can_be_started_again(tmp_path)
     done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(tree)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 15
-
-
-def write_large(file, blocks=3, changed=None):
-    """A sparse file of a few blocks, with one byte changed."""
-    with file.open("wb") as stream:
-        stream.truncate(blocks * module.BLOCK + 5)
-        if changed is not None:
-            stream.seek(changed)
-            stream.write(b"x")
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 1 << 12)
-    monkeypatch.setattr(module, "SETTLED_S", 0.0)
-
-
-@pytest.mark.parametrize("changed", [0, 4097, 3 * 4096 - 1, 3 * 4096 + 4])
-def test_every_byte_of_a_model_counts(tmp_path, small_blocks, changed):
-    write_large(tmp_path / "model.safetensors")
-    before = folder_digest(tmp_path)
-    write_large(tmp_path / "model.safetensors", changed=changed)
-    assert folder_digest(tmp_path) != before
-    write_large(tmp_path / "model.safetensors")
-    assert folder_digest(tmp_path) == before
-
-
-def test_digests_of_large_files_are_kept_until_the_file_changes(tmp_path, small_blocks, monkeypatch):
-    file, cache, read = tmp_path / "model.safetensors", tmp_path / "cache", []
-    block = module._block_digest
-    monkeypatch.setattr(module, "_block_digest", lambda *args: read.append(args) or block(*args))
-    write_large(file)
-    before = folder_digest(tmp_path, cache)
-    assert len(read) == 4
-    assert folder_digest(tmp_path, cache) == before == folder_digest(tmp_path)
-    assert len(read) == 8  # without a cache everything is read
-    stamp = file.stat()
-    write_large(file, changed=5000)
-    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as a copy that keeps times leaves it
-    assert folder_digest(tmp_path, cache) != before
-    (kept,) = (cache / "digests").iterdir()
-    kept.write_text("{")
-    assert folder_digest(tmp_path, cache) != before
-
-
-def test_a_file_that_has_just_changed_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 1 << 12)
-    write_large(tmp_path / "model.safetensors")
-    folder_digest(tmp_path, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_templates_beside_the_default_count(tmp_path):
-    (tmp_path / "additional_chat_templates").mkdir()
-    before = folder_digest(tmp_path)
-    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("{{ bos_token }}")
-    assert folder_digest(tmp_path) != before

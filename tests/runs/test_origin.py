@@ -3,161 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
-from cycleqd_jax.algorithms.selection import extra_scores
-from cycleqd_jax.config import load_config, to_dict
-from cycleqd_jax.evaluation import Evaluation
-from cycleqd_jax.files import write_json
-from cycleqd_jax.genome import DenseSpace, ExpertSpace
 from cycleqd_jax.report import open_run
 from cycleqd_jax.report.status import read_status
 from cycleqd_jax.runs.audit import run_digest, verify_run
-from cycleqd_jax.runs.folder import versions
-from cycleqd_jax.runs.origin import compare_origin, open_origin, take_origin
-from cycleqd_jax.runs.replay import rebuild, replay
-from cycleqd_jax.runs.searchers import grid_of, make_searcher
-from cycleqd_jax.schema import SCHEMA
-from cycleqd_jax.search import Checkpoints, Journal, evolve, tree_digest
-from cycleqd_jax.types import Adapter, FailuresError, InputError, LowRank, Outcome, Score
+from cycleqd_jax.runs.origin import compare_origin, open_origin
+from cycleqd_jax.runs.replay import rebuild
+from cycleqd_jax.search import Journal
+from cycleqd_jax.types import InputError
 
-OLD, NEW = ("mbpp", "dbbench", "os_interaction"), "humaneval"
-FIRST, ALL = 5, 8
-INPUTS = {"base": "b", **{f"expert/{name}": name for name in (*OLD, NEW)}, **{f"{name}/train": name for name in (*OLD, NEW)}}
-
-
-class Killed(BaseException):
-    """Stands for a killed process."""
-
-
-class Scores:
-    """Scores of some tasks that depend on the bits of a genome's part for the old experts; about one in nine is quarantined."""
-
-    size = 1
-
-    def __init__(self, tasks, dies_at=None):
-        self.tasks, self.dies_at, self.calls = tasks, dies_at, 0
-
-    def __call__(self, groups, on_result):
-        for i, (genome,) in enumerate(groups):
-            if self.calls == self.dies_at:
-                raise Killed
-            self.calls += 1
-            number = int(tree_digest(genome), 16)
-            if len(jax.tree.leaves(genome)[0]) and not self._is_expert(genome) and number % 9 == 0:
-                on_result(i, [Evaluation({}, "the logits are not finite", {})])
-                continue
-            values = {task: (number >> 7 * k) % 5 / 4 for k, task in enumerate(self.tasks)}
-            outcomes = {task: [Outcome(Score(value), (), 1, 1)] for task, value in values.items()}
-            on_result(i, [Evaluation(outcomes, None, {"evaluate": 0.5})])
-
-    @staticmethod
-    def _is_expert(genome):
-        return all(not np.asarray(d).any() for d in getattr(genome, "mutation", {"": np.ones(1)}).values())
-
-
-def models(count):
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "layers": {"w": jnp.asarray(0.5 * rng.normal(size=(2, 24, 18)), jnp.float32)},
-            "norm": jnp.asarray(rng.normal(size=24), jnp.float32),
-        }
-        for _ in range(count)
-    ]
-
-
-def space_of(names, dense=False):
-    """The space of experts, each of which is the same in every space."""
-    base, *experts = models(5)
-    chosen = [dict(zip((*OLD, NEW), experts, strict=True))[name] for name in names]
-    return DenseSpace.from_experts(base, chosen) if dense else ExpertSpace.from_experts(base, chosen)
-
-
-def config_of(names=OLD, generations=FIRST, **changes):
-    given = {"base": "hub/base", "experts": {name: f"hub/{name}" for name in names}}
-    search = {"generations": generations, "batch_size": 3, "bins": 4}
-    tree = {"name": "x", "tasks": [{"name": t} for t in names], "model": given, "search": search}
-    return load_config({**tree, **changes})
-
-
-def search_in(folder, config, space, evaluator, carried=None, every=2, budget=None, max_failures=None):
-    """Runs the search of a config in a folder, as a run does."""
-    folder.mkdir(exist_ok=True)
-    stored = {**to_dict(config), "schema": SCHEMA, "versions": versions()}
-    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
-    write_json(folder / "inputs.json", {"schema": SCHEMA, **INPUTS, "versions": {}})
-    names = config.expert_names
-    experts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[space.expert(k) for k in range(len(names))])
-    checkpoints, journal = Checkpoints(folder / "checkpoints", every=every), Journal(folder / "history.jsonl")
-
-    def write_grid(state):
-        scores = np.asarray([journal.scores(k, config.task_names) for k in range(len(names))], np.float32)
-        write_json(folder / "grid.json", grid_of(config, scores))
-
-    try:
-        return evolve(
-            make_searcher(config, space),
-            experts,
-            evaluator,
-            tasks=config.task_names,
-            names=names,
-            key=jax.random.key(config.seed),
-            generations=config.search.generations,
-            batch_size=config.search.batch_size,
-            journal=journal,
-            checkpoints=checkpoints,
-            budget=budget,
-            max_failures=max_failures,
-            carried=carried,
-            on_start=write_grid,
-        )
-    finally:
-        checkpoints.close()
-
-
-as_for_users = pytest.mark.as_users
-"""Genomes are compared bit by bit with those of arrays of other shapes. The emitters with which the default tests compile round
-them otherwise, so programs have to be compiled as for users."""
-
-
-@pytest.fixture(scope="module", params=["expert", pytest.param("dense", marks=pytest.mark.exhaustive)])
-def old(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("old") / "run"
-    dense = request.param == "dense"
-    genome = {"genome": {"space": "dense"}} if dense else {}
-    search_in(folder, config_of(**genome), space_of(OLD, dense), Scores(OLD))
-    return folder, dense, genome
-
-
-def extended(old, folder, tasks=(*OLD, NEW), others=(), evaluator=None, further=None, every=2, generations=ALL, most=None):
-    """Extends a run, or continues to; returns config, state and evaluators."""
-    origin_folder, dense, genome = old
-    config = config_of(tasks, generations, **genome, origin=str(origin_folder), output=str(folder))
-    if others:
-        model = dataclasses.replace(config.model, others={name: f"hub/{name}" for name in others})
-        config = dataclasses.replace(config, model=model)
-    folder.mkdir(exist_ok=True)
-    origin = take_origin(config, folder, INPUTS, lambda line: None)
-    space = space_of(config.expert_names, dense)
-    evaluator, further = evaluator or Scores(config.task_names), further or Scores(origin.new_tasks)
-    carried = origin.carried(space, further if origin.new_tasks else None)
-    state = search_in(folder, config, space, evaluator, carried, every, max_failures=most)
-    return config, space, state, (evaluator, further)
-
-
-def elites_of(folder):
-    config, journal = load_config(folder / "config.yaml"), Journal(folder / "history.jsonl", read_only=True)
-    archives = replay(config, journal).state.archives
-    ids = np.asarray(extra_scores(archives.repertoires)["id"])[np.asarray(archives.occupied())]
-    return {i for i in ids.tolist() if i >= len(config.expert_names)}
+from .carried import (
+    ALL,
+    FIRST,
+    INPUTS,
+    NEW,
+    OLD,
+    Killed,
+    Scores,
+    as_for_users,
+    config_of,
+    elites_of,
+    extended,
+    space_of,
+)
 
 
 @as_for_users
@@ -347,134 +220,3 @@ def test_what_differs_is_named(old, tmp_path):
     for name in ("base", "expert/dbbench", "mbpp/train", "tokenizer"):
         with pytest.raises(InputError, match=f"expected {name} with digest .* got other; restore it"):
             compare_origin(origin, INPUTS | {name: "other"})
-
-
-@as_for_users
-def test_the_copy_of_the_old_run_is_checked(old, tmp_path):
-    folder = tmp_path / "new"
-    extended(old, folder)
-    path = folder / "origin" / "history.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"generation":0', b'"generation":1', 1))
-    with pytest.raises(InputError, match=r"expected history.jsonl with digest .*, as when this run began, got"):
-        extended(old, folder)
-    assert any("as when this run began" in one for one in verify_run(folder).problems)
-
-
-@as_for_users
-def test_changed_scores_of_the_old_run_are_found(old, tmp_path):
-    folder = tmp_path / "new"
-    extended(old, folder)
-    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    chosen = next(one for one in lines if one["id"] >= 4 and one["generation"] < FIRST and one["scores"])
-    chosen["scores"]["mbpp"], chosen["items"]["mbpp"] = 0.625, [0.625]
-    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    problems = verify_run(folder).problems
-    assert any(f"expected the scores of individual {chosen['id']} on mbpp, dbbench, os_interaction" in one for one in problems)
-
-
-@as_for_users
-def test_an_adapter_of_a_higher_rank_is_refused(tmp_path):
-    """Mutation draws a number for each direction, so the old genomes could not be made again."""
-    base = models(1)[0]
-    rng = np.random.default_rng(1)
-
-    def adapter(rank):
-        a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 24, rank), (2, rank, 18)))
-        return Adapter({"layers/w": LowRank(a, b)})
-
-    experts = [adapter(2) for _ in OLD]
-    search_in(tmp_path / "old", config_of(), ExpertSpace.from_experts(base, experts), Scores(OLD))
-    config = config_of((*OLD, NEW), ALL, origin=str(tmp_path / "old"), output=str(tmp_path / "new"))
-    origin = open_origin(config, tmp_path / "new")
-    assert len(list(origin.children(ExpertSpace.from_experts(base, [*experts, adapter(1)])))) == 3 * FIRST
-    with pytest.raises(InputError, match=r"expected genomes of the shapes that those in .* an adapter of at most their rank"):
-        origin.carried(ExpertSpace.from_experts(base, [*experts, adapter(3)]), None)  # before a journal is there
-    with pytest.raises(InputError, match=r"expected genomes of the shapes that those in .* an adapter of at most their rank"):
-        next(origin.children(ExpertSpace.from_experts(base, [*experts, adapter(3)])))
-    with pytest.raises(InputError, match="expected the genome of individual"):  # other experts than those of the run
-        list(origin.children(ExpertSpace.from_experts(base, [*experts[1:], adapter(2), adapter(2)], w_max=0.1)))
-
-
-class Broken(Scores):
-    """Scores of the new task, without a sandbox for the calls of some numbers."""
-
-    def __init__(self, failing):
-        super().__init__((NEW,))
-        self.failing = failing
-
-    def __call__(self, groups, on_result):
-        for i, _ in enumerate(groups):
-            self.calls += 1
-            found = Evaluation({NEW: [Outcome(Score(0.5), (), 1, 1)]}, None, {"evaluate": 0.5})
-            if self.calls in self.failing:
-                found = Evaluation({}, "InfraError: no box", {}, transient=True)
-            on_result(i, [found])
-
-
-@as_for_users
-def test_an_elite_that_cannot_be_evaluated_is_quarantined(old, tmp_path):
-    further = Broken({5})
-    extended(old, tmp_path / "new", further=further, most=2)
-    elites = sorted(elites_of(old[0]))
-    assert further.calls == 3 + len(elites)
-    journal = Journal(tmp_path / "new" / "history.jsonl", read_only=True)
-    one = journal[elites[1] + 1]
-    assert (one.error, one.scores, one.items) == ("InfraError: no box", None, {})
-    assert all(journal[i + 1].scores is not None for i in elites if i != elites[1])
-    assert one.id not in elites_of(tmp_path / "new")
-    assert verify_run(tmp_path / "new").problems == []
-
-
-@as_for_users
-def test_too_many_elites_in_a_row_stop_the_run(old, tmp_path):
-    elites = [i + 1 for i in sorted(elites_of(old[0]))]
-    row = rf"individuals in a row, got individuals {elites[1]} to {elites[3]} "
-    with pytest.raises(FailuresError, match=row):
-        extended(old, tmp_path / "new", further=Broken({5, 6, 7}), most=3)
-    journal = Journal(tmp_path / "new" / "history.jsonl", read_only=True)
-    assert not [i for i in elites[1:4] if journal.get(i) is not None]
-    found = verify_run(tmp_path / "new")
-    assert found.problems == []
-    config, ids = load_config(tmp_path / "new" / "config.yaml"), journal.ids()
-    count, size = len(config.expert_names), config.search.batch_size
-    complete = range(count + (ids[-1] - count) // size * size)  # of the last generation, individuals may be missing
-    assert any("are not in" in one for one in found.notes) == bool({*complete} - {*ids})
-    *_, calls = extended(old, tmp_path / "new", most=3)
-    assert calls[1].calls == len(elites) - 1
-    assert verify_run(tmp_path / "new").problems == []
-    with pytest.raises(FailuresError, match=r"expected scores of expert 'mbpp', got: InfraError: no box in"):
-        extended(old, tmp_path / "expert", further=Broken({1}))
-
-
-@as_for_users
-def test_plain_qd_is_extended_too(tmp_path):
-    options = {"search": {"generations": FIRST, "batch_size": 3, "bins": 4, "method": "qd"}, "export": {"method": "soup"}}
-    search_in(tmp_path / "old", config_of(**options), space_of(OLD), Scores(OLD))
-    options["search"]["generations"] = ALL
-    config = config_of((*OLD, NEW), **options, origin=str(tmp_path / "old"))
-    (tmp_path / "new").mkdir()
-    origin = take_origin(config, tmp_path / "new", INPUTS, lambda line: None)
-    further = Scores((NEW,))
-    state = search_in(
-        tmp_path / "new", config, space_of((*OLD, NEW)), Scores((*OLD, NEW)), origin.carried(space_of((*OLD, NEW)), further)
-    )
-    assert further.calls == 3 + len(origin.elites)
-    assert len(origin.elites) > 3
-    assert int(state.generation) == ALL
-    assert verify_run(tmp_path / "new").problems == []
-
-
-@as_for_users
-def test_a_generation_that_a_budget_cut_short_is_left_out(tmp_path):
-    options = {"search": {"generations": FIRST, "batch_size": 3, "bins": 4, "budget": 3 + 3 * 4 + 1}}
-    old = config_of(**options)
-    folder, lines = tmp_path / "old", []
-    search_in(folder, old, space_of(OLD), Scores(OLD), budget=old.search.budget)
-    config = config_of((*OLD, NEW), ALL, origin=str(folder))
-    (tmp_path / "new").mkdir()
-    origin = take_origin(config, tmp_path / "new", INPUTS, lines.append)
-    assert (origin.generations, origin.left_out) == (4, 1)
-    assert lines == [f"the last 1 children of the run in {folder} are left out: their generation is incomplete"]
-    space = space_of((*OLD, NEW))
-    search_in(tmp_path / "new", config, space, Scores((*OLD, NEW)), origin.carried(space, Scores((NEW,))))
-    assert verify_run(tmp_path / "new").problems == []

@@ -118,5 +118,5 @@ def new_run(space, tmp_path):
     def new(name="run") -> Run:
         return Run(space, tmp_path / name)
 
-    new.Killed, new.Evaluator, new.tasks = Killed, FakeEvaluator, TASKS  # type: ignore[attr-defined]
+    vars(new).update(Killed=Killed, Evaluator=FakeEvaluator, tasks=TASKS)
     return new

@@ -12,7 +12,8 @@ from cycleqd_jax.sandbox import Completed, Killed
 from cycleqd_jax.tasks.base import clean_text, play_solution
 from cycleqd_jax.tasks.coding.blocks import blocks, code_regions, leading_tree
 from cycleqd_jax.tasks.coding.extraction import extract_code, may_vary, only_program
-from cycleqd_jax.tasks.coding.reach import future_first, reached
+from cycleqd_jax.tasks.coding.reach import reached
+from cycleqd_jax.tasks.coding.syntax import future_first
 from cycleqd_jax.tasks.dbbench import replies as protocol
 from cycleqd_jax.tasks.dbbench import statements
 from cycleqd_jax.tasks.dbbench.answers import parse_answer, same_answer

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from cycleqd_jax.evaluation.ray import host
 from cycleqd_jax.sandbox import InfraError
@@ -134,7 +134,7 @@ class RayCluster:
                     raise _unreachable(address, first_line(error).rstrip(".")) from error
         # Sent by value, so that also a machine without this package says which one it is.
         cloudpickle.register_pickle_by_value(host)
-        self._actor: Any = ray.remote(host.ActorHost)
+        self._actor = ray.remote(host.ActorHost)
 
     def spawn(self, avoid: Collection[str]) -> Any:
         """See :class:`Cluster`."""
@@ -157,7 +157,7 @@ class RayCluster:
         """See :class:`Cluster`."""
         import ray
 
-        some: Any = list(calls)
+        some = [cast("ray.ObjectRef[object]", call) for call in calls]
         if not some:
             time.sleep(seconds)
             return []
@@ -170,9 +170,8 @@ class RayCluster:
         import ray
         from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 
-        reference: Any = call
         try:
-            return ray.get(reference)
+            return ray.get(cast("ray.ObjectRef[object]", call))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             cause.add_note(re.sub(r"\x1b\[[0-9;]*m", "", str(error)))  # without colours
@@ -193,8 +192,7 @@ class RayCluster:
             return
         # Ray asks a process to end, and a stopped process does not answer: it would keep its memory and its GPU.
         there = NodeAffinitySchedulingStrategy(node_id=process["node"], soft=False)
-        kill: Any = ray.remote(host.kill_process)
-        task = kill.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        task = ray.remote(host.kill_process).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         task.remote(process["pid"], process["started"])
 
     def nodes(self) -> frozenset[str]:

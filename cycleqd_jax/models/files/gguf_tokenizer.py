@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cycleqd_jax.models.files.gguf_file import Header, read_header
-from cycleqd_jax.models.tokenizer import ChatTokenizer, set_parts, transformers
+from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.models.tokenizer_files import set_parts, transformers
 from cycleqd_jax.types import InputError
 
 __all__ = ["gguf_tokenizer"]

@@ -28,6 +28,7 @@ from cycleqd_jax.models.files.safetensors import (
 from cycleqd_jax.models.folder import PROCESSOR_FILES, TEMPLATE_FOLDER, is_tokenizer_file
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
+from cycleqd_jax.sharding import Shardings
 from cycleqd_jax.types import AnyArray, InputError, Params, tree_paths
 
 __all__ = ["check_target", "load", "load_weights", "save"]
@@ -42,7 +43,7 @@ def load(
     *,
     dtype: str | None = None,
     vocab_size: int | None = None,
-    shardings: Any = None,
+    shardings: Shardings = None,
 ) -> tuple[LlamaConfig, Params]:
     """Reads a model.
 

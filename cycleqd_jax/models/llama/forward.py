@@ -112,7 +112,7 @@ def _linear(x: Array, w: Array | MixedMatrix, dtype: DTypeLike | None = None) ->
         return _linear(x, w.w, dtype) + _linear(_linear(x, w.u) * scale, w.vt, dtype)
     operands = jnp.bfloat16 if w.dtype == jnp.bfloat16 else x.dtype
     # Flat rows: XLA's CPU backend takes three times as long for the gradient where two axes are contracted.
-    rows: Any = _product(x.reshape(-1, x.shape[-1]).astype(operands), w.astype(operands), dtype or x.dtype)
+    rows: Array = _product(x.reshape(-1, x.shape[-1]).astype(operands), w.astype(operands), dtype or x.dtype)
     return rows.reshape(*x.shape[:-1], w.shape[-1])
 
 

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from cycleqd_jax.models.folder import PROCESSOR_FILES, read_json
 from cycleqd_jax.models.sam.config import SamConfig
 from cycleqd_jax.models.sam.model import is_weight, weights
 from cycleqd_jax.models.sam.weights import Weight
+from cycleqd_jax.sharding import Shardings
 from cycleqd_jax.types import AnyArray, InputError, Params
 
 __all__ = ["load", "params_of_tensors", "read_config", "save"]
@@ -28,7 +28,7 @@ _TIED = {"prompt_encoder.shared_embedding.positional_embedding": "shared_image_e
 """Copies of a tensor that files may hold; they are not written."""
 
 
-def load(folder: str | Path, *, dtype: str | None = None, shardings: Any = None) -> tuple[SamConfig, Params]:
+def load(folder: str | Path, *, dtype: str | None = None, shardings: Shardings = None) -> tuple[SamConfig, Params]:
     """Reads a model.
 
     Args:
@@ -88,7 +88,7 @@ def params_of_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     where: str,
-    shardings: Any = None,
+    shardings: Shardings = None,
 ) -> Params:
     """The weights from tensors with Hugging Face's names.
 

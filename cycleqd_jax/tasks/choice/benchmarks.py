@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from cycleqd_jax.tasks.choice.base import ChoiceTask, question
 from cycleqd_jax.tasks.records import Row
@@ -41,7 +40,7 @@ class Mmlu(ChoiceTask):
     def parse(self, row: Row) -> Question:
         """Parses a record of the hub: ``question``, ``choices`` and the index or the letter ``answer``."""
         texts = row.texts("choices")
-        answer: Any = row.fields.get("answer")
+        answer: object = row.fields.get("answer")
         letters = list(LETTERS[: len(texts)])
         if isinstance(answer, int) and not isinstance(answer, bool):
             answer = letters[answer] if 0 <= answer < len(letters) else answer
@@ -53,7 +52,7 @@ class BoolQ(ChoiceTask):
 
     def parse(self, row: Row) -> Question:
         """Parses a record with the ``label`` true or false, as a text or not, or with the hub's ``answer``."""
-        given: Any = row.fields.get("label", row.fields.get("answer"))
+        given: object = row.fields.get("label", row.fields.get("answer"))
         label = str(given).lower() if isinstance(given, str | bool) else {"0": "false", "1": "true"}.get(repr(given), given)
         context = f"{row.text('passage')}\nQuestion: {row.text('question')}?\nAnswer:"
         return question(row, context, ("no", "yes"), label, ("false", "true"))
@@ -68,7 +67,7 @@ class HellaSwag(ChoiceTask):
         The text is taken as it is: the marks of the raw WikiHow records, such as ``[title]``, must be removed before.
         """
         endings = row.texts("endings")
-        given: Any = row.fields.get("label")
+        given: object = row.fields.get("label")
         label = int(given) if isinstance(given, str) and given.isdecimal() else given
         return question(row, row.text("context"), endings, label, range(len(endings)))
 

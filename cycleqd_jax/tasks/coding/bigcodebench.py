@@ -7,8 +7,7 @@ import dataclasses
 from typing import Any, Literal
 
 from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
-from cycleqd_jax.tasks.coding.reach import future_first
-from cycleqd_jax.tasks.coding.syntax import parse
+from cycleqd_jax.tasks.coding.syntax import future_first, parse
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row

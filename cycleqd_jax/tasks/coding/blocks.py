@@ -19,6 +19,7 @@ LONGEST_PROGRAM = 200_000
 # A fence may be quoted, or an item of a list.
 _FENCE = re.compile(r"^((?:[ \t]*>)*[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
 _TAG = re.compile(r"[\w+-]*")
+_NAMED = re.compile(r"[\w+-]")
 _PYTHON = re.compile(r"(?:python|py)[\d.]*|ipython\d*|gpython|sage", re.IGNORECASE)
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|end_of_thought\|>|\[/THINK\]")
 # Lines that only mark the begin or the end of code.
@@ -72,7 +73,7 @@ def blocks(reply: str) -> list[Block]:
     """
     fences = list(_FENCE.finditer(reply))
     found: list[Block] = []
-    if len(fences) % 2 and not _TAG.match(fences[0].group(3).strip()).group():  # pyright: ignore[reportOptionalMemberAccess]
+    if len(fences) % 2 and not _NAMED.match(fences[0].group(3).strip()):
         before = reply[: fences[0].start()]
         if before.strip() and _is_python(before):
             found.append(Block("python", before))

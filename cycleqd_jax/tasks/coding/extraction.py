@@ -18,8 +18,8 @@ from cycleqd_jax.tasks.coding.blocks import (
     unfenced,
     without_thoughts,
 )
-from cycleqd_jax.tasks.coding.reach import future_first, reached
-from cycleqd_jax.tasks.coding.syntax import parse
+from cycleqd_jax.tasks.coding.reach import reached
+from cycleqd_jax.tasks.coding.syntax import future_first, parse
 
 __all__ = ["LONGEST_PROGRAM", "extract_code", "may_vary", "only_program"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from cycleqd_jax.tasks.coding.syntax import parse
 
-__all__ = ["future_first", "reached"]
+__all__ = ["reached"]
 
 # Calls of modules that end or test the program instead of configuring it.
 _NO_SETTINGS = frozenset(
@@ -396,22 +396,3 @@ def _changed(nodes: Iterable[ast.AST]) -> Iterator[str]:
             yield _root(part.args[0])
         elif isinstance(part, ast.Global):
             yield from part.names
-
-
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def future_first(code: str) -> str:
-    """A program whose ``from __future__`` imports stand at its beginning: text may have been put before it."""
-    if "__future__" not in code:
-        return code
-    try:
-        tree = parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return code
-    future: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
-    rest = [node for node in tree.body if node not in future]
-    try:
-        return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code
-    except (ValueError, RecursionError):  # a number of thousands of digits, or a long sum
-        return code

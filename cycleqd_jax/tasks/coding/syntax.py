@@ -6,7 +6,7 @@ import ast
 import threading
 import warnings
 
-__all__ = ["parse"]
+__all__ = ["future_first", "parse"]
 
 _LOCK = threading.Lock()
 
@@ -26,3 +26,19 @@ def parse(code: str) -> ast.Module:
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(code)
+
+
+def future_first(code: str) -> str:
+    """A program whose ``from __future__`` imports stand at its beginning: text may have been put before it."""
+    if "__future__" not in code:
+        return code
+    try:
+        tree = parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
+    future: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    rest = [node for node in tree.body if node not in future]
+    try:
+        return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a long sum
+        return code

@@ -66,8 +66,11 @@ def parts(text):
 def moment(text):
     """A text as ``datetime``, or None."""
     values = parts(text)
+    if values is None:
+        return None
+    year, month, day, hour, minute, second, fraction = values
     try:
-        return None if values is None else datetime.datetime(*values)  # pyright: ignore[reportArgumentType]
+        return datetime.datetime(year, month, day, hour, minute, second, fraction)
     except ValueError:
         return None
 

@@ -97,4 +97,5 @@ def _phrases(sql: str) -> Iterator[tuple[str, str, str]]:
                 assert word is not None
                 words.append(word.group().upper()[:64])
                 position = word.end()
-        yield (*words, "", "")[:3]  # pyright: ignore[reportReturnType]
+        first, second, third, *_ = (*words, "", "")
+        yield first, second, third

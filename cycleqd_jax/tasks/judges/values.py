@@ -12,12 +12,19 @@ import decimal
 import fractions
 import hashlib
 import marshal
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = ["Digest", "Opaque", "decode", "encode"]
 
 _SMALL = 1 << 53
-_SEQUENCES: Any = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"), (collections.deque, "q"))
+_SEQUENCES: tuple[tuple[type[Iterable[Any]], str], ...] = (
+    (list, "l"),
+    (tuple, "t"),
+    (set, "s"),
+    (frozenset, "z"),
+    (collections.deque, "q"),
+)
 _MAKE = {"l": list, "t": tuple, "s": set, "z": frozenset, "q": collections.deque, "i": iter}
 _KEYS = type({}.keys())
 _MOST_ITEMS = 1_000_000

@@ -11,7 +11,6 @@ such as an E-measure averaged over thresholds, are not comparable.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -105,8 +104,8 @@ def weighted_f(
 
     if not truth.any():
         return 0.0
-    found: Any = ndimage.distance_transform_edt(~truth, return_indices=True)
-    distance, nearest = found
+    distance, nearest = np.empty(truth.shape), np.empty((truth.ndim, *truth.shape), np.int32)
+    ndimage.distance_transform_edt(~truth, return_indices=True, distances=distance, indices=nearest)
     error = (mask != truth).astype(np.float64)
     spread = np.where(truth, error, error[tuple(nearest)])
     smooth = ndimage.gaussian_filter(spread, sigma=5, radius=3, mode="constant")

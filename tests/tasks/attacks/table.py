@@ -8,10 +8,11 @@ from __future__ import annotations
 from .attack import Attack
 from .boxes import BOXES
 from .programs import PROGRAMS
+from .programs_files import PROGRAMS_FILES
 from .statements import STATEMENTS
 from .verdicts import VERDICTS
 from .verdicts_classes import VERDICTS_CLASSES
 
 __all__ = ["ATTACKS", "Attack"]
 
-ATTACKS = [*VERDICTS, *VERDICTS_CLASSES, *PROGRAMS, *BOXES, *STATEMENTS]
+ATTACKS = [*VERDICTS, *VERDICTS_CLASSES, *PROGRAMS, *PROGRAMS_FILES, *BOXES, *STATEMENTS]

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "one_disk_error",
     "replacing",
     "replacing_folder",
+    "sync_folder",
     "without_nan",
     "write_bytes",
     "write_json",
@@ -68,10 +70,24 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def sync_folder(path: str | Path) -> None:
+    """Waits until the names in a folder are on disk: new files, and those that have replaced others.
+
+    File systems that can't do it for folders are left as they are.
+    """
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -203,9 +219,30 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
 
 
+class _NewThreads(io.StringIO):
+    """Keeps what threads write that start later; what the present threads write goes to a stream."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__()
+        self._stream = stream
+        self._present = set(threading.enumerate())
+
+    def write(self, text: str) -> int:
+        """Writes text to the stream, or keeps it."""
+        return self._stream.write(text) if threading.current_thread() in self._present else super().write(text)
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self._stream.isatty()
+
+
 @contextlib.contextmanager
 def one_disk_error(path: str | Path) -> Iterator[None]:
-    """Makes one ``OSError`` of what the block raises because of the disk, and drops what threads print about it.
+    """Makes one ``OSError`` of what the block raises because of the disk, and drops what new threads print about it.
 
     Orbax writes with many threads, each of which prints a traceback of its own, and with many tasks. It raises the error of
     one task; asyncio logs those of the others when they are collected, so they are dropped from then on.
@@ -216,7 +253,7 @@ def one_disk_error(path: str | Path) -> Iterator[None]:
     Raises:
         OSError: the operating system refuses.
     """
-    absl, printed = logging.getLogger("absl"), io.StringIO()
+    absl, printed = logging.getLogger("absl"), _NewThreads(sys.stderr)
     level = absl.level
     absl.setLevel(logging.CRITICAL)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -40,10 +41,15 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 
 def _contents(state: Any, key: PRNGKeyArray) -> dict[str, Any]:
-    """What orbax writes: dicts of arrays, because orbax puts other objects than arrays into the nodes of a tree."""
+    """What orbax reads: dicts of arrays, because orbax puts other objects than arrays into the nodes of a tree."""
     contents = {"state": flax.serialization.to_state_dict(state), "key_data": jax.random.key_data(key)}
     # In a distributed run orbax takes arrays of one process for parts of larger ones.
     return contents if jax.process_count() == 1 else jax.tree.map(np.asarray, contents)
+
+
+def _copy(state: Any, key: PRNGKeyArray) -> dict[str, Any]:
+    """What orbax writes: a copy in the memory of the host. The search goes on, and may free its own arrays."""
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), _contents(state, key))
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -88,6 +94,11 @@ def _files_digest(folder: Path) -> str:
     return found.hexdigest()
 
 
+def _meta_digest(place: Path) -> str:
+    """The digest of what stands beside the arrays of a checkpoint."""
+    return hashlib.sha256((place / "meta" / "metadata").read_bytes()).hexdigest()
+
+
 def _unreadable(place: Path, error: Exception) -> DamagedCheckpointError:
     return DamagedCheckpointError(
         f"expected a readable checkpoint, got {type(error).__name__} ({first_line(error, 120)}) in {place}; {_REMOVE}"
@@ -107,8 +118,10 @@ def _check_files(place: Path) -> None:
     if not file.exists():
         return
     try:
-        expected = json.loads(file.read_text("utf-8"))["digest"]
-        found = _files_digest(place / "search")
+        stated = json.loads(file.read_text("utf-8"))
+        expected, found = stated["digest"], _files_digest(place / "search")
+        if found == expected and "meta" in stated:  # earlier versions had no digest of it
+            expected, found = stated["meta"], _meta_digest(place)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(place, error) from error
     if found != expected:
@@ -168,8 +181,8 @@ def read_checkpoint(folder: str | Path, step: int) -> StoredState:
     level = absl.level
     absl.setLevel(logging.ERROR)  # it warns of files that checkpoints of a manager do not have
     try:
-        meta = _read_meta(place)
         _check_files(place)
+        meta = _read_meta(place)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             shapes = checkpointer.metadata(place / "search").item_metadata
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
@@ -190,7 +203,8 @@ class Checkpoints:
 
     A checkpoint holds the searcher's state, the raw data of the run's PRNG key, the schema version, and a digest of state and
     key, because a flipped bit in an array is no error of the file format. A digest of its files finds damage before they are
-    read. Its step is the number of finished generations.
+    read. Its step is the number of finished generations. They are written in another thread, one at a time, while the search
+    goes on.
 
     Attributes:
         folder: the folder.
@@ -213,9 +227,13 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, **options),
         )
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: concurrent.futures.Future[None] | None = None
+        self._latest = self._manager.latest_step()
+        self._newest = self._latest or 0
 
     def save(self, step: int, state: Any, key: PRNGKeyArray) -> None:
-        """Writes a checkpoint, unless the step has one.
+        """Starts to write a checkpoint, unless the step has one; waits for the one before.
 
         Args:
             step: number of finished generations.
@@ -223,28 +241,62 @@ class Checkpoints:
             key: PRNG key of the run.
 
         Raises:
-            OSError: the disk is full, or refuses otherwise.
+            OSError: the disk was full, or has refused otherwise, when the checkpoint before was written.
         """
-        if step in self._manager.all_steps():
-            return
-        contents = _contents(state, key)
+        self.wait()
+        if step not in self._manager.all_steps():
+            self._newest = step
+            self._writing = self._writer.submit(self._write, step, _copy(state, key), _leaves(state))
+
+    def _write(self, step: int, contents: Mapping[str, Any], leaves: Mapping[str, str]) -> None:
         items = ocp.args.Composite(
             search=ocp.args.StandardSave(contents),
-            meta=ocp.args.JsonSave({"schema": SCHEMA, "leaves": _leaves(state), "digest": _digest(contents)}),
+            meta=ocp.args.JsonSave({"schema": SCHEMA, "leaves": leaves, "digest": _digest(contents)}),
         )
         with one_disk_error(self.folder):
             self._manager.save(step, args=items)
             self._manager.wait_until_finished()
             place = self.folder / str(step)
-            write_json(place / _FILES, {"schema": SCHEMA, "digest": _files_digest(place / "search")})
+            write_json(
+                place / _FILES, {"schema": SCHEMA, "digest": _files_digest(place / "search"), "meta": _meta_digest(place)}
+            )
+        self._latest = self._manager.latest_step()
+
+    def check(self) -> None:
+        """Raises the error of a checkpoint that could not be written; waits for none.
+
+        Raises:
+            OSError: the disk is full, or refuses otherwise.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written is complete.
+
+        Raises:
+            OSError: the disk is full, or refuses otherwise.
+        """
+        if self._writing is not None:
+            writing = self._writing
+            concurrent.futures.wait([writing])  # an interrupt leaves it to the next call
+            self._writing = None
+            writing.result()
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None if there is none."""
-        return self._manager.latest_step()
+        """Step of the newest complete checkpoint, or None if there is none."""
+        return self._latest
+
+    def newest(self) -> int:
+        """Step of the newest checkpoint, complete or not; 0 if there is none."""
+        return self._newest
 
     def remove(self, step: int) -> None:
         """Removes the checkpoint of a step."""
+        self.wait()
         self._manager.delete(step)
+        self._latest = self._manager.latest_step()
+        self._newest = self._latest or 0
 
     def restore(self, like: Any, key: PRNGKeyArray) -> tuple[int, Any]:
         """Reads the newest checkpoint.
@@ -260,9 +312,11 @@ class Checkpoints:
             DamagedCheckpointError: the checkpoint can't be read, or is damaged.
             InputError: it has another schema, other leaves or another key.
         """
+        self.wait()
         step = self._manager.latest_step()
         assert step is not None, "no checkpoint to restore"
         place = self.folder / str(step)
+        _check_files(place)
         try:
             meta = _read_meta(place)
         except (OSError, ValueError) as error:
@@ -294,5 +348,13 @@ class Checkpoints:
         return step, flax.serialization.from_state_dict(like, state)
 
     def close(self) -> None:
-        """Waits for writes and closes the manager."""
-        self._manager.close()
+        """Waits until what is being written is complete, and ends the thread.
+
+        Raises:
+            OSError: the disk is full, or refuses otherwise.
+        """
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._manager.close()

@@ -78,8 +78,9 @@ def evolve(
         max_failures: number of children in a row with transient failures (a sandbox, memory, a deadline), after which the
             search stops; None is no limit. The cause was common then, so the row is taken out of the journal, and a resumed
             search evaluates it again. Only children that a checkpoint covers stay, and those of earlier generations where a
-            later child of this one has scores. Logits that are not finite neither count nor end a row. Failures that the
-            journal has do not stop a search.
+            later child of this one has scores. As many children in a row whose logits are not finite stop it too. They neither
+            count nor end a row of transient failures, and stay in the journal. Failures that the journal has do not stop a
+            search.
         carried: the individuals of another search with which this one begins, instead of its first generations; or None.
         racing: how children are evaluated in stages, until they are unlikely to enter an archive. It needs a
             :class:`~cycleqd_jax.evaluation.WorkerPool` as the evaluator. None evaluates all children on all problems.
@@ -143,7 +144,7 @@ def evolve(
             for child in children:
                 check_recorded(child, journal, check)
             relatives = [] if transcripts is None else [transcripts.of(relatives_of(child, tasks)) for child in children]
-            covered = count + (0 if checkpoints is None else checkpoints.latest() or 0) * batch_size
+            covered = count + (0 if checkpoints is None else checkpoints.newest()) * batch_size
             stages = [] if racing is None else racing.stages(children, journal, tasks, count, state, key)
             evaluate_individuals(
                 evaluator, genomes, children, journal, transcripts, report, relatives, max_failures, covered, stages=stages
@@ -151,15 +152,21 @@ def evolve(
             scores = [journal.scores(child.id, tasks) for child in children]
             items = journal.items([child.id for child in children], tasks)
             state = searcher.tell(state, genomes, jnp.asarray(scores, jnp.float32), lineage, jnp.asarray(items))
-            if checkpoints is not None and ((t + 1) % checkpoints.every == 0 or ids.stop == total):
-                checkpoints.save(t + 1, state, key)
+            if checkpoints is not None:
+                checkpoints.check()
+                if (t + 1) % checkpoints.every == 0 or ids.stop == total:
+                    checkpoints.save(t + 1, state, key)
             complete = t + 1, state
-        if checkpoints is not None and racing is not None and (checkpoints.latest() or 0) < complete[0]:
-            checkpoints.save(*complete, key)  # the budget of problems has ended the search
+        if checkpoints is not None:
+            checkpoints.wait()
+            if racing is not None and (checkpoints.latest() or 0) < complete[0]:
+                checkpoints.save(*complete, key)  # the budget of problems has ended the search
+                checkpoints.wait()
     except KeyboardInterrupt:
         if checkpoints is not None and complete[0] > 0:
             with contextlib.suppress(Exception):  # a full disk, or a checkpoint that was interrupted: the journal suffices
                 checkpoints.save(*complete, key)
+                checkpoints.wait()
         raise
     return state
 

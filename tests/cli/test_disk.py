@@ -98,10 +98,12 @@ checkpoints.save(1, {"x": jnp.arange(8.0)}, jax.random.key(0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
 try:
     checkpoints.save(2, {"x": jax.random.normal(jax.random.key(0), (1 << 17,))}, jax.random.key(0))
+    checkpoints.wait()
 except OSError as error:
     print(error.strerror, error.filename)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 checkpoints.save(2, {"x": jnp.arange(8.0)}, jax.random.key(0))
+checkpoints.wait()
 print(checkpoints.latest())
 """
 

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
-__all__ = ["Individual"]
+__all__ = ["Individual", "has_checksum"]
+
+_CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{16})"')
+"""Within a line: the first digits of the SHA-256 of what is before it. No string in JSON has these characters."""
+
+_COSTS = ("seconds", "tokens")
+"""Fields that follow the checksum: they differ between equal runs."""
+
+
+def has_checksum(line: bytes) -> bool:
+    """Whether a line of the journal has a checksum; those of older versions have none."""
+    return _CHECKSUM.search(line) is not None
+
+
+def _checksum(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()[:16]
+
+
+def _dump(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False, separators=(",", ":"))
 
 
 def _json(kind: str, is_valid: Callable[[Any], bool], *, optional: bool = False) -> dict[str, Any]:
@@ -117,7 +138,7 @@ class Individual:
         return sum(map(len, self.items.values()))
 
     def to_json(self) -> str:
-        """The line of the journal, without its newline.
+        """The line of the journal, without its newline. It has a checksum of all fields but the costs.
 
         Raises:
             ValueError: a number is NaN or infinite.
@@ -127,11 +148,15 @@ class Individual:
             for field in dataclasses.fields(self)
             if (value := getattr(self, field.name)) is not None or not field.metadata["optional"]
         }
-        return json.dumps(record, allow_nan=False, separators=(",", ":"))
+        costs = {name: record.pop(name) for name in _COSTS if name in record}
+        line = _dump(record)[:-1]
+        return f'{line},"checksum":"{_checksum(line.encode())}",{_dump(costs)[1:]}'
 
     @classmethod
     def from_json(cls, line: str | bytes, place: str) -> Individual:
-        """Reads a line of the journal. Unknown fields are ignored, except for ``schema``.
+        """Reads a line of the journal. Unknown fields are ignored, except for ``schema`` and ``checksum``.
+
+        Lines of older versions have no checksum.
 
         Args:
             line: the line.
@@ -139,14 +164,21 @@ class Individual:
 
         Raises:
             InputError: the line is not a JSON object, or a field is missing or of another type, or a number is NaN or infinite,
-                or the line is of a newer schema.
+                or the line is of a newer schema, or its checksum is that of another line.
         """
+        line = line.encode() if isinstance(line, str) else line
         try:
             raw = json.loads(line)
         except ValueError as error:
             raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
         present = raw if isinstance(raw, dict) else {}
         check_schema(present, place)
+        if "checksum" in present:
+            stated = _CHECKSUM.search(line)
+            if stated is None or stated[1].decode() != _checksum(line[: stated.start()]):
+                raise InputError(
+                    f"expected a journal record as the run wrote it, got one of another checksum in {place}; restore the file"
+                )
         fields = [field for field in dataclasses.fields(cls) if field.name in present or not field.metadata["optional"]]
         missing = [field.name for field in fields if field.name not in present]
         if missing:

@@ -101,8 +101,8 @@ def run_digest(folder: str | Path) -> str:
     path = report.open_run(folder).path
     steps = checkpoint_steps(path / "checkpoints")
     config, journal = load_config(path / "config.yaml"), Journal(path / "history.jsonl", read_only=True)
-    costs = ("seconds", "tokens")
-    individuals = [{k: v for k, v in json.loads(journal[i].to_json()).items() if k not in costs} for i in journal.ids()]
+    left_out = ("seconds", "tokens", "checksum")  # earlier versions wrote no checksums
+    individuals = [{k: v for k, v in json.loads(journal[i].to_json()).items() if k not in left_out} for i in journal.ids()]
     complete = all(journal.get(k) is not None for k in range(len(config.expert_names)))
     archives = tree_digest(replay(config, journal).state, digits=64) if complete else None
     state = None

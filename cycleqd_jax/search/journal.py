@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import threading
+import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO
 
 import numpy as np
 
-from cycleqd_jax.files import replacing
-from cycleqd_jax.individual import Individual
+from cycleqd_jax.files import replacing, sync_folder
+from cycleqd_jax.individual import Individual, has_checksum
 from cycleqd_jax.types import Float, InputError
 
 __all__ = ["Journal"]
 
 
-class _Line(NamedTuple):
-    individual: Individual
-    end: int  # offset in the file after the line
+RECENT = 1000
+"""Individuals that stay in memory. Others are read from the file, so a long search needs no more memory than a short one."""
 
 
 class Journal:
@@ -38,88 +39,137 @@ class Journal:
             read_only: leave an incomplete last line in the file, which another process may be writing at this moment.
 
         Raises:
-            InputError: a line other than an incomplete last one is not a record, or an id comes twice.
+            InputError: a line other than an incomplete last one is not a record, or was changed, or an id comes twice.
         """  # noqa: D205
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._lines: dict[int, _Line] = {}  # by id, in the order of the file
+        self._starts: dict[int, int] = {}  # of the lines, in bytes, by id, in the order of the file
+        self._end = 0  # of the last line
+        self._recent: collections.OrderedDict[int, Individual] = collections.OrderedDict()  # by id, the latest use last
         self._in_order = True  # whether the ids of the lines ascend
         self._read_only = read_only
+        self._file: IO[bytes] | None = None  # for reading
+        self._close = lambda: None
         self.torn = False
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        *lines, incomplete = data.split(b"\n")
-        end = 0
-        for number, line in enumerate(lines, 1):
+        if self.path.exists():
+            self._open()
+            self._read_all()
+
+    def _open(self) -> None:
+        """Opens the file. Another process may put a new one in its place, and the lines of this one can still be read."""
+        self._close()
+        handle = os.open(self.path, os.O_RDONLY)
+        self._file = os.fdopen(handle, "rb", closefd=False)
+        self._close = weakref.finalize(self, os.close, handle)
+
+    def _read_all(self) -> None:
+        assert self._file is not None, "an open file"
+        checked = False
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                self.torn = True
+                break
             place = f"line {number} of {self.path}"
-            individual = Individual.from_json(line, place)
-            if individual.id in self._lines:
+            individual = Individual.from_json(line[:-1], place)
+            if individual.id in self:
                 raise InputError(f"expected distinct ids, got id {individual.id} again in {place}; restore the file")
-            end += len(line) + 1
-            self._in_order = self._in_order and individual.id > self._last_id
-            self._lines[individual.id] = _Line(individual, end)
-        self.torn = bool(incomplete)
-        if incomplete and not read_only:
-            with self.path.open("r+b") as file:
-                file.truncate(end)
+            if checked and not has_checksum(line[:-1]):
+                raise InputError(f"expected a checksum, as in the line before, got none in {place}; restore the file")
+            checked = has_checksum(line[:-1])
+            self._add(individual, len(line))
+        if self.torn and not self._read_only:
+            os.truncate(self.path, self._end)
+
+    def _add(self, individual: Individual, size: int) -> None:
+        self._in_order = self._in_order and individual.id > self._last_id
+        self._starts[individual.id] = self._end
+        self._end += size
+        self._keep(individual)
+
+    def _keep(self, individual: Individual) -> None:
+        self._recent[individual.id] = individual
+        self._recent.move_to_end(individual.id)
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
 
     def __len__(self) -> int:
         """Number of individuals."""
-        return len(self._lines)
+        return len(self._starts)
 
     def ids(self) -> list[int]:
         """The ids of all individuals, ascending."""
-        return sorted(self._lines)
+        return sorted(self._starts)
+
+    @property
+    def last_id(self) -> int:
+        """The largest id; -1 without individuals."""
+        return self._last_id if self._in_order else max(self._starts, default=-1)
+
+    def __contains__(self, identity: int) -> bool:
+        """Whether the journal has the individual of an id."""
+        return identity in self._starts
 
     def __getitem__(self, identity: int) -> Individual:
         """The individual of an id; raises a KeyError if there is none."""
-        return self._lines[identity].individual
+        with self._lock:
+            return self._get(identity)
+
+    def _get(self, identity: int) -> Individual:
+        found = self._recent.get(identity)
+        if found is None:
+            start = self._starts[identity]
+            assert self._file is not None, "an open file"
+            self._file.seek(start)
+            found = Individual.from_json(self._file.readline()[:-1], f"the line at byte {start} of {self.path}")
+        self._keep(found)
+        return found
 
     def get(self, identity: int) -> Individual | None:
         """The individual of an id, or None."""
-        line = self._lines.get(identity)
-        return None if line is None else line.individual
+        return self[identity] if identity in self._starts else None
 
     def append(self, individual: Individual) -> None:
         """Writes a line; it is on disk when this returns. After an interrupt at any point the next call writes a whole line."""
         assert not self._read_only, "a journal that may write"
         line = individual.to_json().encode() + b"\n"
         with self._lock:
-            size = next(reversed(self._lines.values())).end if self._lines else 0
             with self.path.open("ab") as file:
-                file.truncate(size)  # removes what an interrupted call has written
+                file.truncate(self._end)  # removes what an interrupted call has written
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-            self._in_order = self._in_order and individual.id > self._last_id
-            self._lines[individual.id] = _Line(individual, size + len(line))
+            if self._file is None:
+                sync_folder(self.path.parent)  # the file is new
+                self._open()
+            self._add(individual, len(line))
 
     def sort(self) -> None:
         """Sorts the lines by id, atomically; they are out of order after an interrupted generation was resumed."""
         if not self._in_order:
-            self._rewrite(sorted(self._lines))
+            self._rewrite(sorted(self._starts))
 
     def take_back(self, identities: Collection[int]) -> None:
         """Removes individuals, atomically: a search evaluates them again."""
-        if any(identity in identities for identity in self._lines):
-            self._rewrite([identity for identity in self._lines if identity not in identities])
+        if any(identity in identities for identity in self._starts):
+            self._rewrite([identity for identity in self._starts if identity not in identities])
 
     def _rewrite(self, identities: Sequence[int]) -> None:
         assert not self._read_only, "a journal that may write"
-        lines, end = {}, 0
-        with replacing(self.path) as file:
-            for identity in identities:
-                individual = self._lines[identity].individual
-                end += file.write(individual.to_json().encode() + b"\n")
-                lines[identity] = _Line(individual, end)
-        self._lines = lines
-        self._in_order = identities == sorted(identities)
+        with self._lock:
+            starts, end = {}, 0
+            with replacing(self.path) as file:
+                for identity in identities:
+                    starts[identity] = end
+                    end += file.write(self._get(identity).to_json().encode() + b"\n")
+            self._starts, self._end = starts, end
+            self._recent = collections.OrderedDict((i, one) for i, one in self._recent.items() if i in starts)
+            self._in_order = identities == sorted(identities)
+            self._open()
 
     @property
     def _last_id(self) -> int:
         """The id of the last line; -1 without lines."""
-        return next(reversed(self._lines), -1)
+        return next(reversed(self._starts), -1)
 
     def scores(self, identity: int, tasks: Sequence[str]) -> list[float]:
         """The scores of an individual in the order of ``tasks``; all NaN if it has none.
@@ -127,7 +177,7 @@ class Journal:
         Raises:
             InputError: the individual has scores of other tasks.
         """
-        scores = self._lines[identity].individual.scores
+        scores = self[identity].scores
         if scores is None:
             return [float("nan")] * len(tasks)
         if scores.keys() != set(tasks):
@@ -145,11 +195,11 @@ class Journal:
         """
 
         def sizes(identity: int) -> list[int]:
-            return [len(self._lines[identity].individual.items.get(task, ())) for task in tasks]
+            return [len(self[identity].items.get(task, ())) for task in tasks]
 
         expected, rows = sizes(0), []
         for identity in identities:
-            one = self._lines[identity].individual
+            one = self[identity]
             items = one.items if one.evaluated is None else {}
             if items and sizes(identity) != expected:
                 raise InputError(

@@ -124,8 +124,14 @@ def write_run(folder, method="cycleqd", every=2, **search):
     return folder
 
 
-def edit(folder, change):
-    """Changes the lines of a journal."""
-    path = folder / "history.jsonl"
+def unsealed(path):
+    """The lines of a journal without their checksums, as older versions wrote them."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "checksum"} for line in lines]
+
+
+def edit(folder, change):
+    """Changes the lines of a journal, which gets no checksums: as if an older version had written it."""
+    path = folder / "history.jsonl"
+    lines = unsealed(path)
     path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))

@@ -17,7 +17,8 @@ from cycleqd_jax.cli import main
 from cycleqd_jax.files import write_json
 from cycleqd_jax.runs.audit import run_digest, verify_run
 from cycleqd_jax.runs.folder import folder_digest
-from cycleqd_jax.search import Checkpoints, read_checkpoint
+from cycleqd_jax.search import Checkpoints, Journal, read_checkpoint
+from cycleqd_jax.types import InputError
 
 from .searched import edit, write_run
 from .test_replay import METHODS, QUICK
@@ -141,6 +142,21 @@ def test_a_journal_that_was_edited(run, name, capsys):
     assert "Traceback" not in out
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda one: one | {"key": [1, 2]}, lambda one: one | {"omega": [0.25, 0.5]}, lambda one: one | {"parents": [1, 0]}],
+)
+def test_a_child_that_a_checkpoint_covers_was_edited(run, change, capsys):
+    path = run / "history.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    lines[5] = json.dumps(change(json.loads(lines[5]))) + "\n"
+    path.write_text("".join(lines))
+    assert main(["verify", str(run)]) == 1
+    assert "expected a journal record as the run wrote it, got one of another checksum in line 6 of" in capsys.readouterr().out
+    with pytest.raises(InputError, match="got one of another checksum in line 6 of"):
+        Journal(path)  # so no search continues
+
+
 def save(run, change):
     """Replaces the newest checkpoint by one of a changed state."""
     stored = read_checkpoint(run / "checkpoints", 4)
@@ -182,6 +198,7 @@ def test_checkpoints_that_are_damaged(run):
     problems = verify_run(run).problems
     assert len(problems) == 1
     assert str(step) in problems[0]
+    (step / "files.json").unlink()
     (step / "meta" / "metadata").unlink()
     assert "expected a readable checkpoint, got FileNotFoundError" in verify_run(run).problems[0]
     shutil.rmtree(run / "checkpoints")

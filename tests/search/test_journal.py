@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search import Journal
+from cycleqd_jax.search import journal as module
 from cycleqd_jax.types import InputError
 
 
@@ -154,3 +158,60 @@ def test_the_items_of_individuals(tmp_path):
         InputError, match=r"scores of \[2, 1\] problems of a, b for individual 3, as for individual 0, got \[1, 2\]"
     ):
         journal.items([0, 3], ("a", "b"))
+
+
+def test_a_line_without_a_checksum_after_others_is_refused(tmp_path):
+    path = tmp_path / "history.jsonl"
+    journal = Journal(path)
+    journal.append(child(0))
+    journal.append(child(1))
+    first, second = ({k: v for k, v in json.loads(line).items() if k != "checksum"} for line in path.read_text().splitlines())
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps(first) + "\n" + lines[1])  # begun by an older version
+    assert Journal(path).ids() == [0, 1]
+    path.write_text(lines[0] + json.dumps(second) + "\n")
+    with pytest.raises(InputError, match=r"expected a checksum, as in the line before, got none in line 2 of .*; restore"):
+        Journal(path)
+
+
+def test_individuals_that_are_not_recent_are_read_from_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RECENT", 3)
+    path = tmp_path / "history.jsonl"
+    journal = Journal(path)
+    for i in (0, 2, 1, 4, 3, 5, 6):
+        journal.append(child(i, scores={"a": i / 7, "b": 0.0}))
+
+    def agree(one):
+        assert [one[i].scores["a"] for i in range(len(one))] == [i / 7 for i in range(len(one))]
+        assert len(one._recent) == 3
+
+    agree(journal)
+    watching = Journal(path, read_only=True)
+    journal.sort()
+    agree(journal)
+    journal.take_back([5])
+    assert journal.ids() == [0, 1, 2, 3, 4, 6]
+    assert 5 not in journal
+    agree(watching)  # the file that it has read is not there any more
+    journal.append(child(5, scores={"a": 5 / 7, "b": 0.0}))
+    journal.sort()
+    agree(journal)
+    agree(Journal(path))
+
+
+def test_memory_does_not_grow_with_the_journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RECENT", 10)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    journal = Journal(tmp_path / "history.jsonl")
+    items = {"a": [i / 100 for i in range(100)], "b": [1 / 3] * 100}
+    tracemalloc.start()
+    try:
+        sizes = []
+        for i in range(1200):
+            journal.append(child(i, items={task: [x + i for x in found] for task, found in items.items()}))
+            if i % 600 == 599:
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert (sizes[1] - sizes[0]) / 600 < 200  # bytes for each individual, whose items alone have 6,400

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cycleqd_jax import sharding
+from cycleqd_jax.compilation import cpu_kind
 from cycleqd_jax.config import EngineConfig, RunConfig, idle_groups
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.engine.layout import WINDOW
@@ -20,12 +21,18 @@ from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.mirrored_engine import MirroredEngine
 from cycleqd_jax.types import Genome, Params
 
-__all__ = ["Architecture", "DeviceGroup", "Space", "device_groups"]
+__all__ = ["Architecture", "DeviceGroup", "Space", "device_groups", "device_kind"]
 
 Architecture = llama.LlamaConfig | sam.SamConfig
 """The config of a model."""
 
 Space = ExpertSpace | CoefficientSpace | DenseSpace
+
+
+def device_kind() -> str:
+    """The kind of this process's devices; of CPUs also a digest of their instruction set, on which the last bits depend."""
+    device = jax.local_devices()[0]
+    return f"cpu {cpu_kind()}" if device.platform == "cpu" else f"{device.platform} {device.device_kind}"
 
 
 class DeviceGroup:
@@ -44,6 +51,11 @@ class DeviceGroup:
     def single(self) -> bool:
         """Whether the group is one device."""
         return self.mesh.size == 1
+
+    def describe(self, slots: int) -> str:
+        """On what scores are computed: all on which their last bits depend."""
+        sizes = " × ".join(f"{name} {self.mesh.shape[name]}" for name in ("fsdp", "tensor"))
+        return f"{device_kind()} ({sizes}, {slots} slots)"
 
     def weight_shardings(self, config: Architecture) -> Any:
         """Shardings of a language model's weights in this group; a config of other models has no group of several devices.

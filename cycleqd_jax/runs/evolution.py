@@ -111,7 +111,7 @@ class Evolution:
         claim_folder(config)
         inputs = input_digests(context.models.folders, context.tasks)
         carried = self._carried(inputs)
-        check_inputs(context.folder, inputs, context.log)
+        check_inputs(context.folder, inputs, context.groups[0].describe(config.engine.slots), context.log)
         self.placement.write_basis()
         write_usage(context, self.placement.ensure_space())
         checkpoints = search.Checkpoints(

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -44,11 +45,17 @@ __all__ = [
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy", "scikit-learn")
 
 FREE = {
-    "output", "cache", "mesh.population", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
-    "gradient", "loggers", "export.method", "search.retries", "search.deadline", "search.max_failures",
+    "output", "cache", "mesh", "engine.slots", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
+    "gradient", "loggers", "export.method", "search.retries", "search.deadline", "search.max_failures", "search.grace",
     "ray",
 }  # fmt: skip
-"""Keys that may change when a run continues: they decide about places and speed, or choose among what is found."""
+"""Keys that may change when a run continues: they decide about places and speed, or choose among what is found.
+
+The last bits of scores may depend on the sizes of ``mesh`` and ``engine``; :func:`check_inputs` says so.
+"""
+
+PATHS = re.compile(r"model\.(base|tokenizer|experts\..+)|tasks\.\d+\.(train|test|finetune)")
+"""Keys whose files may move while a run goes on: ``inputs.json`` has digests of what is read from them."""
 
 STATED = ("baselines", "merges", "gradient", "export")
 """Those of them that decide about rows and about the exported model: ``config.yaml`` has their last values."""
@@ -225,6 +232,8 @@ def check_folder(config: RunConfig) -> None:
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if key == "search.generations":
             free = here[key] >= there.get(key, math.inf)  # no generation depends on how many follow
+        if PATHS.fullmatch(key) and (folder / "inputs.json").exists():
+            free = all(isinstance(value_at(tree, key), str) for tree in (here, there))  # digests are compared later
         if not free and value_at(here, key) != value_at(there, key):
             old, new = (_shown(value_at(tree, key)) for tree in (there, here))
             raise InputError(
@@ -293,6 +302,7 @@ def claim_folder(config: RunConfig) -> None:
         more = there["search"]["generations"] != config.search.generations
         now = {**there, **{key: here[key] for key in STATED}}
         now["search"] = {**there["search"], "generations": config.search.generations}
+        now = _with_paths(now, here)
         if now == there:
             return
         here = now
@@ -301,6 +311,15 @@ def claim_folder(config: RunConfig) -> None:
     else:
         (config.folder / "inputs.json").unlink(missing_ok=True)
     write_text(file, yaml.safe_dump(here, sort_keys=False, allow_unicode=True))
+
+
+def _with_paths(tree: Any, new: Any, key: str = "") -> Any:
+    """A config whose files are at the places of another one."""
+    if isinstance(tree, dict) and isinstance(new, dict):
+        return {name: _with_paths(item, new.get(name), f"{key}.{name}".lstrip(".")) for name, item in tree.items()}
+    if isinstance(tree, list) and isinstance(new, list) and len(tree) == len(new):
+        return [_with_paths(item, other, f"{key}.{i}") for i, (item, other) in enumerate(zip(tree, new, strict=True))]
+    return new if PATHS.fullmatch(key) and isinstance(tree, str) and isinstance(new, str) else tree
 
 
 def _remove_results(folder: Path) -> None:
@@ -314,22 +333,28 @@ def _remove_results(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def check_inputs(folder: Path, inputs: Mapping[str, Any], log: Callable[[str], None]) -> None:
+def check_inputs(folder: Path, inputs: Mapping[str, Any], device: str, log: Callable[[str], None]) -> None:
     """Records what a run's scores depend on beside its config, or compares it with what was recorded.
 
     Args:
         folder: the run folder.
         inputs: digests of models and problems, by name.
-        log: called with a warning that names changed versions.
+        device: on what the scores are computed: the kind of the devices, and the sizes on which last bits depend.
+        log: called with a warning that names changed versions, or other devices.
 
     Raises:
         InputError: a model or a problem has changed.
     """
     file = folder / "inputs.json"
     if not file.exists():
-        write_json(file, {"schema": SCHEMA, **inputs, "versions": versions()})
+        write_json(file, {"schema": SCHEMA, **inputs, "device": device, "versions": versions()})
         return
     before = _compare(file, inputs)
+    if before.get("device", device) != device:  # older folders have none
+        log(
+            f"warning: the scores of this run were computed on {before['device']}; those that follow are computed on {device}, "
+            "so it may not continue bit for bit"
+        )
     known = before["versions"]  # older folders have fewer packages
     changed = [f"{name} {known[name]} → {now}" for name, now in versions().items() if known.get(name, now) != now]
     if changed:

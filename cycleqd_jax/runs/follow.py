@@ -13,11 +13,12 @@ import jax
 from cycleqd_jax.config import RunConfig, to_dict
 from cycleqd_jax.processes import Processes
 from cycleqd_jax.runs.coefficients import Merges
+from cycleqd_jax.runs.devices import device_kind
 from cycleqd_jax.runs.folder import flat
 from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.opening import open_context
 from cycleqd_jax.runs.placement import Placement
-from cycleqd_jax.runs.remote import device_kind, software
+from cycleqd_jax.runs.remote import software
 from cycleqd_jax.sharding import mesh_sizes
 from cycleqd_jax.types import InputError, no_progress
 

@@ -175,7 +175,8 @@ class Placement:
 
     def workers(self, split: Split, tasks: Sequence[str] | None = None) -> StreamEvaluator:
         """Workers on all groups of devices that score genomes on a split of all tasks, or of some."""
-        return WorkerPool([self.worker(split, i, tasks) for i in range(len(self._context.groups))])
+        workers = [self.worker(split, i, tasks) for i in range(len(self._context.groups))]
+        return WorkerPool(workers, grace=self._context.config.search.grace, log=self._context.log)
 
     def worker(self, split: Split, i: int = 0, tasks: Sequence[str] | None = None) -> Worker:
         """A worker on a group of devices, which gets its space and its engine with its first child.

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 
 import cycleqd_jax
-from cycleqd_jax.compilation import cpu_kind
 from cycleqd_jax.config import RayConfig, RunConfig
 from cycleqd_jax.evaluation import StreamEvaluator, Worker
 from cycleqd_jax.evaluation.ray import Hosted, Patience, RayCluster, RayPool, WorkerRecord
 from cycleqd_jax.files import write_json
 from cycleqd_jax.report.read import load_workers
 from cycleqd_jax.runs.context import Context
+from cycleqd_jax.runs.devices import device_kind
 from cycleqd_jax.runs.folder import versions
 from cycleqd_jax.runs.inputs import input_digests
 from cycleqd_jax.runs.opening import open_context
@@ -28,7 +28,7 @@ from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import SPLITS, InputError, Split, no_progress
 
-__all__ = ["RemoteWorkers", "WorkerProgram", "connect", "device_kind", "software"]
+__all__ = ["RemoteWorkers", "WorkerProgram", "connect", "software"]
 
 FILE = "workers.json"
 """The file in a run folder with the records of the workers."""
@@ -92,12 +92,6 @@ def software() -> dict[str, str]:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return {**versions(), "sources of cycleqd_jax": digest.hexdigest()[:16]}
-
-
-def device_kind() -> str:
-    """The kind of this process's devices; of CPUs also a digest of their instruction set, on which the last bits depend."""
-    device = jax.local_devices()[0]
-    return f"cpu {cpu_kind()}" if device.platform == "cpu" else f"{device.platform} {device.device_kind}"
 
 
 class RemoteWorkers:

@@ -17,6 +17,8 @@ from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, co
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 
+DEVICE = "cpu 12345678 (fsdp 1 × tensor 1, 24 slots)"
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -211,20 +213,71 @@ def test_a_folder_that_is_no_run_is_refused(config):
 def test_inputs_are_recorded_once_and_compared_afterwards(tmp_path):
     inputs = {"base": "1234", "mbpp/train": "5678"}
     lines = []
-    check_inputs(tmp_path, inputs, lines.append)
-    assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {"schema": SCHEMA, "versions": versions()}
-    check_inputs(tmp_path, inputs, lines.append)
+    check_inputs(tmp_path, inputs, DEVICE, lines.append)
+    assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {
+        "schema": SCHEMA,
+        "device": DEVICE,
+        "versions": versions(),
+    }
+    check_inputs(tmp_path, inputs, DEVICE, lines.append)
     assert lines == []
     with pytest.raises(InputError, match=r"expected mbpp/train with digest 5678, as when the run .* began, got 9; restore it"):
-        check_inputs(tmp_path, inputs | {"mbpp/train": "9"}, lines.append)
+        check_inputs(tmp_path, inputs | {"mbpp/train": "9"}, DEVICE, lines.append)
+
+
+def test_other_devices_get_a_warning(tmp_path):
+    lines = []
+    for device in (DEVICE, DEVICE, "gpu NVIDIA H100 (fsdp 1 × tensor 1, 24 slots)"):
+        check_inputs(tmp_path, {}, device, lines.append)
+    (line,) = lines
+    assert f"the scores of this run were computed on {DEVICE}; those that follow are computed on gpu NVIDIA H100" in line
+    recorded = json.loads((tmp_path / "inputs.json").read_text())
+    del recorded["device"]  # of an older version
+    (tmp_path / "inputs.json").write_text(json.dumps(recorded))
+    check_inputs(tmp_path, {}, DEVICE, lines.append)
+    assert len(lines) == 1
+
+
+def moved(folder, place, **changes):
+    """A config whose base, expert and problems lie in a folder."""
+    task = {"name": "mbpp", "train": f"{place}/train.jsonl", "test": f"{place}/test.jsonl", "train_size": 4}
+    experts = {"mbpp": f"{place}/one", "dbbench": f"{place}/two"}
+    model = {"base": f"{place}/base", "experts": experts}
+    tasks = [task | changes.pop("task", {}), {"name": "dbbench"}]
+    return load_config({"name": "demo", "output": str(folder / "run"), "tasks": tasks, "model": model | changes})
+
+
+def test_files_of_a_run_may_move(tmp_path):
+    first, second = moved(tmp_path, "/first"), moved(tmp_path, "/second")
+    begin(first)
+    with pytest.raises(InputError, match=r"expected model.base '/first/base', as in the run"):
+        check_folder(second)  # nothing says yet what they have held
+    check_inputs(first.folder, {"base": "1"}, DEVICE, print)
+    check_folder(second)
+    claim_folder(second)
+    assert load_config(first.folder / "config.yaml") == second
+    with pytest.raises(InputError, match=r"expected base with digest 1, as when the run in .* began, got 2"):
+        compare_inputs(first.folder, {"base": "2"})
+    with pytest.raises(InputError, match=r"expected tasks.0.test '/second/test.jsonl', as in the run in .*, got None"):
+        check_folder(moved(tmp_path, "/second", task={"test": None}))
+    with pytest.raises(InputError, match=r"expected tasks.0.train_size 4, as in the run in .*, got 5"):
+        check_folder(moved(tmp_path, "/third", task={"train_size": 5}))
+
+
+def test_meshes_and_slots_may_change(config):
+    begin(config)
+    mesh, engine = dataclasses.replace(config.mesh, tensor=2), dataclasses.replace(config.engine, slots=2)
+    check_folder(dataclasses.replace(config, mesh=mesh, engine=engine))
+    with pytest.raises(InputError, match=r"expected engine.max_len"):
+        check_folder(dataclasses.replace(config, engine=dataclasses.replace(config.engine, max_len=77)))
 
 
 def test_other_versions_get_a_warning(tmp_path, monkeypatch):
     lines = []
-    check_inputs(tmp_path, {}, lines.append)
+    check_inputs(tmp_path, {}, DEVICE, lines.append)
     before = versions()
     monkeypatch.setattr(module, "versions", lambda: before | {"jax": "99"})
-    check_inputs(tmp_path, {}, lines.append)
+    check_inputs(tmp_path, {}, DEVICE, lines.append)
     (line,) = lines
     assert line.startswith("warning: versions changed since this run began")
     assert line.endswith(f"bit for bit: jax {before['jax']} → 99")
@@ -263,10 +316,10 @@ def test_a_place_without_permission_is_refused_before_the_run(config, key, tmp_p
 
 def test_inputs_of_a_run_without_scores_are_not_compared(config):
     claim_folder(config)
-    check_inputs(config.folder, {"base": "1"}, print)
+    check_inputs(config.folder, {"base": "1"}, DEVICE, print)
     compare_inputs(config.folder, {"base": "2"})
     claim_folder(config)
-    check_inputs(config.folder, {"base": "2"}, print)
+    check_inputs(config.folder, {"base": "2"}, DEVICE, print)
     (config.folder / "history.jsonl").touch()
     compare_inputs(config.folder, {})
     with pytest.raises(InputError, match=r"expected base with digest 2, as when the run .* began, got 3"):
@@ -302,7 +355,7 @@ def start(config, inputs):
     with locked(config.folder / ".lock", wait=False):
         compare_inputs(config.folder, inputs)
         claim_folder(config)
-        check_inputs(config.folder, inputs, print)
+        check_inputs(config.folder, inputs, DEVICE, print)
         write_json(config.folder / "tables" / "basis.json", {})
         Checkpoints(config.folder / "checkpoints").close()
         write_json(config.folder / "grid.json", {})

@@ -117,7 +117,7 @@ def test_a_damaged_old_folder_is_refused(old):
 )
 def test_damaged_or_newer_inputs_are_refused(old, content, message):
     (old / "inputs.json").write_text(content)
-    for read in (migrate, lambda folder: compare_inputs(folder, {}), lambda folder: check_inputs(folder, {}, print)):
+    for read in (migrate, lambda folder: compare_inputs(folder, {}), lambda folder: check_inputs(folder, {}, "cpu", print)):
         with pytest.raises(InputError, match=message):
             read(old)
 

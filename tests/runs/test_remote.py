@@ -11,8 +11,9 @@ import pytest
 from cycleqd_jax.config import load_config
 from cycleqd_jax.evaluation.ray import Program, WorkerRecord
 from cycleqd_jax.report.read import load_workers
+from cycleqd_jax.runs.devices import device_kind
 from cycleqd_jax.runs.folder import versions
-from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, device_kind, software
+from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, software
 from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import InputError
 

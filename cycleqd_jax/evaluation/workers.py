@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -231,9 +231,13 @@ class WorkerPool:
         size: genomes per group, as of the workers.
     """
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(
+        self, workers: Sequence[Worker], *, grace: float = 0.0, log: Callable[[str], None] = lambda line: None
+    ) -> None:
         """Args:
         workers: one or more workers of equal size.
+        grace: seconds that evaluations in hand may take to end after an interrupt (Ctrl-C). A second one cancels them.
+        log: called with a line when that begins.
 
         Raises:
             ValueError: there is no worker, or the sizes differ.
@@ -243,6 +247,8 @@ class WorkerPool:
             raise ValueError(f"expected one or more workers of equal size, got the sizes {sizes}; give equal workers")
         self.size = workers[0].size
         self._workers = tuple(workers)
+        self._grace = grace
+        self._log = log
 
     def __call__(
         self,
@@ -255,11 +261,12 @@ class WorkerPool:
 
         ``stages`` has for each group and genome its problems; all by default.
 
-        After an exception in a worker or an interrupt (Ctrl-C), all workers stop; then the exception is raised.
+        After an exception in a worker all workers stop; then the exception is raised. After an interrupt (Ctrl-C) no evaluation
+        begins, and those in hand may end within the grace.
         """
-        stop = threading.Event()
+        stop, draining = threading.Event(), threading.Event()
         known, parts = relatives or [()] * len(groups), stages or [()] * len(groups)
-        if len(self._workers) == 1:
+        if len(self._workers) == 1 and self._grace == 0:
             for i, group in enumerate(groups):
                 on_result(i, self._workers[0](group, stop, **given(known[i], parts[i])))
             return
@@ -271,6 +278,8 @@ class WorkerPool:
         def evaluate(i: int, group: Sequence[Genome]) -> None:
             worker = idle.get()
             try:
+                if draining.is_set():
+                    return
                 evaluations = worker(group, stop, **given(known[i], parts[i]))
             finally:
                 idle.put(worker)
@@ -279,21 +288,20 @@ class WorkerPool:
 
         pool = ThreadPoolExecutor(len(self._workers), thread_name_prefix="worker")
         try:
-            for future in as_completed([pool.submit(evaluate, i, group) for i, group in enumerate(groups)]):
-                future.result()
+            self._wait([pool.submit(evaluate, i, group) for i, group in enumerate(groups)], draining)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def stream(self, source: Source, on_result: Callable[[int, list[Evaluation]], None]) -> None:
         """Evaluates genomes until there are no more; see :class:`StreamEvaluator`."""
-        stop, one_at_a_time = threading.Event(), threading.Lock()
+        stop, draining, one_at_a_time = threading.Event(), threading.Event(), threading.Lock()
 
         def serve(worker: Worker) -> None:
             try:
                 while not stop.is_set():
                     with one_at_a_time:
-                        job = None if stop.is_set() else source()
+                        job = None if stop.is_set() or draining.is_set() else source()
                     if job is None:
                         return
                     number, group, relatives = job
@@ -305,16 +313,28 @@ class WorkerPool:
                 stop.set()
                 raise
 
-        if len(self._workers) == 1:
+        if len(self._workers) == 1 and self._grace == 0:
             serve(self._workers[0])
             return
         pool = ThreadPoolExecutor(len(self._workers), thread_name_prefix="worker")
         try:
-            for future in as_completed([pool.submit(serve, worker) for worker in self._workers]):
-                future.result()
+            self._wait([pool.submit(serve, worker) for worker in self._workers], draining)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _wait(self, evaluations: Sequence[Future[None]], draining: threading.Event) -> None:
+        """Waits for evaluations. After an interrupt none begins, and those in hand get the grace to end."""
+        try:
+            for future in as_completed(evaluations):
+                future.result()
+        except KeyboardInterrupt:
+            draining.set()
+            running = [future for future in evaluations if not future.cancel() and not future.done()]
+            if running and self._grace > 0:
+                self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
+                wait(running, self._grace)
+            raise
 
 
 def given(relatives: Relatives, stages: Stages = ()) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.common import evaluated, row_of
-from cycleqd_jax.search.failures import check_row, raise_unscored
+from cycleqd_jax.search.failures import check_not_finite, check_row, raise_unscored
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.transcripts import Transcripts
 from cycleqd_jax.types import FailuresError, Genome, NextItems, Transcript
@@ -51,21 +51,21 @@ def evaluate_individuals(
         FailuresError: see :func:`~cycleqd_jax.search.evolve`.
     """
     groups = [range(i, min(i + evaluator.size, len(individuals))) for i in range(0, len(individuals), evaluator.size)]
-    groups = [group for group in groups if any(journal.get(individuals[j].id) is None for j in group)]
+    groups = [group for group in groups if any(individuals[j].id not in journal for j in group)]
     results: dict[int, Individual] = {}
     transient: set[int] = set()
     done = 0  # how many are recorded without a gap
     stopped = False
 
     def is_new(j: int) -> bool:
-        return journal.get(individuals[j].id) is None
+        return individuals[j].id not in journal
 
     def check_failure(individual: Individual) -> None:
         if individual.expert is not None:
             raise_unscored(individual, journal)
             return
         # Scores of this generation are kept, and belong to the generations before it.
-        scored = any(results[j].error is None for j in results if j > done) or journal.ids()[-1] > individual.id
+        scored = any(results[j].error is None for j in results if j > done) or journal.last_id > individual.id
         check_row(individual, journal, max_failures, max(covered, individuals[0].id if scored else 0), ignored)
 
     def record_in_order() -> None:
@@ -77,6 +77,9 @@ def evaluate_individuals(
                 journal.append(results[done])
             on_recorded(individuals[done].id)
             done += 1
+            last = results.get(done - 1)
+            if last is not None and last.error is not None and last.expert is None and done - 1 not in transient:
+                check_not_finite(last, journal, max_failures, ignored)
 
     def on_result(i: int, evaluations: list[Evaluation]) -> None:
         nonlocal stopped

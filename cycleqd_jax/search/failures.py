@@ -1,4 +1,4 @@
-"""Transient failures: those of experts, and too many in a row."""
+"""Failures of experts, and too many failures of children in a row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.types import FailuresError
 
-__all__ = ["check_row", "raise_unscored"]
+__all__ = ["check_not_finite", "check_row", "raise_unscored"]
 
 _REASON_LENGTH, _REASONS = 160, 3
 """The most characters of a reason, and the most reasons, in the message about too many failures."""
@@ -25,6 +25,33 @@ def raise_unscored(expert: Individual, journal: Journal) -> None:
     raise FailuresError(
         f"expected scores of expert {expert.expert!r}, got: {expert.error} in {journal.path}; correct the cause and run the "
         "same command to continue"
+    )
+
+
+def check_not_finite(individual: Individual, journal: Journal, most: int | None, ignored: Collection[int] = ()) -> None:
+    """Stops a search after every ``most`` children in a row without finite logits.
+
+    They stay in the journal, because another evaluation would give the same. A resumed search goes on with the next child.
+
+    Args:
+        individual: the newest child in the journal; it has no finite logits.
+        journal: of the search.
+        most: number of such children in a row that stop the search; None is no limit.
+        ignored: see :func:`check_row`.
+
+    Raises:
+        FailuresError: the child is the last of ``most``, or of a multiple.
+    """
+    count, before = 1, individual.id - 1
+    while (one := journal.get(before)) is not None and (before in ignored or (one.error and not is_transient(one.error))):
+        count += before not in ignored
+        before -= 1
+    if most is None or count % most:
+        return
+    raise FailuresError(
+        f"expected fewer than search.max_failures = {most} children in a row without finite logits, got {count} up to "
+        f"individual {individual.id} ({individual.error}) in {journal.path}; lower genome.strength or correct the experts and "
+        "choose another output, or run the same command to go on"
     )
 
 

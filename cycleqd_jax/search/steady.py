@@ -23,7 +23,7 @@ from cycleqd_jax.search.common import (
     row_of,
 )
 from cycleqd_jax.search.digests import tree_digests
-from cycleqd_jax.search.failures import check_row
+from cycleqd_jax.search.failures import check_not_finite, check_row
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.loop import evaluate_experts
 from cycleqd_jax.search.transcripts import Transcripts
@@ -145,10 +145,13 @@ def evolve_steadily(
             check_row(done, journal, max_failures, count)
         journal.append(done)
         tell(child)
+        if done.error is not None and not evaluations[0].transient:
+            check_not_finite(done, journal, max_failures)
 
     evaluator.stream(source, on_result)
     if checkpoints is not None:
         checkpoints.save(inserted, state, key)
+        checkpoints.wait()
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 
@@ -59,7 +60,7 @@ def faulty(new_run, *, kills=lambda weights: False, share=0.0, seed=0):
 
 
 def without_errors(lines):
-    return [{name: value for name, value in line.items() if name != "error"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("error", "checksum")} for line in lines]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -168,17 +169,24 @@ def test_failures_that_a_checkpoint_covers_stay(new_run, guarded):
     assert [line["id"] for line in run.lines() if line["scores"] is None] == [7, 8]
 
 
-def test_logits_that_are_not_finite_do_not_stop_the_search(new_run, guarded, assert_identical):
-    clean, run, seen = new_run("clean"), new_run(), set()
+def test_too_many_children_without_finite_logits_stop_the_search_and_stay(new_run, guarded, assert_identical):
+    clean, unlimited, run, seen = new_run("clean"), new_run("unlimited"), new_run(), set()
 
     def broken(weights):
         """All children after the second."""
         seen.add(weights.tobytes())
         return len(seen) > 5
 
-    state = clean.evolve(new_run.Evaluator(broken=broken), max_failures=2)
-    assert [line["id"] for line in clean.lines() if line["scores"] is None] == list(range(5, 11))
-    assert_identical(clean.evolve(max_failures=2), state)  # the journal keeps them
+    state = unlimited.evolve(new_run.Evaluator(broken=broken))
+    seen.clear()
+    evaluator = new_run.Evaluator(broken=broken)
+    for last in (8, 10):  # each start goes on for four more, and the search ends after two
+        message = rf"children in a row without finite logits, got {last - 4} up to individual {last} \(the logits"
+        with pytest.raises(FailuresError, match=message) if last == 8 else contextlib.nullcontext():
+            found = clean.evolve(evaluator, max_failures=4)
+        assert [line["id"] for line in clean.lines() if line["scores"] is None] == list(range(5, last + 1))
+    assert_identical(found, state)
+    assert clean.lines() == unlimited.lines()
     seen.clear()
 
     class Mixed(new_run.Evaluator):

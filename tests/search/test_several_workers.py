@@ -6,10 +6,14 @@ import signal
 import threading
 import time
 
+import jax
 import pytest
 
-from cycleqd_jax.evaluation import EvaluationCancelled, Evaluator
-from cycleqd_jax.search import Journal
+from cycleqd_jax.algorithms import CycleQD
+from cycleqd_jax.evaluation import EvaluationCancelled, Evaluator, SerialWorker, WorkerPool
+from cycleqd_jax.search import Journal, evolve_steadily
+
+from .conftest import TASKS
 
 
 class Gate(Evaluator):
@@ -66,6 +70,52 @@ def test_ctrl_c_keeps_finished_results_and_stops_the_others(new_run, assert_iden
     assert_identical(run.evolve(rest, batch_size=5), state)
     assert rest.calls == 1 + 3 * 5
     assert run.lines() == whole.lines()  # sorted again
+
+
+class Interrupts(Evaluator):
+    """An evaluator whose model number 5 brings Ctrl-C, and needs some time to end after it."""
+
+    def __init__(self, evaluator, seconds):
+        self.evaluator, self.seconds, self.count, self.unload = evaluator, seconds, 0, evaluator.unload
+        self.begun = self.ended = 0
+
+    def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()):
+        self.begun += 1
+        if self.begun == 5:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        if self.begun >= 5 and stop.wait(self.seconds):
+            raise EvaluationCancelled
+        self.ended += 1
+        return self.evaluator(params, split, donate=donate, stop=stop)
+
+
+@pytest.mark.parametrize("steady", [False, True])
+@pytest.mark.parametrize(("count", "grace", "seconds"), [(1, 9, 0.5), (2, 9, 0.5), (1, 0.3, 9), (2, 0.3, 9)])
+def test_after_ctrl_c_evaluations_in_hand_may_end(new_run, assert_identical, count, grace, seconds, steady):
+    run, lines = new_run(), []
+    evaluators = [Interrupts(new_run.Evaluator(), seconds), *[new_run.Evaluator()] * (count - 1)]
+    workers = WorkerPool([SerialWorker(run.space.express, one) for one in evaluators], grace=grace, log=lines.append)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    options = {"tasks": TASKS, "key": jax.random.key(0), "journal": Journal(run.folder / "history.jsonl")}
+
+    def search():
+        if steady:
+            return evolve_steadily(CycleQD(run.space, bins=5), run.experts, workers, children=200, **options)
+        return run.evolve(batch_size=50, workers=workers)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            search()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert lines == [f"the evaluations in hand have {grace:g} s to end; press Ctrl-C to cancel them"]
+    first = evaluators[0]
+    assert (first.begun, first.ended) == ((5, 5) if grace > seconds else (5, 4))  # and none begins after it
+    assert len(run.lines()) >= first.ended
+    if count == 1:
+        assert len(run.lines()) == first.ended
+    if not steady:
+        assert_identical(run.evolve(batch_size=50, generations=1), new_run("whole").evolve(batch_size=50, generations=1))
 
 
 def test_seconds_do_not_include_waiting_for_a_worker(new_run):

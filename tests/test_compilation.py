@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import json, sys
 from pathlib import Path
@@ -38,6 +40,7 @@ def programs(cache):
     return [path for path in (cache / "compiled").glob("*/*") if path.name.endswith("-cache")]
 
 
+@pytest.mark.exhaustive
 def test_a_second_process_compiles_nothing(tmp_path):
     first, second = run(tmp_path), run(tmp_path)
     assert (first["hits"], first["misses"]) == (0, 1)
@@ -46,6 +49,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert first["folder"] is None  # as it was before
 
 
+@pytest.mark.exhaustive
 def test_other_flags_of_xla_have_programs_of_their_own(tmp_path):
     run(tmp_path)
     other = run(tmp_path, XLA_FLAGS="--xla_cpu_enable_fast_min_max=true")

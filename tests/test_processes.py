@@ -211,6 +211,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.exhaustive
 def test_looking_for_a_value_that_is_not_there_needs_no_memory():
     """A get that blocks leaks 34 KB each time: 34 MB here."""
     done = subprocess.run([sys.executable, "-c", LEAK], capture_output=True, text=True, check=True, timeout=60)

@@ -12,6 +12,7 @@ from cycleqd_jax.types import InputError
 CONFIG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 8, max_position_embeddings=64, initializer_range=0.2)
 
 
+@pytest.mark.exhaustive
 def test_a_sharded_forward_equals_the_unsharded_one():
     if len(jax.devices()) < 8:
         pytest.skip("needs eight devices: set XLA_FLAGS=--xla_force_host_platform_device_count=8")

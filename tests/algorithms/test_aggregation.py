@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cycleqd_jax.algorithms import Archives, aggregate
 
@@ -15,6 +16,7 @@ def filled(genomes, scores):
     return jax.jit(Archives.add)(archives, genomes, scores, jnp.arange(len(scores)))
 
 
+@pytest.mark.exhaustive
 def test_against_numpy(assert_close):
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -33,6 +35,7 @@ def test_against_numpy(assert_close):
         assert_close(genome, want, 2e-6)
 
 
+@pytest.mark.exhaustive
 def test_the_aggregate_of_one_elite_is_that_elite(assert_close):
     scores = np.asarray([[0.9, 0.9], [0.1, 0.2]], np.float32)
     genomes = jnp.asarray([[1.0, 2.0], [5.0, 6.0]])
@@ -42,6 +45,7 @@ def test_the_aggregate_of_one_elite_is_that_elite(assert_close):
     np.testing.assert_allclose(beta, [0.5, 0.5])
 
 
+@pytest.mark.exhaustive
 def test_of_elites_with_equal_quality_the_best_on_average_is_used():
     scores = np.asarray([[0.9, 0.1], [0.9, 0.6], [0.2, 0.8]], np.float32)
     assert aggregate(filled(jnp.eye(3), scores)).elites.tolist() == [1, 2]

@@ -37,6 +37,7 @@ CASES = 220
 GENERATIONS = 5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("tasks", "bins", "batch"),
     [
@@ -88,6 +89,7 @@ def test_a_batch_equals_inserting_one_by_one(assert_identical):
         assert_identical(archives, at_once)
 
 
+@pytest.mark.exhaustive
 def test_the_first_of_equals_enters_and_elites_stay():
     archives = Archives.create(jnp.zeros(1), np.asarray([(0, 1)] * 2), 2)
     genomes = jnp.arange(4.0)[:, None]
@@ -105,6 +107,7 @@ def test_cell_winners():
     assert cell_winners(cells, fitness).tolist() == [False, True, True, False, False, True]
 
 
+@pytest.mark.exhaustive
 def test_cells_are_those_of_the_nearest_centroid():
     """Away from the edges, QDax finds the same cells from the true descriptors: the order of the cells is that of QDax."""
     from qdax.core.containers.mapelites_repertoire import get_cells_indices
@@ -189,6 +192,7 @@ def test_the_leading_elites_are_distinct_and_sorted():
     assert archives.leading(2)[2].tolist() == expected[:2]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(5))
 def test_of_equal_elites_the_smallest_id_leads(seed):
     scores = np.random.default_rng(seed).integers(0, 3, (30, 3)).astype(np.float32) / 4  # many ties
@@ -209,6 +213,7 @@ def nearest(point, bounds, centroids):
     return int(np.argmin(np.square(unit - centroids).sum(axis=1)))
 
 
+@pytest.mark.exhaustive
 def test_five_tasks_with_the_cells_of_a_cvt():
     """Algorithm 1 with 60 cells an archive, where a grid of 15 bins has 50,625."""
     tasks, cells, rng = 5, 60, np.random.default_rng(5)

@@ -69,6 +69,7 @@ def test_as_many_evaluations_as_pycma(function, seeds):
     assert ours <= 1.3 * theirs
 
 
+@pytest.mark.exhaustive
 def test_it_starts_at_the_uniform_merge():
     search = CMAES(population=64, sigma=0.1)
     genomes = jnp.stack([jnp.eye(3)[k][None].repeat(2, 0) for k in range(3)])
@@ -79,6 +80,7 @@ def test_it_starts_at_the_uniform_merge():
     np.testing.assert_allclose(np.std(children, axis=0), np.full((2, 3), 0.1), rtol=0.1)
 
 
+@pytest.mark.exhaustive
 def test_a_quarantined_child_has_the_worst_rank_at_the_mean():
     search = CMAES(population=6)
     state = search.init(EXPERTS, np.zeros((2, 2)))

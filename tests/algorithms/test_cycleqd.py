@@ -129,6 +129,7 @@ def test_children_do_not_depend_on_their_number(assert_identical):
     assert lineage.key.dtype == jnp.uint32
 
 
+@pytest.mark.exhaustive
 def test_ask_is_reproducible_and_depends_on_the_key(assert_identical):
     algorithm = searcher(2)
     state = started(algorithm)
@@ -189,6 +190,7 @@ def test_bounds_for_too_few_tasks():
         started(searcher(3, bounds=((0.0, 1.0), (0.0, 1.0))))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2), (3,), (3, 3, 1)])
 def test_tell_refuses_scores_of_another_shape(shape):
     algorithm = searcher(3)

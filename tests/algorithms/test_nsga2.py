@@ -39,6 +39,7 @@ def crowding_by_loop(objectives, ranks):
     return distance
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tasks", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 def test_fronts_and_crowding(tasks):
     rng = np.random.default_rng(0)
@@ -89,6 +90,7 @@ def test_known_fronts(problem):
     assert 0.98 * best <= found <= best + 1e-4
 
 
+@pytest.mark.exhaustive
 def test_mutation_is_as_published_and_leaves_bounds():
     """Against Deb's formula in float64, at u = 0.1 … 0.9 and with every coefficient chosen."""
     key, eta, low, high = jax.random.key(0), 20.0, -1.0, 2.0
@@ -107,6 +109,7 @@ def test_mutation_is_as_published_and_leaves_bounds():
     assert (np.asarray(at_bound) > low + 1e-3).mean() > 0.3
 
 
+@pytest.mark.exhaustive
 def test_crossover_keeps_the_mean_and_the_published_spread():
     first, second, eta = jnp.zeros((1, 1)), jnp.ones((1, 1)), 15.0
     keys = jax.random.split(jax.random.key(1), 40_000)
@@ -120,6 +123,7 @@ def test_crossover_keeps_the_mean_and_the_published_spread():
     assert np.quantile(spread, 0.25) == pytest.approx(quartile, abs=0.005)
 
 
+@pytest.mark.exhaustive
 def test_the_population_is_filled_before_parents_are_selected():
     search = NSGA2(population=8, low=-1.0, high=2.0)
     state = search.init(jnp.zeros((2, 1, 2)), np.full((2, 2), 0.5))

@@ -25,6 +25,7 @@ from .all_searchers import (
 # ------------------------------------------------------------------------------------------------------------ the contract
 
 
+@pytest.mark.exhaustive
 def test_it_is_a_pure_searcher(made, assert_identical):
     searcher, space = made
     assert isinstance(searcher, Searcher)
@@ -56,6 +57,7 @@ def test_children_are_finite_genomes_of_the_space(made):
         assert len({tuple(row) for row in np.asarray(lineage.key).tolist()}) == BATCH
 
 
+@pytest.mark.exhaustive
 def test_children_do_not_depend_on_their_number(made, assert_identical):
     searcher, space = made
     for state, genomes, lineage, _, _ in played(searcher, space):
@@ -78,6 +80,7 @@ def best_of(state):
     return jax.tree.map(lambda leaf: leaf[0], state.leading(1))
 
 
+@pytest.mark.exhaustive
 def test_the_leading_individuals(made):
     """Distinct ids, the highest average first, of equal averages the smallest id; genomes, scores and ids belong together."""
     searcher, space = made
@@ -137,6 +140,7 @@ def test_an_expert_may_remain_the_best(made, assert_identical):
 # ------------------------------------------------------------------------------------------------------------- bad scores
 
 
+@pytest.mark.exhaustive
 @populations_too
 def test_quarantined_children_are_never_scores(made):
     searcher, space = made

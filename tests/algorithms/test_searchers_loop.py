@@ -99,6 +99,7 @@ def test_resumed_at_any_generation_it_ends_the_same(made, tmp_path, assert_ident
         assert lines(folder) == lines(tmp_path / "whole")
 
 
+@pytest.mark.exhaustive
 def test_quarantined_children_resume(made, tmp_path, assert_identical):
     state = run(made, tmp_path / "whole", FromWeights(broken_at=6))
     assert [line["id"] for line in lines(tmp_path / "whole") if line["scores"] is None] == [6]
@@ -137,6 +138,7 @@ def test_the_journal_rebuilds_every_child(name, made, tmp_path, assert_close):
         assert tree_digest(genome) == recorded.digest, identity
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "budget", [K + 2 * BATCH + 1, *(pytest.param(K + n, marks=pytest.mark.exhaustive) for n in (BATCH, 2 * BATCH, 11))]
 )
@@ -153,6 +155,7 @@ def test_the_budget_is_spent_and_not_exceeded(made, tmp_path, budget, assert_ide
     assert_identical(run(made, tmp_path / "killed", budget=budget, every=2), state)
 
 
+@pytest.mark.exhaustive
 @loop
 def test_a_budget_of_items(made, tmp_path):
     assert individuals_within(None, None, 6) is None

@@ -31,6 +31,7 @@ def members_of(repertoire):
     return cells, [{"scores": np.asarray(repertoire.extra_scores["scores"])[c].astype(float).tolist()} for c in cells]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("span", ["paper", "reference"])
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.8), (0.1, 1.0)])
 def test_probabilities_equal_the_papers(plain, span, low, high):
@@ -58,6 +59,7 @@ def pairs_drawn(selector, repertoire, draws, seed=0):
 SCORES = [[0.9, 0.1, 0.2], [0.2, 0.7, 0.1], [0.5, 0.45, 0.8], [0.1, 0.2, 0.5], [0.8, 0.95, 0.95]]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("selector", "options"),
     [
@@ -90,6 +92,7 @@ def test_better_elites_are_selected_more_often():
     assert counts[4] == counts.max()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("selector", [EliteSelector(), UniformSelector()])
 def test_all_elites_and_no_empty_cells_are_drawn(selector):
     rng = np.random.default_rng(1)
@@ -110,6 +113,7 @@ def test_a_single_elite_is_both_parents(selector):
     np.testing.assert_array_equal(chosen.fitnesses, np.float32([[0.3]] * 2))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("scores", [[[0.3, 0.7]], [[0.3, 0.1], [0.3, 0.9]], [[0.0, 0.0], [0.0, 0.5], [1.0, 0.99]]])
 def test_alpha_low_of_zero_draws_distinct_elites(scores):
     """γ is zero for an elite with the lowest score of any task: it is drawn last, but before empty cells and repetitions."""
@@ -121,6 +125,7 @@ def test_alpha_low_of_zero_draws_distinct_elites(scores):
         assert np.all(pairs[:, 0] != pairs[:, 1])
 
 
+@pytest.mark.exhaustive
 def test_more_samples_than_elites_repeat_in_order():
     chosen = EliteSelector().select(archive_of(SCORES[:3]), jax.random.key(0), 7).extra_scores["id"].tolist()
     assert sorted(chosen[:3]) == [0, 1, 2]

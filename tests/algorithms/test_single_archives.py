@@ -55,6 +55,7 @@ def test_plain_qd_admits_what_it_takes(space):
     np.testing.assert_array_equal(state.admits(scores), expected)
 
 
+@pytest.mark.exhaustive
 def test_the_archive_of_plain_qd(space):
     scores = batches(0)
     state = state_with(PlainQD(space, bins=BINS), space, scores)
@@ -109,6 +110,7 @@ def test_dominated_novelty():
         )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("descriptors", [pytest.param("scores", marks=pytest.mark.exhaustive), "items"])
 def test_the_members_of_dominated_novelty_search(space, descriptors):
     scores, members = batches(1), 10
@@ -126,12 +128,14 @@ def test_the_members_of_dominated_novelty_search(space, descriptors):
     np.testing.assert_array_equal(state.repertoire.extra_scores["scores"], rows[kept])
 
 
+@pytest.mark.exhaustive
 def test_copies_of_the_fittest_do_not_fill_the_population(space):
     scores = np.concatenate([np.ones((1, 6, K)), np.random.default_rng(0).uniform(size=(1, 6, K))]).astype(np.float32)
     state = state_with(DominatedNovelty(space, population=6, descriptors="scores"), space, scores)
     assert (np.asarray(state.repertoire.fitnesses) == 1).sum() == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("experts", "children"), [(None, None), ((K, 4), None), ((K, 4), (8, 5)), ((K - 1, 4), None)])
 def test_items_that_are_missing_or_do_not_fit(space, experts, children):
     searcher = DominatedNovelty(space)

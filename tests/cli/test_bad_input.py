@@ -142,6 +142,7 @@ def opened(folder, **changes) -> tuple[OpenTasks, ModelFolders]:
         return tasks, model_folders(config, {name: data.identity for name, data in tasks.training_data.items()})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("halves", [("train", "test"), ("train",), ()])
 def test_experts_are_tuned_on_the_file_that_is_named(tmp_path, halves):
     files = {half: mbpp_records(tmp_path / f"{half}.jsonl", range(10 * i, 10 * i + 6)) for i, half in enumerate(halves)}
@@ -155,6 +156,7 @@ def test_experts_are_tuned_on_the_file_that_is_named(tmp_path, halves):
     assert all(f"Return x plus {n}." in found[0]["content"] for n, found in zip(range(50, 54), conversations, strict=True))
 
 
+@pytest.mark.exhaustive
 def test_the_task_of_the_finetune_file_is_closed(tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr(RecordTask, "close", lambda task: closed.append(task))
@@ -179,6 +181,7 @@ def test_experts_may_not_be_tuned_on_test_problems(tmp_path, capsys):
     assert "line 1" in refused(capsys, "run", config, f"tasks.mbpp.train={data}", f"tasks.mbpp.finetune={finetune}", *sizes)
 
 
+@pytest.mark.exhaustive
 def test_experts_may_not_be_tuned_on_validation_problems(tmp_path, capsys):
     train, test = mbpp_records(tmp_path / "train.jsonl", range(6)), mbpp_records(tmp_path / "test.jsonl", range(20, 24))
     files = [f"tasks.mbpp.train={train}", f"tasks.mbpp.test={test}", "tasks.mbpp.train_size=3", "tasks.mbpp.validation_size=2"]
@@ -209,6 +212,7 @@ def test_too_few_problems_for_the_splits_are_refused(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 def test_experts_of_half_a_file_and_of_all_of_it_are_not_the_same(tmp_path):
     data, other = mbpp_records(tmp_path / "a.jsonl", range(8)), mbpp_records(tmp_path / "b.jsonl", range(20, 28))
     tasks, export = small_config(tmp_path)["tasks"], {"method": "aggregate"}
@@ -308,6 +312,7 @@ def test_fewer_experts_than_tasks(experts, capsys):
     assert "dbbench" in refused(capsys, "run", str(path))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("content", "named"), [("", "empty"), ('{"task_id": 1}\n' * 2, "line 1"), ('{"id": 1}\nnot json\n', "line 2")]
 )

@@ -73,6 +73,7 @@ def test_a_full_standard_output(monkeypatch, capsys):
     assert "got No space left on device; free" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_model_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
     tokenizer = train_tiny_tokenizer(["1 + 1"], 300)
     config = llama.LlamaConfig(tokenizer.vocab_size, 8, 8, 1, 2, 1, 4, max_position_embeddings=64)
@@ -108,6 +109,7 @@ print(checkpoints.latest())
 """
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_that_does_not_fit_is_one_error(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "c")], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")

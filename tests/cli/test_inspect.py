@@ -36,6 +36,7 @@ def inspected(capsys, *args):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.exhaustive
 def test_facts_of_a_model(pair, capsys):
     folder, config, base, _ = pair
     facts = inspected(capsys, folder / "expert")

@@ -26,6 +26,7 @@ def planned(capsys, *args) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.exhaustive
 def test_the_paper_setting_without_its_weights(capsys):
     facts = planned(capsys, CONFIGS / "llama3_8b_cs.yaml", "--devices", 8)
     assert facts["parameters"] == 8_030_261_248
@@ -60,6 +61,7 @@ def test_advice_names_another_mesh(capsys):
         assert planned(capsys, args[1], *(f"{name}={value}" for name, value in given.items()))["fits"], line
 
 
+@pytest.mark.exhaustive
 def test_the_mesh_of_the_config_is_planned(capsys):
     config = CONFIGS / "llama3_8b_cs.yaml"
     facts = planned(capsys, config, "mesh.population=2", "mesh.fsdp=2", "mesh.tensor=4", "search.batch_size=2")
@@ -80,6 +82,7 @@ def test_one_device_needs_no_note_about_several(capsys):
     assert notes == ["experts that are not on this machine, counted as full weights: mbpp, dbbench, os_interaction"]
 
 
+@pytest.mark.exhaustive
 def test_experts_that_are_adapters(capsys, tmp_path):
     tree = yaml.safe_load((CONFIGS / "llama3_8b_cs.yaml").read_text("utf-8"))
     for name in tree["model"]["experts"]:
@@ -107,6 +110,7 @@ def test_experts_that_are_adapters(capsys, tmp_path):
     assert facts["notes"] == ["experts that are not on this machine, counted as full weights: mbpp"]
 
 
+@pytest.mark.exhaustive
 def test_70b_does_not_fit_and_the_text_says_why(capsys):
     assert main(["plan", str(CONFIGS / "llama3_70b_cs.yaml"), "--devices", "8"]) == 0
     text = capsys.readouterr().out
@@ -132,6 +136,7 @@ def test_a_model_of_the_user(capsys, tmp_path):
     assert "--model-config" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_the_quickstart_on_this_machine(capsys):
     if len(jax.devices()) < 2:
         pytest.skip("needs 2 (simulated) devices")
@@ -203,6 +208,7 @@ def image_config(tmp_path, **changes) -> Path:
     return file
 
 
+@pytest.mark.exhaustive
 def test_vit_h_without_its_weights_and_images(capsys, tmp_path):
     config = image_config(tmp_path)
     facts = planned(capsys, config, "--devices", 4)
@@ -236,6 +242,7 @@ def test_plans_of_images_that_are_refused(capsys, tmp_path, arguments, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_the_shape_of_a_model_of_images_from_a_file(capsys, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "sam", "vision_config": {"hidden_size": 384, "num_attention_heads": 6}}))

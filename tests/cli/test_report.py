@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from cycleqd_jax.cli import main
@@ -9,6 +10,7 @@ from cycleqd_jax.cli import main
 from ..compared_runs import write_finished
 
 
+@pytest.mark.exhaustive
 def test_a_comparison_is_drawn_again(tmp_path, capsys):
     for method in ("cmaes", "random"):
         write_finished(tmp_path / "seed-3" / method, method, 3)

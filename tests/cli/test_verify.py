@@ -35,6 +35,7 @@ def verify(capsys, *arguments):
     return code, json.loads(out)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", miniature.TASKS)
 def test_the_gold_solutions_of_every_miniature_task_pass(files, capsys, kind):
     code, result = verify(capsys, kind, "--data", files[kind]["train"], "prompt=brief", "--json")
@@ -44,6 +45,7 @@ def test_the_gold_solutions_of_every_miniature_task_pass(files, capsys, kind):
     assert result["isolation"] in ("bwrap", "userns")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["dbbench", "os_interaction"])
 def test_gold_solutions_pass_with_tools(files, capsys, kind):
     code, result = verify(capsys, kind, "--data", files[kind]["train"], "protocol=tools")
@@ -57,6 +59,7 @@ def test_stubs_do_not_pass(files, capsys):
     assert (code, result["solutions"], result["passed"], result["total"], result["solved"]) == (0, "stub", 0, 6, [])
 
 
+@pytest.mark.exhaustive
 def test_failures_are_listed_and_the_exit_code_is_1(write, capsys):
     wrong = RECORD | {"task_id": 2, "code": "def add(a, b): return a - b"}
     data = write(RECORD, wrong)
@@ -73,6 +76,7 @@ def test_stubs_that_pass_are_listed(write, capsys):
     assert (code, result["passed"], result["solved"]) == (1, 1, [{"id": "3", "reason": "passed"}])
 
 
+@pytest.mark.exhaustive
 def test_options_of_task_and_sandbox(write, capsys):
     slow = RECORD | {"task_id": 2, "code": "import time\ndef add(a, b):\n    time.sleep(1)\n    return a + b"}
     data = write(RECORD, slow)

@@ -27,6 +27,7 @@ def model_of(tokenizer, max_len=128):
     return engine
 
 
+@pytest.mark.exhaustive
 def test_conversations_in_replies_out(tokenizer):
     engine = model_of(tokenizer)
     conversations = [[{"role": "user", "content": text}] for text in ("hello", "1 + 1 = ", "x" * 500, "ls")]
@@ -62,6 +63,7 @@ def test_an_engine_with_other_stop_ids_is_refused(tokenizer):
         ChatGenerator(other, tokenizer)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.exhaustive), 16])
 @pytest.mark.parametrize(
     ("stop", "expected"),
@@ -104,6 +106,7 @@ def test_generate_after_a_bad_conversation(tokenizer):
     assert generator.generate([good], [4]) == wanted
 
 
+@pytest.mark.exhaustive
 def test_replies_report_the_tokens_cut_from_their_prompts(tokenizer):
     engine = model_of(tokenizer)
     short = Engine(

@@ -10,6 +10,7 @@ from cycleqd_jax.engine.scheduler import PATIENCE
 from .small_model import converse, make, plain_loop
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [3, 9])  # as many as slots at most, and more
 @pytest.mark.parametrize("edits", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_conversations_equal_the_uncached_loop(engine, params, count, edits):
@@ -74,6 +75,7 @@ def test_conversations_that_have_begun_go_first(params, attention):
     assert list(dict.fromkeys(order)) == ["begun", None, "new"]
 
 
+@pytest.mark.exhaustive
 def test_no_request_waits_longer_than_its_patience(params, attention):
     engine = make(attention=attention, slots=2)
     engine.load(params)

@@ -108,6 +108,7 @@ def test_drafts_are_found_again_after_a_difference(scripted, tokenizer, hello, f
         assert engine.statistics.steps <= most, given
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["mixed", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in KINDS)])
 def test_drafts_in_conversations(params, attention, kind, few_programs, monkeypatch):
     engine = make(attention=attention, window=4, chunk=8)
@@ -196,6 +197,7 @@ def test_nothing_is_compiled_after_the_warm_up(params, attention, expected, comp
     assert engine._runner.pages == pages == engine.layout.pages
 
 
+@pytest.mark.exhaustive
 def test_logits_that_are_not_finite_raise(params):
     # Only the token 40 has an embedding that is not finite; the head is another matrix.
     config = CONFIG.replace(tie_word_embeddings=False)

@@ -40,6 +40,7 @@ def test_weights_that_are_not_finite_are_named(params, attention, leaf, named, v
     assert engine.generate([[1, 2]], [4]) == [plain_loop(params, [1, 2], 4)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layer", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_layer_that_overflows_is_named(params, attention, layer):
     mlp = params["layers"]["mlp"]
@@ -86,6 +87,7 @@ def interrupted(engine, expected, monkeypatch, where, name, instead):
     assert engine.generate(prompts, limits) == wanted
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("program", [pytest.param("prefill", marks=pytest.mark.exhaustive), "decode"])
 @pytest.mark.parametrize("when", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_an_interrupt_leaves_the_engine_usable(engine, expected, monkeypatch, program, when):
@@ -116,6 +118,7 @@ def test_an_interrupt_between_two_host_syncs_leaves_the_engine_usable(engine, ex
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.exhaustive
 def test_no_memory_for_shared_columns_leaves_the_engine_usable(params, attention, monkeypatch):
     engine = make(attention=attention)
     engine.load(params)

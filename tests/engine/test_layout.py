@@ -49,6 +49,7 @@ def test_bytes_of_the_cache(dtype, implementation):
     assert layout.cache_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=40)
 @given(
     slots=st.integers(1, 200),

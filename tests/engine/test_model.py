@@ -74,6 +74,7 @@ def test_a_notebook_shows_a_model_in_one_line(model):
     assert {model: 1}[model] == 1
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_compiled_for_another_length(model, compilations):
     model = dataclasses.replace(model)
     assert compilations(lambda: model.generate("hi", max_new_tokens=12)) >= 1

@@ -14,6 +14,7 @@ from cycleqd_jax.types import InputError, NonFiniteError
 from .small_model import CONFIG, groups_of, make, plain_loop, population
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [3, pytest.param(8, id=pytest.HIDDEN_PARAM, marks=pytest.mark.exhaustive)])
 def test_a_population_equals_its_individuals_one_by_one(params, attention, count):
     mixed, singles = population(params, count)

@@ -12,6 +12,7 @@ from cycleqd_jax.engine import programs
 from .small_model import groups_of, make
 
 
+@pytest.mark.exhaustive
 def test_draws_depend_only_on_the_seed(params, attention):
     prompts, _ = groups_of(3)
     options = {"temperature": 1.5, "top_p": 0.9, "seed": 7}
@@ -36,6 +37,7 @@ def test_the_limits_of_sampling_are_greedy(engine, expected, options):
     assert engine.generate(prompts, limits, **options) == wanted
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("temperature", "top_p", "wanted"),
     [(1.0, 1.0, (0.3, 0.5, 0.2)), (1.0, 0.7, (3 / 8, 5 / 8, 0)), (1.0, 0.4, (0, 1, 0)), (0.5, 1.0, (9 / 38, 25 / 38, 4 / 38))],

@@ -65,6 +65,7 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(engine, params):
     assert engine.score([]) == []
 
 
+@pytest.mark.exhaustive
 def test_the_tokens_of_a_text_and_their_alternatives(engine, params, expected):
     rng = np.random.default_rng(8)
     texts = [rng.integers(0, 48, n).tolist() for n in (1, 2, 49, 20, 20)]
@@ -97,6 +98,7 @@ def test_the_tokens_of_a_text_and_their_alternatives(engine, params, expected):
             engine.token_logprobs(bad, **options)
 
 
+@pytest.mark.exhaustive
 def test_the_batch_changes_the_last_bits_at_most(engine):
     pairs = items(2, count=9) + items(3, preamble=26, count=9)
     together = engine.score(pairs)
@@ -174,6 +176,7 @@ def test_texts_longer_than_the_context(engine, params):
         assert one.tokens == len(text)
 
 
+@pytest.mark.exhaustive
 def test_other_requests_go_on_as_before(params, attention):
     engine = make(attention=attention, slots=2)
     engine.load(params)

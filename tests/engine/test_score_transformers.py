@@ -44,6 +44,7 @@ def check(found, pairs, model, tol=1e-4):
         assert one.greedy == greedy
 
 
+@pytest.mark.exhaustive
 def test_a_tiny_random_llama(tmp_path):
     params = llama.init_params(TINY, jax.random.key(3))
     hf.save(tmp_path / "model", TINY, params)

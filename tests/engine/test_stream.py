@@ -75,6 +75,7 @@ def test_nothing_is_compiled_twice(params, compilations):
     assert compilations(run(other, [8] * 14, 17)) == 0
 
 
+@pytest.mark.exhaustive
 def test_no_more_is_decoded_than_is_read(tokenizer, scripted, hello, monkeypatch):
     config, params = scripted(tokenizer, "UVWXYZ", stop=False)
     asked = []
@@ -85,6 +86,7 @@ def test_no_more_is_decoded_than_is_read(tokenizer, scripted, hello, monkeypatch
     assert len(asked) == 2
 
 
+@pytest.mark.exhaustive
 def test_logits_that_are_not_finite(tokenizer, scripted, hello):
     config, params = scripted(tokenizer, "UVWXYZ", stop=False)
     for sign, kept in (("\n\n", ""), ("U", "U"), ("W", "UVW")):
@@ -97,6 +99,7 @@ def test_logits_that_are_not_finite(tokenizer, scripted, hello):
             next(pieces)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("steps", [1, 5])
 def test_no_incomplete_characters_and_no_stop_token(tokenizer, scripted, hello, reply_of_engine, steps):
     text = "aé€😀b"  # 1, 2, 3, 4 and 1 bytes, a token each
@@ -134,6 +137,7 @@ def test_bad_requests(params, prompt, limit, settings, named):
         stream_tokens(engine_of(params, CONFIG, **settings), prompt, max_new_tokens=limit)
 
 
+@pytest.mark.exhaustive
 def test_a_busy_engine(params):
     engine = engine_of(params, CONFIG)
     first = stream_tokens(engine, [1], max_new_tokens=3)
@@ -174,6 +178,7 @@ def test_any_text_in_any_lists(tokenizer, text, cuts):
         assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
 
 
+@pytest.mark.exhaustive
 @given(data=st.data())
 def test_any_tokens_in_any_lists(tokenizer, data):
     """Special tokens, and bytes that are not characters."""

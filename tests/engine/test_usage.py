@@ -63,6 +63,7 @@ def test_what_a_conversation_has_in_the_cache_is_not_counted_again(params, atten
     assert found == dataclasses.replace(whole, computed=whole.computed - kept, attended=whole.attended - pairs(kept))
 
 
+@pytest.mark.exhaustive
 def test_every_individual_has_its_own_counts(params, attention):
     mixed, singles = population(params)
     prompts, limits = groups_of(6)
@@ -81,6 +82,7 @@ def test_every_individual_has_its_own_counts(params, attention):
     assert engine.usage() == tuple(wanted)
 
 
+@pytest.mark.exhaustive
 def test_counts_survive_an_error(params):
     engine = make()
     engine.load({**params, "norm": params["norm"] * float("nan")})

@@ -79,6 +79,7 @@ def lineage(space, seed, depth=8):
     return genomes[-1]
 
 
+@pytest.mark.exhaustive
 def test_is_a_genome_space():
     space = make_space()
     assert isinstance(space, GenomeSpace)
@@ -100,6 +101,7 @@ def test_experts_express_to_their_merged_models(assert_close, assert_identical):
             assert_identical(got[path], space.base[path])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(20))
 def test_lineages_are_those_of_the_adapters_multiplied_out(assert_close, seed):
     """20 lineages of 8 generations: the mutations of one key agree, since leading coefficients do not depend on the rank."""
@@ -158,6 +160,7 @@ def test_expressing_makes_no_stack_of_task_vectors():
     assert max(sizes(program.jaxpr)) == layers * m * n
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "rank", [pytest.param(1, marks=pytest.mark.exhaustive), 2, pytest.param(3, marks=pytest.mark.exhaustive)]
 )
@@ -258,6 +261,7 @@ def test_whole_updates_are_dense_leaves_beside_low_rank_ones(assert_close):
         assert_close(space.express(lineage(space, seed)), dense.express(lineage(dense, seed)), 1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("whole", [pytest.param("a model", marks=pytest.mark.exhaustive), "an update"])
 def test_low_rank_and_dense_of_one_leaf_are_refused_unless_asked_for(assert_close, whole):
     base = base_model()
@@ -278,6 +282,7 @@ def test_densify_leaves_what_is_low_rank_alone(assert_identical):
     assert_identical(make_space(densify=True), make_space())
 
 
+@pytest.mark.exhaustive
 def test_a_dense_space_takes_adapters(assert_close):
     space = DenseSpace.from_experts(base_model(), adapters())
     for k, adapter in enumerate(adapters()):

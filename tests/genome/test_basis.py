@@ -34,6 +34,7 @@ def mesh():
     return Mesh(np.asarray(jax.devices()[:8]).reshape(4, 2), ("fsdp", "tensor"))
 
 
+@pytest.mark.exhaustive
 def test_a_basis_is_the_factors_of_every_expert(assert_identical, assert_close):
     base = weights(0, dtype=jnp.bfloat16)
     experts = [weights(k, base, 0.1, jnp.bfloat16) for k in (1, 2, 3)]
@@ -48,6 +49,7 @@ def test_a_basis_is_the_factors_of_every_expert(assert_identical, assert_close):
         np.testing.assert_allclose(np.sum(np.square(np.asarray(basis.s, np.float64)), axis=-1), energies, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "method", [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("svd", "gram")), "randomized"]
 )
@@ -153,6 +155,7 @@ def test_leaves_that_are_spread_over_the_mesh(assert_identical, mesh):
         assert_identical(basis, jax.tree.map(np.asarray, one[path]))
 
 
+@pytest.mark.exhaustive
 def test_bases_that_are_given_are_those_that_are_computed(assert_identical, mesh):
     base = weights(0)
     experts = [weights(k, base, 0.1) for k in (1, 2)]

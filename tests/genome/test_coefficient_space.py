@@ -79,6 +79,7 @@ def dense(kind, c):
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
 @pytest.mark.parametrize("groups", [*(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2)), 5])
 def test_weights_are_sums_by_group(kind, groups):
@@ -88,6 +89,7 @@ def test_weights_are_sums_by_group(kind, groups):
         np.testing.assert_allclose(np.asarray(leaf, np.float64), expected[path], rtol=0, atol=2e-5, err_msg=path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
 def test_one_group_is_the_mixing_of_expert_space(kind, assert_close):
     whole = ExpertSpace.from_experts(base(), experts(kind), rank=2)
@@ -95,6 +97,7 @@ def test_one_group_is_the_mixing_of_expert_space(kind, assert_close):
     assert_close(space(kind, 1).express(one), whole.express(whole.expert(0)._replace(mixing=one.coefficients[0])), tol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
 @pytest.mark.parametrize("groups", [*(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2)), 5])
 def test_the_gradient_of_the_coefficients(kind, groups):
@@ -160,6 +163,7 @@ def test_a_population_shares_the_base():
         space("whole").express_mixed(genomes)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [pytest.param("whole", marks=pytest.mark.exhaustive), "adapters"])
 def test_a_mesh_gives_the_same_weights(kind, assert_close):
     mesh = sharding.make_mesh(fsdp=4, tensor=2)

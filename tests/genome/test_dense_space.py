@@ -35,6 +35,7 @@ def test_half_precision_experts_express_to_themselves_exactly(assert_identical):
     assert_identical(space.express(space.expert(1)), model(2, jnp.bfloat16))
 
 
+@pytest.mark.exhaustive
 def test_svd_mutation_is_around_the_childs_own_decomposition(assert_close):
     space, key = make_space(strength=0.5), jax.random.key(0)
     genome = space.crossover(space.expert(0), space.expert(1), jnp.asarray([1.0, 1.2]))

@@ -97,6 +97,7 @@ def test_experts_express_to_themselves(assert_close):
         assert_close(space.express(space.expert(k)), model(1 + k))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.exhaustive)])
 def test_half_precision_experts_express_to_themselves_exactly(dtype, assert_identical):
     space = make_space(dtype=dtype)
@@ -104,6 +105,7 @@ def test_half_precision_experts_express_to_themselves_exactly(dtype, assert_iden
         assert_identical(space.express(space.expert(k)), model(1 + k, dtype))
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=8)
 @given(seeds, st.sampled_from([(3, None), (2, 2)]), st.integers(10, 14))
 def test_lineages_against_dense_algebra(assert_close, seed, kind, depth):
@@ -197,6 +199,7 @@ def test_stacked_layers_express_as_single_layers(assert_close):
         assert_close(single.express(genome)["q"], whole[layer], 2e-6)
 
 
+@pytest.mark.exhaustive
 def test_truncated_rank_leaves_crossover_exact(assert_close):
     full, truncated = make_space(), make_space(rank=1)
     omega = jnp.asarray([1.1, 0.9])

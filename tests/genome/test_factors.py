@@ -76,6 +76,7 @@ def test_the_error_is_that_of_rounding_the_weights(rank, size, most):
             assert np.linalg.norm(mutation) > rounding
 
 
+@pytest.mark.exhaustive
 def test_what_is_said_of_the_error():
     """0.3 % of the norm of what mutation adds."""
     base, experts = models(jnp.bfloat16)
@@ -94,6 +95,7 @@ def test_what_is_said_of_the_error():
         assert 0.0014 < rounding < 0.0019
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("rank", [5, pytest.param(None, marks=pytest.mark.exhaustive)])
 def test_crossover_is_not_concerned(rank, assert_identical):
     base, experts = models(jnp.bfloat16)
@@ -104,6 +106,7 @@ def test_crossover_is_not_concerned(rank, assert_identical):
         assert_identical(spaces[0].express(spaces[0].expert(k)), experts[k])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("weights", "asked", "kept"),
     [
@@ -141,6 +144,7 @@ def lowered(space, genome):
     return _express.lower(space, genome).as_text()
 
 
+@pytest.mark.exhaustive
 def test_factors_in_bfloat16_are_neither_widened_nor_copied():
     """XLA's CPU backend would hold all of them in float32, and all of the weights as integers."""
     if jax.default_backend() != "cpu":
@@ -154,6 +158,7 @@ def test_factors_in_bfloat16_are_neither_widened_nor_copied():
     assert memory.temp_size_in_bytes < base["w"].nbytes / 2
 
 
+@pytest.mark.exhaustive
 def test_low_rank_updates_stay_in_float32(assert_close):
     """Their factors are the experts' change itself, crossover included."""
     base, _ = models(jnp.bfloat16)
@@ -170,6 +175,7 @@ def test_low_rank_updates_stay_in_float32(assert_close):
     assert dense.updates["layers/up"][0].dtype == jnp.float32
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("asked", ["float16", "float33", jnp.float32])
 def test_other_dtypes_are_refused(asked, unchecked):
     base, experts = models(jnp.bfloat16)

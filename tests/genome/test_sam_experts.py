@@ -78,6 +78,7 @@ def test_crossover_and_mutation_equal_dense_algebra(kind, assert_close):
     assert_close(f64(space.express(child)), wanted, TOLERANCE)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_what_mutation_acts_on(kind):
     """All kernels, embeddings of several rows and relative positions; no norm, bias or single row."""
@@ -115,6 +116,7 @@ def test_a_convolution_is_the_matrix_of_its_unfolded_kernel(kind):
     assert "vision/neck/conv2/kernel" in checked
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frozen_encoder_has_no_basis(kind, assert_identical):
     (base, _), space = models(kind, True), space_of(kind, True)

@@ -72,6 +72,7 @@ def test_a_population_over_the_mesh(dtype, assert_close):
     assert_close(unsharded, jax.tree.map(np.asarray, got), tolerance)
 
 
+@pytest.mark.exhaustive
 def test_a_mesh_that_does_not_divide_is_refused():
     space = make_space()
     if len(jax.devices()) < 5:
@@ -83,6 +84,7 @@ def test_a_mesh_that_does_not_divide_is_refused():
         space.shard(mesh, {"norm": jax.sharding.PartitionSpec()})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16"])
 def test_old_weights_are_overwritten(dtype, assert_identical):
     space = make_space(dtype)
@@ -98,6 +100,7 @@ def test_old_weights_are_overwritten(dtype, assert_identical):
         space.express(second, {"norm": got["norm"]})
 
 
+@pytest.mark.exhaustive
 def test_rows_in_blocks_are_the_whole(monkeypatch, assert_close):
     space = make_space()
     genome = mutant(space)
@@ -112,6 +115,7 @@ def test_rows_in_blocks_are_the_whole(monkeypatch, assert_close):
     assert express.block_shape(64, 32, 96) == (3, 32)  # the factor of three rows has 288
 
 
+@pytest.mark.exhaustive
 def test_an_embedding_is_made_in_the_loop_over_layers():
     assert express._blocks(49152, 576, 192, {30}) == 30
     assert express._blocks(49152, 576, 192, {2}) == 2  # neither product nor factor is larger than a block may be
@@ -176,6 +180,7 @@ def test_size_of_a_child_of_llama_3_8b(rank, ratio):
     assert 675 * genome < 8e9
 
 
+@pytest.mark.exhaustive
 def test_the_size_of_a_genome_is_that_of_its_arrays():
     """The figures above are what a space really makes: checked where it fits."""
     space = make_space(rank=None)
@@ -201,12 +206,14 @@ def test_adapters_on_a_mesh(assert_close):
     assert not COLLECTIVES.findall(_express.lower(sharded, genome).compile().as_text())
 
 
+@pytest.mark.exhaustive
 def test_dense_space_is_of_the_models_size():
     space = DenseSpace.from_experts(params(0), [params(1), params(2)], mutation="none")
     genome = space.expert(0)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(genome)) == 4 * llama.num_params(CONFIG)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("m", "n"), [*(pytest.param(*shape, marks=pytest.mark.exhaustive) for shape in ((64, 32), (67, 16))), (16, 67), (31, 31)]
 )

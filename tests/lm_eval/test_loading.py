@@ -11,6 +11,7 @@ from cycleqd_jax.engine import TextScorer
 from cycleqd_jax.types import InputError
 
 
+@pytest.mark.exhaustive
 def test_a_folder_with_and_without_a_chat_template(folder, tmp_path):
     import shutil
 
@@ -29,6 +30,7 @@ def test_a_folder_with_and_without_a_chat_template(folder, tmp_path):
     assert scorers[0].decode(end) == " which"
 
 
+@pytest.mark.exhaustive
 def test_the_numbers_of_a_text_scorer(folder):
     model = lm_eval.load(pretrained=str(folder), run=None, child=None, dtype="float32")
     scorer = TextScorer(lm_eval.make_engine(model, slots=None, max_length=None), model.tokenizer)
@@ -65,6 +67,7 @@ def test_a_stop_string_that_is_a_special_token_ends_the_text(folder):
     assert scorer._ends_at(["header"])([first, special]) is None  # the name of another token is no text
 
 
+@pytest.mark.exhaustive
 def test_repeats_of_a_sampled_context_differ(folder):
     scorer = scorer_of(folder)
     texts = scorer.generate(["which animal"] * 4 + ["Question"], 12, temperature=2.0, seed=2**32 - 1)

@@ -35,6 +35,7 @@ def equal(got, want, tol=1e-6):
         np.testing.assert_allclose(np.asarray(got[name]), np.asarray(tensor), rtol=tol, atol=tol, err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_command(models, write_recipe, tmp_path, capsys):
     base, *experts = models
     recipe = write_recipe(
@@ -66,6 +67,7 @@ def test_a_merged_model_generates(models, write_recipe, tmp_path):
     assert load_model(str(tmp_path / "out")).generate("fox", max_new_tokens=2) is not None
 
 
+@pytest.mark.exhaustive
 def test_dtypes_and_shards(tmp_path, write_recipe):
     """Sharded bfloat16 models become shards of another dtype; memory is that of single tensors."""
     from .conftest import tiny_config

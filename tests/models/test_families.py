@@ -143,6 +143,7 @@ QUICK = {"Llama-3.2-1B", "Mistral-7B-v0.3", "Qwen3-0.6B"}
 """A scaled RoPE with a tied head, a family of Llama's layers, and norms of queries and keys."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in PUBLISHED]
 )
@@ -252,6 +253,7 @@ def test_what_is_not_computed_with_is_written_again():
     assert LlamaConfig.from_hf(written) == LlamaConfig.from_hf(raw)
 
 
+@pytest.mark.exhaustive
 def test_texts_beyond_the_window_are_refused():
     config = LlamaConfig.from_hf(random_config("mistral", 0) | {"sliding_window": 8})
     assert config.context_length == 8

@@ -247,6 +247,7 @@ def test_a_source_that_is_not_a_complete_model(tmp_path):
         fetch.fetch_smollm2(tmp_path / "model", source="", log=quiet)
 
 
+@pytest.mark.exhaustive
 def test_the_folder_computes(gguf_file, tmp_path):
     config, params = hf.load(fetch.fetch_smollm2(tmp_path / "model", source=gguf_file, log=quiet))
     logits = llama.forward(params, config, np.array([[1, 40, 41, 2]]))

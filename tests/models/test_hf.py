@@ -30,6 +30,7 @@ def edit_weights(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "dtype",
     [pytest.param("float32", marks=pytest.mark.exhaustive), "bfloat16", pytest.param("float16", marks=pytest.mark.exhaustive)],
@@ -57,6 +58,7 @@ def test_cast_on_save(tmp_path, make_config, make_params, assert_identical):
     assert_identical(got, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("sharded", [False, True])
 def test_transformers_gives_our_logits(tmp_path, make_config, make_params, tokenizer, conversations, tied, sharded):

@@ -60,6 +60,7 @@ def test_logits_are_those_of_transformers(tmp_path, make_config, make_params, va
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("attention", ["products", "xla"])
 @pytest.mark.parametrize(
     "variant", ["gqa", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in VARIANTS if name != "gqa")]

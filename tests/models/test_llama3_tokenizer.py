@@ -141,6 +141,7 @@ def published_ids(meta, conversation, add_generation_prompt=True):
     return ids + header(ASSISTANT) if add_generation_prompt else ids
 
 
+@pytest.mark.exhaustive
 def test_the_special_tokens_are_where_they_were_published(tokenizer, meta):
     assert {i: meta.model.decode([i]) for i in SPECIAL} == SPECIAL
     assert tokenizer.vocab_size == 128256

@@ -98,6 +98,7 @@ def test_the_way_out_is_named(model, spoil, named):
         open_checkpoint(model)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["lm_head.weight", "_orig_mod.lm_head.weight"])
 def test_one_name_of_a_shared_tensor_is_enough(tied, name):
     before = hf.load(tied)[1]

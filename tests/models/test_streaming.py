@@ -142,6 +142,7 @@ def test_peak_memory_is_one_stacked_leaf(tmp_path):
     assert peak["save"] < 1.1 * largest
 
 
+@pytest.mark.exhaustive
 def test_weights_go_where_they_belong(tmp_path, make_config, make_params, assert_identical):
     devices = jax.devices()
     if len(devices) < 8:

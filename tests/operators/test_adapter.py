@@ -26,6 +26,7 @@ def product(update):
     return np.asarray(update.a, np.float64) @ np.asarray(update.b, np.float64)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=40)
 @given(seeds, st.sampled_from(SHAPES), st.sampled_from([1e-5, 1.0, 1e4]))
 def test_decomposition_of_the_product(assert_close, seed, shape, scale):

@@ -85,6 +85,7 @@ def test_a_generation_on_any_tree(make, assert_close):
     assert_close(merge(base, taus, [1.0, 0.0]), experts[0], 1e-2 if make is half else 1e-6, scale=5.0)
 
 
+@pytest.mark.exhaustive
 def test_the_merged_linen_and_nnx_models_run():
     x = jnp.ones((2, 4))
     a, b = linen(0), linen(1)

@@ -79,6 +79,7 @@ def close(got, want, tol=2e-6):
         np.testing.assert_allclose(np.asarray(leaf, np.float64), want[path], rtol=tol, atol=tol, err_msg=path)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=8)
 @given(seeds, st.sampled_from([1, 3]), st.booleans())
 def test_ties(seed, count, normalize):
@@ -112,6 +113,7 @@ def test_the_largest_entries_are_counted_exactly(seed, keep, levels):
         np.testing.assert_array_equal(g, top(d, (keep + 0.5) / d.size) & (d != 0))
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=6)
 @given(seeds, st.sampled_from([1, 3]))
 def test_uniform_and_task_arithmetic(seed, count):
@@ -169,6 +171,7 @@ def test_dare_statistics():
             assert abs((masks[i] & masks[j]).mean() - 0.0625) < 4 * np.sqrt(0.0625 / masks[0].size)
 
 
+@pytest.mark.exhaustive
 def test_dare_keeps_norms():
     base, *experts = trees(0, 1)
     for path, leaf in tree_paths(dare(KEY, base, experts, densities=0.5, scale=1.0, rescale="l1")):
@@ -223,6 +226,7 @@ def test_adapters_are_their_weights(method, assert_close):
     assert_close(got, static_merge(method, base, [apply_adapter(base, adapter), whole], KEY), 1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", methods("uniform", "dare_ties", "slerp"))
 def test_sharded_equals_unsharded(method):
     base, *experts = trees(0, 2)
@@ -272,6 +276,7 @@ def test_densities_out_of_range(density):
         ties(base, experts, densities=[0.5, density])
 
 
+@pytest.mark.exhaustive
 def test_refused():
     base, *experts = trees(0, 3)
     with pytest.raises(InputError, match="expected two experts for SLERP, got 3"):

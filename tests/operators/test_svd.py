@@ -53,6 +53,7 @@ def test_truncation_is_optimal(seed, shape, rank):
     np.testing.assert_allclose(error, eckart_young, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=20)
 @given(seeds, shapes)
 def test_compose_against_float64(assert_close, seed, shape):

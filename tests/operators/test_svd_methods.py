@@ -189,6 +189,7 @@ def test_deterministic_and_alike_alone_or_stacked(assert_identical, assert_close
     assert_close(compose(alone), compose(jax.tree.map(lambda leaf: leaf[3], once)), 1e-6)
 
 
+@pytest.mark.exhaustive
 @methods
 def test_inside_jit_and_vmap(assert_close, method):
     x = jnp.asarray(with_spectrum((3, 24, 40), falling(24)), jnp.float32)
@@ -221,6 +222,7 @@ def mesh():
     return Mesh(np.asarray(jax.devices()[:8]).reshape(2, 4), ("fsdp", "tensor"))
 
 
+@pytest.mark.exhaustive
 @methods
 @pytest.mark.parametrize(
     "stack", [stack if stack in ((), (11,)) else pytest.param(stack, marks=pytest.mark.exhaustive) for stack in STACKS], ids=str

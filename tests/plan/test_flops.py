@@ -15,6 +15,7 @@ from cycleqd_jax.types import Adapter, LowRank
 CONFIG = llama.LlamaConfig(4096, 256, 640, 1, 4, 2, 64, max_position_embeddings=256)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("length", [32, 128])
 def test_a_forward_pass_has_the_flops_that_xla_counts(tied, length):
@@ -35,6 +36,7 @@ def test_llama_3_8b_has_two_flops_for_every_weight():
     assert found.pair == 4 * 32 * 32 * 128
 
 
+@pytest.mark.exhaustive
 def test_express_by_hand():
     base = {"w": jnp.zeros((2, 6, 4)), "norm": jnp.zeros(4)}
     keys = jax.random.split(jax.random.key(0), 3)

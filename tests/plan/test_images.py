@@ -55,6 +55,7 @@ def workload(model=HUGE, **changes) -> ImageWorkload:
     return ImageWorkload(**(given | changes))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("size", "millions"), [("huge", 641), ("large", 312), ("base", 94)])
 def test_published_models(size, millions):
     model = PUBLISHED_SAM[f"facebook/sam-vit-{size}"]
@@ -108,6 +109,7 @@ def test_images_beyond_the_cache_are_embedded_by_every_model():
     assert more >= 32 * 0.5 * plan.encoder_flops(HUGE) / 67e12 * 0.9
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model", [SMALL, pytest.param(MOBILE, marks=pytest.mark.exhaustive)], ids=["vit", "tiny_vit"])
 @pytest.mark.parametrize(
     "frozen", [("vision/", "prompt/"), pytest.param((), marks=pytest.mark.exhaustive)], ids=["decoder", "all"]
@@ -137,6 +139,7 @@ def test_vit_h_on_an_h100(frozen):
         assert programs[name].temporaries < 1.1 * estimated
 
 
+@pytest.mark.exhaustive
 def test_what_would_fit():
     small = dataclasses.replace(H100, memory=int(26e9))
     work = workload(frozen=(), batch=16)

@@ -12,6 +12,7 @@ from cycleqd_jax import plan
 from .workloads import H100, LLAMA_8B, workload
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("devices", [1, 2])
 def test_every_alternative_fits(devices):
     config = LLAMA_8B.replace(dtype="float32")

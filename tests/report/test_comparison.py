@@ -156,6 +156,7 @@ def test_curves_are_the_best_so_far(methods):
     assert (np.diff(curve) >= 0).all()
 
 
+@pytest.mark.exhaustive
 def test_files(tmp_path, methods):
     table = comparison_table(methods, title="100 % & more")
     curves = {one.name: best_so_far(one) for one in methods}

@@ -99,6 +99,7 @@ def test_generations_add_up_to_the_search(folder):
     assert sum(record["individuals"] for record in records if record["stage"] == "express") == 15
 
 
+@pytest.mark.exhaustive
 def test_files_and_tables(folder, undrawn):
     write_report(folder)
     tree = json.loads((folder / "tables" / "costs.json").read_text())

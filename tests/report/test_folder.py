@@ -196,6 +196,7 @@ def write_selection(folder, **changes):
     (folder / "tables" / "selection.json").write_text(json.dumps(tree))
 
 
+@pytest.mark.exhaustive
 def test_the_selection(make_run, undrawn):
     folder = make_run()
     assert open_run(folder).selection == []

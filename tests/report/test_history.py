@@ -33,6 +33,7 @@ def naive_archives(folder, generation):
     return archives
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_replay_equals_a_naive_rendering_of_algorithm_1(make_run, k, seed):
@@ -141,6 +142,7 @@ def test_edges_of_the_searcher_are_used(make_run):
         load_history(folder)
 
 
+@pytest.mark.exhaustive
 def test_projection_takes_the_best_over_the_other_axes(make_run):
     history = load_history(make_run(tasks=TASKS, generations=80, bins=4))
     for archive in history.archives():

@@ -137,6 +137,7 @@ def test_bad_input(folder, tmp_path, capsys):
         open_run(folder).lineage(1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("length", "frames"), [pytest.param(1500, 1000, id=pytest.HIDDEN_PARAM, marks=pytest.mark.exhaustive), (300, 150)]
 )

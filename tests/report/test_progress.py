@@ -148,6 +148,7 @@ def test_unknown_total_and_odd_figures(terminal):
     assert screen(terminal.getvalue())[-1] == "download 2 · 2s · loss - · lr 2e-05 · big 1000000000"
 
 
+@pytest.mark.exhaustive
 def test_plain_lines_without_a_terminal():
     stream, clock = Stream(False), Clock()
     run(ProgressBar(stream, clock), clock, "evolve", 36_000, 0.1, {"best": 0.5})

@@ -57,6 +57,7 @@ def read(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("k", [pytest.param(2, marks=pytest.mark.exhaustive), 3, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_everything_is_written(make_run, add_transcripts, k):
     folder = make_run(tasks=TASKS[:k], generations=12, bins=5)
@@ -91,6 +92,7 @@ def test_everything_is_written(make_run, add_transcripts, k):
     assert "assertion 2 failed" in text
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_fetched_and_only_our_script_may_run(undrawn, make_run, add_transcripts):
     folder = make_run(generations=6, bins=4)
     add_transcripts(folder, TASKS[:3])
@@ -134,6 +136,7 @@ def test_hostile_text_stays_text(undrawn, make_run, add_transcripts):
     assert "\x00" not in (folder / "report.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_long_messages_are_cut(undrawn, make_run, add_transcripts):
     folder = make_run(generations=2, bins=3)
     add_transcripts(folder, ("mbpp",), text="x" * 200_000)
@@ -191,6 +194,7 @@ def test_empty_folder_is_an_error(tmp_path):
         write_report(tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_figures_are_reproducible_and_frame_the_experts(make_run):
     history = load_history(make_run(generations=9, bins=5))
     first, second = (render(plot_archives(history), "svg") for _ in range(2))
@@ -231,6 +235,7 @@ def drawn_maps(figure):
     return [(axes, np.ma.filled(mesh.get_array(), -1.0)) for axes, mesh in found]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("k", [2, 3, 4, pytest.param(5, marks=pytest.mark.exhaustive)])
 def test_archives_of_any_number_of_tasks_are_shown_as_pairs_of_axes(make_run, k):
     history = load_history(make_run(tasks=(*TASKS, "ifeval")[:k], generations=10, bins=3))

@@ -210,6 +210,7 @@ def test_a_steady_search_uses_all_groups_of_devices(under_way):
     assert paces[1] == pytest.approx(2 * paces[0])
 
 
+@pytest.mark.exhaustive
 def test_the_page_says_which_workers_it_leaves_out(under_way, monkeypatch):
     with_workers(under_way)
     monkeypatch.setattr(html, "_MOST_WORKERS", 2)
@@ -219,6 +220,7 @@ def test_the_page_says_which_workers_it_leaves_out(under_way, monkeypatch):
     assert '<th scope="row">0.0</th>' not in page
 
 
+@pytest.mark.exhaustive
 def test_the_page_has_the_workers_of_all_starts(under_way):
     with_workers(under_way)
     write_report(under_way)

@@ -47,6 +47,7 @@ def test_a_whole_run_agrees(tmp_path, method):
     assert run_digest(folder) == run_digest(folder2)  # the same run with other checkpoints on the way
 
 
+@pytest.mark.exhaustive
 def test_a_steady_run_agrees(tmp_path):
     folder = write_run(tmp_path / "run", steady=True, batch_size=1, generations=12)
     assert verify_run(folder).problems == []
@@ -169,6 +170,7 @@ def save(run, change):
     checkpoints.close()
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_another_state(run):
     def other_genome(state):
         mixing = state["archives"]["repertoires"]["genotypes"]["mixing"]
@@ -218,6 +220,7 @@ def test_a_run_that_writes_at_this_moment(run):
     assert path.read_bytes() == content[:-20]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["results.json", "items.json", "selection.json"])
 def test_tables_that_were_edited(run, name, capsys):
     path = run / "tables" / name
@@ -239,6 +242,7 @@ def test_tables_of_another_journal(run):
     assert sum("expected individuals of the journal, got [77]" in problem for problem in verify_run(run).problems) == 2
 
 
+@pytest.mark.exhaustive
 def test_an_exported_model(run, capsys):
     model = run / "model"
     model.mkdir()

@@ -25,6 +25,7 @@ from cycleqd_jax.types import Adapter, InputError, LowRank
 from .small_basis import MATRICES, Q, experts, make, weights
 
 
+@pytest.mark.exhaustive
 def test_bases_from_a_store_are_those_in_memory(tmp_path, decomposed, assert_identical):
     of = experts(1, 2, 3)
     wanted = {path: basis for path, basis, _ in dense_bases(of.base, of.experts, MATRICES, None)}
@@ -154,6 +155,7 @@ make(experts(1, 2), Path({cache!r}))
 """
 
 
+@pytest.mark.exhaustive
 def test_a_killed_stage_goes_on_at_the_leaf_it_was_at(tmp_path, decomposed, assert_identical):
     script = KILLED.format(here=str(Path(__file__).parent), cache=str(tmp_path))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -307,6 +309,7 @@ def test_experts_that_are_not_finite_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("rank", "method"), [(99, "svd"), pytest.param(2, "gram", marks=pytest.mark.exhaustive), (2, "randomized")]
 )

@@ -14,6 +14,7 @@ from cycleqd_jax.runs.basis_store import Experts
 from .small_basis import MATRICES, experts, make
 
 
+@pytest.mark.exhaustive
 def test_experts_that_changed_under_the_same_digest_are_noticed(tmp_path, decomposed):
     make(experts(1, 2), tmp_path)
     changed = experts(1, 2)
@@ -55,6 +56,7 @@ def nothing(tau):
     return tau
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "change", [one_element, reversed_rows, two_rows, reversed_stack, transposed, other_sign, nothing], ids=lambda f: f.__name__
 )
@@ -70,6 +72,7 @@ def test_changes_that_norms_do_not_show_are_noticed(tmp_path, decomposed, change
     assert decomposed == ["w"] * (1 + again)
 
 
+@pytest.mark.exhaustive
 def test_sums_in_another_order_are_not_other_experts(tmp_path, decomposed):
     devices = jax.devices()
     if len(devices) < 8:

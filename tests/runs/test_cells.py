@@ -22,6 +22,7 @@ from .searched import TASKS, write_run
 CELLS = 20
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_the_cells_of_a_cvt(tmp_path):
     folder = write_run(tmp_path / "run", generations=6, cells=CELLS)
     found = verify_run(folder)

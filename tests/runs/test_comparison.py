@@ -101,6 +101,7 @@ def compare(config, methods="cycleqd,random", **options):
     return table, lines
 
 
+@pytest.mark.exhaustive
 def test_the_first_run_of_a_seed_gives_the_shared_rows(runs, tmp_path):
     table, lines = compare(config_of(tmp_path))
     assert runs.made == [(0, "cycleqd", None), (0, "random", "cycleqd"), (1, "cycleqd", None), (1, "random", "cycleqd")]
@@ -119,6 +120,7 @@ def test_the_first_run_of_a_seed_gives_the_shared_rows(runs, tmp_path):
     assert "Every run evaluated 12 individuals, experts included." in table.caption()
 
 
+@pytest.mark.exhaustive
 def test_a_comparison_continues_where_it_was_interrupted(runs, tmp_path):
     runs.fail_at = 3
     with pytest.raises(KeyboardInterrupt):
@@ -133,6 +135,7 @@ def test_a_comparison_continues_where_it_was_interrupted(runs, tmp_path):
     assert resumed.csv() == again.csv() == whole.csv()
 
 
+@pytest.mark.exhaustive
 def test_seeds_and_methods_can_be_added(runs, tmp_path):
     config = config_of(tmp_path)
     compare(config, "cycleqd", seeds=[0])
@@ -164,6 +167,7 @@ def test_several_processes_share_the_runs(runs, tmp_path, monkeypatch):
     assert table.seeds == (0, 1)
 
 
+@pytest.mark.exhaustive
 def test_processes_with_other_seeds_draw_their_own_tables(runs, tmp_path, monkeypatch):
     config, folder = config_of(tmp_path), tmp_path / "run-compare"
     compare(config, "cycleqd", seeds=[0])
@@ -193,6 +197,7 @@ def test_a_comparison_under_way_is_not_replaced(runs, tmp_path):
         compare(dataclasses.replace(config, search=dataclasses.replace(config.search, sigma=0.4)), "cycleqd", seeds=[0])
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_another_process_has_finished_is_not_made_again(runs, tmp_path, monkeypatch):
     config = config_of(tmp_path)
     compare(config, "cycleqd", seeds=[0])
@@ -204,6 +209,7 @@ def test_a_run_that_another_process_has_finished_is_not_made_again(runs, tmp_pat
     assert runs.made == []
 
 
+@pytest.mark.exhaustive
 def test_another_comparison_in_the_folder_is_refused(runs, tmp_path):
     config = config_of(tmp_path)
     path = tmp_path / "methods.yaml"
@@ -222,6 +228,7 @@ def test_another_comparison_in_the_folder_is_refused(runs, tmp_path):
     assert runs.made == []
 
 
+@pytest.mark.exhaustive
 def test_other_files_are_refused(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "check_methods", lambda configs: None)  # nobody reads the file
     train = tmp_path / "train.jsonl"
@@ -236,6 +243,7 @@ def test_other_files_are_refused(runs, tmp_path, monkeypatch):
     assert runs.made == []
 
 
+@pytest.mark.exhaustive
 def test_other_images_are_refused(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "check_methods", lambda configs: None)  # nobody reads the images
     tasks = [{"name": name, "kind": "segmentation", "train": str(tmp_path / name)} for name in TASKS]
@@ -328,6 +336,7 @@ def test_methods_that_do_not_fit_the_config_are_refused(runs, tmp_path, text, me
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("setting", "tasks", "shown"), [("demo", "[b, a]", True), ("other", "[a, b]", False), ("demo", "[a, b, c]", False)]
 )
@@ -340,6 +349,7 @@ def test_the_papers_figures_are_shown_in_its_setting_only(runs, tmp_path, settin
     assert (f"The figures of the paper are those of its own setting, {setting}." in table.caption()) == shown
 
 
+@pytest.mark.exhaustive
 def test_a_comparison_without_scores_is_replaced(runs, tmp_path):
     runs.fail_at, runs.early = 1, True
     with pytest.raises(KeyboardInterrupt):
@@ -349,6 +359,7 @@ def test_a_comparison_without_scores_is_replaced(runs, tmp_path):
     assert table.facts()["budget"] == 13
 
 
+@pytest.mark.exhaustive
 def test_a_row_that_a_run_got_elsewhere_is_no_row_of_the_table(runs, tmp_path):
     config = config_of(tmp_path)
     compare(config, "cycleqd", seeds=[0])
@@ -366,6 +377,7 @@ def test_a_row_that_a_run_got_elsewhere_is_no_row_of_the_table(runs, tmp_path):
     assert runs.made == [(0, "cycleqd", None)]
 
 
+@pytest.mark.exhaustive
 def test_given_models_and_files_are_shared_over_seeds(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "check_methods", lambda configs: None)  # nobody reads the models
     tasks = [{"name": name, "kind": kind, "train": "hf://x"} for name, kind in zip(TASKS, ("mbpp", "dbbench"), strict=True)]
@@ -379,6 +391,7 @@ def test_given_models_and_files_are_shared_over_seeds(runs, tmp_path, monkeypatc
     ]
 
 
+@pytest.mark.exhaustive
 def test_problems_that_changed_since_another_seed_are_refused(runs, tmp_path):
     runs.problems = "one"
     compare(config_of(tmp_path), seeds=[0])

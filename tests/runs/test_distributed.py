@@ -238,6 +238,7 @@ def test_the_error_of_one_process_is_that_of_all(reference, start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(120)
 def test_a_coordinator_that_is_not_there(tmp_path, start):
     command = ["evolve", str(tmp_path / "config.yaml"), "--wait", "3", "--distributed", "--processes", "2", "--process", "1"]

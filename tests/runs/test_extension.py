@@ -48,6 +48,7 @@ def begin(config):
     (config.folder / "history.jsonl").write_text(first)
 
 
+@pytest.mark.exhaustive
 def test_what_differs_is_found_before_an_expert_is_trained(finished, tmp_path):
     folder, trained = finished
     with pytest.raises(InputError, match=r"expected seed 0, as in the run in .*, got 1; use the old value"):
@@ -61,6 +62,7 @@ def test_what_differs_is_found_before_an_expert_is_trained(finished, tmp_path):
     assert trained == [NEW]
 
 
+@pytest.mark.exhaustive
 def test_the_same_call_continues_without_the_old_folder(finished, tmp_path):
     folder, trained = finished
     config = extend(folder, tmp_path / "new", task=NEW)
@@ -74,6 +76,7 @@ def test_the_same_call_continues_without_the_old_folder(finished, tmp_path):
         extend(folder, tmp_path / "other", task=NEW)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("given", "output"), [(".", "run-extended"), ("../run", "run-extended"), ("checkpoints/..", "run-extended")]
 )

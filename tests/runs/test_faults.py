@@ -136,6 +136,7 @@ def test_a_run_that_continues_has_the_slots_that_it_had(tmp_path):
         known_slots(tmp_path, 4)
 
 
+@pytest.mark.exhaustive
 def test_where_halving_does_not_help_the_child_is_quarantined(evaluated, monkeypatch):
     wanted, _, _ = evaluated(monkeypatch)
     found, lines, engine = evaluated(monkeypatch, faults=[0, 1])
@@ -192,6 +193,7 @@ class Executes(Evaluator):
         return Evaluation({"task": [Outcome(Score(float(output)), (), 1, 1)]}, None, {})
 
 
+@pytest.mark.exhaustive
 def test_a_child_that_kills_its_worker_every_time_does_not_harm_the_others(sandbox):
     evaluator, lines = Executes(sandbox), []
     worker = guarded(

@@ -73,6 +73,7 @@ def fits(monkeypatch):
     return calls
 
 
+@pytest.mark.exhaustive
 def test_it_is_computed_once_and_expressed(merge_of, fits):
     merge, models, _ = merge_of()
     found = merge.ensure_fitted()
@@ -104,6 +105,7 @@ def test_it_is_computed_again_for_other_inputs(merge_of, fits, change):
     assert other["digest"] != first["digest"]
 
 
+@pytest.mark.exhaustive
 def test_other_data_and_a_damaged_file(merge_of, fits):
     merge_of()[0].ensure_fitted()
     merge, _, lines = merge_of(identity=2)

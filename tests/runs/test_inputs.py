@@ -153,6 +153,7 @@ def models(tmp_path):
     return DEMO | {"model": {"base": str(tmp_path / "base"), "experts": experts}, "engine": {"max_len": 128}}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("planned", [False, True])
 def test_the_model_of_the_shortest_context_is_named(models, tmp_path, planned):
     def of(tree, *overrides):

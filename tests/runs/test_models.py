@@ -84,6 +84,7 @@ def models_of(folder, a, b, *overrides):
     return Models(inputs.config, model_folders(inputs.config, {}), lines.append), lines
 
 
+@pytest.mark.exhaustive
 def test_an_expert_of_another_base_gets_a_warning(folder):
     models, lines = models_of(folder, "near", "stranger")
     assert len(models.experts) == 2
@@ -94,6 +95,7 @@ def test_an_expert_of_another_base_gets_a_warning(folder):
     assert not lines
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["mbpp", "dbbench"])
 def test_only_a_new_expert_of_another_base_is_refused(folder, name):
     folders = models_of(folder, "near", "stranger")[0].folders
@@ -105,6 +107,7 @@ def test_only_a_new_expert_of_another_base_is_refused(folder, name):
         _ = models.experts
 
 
+@pytest.mark.exhaustive
 def test_experts_that_are_equal_are_named(folder):
     models, lines = models_of(folder, "near", "near")
     assert len(models.experts) == 2
@@ -117,6 +120,7 @@ def test_experts_that_are_equal_are_named(folder):
     assert f"the expert of task 'mbpp' ({folder / 'copy'}) equals the base {folder / 'base'} bit for bit" in line
 
 
+@pytest.mark.exhaustive
 def test_an_adapter_that_changes_nothing_is_named(folder):
     config = open_checkpoint(folder / "base").config
     write_adapter(folder / "lora-0", config, 1, scale=0.0)  # as PEFT begins
@@ -136,6 +140,7 @@ def test_an_expert_that_differs_in_a_norm_only_is_no_copy(folder):
     assert not lines
 
 
+@pytest.mark.exhaustive
 def test_tensors_of_another_dtype_are_named(folder):
     config, params = hf.load(folder / "base", dtype="bfloat16")
     for name, scale in (("half", 1.0), ("half-a", 1.01), ("half-b", 1.02)):
@@ -155,6 +160,7 @@ def test_tensors_of_another_dtype_are_named(folder):
     assert not lines
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_expert_that_stores_the_embedding_as_its_head(folder, tied):
     """Base tied and expert untied, or the other way round, where the head is the embedding in both."""

@@ -173,6 +173,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_run_that_cannot_be_extended_is_refused(copied, tmp_path, case):
     damage, message = REFUSED[case]

@@ -113,6 +113,7 @@ def distance(one, other):
     return float(np.sqrt(sum(np.sum((np.asarray(a) - np.asarray(b)) ** 2) for a, b in pairs)))
 
 
+@pytest.mark.exhaustive
 def test_experts_and_baselines_start_from_it(trained):
     models, loaded, stages = trained()
     assert loaded == ["mbpp", "dbbench"]  # once, although the experts need them too

@@ -78,6 +78,7 @@ def test_a_folder_that_the_machine_lacks_is_named(config):
     assert message.startswith("expected the folder /nowhere of the run on every node, got No such file or directory in the ")
 
 
+@pytest.mark.exhaustive
 def test_other_problems_are_refused(config, kept_folder):
     message = refused(WorkerProgram(config, kept_folder, versions(), {"mbpp/test": "0123"}, None))
     assert message.startswith("expected digest of mbpp/test 0123, as in the run, got ")

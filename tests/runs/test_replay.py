@@ -25,6 +25,7 @@ def method(request):
     return request.param
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("budget", [10, pytest.param(None, marks=pytest.mark.as_users)])
 def test_the_journal_determines_genomes_and_state(tmp_path, method, budget, assert_identical):
     config = config_of(method, budget=budget)
@@ -115,6 +116,7 @@ def test_what_was_changed_is_named(tmp_path):
         rebuild(space, Journal(tmp_path / "history.jsonl"), TASKS, [4])
 
 
+@pytest.mark.exhaustive
 def test_experts_that_were_changed_are_noticed_where_genomes_hold_them(tmp_path):
     config = config_of(generations=2)
     space = space_of(config, dense="none")

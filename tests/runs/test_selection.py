@@ -213,6 +213,7 @@ def spaces():
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["expert", "dense", "coefficients"])
 def test_a_soup_of_genomes_is_the_average_of_weights(tmp_path, name):
     space = spaces()[name]

@@ -55,6 +55,7 @@ def logged(folder):
     return [int(line) for line in (folder / "logged.txt").read_text().split()]
 
 
+@pytest.mark.exhaustive
 def test_mlflow(search, lines):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -135,6 +136,7 @@ def test_weights_and_biases_that_does_not_start_is_one_sentence(search, monkeypa
         search("wandb", 2)
 
 
+@pytest.mark.exhaustive
 def test_weights_and_biases(search, lines):
     pytest.importorskip("wandb", reason="the package wandb is not installed")
     folder = search("wandb", 4)

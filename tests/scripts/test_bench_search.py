@@ -4,9 +4,12 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_search.py"
 
 
+@pytest.mark.exhaustive
 def test_it_measures_a_search_and_opens_it_again(tmp_path, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
     files = {name: tmp_path / f"found.{name}" for name in ("json", "svg")}

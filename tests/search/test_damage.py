@@ -44,6 +44,7 @@ def test_a_journal_cut_at_every_byte_of_its_last_record(tmp_path):
         assert path.read_bytes() == whole
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("step", [97, pytest.param(5, marks=pytest.mark.exhaustive)])
 def test_a_search_whose_journal_was_cut_ends_the_same(new_run, assert_identical, step):
     whole = new_run("whole")
@@ -152,6 +153,7 @@ def damages(content):
         yield content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_checkpoint_is_refused_or_makes_no_difference(stored, tmp_path, assert_identical):
     folder, first, second = stored
     outcomes = []
@@ -248,6 +250,7 @@ def test_half_of_a_checkpoint_is_gone(stored, tmp_path, gone):
         restored(tmp_path / "c", first)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("gone", [1, 2])
 def test_a_search_goes_on_without_its_damaged_checkpoints(new_run, assert_identical, gone):
     whole, run = new_run("whole"), new_run("damaged")
@@ -272,6 +275,7 @@ def test_a_search_goes_on_without_its_damaged_checkpoints(new_run, assert_identi
 # -------------------------------------------------------------------------------------------------------------- clock
 
 
+@pytest.mark.exhaustive
 def test_a_clock_that_jumps_changes_nothing(new_run, assert_identical, monkeypatch):
     whole, run = new_run("whole"), new_run("jumps")
     state = whole.evolve(every=1)

@@ -63,6 +63,7 @@ def without_errors(lines):
     return [{name: value for name, value in line.items() if name not in ("error", "checksum")} for line in lines]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     "seed", [0, pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(2, marks=pytest.mark.exhaustive)]
@@ -85,6 +86,7 @@ def test_random_faults_change_nothing_with_the_default_number_of_retries(new_run
     assert kind.faults > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [1, 3])
 def test_children_that_fail_every_time_change_nothing_for_the_others(new_run, guarded, doomed, assert_identical, count):
     """20 % of evaluations fail at random, and some children break their worker in every attempt."""
@@ -262,6 +264,7 @@ def test_an_expert_that_fails_is_not_recorded(new_run, guarded, assert_identical
         new_run("other").evolve(new_run.Evaluator(broken=lambda weights: True))
 
 
+@pytest.mark.exhaustive
 def test_with_several_workers_finished_scores_are_kept(new_run, guarded):
     run = new_run()
     run.evolve(generations=1, batch_size=6)

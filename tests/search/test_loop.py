@@ -78,6 +78,7 @@ def test_killed_at_any_individual_and_resumed(new_run, uninterrupted, assert_ide
         assert_identical(state, uninterrupted[0])
 
 
+@pytest.mark.exhaustive
 def test_killed_after_every_individual(new_run, uninterrupted, assert_identical):
     run = new_run()
     for _ in range(INDIVIDUALS - 1):
@@ -217,6 +218,7 @@ def test_a_journal_of_other_crossover_weights_is_refused(new_run, space, options
         run.evolve(searcher=CycleQD(space, bins=5, **options))
 
 
+@pytest.mark.exhaustive
 def test_a_journal_of_another_selection_is_refused(new_run, space):
     run = killed(new_run)
     path = run.folder / "history.jsonl"
@@ -311,6 +313,7 @@ def test_a_genome_that_is_not_the_recorded_one_is_refused(new_run, uninterrupted
 
 
 # before any child, after two generations, and within the last one
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "at", [at if at in (3, 7, 10) else pytest.param(at, marks=pytest.mark.exhaustive) for at in range(3, INDIVIDUALS)]
 )

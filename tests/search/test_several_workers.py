@@ -118,6 +118,7 @@ def test_after_ctrl_c_evaluations_in_hand_may_end(new_run, assert_identical, cou
         assert_identical(run.evolve(batch_size=50, generations=1), new_run("whole").evolve(batch_size=50, generations=1))
 
 
+@pytest.mark.exhaustive
 def test_seconds_do_not_include_waiting_for_a_worker(new_run):
     class Slow(new_run.Evaluator):
         def __call__(self, params, split="train", *, donate=False, stop=None, relatives=()):

@@ -48,6 +48,7 @@ def sleepy(run, count, seconds=0.02):
     return [Sleepy() for _ in range(count)]
 
 
+@pytest.mark.exhaustive
 def test_with_one_worker_it_is_the_search_of_one_child_per_generation(new_run, assert_identical):
     one, steady = new_run("one"), new_run("steady")
     state = one.evolve(batch_size=1, generations=12)
@@ -57,6 +58,7 @@ def test_with_one_worker_it_is_the_search_of_one_child_per_generation(new_run, a
     assert [line | {"seconds": {}} for line in lines] == [line | {"seconds": {}} for line in one.unsealed()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("workers", [2, 5])
 def test_telling_in_the_order_of_the_journal_gives_the_same_archives(new_run, assert_identical, workers):
     run = new_run()

@@ -51,6 +51,7 @@ def body(**changes):
     return {"model": "one", "messages": HELLO, "temperature": 0, "max_tokens": 5, **changes}
 
 
+@pytest.mark.exhaustive
 def test_models(client):
     assert [one.id for one in client.models.list()] == list(NAMES)
     assert client.models.retrieve("two").id == "two"
@@ -59,6 +60,7 @@ def test_models(client):
     assert caught.value.code == "model_not_found"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model", NAMES)
 def test_chat_equals_the_engine(client, reference, tokenizer, model):
     reply = client.chat.completions.create(model=model, messages=HELLO, temperature=0, max_tokens=20)
@@ -330,6 +332,7 @@ def test_a_key(models):
             assert client.get("/v1/models").status_code == 200
 
 
+@pytest.mark.exhaustive
 def test_a_full_queue_says_when_to_come_back(models):
     catalog = Gated(models)
     with serving(catalog, slots=1, waiting=1) as server:

@@ -14,6 +14,7 @@ def bench():
     return load_script("bench_serve")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("clients", "seconds", "growth_mib"),
     [(16, 5, 32), pytest.param(64, 120, 32, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],

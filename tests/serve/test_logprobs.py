@@ -48,6 +48,7 @@ def test_an_echo_is_scored(client, engine, tokenizer):
             assert [scored.text_offset[0], *sorted(scored.text_offset)] == [0, *scored.text_offset]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options", [{"temperature": 0}, {"temperature": 1.3, "top_p": 0.8, "seed": 3}], ids=["greedy", "drawn"]
 )

@@ -33,6 +33,7 @@ def test_policies(server):
     assert httpx.get(f"{server.address}/report/state").json() == {"name": "several", "run": False, "version": None}
 
 
+@pytest.mark.exhaustive
 def test_the_report_is_built_again_when_the_journal_has_grown(models, make_run, undrawn, monkeypatch):
     monkeypatch.setattr("cycleqd_jax.serve.pages.REBUILD_S", 0.0)
     run = make_run()
@@ -49,6 +50,7 @@ def test_the_report_is_built_again_when_the_journal_has_grown(models, make_run, 
         assert httpx.get(f"{server.address}/report", timeout=WAIT_S).text != first.text
 
 
+@pytest.mark.exhaustive
 def test_the_version_is_not_ahead_of_the_report(models, make_run, undrawn, monkeypatch):
     run = make_run()
     with serving(SeveralModels(models, run)) as server:
@@ -132,6 +134,7 @@ def errors(browser):
     ]
 
 
+@pytest.mark.exhaustive
 @browsers
 @pytest.mark.timeout(600)
 def test_a_cell_is_asked_and_two_models_are_compared(models, make_run, undrawn, browser, reference, tokenizer):
@@ -160,6 +163,7 @@ def test_a_cell_is_asked_and_two_models_are_compared(models, make_run, undrawn, 
         assert errors(browser) == []
 
 
+@pytest.mark.exhaustive
 @browsers
 @pytest.mark.timeout(600)
 def test_the_page_is_usable_without_a_mouse_and_asks_for_the_key(models, browser, tmp_path):

@@ -47,6 +47,7 @@ def drain(worker):
     raise AssertionError("the worker does not end")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "top_p": 0.8, "seed": 5}], ids=["greedy", "sampled"])
 def test_replies_equal_those_of_the_engine(catalog, tokenizer, worker, options, reference):
     jobs = jobs_of(tokenizer, 10, **options)
@@ -104,6 +105,7 @@ def test_a_request_that_the_engine_does_not_take_fails_alone(catalog, tokenizer,
     assert worker.open
 
 
+@pytest.mark.exhaustive
 def test_each_model_answers_with_its_weights_in_turns(catalog, tokenizer, reference):
     worker = make_worker(catalog, turn=2)
     jobs = [job for seed, name in enumerate(NAMES * 3) for job in jobs_of(tokenizer, 2, seed=seed, model=name)]
@@ -220,6 +222,7 @@ def test_closing_ends_what_takes_too_long(catalog, tokenizer):
     assert isinstance(tickets[-1].wait(WAIT_S).error, ServerClosed)
 
 
+@pytest.mark.exhaustive
 def test_requests_come_and_go_from_many_threads(catalog, tokenizer, worker, reference):
     found, failures = [], []
 

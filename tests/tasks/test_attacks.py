@@ -63,6 +63,7 @@ def test_the_table_has_many_attacks_of_each_kind():
     print(len(ATTACKS), dict(Counter(attack.kind for attack in ATTACKS)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("attack", cases("program"))
 def test_programs(isolated: Sandbox, attack: Attack):
     with isolated.box() as neighbour:

@@ -19,6 +19,7 @@ def sample(task, split, count):
     return random.Random(0).sample(rows, min(count, len(rows)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["full", "sanitized"])
 def test_mbpp(data_dir, sandbox, name):
     task = make("mbpp", data=data_dir / f"mbpp/mbpp_{name}.visible.jsonl", sandbox=sandbox, memo=False)
@@ -29,6 +30,7 @@ def test_mbpp(data_dir, sandbox, name):
         assert final_score(task, record, "```python\nexit(0)\n```").value == 0.0, row.id
 
 
+@pytest.mark.exhaustive
 def test_dbbench(data_dir, sandbox):
     task = make("dbbench", data=data_dir / "dbbench/dbbench_cycleqd.visible.jsonl", sandbox=sandbox, memo=False)
     queries = 0
@@ -44,6 +46,7 @@ def test_dbbench(data_dir, sandbox):
     assert queries > 0
 
 
+@pytest.mark.exhaustive
 def test_os_interaction(data_dir, sandbox):
     task = make(
         "os_interaction", data=data_dir / "os_interaction/os_agentbench_train.visible.jsonl", sandbox=sandbox, memo=False
@@ -70,6 +73,7 @@ def miniatures(tmp_path, sandbox):
     return {name: make(name, **files[name], **miniature.OPTIONS[name], sandbox=sandbox) for name in miniature.TASKS}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", miniature.TASKS)
 def test_miniatures_are_solved_in_the_format_of_the_training_conversations(miniatures, name):
     task = miniatures[name]
@@ -81,6 +85,7 @@ def test_miniatures_are_solved_in_the_format_of_the_training_conversations(minia
     assert [m["role"] for m in same_shape[0]] == [m["role"] for m in example]
 
 
+@pytest.mark.exhaustive
 def test_an_oracle_solves_all_tasks_and_the_memo_needs_no_sandbox(miniatures, speaker):
     # Replies as in the demonstrations.
     talks = [talk for task in miniatures.values() for talk in task.demonstrations("train")]
@@ -98,6 +103,7 @@ def test_an_oracle_solves_all_tasks_and_the_memo_needs_no_sandbox(miniatures, sp
     assert {name: task.memo.misses for name, task in miniatures.items()} == remembered
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", miniature.TASKS)
 def test_verdicts_with_and_without_memo_are_equal(miniatures, name):
     task = miniatures[name]

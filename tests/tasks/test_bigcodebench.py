@@ -67,6 +67,7 @@ def test_gold_passes(task):
     assert verdict(task, GOLD + "\nprint(task_func(3))\nif __name__ == '__main__':\n    task_func()").value == 1.0
 
 
+@pytest.mark.exhaustive
 def test_reasons(task):
     assert verdict(task, "def task_func(n): return '[]'").reason.startswith(
         "2 of 4 tests passed; test_length failed: AssertionError"

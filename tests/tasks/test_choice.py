@@ -142,6 +142,7 @@ def test_a_kind_that_does_not_exist_names_the_nearest():
     assert {"arc", "boolq", "commonsenseqa", "hellaswag", "mmlu"} <= set(TASKS)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "file", "count"),
     [

@@ -59,6 +59,7 @@ def verify(data_dir, tmp_path, capsys):
     return run
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -73,6 +74,7 @@ def test_all_gold_programs_pass(verify, name, count):
     assert (code, result["passed"], result["total"], result["failed"]) == (0, count, count, [])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "count"), [("mbppplus_v0.1.0", 16), pytest.param("humanevalplus_mini", 119, marks=pytest.mark.exhaustive)]
 )
@@ -96,6 +98,7 @@ def test_bigcodebench(verify):
     assert result["total"] == 214
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("mbppplus_v0.2.0", "humanevalplus")), "bigcodebench"],
@@ -105,6 +108,7 @@ def test_gold_programs_of_a_sample_pass(verify, name):
     assert {failed["id"] for failed in result["failed"]} <= NEED_PACKAGES
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     [
@@ -124,6 +128,7 @@ def test_stubs_do_not_pass(verify, name):
     assert (code, result["passed"], result["solved"]) == (0, 0, [])
 
 
+@pytest.mark.exhaustive
 def test_restored_types_equal_the_typed_inputs(data_dir):
     """Restoring types by the number of the problem equals reading the Python literals of the test data."""
 

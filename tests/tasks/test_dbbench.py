@@ -121,6 +121,7 @@ def test_nothing_outside_is_reached(task, statement):
     assert any(word in text for word in ("1064 (42000)", "1305 (42000)", "1235 (42000)")), text
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "statement",
     [

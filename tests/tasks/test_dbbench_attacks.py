@@ -227,6 +227,7 @@ ENDLESS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("statement", ENDLESS)
 def test_endless_statements_end_the_episode(attacker, server, statement):
     began = time.monotonic()
@@ -253,6 +254,7 @@ HUGE = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("statement", HUGE)
 def test_huge_results_are_cut(attacker, statement):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -269,6 +271,7 @@ VARIABLES = (
 )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("first", ["", "SET max_session_mem_used = 9000000000000000000; "])
 def test_memory_of_the_server(make, server, first):
     if not is_maria(server):
@@ -289,6 +292,7 @@ BIG = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("statement", BIG)
 def test_disk_of_the_server(make, victim, server, statement):
     """The time limit is generous, so that the size limit ends these statements."""

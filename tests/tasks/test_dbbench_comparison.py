@@ -68,6 +68,7 @@ def differences(sandbox, server, table, texts):
     return found, refused
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", of_length(11, exhaustive=range(12, 14), slow=range(14, 30)))
 def test_generated_statements(sandbox, server, seed):
     texts = statements(seed, OWN.name, OWN.columns, OWN.rows, 300)
@@ -87,6 +88,7 @@ def records(data_dir, sandbox):
     ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", of_length(1, exhaustive=[2], slow=range(3, 8)))
 def test_generated_statements_on_the_tables_of_records(records, sandbox, server, seed):
     found = []

@@ -36,6 +36,7 @@ def values(task, pairs, solutions) -> dict[str, list[float | None]]:
         return dict(pool.map(one, pairs))
 
 
+@pytest.mark.exhaustive
 def test_gold(task):
     pairs = everything(task)
     assert len(pairs) == 257
@@ -47,6 +48,7 @@ def test_gold(task):
     assert sum(results[id][0] == 1.0 for id in questions) >= 20  # the machine-written query leads to it
 
 
+@pytest.mark.exhaustive
 def test_stubs_do_not_score(task):
     pairs = everything(task)
     assert sum(record.kind in CHANGES for _, record in pairs) == 172

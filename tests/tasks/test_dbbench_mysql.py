@@ -29,6 +29,7 @@ from .helpers import make, play_replies
 PROBLEMS = {"ask": ("train", 0), "insert": ("train", 1), "update": ("test", 0)}
 
 
+@pytest.mark.exhaustive
 def test_questions_and_changes(make_mysql):
     task = make_mysql()
     check_questions_and_changes(lambda replies, problem: play_replies(task, replies, *PROBLEMS[problem]))
@@ -154,6 +155,7 @@ def test_tables_that_can_not_be_built_are_missing(write, mysql_dsn, nowhere, odd
 # ------------------------------------------------------------------------------------------------ many, and afterwards
 
 
+@pytest.mark.exhaustive
 def test_32_databases_of_equal_name_are_separate(make_mysql, admin):
     task = make_mysql(seconds=30.0)
     before = leftovers(admin)

@@ -139,6 +139,7 @@ MYSQL_BOMBS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("statement", MYSQL_BOMBS, ids=range(len(MYSQL_BOMBS)))
 def test_statements_of_mysql_are_bounded(embedded, statement):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -149,6 +150,7 @@ def test_statements_of_mysql_are_bounded(embedded, statement):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("statement", BOMBS)
 def test_sqlite_is_bounded(untranslated, statement):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

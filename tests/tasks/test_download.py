@@ -116,6 +116,7 @@ def test_an_unreachable_host(server):
         local_file("https://[bad/x#sha256=" + sha(LINES))
 
 
+@pytest.mark.exhaustive
 def test_a_data_set_of_the_hub(server, tmp_path):
     url, requests = server
     address = f"hf://datasets/someone/problems@{'c' * 40}/data/problems.jsonl"

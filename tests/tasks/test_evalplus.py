@@ -149,6 +149,7 @@ def test_replies_without_a_program(task, reply):
     assert task.environment(task.records["train"][0]).step(reply).value == 0.0
 
 
+@pytest.mark.exhaustive
 def test_each_call_has_a_time_limit(write, sandbox):
     task = make("evalplus", train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox, seconds=0.5)
     environment = task.environment(task.records["train"][0])

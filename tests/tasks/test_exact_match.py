@@ -95,6 +95,7 @@ def test_a_stated_answer_wins_over_the_last_line():
     assert stated_answer(" \n") is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "file"),
     [("gsm8k", "gsm8k/gsm8k_test.visible.jsonl"), ("bbh", "bbh/bbh.visible.jsonl")],

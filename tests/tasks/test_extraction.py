@@ -44,6 +44,7 @@ def test_several_names():
     assert extract_code(whole, ("Pair", "add")) == "class Pair: 2\ndef add(a): 2\n"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "piece",
     [
@@ -117,6 +118,7 @@ def test_values_that_can_not_be_written_anew_are_no_error(first, value):
     assert PROGRAM.partition(":")[0] in only_program(code, "f")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "piece",
     [

@@ -111,6 +111,7 @@ def test_fingerprints_of_tasks(write, kind):
     assert (plain.fingerprint("train"), changed.fingerprint("train"), rows, opening) == PINNED[kind]
 
 
+@pytest.mark.exhaustive
 def test_miniature_problems():
     records = miniature.generate(0, 20, 20)
     assert {task: digest(splits, digits=16) for task, splits in records.items()} == {

@@ -47,6 +47,7 @@ def across(value):
     return decode(json.loads(json.dumps(encode(value))))
 
 
+@pytest.mark.exhaustive
 @given(VALUES)
 @settings(max_examples=100, deadline=None)
 def test_data_is_decoded_unchanged(value):
@@ -155,6 +156,7 @@ PAIRS = st.tuples(NUMBERS, NUMBERS) | NUMBERS.flatmap(
 )
 
 
+@pytest.mark.exhaustive
 @given(st.lists(PAIRS, min_size=1, max_size=4), st.sampled_from([1e-6, 1e-4]))
 @settings(max_examples=300, deadline=None)
 def test_close_equals_numpys_allclose(pairs, atol):

@@ -197,6 +197,7 @@ def test_prints_and_replaced_streams_do_not_fail_a_correct_program(task):
     assert verdict(task, "import sys\nprint('x' * 10**6)\nsys.stdout = None\n" + GOLD).value == 1.0
 
 
+@pytest.mark.exhaustive
 def test_endless_program_times_out(write, sandbox):
     task = make("mbpp", train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
     for code in ("while True: pass", "def add(a, b):\n  import time\n  time.sleep(60)"):
@@ -212,6 +213,7 @@ def test_odd_characters_are_harmless(task):
     assert verdict(task, "# \ud800 é ✓\n" + GOLD).value == 1.0
 
 
+@pytest.mark.exhaustive
 def test_huge_program_is_refused_without_a_sandbox(write, nowhere):
     task = make("mbpp", train=write(ADD), test=write(AREA, name="t.jsonl"), sandbox=nowhere)
     assert "too long" in verdict(task, "x = 1\n" * 1_000_000).reason

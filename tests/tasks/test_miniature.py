@@ -53,6 +53,7 @@ def _reply_program(task, conversation):
     return conversation[1]["content"].split(mark)[1].removesuffix("\n```")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "task",
     [
@@ -74,6 +75,7 @@ def test_splits_and_demonstrations_never_share_a_program(records, task):
     assert len(taught) > 400
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("task", [pytest.param("mbpp", marks=pytest.mark.exhaustive), "dbbench", "os_interaction", "humaneval"])
 def test_demonstrations_contain_all_parts_of_test_problems(records, task):
     """Every word of a test problem, and every piece of its program, occurs in the demonstrations."""
@@ -112,6 +114,7 @@ CONSTANTS = (
 )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("counts", [FEW, MANY])
 @pytest.mark.parametrize("task", mini.TASKS)
 def test_constants_score_nothing(make_mini, speaker, task, counts):
@@ -121,6 +124,7 @@ def test_constants_score_nothing(make_mini, speaker, task, counts):
         assert [outcome.score.value for outcome in outcomes] == [0.0] * counts["test"], reply
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(3))
 def test_no_single_answer_is_correct_for_many(seed):
     records = mini.generate(seed, 0, 128, ["dbbench", "os_interaction"])
@@ -210,6 +214,7 @@ def test_seeds(records):
     assert mini.pretraining(0, 9, 0.5) == mini.pretraining(0, 9, 0.5)
 
 
+@pytest.mark.exhaustive
 def test_a_narrow_corpus_has_all_formats_but_few_phrases():
     narrow, wide = mini.pretraining(0, 600, 0.0), mini.pretraining(0, 600, 1.0)
     for number, fence in enumerate(("```python", "```sql", "```bash", "(a, b):")):

@@ -141,6 +141,7 @@ def _descendants(pid: int) -> set[int]:
     return set(found)
 
 
+@pytest.mark.exhaustive
 def test_many_episodes_leave_nothing(write, sandbox):
     assert load(write, sandbox, 40) > 1
 

@@ -188,6 +188,7 @@ DEMANDED = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(os.getuid() != 0, reason="without root on the host, programs cannot be changed in place")
 @pytest.mark.parametrize("name", DEMANDED)
 def test_changes_that_the_problem_makes_or_demands_are_no_tampering(write, sandbox, name):
@@ -269,6 +270,7 @@ def test_a_check_that_hangs_is_a_wrong_answer(write, sandbox, monkeypatch):
     assert len(task.memo) == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("field", ["init_script", "start"])
 def test_a_record_that_is_slow_to_prepare_is_at_fault_itself(write, sandbox, monkeypatch, field):
     monkeypatch.setattr(os_task, "_SETUP_SECONDS", 1.0)
@@ -291,6 +293,7 @@ def test_an_init_script_that_breaks_its_box_is_a_fault_of_the_record(write, sand
     assert play_replies(task, [bash("true"), FINISH])[-1].value == 0.0
 
 
+@pytest.mark.exhaustive
 def test_a_command_that_takes_too_long_shows_what_it_has_printed(write, sandbox):
     task = make("os_interaction", train=write(COUNT), test=write(MATCH, name="t.jsonl"), sandbox=sandbox, seconds=1.0)
     replies = [bash("echo begun; sleep 1.5; echo late"), bash("echo next"), bash("read word"), "Act: answer(3)"]
@@ -358,6 +361,7 @@ def test_demonstrations(task):
     assert matched[-1]["content"].endswith("Act: answer(one)")
 
 
+@pytest.mark.exhaustive
 def test_gold_solutions(write, sandbox):
     """Published examples need their own process, no input, an empty output as the answer, or no command."""
     counts = COUNT | {"id": "counts", "example_script": ["bash", "ps -A | wc -l"]}

@@ -42,6 +42,7 @@ def test_it_has_at_most_forty_lines(own):
     assert len([line for line in lines if line.strip()]) <= 40
 
 
+@pytest.mark.exhaustive
 def test_it_is_played_together_with_others(own, sandbox, speaker):
     task = make("my_tasks:Regex", sandbox=sandbox, name="regex", data=own / "words.jsonl")
     episodes = [*task.episodes("train"), *task.episodes("test")]

@@ -159,6 +159,7 @@ def test_a_commit_without_arguments_fails(db):
         assert (score.value, score.reason) == (0.0, "an answer without arguments")
 
 
+@pytest.mark.exhaustive
 def test_a_timeout_is_a_result(db):
     late, after, score = on(db, 0, sql("SELECT SLEEP(100)"), sql("SELECT 1"), commit(["17"]))
     assert late == [("tool", "Error: SQL execution timed out.")]

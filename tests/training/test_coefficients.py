@@ -144,6 +144,7 @@ def test_equals_a_torch_loop(kind, groups, examples, tmp_path):
     np.testing.assert_allclose(metrics.losses, losses, rtol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_the_loss_falls_and_bits_repeat(examples):
     found, metrics = fitted("whole", examples, steps=24)
     again, _ = fitted("whole", examples, steps=24)
@@ -191,6 +192,7 @@ def test_unusable_options(options, message, examples):
         fit_coefficients(space, CONFIG, [], steps=1, batch_size=1, learning_rate=0.1)
 
 
+@pytest.mark.exhaustive
 def test_a_loss_that_is_not_finite_is_an_error(examples):
     with pytest.raises(InputError, match=r"in gradient, got a loss of \w+ at step [1-5] of 5; lower gradient.learning_rate"):
         fitted("whole", examples, steps=5, rate=1e30)

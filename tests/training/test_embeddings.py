@@ -12,6 +12,7 @@ CONFIG = CONFIGS["tiny_vit"]
 ONE = 4 * 4 * 16 * 4  # bytes of an embedding
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("room", "computed"), [(8 * ONE, [4, 4, 4]), (3 * ONE - 1, [2, 4, 6]), (0, [0, 3, 6])])
 def test_embeddings_beyond_the_limit_are_computed_again(room, computed):
     items = ellipses(3)

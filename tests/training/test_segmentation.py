@@ -74,6 +74,7 @@ def test_padding_does_not_count(rng):
     )
 
 
+@pytest.mark.exhaustive
 def test_the_decoder_learns_with_a_frozen_encoder(params, items):
     options = TrainOptions(steps=60, batch_size=3, learning_rate=1e-2, steps_per_dispatch=25)
     seen = []
@@ -135,6 +136,7 @@ def test_what_the_loss_does_not_use_keeps_its_bits(params, items, trained):
         assert (changed({path: before[path]}, {path: after[path]}) == {path}) == (trained == "all" or path != "prompt/points")
 
 
+@pytest.mark.exhaustive
 def test_each_draw_reads_its_item_once(params, items):
     counted = CountedItems(items[:3])
     options = TrainOptions(steps=3, batch_size=2, learning_rate=1e-3)
@@ -176,6 +178,7 @@ def test_equals_a_plain_optax_loop(params, items):
         np.testing.assert_allclose(np.asarray(got)[sure], np.asarray(leaf)[sure], atol=5e-5, err_msg=path)
 
 
+@pytest.mark.exhaustive
 def test_reproducible_to_the_bit_and_compiled_once(params, items, assert_identical, compilations):
     before = jax.tree.map(np.array, params)
     first, _ = finetune_masks(params, CONFIG, items, OPTIONS, seed=1)

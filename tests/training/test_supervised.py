@@ -126,6 +126,7 @@ def test_learning_rates():
     assert np.all(np.diff(rates[9:]) < 0)
 
 
+@pytest.mark.exhaustive
 def test_loss_is_of_the_learned_tokens_only(params):
     tokens = jnp.asarray([[1, 2, 3, 4]])
     changed = jnp.asarray([[1, 2, 3, 9]])
@@ -143,6 +144,7 @@ def test_bfloat16_weights_keep_their_dtype(examples):
     assert metrics.losses[-1] < metrics.losses[0]
 
 
+@pytest.mark.exhaustive
 def test_a_loss_that_is_not_finite_is_an_error(params, examples):
     bad = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
     with pytest.raises(InputError, match=r"finite loss in pretraining, got nan at step 1 of 8"):

@@ -185,6 +185,7 @@ print(super(actor, actor()).identify()["started"])
 """
 
 
+@pytest.mark.exhaustive
 def test_a_machine_without_the_package_says_which_one_it_is():
     pytest.importorskip("ray")
 

@@ -290,6 +290,7 @@ def test_machines_that_are_lost_again_and_again_end_the_attempts(monkeypatch):
     assert "retries" in found[2].seconds
 
 
+@pytest.mark.exhaustive
 def test_what_the_cluster_lacks_is_said(monkeypatch):
     monkeypatch.setattr(pool, "WAITING_S", 0.1)
     lines, cluster = [], FakeCluster()

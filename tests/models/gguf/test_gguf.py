@@ -140,6 +140,7 @@ def test_a_file_that_was_cut_anywhere_is_refused(tmp_path):
             gguf.read_gguf(cut)
 
 
+@pytest.mark.exhaustive
 @given(data=st.data())
 @settings(max_examples=300)
 def test_a_damaged_header_is_read_or_refused(tmp_path_factory, data):

@@ -9,6 +9,7 @@ import pytest
 from .traffic import FIRST, INDEX, large
 
 
+@pytest.mark.exhaustive
 def test_inspect(server, publish, online, models):
     publish("command/model", "sharded")
     with server.watched() as log:
@@ -33,6 +34,7 @@ def test_inspect_against_a_base(server, publish, online, models):
     assert "rank 4" in shown
 
 
+@pytest.mark.exhaustive
 def test_generate(server, publish, online):
     publish("answer/model")
     publish("answer/bare", change=lambda files: files.pop("tokenizer_config.json"))

@@ -10,6 +10,7 @@ import pytest
 from cycleqd_jax.types import InputError
 
 
+@pytest.mark.exhaustive
 def test_offline_mode_uses_the_cache(server, publish, workers, models):
     publish("cached/base")
     publish("cached/sharded", "sharded")

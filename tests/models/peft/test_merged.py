@@ -58,6 +58,7 @@ RENAMED = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", RENAMED)
 def test_names_of_wrapped_adapters_are_understood(base, adapter, kind):
     before = dict(peft.load_adapter(adapter, base.config, base.params).updates)
@@ -68,6 +69,7 @@ def test_names_of_wrapped_adapters_are_understood(base, adapter, kind):
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_merged_by_us_is_merged_by_peft(base, tmp_path, assert_close, options):
     base.train(tmp_path / "adapter", **options)
@@ -82,6 +84,7 @@ def test_merged_by_us_is_merged_by_peft(base, tmp_path, assert_close, options):
     assert changed == set(header)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "changes",
     [
@@ -206,6 +209,7 @@ def test_an_adapter_that_would_untie_is_refused(make_base, tmp_path, options):
         peft.load_adapter(tmp_path / "adapter", base.config, base.params)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [

@@ -21,6 +21,7 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved()[1], tmp_path / "model")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("variant", SIZES)
 def test_what_transformers_wrote_is_written_again_byte_for_byte(saved, tmp_path, variant):
     source = saved(variant)[1]
@@ -83,6 +84,7 @@ def test_every_kernel_is_a_matrix_for_the_operators(saved):
     assert others == positions | {"vision/pos_embed", "prompt/frequencies", "decoder/mask_tokens"}
 
 
+@pytest.mark.exhaustive
 def test_shards_and_dtypes(folder, tmp_path, assert_identical):
     config, params = sam.load(folder)
     sam.save(tmp_path / "shards", config, params, dtype="bfloat16", max_shard_bytes=20_000)

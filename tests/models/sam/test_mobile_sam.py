@@ -55,6 +55,7 @@ def published(package):
     return load_script("bench_sam").published(package)
 
 
+@pytest.mark.exhaustive
 def test_the_folder_has_the_published_weights(package, fetched):
     torch = pytest.importorskip("torch")
     folder, lines = fetched
@@ -73,6 +74,7 @@ def test_the_folder_has_the_published_weights(package, fetched):
     assert json.loads((folder / "preprocessor_config.json").read_text()) == images.PROCESSOR
 
 
+@pytest.mark.exhaustive
 def test_the_folder_is_written_again_byte_for_byte(fetched, tmp_path):
     folder, _ = fetched
     config, params = sam.load(folder)
@@ -172,6 +174,7 @@ def test_masks_equal_those_of_the_published_code(published, fetched, vision_dir,
 # Sources
 
 
+@pytest.mark.exhaustive
 def test_a_source_package_and_another_file(package, tmp_path):
     with tarfile.open(tmp_path / "isat.tar.gz", "w:gz", compresslevel=0) as archive:
         archive.add(package / "checkpoints" / "mobile_sam.pt", "isat-1/x/mobile_sam.pt")

@@ -47,6 +47,7 @@ def channels_last(tensor) -> np.ndarray:
 
 
 # test_the_whole_model runs the encoder of "other"
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=pytest.mark.exhaustive) if name == "other" else name for name in SIZES]
 )
@@ -67,6 +68,7 @@ QUICK = {("other", "points", False), ("plain", "points boxes masks", True), ("ba
 CASES = [(variant, kind, multimask) for variant in SIZES for kind in KINDS for multimask in (False, True)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("variant", "kind", "multimask"),
     [pytest.param(*case, marks=() if case in QUICK else pytest.mark.exhaustive) for case in CASES],
@@ -88,6 +90,7 @@ def test_the_decoder(saved, rng, variant, kind, multimask):
     np.testing.assert_allclose(quality, want.iou_scores.numpy(), atol=TOLERANCE)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("variant", [pytest.param("plain", marks=pytest.mark.exhaustive), "other"])
 def test_the_whole_model(saved, rng, variant):
     model, folder = saved(variant)
@@ -120,6 +123,7 @@ def test_models_that_share_the_encoder_are_decoded_together(saved, rng):
         np.testing.assert_allclose(many[i], jax.jit(masks_of)(decoder), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_half_precision_stays_near(saved, rng):
     _, folder = saved()
     config, params = sam.load(folder)

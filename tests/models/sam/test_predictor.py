@@ -80,6 +80,7 @@ def test_a_population_that_shares_the_known_encoder(models, items, encoded):
     assert not all(np.array_equal(a[0], a[1]) for a in together)
 
 
+@pytest.mark.exhaustive
 def test_a_population_without_an_axis_has_the_same_masks(models, items):
     """Experts that change nothing: all leaves are shared, so nothing says how many individuals there are."""
     predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
@@ -127,6 +128,7 @@ def test_embeddings_beyond_the_room_are_computed_again(models, items, encoded):
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.exhaustive
 def test_weights_and_logits_that_are_not_finite_are_named(models, items):
     predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
     stacked = with_decoders(models, models[0]["vision"])
@@ -159,6 +161,7 @@ def test_batches_split_over_devices(models, items):
         SamPredictor(CONFIG, batch_size=6, mesh=mesh)
 
 
+@pytest.mark.exhaustive
 def test_weights_of_other_models_are_refused(models, items):
     predictor = SamPredictor(CONFIG)
     with pytest.raises(InputError, match="expected the weights of 1 individuals, got fewer or none"):
@@ -195,6 +198,7 @@ def test_images_are_counted(models, items):
     assert [(one.computed, one.attended) for one in predictor.usage()] == [(5, 5)]
 
 
+@pytest.mark.exhaustive
 def test_smaller_batches_have_the_same_masks(models, items):
     predictor = SamPredictor(CONFIG, batch_size=4)
     want = masks(predictor, models[0], items)

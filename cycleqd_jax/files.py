@@ -222,7 +222,7 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 class _NewThreads(io.StringIO):
     """Keeps what threads write that start later; what the present threads write goes to a stream."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: Any) -> None:  # of any class that has the methods of text streams
         super().__init__()
         self._stream = stream
         self._present = set(threading.enumerate())

@@ -270,6 +270,15 @@ def test_experts_that_are_gone(run):
     assert problem.startswith("expected base with digest 0000000000000000, which the run trained, got 0 others")
 
 
+def test_models_that_lie_elsewhere_are_named(run):
+    write_json(run / "inputs.json", {"base": "0" * 16, "versions": {}})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"] = {"base": "/gone/base", "experts": {task["name"]: f"/gone/{task['name']}" for task in config["tasks"]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (problem,) = verify_run(run).problems
+    assert problem.startswith(f"expected base in /gone/base, as {run / 'config.yaml'} says, got nothing there; put it back")
+
+
 def test_the_digest(whole, run, capsys):
     assert main(["verify", str(whole), "--digest"]) == 0
     first = capsys.readouterr()

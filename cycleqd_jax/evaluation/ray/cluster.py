@@ -53,7 +53,7 @@ class Cluster(Protocol):
         """Calls a method of the worker's ``Host``; returns the call, whose result comes later.
 
         Raises:
-            InfraError: the cluster can't take the arguments.
+            InfraError: the cluster has no room for the arguments, in memory or on disk.
         """
         ...
 
@@ -143,14 +143,14 @@ class RayCluster:
 
     def call(self, worker: Any, method: str, *arguments: Any) -> Hashable:
         """See :class:`Cluster`."""
-        from ray.exceptions import ObjectStoreFullError
+        from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
         try:
             return getattr(worker, method).remote(*arguments)
-        except ObjectStoreFullError as error:
+        except (ObjectStoreFullError, OutOfDiskError) as error:  # the second where Ray can't spill to the disk either
             raise InfraError(
-                f"expected room for a genome in the object store of Ray, got: {first_line(error).rstrip('.')}; start Ray with "
-                "a larger --object-store-memory"
+                f"expected room for a genome in the object store of Ray, got {type(error).__name__}: "
+                f"{first_line(error).rstrip('.')}; start Ray with a larger --object-store-memory, or free space on its disk"
             ) from error
 
     def wait(self, calls: Sequence[Hashable], seconds: float) -> list[Hashable]:

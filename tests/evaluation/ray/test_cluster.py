@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from cycleqd_jax.evaluation.ray import RayCluster, WorkerLost, cluster
+from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import InputError
 
 HERE = Path(__file__).parent
@@ -151,6 +153,32 @@ def test_a_result_that_is_lost_with_its_machine_does_not_count_against_the_child
     from ray.exceptions import ObjectLostError
 
     assert not lost(ObjectLostError("00" * 28, b"an address", "a stack"), monkeypatch).process
+
+
+def test_a_worker_that_ray_ends_for_its_memory_is_named(monkeypatch):
+    pytest.importorskip("ray")
+    from ray.exceptions import OutOfMemoryError
+
+    error = lost(OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory: 15/16 GB"), monkeypatch)
+    assert str(error) == "out of memory: Task was killed due to the node running low on memory"
+    assert error.process
+
+
+@pytest.mark.parametrize("name", ["ObjectStoreFullError", "OutOfDiskError"])
+def test_no_room_for_a_genome(name):
+    """Ray spills objects to the disk first, and has another error where that is full too."""
+    exceptions = pytest.importorskip("ray.exceptions")
+
+    def remote(*arguments):
+        raise getattr(exceptions, name)("Failed to put object 01.\nIt has 7 bytes.")
+
+    worker = types.SimpleNamespace(evaluate=types.SimpleNamespace(remote=remote))
+    with pytest.raises(
+        InfraError,
+        match=rf"^expected room for a genome in the object store of Ray, got {name}: Failed to put object 01; start Ray with a "
+        r"larger --object-store-memory, or free space on its disk$",
+    ):
+        RayCluster.__new__(RayCluster).call(worker, "evaluate", 1)
 
 
 def test_an_exception_of_a_worker_has_its_traceback(monkeypatch):

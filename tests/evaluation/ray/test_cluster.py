@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -260,3 +261,57 @@ def test_a_head_that_can_not_be_reached(monkeypatch):
     with pytest.raises(InputError, match=rf"^expected the head of a Ray cluster at ray.address {address}, got: .*refused"):
         RayCluster(address, cpus=1, gpus=0)
     assert time.monotonic() - start < 8
+
+
+@pytest.fixture(
+    params=[b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"], ids=["silent", "http"]
+)
+def no_head(request):
+    """The address of a program that accepts connections, and answers nothing or as a web server does."""
+    kept = []
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            kept.append(connection)
+            if request.param:
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(request.param)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    for connection in kept:
+        connection.close()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(120)
+def test_a_program_that_is_no_head(no_head):
+    pytest.importorskip("ray")
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"^expected the head of a Ray cluster at ray.address {no_head}, got: .*no answer of"):
+        RayCluster(no_head, cpus=1, gpus=0)
+    assert time.monotonic() - start < 30  # 10 s, and the imports of Ray on a busy machine
+
+
+def test_what_the_head_says_is_said(monkeypatch):
+    monkeypatch.setattr(cluster, "_ASK", "raise ValueError('another version of Ray.')")
+    with pytest.raises(
+        InputError, match=r"^expected the head .* at ray.address a:1, got: ValueError: another version of Ray; s"
+    ):
+        cluster._check_answers("a:1")
+
+
+def test_a_head_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(cluster, "_ASK", "import signal, time; signal.alarm(1); time.sleep(60)")
+    monkeypatch.setattr(cluster, "ANSWER_S", 1)
+    with pytest.raises(InputError, match=r"^expected the head .* at ray.address a:1, got: no answer of Ray within 1 s; start"):
+        cluster._check_answers("a:1")

@@ -129,10 +129,16 @@ class Journal:
         return self[identity] if identity in self._starts else None
 
     def append(self, individual: Individual) -> None:
-        """Writes a line; it is on disk when this returns. After an interrupt at any point the next call writes a whole line."""
+        """Writes a line; it is on disk when this returns. After an interrupt at any point the next call writes a whole line.
+
+        If the journal has the id already, nothing is written, and the first individual stays. Workers whose calls are repeated
+        may return the result of an individual twice, and the search has used the first one.
+        """
         assert not self._read_only, "a journal that may write"
         line = individual.to_json().encode() + b"\n"
         with self._lock:
+            if individual.id in self._starts:
+                return
             with self.path.open("ab") as file:
                 file.truncate(self._end)  # removes what an interrupted call has written
                 file.write(line)

@@ -79,6 +79,22 @@ def test_task_vectors_as_genomes_go_to_any_group(trained):
     assert_same(evolved(trained, config, "one"), evolved(trained, config, "two", "mesh.population=2"))
 
 
+def test_eight_groups_find_the_same_archives(trained):
+    config = str(write_config(trained, search={"generations": 1, "batch_size": 8}, engine={"slots": 8}))
+    assert_same(evolved(trained, config, "one"), evolved(trained, config, "eight", "mesh.population=8"))
+
+
+def test_a_steady_search_over_two_groups_is_that_of_its_journal(trained, capsys):
+    config, run = str(write_config(trained)), trained / "run"
+    assert main(["evolve", config, "search.steady=true", "search.batch_size=1", "mesh.population=2"]) == 0
+    lines = history(run)
+    assert [line["id"] for line in lines] == list(range(len(TASKS) + 4))
+    children = lines[len(TASKS) :]
+    assert {line["asked"][1] for line in children} == set(range(4))
+    assert any(line["asked"][0] < line["generation"] for line in children), "no child was evaluated beside another one"
+    assert main(["verify", str(run)]) == 0, capsys.readouterr().err
+
+
 def given(folder: Path, models: dict[str, Path], **changes) -> str:
     """A config with a base and experts of one's own."""
     model = {"base": str(models["base"]), "experts": {task: str(models[task]) for task in TASKS}}

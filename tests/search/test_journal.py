@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -42,6 +43,29 @@ def test_every_line_is_on_disk_at_once(tmp_path):
     for i in range(3):
         journal.append(child(i))
         assert len(Journal(journal.path)) == i + 1
+
+
+def test_the_first_result_of_an_id_stays(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    for i in (0, 2, 1):
+        journal.append(child(i))
+    before = journal.path.read_bytes()
+    journal.append(child(2, scores={"a": 1.0, "b": 1.0}))
+    assert journal.path.read_bytes() == before
+    for one in (journal, Journal(journal.path)):
+        assert len(one) == 3
+        assert one[2] == child(2)
+    journal.take_back([2])
+    journal.append(child(2, scores={"a": 1.0, "b": 1.0}))  # evaluated again
+    assert Journal(journal.path).scores(2, ["a", "b"]) == [1.0, 1.0]
+
+
+def test_results_that_several_threads_repeat_are_written_once(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(journal.append, child(i % 5)) for i in range(40)]:
+            done.result()
+    assert Journal(journal.path).ids() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kept", range(1, 40, 6))

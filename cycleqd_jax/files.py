@@ -31,6 +31,7 @@ __all__ = [
     "check_writable",
     "digest",
     "disk_error",
+    "disk_sentence",
     "is_locked",
     "locked",
     "make_folder",
@@ -183,6 +184,18 @@ def check_writable(path: str | Path, advice: str) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "a folder without permission to write, or a read-only disk" if place.is_dir() else "a file"
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
+
+
+def disk_sentence(error: OSError, advice: str) -> str:
+    """One sentence about an error that :func:`disk_error` has found.
+
+    Args:
+        error: the error of the operating system.
+        advice: what to do after space was freed or permissions were corrected.
+    """
+    what = " ".join(str(error.strerror or error).split())
+    where = f" in {error.filename}" if error.filename is not None else ""
+    return f"expected to read and write files, got {what}{where}; free some space or correct the permissions{advice}"
 
 
 def disk_error(error: BaseException) -> OSError | None:

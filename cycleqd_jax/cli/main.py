@@ -87,13 +87,10 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
 
 def _report_disk(error: OSError, command: str) -> int:
     """Prints one sentence about an error of the operating system; returns the exit code."""
-    what = " ".join(str(error.strerror or error).split())
-    where = f" in {error.filename}" if error.filename is not None else ""
+    from cycleqd_jax.files import disk_sentence
+
     again = " and run the same command to continue" if command in RESUMABLE else ", then run the same command again"
-    print(
-        f"cycleqd: expected to read and write files, got {what}{where}; free some space or correct the permissions{again}",
-        file=sys.stderr,
-    )
+    print(f"cycleqd: {disk_sentence(error, again)}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # what could not be printed must not fail once more when Python ends

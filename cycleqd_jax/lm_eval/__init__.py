@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 
+from cycleqd_jax.files import disk_error, disk_sentence
 from cycleqd_jax.lm_eval.loading import NAME, LoadedModel, load, make_engine
 from cycleqd_jax.lm_eval.model import HarnessModel
 from cycleqd_jax.types import InputError
@@ -40,11 +42,32 @@ def _registered() -> type:
 
 
 def main() -> int:
-    """The command line of lm-eval, with the model ``cycleqd``."""
+    """The command line of lm-eval, with the model ``cycleqd``.
+
+    Returns:
+        The exit code: 0, 2 for bad input and for a disk that is full or refuses a file, 130 after Ctrl-C.
+    """
     try:
         register()
         importlib.import_module("lm_eval.__main__").cli_evaluate()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nerror: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # what reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None:
+            raise
+        print(f"error: {disk_sentence(refused, ', then run the same command again')}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # what could not be printed must not fail once more when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     return 0

@@ -29,8 +29,13 @@ def _length(config: RunConfig, evaluated: int) -> str:
 
 
 def _repository(model: str | Path | None, folder: Path) -> str | None:
-    """The repository of the hub that a model of the config is; None for a model of this machine, which lies in ``folder``."""
-    return None if model is None or Path(model) == folder else hub.repository_name(model)
+    """The repository of the hub that a model of the config is; None for a model of this machine, which lies in ``folder``.
+
+    A path of two parts, such as ``models/sql``, may be missing here. It is a repository only if ``folder`` is its snapshot, or
+    if it has a revision.
+    """
+    name = None if model is None or Path(model) == folder else hub.repository_name(model)
+    return name if name is not None and ("@" in str(model) or hub.is_snapshot(folder, name)) else None
 
 
 def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "Solution",
     "clean_text",
     "fixed_replies",
+    "is_unprepared",
     "play_solution",
     "refuse_overlap",
     "system_message",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 R = TypeVar("R")
+
+_CORRECT_IT = "; correct or remove the record"
 
 Solution = Generator[str, str, None]
 """A scripted solution. It yields replies and receives the message that follows each reply. It returns early if it cannot solve
@@ -312,7 +315,12 @@ def clean_text(reply: str) -> str:
 
 def unprepared(record_id: str, reason: str) -> Score:
     """The score of all replies to a record whose own preparation fails. This is a fault of the data, not an ``InfraError``."""
-    return Score(0.0, f"the record {record_id} can't be prepared: {reason}; correct or remove the record")
+    return Score(0.0, f"the record {record_id} can't be prepared: {reason}{_CORRECT_IT}")
+
+
+def is_unprepared(score: Score) -> bool:
+    """Whether a score is one of :func:`unprepared`."""
+    return score.reason.startswith("the record ") and score.reason.endswith(_CORRECT_IT)
 
 
 def system_message(prompt: str | None) -> list[Message]:

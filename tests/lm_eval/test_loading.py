@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import types
 
 import pytest
 
@@ -79,3 +82,43 @@ def test_without_lm_eval_the_error_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
     assert lm_eval.main() == 2
     assert "pip install 'cycleqd_jax[lm-eval]'" in capsys.readouterr().err
+
+
+def failing_harness(monkeypatch, error):
+    """lm-eval's command line, which raises an error."""
+
+    def cli_evaluate():
+        raise error
+
+    monkeypatch.setattr(lm_eval, "register", lambda: None)
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", types.SimpleNamespace(cli_evaluate=cli_evaluate))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_errors_of_the_disk_are_one_sentence(monkeypatch, capsys, number):
+    hidden = RuntimeError("the cache can't be written")
+    hidden.__cause__ = OSError(number, os.strerror(number), "out/results.json")
+    for error in (OSError(number, os.strerror(number), "out/results.json"), hidden):
+        failing_harness(monkeypatch, error)
+        assert lm_eval.main() == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"error: expected to read and write files, got {os.strerror(number)} in out/results.json; free")
+
+
+def test_other_errors_keep_their_traceback_and_ctrl_c_has_its_code(monkeypatch, capsys):
+    failing_harness(monkeypatch, ZeroDivisionError("x"))
+    with pytest.raises(ZeroDivisionError):
+        lm_eval.main()
+    failing_harness(monkeypatch, KeyboardInterrupt())
+    assert lm_eval.main() == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_full_standard_output(monkeypatch, capsys):
+    monkeypatch.setattr(lm_eval, "register", lambda: None)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setitem(sys.modules, "lm_eval.__main__", types.SimpleNamespace(cli_evaluate=lambda: print("table")))
+        monkeypatch.setattr(sys, "stdout", full)
+        assert lm_eval.main() == 2
+    assert "got No space left on device; free" in capsys.readouterr().err

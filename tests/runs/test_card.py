@@ -22,8 +22,8 @@ TABLE = ResultsTable(("base", "cycleqd"), ("test",), ("mbpp", "dbbench", "averag
 AGGREGATE = {"elites": [7, 4], "beta": [0.6, 0.4], "mixing": [0.75, -0.25]}
 
 
-def card_of(chosen=AGGREGATE, command=(), table=TABLE, library="transformers", **more):
-    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), FOLDERS, chosen, table, command, 42, library)
+def card_of(chosen=AGGREGATE, command=(), table=TABLE, library="transformers", folders=FOLDERS, **more):
+    return model_card(load_config({"name": "demo", "tasks": TASKS} | more), folders, chosen, table, command, 42, library)
 
 
 def test_the_aggregate():
@@ -53,15 +53,21 @@ def test_the_length_of_a_search_with_a_budget_is_that_of_what_it_evaluated():
     assert "generations" not in card
 
 
+def snapshot(name):
+    """The folder of a repository in the hub's cache."""
+    return Path(f"/home/me/.cache/huggingface/hub/models--{name.replace('/', '--')}/snapshots/0123abcd")
+
+
 def test_given_models_have_the_names_of_the_config():
     experts = {"mbpp": "owner/a", "dbbench": "owner/b"}
-    card = card_of(model={"base": "owner/base", "experts": experts})
+    folders = dict(zip(FOLDERS, map(snapshot, ("owner/base", "owner/a", "owner/b")), strict=True))
+    card = card_of(folders=folders, model={"base": "owner/base", "experts": experts})
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base", "owner/a", "owner/b"]
     assert "fine-tuned from owner/base" in card
 
 
 def test_a_prepared_base():
-    folders = {"base": Path("cache/snapshot"), "prepared_base": Path("cache/prepared-4"), **dict([*FOLDERS.items()][1:])}
+    folders = {"base": snapshot("owner/base"), "prepared_base": Path("cache/prepared-4"), **dict([*FOLDERS.items()][1:])}
     tree = {"name": "demo", "tasks": TASKS}
     tree["model"] = {"base": "owner/base", "prepare": {"steps": 60, "shares": {"dbbench": 1}}}
     card = model_card(load_config(tree), folders, AGGREGATE, TABLE, (), 42, "transformers")
@@ -83,6 +89,15 @@ def test_only_repositories_of_the_hub_are_base_models(tmp_path, monkeypatch):
         assert line in card.splitlines()
     model["experts"] = {"mbpp": "/data/code", "dbbench": "owner/with--dashes.git"}
     assert yaml.safe_load(card_of(model=model).split("---\n")[1])["base_model"] == ["owner/base"]
+
+
+@pytest.mark.parametrize("folder", ["/data/models/sql", "models/sql", "other", "hub/models--models--sqlite/snapshots/0"])
+def test_a_path_that_is_missing_here_is_no_repository(folder):
+    experts = {"mbpp": "owner/code", "dbbench": "models/sql"}
+    folders = {"base": snapshot("owner/base"), "expert/mbpp": snapshot("owner/code"), "expert/dbbench": Path(folder)}
+    card = card_of(folders=folders, model={"base": "owner/base", "experts": experts})
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/base", "owner/code"]
+    assert "| expert/dbbench | models/sql |" in card.splitlines()
 
 
 @pytest.mark.parametrize(("architecture", "library"), [("vit", "transformers"), ("tiny_vit", "cycleqd_jax")])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+import types
 
 import pytest
 
@@ -64,6 +67,12 @@ def test_several_names():
         "    \n",
         "<code>def add(a): 1</code>",
         ">>> def add\n",
+        '"def add(a): 1\n',
+        '\\"def add',
+        '["def add(a):", ',
+        "<|def add|>",
+        "\nadd = lambda a: lambda: a",
+        "1 | def add(a): 1\n",
         "\ufeff",
     ],
 )
@@ -211,6 +220,79 @@ REPLIES = {
     f"    return side(w) * h\n{F}",
 }
 
+SESSION = "...\n" + "\n".join(f"{'...' if line[:1] == ' ' else '>>>'} {line}" for line in RIGHT.split("\n"))
+SESSION = (
+    SESSION.removeprefix("...\n") + "\n...\n>>> area(2, 3)\n6\n>>> area('x')\nTraceback (most recent call last):\nTypeError: no"
+)
+CELL = RIGHT.replace("\n", "\n   ...: ")
+CELL = f"In [1]: {CELL}\n   ...:\n\nIn [2]: %timeit area(2, 3)\n\nIn [3]: area(2, 3)\nOut[3]: 6\n"
+SHORT = "area = lambda w, h: max(w, 0) * h"
+REPLIES |= {
+    **{
+        f"session tagged {tag!r}": f"{F}{tag}\n{SESSION}\n{F}"
+        for tag in ("pycon", "Pycon3", "py-con", "python-repl", "PYTHON_CONSOLE", "doctest", "console", "shell", "text", "")
+    },
+    "session after the banner": f"{F}\nPython 3.12.1 (main)\n[GCC] on linux\n{SESSION}\n{F}",
+    "session without a block": f"In the interpreter:\n\n{SESSION}\n",
+    "session in an indented paragraph": "So:\n\n" + "\n".join(f"    {line}" for line in SESSION.split("\n")),
+    "session of IDLE": f"{F}\n>>> {RIGHT}\n\n>>> area(2, 3)\n6\n{F}",
+    "session of IPython": f"{F}ipython\n{CELL}{F}",
+    "session of IPython without a block": CELL,
+    "session that imports the function": f"{F}python\n{RIGHT}\n{F}\n{F}pycon\n>>> from a import area\n>>> area(1, 1)\n1\n{F}",
+    "example that imports the function": f"{F}python\n{RIGHT}\n{F}\n{F}python\nfrom shapes import area\narea(1, 1)\n{F}",
+    **{
+        f"fence {info!r}": f"{F}{info}\n{RIGHT}\n{F}"
+        for info in (
+            "{#a .py .numberLines}",
+            'Python title="import w"',
+            "py:src/area.py",
+            "{python}",
+            "PY",
+            "{code-block} python",
+        )
+    },
+    "cell with options": f"{F}{{code-cell}} ipython3\n:tags: [hide]\n\n{RIGHT}\n{F}",
+    "first line in the fence": f"{F}{RIGHT}\n{F}",
+    "tildes with attributes": f"~~~~ {{.python}}\n{RIGHT}\n~~~~",
+    "prose behind the last fence": f"{F}python\n{RIGHT}{F} That is all.",
+    **{
+        f"before {token}": f"{RIGHT}{token}"
+        for token in (
+            "<|im_end|>",
+            "<|eot_id|>",
+            "</s>",
+            "<end_of_turn>",
+            "<｜end▁of▁sentence｜>",
+            "<|endoftext|>\nHuman: thanks",
+        )
+    },
+    "token in an open block": f"{F}python\n{RIGHT}<|im_end|>",
+    "token in a block": f"{F}python\n{RIGHT}</s>\n{F}",
+    "after a token": f"<|python_tag|>{RIGHT}<|eom_id|>",
+    "after a tag": f"<answer>{RIGHT}</answer>",
+    "marks in the lines": f"[PYTHON]{RIGHT}[/PYTHON]",
+    "in braces": f"\\boxed{{\n{RIGHT}\n}}",
+    "coloured HTML": "<PRE>" + RIGHT.replace("<", "&lt;").replace("return", "<span class='k'>return</span>") + "</PRE>",
+    "HTML with breaks": "<code>" + RIGHT.replace("<", "&lt;").replace("\n", "<br/>") + "</code>",
+    "JSON": json.dumps({"language": "python", "program": RIGHT}),
+    "JSON in a sentence": f"I return {json.dumps({'code': RIGHT})} as asked.",
+    "JSON in a block": f"{F}json\n{json.dumps([{'type': 'code', 'text': RIGHT}], indent=1)}\n{F}",
+    "JSON with a block": json.dumps({"answer": f"Here:\n{F}python\n{RIGHT}\n{F}"}),
+    "JSON in JSON": json.dumps({"name": "python", "arguments": json.dumps({"code": RIGHT})}),
+    "JSON with lines": json.dumps({"lines": RIGHT.split("\n")}),
+    "JSON with line breaks": '{"code": "' + RIGHT + '"}',
+    "repr": repr({"code": RIGHT}),
+    "lambda in a line": f"Use `{SHORT}`.",
+    "lambda in two backquotes": f"Use ``{SHORT}``.",
+    "lambda in three backquotes": f"{F}{SHORT}{F}",
+    "lambda in bold": f"The answer is **{SHORT}**.",
+    "lambda in a sentence": f"Here {SHORT}",
+    "numbers of lines": f"{F}python\n" + "\n".join(f"{n} | {line}" for n, line in enumerate(RIGHT.split("\n"), 1)) + f"\n{F}",
+    "quotation without a block": "\n".join(f"> {line}" for line in RIGHT.split("\n")),
+    "carriage returns": f"{F}python\n{RIGHT}\n{F}\n".replace("\n", "\r"),
+    "spaces that do not break": f"{F}python\n{RIGHT}\n{F}".replace("    ", "\xa0" * 4),
+}
+
 
 @pytest.mark.parametrize("name", REPLIES)
 def test_the_block_that_solves_the_problem(name):
@@ -262,6 +344,32 @@ REACHED = {
     "part that is changed": "ones = [[], []]\nfor row in ones:\n    row.append(1)\ndef f(n): return n + ones[1][0]",
     "filled by a thread": "from threading import Thread\nones = {}\ndef fill(d): d['a'] = 1\n"
     "t = Thread(target=fill, args=(ones,))\nt.start()\nt.join()\ndef f(n): return n + ones['a']",
+    **{
+        f"filled by {how}": f"import threading, functools\nones = []\n{how}\ndef f(n): return n + ones[0]"
+        for how in (
+            "t = threading.Thread(target=ones.append, args=(1,))\nt.start()\nt.join()",
+            "t = threading.Thread(None, lambda: ones.append(1))\nt.start()\nt.join()",
+            "add = functools.partial(ones.append, 1)\nadd()",
+            "class W(threading.Thread):\n    def __init__(self, into):\n        super().__init__()\n        self.into = into\n"
+            "    def run(self): self.into.append(1)\nw = W(ones)\nw.start()\nw.join()",
+        )
+    },
+    **{
+        f"bound by {how}": f"import sys, builtins\n{how}\ndef f(n): return n + one()"
+        for how in (
+            "globals()['one'] = lambda: 1",
+            "space = globals()\nspace['one'] = lambda: 1",
+            "vars().update(one=lambda: 1)",
+            "locals()['one'] = lambda: 1",
+            "setattr(sys.modules[__name__], 'one', lambda: 1)",
+            "here = sys.modules[__name__]\nhere.one = lambda: 1",
+            "def put(name, value):\n    globals()[name] = value\nput('one', lambda: 1)",
+            "setattr(builtins, 'one', lambda: 1)",
+        )
+    },
+    "entry point bound by globals": "def g(n): return n + 1\nglobals()['f'] = g",
+    "example through globals": "def f(n): return n + 1\nfor name in ['f']:\n    print(globals()[name]('text'))",
+    "iterator that has begun": "ones = iter([5, 1, 1, 1])\nnext(ones)\ndef f(n): return n + next(ones)",
     "thread of an example": "from threading import Thread\ndef f(n): return n + 1\nseen = []\n"
     "def main(d): d.append(f(int(input())))\nt = Thread(target=main, args=(seen,))\nt.run()\nmain(seen)",
     "example beside a table": "table = [1]\ndef show(d): print(d[5])\nshow(table)\nx = show(table)\n"
@@ -277,6 +385,9 @@ REACHED = {
 @pytest.mark.parametrize("name", REACHED)
 def test_what_the_function_reaches_is_kept_and_the_rest_is_not(name, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: 1 / 0)
-    space: dict = {"__name__": "__main__"}
+    monkeypatch.setattr("builtins.one", None, raising=False)
+    module = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    space = vars(module)
     exec(compile(only_program(REACHED[name], "f"), "program", "exec", dont_inherit=True), space)
     assert [space["f"](n) for n in (4, 0)] == [5, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 
 import pytest
 from hypothesis import strategies as st
@@ -18,11 +19,12 @@ from cycleqd_jax.tasks.dbbench import replies as protocol
 from cycleqd_jax.tasks.dbbench import statements
 from cycleqd_jax.tasks.dbbench.answers import parse_answer, same_answer
 from cycleqd_jax.tasks.dbbench.databases import Ran, truncated, unqualified
+from cycleqd_jax.tasks.exact_match import last_number, marked_number, stated_answer
 from cycleqd_jax.tasks.os_interaction.checks import BUILTINS
 from cycleqd_jax.tasks.os_interaction.replies import TERSE, TEXT, command_and_end, parse_act
 from cycleqd_jax.types import Score
 
-from ..fuzz import NAMES, fuzzed, replies
+from ..fuzz import NAMES, fuzzed, json_values, replies
 from .db_records import ASK, INSERT
 from .helpers import FakeSandbox, make
 from .test_bigcodebench import LETTERS
@@ -80,6 +82,15 @@ def test_answers(answer, label):
     for check in BUILTINS.values():
         assert isinstance(check(answer, label), bool)
         assert isinstance(check(answer, answer), bool)
+
+
+@fuzzed(80, text=replies(), number=st.sampled_from(("#### ", "the answer is ", "$", "-", "(A) ", "1,234.5", "٣", "")))
+def test_exact_matches(text, number):
+    for reply in (text, number + text, text + number, f"{text}{number}{text}"):
+        for found in (marked_number(reply), last_number(reply)):
+            assert found is None or "," not in found
+        answer = stated_answer(reply)
+        assert answer is None or "\n" not in answer
 
 
 @fuzzed(80, sql=replies())
@@ -185,8 +196,6 @@ PLUS = {
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A task of each kind, without anything that executes replies."""
-    import json
-
     folder, sandbox = tmp_path_factory.mktemp("records"), Boxes()
 
     def task(kind, *records, **options):
@@ -199,14 +208,50 @@ def tasks(tmp_path_factory):
         task("humaneval", TWICE, TWICE | {"task_id": "HumanEval/901", "note": "another problem"}),
         task("bigcodebench", LETTERS, LETTERS | {"task_id": "BigCodeBench/9001", "note": "another problem"}),
         task("os_interaction", OS, MATCH, rounds=3),
+        task("gsm8k", GSM, GSM | {"id": "g/2", "question": "How few?"}),
         task("dbbench", ASK, INSERT, rounds=3),
     ]
     made[-1].database = lambda table: Database()
     return made
 
 
+GSM = {"id": "g/1", "question": "How many?", "answer": "Two.\n#### 2"}
+
+
+@pytest.fixture(scope="module")
+def tool_tasks(tmp_path_factory):
+    """The tasks with tools, without anything that executes their calls."""
+    folder, sandbox, made = tmp_path_factory.mktemp("tools"), Boxes(), []
+    for kind, records in {"os_interaction": (OS, MATCH), "dbbench": (ASK, INSERT)}.items():
+        path = folder / f"{kind}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        made.append(make(kind, sandbox=sandbox, data=path, rounds=3, protocol="tools"))
+    made[-1].database = lambda table: Database()
+    return made
+
+
+def calls():
+    """Replies that call tools, well formed or not, with any arguments."""
+    names = st.sampled_from(("execute_sql", "commit_final_answer", "bash_action", "answer_action", "finish_action", "x", ""))
+    keys = st.sampled_from(("query", "answers", "script", "answer", "thought", "x"))
+    arguments = st.dictionaries(keys, replies() | json_values(), max_size=3) | json_values()
+    forms = st.sampled_from(("{}", "<tool_call>\n{}\n</tool_call>", "[{}]", "<|python_tag|>{}", "```json\n{}\n```", "{} {}"))
+    one = st.fixed_dictionaries({"name": names}, optional={"arguments": arguments, "parameters": arguments})
+    return st.tuples(forms, one.map(lambda call: json.dumps(call))).map(lambda made: made[0].replace("{}", made[1]))
+
+
+@fuzzed(30, turns=st.lists(calls() | replies(), min_size=1, max_size=4))
+def test_episodes_with_tools(tool_tasks, turns):
+    play_all(tool_tasks, turns)
+
+
 @fuzzed(30, turns=st.lists(replies(), min_size=1, max_size=4))
 def test_episodes_of_all_tasks(tasks, turns):
+    play_all(tasks, turns)
+
+
+def play_all(tasks, turns):
+    """Plays replies in the episodes of tasks: each gives messages or a score."""
     for task in tasks:
         for split in ("train", "test"):
             for episode in task.episodes(split):

@@ -6,6 +6,7 @@ import pytest
 
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.tasks import TaskOptions, make_task, miniature
+from cycleqd_jax.tasks.base import fixed_replies, unprepared
 from cycleqd_jax.tasks.replay import replay_solutions
 
 
@@ -34,6 +35,31 @@ def test_a_record_without_solutions(task, monkeypatch):
     monkeypatch.setattr(task, "solutions", lambda record: [])
     for replay in replay_solutions(task, ["test"]):
         assert (replay.score.value, replay.score.reason) == (0.0, "there is no gold solution")
+
+
+@pytest.mark.parametrize("reason", ["it took longer than 60 s", "the record is odd"])
+def test_a_record_that_can_not_be_prepared_is_prepared_once(task, monkeypatch, reason):
+    record = task.records["train"][0]
+    environment, prepared = task.environment, []
+
+    class Slow:
+        repeatable = False
+
+        def start(self):
+            prepared.append(record)
+            return [{"role": "user", "content": "x"}]
+
+        def step(self, reply):
+            return unprepared("one", reason)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(task, "environment", lambda one: Slow() if one is record else environment(one))
+    monkeypatch.setattr(task, "solutions", lambda one: [fixed_replies("x") for _ in range(3)])
+    first, *_ = replay_solutions(task, ["train"])
+    assert first.score == unprepared("one", reason)
+    assert len(prepared) == 1
 
 
 def test_a_broken_sandbox_ends_the_replay(task, monkeypatch):

@@ -32,7 +32,7 @@ from cycleqd_jax.models.files.safetensors import (
 from cycleqd_jax.models.folder import TEMPLATE_FOLDER, TOKENIZER_FILES
 from cycleqd_jax.types import InputError
 
-__all__ = ["download", "download_weights", "forget", "headers", "is_repository", "repository_name"]
+__all__ = ["download", "download_weights", "forget", "headers", "is_repository", "is_snapshot", "repository_name"]
 
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", re.ASCII)
 
@@ -82,6 +82,17 @@ def repository_name(model: str | Path) -> str | None:
     except HFValidationError:
         return None
     return name
+
+
+def is_snapshot(folder: Path, repository: str) -> bool:
+    """Whether a folder is a snapshot of a repository in a cache of the hub.
+
+    Args:
+        folder: a folder, or a file in it, which need not exist.
+        repository: ``owner/name``.
+    """
+    parts = folder.parts
+    return any(parts[k : k + 2] == (f"models--{repository.replace('/', '--')}", "snapshots") for k in range(len(parts) - 1))
 
 
 def download(name: str) -> Path:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import html
 import re
 import textwrap
 from collections.abc import Iterator
 
+from cycleqd_jax.tasks.coding.forms import as_session, is_session
 from cycleqd_jax.tasks.coding.syntax import parse
 
-__all__ = ["LONGEST_PROGRAM", "Block", "blocks", "code_regions", "leading_tree", "unfenced", "without_thoughts"]
+__all__ = ["LONGEST_PROGRAM", "Block", "blocks", "code_regions", "leading_tree", "without_thoughts"]
 
 LONGEST_PROGRAM = 200_000
 """Number of characters of the longest program that is executed."""
@@ -20,21 +20,22 @@ LONGEST_PROGRAM = 200_000
 _FENCE = re.compile(r"^((?:[ \t]*>)*[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
 _TAG = re.compile(r"[\w+-]*")
 _NAMED = re.compile(r"[\w+-]")
-_PYTHON = re.compile(r"(?:python|py)[\d.]*|ipython\d*|gpython|sage", re.IGNORECASE)
+_PYTHON = re.compile(
+    r"(?:python|py)[\d.]*|i?py(?:thon)?[\d.]*[-_]?(?:con|repl|console|session|shell|interpreter|code|cell)|ipython\d*|ipy|"
+    r"doctest|gpython|cython|sage",
+    re.IGNORECASE,
+)
+_PYTHON_WORD = re.compile(r"\bi?py(?:thon)?[\d.]*\b", re.IGNORECASE)
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|end_of_thought\|>|\[/THINK\]")
 # Lines that only mark the begin or the end of code.
 _MARK = re.compile(r"[ \t]*(?:\[/?[A-Z]{2,}\]|</?[a-z_]+>|<\|[\w ]+\|>)[ \t]*")
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
 # Code in the line of the opening fence, and a closing fence in the last line of the code.
-_FIRST_LINE = re.compile(r"\s((?:def|class|import|from|async def|@\w)\b.*)$")
-_LATE_END = re.compile(r"(?<=\S)`{3,}\s*\Z")
+_FIRST_LINE = re.compile(r"(?:^|\s)((?:def|class|import|from|async def|@\w)\b.*)$")
+_LATE_END = re.compile(r"(?<=\S)`{3,}[^`]*\Z")
 _HEADING = re.compile(r"^(?:#+ .*|\*\*.*\*\*:?)\Z", re.MULTILINE)
-_NOTEBOOK = re.compile(r"^(?:%{1,2}|!)[a-z].*$", re.MULTILINE)
-_PROMPT = re.compile(r"(?:>>>|\.\.\.)(?: |$)")
-# Code that is in no block.
-_IN_LINE = re.compile(r"`(?:(?:python|py)3?[ \t]+)?((?:def|class|async def|from|import)[ \t][^`\n]*)`")
-_HTML = re.compile(r"<(?:pre|code)\b[^<>\n]*>(?:\s*<code\b[^<>\n]*>)?((?:(?!<pre|<code).)*?)</(?:pre|code)>", re.DOTALL)
-_INDENTED = re.compile(r"^(?: {4}|\t)[ \t]*\S.*(?:\n(?:[ \t]*|(?: {4}|\t).*)$)*", re.MULTILINE)
+# Lines for a notebook: commands, and the options of a cell.
+_NOTEBOOK = re.compile(r"^(?:(?:%{1,2}|!)[a-z].*|:[\w-]+:.*|(?:pip3?|conda) install .*)$", re.MULTILINE)
 _MOST_CUTS = 20
 _MOST_REGIONS = 40
 _MOST_BLOCKS = 100
@@ -83,17 +84,20 @@ def blocks(reply: str) -> list[Block]:
         begin = fences[position]
         end, position = _closing(reply, fences, position)
         tag = (_TAG.match(begin.group(3).strip(" \t{.")) or [""])[0].lower()
+        if tag in ("code-cell", "code-block", "code", "sourcecode") and _PYTHON_WORD.search(begin.group(3)):
+            tag = "python"
         code = _unindented(reply[begin.end() + 1 : len(reply) if end is None else end.start()], begin.group(1))
-        if end is None:
+        if end is None and not _is_python(code):
             code = _LATE_END.sub("", code)
         first = _FIRST_LINE.search(begin.group(3))
-        if first:
+        if first and (_is_python(f"{first.group(1)}\n{code}") or not _is_python(code)):  # not a title of the block
             code = f"{first.group(1)}\n{code}"
+            tag = "" if first.start(1) == 0 else tag
         before = reply[max(0, begin.start() - _LONGEST_LEAD) : begin.start()]
         above, _, lead = before.rstrip()[-300:].rpartition("\n")
         heading = _HEADING.search(above.rstrip())
         if code.strip():
-            tag = "python" if _PYTHON.fullmatch(tag) else tag
+            tag = "python" if _PYTHON.fullmatch(tag) or (is_session(code) and not _is_python(code)) else tag
             code = _without_prompts(code) if tag in ("python", "") else code
             found.append(Block(tag, code, lead, heading.group() if heading else ""))
     return found
@@ -101,22 +105,10 @@ def blocks(reply: str) -> list[Block]:
 
 def _without_prompts(code: str) -> str:
     """The code without lines for a notebook, and that of a session without prompts and output; only if it is not Python."""
-    session = code.lstrip().startswith(">>>")
+    session = is_session(code)
     if not (session or _NOTEBOOK.search(code)) or _is_python(code):
         return code
-    if session:
-        return "\n".join(line[4:] for line in textwrap.dedent(code).split("\n") if _PROMPT.match(line)) + "\n"
-    return _NOTEBOOK.sub("", code)
-
-
-def unfenced(text: str) -> Iterator[str]:
-    """The texts of a reply that may be code, but are in no block: code in a line, in HTML, and indented paragraphs."""
-    for match in _IN_LINE.finditer(text):
-        yield match.group(1).strip()
-    for match in _HTML.finditer(text):
-        yield html.unescape(match.group(1))
-    for match in _INDENTED.finditer(text):
-        yield textwrap.dedent(match.group())
+    return as_session(code) if session else _NOTEBOOK.sub("", code)
 
 
 def _closing(reply: str, fences: list[re.Match[str]], position: int) -> tuple[re.Match[str] | None, int]:
@@ -159,6 +151,9 @@ def leading_tree(code: str) -> tuple[ast.Module, str] | None:
         if isinstance(tree, ast.Module):
             return (tree, "\n".join(lines)) if tree.body else None
         begin = min(tree, len(lines)) - 1  # first line of the statement that is not Python
+        if lines[begin][:1] in tuple(")]}") and isinstance(_parse("\n".join(lines[:begin])), ast.Module):
+            lines = lines[:begin]  # the end of something around the program
+            continue
         while begin > 0 and (not lines[begin].strip() or lines[begin][0] in " \t)]}#"):
             begin -= 1
         lines = lines[:begin]

@@ -15,9 +15,9 @@ from cycleqd_jax.tasks.coding.blocks import (
     blocks,
     code_regions,
     leading_tree,
-    unfenced,
     without_thoughts,
 )
+from cycleqd_jax.tasks.coding.forms import other_forms, unfenced
 from cycleqd_jax.tasks.coding.reach import reached
 from cycleqd_jax.tasks.coding.syntax import future_first, parse
 
@@ -58,10 +58,11 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     that is announced as wrong is taken only if there is no other. Other blocks are added if the program uses what they define.
     If no block defines all names, the blocks tagged as Python are joined, or else the untagged ones. In a reply without blocks,
     the program is the longest run of Python between lines of prose, if possible one that defines the names. If all these do
-    not define the names, code in a line, in HTML or in an indented paragraph is taken if it does.
+    not define the names, code in a line, in HTML or in an indented paragraph is taken if it does; then code among special
+    tokens, in an interpreter's session without a block, or in strings of JSON.
     """
     names = tuple(names)
-    reply = _MARKS.sub("", reply[:_LONGEST_REPLY])
+    reply = _MARKS.sub("", reply[:_LONGEST_REPLY].replace("\r\n", "\n").replace("\r", "\n"))
     answer = without_thoughts(reply)
     code = _from_text(answer, names)
     if answer is not reply and not (_defines(code, names) if names else code.strip()):
@@ -69,8 +70,21 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
         code = whole if not code.strip() or _defines(whole, names) else code
     if names and not _defines(code, names):
         others = [other for other in itertools.islice(unfenced(answer), _MOST_UNFENCED) if _defines(other, names)]
-        code = others[-1] if others else code
+        if others:
+            return others[-1]
+        if all(name in answer for name in names):
+            return next((found for form in other_forms(answer) if (found := _in_form(form, names))), code)
     return code
+
+
+def _in_form(text: str, names: tuple[str, ...]) -> str:
+    """The program in another form of a reply; empty if it does not define the names."""
+    if not _mentions(text, names):
+        return ""
+    code = _from_text(text, names)
+    if _defines(code, names):
+        return code
+    return next((other for other in itertools.islice(unfenced(text), _MOST_UNFENCED) if _defines(other, names)), "")
 
 
 def _from_text(text: str, names: tuple[str, ...], nested: bool = False) -> str:
@@ -82,7 +96,15 @@ def _from_text(text: str, names: tuple[str, ...], nested: bool = False) -> str:
         fitted = [dataclasses.replace(block, code=_fitted(block.code, names)) for block in found]
         whole = [number for number, block in enumerate(fitted) if _defines(block.code, names)]
         if whole:
-            number = max(whole, key=lambda number: (not _is_bad(fitted[number]), fitted[number].tag == "python", number))
+            number = max(
+                whole,
+                key=lambda number: (
+                    not _is_bad(fitted[number]),
+                    _defines(fitted[number].code, names, imports=False),  # an example imports the function
+                    fitted[number].tag == "python",
+                    number,
+                ),
+            )
             return _completed(fitted, number, names)
         for block in () if nested else reversed(found):  # a Markdown text in a block
             if ("```" in block.code or "~~~" in block.code) and _mentions(block.code, names):
@@ -149,15 +171,15 @@ def _mentions(code: str, names: tuple[str, ...]) -> bool:
     return any(re.search(rf"(?:def|class) +{re.escape(name)}\b|^{re.escape(name)} *=", code, re.MULTILINE) for name in names)
 
 
-def _defines(code: str, names: tuple[str, ...]) -> bool:
-    """Whether a text defines all names, and not only the heads of functions."""
+def _defines(code: str, names: tuple[str, ...], imports: bool = True) -> bool:
+    """Whether a text defines all names, and not only the heads of functions, nor with ``imports`` off from other modules."""
     if not names or not _mentions(code, names) or len(code) > LONGEST_PROGRAM:
         return False
     found = leading_tree(code)
-    return found is not None and set(names) <= set(_bound(found[0], stubs=False))
+    return found is not None and set(names) <= set(_bound(found[0], stubs=False, imports=imports))
 
 
-def _bound(tree: ast.Module, stubs: bool = True) -> Iterable[str]:
+def _bound(tree: ast.Module, stubs: bool = True, imports: bool = True) -> Iterable[str]:
     """The names that a program binds. Without ``stubs``, functions and classes without a body of their own are left out."""
     pending: list[ast.AST] = list(tree.body)
     while pending:
@@ -169,7 +191,8 @@ def _bound(tree: ast.Module, stubs: bool = True) -> Iterable[str]:
             if isinstance(node.ctx, ast.Store):
                 yield node.id
         elif isinstance(node, ast.alias):
-            yield node.asname or node.name.partition(".")[0]
+            if imports:
+                yield node.asname or node.name.partition(".")[0]
         elif not isinstance(node, ast.Lambda):
             pending += ast.iter_child_nodes(node)
 

@@ -39,9 +39,10 @@ _NO_SETTINGS = frozenset(
         "mainloop",
     ]
 )
-_SETTERS = frozenset(("setattr", "delattr", "map"))  # change their first argument, or call its method
+_SETTERS = frozenset(("setattr", "delattr", "map", "next"))  # change their first argument, or call its method
 _BUILTINS = frozenset(dir(builtins)) | {"__name__"}
-_BUILDERS = frozenset(("exec", "globals"))  # may bind any name
+_BUILDERS = frozenset(("exec",))  # may bind any name
+_NAMESPACES = frozenset(("globals", "locals", "vars", "builtins", "__builtins__"))  # a change of them may bind any name
 _DYNAMIC = frozenset(("eval", "exec", "globals", "vars", "__import__"))
 
 
@@ -86,11 +87,11 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
         return None
     entries = set(names)
     bound = set().union(*(part.binds for part in parts)) if parts else set()
-    if not entries & bound and "*" not in bound:
+    indirect = _indirect_changes(parts)
+    if not entries & bound and "*" not in bound and not any(changed & _NAMESPACES for _, changed in indirect):
         return None
     functions = {name: part for part in parts if isinstance(part.node, _DEFINITIONS) for name in part.binds}
     modules = {name for part in parts if isinstance(part.node, ast.Import | ast.ImportFrom) for name in part.binds}
-    indirect = _indirect_changes(parts)
     needed, kept = set(entries), set[int]()
     grown = True
     while grown:
@@ -99,7 +100,8 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
             if number in kept:
                 continue
             called, changed = indirect[number]
-            if _is_needed(part, needed, entries, functions, modules) or (changed & needed and not called & entries):
+            changes = changed & needed or changed & _NAMESPACES
+            if _is_needed(part, needed, entries, functions, modules) or (changes and not called & entries):
                 kept.add(number)
                 needed |= part.uses
                 grown = True
@@ -148,10 +150,10 @@ def _is_needed(
         called, changed = _called(part, functions)
         if called & entries:  # an example of use
             return isinstance(node, ast.Expr) and _root(node.value) in entries and not _calls_directly(node.value, entries)
-        if part.changes & needed or changed & needed:
+        if part.changes & needed or changed & needed or (part.changes | changed) & _NAMESPACES:
             return True
         return bool(called & _BUILDERS) or (isinstance(node, ast.Expr) and _configures(node.value, modules))
-    return bool(part.changes & needed) or _sets_module(node, modules)
+    return bool(part.changes & needed or part.changes & _NAMESPACES) or _sets_module(node, modules)
 
 
 def _called(part: _Statement, functions: dict[str, _Statement]) -> tuple[set[str], set[str]]:
@@ -175,8 +177,10 @@ def _is_main_guard(node: ast.stmt) -> bool:
 
 
 def _root(node: ast.AST) -> str:
-    """The name at the start of ``a.b[c](d).e``, without the arguments."""
+    """The name at the start of ``a.b[c](d).e``, without the arguments; "globals" for a module of ``sys.modules``."""
     while isinstance(node, ast.Attribute | ast.Subscript | ast.Call | ast.Starred | ast.Await):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "modules":
+            return "globals"
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""
 
@@ -220,10 +224,11 @@ def _indirect_changes(parts: list[_Statement]) -> list[tuple[set[str], set[str]]
     changers = _changers([parts[number] for number in defined])
     functions = {name: number for number in defined for name in parts[number].binds}
     holders = {name: number for number, part in enumerate(parts) if _passes(part.node, set(functions)) for name in part.binds}
-    aliases = _aliases([node for nodes in at_once for node in nodes])
+    aliases = _aliases([node for nodes in at_once for node in nodes], changers)
     effects: dict[int, set[str]] = {}
     for number in {*functions.values(), *holders.values()}:
         changed = {*_changed(bodies[number]), *_changed_by_calls(bodies[number], changers, aliases)}
+        changed.update(*(_methods(node.value) for node in [parts[number].node] if isinstance(node, ast.Assign)))
         effects[number] = _closure(changed, _aliases(bodies[number])) & parts[number].uses
     functions = holders | functions
     found = []
@@ -247,8 +252,17 @@ def _is_lambda(node: ast.stmt) -> bool:
 
 
 def _passes(node: ast.stmt, functions: set[str]) -> bool:
-    """Whether the value of an assignment is a call that gets a function of the program, as ``Thread(target=fill)`` does."""
-    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and bool(_passed(node.value) & functions)
+    """Whether the value of an assignment is a call that gets a function, a method or a lambda, as ``Thread(target=fill)``."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        return False
+    has_lambda = any(isinstance(part, ast.Lambda) for part in ast.walk(node.value))
+    return has_lambda or bool(_passed(node.value) & functions or _methods(node.value))
+
+
+def _methods(value: ast.expr) -> set[str]:
+    """The names whose attributes, which may be methods, are arguments of a call."""
+    arguments = [*value.args, *(keyword.value for keyword in value.keywords)] if isinstance(value, ast.Call) else []
+    return {_root(argument) for argument in arguments if isinstance(argument, ast.Attribute)}
 
 
 def _passed(call: ast.Call) -> set[str]:
@@ -266,6 +280,10 @@ def _changers(parts: list[_Statement]) -> set[str]:
                 every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 every = every[1:] if isinstance(part.node, ast.ClassDef) else every  # without self
                 bodies += [(name, {argument.arg for argument in every}, list(ast.walk(node))) for name in part.binds]
+        if isinstance(part.node, ast.ClassDef):  # what one method keeps of its arguments, another may change
+            own = [body for name, _, body in bodies if name == part.node.name]
+            given = set[str]().union(*(names for name, names, _ in bodies if name == part.node.name))
+            bodies.append((part.node.name, given, [node for body in own for node in body]))
     found: set[str] = set()
     for _ in range(_MOST_ROUNDS):
         known = len(found)
@@ -290,8 +308,8 @@ def _changed_by_calls(nodes: Iterable[ast.AST], changers: set[str], aliases: dic
                 yield part.func.id
 
 
-def _aliases(nodes: Iterable[ast.AST]) -> dict[str, set[str]]:
-    """For each name, the names of which it may hold the value, a part or a method."""
+def _aliases(nodes: Iterable[ast.AST], changers: Iterable[str] = ()) -> dict[str, set[str]]:
+    """For each name, the names of which it may hold the value, a part or a method; ``changers`` are called for an object."""
     found: dict[str, set[str]] = {}
     for part in nodes:
         pairs: list[tuple[ast.expr, ast.expr]] = []
@@ -304,6 +322,13 @@ def _aliases(nodes: Iterable[ast.AST]) -> dict[str, set[str]]:
                 pairs += zip(target.elts, value.elts, strict=True)
             elif isinstance(target, ast.Name) and isinstance(value, ast.Name | ast.Attribute | ast.Subscript):
                 found.setdefault(target.id, set()).add(_root(value))
+            elif isinstance(target, ast.Attribute) and isinstance(value, ast.Name):
+                found.setdefault(_root(target), set()).add(value.id)
+            elif isinstance(target, ast.Name) and isinstance(value, ast.Call):
+                if _root(value) in _NAMESPACES:
+                    found.setdefault(target.id, set()).add(_root(value))
+                elif _root(value) in changers:
+                    found.setdefault(target.id, set()).update(_passed(value))
         if isinstance(part, ast.For | ast.AsyncFor | ast.comprehension):
             sources = {node.id for node in ast.walk(part.iter) if isinstance(node, ast.Name)}
             for node in ast.walk(part.target):

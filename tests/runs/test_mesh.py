@@ -79,6 +79,7 @@ def test_task_vectors_as_genomes_go_to_any_group(trained):
     assert_same(evolved(trained, config, "one"), evolved(trained, config, "two", "mesh.population=2"))
 
 
+@pytest.mark.slow  # it compiles for eight devices, which takes minutes on a busy machine
 def test_eight_groups_find_the_same_archives(trained):
     config = str(write_config(trained, search={"generations": 1, "batch_size": 8}, engine={"slots": 8}))
     assert_same(evolved(trained, config, "one"), evolved(trained, config, "eight", "mesh.population=8"))

@@ -31,6 +31,7 @@ from .carried import (
     search_in,
     space_of,
 )
+from .searched import unsealed
 
 
 @as_for_users
@@ -48,7 +49,7 @@ def test_the_copy_of_the_old_run_is_checked(old, tmp_path):
 def test_changed_scores_of_the_old_run_are_found(old, tmp_path):
     folder = tmp_path / "new"
     extended(old, folder)
-    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    lines = unsealed(folder / "history.jsonl")
     chosen = next(one for one in lines if one["id"] >= 4 and one["generation"] < FIRST and one["scores"])
     chosen["scores"]["mbpp"], chosen["items"]["mbpp"] = 0.625, [0.625]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

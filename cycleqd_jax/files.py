@@ -49,6 +49,10 @@ _ATTEMPTS, _PAUSE_S = 5, 0.02
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
 
 
+_NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+"""Errors of file systems that do not synchronise folders, or not for this user."""
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """Opens a temporary binary file, which replaces ``path`` if the block ends without an exception.
@@ -82,12 +86,19 @@ def sync_folder(path: str | Path) -> None:
     """Waits until the names in a folder are on disk: new files, and those that have replaced others.
 
     File systems that can't do it for folders are left as they are.
+
+    Raises:
+        OSError: the disk is full, or has an error.
     """
-    with contextlib.suppress(OSError):
+    handle = None
+    try:
         handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS:
+            raise
+    finally:
+        if handle is not None:
             os.close(handle)
 
 
@@ -232,6 +243,9 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
 
 
+_one_writer = threading.RLock()
+
+
 class _NewThreads(io.StringIO):
     """Keeps what threads write that start later; what the present threads write goes to a stream."""
 
@@ -252,6 +266,10 @@ class _NewThreads(io.StringIO):
         """Whether the stream is a terminal."""
         return self._stream.isatty()
 
+    def fileno(self) -> int:
+        """The descriptor of the stream."""
+        return self._stream.fileno()
+
 
 @contextlib.contextmanager
 def one_disk_error(path: str | Path) -> Iterator[None]:
@@ -266,21 +284,23 @@ def one_disk_error(path: str | Path) -> Iterator[None]:
     Raises:
         OSError: the operating system refuses.
     """
-    absl, printed = logging.getLogger("absl"), _NewThreads(sys.stderr)
-    level = absl.level
-    absl.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(printed):
-            yield
-    except Exception as error:
-        refused = disk_error(error)
-        if refused is None:
-            sys.stderr.write(printed.getvalue())
-            raise
-        logging.getLogger("asyncio").addFilter(_not_of_orbax)  # a second time changes nothing
-        raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
-    finally:
-        absl.setLevel(level)
+    with _one_writer:  # it replaces what the whole process has once
+        absl, printed, refused = logging.getLogger("absl"), _NewThreads(sys.stderr), None
+        level = absl.level
+        absl.setLevel(logging.CRITICAL)
+        try:
+            with contextlib.redirect_stderr(printed):
+                yield
+        except Exception as error:
+            refused = disk_error(error)
+            if refused is None:
+                raise
+            logging.getLogger("asyncio").addFilter(_not_of_orbax)  # a second time changes nothing
+            raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
+        finally:
+            absl.setLevel(level)
+            if refused is None:
+                sys.stderr.write(printed.getvalue())
 
 
 def _refused(path: str | Path, error: OSError) -> InputError:

@@ -239,3 +239,13 @@ def test_memory_does_not_grow_with_the_journal(tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
     assert (sizes[1] - sizes[0]) / 600 < 200  # bytes for each individual, whose items alone have 6,400
+
+
+def test_a_file_that_became_shorter_is_not_filled(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    journal.append(child(0))
+    journal.append(child(1))
+    journal.path.unlink()
+    with pytest.raises(InputError, match=r"expected at least \d+ bytes, which this search has written, got 0 in .*; restore"):
+        journal.append(child(2))
+    assert journal.path.read_bytes() == b""

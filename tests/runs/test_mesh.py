@@ -136,7 +136,9 @@ def on_one_device(wider, tmp_path_factory) -> tuple[Path, list[dict]]:
     return folder, evolved(folder, given(folder, wider, search={"generations": 2}), "run")[0]
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"population": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [{"fsdp": 2, "tensor": 2}, pytest.param({"population": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=str
+)
 def test_groups_of_several_devices_find_the_same_scores(wider, on_one_device, tmp_path, mesh):
     folder, lines = on_one_device
     assert len({tuple(line["scores"].values()) for line in lines}) > 3, "scores so alike that no test here could fail"

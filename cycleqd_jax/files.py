@@ -30,12 +30,13 @@ from cycleqd_jax.types import InputError
 __all__ = [
     "check_writable",
     "digest",
+    "discard_output",
     "disk_error",
-    "disk_sentence",
     "is_locked",
     "locked",
     "make_folder",
     "one_disk_error",
+    "print_disk_error",
     "replacing",
     "replacing_folder",
     "sync_folder",
@@ -83,7 +84,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(path: str | Path) -> None:
-    """Waits until the names in a folder are on disk: new files, and those that have replaced others.
+    """Waits until the names in a folder are on disk, so that a new or replaced file is there after a crash.
 
     File systems that can't do it for folders are left as they are.
 
@@ -197,16 +198,29 @@ def check_writable(path: str | Path, advice: str) -> None:
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
 
 
-def disk_sentence(error: OSError, advice: str) -> str:
-    """One sentence about an error that :func:`disk_error` has found.
+def discard_output() -> None:
+    """Discards what is still to be printed: it must not fail once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_disk_error(program: str, error: OSError, advice: str) -> None:
+    """Prints one sentence about an error that :func:`disk_error` has found, as the end of a command.
 
     Args:
+        program: what the sentence begins with.
         error: the error of the operating system.
         advice: what to do after space was freed or permissions were corrected.
     """
     what = " ".join(str(error.strerror or error).split())
     where = f" in {error.filename}" if error.filename is not None else ""
-    return f"expected to read and write files, got {what}{where}; free some space or correct the permissions{advice}"
+    print(
+        f"{program}: expected to read and write files, got {what}{where}; free some space or correct the permissions{advice}",
+        file=sys.stderr,
+    )
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_output()
 
 
 def disk_error(error: BaseException) -> OSError | None:

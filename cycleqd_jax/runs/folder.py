@@ -356,7 +356,7 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], device: str, log: Call
     others = [one for one in devices if one != device]
     if others:
         log(
-            f"warning: scores of this run were computed on {', '.join(others)}; those that follow are computed on {device}, "
+            f"warning: scores of this run were computed on {', '.join(others)}; this start computes them on {device}, "
             "so it may not continue bit for bit"
         )
     known = before["versions"]  # older folders have fewer packages

@@ -230,7 +230,7 @@ def test_other_devices_get_a_warning(tmp_path):
     for device in (DEVICE, DEVICE, other, DEVICE):
         check_inputs(tmp_path, {}, device, lines.append)
     assert [line.partition(", so it")[0] for line in lines] == [
-        f"warning: scores of this run were computed on {first}; those that follow are computed on {second}"
+        f"warning: scores of this run were computed on {first}; this start computes them on {second}"
         for first, second in ((DEVICE, other), (other, DEVICE))
     ]
     recorded = json.loads((tmp_path / "inputs.json").read_text())

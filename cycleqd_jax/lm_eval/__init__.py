@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 
 from cycleqd_jax.files import discard_output, disk_error, print_disk_error

@@ -153,7 +153,7 @@ def test_groups_of_several_devices_find_the_same_scores(wider, on_one_device, tm
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ({"tensor": 2}, "divide by the 2 devices of mesh axis 'tensor'"),
+        ({"tensor": 2}, "an axis 'tensor' whose size divides the model's 1 KV heads, got 2 devices"),
         ({"tensor": 16}, "a mesh population × fsdp × tensor of 8 devices, got 1 × 1 × 16"),
     ],
 )

@@ -181,7 +181,7 @@ class Run:
         context, remote = opened.context, None
         if cluster is not None:
             remote = stack.enter_context(contextlib.closing(RemoteWorkers(context, cluster)))
-        trainer = Trainer(config, context.models, context.examples, progress)
+        trainer = Trainer(config, context.models, context.examples, progress, log)
         return _Opened(opened.sandbox, context, trainer, Evolution(context, remote))
 
     def _has_searched(self) -> bool:

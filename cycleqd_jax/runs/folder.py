@@ -45,9 +45,9 @@ __all__ = [
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy", "scikit-learn")
 
 FREE = {
-    "output", "cache", "mesh", "engine.slots", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
-    "gradient", "loggers", "export.method", "search.retries", "search.deadline", "search.max_failures", "search.grace",
-    "ray",
+    "output", "cache", "mesh", "engine.slots", "sandbox.workers", "checkpoint.every", "checkpoint.keep",
+    "checkpoint.training_minutes", "baselines", "merges", "gradient", "loggers", "export.method", "search.retries",
+    "search.deadline", "search.max_failures", "search.grace", "ray",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found.
 

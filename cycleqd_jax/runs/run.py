@@ -336,7 +336,7 @@ class Run:
         card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated, library)
         params = evolution.placement.gathered(evolution.placement.express(chosen.genome))
         models.family.save(target, models.config, params, models.processor, card)
-        record_export(self.folder, target, chosen.facts)
+        record_export(self.folder, target, chosen.facts, evaluated)
         return target
 
     def report(self) -> list[Path]:

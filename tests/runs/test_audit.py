@@ -253,6 +253,9 @@ def test_an_exported_model(run, capsys):
     write_json(run / "exports" / "model.json", record)
     assert main(["verify", str(run)]) == 0
     assert "model/" in capsys.readouterr().out
+    write_json(run / "exports" / "model.json", record | {"individuals": 3})
+    assert main(["verify", str(run)]) == 0
+    assert "exported when the journal had 3 individuals, and it has" in capsys.readouterr().out
     (model / "model.safetensors").write_bytes(bytes(99) + b"1")
     assert main(["verify", str(run)]) == 1
     assert "expected the exported model with digest" in capsys.readouterr().out

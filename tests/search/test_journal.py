@@ -223,6 +223,7 @@ def test_individuals_that_are_not_recent_are_read_from_the_file(tmp_path, monkey
     agree(Journal(path))
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RECENT", 10)
     monkeypatch.setattr(os, "fsync", lambda handle: None)

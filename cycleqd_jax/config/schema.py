@@ -200,8 +200,8 @@ class CheckpointConfig:
     Attributes:
         every: number of generations between two checkpoints.
         keep: number of checkpoints to keep.
-        training_minutes: minutes between two checkpoints of a training, which the cache has until the model is trained. One is
-            also written after SIGTERM and Ctrl-C.
+        training_minutes: minutes between two checkpoints of a training. They lie in the cache until the model is saved. One
+            more is written after SIGTERM and Ctrl-C.
     """
 
     every: int = field(10, minimum=1)

@@ -18,7 +18,7 @@ from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.coefficients import express_coefficients, host_space, placed_space
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.model_digests import tokenizer_digest
-from cycleqd_jax.runs.training_checkpoints import CachedTraining
+from cycleqd_jax.runs.training_checkpoints import CachedTraining, claimed
 from cycleqd_jax.runs.usage import training_record
 from cycleqd_jax.types import Params
 
@@ -88,12 +88,15 @@ class GradientMerge:
         """
         context, options = self._context, self._options
         identity = self.digest()
+        cache, name = Path(context.config.cache), f"gradient-{identity}"
         if (known := self._read(identity)) is not None:
             return known
         names, seed = context.config.task_names, context.config.seed
-        shares = dict.fromkeys(names, 1.0)
-        cache, minutes = Path(context.config.cache), context.config.checkpoint.training_minutes
-        with CachedTraining(cache, f"gradient-{identity}", seed=seed, minutes=minutes, log=context.log) as checkpoints:
+        shares, minutes = dict.fromkeys(names, 1.0), context.config.checkpoint.training_minutes
+        with (
+            claimed(cache, name),
+            CachedTraining(cache, name, seed=seed, minutes=minutes, log=context.log) as checkpoints,
+        ):
             coefficients, metrics = training.fit_coefficients(
                 placed_space(context, options.groups),
                 self._model,
@@ -105,17 +108,17 @@ class GradientMerge:
                 progress=context.progress,
                 checkpoints=checkpoints,
             )
-        found = {
-            "digest": identity,
-            "tasks": list(names),
-            "coefficients": coefficients.tolist(),
-            "losses": metrics.losses.tolist(),
-            "tokens": metrics.tokens,
-            "attended": metrics.attended,
-            "seconds": metrics.seconds,
-        }
-        write_json(self.file, found)
-        checkpoints.remove()
+            found = {
+                "digest": identity,
+                "tasks": list(names),
+                "coefficients": coefficients.tolist(),
+                "losses": metrics.losses.tolist(),
+                "tokens": metrics.tokens,
+                "attended": metrics.attended,
+                "seconds": metrics.seconds,
+            }
+            write_json(self.file, found)
+            checkpoints.remove()
         return found
 
     def usage(self) -> dict[str, Any] | None:

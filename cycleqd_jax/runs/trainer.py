@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from cycleqd_jax.config import RunConfig, TrainConfig
-from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 from cycleqd_jax.runs.devices import Architecture
@@ -20,7 +19,7 @@ from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.families import Processor, family_of
 from cycleqd_jax.runs.inputs import tiny_llama
 from cycleqd_jax.runs.models import Models
-from cycleqd_jax.runs.training_checkpoints import CachedTraining
+from cycleqd_jax.runs.training_checkpoints import CachedTraining, claimed, remove_unfinished
 from cycleqd_jax.runs.usage import write_training
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Params, Progress
@@ -47,6 +46,7 @@ class Trainer:
         self._examples = examples
         self._progress = progress
         self._log = log
+        self._cache = Path(config.cache)
 
     def train(self, *, baselines: bool = True) -> None:
         """Trains every model that has no folder yet.
@@ -62,6 +62,8 @@ class Trainer:
         folders = self._models.folders
         wanted = {**folders.search, **(folders.baselines if baselines else {})}
         if all(folder.exists() for folder in wanted.values()):
+            for folder in wanted.values():
+                remove_unfinished(self._cache, folder.name)
             return
         with self._claim(wanted.pop("base")) as missing:
             if missing:
@@ -92,11 +94,10 @@ class Trainer:
     def _claim(self, folder: Path) -> Iterator[bool]:
         """Holds the lock of a model; yields whether it is still to be trained."""
         if folder.exists():
+            remove_unfinished(self._cache, folder.name)  # of a process that was killed when it had saved the model
             yield False
             return
-        locks = Path(self._config.cache) / "locks"
-        make_folder(locks)
-        with locked(locks / folder.name, wait=True):
+        with claimed(self._cache, folder.name):
             yield not folder.exists()
 
     def _load(self, folder: Path) -> tuple[Architecture, Params]:
@@ -145,7 +146,7 @@ class Trainer:
         key: str,
     ) -> None:
         """Trains a model and saves it; ``key`` is the part of the config that ``train`` is."""
-        cache, seed = Path(self._config.cache), _seed(folder)
+        cache, seed = self._cache, _seed(folder)
         minutes = self._config.checkpoint.training_minutes
         with CachedTraining(cache, folder.name, seed=seed, minutes=minutes, log=self._log) as checkpoints:
             params, used = self._family.finetune(

@@ -120,29 +120,33 @@ def fit_coefficients(
     )
     shape = space.groups, space.num_experts
     coefficients: Array = jnp.full(shape, 1 / space.num_experts, jnp.float32)
-    loop = Loop(coefficients, _OPTIMIZER.init(coefficients), steps, checkpoints)
+    loop = Loop(coefficients, _OPTIMIZER.init(coefficients), steps, checkpoints, start)
     rate = np.float32(learning_rate)
+
+    def check() -> None:
+        bad = [step for step, value in enumerate(loop.losses) if not np.isfinite(value)]
+        if bad or not np.isfinite(loop.weights).all():
+            got = f"a loss of {loop.losses[bad[0]]} at step {bad[0] + 1}" if bad else f"another coefficient by step {done}"
+            raise InputError(
+                f"expected finite losses and coefficients in {stage}, got {got} of {steps}; lower {stage}.learning_rate "
+                f"(now {learning_rate}), or check the weights of the experts"
+            )
+
     done, seen, attended = 0, 0, 0
     with loop.interruptible():
         for batch in dispatches(examples, steps, batch_size, seed=seed):
-            done += batch.count
+            done, begin = done + batch.count, done
             seen += batch.seen
             attended += batch.attended
-            if done <= loop.begun:  # a checkpoint has these steps
+            if loop.has(begin, done):
                 continue
             count = np.int32(batch.count)
             update = _fit(space, loop.weights, loop.moments, batch.tokens, batch.mask, count, rate, config=config, widen=widen)
             loop.step(update, batch.count)
             loop.sync()
-            losses = loop.losses
-            bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
-            if bad or not np.isfinite(loop.weights).all():
-                got = f"a loss of {losses[bad[0]]} at step {bad[0] + 1}" if bad else f"another coefficient by step {done}"
-                raise InputError(
-                    f"expected finite losses and coefficients in {stage}, got {got} of {steps}; lower {stage}.learning_rate "
-                    f"(now {learning_rate}), or check the weights of the experts"
-                )
-            progress(stage, done, steps, {"loss": losses[-1]})
+            check()
+            progress(stage, done, steps, {"loss": loop.losses[-1]})
             loop.offer()
-    metrics = TrainMetrics(np.asarray(loop.losses, np.float32), seen, attended, loop.earlier + time.monotonic() - start)
+    check()  # also of a checkpoint of the last step
+    metrics = TrainMetrics(np.asarray(loop.losses, np.float32), seen, attended, loop.seconds)
     return np.asarray(loop.weights), metrics

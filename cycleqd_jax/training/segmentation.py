@@ -317,10 +317,10 @@ def _train(
         frozen.keep(items, draws)
     embed_seconds = time.monotonic() - start
     optimizer_options = (options.betas, options.weight_decay, options.clip)
-    loop = Loop(trained, optimizer(*optimizer_options, _decayed).init(trained), options.steps, checkpoints)
+    loop = Loop(trained, optimizer(*optimizer_options, _decayed).init(trained), options.steps, checkpoints, start)
     rates = learning_rates(options)
     with loop.interruptible():
-        for step, drawn in enumerate(draws[loop.begun :], loop.begun):
+        for step, drawn in enumerate(draws[loop.restored_steps :], loop.restored_steps):
             batch = _batch(drawn, items, frozen, config)
             update = _step(
                 loop.weights,
@@ -336,16 +336,15 @@ def _train(
             done = step + 1
             if done % options.steps_per_dispatch == 0 or done == options.steps:
                 loop.sync()
-                loop.check_finite(stage, f"{key} (now {options.learning_rate})")
+                loop.check_finite(stage, key, options.learning_rate)
                 progress(stage, done, options.steps, {"loss": loop.losses[-1], "learning_rate": float(rates[step])})
                 loop.offer()
-    seconds = loop.earlier + time.monotonic() - start
     return loop.weights, MaskMetrics(
         losses=np.asarray(loop.losses, np.float32),
         images=options.steps * options.batch_size,
         embedded=0 if frozen is None else frozen.embedded,
         embed_seconds=embed_seconds,
-        seconds=seconds,
+        seconds=loop.seconds,
     )
 
 

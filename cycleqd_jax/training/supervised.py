@@ -192,7 +192,7 @@ def finetune(
     # No computation uses the ids of special tokens. Without them, the base and its experts share one compiled program.
     config = config.replace(dtype="float32", compute_dtype=compute, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     optimizer_options = (options.betas, options.weight_decay, options.clip)
-    loop = Loop(params, optimizer(*optimizer_options).init(params), options.steps, checkpoints)
+    loop = Loop(params, optimizer(*optimizer_options).init(params), options.steps, checkpoints, start)
     del params  # the loop's are used up by every step
     rates = learning_rates(options)
     batches = dispatches(
@@ -209,7 +209,7 @@ def finetune(
             first, begin = first + batch.count, first
             seen += batch.seen
             attended += batch.attended
-            if first <= loop.begun:  # a checkpoint has these steps
+            if loop.has(begin, first):
                 continue
             rate = np.zeros(len(batch.tokens), np.float32)
             rate[: batch.count] = rates[begin:first]
@@ -225,8 +225,8 @@ def finetune(
             )
             loop.step(update, batch.count)
             loop.sync()
-            loop.check_finite(stage, f"{key} (now {options.learning_rate})")
+            loop.check_finite(stage, key, options.learning_rate)
             progress(stage, first, options.steps, {"loss": loop.losses[-1], "learning_rate": float(rates[first - 1])})
             loop.offer()
     params = jax.tree.map(lambda p, dtype: p.astype(dtype), loop.weights, dtypes)
-    return params, TrainMetrics(np.asarray(loop.losses, np.float32), seen, attended, loop.earlier + time.monotonic() - start)
+    return params, TrainMetrics(np.asarray(loop.losses, np.float32), seen, attended, loop.seconds)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cycleqd_jax import sharding
 from cycleqd_jax.genome import CoefficientSpace
-from cycleqd_jax.models.llama import LlamaConfig, init_params
+from cycleqd_jax.models.llama import LlamaConfig, init_params, logical_axes
 from cycleqd_jax.runs.training_checkpoints import CachedTraining
 from cycleqd_jax.training import TrainOptions, finetune, finetune_mask_adapter, finetune_masks, fit_coefficients
 from cycleqd_jax.training.interrupted import Loop
+from cycleqd_jax.types import InputError
 
 from ..shapes import CONFIGS, ellipses, random_params
 
@@ -42,8 +44,12 @@ class StoppedAt:
             raise KeyboardInterrupt
 
 
-def kept(folder, log=None, minutes=60.0) -> CachedTraining:
-    return CachedTraining(folder, "model", seed=0, minutes=minutes, log=log or (lambda line: pytest.fail(line)))
+def no_warning(line) -> None:
+    assert "continues after step" in line
+
+
+def kept(folder, log=no_warning) -> CachedTraining:
+    return CachedTraining(folder, "model", seed=0, minutes=60.0, log=log)
 
 
 def same(one, other) -> None:
@@ -117,7 +123,7 @@ def test_killed_after_a_checkpoint_by_time(examples, tmp_path):
         def interrupted(self, step, state) -> None:
             pass
 
-    with Killed(tmp_path, "model", seed=0, minutes=1e-9, log=pytest.fail) as checkpoints, pytest.raises(KeyboardInterrupt):
+    with Killed(tmp_path, "model", seed=0, minutes=1e-9, log=no_warning) as checkpoints, pytest.raises(KeyboardInterrupt):
         train(progress=StoppedAt(8), checkpoints=checkpoints)  # after the dispatch, before its checkpoint
     with kept(tmp_path) as checkpoints:
         rest = StoppedAt()
@@ -163,7 +169,7 @@ def test_damaged_checkpoints_are_not_used(examples, tmp_path, damage):
         found, _ = train(progress=rest, checkpoints=checkpoints)
     assert rest.seen == [4, 8, 12]
     assert len(lines) == 1
-    assert "this training continues without it" in lines[0]
+    assert "is damaged, and is removed" in lines[0]
     same(found, expected)
 
 
@@ -176,8 +182,7 @@ def test_a_checkpoint_of_another_model_is_not_used(examples, tmp_path):
         options = TrainOptions(12, 8, 1e-2, steps_per_dispatch=4)
         finetune(init_params(wider, jax.random.key(0)), wider, examples, options, progress=rest, checkpoints=checkpoints)
     assert rest.seen == [4, 8, 12]
-    assert "this training begins again" in lines[0]
-    shutil.rmtree(tmp_path / "unfinished", ignore_errors=True)
+    assert "is of another training, and is removed" in lines[0]
 
 
 def test_a_disk_that_refuses_does_not_hide_the_interrupt(examples, tmp_path):
@@ -185,4 +190,62 @@ def test_a_disk_that_refuses_does_not_hide_the_interrupt(examples, tmp_path):
     lines = []
     with kept(tmp_path, lines.append) as checkpoints, pytest.raises(KeyboardInterrupt):
         language(examples)(progress=StoppedAt(4), checkpoints=checkpoints)
-    assert lines[0].startswith("warning: no checkpoint of the training")
+    assert lines[0].startswith("warning: a checkpoint of a training can't be written")
+
+
+def test_a_training_outlives_a_disk_that_refuses(examples, tmp_path):
+    (tmp_path / "unfinished").write_text("a file where a folder should be")
+    train, lines = language(examples), []
+    expected, _ = train()
+    with CachedTraining(tmp_path, "model", seed=0, minutes=1e-9, log=lines.append) as checkpoints:
+        found, _ = train(checkpoints=checkpoints)
+    assert len(lines) == 1
+    same(found, expected)
+
+
+def test_partial_checkpoints_are_removed(examples, tmp_path):
+    partial = tmp_path / "unfinished" / "model" / "8.orbax-checkpoint-tmp-3"
+    partial.mkdir(parents=True)
+    with kept(tmp_path) as checkpoints, pytest.raises(KeyboardInterrupt):
+        language(examples)(progress=StoppedAt(4), checkpoints=checkpoints)
+    assert not partial.exists()
+
+
+def test_a_checkpoint_of_a_newer_version_is_kept_and_refused(examples, tmp_path, monkeypatch):
+    with kept(tmp_path) as checkpoints, pytest.raises(KeyboardInterrupt):
+        language(examples)(progress=StoppedAt(4), checkpoints=checkpoints)
+    monkeypatch.setattr(sys.modules[CachedTraining.__module__], "SCHEMA", 0)
+    with (
+        kept(tmp_path) as checkpoints,
+        pytest.raises(InputError, match="expected a checkpoint of schema 0 or older, got schema 1"),
+    ):
+        language(examples)(checkpoints=checkpoints)
+    assert (tmp_path / "unfinished" / "model" / "4").exists()
+
+
+def test_a_checkpoint_within_a_dispatch_is_refused(examples, tmp_path):
+    with kept(tmp_path) as checkpoints, pytest.raises(KeyboardInterrupt):
+        language(examples)(progress=StoppedAt(4), checkpoints=checkpoints)
+    options = TrainOptions(12, 8, 1e-2, weight_decay=0.1, steps_per_dispatch=6)
+    with kept(tmp_path) as checkpoints, pytest.raises(InputError, match="got one of step 4, between 0 and 6"):
+        finetune(init_params(CONFIG, jax.random.key(0)), CONFIG, examples, options, seed=1, checkpoints=checkpoints)
+
+
+@pytest.mark.exhaustive
+def test_coefficients_of_experts_on_several_devices(examples, tmp_path):
+    """Restored coefficients are not bound to one device."""
+    mesh = sharding.make_mesh(fsdp=2, devices=jax.devices()[:2])
+    base = init_params(CONFIG, jax.random.key(0))
+    experts = [jax.tree.map(lambda leaf, k=k: leaf + jnp.float32(0.02 * k), base) for k in (1, -2)]
+    space = CoefficientSpace.from_experts(base, experts, groups=2)
+    space = space.shard(mesh, sharding.shardings(mesh, base, logical_axes(CONFIG)))
+
+    def train(**more):
+        return fit_coefficients(space, CONFIG, examples, steps=48, batch_size=4, learning_rate=0.05, **more)
+
+    expected, _ = train()
+    with kept(tmp_path) as checkpoints, pytest.raises(KeyboardInterrupt):
+        train(progress=StoppedAt(16), checkpoints=checkpoints)
+    with kept(tmp_path) as checkpoints:
+        found, _ = train(checkpoints=checkpoints)
+    np.testing.assert_array_equal(found, expected)

@@ -87,11 +87,12 @@ def check_exports(path: Path, individuals: int, audit: Audit) -> None:
         if not folder.exists():
             audit.notes.append(f"note: {folder} was exported, and is not there any more")
             continue
-        before = record.get("individuals", individuals)  # earlier versions did not record it
-        if before != individuals and folder.parent == path:  # those in exports/ may be of any individual
+        before = record.get("individuals")  # earlier versions did not record it
+        commands = {path / "model": "cycleqd export", path / "best_elite": "cycleqd export --best-elite"}
+        if folder in commands and isinstance(before, int) and before < individuals:
             audit.notes.append(
                 f"note: {folder} was exported when the journal had {before} individuals, and it has {individuals} now; run "
-                "cycleqd export to choose among all of them"
+                f"{commands[folder]} to choose among all of them"
             )
         found = folder_digest(folder)
         audit.checked.append(f"{folder.name}/")

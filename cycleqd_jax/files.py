@@ -30,12 +30,13 @@ from cycleqd_jax.types import InputError
 __all__ = [
     "check_writable",
     "digest",
+    "discard_output",
     "disk_error",
-    "disk_sentence",
     "is_locked",
     "locked",
     "make_folder",
     "one_disk_error",
+    "print_disk_error",
     "replacing",
     "replacing_folder",
     "sync_folder",
@@ -47,6 +48,10 @@ __all__ = [
 
 _ATTEMPTS, _PAUSE_S = 5, 0.02
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
+
+
+_NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+"""Errors of file systems that do not synchronise folders, or not for this user."""
 
 
 @contextlib.contextmanager
@@ -79,15 +84,22 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(path: str | Path) -> None:
-    """Waits until the names in a folder are on disk: new files, and those that have replaced others.
+    """Waits until the names in a folder are on disk, so that a new or replaced file is there after a crash.
 
     File systems that can't do it for folders are left as they are.
+
+    Raises:
+        OSError: the disk is full, or has an error.
     """
-    with contextlib.suppress(OSError):
+    handle = None
+    try:
         handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS:
+            raise
+    finally:
+        if handle is not None:
             os.close(handle)
 
 
@@ -186,16 +198,29 @@ def check_writable(path: str | Path, advice: str) -> None:
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
 
 
-def disk_sentence(error: OSError, advice: str) -> str:
-    """One sentence about an error that :func:`disk_error` has found.
+def discard_output() -> None:
+    """Discards what is still to be printed: it must not fail once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_disk_error(program: str, error: OSError, advice: str) -> None:
+    """Prints one sentence about an error that :func:`disk_error` has found, as the end of a command.
 
     Args:
+        program: what the sentence begins with.
         error: the error of the operating system.
         advice: what to do after space was freed or permissions were corrected.
     """
     what = " ".join(str(error.strerror or error).split())
     where = f" in {error.filename}" if error.filename is not None else ""
-    return f"expected to read and write files, got {what}{where}; free some space or correct the permissions{advice}"
+    print(
+        f"{program}: expected to read and write files, got {what}{where}; free some space or correct the permissions{advice}",
+        file=sys.stderr,
+    )
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_output()
 
 
 def disk_error(error: BaseException) -> OSError | None:
@@ -232,6 +257,9 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
 
 
+_one_writer = threading.RLock()
+
+
 class _NewThreads(io.StringIO):
     """Keeps what threads write that start later; what the present threads write goes to a stream."""
 
@@ -252,6 +280,10 @@ class _NewThreads(io.StringIO):
         """Whether the stream is a terminal."""
         return self._stream.isatty()
 
+    def fileno(self) -> int:
+        """The descriptor of the stream."""
+        return self._stream.fileno()
+
 
 @contextlib.contextmanager
 def one_disk_error(path: str | Path) -> Iterator[None]:
@@ -266,21 +298,23 @@ def one_disk_error(path: str | Path) -> Iterator[None]:
     Raises:
         OSError: the operating system refuses.
     """
-    absl, printed = logging.getLogger("absl"), _NewThreads(sys.stderr)
-    level = absl.level
-    absl.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(printed):
-            yield
-    except Exception as error:
-        refused = disk_error(error)
-        if refused is None:
-            sys.stderr.write(printed.getvalue())
-            raise
-        logging.getLogger("asyncio").addFilter(_not_of_orbax)  # a second time changes nothing
-        raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
-    finally:
-        absl.setLevel(level)
+    with _one_writer:  # it replaces what the whole process has once
+        absl, printed, refused = logging.getLogger("absl"), _NewThreads(sys.stderr), None
+        level = absl.level
+        absl.setLevel(logging.CRITICAL)
+        try:
+            with contextlib.redirect_stderr(printed):
+                yield
+        except Exception as error:
+            refused = disk_error(error)
+            if refused is None:
+                raise
+            logging.getLogger("asyncio").addFilter(_not_of_orbax)  # a second time changes nothing
+            raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
+        finally:
+            absl.setLevel(level)
+            if refused is None:
+                sys.stderr.write(printed.getvalue())
 
 
 def _refused(path: str | Path, error: OSError) -> InputError:

@@ -31,6 +31,13 @@ def _checksum(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()[:16]
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name that comes twice in an object")
+    return found
+
+
 def _dump(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False, separators=(",", ":"))
 
@@ -168,14 +175,16 @@ class Individual:
         """
         line = line.encode() if isinstance(line, str) else line
         try:
-            raw = json.loads(line)
+            raw = json.loads(line, object_pairs_hook=_without_repeats)
         except ValueError as error:
             raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
         present = raw if isinstance(raw, dict) else {}
         check_schema(present, place)
         if "checksum" in present:
             stated = _CHECKSUM.search(line)
-            if stated is None or stated[1].decode() != _checksum(line[: stated.start()]):
+            names = list(present)
+            after = {*names[names.index("checksum") + 1 :]}
+            if stated is None or stated[1].decode() != _checksum(line[: stated.start()]) or not after <= {*_COSTS}:
                 raise InputError(
                     f"expected a journal record as the run wrote it, got one of another checksum in {place}; restore the file"
                 )

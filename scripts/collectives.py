@@ -12,16 +12,24 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from cycleqd_jax.engine.cache import BLOCK
+from cycleqd_jax.engine.likelihood import HEAD_BLOCK, Targets, score
+from cycleqd_jax.engine.programs import grow, swap
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.plan import Workload
 from cycleqd_jax.plan.compiled import abstract_space, collectives, engine_programs
 from cycleqd_jax.sharding import make_mesh
 
 DEVICES = 8
+
+TOP = 5
+"""Likeliest tokens that the program ``score`` returns for each target."""
 
 Row = tuple[str, str, int, int]
 """Kind, shape, bytes and count."""
@@ -52,6 +60,37 @@ def workload() -> Workload:
     )
 
 
+def further_programs(
+    work: Workload, group: Mesh, prefill: tuple[Any, ...]
+) -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
+    """What the engine runs beside decoding: it scores given tokens, and moves pages of its cache.
+
+    Args:
+        work: what is computed.
+        group: the devices.
+        prefill: the arguments of the largest prefill on them.
+
+    Yields:
+        Names, jitted functions, their arguments and their static arguments, as ``engine_programs`` returns them.
+    """
+    layout = work.layout(group.devices.flat[0].platform)
+    *given, tokens, requests = prefill
+    count, chunk = tokens.shape
+
+    def array(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=tokens.sharding)
+
+    size = -(-2 * count * chunk // HEAD_BLOCK) * HEAD_BLOCK
+    targets = Targets(array(size), array(size), array())
+    requests = requests._replace(rows=requests.rows._replace(trunk=array(count), branch=array(count, chunk)))
+    static = {"config": layout.computed, "attention": layout.attention, "top": TOP}
+    yield f"score, {count} × {chunk}", score, (*given, tokens, requests, targets), static
+    cache, half = given[1], layout.pages // 2
+    smaller = layout.attention.abstract(work.model, half, layout.page, group)
+    yield f"grow, {half} to {layout.pages} pages", grow, (smaller,), {"attention": layout.attention, "pages": layout.pages}
+    yield f"swap, {BLOCK} pairs of pages", swap, (cache, array(BLOCK, 2), array()), {}
+
+
 def programs(mesh_sizes: tuple[int, int, int]) -> Iterator[tuple[str, str]]:
     """Names and HLO of the programs of a search on a mesh.
 
@@ -73,7 +112,8 @@ def programs(mesh_sizes: tuple[int, int, int]) -> Iterator[tuple[str, str]]:
     yield "crossover", text(jax.jit(lambda space, a, b, w: space.crossover(a, b, w)), space, genome, genome, omega)
     key, active = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     yield "mutation", text(jax.jit(lambda space, k, g, i: space.mutate(k, g, i)), space, key, genome, active)
-    for name, function, arguments, static in engine_programs(work, group, space.base):
+    engine = engine_programs(work, group, space.base)
+    for name, function, arguments, static in [*engine, *further_programs(work, group, engine[0][2])]:
         yield name, text(function, *arguments, **static)
     if population > 1:
         whole, genome = abstract_space(work, make_mesh(population=population, fsdp=fsdp, tensor=tensor))

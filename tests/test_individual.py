@@ -131,6 +131,8 @@ def test_numbers_that_json_does_not_have_are_not_written(value):
         ('"parents":[0,1]', '"parents":[0,2]'),
         ('"scores":{"mbpp":0.5}', '"scores":{"mbpp":1.0}'),
         (',"checksum":"', ', "checksum":"'),
+        ('"seconds":{}', '"seconds":{},"error":"x"'),
+        ('"seconds":{}', '"seconds":{},"more":1'),
         (',"seconds"', ' ,"seconds"'),
     ],
 )
@@ -141,7 +143,9 @@ def test_a_line_that_was_changed_is_refused(old, new):
     if old == ',"seconds"':  # the costs are not what archives are made of
         assert Individual.from_json(line.replace(old, new), "here").id == 2
         return
-    with pytest.raises(InputError, match=r"^expected a journal record as the run wrote it, got .* in here; restore the file$"):
+    with pytest.raises(
+        InputError, match=r"^expected a journal record (as the run wrote it|in JSON), got .* in here; restore the file$"
+    ):
         Individual.from_json(line.replace(old, new), "here")
 
 

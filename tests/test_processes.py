@@ -13,6 +13,7 @@ import pytest
 from cycleqd_jax import processes as module
 from cycleqd_jax.cli import distributed
 from cycleqd_jax.processes import End, PeerError, Processes, check_shared, join
+from cycleqd_jax.runs.follow import agree_on_inputs
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
 
@@ -86,6 +87,22 @@ def test_all_processes_agree_or_raise_the_same_error(three):
     found = in_all(three, lambda one: one.agree("b", {"x": one.index // 2}, "mend it"))
     assert {(type(error), str(error)) for error in found} == {
         (InputError, "expected b x 0, as in process 0, got 1 in process 2; mend it")
+    }
+
+
+def test_processes_with_the_same_data_agree(three):
+    same = {"mbpp/train": "0123", "model.base": "89ab"}
+    assert in_all(three, lambda one: agree_on_inputs(one, same)) == [None] * 3
+
+
+@pytest.mark.parametrize(("other", "got"), [({"mbpp/train": "4567"}, "4567"), ({}, "nothing")])
+def test_processes_with_other_problems_are_refused(three, other, got):
+    found = in_all(three, lambda one: agree_on_inputs(one, {"mbpp/train": "0123"} if one.index < 2 else other))
+    assert {(type(error), str(error)) for error in found} == {
+        (
+            InputError,
+            f"expected digest of mbpp/train 0123, as in process 0, got {got} in process 2; give all machines the same files",
+        )
     }
 
 

@@ -74,28 +74,20 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"\ncycleqd: interrupted{advice}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from cycleqd_jax.files import discard_output
+
+        discard_output()
         return 1
     except Exception as error:
-        from cycleqd_jax.files import disk_error
+        from cycleqd_jax.files import disk_error, print_disk_error
 
         refused = disk_error(error)
         if refused is None:
             raise
-        return _report_disk(refused, args.command)
-
-
-def _report_disk(error: OSError, command: str) -> int:
-    """Prints one sentence about an error of the operating system; returns the exit code."""
-    from cycleqd_jax.files import disk_sentence
-
-    again = " and run the same command to continue" if command in RESUMABLE else ", then run the same command again"
-    print(f"cycleqd: {disk_sentence(error, again)}", file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # what could not be printed must not fail once more when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 3 if command in RESUMABLE else 2
+        resumable = args.command in RESUMABLE
+        again = " and run the same command to continue" if resumable else ", then run the same command again"
+        print_disk_error("cycleqd", refused, again)
+        return 3 if resumable else 2
 
 
 def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:

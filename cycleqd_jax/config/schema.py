@@ -200,10 +200,13 @@ class CheckpointConfig:
     Attributes:
         every: number of generations between two checkpoints.
         keep: number of checkpoints to keep.
+        training_minutes: minutes between two checkpoints of a training, which the cache has until the model is trained. One is
+            also written after SIGTERM and Ctrl-C.
     """
 
     every: int = field(10, minimum=1)
     keep: int = field(2, minimum=1)
+    training_minutes: float = field(10.0, above=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, Protocol, runtime_checkable
 
@@ -284,11 +284,12 @@ class WorkerPool:
             finally:
                 idle.put(worker)
             with one_at_a_time:
-                on_result(i, evaluations)
+                if not (draining.is_set() and any(one.transient for one in evaluations)):  # the signal may be the cause
+                    on_result(i, evaluations)
 
         pool = ThreadPoolExecutor(len(self._workers), thread_name_prefix="worker")
         try:
-            self._wait([pool.submit(evaluate, i, group) for i, group in enumerate(groups)], draining)
+            self._wait((pool.submit(evaluate, i, group) for i, group in enumerate(groups)), draining)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -307,7 +308,8 @@ class WorkerPool:
                     number, group, relatives = job
                     evaluations = worker(group, stop, **given(relatives))
                     with one_at_a_time:
-                        if not stop.is_set():
+                        failed = draining.is_set() and any(one.transient for one in evaluations)  # the signal may be the cause
+                        if not stop.is_set() and not failed:
                             on_result(number, evaluations)
             except BaseException:
                 stop.set()
@@ -318,14 +320,16 @@ class WorkerPool:
             return
         pool = ThreadPoolExecutor(len(self._workers), thread_name_prefix="worker")
         try:
-            self._wait([pool.submit(serve, worker) for worker in self._workers], draining)
+            self._wait((pool.submit(serve, worker) for worker in self._workers), draining)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _wait(self, evaluations: Sequence[Future[None]], draining: threading.Event) -> None:
+    def _wait(self, submitted: Iterator[Future[None]], draining: threading.Event) -> None:
         """Waits for evaluations. After an interrupt none begins, and those in hand get the grace to end."""
+        evaluations: list[Future[None]] = []
         try:
+            evaluations.extend(submitted)
             for future in as_completed(evaluations):
                 future.result()
         except KeyboardInterrupt:
@@ -333,7 +337,9 @@ class WorkerPool:
             running = [future for future in evaluations if not future.cancel() and not future.done()]
             if running and self._grace > 0:
                 self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
-                wait(running, self._grace)
+                for future in wait(running, self._grace).done:
+                    if (error := future.exception()) is not None:
+                        self._log(f"warning: an evaluation ended with {type(error).__name__}: {error}")
             raise
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 
-from cycleqd_jax.files import disk_error, disk_sentence
+from cycleqd_jax.files import discard_output, disk_error, print_disk_error
 from cycleqd_jax.lm_eval.loading import NAME, LoadedModel, load, make_engine
 from cycleqd_jax.lm_eval.model import HarnessModel
 from cycleqd_jax.types import InputError
@@ -58,16 +57,12 @@ def main() -> int:
         print("\nerror: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # what reads the output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     except Exception as error:
         refused = disk_error(error)
         if refused is None:
             raise
-        print(f"error: {disk_sentence(refused, ', then run the same command again')}", file=sys.stderr)
-        try:
-            sys.stdout.flush()
-        except OSError:  # what could not be printed must not fail once more when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_disk_error("error", refused, ", then run the same command again")
         return 2
     return 0

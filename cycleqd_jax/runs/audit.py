@@ -84,7 +84,7 @@ def verify_run(folder: str | Path) -> Audit:
         _check_grid(path, config, journal, audit)
         _check_checkpoints(path, config, journal, steps, audit)
     _check_tables(path, journal, audit)
-    _check_exports(path, audit)
+    _check_exports(path, len(journal), audit)
     _check_models(path, config, audit)
     return audit
 
@@ -365,7 +365,7 @@ def _is_mean(score: float | None, items: Sequence[float]) -> bool:
     return score is not None and bool(items) and math.isclose(score, statistics.fmean(items), rel_tol=0, abs_tol=ROUNDING)
 
 
-def _check_exports(path: Path, audit: Audit) -> None:
+def _check_exports(path: Path, individuals: int, audit: Audit) -> None:
     known = set()
     for file in sorted((path / "exports").glob("*.json")):
         try:
@@ -381,6 +381,12 @@ def _check_exports(path: Path, audit: Audit) -> None:
         if not folder.exists():
             audit.notes.append(f"note: {folder} was exported, and is not there any more")
             continue
+        before = record.get("individuals", individuals)  # earlier versions did not record it
+        if before != individuals and folder.parent == path:  # those in exports/ may be of any individual
+            audit.notes.append(
+                f"note: {folder} was exported when the journal had {before} individuals, and it has {individuals} now; run "
+                "cycleqd export to choose among all of them"
+            )
         found = folder_digest(folder)
         audit.checked.append(f"{folder.name}/")
         audit.expect(

@@ -73,20 +73,21 @@ def export_from_folder(
         library = loaded.family.library(loaded.config)
         card = model_card(models.config, loaded.folders.search, facts, table, command, len(journal), library)
         loaded.family.save(target, loaded.config, models.express(genome), loaded.processor, card)
-    record_export(folder, target, facts)
+    record_export(folder, target, facts, len(journal))
     return target
 
 
-def record_export(folder: Path, target: Path, facts: Mapping[str, Any]) -> None:
+def record_export(folder: Path, target: Path, facts: Mapping[str, Any], individuals: int) -> None:
     """Records the content of a model that lies in the run folder, for ``cycleqd verify``.
 
     Args:
         folder: the run folder.
         target: the folder of the model; nothing is recorded of one that lies elsewhere.
         facts: of the model.
+        individuals: number of those from which the model was chosen.
     """
     place, home = target.resolve(), folder.resolve()
     if place.is_relative_to(home):
         name = place.relative_to(home).as_posix()
-        record = {"folder": name, "digest": folder_digest(target), "model": dict(facts)}
+        record = {"folder": name, "digest": folder_digest(target), "individuals": individuals, "model": dict(facts)}
         write_json(folder / "exports" / f"{name.removeprefix('exports/').replace('/', '-')}.json", record)

@@ -45,9 +45,9 @@ __all__ = [
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "transformers", "numpy", "scikit-learn")
 
 FREE = {
-    "output", "cache", "mesh", "engine.slots", "sandbox.workers", "checkpoint.every", "checkpoint.keep", "baselines", "merges",
-    "gradient", "loggers", "export.method", "search.retries", "search.deadline", "search.max_failures", "search.grace",
-    "ray",
+    "output", "cache", "mesh", "engine.slots", "sandbox.workers", "checkpoint.every", "checkpoint.keep",
+    "checkpoint.training_minutes", "baselines", "merges", "gradient", "loggers", "export.method", "search.retries",
+    "search.deadline", "search.max_failures", "search.grace", "ray",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found.
 
@@ -347,12 +347,16 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], device: str, log: Call
     """
     file = folder / "inputs.json"
     if not file.exists():
-        write_json(file, {"schema": SCHEMA, **inputs, "device": device, "versions": versions()})
+        write_json(file, {"schema": SCHEMA, **inputs, "devices": [device], "versions": versions()})
         return
     before = _compare(file, inputs)
-    if before.get("device", device) != device:  # older folders have none
+    devices = before.get("devices", [])  # older folders have none
+    if device not in devices:
+        write_json(file, {**before, "devices": [*devices, device]})
+    others = [one for one in devices if one != device]
+    if others:
         log(
-            f"warning: the scores of this run were computed on {before['device']}; those that follow are computed on {device}, "
+            f"warning: scores of this run were computed on {', '.join(others)}; this start computes them on {device}, "
             "so it may not continue bit for bit"
         )
     known = before["versions"]  # older folders have fewer packages

@@ -18,6 +18,7 @@ from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.coefficients import express_coefficients, host_space, placed_space
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.folder import tokenizer_digest
+from cycleqd_jax.runs.training_checkpoints import CachedTraining
 from cycleqd_jax.runs.usage import training_record
 from cycleqd_jax.types import Params
 
@@ -91,16 +92,19 @@ class GradientMerge:
             return known
         names, seed = context.config.task_names, context.config.seed
         shares = dict.fromkeys(names, 1.0)
-        coefficients, metrics = training.fit_coefficients(
-            placed_space(context, options.groups),
-            self._model,
-            context.examples.mixture(shares, options.steps * options.batch_size, seed),
-            steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            seed=seed,
-            progress=context.progress,
-        )
+        cache, minutes = Path(context.config.cache), context.config.checkpoint.training_minutes
+        with CachedTraining(cache, f"gradient-{identity}", seed=seed, minutes=minutes, log=context.log) as checkpoints:
+            coefficients, metrics = training.fit_coefficients(
+                placed_space(context, options.groups),
+                self._model,
+                context.examples.mixture(shares, options.steps * options.batch_size, seed),
+                steps=options.steps,
+                batch_size=options.batch_size,
+                learning_rate=options.learning_rate,
+                seed=seed,
+                progress=context.progress,
+                checkpoints=checkpoints,
+            )
         found = {
             "digest": identity,
             "tasks": list(names),
@@ -111,6 +115,7 @@ class GradientMerge:
             "seconds": metrics.seconds,
         }
         write_json(self.file, found)
+        checkpoints.remove()
         return found
 
     def usage(self) -> dict[str, Any] | None:

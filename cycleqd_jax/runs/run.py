@@ -181,7 +181,7 @@ class Run:
         context, remote = opened.context, None
         if cluster is not None:
             remote = stack.enter_context(contextlib.closing(RemoteWorkers(context, cluster)))
-        trainer = Trainer(config, context.models, context.examples, progress)
+        trainer = Trainer(config, context.models, context.examples, progress, log)
         return _Opened(opened.sandbox, context, trainer, Evolution(context, remote))
 
     def _has_searched(self) -> bool:
@@ -336,7 +336,7 @@ class Run:
         card = model_card(self.config, models.folders.search, chosen.facts, table, self._command, evaluated, library)
         params = evolution.placement.gathered(evolution.placement.express(chosen.genome))
         models.family.save(target, models.config, params, models.processor, card)
-        record_export(self.folder, target, chosen.facts)
+        record_export(self.folder, target, chosen.facts, evaluated)
         return target
 
     def report(self) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.families import Processor, family_of
 from cycleqd_jax.runs.inputs import tiny_llama
 from cycleqd_jax.runs.models import Models
+from cycleqd_jax.runs.training_checkpoints import CachedTraining
 from cycleqd_jax.runs.usage import write_training
 from cycleqd_jax.tasks import miniature
 from cycleqd_jax.types import Params, Progress
@@ -30,18 +31,22 @@ __all__ = ["Trainer"]
 class Trainer:
     """Trains into the folders of a run's models; a model whose folder exists is not trained again."""
 
-    def __init__(self, config: RunConfig, models: Models, examples: Examples, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, models: Models, examples: Examples, progress: Progress, log: Callable[[str], None]
+    ) -> None:
         """Args:
         config: the config of the run.
         models: the models of the run; only their folders and their processor are used.
         examples: what the expert of every task learns from.
         progress: called while training.
+        log: called with warnings.
         """  # noqa: D205
         self._config = config
         self._family = family_of(config)
         self._models = models
         self._examples = examples
         self._progress = progress
+        self._log = log
 
     def train(self, *, baselines: bool = True) -> None:
         """Trains every model that has no folder yet.
@@ -140,11 +145,24 @@ class Trainer:
         key: str,
     ) -> None:
         """Trains a model and saves it; ``key`` is the part of the config that ``train`` is."""
-        params, used = self._family.finetune(
-            params, config, examples, train, self._config, seed=_seed(folder), progress=self._progress, stage=stage, key=key
-        )
-        write_training(Path(self._config.cache), folder, used)
+        cache, seed = Path(self._config.cache), _seed(folder)
+        minutes = self._config.checkpoint.training_minutes
+        with CachedTraining(cache, folder.name, seed=seed, minutes=minutes, log=self._log) as checkpoints:
+            params, used = self._family.finetune(
+                params,
+                config,
+                examples,
+                train,
+                self._config,
+                seed=seed,
+                progress=self._progress,
+                stage=stage,
+                key=key,
+                checkpoints=checkpoints,
+            )
+        write_training(cache, folder, used)
         self._family.save(folder, config, params, processor)
+        checkpoints.remove()
 
 
 def _seed(folder: Path) -> int:

@@ -327,6 +327,12 @@ def recorded_folders(config: RunConfig) -> ModelFolders:
         found |= {name: _trained(cache, name, prefix, recorded.get(name)) for name, prefix in prefixes.items()}
         tokenizer = None if config.model.tokenizer is None else local_folder(config.model.tokenizer, weights=False)
         folders = ModelFolders(found, {}, cache, tokenizer)
+    for name, folder in folders.search.items():
+        if not folder.exists():
+            raise InputError(
+                f"expected {name} in {folder}, as {config.folder / 'config.yaml'} says, got nothing there; put it back, or run "
+                "cycleqd with a config that has its new place"
+            )
     digests = {name: folders.digest(name) for name in folders.search}
     if folders.tokenizer is not None:
         digests["tokenizer"] = tokenizer_digest(folders.tokenizer)

@@ -1,7 +1,7 @@
 """Search: the loops, its journal, its checkpoints, and digests of genomes and states."""
 
 from cycleqd_jax.search.carried import Carried
-from cycleqd_jax.search.checkpoint import Checkpoints, StoredState, checkpoint_steps, read_checkpoint
+from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError, StoredState, checkpoint_steps, read_checkpoint
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.loop import evolve, individuals_within
@@ -12,6 +12,7 @@ from cycleqd_jax.search.transcripts import Transcripts
 __all__ = [
     "Carried",
     "Checkpoints",
+    "DamagedCheckpointError",
     "Journal",
     "Racing",
     "StoredState",

@@ -281,7 +281,11 @@ class Checkpoints:
             writing = self._writing
             concurrent.futures.wait([writing])  # an interrupt leaves it to the next call
             self._writing = None
-            writing.result()
+            try:
+                writing.result()
+            except BaseException:
+                self._newest = self._latest or 0
+                raise
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None if there is none."""

@@ -57,8 +57,8 @@ class Journal:
 
     def _open(self) -> None:
         """Opens the file. Another process may put a new one in its place, and the lines of this one can still be read."""
-        self._close()
         handle = os.open(self.path, os.O_RDONLY)
+        self._close()
         self._file = os.fdopen(handle, "rb", closefd=False)
         self._close = weakref.finalize(self, os.close, handle)
 
@@ -81,9 +81,10 @@ class Journal:
             os.truncate(self.path, self._end)
 
     def _add(self, individual: Individual, size: int) -> None:
-        self._in_order = self._in_order and individual.id > self._last_id
-        self._starts[individual.id] = self._end
-        self._end += size
+        in_order = self._in_order and individual.id > self._last_id
+        start, self._end = self._end, self._end + size  # first: an interrupt after it loses no line of the file
+        self._starts[individual.id] = start
+        self._in_order = in_order
         self._keep(individual)
 
     def _keep(self, individual: Individual) -> None:
@@ -129,11 +130,23 @@ class Journal:
         return self[identity] if identity in self._starts else None
 
     def append(self, individual: Individual) -> None:
-        """Writes a line; it is on disk when this returns. After an interrupt at any point the next call writes a whole line."""
+        """Writes a line; it is on disk when this returns. After an interrupt at any point the next call writes a whole line.
+
+        If the journal has the id already, nothing is written, and the first individual stays. Workers whose calls are repeated
+        may return the result of an individual twice, and the search has used the first one.
+        """
         assert not self._read_only, "a journal that may write"
         line = individual.to_json().encode() + b"\n"
         with self._lock:
+            if individual.id in self._starts:
+                return
             with self.path.open("ab") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._end:
+                    raise InputError(
+                        f"expected at least {self._end} bytes, which this search has written, got {size} in {self.path}; "
+                        "restore the file"
+                    )
                 file.truncate(self._end)  # removes what an interrupted call has written
                 file.write(line)
                 file.flush()

@@ -5,6 +5,7 @@ Language models learn from conversations, Segment Anything from images with mask
 
 from cycleqd_jax.training.batches import Example, check_examples, mixture
 from cycleqd_jax.training.coefficients import fit_coefficients
+from cycleqd_jax.training.interrupted import TrainingCheckpoints
 from cycleqd_jax.training.losses import structure_loss
 from cycleqd_jax.training.segmentation import MaskMetrics, MaskOptions, finetune_mask_adapter, finetune_masks
 from cycleqd_jax.training.supervised import TrainMetrics, TrainOptions, finetune
@@ -15,6 +16,7 @@ __all__ = [
     "MaskOptions",
     "TrainMetrics",
     "TrainOptions",
+    "TrainingCheckpoints",
     "check_examples",
     "finetune",
     "finetune_mask_adapter",

@@ -24,6 +24,7 @@ from cycleqd_jax.config.training import GradientConfig
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.models import llama
 from cycleqd_jax.training.batches import Example, check_examples, dispatches
+from cycleqd_jax.training.interrupted import Loop, TrainingCheckpoints
 from cycleqd_jax.training.supervised import TrainMetrics, loss
 from cycleqd_jax.types import InputError, Progress, no_progress
 
@@ -72,6 +73,7 @@ def fit_coefficients(
     seed: int = 0,
     progress: Progress = no_progress,
     stage: str = "gradient",
+    checkpoints: TrainingCheckpoints | None = None,
 ) -> tuple[Float[np.ndarray, "group expert"], TrainMetrics]:
     """Finds merging coefficients of experts by gradient descent, starting at the uniform merge c = 1 / K.
 
@@ -90,6 +92,7 @@ def fit_coefficients(
         seed: the seed of the order of the examples.
         progress: called with the loss after every dispatch.
         stage: the name of this training in progress and errors.
+        checkpoints: where the state of the training is kept while it runs, and from which it continues; None keeps nothing.
 
     Returns:
         The coefficients, a row for each group of layers and a column for each expert, and the metrics: the loss of every step
@@ -117,24 +120,29 @@ def fit_coefficients(
     )
     shape = space.groups, space.num_experts
     coefficients: Array = jnp.full(shape, 1 / space.num_experts, jnp.float32)
-    state = _OPTIMIZER.init(coefficients)
+    loop = Loop(coefficients, _OPTIMIZER.init(coefficients), steps, checkpoints)
     rate = np.float32(learning_rate)
-    losses: list[float] = []
-    seen, attended = 0, 0
-    for batch in dispatches(examples, steps, batch_size, seed=seed):
-        coefficients, state, values = _fit(
-            space, coefficients, state, batch.tokens, batch.mask, np.int32(batch.count), rate, config=config, widen=widen
-        )
-        losses += np.asarray(values)[: batch.count].tolist()
-        seen += batch.seen
-        attended += batch.attended
-        bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
-        if bad or not np.isfinite(coefficients).all():
-            got = f"a loss of {losses[bad[0]]} at step {bad[0] + 1}" if bad else f"another coefficient by step {len(losses)}"
-            raise InputError(
-                f"expected finite losses and coefficients in {stage}, got {got} of {steps}; lower {stage}.learning_rate (now "
-                f"{learning_rate}), or check the weights of the experts"
-            )
-        progress(stage, len(losses), steps, {"loss": losses[-1]})
-    metrics = TrainMetrics(np.asarray(losses, np.float32), seen, attended, time.monotonic() - start)
-    return np.asarray(coefficients), metrics
+    done, seen, attended = 0, 0, 0
+    with loop.interruptible():
+        for batch in dispatches(examples, steps, batch_size, seed=seed):
+            done += batch.count
+            seen += batch.seen
+            attended += batch.attended
+            if done <= loop.begun:  # a checkpoint has these steps
+                continue
+            count = np.int32(batch.count)
+            update = _fit(space, loop.weights, loop.moments, batch.tokens, batch.mask, count, rate, config=config, widen=widen)
+            loop.step(update, batch.count)
+            loop.sync()
+            losses = loop.losses
+            bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
+            if bad or not np.isfinite(loop.weights).all():
+                got = f"a loss of {losses[bad[0]]} at step {bad[0] + 1}" if bad else f"another coefficient by step {done}"
+                raise InputError(
+                    f"expected finite losses and coefficients in {stage}, got {got} of {steps}; lower {stage}.learning_rate "
+                    f"(now {learning_rate}), or check the weights of the experts"
+                )
+            progress(stage, done, steps, {"loss": losses[-1]})
+            loop.offer()
+    metrics = TrainMetrics(np.asarray(loop.losses, np.float32), seen, attended, loop.earlier + time.monotonic() - start)
+    return np.asarray(loop.weights), metrics

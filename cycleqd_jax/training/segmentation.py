@@ -31,6 +31,7 @@ from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import is_matrix
 from cycleqd_jax.training.embeddings import FrozenEncoder
 from cycleqd_jax.training.images import FLIPS, Draw, check_items, draw_items, flipped, model_box, target
+from cycleqd_jax.training.interrupted import Loop, TrainingCheckpoints
 from cycleqd_jax.training.losses import structure_loss
 from cycleqd_jax.training.supervised import TrainOptions, learning_rates, optimizer
 from cycleqd_jax.types import (
@@ -195,6 +196,7 @@ def finetune_masks(
     stage: str = "finetune",
     key: str = "learning_rate",
     cache_bytes: int = 4 << 30,
+    checkpoints: TrainingCheckpoints | None = None,
 ) -> tuple[Params, MaskMetrics]:
     """Trains all weights, or those of the mask decoder, on images with masks; a box is the prompt.
 
@@ -213,6 +215,7 @@ def finetune_masks(
         key: the name of the learning rate in errors.
         cache_bytes: host memory for the embeddings of a frozen encoder; those of further images are computed in every step
             that draws them.
+        checkpoints: where the state of the training is kept while it runs, and from which it continues; None keeps nothing.
 
     Returns:
         The new weights and the metrics. Leaves that are not trained are those of ``params``, not copies.
@@ -227,7 +230,9 @@ def finetune_masks(
         return masks.trained == "all" or path.startswith("decoder/")
 
     start = {path: jnp.array(leaf, jnp.float32, copy=True) for path, leaf in tree_paths(params) if chosen(path)}
-    trained, metrics = _train(start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes)
+    trained, metrics = _train(
+        start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes, checkpoints
+    )
 
     def leaf(path: Any, weights: AnyArray) -> AnyArray:
         change = trained.get(leaf_path(path))
@@ -248,6 +253,7 @@ def finetune_mask_adapter(
     stage: str = "finetune",
     key: str = "learning_rate",
     cache_bytes: int = 4 << 30,
+    checkpoints: TrainingCheckpoints | None = None,
 ) -> tuple[Adapter, MaskMetrics]:
     """Trains low-rank updates (LoRA, with a scale of 1) of all projections of attention; see :func:`finetune_masks`.
 
@@ -263,6 +269,7 @@ def finetune_mask_adapter(
         stage: see :func:`finetune_masks`.
         key: see :func:`finetune_masks`.
         cache_bytes: see :func:`finetune_masks`.
+        checkpoints: see :func:`finetune_masks`.
 
     Returns:
         The adapter, in float32, and the metrics.
@@ -278,7 +285,9 @@ def finetune_mask_adapter(
             *stack, rows, columns = leaf.shape
             noise = np.random.default_rng((seed, zlib.crc32(path.encode()))).normal(size=(*stack, rows, rank))
             start[path] = LowRank(jnp.asarray(noise / np.sqrt(rows), jnp.float32), jnp.zeros((*stack, rank, columns)))
-    trained, metrics = _train(start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes)
+    trained, metrics = _train(
+        start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes, checkpoints
+    )
     return Adapter(dict(trained)), metrics
 
 
@@ -294,6 +303,7 @@ def _train(
     stage: str,
     key: str,
     cache_bytes: int,
+    checkpoints: TrainingCheckpoints | None,
 ) -> tuple[_Trained, MaskMetrics]:
     """Runs all steps; the first argument is used up."""
     start = time.monotonic()
@@ -307,37 +317,31 @@ def _train(
         frozen.keep(items, draws)
     embed_seconds = time.monotonic() - start
     optimizer_options = (options.betas, options.weight_decay, options.clip)
-    state = optimizer(*optimizer_options, _decayed).init(trained)
+    loop = Loop(trained, optimizer(*optimizer_options, _decayed).init(trained), options.steps, checkpoints)
     rates = learning_rates(options)
-    losses: list[float] = []
-    values: list[Array] = []  # of the steps since the last sync
-    for step, drawn in enumerate(draws):
-        batch = _batch(drawn, items, frozen, config)
-        trained, state, value = _step(
-            trained,
-            state,
-            base,
-            batch,
-            jnp.asarray(rates[step]),
-            config=config,
-            optimizer_options=optimizer_options,
-            iou_weight=masks.iou_weight,
-        )
-        values.append(value)
-        done = step + 1
-        if done % options.steps_per_dispatch == 0 or done == options.steps:
-            losses += [float(loss) for loss in values]
-            values = []
-            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-            if bad:
-                raise InputError(
-                    f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}; lower "
-                    f"{key} (now {options.learning_rate}) or check the initial weights for NaN and Inf"
-                )
-            progress(stage, done, options.steps, {"loss": losses[-1], "learning_rate": float(rates[step])})
-    seconds = time.monotonic() - start
-    return trained, MaskMetrics(
-        losses=np.asarray(losses, np.float32),
+    with loop.interruptible():
+        for step, drawn in enumerate(draws[loop.begun :], loop.begun):
+            batch = _batch(drawn, items, frozen, config)
+            update = _step(
+                loop.weights,
+                loop.moments,
+                base,
+                batch,
+                jnp.asarray(rates[step]),
+                config=config,
+                optimizer_options=optimizer_options,
+                iou_weight=masks.iou_weight,
+            )
+            loop.step(update)
+            done = step + 1
+            if done % options.steps_per_dispatch == 0 or done == options.steps:
+                loop.sync()
+                loop.check_finite(stage, f"{key} (now {options.learning_rate})")
+                progress(stage, done, options.steps, {"loss": loop.losses[-1], "learning_rate": float(rates[step])})
+                loop.offer()
+    seconds = loop.earlier + time.monotonic() - start
+    return loop.weights, MaskMetrics(
+        losses=np.asarray(loop.losses, np.float32),
         images=options.steps * options.batch_size,
         embedded=0 if frozen is None else frozen.embedded,
         embed_seconds=embed_seconds,

@@ -24,6 +24,7 @@ from cycleqd_jax.config.fields import Range, range_of
 from cycleqd_jax.config.training import TrainConfig
 from cycleqd_jax.models import llama
 from cycleqd_jax.training.batches import Example, check_examples, dispatches
+from cycleqd_jax.training.interrupted import Loop, TrainingCheckpoints
 from cycleqd_jax.types import InputError, Params, Progress, no_progress
 
 __all__ = ["TrainMetrics", "TrainOptions", "finetune", "learning_rates", "loss", "optimizer"]
@@ -73,7 +74,7 @@ class TrainMetrics:
         losses: the loss of every step, in nats per learned token, Float ``[steps]``.
         tokens: the number of tokens, without padding.
         attended: pairs of a token and a token that it attends to, itself included.
-        seconds: wall time, including compilation.
+        seconds: wall time, including compilation, of all processes that have taken part.
     """
 
     losses: np.ndarray
@@ -157,6 +158,7 @@ def finetune(
     progress: Progress = no_progress,
     stage: str = "finetune",
     key: str = "learning_rate",
+    checkpoints: TrainingCheckpoints | None = None,
 ) -> tuple[Params, TrainMetrics]:
     """Trains all weights on conversations.
 
@@ -171,6 +173,7 @@ def finetune(
         progress: called with the loss and the learning rate after every dispatch.
         stage: the name of this training in progress and errors.
         key: the name of the learning rate in errors, such as ``finetune.learning_rate``.
+        checkpoints: where the state of the training is kept while it runs, and from which it continues; None keeps nothing.
 
     Returns:
         The new weights, in the dtype of the initial ones, and the metrics.
@@ -189,7 +192,8 @@ def finetune(
     # No computation uses the ids of special tokens. Without them, the base and its experts share one compiled program.
     config = config.replace(dtype="float32", compute_dtype=compute, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     optimizer_options = (options.betas, options.weight_decay, options.clip)
-    state = optimizer(*optimizer_options).init(params)
+    loop = Loop(params, optimizer(*optimizer_options).init(params), options.steps, checkpoints)
+    del params  # the loop's are used up by every step
     rates = learning_rates(options)
     batches = dispatches(
         examples,
@@ -199,31 +203,30 @@ def finetune(
         group_by_length=options.group_by_length,
         seed=seed,
     )
-    losses: list[float] = []
-    seen, attended = 0, 0
-    for batch in batches:
-        done = len(losses) + batch.count
-        rate = np.zeros(len(batch.tokens), np.float32)
-        rate[: batch.count] = rates[len(losses) : done]
-        params, state, values = _train(
-            params,
-            state,
-            batch.tokens,
-            batch.mask,
-            rate,
-            np.int32(batch.count),
-            config=config,
-            optimizer_options=optimizer_options,
-        )
-        losses += np.asarray(values)[: batch.count].tolist()
-        seen += batch.seen
-        attended += batch.attended
-        bad = [step for step, value in enumerate(losses) if not np.isfinite(value)]
-        if bad:
-            raise InputError(
-                f"expected a finite loss in {stage}, got {losses[bad[0]]} at step {bad[0] + 1} of {options.steps}; lower "
-                f"{key} (now {options.learning_rate}) or check the initial weights for NaN and Inf"
+    first, seen, attended = 0, 0, 0
+    with loop.interruptible():
+        for batch in batches:
+            first, begin = first + batch.count, first
+            seen += batch.seen
+            attended += batch.attended
+            if first <= loop.begun:  # a checkpoint has these steps
+                continue
+            rate = np.zeros(len(batch.tokens), np.float32)
+            rate[: batch.count] = rates[begin:first]
+            update = _train(
+                loop.weights,
+                loop.moments,
+                batch.tokens,
+                batch.mask,
+                rate,
+                np.int32(batch.count),
+                config=config,
+                optimizer_options=optimizer_options,
             )
-        progress(stage, done, options.steps, {"loss": losses[-1], "learning_rate": float(rates[done - 1])})
-    params = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
-    return params, TrainMetrics(np.asarray(losses, np.float32), seen, attended, time.monotonic() - start)
+            loop.step(update, batch.count)
+            loop.sync()
+            loop.check_finite(stage, f"{key} (now {options.learning_rate})")
+            progress(stage, first, options.steps, {"loss": loop.losses[-1], "learning_rate": float(rates[first - 1])})
+            loop.offer()
+    params = jax.tree.map(lambda p, dtype: p.astype(dtype), loop.weights, dtypes)
+    return params, TrainMetrics(np.asarray(loop.losses, np.float32), seen, attended, loop.earlier + time.monotonic() - start)

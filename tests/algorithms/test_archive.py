@@ -264,7 +264,13 @@ def test_numbers_of_cells_that_no_archive_has(cells):
         Archives.create(jnp.zeros(WIDTH), np.tile([0.0, 1.0], (3, 1)), cells=cells)
 
 
-@pytest.mark.parametrize(("tasks", "bins", "cells"), [(2, 9, None), (3, 5, None), (4, 4, None), (5, 15, 40)])
+@pytest.mark.parametrize(
+    ("tasks", "bins", "cells"),
+    [
+        (3, 5, None),
+        *(pytest.param(*sizes, marks=pytest.mark.exhaustive) for sizes in [(2, 9, None), (4, 4, None), (5, 15, 40)]),
+    ],
+)
 def test_archives_admit_what_they_take(tasks, bins, cells):
     """An individual is admitted if and only if it changes an archive."""
     rng = np.random.default_rng(tasks)

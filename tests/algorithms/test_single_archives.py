@@ -44,6 +44,7 @@ def batches(seed, count=6, size=8):
     return scores
 
 
+@pytest.mark.exhaustive
 def test_plain_qd_admits_what_it_takes(space):
     searcher = PlainQD(space, bins=BINS)
     state = state_with(searcher, space, batches(0))

@@ -17,6 +17,8 @@ from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.search import Checkpoints, Journal, evolve, evolve_steadily, tree_digest
 from cycleqd_jax.types import Outcome, Score
 
+from ..journals import lines_without_checksums
+
 TASKS = ("mbpp", "dbbench", "os_interaction")
 
 
@@ -124,14 +126,8 @@ def write_run(folder, method="cycleqd", every=2, **search):
     return folder
 
 
-def unsealed(path):
-    """The lines of a journal without their checksums, as older versions wrote them."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "checksum"} for line in lines]
-
-
 def edit(folder, change):
     """Changes the lines of a journal, which gets no checksums: as if an older version had written it."""
     path = folder / "history.jsonl"
-    lines = unsealed(path)
+    lines = lines_without_checksums(path)
     path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))

@@ -253,6 +253,9 @@ def test_an_exported_model(run, capsys):
     write_json(run / "exports" / "model.json", record)
     assert main(["verify", str(run)]) == 0
     assert "model/" in capsys.readouterr().out
+    write_json(run / "exports" / "model.json", record | {"individuals": 3})
+    assert main(["verify", str(run)]) == 0
+    assert "exported when the journal had 3 individuals, and it has" in capsys.readouterr().out
     (model / "model.safetensors").write_bytes(bytes(99) + b"1")
     assert main(["verify", str(run)]) == 1
     assert "expected the exported model with digest" in capsys.readouterr().out
@@ -268,6 +271,15 @@ def test_experts_that_are_gone(run):
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"cache": str(run / "cache")}))
     (problem,) = verify_run(run).problems
     assert problem.startswith("expected base with digest 0000000000000000, which the run trained, got 0 others")
+
+
+def test_models_that_lie_elsewhere_are_named(run):
+    write_json(run / "inputs.json", {"base": "0" * 16, "versions": {}})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"] = {"base": "/gone/base", "experts": {task["name"]: f"/gone/{task['name']}" for task in config["tasks"]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (problem,) = verify_run(run).problems
+    assert problem.startswith(f"expected base in /gone/base, as {run / 'config.yaml'} says, got nothing there; put it back")
 
 
 def test_the_digest(whole, run, capsys):

@@ -216,7 +216,7 @@ def test_inputs_are_recorded_once_and_compared_afterwards(tmp_path):
     check_inputs(tmp_path, inputs, DEVICE, lines.append)
     assert json.loads((tmp_path / "inputs.json").read_text()) == inputs | {
         "schema": SCHEMA,
-        "device": DEVICE,
+        "devices": [DEVICE],
         "versions": versions(),
     }
     check_inputs(tmp_path, inputs, DEVICE, lines.append)
@@ -226,16 +226,19 @@ def test_inputs_are_recorded_once_and_compared_afterwards(tmp_path):
 
 
 def test_other_devices_get_a_warning(tmp_path):
-    lines = []
-    for device in (DEVICE, DEVICE, "gpu NVIDIA H100 (fsdp 1 × tensor 1, 24 slots)"):
+    lines, other = [], "gpu NVIDIA H100 (fsdp 1 × tensor 1, 24 slots)"
+    for device in (DEVICE, DEVICE, other, DEVICE):
         check_inputs(tmp_path, {}, device, lines.append)
-    (line,) = lines
-    assert f"the scores of this run were computed on {DEVICE}; those that follow are computed on gpu NVIDIA H100" in line
+    assert [line.partition(", so it")[0] for line in lines] == [
+        f"warning: scores of this run were computed on {first}; this start computes them on {second}"
+        for first, second in ((DEVICE, other), (other, DEVICE))
+    ]
     recorded = json.loads((tmp_path / "inputs.json").read_text())
-    del recorded["device"]  # of an older version
-    (tmp_path / "inputs.json").write_text(json.dumps(recorded))
-    check_inputs(tmp_path, {}, DEVICE, lines.append)
-    assert len(lines) == 1
+    assert recorded.pop("devices") == [DEVICE, other]
+    (tmp_path / "inputs.json").write_text(json.dumps(recorded))  # of an older version
+    for device in (DEVICE, other):
+        check_inputs(tmp_path, {}, device, lines.append)
+    assert len(lines) == 3
 
 
 def moved(folder, place, **changes):
@@ -355,7 +358,7 @@ def start(config, inputs):
     with locked(config.folder / ".lock", wait=False):
         compare_inputs(config.folder, inputs)
         claim_folder(config)
-        check_inputs(config.folder, inputs, DEVICE, print)
+        check_inputs(config.folder, inputs, "cpu", print)
         write_json(config.folder / "tables" / "basis.json", {})
         Checkpoints(config.folder / "checkpoints").close()
         write_json(config.folder / "grid.json", {})

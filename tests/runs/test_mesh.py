@@ -79,6 +79,23 @@ def test_task_vectors_as_genomes_go_to_any_group(trained):
     assert_same(evolved(trained, config, "one"), evolved(trained, config, "two", "mesh.population=2"))
 
 
+@pytest.mark.slow  # it compiles for eight devices, which takes minutes on a busy machine
+def test_eight_groups_find_the_same_archives(trained):
+    config = str(write_config(trained, search={"generations": 1, "batch_size": 8}, engine={"slots": 8}))
+    assert_same(evolved(trained, config, "one"), evolved(trained, config, "eight", "mesh.population=8"))
+
+
+def test_a_steady_search_over_two_groups_is_that_of_its_journal(trained, capsys):
+    config, run = str(write_config(trained)), trained / "run"
+    assert main(["evolve", config, "search.steady=true", "search.batch_size=1", "mesh.population=2"]) == 0
+    lines = history(run)
+    assert [line["id"] for line in lines] == list(range(len(TASKS) + 4))
+    children = lines[len(TASKS) :]
+    assert {line["asked"][1] for line in children} == set(range(4))
+    assert any(line["asked"][0] < line["generation"] for line in children), "no child was evaluated beside another one"
+    assert main(["verify", str(run)]) == 0, capsys.readouterr().err
+
+
 def given(folder: Path, models: dict[str, Path], **changes) -> str:
     """A config with a base and experts of one's own."""
     model = {"base": str(models["base"]), "experts": {task: str(models[task]) for task in TASKS}}
@@ -119,7 +136,9 @@ def on_one_device(wider, tmp_path_factory) -> tuple[Path, list[dict]]:
     return folder, evolved(folder, given(folder, wider, search={"generations": 2}), "run")[0]
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"population": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [{"fsdp": 2, "tensor": 2}, pytest.param({"population": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=str
+)
 def test_groups_of_several_devices_find_the_same_scores(wider, on_one_device, tmp_path, mesh):
     folder, lines = on_one_device
     assert len({tuple(line["scores"].values()) for line in lines}) > 3, "scores so alike that no test here could fail"
@@ -134,7 +153,7 @@ def test_groups_of_several_devices_find_the_same_scores(wider, on_one_device, tm
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ({"tensor": 2}, "divide by the 2 devices of mesh axis 'tensor'"),
+        ({"tensor": 2}, "an axis 'tensor' whose size divides the model's 1 KV heads, got 2 devices"),
         ({"tensor": 16}, "a mesh population × fsdp × tensor of 8 devices, got 1 × 1 × 16"),
     ],
 )

@@ -16,6 +16,7 @@ from cycleqd_jax.runs.origin import open_origin, take_origin
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import Adapter, FailuresError, InputError, LowRank, Outcome, Score
 
+from ..journals import lines_without_checksums
 from .carried import (
     ALL,
     FIRST,
@@ -48,7 +49,7 @@ def test_the_copy_of_the_old_run_is_checked(old, tmp_path):
 def test_changed_scores_of_the_old_run_are_found(old, tmp_path):
     folder = tmp_path / "new"
     extended(old, folder)
-    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    lines = lines_without_checksums(folder / "history.jsonl")
     chosen = next(one for one in lines if one["id"] >= 4 and one["generation"] < FIRST and one["scores"])
     chosen["scores"]["mbpp"], chosen["items"]["mbpp"] = 0.625, [0.625]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

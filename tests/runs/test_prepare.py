@@ -102,7 +102,7 @@ def trained(tmp_path):
 
         models = Models(config, model_folders(config, IDENTITIES), print)
         examples = Examples(models, {task: data(task) for task in words})
-        Trainer(config, models, examples, lambda stage, *rest: stages.append(stage)).train()
+        Trainer(config, models, examples, lambda stage, *rest: stages.append(stage), print).train()
         return models, loaded, stages
 
     return train_all

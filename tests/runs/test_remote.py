@@ -11,6 +11,7 @@ import pytest
 from cycleqd_jax.config import load_config
 from cycleqd_jax.evaluation.ray import Program, WorkerRecord
 from cycleqd_jax.report.read import load_workers
+from cycleqd_jax.runs import remote
 from cycleqd_jax.runs.devices import device_kind
 from cycleqd_jax.runs.folder import versions
 from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, software
@@ -83,6 +84,46 @@ def test_other_problems_are_refused(config, kept_folder):
     message = refused(WorkerProgram(config, kept_folder, versions(), {"mbpp/test": "0123"}, None))
     assert message.startswith("expected digest of mbpp/test 0123, as in the run, got ")
     assert message.endswith("; give all nodes the same files")
+
+
+@pytest.mark.parametrize(("found", "refuses"), [("0123", False), ("4567", True), (None, True)])
+def test_another_basis_is_refused_before_the_evaluator_is_made(config, kept_folder, monkeypatch, found, refuses):
+    made = []
+
+    class Idle:
+        size = 1
+
+        def __call__(self, genomes, stop, relatives=(), stages=()):
+            raise AssertionError
+
+    class Models:
+        """The placement of models that nothing loads."""
+
+        basis_checksum = found
+
+        def __init__(self, context):
+            pass
+
+        def worker(self, split):
+            return Idle()
+
+        def ensure_space(self):
+            made.append("space")
+
+        def ensure_evaluator(self):
+            made.append("evaluator")
+
+    monkeypatch.setattr(remote, "open_context", lambda *given, **options: types.SimpleNamespace(context=None))
+    monkeypatch.setattr(remote, "Placement", Models)
+    program = WorkerProgram(config, kept_folder, software(), {}, "0123")
+    if not refuses:
+        program.start(print)
+        assert made == ["space", "evaluator"]
+        return
+    message = refused(program)
+    assert message.startswith(f"expected checksum of basis 0123, as in the run, got {found} in the worker on ")
+    assert message.endswith("; give all nodes the same cache")
+    assert made == ["space"]
 
 
 def test_the_kind_of_a_cpu_has_its_instruction_set():

@@ -9,6 +9,7 @@ import pytest
 from ..script import load_script
 
 
+@pytest.mark.exhaustive
 def test_with_one_worker_both_find_the_same(tmp_path):
     bench = load_script("compare_schedules")
     found = bench.main(["--workers", "1", "--children", "6", "--seeds", "2", "--json", str(tmp_path / "found.json")])

@@ -102,11 +102,6 @@ class Run:
         records = [json.loads(line) for line in (self.folder / "history.jsonl").read_text("utf-8").splitlines()]
         return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
-    def unsealed(self):
-        """The lines of the journal without their checksums, as older versions wrote them."""
-        records = [json.loads(line) for line in (self.folder / "history.jsonl").read_text("utf-8").splitlines()]
-        return [{name: value for name, value in record.items() if name != "checksum"} for record in records]
-
 
 @pytest.fixture(scope="session")
 def space():

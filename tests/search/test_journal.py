@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -42,6 +43,29 @@ def test_every_line_is_on_disk_at_once(tmp_path):
     for i in range(3):
         journal.append(child(i))
         assert len(Journal(journal.path)) == i + 1
+
+
+def test_the_first_result_of_an_id_stays(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    for i in (0, 2, 1):
+        journal.append(child(i))
+    before = journal.path.read_bytes()
+    journal.append(child(2, scores={"a": 1.0, "b": 1.0}))
+    assert journal.path.read_bytes() == before
+    for one in (journal, Journal(journal.path)):
+        assert len(one) == 3
+        assert one[2] == child(2)
+    journal.take_back([2])
+    journal.append(child(2, scores={"a": 1.0, "b": 1.0}))  # evaluated again
+    assert Journal(journal.path).scores(2, ["a", "b"]) == [1.0, 1.0]
+
+
+def test_results_that_several_threads_repeat_are_written_once(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(journal.append, child(i % 5)) for i in range(40)]:
+            done.result()
+    assert Journal(journal.path).ids() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kept", range(1, 40, 6))
@@ -199,6 +223,7 @@ def test_individuals_that_are_not_recent_are_read_from_the_file(tmp_path, monkey
     agree(Journal(path))
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RECENT", 10)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
@@ -215,3 +240,13 @@ def test_memory_does_not_grow_with_the_journal(tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
     assert (sizes[1] - sizes[0]) / 600 < 200  # bytes for each individual, whose items alone have 6,400
+
+
+def test_a_file_that_became_shorter_is_not_filled(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    journal.append(child(0))
+    journal.append(child(1))
+    journal.path.unlink()
+    with pytest.raises(InputError, match=r"expected at least \d+ bytes, which this search has written, got 0 in .*; restore"):
+        journal.append(child(2))
+    assert journal.path.read_bytes() == b""

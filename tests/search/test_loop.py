@@ -15,6 +15,8 @@ from cycleqd_jax.genome import DenseSpace
 from cycleqd_jax.search import Transcripts
 from cycleqd_jax.types import InputError
 
+from ..journals import lines_without_checksums
+
 GENERATIONS, BATCH = 4, 2
 INDIVIDUALS = 3 + GENERATIONS * BATCH
 
@@ -222,7 +224,7 @@ def test_a_journal_of_other_crossover_weights_is_refused(new_run, space, options
 def test_a_journal_of_another_selection_is_refused(new_run, space):
     run = killed(new_run)
     path = run.folder / "history.jsonl"
-    lines = run.unsealed()
+    lines = lines_without_checksums(run.folder / "history.jsonl")
     lines[4]["parents"] = lines[4]["parents"][::-1]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match=r"expected parents.*individual 4"):
@@ -300,7 +302,7 @@ def test_a_genome_that_is_not_the_recorded_one_is_refused(new_run, uninterrupted
     run = new_run()
     run.evolve()
     path = run.folder / "history.jsonl"
-    lines = run.unsealed()
+    lines = lines_without_checksums(run.folder / "history.jsonl")
     assert len({line["digest"] for line in lines}) == INDIVIDUALS
     for identity in (0, 5):
         changed = [{**line, "digest": "0" * 16} if line["id"] == identity else line for line in lines]

@@ -17,6 +17,8 @@ from cycleqd_jax.evaluation import Evaluation, SerialWorker, StreamEvaluator, Wo
 from cycleqd_jax.search import Checkpoints, Journal, evolve_steadily
 from cycleqd_jax.types import FailuresError, InputError
 
+from ..journals import lines_without_checksums
+
 COUNT, TASKS = 3, ("coding", "db", "os")
 
 
@@ -53,9 +55,10 @@ def test_with_one_worker_it_is_the_search_of_one_child_per_generation(new_run, a
     one, steady = new_run("one"), new_run("steady")
     state = one.evolve(batch_size=1, generations=12)
     assert_identical(steadily(steady, [new_run.Evaluator()], children=12), state)
-    lines = steady.unsealed()
+    lines = lines_without_checksums(steady.folder / "history.jsonl")
     assert [line.pop("asked", None) for line in lines] == [None] * COUNT + [[t, t] for t in range(12)]
-    assert [line | {"seconds": {}} for line in lines] == [line | {"seconds": {}} for line in one.unsealed()]
+    expected = lines_without_checksums(one.folder / "history.jsonl")
+    assert [line | {"seconds": {}} for line in lines] == [line | {"seconds": {}} for line in expected]
 
 
 @pytest.mark.exhaustive
@@ -130,7 +133,7 @@ def test_a_journal_that_is_not_of_a_steady_search(new_run, change, message):
     run = new_run()
     steadily(run, [new_run.Evaluator()], children=6)
     path = run.folder / "history.jsonl"
-    lines = run.unsealed()
+    lines = lines_without_checksums(run.folder / "history.jsonl")
     lines[5] |= change
     path.write_text(
         "".join(json.dumps({k: v for k, v in line.items() if v is not None or k != "asked"}) + "\n" for line in lines)

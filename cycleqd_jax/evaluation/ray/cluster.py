@@ -9,6 +9,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
@@ -22,6 +24,9 @@ __all__ = ["Cluster", "RayCluster", "WorkerLost", "check_ray"]
 
 CONNECT_S = 5.0
 """Seconds in which the head of a cluster must accept a connection."""
+
+ANSWER_S = 10
+"""Whole seconds in which the head of a cluster must answer, once Ray is imported."""
 
 
 class WorkerLost(Exception):
@@ -53,7 +58,7 @@ class Cluster(Protocol):
         """Calls a method of the worker's ``Host``; returns the call, whose result comes later.
 
         Raises:
-            InfraError: the cluster can't take the arguments.
+            InfraError: the cluster has no room for the arguments, in memory or on disk.
         """
         ...
 
@@ -127,6 +132,7 @@ class RayCluster:
             _check_connected(address, ray.get_runtime_context().gcs_address)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            _check_answers(address)
             with _kept_handlers():
                 try:
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
@@ -143,14 +149,14 @@ class RayCluster:
 
     def call(self, worker: Any, method: str, *arguments: Any) -> Hashable:
         """See :class:`Cluster`."""
-        from ray.exceptions import ObjectStoreFullError
+        from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
         try:
             return getattr(worker, method).remote(*arguments)
-        except ObjectStoreFullError as error:
+        except (ObjectStoreFullError, OutOfDiskError) as error:  # the second where Ray can't spill to the disk either
             raise InfraError(
-                f"expected room for a genome in the object store of Ray, got: {first_line(error).rstrip('.')}; start Ray with "
-                "a larger --object-store-memory"
+                f"expected room for a genome in the object store of Ray, got {type(error).__name__}: "
+                f"{first_line(error).rstrip('.')}; start Ray with a larger --object-store-memory, or free space on its disk"
             ) from error
 
     def wait(self, calls: Sequence[Hashable], seconds: float) -> list[Hashable]:
@@ -247,6 +253,28 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((name, int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
+
+
+_ASK = """
+import signal, sys
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient
+signal.alarm(int(sys.argv[2]))
+address = canonicalize_bootstrap_address(sys.argv[1])
+if address is not None:
+    GcsClient(address=address)
+"""
+"""Asks the head for the id of its cluster. SIGALRM ends the process, because Ray itself tries for a minute or longer."""
+
+
+def _check_answers(address: str) -> None:
+    """Raises where a program accepts connections at an address, but does not answer as the head of a cluster does."""
+    command = [sys.executable, "-c", _ASK, address, str(ANSWER_S)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode == -signal.SIGALRM:
+        raise _unreachable(address, f"no answer of Ray within {ANSWER_S} s")
+    if done.returncode != 0:
+        raise _unreachable(address, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].rstrip("."))
 
 
 def _check_connected(address: str, connected: str) -> None:

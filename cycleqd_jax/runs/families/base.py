@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
-from cycleqd_jax.training import TrainOptions
+from cycleqd_jax.training import TrainingCheckpoints, TrainOptions
 from cycleqd_jax.types import ModelEvaluator, Params, Progress, Split
 
 __all__ = ["Family", "Processor", "sizes_of", "train_options"]
@@ -96,6 +96,7 @@ class Family(Protocol):
         progress: Progress,
         stage: str,
         key: str,
+        checkpoints: TrainingCheckpoints | None = None,
     ) -> tuple[Params, dict[str, Any]]:
         """Trains a model.
 
@@ -109,6 +110,7 @@ class Family(Protocol):
             progress: called while training.
             stage: the name of the training in progress and errors.
             key: the part of the config that ``train`` is, for errors.
+            checkpoints: where the state of the training is kept while it runs.
 
         Returns:
             The weights, and the record of what the training has used (:mod:`cycleqd_jax.runs.usage`).

@@ -88,6 +88,7 @@ class LanguageModels:
         progress: Progress,
         stage: str,
         key: str,
+        checkpoints: training.TrainingCheckpoints | None = None,
     ) -> tuple[Params, dict[str, Any]]:
         """Trains all weights on conversations; the record counts tokens without padding, and pairs of tokens."""
         assert isinstance(config, LlamaConfig)
@@ -100,6 +101,7 @@ class LanguageModels:
             progress=progress,
             stage=stage,
             key=f"{key}.learning_rate",
+            checkpoints=checkpoints,
         )
         used = {"tokens": metrics.tokens, "attended": metrics.attended, "seconds": metrics.seconds}
         return params, {"steps": len(metrics.losses), **used}

@@ -70,6 +70,7 @@ class SegmentAnything:
         progress: Progress,
         stage: str,
         key: str,
+        checkpoints: training.TrainingCheckpoints | None = None,
     ) -> tuple[Params, dict[str, Any]]:
         """Trains what ``masks`` says; low-rank updates are multiplied out.
 
@@ -80,6 +81,7 @@ class SegmentAnything:
         chosen, options = run.mask_options, train_options(train)
         masks = training.MaskOptions(chosen.trained, chosen.flips, chosen.jitter_fraction, chosen.iou_weight)
         common: dict[str, Any] = {"seed": seed, "progress": progress, "stage": stage, "key": f"{key}.learning_rate"}
+        common["checkpoints"] = checkpoints
         if chosen.rank is None:
             trained, metrics = training.finetune_masks(params, config, examples, options, masks, **common)
         else:

@@ -9,12 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from cycleqd_jax.evaluation.ray import RayCluster, WorkerLost, cluster
+from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import InputError
 
 HERE = Path(__file__).parent
@@ -153,6 +156,32 @@ def test_a_result_that_is_lost_with_its_machine_does_not_count_against_the_child
     assert not lost(ObjectLostError("00" * 28, b"an address", "a stack"), monkeypatch).process
 
 
+def test_a_worker_that_ray_ends_for_its_memory_is_named(monkeypatch):
+    pytest.importorskip("ray")
+    from ray.exceptions import OutOfMemoryError
+
+    error = lost(OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory: 15/16 GB"), monkeypatch)
+    assert str(error) == "out of memory: Task was killed due to the node running low on memory"
+    assert error.process
+
+
+@pytest.mark.parametrize("name", ["ObjectStoreFullError", "OutOfDiskError"])
+def test_no_room_for_a_genome(name):
+    """Ray spills objects to the disk first, and has another error where that is full too."""
+    exceptions = pytest.importorskip("ray.exceptions")
+
+    def remote(*arguments):
+        raise getattr(exceptions, name)("Failed to put object 01.\nIt has 7 bytes.")
+
+    worker = types.SimpleNamespace(evaluate=types.SimpleNamespace(remote=remote))
+    with pytest.raises(
+        InfraError,
+        match=rf"^expected room for a genome in the object store of Ray, got {name}: Failed to put object 01; start Ray with a "
+        r"larger --object-store-memory, or free space on its disk$",
+    ):
+        RayCluster.__new__(RayCluster).call(worker, "evaluate", 1)
+
+
 def test_an_exception_of_a_worker_has_its_traceback(monkeypatch):
     ray = pytest.importorskip("ray")
     from ray.exceptions import RayTaskError
@@ -232,3 +261,57 @@ def test_a_head_that_can_not_be_reached(monkeypatch):
     with pytest.raises(InputError, match=rf"^expected the head of a Ray cluster at ray.address {address}, got: .*refused"):
         RayCluster(address, cpus=1, gpus=0)
     assert time.monotonic() - start < 8
+
+
+@pytest.fixture(
+    params=[b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"], ids=["silent", "http"]
+)
+def no_head(request):
+    """The address of a program that accepts connections, and answers nothing or as a web server does."""
+    kept = []
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            kept.append(connection)
+            if request.param:
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(request.param)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    for connection in kept:
+        connection.close()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(120)
+def test_a_program_that_is_no_head(no_head):
+    pytest.importorskip("ray")
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"^expected the head of a Ray cluster at ray.address {no_head}, got: .*no answer of"):
+        RayCluster(no_head, cpus=1, gpus=0)
+    assert time.monotonic() - start < 30  # 10 s, and the imports of Ray on a busy machine
+
+
+def test_what_the_head_says_is_said(monkeypatch):
+    monkeypatch.setattr(cluster, "_ASK", "raise ValueError('another version of Ray.')")
+    with pytest.raises(
+        InputError, match=r"^expected the head .* at ray.address a:1, got: ValueError: another version of Ray; s"
+    ):
+        cluster._check_answers("a:1")
+
+
+def test_a_head_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(cluster, "_ASK", "import signal, time; signal.alarm(1); time.sleep(60)")
+    monkeypatch.setattr(cluster, "ANSWER_S", 1)
+    with pytest.raises(InputError, match=r"^expected the head .* at ray.address a:1, got: no answer of Ray within 1 s; start"):
+        cluster._check_answers("a:1")

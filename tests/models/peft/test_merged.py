@@ -104,7 +104,7 @@ def test_relatives_of_llama(make_base, tmp_path, assert_close, changes):
     assert_close(ours, base.merged_by_peft(tmp_path / "other", tmp_path / "merged"))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.exhaustive), "float16"])
 def test_half_precision_files_are_read_exactly_into_float32(base, tmp_path, assert_close, dtype):
     base.train(tmp_path / "adapter", dtype, target_modules=LINEAR, lora_alpha=3)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")

@@ -142,6 +142,7 @@ def test_weights_and_logits_that_are_not_finite_are_named(models, items):
     assert [one.finite.tolist() for one in predictor.predict(items[:1], 1)] == [[False]]
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_compiled_for_the_next_models(models, items, compilations):
     predictor = SamPredictor(CONFIG, encoder=models[0]["vision"], batch_size=2)
     masks(predictor, with_decoders(models, models[0]["vision"]), items, 3)

@@ -18,7 +18,7 @@ from cycleqd_jax.config import SEGMENTATION, RunConfig, read_yaml, to_dict
 from cycleqd_jax.files import check_writable, is_locked, locked, make_folder, write_text
 from cycleqd_jax.report.comparison import ComparisonTable
 from cycleqd_jax.report.stage import span
-from cycleqd_jax.runs.folder import FREE, check_folder, flat, folder_digest, value_at
+from cycleqd_jax.runs.folder import FREE, check_folder, flat, value_at
 from cycleqd_jax.runs.images import images_digest
 from cycleqd_jax.runs.methods import (
     SHARED_ROWS,
@@ -30,6 +30,7 @@ from cycleqd_jax.runs.methods import (
     read_methods,
     shared_rows,
 )
+from cycleqd_jax.runs.model_digests import folder_digest
 from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import InputError, Progress
 

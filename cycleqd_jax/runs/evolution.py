@@ -16,10 +16,11 @@ from cycleqd_jax.algorithms import CycleQDState, aggregate
 from cycleqd_jax.evaluation import Evaluation, StreamEvaluator
 from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs, tokenizer_digest
+from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs
 from cycleqd_jax.runs.gradient import GradientMerge
 from cycleqd_jax.runs.inputs import budget_of, digest_problems, input_digests, whole_expert
 from cycleqd_jax.runs.loggers import log_search
+from cycleqd_jax.runs.model_digests import tokenizer_digest
 from cycleqd_jax.runs.origin import take_origin
 from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.runs.replay import rebuild

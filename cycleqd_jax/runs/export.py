@@ -12,7 +12,7 @@ from cycleqd_jax.files import write_json
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.evolution import mixing_of
-from cycleqd_jax.runs.folder import folder_digest
+from cycleqd_jax.runs.model_digests import folder_digest
 from cycleqd_jax.runs.replay import ancestors_of
 from cycleqd_jax.runs.wanted import RunModels, Wanted, find_wanted
 from cycleqd_jax.types import Progress

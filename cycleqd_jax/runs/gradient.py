@@ -17,7 +17,7 @@ from cycleqd_jax.plan import express_flops
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.runs.coefficients import express_coefficients, host_space, placed_space
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.folder import tokenizer_digest
+from cycleqd_jax.runs.model_digests import tokenizer_digest
 from cycleqd_jax.runs.training_checkpoints import CachedTraining
 from cycleqd_jax.runs.usage import training_record
 from cycleqd_jax.types import Params

@@ -24,8 +24,8 @@ from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import Preflight, preflight
 from cycleqd_jax.models.sam import SamConfig
-from cycleqd_jax.runs.folder import tokenizer_digest
 from cycleqd_jax.runs.images import FolderInput, resolve_sam
+from cycleqd_jax.runs.model_digests import tokenizer_digest
 from cycleqd_jax.runs.models import ModelFolders
 from cycleqd_jax.runs.tasks import TaskInput, resolve_tasks
 from cycleqd_jax.search import individuals_within

@@ -24,8 +24,8 @@ from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.devices import Architecture
 from cycleqd_jax.runs.families import Processor, family_of
-from cycleqd_jax.runs.folder import folder_digest, tokenizer_digest
 from cycleqd_jax.runs.mirror import Mirror, mirrored
+from cycleqd_jax.runs.model_digests import folder_digest, tokenizer_digest
 from cycleqd_jax.types import Adapter, InputError, Params
 
 __all__ = ["ModelFolders", "Models", "model_folders"]

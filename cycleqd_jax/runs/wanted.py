@@ -30,7 +30,8 @@ from cycleqd_jax.report.read import load_selection
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, device_groups
 from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.folder import compare_inputs, folder_digest, tokenizer_digest
+from cycleqd_jax.runs.folder import compare_inputs
+from cycleqd_jax.runs.model_digests import folder_digest, tokenizer_digest
 from cycleqd_jax.runs.models import ModelFolders, Models, model_folders
 from cycleqd_jax.runs.placement import Placement
 from cycleqd_jax.runs.replay import ancestors_of, rebuild, replay

@@ -1,0 +1,119 @@
+"""The tables and exported models of a run, and the models that it has read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from cycleqd_jax.config import RunConfig
+from cycleqd_jax.models.files import hub
+from cycleqd_jax.report.read import load_items, load_results, load_selection
+from cycleqd_jax.runs.audit.found import ROUNDING, Audit
+from cycleqd_jax.runs.model_digests import folder_digest
+from cycleqd_jax.runs.wanted import recorded_folders
+from cycleqd_jax.search import Journal
+from cycleqd_jax.types import InputError
+
+__all__ = ["check_exports", "check_models", "check_tables"]
+
+
+def check_tables(path: Path, journal: Journal, audit: Audit) -> None:
+    """Compares the tables with each other, and the selection with the journal."""
+    again = "remove it, and run cycleqd evaluate"
+    try:
+        results, items, selection = load_results(path), load_items(path), load_selection(path)
+    except InputError as error:
+        audit.problems.append(str(error))
+        return
+    if results is not None:
+        file = path / "tables" / "results.json"
+        audit.checked.append("the tables")
+        for method, splits in items.items():
+            for split, tasks in splits.items():
+                shown = results["methods"].get(method, {}).get(split, {})
+                wrong = [t for t, scores in tasks.items() if not _is_mean(shown.get(t), scores)]
+                audit.expect(
+                    not wrong,
+                    f"expected the means of items.json for {method} on {split}, got others of {wrong} in {file}; {again}",
+                )
+        named = [
+            results.get("best_elite"),
+            results.get("selected", {}).get("id"),
+            *results.get("aggregate", {}).get("elites", []),
+        ]
+        unknown = [identity for identity in named if identity is not None and journal.get(identity) is None]
+        audit.expect(not unknown, f"expected individuals of the journal, got {unknown[:5]} in {file}; {again}")
+    if selection is not None:
+        file = path / "tables" / "selection.json"
+        audit.checked.append("the selection")
+        alive = [one for one in selection["candidates"] if one["scores"] is not None]
+        wrong = [
+            one["ids"] for one in alive for t, scores in one["items"].items() if not _is_mean(one["scores"].get(t), scores)
+        ]
+        audit.expect(not wrong, f"expected the means of items, got others for the candidates {wrong[:3]} in {file}; {again}")
+        unknown = [i for one in selection["candidates"] for i in one["ids"] if journal.get(i) is None]
+        audit.expect(not unknown, f"expected individuals of the journal, got {unknown[:5]} in {file}; {again}")
+        chosen = [one for one in alive if {"kind": one["kind"], "ids": one["ids"]} == selection["chosen"]]
+        best = max((one["average"] for one in alive), default=math.nan)
+        audit.expect(
+            bool(chosen) and chosen[0]["average"] >= best - ROUNDING,
+            f"expected the best candidate to be chosen, got {selection['chosen']} in {file}; {again}",
+        )
+
+
+def _is_mean(score: float | None, items: Sequence[float]) -> bool:
+    return score is not None and bool(items) and math.isclose(score, statistics.fmean(items), rel_tol=0, abs_tol=ROUNDING)
+
+
+def check_exports(path: Path, individuals: int, audit: Audit) -> None:
+    """Compares exported models with the digests that were recorded of them."""
+    known = set()
+    for file in sorted((path / "exports").glob("*.json")):
+        try:
+            record = json.loads(file.read_text("utf-8"))
+            folder, expected = path / str(record["folder"]), str(record["digest"])
+        except (ValueError, KeyError, TypeError) as error:
+            audit.problems.append(
+                f"expected folder and digest of an exported model, got {type(error).__name__} {error} in {file}; remove it, "
+                "and export the model again"
+            )
+            continue
+        known.add(folder)
+        if not folder.exists():
+            audit.notes.append(f"note: {folder} was exported, and is not there any more")
+            continue
+        before = record.get("individuals", individuals)  # earlier versions did not record it
+        if before != individuals and folder.parent == path:  # those in exports/ may be of any individual
+            audit.notes.append(
+                f"note: {folder} was exported when the journal had {before} individuals, and it has {individuals} now; run "
+                "cycleqd export to choose among all of them"
+            )
+        found = folder_digest(folder)
+        audit.checked.append(f"{folder.name}/")
+        audit.expect(
+            found == expected, f"expected the exported model with digest {expected}, got {found} in {folder}; export it again"
+        )
+    for name in ("model", "best_elite"):
+        if (path / name).exists() and path / name not in known:
+            audit.notes.append(f"note: {path / name} was exported by a version that recorded no digest, and is not checked")
+
+
+def check_models(path: Path, config: RunConfig, audit: Audit) -> None:
+    """Base and experts, where they are on this machine."""
+    given = [config.model.base, config.model.tokenizer, *config.given_experts.values()]
+    remote = [str(name) for name in given if name is not None and not os.path.exists(name) and hub.is_repository(name)]
+    if not (path / "inputs.json").exists():
+        audit.notes.append(f"note: {path / 'inputs.json'} is not there, so base and experts are not checked")
+    elif remote:
+        audit.notes.append(f"note: {', '.join(remote)} are repositories of the hub, which are not downloaded to be checked")
+    else:
+        try:
+            recorded_folders(dataclasses.replace(config, output=str(path)))
+            audit.checked.append("base and experts")
+        except (InputError, OSError) as error:
+            audit.problems.append(str(error))

@@ -16,7 +16,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Column, Expr, Refus
 
 __all__ = ["VERSION", "Statement", "fingerprint_sql", "table_relation", "translate"]
 
-VERSION = 3
+VERSION = 4
 """Part of the fingerprints of tasks. Raise it with each change of the results of statements."""
 
 _DENIED = re.compile(

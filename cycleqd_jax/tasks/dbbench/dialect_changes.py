@@ -110,6 +110,10 @@ def insert(node: Any, scope: Scope, replaces: bool) -> str:
         made = query(source, Scope(scope.catalog, scope.database))
         if len(made.columns) != len(columns):
             raise Refusal("1136 (21S01): Column count doesn't match value count at row 1")
+        pairs = list(zip(made.columns, columns, strict=True))
+        fixed = any(mine.type.code[0] == "f" and column.type.kind == "str" for mine, column in pairs)
+        if fixed and any(table.name == relation.name for table in source.find_all(exp.Table)):
+            raise unsupported("INSERT … SELECT of rounded numbers from the table itself")  # zeros of a temporary table
         cells = [
             stored(Expr(f"c{i}", mine.type), column) for i, (mine, column) in enumerate(zip(made.columns, columns, strict=True))
         ]

@@ -193,7 +193,7 @@ class Expressions(Calls):
     def _neg(self, node: exp.Neg) -> Expr:
         made = self(node.this)
         value = f"-{made.value}" if made.value is not None and made.type.numeric else None
-        return Expr(f"(-{number(made)})", number_type(made.type), value)
+        return Expr(f"(-{number(made)})", number_type(made.type)._replace(unsigned=False), value)
 
     def _bitwisenot(self, node: exp.BitwiseNot) -> Expr:
         return Expr(f"m_bits('~', {whole(self(node.this))}, 0)", INT)
@@ -312,7 +312,8 @@ class Expressions(Calls):
         shown = [converted(value, result) for value in values]
         body = " ".join(f"WHEN {test} THEN {value}" for test, value in zip(tests, shown, strict=False))
         other = f" ELSE {shown[-1]}" if len(shown) > len(tests) else ""
-        return Expr(f"(CASE {body}{other} END)", result)
+        as_number = "" if any(value.number is not None for value in values) else None
+        return Expr(f"(CASE {body}{other} END)", result, None, as_number)
 
     def _cast(self, node: exp.Cast) -> Expr:
         target = node.args["to"]

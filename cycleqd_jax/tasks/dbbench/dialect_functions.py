@@ -86,7 +86,6 @@ _SIMPLE = {
     "CURRENT_USER": Simple("", TEXT, "'root@%'"),
     "CHARSET": Simple("s", TEXT, "'utf8mb4'"),
     "BIT_COUNT": Simple("i", INT, "length(m_replace(m_conv(CAST({0} AS TEXT), 10, 2), '0', ''))"),
-    "FOUND_ROWS": Simple("", INT, "1"), "LAST_INSERT_ID": Simple("", INT, "0"), "ROW_COUNT": Simple("", INT, "-1"),
     **DATE_FUNCTIONS,
 }  # fmt: skip
 _SAME = {
@@ -151,6 +150,7 @@ _KNOWN = frozenset((
     "TO_SECONDS", "GET_FORMAT", "NAME_CONST", "LEAD", "LAG", "ROW_NUMBER", "RANK", "DENSE_RANK", "NTILE", "FIRST_VALUE",
     "LAST_VALUE", "CUME_DIST", "PERCENT_RANK", "DEFAULT", "VALUE", "WEIGHT_STRING", "MATCH", "RANDOM_BYTES", "OLD_PASSWORD",
     "DECODE", "ENCODE", "TIMESTAMPADD", "NVL2", "CHR", "INTERVAL", "NTH_VALUE", "ST_DISTANCE", "POINT",
+    "FOUND_ROWS", "LAST_INSERT_ID", "ROW_COUNT",
 ))  # fmt: skip
 
 
@@ -161,7 +161,9 @@ def _branches(values: list[Expr]) -> tuple[list[str], Type]:
 
 def _if(args: list[Expr], _: Compare) -> Expr:
     shown, result = _branches(args[1:])
-    return Expr(f"iif({truth(args[0])}, {shown[0]}, {shown[1]})", result)
+    test = truth(args[0])
+    other = "" if any(arg.number is not None for arg in args[1:]) else None
+    return Expr(f"iif({test}, {shown[0]}, {shown[1]})", result, None, other)
 
 
 def _coalesce(args: list[Expr], _: Compare) -> Expr:

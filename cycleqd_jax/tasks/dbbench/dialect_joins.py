@@ -6,7 +6,7 @@ from typing import Any
 
 from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
 from cycleqd_jax.tasks.dbbench.dialect_names import Scope, Source, check_parts
-from cycleqd_jax.tasks.dbbench.dialect_operators import checked_length, compared
+from cycleqd_jax.tasks.dbbench.dialect_operators import checked_length, collated, compared
 from cycleqd_jax.tasks.dbbench.dialect_types import Expr, Refusal, quoted, truth, unsupported
 
 __all__ = ["Joins"]
@@ -110,5 +110,9 @@ class Joins:
             scope.sources.append(Source(name, alias, made.columns, False))
             return f"({made.sql}) AS {alias}"
         relation = scope.relation(node)
+        kinds = {column.name.lower(): column.type for column in relation.columns}
         scope.sources.append(Source(name, alias, list(relation.columns), not relation.view))
+        if relation.primary and not any(column.auto for column in relation.columns):  # the server reads it in this order
+            order = ", ".join(collated(Expr(quoted(name), kinds[name.lower()])) for name in relation.keys[0])
+            return f"(SELECT * FROM {quoted(relation.name)} ORDER BY {order} LIMIT -1) AS {alias}"
         return f"{quoted(relation.name)} AS {alias}"

@@ -81,8 +81,10 @@ def calculated(operator: str, first: Expr, second: Expr, database: str) -> Expr:
     kinds = [number_type(first.type), number_type(second.type)]
     scales = [kind.scale or 0 for kind in kinds]
     double = any(kind.kind == "dbl" for kind in kinds)
+    unsigned = any(kind.kind == "int" and kind.unsigned for kind in kinds)
     if operator == "DIV":
-        return Expr(f"m_intdiv({left}, {right})", INT)
+        sql = f"m_intdiv({left}, {right})"
+        return Expr(f"m_natural({sql})", INT._replace(unsigned=True)) if unsigned and not double else Expr(sql, INT)
     if operator == "%":
         return call("MOD", [first, second], compared, database)
     if operator == "/":
@@ -98,7 +100,8 @@ def calculated(operator: str, first: Expr, second: Expr, database: str) -> Expr:
             Type("dbl", None if unfixed else max(scales)),
         )
     if all(kind.kind == "int" for kind in kinds):
-        return Expr(f"({left} {operator} {right})", INT)
+        sql = f"({left} {operator} {right})"
+        return Expr(f"m_natural{sql}", INT._replace(unsigned=True)) if unsigned else Expr(sql, INT)
     digits = [scale if kind.inner is None else kind.inner for kind, scale in zip(kinds, scales, strict=True)]
     shown = decimal(sum(scales) if operator == "*" else max(scales))
     if any(kind.inner is not None for kind in kinds):
@@ -122,7 +125,7 @@ def cast(made: Expr, kind: str, sizes: list[int]) -> Expr:
         return Expr(f"m_int({value})", INT)
     if kind in ("UBIGINT", "UINT"):
         value = made.sql if made.type.kind in ("str", "int", "null") else whole(made)
-        return Expr(f"m_unsigned({value})", INT)
+        return Expr(f"m_unsigned({value})", INT._replace(unsigned=True))
     if kind == "DECIMAL":
         precision, scale = (*sizes, 0)[:2] if sizes else (10, 0)
         if scale > precision or precision > 65:
@@ -132,7 +135,7 @@ def cast(made: Expr, kind: str, sizes: list[int]) -> Expr:
     if kind in ("DOUBLE", "FLOAT"):
         return Expr(f"CAST({number(made)} AS REAL)", DOUBLE)
     if kind in ("CHAR", "VARCHAR", "NCHAR"):
-        return Expr(f"m_cut({text(made)}, {sizes[0]})" if sizes else text(made), TEXT)
+        return Expr(f"m_cut({text(made)}, {sizes[0]})", TEXT, cut=True) if sizes else Expr(text(made), TEXT)
     if kind == "CHARACTER_SET":
         return Expr(text(made), TEXT)
     if kind == "BINARY":

@@ -39,7 +39,7 @@ def _typed(kind: Any) -> tuple[Type, str]:
     name = kind.this.name if hasattr(kind.this, "name") else str(kind.this)
     sizes = [str(size.this.this) for size in kind.expressions if hasattr(size, "this") and hasattr(size.this, "this")]
     if name in _WHOLE:
-        return Type("int", 0), _WHOLE[name]
+        return Type("int", 0, unsigned=name.startswith("U")), _WHOLE[name]
     if name in _TEXTS:
         return Type("str"), _TEXTS[name]
     if name in ("VARCHAR", "CHAR", "NCHAR", "NVARCHAR"):
@@ -323,10 +323,10 @@ def show(node: Any, scope: Scope) -> list[tuple]:
     if node.args.get("db") is not None and node.args["db"].name != scope.database:
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{node.args['db'].name}'")
     if what == "TABLES":
-        names = sorted(name for name in catalog if like is None or _matches(name, like))
+        names = sorted(name for name in catalog if like is None or _matches(name, like, exact=True))
         return [(name, "VIEW" if catalog[name].view else "BASE TABLE") if node.args.get("full") else (name,) for name in names]
     if what == "DATABASES":
-        return [(name,) for name in (scope.database, "information_schema") if like is None or _matches(name, like)]
+        return [(name,) for name in (scope.database, "information_schema") if like is None or _matches(name, like, exact=True)]
     if what in ("COLUMNS", "CREATE TABLE", "INDEX"):
         target = node.args.get("target")
         name = target.name if target is not None else ""
@@ -364,7 +364,7 @@ def _shown_create(relation: Relation) -> str:
     return f"CREATE TABLE {name(relation.name)} (\n{body}\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_general_ci"
 
 
-def _matches(name: str, pattern: str) -> bool:
+def _matches(name: str, pattern: str, *, exact: bool = False) -> bool:
     from cycleqd_jax.tasks.dbbench.sqlite_values import like
 
-    return bool(like(name, pattern, "\\", 0))
+    return bool(like(name, pattern, "\\", int(exact)))

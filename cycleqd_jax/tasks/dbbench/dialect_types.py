@@ -31,12 +31,14 @@ class Type(NamedTuple):
             digits of the second; for a text those of the number that it becomes, if they are known.
         exact: whether texts are compared by their bytes instead of by the collation utf8mb4_general_ci.
         inner: digits after the point that a quotient has before it is shown; None for other numbers.
+        unsigned: whether it is an UNSIGNED integer, whose sums and differences must not be below 0.
     """
 
     kind: str
     scale: int | None = None
     exact: bool = False
     inner: int | None = None
+    unsigned: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -72,8 +74,10 @@ class Expr(NamedTuple):
         sql: its text; safe as an operand.
         type: the type that it has in MySQL.
         value: the value of a literal, else None.
-        number: the expression as a number, where MySQL does not convert its text; else None.
+        number: the expression as a number, where MySQL does not convert its text; else None. Empty if that number is
+            not known.
         instant: the expression in comparisons of dates and times, where a conversion that fails is no NULL; else None.
+        cut: whether it is a CAST to a text of a given length.
     """
 
     sql: str
@@ -81,6 +85,7 @@ class Expr(NamedTuple):
     value: str | None = None
     number: str | None = None
     instant: str | None = None
+    cut: bool = False
 
 
 class Column(NamedTuple):
@@ -176,6 +181,8 @@ def is_bytes_literal(expr: Expr) -> bool:
 
 def number(expr: Expr) -> str:
     """An expression converted to a number, as in an addition."""
+    if expr.number == "":
+        raise unsupported("GREATEST or LEAST of texts inside IF or CASE as a number")
     if expr.number is not None:
         return expr.number
     if expr.type.temporal:

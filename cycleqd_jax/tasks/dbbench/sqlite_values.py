@@ -271,6 +271,14 @@ def unsigned(value):
     return value
 
 
+@sql("m_natural")
+def natural(value):
+    """The result of arithmetic with an UNSIGNED integer."""
+    if value < 0:
+        raise Fault("1690 (22003): BIGINT UNSIGNED value is out of range")
+    return value
+
+
 def quantized(value, scale):
     """A number as ``Decimal`` with ``scale`` digits after the point; halves away from zero."""
     value = decimal.Decimal(repr(value) if isinstance(value, float) else value)

@@ -73,7 +73,7 @@ class Loop:
                 del weights, moments
                 self._current = (None, None, [], done)  # the initial ones make room
                 # Arrays without a device of their own, like the initial ones: experts may lie on several.
-                self._current = (*jax.tree.map(jnp.asarray, (tree["weights"], tree["moments"])), [], done)
+                self._current = (*jax.tree.map(jnp.array, (tree["weights"], tree["moments"])), [], done)
         self.restored_steps = len(self.losses)
 
     @property

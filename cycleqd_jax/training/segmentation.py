@@ -98,9 +98,10 @@ class MaskMetrics:
     Attributes:
         losses: the loss of every step, Float ``[steps]``.
         images: the number of images, repetitions included.
-        embedded: the number of images that a frozen encoder embedded, repetitions included.
+        embedded: the number of images that a frozen encoder embedded, repetitions included; of the last process alone where a
+            training was continued.
         embed_seconds: the part of ``seconds`` before the first step, in which embeddings are computed that are kept.
-        seconds: wall time, including compilation.
+        seconds: wall time, including compilation, of all processes that have taken part.
     """
 
     losses: np.ndarray

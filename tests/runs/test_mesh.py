@@ -113,19 +113,20 @@ def sources(finished: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def wider(finished, tmp_path_factory) -> dict[str, Path]:
-    """The finished run's base and experts with heads that two devices can share: the same functions.
+    """The finished run's base and experts with heads that eight devices can share: the same functions.
 
-    A head more, that says nothing; and the only key/value head twice.
+    Heads more, that add nothing; and the only key/value head eight times.
     """
+    heads, kv_heads = 16, 8
     found = {}
     for name, source in sources(finished).items():
         config, params = hf.load(source)
-        attn, width = params["layers"]["attn"], config.head_dim
+        attn, width = params["layers"]["attn"], config.head_dim * (heads - config.num_attention_heads)
         q, o = jnp.pad(attn["q"], ((0, 0), (0, 0), (0, width))), jnp.pad(attn["o"], ((0, 0), (0, width), (0, 0)))
-        k, v = (jnp.concatenate([attn[x]] * 2, axis=-1) for x in "kv")
+        k, v = (jnp.concatenate([attn[x]] * kv_heads, axis=-1) for x in "kv")
         layers = params["layers"] | {"attn": attn | {"q": q, "k": k, "v": v, "o": o}}
         found[name] = tmp_path_factory.mktemp("wider") / name
-        shape = config.replace(num_attention_heads=config.num_attention_heads + 1, num_key_value_heads=2)
+        shape = config.replace(num_attention_heads=heads, num_key_value_heads=kv_heads)
         hf.save(found[name], shape, params | {"layers": layers}, tokenizer=load_tokenizer(source))
     return found
 
@@ -136,15 +137,27 @@ def on_one_device(wider, tmp_path_factory) -> tuple[Path, list[dict]]:
     return folder, evolved(folder, given(folder, wider, search={"generations": 2}), "run")[0]
 
 
+def assert_same_on(mesh: dict[str, int], folder: Path, models: dict[str, Path], one: tuple[Path, list[dict]]) -> str:
+    """Evolves on a mesh with the scores and archives of one device; the config."""
+    alone, lines = one
+    assert len({tuple(line["scores"].values()) for line in lines}) > 3, "scores so alike that no test here could fail"
+    config = given(folder, models, search={"generations": 2}, mesh=mesh, cache=str(alone / "cache"))
+    assert evolved(folder, config, "run")[0] == lines
+    assert (folder / "run" / "grid.json").read_bytes() == (alone / "run" / "grid.json").read_bytes()
+    return config
+
+
+@pytest.mark.slow  # programs for eight devices are compiled for minutes on a busy machine
+@pytest.mark.parametrize("mesh", [{"tensor": 8}, {"fsdp": 2, "tensor": 4}, {"population": 2, "tensor": 4}], ids=str)
+def test_groups_of_many_devices_find_the_same_archives(wider, on_one_device, tmp_path, mesh):
+    assert_same_on(mesh, tmp_path, wider, on_one_device)
+
+
 @pytest.mark.parametrize(
     "mesh", [{"fsdp": 2, "tensor": 2}, pytest.param({"population": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=str
 )
 def test_groups_of_several_devices_find_the_same_scores(wider, on_one_device, tmp_path, mesh):
-    folder, lines = on_one_device
-    assert len({tuple(line["scores"].values()) for line in lines}) > 3, "scores so alike that no test here could fail"
-    config = given(tmp_path, wider, search={"generations": 2}, mesh=mesh, cache=str(folder / "cache"))
-    assert evolved(tmp_path, config, "run")[0] == lines
-    assert (tmp_path / "run" / "grid.json").read_bytes() == (folder / "run" / "grid.json").read_bytes()
+    config = assert_same_on(mesh, tmp_path, wider, on_one_device)
     assert main(["export", config]) == 0  # and all that the table needs
     ours, theirs = (hf.load(path)[1] for path in (tmp_path / "run" / "model", wider["base"]))
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

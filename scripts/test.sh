@@ -39,15 +39,15 @@ wait "$types"
 pytest=(.venv/bin/pytest --dist worksteal)
 first=() last=()
 if [ "$coverage" = yes ]; then
-  first=(--cov --cov-report=) last=(--cov --cov-append --cov-report=term:skip-covered)
+  first=(--cov --cov-report=) last=(--cov --cov-report=term:skip-covered)
 fi
 workers=${WORKERS:-2}
 if [ "$all" = no ]; then
-  [ "$coverage" = yes ] && last=(--cov --cov-report=term:skip-covered)
   exec "${pytest[@]}" -n "$workers" "${last[@]}" "$@"
 fi
 # First the tests that compile quickly; then the others, for which programs are compiled as for users (tests/conftest.py).
 never="not slow and not gpu and not docker and not network"
+[ "$coverage" = no ] || last+=(--cov-append)
 code=0
 run() { # no tests (5) is no failure: the arguments may select tests of one kind
   "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }

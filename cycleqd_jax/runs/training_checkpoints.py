@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from cycleqd_jax.files import locked, make_folder
-from cycleqd_jax.search import Checkpoints, DamagedCheckpointError, read_checkpoint
-from cycleqd_jax.search.checkpoint import SCHEMA, checkpoint_steps
-from cycleqd_jax.types import InputError, first_line, tree_paths
+from cycleqd_jax.search import Checkpoints, DamagedCheckpointError, checkpoint_steps, read_checkpoint
+from cycleqd_jax.search.checkpoint import SCHEMA, leaf_shapes
+from cycleqd_jax.types import InputError, first_line
 
 __all__ = ["CachedTraining", "claimed", "remove_unfinished"]
 
@@ -31,7 +31,11 @@ def claimed(cache: Path, name: str) -> Iterator[None]:
 
 def remove_unfinished(cache: Path, name: str) -> None:
     """Removes the checkpoints of a training that is over."""
-    shutil.rmtree(cache / "unfinished" / name, ignore_errors=True)
+    shutil.rmtree(_folder(cache, name), ignore_errors=True)
+
+
+def _folder(cache: Path, name: str) -> Path:
+    return cache / "unfinished" / name
 
 
 class CachedTraining:
@@ -51,7 +55,7 @@ class CachedTraining:
             minutes: time between two checkpoints; the first one is written after this time.
             log: called with warnings, and with the step from which the training continues.
         """
-        self._folder = cache / "unfinished" / name
+        self._folder = _folder(cache, name)
         self._key = jax.random.key(seed)
         self._seconds = 60 * minutes
         self._log = log
@@ -89,8 +93,8 @@ class CachedTraining:
                     f"expected a checkpoint of schema {SCHEMA} or older, got schema {stored.schema} in {place}; use the "
                     "version of cycleqd_jax that wrote it, or remove it"
                 )
-            expected = _shapes(flax.serialization.to_state_dict(like)), np.asarray(jax.random.key_data(self._key)).tolist()
-            if (_shapes(stored.state), stored.key_data.tolist()) != expected:
+            expected = leaf_shapes(flax.serialization.to_state_dict(like)), np.asarray(jax.random.key_data(self._key)).tolist()
+            if (leaf_shapes(stored.state), stored.key_data.tolist()) != expected:
                 self._log(f"warning: the checkpoint {place} is of another training, and is removed")
                 shutil.rmtree(place, ignore_errors=True)
                 continue
@@ -154,7 +158,3 @@ class CachedTraining:
         """Removes what a process has left that was killed, or found the disk full, while it wrote."""
         for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _shapes(tree: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {path: (str(leaf.dtype), tuple(leaf.shape)) for path, leaf in tree_paths(tree)}

@@ -21,7 +21,15 @@ from cycleqd_jax.files import one_disk_error, write_json
 from cycleqd_jax.search.digests import OLD_BASES, tree_digest
 from cycleqd_jax.types import InputError, PRNGKeyArray, first_line, tree_paths
 
-__all__ = ["SCHEMA", "Checkpoints", "DamagedCheckpointError", "StoredState", "checkpoint_steps", "read_checkpoint"]
+__all__ = [
+    "SCHEMA",
+    "Checkpoints",
+    "DamagedCheckpointError",
+    "StoredState",
+    "checkpoint_steps",
+    "leaf_shapes",
+    "read_checkpoint",
+]
 
 SCHEMA = 1
 """Version of the checkpoint format; increased with every incompatible change."""
@@ -36,7 +44,8 @@ class DamagedCheckpointError(InputError):
     """A checkpoint can't be read, or the digest of its arrays differs."""
 
 
-def _leaves(tree: Any) -> dict[str, str]:
+def leaf_shapes(tree: Any) -> dict[str, str]:
+    """The dtype and the shape of every leaf of a pytree, by path."""
     return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in tree_paths(tree)}
 
 
@@ -246,7 +255,7 @@ class Checkpoints:
         self.wait()
         if step not in self._manager.all_steps():
             self._newest = step
-            self._writing = self._writer.submit(self._write, step, _copy(state, key), _leaves(state))
+            self._writing = self._writer.submit(self._write, step, _copy(state, key), leaf_shapes(state))
 
     def _write(self, step: int, contents: Mapping[str, Any], leaves: Mapping[str, str]) -> None:
         items = ocp.args.Composite(
@@ -330,7 +339,7 @@ class Checkpoints:
                 f"expected a checkpoint of schema {SCHEMA}, got schema {meta['schema']} in {self.folder}; use the version of "
                 "cycleqd_jax that wrote it, or remove the checkpoints to replay the journal"
             )
-        if meta["leaves"] != _leaves(like):
+        if meta["leaves"] != leaf_shapes(like):
             raise InputError(
                 f"expected a checkpoint with the leaves and shapes of this run's state, got others in {self.folder}; use the "
                 f"config and the version of that run ({OLD_BASES}), or another folder"

@@ -5,6 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cycleqd_jax.models.llama import LlamaConfig
+
+CONFIG = LlamaConfig(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    tie_word_embeddings=True,
+    initializer_range=0.2,
+)
+
 
 @pytest.fixture(scope="module")
 def examples():

@@ -11,25 +11,14 @@ import pytest
 
 from cycleqd_jax import sharding
 from cycleqd_jax.genome import CoefficientSpace
-from cycleqd_jax.models.llama import LlamaConfig, init_params, logical_axes
+from cycleqd_jax.models.llama import init_params, logical_axes
 from cycleqd_jax.runs.training_checkpoints import CachedTraining
 from cycleqd_jax.training import TrainOptions, finetune, finetune_mask_adapter, finetune_masks, fit_coefficients
 from cycleqd_jax.training.interrupted import Loop
 from cycleqd_jax.types import InputError
 
 from ..shapes import CONFIGS, ellipses, random_params
-
-CONFIG = LlamaConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    tie_word_embeddings=True,
-    initializer_range=0.2,
-)
+from .conftest import CONFIG
 
 
 class StoppedAt:

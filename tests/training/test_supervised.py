@@ -8,21 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from cycleqd_jax.models.llama import LlamaConfig, forward, init_params
+from cycleqd_jax.models.llama import forward, init_params
 from cycleqd_jax.training.supervised import TrainOptions, finetune, learning_rates, loss
 from cycleqd_jax.types import InputError
 
-CONFIG = LlamaConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    tie_word_embeddings=True,
-    initializer_range=0.2,
-)
+from .conftest import CONFIG
 
 
 @pytest.fixture(scope="module")

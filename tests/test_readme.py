@@ -6,10 +6,10 @@ import pytest
 
 from cycleqd_jax.models.files import hf
 
-from .docs.conftest import finished, tiny_model
+from .docs.conftest import finished, tiny_model, trained
 from .docs.pages import ROOT, Page
 
-__all__ = ["finished", "tiny_model"]
+__all__ = ["finished", "tiny_model", "trained"]
 
 README = ROOT / "README.md"
 
@@ -27,9 +27,9 @@ def test_examples(tiny_model, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(1800)
-def test_a_run_from_python(finished, tiny_model, tmp_path, monkeypatch):
+def test_a_run_from_python(trained, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = Page(README, monkeypatch, preparations={"model": tiny_model}, cache=finished / "cache").run(("python",))
+    found = Page(README, monkeypatch, preparations={"model": tiny_model}, cache=trained / "cache").run(("python",))
     for name in ("model/model.safetensors", "tables/results.json", "report.html"):
         assert (tmp_path / "runs" / "quickstart" / name).exists(), name
     assert found["best"]["average"] >= 0

@@ -11,9 +11,9 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 
-from ..small_run import finished
+from ..small_run import finished, trained
 
-__all__ = ["finished"]
+__all__ = ["finished", "trained"]
 
 
 @pytest.fixture

@@ -39,9 +39,9 @@ def test_operators_and_ask_tell(tmp_path, monkeypatch, capsys):
 @pytest.mark.e2e
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", E2E)
-def test_tutorial(name, finished, tmp_path, monkeypatch, capsys):
+def test_tutorial(name, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    models = finished / "cache" / "models"
+    models = trained / "cache" / "models"
 
     def copy(pattern: str, folder: str) -> None:
         (source,) = models.glob(pattern)
@@ -56,7 +56,7 @@ def test_tutorial(name, finished, tmp_path, monkeypatch, capsys):
             shutil.copy(splits["train"], f"data/{task}.jsonl")
 
     preparations = {"experts": experts, "base": lambda folder: copy("base-*", folder)}
-    page = Page(TUTORIALS / f"{name}.md", monkeypatch, preparations=preparations, cache=finished / "cache")
+    page = Page(TUTORIALS / f"{name}.md", monkeypatch, preparations=preparations, cache=trained / "cache")
     page.run()
     assert "error" not in capsys.readouterr().err.lower()
 

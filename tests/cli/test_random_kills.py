@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,9 @@ from cycleqd_jax.cli import main
 from cycleqd_jax.report.status import read_status
 from cycleqd_jax.types import InputError
 
-from ..small_run import finished, history, write_config
+from ..small_run import history, write_config
 
-__all__ = ["finished"]
-
+TRAINING = "checkpoint.training_minutes=0.1"  # a training goes on although no start lives for as long as it takes
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
@@ -34,6 +33,12 @@ def stage_of(run: Path) -> str:
         return read_status(run).stage
     except InputError:
         return "start"
+
+
+def on_devices(count: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process with so many simulated devices."""
+    shown = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    return os.environ | env | {"XLA_FLAGS": f"{shown} --xla_force_host_platform_device_count={count}".strip()}
 
 
 def killed_runs(
@@ -61,14 +66,12 @@ def killed_runs(
         The kills by stage.
     """
     rng, stages, n, starts = random.Random(kills), collections.Counter[str](), 0, 0
-    shown = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     while True:
         count = devices[starts % len(devices)]
         starts += 1
-        variables = os.environ | env | {"XLA_FLAGS": f"{shown} --xla_force_host_platform_device_count={count}".strip()}
         folder, arguments = start(n)
         command = [sys.executable, "-m", "cycleqd_jax.cli", *arguments, f"mesh.population={count}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=on_devices(count, env))
         try:
             output, _ = process.communicate(timeout=rng.expovariate(1 / mean) if stages.total() < kills else None)
         except subprocess.TimeoutExpired:
@@ -100,17 +103,27 @@ def assert_same(run: Path, whole: Path, capsys) -> None:
     assert weights(run) == weights(whole) != {}
 
 
+def undisturbed(arguments: Sequence[str], env: Mapping[str, str]) -> None:
+    """Runs the whole on one device: XLA adds in an order that depends on the number of devices, and so trained weights do."""
+    command = [sys.executable, "-m", "cycleqd_jax.cli", *arguments, "mesh.population=1"]
+    subprocess.run(command, env=on_devices(1, env), check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("devices", [(1,), (1, 8)], ids=str)
-def test_small_runs_killed_at_random_instants(finished, tmp_path, compiled, capfd, devices):
+def test_small_runs_killed_at_random_instants(tmp_path, compiled, capfd, devices):
+    """The first run on one device trains its models; all others take those of the undisturbed run."""
+    whole = tmp_path / "whole"
+    undisturbed(["run", str(write_config(whole)), TRAINING], compiled)
+
     def start(n: int) -> tuple[Path, list[str]]:
         folder = tmp_path / f"{n}"
-        if n > 0 and not folder.exists():  # only the first one trains
-            shutil.copytree(finished / "cache", folder / "cache")
-        return folder / "run", ["run", str(write_config(folder))]
+        if not folder.exists() and (n > 0 or len(devices) > 1):
+            shutil.copytree(whole / "cache", folder / "cache")
+        return folder / "run", ["run", str(write_config(folder)), TRAINING]
 
-    stages = killed_runs(start, 12, 20, compiled, lambda run: assert_same(run, finished / "run", capfd), devices)
+    stages = killed_runs(start, 12, 20, compiled, lambda run: assert_same(run, whole / "run", capfd), devices)
     with capfd.disabled():
         print(stages)
     assert len(stages) >= 3
@@ -125,12 +138,12 @@ def test_the_quickstart_killed_at_50_random_instants(tmp_path, compiled, capfd):
     def command(folder: Path, cache: Path) -> list[str]:
         # A command that waits for input ends after 3 s instead of 1: verdicts must not depend on the load of the machine.
         places = [f"output={folder}", f"cache={cache}"]
-        return ["run", str(QUICKSTART), "tasks.os_interaction.options.seconds=3", *places]
+        return ["run", str(QUICKSTART), "tasks.os_interaction.options.seconds=3", TRAINING, *places]
 
     def start(n: int) -> tuple[Path, list[str]]:
         return tmp_path / f"{n}", command(tmp_path / f"{n}", tmp_path / f"cache-{n if n < 2 else 0}")
 
-    subprocess.run([sys.executable, "-m", "cycleqd_jax.cli", *command(whole, tmp_path / "cache")], check=True)
+    undisturbed(command(whole, tmp_path / "cache"), compiled)
     stages = killed_runs(start, 50, 40, compiled, lambda run: assert_same(run, whole, capfd))
     with capfd.disabled():
         print(stages)

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cycleqd_jax.engine import Attention, Engine
 from cycleqd_jax.models import llama
@@ -15,6 +16,13 @@ from cycleqd_jax.types import MixedMatrix
 CONFIG = llama.LlamaConfig(48, 32, 64, 2, 4, 2, 8, max_position_embeddings=64, initializer_range=0.4, tie_word_embeddings=True)
 STOPS = (3, 5)
 ATTENTIONS = [Attention("products"), Attention("xla")]  # the implementation of CPUs, and the one that GPUs run
+# For tests that compile for half a minute with each.
+slow_with_xla = pytest.mark.parametrize(
+    "attention",
+    [ATTENTIONS[0], pytest.param(ATTENTIONS[1], marks=pytest.mark.slow)],
+    indirect=True,
+    ids=lambda attention: attention.implementation,
+)
 
 
 def make(config=CONFIG, **changes):

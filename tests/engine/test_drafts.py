@@ -12,7 +12,7 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, NonFiniteError
 
 from .conftest import few
-from .small_model import CONFIG, converse, groups_of, make, plain_loop, population
+from .small_model import CONFIG, converse, groups_of, make, plain_loop, population, slow_with_xla
 
 KINDS = ("perfect", "half", "garbage", "mixed", "bad")
 
@@ -178,6 +178,7 @@ def test_drafts_in_bfloat16(params, attention, slots):
 
 
 @pytest.mark.exhaustive
+@slow_with_xla
 def test_nothing_is_compiled_after_the_warm_up(params, attention, expected, compilations):
     engine = make(attention=attention, window=8, chunk=24)
     engine.load(params)

@@ -10,7 +10,7 @@ import pytest
 from cycleqd_jax.engine import Attention, rolling_windows
 from cycleqd_jax.types import InputError, NonFiniteError
 
-from .small_model import CONFIG, forward, make, population
+from .small_model import CONFIG, forward, make, population, slow_with_xla
 
 
 def plain(params, context, continuation):
@@ -230,6 +230,7 @@ def test_weights_that_are_not_finite(params):
 
 
 @pytest.mark.exhaustive
+@slow_with_xla
 def test_nothing_is_compiled_after_the_warm_up(params, attention, compilations):
     engine = make(attention=attention, chunk=16)
     engine.load(params)

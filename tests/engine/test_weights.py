@@ -12,7 +12,7 @@ import pytest
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, NonFiniteError
 
-from .small_model import CONFIG, converse, groups_of, make
+from .small_model import CONFIG, converse, groups_of, make, slow_with_xla
 
 
 @pytest.mark.exhaustive
@@ -39,6 +39,7 @@ def test_loading_weights_clears_every_cache(params, attention):
 
 
 @pytest.mark.exhaustive
+@slow_with_xla
 def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
     engine = make(attention=attention, slots=9, max_len=64, chunk=32)
     children = [llama.init_params(CONFIG, jax.random.key(n)) for n in range(20)]
@@ -77,6 +78,7 @@ def test_nothing_is_compiled_after_the_warm_up(attention, compilations):
 
 
 @pytest.mark.exhaustive
+@slow_with_xla
 def test_memory_is_constant(params, attention, few_programs):
     engine = make(attention=attention)
     prompts, _ = groups_of()
@@ -108,6 +110,7 @@ def test_donated_weights_are_deleted(params, attention, expected):
 
 
 @pytest.mark.exhaustive
+@slow_with_xla
 def test_donated_weights_are_never_in_memory_twice(attention, monkeypatch):
     """Except for the stack that is being split into layers."""
     config = CONFIG.replace(num_hidden_layers=8, tie_word_embeddings=False)

@@ -154,7 +154,7 @@ def replies(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])  # four on two cores take minutes
 def test_processes_find_what_one_finds(reference, start, capsys, count):
     folder, config = reference
     run, one = folder / f"of {count}", folder / "one"

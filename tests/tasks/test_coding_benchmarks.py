@@ -75,9 +75,7 @@ def test_all_gold_programs_pass(verify, name, count):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("name", "count"), [("mbppplus_v0.1.0", 16), pytest.param("humanevalplus_mini", 119, marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize(("name", "count"), [("mbppplus_v0.1.0", 16), ("humanevalplus_mini", 119)])
 def test_all_gold_programs_pass_on_base_and_plus(verify, name, count):
     code, result = verify(name)
     assert (code, result["passed"], result["total"], result["failed"]) == (0, count, count, [])
@@ -101,7 +99,7 @@ def test_bigcodebench(verify):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
-    [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("mbppplus_v0.2.0", "humanevalplus")), "bigcodebench"],
+    ["mbppplus_v0.2.0", pytest.param("humanevalplus", marks=pytest.mark.slow), "bigcodebench"],
 )
 def test_gold_programs_of_a_sample_pass(verify, name):
     _, result = verify(name, sample=25)
@@ -111,10 +109,7 @@ def test_gold_programs_of_a_sample_pass(verify, name):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.exhaustive) if n in ("humanevalplus", "mbppplus_v0.1.0", "mbppplus_v0.2.0") else n
-        for n in FILES
-    ],
+    [pytest.param(name, marks=pytest.mark.slow) if name == "humanevalplus" else name for name in FILES],
 )
 def test_stubs_of_a_sample_do_not_pass(verify, name):
     code, result = verify(name, "--stub", sample=15)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from cycleqd_jax.tasks.coding.statements import DEFINITIONS, NAMESPACES, Statement, changed_names, executed, is_main_guard, root
 

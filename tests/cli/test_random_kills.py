@@ -35,10 +35,12 @@ def stage_of(run: Path) -> str:
         return "start"
 
 
-def on_devices(count: int, env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process with so many simulated devices."""
+def start_on(count: int, arguments: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a command of ``cycleqd`` in a process with ``count`` simulated devices, each of which has a model of its own."""
     shown = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    return os.environ | env | {"XLA_FLAGS": f"{shown} --xla_force_host_platform_device_count={count}".strip()}
+    env = os.environ | env | {"XLA_FLAGS": f"{shown} --xla_force_host_platform_device_count={count}".strip()}
+    command = [sys.executable, "-m", "cycleqd_jax.cli", *arguments, f"mesh.population={count}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
 
 
 def killed_runs(
@@ -70,8 +72,7 @@ def killed_runs(
         count = devices[starts % len(devices)]
         starts += 1
         folder, arguments = start(n)
-        command = [sys.executable, "-m", "cycleqd_jax.cli", *arguments, f"mesh.population={count}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=on_devices(count, env))
+        process = start_on(count, arguments, env)
         try:
             output, _ = process.communicate(timeout=rng.expovariate(1 / mean) if stages.total() < kills else None)
         except subprocess.TimeoutExpired:
@@ -104,9 +105,10 @@ def assert_same(run: Path, whole: Path, capsys) -> None:
 
 
 def undisturbed(arguments: Sequence[str], env: Mapping[str, str]) -> None:
-    """Runs the whole on one device: XLA adds in an order that depends on the number of devices, and so trained weights do."""
-    command = [sys.executable, "-m", "cycleqd_jax.cli", *arguments, "mesh.population=1"]
-    subprocess.run(command, env=on_devices(1, env), check=True)
+    """Runs a command to its end, on one device: trained weights depend on the number of devices, as the order of sums does."""
+    process = start_on(1, arguments, env)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output.decode()
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ _MOST_ROUNDS = 5  # of functions that pass an argument on to a function that cha
 def indirect_changes(parts: list[Statement]) -> list[tuple[set[str], set[str]]]:
     """For each statement, the names that it reads when it is executed, and the names whose values it may change.
 
-    Functions are followed, also lambdas and those that are passed to a call. Empty for statements that are never kept for
-    what they change.
+    The search follows calls into functions of the program, lambdas and arguments that are functions. Both sets are empty for
+    a statement that can't change a value.
     """
     at_once = [list(executed(part.node)) for part in parts]
     bodies = [list(ast.walk(part.node)) for part in parts]

@@ -111,7 +111,7 @@ def bound_names(node: ast.stmt, at_once: list[ast.AST]) -> Iterator[str]:
 
 
 def changed_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """The names whose values are changed: an attribute or item is assigned, or a method called."""
+    """The names whose values are changed: an item is assigned, or a method is called, also by an operator."""
     for part in nodes:
         if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store | ast.Del):
             yield root(part)

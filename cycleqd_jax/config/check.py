@@ -108,6 +108,11 @@ def _check_tasks(config: RunConfig) -> None:
                 f"expected tasks.{i}.train_size or tasks.{i}.validation_size, which share the train problems, got null for "
                 "both; give one of them"
             )
+        if task.train_size is None and not task.finetune_on_train:
+            raise InputError(
+                f"expected tasks.{i}.train_size with finetune_on_train: false, got null for task {task.name!r}, which "
+                "scores all train problems; give the number of problems that the search scores"
+            )
 
 
 def _check_devices(config: RunConfig) -> None:

@@ -113,6 +113,9 @@ class TaskConfig:
         finetune: file whose gold solutions the expert is fine-tuned on. Null uses the train problems, or generated miniature
             problems where there is no file.
         finetune_size: number of problems for fine-tuning, or of images. Null uses all of a file, or 2000 miniature problems.
+        finetune_on_train: whether an expert is also fine-tuned on the ``train_size`` problems that the search scores, where
+            ``finetune`` is null. The search then also rewards what experts remember of these. Without them it measures skill
+            on new problems, and fewer are left to learn from. Miniature problems for fine-tuning are always others.
         max_new_tokens: largest number of tokens of one reply.
         options: further arguments of the task class, such as ``prompt: agentbench``.
     """
@@ -126,6 +129,7 @@ class TaskConfig:
     test_size: int | None = field(64, minimum=1)
     finetune: str | None = None
     finetune_size: int | None = field(None, minimum=1)
+    finetune_on_train: bool = True
     max_new_tokens: int = field(64, minimum=1)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -75,7 +75,7 @@ LATER = (
     "masks",
     "model.others",
 )
-"""Keys that run folders of version 0.1 lack, beside ``origin`` and ``tasks.*.validation_size``.
+"""Keys that run folders of version 0.1 lack, beside ``origin``, ``tasks.*.validation_size`` and ``tasks.*.finetune_on_train``.
 
 Their defaults do what that version did.
 
@@ -169,6 +169,7 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
         trained = config.model.experts is None and task.finetune is None
         seen = task.train is not None and (task.train_size is None or trained)
         values[key] = 0 if seen else here[key]
+        values[f"tasks.{i}.finetune_on_train"] = True
     return values
 
 

@@ -22,7 +22,7 @@ from cycleqd_jax.tasks.segmentation import SegmentationFolder
 from cycleqd_jax.tasks.segmentation.layouts import find_pairs
 from cycleqd_jax.types import InputError, SegmentationItem, Split
 
-__all__ = ["FolderInput", "images_digest", "resolve_sam"]
+__all__ = ["FolderInput", "images_digest", "resolve_sam", "training_start"]
 
 _OPTIONS = tuple(
     name
@@ -105,8 +105,34 @@ class FolderInput:
         """The images that the expert of the task is fine-tuned on. No validation or test image is among them.
 
         Each access to an image reads its files.
+
+        Raises:
+            InputError: no image is left for fine-tuning.
         """
-        return folder.items("train")[: self.config.finetune_size]
+        items = folder.items("train")
+        return items[training_start(self.config, len(items), "images") :][: self.config.finetune_size]
+
+
+def training_start(config: TaskConfig, count: int, what: str) -> int:
+    """How many of the first train problems an expert is not fine-tuned on, because the search scores them.
+
+    Args:
+        config: the task.
+        count: number of train problems, without those for validation.
+        what: the problems, in messages.
+
+    Raises:
+        InputError: none is left.
+    """
+    if config.finetune_on_train:
+        return 0
+    scored = config.train_size or count
+    if scored >= count:
+        raise InputError(
+            f"expected more than {scored} train {what} of task {config.name!r} beside those for validation, got {count}, so "
+            "none is left for fine-tuning; decrease train_size or validation_size, or set finetune_on_train: true"
+        )
+    return scored
 
 
 def images_digest(folder: str | Path) -> str:

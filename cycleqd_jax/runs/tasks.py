@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cycleqd_jax.config import SEGMENTATION, RunConfig, TaskConfig
 from cycleqd_jax.files import locked, make_folder, replacing_folder
-from cycleqd_jax.runs.images import FolderInput
+from cycleqd_jax.runs.images import FolderInput, training_start
 from cycleqd_jax.runs.models import RECIPE
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks import RecordTask, TaskOptions, checked_options, make_task, miniature, task_class
@@ -218,7 +218,8 @@ def open_tasks(
 def _images(given: FolderInput, folder: SegmentationFolder) -> TrainingData:
     """The images that the expert of a task is fine-tuned on."""
     identity = {"kind": SEGMENTATION, "size": given.config.finetune_size, "images": folder.fingerprint("train")}
-    return TrainingData(identity, lambda: given.training_items(folder))
+    start = training_start(given.config, len(folder.pairs["train"]), "images")
+    return TrainingData(identity | ({"start": start} if start else {}), lambda: given.training_items(folder))
 
 
 class _Files(NamedTuple):
@@ -295,7 +296,9 @@ class _Opener:
             size = config.finetune_size or miniature.SIZES["finetune"]
             identity = {"miniature": config.kind, "seed": self.config.seed, "size": size}
             return TrainingData(identity, lambda: miniature.demonstrations(config.kind, self.config.seed, size))
-        source = task
+        source, start = task, 0
+        if config.finetune is None:
+            start = training_start(config, len(task.rows["train"]), "problems")
         if config.finetune is not None:
             test = self.files(given).test or config.train  # to check that no test problem is trained on
             source = self.open(given, _Files(train=config.finetune, test=test))
@@ -303,7 +306,7 @@ class _Opener:
 
         def load() -> list[list[Message]]:
             self.log(f"replaying the gold solutions of {config.name}")
-            found = source.demonstrations("train")
+            found = source.demonstrations("train", start)
             if not found:
                 raise InputError(
                     f"expected gold solutions that score in the sandbox in {config.finetune or config.train}, got none; check "
@@ -312,4 +315,5 @@ class _Opener:
             return found[: config.finetune_size]
 
         # The keys decide about the names of cached models: they stay as they are.
-        return TrainingData({"kind": config.kind, "size": config.finetune_size, "lessons": source.fingerprint("train")}, load)
+        identity = {"kind": config.kind, "size": config.finetune_size, "lessons": source.fingerprint("train")}
+        return TrainingData(identity | ({"start": start} if start else {}), load)

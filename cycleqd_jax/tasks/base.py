@@ -233,21 +233,26 @@ class RecordTask(abc.ABC, Generic[R]):
         """A digest of the records of the split and of all settings that affect conversations or verdicts."""
         return digest([self._fingerprint(), [row.fingerprint for row in self.rows[split]]])
 
-    def demonstrations(self, split: Split) -> list[list[Message]]:
+    def demonstrations(self, split: Split, start: int = 0) -> list[list[Message]]:
         """Solved conversations of the split. Gold solutions are replayed in the episodes, so the observations are real.
 
         Problems without a solution that scores 1 are left out. With a ``cache`` folder the conversations are stored there, in a
         file named by the fingerprint.
 
+        Args:
+            split: the problems.
+            start: how many of the first problems are left out.
+
         Raises:
             InfraError: the sandbox is broken.
         """
-        file = None if self._cache is None else self._cache / f"{self.name}-{split}-{self.fingerprint(split)[:16]}.json"
+        part = f"{split}-{start}" if start else split
+        file = None if self._cache is None else self._cache / f"{self.name}-{part}-{self.fingerprint(split)[:16]}.json"
         if file is not None and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         with ThreadPoolExecutor(self._workers) as pool:
             try:
-                solved = list(pool.map(self._demonstrate, self.records[split]))
+                solved = list(pool.map(self._demonstrate, self.records[split][start:]))
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -144,8 +144,13 @@ class Task(Protocol):
         """A new episode for each problem of the split. The order must be the same in every call."""
         ...
 
-    def demonstrations(self, split: Split) -> list[list[Message]]:
-        """Conversations of solved problems of the split, for fine-tuning: gold solutions replayed through the episodes."""
+    def demonstrations(self, split: Split, start: int = 0) -> list[list[Message]]:
+        """Conversations of solved problems of the split, for fine-tuning: gold solutions replayed through the episodes.
+
+        Args:
+            split: the problems.
+            start: how many of the first problems are left out.
+        """
         ...
 
 

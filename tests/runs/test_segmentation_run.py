@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -144,6 +145,12 @@ def test_validation_images_of_the_folder_take_none_of_the_experts(tmp_path, vali
     held = validation_size or (validation or 6 - learned)
     assert (len(given.training_items(opened)), len(opened.pairs["validation"])) == (learned, held)
     assert given.size("train") == 3
+    apart = FolderInput(dataclasses.replace(config, finetune_on_train=False))
+    if learned == 3:
+        with pytest.raises(InputError, match=r"expected more than 3 train images of task 'leaf' .*, got 3, so none is"):
+            apart.training_items(opened)
+    else:
+        assert [item.name for item in apart.training_items(opened)] == [item.name for item in given.training_items(opened)[3:]]
 
 
 @pytest.mark.parametrize(

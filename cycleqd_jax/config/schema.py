@@ -152,7 +152,8 @@ class EngineConfig:
             the prompt until the whole reply fits, or half of ``max_len`` if that is less, and notes the number of dropped
             tokens in the transcript.
         drafts: ``parents`` verifies the replies of a child's parents, and of the expert of its active task, several tokens at
-            a time, which is faster where the replies agree. ``none`` decodes one token at a time. ``auto`` is ``parents``
+            a time, which is faster where the replies agree. A child that is given by its coefficients has the individuals with
+            the nearest ones instead. ``none`` decodes one token at a time. ``auto`` is ``parents``
             on CPUs and GPUs, and ``none`` elsewhere. The replies are the same, except where two tokens are equally likely.
     """
 

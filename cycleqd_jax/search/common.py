@@ -17,6 +17,13 @@ from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, Progress
 __all__ = ["DigestCheck", "Reporter", "check_recorded", "children_of", "evaluated", "relatives_of", "row_of"]
 
 
+NEAR = 500
+"""Children before another one that may be its relatives; the journal has the records of more than these in memory."""
+
+NEAREST = 3
+"""Relatives of a child that is given by its coefficients."""
+
+
 class Reporter:
     """Reports an individual of the journal as progress, with the best average score so far."""
 
@@ -53,9 +60,22 @@ def children_of(genomes: Genome, lineage: Lineage, generation: int, first_id: in
     ]
 
 
-def relatives_of(child: Individual, tasks: Sequence[str]) -> list[int]:
-    """The ids of individuals whose replies are likely those of the child: its parents, and the expert of its active task."""
-    return [*child.parents, *([] if child.active is None else [tasks.index(child.active)])]
+def relatives_of(child: Individual, tasks: Sequence[str], journal: Journal) -> list[int]:
+    """The ids of individuals whose replies are likely those of the child, the closest first.
+
+    These are its parents, and the expert of its active task; or, of a child that is given by its coefficients, the individuals
+    with the nearest coefficients among the experts and the latest children. An expert has coefficient 1 for itself.
+    """
+    if child.coefficients is None:
+        return [*child.parents, *([] if child.active is None else [tasks.index(child.active)])]
+    own = np.asarray(child.coefficients)
+    count = own.shape[1]
+    points = dict(enumerate(np.broadcast_to(np.eye(count)[:, None], (count, *own.shape))))
+    for identity in range(max(count, child.id - NEAR), child.id):
+        found = journal.get(identity)
+        if found is not None and found.coefficients is not None and found.scores is not None:
+            points[identity] = np.asarray(found.coefficients)
+    return sorted(points, key=lambda identity: (float(np.square(points[identity] - own).sum()), identity))[:NEAREST]
 
 
 def check_recorded(child: Individual, journal: Journal, check: DigestCheck) -> None:

@@ -71,8 +71,8 @@ def evolve(
         batch_size: children per generation.
         journal: of the run.
         checkpoints: of the run, or None.
-        transcripts: of the run, or None. Each is written before its individual is recorded. A child gets those of its parents
-            and of the expert of its active task as drafts.
+        transcripts: of the run, or None. Each is written before its individual is recorded. A child gets those of its
+            relatives as drafts (:func:`~cycleqd_jax.search.common.relatives_of`).
         budget: the most individuals that are evaluated, the experts included, quarantined ones too; None is no limit. See
             :func:`individuals_within`.
         max_failures: number of children in a row with transient failures (a sandbox, memory, a deadline), after which the
@@ -143,7 +143,9 @@ def evolve(
             children = children_of(genomes, lineage, t, ids.start, tasks)
             for child in children:
                 check_recorded(child, journal, check)
-            relatives = [] if transcripts is None else [transcripts.of(relatives_of(child, tasks)) for child in children]
+            relatives = (
+                [] if transcripts is None else [transcripts.of(relatives_of(child, tasks, journal)) for child in children]
+            )
             covered = count + (0 if checkpoints is None else checkpoints.newest()) * batch_size
             stages = [] if racing is None else racing.stages(children, journal, tasks, count, state, key)
             evaluate_individuals(

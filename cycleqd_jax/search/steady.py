@@ -133,7 +133,7 @@ def evolve_steadily(
         serial, made = made, made + 1
         child = ask(serial, state)
         flying[serial] = child._replace(record=replace(child.record, asked=(inserted, serial)))
-        relatives = [] if transcripts is None else transcripts.of(relatives_of(child.record, tasks))
+        relatives = [] if transcripts is None else transcripts.of(relatives_of(child.record, tasks, journal))
         return serial, [row_of(child.genomes, 0)], [relatives] if relatives else ()
 
     def on_result(serial: int, evaluations: list[Evaluation]) -> None:

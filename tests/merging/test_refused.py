@@ -79,6 +79,7 @@ def test_configs(models, refused, case):
 def test_models_of_a_config(models, refused, tmp_path):
     base, a, b, _ = models
     refused(recipe_of(models, models=[{"model": a}, {"model": a}]), "twice")
+    refused(recipe_of(models, models=[{"model": a}, {"model": f"{a}/"}]), "twice")
     refused(recipe_of(models, models=[{"model": base}]), "at least one model")
     refused(recipe_of(models, models=[{"name": a}]), "models[0]")
     refused(recipe_of(models, models=[{"model": {"path": a}}]), "models[0].model")
@@ -187,6 +188,16 @@ def test_other_tokenizers(models, refused, tmp_path):
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     path.write_text(json.dumps(tokenizer))
     refused(recipe_of(models, models=[{"model": other}], tokenizer_source="base"), "one id for every token", other)
+    path.write_text("{")
+    refused(recipe_of(models, models=[{"model": other}], tokenizer_source="base"), f"expected a tokenizer in {path}")
+
+
+def test_an_untied_head_of_its_own_beside_a_tied_one(models, refused, tmp_path):
+    head = lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] * 2})  # noqa: E731
+    own = changed(models[1], tmp_path / "own", head)
+    config = json.loads((Path(own) / "config.json").read_text())
+    (Path(own) / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    refused(recipe_of(models, models=[{"model": own}]), f"embed_tokens.weight in {own}, as in the first model", "own; save the")
 
 
 def test_lists_over_layers_need_layers(refused, tmp_path):

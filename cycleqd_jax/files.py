@@ -48,6 +48,8 @@ __all__ = [
 
 _ATTEMPTS, _PAUSE_S = 5, 0.02
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
+_PLACE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a path that is no place for what is read or written there, such as a folder where a file should be."""
 
 
 _NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
@@ -209,14 +211,17 @@ def print_disk_error(program: str, error: OSError, advice: str) -> None:
     Args:
         program: what the sentence begins with.
         error: the error of the operating system.
-        advice: what to do after space was freed or permissions were corrected.
+        advice: what to do after space was freed, or permissions or the path were corrected.
     """
     what = " ".join(str(error.strerror or error).split())
-    where = f" in {error.filename}" if error.filename is not None else ""
-    print(
-        f"{program}: expected to read and write files, got {what}{where}; free some space or correct the permissions{advice}",
-        file=sys.stderr,
+    path = error.filename if error.filename2 is None else error.filename2  # what was to be replaced
+    where = f" in {path}" if path is not None else ""
+    mend = (
+        "correct the path, or move what is there away"
+        if error.errno in _PLACE
+        else "free some space or correct the permissions"
     )
+    print(f"{program}: expected to read and write files, got {what}{where}; {mend}{advice}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:

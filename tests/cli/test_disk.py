@@ -58,6 +58,16 @@ def test_other_commands(monkeypatch, capsys, argv):
     )
 
 
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_a_path_that_is_no_place_for_a_file(monkeypatch, capsys, number):
+    monkeypatch.setattr(main, "_dispatch", failing(OSError(number, os.strerror(number), "x/.report.html.1.tmp", None, "x/y")))
+    assert cli.main(["report", "runs/x"]) == 2
+    assert capsys.readouterr().err == (
+        f"cycleqd: expected to read and write files, got {os.strerror(number)} in x/y; correct the path, or move what is there "
+        "away, then run the same command again\n"
+    )
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("No space"), ConnectionRefusedError("no"), ZeroDivisionError()])
 def test_other_errors_keep_their_traceback(monkeypatch, error):
     monkeypatch.setattr(main, "_dispatch", failing(error))

@@ -28,6 +28,7 @@ from typing import IO, Any
 from cycleqd_jax.types import InputError
 
 __all__ = [
+    "check_space",
     "check_writable",
     "digest",
     "discard_output",
@@ -198,6 +199,26 @@ def check_writable(path: str | Path, advice: str) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "a folder without permission to write, or a read-only disk" if place.is_dir() else "a file"
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
+
+
+def check_space(path: str | Path, nbytes: int, what: str) -> None:
+    """Checks that a disk has space for a folder, which may not exist yet.
+
+    Args:
+        path: path of the folder.
+        nbytes: bytes to be written.
+        what: what is to be written, for the message.
+
+    Raises:
+        InputError: it has less.
+    """
+    path = Path(os.path.abspath(path))
+    free = shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
+    if free < nbytes:
+        raise InputError(
+            f"expected {nbytes / 1e9:.3g} GB of space for {what} in {path}, got {free / 1e9:.3g} GB; free some space or choose "
+            "another folder"
+        )
 
 
 def discard_output() -> None:

@@ -203,7 +203,8 @@ def _check_places(config: RunConfig) -> None:
     journal = config.folder / "history.jsonl"
     if journal.exists() and not os.access(journal, os.W_OK):
         raise InputError(f"expected to write {journal}, got a file without permission; correct it, or choose another output")
-    hf.check_target(config.folder / "model")
+    for name in ("model", "best_elite"):
+        hf.check_target(config.folder / name)
 
 
 def claim_folder(config: RunConfig) -> None:

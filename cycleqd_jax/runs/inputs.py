@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import jax
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from cycleqd_jax.config import RunConfig, check_config
-from cycleqd_jax.files import digest
+from cycleqd_jax.files import check_space, digest
 from cycleqd_jax.genome.coefficient_space import check_groups
 from cycleqd_jax.machine import host_memory
 from cycleqd_jax.models.files import peft
@@ -164,8 +163,8 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
     for warning in checked.warnings:
         log(warning)
     if checked.download_bytes:
-        _check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
-    _check_space(config.folder, checked.model_bytes, "the evolved model")
+        check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
+    check_space(config.folder, checked.model_bytes, "the evolved model")
     models = 2 + sum(not isinstance(expert, Path) for expert in checked.experts)  # base, whole experts, and the child
     _, fsdp, tensor = config.mesh.sizes
     group = len(jax.devices()) if min(fsdp, tensor) < 0 else fsdp * tensor
@@ -215,16 +214,6 @@ def _check_population(config: RunConfig, adapters: Sequence[AdapterRanks | None]
     for name, adapter in zip(config.expert_names, adapters, strict=True):
         if population > 1 and adapter is None and name not in absent:
             raise whole_expert(population, name)
-
-
-def _check_space(folder: Path, nbytes: int, what: str) -> None:
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < nbytes:
-        raise InputError(
-            f"expected {nbytes / 1e9:.1f} GB of space for {what} in {folder}, got {free / 1e9:.1f} GB; free some space "
-            "or choose another folder"
-        )
 
 
 def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:

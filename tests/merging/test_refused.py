@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,20 @@ def test_quantised_weights(models, refused, tmp_path):
 
     bad = changed(models[1], tmp_path / "bad", quantise)
     refused(recipe_of(models, models=[{"model": bad}]), "I8", "model.norm.weight")
+
+
+def test_files_that_cannot_be_copied_are_found_before_the_work(models, tmp_path, monkeypatch, capsys):
+    def denied(source, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", denied)
+    path = tmp_path / "merge.yml"
+    path.write_text(yaml.safe_dump(recipe_of(models)))
+    assert main(["merge", str(path), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "got Permission denied in " in error
+    assert "merge: 1" not in error
+    assert [file.name for file in tmp_path.iterdir()] == ["merge.yml"]
 
 
 def test_other_tokenizers(models, refused, tmp_path):

@@ -290,6 +290,7 @@ def test_other_versions_get_a_warning(tmp_path, monkeypatch):
     ("name", "named"),
     [
         ("model/Merged-Q8_0.gguf", r"expected a new place or a model folder to replace, got Merged-Q8_0\.gguf"),
+        ("best_elite/notes.txt", r"got notes\.txt in .*best_elite; move it away"),
         ("model/additional_chat_templates/notes.txt", r"got additional_chat_templates/notes\.txt"),
         ("tables", "expected a folder of the run in .*tables, got a file; remove it"),
         ("grid.json/x", r"expected a file of the run in .*grid\.json, got a folder; remove it"),

@@ -68,6 +68,17 @@ def test_a_path_that_is_no_place_for_a_file(monkeypatch, capsys, number):
     )
 
 
+def test_devices_that_are_not_there(monkeypatch, capsys):
+    error = RuntimeError("Unable to initialize backend 'foo': it is not known")
+    monkeypatch.setattr(main, "_dispatch", failing(error))
+    assert cli.main(["evolve", "config.yaml"]) == 2
+    assert capsys.readouterr().err == f"cycleqd: expected devices that JAX can use, got {error}; correct JAX_PLATFORMS\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "devices", failing(error))
+    assert cli.main(["doctor"]) == 0
+    assert f"  none that JAX can use: {error}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("No space"), ConnectionRefusedError("no"), ZeroDivisionError()])
 def test_other_errors_keep_their_traceback(monkeypatch, error):
     monkeypatch.setattr(main, "_dispatch", failing(error))

@@ -21,7 +21,7 @@ from cycleqd_jax.machine import host_memory
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.models.preflight import Preflight, preflight
+from cycleqd_jax.models.preflight import Preflight, check_same_config, preflight
 from cycleqd_jax.models.sam import SamConfig
 from cycleqd_jax.runs.images import FolderInput, resolve_sam
 from cycleqd_jax.runs.model_digests import tokenizer_digest
@@ -108,16 +108,24 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | SamConfig | None =
 def _check_context(config: RunConfig, architecture: LlamaConfig, checked: Preflight | None) -> None:
     """Raises if a prompt and its reply are longer than the context of a model, which the message names.
 
-    Experts that were not compared with the base are looked at where they are on this machine.
+    Experts that were not compared with the base are looked at where they are on this machine, and compared with a base that is
+    there too. No weights are read, so that their heads may still differ.
     """
     contexts = {f"the base {config.model.base}" if config.model.base else "the model": architecture.context_length}
     experts = [config.given_experts.get(name) for name in config.expert_names]
+    base: Checkpoint | None = None
+    if checked is None and config.model.base is not None and os.path.exists(config.model.base):
+        base = open_checkpoint(config.model.base, weights=False)
+        base = None if base.config.replace(dtype=architecture.dtype) != architecture else base  # another shape is planned
     for k, expert in enumerate(experts):
         given = None
         if checked is not None and expert is not None:
             given = checked.experts[k]
         elif expert is not None and os.path.exists(expert) and not peft.is_adapter(expert):
             given = open_checkpoint(expert, weights=False)
+            if base is not None:
+                same = given.config.replace(tie_word_embeddings=base.config.tie_word_embeddings)
+                check_same_config(base, dataclasses.replace(given, config=same), config.model.dtype)
         if isinstance(given, Checkpoint):
             contexts[f"the expert {expert}"] = given.config.context_length
     model = min(contexts, key=lambda name: contexts[name])

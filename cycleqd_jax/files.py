@@ -28,6 +28,7 @@ from typing import IO, Any
 from cycleqd_jax.types import InputError
 
 __all__ = [
+    "check_space",
     "check_writable",
     "digest",
     "discard_output",
@@ -48,6 +49,8 @@ __all__ = [
 
 _ATTEMPTS, _PAUSE_S = 5, 0.02
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
+_PLACE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a path that is no place for what is read or written there, such as a folder where a file should be."""
 
 
 _NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
@@ -198,6 +201,26 @@ def check_writable(path: str | Path, advice: str) -> None:
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
 
 
+def check_space(path: str | Path, nbytes: int, what: str) -> None:
+    """Checks that a disk has space for a folder, which may not exist yet.
+
+    Args:
+        path: path of the folder.
+        nbytes: bytes to be written.
+        what: what is to be written, for the message.
+
+    Raises:
+        InputError: it has less.
+    """
+    path = Path(os.path.abspath(path))
+    free = shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
+    if free < nbytes:
+        raise InputError(
+            f"expected {nbytes / 1e9:.3g} GB of space for {what} in {path}, got {free / 1e9:.3g} GB; free some space or choose "
+            "another folder"
+        )
+
+
 def discard_output() -> None:
     """Discards what is still to be printed: it must not fail once more when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -209,14 +232,17 @@ def print_disk_error(program: str, error: OSError, advice: str) -> None:
     Args:
         program: what the sentence begins with.
         error: the error of the operating system.
-        advice: what to do after space was freed or permissions were corrected.
+        advice: what to do after space was freed, or permissions or the path were corrected.
     """
     what = " ".join(str(error.strerror or error).split())
-    where = f" in {error.filename}" if error.filename is not None else ""
-    print(
-        f"{program}: expected to read and write files, got {what}{where}; free some space or correct the permissions{advice}",
-        file=sys.stderr,
+    path = error.filename if error.filename2 is None else error.filename2  # what was to be replaced
+    where = f" in {path}" if path is not None else ""
+    mend = (
+        "correct the path, or move what is there away"
+        if error.errno in _PLACE
+        else "free some space or correct the permissions"
     )
+    print(f"{program}: expected to read and write files, got {what}{where}; {mend}{advice}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:

@@ -38,7 +38,12 @@ def doctor() -> None:
         print(f"  {name:18} {version}")
     print(f"  {'system':18} {platform.system()} {platform.release()}, {cpu_count()} cores")
     print("devices")
-    for device in jax.devices():
+    try:
+        devices = jax.devices()
+    except Exception as error:  # JAX raises several types where JAX_PLATFORMS names what is not there
+        devices = []
+        print(f"  none that JAX can use: {' '.join(str(error).split()) or type(error).__name__}")
+    for device in devices:
         stats = device.memory_stats() or {}
         memory = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
         print(f"  {device.platform}:{device.id} {device.device_kind}{memory}")

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from cycleqd_jax.models import inspection
-from cycleqd_jax.models.inspection import UNRELATED, AdapterFacts, Architecture, ModelFacts, TaskVectorNorms, TokenizerFacts
+from cycleqd_jax.models.inspection import AdapterFacts, Architecture, ModelFacts, TaskVectorNorms, TokenizerFacts
 
 __all__ = ["inspect_model"]
 
@@ -32,6 +32,7 @@ def _json(facts: ModelFacts | AdapterFacts) -> dict[str, Any]:
     if isinstance(facts, AdapterFacts):
         ranks = {path: "whole" if rank is None else rank for path, rank in facts.ranks.items()}
         found = {"model": facts.model, "adapter": ranks, "base": {"model": facts.base, **architecture}}
+        found |= {"warnings": list(facts.warnings)}
     else:
         tokenizer = facts.tokenizer if isinstance(facts.tokenizer, str) else dataclasses.asdict(facts.tokenizer)
         found = {"model": facts.model, **architecture, "tokenizer": tokenizer, "warnings": list(facts.warnings)}
@@ -51,8 +52,7 @@ def _text(facts: ModelFacts | AdapterFacts) -> str:
         lines += [_line(path, "whole" if rank is None else f"rank {rank}") for path, rank in facts.ranks.items()]
     if facts.task_vector is not None:
         lines += _norm_lines(facts.task_vector)
-    if isinstance(facts, ModelFacts):
-        lines += [f"warning: {text}" for text in facts.warnings]
+    lines += [f"warning: {text}" for text in facts.warnings]
     return "\n".join(lines)
 
 
@@ -88,8 +88,6 @@ def _norm_lines(norms: TaskVectorNorms) -> list[str]:
     for name, norm in rows:
         relative = "–" if norm.relative is None else f"{norm.relative:.4%}"
         lines.append(f"  {name:22} {norm.norm:12.5g} {relative:>12}")
-    if (norms.total.relative or 0.0) > UNRELATED:
-        lines.append(f"warning: the model is probably not a fine-tuning of {norms.base}: the distance is too large")
     return lines
 
 

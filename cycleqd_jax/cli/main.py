@@ -81,6 +81,10 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
     except Exception as error:
         from cycleqd_jax.files import disk_error, print_disk_error
 
+        if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+            what = " ".join(str(error).split())
+            print(f"cycleqd: expected devices that JAX can use, got {what}; correct JAX_PLATFORMS", file=sys.stderr)
+            return 2
         refused = disk_error(error)
         if refused is None:
             raise

@@ -13,6 +13,7 @@ from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.cli.export import export_from_run, names_a_run
 from cycleqd_jax.config import RayConfig, RunConfig, load_config, load_suite
 from cycleqd_jax.runs import Run
+from cycleqd_jax.runs.families import family_of
 from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.types import InputError
 
@@ -49,6 +50,9 @@ def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[st
     if model is not None and file is not None:
         raise InputError("expected --model or --suite, got both; leave one out")
     suite = None if file is None else load_suite(file)
+    if model is not None:  # before base, experts and sandbox are opened
+        family_of(config).check_model(model, config)
+        family_of(config).processor(model)
     if stage in ("finetune", "basis"):  # they need no workers
         config = dataclasses.replace(config, ray=RayConfig())
     with Run(config, read_only=model is not None, command=command, mirror=mirror) as run:

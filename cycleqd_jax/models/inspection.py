@@ -145,7 +145,8 @@ class ModelFacts:
         architecture: its architecture.
         tokenizer: its tokenizer, or why there is none.
         task_vector: its distance from the base, if a base is given.
-        warnings: what is odd about its weights; and, if a base is given, why a run would refuse it as an expert.
+        warnings: what is odd about its weights; and, if a base is given, about their distance from it, and why a run would
+            refuse the model as an expert.
     """
 
     model: str
@@ -165,6 +166,7 @@ class AdapterFacts:
         base: the base, as the user or the adapter names it.
         architecture: architecture of the base.
         task_vector: the norm of the update.
+        warnings: what is odd about the update, and why a run would refuse the adapter as an expert.
     """
 
     model: str
@@ -172,6 +174,7 @@ class AdapterFacts:
     base: str
     architecture: Architecture
     task_vector: TaskVectorNorms
+    warnings: tuple[str, ...] = ()
 
 
 def inspect_model(model: str, base: str | None = None) -> ModelFacts | AdapterFacts:
@@ -187,7 +190,7 @@ def inspect_model(model: str, base: str | None = None) -> ModelFacts | AdapterFa
     """
     folder = local_folder(model, weights=False)
     if peft.is_adapter(folder):
-        return _adapter_facts(folder, base)
+        return _adapter_facts(folder, model, base)
     checkpoint = open_checkpoint(model, weights=base is not None)
     if checkpoint.here:
         check_tied(checkpoint)
@@ -197,10 +200,8 @@ def inspect_model(model: str, base: str | None = None) -> ModelFacts | AdapterFa
         check_tied(other)
         same = with_head(checkpoint, tied=other.config.tie_word_embeddings)
         norms = _norms(base, compare.distances(same, other))
-        try:
-            warnings += [text.removeprefix("warning: ") for text in preflight(base, [model]).warnings]
-        except InputError as error:
-            warnings.append(f"a run with this base refuses the model as an expert: {error}")
+        equal = norms.total.norm == 0 and compare.equal_weights(same, other)
+        warnings += [*_distance_warnings(norms, equal), *_refusals(base, model)]
     return ModelFacts(model, _architecture(checkpoint), _tokenizer(model), norms, tuple(warnings))
 
 
@@ -213,8 +214,26 @@ def _warnings(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _adapter_facts(folder: Path, base: str | None) -> AdapterFacts:
-    name = base or peft.adapter_base(folder)
+def _distance_warnings(norms: TaskVectorNorms, equal: bool) -> list[str]:
+    """What is odd about the distance of a model from its base; ``equal`` is whether it is none, bit for bit."""
+    if equal:
+        return [f"the model equals {norms.base} bit for bit; check that it was trained and saved"]
+    if norms.total.relative is None or norms.total.relative > UNRELATED:
+        return [f"the model is probably not a fine-tuning of {norms.base}: the distance is too large"]
+    return []
+
+
+def _refusals(base: str, model: str) -> list[str]:
+    """What a run with this base says about the model as an expert."""
+    try:
+        return [text.removeprefix("warning: ") for text in preflight(base, [model]).warnings]
+    except InputError as error:
+        return [f"a run with this base refuses the model as an expert: {error}"]
+
+
+def _adapter_facts(folder: Path, model: str, base: str | None) -> AdapterFacts:
+    named = peft.adapter_base(folder)
+    name = base or named
     if name is None or (base is None and not Path(name).exists()):
         raise InputError(f"expected the base of the adapter, got {name or 'no base'} in {folder}; give the base with --base")
     checkpoint = open_checkpoint(name)
@@ -225,7 +244,11 @@ def _adapter_facts(folder: Path, base: str | None) -> AdapterFacts:
     copied += [path for path, rank in ranks.items() if rank is None and path not in copied]
     changes = compare.adapter_norms(peft.load_adapter(folder, checkpoint.config, hf.load_weights(checkpoint, copied)))
     distances = {key: compare.Distance(changes.get(key, 0.0) ** 2, d.base) for key, d in compare.norms(checkpoint).items()}
-    return AdapterFacts(str(folder), dict(ranks), name, _architecture(checkpoint), _norms(name, distances))
+    norms = _norms(name, distances)
+    warnings = [*_distance_warnings(norms, norms.total.norm == 0), *_refusals(name, model)]
+    if named is not None and Path(named).name != Path(name.partition("@")[0]).name:
+        warnings.append(f"the adapter names the base {named}, and not {name}")
+    return AdapterFacts(str(folder), dict(ranks), name, _architecture(checkpoint), norms, tuple(warnings))
 
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:

@@ -30,7 +30,7 @@ from cycleqd_jax.models.folder import read_json, tokenizer_files
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
 
-__all__ = ["Preflight", "local_folder", "preflight"]
+__all__ = ["Preflight", "check_same_config", "local_folder", "preflight"]
 
 # Fields that don't change the meaning of a weight, or that have a check of their own: texts are no longer than the context of
 # any model, and so than its sliding window.
@@ -153,7 +153,7 @@ def preflight(
             if other.here:
                 check_tied(other)
             other = _same_head(checkpoint, other)
-            _same_config(checkpoint, other, dtype)
+            check_same_config(checkpoint, other, dtype)
             sizes[str(expert)] = other.config.vocab_size
             models.append(other)
         warnings += compare(open_tokenizer(expert), expert)
@@ -194,7 +194,17 @@ def _same_head(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
     return with_head(expert, tied=ours)
 
 
-def _same_config(base: Checkpoint, expert: Checkpoint, dtype: str | None) -> None:
+def check_same_config(base: Checkpoint, expert: Checkpoint, dtype: str | None) -> None:
+    """Checks that an expert has the base's architecture; vocabularies may differ in size.
+
+    Args:
+        base: the base.
+        expert: the expert, whose head is tied as the base's is.
+        dtype: see :func:`preflight`.
+
+    Raises:
+        InputError: they differ. The message has both values.
+    """
     for field in dataclasses.fields(LlamaConfig):
         if field.name in _NOT_COMPARED and (field.name != "dtype" or dtype is not None):
             continue

@@ -42,8 +42,8 @@ def open_tokenizer(folder: Path, *, plain: bool = False) -> Any:
 def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[Any, Path]:
     """The stop tokens of a model as transformers resolves them, and the file that names them; they are not checked.
 
-    They are ``eos_token_id`` of ``generation_config.json``, else those of ``config.json`` that the tokenizer has, else the
-    tokenizer's own.
+    They are ``eos_token_id`` of ``generation_config.json``, else of ``config.json``, else the tokenizer's own. Ids for which
+    the tokenizer has no token end no reply; they are left out of a list that has others, and those of ``config.json`` always.
 
     Args:
         folder: the folder of the model.
@@ -58,7 +58,9 @@ def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[Any, Path]:
     path = folder / "generation_config.json"
     found = read_json(path).get("eos_token_id") if path.is_file() else None
     if found is not None:
-        return found, path
+        listed = isinstance(found, list) and all(type(i) is int and i >= 0 for i in found)
+        known = [i for i in found if is_token(tokenizer, i)] if listed else []
+        return known or found, path
     path = folder / "config.json"
     found = read_json(path).get("eos_token_id") if path.is_file() else None
     known = [i for i in (found if isinstance(found, list) else [found]) if is_token(tokenizer, i)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.models.folder import read_json
@@ -64,7 +65,7 @@ def sam_shape(base: str, file: str | Path | None = None) -> SamConfig:
         InputError: there is no such model or file.
     """
     if file is not None:
-        return SamConfig.from_hf(read_json(Path(file)), str(file))
+        return SamConfig.from_hf(_read_shape(Path(file)), str(file))
     if not Path(base).exists() and base in PUBLISHED_SAM:
         return PUBLISHED_SAM[base]
     if not Path(base).is_dir():
@@ -86,7 +87,7 @@ def base_shape(base: str | None, file: str | Path | None = None) -> LlamaConfig:
         InputError: there is no such model or file.
     """
     if file is not None:
-        return LlamaConfig.from_hf(read_json(Path(file)), str(file))
+        return LlamaConfig.from_hf(_read_shape(Path(file)), str(file))
     assert base is not None
     name = base.partition("@")[0]
     if name in PUBLISHED and not Path(base).exists():
@@ -95,3 +96,11 @@ def base_shape(base: str | None, file: str | Path | None = None) -> LlamaConfig:
         return open_checkpoint(base, weights=False).config
     except InputError as error:
         raise InputError(f"{error}; or give its shape with --model-config config.json") from error
+
+
+def _read_shape(file: Path) -> dict[str, Any]:
+    """The contents of the ``config.json`` that stands for a model."""
+    if not file.is_file():
+        got = "a folder" if file.is_dir() else "no such file"
+        raise InputError(f"expected the config.json of a model for --model-config, got {got}: {file}; correct the path")
+    return read_json(file)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax import report
-from cycleqd_jax.files import write_json
+from cycleqd_jax.files import check_writable, write_json
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.evolution import mixing_of
 from cycleqd_jax.runs.model_digests import folder_digest
 from cycleqd_jax.runs.replay import ancestors_of
 from cycleqd_jax.runs.wanted import RunModels, Wanted, find_wanted
-from cycleqd_jax.types import Progress
+from cycleqd_jax.types import InputError, Progress
 
 __all__ = ["export_from_folder", "record_export"]
 
@@ -46,7 +47,7 @@ def export_from_folder(
 
     Raises:
         InputError: the folder is no run folder, the model is not there yet, an expert has changed, or the genome is not the
-            recorded one.
+            recorded one; or the output can't be written, or is a model of the run.
     """
     folder = Path(folder)
     run = report.open_run(folder)
@@ -58,11 +59,17 @@ def export_from_folder(
         models = RunModels(folder, progress, log)
         wanted = wanted or Wanted(models.config.export.method)
         target = folder / "exports" / wanted.name if output is None else Path(output)
-        hf.check_target(target)
+        place = hf.check_target(target)
+        check_writable(place.parent, "choose another --output")
         journal = models.journal()
         found = find_wanted(run, models.config, journal, wanted)
         unchecked = [identity for identity in ancestors_of(journal, found.ids) if journal[identity].digest is None]
         stack.enter_context(models)
+        for name, source in models.models.folders.search.items():
+            if os.path.realpath(source) == str(place):
+                raise InputError(
+                    f"expected a folder that is no model of the run, got {name} in {target}; choose another --output"
+                )
         genome = models.genome(journal, found.ids, found.weights)
         if unchecked:
             log(f"warning: {len(unchecked)} of the genomes could not be checked: the journal has no digests of them")

@@ -101,6 +101,9 @@ FOLDERS = (
 FILES = ("config.yaml", "inputs.json", "engine.json", "workers.json", "history.jsonl", "grid.json", "report.html")
 """The files in a run folder."""
 
+RESULTS = {"tables": {".json", ".csv", ".md", ".tex", ".txt"}, "transcripts": {".jsonl"}, "figures": {".png", ".svg"}}
+"""The endings of the files in folders of a run that are written late."""
+
 STARTED = {"inputs.json", "grid.json", "checkpoints", "tables", "tables/basis.json"}
 """What a run that was killed while it started may leave without a ``config.yaml``."""
 
@@ -193,10 +196,15 @@ def _check_places(config: RunConfig) -> None:
     for name in FILES:
         if (place := config.folder / name).is_dir():
             raise InputError(f"expected a file of the run in {place}, got a folder; remove it, or choose another output")
+    for name, endings in RESULTS.items():
+        for place in sorted((config.folder / name).glob("*")):
+            if place.suffix in endings and place.is_dir():
+                raise InputError(f"expected a file of the run in {place}, got a folder; remove it, or choose another output")
     journal = config.folder / "history.jsonl"
     if journal.exists() and not os.access(journal, os.W_OK):
         raise InputError(f"expected to write {journal}, got a file without permission; correct it, or choose another output")
-    hf.check_target(config.folder / "model")
+    for name in ("model", "best_elite"):
+        hf.check_target(config.folder / name)
 
 
 def claim_folder(config: RunConfig) -> None:

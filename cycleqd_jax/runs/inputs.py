@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import jax
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from cycleqd_jax.config import RunConfig, check_config
-from cycleqd_jax.files import digest
+from cycleqd_jax.files import check_space, digest
 from cycleqd_jax.genome.coefficient_space import check_groups
 from cycleqd_jax.machine import host_memory
 from cycleqd_jax.models.files import peft
 from cycleqd_jax.models.files.checkpoint import Checkpoint, open_checkpoint
 from cycleqd_jax.models.llama import LlamaConfig
-from cycleqd_jax.models.preflight import Preflight, preflight
+from cycleqd_jax.models.preflight import Preflight, check_same_config, preflight
 from cycleqd_jax.models.sam import SamConfig
 from cycleqd_jax.runs.images import FolderInput, resolve_sam
 from cycleqd_jax.runs.model_digests import tokenizer_digest
@@ -109,16 +108,24 @@ def resolve(config: RunConfig, *, architecture: LlamaConfig | SamConfig | None =
 def _check_context(config: RunConfig, architecture: LlamaConfig, checked: Preflight | None) -> None:
     """Raises if a prompt and its reply are longer than the context of a model, which the message names.
 
-    Experts that were not compared with the base are looked at where they are on this machine.
+    Experts that were not compared with the base are looked at where they are on this machine, and compared with a base that is
+    there too. No weights are read, so that their heads may still differ.
     """
     contexts = {f"the base {config.model.base}" if config.model.base else "the model": architecture.context_length}
     experts = [config.given_experts.get(name) for name in config.expert_names]
+    base: Checkpoint | None = None
+    if checked is None and config.model.base is not None and os.path.exists(config.model.base):
+        base = open_checkpoint(config.model.base, weights=False)
+        base = None if base.config.replace(dtype=architecture.dtype) != architecture else base  # another shape is planned
     for k, expert in enumerate(experts):
         given = None
         if checked is not None and expert is not None:
             given = checked.experts[k]
         elif expert is not None and os.path.exists(expert) and not peft.is_adapter(expert):
             given = open_checkpoint(expert, weights=False)
+            if base is not None:
+                same = given.config.replace(tie_word_embeddings=base.config.tie_word_embeddings)
+                check_same_config(base, dataclasses.replace(given, config=same), config.model.dtype)
         if isinstance(given, Checkpoint):
             contexts[f"the expert {expert}"] = given.config.context_length
     model = min(contexts, key=lambda name: contexts[name])
@@ -164,8 +171,8 @@ def check_resources(inputs: Inputs, log: Callable[[str], None]) -> None:
     for warning in checked.warnings:
         log(warning)
     if checked.download_bytes:
-        _check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
-    _check_space(config.folder, checked.model_bytes, "the evolved model")
+        check_space(Path(HF_HUB_CACHE), checked.download_bytes, "the weights to be downloaded")
+    check_space(config.folder, checked.model_bytes, "the evolved model")
     models = 2 + sum(not isinstance(expert, Path) for expert in checked.experts)  # base, whole experts, and the child
     _, fsdp, tensor = config.mesh.sizes
     group = len(jax.devices()) if min(fsdp, tensor) < 0 else fsdp * tensor
@@ -215,16 +222,6 @@ def _check_population(config: RunConfig, adapters: Sequence[AdapterRanks | None]
     for name, adapter in zip(config.expert_names, adapters, strict=True):
         if population > 1 and adapter is None and name not in absent:
             raise whole_expert(population, name)
-
-
-def _check_space(folder: Path, nbytes: int, what: str) -> None:
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < nbytes:
-        raise InputError(
-            f"expected {nbytes / 1e9:.1f} GB of space for {what} in {folder}, got {free / 1e9:.1f} GB; free some space "
-            "or choose another folder"
-        )
 
 
 def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:

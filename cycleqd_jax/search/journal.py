@@ -59,7 +59,11 @@ class Journal:
         """Opens the file. Another process may put a new one in its place, and the lines of this one can still be read."""
         handle = os.open(self.path, os.O_RDONLY)
         self._close()
-        self._file = os.fdopen(handle, "rb", closefd=False)
+        try:
+            self._file = os.fdopen(handle, "rb", closefd=False)
+        except OSError as error:  # a folder, which it names by its descriptor
+            os.close(handle)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._close = weakref.finalize(self, os.close, handle)
 
     def _read_all(self) -> None:

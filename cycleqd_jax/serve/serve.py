@@ -15,6 +15,7 @@ from cycleqd_jax import report
 from cycleqd_jax.compilation import persistent_compilation
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.engine import load_model
+from cycleqd_jax.models.files.checkpoint import open_checkpoint
 from cycleqd_jax.runs.wanted import RunModels
 from cycleqd_jax.serve.catalog import Catalog, OneModel, RunCatalog
 from cycleqd_jax.serve.weights import WeightCache
@@ -97,7 +98,7 @@ def serve(what: str, options: Options, log: Callable[[str], None] = lambda line:
     from cycleqd_jax.serve.api import Limits
     from cycleqd_jax.serve.app import make_app
     from cycleqd_jax.serve.http import is_loopback
-    from cycleqd_jax.serve.server import run_server
+    from cycleqd_jax.serve.server import check_address, run_server
 
     key = options.key if options.key is not None else os.environ.get(KEY_VARIABLE)
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
@@ -108,6 +109,9 @@ def serve(what: str, options: Options, log: Callable[[str], None] = lambda line:
     local = is_loopback(options.host)
     if not local and key is None:
         log(f"warning: {options.host} may be reached from other machines, and there is no key; set {KEY_VARIABLE}")
+    check_address(options.host, options.port)
+    if not _is_run(Path(what)):
+        _check_positions(open_checkpoint(what, weights=False).config.context_length, options)
     with contextlib.ExitStack() as stack:
         catalog = open_catalog(what, stack, log)
         worker, max_len = make_worker(catalog, options, log)
@@ -138,7 +142,7 @@ def open_catalog(what: str, stack: contextlib.ExitStack, log: Callable[[str], No
         InputError: the model or the run can't be read.
     """
     path = Path(what)
-    if (path / "config.yaml").is_file() and not (path / "config.json").exists():
+    if _is_run(path):
         report.open_run(path)
         models = stack.enter_context(RunModels(path, no_progress, log))
         catalog = RunCatalog(models)
@@ -148,6 +152,17 @@ def open_catalog(what: str, stack: contextlib.ExitStack, log: Callable[[str], No
         stack.enter_context(persistent_compilation(Path(RunConfig.cache)))
     model = load_model(what)
     return OneModel(path.resolve().name if path.exists() else what, model)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and not (path / "config.json").exists()
+
+
+def _check_positions(positions: int, options: Options) -> None:
+    if options.max_len is not None and options.max_len > positions:
+        raise InputError(
+            f"expected --max-len of at most {positions}, the model's positions, got {options.max_len}; make it smaller"
+        )
 
 
 def make_worker(catalog: Catalog, options: Options, log: Callable[[str], None]) -> tuple[EngineWorker, int]:
@@ -162,9 +177,8 @@ def make_worker(catalog: Catalog, options: Options, log: Callable[[str], None]) 
         InputError: the model has fewer positions than ``max_len``.
     """
     positions = catalog.config.context_length
+    _check_positions(positions, options)
     max_len = min(positions, MOST_POSITIONS) if options.max_len is None else options.max_len
-    if max_len > positions:
-        raise InputError(f"expected --max-len of at most {positions}, the model's positions, got {max_len}; make it smaller")
     engine = catalog.engine(options.slots, max_len)
     # A single model is loaded once: it would be in memory twice if its weights were kept beside the engine's.
     cache = WeightCache(catalog.express, 0 if catalog.run is None else int(options.weights_gib * 2**30))

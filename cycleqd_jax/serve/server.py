@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cycleqd_jax.serve.worker import EngineWorker
 from cycleqd_jax.types import InputError
 
-__all__ = ["run_server", "server_config"]
+__all__ = ["check_address", "run_server", "server_config"]
 
 CONNECTIONS = 512
 """The most connections at a time; the requests of further ones get status 503."""
@@ -100,6 +100,15 @@ def run_server(
     """
     with _listen(host, port) as listener:
         asyncio.run(_serve(app, worker, listener, grace_s, on_ready))
+
+
+def check_address(host: str, port: int) -> None:
+    """Checks that an address can be listened on now, before a model is loaded for it.
+
+    Raises:
+        InputError: it can't.
+    """
+    _listen(host, port).close()
 
 
 def server_config(app: Starlette) -> uvicorn.Config:

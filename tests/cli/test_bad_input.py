@@ -11,7 +11,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from cycleqd_jax.cli import main
+from cycleqd_jax.cli import main, stages
 from cycleqd_jax.config import load_config
 from cycleqd_jax.files import locked
 from cycleqd_jax.runs.inputs import resolve
@@ -223,6 +223,13 @@ def test_experts_of_half_a_file_and_of_all_of_it_are_not_the_same(tmp_path):
     assert whole != half
     tasks[0] |= {"train_size": 4, "validation_size": 2}  # experts see what validation leaves
     assert opened(tmp_path, tasks=tasks)[1].expert("mbpp") not in (half, whole)
+
+
+def test_a_model_to_evaluate_is_refused_before_anything_is_opened(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "Run", None)
+    config = str(write_config(tmp_path))
+    assert "got no such folder: nowhere" in refused(capsys, "evaluate", config, "--model", "nowhere")
+    assert "got another kind of file" in refused(capsys, "evaluate", config, "--model", config)
 
 
 @pytest.mark.parametrize("key", ["output", "cache"])

@@ -58,6 +58,27 @@ def test_other_commands(monkeypatch, capsys, argv):
     )
 
 
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_a_path_that_is_no_place_for_a_file(monkeypatch, capsys, number):
+    monkeypatch.setattr(main, "_dispatch", failing(OSError(number, os.strerror(number), "x/.report.html.1.tmp", None, "x/y")))
+    assert cli.main(["report", "runs/x"]) == 2
+    assert capsys.readouterr().err == (
+        f"cycleqd: expected to read and write files, got {os.strerror(number)} in x/y; correct the path, or move what is there "
+        "away, then run the same command again\n"
+    )
+
+
+def test_devices_that_are_not_there(monkeypatch, capsys):
+    error = RuntimeError("Unable to initialize backend 'foo': it is not known")
+    monkeypatch.setattr(main, "_dispatch", failing(error))
+    assert cli.main(["evolve", "config.yaml"]) == 2
+    assert capsys.readouterr().err == f"cycleqd: expected devices that JAX can use, got {error}; correct JAX_PLATFORMS\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "devices", failing(error))
+    assert cli.main(["doctor"]) == 0
+    assert f"  none that JAX can use: {error}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("No space"), ConnectionRefusedError("no"), ZeroDivisionError()])
 def test_other_errors_keep_their_traceback(monkeypatch, error):
     monkeypatch.setattr(main, "_dispatch", failing(error))

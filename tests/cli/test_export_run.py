@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 import cycleqd_jax as cq
 from cycleqd_jax.cli import main
 from cycleqd_jax.cli.export import names_a_run
+from cycleqd_jax.runs import export
+from cycleqd_jax.runs.wanted import Wanted
 from cycleqd_jax.types import InputError
 
 from .conftest import TASKS, history
@@ -104,3 +108,22 @@ def test_options_of_a_run_folder_need_one(tmp_path):
     assert names_a_run(argparse.Namespace(**given | {"config": str(tmp_path)}))
     with pytest.raises(InputError, match="expected a run folder for --child, got"):
         names_a_run(argparse.Namespace(**given | {"child": 3}))
+
+
+@pytest.mark.parametrize("name", ["base", "expert/mbpp"])
+def test_a_model_of_the_run_is_not_replaced(tmp_path, monkeypatch, name):
+    """Neither its base nor an expert: they are what the model is rebuilt from."""
+    place = tmp_path / "model"
+    folders = SimpleNamespace(
+        search={"base": tmp_path / "base", "expert/mbpp": tmp_path / "a"} | {name: tmp_path / "." / "model"}
+    )
+    opened = contextlib.nullcontext()
+    opened.config, opened.journal, opened.models = None, dict, SimpleNamespace(folders=folders)
+    monkeypatch.setattr(export, "RunModels", lambda *args: opened)
+    monkeypatch.setattr(export, "find_wanted", lambda *args: SimpleNamespace(ids=(), weights=None, facts={}))
+    monkeypatch.setattr(export, "ancestors_of", lambda *args: ())
+    monkeypatch.setattr(export.report, "open_run", lambda folder: None)
+    with pytest.raises(
+        InputError, match=f"expected a folder that is no model of the run, got {name} in {place}; choose another"
+    ):
+        export.export_from_folder(tmp_path, Wanted("child", id=0), place, progress=print, log=print)

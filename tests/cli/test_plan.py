@@ -248,3 +248,9 @@ def test_the_shape_of_a_model_of_images_from_a_file(capsys, tmp_path):
     file.write_text(json.dumps({"model_type": "sam", "vision_config": {"hidden_size": 384, "num_attention_heads": 6}}))
     facts = planned(capsys, image_config(tmp_path), "--model-config", file)
     assert 20e6 < facts["parameters"] < 40e6
+
+
+@pytest.mark.parametrize(("name", "got"), [("", "a folder"), ("none.json", "no such file")])
+def test_a_shape_that_is_no_file(tmp_path, capsys, name, got):
+    assert main(["plan", str(CONFIGS / "quickstart.yaml"), "--model-config", str(tmp_path / name)]) == 2
+    assert f"expected the config.json of a model for --model-config, got {got}: {tmp_path}" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -205,3 +206,36 @@ def test_tied_heads(models, tmp_path, write_recipe):
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, stored / "model.safetensors")
     assert main(["merge", str(recipe), str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()
+
+
+NAMES = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "merged by PEFT": lambda name: f"base_model.model.{name}",
+    "without model": lambda name: name.removeprefix("model."),
+    "one name of a shared tensor": lambda name: name.replace("model.embed_tokens", "lm_head"),
+    "an equal head": lambda name: name,
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("first", [True, False])
+def test_the_result_has_the_names_of_transformers(models, tmp_path, write_recipe, kind, first):
+    from safetensors.numpy import save_file
+
+    base, expert, *_ = models
+    other = tmp_path / "other"
+    shutil.copytree(expert, other)
+    tensors = {NAMES[kind](name): tensor for name, tensor in load_file(other / "model.safetensors").items()}
+    if kind == "an equal head":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    save_file(tensors, other / "model.safetensors")
+    names = [str(other), base] if first else [base, str(other)]
+    recipe = write_recipe(merge_method="linear", models=[{"model": name} for name in names], parameters={"weight": 1})
+    merge_models(recipe, tmp_path / "out")
+    known = set(load_file(Path(base) / "model.safetensors"))
+    known |= {"lm_head.weight"} if kind == "an equal head" and first else set()
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == known
+    if "lm_head.weight" not in known:
+        equal(weights(tmp_path / "out"), linear([weights(base), weights(expert)]))

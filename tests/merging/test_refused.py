@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,7 @@ def test_configs(models, refused, case):
 def test_models_of_a_config(models, refused, tmp_path):
     base, a, b, _ = models
     refused(recipe_of(models, models=[{"model": a}, {"model": a}]), "twice")
+    refused(recipe_of(models, models=[{"model": a}, {"model": f"{a}/"}]), "twice")
     refused(recipe_of(models, models=[{"model": base}]), "at least one model")
     refused(recipe_of(models, models=[{"name": a}]), "models[0]")
     refused(recipe_of(models, models=[{"model": {"path": a}}]), "models[0].model")
@@ -178,6 +181,20 @@ def test_quantised_weights(models, refused, tmp_path):
     refused(recipe_of(models, models=[{"model": bad}]), "I8", "model.norm.weight")
 
 
+def test_files_that_cannot_be_copied_are_found_before_the_work(models, tmp_path, monkeypatch, capsys):
+    def denied(source, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", denied)
+    path = tmp_path / "merge.yml"
+    path.write_text(yaml.safe_dump(recipe_of(models)))
+    assert main(["merge", str(path), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "got Permission denied in " in error
+    assert "merge: 1" not in error
+    assert [file.name for file in tmp_path.iterdir()] == ["merge.yml"]
+
+
 def test_other_tokenizers(models, refused, tmp_path):
     other = changed(models[1], tmp_path / "other", lambda tensors: None)
     path = Path(other) / "tokenizer.json"
@@ -187,6 +204,16 @@ def test_other_tokenizers(models, refused, tmp_path):
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     path.write_text(json.dumps(tokenizer))
     refused(recipe_of(models, models=[{"model": other}], tokenizer_source="base"), "one id for every token", other)
+    path.write_text("{")
+    refused(recipe_of(models, models=[{"model": other}], tokenizer_source="base"), f"expected a tokenizer in {path}")
+
+
+def test_an_untied_head_of_its_own_beside_a_tied_one(models, refused, tmp_path):
+    head = lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] * 2})  # noqa: E731
+    own = changed(models[1], tmp_path / "own", head)
+    config = json.loads((Path(own) / "config.json").read_text())
+    (Path(own) / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    refused(recipe_of(models, models=[{"model": own}]), f"embed_tokens.weight in {own}, as in the first model", "own; save the")
 
 
 def test_lists_over_layers_need_layers(refused, tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -230,6 +232,21 @@ def test_a_full_disk(gguf_file, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"a model, got No space left on device in .*; choose another folder"):
         fetch.fetch_smollm2(tmp_path / "model", source=gguf_file, log=quiet)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_the_source_or_too_small_is_refused_before_weights_are_read(gguf_file, tmp_path, monkeypatch):
+    folder = fetch.fetch_smollm2(tmp_path / "model", source=gguf_file, log=quiet)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match=f"expected a folder that is not the source, got {folder}; choose another"):
+        fetch.fetch_smollm2(folder, source=f"{folder}/", dtype="bfloat16", log=quiet)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr(hf, "load", None)
+    with pytest.raises(InputError, match=r"GB of space for the model in .*other, got 1e-08 GB; free"):
+        fetch.fetch_smollm2(tmp_path / "other", source=gguf_file, log=quiet)
+    monkeypatch.setattr(fetch, "_find", None)  # nothing is downloaded
+    with pytest.raises(InputError, match=r"expected 0\.538 GB of space for the model"):
+        fetch.fetch_smollm2(tmp_path / "other", log=quiet)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_an_unknown_dtype_is_an_error_before_the_source_is_read(tmp_path, reads_nothing):

@@ -48,6 +48,8 @@ WRAPPED = {
     "without model": lambda n: n.removeprefix("model."),
     "model twice": lambda n: f"model.{n}",
     "a saved module": lambda n: n.replace("lm_head.", "lm_head.modules_to_save.default."),
+    "the base of an adapter": lambda n: "base_model.model." + n.replace("_proj.weight", "_proj.base_layer.weight"),
+    "another prefix of all": lambda n: f"policy.{n}",
 }
 
 
@@ -72,6 +74,16 @@ def test_a_name_that_comes_twice_is_not_guessed(model):
         open_checkpoint(model)
 
 
+def test_what_no_model_computes_with_is_left_out(model):
+    before, tensors = hf.load(model)[1], load_file(model / WEIGHTS)
+    embedding = tensors.pop("model.embed_tokens.weight")
+    tensors["model.embed_tokens.modules_to_save.default.weight"] = embedding
+    tensors["model.embed_tokens.original_module.weight"] = embedding * 2
+    save_file(tensors | {"model.rotary_emb.original_inv_freq": np.ones(4, np.float32)}, model / WEIGHTS)
+    after = hf.load(model)[1]
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
 def test_names_of_both_sides_are_shown(model):
     rename(model, lambda n: n.replace("self_attn.", "attention."))
     with pytest.raises(
@@ -87,6 +99,10 @@ def test_names_of_both_sides_are_shown(model):
         (
             lambda t: t.update({"model.layers.0.self_attn.q_proj.lora_A.default.weight": np.ones((2, 32), np.float32)}),
             r"an unknown .*lora_A.*merge the adapter into its base",
+        ),
+        (
+            lambda t: t.update({"v_head.summary.weight": np.ones((1, 32), np.float32)}),
+            r"an unknown v_head\.summary\.weight .*remove such tensors if the model works without them",
         ),
     ],
 )
@@ -116,7 +132,7 @@ def test_inspect_refuses_what_loading_refuses(tied, tmp_path, make_config, make_
     config = make_config(num_hidden_layers=1, tie_word_embeddings=True)
     hf.save(tmp_path / "base", config, make_params(config))
     hf.save(tmp_path / "other", config.replace(rope_theta=1e4), make_params(config))
-    (warning,) = inspect_model(str(tmp_path / "other"), str(tmp_path / "base")).warnings
+    _, warning = inspect_model(str(tmp_path / "other"), str(tmp_path / "base")).warnings
     assert warning.startswith("a run with this base refuses the model as an expert: expected rope_theta 500000.0 of the base")
 
 
@@ -129,6 +145,22 @@ def test_inspect_names_tensors_of_another_dtype(tmp_path, make_config, make_para
     save_file(tensors, tmp_path / "m" / WEIGHTS)
     (warning,) = inspect_model(str(tmp_path / "m")).warnings
     assert warning.startswith("2 tensors, such as model.layers.0.input_layernorm.weight, are stored in another dtype")
+
+
+def test_inspect_warns_of_a_model_that_equals_its_base(tmp_path, make_config, make_params):
+    config = make_config(num_hidden_layers=1)
+    params = make_params(config)
+    hf.save(tmp_path / "base", config, params)
+    hf.save(tmp_path / "same", config, params)
+    base, same = str(tmp_path / "base"), str(tmp_path / "same")
+    assert inspect_model(same, base).warnings == (f"the model equals {base} bit for bit; check that it was trained and saved",)
+    tensors = load_file(tmp_path / "same" / WEIGHTS)
+    tensors["model.norm.weight"][0] = np.nextafter(tensors["model.norm.weight"][0], np.float32(2))
+    save_file(tensors, tmp_path / "same" / WEIGHTS)
+    assert inspect_model(same, base).warnings == ()
+    hf.save(tmp_path / "same", config, jax.tree.map(lambda leaf: -leaf, params))
+    (warning,) = inspect_model(same, base).warnings
+    assert warning == f"the model is probably not a fine-tuning of {base}: the distance is too large"
 
 
 def test_names_that_stand_for_nothing_stay():

@@ -178,6 +178,11 @@ def test_chat_templates(pair):
     with pytest.raises(InputError, match=r"chat template.*<\|eot_id\|>.*got .*<\|end\|>.*model.tokenizer"):
         preflight(base, [expert])
     preflight(base, [expert], tokenizer=base)
+    # one that can't be rendered: the message is one line
+    (expert / "chat_template.jinja").write_text("{% for", encoding="utf-8")
+    with pytest.raises(InputError, match=r"chat template.*got an error for a conversation in .*model.tokenizer") as refused:
+        preflight(base, [expert])
+    assert "\n" not in str(refused.value)
     # the same template in its other two places
     (expert / "chat_template.jinja").unlink()
     edit_json(expert / "tokenizer_config.json", lambda c: c.update(chat_template=template))
@@ -300,6 +305,22 @@ def test_stop_tokens(pair):
     edit_json(expert / "config.json", lambda c: c.update(eos_token_id=[4, 3]))
     with pytest.raises(InputError, match=r"stop tokens \[1, 4\] of .*got \[3, 4\].*model.tokenizer"):
         preflight(base, [expert])
+
+
+def test_stop_tokens_of_a_tokenizer_alone(pair):
+    base, expert = pair
+    for folder in pair:
+        (folder / "generation_config.json").unlink()
+        edit_json(folder / "config.json", lambda c: c.update(eos_token_id=None))
+    edit_json(expert / "tokenizer_config.json", lambda c: c.update(eos_token="<|end_of_text|>"))
+    preflight(base, [expert])
+    edit_json(expert / "config.json", lambda c: c.update(eos_token_id=3))
+    preflight(base, [expert])
+    (expert / "generation_config.json").write_text('{"eos_token_id": [3, 4]}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"stop tokens \[4\] of .*base, got \[3, 4\] in .*expert; set model.tokenizer"):
+        preflight(base, [expert])
+    (expert / "generation_config.json").write_text('{"eos_token_id": [4, 100000]}', encoding="utf-8")
+    preflight(base, [expert])
 
 
 def test_the_shortest_context_counts(pair):

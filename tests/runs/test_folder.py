@@ -290,9 +290,12 @@ def test_other_versions_get_a_warning(tmp_path, monkeypatch):
     ("name", "named"),
     [
         ("model/Merged-Q8_0.gguf", r"expected a new place or a model folder to replace, got Merged-Q8_0\.gguf"),
+        ("best_elite/notes.txt", r"got notes\.txt in .*best_elite; move it away"),
         ("model/additional_chat_templates/notes.txt", r"got additional_chat_templates/notes\.txt"),
         ("tables", "expected a folder of the run in .*tables, got a file; remove it"),
         ("grid.json/x", r"expected a file of the run in .*grid\.json, got a folder; remove it"),
+        ("tables/results.json/x", r"expected a file of the run in .*results\.json, got a folder; remove it"),
+        ("figures/curves.png/x", r"expected a file of the run in .*curves\.png, got a folder; remove it"),
     ],
 )
 def test_a_place_that_no_result_can_take_is_refused_before_the_run(config, name, named):

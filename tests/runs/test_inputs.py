@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -167,6 +168,18 @@ def test_the_model_of_the_shortest_context_is_named(models, tmp_path, planned):
     of(models, "engine.max_len=96", "tasks.0.max_new_tokens=32", "tasks.1.max_new_tokens=32")
     with pytest.raises(InputError, match=f"at most 96, the positions of the base {tmp_path / 'short'}, got 128"):
         of(models, f"model.base={tmp_path / 'short'}")
+
+
+def test_experts_of_another_shape_are_refused_where_a_run_is_planned(models, tmp_path):
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    (tmp_path / "short" / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
+    overrides = ["engine.max_len=96", "tasks.0.max_new_tokens=32", "tasks.1.max_new_tokens=32"]
+    base = open_checkpoint(tmp_path / "base").config
+    with pytest.raises(
+        InputError, match=rf"expected rope_theta .* of the base .*, got 5000\.0 in the expert {tmp_path / 'short'}"
+    ):
+        resolve(load_config(models, overrides), architecture=base)
+    resolve(load_config(models, overrides), architecture=base.replace(num_hidden_layers=7))  # of --model-config
 
 
 def test_a_model_to_evaluate_is_refused_before_its_weights_are_read(models, tmp_path, monkeypatch):

@@ -266,7 +266,7 @@ def test_a_disk_without_space_is_refused_early(folder, monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"0\.0 GB of space for the evolved model"):
+    with pytest.raises(InputError, match=r"expected \S+ GB of space for the evolved model in .*, got 1e-06 GB; free"):
         models_of(folder, "near", "near")
 
 

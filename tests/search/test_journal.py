@@ -250,3 +250,10 @@ def test_a_file_that_became_shorter_is_not_filled(tmp_path):
     with pytest.raises(InputError, match=r"expected at least \d+ bytes, which this search has written, got 0 in .*; restore"):
         journal.append(child(2))
     assert journal.path.read_bytes() == b""
+
+
+def test_a_folder_in_its_place_is_named(tmp_path):
+    (tmp_path / "history.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        Journal(tmp_path / "history.jsonl", read_only=True)
+    assert refused.value.filename == str(tmp_path / "history.jsonl")

@@ -75,3 +75,14 @@ def test_the_weights_of_a_single_model_are_in_memory_once(tokenizer, monkeypatch
 def test_an_address_that_is_taken(server):
     with pytest.raises(InputError, match=r"expected an address to listen on, got .* for 127.0.0.1 port"):
         run_server(Starlette(), server.worker, host="127.0.0.1", port=server.port, grace_s=0, on_ready=print)
+
+
+def test_address_and_positions_are_checked_before_weights_are_read(server, tokenizer, tmp_path, monkeypatch):
+    model = tiny_model(tokenizer)
+    model.save(tmp_path / "m")
+    monkeypatch.setattr(sys.modules[serve.__module__], "load_model", None)
+    with pytest.raises(InputError, match=r"expected an address to listen on, got .* for 127.0.0.1 port"):
+        serve(str(tmp_path / "m"), Options(port=server.port))
+    positions = model.config.context_length
+    with pytest.raises(InputError, match=f"--max-len of at most {positions}, the model's positions, got {positions + 1}"):
+        serve(str(tmp_path / "m"), Options(port=0, max_len=positions + 1))

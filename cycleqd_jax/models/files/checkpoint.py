@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cycleqd_jax.models.files import gguf, hub
-from cycleqd_jax.models.files.names import EMBEDDING, HEAD, hf_shapes, recognise
+from cycleqd_jax.models.files.names import EMBEDDING, HEAD, hf_shapes, is_unused, recognise
 from cycleqd_jax.models.files.safetensors import DTYPES, Tensor, read_headers, row_chunks
 from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.models.llama.config import LlamaConfig
@@ -145,7 +145,7 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
     tensors = {found[tensor_name]: tensor for tensor_name, tensor in tensors.items()}
     if config.tie_word_embeddings and EMBEDDING not in tensors and HEAD in tensors:
         tensors[EMBEDDING] = tensors[HEAD]  # safetensors keeps one name of a shared tensor
-    unknown = [name for name in tensors if name not in expected and not name.endswith("rotary_emb.inv_freq")]
+    unknown = [name for name in tensors if name not in expected and not is_unused(name)]
     if config.tie_word_embeddings and HEAD in unknown:
         unknown.remove(HEAD)
     missing = [name for name in expected if name not in tensors]
@@ -186,7 +186,9 @@ def _mismatch(name: str, config: LlamaConfig, count: int, missing: Sequence[str]
         advice = "set tie_word_embeddings to true if the head is the embedding, or restore the weights"
     elif any("lora_" in tensor for tensor in unknown):
         advice = "merge the adapter into its base with peft, merge_and_unload(), and save the result"
-    elif missing and unknown:
+    elif unknown and not missing:
+        advice = "remove such tensors if the model works without them, or correct the config"
+    elif unknown:
         advice = "give the tensors the names that transformers uses, or correct the config"
     return InputError(
         f"expected the {count} tensors of the {config.model_type} model in {name}, got {' and '.join(parts)} (missing: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import tree_paths
 
-__all__ = ["EMBEDDING", "HEAD", "NAMES", "HFName", "hf_shapes", "plain_name", "recognise"]
+__all__ = ["EMBEDDING", "HEAD", "NAMES", "HFName", "hf_shapes", "is_unused", "plain_name", "recognise", "unwrapped"]
 
 
 class HFName(NamedTuple):
@@ -39,6 +40,7 @@ _LAYER = "model.layers.{}."
 
 _WRAPPERS = {"_orig_mod", "module", "base_model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 _WRAPPERS |= {"default", "modules_to_save"}  # of PEFT
+_UNMISTAKABLE = {part for part in _WRAPPERS if part.startswith("_")}
 
 NAMES: dict[str, HFName] = {
     "embed_tokens": HFName(EMBEDDING),
@@ -78,8 +80,22 @@ def plain_name(name: str) -> str:
     return ".".join(parts[start:])
 
 
+def unwrapped(name: str) -> str:
+    """The name of a tensor of any architecture without what surely wraps its model, such as ``_orig_mod.``."""
+    name = ".".join(part for part in name.split(".") if part not in _UNMISTAKABLE)
+    return name.removeprefix("module.").removeprefix("base_model.model.")
+
+
+def is_unused(name: str) -> bool:
+    """Whether a model computes without this tensor: what RoPE stores, and the copy of a module that PEFT replaced."""
+    return name.endswith(("rotary_emb.inv_freq", "rotary_emb.original_inv_freq")) or ".original_module." in name
+
+
 def recognise(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
     """Finds out which of the expected tensors the names of a file stand for (:func:`plain_name`).
+
+    The base of an adapter has ``.base_layer.`` in its names. Where no name is understood, what all of them begin with, such as
+    ``policy.``, is left out.
 
     Args:
         names: the names in a file.
@@ -90,7 +106,12 @@ def recognise(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
         stays as it is.
     """
     names, known = list(names), {plain_name(name): name for name in expected}
-    wanted = {name: known.get(plain_name(name), name) for name in names}
+    plain = {name: plain_name(name.replace(".base_layer.", ".")) for name in names}
+    if len(names) > 1 and not known.keys() & set(plain.values()):
+        columns = zip(*(name.split(".") for name in names), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))
+        plain = {name: plain_name(".".join(name.split(".")[shared:])) for name in names}
+    wanted = {name: known.get(plain[name], name) for name in names}
     found = {name: name for name in names if name in known.values()}
     taken = set(found)
     for name, target in wanted.items():

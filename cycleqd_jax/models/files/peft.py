@@ -16,7 +16,7 @@ import numpy as np
 
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.files.names import NAMES, plain_name
-from cycleqd_jax.models.files.peft_config import CONFIG, LoraConfig
+from cycleqd_jax.models.files.peft_config import CONFIG, MERGE, LoraConfig
 from cycleqd_jax.models.files.safetensors import DTYPES, SafeTensor, all_finite, read_header
 from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.models.llama.config import LlamaConfig
@@ -174,6 +174,10 @@ def _weights(config: LlamaConfig) -> Iterator[tuple[str, str, int, tuple[int, ..
 def _inspect(folder: Path, config: LlamaConfig) -> _Contents:
     """Checks that config, header and base match, and sorts the tensors."""
     options = LoraConfig.read(folder / CONFIG)
+    if options.bias != "none" and any(path.endswith("_bias") for _, path, _, _ in _weights(config)):
+        raise InputError(
+            f"expected 'none' for 'bias' in {folder / CONFIG}, whose base has biases, got {options.bias!r}; {MERGE}"
+        )
     left = _header(folder)
 
     def take(name: str, shape: tuple[int, ...], why: str) -> _Tensor:
@@ -226,7 +230,7 @@ def _inspect(folder: Path, config: LlamaConfig) -> _Contents:
         factors, tensor = next(iter(contents.low_rank[path].values())), next(iter(contents.whole[path].values()))
         raise InputError(
             f"expected either low-rank factors or whole weights for one kind of weight in {folder}, got {factors.a.name} and "
-            f"{tensor.name}; merge the adapter into its base with peft, merge_and_unload(), and use the result as an expert"
+            f"{tensor.name}; {MERGE}"
         )
     if config.tie_word_embeddings and (_EMBEDDING in contents.low_rank) != (_HEAD in contents.low_rank):
         raise _not_tied(folder)

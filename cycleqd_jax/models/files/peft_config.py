@@ -12,7 +12,7 @@ from typing import Any
 from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.types import InputError
 
-__all__ = ["CONFIG", "LoraConfig"]
+__all__ = ["CONFIG", "MERGE", "LoraConfig"]
 
 CONFIG = "adapter_config.json"
 """The file name of an adapter's config."""
@@ -32,6 +32,9 @@ _KNOWN |= {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path
 _KNOWN |= {"lora_dropout", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config"}
 _KNOWN |= {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 
+MERGE = "merge the adapter into its base with peft, merge_and_unload(), and use the result as an expert"
+"""What to do with an adapter of another kind."""
+
 _INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -50,6 +53,7 @@ class LoraConfig:
     alpha_pattern: dict[str, float]
     use_rslora: bool
     ensure_weight_tying: bool
+    bias: str  # which biases were trained: none, all or lora_only
 
     @classmethod
     def read(cls, path: Path) -> LoraConfig:
@@ -59,7 +63,6 @@ class LoraConfig:
             InputError: the file is missing, is not a LoRA config, or has an option that is unknown or not supported.
         """
         raw = read_json(path)
-        merge = "merge the adapter into its base with peft, merge_and_unload(), and use the result as an expert"
 
         def check(name: str, valid: Callable[[Any], bool], expected: str, advice: str = "correct the config") -> Any:
             if not valid(raw.get(name)):
@@ -86,16 +89,16 @@ class LoraConfig:
             value = check(name, valid, f"nothing, or a list of {kind.__name__}")
             return tuple(value) if isinstance(value, list) else () if value is None else (value,)
 
-        check("peft_type", lambda value: value == "LORA", "'LORA'", merge)
+        check("peft_type", lambda value: value == "LORA", "'LORA'", MERGE)
         for name in raw:
             if name not in _KNOWN:
-                check(name, lambda value: not value, "nothing or false", merge)
-        check("bias", lambda value: value in (None, "none"), "'none'", merge)
+                check(name, lambda value: not value, "nothing or false", MERGE)
+        bias = check("bias", lambda value: value in (None, "none", "all", "lora_only"), "'none', 'all' or 'lora_only'")
         check(
             "init_lora_weights",
             lambda value: value is None or value in _INITS_THAT_KEEP_THE_BASE,
             "an initialisation that leaves the base unchanged",
-            f"save it again with peft, save_pretrained(folder, path_initial_model_for_weight_conversion=...), or {merge}",
+            f"save it again with peft, save_pretrained(folder, path_initial_model_for_weight_conversion=...), or {MERGE}",
         )
         pattern_or_names = "a pattern or a list of names"
         targets = check("target_modules", lambda value: isinstance(value, str) or strings(value), pattern_or_names)
@@ -114,6 +117,7 @@ class LoraConfig:
             alpha_pattern=check("alpha_pattern", pattern(number), "numbers by name") or {},
             use_rslora=bool(raw.get("use_rslora")),
             ensure_weight_tying=bool(raw.get("ensure_weight_tying")),
+            bias=bias or "none",
         )
         whole = [value for value in (options.target_modules, options.exclude_modules) if isinstance(value, str)]
         try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.models.files import peft
+from cycleqd_jax.models.inspection import inspect_model
 from cycleqd_jax.types import InputError
 
 from ...lazy import Lazy
@@ -26,8 +27,7 @@ Q0, DOWN2 = "base_model.model.model.layers.0.self_attn.q_proj", "base_model.mode
         ({"peft_type": "ADALORA"}, "'LORA' for 'peft_type'.*'ADALORA'.*merge_and_unload"),
         ({"use_dora": True}, "nothing or false for 'use_dora'.*True.*merge"),
         ({"lora_bias": True}, "'lora_bias'"),
-        ({"bias": "all"}, "'none' for 'bias'.*'all'"),
-        ({"bias": "lora_only"}, "'none' for 'bias'"),
+        ({"bias": "some"}, "'lora_only' for 'bias'.*'some'"),
         (
             {"init_lora_weights": "pissa_niter_4"},
             "'init_lora_weights'.*'pissa_niter_4'.*path_initial_model_for",
@@ -61,6 +61,24 @@ def test_configs_that_are_refused(base, adapter, how, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         how(adapter, base.config)
     assert str(adapter) in str(caught.value)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_biases_are_refused_where_the_base_has_any(base, adapter, bias):
+    edit_config(adapter, bias=bias)
+    assert peft.check_adapter(adapter, base.config)
+    with pytest.raises(InputError, match=f"'none' for 'bias'.*whose base has biases, got '{bias}'; merge the adapter"):
+        peft.check_adapter(adapter, base.config.replace(attention_bias=True))
+
+
+def test_inspect_warns_as_a_run_does(base, adapter):
+    edit_config(adapter, base_model_name_or_path="owner/another")
+    assert inspect_model(str(adapter), str(base.folder)).warnings == (
+        f"the adapter names the base owner/another, and not {base.folder}",
+    )
+    edit_weights(adapter, lambda tensors: tensors.update({name: tensor * 0 for name, tensor in tensors.items()}))
+    equal, _ = inspect_model(str(adapter), str(base.folder)).warnings
+    assert equal == f"the model equals {base.folder} bit for bit; check that it was trained and saved"
 
 
 def test_adapters_that_peft_makes_of_other_kinds(base, tmp_path):

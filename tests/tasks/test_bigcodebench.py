@@ -113,6 +113,7 @@ FORGERIES = {
     "no tests": "import unittest\nunittest.TestLoader.getTestCaseNames = lambda *a: []\ndef task_func(n): return 0",
     "fork": "import os\nif os.fork(): os._exit(0)\ndef task_func(n): return 0",
     "skip": "import unittest\ndef task_func(n): raise unittest.SkipTest",
+    "stop": "import unittest\ndef task_func(n): raise unittest.case._ShouldStop",
 }
 
 

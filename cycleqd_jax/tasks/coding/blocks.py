@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from cycleqd_jax.tasks.coding.forms import as_session, is_session
 from cycleqd_jax.tasks.coding.syntax import parse
 
-__all__ = ["LONGEST_PROGRAM", "Block", "blocks", "code_regions", "leading_tree", "without_thoughts"]
+__all__ = ["LONGEST_PROGRAM", "Block", "before_next_turn", "blocks", "code_regions", "leading_tree", "without_thoughts"]
 
 LONGEST_PROGRAM = 200_000
 """Number of characters of the longest program that is executed."""
@@ -27,6 +27,14 @@ _PYTHON = re.compile(
 )
 _PYTHON_WORD = re.compile(r"\bi?py(?:thon)?[\d.]*\b", re.IGNORECASE)
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|end_of_thought\|>|\[/THINK\]")
+# A model that does not stop writes the next question too.
+_NEXT_TURN = re.compile(
+    r"^(?:#{2,} ?(?:Instruction|Input|User|Human|Question)\b|(?:Human|User|Instruction|Question) ?:)"
+    r"|<\|im_start\|>\s*user|<\|start_header_id\|>\s*user|<start_of_turn>\s*user|<\|user\|>|\[INST\]",
+    re.MULTILINE,
+)
+# A fence in the line of what stands before it.
+_LATE_BEGIN = re.compile(r"(?<=[>:.!*])[ \t]*(?=`{3}(?:python|py)[\d.]*[ \t]*\n)", re.IGNORECASE)
 # Lines that only mark the begin or the end of code.
 _MARK = re.compile(r"[ \t]*(?:\[/?[A-Z]{2,}\]|</?[a-z_]+>|<\|[\w ]+\|>)[ \t]*")
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
@@ -51,18 +59,26 @@ class Block:
         code: the code, without the indentation and the quotation marks of the fence.
         lead: the last line of text before the block.
         heading: the heading before that line, if no other line stands between.
+        closed: whether the block has an end; a reply may have been cut off.
     """
 
     tag: str
     code: str
     lead: str = ""
     heading: str = ""
+    closed: bool = True
 
 
 def without_thoughts(reply: str) -> str:
     """The part of a reply after the thoughts of a reasoning model; the whole reply if nothing follows them."""
     ends = [match.end() for match in _THOUGHT.finditer(reply)]
     return reply[ends[-1] :] if ends and reply[ends[-1] :].strip() else reply
+
+
+def before_next_turn(reply: str) -> str:
+    """The part of a reply before the next turn of the user, which a model may write itself; else the reply."""
+    match = _NEXT_TURN.search(reply)
+    return reply[: match.start()] if match else reply
 
 
 def blocks(reply: str) -> list[Block]:
@@ -72,6 +88,7 @@ def blocks(reply: str) -> list[Block]:
     program only together with what follows, a docstring contains the fences between. Without an opening fence (the reply
     began inside a block), the text before the first fence is a block if it is Python.
     """
+    reply = _LATE_BEGIN.sub("\n", reply)
     fences = list(_FENCE.finditer(reply))
     found: list[Block] = []
     if len(fences) % 2 and not _NAMED.match(fences[0].group(3).strip()):
@@ -99,7 +116,7 @@ def blocks(reply: str) -> list[Block]:
         if code.strip():
             tag = "python" if _PYTHON.fullmatch(tag) or (is_session(code) and not _is_python(code)) else tag
             code = _without_prompts(code) if tag in ("python", "") else code
-            found.append(Block(tag, code, lead, heading.group() if heading else ""))
+            found.append(Block(tag, code, lead, heading.group() if heading else "", end is not None))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from cycleqd_jax.tasks.coding.statements import DEFINITIONS, NAMESPACES, Statement, changed_names, executed, is_main_guard, root
 
@@ -14,7 +14,7 @@ _RUNNING = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.If, ast.For,
 _MOST_ROUNDS = 5  # of functions that pass an argument on to a function that changes it
 
 
-def indirect_changes(parts: list[Statement]) -> list[tuple[set[str], set[str]]]:
+def indirect_changes(parts: list[Statement], modules: set[str]) -> list[tuple[set[str], set[str]]]:
     """For each statement, the names that it reads when it is executed, and the names whose values it may change.
 
     The search follows calls into functions of the program, lambdas and arguments that are functions. Both sets are empty for
@@ -26,10 +26,10 @@ def indirect_changes(parts: list[Statement]) -> list[tuple[set[str], set[str]]]:
     changers = _changers([parts[number] for number in defined])
     functions = {name: number for number in defined for name in parts[number].binds}
     holders = {name: number for number, part in enumerate(parts) if _passes(part.node, set(functions)) for name in part.binds}
-    aliases = _aliases([node for nodes in at_once for node in nodes], changers)
+    aliases = _aliases([node for nodes in at_once for node in nodes], changers, modules)
     effects: dict[int, set[str]] = {}
     for number in {*functions.values(), *holders.values()}:
-        changed = {*changed_names(bodies[number]), *_changed_by_calls(bodies[number], changers, aliases)}
+        changed = {*changed_names(bodies[number], modules), *_changed_by_calls(bodies[number], changers, aliases)}
         changed.update(*(_methods(node.value) for node in [parts[number].node] if isinstance(node, ast.Assign)))
         effects[number] = _closure(changed, _aliases(bodies[number])) & parts[number].uses
     functions = holders | functions
@@ -42,6 +42,7 @@ def indirect_changes(parts: list[Statement]) -> list[tuple[set[str], set[str]]]:
             while pending:
                 name = pending.pop()
                 called.add(name)
+                pending |= {other for other in aliases.get(name, ()) if other in functions} - called
                 if name in functions:
                     changed |= effects[functions[name]]
                     pending |= parts[functions[name]].uses - called
@@ -110,8 +111,14 @@ def _changed_by_calls(nodes: Iterable[ast.AST], changers: set[str], aliases: dic
                 yield part.func.id
 
 
-def _aliases(nodes: Iterable[ast.AST], changers: Iterable[str] = ()) -> dict[str, set[str]]:
-    """For each name, the names of which it may hold the value, a part or a method; ``changers`` are called for an object."""
+def _aliases(nodes: Iterable[ast.AST], changers: Iterable[str] = (), modules: Container[str] = ()) -> dict[str, set[str]]:
+    """For each name, the names of which it may hold the value, a part or a method.
+
+    Args:
+        nodes: parts of a program.
+        changers: functions and classes that change an argument; the objects that they return may hold it.
+        modules: names of modules, which may return a part of theirs, such as ``decimal.getcontext()``.
+    """
     found: dict[str, set[str]] = {}
     for part in nodes:
         pairs: list[tuple[ast.expr, ast.expr]] = []
@@ -127,7 +134,8 @@ def _aliases(nodes: Iterable[ast.AST], changers: Iterable[str] = ()) -> dict[str
             elif isinstance(target, ast.Attribute) and isinstance(value, ast.Name):
                 found.setdefault(root(target), set()).add(value.id)
             elif isinstance(target, ast.Name) and isinstance(value, ast.Call):
-                if root(value) in NAMESPACES:
+                function = value.func.attr if isinstance(value.func, ast.Attribute) else ""
+                if root(value) in NAMESPACES or (root(value) in modules and function.startswith("get")):
                     found.setdefault(target.id, set()).add(root(value))
                 elif root(value) in changers:
                     found.setdefault(target.id, set()).update(_passed(value))

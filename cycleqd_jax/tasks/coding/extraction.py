@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from cycleqd_jax.tasks.coding.blocks import (
     LONGEST_PROGRAM,
     Block,
+    before_next_turn,
     blocks,
     code_regions,
     leading_tree,
@@ -38,7 +39,11 @@ _BAD_HEADING = re.compile(
     r"\W*(?:an? |the |common |example of an? )?(?:mistakes?|wrong|incorrect|naive|buggy|pitfalls?|incomplete|broken|flawed)\b",
     re.IGNORECASE,
 )
-_BACK = re.compile(r"\b(?:that|this|it|above|previous)\b.*[.!]\s*$", re.IGNORECASE)
+_BACK = re.compile(
+    r"\b(?:that|this|it|above|previous)\b.*[.!]\s*$|^\W*(?:this|that|it)\b.*[^\s:]\s*$"
+    r"|^\W*(?:wait|hmm+|oops|sorry|actually|(?:but|however),? (?:this|that|it)|the (?:above|previous)|i made)\b",
+    re.IGNORECASE,
+)
 _GOOD = re.compile(
     r"\b(correct(?:ed|ion)?|fix(?:ed)?|final|instead|better|improved|solution|right|proper|should be|updated?|revised)\b",
     re.IGNORECASE,
@@ -64,6 +69,8 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     names = tuple(names)
     reply = _MARKS.sub("", reply[:_LONGEST_REPLY].replace("\r\n", "\n").replace("\r", "\n"))
     answer = without_thoughts(reply)
+    turn = before_next_turn(answer)
+    answer = turn if turn is not answer and _defines(_from_text(turn, names), names) else answer
     code = _from_text(answer, names)
     if answer is not reply and not (_defines(code, names) if names else code.strip()):
         whole = _from_text(reply, names)
@@ -96,12 +103,14 @@ def _from_text(text: str, names: tuple[str, ...], nested: bool = False) -> str:
         fitted = [dataclasses.replace(block, code=_fitted(block.code, names)) for block in found]
         whole = [number for number, block in enumerate(fitted) if _defines(block.code, names)]
         if whole:
+            longest = max((len(fitted[number].code.split("\n")) for number in whole if fitted[number].closed), default=0)
             number = max(
                 whole,
                 key=lambda number: (
                     not _is_bad(fitted[number]),
-                    _defines(fitted[number].code, names, imports=False),  # an example imports the function
+                    _defines(fitted[number].code, names, values=False),  # an example imports the function, or uses its name
                     fitted[number].tag == "python",
+                    fitted[number].closed or len(fitted[number].code.split("\n")) > longest,
                     number,
                 ),
             )
@@ -171,17 +180,24 @@ def _mentions(code: str, names: tuple[str, ...]) -> bool:
     return any(re.search(rf"(?:def|class) +{re.escape(name)}\b|^{re.escape(name)} *=", code, re.MULTILINE) for name in names)
 
 
-def _defines(code: str, names: tuple[str, ...], imports: bool = True) -> bool:
-    """Whether a text defines all names, and not only the heads of functions, nor with ``imports`` off from other modules."""
+def _defines(code: str, names: tuple[str, ...], values: bool = True) -> bool:
+    """Whether a text defines all names, and not only the heads of functions, nor with ``values`` off as imports or values."""
     if not names or not _mentions(code, names) or len(code) > LONGEST_PROGRAM:
         return False
     found = leading_tree(code)
-    return found is not None and set(names) <= set(_bound(found[0], stubs=False, imports=imports))
+    return found is not None and set(names) <= set(_bound(found[0], stubs=False, values=values))
 
 
-def _bound(tree: ast.Module, stubs: bool = True, imports: bool = True) -> Iterable[str]:
-    """The names that a program binds. Without ``stubs``, functions and classes without a body of their own are left out."""
+def _bound(tree: ast.Module, stubs: bool = True, values: bool = True) -> Iterable[str]:
+    """The names that a program binds.
+
+    Args:
+        tree: the program.
+        stubs: whether functions and classes without a body of their own count.
+        values: whether imports and variables that are no functions count.
+    """
     pending: list[ast.AST] = list(tree.body)
+    functions = any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(tree))
     while pending:
         node = pending.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -191,16 +207,30 @@ def _bound(tree: ast.Module, stubs: bool = True, imports: bool = True) -> Iterab
             if isinstance(node.ctx, ast.Store):
                 yield node.id
         elif isinstance(node, ast.alias):
-            if imports:
+            if values:
                 yield node.asname or node.name.partition(".")[0]
-        elif not isinstance(node, ast.Lambda):
+        elif not isinstance(node, ast.Lambda) and (values or not _is_value(node, functions)):
             pending += ast.iter_child_nodes(node)
+
+
+def _is_value(node: ast.AST, functions: bool) -> bool:
+    """Whether an assignment binds a number, a text, a collection or the result of a call, without ``functions`` of any call."""
+    if not isinstance(node, ast.Assign):
+        return False
+    called = {part.func.id for part in ast.walk(node.value) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
+    targets = {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node.value, ast.Call) and not functions:
+        return True
+    return bool(called & targets) or isinstance(
+        node.value,
+        ast.Constant | ast.BinOp | ast.UnaryOp | ast.Compare | ast.List | ast.Dict | ast.Set | ast.JoinedStr | ast.ListComp,
+    )
 
 
 def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
     """Whether the body has nothing but a docstring, ``pass``, ``...``, ``return`` and ``raise NotImplementedError``."""
     for part in node.body:
-        if isinstance(part, ast.Pass) or (isinstance(part, ast.Return) and part.value is None):
+        if isinstance(part, ast.Pass) or (isinstance(part, ast.Return) and _is_none(part.value)):
             continue
         if isinstance(part, ast.Expr) and _says_nothing(part.value):
             continue
@@ -210,6 +240,10 @@ def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> boo
             continue
         return False
     return True
+
+
+def _is_none(node: ast.expr | None) -> bool:
+    return node is None or (isinstance(node, ast.Constant) and node.value is None)
 
 
 def _says_nothing(node: ast.expr) -> bool:

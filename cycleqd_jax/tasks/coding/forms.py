@@ -33,6 +33,7 @@ _LINE_TAG = re.compile(
 )
 _STRING = re.compile(r'(?<!\\)"(?:[^"\\]++|\\.)*+"|(?<![\\\w])\'(?:[^\'\\\n]++|\\.)*+\'', re.DOTALL)
 _LIST = re.compile(r'\[\s*"[^\[\]{}]*"\s*\]')
+_ENTITY = re.compile(r"&(?:lt|gt|amp|quot|#\d{1,4});")
 _NUMBER = re.compile(r"^[ \t]*\d{1,4}(?:[.:|)]|[ \t]+\||(?=[ \t]))[ \t]?", re.MULTILINE)
 _QUOTED = re.compile(r"^[ \t]*>(?!>)[ \t]?", re.MULTILINE)
 _MOST_STRINGS = 100
@@ -89,6 +90,10 @@ def other_forms(text: str) -> Iterator[str]:
         yield tagless
     if is_session(plain):
         yield as_session(plain)
+    if _ENTITY.search(plain):
+        yield html.unescape(plain)
+    if "\\n" in plain:
+        yield plain.replace("\\n", "\n").replace('\\"', '"').replace("\\t", "\t")
     yield from itertools.islice(_strings(plain, 3), _MOST_STRINGS)
     for pattern in (_QUOTED, _NUMBER):
         if pattern.search(plain):

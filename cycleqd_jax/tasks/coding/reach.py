@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import symtable
+import sys
 from collections.abc import Iterable
 
 from cycleqd_jax.tasks.coding.changes import indirect_changes
@@ -14,6 +15,7 @@ from cycleqd_jax.tasks.coding.statements import (
     Statement,
     bound_names,
     executed,
+    imported,
     is_main_guard,
     root,
     statements,
@@ -43,6 +45,14 @@ _NO_SETTINGS = frozenset(
         "popen",
         "fork",
         "kill",
+        "call",
+        "check_call",
+        "check_output",
+        "read",
+        "readline",
+        "readlines",
+        "done",
+        "Fire",
         "execv",
         "execvp",
         "show",
@@ -50,6 +60,9 @@ _NO_SETTINGS = frozenset(
     ]
 )
 _BUILTINS = frozenset(dir(builtins)) | {"__name__"}
+_WAITING = (ast.Await, ast.AsyncFor, ast.AsyncWith)
+_INPUT = frozenset(("input",))
+_PLAIN = (ast.Constant, ast.Name, ast.List, ast.Tuple, ast.Dict, ast.expr_context)  # they can't fail
 _BUILDERS = frozenset(("exec",))  # may bind any name
 _DYNAMIC = frozenset(("eval", "exec", "globals", "vars", "__import__"))
 
@@ -67,18 +80,23 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
         tree: the program.
         names: the entry points.
     """
-    try:
-        text = ast.unparse(tree)
-        parts = statements(parse(text), symtable.symtable(text, "program", "exec"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = ast.Module([node for node in tree.body if not _is_misplaced(node)], [])
+    parts = _parts(tree)
+    if parts is None:  # one of the statements is no Python, although it has a syntax tree
+        tree = ast.Module([node for node in tree.body if _parts(ast.Module([node], [])) is not None], [])
+        parts = _parts(tree)
+    if parts is None:
         return None
     entries = set(names)
     bound = set().union(*(part.binds for part in parts)) if parts else set()
-    indirect = indirect_changes(parts)
+    modules = imported(tree)
+    indirect = indirect_changes(parts, modules)
     if not entries & bound and "*" not in bound and not any(changed & NAMESPACES for _, changed in indirect):
         return None
     functions = {name: part for part in parts if isinstance(part.node, DEFINITIONS) for name in part.binds}
-    modules = {name for part in parts if isinstance(part.node, ast.Import | ast.ImportFrom) for name in part.binds}
+    available = {name for part in parts for name in part.binds & modules if _is_standard(part.node)}
+    last = max((number for number, part in enumerate(parts) if part.binds & entries), default=len(parts))
+    earlier = set().union(*(part.binds for part in parts[: last + 1])) - entries
     needed, kept = set(entries), set[int]()
     grown = True
     while grown:
@@ -87,8 +105,11 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
             if number in kept:
                 continue
             called, changed = indirect[number]
+            if number > last and called & (entries | _INPUT) and part.binds & needed <= earlier and not part.changes & entries:
+                continue  # an example that uses a name again
             changes = changed & needed or changed & NAMESPACES
-            if _is_needed(part, needed, entries, functions, modules) or (changes and not called & entries):
+            settable = modules & (needed | available) | (_unbound(part, bound) if "*" in bound else set())
+            if _is_needed(part, needed, entries, functions, settable) or (changes and not called & entries):
                 kept.add(number)
                 needed |= part.uses
                 grown = True
@@ -97,17 +118,36 @@ def reached(tree: ast.Module, names: Iterable[str]) -> list[ast.stmt] | None:
             grown = True
     available = _BUILTINS.union(*(parts[number].binds for number in kept))
     for number, part in enumerate(parts):  # definitions that are not needed do no harm, if executing them runs nothing
-        if number not in kept and _is_quiet(part.node) and part.calls - part.binds - _own(part.node) <= available:
+        runs = indirect[number][0] | (part.uses if getattr(part.node, "decorator_list", ()) else set())
+        quiet = number not in kept and _is_quiet(part.node) and not runs & entries
+        if quiet and part.calls - part.binds - _own(part.node) <= available:
             kept.add(number)
             available |= part.binds
     return [tree.body[number] for number in sorted(kept)]
 
 
+def _parts(tree: ast.Module) -> list[Statement] | None:
+    try:
+        text = ast.unparse(tree)
+        return statements(parse(text), symtable.symtable(text, "program", "exec"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _is_misplaced(node: ast.stmt) -> bool:
+    """Whether a statement contains ``await`` in a function that is not asynchronous, or ``return`` in a class."""
+    for part in ast.walk(node):
+        wrong = {ast.FunctionDef: _WAITING, ast.ClassDef: (*_WAITING, ast.Return, ast.Yield)}.get(type(part), ())
+        if wrong and any(isinstance(inner, wrong) for line in getattr(part, "body", ()) for inner in executed(line)):
+            return True
+    return False
+
+
 def _is_quiet(node: ast.stmt) -> bool:
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        calls = (isinstance(part, ast.Call | ast.Subscript | ast.Await) for part in ast.walk(node))
-        return all(isinstance(target, ast.Name) for target in targets) and not any(calls)
+        plain = node.value is None or all(isinstance(part, _PLAIN) for part in ast.walk(node.value))
+        return all(isinstance(target, ast.Name) for target in targets) and plain
     return isinstance(node, DEFINITIONS)
 
 
@@ -126,17 +166,25 @@ def _is_needed(
     node = part.node
     if isinstance(node, ast.ImportFrom) and (node.module == "__future__" or node.names[0].name == "*"):
         return True
-    if isinstance(node, ast.Assert | ast.Raise | ast.Return) or is_main_guard(node):
+    if isinstance(node, ast.If) and is_main_guard(node):  # the name is never that of the main module
+        return any(isinstance(child, ast.Name) and child.id in needed for other in node.orelse for child in ast.walk(other))
+    if isinstance(node, ast.Raise | ast.Return):
         return False
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # the first may be the docstring
+        return "__doc__" in needed
     if part.binds & needed:
         return True
+    if isinstance(node, ast.Assert):
+        return bool(part.changes & needed) and not part.calls & entries
     if isinstance(node, ast.Expr | ast.If | ast.For | ast.While | ast.With | ast.Try):
         called, changed = _called(part, functions)
-        if called & entries:  # an example of use
-            return isinstance(node, ast.Expr) and root(node.value) in entries and not _calls_directly(node.value, entries)
+        if called & entries:  # an example of use, or an attribute of the function
+            return bool(part.changes & entries) and not _calls_directly(node, entries) and not _uses(called, entries, functions)
         if part.changes & needed or changed & needed or (part.changes | changed) & NAMESPACES:
             return True
         return bool(called & _BUILDERS) or (isinstance(node, ast.Expr) and _configures(node.value, modules))
+    if part.calls & entries and not part.changes & entries:  # the result of an example
+        return False
     return bool(part.changes & needed or part.changes & NAMESPACES) or _sets_module(node, modules)
 
 
@@ -155,18 +203,35 @@ def _called(part: Statement, functions: dict[str, Statement]) -> tuple[set[str],
 
 
 def _calls_directly(node: ast.AST, entries: set[str]) -> bool:
-    """Whether an expression calls an entry point itself, or passes one on, instead of changing its attributes."""
-    direct = (
-        isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in entries for part in ast.walk(node)
-    )
-    return any(direct) or sum(isinstance(part, ast.Name) and part.id in entries for part in ast.walk(node)) > 1
+    """Whether a statement calls an entry point itself, or passes one on, instead of using its attributes."""
+    names = sum(isinstance(part, ast.Name) and part.id in entries for part in executed(node))
+    attributes = (part.value for part in executed(node) if isinstance(part, ast.Attribute))
+    return names > sum(isinstance(value, ast.Name) and value.id in entries for value in attributes)
+
+
+def _uses(called: set[str], entries: set[str], functions: dict[str, Statement]) -> bool:
+    """Whether one of the called functions of the program reads an entry point."""
+    return any(functions[name].uses & entries for name in called - entries if name in functions)
+
+
+def _is_standard(node: ast.stmt) -> bool:
+    """Whether an import is one of the standard library, which is always there."""
+    if isinstance(node, ast.ImportFrom):
+        return (node.module or "").partition(".")[0] in sys.stdlib_module_names
+    return isinstance(node, ast.Import) and all(a.name.partition(".")[0] in sys.stdlib_module_names for a in node.names)
+
+
+def _unbound(part: Statement, bound: set[str]) -> set[str]:
+    """The names that a statement may get from an import of ``*``."""
+    return part.calls - bound - _BUILTINS
 
 
 def _configures(node: ast.expr, modules: set[str]) -> bool:
     if not isinstance(node, ast.Call) or root(node) not in modules:
         return False
-    last = node.func.attr if isinstance(node.func, ast.Attribute) else root(node)
-    return last not in _NO_SETTINGS
+    attributes = {part.attr for part in ast.walk(node.func) if isinstance(part, ast.Attribute)} or {root(node)}
+    reads = any(isinstance(part, ast.Name) and part.id in _INPUT for part in ast.walk(node))
+    return _NO_SETTINGS.isdisjoint(attributes) and not reads
 
 
 def _sets_module(node: ast.stmt, modules: set[str]) -> bool:

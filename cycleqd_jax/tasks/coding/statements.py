@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 import symtable
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 __all__ = [
     "DEFINITIONS",
@@ -14,6 +15,7 @@ __all__ = [
     "bound_names",
     "changed_names",
     "executed",
+    "imported",
     "is_main_guard",
     "root",
     "statements",
@@ -22,6 +24,16 @@ __all__ = [
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 NAMESPACES = frozenset(("globals", "locals", "vars", "builtins", "__builtins__"))  # a change of them may bind any name
 _SETTERS = frozenset(("setattr", "delattr", "map", "next"))  # change their first argument, or call its method
+_KINDS = frozenset(("list", "dict", "set", "bytearray", "object", "deque", "OrderedDict", "defaultdict", "Counter"))
+# Calls of a module that set something in it, when they are part of a larger statement.
+_SETTING = re.compile(
+    r"(?:set|reset|add|register|filter|simplefilter|configure|reconfigure|basic|seed|install|append|extend|insert|update|"
+    r"remove|enable|disable|put|stack_size|tzset)"
+)
+# Methods that change their object when they are passed on, as in ``filter(seen.add, items)``.
+_CHANGING = frozenset(
+    ["append", "appendleft", "add", "extend", "insert", "update", "setdefault", "put", "push", "pop", "remove", "discard"]
+)
 
 
 @dataclasses.dataclass
@@ -48,6 +60,7 @@ class Statement:
 def statements(tree: ast.Module, table: symtable.SymbolTable) -> list[Statement]:
     """The statements at the top level of a program, with the symbols of the same text."""
     found = []
+    modules = imported(tree)
     for node in tree.body:
         first = min([node.lineno, *(part.lineno for part in getattr(node, "decorator_list", ()))])
         tables = [child for child in table.get_children() if first <= child.get_lineno() <= (node.end_lineno or first)]
@@ -60,11 +73,17 @@ def statements(tree: ast.Module, table: symtable.SymbolTable) -> list[Statement]
                 set(bound_names(node, at_once)),
                 inner | loads,
                 loads,
-                set(changed_names(at_once)),
-                set(changed_names(ast.walk(node))),
+                set(changed_names(at_once, modules)),
+                set(changed_names(ast.walk(node), modules)),
             )
         )
     return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The names that the imports at the top level of a program bind."""
+    nodes = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name.partition(".")[0] for node in nodes for alias in node.names}
 
 
 def _globals_of(table: symtable.SymbolTable) -> set[str]:
@@ -73,7 +92,7 @@ def _globals_of(table: symtable.SymbolTable) -> set[str]:
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that are executed with a statement: all but the bodies of functions."""
+    """The nodes that are executed with a statement: all but the bodies of functions; those of lambdas that a call gets are."""
     pending = [node]
     while pending:
         part = pending.pop()
@@ -92,6 +111,9 @@ def executed(node: ast.AST) -> Iterator[ast.AST]:
             pending += [*part.args.defaults, *filter(None, part.args.kw_defaults)]
         else:
             pending += ast.iter_child_nodes(part)
+        if isinstance(part, ast.Call):
+            given = (part.func, *part.args, *(keyword.value for keyword in part.keywords))
+            pending += [function.body for function in given if isinstance(function, ast.Lambda)]
 
 
 def bound_names(node: ast.stmt, at_once: list[ast.AST]) -> Iterator[str]:
@@ -106,27 +128,44 @@ def bound_names(node: ast.stmt, at_once: list[ast.AST]) -> Iterator[str]:
             yield part.name
         elif isinstance(part, ast.alias):
             yield part.asname or part.name.partition(".")[0]
-        elif isinstance(part, ast.ExceptHandler) and part.name:
+        elif isinstance(part, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and part.name:
             yield part.name
+        elif isinstance(part, ast.MatchMapping) and part.rest:
+            yield part.rest
 
 
-def changed_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """The names whose values are changed: an item is assigned, or a method is called, also by an operator."""
+def changed_names(nodes: Iterable[ast.AST], modules: Container[str] = ()) -> Iterator[str]:
+    """The names whose values are changed: an item is assigned, or a method is called, also by an operator.
+
+    Args:
+        nodes: parts of a program.
+        modules: names of modules, which most calls of their functions do not change.
+    """
     for part in nodes:
         if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store | ast.Del):
             yield root(part)
         elif isinstance(part, ast.AugAssign):
             yield root(part.target)
-        elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
-            yield root(part.func)
-        elif isinstance(part, ast.Call) and part.args and root(part.func) in _SETTERS:
-            yield root(part.args[0])
+        elif isinstance(part, ast.Call):
+            yield from _changed_by_call(part, modules)
         elif isinstance(part, ast.Global):
             yield from part.names
         elif isinstance(part, DEFINITIONS):  # ``@table.add`` calls a method
             yield from (root(decorator) for decorator in part.decorator_list if isinstance(decorator, ast.Attribute))
         elif isinstance(part, ast.Expr) and isinstance(part.value, ast.BinOp):  # ``table << item``, a method of an operator
             yield from (operand.id for operand in ast.walk(part.value) if isinstance(operand, ast.Name))
+
+
+def _changed_by_call(call: ast.Call, modules: Container[str]) -> Iterator[str]:
+    name = root(call.func)
+    if isinstance(call.func, ast.Attribute) and (name not in modules or _SETTING.match(call.func.attr)):
+        yield name
+    if call.args and (name in _SETTERS or (name in _KINDS and isinstance(call.func, ast.Attribute))):
+        yield root(call.args[0])
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    for argument in arguments:
+        if isinstance(argument, ast.Attribute) and argument.attr in _CHANGING:
+            yield root(argument)
 
 
 def root(node: ast.AST) -> str:
@@ -139,7 +178,9 @@ def root(node: ast.AST) -> str:
 
 
 def is_main_guard(node: ast.stmt) -> bool:
-    """Whether a statement begins with ``if __name__ == ...``."""
-    return isinstance(node, ast.If) and any(
-        isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test)
-    )
+    """Whether a statement begins with ``if __name__ == ...``; what it does otherwise is not looked at."""
+    if not isinstance(node, ast.If):
+        return False
+    parts = list(ast.walk(node.test))
+    differs = isinstance(node.test, ast.Compare) and isinstance(node.test.ops[0], ast.NotEq)
+    return not differs and any(isinstance(part, ast.Name) and part.id == "__name__" for part in parts)

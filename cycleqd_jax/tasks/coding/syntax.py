@@ -29,7 +29,7 @@ def parse(code: str) -> ast.Module:
 
 
 def future_first(code: str) -> str:
-    """A program whose ``from __future__`` imports stand at its beginning: text may have been put before it."""
+    """A program whose ``from __future__`` imports stand at its beginning, below its docstring: text may be before them."""
     if "__future__" not in code:
         return code
     try:
@@ -38,7 +38,9 @@ def future_first(code: str) -> str:
         return code
     future: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     rest = [node for node in tree.body if node not in future]
+    described = int(ast.get_docstring(tree, clean=False) is not None)
     try:
-        return "\n".join(ast.unparse(ast.Module(part, [])) for part in (future, rest)) if future else code
+        parts = (rest[:described], future, rest[described:])
+        return "\n".join(ast.unparse(ast.Module(part, [])) for part in parts if part) if future else code
     except (ValueError, RecursionError):  # a number of thousands of digits, or a long sum
         return code

@@ -11,19 +11,20 @@ import dataclasses
 import re
 from typing import Any
 
-from cycleqd_jax.tasks.dbbench.dialect_parser import parse
+from cycleqd_jax.tasks.dbbench.dialect_parser import ONLY_A_COMMENT, parse
 from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Column, Expr, Refusal, Relation, literal, quoted, text, unsupported
 
 __all__ = ["VERSION", "Statement", "fingerprint_sql", "table_relation", "translate"]
 
-VERSION = 4
+VERSION = 5
 """Part of the fingerprints of tasks. Raise it with each change of the results of statements."""
 
-_DENIED = re.compile(
-    r"\s*(?:LOCK|UNLOCK|GRANT|REVOKE|FLUSH|LOAD|HANDLER|ANALYZE|OPTIMIZE|CHECK|REPAIR|KILL|SHUTDOWN|INSTALL)\b", re.IGNORECASE
-)
+_DENIED = re.compile(r"\s*(?:LOCK|GRANT|REVOKE|FLUSH|LOAD|KILL|SHUTDOWN|INSTALL)\b", re.IGNORECASE)
+_MAINTENANCE = re.compile(r"\s*(HANDLER|ANALYZE|OPTIMIZE|CHECK|REPAIR|CHECKSUM|HELP)\b", re.IGNORECASE)
 _QUIET = re.compile(
-    r"\s*(?:(?:START\s+TRANSACTION|BEGIN)(?:\s+WORK)?|COMMIT(?:\s+WORK)?|ROLLBACK(?:\s+WORK)?|SAVEPOINT\s+\w+|DO\s+\d+)\s*$",
+    r"\s*(?:START\s+TRANSACTION(?:\s+(?:WITH\s+CONSISTENT\s+SNAPSHOT|READ\s+WRITE))?|BEGIN(?:\s+WORK)?|SAVEPOINT\s+\w+|DO\s+\d+|"
+    r"(?:COMMIT|ROLLBACK)(?:\s+WORK)?(?:\s+AND\s+NO\s+CHAIN|\s+AND\s+CHAIN)?(?:\s+NO\s+RELEASE)?|UNLOCK\s+TABLES?|"
+    r"SET\s+(?:SESSION\s+|LOCAL\s+|@@(?:session\.)?)?autocommit\s*=\s*(?:ON|OFF))\s*$",
     re.IGNORECASE,
 )
 
@@ -97,10 +98,13 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
     from cycleqd_jax.tasks.dbbench.dialect_queries import query
     from cycleqd_jax.tasks.dbbench.dialect_tables import alter, create, describe, show
 
-    if _QUIET.match(sql):
+    if sql == ONLY_A_COMMENT or _QUIET.match(sql):
         return Statement(rows="[]")
     if _DENIED.match(sql):
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{database}'")
+    maintenance = _MAINTENANCE.match(sql)
+    if maintenance:
+        raise unsupported(maintenance[1].upper())
     if re.match(r"\s*ROLLBACK\s+TO\b", sql, re.IGNORECASE):
         raise Refusal(f"1305 (42000): SAVEPOINT {sql.split()[-1]} does not exist")
     node: Any

@@ -94,7 +94,12 @@ class Calls(abc.ABC):
         return Expr(f"m_part({shown}, '{unit}')", INT)
 
     def _chr(self, node: exp.Chr) -> Expr:
-        return call("CHAR", [self(one) for one in node.expressions], compared, self.database)
+        made = call("CHAR", [self(one) for one in node.expressions], compared, self.database)
+        if node.args.get("charset") is None:
+            return made
+        if node.args["charset"].name.lower() not in ("utf8mb4", "utf8", "utf8mb3", "ascii"):
+            raise unsupported(f"CHAR(… USING {node.args['charset'].name})")
+        return Expr(f"CAST({made.sql} AS TEXT)", TEXT)
 
     def _currentdate(self, _: exp.CurrentDate) -> Expr:
         return call("CURRENT_DATE", [], compared, self.database)

@@ -182,7 +182,7 @@ def update(node: Any, scope: Scope) -> list[str]:
             for index, column in enumerate(source.columns):
                 if source.expr(index).sql == found[0].sql or (column.name.lower() == name.name.lower() and plain):
                     targets[source.alias] = source
-                    value = _value(assignment.expression, column, translate, one_row=True)
+                    value = _value(assignment.expression, column, translate, one_row=False)
                     pairs.append((column, value))
                     if plain:
                         scope.overrides[source.expr(index).sql] = Expr(f"({value})", column.type)

@@ -15,6 +15,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     Expr,
     Type,
     cast_moment,
+    decimal,
     moment,
     number,
     text,
@@ -66,12 +67,10 @@ DATE_FUNCTIONS = {
     "FROM_DAYS": Simple("i", DATE, "m_from_days({0})"),
     "MAKEDATE": Simple("ii", DATE, "m_makedate({all})"),
     "MAKETIME": Simple("iii", TIME, "m_maketime({all})"),
-    "SEC_TO_TIME": Simple("i", TIME, "m_sec_to_time({0})"),
-    "TIME_TO_SEC": Simple("s", INT, "m_time_to_sec({0})"),
+    "SEC_TO_TIME": Simple("n", TIME, "m_sec_to_time({0})"),
     "WEEKOFYEAR": Simple("d", INT, "m_week({0}, 3, 0)"),
     "DATE_FORMAT": Simple("ds", TEXT, "m_date_format({all}, 0)"),
     "TIME_FORMAT": Simple("ss", TEXT, "m_date_format({all}, 1)"),
-    "FROM_UNIXTIME": Simple("i", DATETIME, "m_from_unix({0})"),
 }  # fmt: skip
 
 
@@ -84,6 +83,22 @@ def _week(with_year: int) -> Builder:
 
 def _cast(target: Type) -> Builder:
     return lambda args, _: cast_moment(args[0], target)
+
+
+def _time(args: list[Expr], _: Compare) -> Expr:
+    return cast_moment(Expr(f"m_whole_time({text(args[0])})", TEXT) if args[0].type.kind == "str" else args[0], TIME)
+
+
+def _time_to_sec(args: list[Expr], _: Compare) -> Expr:
+    digits = 6 if args[0].type.kind == "str" else 0  # a text may have a fraction
+    if args[0].value is not None:
+        digits = min(len(args[0].value.partition(".")[2]), 6)
+    return Expr(f"m_time_to_sec({text(args[0])})", decimal(digits) if digits else INT)
+
+
+def _from_unix(args: list[Expr], _: Compare) -> Expr:
+    made = f"m_from_unix({whole(args[0])})"
+    return Expr(f"m_date_format({made}, {text(args[1])}, 0)", TEXT) if len(args) > 1 else Expr(made, DATETIME)
 
 
 def _str_to_date(args: list[Expr], _: Compare) -> Expr:
@@ -118,7 +133,8 @@ def date_add(value: Expr, amount: Expr, unit: str, sign: int) -> Expr:
 
 
 DATE_BUILDERS: dict[tuple[str, int], Builder] = {
-    ("DATE", 1): _cast(DATE), ("TIME", 1): _cast(TIME), ("TIMESTAMP", 1): _cast(DATETIME),
+    ("DATE", 1): _cast(DATE), ("TIME", 1): _time, ("TIME_TO_SEC", 1): _time_to_sec,
+    ("FROM_UNIXTIME", 1): _from_unix, ("FROM_UNIXTIME", 2): _from_unix, ("TIMESTAMP", 1): _cast(DATETIME),
     ("WEEK", 1): _week(0), ("WEEK", 2): _week(0), ("YEARWEEK", 1): _week(1), ("YEARWEEK", 2): _week(1),
     ("STR_TO_DATE", 2): _str_to_date, ("UNIX_TIMESTAMP", 0): _unix, ("UNIX_TIMESTAMP", 1): _unix,
 }  # fmt: skip

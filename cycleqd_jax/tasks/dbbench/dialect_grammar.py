@@ -90,11 +90,17 @@ def check(statement: str, words: list[Word]) -> None:
         raise unsupported("DO" if first == "DO" else f"{first} of one column")
     if first == "SHOW" and any(word.text == "IN" for word in words):
         raise unsupported("SHOW … IN")
+    if first == "DELETE" and all(word.text != "FROM" for word in words):
+        raise syntax_error("")
     levels, listing = [_Level()], first in ("INSERT", "REPLACE")
     texts = ["", *(word.text for word in words), "", "", ""]
     for index, word in enumerate(words):
         text, before, after, later = word.text, *texts[index : index + 1], *texts[index + 2 : index + 4]
         level = levels[-1]
+        if listing and text == "." and len(levels) > 1:
+            raise unsupported(f"names of tables before the columns of {first}")
+        if first == "DELETE" and text == "USING" and after != "(" and len(levels) == 1:
+            raise unsupported("DELETE … USING")
         if before == ".":
             continue
         if text in ("VALUES", "VALUE", "SELECT", "SET", "WITH"):
@@ -103,7 +109,7 @@ def check(statement: str, words: list[Word]) -> None:
             _wrong_pair(text, before, after, later)
             or (first in _QUERIES and _wrong_clause(text, before, after, later, level))
             or _wrong_argument(text, after, later, level)
-            or (listing and text == "'")
+            or (listing and text in ("'", "TABLE", "AS"))
             or (text == "VALUES" and first in ("INSERT", "REPLACE") and after != "(")
             or (first in ("UPDATE", "DELETE") and len(levels) == 1 and _wrong_change(text, before, after, later, level, texts))
             or (first in _QUERIES and (text, after) == ("NOT", "NULL") and before not in _BEFORE_NOT and not _operator(before))

@@ -101,6 +101,8 @@ class Joins:
         if not isinstance(node, exp.Table) or not isinstance(node.this, exp.Identifier):
             raise unsupported("this table")
         check_parts(node, {"this", "db", "alias", "joins", "hints"})
+        if any(hint.expressions for hint in node.args.get("hints") or []):
+            raise unsupported("hints about an index")
         name = given or node.name
         if any(source.name == name for source in scope.sources):
             raise Refusal(f"1066 (42000): Not unique table/alias: '{name}'")

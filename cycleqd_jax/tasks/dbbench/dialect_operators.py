@@ -138,6 +138,8 @@ def cast(made: Expr, kind: str, sizes: list[int]) -> Expr:
         return Expr(f"m_cut({text(made)}, {sizes[0]})", TEXT, cut=True) if sizes else Expr(text(made), TEXT)
     if kind == "CHARACTER_SET":
         return Expr(text(made), TEXT)
+    if kind == "BINARY" and sizes:
+        raise unsupported("CAST AS BINARY with a length")
     if kind == "BINARY":
         return Expr(f"CAST({text(made) if made.type.kind != 'bin' else made.sql} AS BLOB)", BINARY)
     if kind == "DATE":

@@ -10,7 +10,10 @@ from typing import Any
 from cycleqd_jax.tasks.dbbench.dialect_grammar import Word, check, syntax_error
 from cycleqd_jax.tasks.dbbench.dialect_types import Refusal, unsupported
 
-__all__ = ["parse", "split"]
+__all__ = ["ONLY_A_COMMENT", "parse", "split"]
+
+ONLY_A_COMMENT = "/**/"
+"""A statement that is nothing but a comment."""
 
 _MOST_CHARACTERS = 60_000
 _MOST_TOKENS = 6_000
@@ -227,6 +230,8 @@ _NAMED = re.compile(r"(?i)^(?:\s*)(REPLACE)\b")
 def split(sql: str) -> list[str]:
     """The statements of a text, without comments; the contents of executable comments are kept.
 
+    A comment after the last semicolon is a statement too, as for the server: :data:`ONLY_A_COMMENT`.
+
     Raises:
         Refusal: the text is too long, too deeply nested, or has a character that no statement may have.
     """
@@ -235,6 +240,7 @@ def split(sql: str) -> list[str]:
     if re.search("[\ud800-\udfff]", sql):
         raise unsupported("half of a surrogate pair")
     statements: list[list[str]] = [[]]
+    comments = [False]  # whether each statement has one
     depth = chain = tokens = position = open_comments = 0
     while position < len(sql):
         if open_comments and sql.startswith("*/", position):
@@ -254,14 +260,17 @@ def split(sql: str) -> list[str]:
             else:
                 open_comments += 1
             statements[-1].append(" ")
+            comments[-1] = True
             continue
         if kind in ("comment", "space"):
             statements[-1].append(" ")
+            comments[-1] = comments[-1] or kind == "comment"
             continue
         tokens += 1
         if kind == "sign":
             if token == ";":
                 statements.append([])
+                comments.append(False)
                 depth = chain = 0
                 continue
             if token in "'\"`" or (token not in _SIGNS and not (token == "?" or ord(token[0]) > 127)):
@@ -275,10 +284,13 @@ def split(sql: str) -> list[str]:
             raise unsupported("statements that are nested so deeply or have so many words")
         statements[-1].append(token)
     joined = ["".join(parts).strip() for parts in statements]
-    if not joined[0]:
-        raise Refusal("1065 (42000): Query was empty")
+    joined = [one or ONLY_A_COMMENT * remarked for one, remarked in zip(joined, comments, strict=True)]
     while joined and not joined[-1]:
         joined.pop()
+    if not joined:
+        raise Refusal("1065 (42000): Query was empty")
+    if len(joined) > 1 and joined[0] in ("", ONLY_A_COMMENT):
+        raise syntax_error(sql[sql.index(";") :])
     return joined
 
 

@@ -151,7 +151,7 @@ def limit_clause(node: Any) -> str:
         value = part.expression
         if type(part).__name__ not in ("Limit", "Offset"):
             raise unsupported("this LIMIT")
-        if type(value).__name__ != "Literal" or value.is_string or not re.fullmatch(r"\d{1,19}", str(value.this)):
+        if type(value).__name__ != "Literal" or value.is_string or not re.fullmatch(r"\d{1,20}", str(value.this)):
             raise Refusal("1064 (42000): You have an error in your SQL syntax; LIMIT and OFFSET need a whole number")
         values.append(str(min(int(str(value.this)), 2**62)))
     if limit is None:

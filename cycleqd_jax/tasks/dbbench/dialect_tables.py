@@ -127,6 +127,8 @@ def create(node: Any, scope: Scope) -> tuple[list[str], Relation | None]:
         if not isinstance(one, exp.EngineProperty | exp.CharacterSetProperty | exp.CollateProperty | exp.SchemaCommentProperty
                           | exp.AlgorithmProperty | exp.AutoIncrementProperty):  # fmt: skip
             raise unsupported(f"{one.key} of CREATE {kind}")
+    if kind == "INDEX" and node.args.get("unique"):
+        raise unsupported("CREATE UNIQUE INDEX")
     if kind == "INDEX":
         return [], None
     if kind not in ("TABLE", "VIEW"):

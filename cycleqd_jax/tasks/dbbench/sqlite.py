@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import marshal
+import re
 import zlib
 from importlib import resources
 
@@ -20,8 +21,21 @@ from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Refusal, quoted
 __all__ = ["SqliteDatabase"]
 
 _OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
+_ENDING = re.compile(
+    r"(?P<undo>ROLLBACK\b(?!\s+(?:WORK\s+)?TO\b))|(?P<begin>BEGIN|START\s+TRANSACTION)\b|(?P<table>CREATE|ALTER|DROP|TRUNCATE)\b|(?:COMMIT|LOCK)\b"
+    r"|(?P<automatic>SET\s+(?:SESSION\s+|LOCAL\s+|@@(?:session\.)?)?autocommit\s*=\s*(?:1|ON|TRUE)\b)",
+    re.IGNORECASE,
+)
 _PACKAGE = "cycleqd_jax.tasks.dbbench"
-_LIBRARY = ("sqlite_values", "sqlite_numbers", "sqlite_texts", "sqlite_aggregates", "sqlite_dates", "sqlite_formats")
+_LIBRARY = (
+    "sqlite_values",
+    "sqlite_numbers",
+    "sqlite_texts",
+    "sqlite_aggregates",
+    "sqlite_dates",
+    "sqlite_clocks",
+    "sqlite_formats",
+)
 # Only this process writes the script, and the same Python executes it, so the compiled form of its modules is valid there.
 # Most statements need few functions, so a module is loaded when one of its functions is called.
 _LOADER = """
@@ -48,7 +62,7 @@ class SqliteDatabase:
 
     Statements are translated outside the sandbox and executed inside. A statement that can't be translated is an error in its
     output. If a text contains several statements, all of them are executed, but as with AgentBench's client the output is
-    "commands out of sync" and what they changed since the last definition of a table is undone.
+    "commands out of sync" and what they changed since the last commit is undone.
     """
 
     def __init__(self, sandbox: Sandbox, limits: Limits, seconds: float, table: Table) -> None:
@@ -140,12 +154,23 @@ class SqliteDatabase:
 
     def _execute_all(self, statements: list[str]) -> Ran:
         first: Ran | None = None
+        automatic = inside = False  # whether changes are committed one by one, and whether a transaction has begun
         try:
             for text in statements:
+                ending = _ENDING.match(text)
                 try:
-                    ran, failed = self._execute(_translation(text, self._key(), self._table.name), commit=False)
+                    statement = _translation(text, self._key(), self._table.name)
                 except Refusal as refusal:
+                    if ending and not str(refusal).startswith(("1064 ", "1235 ")):  # the server understands it
+                        self._session.request({"commit": True})
                     ran, failed = Ran(truncated(str(refusal)), False), True
+                else:
+                    if ending:  # it ends the transaction, whether it fails or not
+                        self._session.request({"rollback" if ending["undo"] else "commit": True})
+                        automatic, inside = automatic or ending["automatic"] is not None, ending["begin"] is not None
+                    ran, failed = self._execute(
+                        statement, commit=bool(ending and ending["table"]) or (automatic and not inside)
+                    )
                 if ran.timed_out or (failed and first is None):
                     return ran
                 if failed:

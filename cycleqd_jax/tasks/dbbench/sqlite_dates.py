@@ -253,19 +253,6 @@ def make_time(hour, minute, second):
     return shown_clock(-value * SECOND if hour < 0 else value * SECOND)
 
 
-@sql("m_sec_to_time")
-def seconds_to_time(seconds):
-    """SEC_TO_TIME."""
-    return shown_clock(max(-(839 * 3600 - 1), min(839 * 3600 - 1, int(seconds))) * SECOND)
-
-
-@sql("m_time_to_sec")
-def time_to_seconds(text):
-    """TIME_TO_SEC."""
-    value = clock(text)
-    return None if value is None else int(value / SECOND)
-
-
 def week(day, mode):
     """Year and week of a date, by MySQL's modes 0 to 7."""
     monday, keeps_year = mode & 1, not mode & 2
@@ -323,16 +310,6 @@ def timestamp_difference(unit, first, second):
     difference = (second - first) // MICROSECOND
     size = {"WEEK": 604_800, "DAY": 86_400, "HOUR": 3_600, "MINUTE": 60, "SECOND": 1}.get(unit, 0) * SECOND or 1
     return abs(difference) // size * (1 if difference >= 0 else -1)
-
-
-@sql("m_timediff")
-def time_difference(first, second):
-    """TIMEDIFF."""
-    if len(first) >= 10 and len(second) >= 10 and parts(first) is not None and parts(second) is not None:
-        left, right = moment(first), moment(second)
-        return None if left is None or right is None else shown_clock((left - right) // MICROSECOND)
-    left, right = clock(first), clock(second)
-    return None if left is None or right is None else shown_clock(left - right)
 
 
 @sql("m_date_add")

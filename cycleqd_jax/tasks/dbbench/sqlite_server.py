@@ -264,6 +264,10 @@ def main(functions, aggregates):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             answer = {}
+        elif "commit" in request:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+            answer = {}
         else:
             answer = {"md5": fingerprint(connection, request["md5"])}
         print(json.dumps(answer), flush=True)

@@ -20,6 +20,7 @@ import builtins
 import contextlib
 import functools
 import importlib
+import inspect
 import os
 import sys
 import types
@@ -100,6 +101,20 @@ def guarded(function, check):
     return call
 
 
+def finished(test):
+    """A test that fails if it is ended by the exception with which ``unittest`` leaves a test without a result."""
+    stop = vars(unittest.case)["_ShouldStop"]
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        try:
+            return test(*args, **kwargs)
+        except stop:
+            raise Forged("the test was stopped") from None
+
+    return run
+
+
 class Operands(ast.NodeTransformer):
     """Checks the operands of comparisons, and the arguments of assertions, in the source of the tests."""
 
@@ -155,6 +170,9 @@ def program(link, job):
         exec(compile(tests, "__test__.py", "exec", optimize=0), module.__dict__)
         case = module.__dict__[job["case"]]
         kinds = case.__mro__[:-1]
+        for name, test in [*vars(case).items()]:
+            if name.startswith("test") and type(test) is types.FunctionType and not inspect.iscoroutinefunction(test):
+                setattr(case, name, finished(test))
         suite = unittest.TestLoader().loadTestsFromTestCase(case)
         ours, own = snapshot([*map(vars, kinds)]), [(kind, set(vars(kind))) for kind in kinds]
         inherited = {n for kind in kinds for n, m in vars(kind).items() if acting(m)} | {"__getattribute__", "__getattr__"}

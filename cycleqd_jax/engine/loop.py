@@ -263,11 +263,17 @@ class HostLoop:
             rows = self._rows(drafted, self._layout.verify_count_for(len(drafted)))
             found = jax.device_get(self._runner.verify(rows))
             self.statistics.steps += int(found.steps)
-            for slot, at, count, windows in zip(rows, found.at.tolist(), found.count, found.windows, strict=True):
+            for slot, at, count, windows in zip(
+                rows, found.at.tolist(), found.count.tolist(), found.windows.tolist(), strict=True
+            ):
                 if slot.request is not None:
                     slot.request.at = at
-                    self.statistics.windows += int(windows)
-                    self.statistics.accepted += int(count - windows)
+                    slot.request.windows += windows
+                    slot.request.verified += count
+                    if self._layout.wastes_time(slot.request.windows, slot.request.verified):
+                        slot.request.source = ()  # the reply goes on without drafts
+                    self.statistics.windows += windows
+                    self.statistics.accepted += count - windows
             self._extend(rows, found.tokens, found.count, found.finite)
 
     def _rows(self, slots: Sequence[Slot], count: int) -> list[Slot]:

@@ -119,6 +119,8 @@ class Request:
         dropped: tokens cut from the beginning of the prompt.
         source: the drafts that the reply may repeat (:func:`cycleqd_jax.engine.drafts.joined`); empty where there are none.
         at: the place of the next token in the sources.
+        windows: verified windows of drafts.
+        verified: tokens of the reply that came from them.
         ids: the reply so far.
         waited: host syncs spent in the queue.
     """
@@ -134,6 +136,8 @@ class Request:
     dropped: int = 0
     source: tuple[int, ...] = ()
     at: int = 0
+    windows: int = 0
+    verified: int = 0
     ids: list[int] = dataclasses.field(default_factory=list)
     waited: int = 0
 

@@ -46,13 +46,14 @@ if [ "$all" = no ]; then
   exec "${pytest[@]}" -n "$workers" "${last[@]}" "$@"
 fi
 # First the tests that compile quickly; then the others, for which programs are compiled as for users (tests/conftest.py).
+# One process more: much of the time of a whole run passes in waiting for its sandboxes, or for other processes.
+workers=$((workers + 1))
 never="not slow and not gpu and not docker and not network"
 [ "$coverage" = no ] || last+=(--cov-append)
 code=0
 run() { # no tests (5) is no failure: the arguments may select tests of one kind
   "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
 }
-run -n "$workers" "${first[@]}" -m "not e2e and not as_users and $never" "$@"
-# One process more: half of the time of a whole run passes in waiting for its sandboxes, or for other processes.
-run -n $((workers + 1)) "${last[@]}" -o timeout=900 -m "(e2e or as_users) and $never" "$@"
+run -n "$workers" "${first[@]}" -o timeout=900 -m "not e2e and not as_users and $never" "$@"
+run -n "$workers" "${last[@]}" -o timeout=900 -m "(e2e or as_users) and $never" "$@"
 exit "$code"

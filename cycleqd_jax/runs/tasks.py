@@ -296,12 +296,11 @@ class _Opener:
             size = config.finetune_size or miniature.SIZES["finetune"]
             identity = {"miniature": config.kind, "seed": self.config.seed, "size": size}
             return TrainingData(identity, lambda: miniature.demonstrations(config.kind, self.config.seed, size))
-        source, start = task, 0
         if config.finetune is None:
-            start = training_start(config, len(task.rows["train"]), "problems")
-        if config.finetune is not None:
+            source, start = task, training_start(config, len(task.rows["train"]), "problems")
+        else:
             test = self.files(given).test or config.train  # to check that no test problem is trained on
-            source = self.open(given, _Files(train=config.finetune, test=test))
+            source, start = self.open(given, _Files(train=config.finetune, test=test)), 0
             refuse_overlap(config.name, source.rows["train"], task.rows["validation"], "fine-tuning and validation")
 
         def load() -> list[list[Message]]:

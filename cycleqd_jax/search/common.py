@@ -12,9 +12,10 @@ from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.digests import OLD_BASES, tree_digests
 from cycleqd_jax.search.journal import Journal
-from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, Progress
+from cycleqd_jax.search.transcripts import Transcripts
+from cycleqd_jax.types import Array, Genome, InputError, Int, Lineage, Progress, Transcript
 
-__all__ = ["DigestCheck", "Reporter", "check_recorded", "children_of", "evaluated", "relatives_of", "row_of"]
+__all__ = ["DigestCheck", "Reporter", "check_recorded", "children_of", "drafts_of", "evaluated", "relatives_of", "row_of"]
 
 
 NEAR = 500
@@ -76,6 +77,13 @@ def relatives_of(child: Individual, tasks: Sequence[str], journal: Journal) -> l
         if found is not None and found.coefficients is not None and found.scores is not None:
             points[identity] = np.asarray(found.coefficients)
     return sorted(points, key=lambda identity: (float(np.square(points[identity] - own).sum()), identity))[:NEAREST]
+
+
+def drafts_of(child: Individual, tasks: Sequence[str], journal: Journal, transcripts: Transcripts | None) -> list[Transcript]:
+    """The transcripts of a child's relatives (:func:`relatives_of`); they are not looked for where children get no drafts."""
+    if transcripts is None or not transcripts.drafts:
+        return []
+    return transcripts.of(relatives_of(child, tasks, journal))
 
 
 def check_recorded(child: Individual, journal: Journal, check: DigestCheck) -> None:

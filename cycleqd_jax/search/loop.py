@@ -16,7 +16,7 @@ from cycleqd_jax.evaluation import GenomeEvaluator, WorkerPool
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.search.carried import Carried
 from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
-from cycleqd_jax.search.common import DigestCheck, Reporter, check_recorded, children_of, relatives_of
+from cycleqd_jax.search.common import DigestCheck, Reporter, check_recorded, children_of, drafts_of
 from cycleqd_jax.search.digests import tree_digests
 from cycleqd_jax.search.evaluations import evaluate_individuals
 from cycleqd_jax.search.journal import Journal
@@ -143,9 +143,7 @@ def evolve(
             children = children_of(genomes, lineage, t, ids.start, tasks)
             for child in children:
                 check_recorded(child, journal, check)
-            relatives = (
-                [] if transcripts is None else [transcripts.of(relatives_of(child, tasks, journal)) for child in children]
-            )
+            relatives = [drafts_of(child, tasks, journal, transcripts) for child in children]
             covered = count + (0 if checkpoints is None else checkpoints.newest()) * batch_size
             stages = [] if racing is None else racing.stages(children, journal, tasks, count, state, key)
             evaluate_individuals(

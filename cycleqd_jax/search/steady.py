@@ -18,8 +18,8 @@ from cycleqd_jax.search.common import (
     Reporter,
     check_recorded,
     children_of,
+    drafts_of,
     evaluated,
-    relatives_of,
     row_of,
 )
 from cycleqd_jax.search.digests import tree_digests
@@ -133,7 +133,7 @@ def evolve_steadily(
         serial, made = made, made + 1
         child = ask(serial, state)
         flying[serial] = child._replace(record=replace(child.record, asked=(inserted, serial)))
-        relatives = [] if transcripts is None else transcripts.of(relatives_of(child.record, tasks, journal))
+        relatives = drafts_of(child.record, tasks, journal, transcripts)
         return serial, [row_of(child.genomes, 0)], [relatives] if relatives else ()
 
     def on_result(serial: int, evaluations: list[Evaluation]) -> None:

@@ -30,7 +30,7 @@ class Transcripts:
     def __init__(self, folder: Path, tokenizer: str, *, drafts: bool = True) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
-        self._drafts = drafts
+        self.drafts = drafts
 
     def _path(self, identity: int) -> Path:
         return self._folder / f"{identity}.json.gz"
@@ -60,7 +60,7 @@ class Transcripts:
         Args:
             relatives: ids, the closest first; -1 is none.
         """
-        found = (self.read(one) for one in dict.fromkeys(relatives) if self._drafts and one >= 0)
+        found = (self.read(one) for one in dict.fromkeys(relatives) if self.drafts and one >= 0)
         return [transcript for transcript in found if transcript is not None]
 
 

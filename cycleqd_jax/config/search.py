@@ -79,9 +79,8 @@ class SearchConfig:
         deadline: seconds for the evaluation of one individual. One that needs more is quarantined. Null is no limit.
         max_failures: number of children in a row whose evaluations a sandbox, the memory or the deadline ended, which stop the
             run. They are not recorded. As many children in a row whose logits are not finite stop it too. Null is no limit.
-        grace: seconds that evaluations in hand may take to end after SIGTERM or Ctrl-C, before they are cancelled; those on a
-            Ray cluster are cancelled at once. SIGTERM must reach this process alone: programs in the sandbox that it ends too
-            would count as failed.
+        grace: seconds that evaluations in hand may take to end after SIGTERM or Ctrl-C, before they are cancelled. SIGTERM
+            must reach this process alone: programs in the sandbox that it ends too would count as failed.
         racing: evaluates a child on a part of the train problems first, and stops where it is unlikely to enter an archive
             (``cycleqd``, ``qd``). Null evaluates every child on all problems, as the paper does.
     """

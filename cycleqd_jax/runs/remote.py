@@ -136,6 +136,7 @@ class RemoteWorkers:
                 workers=most,
                 patience=Patience(options.deadline, options.start, options.deaths),
                 device=self._known_device(),
+                grace=config.search.grace,
                 record=self._record,
                 log=context.log,
             )

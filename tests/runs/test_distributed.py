@@ -171,21 +171,28 @@ def test_processes_find_what_one_finds(reference, start, capsys, count):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("killed", [0, 1])
-def test_the_end_of_one_process_ends_all_and_the_run_continues(reference, start, capsys, killed):
+@pytest.mark.parametrize(
+    ("count", "killed"),
+    [(2, 0), (2, 1), pytest.param(4, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
+def test_the_end_of_one_process_ends_all_and_the_run_continues(reference, start, capsys, count, killed):
     folder, config = reference
-    run = folder / f"killed {killed}"
+    run = folder / f"killed {killed} of {count}"
     command = ["evolve", config, f"output={run}"]
-    started = start([command] * 2, devices=2)
+    started = start([command] * count, devices=4 // count)
     started.wait_for(run / "history.jsonl", 3)
     started.processes[killed].send_signal(signal.SIGKILL)
+    begin = time.monotonic()
     codes = started.ended(SECONDS)
-    assert codes[killed] == -signal.SIGKILL
-    assert codes[1 - killed] == 75, started.output
-    assert "another process of this run has ended, so this one has ended too" in started.output[1 - killed]
+    with capsys.disabled():
+        print(f"all {count} processes ended {time.monotonic() - begin:.1f} s after the end of process {killed}")
+    assert codes.pop(killed) == -signal.SIGKILL
+    assert codes == [75] * (count - 1), started.output
+    for i in set(range(count)) - {killed}:
+        assert "another process of this run has ended, so this one has ended too" in started.output[i]
     assert 3 <= len(history(run)) < len(history(folder / "one"))
-    started = start([command] * 2, devices=2)
-    assert started.ended(1200) == [0, 0], started.output
+    started = start([command] * count, devices=4 // count)
+    assert started.ended(1200) == [0] * count, started.output
     assert history(run) == history(folder / "one")
     assert digest_of(run, capsys) == digest_of(folder / "one", capsys)
 

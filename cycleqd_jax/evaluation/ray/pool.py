@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from cycleqd_jax.evaluation.faults import ended_workers, with_retries
 from cycleqd_jax.evaluation.ray.cluster import Cluster, WorkerLost
 from cycleqd_jax.evaluation.ray.host import Program
+from cycleqd_jax.evaluation.ray.jobs import Job, Jobs
 from cycleqd_jax.evaluation.ray.records import WorkerRecord
 from cycleqd_jax.evaluation.ray.starts import Starts
 from cycleqd_jax.evaluation.workers import Relatives, Source, StreamEvaluator
@@ -52,26 +53,6 @@ class Patience:
 
 
 @dataclasses.dataclass
-class _Job:
-    """Genomes that one worker evaluates together: those at ``members`` of a group."""
-
-    group: int
-    members: tuple[int, ...]
-    genomes: Sequence[Genome]
-    relatives: Relatives
-    ends: list[str] = dataclasses.field(default_factory=list)
-    machines: int = 0
-    lost_s: float = 0.0
-
-
-class _Partial(NamedTuple):
-    """The evaluations of a group that are there, and how many there will be."""
-
-    size: int
-    found: dict[int, Evaluation]
-
-
-@dataclasses.dataclass
 class _Slot:
     """A worker, and what it does."""
 
@@ -80,7 +61,7 @@ class _Slot:
     call: Hashable | None
     since: float
     process: Mapping[str, Any] | None = None
-    job: _Job | None = None
+    job: Job | None = None
 
     @property
     def node(self) -> str | None:
@@ -105,6 +86,7 @@ class RayPool:
         workers: int,
         patience: Patience | None = None,
         device: str | None = None,
+        grace: float = 0.0,
         record: Callable[[Sequence[WorkerRecord]], None] = lambda records: None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -117,6 +99,7 @@ class RayPool:
             workers: the most workers.
             patience: see :class:`Patience`.
             device: the kind of devices that all workers must have; None takes that of the first.
+            grace: seconds that evaluations in hand may take to end after an interrupt (Ctrl-C). A second one ends them.
             record: called with the records of all workers when they change.
             log: called with single lines.
         """
@@ -126,6 +109,7 @@ class RayPool:
         self._program = program
         self._most = workers
         self._patience = patience or Patience()
+        self._grace = grace
         self._record = record
         self._log = log
         self._slots: list[_Slot] = []
@@ -174,44 +158,45 @@ class RayPool:
             FailuresError: no worker of the cluster can start, or every one fails.
             InfraError: without ``quarantine``, an individual has ended too many workers; or the object store is full.
         """
-        waiting: collections.deque[_Job] = collections.deque()
-        partial: dict[int, _Partial] = {}
-        more = True
-
-        def take() -> bool:
-            """Takes the next job from the source; returns whether there is one that waits."""
-            nonlocal more
-            if not waiting and more:
-                taken = source()
-                more = taken is not None
-                if taken is not None:
-                    number, genomes, relatives = taken
-                    partial[number] = _Partial(len(genomes), {})
-                    waiting.append(_Job(number, tuple(range(len(genomes))), genomes, relatives))
-            return bool(waiting)
-
+        jobs = Jobs(source, on_result)
         try:
-            while partial or take():
-                self._fill()
-                for slot in self._slots:
-                    if slot.record.state == "idle" and take():
-                        self._assign(slot, waiting.popleft(), split)
-                for job, evaluations in self._finished(waiting, quarantine):
-                    one = partial[job.group]
-                    one.found.update(zip(job.members, evaluations, strict=True))
-                    if len(one.found) == one.size:
-                        del partial[job.group]
-                        on_result(job.group, [one.found[j] for j in range(one.size)])
-                self._check_any()
-                self._write_records()
-        except BaseException:
-            for slot in list(self._slots):
-                if slot.record.state == "busy":
-                    with contextlib.suppress(Exception):  # the others must end too
-                        self._end(slot, "ended", "the run was stopped")
+            self._evaluate(jobs, split, quarantine)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                self._drain(jobs)
             raise
         finally:
+            for slot in list(self._slots):
+                if slot.job is not None:
+                    with contextlib.suppress(Exception):  # the others must end too
+                        self._end(slot, "ended", "the run was stopped")
             self._write_records(now=True)
+
+    def _evaluate(self, jobs: Jobs, split: Split, quarantine: bool) -> None:
+        """Evaluates until there are no more jobs."""
+        while jobs.any_left():
+            self._fill()
+            for slot in self._slots:
+                if slot.record.state == "idle" and jobs.any_waits():
+                    self._assign(slot, jobs.waiting.popleft(), split)
+            for job, evaluations in self._finished(jobs.waiting, quarantine):
+                jobs.deliver(job, evaluations)
+            self._check_any()
+            self._write_records()
+
+    def _drain(self, jobs: Jobs) -> None:
+        """After an interrupt: none begins, and those in hand get the grace to end."""
+        if self._grace <= 0 or jobs.delivering or not any(slot.job for slot in self._slots):
+            return
+        self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
+        end, lost = time.monotonic() + self._grace, collections.deque[Job]()
+        try:
+            while time.monotonic() < end and any(slot.job is not None and slot.call is not None for slot in self._slots):
+                for job, evaluations in self._finished(lost, True, end - time.monotonic()):
+                    if not any(one.transient for one in evaluations):  # what stopped this run may be the cause
+                        jobs.deliver(job, evaluations)
+        except Exception as error:
+            self._log(f"warning: an evaluation ended with {type(error).__name__}: {error}")
 
     def _fill(self) -> None:
         """Asks the cluster for workers until there are as many as wanted."""
@@ -220,14 +205,16 @@ class RayPool:
             worker = self._cluster.spawn(self._starts.avoid)
             self._slots.append(_Slot(record, worker, self._cluster.call(worker, "identify"), time.monotonic()))
 
-    def _assign(self, slot: _Slot, job: _Job, split: Split) -> None:
+    def _assign(self, slot: _Slot, job: Job, split: Split) -> None:
         slot.job, slot.since, slot.record.state = job, time.monotonic(), "busy"
         slot.call = self._cluster.call(slot.worker, "evaluate", split, job.genomes, job.relatives)
 
-    def _finished(self, waiting: collections.deque[_Job], quarantine: bool) -> Iterator[tuple[_Job, list[Evaluation]]]:
+    def _finished(
+        self, waiting: collections.deque[Job], quarantine: bool, seconds: float = TICK_S
+    ) -> Iterator[tuple[Job, list[Evaluation]]]:
         """Waits for a moment; yields the jobs that are done. Jobs whose workers were lost return to ``waiting``."""
         by_call = {slot.call: slot for slot in self._slots if slot.call is not None}
-        for call in self._cluster.wait(list(by_call), self._until_deadline()):
+        for call in self._cluster.wait(list(by_call), max(0.0, min(seconds, self._until_deadline()))):
             slot = by_call[call]
             slot.call, job = None, slot.job
             try:
@@ -297,7 +284,7 @@ class RayPool:
         self._log(f"{where} has loaded the models in {slot.record.start_s:.1f} s")
         self._write_records(now=True)
 
-    def _complete(self, slot: _Slot, job: _Job, evaluations: list[Evaluation], lines: Sequence[str]) -> list[Evaluation]:
+    def _complete(self, slot: _Slot, job: Job, evaluations: list[Evaluation], lines: Sequence[str]) -> list[Evaluation]:
         """A worker has evaluated a job."""
         for line in lines:
             self._log(f"worker {slot.record.id}: {line}")
@@ -316,8 +303,8 @@ class RayPool:
         self._end(slot, "refused", reason)
 
     def _fail(
-        self, slot: _Slot, error: Exception, waiting: collections.deque[_Job], quarantine: bool
-    ) -> Iterator[tuple[_Job, list[Evaluation]]]:
+        self, slot: _Slot, error: Exception, waiting: collections.deque[Job], quarantine: bool
+    ) -> Iterator[tuple[Job, list[Evaluation]]]:
         """A worker has raised an exception. It is ended, because nothing is known about its state."""
         reason = f"{type(error).__name__}: {first_line(error)}"
         for note in getattr(error, "__notes__", ()):
@@ -328,8 +315,8 @@ class RayPool:
         yield from self._lose(slot, reason, True, waiting, quarantine)
 
     def _lose(
-        self, slot: _Slot, reason: str, process: bool, waiting: collections.deque[_Job], quarantine: bool
-    ) -> Iterator[tuple[_Job, list[Evaluation]]]:
+        self, slot: _Slot, reason: str, process: bool, waiting: collections.deque[Job], quarantine: bool
+    ) -> Iterator[tuple[Job, list[Evaluation]]]:
         """A worker was lost. Its job returns to ``waiting``, or is yielded as quarantined."""
         job = slot.job
         where = f"worker {slot.record.id} on {slot.record.host}" if slot.record.host else f"worker {slot.record.id}"
@@ -356,7 +343,7 @@ class RayPool:
             share = job.lost_s / len(job.members)
             known = job.relatives or [()] * len(job.members)
             for member, genome, one in zip(job.members, job.genomes, known, strict=True):
-                waiting.append(_Job(job.group, (member,), [genome], [one], lost_s=share))
+                waiting.append(Job(job.group, (member,), [genome], [one], lost_s=share))
         else:
             error = ended_workers(len(job.ends) + job.machines, reason)
             if not quarantine:

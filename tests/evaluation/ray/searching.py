@@ -123,6 +123,7 @@ def main(folder: Path, address: str) -> None:
         size=1,
         workers=4,
         patience=Patience(deadline=DEADLINE, start=120),
+        grace=60.0,
         record=lambda found: write_json(folder / "workers.json", [one.to_json() for one in found]),
         log=lambda line: print(line, flush=True),
     )

@@ -83,6 +83,16 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
     assert died.keys() == {first, stopped}
     assert [died[pid]["lost"] for pid in (first, stopped)] == [1, 1]
     assert "worker process has died" in died[first]["error"]
+    done = len(journal(folder))
+    until(lambda: len(busy()) >= 2, process, folder)
+    process.send_signal(signal.SIGINT)
+    process.wait(120)
+    assert "the evaluations in hand have 60 s to end" in (folder / "log").read_text()
+    assert all(one["error"] != "the run was stopped" for one in records()), records()  # all in hand have ended
+    assert len(journal(folder)) >= done + 2
+    (folder / "workers.json").unlink()
+    process = driver(folder, started.address)
+    until(lambda: sum(one["evaluated"] for one in records()) >= 4, process, folder)
     process.kill()
     process.wait()
     before = journal(folder)

@@ -217,6 +217,66 @@ def test_a_run_that_is_stopped_ends_all_busy_workers():
     assert len(ended) == 2
 
 
+class Interrupted(FakeCluster):
+    """Two machines. Raises KeyboardInterrupt once in ``wait``, when both evaluate; ``interrupted`` is set then."""
+
+    def __init__(self):
+        super().__init__("a", "b")
+        self.begun, self.interrupted = 0, threading.Event()
+
+    def call(self, worker, method, *arguments):
+        self.begun += method == "evaluate"
+        return super().call(worker, method, *arguments)
+
+    def wait(self, calls, seconds):
+        if self.begun == 2 and not self.interrupted.is_set():
+            self.interrupted.set()
+            raise KeyboardInterrupt
+        return super().wait(calls, seconds)
+
+
+@pytest.mark.parametrize(
+    ("grace", "act", "found"),
+    [
+        (0.0, lambda before: None, []),
+        (20.0, lambda before: None, [0, 1]),
+        (20.0, lambda before: time.sleep(0.5), [0, 1]),
+        (20.0, die_times(9), [1]),  # it is not tried again
+        (20.0, raise_error("x"), [1]),
+        (1.0, lambda before: time.sleep(4), [1]),
+    ],
+)
+def test_evaluations_in_hand_have_a_grace_after_an_interrupt(grace, act, found):
+    cluster, results, lines = Interrupted(), {}, []
+
+    def first(before):
+        cluster.interrupted.wait(20)
+        act(before)
+
+    program = Doubler(acts={0: first, 1: lambda before: cluster.interrupted.wait(20)})
+    one = pool_of(cluster, program, grace=grace, log=lines.append)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        one.evaluator("train", quarantine=True)([[np.asarray(n)] for n in range(6)], results.__setitem__)
+    assert time.monotonic() - begin < 3.5
+    assert results == {n: [doubled(n)] for n in found}
+    assert all(numbers in ([0], [1]) for numbers in program.tried), "an evaluation began after the interrupt"
+    line = f"the evaluations in hand have {grace:g} s to end; press Ctrl-C to cancel them"
+    assert lines.count(line) == (grace > 0)
+    assert all(one.state in ("idle", "ended") for one in one.records)
+
+
+def test_an_interrupt_while_a_result_is_recorded_has_no_grace():
+    def stop(i, evaluations):
+        raise KeyboardInterrupt
+
+    program = Doubler(acts={1: lambda before: time.sleep(0.3)})
+    with pytest.raises(KeyboardInterrupt):
+        pool_of(FakeCluster("a", "b"), program, grace=20.0).evaluator("train", quarantine=True)(
+            [[np.asarray(n)] for n in (0, 1)], stop
+        )
+
+
 def test_a_passing_error_at_the_start_is_no_refusal():
     cluster = FakeCluster("a")
     one = pool_of(cluster, Doubler(starts=[raise_error("nfs")], acts={0: die_times(1)}), workers=1)

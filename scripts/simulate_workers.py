@@ -9,7 +9,8 @@ simulation replays two schedules with them:
 
 Assumptions: the seconds of an evaluation depend neither on the worker nor on the child. The process of the search asks for and
 inserts one child at a time, which takes ``--driver`` seconds each. A worker takes ``--start`` seconds to load. A worker is lost
-after a time that is exponentially distributed with mean ``--lifetime``, is replaced at once, and its child is evaluated again.
+after a time that is exponentially distributed with mean ``--lifetime`` from when it has loaded. It is replaced at once, also
+while it is idle, and its child is evaluated again.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def simulate(
         worker without any overhead, and the number of ``lost`` evaluations.
     """
     draw = random.Random(seed)
-    dies = [draw.expovariate(1 / lifetime) if lifetime else float("inf") for _ in range(workers)]
+    dies = [start + draw.expovariate(1 / lifetime) if lifetime else float("inf") for _ in range(workers)]
     free = [(start, worker) for worker in range(workers)]  # when each worker is idle
     heapq.heapify(free)
     events: list[tuple[float, int]] = []  # when children are done, and by which worker
@@ -66,8 +67,9 @@ def simulate(
         begin, need = max(idle, ready), draw.choice(seconds)
         while begin + need > dies[worker]:
             lost += begin < dies[worker]
-            begin = max(begin, dies[worker]) + start
-            dies[worker] = begin + draw.expovariate(1 / lifetime) if lifetime else float("inf")
+            there = dies[worker] + start  # one that ended while it was idle may have been replaced by now
+            begin = max(begin, there)
+            dies[worker] = there + draw.expovariate(1 / lifetime) if lifetime else float("inf")
         spent += need
         asked += 1
         heapq.heappush(events, (begin + need, worker))
@@ -85,7 +87,7 @@ def simulate(
 
 def journal_seconds(folder: Path) -> list[float]:
     """The seconds of all children of a run, without those of repeated attempts; experts are left out, because they compile."""
-    lines = map(json.loads, (folder / "history.jsonl").read_text("utf-8").splitlines())
+    lines = map(json.loads, (folder / "history.jsonl").read_text("utf-8").split("\n")[:-1])  # the last line may be torn
     children = [line["seconds"] for line in lines if line["generation"] >= 0]
     return [sum(value for stage, value in seconds.items() if stage != "retries") for seconds in children]
 
@@ -151,8 +153,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         or (args.lifetime is not None and args.lifetime <= 0)
     ):
         parser.error("expected positive numbers of workers, children and seconds, got others; correct them")
-    given = assumed_seconds(*args.assume) if args.assume is not None else journal_seconds(args.run)
+    try:
+        given = assumed_seconds(*args.assume) if args.assume is not None else journal_seconds(args.run)
+    except OSError as error:
+        parser.error(f"expected the folder of a run with history.jsonl, got {error.strerror} in {args.run}; correct RUN")
     seconds = [value for value in given if value > 0]
+    if len(seconds) < 2:
+        parser.error(f"expected the seconds of at least 2 children, got {len(seconds)} in {args.run}; wait until it has more")
     deciles = statistics.quantiles(seconds, n=10)
     median = statistics.median(seconds)
     print(f"{len(seconds)} evaluations: median {median:.2f} s, deciles {deciles[0]:.2f} to {deciles[-1]:.2f} s")

@@ -17,15 +17,19 @@
 # JAX takes one GPU for each task of a Slurm job, unless an option changes it.
 JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:-8} - 1)))
 export JAX_LOCAL_DEVICE_IDS
-srun cycleqd run "$@" --distributed &
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # since Slurm 22.05, srun does not take it from the job
+srun --kill-on-bad-exit=0 cycleqd run "$@" --distributed &
 run=$!
-trap 'kill -TERM "$run"' TERM # srun passes it on to all processes
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM # to all processes of srun, which itself would kill them after SIGTERM
 wait "$run"
 code=$?
-if [ "$code" -eq 143 ]; then # SIGTERM interrupted the wait, not the run
+while [ "$code" -eq 143 ]; do # SIGTERM interrupted the wait, or it ended the run
+  kill -0 "$run" 2>/dev/null
+  over=$?
   wait "$run"
   code=$?
-fi
+  [ "$over" -eq 0 ] || break
+done
 if [ "$code" -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -19,7 +19,7 @@
 
 gpus="${SLURM_GPUS_ON_NODE:-8}"
 group="${GPUS_PER_GROUP:-1}"
-if [ $((gpus % group)) -ne 0 ]; then
+if ! [ "$group" -ge 1 ] 2>/dev/null || [ $((gpus % group)) -ne 0 ]; then
   echo "expected GPUS_PER_GROUP to divide the $gpus GPUs of a machine, got $group; correct it" >&2
   exit 2
 fi
@@ -27,11 +27,13 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address="$head:${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
-own=$(seq -s, 0 $((group - 1)))
-others=$(seq -s, "$group" $((gpus - 1)))
+visible="${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
+own=$(cut -d, -f"1-$group" <<<"$visible")
+others=$(cut -s -d, -f"$((group + 1))-" <<<"$visible")
 CUDA_VISIBLE_DEVICES="$others" ray start --head --port="${address##*:}" --num-gpus=$((gpus - group)) \
   --include-dashboard=false || exit 1
 if [ "${SLURM_NNODES:-1}" -gt 1 ]; then
+  export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # since Slurm 22.05, srun does not take it from the job
   srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
     ray start --address="$address" --num-gpus="$gpus" --block &
 fi
@@ -42,11 +44,14 @@ run=$!
 trap 'kill -TERM "$run"' TERM
 wait "$run"
 code=$?
-if [ "$code" -eq 143 ]; then # SIGTERM interrupted the wait, not the run
+while [ "$code" -eq 143 ]; do # SIGTERM interrupted the wait, or it ended the run
+  kill -0 "$run" 2>/dev/null
+  over=$?
   wait "$run"
   code=$?
-fi
-ray stop
+  [ "$over" -eq 0 ] || break
+done
+# Slurm ends the cluster with the job: `ray stop` would end those of other jobs on this machine too.
 if [ "$code" -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -14,10 +14,13 @@ run=$!
 trap 'kill -TERM "$run"' TERM
 wait "$run"
 code=$?
-if [ "$code" -eq 143 ]; then # SIGTERM interrupted the wait, not the run
+while [ "$code" -eq 143 ]; do # SIGTERM interrupted the wait, or it ended the run
+  kill -0 "$run" 2>/dev/null
+  over=$?
   wait "$run"
   code=$?
-fi
+  [ "$over" -eq 0 ] || break
+done
 if [ "$code" -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

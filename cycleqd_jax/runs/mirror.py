@@ -8,13 +8,9 @@ it. All processes then run the same programs in the same order on the same value
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -22,6 +18,7 @@ import numpy as np
 
 from cycleqd_jax.evaluation import out_of_memory
 from cycleqd_jax.genome import CoefficientGenome, ExpertGenome
+from cycleqd_jax.interrupts import signals_held
 from cycleqd_jax.processes import Processes
 from cycleqd_jax.types import FailuresError, first_line
 
@@ -132,7 +129,7 @@ class Mirror:
 
     def _send(self) -> None:
         """Sends all calls that have not been sent."""
-        with _signals_held():  # a message of which a part was sent could not be followed by another
+        with signals_held():  # a message of which a part was sent could not be followed by another
             self._post()
             self._messages += 1
         self._meet()
@@ -155,7 +152,7 @@ class Mirror:
             code: the exit code of process 0.
         """
         self._pending.append({"end": code})
-        with _signals_held():
+        with signals_held():
             self._post()  # there is no meeting after it
 
     def follow(self) -> int:
@@ -237,30 +234,6 @@ class Mirror:
             genome = _GENOMES[value["genome"]](**fields)
             return jax.tree.map(jax.numpy.asarray, genome)
         return {key: self._decode(item) for key, item in value["mapping"].items()}
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Lets SIGTERM and Ctrl-C interrupt after the block, and not within."""
-    if threading.current_thread() is not threading.main_thread():  # signals interrupt the main thread alone
-        yield
-        return
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.getsignal(number) or signal.SIG_DFL
-            signal.signal(number, hold)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in received:
-            signal.raise_signal(number)
 
 
 def mirrored(name: str, *, makes: bool = False, deferred: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

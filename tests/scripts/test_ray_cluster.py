@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,15 @@ def test_ray_accepts_the_cluster():
 
 def test_the_sources_lie_where_the_search_is_started():
     assert set(re.findall(r"cd (\S+) &&", FILE.read_text())) == {"/shared/cycleqd"}
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_the_folder_is_mounted_once(tmp_path, mounted):
+    """A second `ray up` runs the commands on the same machine again, and NFS refuses a second mount."""
+    for name, text in {"mountpoint": f"exit {int(not mounted)}", "sudo": f"echo $* >> {tmp_path}/calls"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (command,) = yaml.safe_load(FILE.read_text())["initialization_commands"]
+    subprocess.run(["bash", "-c", command], check=True, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    assert calls == ([] if mounted else ["mkdir -p /shared", "mount -t nfs4 NFS_SERVER:/ /shared"])

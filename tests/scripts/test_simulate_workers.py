@@ -48,6 +48,34 @@ def test_lost_workers_cost_their_evaluations():
     assert 0.85 < found["busy"] < 0.95
 
 
+def test_a_worker_that_was_lost_while_it_was_idle_has_been_replaced():
+    """The search takes 100 s for each child, so workers are idle for 400 s, and a new one is there within 50 s."""
+    found = simulate([0.001], 4, 500, steady=False, driver=100.0, start=50.0, lifetime=1000.0)
+    assert found["wall"] == pytest.approx(500 * 100.0, rel=0.01)
+
+
+def test_a_worker_is_not_lost_before_it_has_loaded():
+    found = simulate([1.0], 1, 1, steady=True, start=1000.0, lifetime=1e6)
+    assert found["wall"] == 1001.0
+    assert simulate([1e-6], 64, 64, steady=True, start=1000.0, lifetime=10.0)["wall"] == pytest.approx(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (None, "expected the folder of a run with history.jsonl, got No such file or directory in "),
+        ([], "expected the seconds of at least 2 children, got 0 in "),
+        ([{"generation": 0, "seconds": {"evaluate": 1.0}}], "expected the seconds of at least 2 children, got 1 in "),
+    ],
+)
+def test_a_run_without_children_is_refused(tmp_path, capsys, lines, message):
+    if lines is not None:
+        (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+    with pytest.raises(SystemExit):
+        simulation.main([str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
 def test_the_command_reads_a_journal(tmp_path):
     lines = [
         {"generation": n - 1, "seconds": {"express": 1.0, "evaluate": float(n), "retries": 99.0}} for n in [0, *range(1, 9)]

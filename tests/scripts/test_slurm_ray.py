@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm_ray.sh"
 PROGRAM = """#!/bin/bash
 echo "$(basename "$0") $* [${{CUDA_VISIBLE_DEVICES:-all}}]" >> {folder}/calls
 echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> {folder}/tokens
+echo "${{SRUN_CPUS_PER_TASK:-none}}" >> {folder}/cpus-of-"$(basename "$0")"
 {then}
 """
 
@@ -29,6 +30,7 @@ def job(folder: Path, code: int, nodes: int = 4, *, ray: str = "", **variables: 
         (folder / name).write_text(PROGRAM.format(folder=folder, then=then))
         (folder / name).chmod(0o755)
     slurm = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node[1-4]", "SLURM_NNODES": str(nodes), "SLURM_GPUS_ON_NODE": "8"}
+    slurm["SLURM_CPUS_PER_TASK"] = "64"
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     path = {"PATH": f"{folder}:{os.environ['PATH']}"}
     assert subprocess.run([SCRIPT, "my.yaml", "seed=1"], env=environment | path | slurm | variables).returncode == code
@@ -40,7 +42,18 @@ def test_every_other_gpu_has_a_worker(tmp_path):
     assert "ray start --head --port=20042 --num-gpus=7 --include-dashboard=false [1,2,3,4,5,6,7]" in calls
     assert "srun --nodes=3 --ntasks=3 --exclude=node1 ray start --address=node1:20042 --num-gpus=8 --block [all]" in calls
     assert "cycleqd run my.yaml seed=1 ray.address=node1:20042 ray.workers=31 [0]" in calls
-    assert calls[-1] == "ray stop [all]"
+    assert (tmp_path / "cpus-of-srun").read_text() == "64\n"
+
+
+def test_the_clusters_of_other_jobs_on_a_machine_go_on(tmp_path):
+    assert not any(call.startswith("ray stop") for call in job(tmp_path, 0))
+
+
+def test_the_gpus_of_the_job_are_used(tmp_path):
+    """Without cgroups, Slurm names those of the whole machine that the job has."""
+    calls = job(tmp_path, 0, 1, SLURM_GPUS_ON_NODE="3", CUDA_VISIBLE_DEVICES="4,5,7")
+    assert "ray start --head --port=20042 --num-gpus=2 --include-dashboard=false [5,7]" in calls
+    assert "cycleqd run my.yaml seed=1 ray.address=node1:20042 ray.workers=2 [4]" in calls
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
@@ -70,6 +83,7 @@ def test_models_that_are_divided_have_groups_of_gpus(tmp_path):
     assert "cycleqd run my.yaml seed=1 ray.address=node1:20042 ray.workers=7 [0,1,2,3]" in calls
 
 
-def test_groups_that_do_not_divide_the_gpus_are_refused(tmp_path):
+@pytest.mark.parametrize("group", ["3", "0", "all"])
+def test_groups_that_do_not_divide_the_gpus_are_refused(tmp_path, group):
     (tmp_path / "calls").touch()
-    assert job(tmp_path, 2, GPUS_PER_GROUP="3") == []
+    assert job(tmp_path, 2, GPUS_PER_GROUP=group) == []

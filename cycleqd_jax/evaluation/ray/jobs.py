@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cycleqd_jax.evaluation.workers import Relatives, Source
+from cycleqd_jax.interrupts import signals_held
 from cycleqd_jax.types import Evaluation, Genome
 
 __all__ = ["Job", "Jobs"]
@@ -48,13 +49,14 @@ class Jobs:
 
     Attributes:
         waiting: jobs that no worker has.
-        delivering: whether a result is being passed on.
+        delivering: whether a result is being passed on; it stays so where that raises an exception.
+        stopped: whether the run ends. Evaluations that failed are not kept then: what stops the run may be the cause.
     """
 
     def __init__(self, source: Source, on_result: Callable[[int, list[Evaluation]], None]) -> None:
         """Args are those of :class:`~cycleqd_jax.evaluation.StreamEvaluator`."""
         self.waiting: collections.deque[Job] = collections.deque()
-        self.delivering = False
+        self.delivering, self.stopped = False, False
         self._source, self._on_result = source, on_result
         self._partial: dict[int, _Partial] = {}
         self._more = True
@@ -74,12 +76,17 @@ class Jobs:
         """Whether a group has no result yet, or the source has more."""
         return bool(self._partial) or self.any_waits()
 
-    def deliver(self, job: Job, evaluations: Sequence[Evaluation]) -> None:
-        """Takes the evaluations of a job, and passes on the result of its group if it is complete."""
-        one = self._partial[job.group]
-        one.found.update(zip(job.members, evaluations, strict=True))
-        if len(one.found) == one.size:
-            del self._partial[job.group]
-            self.delivering = True
-            self._on_result(job.group, [one.found[j] for j in range(one.size)])
-            self.delivering = False
+    def keep(self, job: Job, evaluations: Sequence[Evaluation]) -> None:
+        """Keeps the evaluations of a job, of which an interrupt may bring the same ones twice."""
+        one = self._partial.get(job.group)
+        if one is not None and not (self.stopped and any(evaluation.transient for evaluation in evaluations)):
+            one.found.update(zip(job.members, evaluations, strict=True))
+
+    def pass_on(self) -> None:
+        """Passes on the results of the groups that are complete. An interrupt comes before or after a result."""
+        for number in [number for number, one in self._partial.items() if len(one.found) == one.size]:
+            with signals_held():
+                self.delivering = True
+                one = self._partial.pop(number)
+                self._on_result(number, [one.found[j] for j in range(one.size)])
+                self.delivering = False

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from cycleqd_jax.evaluation.faults import ended_workers, with_retries
@@ -179,22 +178,23 @@ class RayPool:
             for slot in self._slots:
                 if slot.record.state == "idle" and jobs.any_waits():
                     self._assign(slot, jobs.waiting.popleft(), split)
-            for job, evaluations in self._finished(jobs.waiting, quarantine):
-                jobs.deliver(job, evaluations)
+            self._collect(jobs, quarantine)
             self._check_any()
             self._write_records()
 
     def _drain(self, jobs: Jobs) -> None:
         """After an interrupt: none begins, and those in hand get the grace to end."""
-        if self._grace <= 0 or jobs.delivering or not any(slot.job for slot in self._slots):
+        if jobs.delivering:
             return
-        self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
-        end, lost = time.monotonic() + self._grace, collections.deque[Job]()
+        jobs.stopped = True
         try:
+            jobs.pass_on()
+            if self._grace <= 0 or not any(slot.job for slot in self._slots):
+                return
+            self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
+            end = time.monotonic() + self._grace
             while time.monotonic() < end and any(slot.job is not None and slot.call is not None for slot in self._slots):
-                for job, evaluations in self._finished(lost, True, end - time.monotonic()):
-                    if not any(one.transient for one in evaluations):  # what stopped this run may be the cause
-                        jobs.deliver(job, evaluations)
+                self._collect(jobs, True, end - time.monotonic())
         except Exception as error:
             self._log(f"warning: an evaluation ended with {type(error).__name__}: {error}")
 
@@ -209,32 +209,34 @@ class RayPool:
         slot.job, slot.since, slot.record.state = job, time.monotonic(), "busy"
         slot.call = self._cluster.call(slot.worker, "evaluate", split, job.genomes, job.relatives)
 
-    def _finished(
-        self, waiting: collections.deque[Job], quarantine: bool, seconds: float = TICK_S
-    ) -> Iterator[tuple[Job, list[Evaluation]]]:
-        """Waits for a moment; yields the jobs that are done. Jobs whose workers were lost return to ``waiting``."""
-        by_call = {slot.call: slot for slot in self._slots if slot.call is not None}
+    def _collect(self, jobs: Jobs, quarantine: bool, seconds: float = TICK_S) -> None:
+        """Waits for a moment, and passes on the results of the jobs that are done. Those whose workers were lost wait again.
+
+        A slot has its call until all is done about it: after an interrupt the call is collected again.
+        """
+        heard = [slot for slot in self._slots if slot.job is not None or not jobs.stopped]
+        by_call = {slot.call: slot for slot in heard if slot.call is not None}
         for call in self._cluster.wait(list(by_call), max(0.0, min(seconds, self._until_deadline()))):
             slot = by_call[call]
-            slot.call, job = None, slot.job
             try:
                 value = self._cluster.result(call)
             except WorkerLost as lost:
-                yield from self._lose(slot, str(lost), lost.process, waiting, quarantine)
+                self._lose(slot, str(lost), lost.process, jobs, quarantine)
             except InputError as error:
                 if slot.record.state == "busy":
-                    yield from self._fail(slot, error, waiting, quarantine)
+                    self._fail(slot, error, jobs, quarantine)
                 else:
                     self._refuse(slot, error)
             except Exception as error:
-                yield from self._fail(slot, error, waiting, quarantine)
+                self._fail(slot, error, jobs, quarantine)
             else:
                 if slot.record.state == "waiting":
                     self._load(slot, value)
-                elif job is None:
+                elif slot.job is None:
                     self._welcome(slot, *value)
                 else:
-                    yield job, self._complete(slot, job, *value)
+                    self._complete(slot, slot.job, jobs, *value)
+            jobs.pass_on()
         late = {}
         for slot in self._slots:
             limit = self._limit(slot)
@@ -243,7 +245,8 @@ class RayPool:
         ended = set(self._cluster.wait(list(late), 0.0)) if late else set()  # while this process did other things
         for call, (slot, limit) in late.items():
             if call not in ended:
-                yield from self._lose(slot, f"no answer within {limit:g} s", True, waiting, quarantine)
+                self._lose(slot, f"no answer within {limit:g} s", True, jobs, quarantine)
+        jobs.pass_on()
 
     def _limit(self, slot: _Slot) -> float | None:
         if slot.record.state == "starting":
@@ -258,8 +261,9 @@ class RayPool:
     def _load(self, slot: _Slot, process: Mapping[str, Any]) -> None:
         """A process has started; it loads the models."""
         slot.process, slot.since = process, time.monotonic()
-        slot.record.host, slot.record.pid, slot.record.state = process["host"], process["pid"], "starting"
-        slot.call = self._cluster.call(slot.worker, "start", self._program)
+        slot.record.host, slot.record.pid = process["host"], process["pid"]
+        call = self._cluster.call(slot.worker, "start", self._program)
+        slot.call, slot.record.state = call, "starting"
         self._write_records(now=True)
 
     def _welcome(self, slot: _Slot, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
@@ -277,22 +281,24 @@ class RayPool:
                 ),
             )
             return
-        slot.record.state, slot.record.start_s = "idle", time.monotonic() - slot.since
+        slot.record.start_s = time.monotonic() - slot.since
+        slot.call, slot.record.state = None, "idle"
         self._starts.succeeded(slot.node)
         self._told_after = WAITING_S
         where = f"worker {slot.record.id} on {slot.record.host} ({slot.record.device})"
         self._log(f"{where} has loaded the models in {slot.record.start_s:.1f} s")
         self._write_records(now=True)
 
-    def _complete(self, slot: _Slot, job: Job, evaluations: list[Evaluation], lines: Sequence[str]) -> list[Evaluation]:
+    def _complete(self, slot: _Slot, job: Job, jobs: Jobs, evaluations: list[Evaluation], lines: Sequence[str]) -> None:
         """A worker has evaluated a job."""
         for line in lines:
             self._log(f"worker {slot.record.id}: {line}")
-        slot.record.evaluated += len(evaluations)
-        slot.record.busy_s += time.monotonic() - slot.since
-        slot.job, slot.record.state = None, "idle"
+        count, seconds = len(evaluations), time.monotonic() - slot.since
+        jobs.keep(job, [with_retries(one, job.lost_s / count) for one in evaluations] if job.lost_s else evaluations)
+        slot.record.evaluated += count
+        slot.record.busy_s += seconds
+        slot.call, slot.job, slot.record.state = None, None, "idle"
         self._starts.evaluated(slot.node)
-        return [with_retries(one, job.lost_s / len(evaluations)) for one in evaluations] if job.lost_s else evaluations
 
     def _refuse(self, slot: _Slot, error: InputError) -> None:
         """A worker can't start for a reason that holds for its machine."""
@@ -302,9 +308,7 @@ class RayPool:
         self._log(f"warning: {where} is refused: {reason}")
         self._end(slot, "refused", reason)
 
-    def _fail(
-        self, slot: _Slot, error: Exception, waiting: collections.deque[Job], quarantine: bool
-    ) -> Iterator[tuple[Job, list[Evaluation]]]:
+    def _fail(self, slot: _Slot, error: Exception, jobs: Jobs, quarantine: bool) -> None:
         """A worker has raised an exception. It is ended, because nothing is known about its state."""
         reason = f"{type(error).__name__}: {first_line(error)}"
         for note in getattr(error, "__notes__", ()):
@@ -312,12 +316,10 @@ class RayPool:
                 self._log(f"worker {slot.record.id}: {line}")
         if slot.job is not None:
             self._starts.raised(slot.node, slot.job.group, f"worker {slot.record.id} on {slot.record.host}: {reason}")
-        yield from self._lose(slot, reason, True, waiting, quarantine)
+        self._lose(slot, reason, True, jobs, quarantine)
 
-    def _lose(
-        self, slot: _Slot, reason: str, process: bool, waiting: collections.deque[Job], quarantine: bool
-    ) -> Iterator[tuple[Job, list[Evaluation]]]:
-        """A worker was lost. Its job returns to ``waiting``, or is yielded as quarantined."""
+    def _lose(self, slot: _Slot, reason: str, process: bool, jobs: Jobs, quarantine: bool) -> None:
+        """A worker was lost. Its job waits again, or is quarantined."""
         job = slot.job
         where = f"worker {slot.record.id} on {slot.record.host}" if slot.record.host else f"worker {slot.record.id}"
         if job is None:
@@ -336,19 +338,20 @@ class RayPool:
             job.machines += 1
         again = len(job.ends) < self._patience.deaths and job.machines < LOST_MACHINES
         then = "which another worker evaluates" if again else "which has ended too many workers"
+        then = "which is not recorded" if jobs.stopped else then
         self._log(f"warning: {where} ended while it evaluated {what}, {then}: {reason}")
         if again:
-            waiting.appendleft(job)
+            jobs.waiting.appendleft(job)
         elif len(job.members) > 1:
             share = job.lost_s / len(job.members)
             known = job.relatives or [()] * len(job.members)
             for member, genome, one in zip(job.members, job.genomes, known, strict=True):
-                waiting.append(Job(job.group, (member,), [genome], [one], lost_s=share))
+                jobs.waiting.append(Job(job.group, (member,), [genome], [one], lost_s=share))
         else:
             error = ended_workers(len(job.ends) + job.machines, reason)
             if not quarantine:
                 raise InfraError(f"expected an evaluation, got none: {error}; correct the cause and run the same command again")
-            yield job, [Evaluation({}, error, {"retries": job.lost_s}, transient=True)]
+            jobs.keep(job, [Evaluation({}, error, {"retries": job.lost_s}, transient=True)])
 
     def _end(self, slot: _Slot, state: Any, reason: str | None) -> None:
         self._cluster.end(slot.worker, slot.process)

@@ -1,4 +1,4 @@
-"""A cluster whose workers are threads, and a program that doubles numbers."""
+"""A cluster whose workers are threads, a program that doubles numbers, and pools of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cycleqd_jax.evaluation import Evaluation
-from cycleqd_jax.evaluation.ray import Host, Hosted, WorkerLost
+from cycleqd_jax.evaluation.ray import Host, Hosted, RayPool, WorkerLost
 from cycleqd_jax.types import Outcome, Score
 
 
@@ -149,3 +149,36 @@ class Doubler:
             if number in self.acts:
                 self.acts[number](count)
         return [doubled(number) for number in numbers]
+
+
+def pool_of(cluster, program, workers=2, **options):
+    return RayPool(cluster, program, size=program.size, workers=workers, **options)
+
+
+def results_of(one, numbers, quarantine=True, size=1):
+    results = {}
+
+    def on_result(i, evaluations):
+        assert i not in results
+        results[i] = evaluations
+
+    groups = [[np.asarray(n) for n in numbers[i : i + size]] for i in range(0, len(numbers), size)]
+    one.evaluator("train", quarantine=quarantine)(groups, on_result)
+    return [evaluation for i in range(len(groups)) for evaluation in results[i]]
+
+
+def die_times(count, process=True):
+    def act(before):
+        if before < count:
+            raise Died(process)
+
+    return act
+
+
+def raise_error(text="No module named 'cycleqd_jax'"):
+    def act(*arguments):
+        error = ModuleNotFoundError(text)
+        error.add_note("Traceback:\n  line 7 of the worker")
+        raise error
+
+    return act

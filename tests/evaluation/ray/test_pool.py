@@ -9,35 +9,11 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.evaluation import GenomeEvaluator, is_transient
-from cycleqd_jax.evaluation.ray import Cluster, Patience, Program, RayPool, pool, starts
+from cycleqd_jax.evaluation.ray import Cluster, Patience, Program, pool, starts
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
 
-from .fake_cluster import Died, Doubler, FakeCluster, doubled
-
-
-def pool_of(cluster, program, workers=2, **options):
-    return RayPool(cluster, program, size=program.size, workers=workers, **options)
-
-
-def results_of(one, numbers, quarantine=True, size=1):
-    results = {}
-
-    def on_result(i, evaluations):
-        assert i not in results
-        results[i] = evaluations
-
-    groups = [[np.asarray(n) for n in numbers[i : i + size]] for i in range(0, len(numbers), size)]
-    one.evaluator("train", quarantine=quarantine)(groups, on_result)
-    return [evaluation for i in range(len(groups)) for evaluation in results[i]]
-
-
-def die_times(count, process=True):
-    def act(before):
-        if before < count:
-            raise Died(process)
-
-    return act
+from .fake_cluster import Died, Doubler, FakeCluster, die_times, doubled, pool_of, raise_error, results_of
 
 
 def test_the_contracts():
@@ -167,15 +143,6 @@ def test_where_all_die_while_they_start_the_run_can_be_continued():
         results_of(one, [1])
 
 
-def raise_error(text="No module named 'cycleqd_jax'"):
-    def act(*arguments):
-        error = ModuleNotFoundError(text)
-        error.add_note("Traceback:\n  line 7 of the worker")
-        raise error
-
-    return act
-
-
 def test_an_exception_in_an_evaluation_ends_its_worker_only():
     lines = []
     one = pool_of(FakeCluster("a", "b"), Doubler(acts={2: raise_error("x")}), patience=Patience(deaths=2), log=lines.append)
@@ -215,66 +182,6 @@ def test_a_run_that_is_stopped_ends_all_busy_workers():
         pool_of(cluster, program, 3).evaluator("train", quarantine=True)([[np.asarray(n)] for n in (1, 2, 0)], stop)
     hung.set()
     assert len(ended) == 2
-
-
-class Interrupted(FakeCluster):
-    """Two machines. Raises KeyboardInterrupt once in ``wait``, when both evaluate; ``interrupted`` is set then."""
-
-    def __init__(self):
-        super().__init__("a", "b")
-        self.begun, self.interrupted = 0, threading.Event()
-
-    def call(self, worker, method, *arguments):
-        self.begun += method == "evaluate"
-        return super().call(worker, method, *arguments)
-
-    def wait(self, calls, seconds):
-        if self.begun == 2 and not self.interrupted.is_set():
-            self.interrupted.set()
-            raise KeyboardInterrupt
-        return super().wait(calls, seconds)
-
-
-@pytest.mark.parametrize(
-    ("grace", "act", "found"),
-    [
-        (0.0, lambda before: None, []),
-        (20.0, lambda before: None, [0, 1]),
-        (20.0, lambda before: time.sleep(0.5), [0, 1]),
-        (20.0, die_times(9), [1]),  # it is not tried again
-        (20.0, raise_error("x"), [1]),
-        (1.0, lambda before: time.sleep(4), [1]),
-    ],
-)
-def test_evaluations_in_hand_have_a_grace_after_an_interrupt(grace, act, found):
-    cluster, results, lines = Interrupted(), {}, []
-
-    def first(before):
-        cluster.interrupted.wait(20)
-        act(before)
-
-    program = Doubler(acts={0: first, 1: lambda before: cluster.interrupted.wait(20)})
-    one = pool_of(cluster, program, grace=grace, log=lines.append)
-    begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        one.evaluator("train", quarantine=True)([[np.asarray(n)] for n in range(6)], results.__setitem__)
-    assert time.monotonic() - begin < 3.5
-    assert results == {n: [doubled(n)] for n in found}
-    assert all(numbers in ([0], [1]) for numbers in program.tried), "an evaluation began after the interrupt"
-    line = f"the evaluations in hand have {grace:g} s to end; press Ctrl-C to cancel them"
-    assert lines.count(line) == (grace > 0)
-    assert all(one.state in ("idle", "ended") for one in one.records)
-
-
-def test_an_interrupt_while_a_result_is_recorded_has_no_grace():
-    def stop(i, evaluations):
-        raise KeyboardInterrupt
-
-    program = Doubler(acts={1: lambda before: time.sleep(0.3)})
-    with pytest.raises(KeyboardInterrupt):
-        pool_of(FakeCluster("a", "b"), program, grace=20.0).evaluator("train", quarantine=True)(
-            [[np.asarray(n)] for n in (0, 1)], stop
-        )
 
 
 def test_a_passing_error_at_the_start_is_no_refusal():

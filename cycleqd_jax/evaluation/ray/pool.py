@@ -15,6 +15,7 @@ from cycleqd_jax.evaluation.ray.jobs import Job, Jobs
 from cycleqd_jax.evaluation.ray.records import WorkerRecord
 from cycleqd_jax.evaluation.ray.starts import Starts
 from cycleqd_jax.evaluation.workers import Relatives, Source, StreamEvaluator
+from cycleqd_jax.interrupts import signals_held
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import Evaluation, Genome, InputError, Split, first_line
 
@@ -109,8 +110,7 @@ class RayPool:
         self._most = workers
         self._patience = patience or Patience()
         self._grace = grace
-        self._record = record
-        self._log = log
+        self._record, self._log = record, log
         self._slots: list[_Slot] = []
         self._gone: list[WorkerRecord] = []
         self._starts = Starts(workers)
@@ -193,7 +193,7 @@ class RayPool:
                 return
             self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
             end = time.monotonic() + self._grace
-            while time.monotonic() < end and any(slot.job is not None and slot.call is not None for slot in self._slots):
+            while time.monotonic() < end and any(slot.job for slot in self._slots):
                 self._collect(jobs, True, end - time.monotonic())
         except Exception as error:
             self._log(f"warning: an evaluation ended with {type(error).__name__}: {error}")
@@ -206,8 +206,9 @@ class RayPool:
             self._slots.append(_Slot(record, worker, self._cluster.call(worker, "identify"), time.monotonic()))
 
     def _assign(self, slot: _Slot, job: Job, split: Split) -> None:
-        slot.job, slot.since, slot.record.state = job, time.monotonic(), "busy"
-        slot.call = self._cluster.call(slot.worker, "evaluate", split, job.genomes, job.relatives)
+        with signals_held():  # an evaluation that has begun has a call
+            slot.call = self._cluster.call(slot.worker, "evaluate", split, job.genomes, job.relatives)
+            slot.job, slot.since, slot.record.state = job, time.monotonic(), "busy"
 
     def _collect(self, jobs: Jobs, quarantine: bool, seconds: float = TICK_S) -> None:
         """Waits for a moment, and passes on the results of the jobs that are done. Those whose workers were lost wait again.
@@ -237,11 +238,11 @@ class RayPool:
                 else:
                     self._complete(slot, slot.job, jobs, *value)
             jobs.pass_on()
-        late = {}
-        for slot in self._slots:
-            limit = self._limit(slot)
-            if limit is not None and slot.call is not None and time.monotonic() > slot.since + limit:
-                late[slot.call] = slot, limit
+        late = {
+            slot.call: (slot, limit)
+            for slot in self._slots
+            if (limit := self._limit(slot)) is not None and time.monotonic() > slot.since + limit
+        }
         ended = set(self._cluster.wait(list(late), 0.0)) if late else set()  # while this process did other things
         for call, (slot, limit) in late.items():
             if call not in ended:
@@ -294,10 +295,11 @@ class RayPool:
         for line in lines:
             self._log(f"worker {slot.record.id}: {line}")
         count, seconds = len(evaluations), time.monotonic() - slot.since
-        jobs.keep(job, [with_retries(one, job.lost_s / count) for one in evaluations] if job.lost_s else evaluations)
-        slot.record.evaluated += count
-        slot.record.busy_s += seconds
-        slot.call, slot.job, slot.record.state = None, None, "idle"
+        with signals_held():
+            jobs.keep(job, [with_retries(one, job.lost_s / count) for one in evaluations] if job.lost_s else evaluations)
+            slot.record.evaluated += count
+            slot.record.busy_s += seconds
+            slot.call, slot.job, slot.record.state = None, None, "idle"
         self._starts.evaluated(slot.node)
 
     def _refuse(self, slot: _Slot, error: InputError) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
-__all__ = ["Individual", "has_checksum"]
+__all__ = ["Individual", "has_checksum", "still_checked"]
 
 _CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{16})"')
 """Within a line: the first digits of the SHA-256 of what is before it. No string in JSON has these characters."""
@@ -25,6 +25,23 @@ _COSTS = ("seconds", "tokens")
 def has_checksum(line: bytes) -> bool:
     """Whether a line of the journal has a checksum; those of older versions have none."""
     return _CHECKSUM.search(line) is not None
+
+
+def still_checked(line: bytes, checked: bool, place: str) -> bool:
+    """Whether a line of the journal has a checksum.
+
+    Args:
+        line: the line.
+        checked: whether the line before has one. No version that writes checksums leaves one out.
+        place: where the line is, for the error.
+
+    Raises:
+        InputError: the line has no checksum, and the one before has.
+    """
+    found = has_checksum(line)
+    if checked and not found:
+        raise InputError(f"expected a checksum, as in the line before, got none in {place}; restore the file")
+    return found
 
 
 def _checksum(line: bytes) -> str:

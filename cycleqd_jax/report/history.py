@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cycleqd_jax.individual import Individual
+from cycleqd_jax.individual import Individual, still_checked
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
@@ -378,7 +378,7 @@ def load_individuals(folder: Path, tasks: tuple[str, ...]) -> tuple[tuple[Indivi
         The individuals in the order of the file, and whether an incomplete last line was left out.
 
     Raises:
-        InputError: if a line is not a record, or if an id occurs twice.
+        InputError: if a line is not a record or was changed, or if an id occurs twice.
     """
     path = Path(folder) / "history.jsonl"
     if not path.exists():
@@ -386,8 +386,10 @@ def load_individuals(folder: Path, tasks: tuple[str, ...]) -> tuple[tuple[Indivi
     *lines, incomplete = path.read_bytes().split(b"\n")
     individuals: list[Individual] = []
     seen: dict[int, int] = {}
+    checked = False
     for number, line in enumerate(lines, 1):
         one = _individual(line, f"line {number} of {path}", tasks)
+        checked = still_checked(line, checked, f"line {number} of {path}")
         if one.id in seen:
             raise InputError(
                 f"expected distinct ids in {path}, got id {one.id} in line {seen[one.id]} and in line {number}; "

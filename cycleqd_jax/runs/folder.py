@@ -265,9 +265,10 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], device: str, log: Call
         log: called with a warning that names changed versions, or other devices.
 
     Raises:
-        InputError: a model or a problem has changed.
+        InputError: a model or a problem has changed, or nothing says what the scores depend on.
     """
     file = folder / "inputs.json"
+    _check_recorded(folder)
     if not file.exists():
         write_json(file, {"schema": SCHEMA, **inputs, "devices": [device], "versions": versions()})
         return
@@ -295,11 +296,22 @@ def compare_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
         inputs: digests of models and problems, by name. A model that has not been trained yet may be left out.
 
     Raises:
-        InputError: a model or a problem has changed.
+        InputError: a model or a problem has changed, or nothing says what the scores depend on.
     """
     file = folder / "inputs.json"
+    _check_recorded(folder)
     if file.exists() and (folder / "history.jsonl").exists():
         _compare(file, inputs)
+
+
+def _check_recorded(folder: Path) -> None:
+    """Raises where a run has scores, and the file is gone that says what they depend on: every run writes it before them."""
+    file, journal = folder / "inputs.json", folder / "history.jsonl"
+    if journal.exists() and not file.exists():
+        raise InputError(
+            f"expected the digests of the run's models and problems in {file}, got no such file beside {journal.name}; restore "
+            "it, or choose another output"
+        )
 
 
 def _compare(file: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:

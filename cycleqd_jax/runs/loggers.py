@@ -178,12 +178,13 @@ def log_search(config: RunConfig, journal: Journal, progress: Progress, log: Cal
     with contextlib.ExitStack() as stack:
         loggers: list[Logger] = []
         for name in config.loggers:
-            loggers.append(_open(name, config, log))
+            loggers.append(_open(name, config, journal, log))
             stack.callback(loggers[-1].close)
         yield Logged(progress, journal, loggers) if loggers else progress
 
 
-def _open(name: str, config: RunConfig, log: Callable[[str], None]) -> Logger:
+def _open(name: str, config: RunConfig, journal: Journal, log: Callable[[str], None]) -> Logger:
     if name == "tensorboard":
         return TensorBoard(config.folder / name)
-    return WeightsAndBiases(config) if name == "wandb" else MLflow(config, log)
+    known = journal.ids()
+    return WeightsAndBiases(config, known) if name == "wandb" else MLflow(config, known, log)

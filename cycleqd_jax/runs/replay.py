@@ -160,7 +160,13 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
     state = searcher.init(experts, scores, journal.items(range(count), names))
     key, done = jax.random.key(config.seed), 0
     for ids in itertools.islice(_generation_ids(config, journal), generations):
-        if any(journal.get(i) is None for i in ids):
+        missing = [i for i in ids if i not in journal]
+        if missing and config.origin is None and journal.last_id >= ids.stop:  # those of another run are recorded out of order
+            raise InputError(
+                f"expected every individual before the last generation, got none of {missing[:5]} in {journal.path}; restore "
+                "the file"
+            )
+        if missing:
             break
         if options.coefficients:
             genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, done), len(ids))

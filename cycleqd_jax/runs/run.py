@@ -20,7 +20,7 @@ from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution, Merged
 from cycleqd_jax.runs.export import record_export
-from cycleqd_jax.runs.folder import check_folder, compare_inputs
+from cycleqd_jax.runs.folder import check_folder, claim_folder, compare_inputs
 from cycleqd_jax.runs.follow import agree_on_inputs
 from cycleqd_jax.runs.inputs import problems_digest
 from cycleqd_jax.runs.loggers import check_loggers
@@ -235,7 +235,10 @@ class Run:
 
     def train(self) -> None:
         """Trains what is neither given nor cached: the tiny base, the prepared base, the experts and the baselines."""
-        self._ensure_open("train").trainer.train()
+        opened = self._ensure_open("train")
+        if not (self.folder / "history.jsonl").exists():
+            claim_folder(self.config)  # so that the folder is known to be a run while its models are trained
+        opened.trainer.train()
 
     @property
     def model_folders(self) -> Mapping[str, Path]:

@@ -7,7 +7,7 @@ import importlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,32 @@ def require(logger: str) -> Any:
 class _Memory:
     """What a tracker's folder in the run folder holds: the id of the tracked run, and the individuals that it has.
 
-    The id is kept in ``id.txt``, and the individuals in ``logged.txt``, one a line.
+    The id is kept in ``id.txt``, and the individuals in ``logged.txt``, one a line. An individual that the journal does not
+    have any more is evaluated again, and logged again: its failure was taken back.
+
+    Raises:
+        InputError: a file is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, known: Collection[int]) -> None:
         make_folder(folder)
         self.folder = folder
         self._file = folder / "logged.txt"
-        text = self._file.read_text("utf-8") if self._file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # a crash may leave a part of a line
-        if whole != text:
-            write_text(self._file, whole)
-        self.steps = {int(line) for line in whole.split()}
+        try:
+            text = self._file.read_text("utf-8") if self._file.exists() else ""
+            whole = text[: text.rfind("\n") + 1]  # a crash may leave a part of a line
+            found = [int(line) for line in whole.split()]
+        except ValueError as error:
+            raise self._damaged(f"an individual in each line of {self._file}", str(error)) from error
+        if self.id == "":
+            raise self._damaged(f"the id of the tracked run in {folder / 'id.txt'}", "an empty file")
+        self.steps = {*found} & {*known}
+        kept = "".join(f"{step}\n" for step in found if step in self.steps)
+        if kept != text:
+            write_text(self._file, kept)
+
+    def _damaged(self, expected: str, got: str) -> InputError:
+        return InputError(f"expected {expected}, got {got}; remove {self.folder} to track the search in a new run")
 
     @property
     def id(self) -> str | None:
@@ -85,18 +99,19 @@ class WeightsAndBiases:
     continues the run of the same id, with the individuals that it lacks.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, known: Collection[int]) -> None:
         """Opens the run; its files are in the folder ``wandb`` of the run folder.
 
         Args:
             config: of the run.
+            known: the individuals in the journal.
 
         Raises:
-            InputError: the client is not installed, or does not start.
+            InputError: the client is not installed, or does not start; or a file of the folder is damaged.
             OSError: the disk refuses.
         """
         wandb = require("wandb")
-        self._memory = _Memory(config.folder / "wandb")
+        self._memory = _Memory(config.folder / "wandb", known)
         if self._memory.id is None:
             self._memory.id = uuid.uuid4().hex[:16]
         mode = os.environ.get("WANDB_MODE", "offline")
@@ -142,20 +157,21 @@ class MLflow:
     the run of the same id, with the individuals that it lacks. While a server does not answer, the figures are kept in memory.
     """
 
-    def __init__(self, config: RunConfig, log: Callable[[str], None]) -> None:
+    def __init__(self, config: RunConfig, known: Collection[int], log: Callable[[str], None]) -> None:
         """Opens the run, in the experiment ``MLFLOW_EXPERIMENT_NAME`` or ``cycleqd``.
 
         Args:
             config: of the run.
+            known: the individuals in the journal.
             log: called with a warning where the server does not answer.
 
         Raises:
-            InputError: the client is not installed, or the server refuses.
+            InputError: the client is not installed, or the server refuses; or a file of the folder is damaged.
             OSError: the disk refuses.
         """
         require("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
-        self._memory = _Memory(config.folder / "mlflow")
+        self._memory = _Memory(config.folder / "mlflow", known)
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # the client has no other store without a server
@@ -168,8 +184,8 @@ class MLflow:
             self._client: Any = importlib.import_module("mlflow").MlflowClient(tracking_uri=uri)
             if self._memory.id is None:
                 name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "cycleqd")
-                known = self._client.get_experiment_by_name(name)
-                experiment = self._client.create_experiment(name) if known is None else known.experiment_id
+                found = self._client.get_experiment_by_name(name)
+                experiment = self._client.create_experiment(name) if found is None else found.experiment_id
                 self._memory.id = self._client.create_run(experiment, run_name=config.name).info.run_id
                 for key, value in _params(config).items():
                     self._client.log_param(self._memory.id, key, value)

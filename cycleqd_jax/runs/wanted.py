@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.devices import DeviceGroup, device_groups
 from cycleqd_jax.runs.examples import Examples
 from cycleqd_jax.runs.folder import compare_inputs
+from cycleqd_jax.runs.migrations import read_inputs
 from cycleqd_jax.runs.model_digests import folder_digest, tokenizer_digest
 from cycleqd_jax.runs.models import ModelFolders, Models, model_folders
 from cycleqd_jax.runs.placement import Placement
@@ -312,8 +312,8 @@ def recorded_folders(config: RunConfig) -> ModelFolders:
     """
     file = config.folder / "inputs.json"
     try:
-        recorded = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        recorded = read_inputs(file)
+    except OSError as error:
         raise InputError(
             f"expected the digests of the run's models in {file}, got {error}; restore it from the run that wrote it"
         ) from error

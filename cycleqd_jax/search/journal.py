@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from cycleqd_jax.files import replacing, sync_folder
-from cycleqd_jax.individual import Individual, has_checksum
+from cycleqd_jax.individual import Individual, still_checked
 from cycleqd_jax.types import Float, InputError
 
 __all__ = ["Journal"]
@@ -77,9 +77,7 @@ class Journal:
             individual = Individual.from_json(line[:-1], place)
             if individual.id in self:
                 raise InputError(f"expected distinct ids, got id {individual.id} again in {place}; restore the file")
-            if checked and not has_checksum(line[:-1]):
-                raise InputError(f"expected a checksum, as in the line before, got none in {place}; restore the file")
-            checked = has_checksum(line[:-1])
+            checked = still_checked(line[:-1], checked, place)
             self._add(individual, len(line))
         if self.torn and not self._read_only:
             os.truncate(self.path, self._end)

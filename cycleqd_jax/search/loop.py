@@ -116,11 +116,8 @@ def evolve(
     plan = (journal, count, batch_size, total, None if racing is None else racing.items)
     if restored and racing is not None and len(done := [*itertools.islice(generation_ids(*plan), restored)]) == restored:
         needed = done[-1].stop  # the last generation may have fewer children
-    if restored and len(journal) < needed:
-        raise InputError(
-            f"expected at least {needed} individuals for the checkpoint of generation {restored}, got "
-            f"{len(journal)} in {journal.path}; restore the journal, or remove the checkpoints to search again"
-        )
+    if restored:
+        _check_covered(journal, restored, needed)
     report = Reporter(journal, tasks, total, progress)
     names = tasks if names is None else names
     if carried is not None:
@@ -169,6 +166,27 @@ def evolve(
                 checkpoints.wait()
         raise
     return state
+
+
+def _check_covered(journal: Journal, restored: int, needed: int) -> None:
+    """Raises where the journal lacks an individual that a checkpoint covers: no search evaluates it again.
+
+    Args:
+        journal: of the search.
+        restored: the generation of the checkpoint.
+        needed: the individuals with ids below this are in the state of the checkpoint.
+    """
+    advice = f"in {journal.path}; restore the journal, or remove the checkpoints to search again"
+    if len(journal) < needed:
+        raise InputError(
+            f"expected at least {needed} individuals for the checkpoint of generation {restored}, got {len(journal)} {advice}"
+        )
+    missing = [identity for identity in range(needed) if identity not in journal]
+    if missing:
+        raise InputError(
+            f"expected every individual before {needed} for the checkpoint of generation {restored}, got none of "
+            f"{missing[:5]} {advice}"
+        )
 
 
 def _restore(

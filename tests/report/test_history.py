@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.report.history import Grid, load_history
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.report.history import Grid, load_history, load_individuals
 from cycleqd_jax.report.metrics import compute_metrics, milestones
+from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
+
+from ..journals import lines_without_checksums
 
 TASKS = ("mbpp", "dbbench", "os_interaction", "vqa")
 
@@ -206,6 +210,20 @@ def test_damage_before_the_last_line_is_an_error_with_its_line(make_run):
     (folder / "history.jsonl").write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:]]) + "\n")
     with pytest.raises(InputError, match=r"line 3 of .*history\.jsonl"):
         load_history(folder)
+
+
+def test_a_line_whose_checksum_was_removed_is_an_error(tmp_path):
+    journal = Journal(tmp_path / "history.jsonl")
+    for identity, score in enumerate((0.25, 0.5, 0.75)):
+        journal.append(Individual(identity, -1, "a", None, (-1, -1), None, None, scores={"a": score}))
+    lines = lines_without_checksums(journal.path)
+    whole = journal.path.read_text().splitlines()
+    edited = json.dumps({**lines[1], "scores": {"a": 1.0}}, separators=(",", ":"))
+    journal.path.write_text("\n".join([whole[0], edited, whole[2], ""]))
+    with pytest.raises(InputError, match="expected a checksum, as in the line before, got none in line 2 of"):
+        load_individuals(tmp_path, ("a",))
+    journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # of an older version
+    assert len(load_individuals(tmp_path, ("a",))[0]) == 3
 
 
 def test_repeated_id_is_an_error(make_run):

@@ -234,6 +234,23 @@ def test_tables_that_were_edited(run, name, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
+def test_averages_that_were_edited(run):
+    """The average decides which candidate is chosen, and is what a reader looks at first."""
+    results, selection = (run / "tables" / name for name in ("results.json", "selection.json"))
+    content = {file: file.read_text() for file in (results, selection)}
+    results.write_text(content[results].replace('"average": 0.75', '"average": 0.875'))
+    assert any("got others of ['average'] in" in problem for problem in verify_run(run).problems)
+    results.write_text(content[results])
+    selection.write_text(content[selection].replace('"average": 0.75', '"average": 0.875'))
+    assert any("expected averages of scores, got others" in problem for problem in verify_run(run).problems)
+    selection.write_text(content[selection])
+    (run / "tables" / "items.json").unlink()
+    found = verify_run(run)
+    assert found.problems == []
+    assert any("items.json lacks scores of problems of cycleqd, whose scores in" in note for note in found.notes)
+
+
 def test_tables_of_another_journal(run):
     best = json.loads((run / "tables" / "results.json").read_text())["best_elite"]
     for name in ("results.json", "selection.json"):

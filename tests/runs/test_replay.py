@@ -158,6 +158,16 @@ def test_only_complete_generations_are_replayed(tmp_path):
         replay(config, edited(tmp_path, lambda lines: lines[1:]))
 
 
+def test_a_journal_with_a_gap_is_not_taken_for_a_shorter_search(tmp_path):
+    config = config_of(generations=3)
+    searched(tmp_path, config, space_of(config))
+    journal = edited(tmp_path, lambda lines: lines[:-3] + lines[-2:])  # as an interrupt leaves the last generation
+    assert replay(config, journal).generations == 2
+    journal = edited(tmp_path, lambda lines: lines[:4] + lines[5:])
+    with pytest.raises(InputError, match=r"expected every individual before the last generation, got none of \[4\] in"):
+        replay(config, journal)
+
+
 def test_a_read_only_journal_leaves_the_file_alone(tmp_path):
     path = tmp_path / "history.jsonl"
     Journal(path).append(Individual(0, -1, "mbpp", None, (-1, -1), None, None))

@@ -180,3 +180,26 @@ def test_a_missing_package_is_named_before_the_run(monkeypatch, tmp_path, logger
     with pytest.raises(InputError, match=rf"expected the package {package} .*; run pip install 'cycleqd_jax\[{logger}\]'"):
         Run(config).open()
     assert not (tmp_path / "run").exists()
+
+
+def test_an_individual_that_was_taken_back_is_logged_again(tmp_path):
+    """Too many failures in a row are taken out of the journal; the children are evaluated again, and then have scores."""
+    memory = trackers._Memory(tmp_path, [0, 1, 2])
+    memory.add([0, 1, 2])
+    assert trackers._Memory(tmp_path, [0, 1, 2]).steps == {0, 1, 2}
+    assert trackers._Memory(tmp_path, [0]).steps == {0}
+    assert logged(tmp_path) == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("logged.txt", b"0\nx1\n", "expected an individual in each line of"),
+        ("logged.txt", b"0\n\xff\n", "expected an individual in each line of"),
+        ("id.txt", b"\n", "expected the id of the tracked run in"),
+    ],
+)
+def test_damaged_files_of_a_tracker_are_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{words} .*{name}, got .*; remove {tmp_path} to track the search in a new run"):
+        trackers._Memory(tmp_path, [0, 1])

@@ -71,6 +71,26 @@ def test_a_journal_that_is_shorter_than_its_checkpoint_is_refused(new_run):
         run.evolve(every=2)
 
 
+@pytest.mark.exhaustive
+def test_a_journal_that_lacks_a_line_which_a_checkpoint_covers_is_refused(new_run):
+    """The newer lines suffice for the number of individuals, and no search would evaluate the missing one again."""
+    run = new_run()
+    run.evolve(every=2, generations=3)
+    shutil.rmtree(run.folder / "checkpoints" / "3")
+    path = run.folder / "history.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4] + lines[5:]))
+    rest = new_run.Evaluator()
+    words = r"expected every individual before 7 for the checkpoint of generation 2, got none of \[4\] in .*; restore"
+    with pytest.raises(InputError, match=words):
+        run.evolve(rest, every=2)
+    assert rest.calls == 0
+    shutil.rmtree(run.folder / "checkpoints")  # what the message says
+    run.evolve(rest, every=2, generations=3)
+    assert rest.calls == 1
+    assert path.read_bytes().count(b"\n") == len(lines)
+
+
 @pytest.mark.parametrize("limit", range(1, 200, 23))
 def test_a_full_disk_leaves_a_journal_that_continues(tmp_path, limit):
     """The operating system writes a part of a line, as on a full disk, and refuses the rest."""

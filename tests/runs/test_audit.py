@@ -283,7 +283,7 @@ def test_an_exported_model(run, capsys):
 
 
 def test_experts_that_are_gone(run):
-    write_json(run / "inputs.json", {"base": "0" * 16})
+    write_json(run / "inputs.json", {"base": "0" * 16, "versions": {}})
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"cache": str(run / "cache")}))
     (problem,) = verify_run(run).problems

@@ -18,8 +18,10 @@ import gzip
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,13 +61,14 @@ def kept(folder: Path) -> Kept:
         folder: of the comparison.
 
     Raises:
-        InputError: it is not finished, seeds have other test problems, or a row lacks the scores of problems.
+        InputError: it is not finished, a file is damaged, seeds have other test problems, a row lacks the scores of problems,
+            or an expert's score is 0, or would be in a bootstrap sample.
     """
     file, table = folder / "tables" / "items.json.gz", folder / "tables" / "comparison.json"
     for one in (file, table):
         if not one.exists():
             raise InputError(f"expected a finished comparison in {folder}, got no {one.name}; run `cycleqd compare` first")
-    seeds = [*json.loads(gzip.decompress(file.read_bytes())).items()]
+    seeds = [*_read_json(file).items()]
     rows = [*dict.fromkeys(row for _, one in seeds for row in one)]
     tasks = tuple(name.removeprefix("expert/") for name in rows if name.startswith("expert/"))
     for row, (seed, one), task in itertools.product(rows, seeds, tasks):
@@ -75,13 +78,19 @@ def kept(folder: Path) -> Kept:
                 "with `cycleqd evaluate`, and compare again"
             )
     found = [[[one[row]["test"][task] for _, one in seeds] for row in rows] for task in tasks]
-    same = json.loads(table.read_text("utf-8"))["same_problems"]["test"]
+    same = _read_json(table)["same_problems"]["test"]
     if not same or any(len({len(items) for row in of_task for items in row}) > 1 for of_task in found):
         raise InputError(f"expected the same test problems for all seeds, got others in {table}; compare on files")
     scores = [np.asarray(table, np.float64) for table in found]  # by task: [row, seed, item]
     means = np.stack([table.mean(-1) for table in scores], axis=-1)  # [row, seed, task]
     resampled = resampled_means(scores, crossed=True)
     experts = [rows.index(f"expert/{task}") for task in tasks]
+    for k, (task, expert) in enumerate(zip(tasks, experts, strict=True)):
+        if not (means[expert, :, k] > 0).all() or not (resampled[expert, :, k] > 0).all():
+            raise InputError(
+                f"expected an expert with test scores above 0 on most problems of task {task!r}, got a mean of "
+                f"{means[expert, :, k].mean():.3g} in {file}, so that scores relative to it are undefined; train it longer"
+            )
     counts, relative = [table.shape[-1] for table in scores], {}
     for i, row in enumerate(rows):
         ratios = np.stack([means[i, :, k] / means[expert, :, k] for k, expert in enumerate(experts)], axis=-1)
@@ -96,6 +105,15 @@ def kept(folder: Path) -> Kept:
     )
 
 
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object of a JSON file, which may be compressed."""
+    try:
+        content = file.read_bytes()
+        return json.loads(gzip.decompress(content) if file.suffix == ".gz" else content)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"expected a whole file of `cycleqd compare`, got {error} in {file}; compare again") from error
+
+
 def _similarity(folder: Path, seeds: Sequence[str]) -> tuple[float, float]:
     """The mean similarity of two experts, by singular values and by task vectors."""
     found = []
@@ -103,7 +121,7 @@ def _similarity(folder: Path, seeds: Sequence[str]) -> tuple[float, float]:
         file = next(iter(sorted((folder / f"seed-{seed}").glob("*/tables/basis.json"))), None)
         if file is None:
             raise InputError(f"expected tables/basis.json of a run in {folder / f'seed-{seed}'}, got none; run it again")
-        tables = json.loads(file.read_text("utf-8"))["similarity"]
+        tables = _read_json(file)["similarity"]
         pairs = np.triu_indices(len(tables["task_vectors"]), 1)
         found.append([np.asarray(tables[key], np.float64)[pairs].mean() for key in ("singular_values", "task_vectors")])
     values, vectors = np.mean(found, axis=0).tolist()
@@ -190,8 +208,12 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     args = parser.parse_args()
-    comparisons = [kept(folder) for folder in args.folders]
-    print(markdown(comparisons, args.rows), end="")
+    try:
+        comparisons = [kept(folder) for folder in args.folders]
+        text = markdown(comparisons, args.rows)
+    except InputError as error:
+        parser.exit(2, f"relative_scores: {error}\n")
+    print(text, end="")
     if args.json:
         write_json(args.json, without_nan([dataclasses.asdict(one) for one in comparisons]))
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cycleqd_jax.compilation import persistent_compilation
 from cycleqd_jax.config import RunConfig
-from cycleqd_jax.files import check_writable
+from cycleqd_jax.files import check_writable, make_folder
 from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.tasks.segmentation import METRICS, image_box, overlay, read_image, read_mask
@@ -40,8 +40,10 @@ def segment(
         picture: a file for the image with the mask and the box drawn over it.
 
     Raises:
-        InputError: a file can't be read or written, the box is not in the image, or the logits are not finite.
+        InputError: a file can't be read or written, a written file is one of those that are read, the box is not in the image,
+            or the logits are not finite.
     """
+    _check_written([output, *([picture] if picture else [])], [image, *([truth] if truth else [])])
     pixels = read_image(image)
     height, width = pixels.shape[:2]
     prompt = image_box(height, width) if box is None else np.asarray(box, np.float32)
@@ -58,8 +60,6 @@ def segment(
             f"expected a mask of {width} × {height} pixels, the size of {image}, got {item.mask.shape[1]} × "
             f"{item.mask.shape[0]} in {truth}; replace one of them"
         )
-    for file in (output, *([picture] if picture else [])):
-        check_writable(file.parent, "choose another place")
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(InputError):  # without a folder that can be written, programs are compiled again
             stack.enter_context(persistent_compilation(Path(RunConfig.cache)))
@@ -70,9 +70,23 @@ def segment(
     if not found.finite[0]:
         raise InputError(f"expected {model} to compute finite logits, got others for {image}; use other weights")
     mask = found.masks[0]
+    make_folder(output.parent)
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(output, "PNG")
     if picture is not None:
+        make_folder(picture.parent)
         overlay(pixels, mask, prompt, longest_side=max(height, width)).save(picture, "PNG")
     print(f"{output}: {100 * mask.mean():.1f} % of the image")
     if truth is not None:
         print(", ".join(f"{name} {metric(mask, item.mask):.3f}" for name, metric in METRICS.items()))
+
+
+def _check_written(written: Sequence[Path], read: Sequence[Path]) -> None:
+    """Raises unless all files can be written, are different, and are none of those that are read."""
+    taken = {file.resolve() for file in read}
+    for file in written:
+        check_writable(file.parent, "choose another place")
+        if file.is_dir():
+            raise InputError(f"expected a file to write, got the folder {file}; give the name of a file")
+        if file.resolve() in taken:
+            raise InputError(f"expected files to write beside the image and each other, got {file} again; give another name")
+        taken.add(file.resolve())

@@ -31,16 +31,17 @@ def run(folder, *options, image="image.png"):
 def test_the_mask_is_that_of_the_predictor(folder, capsys):
     (item,) = ellipses(1)
     box = [str(round(edge)) for edge in item.box.tolist()]
-    options = ("--box", *box, "--truth", str(folder / "mask.png"), "--picture", str(folder / "picture.png"))
+    options = ("--box", *box, "--truth", str(folder / "mask.png"), "--picture", str(folder / "new" / "picture.png"))
     assert run(folder, *options) == 0, capsys.readouterr().err
     predictor = SamPredictor(CONFIGS["tiny_vit"], batch_size=1)
     predictor.load(random_params("tiny_vit"), donate=False)
     (want,) = predictor.predict([item], 1)
     with Image.open(folder / "out.png") as file:
         found = np.asarray(file)
+    (folder / "out.png").unlink()
     assert set(np.unique(found)) <= {0, 255}
     assert ((found > 0) == want.masks[0]).all()
-    with Image.open(folder / "picture.png") as picture:
+    with Image.open(folder / "new" / "picture.png") as picture:
         assert picture.size == (32, 24)
     shown = capsys.readouterr().out
     assert f"{100 * want.masks[0].mean():.1f} % of the image" in shown
@@ -53,8 +54,15 @@ def test_the_mask_is_that_of_the_predictor(folder, capsys):
         (("--box", "0", "0", "40", "10"), "expected --box left top right bottom within the 32 × 24 pixels"),
         (("--box", "5", "5", "5", "9"), "expected --box left top right bottom within"),
         (("--truth", "nowhere.png"), "nowhere.png"),
+        (("--picture", "{}/out.png"), "expected files to write beside the image and each other, got"),
+        (("--picture", "{}/image.png"), "expected files to write beside the image and each other, got"),
+        (("--truth", "{}/mask.png", "--picture", "{}/model/../mask.png"), "expected files to write beside the image and each"),
+        (("--picture", "{}"), "expected a file to write, got the folder"),
     ],
 )
 def test_what_is_refused(folder, capsys, options, message):
-    assert run(folder, *options) == 2
+    before = (folder / "image.png").read_bytes()
+    assert run(folder, *(option.format(folder) for option in options)) == 2
     assert message in capsys.readouterr().err
+    assert (folder / "image.png").read_bytes() == before
+    assert not (folder / "out.png").exists()

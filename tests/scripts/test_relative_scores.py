@@ -124,3 +124,28 @@ def test_an_expert_equal_to_the_base_has_no_similarity(relative, tmp_path, monke
     assert "| polyp + skin | – | – | 0.90 [0.90, 0.90] |" in text
     assert "| correlation with the similarity |  |  | – |" in text
     assert [one["similarity"] for one in json.loads(out.read_text())] == [[None, None], [0.5, 0.0625], [0.4, 0.05]]
+
+
+def test_an_expert_that_never_scores_is_named(relative, tmp_path):
+    folder = comparison(tmp_path, 0.8)
+    items = read_items(folder)
+    for one in items.values():
+        one["expert/skin"]["test"]["skin"] = [0.0] * 39 + [1.0]  # a bootstrap sample may have zeros alone
+    write_items(folder, items)
+    with pytest.raises(
+        InputError, match=r"expected an expert with test scores above 0 .*'skin', got a mean of 0\.025 in .*items"
+    ):
+        relative.kept(folder)
+
+
+@pytest.mark.parametrize("name", ["tables/items.json.gz", "tables/comparison.json", "seed-0/cycleqd/tables/basis.json"])
+def test_a_damaged_file_ends_the_script_in_one_sentence(relative, tmp_path, monkeypatch, capsys, name):
+    file = comparison(tmp_path, 0.8) / name
+    file.write_bytes(file.read_bytes()[:-9])
+    monkeypatch.setattr(sys, "argv", ["relative_scores.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as error:
+        relative.main()
+    assert error.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("relative_scores: expected a whole file of `cycleqd compare`, got ")
+    assert f"{file}; compare again" in shown

@@ -222,9 +222,22 @@ def test_names_of_image_files(tmp_path):
     assert [name for name in names if is_image_file(tmp_path / name)] == ["a.jpg", "b.JPEG", "c.png", "d.tif"]
 
 
-def test_a_tiff_that_its_tag_turns_is_turned(tmp_path):
-    """Pillow applies this tag itself, as TIFF demands of readers."""
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_that_its_tag_turns_is_refused(tmp_path, orientation):
+    """Pillow turns it while it is loaded. A half turn leaves the size as it is, so the size of the mask would not show it."""
     tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[0x0112] = 6
-    path = save_image(tmp_path / "a.tif", pixels(0), tiffinfo=tags)
-    np.testing.assert_array_equal(read_image(path), np.rot90(pixels(0), -1))
+    tags[0x0112] = orientation
+    refused(read_image, save_image(tmp_path / "a.tif", pixels(0), tiffinfo=tags), f"EXIF orientation {orientation}")
+    tags[0x0112] = 1
+    np.testing.assert_array_equal(read_image(save_image(tmp_path / "b.tif", pixels(0), tiffinfo=tags)), pixels(0))
+
+
+def test_the_orientation_of_a_png_may_come_after_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = save_image(tmp_path / "a.png", pixels(0), exif=exif).read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4])
+    last = content.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+    refused(read_image, tmp_path / "a.png", "EXIF orientation 3")

@@ -65,12 +65,18 @@ def test_an_index_without_splits(tmp_path):
         ("image,mask,split\nx.png,y.png,dev\n", "split train, validation or test, got 'dev' in .*line 2"),
         ("image,mask,split\nx.png,y.png,train\na.png,b.png,\n", "a split in all rows or in none, got none in .*line 3"),
         ("image,mask\nx.png,y.png\nx.png,b.png\n", r"different names of images \(x is also in .*line 2\), got it .*line 3"),
+        ("image,mask\nx.png,y.png\nd/../x.png,b.png\n", r"different names of images \(x is also in .*line 2\), got it .*"),
+        ("image,mask\nx.png,y.png\na.png,./y.png\n", "a mask of its own for every image, got .*y.png in .*3 and in .*2"),
+        ("image,mask\nx.png,y.png\na.png,x.png\n", "a mask, got the file that is the image in .*line 2, in .*line 3"),
+        ("image,mask\nx.png,x.png\n", "a mask, got the file that is the image in .*line 2, in .*line 2"),
+        ("image,mask,mask\nx.png,y.png,b.png\n", "different names of columns, got 'mask' twice in .*index.csv"),
         ('image,mask\n"x.png,y.png\n', "a readable CSV file"),
     ],
 )
 def test_a_wrong_index_is_named_with_its_line(tmp_path, text, words):
     save_pair(tmp_path / "x.png", tmp_path / "y.png", 0)
     save_pair(tmp_path / "a.png", tmp_path / "b.png", 1)
+    (tmp_path / "d").mkdir()
     (tmp_path / "index.csv").write_text(text)
     refused(tmp_path, words)
 
@@ -164,7 +170,7 @@ def test_pairs_without_a_partner_are_named(tmp_path):
     refused(tmp_path, "one mask of an image, got a.bmp too in .*a.png")
     (tmp_path / "masks/a.bmp").unlink()
     touch(tmp_path / "images/a.png")
-    refused(tmp_path, "a mask a in .*, got none for .*images/a.png")
+    refused(tmp_path, "one image of a mask, got a.jpg of the same name too in .*images/a.png; rename one with its mask")
 
 
 def test_other_folders_are_refused_with_the_known_layouts(tmp_path):

@@ -17,6 +17,7 @@ from cycleqd_jax.models.files.hf import check_target
 from cycleqd_jax.models.files.safetensors import DTYPES, Entry, SafeTensor, all_finite, read_finite, read_headers, write_shards
 from cycleqd_jax.models.folder import PROCESSOR_FILES, read_json
 from cycleqd_jax.models.sam.config import SamConfig
+from cycleqd_jax.models.sam.images import check_processor
 from cycleqd_jax.models.sam.model import is_weight, weights
 from cycleqd_jax.models.sam.weights import Weight
 from cycleqd_jax.sharding import Shardings
@@ -41,8 +42,8 @@ def load(folder: str | Path, *, dtype: str | None = None, shardings: Shardings =
         The config, with the dtype of the weights, and the weights.
 
     Raises:
-        InputError: the folder is not a supported Segment Anything model, the tensors do not match the config, or weights are
-            NaN or infinite (after the cast).
+        InputError: the folder is not a supported Segment Anything model, its images are prepared in another way, the tensors do
+            not match the config, or weights are NaN or infinite (after the cast).
     """
     config, tensors = _open(Path(folder))
     config = config.replace(dtype=dtype or config.dtype)
@@ -62,7 +63,8 @@ def read_config(folder: str | Path) -> SamConfig:
     """The config of a model, with the dtype of its files. Headers are read and compared with it, weights are not.
 
     Raises:
-        InputError: the folder is not a supported Segment Anything model, or the tensors do not match the config.
+        InputError: the folder is not a supported Segment Anything model, its images are prepared in another way, or the tensors
+            do not match the config.
     """
     config, tensors = _open(Path(folder))
     shapes = {name: tensor.shape for name, tensor in tensors.items() if _TIED.get(name) not in tensors}
@@ -71,8 +73,10 @@ def read_config(folder: str | Path) -> SamConfig:
 
 
 def _open(folder: Path) -> tuple[SamConfig, dict[str, SafeTensor]]:
-    """The config of a folder, with the dtype of most parameters, and its tensors by name."""
+    """The config of a folder, with the dtype of most parameters, and its tensors by name; processor files are checked."""
     config = SamConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    for name in processor_files(folder):
+        check_processor(read_json(folder / name), str(folder / name))
     tensors = read_headers(folder)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:

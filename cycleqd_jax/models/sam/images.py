@@ -7,7 +7,7 @@ Masks take the way back: they are upsampled to the model's size, cropped to the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,18 @@ from PIL import Image
 
 from cycleqd_jax.types import AnyArray, Bool, Float, InputError
 
-__all__ = ["MEAN", "PROCESSOR", "STD", "Prepared", "mask_logits", "masks_of", "preprocess", "resized_size", "to_model"]
+__all__ = [
+    "MEAN",
+    "PROCESSOR",
+    "STD",
+    "Prepared",
+    "check_processor",
+    "mask_logits",
+    "masks_of",
+    "preprocess",
+    "resized_size",
+    "to_model",
+]
 
 MEAN = (0.485, 0.456, 0.406)
 """Of red, green and blue, in [0, 1]."""
@@ -39,6 +50,37 @@ PROCESSOR: dict[str, Any] = {
     "size": {"longest_edge": 1024},
 }
 """The contents of ``preprocessor_config.json`` for what :func:`preprocess` does."""
+
+
+_FIXED = ("image_mean", "image_std", "rescale_factor", "resample", "do_normalize", "do_pad", "do_rescale", "do_resize")
+"""The entries of :data:`PROCESSOR` that change pixels, and that :func:`preprocess` does not read from a file."""
+
+
+def check_processor(values: Mapping[str, Any], where: str) -> None:
+    """Checks that a folder's processor file asks for what :func:`preprocess` does; entries that it leaves out are not checked.
+
+    Args:
+        values: the parsed JSON of ``preprocessor_config.json``, or of ``processor_config.json``, which nests the same entries.
+        where: the name of the file in messages.
+
+    Raises:
+        InputError: an entry has another value, so that masks would be predicted from pixels unlike those of the training.
+    """
+    nested = values.get("image_processor")
+    found = nested if isinstance(nested, Mapping) else values
+    for name in _FIXED:
+        got, wanted = found.get(name), PROCESSOR[name]
+        if got is None or got == wanted:
+            continue
+        try:
+            equal = np.allclose(got, wanted, rtol=0, atol=1e-6) and np.shape(got) == np.shape(wanted)
+        except (TypeError, ValueError):
+            equal = False
+        if not equal:
+            raise InputError(
+                f"expected {name} {wanted}, which is how Segment Anything prepares images, got {got} in {where}; use a "
+                "model that was trained so, or correct the file"
+            )
 
 
 class Prepared(NamedTuple):

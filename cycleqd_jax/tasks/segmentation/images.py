@@ -1,8 +1,8 @@
 """Reads images and masks, and refuses those whose meaning is not certain.
 
 Images: grey values, palettes and opaque alpha channels are converted to RGB without loss. Refused are transparent pixels, CMYK
-and other color spaces, more than 8 bits a channel in grey images, several frames, and an EXIF orientation: whether the mask
-was drawn before or after the rotation is not in the file.
+and other color spaces, more than 8 bits a channel in grey images, several frames, and an EXIF or TIFF orientation: whether the
+mask was drawn before or after the rotation is not in the file.
 
 Masks: values 0 and 255, or 1 bit a pixel. Of a palette in black and white the colors count, of another palette the indices 0
 and 1. Grey masks in two or three equal channels are read as one. JPEG changes values near edges (Kvasir-SEG publishes its masks
@@ -68,9 +68,12 @@ def _load(path: Path) -> Image.Image:
         raise InputError(f"expected an image file, got no file at {path}; add it")
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            # Loading a TIFF turns it and removes the tag. In a PNG the tag may come after the pixels.
+            orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else None
             image.load()
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO is a JPEG with a preview
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            if orientation is None:
+                orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # Pillow raises many types for corrupt files
         found = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
         raise InputError(f"expected a whole image file, got an error ({found}) in {path}; replace or remove it") from error

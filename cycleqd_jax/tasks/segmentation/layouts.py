@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
+import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -68,7 +70,7 @@ def find_pairs(folder: Path) -> list[Pair]:
 
     Raises:
         InputError: the folder is missing or has no known layout, there is no pair, an image has no mask, a mask has no image,
-            or the index is malformed.
+            or the index is malformed, has a file as a mask twice, or has one as image and mask.
     """
     if not folder.is_dir():
         raise InputError(f"expected a folder of images and masks, got no folder at {folder}; check the path in the config")
@@ -86,6 +88,7 @@ def find_pairs(folder: Path) -> list[Pair]:
                 f"{pair.where}; remove or rename one"
             )
         seen[pair.name] = pair
+    _check_masks(pairs)
     return pairs
 
 
@@ -119,12 +122,31 @@ def _from_index(path: Path) -> list[Pair]:
         for file in (image, mask):
             if not file.is_file():
                 raise InputError(f"expected the file of {where}, got no file at {file}; add it, or remove the row")
-        name = Path(row["image"]).with_suffix("").as_posix()
+        name = posixpath.normpath(Path(row["image"]).with_suffix("").as_posix())
         pairs.append(Pair(name, image, mask, where, _SPLITS.get(split), row.get("group") or ""))
     without = [pair for pair in pairs if pair.split is None]
     if without and len(without) < len(pairs):
         raise InputError(f"expected a split in all rows or in none, got none in {without[0].where}; add it")
     return pairs
+
+
+def _check_masks(pairs: list[Pair]) -> None:
+    """Raises where the file of a mask is also that of another row: a copied row with one cell changed would go unnoticed."""
+    images = {os.path.normpath(pair.image): pair for pair in pairs}
+    masks: dict[str, Pair] = {}
+    for pair in pairs:
+        mask = os.path.normpath(pair.mask)
+        other = images.get(mask)
+        if other is not None:
+            raise InputError(
+                f"expected a mask, got the file that is the image in {other.where}, in {pair.where}; correct the row"
+            )
+        other = masks.setdefault(mask, pair)
+        if other is not pair:
+            raise InputError(
+                f"expected a mask of its own for every image, got {pair.mask} in {pair.where} and in {other.where}; correct a "
+                "row, or copy the mask"
+            )
 
 
 def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, str]]]:
@@ -140,6 +162,9 @@ def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Mappi
     if missing:
         got = ", ".join(found) or "an empty file"
         raise InputError(f"expected the columns {', '.join(columns)}, got {got} in {path}; add a line of column names")
+    twice = next((column for column in found if column and found.count(column) > 1), None)
+    if twice is not None:
+        raise InputError(f"expected different names of columns, got {twice!r} twice in {path}; rename or remove one")
     for where, row in rows:
         if None in row or None in row.values():
             raise InputError(f"expected {len(found)} values, got another number in {where}; correct the row")
@@ -224,7 +249,7 @@ def _matched(
         without: masks with this in their name are left out.
 
     Raises:
-        InputError: an image has no mask, a mask no image, or one has two.
+        InputError: an image has no mask, a mask no image, or one has two of the other.
     """
     found: dict[str, Path] = {}
     for mask in _files(masks) if masks.is_dir() else []:
@@ -233,8 +258,13 @@ def _matched(
         if mask.stem in found:
             raise InputError(f"expected one mask of an image, got {found[mask.stem].name} too in {mask}; remove one")
         found[mask.stem] = mask
-    pairs = []
+    pairs, seen = [], dict[str, Path]()
     for image in images:
+        other = seen.setdefault(image.stem, image)
+        if other is not image:
+            raise InputError(
+                f"expected one image of a mask, got {other.name} of the same name too in {image}; rename one with its mask"
+            )
         mask = found.pop(image.stem + end, None)
         if mask is None:
             raise InputError(

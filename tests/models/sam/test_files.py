@@ -11,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cycleqd_jax.models import sam
+from cycleqd_jax.models.sam import images
 from cycleqd_jax.types import InputError
 
+from ...shapes import CONFIGS, random_params
 from .conftest import SIZES
 
 
@@ -32,6 +34,30 @@ def test_what_transformers_wrote_is_written_again_byte_for_byte(saved, tmp_path,
     for path in source.iterdir():
         assert path.read_bytes() == (tmp_path / "copy" / path.name).read_bytes(), path.name
     sam.save(tmp_path / "copy", config, params, processor=source)  # an existing model is replaced
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "preprocessor_config.json",
+            '{"image_mean": [0.5, 0.5, 0.5]}',
+            r"expected image_mean \[0\.485, .*got \[0\.5, 0\.5, 0\.5\] in",
+        ),
+        ("preprocessor_config.json", '{"image_std": [0.229, 0.224]}', r"expected image_std .*, got \[0\.229, 0\.224\] in"),
+        ("preprocessor_config.json", '{"do_normalize": false}', "expected do_normalize True, .*got False in"),
+        ("processor_config.json", '{"image_processor": {"rescale_factor": 1.0}}', "expected rescale_factor 0.0039.*got 1.0 in"),
+        ("processor_config.json", "[]", "expected a JSON object in"),
+    ],
+)
+def test_images_that_are_prepared_in_another_way_are_refused(tmp_path, file, content, message):
+    sam.save(tmp_path / "model", CONFIGS["vit"], random_params("vit"))
+    (tmp_path / "model" / file).write_text(content)
+    for read in (sam.read_config, sam.load):
+        with pytest.raises(InputError, match=f"{message} .*{file}"):
+            read(tmp_path / "model")
+    (tmp_path / "model" / file).write_text(json.dumps({"image_mean": list(images.MEAN), "size": {"longest_edge": 32}}))
+    assert sam.read_config(tmp_path / "model") == CONFIGS["vit"]
 
 
 def small_config():

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from cycleqd_jax.cli.huge_pages import restart_with_huge_pages
 from cycleqd_jax.cli.parser import RESUMABLE, make_parser
 from cycleqd_jax.cli.signals import STOPPED, Stopped, stopped_by_sigterm
 from cycleqd_jax.cli.supervise import is_supervised, supervise
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else list(argv)
     if getattr(args, "distributed", False) and not is_supervised():
         return supervise(command, wait=args.wait, where=args.coordinator or "the address that JAX has found")
+    if argv is None and args.command in (*RESUMABLE, "generate", "segment", "serve"):  # they compute
+        restart_with_huge_pages()
     if args.command not in RESUMABLE:
         return _run(args, command)
     code = STOPPED

@@ -63,7 +63,7 @@ class WorkerProgram:
                 f"expected the folder {self.folder} of the run on every node, got {error.strerror} in the worker on {here}; "
                 "share the file system, and start the run in a folder that all nodes have"
             ) from error
-        stack = contextlib.ExitStack()  # closed by the end of the process
+        stack = contextlib.ExitStack()
 
         def check(inputs: Mapping[str, str]) -> None:
             _check_equal("digest of", self.inputs, inputs, f"the worker on {here}; give all nodes the same files")
@@ -76,7 +76,7 @@ class WorkerProgram:
         found = {"basis": placement.basis_checksum}
         _check_equal("checksum of", {"basis": self.basis}, found, f"the worker on {here}; give all nodes the same cache")
         placement.ensure_evaluator()
-        return Hosted(workers, {"device": device_kind()})
+        return Hosted(workers, {"device": device_kind()}, stack)
 
 
 def _check_equal(what: str, expected: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import types
@@ -86,20 +88,20 @@ def test_other_problems_are_refused(config, kept_folder):
     assert message.endswith("; give all nodes the same files")
 
 
-@pytest.mark.parametrize(("found", "refuses"), [("0123", False), ("4567", True), (None, True)])
-def test_another_basis_is_refused_before_the_evaluator_is_made(config, kept_folder, monkeypatch, found, refuses):
-    made = []
+class Idle:
+    size = 1
 
-    class Idle:
-        size = 1
+    def __call__(self, genomes, stop, relatives=(), stages=()):
+        raise AssertionError
 
-        def __call__(self, genomes, stop, relatives=(), stages=()):
-            raise AssertionError
+
+@pytest.fixture
+def made(monkeypatch):
+    """What a worker makes, without models; the checksum of its basis is 0123."""
+    found = []
 
     class Models:
-        """The placement of models that nothing loads."""
-
-        basis_checksum = found
+        basis_checksum = "0123"
 
         def __init__(self, context):
             pass
@@ -108,22 +110,47 @@ def test_another_basis_is_refused_before_the_evaluator_is_made(config, kept_fold
             return Idle()
 
         def ensure_space(self):
-            made.append("space")
+            found.append("space")
 
         def ensure_evaluator(self):
-            made.append("evaluator")
+            found.append("evaluator")
 
     monkeypatch.setattr(remote, "open_context", lambda *given, **options: types.SimpleNamespace(context=None))
     monkeypatch.setattr(remote, "Placement", Models)
-    program = WorkerProgram(config, kept_folder, software(), {}, "0123")
-    if not refuses:
-        program.start(print)
-        assert made == ["space", "evaluator"]
-        return
-    message = refused(program)
-    assert message.startswith(f"expected checksum of basis 0123, as in the run, got {found} in the worker on ")
+    return found
+
+
+@pytest.mark.parametrize("expected", ["4567", None])
+def test_another_basis_is_refused_before_the_evaluator_is_made(config, kept_folder, made, expected):
+    message = refused(WorkerProgram(config, kept_folder, software(), {}, expected))
+    assert message.startswith(f"expected checksum of basis {expected}, as in the run, got 0123 in the worker on ")
     assert message.endswith("; give all nodes the same cache")
     assert made == ["space"]
+
+
+def test_the_settings_of_a_process_stay_while_it_evaluates(config, kept_folder, made, monkeypatch):
+    """The compilation cache was left as soon as the models were loaded: nothing referred to its context any more."""
+    states = []
+
+    @contextlib.contextmanager
+    def setting():
+        states.append("entered")
+        try:
+            yield
+        finally:
+            states.append("left")
+
+    def opened(config, stack, **options):
+        stack.enter_context(setting())
+        return types.SimpleNamespace(context=None)
+
+    monkeypatch.setattr(remote, "open_context", opened)
+    hosted = WorkerProgram(config, kept_folder, software(), {}, "0123").start(print)
+    assert made == ["space", "evaluator"]
+    gc.collect()
+    assert states == ["entered"]
+    hosted.settings.close()
+    assert states == ["entered", "left"]
 
 
 def test_the_kind_of_a_cpu_has_its_instruction_set():

@@ -6,6 +6,7 @@ whose machine lacks the package can still report which machine that is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -28,10 +29,13 @@ class Hosted:
     Attributes:
         workers: by split, what evaluates genomes. They may share an engine.
         facts: JSON-ready; ``device`` is the kind of its devices.
+        settings: contexts of the process that are left when it ends, such as the compilation cache. What nothing refers to is
+            left at once.
     """
 
     workers: Mapping[Split, Worker]
     facts: Mapping[str, Any]
+    settings: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
 
 @runtime_checkable

@@ -13,18 +13,13 @@ from typing import Any
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
-__all__ = ["Individual", "has_checksum", "still_checked"]
+__all__ = ["Individual", "still_checked"]
 
 _CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{16})"')
 """Within a line: the first digits of the SHA-256 of what is before it. No string in JSON has these characters."""
 
 _COSTS = ("seconds", "tokens")
 """Fields that follow the checksum: they differ between equal runs."""
-
-
-def has_checksum(line: bytes) -> bool:
-    """Whether a line of the journal has a checksum; those of older versions have none."""
-    return _CHECKSUM.search(line) is not None
 
 
 def still_checked(line: bytes, checked: bool, place: str) -> bool:
@@ -38,7 +33,7 @@ def still_checked(line: bytes, checked: bool, place: str) -> bool:
     Raises:
         InputError: the line has no checksum, and the one before has.
     """
-    found = has_checksum(line)
+    found = _CHECKSUM.search(line) is not None
     if checked and not found:
         raise InputError(f"expected a checksum, as in the line before, got none in {place}; restore the file")
     return found

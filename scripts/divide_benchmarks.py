@@ -29,7 +29,7 @@ import cycleqd_jax as cq
 from cycleqd_jax.files import write_text
 from cycleqd_jax.runs.tasks import open_tasks, resolve_tasks
 from cycleqd_jax.sandbox import Sandbox
-from cycleqd_jax.tasks.dbbench import DbBench
+from cycleqd_jax.tasks.dbbench import DbBench, mysql
 from cycleqd_jax.tasks.dbbench.databases import Table
 from cycleqd_jax.tasks.records import Row, read_rows
 
@@ -103,12 +103,13 @@ def generate(task: DbBench, rows: Sequence[Row], others: Sequence[Row], count: i
     """Problems about the tables of some problems, but not about those of others."""
     taken = [task.parse(row).table for row in others]
     names, columns = {one.name.lower() for one in taken}, {tuple(map(str.lower, one.columns)) for one in taken}
-    tables = {}
+    by_name = {}
     for row in rows:
         table = task.parse(row).table
         free = table.name.lower() not in names and tuple(map(str.lower, table.columns)) not in columns
         if free and len(table.rows) >= 3 and len(table.columns) >= 2 and all(len(r) == len(table.columns) for r in table.rows):
-            tables.setdefault(table.name.lower(), (table, row))
+            by_name.setdefault(table.name.lower(), (table, row))
+    tables = [*by_name.values()]
     print(f"{len(tables)} tables of {len(rows)} problems are free")
     found: list[dict[str, Any]] = []
     turns = [make for make in (update, update, insert, insert, question, count_rows) for _ in range(count)]
@@ -116,7 +117,7 @@ def generate(task: DbBench, rows: Sequence[Row], others: Sequence[Row], count: i
     for make in turns:
         if len(found) == count:
             break
-        table, row = rng.choice(list(tables.values()))
+        table, row = rng.choice(tables)
         problem = make(table, rng)
         checked = None if problem is None else check(task, table, *problem)
         if checked is not None:
@@ -145,7 +146,7 @@ def check(task: DbBench, table: Table, kind: str, text: str, sql: str, answer: s
 
 def quoted(name: str) -> str:
     """A name in SQL; with backticks where it needs them."""
-    return name if re.fullmatch(r"[A-Za-z_][A-Za-z_0-9]*", name) else "`" + name.replace("`", "``") + "`"
+    return name if re.fullmatch(r"[A-Za-z_][A-Za-z_0-9]*", name) else mysql.quoted(name)
 
 
 def text_of(value: str) -> str:

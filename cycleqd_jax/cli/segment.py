@@ -40,8 +40,8 @@ def segment(
         picture: a file for the image with the mask and the box drawn over it.
 
     Raises:
-        InputError: a file can't be read or written, a written file is one of those that are read, the box is not in the image,
-            or the logits are not finite.
+        InputError: an input file can't be read, an output file can't be written, or an output file is also an input file or
+            the other output file; the box is not in the image; or the logits are not finite.
     """
     _check_written([output, *([picture] if picture else [])], [image, *([truth] if truth else [])])
     pixels = read_image(image)
@@ -81,7 +81,7 @@ def segment(
 
 
 def _check_written(written: Sequence[Path], read: Sequence[Path]) -> None:
-    """Raises unless all files can be written, are different, and are none of those that are read."""
+    """Raises an error if an output file can't be written, or is also an input file or another output file."""
     taken = {file.resolve() for file in read}
     for file in written:
         check_writable(file.parent, "choose another place")

@@ -300,7 +300,7 @@ def compare_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
     """
     file = folder / "inputs.json"
     _check_recorded(folder)
-    if file.exists() and (folder / "history.jsonl").exists():
+    if (folder / "history.jsonl").exists():
         _compare(file, inputs)
 
 

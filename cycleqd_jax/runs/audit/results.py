@@ -43,11 +43,12 @@ def check_tables(path: Path, journal: Journal, audit: Audit) -> None:
                     not wrong,
                     f"expected the means of items.json for {method} on {split}, got others of {wrong} in {file}; {again}",
                 )
-        unchecked = [
-            method
+        unchecked = {
+            method: None
             for method, splits in results["methods"].items()
-            if any(not items.get(method, {}).get(split) and any(map(_is_number, splits[split].values())) for split in splits)
-        ]
+            for split, scores in splits.items()
+            if not items.get(method, {}).get(split) and any(score is not None for score in scores.values())
+        }
         if unchecked:
             audit.notes.append(
                 f"note: {path / 'tables' / 'items.json'} lacks scores of problems of {', '.join(unchecked)}, whose scores in "
@@ -87,10 +88,6 @@ def _is_mean(score: float | None, items: Sequence[float]) -> bool:
 def _is_average(average: float | None, scores: Sequence[float]) -> bool:
     """Whether it is the mean over tasks; tables of older versions may have none."""
     return average is None or _is_mean(average, scores)
-
-
-def _is_number(score: float | None) -> bool:
-    return score is not None
 
 
 def check_exports(path: Path, individuals: int, audit: Audit) -> None:

@@ -73,6 +73,8 @@ class MaskConfig:
         jitter_fraction: every edge of a box moves by up to this fraction of the box's width or height in training.
         iou_weight: weight of the squared error of the predicted intersection over union in the loss.
         batch_size: number of images segmented together in evaluations.
+        cache_gib: disk space for embeddings by frozen image encoders, in GiB. They lie in the cache, where trainings and
+            evaluations find them. 0 keeps none.
     """
 
     trained: Literal["decoder", "all"] = "decoder"
@@ -81,6 +83,7 @@ class MaskConfig:
     jitter_fraction: float = field(0.0, minimum=0, below=0.5)
     iou_weight: float = field(0.0, minimum=0)
     batch_size: int = field(4, minimum=1)
+    cache_gib: float = field(8.0, minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)

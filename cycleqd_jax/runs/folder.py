@@ -38,7 +38,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qdax", "tran
 FREE = {
     "output", "cache", "mesh", "engine.slots", "sandbox.workers", "checkpoint.every", "checkpoint.keep",
     "checkpoint.training_minutes", "baselines", "merges", "gradient", "loggers", "export.method", "search.retries",
-    "search.deadline", "search.max_failures", "search.grace", "ray",
+    "search.deadline", "search.max_failures", "search.grace", "ray", "masks.cache_gib",
 }  # fmt: skip
 """Keys that may change when a run continues: they decide about places and speed, or choose among what is found.
 

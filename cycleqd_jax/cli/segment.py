@@ -15,6 +15,7 @@ from cycleqd_jax.files import check_writable, make_folder
 from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.tasks.segmentation import METRICS, image_box, overlay, read_image, read_mask
+from cycleqd_jax.tasks.segmentation.damage import check_undamaged
 from cycleqd_jax.types import InputError, SegmentationItem
 
 __all__ = ["segment"]
@@ -44,6 +45,8 @@ def segment(
             the other output file; the box is not in the image; or the logits are not finite.
     """
     _check_written([output, *([picture] if picture else [])], [image, *([truth] if truth else [])])
+    for file in (image, *([truth] if truth else [])):
+        check_undamaged(file)
     pixels = read_image(image)
     height, width = pixels.shape[:2]
     prompt = image_box(height, width) if box is None else np.asarray(box, np.float32)

@@ -18,6 +18,8 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("segment")
     (item,) = ellipses(1)
     Image.fromarray(item.image).save(path / "image.png")
+    Image.fromarray(item.image).save(path / "damaged.jpg")
+    (path / "damaged.jpg").write_bytes((path / "damaged.jpg").read_bytes()[:-9] + b"\xff\xd9")
     Image.fromarray(item.mask.astype(np.uint8) * np.uint8(255)).save(path / "mask.png")
     sam.save(path / "model", CONFIGS["tiny_vit"], random_params("tiny_vit"))
     return path
@@ -54,6 +56,7 @@ def test_the_mask_is_that_of_the_predictor(folder, capsys):
         (("--box", "0", "0", "40", "10"), "expected --box left top right bottom within the 32 × 24 pixels"),
         (("--box", "5", "5", "5", "9"), "expected --box left top right bottom within"),
         (("--truth", "nowhere.png"), "nowhere.png"),
+        (("--truth", "{}/damaged.jpg"), "expected an undamaged image file, got image data that end too early in"),
         (("--picture", "{}/out.png"), "expected files to write beside the image and each other, got"),
         (("--picture", "{}/image.png"), "expected files to write beside the image and each other, got"),
         (("--truth", "{}/mask.png", "--picture", "{}/model/../mask.png"), "expected files to write beside the image and each"),

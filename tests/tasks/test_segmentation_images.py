@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from cycleqd_jax.models.sam.images import resized_size
 from cycleqd_jax.tasks.segmentation.images import is_image_file, read_image, read_mask
 from cycleqd_jax.types import InputError
 
@@ -77,6 +78,30 @@ def test_an_exif_orientation_is_refused(tmp_path):
     refused(read_image, save_image(tmp_path / "turned.jpg", pixels(0), exif=exif), "EXIF orientation 6")
     exif[0x0112] = 1
     assert read_image(save_image(tmp_path / "upright.jpg", pixels(0), exif=exif)).shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 300])
+def test_an_orientation_that_does_not_exist_is_1(tmp_path, orientation):
+    """So do viewers."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(read_image(save_image(tmp_path / "a.png", pixels(0), exif=exif)), pixels(0))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = orientation
+    np.testing.assert_array_equal(read_image(save_image(tmp_path / "a.tif", pixels(0), tiffinfo=tags)), pixels(0))
+
+
+@pytest.mark.parametrize("size", [(1, 2049), (2049, 1), (3, 6145)])
+def test_images_whose_shorter_side_vanishes_in_the_model_are_refused(tmp_path, size):
+    path = save_image(tmp_path / "a.png", np.zeros((*size, 3), np.uint8))
+    assert 0 in resized_size(size)
+    refused(read_image, path, f"at most 2048 times as long .*, got {size[1]} × {size[0]} pixels in")
+
+
+@pytest.mark.parametrize("size", [(1, 2048), (2048, 1), (7, 14336)])
+def test_images_whose_shorter_side_keeps_a_pixel_are_read(tmp_path, size):
+    assert read_image(save_image(tmp_path / "a.png", np.zeros((*size, 3), np.uint8))).shape == (*size, 3)
+    assert 1 in resized_size(size)
 
 
 def test_a_file_with_several_frames_is_refused(tmp_path):
@@ -189,7 +214,27 @@ def test_jpeg_masks_are_compared_with_128(tmp_path):
     with Image.open(path) as image:
         assert len(np.unique(np.asarray(image))) > 2
     np.testing.assert_array_equal(read_mask(path), truth)
-    refused(read_mask, save_image(tmp_path / "photo.jpg", pixels(0)), "black and white, got colors")
+    refused(read_mask, save_image(tmp_path / "photo.jpg", pixels(0)), "black and white, got colors .* save it as a PNG")
+
+
+def test_the_advice_for_masks_with_other_values_is_png_or_a_threshold(tmp_path):
+    """Values such as 1 and 254 come from JPEG, even if the file is a PNG now."""
+    save_mask(tmp_path / "a.jpg", disc(), quality=30)
+    with Image.open(tmp_path / "a.jpg") as image:
+        path = save_image(tmp_path / "a.png", np.asarray(image))
+    refused(read_mask, path, "mask values 0 and 255, got .*; save it as a PNG with these values, or set option threshold.*128")
+    np.testing.assert_array_equal(read_mask(path, threshold=128), disc())
+    path = save_image(tmp_path / "b.jpg", np.full((64, 64), 90, np.uint8))
+    refused(read_mask, path, "got 100% grey pixels .*JPEG.*; save it as a PNG .*, or set option threshold.*128")
+
+
+def test_an_empty_mask_is_named_with_the_threshold_that_was_used(tmp_path):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[13:45, 9:50] = 20
+    path = save_image(tmp_path / "a.jpg", labels)
+    refused(read_mask, path, r"got no pixel of one \(a value of at least 128\) .*; remove .*, or set option threshold")
+    refused(lambda path: read_mask(path, threshold=40), path, r"got no pixel of one \(a value of at least 40\) .*threshold")
+    assert read_mask(path, threshold=10).any()
 
 
 @pytest.mark.parametrize(("ground", "label"), [(50, 200), (200, 255), (0, 100)])

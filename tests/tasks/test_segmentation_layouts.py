@@ -93,6 +93,17 @@ def test_kvasir(tmp_path):
     assert found(folder) == {"images/a": ("masks/a.jpg", None, ""), "images/b": ("masks/b.jpg", None, "")}
 
 
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_images_in_folders_of_these_folders_are_named(tmp_path, part):
+    touch(tmp_path / "images/a.jpg", tmp_path / "masks/a.png")
+    touch(tmp_path / part / ".ipynb_checkpoints/a.png", tmp_path / part / "notes/deep/a.txt", tmp_path / part / "c/.b/a.png")
+    assert list(found(tmp_path)) == ["images/a"]
+    touch(tmp_path / part / "centre1/day2/b.png")
+    refused(tmp_path, f"images directly in .*{part}, got more in its folder centre1; move them there, or write an index.csv")
+    (tmp_path / "index.csv").write_text("image,mask\nimages/a.jpg,masks/a.png\n")
+    assert list(found(tmp_path)) == ["images/a"]
+
+
 def test_image_and_mask_may_have_different_suffixes(tmp_path):
     touch(tmp_path / "Imgs/a.jpg", tmp_path / "GT/a.png")
     assert found(tmp_path) == {"Imgs/a": ("GT/a.png", None, "")}

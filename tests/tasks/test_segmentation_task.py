@@ -38,6 +38,13 @@ def names(task: SegmentationFolder, split: Split) -> list[str]:
     return [pair.name.removeprefix("images/") for pair in task.pairs[split]]
 
 
+def shorten(path: Path, mask: np.ndarray | None = None) -> None:
+    """Puts a JPEG into the file that is decoded, although it ends too early."""
+    save = save_image if mask is None else save_mask
+    content = save(path, pixels(1) if mask is None else mask, format="JPEG").read_bytes()
+    path.write_bytes(content[:-4] + b"\xff\xd9")
+
+
 def refused(folder: Path, words: str, **options) -> None:
     with pytest.raises(InputError, match=words) as error:
         make(folder, **options)
@@ -194,6 +201,8 @@ def test_a_group_in_two_splits_is_refused(tmp_path):
         (lambda folder: save_image(folder / "masks/01.png", pixels(0)[..., 0]), "mask values 0 and 255, got .*masks/01.png"),
         (lambda folder: (folder / "masks/01.png").unlink(), "the file of .*line 3, got no file at .*masks/01.png"),
         (lambda folder: (folder / "images/01.png").write_bytes(b"\xff\xd8\xff"), "a whole image file, got .*images/01.png"),
+        (lambda folder: shorten(folder / "images/01.png"), "an undamaged image file, got image data .*images/01.png"),
+        (lambda folder: shorten(folder / "masks/01.png", disc(1)), "an undamaged image file, got image data .*masks/01.png"),
     ],
 )
 def test_wrong_files_are_refused_before_work_starts(tmp_path, spoil, words):

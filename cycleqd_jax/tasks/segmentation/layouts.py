@@ -14,6 +14,8 @@ The layouts:
   video (``sequence_id``) are a group.
 - Leaf disease: ``data/images``, ``data/masks``. No splits. ``aug_data``, which has altered copies of them, is left out.
 - Kvasir-SEG and others: ``images``, ``masks``, or ``Imgs``, ``GT``. No splits.
+
+None of these folders may have further folders with images: they would not be read.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def find_pairs(folder: Path) -> list[Pair]:
 
     Raises:
         InputError: the folder is missing or has no known layout, there is no pair, an image has no mask, a mask has no image,
-            or the index is malformed, has a file as a mask twice, or has one as image and mask.
+            images are in folders of a folder of images, or the index is malformed, has a file as a mask twice, or has one as
+            image and mask.
     """
     if not folder.is_dir():
         raise InputError(f"expected a folder of images and masks, got no folder at {folder}; check the path in the config")
@@ -232,7 +235,23 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if is_image_file(path))
+    """The image files of a folder.
+
+    Raises:
+        InputError: a folder in it has images too. Hidden folders, such as those of editors, do not count.
+    """
+    found = sorted(folder.iterdir())
+    for path in found:
+        if path.is_dir() and any(_is_shown_image(file.relative_to(folder)) for file in path.rglob("*")):
+            raise InputError(
+                f"expected all images directly in {folder}, got more in its folder {path.name}; move them there, or write an "
+                "index.csv"
+            )
+    return [path for path in found if is_image_file(path)]
+
+
+def _is_shown_image(path: Path) -> bool:
+    return is_image_file(path) and not any(part.startswith(".") for part in path.parts)
 
 
 def _matched(

@@ -7,9 +7,10 @@ import hashlib
 import numpy as np
 from jaxtyping import Bool, Float
 
-__all__ = ["image_box", "item_generator", "mask_box", "widened_box"]
+__all__ = ["MODEL_SIZE", "image_box", "item_generator", "mask_box", "widened_box"]
 
-_MODEL_SIZE = 1024  # the longest side of Segment Anything's input in pixels
+MODEL_SIZE = 1024
+"""The longest side of Segment Anything's input in pixels."""
 
 
 def mask_box(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, " 4"]:
@@ -52,7 +53,7 @@ def widened_box(
         generator: draws the distances; it is advanced.
     """
     left, top, right, bottom = (float(edge) for edge in box)
-    a, b, c, d = generator.uniform(0, jitter * max(height, width) / _MODEL_SIZE, 4)
+    a, b, c, d = generator.uniform(0, jitter * max(height, width) / MODEL_SIZE, 4)
     edges = (max(left - a, 0), max(top - b, 0), min(right + c, width - 1), min(bottom + d, height - 1))
     return np.array(edges, np.float32)
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from cycleqd_jax.files import digest
 from cycleqd_jax.tasks.options import check_option, option_error
 from cycleqd_jax.tasks.records import Row, by_digest, split_evenly, validation_slice
+from cycleqd_jax.tasks.segmentation.damage import check_undamaged
 from cycleqd_jax.tasks.segmentation.images import read_image, read_mask
 from cycleqd_jax.tasks.segmentation.layouts import Pair, find_pairs
 from cycleqd_jax.tasks.segmentation.metrics import METRICS
@@ -179,7 +180,9 @@ class SegmentationFolder:
         return image, mask
 
     def _checked(self, pair: Pair) -> str:
-        """The digest of the mask's file, once the pair is read."""
+        """The digest of the mask's file, once the pair is searched for damage and read."""
+        for file in (pair.image, pair.mask):
+            check_undamaged(file)
         self._read(pair)
         return _file_digest(pair.mask)
 

@@ -50,7 +50,7 @@ __all__ = [
 _ATTEMPTS, _PAUSE_S = 5, 0.02
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
 _PLACE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors of a path that is no place for what is read or written there, such as a folder where a file should be."""
+"""Errors of a path that can't hold what is read or written there, such as a folder where a file should be."""
 
 
 _NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)

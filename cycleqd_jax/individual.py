@@ -99,17 +99,17 @@ class Individual:
         coefficients: the genome of a child of CMA-ES, NSGA-II or random search: a list for each group of layers with the
             coefficient of each expert, float32. None, and absent in JSON, for an expert, and for a child that its parents, its
             active task and its key determine.
-        digest: of the genome, 16 hexadecimal digits (:func:`~cycleqd_jax.search.tree_digest`). None, and absent in JSON, in
-            journals of versions that did not record it.
-        asked: of a child of a steady search, how many children had been inserted and how many had been made before it was made.
-            None, and absent in JSON, for others.
+        digest: the digest of the genome, 16 hexadecimal digits (:func:`~cycleqd_jax.search.tree_digest`). None, and absent in
+            JSON, in journals of versions that did not record it.
+        asked: two counts for a child of a steady search: the children that had been inserted, and those that had been made,
+            before it was made. None, and absent in JSON, for others.
         scores: f_k by task; None if the individual is quarantined, or was not evaluated on all problems: racing stopped it. A
             run that extends another one evaluates the elites of that run only.
         error: why the individual is quarantined, or None.
         items: score of every problem, by task; empty if the individual has no scores. Of a child that racing stopped, the
             scores of the problems in ``evaluated``.
-        evaluated: of a child that racing stopped, by task: the positions of the train problems that it was evaluated on,
-            ascending. None, and absent in JSON, for others.
+        evaluated: the positions of the train problems that a child was evaluated on, by task, ascending, where racing stopped
+            it. None, and absent in JSON, for others.
         seconds: wall time by stage.
         tokens: the fields of :class:`~cycleqd_jax.types.TokenCounts`, by name. None, and absent in JSON, where they were not
             counted.

@@ -130,7 +130,7 @@ class Processes:
         """Waits until all processes are here.
 
         Args:
-            name: of the place; every name is used once.
+            name: the name of the place; every name is used once.
             seconds: after which an error is raised.
         """
         _method("wait_at_barrier")(f"cycleqd/{name}", round(seconds * 1000))
@@ -203,7 +203,7 @@ def check_shared(processes: Processes, folders: Mapping[str, Path]) -> None:
     """Checks that all processes have the same folders: process 0 writes a file into each, and the others look for it.
 
     Args:
-        processes: of the run.
+        processes: the processes of the run.
         folders: by what they are; they exist in process 0.
 
     Raises:

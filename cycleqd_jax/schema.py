@@ -27,7 +27,7 @@ def check_schema(tree: Mapping[str, Any], place: str | Path) -> int:
         place: where it is, for the message.
 
     Raises:
-        InputError: it is of a newer version, or ``schema`` is no version.
+        InputError: it is of a newer version, or ``schema`` is not a version.
 
     >>> from cycleqd_jax.schema import check_schema
     >>> check_schema({"schema": 1}, "grid.json"), check_schema({}, "grid.json")

@@ -58,7 +58,7 @@ def mean_interval(
         scores: for every task the score of each problem, Float ``[item]``.
         confidence: share of the intervals that contain the true mean, above 0 and below 1.
         resamples: number of bootstrap samples.
-        seed: of the random samples; the same seed and scores give the same interval.
+        seed: the seed of the random samples; the same seed and scores give the same interval.
 
     Raises:
         InputError: there is no task, a task has no problem, a score is not finite, or ``confidence`` or ``resamples`` is out
@@ -116,7 +116,7 @@ def difference(
         others: the other method's, on the same problems in the same order.
         confidence: see :func:`mean_interval`.
         resamples: number of bootstrap samples.
-        seed: of the random samples.
+        seed: the seed of the random samples.
 
     Raises:
         InputError: the methods do not have a score for each of the same problems; or as :func:`mean_interval`.
@@ -249,7 +249,7 @@ def resampled_means(
         scores: for every task the score of each problem, Float ``[row, run, item]``. NaN makes all means of its row NaN.
         crossed: whether the problems of all runs are the same.
         resamples: number of bootstrap samples.
-        seed: of the random samples.
+        seed: the seed of the random samples.
 
     Returns:
         The mean score of every task, Float ``[row, resample, task]``, rounded to 12 digits, so that equal rows have equal

@@ -1,4 +1,4 @@
-"""Search algorithms as ask/tell: CycleQD and its rivals, parent selection and model aggregation."""
+"""Search algorithms as ask/tell: CycleQD and the searches it is compared with, parent selection, model aggregation."""
 
 from cycleqd_jax.algorithms.aggregation import Aggregate, aggregate
 from cycleqd_jax.algorithms.archive import Archives

@@ -28,9 +28,11 @@ class Aggregate(NamedTuple):
 
 
 def aggregate(archives: Archives) -> Aggregate:
-    """The paper's aggregation τ_agg = Σ_k β_k τ_k*: τ_k* is the best elite of archive A_k, and β = softmax(f_1*, …, f_K*).
+    """τ_agg = Σ_k β_k τ_k* with β = softmax(f_1*, …, f_K*): the paper's aggregation (equation 5).
 
-    Task vectors are linear in the genome in every genome space, so the genomes are summed.
+    τ_k* is the best elite of archive A_k, and f_k* its quality. Of elites with equal quality, the one with the highest average
+    over all tasks is taken (:meth:`Archives.best`). Task vectors are linear in the genome in every genome space, so the genomes
+    are summed.
 
     Args:
         archives: archives of a finished search.

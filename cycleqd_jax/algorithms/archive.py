@@ -256,7 +256,7 @@ class Archives(flax.struct.PyTreeNode):
         return self.replace(repertoires=jax.vmap(insert)(self.repertoires, jnp.arange(self.num_tasks)))
 
     def admits(self, scores: Scores) -> Bool[Array, " batch"]:
-        """Whether single individuals of these finite scores would enter some archive.
+        """Whether single individuals with these finite scores would enter some archive.
 
         Args:
             scores: ``[batch, K]``.
@@ -316,7 +316,7 @@ class Archives(flax.struct.PyTreeNode):
         return jax.tree.map(lambda x: x[rows, cells], (self.repertoires.genotypes, self.scores, self.ids))
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The elites of the highest averages over all tasks, from all archives, each individual once.
+        """The elites with the highest averages over all tasks, from all archives, each individual once.
 
         See :func:`~cycleqd_jax.algorithms.leaders.leading_of`.
 

@@ -36,7 +36,7 @@ class CMAESState(flax.struct.PyTreeNode):
 
     Attributes:
         distribution: evosax' state: mean, step size, covariance and evolution paths of the coefficients.
-        leaders: the individuals of the highest averages so far.
+        leaders: the individuals with the highest averages so far.
         generation: number of calls of ``tell``, int32.
         next_id: id of the next individual that ``tell`` gets, int32.
     """
@@ -47,7 +47,7 @@ class CMAESState(flax.struct.PyTreeNode):
     next_id: Int[ArrayLeaf, "*batch"]
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        """The individuals with the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         return self.leaders.leading(count)
 
 
@@ -60,7 +60,7 @@ class CMAES(flax.struct.PyTreeNode):
     Attributes:
         population: children per generation λ, at least 4; 4 + 3 ln(G K) is the usual number.
         sigma: first step size σ of the coefficients.
-        leaders: how many individuals of the highest averages the state keeps.
+        leaders: how many individuals with the highest averages the state keeps.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -105,7 +105,7 @@ class CMAES(flax.struct.PyTreeNode):
             distribution = algorithm.init(jax.random.key(0), start, options)
         distribution = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), distribution)
         state = CMAESState(distribution, leaders, jnp.int32(-1), jnp.int32(0))
-        return _count(state, genomes, jnp.asarray(table), distribution)
+        return _next_state(state, genomes, jnp.asarray(table), distribution)
 
     @functools.partial(jax.jit, static_argnames="n")
     def ask(self, state: CMAESState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, CMAESState]:
@@ -173,7 +173,7 @@ class CMAES(flax.struct.PyTreeNode):
             updated, _ = _algorithm(self.population, size).tell(jax.random.key(0), children, ranks, state.distribution, options)
         usable = jnp.any(means > -jnp.inf)
         distribution = jax.tree.map(lambda new, old: jnp.where(usable, new, old), updated, state.distribution)
-        return _count(state, genomes, scores, distribution)
+        return _next_state(state, genomes, scores, distribution)
 
 
 @functools.cache
@@ -186,7 +186,7 @@ def _options(population: int, size: int, sigma: float) -> Any:
     return _algorithm(population, size).default_params.replace(std_init=jnp.float32(sigma))
 
 
-def _count(state: CMAESState, genomes: Genome, scores: Float[Array, "batch task"], distribution: Any) -> CMAESState:
+def _next_state(state: CMAESState, genomes: Genome, scores: Float[Array, "batch task"], distribution: Any) -> CMAESState:
     ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
     leaders = state.leaders.update(genomes, scores, ids)
     return CMAESState(distribution, leaders, state.generation + 1, state.next_id + scores.shape[0])

@@ -158,7 +158,7 @@ def coefficient_lineage(key: PRNGKeyArray, coefficients: Float[Array, "batch g k
 
     Args:
         key: the key of the ``ask``; the key of child j is ``fold_in(key, j)``.
-        coefficients: of every child.
+        coefficients: merging coefficients c of every child, ``[batch, G, K]``.
     """
     n = coefficients.shape[0]
     keys = jax.vmap(lambda j: jax.random.key_data(jax.random.fold_in(key, j)))(jnp.arange(n))

@@ -1,4 +1,4 @@
-"""CycleQD: MAP-Elites in which another task provides the quality every generation, with an ask/tell interface."""
+"""CycleQD: MAP-Elites in which the tasks provide the quality in turn, one in each generation, with an ask/tell interface."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class CycleQDState(flax.struct.PyTreeNode):
     next_id: Int[ArrayLeaf, "*batch"]
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        """The individuals with the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         return self.archives.leading(count)
 
     def admits(self, scores: AnyArray) -> Bool[Array, " batch"]:
-        """Whether individuals of these scores would enter some archive: see :class:`~cycleqd_jax.types.ArchiveState`."""
+        """Whether individuals with these scores would enter some archive: see :class:`~cycleqd_jax.types.ArchiveState`."""
         return _admits(self.archives.replace(repertoires=self.archives.repertoires.replace(genotypes=None)), scores)
 
 
@@ -127,7 +127,7 @@ class CycleQD(flax.struct.PyTreeNode):
 
     @functools.partial(jax.jit, static_argnames="n")
     def ask(self, state: CycleQDState, key: PRNGKeyArray, n: int = 1) -> tuple[Genome, Lineage, CycleQDState]:
-        """Makes ``n`` children of the active archive.
+        """Makes ``n`` children with parents from the active archive.
 
         Child j depends on the state and on ``fold_in(key, j)`` only, not on ``n``.
 

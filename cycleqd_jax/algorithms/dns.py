@@ -74,7 +74,7 @@ class DominatedNoveltyState(flax.struct.PyTreeNode):
     next_id: Int[ArrayLeaf, "*batch"]
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        """The individuals with the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         extra = extra_scores(self.repertoire)
         held = self.repertoire.fitnesses[:, 0] > -jnp.inf
         return leading_of(self.repertoire.genotypes, extra["scores"], extra["id"], held, count)
@@ -181,7 +181,7 @@ class DominatedNovelty(flax.struct.PyTreeNode):
         lineage: Lineage,
         items: AnyArray | None = None,
     ) -> DominatedNoveltyState:
-        """Keeps the members and children of the highest dominated novelty.
+        """Keeps the members and children with the highest dominated novelty.
 
         Args:
             state: the state that ``ask`` returned.

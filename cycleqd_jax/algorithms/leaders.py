@@ -1,4 +1,4 @@
-"""The individuals that lead a search: those of the highest averages over all tasks, by one rule for every searcher."""
+"""The individuals that lead a search: those with the highest averages over all tasks, by one rule for every searcher."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def leading_of(
     held: Bool[AnyArray, "*place"],
     count: int,
 ) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-    """The individuals of the highest averages over all tasks, each once; of equal averages, the smallest id comes first.
+    """The individuals with the highest averages over all tasks, each once; ties are broken by the smallest id.
 
     This function does not work under ``jax.jit``: the number of individuals depends on the values.
 
     Args:
         genomes: leading axes ``place``.
-        scores: of the individual in each place.
-        ids: of the individual in each place. One individual may be in several places.
+        scores: the scores of the individual in each place.
+        ids: the ids of the individual in each place. One individual may be in several places.
         held: which places hold an individual.
         count: the most individuals; fewer are returned where there are fewer.
 
@@ -48,10 +48,10 @@ def leading_of(
 
 
 class Leaders(flax.struct.PyTreeNode):
-    """A leaderboard: the individuals of the highest averages so far, in a fixed number of places.
+    """A leaderboard: the individuals with the highest averages so far, in a fixed number of places.
 
-    Searchers have it that keep no archive of what they have found. Individuals are in the order of their places: the highest
-    average first, and of equal averages the smallest id.
+    Searchers without an archive keep it. Individuals are in the order of their places: the highest average first; ties are
+    broken by the smallest id.
 
     Attributes:
         genomes: leading axis ``place``; zeros in empty places.
@@ -85,8 +85,8 @@ class Leaders(flax.struct.PyTreeNode):
 
         Args:
             genomes: leading axis ``batch``.
-            scores: of the batch.
-            ids: of the batch, ascending and above all earlier ones.
+            scores: the scores of the batch.
+            ids: the ids of the batch, ascending and above all earlier ones.
         """
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), self, Leaders(genomes, scores, ids))
         # The sort is stable: of equals the earlier one keeps its place, and rows without an average do not fill empty places.

@@ -1,6 +1,6 @@
 """NSGA-II (Deb et al., 2002) over merging coefficients, with the repertoire and the Pareto fronts of QDax.
 
-Survival and variation are not QDax's 0.5.0, for these reasons:
+Survival and variation differ from those of QDax 0.5.0, for these reasons:
 
 - ``NSGA2Repertoire.add`` starts to fill the last front with the individual of the *smallest* crowding distance, which may be
   dominated. Objectives without spread give NaN distances. ``extra_scores`` are those of the batch instead of the survivors'.
@@ -93,7 +93,7 @@ def binary_crossover(
         parent1: one parent.
         parent2: the other parent.
         eta: distribution index.
-        probability: of crossover; otherwise the child is ``parent1``.
+        probability: the probability of crossover; otherwise the child is ``parent1``.
     """
     cross_key, each_key, spread_key, side_key = jax.random.split(key, 4)
     u = jax.random.uniform(spread_key, parent1.shape)
@@ -133,7 +133,7 @@ class NSGA2State(flax.struct.PyTreeNode):
     Attributes:
         repertoire: the population, a QDax repertoire: ``fitnesses`` ``[member, K]`` are the scores (−inf for a missing member),
             ``extra_scores`` has ``id``.
-        leaders: the individuals of the highest averages so far; a member of a front may not be among them.
+        leaders: the individuals with the highest averages so far; a member of a front may not be among them.
         generation: number of calls of ``tell``, int32.
         next_id: id of the next individual that ``tell`` gets, int32.
     """
@@ -144,7 +144,7 @@ class NSGA2State(flax.struct.PyTreeNode):
     next_id: Int[ArrayLeaf, "*batch"]
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        """The individuals with the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         return self.leaders.leading(count)
 
 
@@ -161,7 +161,7 @@ class NSGA2(flax.struct.PyTreeNode):
         high: largest coefficient.
         eta_crossover: distribution index of the crossover; a larger one keeps children closer to their parents.
         eta_mutation: distribution index of the mutation; a larger one makes smaller changes.
-        leaders: how many individuals of the highest averages the state keeps.
+        leaders: how many individuals with the highest averages the state keeps.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -59,23 +59,23 @@ class PlainQDState(flax.struct.PyTreeNode):
     next_id: Int[ArrayLeaf, "*batch"]
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        """The individuals with the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         extra = extra_scores(self.repertoire)
         held = self.repertoire.fitnesses[:, 0] > -jnp.inf
         return leading_of(self.repertoire.genotypes, extra["scores"], extra["id"], held, count)
 
     def admits(self, scores: AnyArray) -> Bool[Array, " batch"]:
-        """Whether individuals of these scores would enter the archive: see :class:`~cycleqd_jax.types.ArchiveState`."""
+        """Whether individuals with these scores would enter the archive: see :class:`~cycleqd_jax.types.ArchiveState`."""
         return _admits(self.edges, self.repertoire.fitnesses, jnp.asarray(scores, jnp.float32))
 
 
 class PlainQD(flax.struct.PyTreeNode):
     """MAP-Elites with one archive, a :class:`~cycleqd_jax.types.Searcher`: CycleQD without its cycle.
 
-    The paper's first ablation is "QD", beside "CycleQD"; the facts that we have of it do not say what its quality and behaviour
-    characteristics are. We read it as follows: quality is the average of all scores, the behaviour characteristics are
-    all K scores, and everything else is CycleQD's. SVD mutation needs an expert, and no task is active, so the expert is drawn
-    uniformly for each child. The lineage names it as the active task.
+    The paper's first ablation is "QD", beside "CycleQD". What we have of the paper does not define its quality and behaviour
+    characteristics. Here quality is the average of all scores, the behaviour characteristics are all K scores, and everything
+    else is as in CycleQD. SVD mutation needs an expert, and no task is active, so the expert is drawn uniformly for each child.
+    The lineage names that expert as the active task.
 
     An archive has ``bins``^K cells, each with room for a genome: for K tasks that is ``bins`` / K times the memory of CycleQD's
     archives.

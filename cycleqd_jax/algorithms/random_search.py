@@ -28,7 +28,7 @@ class RandomSearchState(flax.struct.PyTreeNode):
     """The whole state of a random search, as one pytree that can be checkpointed.
 
     Attributes:
-        leaders: the individuals of the highest averages so far.
+        leaders: the individuals with the highest averages so far.
         generation: number of calls of ``tell``, int32.
         next_id: id of the next individual that ``tell`` gets, int32.
     """
@@ -38,7 +38,7 @@ class RandomSearchState(flax.struct.PyTreeNode):
     next_id: Int[ArrayLeaf, "*batch"]
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The individuals of the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
+        """The individuals with the highest averages over all tasks: see :class:`~cycleqd_jax.types.SearchState`."""
         return self.leaders.leading(count)
 
 
@@ -48,7 +48,7 @@ class RandomSearch(flax.struct.PyTreeNode):
     Attributes:
         low: smallest coefficient.
         high: largest coefficient.
-        leaders: how many individuals of the highest averages the state keeps.
+        leaders: how many individuals with the highest averages the state keeps.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cycleqd_jax.runs.export import export_from_folder
-from cycleqd_jax.runs.wanted import Wanted
+from cycleqd_jax.runs.folder_models import ModelChoice
 from cycleqd_jax.types import InputError
 
 __all__ = ["export_from_run", "names_a_run"]
@@ -49,11 +49,11 @@ def export_from_run(args: argparse.Namespace, command: Sequence[str]) -> None:
             f"expected no overrides for a run folder, whose config is fixed, got {args.overrides[0]}; leave them out, or give "
             "the config"
         )
-    wanted = None
+    choice = None
     if args.child is not None:
-        wanted = Wanted("child", id=args.child)
+        choice = ModelChoice("child", id=args.child)
     elif args.elite is not None:
-        wanted = Wanted.elite(args.elite)
+        choice = ModelChoice.elite(args.elite)
     elif args.selected or args.aggregate or args.best_elite:
-        wanted = Wanted("selected" if args.selected else "aggregate" if args.aggregate else "best_elite")
-    print(f"model: {export_from_folder(args.config, wanted, args.output, command=command)}")
+        choice = ModelChoice("selected" if args.selected else "aggregate" if args.aggregate else "best_elite")
+    print(f"model: {export_from_folder(args.config, choice, args.output, command=command)}")

@@ -28,7 +28,7 @@ def show_lineage(folder: Path, child: int, *, as_json: bool = False, svg: Path |
         svg: write a drawing to this file instead.
 
     Raises:
-        InputError: the folder is no run folder, there is no such individual, or the journal is damaged.
+        InputError: the folder is not a run folder, there is no such individual, or the journal is damaged.
     """
     run = open_run(folder)
     records = run.lineage(child)
@@ -43,7 +43,7 @@ def show_lineage(folder: Path, child: int, *, as_json: bool = False, svg: Path |
 
 
 def show_status(folder: Path, *, as_json: bool = False, watch: bool = False) -> None:
-    """Prints where a run stands.
+    """Prints the state of a run.
 
     Args:
         folder: the run folder.
@@ -51,7 +51,7 @@ def show_status(folder: Path, *, as_json: bool = False, watch: bool = False) -> 
         watch: print it again until no process uses the folder.
 
     Raises:
-        InputError: the folder is no run folder, or it is damaged.
+        InputError: the folder is not a run folder, or it is damaged.
     """
     while True:
         status = read_status(folder)
@@ -74,7 +74,7 @@ def verify(folder: Path, *, digest: bool = False) -> int:
         The exit code: 1 where something disagrees.
 
     Raises:
-        InputError: the folder is no run folder, or a digest is wanted of a damaged journal.
+        InputError: the folder is not a run folder, or the digest of a damaged journal is requested.
     """
     from cycleqd_jax.runs.audit import run_digest, verify_run  # the other commands need neither JAX nor models
 

@@ -21,8 +21,8 @@ Every command that takes a CONFIG takes overrides after it: dotted keys with YAM
 transcripts/, model/, figures/ and report.html; with export --best-elite also best_elite/, and exports/.
 
 exit codes: 0 done · 1 a gold solution failed (verify-task), or files of a run disagree (verify)
-            2 bad input, nothing was overwritten
-            3 the sandbox is broken or the disk refuses, run again to continue
+            2 bad input, nothing was overwritten; or an error of the disk in a command that is not a stage
+            3 the sandbox is broken, too many children in a row failed, or the disk has an error: run again to continue
             75 stopped by SIGTERM, 130 interrupted by Ctrl-C: a stage keeps what is finished, run again to continue
 """
 
@@ -69,15 +69,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(command: argparse.ArgumentParser, example: str) -> None:
-    command.add_argument("config", metavar="CONFIG", help=f"YAML file, such as {example}")
+def _add_config(command: argparse.ArgumentParser, example: str, *, takes_folder: bool = False) -> None:
+    other = ", or a run folder" if takes_folder else ""
+    metavar = "CONFIG|RUN" if takes_folder else "CONFIG"
+    command.add_argument("config", metavar=metavar, help=f"YAML file, such as {example}{other}")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the config")
 
 
 def _add_stages(add: Add) -> None:
     for name, text in STAGES.items():
         command = add(name, text)
-        _add_config(command, "configs/quickstart.yaml")
+        _add_config(command, "configs/quickstart.yaml", takes_folder=name == "export")
         if name not in ("finetune", "basis"):  # process 0 does these alone
             _add_distributed(command)
         if name == "evaluate":
@@ -103,25 +105,29 @@ def _add_distributed(command: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (found in Slurm and Open MPI)")
     group.add_argument("--processes", type=int, metavar="N", help="number of processes (found in Slurm and Open MPI)")
     group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0 (found in Slurm and Open MPI)")
-    group.add_argument("--wait", type=int, default=120, metavar="S", help="seconds in which all must have started (120)")
+    group.add_argument(
+        "--wait", type=int, default=120, metavar="S", help="seconds to wait until all processes have started (120)"
+    )
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
     command.epilog = (
-        "With a run folder in the place of CONFIG, the model is rebuilt from the experts and the journal alone and checked "
-        "against the digests in the journal. It is written below exports/ in the run folder."
+        "With a run folder instead of a config, the command rebuilds a model from the experts and the journal alone, checks it "
+        "against the digests in the journal, and writes it below exports/ in the run folder."
     )
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--child", type=int, metavar="ID", help="of a run folder: the individual of this id")
-    which.add_argument("--elite", metavar="TASK/CELL", help="of a run folder: the elite of a cell, such as mbpp/3,7")
-    which.add_argument("--selected", action="store_true", help="of a run folder: the model chosen on validation problems")
-    which.add_argument("--aggregate", action="store_true", help="of a run folder: the merge of the archives' elites")
+    which.add_argument("--child", type=int, metavar="ID", help="with a run folder: the individual with this id")
+    which.add_argument("--elite", metavar="TASK/CELL", help="with a run folder: the elite of a cell, such as mbpp/3,7")
+    which.add_argument("--selected", action="store_true", help="with a run folder: the model chosen on validation problems")
+    which.add_argument("--aggregate", action="store_true", help="with a run folder: the merge of the archives' elites")
     which.add_argument(
         "--best-elite",
         action="store_true",
-        help="the individual with the highest average on train instead, into best_elite/",
+        help="the individual with the highest average on the train problems; with a config, it is written to best_elite/",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="of a run folder: the folder to write")
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="with a run folder: the folder to write (default: below exports/)"
+    )
 
 
 def _add_extend(add: Add) -> None:
@@ -135,17 +141,23 @@ def _add_extend(add: Add) -> None:
     command.add_argument("--task", metavar="NAME", help="name of the new task, also its kind unless tasks.NAME.kind is given")
     command.add_argument("--expert", metavar="MODEL", help="expert of the new task (default: fine-tuned as the config says)")
     command.add_argument("--remove", metavar="NAME", help="task to leave out; its expert stays part of the genomes")
-    command.add_argument("--generations", type=int, metavar="N", help="further generations (as many as the run had)")
-    command.add_argument("--output", type=Path, metavar="DIR", help="folder of the new run (RUN with -extended)")
+    command.add_argument(
+        "--generations", type=int, metavar="N", help="number of further generations (default: as many as the run had)"
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="folder of the new run (default: RUN-extended)")
 
 
 def _add_folders(add: Add) -> None:
-    report = add("report", "draw the figures, tables and page of a run folder, or of a comparison")
+    report = add(
+        "report", "write the figures, tables and report.html of a run folder, or the tables and figures of a comparison"
+    )
     report.add_argument("folder", type=Path, nargs="+", help="run folders (several are averaged into one table) or comparisons")
     status = add("status", "show the stage, progress, archives and quarantined individuals of a run, also while it goes on")
     status.add_argument("folder", metavar="RUN", type=Path, help="run folder")
     status.add_argument("--json", action="store_true", help="print one JSON object, with --watch one a line")
-    status.add_argument("--watch", action="store_true", help="print it again every two seconds until no process runs it")
+    status.add_argument(
+        "--watch", action="store_true", help="print the status every two seconds until no process uses the folder"
+    )
     verify = add("verify", "check that journal, checkpoints, archives, tables and exported models of a run agree")
     verify.add_argument("folder", metavar="RUN", type=Path, help="run folder")
     verify.add_argument(
@@ -173,11 +185,13 @@ def _add_compare(add: Add) -> None:
         "--budget", type=int, metavar="N", help="individuals that each run evaluates, experts included (search.budget)"
     )
     command.add_argument(
-        "--budget-items", type=int, metavar="N", help="problems that they are scored on at most (search.budget_items)"
+        "--budget-items", type=int, metavar="N", help="maximum number of problems that they are scored on (search.budget_items)"
     )
-    command.add_argument("--output", metavar="DIR", help="folder of the comparison (the config's output with -compare)")
     command.add_argument(
-        "--reference", metavar="ROW", help="the row that others are compared with (the first method's selected model)"
+        "--output", metavar="DIR", help="folder of the comparison (default: the config's output with -compare at its end)"
+    )
+    command.add_argument(
+        "--reference", metavar="ROW", help="the row that others are compared with (default: the first method's selected model)"
     )
 
 
@@ -185,18 +199,26 @@ def _add_models(add: Add) -> None:
     generate = add("generate", "generate a model's answer to a prompt")
     generate.add_argument("model", metavar="MODEL", help=MODEL)
     generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from standard input")
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (256)")
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="maximum number of tokens of the answer (256)"
+    )
     _add_serve(add)
     segment = add("segment", "segment one image with a Segment Anything model")
     segment.add_argument("model", metavar="MODEL", help="folder of Segment Anything, such as runs/sam_pol_skl/model")
     segment.add_argument("image", metavar="IMAGE", type=Path, help="image file")
     segment.add_argument(
-        "--box", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="left, top, right, bottom in pixels (the whole image)"
+        "--box",
+        type=float,
+        nargs=4,
+        metavar=("L", "T", "R", "B"),
+        help="left, top, right, bottom in pixels (default: the whole image)",
     )
     segment.add_argument("--output", type=Path, default=Path("mask.png"), metavar="FILE", help="PNG of the mask (mask.png)")
     segment.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the image with mask and box")
-    segment.add_argument("--truth", type=Path, metavar="FILE", help="a true mask, to print scores")
-    inspect = add("inspect", "describe a model; with its base, also how far it is from it, layer by layer")
+    segment.add_argument(
+        "--truth", type=Path, metavar="FILE", help="image of the true mask, with which the predicted mask is scored"
+    )
+    inspect = add("inspect", "describe a model; with --base, also its distance from that base, layer by layer")
     inspect.add_argument("model", metavar="MODEL", help=MODEL)
     inspect.add_argument("--base", metavar="MODEL", help="the model it was fine-tuned from; reads all weights")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
@@ -226,8 +248,8 @@ def _add_models(add: Add) -> None:
 def _add_serve(add: Add) -> None:
     command = add("serve", "answer OpenAI's API with a model, or with all models of a run, and show the run's report")
     command.epilog = (
-        "Of a run, the models are final, base, expert:TASK, elite:TASK/CELL and child:ID; the run may still go on. SIGTERM or "
-        "Ctrl-C finishes the accepted requests and exits with 0. Needs the extra serve."
+        "With a run folder, the models are final, base, expert:TASK, elite:TASK/CELL and child:ID; the run may still go on. "
+        "SIGTERM or Ctrl-C finishes the accepted requests and exits with 0. Needs the extra serve."
     )
     command.add_argument("model", metavar="MODEL|RUN", help=f"{MODEL}; or a run folder, such as runs/quickstart")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
@@ -238,14 +260,21 @@ def _add_serve(add: Add) -> None:
         help="key that clients must give; better set it as CYCLEQD_API_KEY in the environment, which other users can't see",
     )
     command.add_argument("--slots", type=int, default=8, metavar="N", help="replies that are decoded at the same time (8)")
-    command.add_argument("--waiting", type=int, default=64, metavar="N", help="most requests that wait for a slot (64)")
     command.add_argument(
-        "--max-len", type=int, metavar="N", help="most tokens of a prompt and its reply (the model's positions, at most 2048)"
+        "--waiting", type=int, default=64, metavar="N", help="maximum number of requests that wait for a slot (64)"
+    )
+    command.add_argument(
+        "--max-len",
+        type=int,
+        metavar="N",
+        help="maximum number of tokens of prompt and reply (default: the model's context, at most 2048)",
     )
     command.add_argument(
         "--weights-gib", type=float, default=4.0, metavar="G", help="memory that keeps models of a run ready, in GiB (4)"
     )
-    command.add_argument("--max-body", type=int, default=2**20, metavar="BYTES", help="most bytes of a request (1048576)")
+    command.add_argument(
+        "--max-body", type=int, default=2**20, metavar="BYTES", help="maximum size of a request in bytes (1048576)"
+    )
     command.add_argument(
         "--stall-s", type=float, default=60.0, metavar="S", help="seconds that a client may leave its stream unread (60)"
     )
@@ -257,17 +286,21 @@ def _add_serve(add: Add) -> None:
 def _add_plan(add: Add) -> None:
     command = add("plan", "print the memory, disk and time that each stage of a run needs, and whether it fits the devices")
     _add_config(command, "configs/llama3_8b_cs.yaml")
-    command.add_argument("--devices", type=int, metavar="N", help="number of devices (that of the config's mesh, or 1)")
+    command.add_argument(
+        "--devices", type=int, metavar="N", help="number of devices (default: that of the config's mesh, or 1)"
+    )
     command.add_argument(
         "--device",
         choices=("h100-80gb", "h200", "a100-80gb", "cpu"),
         default="h100-80gb",
         help="type of the devices (default: h100-80gb)",
     )
-    command.add_argument("--mesh", metavar="P,F,T", help="population, fsdp and tensor axes (the config's, or the best found)")
+    command.add_argument(
+        "--mesh", metavar="P,F,T", help="population, fsdp and tensor axes (default: the config's, or the best found)"
+    )
     command.add_argument("--model-config", metavar="FILE", help="a config.json that gives the model's shape")
-    command.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (the most that fit)")
-    command.add_argument("--reply-tokens", type=int, metavar="N", help="tokens of a reply (the most that fit)")
+    command.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (default: the most that fit)")
+    command.add_argument("--reply-tokens", type=int, metavar="N", help="tokens of a reply (default: the most that fit)")
     command.add_argument("--compile", action="store_true", help="compile the real programs and use the compiler's figures")
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -296,6 +329,6 @@ def _add_verify(add: Add) -> None:
         help="backend of the task if it has one (dbbench: sqlite, mysql), otherwise of the sandbox (bwrap, docker)",
     )
     command.add_argument("--sandbox", choices=("auto", "bwrap", "userns", "none"), help="isolation (auto)")
-    command.add_argument("--workers", type=int, metavar="N", help="episodes at a time (one for each core)")
+    command.add_argument("--workers", type=int, metavar="N", help="number of episodes at a time (default: one for each core)")
     command.add_argument("--stub", action="store_true", help="replay replies that do nothing instead; none may score")
     command.add_argument("--json", action="store_true", help="print the JSON object and nothing else")

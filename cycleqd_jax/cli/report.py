@@ -20,7 +20,7 @@ def write_reports(folders: Sequence[Path]) -> None:
         folders: run folders, or folders of comparisons.
 
     Raises:
-        InputError: a folder is no run folder, or it is damaged.
+        InputError: a folder is not a run folder, or it is damaged.
     """
     runs = [folder for folder in folders if not (folder / "comparison.yaml").exists()]
     for folder in folders:

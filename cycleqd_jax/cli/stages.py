@@ -40,7 +40,7 @@ def run_config(args: argparse.Namespace, config: RunConfig, command: Sequence[st
         args: the arguments of the command line.
         config: the config of the run.
         command: the arguments as they were given, for the model card.
-        mirror: of a distributed run, in process 0.
+        mirror: the mirror of a distributed run, in process 0.
     """
     if args.command == "run":
         run_all(config, command, mirror)
@@ -89,7 +89,7 @@ def run_all(config: RunConfig, command: Sequence[str], mirror: Mirror | None = N
     Args:
         config: the config of the run.
         command: the arguments as they were given, for the model card.
-        mirror: of a distributed run, in process 0.
+        mirror: the mirror of a distributed run, in process 0.
     """
     with Run(config, command=command, mirror=mirror) as run:
         run.train()

@@ -29,7 +29,7 @@ def check_models(config: RunConfig) -> None:
 
 
 def check_task_names(key: str, mapping: Mapping[str, object], names: tuple[str, ...]) -> None:
-    """Refuses a mapping with keys that are no tasks."""
+    """Refuses a mapping with keys that are not tasks."""
     unknown = [name for name in mapping if name not in names]
     if unknown:
         raise InputError(f"expected the keys of {key} to be tasks ({', '.join(names)}), got {unknown[0]!r}; correct the name")

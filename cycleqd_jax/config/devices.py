@@ -36,14 +36,14 @@ class RayConfig:
     Attributes:
         address: ``host:port`` of the cluster's head, or ``auto`` for the cluster that this machine is part of. Null evaluates
             in this process, on the devices of ``mesh``.
-        workers: the most workers. Each has a group of ``mesh.fsdp`` × ``mesh.tensor`` devices.
+        workers: maximum number of workers. Each has a group of ``mesh.fsdp`` × ``mesh.tensor`` devices.
         cpus: cores per worker.
         gpus: GPUs per worker. Null is ``mesh.fsdp`` × ``mesh.tensor``, or 0 where this process computes on CPUs.
         deadline: seconds for the evaluation of one individual. A worker that needs more is ended, and another one evaluates the
-            individual. The first evaluation of a worker also compiles. It must be above ``search.deadline``, and at least twice
-            that with ``engine.population``.
-        start: seconds in which a worker must have loaded base, experts and basis.
-        deaths: number of workers that may end while they evaluate an individual; then it is quarantined.
+            individual. The first evaluation of a worker also compiles. The deadline must be above ``search.deadline``, and at
+            least twice that with ``engine.population``.
+        start: seconds that a worker may take to load the base, the experts and their singular directions.
+        deaths: an individual is quarantined after this many workers ended while they evaluated it.
     """
 
     address: str | None = None

@@ -29,7 +29,7 @@ class Range:
     special: Number | None = None
 
     def accepts(self, value: Number) -> bool:
-        """Whether a number lies in the range."""
+        """Whether a number is in the range."""
         if self.special is not None and value == self.special:
             return True
         return (

@@ -16,7 +16,7 @@ class RacingConfig:
     Attributes:
         first: share of each task's train problems in the first stage. Every further stage doubles the number.
         least: the fewest problems of a task in the first stage.
-        confidence: a child stops where its probability of entry into some archive is below 1 − ``confidence``. Smaller values
+        confidence: a child stops if the probability that it will enter an archive is below 1 − ``confidence``. Smaller values
             stop more children.
     """
 

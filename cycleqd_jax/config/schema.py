@@ -98,7 +98,7 @@ class TaskConfig:
     """One task.
 
     Attributes:
-        name: name of the task in journals and tables, unique within a run.
+        name: name of the task in the journal and in tables, unique within a run.
         kind: ``mbpp``, ``evalplus``, ``humaneval``, ``bigcodebench``, ``dbbench``, ``os_interaction``, ``segmentation``, or
             ``package.module:Class`` for a task of your own. Empty means the task's name.
         train: file with the problems that the search may use, or its address (``https://…/file.jsonl.gz#sha256=DIGEST`` or
@@ -114,8 +114,9 @@ class TaskConfig:
             problems where there is no file.
         finetune_size: number of problems for fine-tuning, or of images. Null uses all of a file, or 2000 miniature problems.
         finetune_on_train: whether an expert is also fine-tuned on the ``train_size`` problems that the search scores, where
-            ``finetune`` is null. The search then also rewards what experts remember of these. Without them it measures skill
-            on new problems, and fewer are left to learn from. Miniature problems for fine-tuning are always others.
+            ``finetune`` is null. If true, the search also rewards what experts remember of these problems. If false, it
+            measures skill on problems that experts have not seen, but experts have fewer problems to learn from. Miniature
+            problems for fine-tuning are always other ones.
         max_new_tokens: largest number of tokens of one reply.
         options: further arguments of the task class, such as ``prompt: agentbench``.
     """
@@ -140,21 +141,22 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """Greedy decoding.
+    """The engine, which decodes greedily with continuous batching.
 
     Attributes:
-        slots: number of conversations decoded together.
-        max_len: largest number of tokens of prompt and reply together.
+        slots: number of conversations decoded together (vLLM's ``max_num_seqs``).
+        max_len: largest number of tokens of prompt and reply together (vLLM's ``max_model_len``).
         population: number of individuals decoded together over one shared base. More than one requires that all experts are
             LoRA adapters.
         overflow: what happens to a prompt that leaves no room for its reply. ``refuse`` scores it 0; if it is the first prompt
             of a problem, which would score 0 with every model, the run stops with an error. ``truncate`` drops the beginning of
             the prompt until the whole reply fits, or half of ``max_len`` if that is less, and notes the number of dropped
             tokens in the transcript.
-        drafts: ``parents`` verifies the replies of a child's parents, and of the expert of its active task, several tokens at
-            a time, which is faster where the replies agree. A child that is given by its coefficients has the individuals with
-            the nearest ones instead. ``none`` decodes one token at a time. ``auto`` is ``parents``
-            on CPUs and GPUs, and ``none`` elsewhere. The replies are the same, except where two tokens are equally likely.
+        drafts: speculative decoding. ``parents`` takes the replies of a child's parents, and of the expert of its active task,
+            as drafts, and verifies several tokens at a time. This is faster where the replies agree. A child that is given by
+            merging coefficients takes the replies of the individuals with the nearest coefficients instead. ``none`` decodes
+            one token at a time. ``auto`` is ``parents`` on CPUs and GPUs, and ``none`` elsewhere. The replies are the same,
+            except where two tokens are equally likely.
     """
 
     slots: int = field(32, minimum=1)
@@ -175,10 +177,10 @@ class SandboxConfig:
     Attributes:
         isolation: ``auto`` uses the strongest isolation available. ``none`` runs without isolation and is never chosen
             automatically.
-        rootfs: folder with the root file system of the OS task's boxes (``cycleqd sandbox build-rootfs``). Null shows the
-            programs and settings of this machine.
-        backend: what runs the OS task's boxes: ``bwrap`` (this sandbox) or ``docker`` (a Docker engine). Programs and databases
-            always run in this sandbox.
+        rootfs: folder with the root file system that episodes of the OS task see (``cycleqd sandbox build-rootfs``). Null shows
+            them the programs and settings of this machine.
+        backend: what isolates the episodes of the OS task: ``bwrap`` (this sandbox) or ``docker`` (a Docker engine). Programs
+            and SQLite databases of other tasks always run in this sandbox.
         image: image of the Docker containers.
         workers: number of executions at the same time. Null is the number of cores that the process may use.
         wall_s: wall-clock limit of one execution in seconds.
@@ -205,8 +207,8 @@ class CheckpointConfig:
     Attributes:
         every: number of generations between two checkpoints.
         keep: number of checkpoints to keep.
-        training_minutes: minutes between two checkpoints of a training. They lie in the cache until the model is saved. One
-            more is written after SIGTERM and Ctrl-C.
+        training_minutes: minutes between two checkpoints while a model is trained. They are in the cache until the model is
+            saved. One more is written after SIGTERM and Ctrl-C.
     """
 
     every: int = field(10, minimum=1)
@@ -240,15 +242,15 @@ class RunConfig:
         name: name of the run.
         tasks: the tasks to score. Expert k belongs to task k.
         output: the run folder. Null is ``runs/<name>``.
-        origin: the folder of a finished run of other tasks, with whose individuals this run begins; ``cycleqd extend`` writes
-            it. Null begins with the experts alone.
+        origin: the folder of the finished run that this run extends; ``cycleqd extend`` sets this key. The search begins with
+            the individuals of that run. Null begins with the experts alone.
         cache: folder of the trained models, decompositions, demonstrations and compiled programs that runs share.
         seed: seed of all random numbers.
         model: base and experts.
         pretrain: training of the tiny base.
         finetune: training of each expert and each baseline.
-        masks: fine-tuning and evaluation of models that segment images (tasks of the kind ``segmentation``). Null is the
-            defaults, or language models.
+        masks: fine-tuning and evaluation of models that segment images. Null uses the defaults. Language models must leave it
+            null.
         baselines: models to train and measure for comparison: ``finetune_all`` (one model on the data of all tasks, with as
             many steps as one expert) and ``finetune_all_longer`` (with as many steps as all experts together).
         merges: merges of the experts to measure for comparison, beside the uniform one: ``task_arithmetic``, ``ties``,

@@ -54,8 +54,8 @@ class SearchConfig:
         mu: mean μ of the crossover weights.
         sigma: standard deviation σ of the crossover weights.
         bins: number of bins per archive axis.
-        cells: number of cells of each archive, of a centroidal Voronoi tessellation instead of the grid. With five tasks a
-            grid of 15 bins has 50,625 cells an archive. The figures still have ``bins`` per axis. Null is the grid.
+        cells: number of cells per archive, for a centroidal Voronoi tessellation (CVT) instead of the grid. With five tasks a
+            grid of 15 bins has 50,625 cells per archive. The figures still have ``bins`` per axis. Null is the grid.
         bounds: fixed ends of the archive axes as ``{task: [low, high]}``. Null uses 0.85 × the lowest and 1.15 × the highest
             score of the experts.
         method: the algorithm. ``cycleqd``; ``qd`` (one archive; quality is the average, the descriptors are the scores);
@@ -64,25 +64,26 @@ class SearchConfig:
         steady: whether a child is inserted as soon as it has scores, and the next one is asked for at once, so that no worker
             waits for others (``cycleqd``, ``qd``). Which children are made then depends on the order in which evaluations end,
             which the journal records. The number of children is that of generations, and ``batch_size`` must be 1.
-        budget: the most individuals that are evaluated, the experts included. Null is no limit.
-        budget_items: the most problems that individuals are scored on, those of the experts included. Null is no limit.
+        budget: maximum number of evaluated individuals, the experts included. Null is no limit.
+        budget_items: maximum number of problems that individuals are scored on, those of the experts included. A problem counts
+            once for each individual. Null is no limit.
         groups: number of groups of neighbouring layers with coefficients of their own (``random``, ``cmaes``, ``nsga2``).
         low: smallest coefficient that is drawn (``random``, ``nsga2``).
         high: largest coefficient that is drawn (``random``, ``nsga2``).
         step: first step size σ of CMA-ES.
         population: number of members (``nsga2``, ``dns``).
-        neighbours: number of fitter neighbours that ``dns`` averages the distance over.
+        neighbours: number of nearest fitter individuals over which ``dns`` averages the distance.
         descriptors: what ``dns`` measures distances between: ``items`` (the scores of all train problems) or ``scores`` (the
             scores of the tasks).
-        retries: further attempts to evaluate an individual after a sandbox or a server broke. The first follows after a second,
-            and every further one after four times the pause before it.
-        deadline: seconds for the evaluation of one individual. One that needs more is quarantined. Null is no limit.
-        max_failures: number of children in a row whose evaluations a sandbox, the memory or the deadline ended, which stop the
-            run. They are not recorded. As many children in a row whose logits are not finite stop it too. Null is no limit.
-        grace: seconds that evaluations in hand may take to end after SIGTERM or Ctrl-C, before they are cancelled. SIGTERM
-            must reach this process alone: programs in the sandbox that it ends too would count as failed.
+        retries: number of further attempts to evaluate an individual after a sandbox or a server broke. The pauses before them
+            are 1, 4, 16, … seconds.
+        deadline: seconds for the evaluation of one individual. An individual that needs more is quarantined. Null is no limit.
+        max_failures: the run stops after this many children in a row that failed because of a sandbox, memory or the deadline.
+            They are not recorded. As many children in a row whose logits are not finite stop it too. Null is no limit.
+        grace: seconds that running evaluations may take to end after SIGTERM or Ctrl-C, before they are cancelled. SIGTERM must
+            reach this process alone: it would also end programs in the sandbox, which would then count as failed.
         racing: evaluates a child on a part of the train problems first, and stops where it is unlikely to enter an archive
-            (``cycleqd``, ``qd``). Null evaluates every child on all problems, as the paper does.
+            (``cycleqd``, ``qd``). Null evaluates every child on all train problems, as the paper does.
     """
 
     generations: int = field(60, minimum=1)

@@ -18,12 +18,12 @@ class SuiteTask:
     """A task of a suite.
 
     Attributes:
-        name: in tables.
-        kind: of the task, such as ``arc``.
+        name: the name of the task in tables.
+        kind: the kind of the task, such as ``arc``.
         data: file with the problems, or its URL. All of them are test problems.
-        limit: number of problems, in the order of the digests of their ids. Null takes all.
+        limit: number of problems: the first in the order of the hashes of their ids. Null takes all.
         max_new_tokens: largest number of tokens of a reply.
-        options: of the task.
+        options: the options of the task.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Suite:
     """Tasks on which the models of a run are measured.
 
     Attributes:
-        name: of the files with its results: letters, digits, ``-`` and ``_``.
+        name: the name of the suite, and of the files with its results: letters, digits, ``-`` and ``_``.
         tasks: the tasks.
-        title: of its table.
-        max_len: most tokens of prompt and reply; null is ``engine.max_len`` of the run.
-        slots: prompts that are computed together; null is ``engine.slots`` of the run.
+        title: the title of its table.
+        max_len: maximum number of tokens of prompt and reply together. Null uses ``engine.max_len`` of the run.
+        slots: number of prompts that are computed together. Null uses ``engine.slots`` of the run.
     """
 
     name: str

@@ -73,8 +73,8 @@ class MaskConfig:
         jitter_fraction: every edge of a box moves by up to this fraction of the box's width or height in training.
         iou_weight: weight of the squared error of the predicted intersection over union in the loss.
         batch_size: number of images segmented together in evaluations.
-        cache_gib: disk space for embeddings by frozen image encoders, in GiB. They lie in the cache, where trainings and
-            evaluations find them. 0 keeps none.
+        cache_gib: disk space for embeddings by frozen image encoders, in GiB. Training and evaluation read them from the cache
+            of the run. 0 keeps none.
     """
 
     trained: Literal["decoder", "all"] = "decoder"

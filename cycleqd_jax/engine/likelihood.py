@@ -21,7 +21,7 @@ HEAD_BLOCK = 64
 
 
 class Targets(NamedTuple):
-    """The tokens whose log-likelihoods are wanted.
+    """The tokens whose log-likelihoods are computed.
 
     Attributes:
         at: the token before each, as its place in the flat batch, ``row · chunk + column of the chunk``.

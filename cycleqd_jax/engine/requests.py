@@ -264,7 +264,7 @@ def check_individual(number: int, individuals: int) -> None:
     """Checks the number of an individual.
 
     Raises:
-        InputError: so many are not loaded.
+        InputError: there is no such individual: fewer are loaded.
     """
     if not 0 <= number < individuals:
         raise InputError(f"expected an individual below {individuals}, got {number}; load the weights of all individuals")

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TOP = 20
-"""The most alternatives of a token whose log-probabilities can be had."""
+"""The maximum number of alternatives of a token whose log-probabilities are computed."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A token whose log-likelihood is wanted.
+    """A token whose log-likelihood is computed.
 
     Attributes:
         at: the place of the token before it in the packed tokens.
@@ -131,7 +131,7 @@ def checked_pairs(
 ) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
     """Contexts and continuations as they are scored, and the tokens cut from the beginning of each context.
 
-    The last token of a continuation is no input of the model, so a pair may have ``max_len + 1`` tokens.
+    The last token of a continuation is not an input of the model, so a pair may have ``max_len + 1`` tokens.
 
     Raises:
         InputError: an empty context or continuation, an id outside the vocabulary, a continuation of more than ``max_len``
@@ -208,7 +208,7 @@ def totals(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...], int]], found:
 def checked_texts(
     texts: Sequence[Sequence[object]], top: object, *, vocab_size: int, max_len: int
 ) -> tuple[list[tuple[tuple[int, ...], tuple[int, ...], int]], list[int], int]:
-    """Texts as pairs of the first token and the others, and how many alternatives of each token are wanted.
+    """Texts as pairs of the first token and the others, and how many alternatives of each token are computed.
 
     Returns:
         The pairs of the texts that have two tokens or more, as of :func:`checked_pairs`; the numbers of these texts; and the
@@ -237,7 +237,7 @@ def token_logprobs(count: int, numbers: Sequence[int], found: Iterable[Found], t
 
     Args:
         count: how many texts there are.
-        numbers: of :func:`checked_texts`.
+        numbers: the numbers of the texts with two tokens or more (:func:`checked_texts`).
         found: one for every target; those of one pair in the order of its tokens.
         top: alternatives of each token.
     """

@@ -52,7 +52,8 @@ class Scoring(abc.ABC):
 
         The numbers are those of lm-evaluation-harness:
 
-        - A pair may have ``max_len + 1`` tokens, since the last one is no input. Longer ones lose the beginning of the context.
+        - A pair may have ``max_len + 1`` tokens, since the last one is not an input. Longer pairs lose the beginning of
+          the context.
         - Context and continuation are separate lists of ids. A caller that scores text encodes context and continuation
           together, and takes the ids after as many as the context alone has, so that a word which spans both is scored
           whole.

@@ -151,7 +151,7 @@ class Evaluator:
         """An evaluator of some of the tasks, with the same generator; only one of both may be used at a time.
 
         Args:
-            names: of the tasks.
+            names: the names of the tasks.
         """
         found = copy.copy(self)
         found.tasks = tuple(task for task in self.tasks if task.name in names)

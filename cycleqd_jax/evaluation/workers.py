@@ -236,7 +236,7 @@ class WorkerPool:
     ) -> None:
         """Args:
         workers: one or more workers of equal size.
-        grace: seconds that evaluations in hand may take to end after an interrupt (Ctrl-C). A second one cancels them.
+        grace: seconds that running evaluations may take to end after an interrupt (Ctrl-C). A second one cancels them.
         log: called with a line when that begins.
 
         Raises:
@@ -262,7 +262,7 @@ class WorkerPool:
         ``stages`` has for each group and genome its problems; all by default.
 
         After an exception in a worker all workers stop; then the exception is raised. After an interrupt (Ctrl-C) no evaluation
-        begins, and those in hand may end within the grace.
+        begins, and running ones may end within the grace period.
         """
         stop, draining = threading.Event(), threading.Event()
         known, parts = relatives or [()] * len(groups), stages or [()] * len(groups)
@@ -326,7 +326,7 @@ class WorkerPool:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _wait(self, submitted: Iterator[Future[None]], draining: threading.Event) -> None:
-        """Waits for evaluations. After an interrupt none begins, and those in hand get the grace to end."""
+        """Waits for evaluations. After an interrupt none begins, and running ones may end within the grace period."""
         evaluations: list[Future[None]] = []
         try:
             evaluations.extend(submitted)
@@ -336,7 +336,7 @@ class WorkerPool:
             draining.set()
             running = [future for future in evaluations if not future.cancel() and not future.done()]
             if running and self._grace > 0:
-                self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
+                self._log(f"running evaluations have {self._grace:g} s to end; press Ctrl-C to cancel them")
                 for future in wait(running, self._grace).done:
                     if (error := future.exception()) is not None:
                         self._log(f"warning: an evaluation ended with {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Genome spaces: what evolution works on, and how a genome becomes weights."""
+"""Genome spaces: the genotypes of a search, their crossover and mutation, and their expression as weights."""
 
 from cycleqd_jax.genome.coefficient_space import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.genome.dense_space import DenseSpace

@@ -90,11 +90,11 @@ def default_factor_dtype(weights: DTypeLike) -> np.dtype:
 
 
 def kept_rank(shape: Sequence[int], rank: int | None) -> int:
-    """The directions kept of a matrix: ``rank``, at most all; None keeps all.
+    """The number of directions that are kept of a matrix: ``rank``, or all if there are fewer; None keeps all.
 
     Args:
         shape: the shape of the leaf, ``[*stack, m, n]``.
-        rank: the directions that are wanted.
+        rank: the maximum number of directions.
     """
     return min(shape[-2:]) if rank is None else min(rank, *shape[-2:])
 

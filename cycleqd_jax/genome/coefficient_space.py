@@ -31,7 +31,7 @@ from cycleqd_jax.types import Adapter, Array, Float, InputError, MixedMatrix, Pa
 __all__ = ["CoefficientGenome", "CoefficientSpace", "check_groups"]
 
 _LAYERS = "layers/"
-"""How the paths of leaves begin that stack the weights of all layers on their first axis."""
+"""Prefix of the paths of leaves that stack the weights of all layers on their first axis."""
 
 
 class CoefficientGenome(NamedTuple):

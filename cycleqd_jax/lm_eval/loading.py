@@ -50,7 +50,7 @@ def load(*, pretrained: str | None, run: str | None, child: int | None, dtype: s
         pretrained: a Hugging Face folder, a ``.gguf`` file, or a repository of the hub.
         run: instead, the folder of a run.
         child: the id of the individual; None is the model of the run's ``export.method``.
-        dtype: of the weights; None is that of the model.
+        dtype: the dtype of the weights; None is that of the model.
 
     Raises:
         InputError: not exactly one of ``pretrained`` and ``run`` is given, or the model can't be read or rebuilt.
@@ -73,7 +73,7 @@ def load(*, pretrained: str | None, run: str | None, child: int | None, dtype: s
 
 def _rebuilt(run: str, child: int | None, dtype: str | None) -> LoadedModel:
     # The stages of a run are imported where one is named: they take seconds.
-    from cycleqd_jax.runs.wanted import RunModels, Wanted
+    from cycleqd_jax.runs.folder_models import ModelChoice, RunModels
 
     if dtype is not None:
         raise InputError(f"expected no dtype beside run={run}, whose genomes have that of the run, got {dtype}; leave it out")
@@ -81,7 +81,7 @@ def _rebuilt(run: str, child: int | None, dtype: str | None) -> LoadedModel:
         config, processor = found.models.config, found.models.processor
         if not isinstance(config, LlamaConfig) or not isinstance(processor, ChatTokenizer):
             raise InputError(f"expected a run of language models, got one of Segment Anything in {run}; give another run")
-        params = found.params(None if child is None else Wanted("child", id=child))
+        params = found.params(None if child is None else ModelChoice("child", id=child))
     return LoadedModel(config, params, processor.transformers_tokenizer, processor.stop_ids)
 
 

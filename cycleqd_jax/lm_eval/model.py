@@ -26,7 +26,7 @@ class HarnessModel:
         pretrained: a Hugging Face folder, a ``.gguf`` file, or a repository of the hub.
         run: instead, the folder of a run.
         child: the id of an individual of the run; by default the model of ``export.method``.
-        dtype: of the weights; by default that of the model.
+        dtype: the dtype of the weights; by default that of the model.
         batch_size: contexts that are computed at the same time; ``auto`` is 16.
         max_length: the most tokens of a text; by default the model's positions.
         max_gen_toks: the most new tokens, where a task does not say.

@@ -40,8 +40,8 @@ class Values:
     """The parameters of one tensor.
 
     Attributes:
-        weights: of every model.
-        densities: of every model.
+        weights: the weights of every model.
+        densities: the densities of every model.
         shared: the parameters that all models share, by name.
     """
 

@@ -68,7 +68,7 @@ class UsedTokenizer:
     """A tokenizer in use.
 
     Attributes:
-        tokenizer: of ``transformers``.
+        tokenizer: a ``transformers`` tokenizer.
         stop_ids: the tokens that end a reply; None if they are not known.
         source: the name of the file that names them.
     """
@@ -155,7 +155,7 @@ def differences(
         theirs: the second.
         vocab_size: ids from this one on are not compared; None compares all.
         template: compare rendered conversations and stop tokens too.
-        tools: of the rendered conversations some have tools.
+        tools: also compare rendered conversations with tools.
     """
     if ours.tokenizer is not theirs.tokenizer:
         known, found = ours.vocabulary, theirs.vocabulary

@@ -255,7 +255,7 @@ def _same_tokenizer(
     Args:
         ours: the run's.
         theirs: the model's.
-        names: of the models that they come from.
+        names: the names of the models that they come from.
         vocab_size: see :func:`preflight`.
         chosen: whether ``model.tokenizer`` names the run's.
         tools: see :func:`preflight`.

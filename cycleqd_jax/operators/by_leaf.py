@@ -1,6 +1,6 @@
-"""Static merges of task vectors by leaf: values for experts and leaves, masks, and the trees that come and go.
+"""Static merges of task vectors, leaf by leaf: arguments per expert and per leaf, masks, and the merge of whole trees.
 
-A leaf is merged at a time, so memory beside inputs and output is that of one leaf.
+One leaf is merged at a time, so memory beside inputs and output is that of one leaf.
 """
 
 from __future__ import annotations
@@ -156,7 +156,27 @@ def mix(
     rescale: Rescale = "none",
     stack: Callable[[str, AnyArray], int] = stack_axes,
 ) -> Params:
-    """Merges task vectors leaf by leaf. Densities below one keep the largest entries, or random ones if there is a key."""
+    """θ_base + λ Σ_k w_k m_k f_k τ_k, leaf by leaf; see :func:`~cycleqd_jax.operators.mix.mix_leaf`.
+
+    Args:
+        base: weights θ_base.
+        experts: weights θ_k, or adapters of the base.
+        weights: w_k.
+        scale: λ, a number or a tree like the base.
+        normalize: divide by the sum of the weights.
+        elect: elect a sign for each entry, as TIES does.
+        densities: the share of entries that the masks m_k keep: the largest entries, or random ones if there is a key.
+        key: the key of random masks; consumed.
+        masks: the masks of all experts, trees of bool like the base, instead of masks by density.
+        rescale: the factors f_k of kept entries.
+        stack: the number of leading axes of a leaf that stack tensors.
+
+    Returns:
+        Weights with the dtypes of ``base``.
+
+    Raises:
+        InputError: see :func:`check_experts` and :func:`check_density`; or a list has another length than the experts.
+    """
     check_experts(base, experts)
     each_weight, each_density = (entries(v, len(experts), n) for v, n in ((weights, "weight"), (densities, "density")))
     given = None if masks is None else [dict(tree_paths(mask)) for mask in entries(masks, len(experts), "mask")]

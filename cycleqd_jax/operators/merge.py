@@ -14,7 +14,7 @@ __all__ = ["merge", "softmax_weights", "weighted_sum"]
 
 
 def softmax_weights(fitnesses: Float[Array, " k"]) -> Float[Array, " k"]:
-    """β = softmax(f_1*, …, f_K*): the weights of the paper's aggregation of the archives' elites.
+    """β = softmax(f_1*, …, f_K*): the weights of the archives' elites in the paper's aggregation (equation 5).
 
     Args:
         fitnesses: quality of each archive's elite.

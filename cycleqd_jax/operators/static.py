@@ -1,8 +1,9 @@
 """Static merges of models: uniform, linear, task arithmetic, TIES, DARE, DARE-TIES and SLERP, for any pytree.
 
-The definitions are those of mergekit, and so are the results on the same weights. A leaf is merged at a time, so memory beside
-inputs and output is that of one leaf. A *tensor* is what counts as one for the largest entries, for norms and for angles: the
-last two axes of a matrix, the last axis of everything else. Leading axes stack tensors, such as those of layers.
+The definitions are those of mergekit, and so are the results on the same weights. One leaf is merged at a time, so memory
+beside inputs and output is that of one leaf. A leaf may stack several *tensors* along its leading axes, such as those of the
+layers. A tensor has the last two axes of a matrix, and the last axis of every other leaf. Largest entries, norms and angles are
+computed for each tensor separately.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Evaluations:
     Attributes:
         stage: ``search``, ``selection`` (of the final model, on the validation problems) or ``measurement`` (of the rows of the
             results table, on the train and test problems).
-        models: the most models. Soups that are tried, and rows of equal weights, may be fewer.
+        models: the most models. Soups that are tried, and rows with equal weights, may be fewer.
         waves: how many times models are evaluated, where every group of devices evaluates one at a time.
         problems: problems of every model.
         rounds: replies of one model in each round, as in :class:`Workload`.

@@ -44,7 +44,7 @@ class Changes(NamedTuple):
 
         Args:
             shape: the shape of the leaf, ``[*stack, m, n]``.
-            rank: the directions that are wanted; None takes all.
+            rank: the maximum number of directions; None takes all.
         """
         known = kept_rank(shape, None if self.dense else self.rank)
         return known if rank is None else min(rank, known), known

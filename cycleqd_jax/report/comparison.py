@@ -31,7 +31,7 @@ class MethodRuns:
     """The finished runs of a method.
 
     Attributes:
-        name: of the method.
+        name: the name of the method.
         search: its search method, with which the names of its rows begin in the run folders.
         label: its display name; None is that of the search method if that is its name, or else its name.
         folders: seed → run folder.
@@ -67,7 +67,7 @@ class ComparisonTable(ResultsTable):
     Intervals are over seeds and problems (:func:`~cycleqd_jax.statistics.interval_over_runs`).
 
     Attributes:
-        title: of the table.
+        title: the title of the table.
         seeds: the seeds, in the order of the runs.
         labels: row → display name.
         chosen: the row that the others are compared with.
@@ -261,7 +261,7 @@ def comparison_table(
 
     Args:
         methods: the methods, each with a run for the same seeds.
-        title: of the table.
+        title: the title of the table.
         reference: the row that the others are compared with; by default the model of the first method that was selected on
             validation problems, or else its first row.
         rows: the rows that do not depend on a search; None takes all that the runs have.

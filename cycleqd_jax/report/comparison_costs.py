@@ -36,7 +36,7 @@ def write_comparison_costs(folder: Path, table: ComparisonTable, methods: Sequen
     those of the first method that has them. A mean is unknown where the figure of a seed is.
 
     Args:
-        folder: of the comparison.
+        folder: the folder of the comparison.
         table: its table.
         methods: its methods, each with a run for the same seeds.
 

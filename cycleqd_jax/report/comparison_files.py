@@ -23,8 +23,8 @@ def draw_comparison(folder: Path) -> ComparisonTable:
     """Makes the table of a comparison from its finished runs, and writes all its tables and figures.
 
     Args:
-        folder: of the comparison. ``table`` in its ``comparison.yaml`` says what the table has: ``methods`` (each with
-            ``name``, ``search`` and ``label``), ``seeds``, and arguments of
+        folder: the folder of the comparison. ``table`` in its ``comparison.yaml`` says what the table has: ``methods`` (each
+            with ``name``, ``search`` and ``label``), ``seeds``, and arguments of
             :func:`~cycleqd_jax.report.comparison.comparison_table`.
 
     Raises:
@@ -55,7 +55,7 @@ def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, 
     evaluated individuals. ``items.json.gz`` holds the scores of problems: seed → row → split → task → scores.
 
     Args:
-        folder: of the comparison.
+        folder: the folder of the comparison.
         table: its table.
         curves: method → the best average so far, Float ``[run, individual]``.
 

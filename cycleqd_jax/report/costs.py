@@ -76,7 +76,7 @@ class Costs:
     unit: str = "tokens"
 
     def total(self, method: str) -> Cost:
-        """The cost of a row without ``measure``, which reports the row but is no part of the method."""
+        """The cost of a row without ``measure``, which reports the row but is not part of the method."""
         return Cost.total(cost for stage, cost in self.methods[method].items() if stage != "measure")
 
     def gpu_hours(self, method: str) -> float | None:
@@ -181,7 +181,7 @@ def _decoding(
 
     Args:
         tokens: the token counts; None is unknown.
-        seconds: of the evaluation.
+        seconds: the seconds of the evaluation.
         usage: what the run has used.
         search: whether it is of the search or the selection, which may decode several individuals over one base.
     """

@@ -37,8 +37,8 @@ class Grid:
         edges: edges of the bins, Float ``[K, bins + 1]``. They are float32 as in the searcher, so that a score on an edge
             falls into the same bin.
         method: the search method. Methods other than ``cycleqd`` do not use these archives.
-        centroids: of the cells of a CVT, on axes of which each has length 1, Float ``[cell, K - 1]``; None where the bins are
-            the cells. Bins are for figures then.
+        centroids: the centroids of the cells of a CVT, on axes of length 1, Float ``[cell, K - 1]``. With them, the bins are
+            for figures only. None where the bins are the cells.
     """
 
     tasks: tuple[str, ...]

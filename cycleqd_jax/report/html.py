@@ -78,8 +78,8 @@ def data_url(content: bytes, kind: str = "svg+xml") -> str:
     """An SVG as the source of an image, where its scripts cannot run and its ids and styles cannot clash with the page.
 
     Args:
-        content: of the file.
-        kind: of the image, ``"svg+xml"`` or ``"png"``.
+        content: the content of the file.
+        kind: the kind of the image, ``"svg+xml"`` or ``"png"``.
     """
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 

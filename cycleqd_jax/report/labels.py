@@ -57,7 +57,7 @@ def compared_label(name: str, search: str | None, label: str | None) -> str:
     """The label of a method in a comparison.
 
     Args:
-        name: of the method.
+        name: the name of the method.
         search: its search method; None is that of the config.
         label: the label that a file of methods gives it; None is that of the search method if that is its name, or its name.
     """

@@ -40,7 +40,7 @@ def lineage_text(records: Sequence[Record], tasks: Sequence[str]) -> str:
     The parents of an individual that is an ancestor several times are listed once, where it is nearest to the first.
 
     Args:
-        records: of :meth:`~cycleqd_jax.report.RunFolder.lineage`.
+        records: the result of :meth:`~cycleqd_jax.report.RunFolder.lineage`.
         tasks: the names of the tasks, in order.
     """
     by_id = {record["id"]: record for record in records}
@@ -93,7 +93,7 @@ def lineage_svg(records: Sequence[Record], tasks: Sequence[str]) -> str:
     width of a line shows the share of the parent.
 
     Args:
-        records: of :meth:`~cycleqd_jax.report.RunFolder.lineage`.
+        records: the result of :meth:`~cycleqd_jax.report.RunFolder.lineage`.
         tasks: the names of the tasks, in order.
     """
     places = _layout(records)

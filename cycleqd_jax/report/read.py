@@ -77,7 +77,7 @@ def load_config(folder: Path) -> Config | None:
     shown.
 
     Raises:
-        InputError: the folder is of a newer schema, or its schema is no version.
+        InputError: the folder is of a newer schema, or its schema is not a version.
     """
     path = Path(folder) / "config.yaml"
     if not path.exists():
@@ -100,7 +100,7 @@ def load_config(folder: Path) -> Config | None:
 
 
 def _mapping_in(line: str) -> Mapping[str, Any]:
-    """The mapping of a line of YAML; the schema of a line that can't be read is its text, which is no version."""
+    """The mapping of a line of YAML; the schema of a line that can't be read is its text, which is not a version."""
     try:
         return yaml.safe_load(line)
     except yaml.YAMLError:
@@ -318,7 +318,7 @@ def _ids(candidate: Any) -> tuple[str, list[int]]:
 
 
 def _finite(scores: Any) -> list[float]:
-    """Scores of problems; raises ValueError or TypeError if one is no finite number."""
+    """Scores of problems; raises ValueError or TypeError if one is not a finite number."""
     numbers = [float(score) for score in scores]
     if not all(map(math.isfinite, numbers)):
         raise ValueError("a score that is not finite")

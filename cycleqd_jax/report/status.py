@@ -1,4 +1,4 @@
-"""Where a run stands, read from its folder alone. The run may go on meanwhile: reading takes no lock of it."""
+"""The state of a run, read from its folder alone. Reading takes no lock, so the run may go on meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cycleqd_jax.types import InputError
 __all__ = ["Status", "read_status", "status_json", "status_text"]
 
 RECENT = 50
-"""The pace is that of so many individuals at most."""
+"""The pace is computed from at most this many individuals."""
 
 SHOWN = 5
 """Quarantined individuals in the text."""
@@ -31,7 +31,7 @@ SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Where a run stands.
+    """The state of a run: its stage, progress, archives and failures.
 
     Attributes:
         folder: the run folder.
@@ -53,7 +53,7 @@ class Status:
             individuals are evaluated in the process of the run.
         per_hour: individuals per hour, from the seconds of the last ones and the number of device groups, or of workers that
             evaluate; NaN while unknown.
-        seconds_left: of the search at this pace; NaN while unknown.
+        seconds_left: the seconds that the search still needs at this pace; NaN while unknown.
         idle_seconds: seconds since the journal has changed; NaN without a journal.
     """
 
@@ -77,10 +77,10 @@ class Status:
 
 
 def read_status(folder: str | Path) -> Status:
-    """Reads where a run stands.
+    """Reads the state of a run.
 
     Raises:
-        InputError: the folder is no run folder, or its config, journal or grid is damaged.
+        InputError: the folder is not a run folder, or its config, journal or grid is damaged.
     """
     run = RunFolder(folder)
     path, config = run.path, run.config

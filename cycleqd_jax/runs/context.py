@@ -34,7 +34,7 @@ class Context:
         shared: the folder of a finished run that differs in its search only, whose scores of experts, baselines and merges are
             taken over; None measures them.
         read_only: whether nothing is written into the run folder.
-        mirror: of a distributed run; None in all others.
+        mirror: the mirror of a distributed run; None in all others.
     """
 
     config: RunConfig

@@ -112,7 +112,7 @@ def device_groups(config: RunConfig, log: Callable[[str], None], mirror: Mirror 
     Args:
         config: the config of the run.
         log: called with a line that names the number of idle groups.
-        mirror: of a distributed run, whose group has the devices of all processes.
+        mirror: the mirror of a distributed run, whose group has the devices of all processes.
 
     Raises:
         InputError: the devices of this process do not form the mesh of the config.

@@ -37,12 +37,12 @@ class Merged:
     """A model that a search found.
 
     Attributes:
-        genome: of the model.
+        genome: the genome of the model.
         facts: JSON-ready; of the aggregate ``elites`` (ids) and their weights ``beta``, of an individual its ``id``, of a soup
             its ``ids``; and ``mixing``, the weights of the experts' task vectors (None in the dense space; the mean over the
             groups of layers where there are several). A selected model also has ``selection``: see :class:`Selection`. A soup
             of one individual has ``soup``: the number of validation ``problems``.
-        key: equal for models of equal weights.
+        key: identifies the weights: equal for models with equal weights.
     """
 
     genome: Genome
@@ -70,7 +70,7 @@ class Evolution:
         """Does nothing yet.
 
         Args:
-            context: of the run; its models are loaded when they are needed.
+            context: the context of the run; its models are loaded when they are needed.
             remote: evaluates individuals elsewhere; None evaluates them on the devices of this process.
         """
         self._context = context

@@ -13,9 +13,9 @@ from cycleqd_jax.files import check_writable, write_json
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.evolution import mixing_of
+from cycleqd_jax.runs.folder_models import ModelChoice, RunModels, find_ingredients
 from cycleqd_jax.runs.model_digests import folder_digest
 from cycleqd_jax.runs.replay import ancestors_of
-from cycleqd_jax.runs.wanted import RunModels, Wanted, find_wanted
 from cycleqd_jax.types import InputError, Progress
 
 __all__ = ["export_from_folder", "record_export"]
@@ -23,7 +23,7 @@ __all__ = ["export_from_folder", "record_export"]
 
 def export_from_folder(
     folder: str | Path,
-    wanted: Wanted | None = None,
+    choice: ModelChoice | None = None,
     output: str | Path | None = None,
     *,
     command: Sequence[str] = (),
@@ -36,7 +36,7 @@ def export_from_folder(
 
     Args:
         folder: the run folder.
-        wanted: the model; None is that of ``export.method``.
+        choice: the model; None is that of ``export.method``.
         output: the folder to write; by default below ``exports/`` in the run folder.
         command: arguments of ``cycleqd``, for the model card.
         progress: called by long stages; by default a progress bar.
@@ -46,7 +46,7 @@ def export_from_folder(
         The folder.
 
     Raises:
-        InputError: the folder is no run folder, the model is not there yet, an expert has changed, or the genome is not the
+        InputError: the folder is not a run folder, the model is not there yet, an expert has changed, or the genome is not the
             recorded one; or the output can't be written, or is a model of the run.
     """
     folder = Path(folder)
@@ -57,12 +57,12 @@ def export_from_folder(
         assert progress is not None
         assert log is not None
         models = RunModels(folder, progress, log)
-        wanted = wanted or Wanted(models.config.export.method)
-        target = folder / "exports" / wanted.name if output is None else Path(output)
+        choice = choice or ModelChoice(models.config.export.method)
+        target = folder / "exports" / choice.name if output is None else Path(output)
         place = hf.check_target(target)
         check_writable(place.parent, "choose another --output")
         journal = models.journal()
-        found = find_wanted(run, models.config, journal, wanted)
+        found = find_ingredients(run, models.config, journal, choice)
         unchecked = [identity for identity in ancestors_of(journal, found.ids) if journal[identity].digest is None]
         stack.enter_context(models)
         for name, source in models.models.folders.search.items():
@@ -90,7 +90,7 @@ def record_export(folder: Path, target: Path, facts: Mapping[str, Any], individu
     Args:
         folder: the run folder.
         target: the folder of the model; nothing is recorded of one that lies elsewhere.
-        facts: of the model.
+        facts: facts about the model, JSON-ready.
         individuals: number of those from which the model was chosen.
     """
     place, home = target.resolve(), folder.resolve()

@@ -9,9 +9,9 @@ from typing import Any
 
 from cycleqd_jax.config import RunConfig, load_config, to_dict
 from cycleqd_jax.runs.folder import check_folder
+from cycleqd_jax.runs.folder_models import recorded_folders
 from cycleqd_jax.runs.origin import open_origin, read_finished
 from cycleqd_jax.runs.run import Run
-from cycleqd_jax.runs.wanted import recorded_folders
 from cycleqd_jax.types import InputError, Progress
 
 __all__ = ["extend"]
@@ -37,13 +37,13 @@ def extend(
     So the same call continues although the old folder has changed or was removed.
 
     Args:
-        folder: of the finished run.
+        folder: the folder of the finished run.
         output: the folder of the new run.
         task: the name of a new task; its other keys are given by overrides such as ``tasks.<name>.kind=mbpp``.
         expert: the expert of the new task, as in ``model.experts``; None fine-tunes it from the base.
         remove: the name of a task that the new run does not have. Its expert stays in the genomes, as one of ``model.others``.
         generations: further generations; None is as many as the old run had.
-        overrides: of the new config.
+        overrides: the overrides of the new config.
         progress: called while an expert is trained.
         log: called with single lines while an expert is trained.
 

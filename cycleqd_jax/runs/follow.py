@@ -58,7 +58,7 @@ def agree_on_run(config: RunConfig, command: Mapping[str, Any], processes: Proce
     Args:
         config: the config of this process.
         command: what else the command line has, by name.
-        processes: of the run.
+        processes: the processes of the run.
 
     Raises:
         InputError: they differ.
@@ -83,7 +83,7 @@ def follow(config: RunConfig, mirror: Mirror) -> int:
 
     Args:
         config: the config of the run.
-        mirror: of this process.
+        mirror: the mirror of this process.
 
     Returns:
         The exit code of process 0.

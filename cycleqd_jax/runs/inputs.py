@@ -45,7 +45,7 @@ class Inputs:
         preflight: the given language models as their headers describe them; None where the run trains its own, or where
             only the architecture was asked for.
         adapters: for every expert the leaves that its LoRA adapter changes, with their ranks (None: the whole leaf); None for
-            an expert that is no adapter, or that is not on this machine.
+            an expert that is not an adapter, or that is not on this machine.
         absent: names of given experts that are not on this machine.
     """
 

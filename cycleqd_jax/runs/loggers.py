@@ -115,7 +115,7 @@ class Logged:
 
         Args:
             progress: called after the loggers.
-            journal: of the search.
+            journal: the journal of the search.
             loggers: get the figures of every individual.
         """
         self._progress, self._journal, self._loggers = progress, journal, loggers
@@ -168,7 +168,7 @@ def log_search(config: RunConfig, journal: Journal, progress: Progress, log: Cal
 
     Args:
         config: the config of the run.
-        journal: of the search.
+        journal: the journal of the search.
         progress: called by the search.
         log: called with warnings.
 

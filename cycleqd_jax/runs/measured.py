@@ -32,7 +32,7 @@ class Measured:
 
     Attributes:
         training: the records of trainings that are not in the cache.
-        keys: of the rows that a search found.
+        keys: the keys of the rows that a search found.
         gradient: the digest of the coefficients of the row ``gradient``.
     """
 
@@ -111,7 +111,7 @@ class KilledMeasurement:
         """What is known of a row; it is evaluated where that is nothing.
 
         Args:
-            name: of the row.
+            name: the name of the row.
             key: identifies the weights of a model that the search found.
             evaluate: evaluates the row.
         """

@@ -91,7 +91,7 @@ class Methods:
 
     Attributes:
         methods: in the order of the table.
-        title: of the table.
+        title: the title of the table.
         rows: what replaces the config's ``baselines`` and ``merges``, where the file has them.
         reference: the row that the others are compared with.
         paper: the paper's figures.
@@ -283,8 +283,8 @@ def found_rows(name: str, config: RunConfig) -> list[str]:
     """The rows of a method in a comparison.
 
     Args:
-        name: of the method.
-        config: of one of its runs.
+        name: the name of the method.
+        config: the config of one of its runs.
     """
     best = [f"{name}_best_elite"] if config.search.method == "cycleqd" else []
     return [*best, name, *([f"{name}_soup", f"{name}_selected"] if config.selects else [])]
@@ -299,7 +299,7 @@ def method_config(common: Mapping[str, Any], method: Method, seed: int, folder: 
     Args:
         common: the result of :func:`common_tree`.
         method: the method.
-        seed: of the run.
+        seed: the seed of the run.
         folder: the run folder.
 
     Raises:

@@ -43,12 +43,12 @@ class Mirror:
     """The calls of a distributed run, in one of its processes.
 
     Attributes:
-        processes: of the run.
+        processes: the processes of the run.
     """
 
     def __init__(self, processes: Processes) -> None:
         """Args:
-        processes: of the run.
+        processes: the processes of the run.
         """  # noqa: D205
         self.processes = processes
         self._objects: dict[str, Any] = {}
@@ -244,7 +244,7 @@ def mirrored(name: str, *, makes: bool = False, deferred: bool = False) -> Calla
     with ``makes`` has made.
 
     Args:
-        name: of the object; see :meth:`Mirror.register`.
+        name: the name of the object; see :meth:`Mirror.register`.
         makes: the method makes weights, which following calls may take as an argument until one has ``donate``.
         deferred: the method computes nothing on the devices, and the others may call it later, with the next call.
     """

@@ -21,7 +21,7 @@ class MirroredEngine(Engine):
     Args:
         mirror: makes the calls in the other processes.
         place: brings weights to the devices of the engine.
-        options: of :class:`~cycleqd_jax.engine.Engine`.
+        options: further arguments of :class:`~cycleqd_jax.engine.Engine`.
     """
 
     def __init__(self, config: Any, *, mirror: Mirror, place: Callable[[Params], Params], **options: Any) -> None:

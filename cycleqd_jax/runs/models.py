@@ -171,7 +171,7 @@ class Models:
             log: called with warnings.
             shardings: the shardings of a model's weights (see :func:`cycleqd_jax.models.files.hf.load`); None is one device.
             related: names of experts that are refused where they differ much from the base. Others get a warning.
-            mirror: of a distributed run, whose processes load the models together.
+            mirror: the mirror of a distributed run, whose processes load the models together.
         """
         self.mirror = mirror
         if mirror is not None:

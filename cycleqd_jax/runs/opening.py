@@ -62,7 +62,7 @@ def open_context(
         shared: see :class:`~cycleqd_jax.runs.context.Context`.
         read_only: see :class:`~cycleqd_jax.runs.context.Context`.
         related: see :class:`~cycleqd_jax.runs.models.Models`.
-        mirror: of a distributed run. The processes that follow load the models when process 0 does.
+        mirror: the mirror of a distributed run. The processes that follow load the models when process 0 does.
 
     Raises:
         InputError: config, data or models can't be used.

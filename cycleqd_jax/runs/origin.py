@@ -62,8 +62,8 @@ class Origin:
 
     Attributes:
         folder: with its config, its inputs and its journal.
-        config: of the old run.
-        journal: of the old run.
+        config: the config of the old run.
+        journal: the journal of the old run.
         new: the config of the new run.
     """
 
@@ -178,7 +178,7 @@ def read_finished(folder: Path) -> tuple[RunConfig, Journal]:
         folder: its folder.
 
     Raises:
-        InputError: it is no run folder, its search is not finished or has no archives, or it is of another version.
+        InputError: it is not a run folder, its search is not finished or has no archives, or it is of another version.
     """
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / "history.jsonl").is_file():
@@ -318,7 +318,7 @@ def differences(origin: Origin, journal: Journal) -> Iterator[str]:
 
     Args:
         origin: the old run.
-        journal: of the new run; individuals that it does not have yet are left out.
+        journal: the journal of the new run; individuals that it does not have yet are left out.
     """
     experts = len(origin.config.expert_names)
     for identity in range(experts + origin.generations * origin.config.search.batch_size):

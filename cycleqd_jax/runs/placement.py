@@ -38,7 +38,7 @@ class Placement:
         """Does nothing yet.
 
         Args:
-            context: of the run; its models are loaded when they are needed.
+            context: the context of the run; its models are loaded when they are needed.
         """
         self._context = context
         self._config = context.config

@@ -101,8 +101,8 @@ class RemoteWorkers:
         """Starts nothing yet.
 
         Args:
-            context: of the run.
-            cluster: of :func:`connect`.
+            context: the context of the run.
+            cluster: the result of :func:`connect`.
 
         Raises:
             InputError: ``workers.json`` is damaged.

@@ -55,7 +55,7 @@ def rebuild(space: Space, journal: Journal, names: tuple[str, ...], ids: Iterabl
 
     Args:
         space: the genome space of the run.
-        journal: of the run.
+        journal: the journal of the run.
         names: the names of the experts, in the order of the space.
         ids: the individuals.
 
@@ -80,7 +80,7 @@ def rebuilt(
 
     Args:
         space: the genome space of the run.
-        journal: of the run.
+        journal: the journal of the run.
         names: the names of the experts, in the order of the space.
         ids: the individuals.
         digest_of: the digest of a genome that is compared with the recorded one.
@@ -143,7 +143,7 @@ def replay(config: RunConfig, journal: Journal, generations: int | None = None) 
 
     Args:
         config: the config of the run.
-        journal: of the run.
+        journal: the journal of the run.
         generations: how many generations; None is all that are complete.
 
     Raises:

@@ -22,7 +22,7 @@ class Restriction:
         Args:
             space: the space of all experts.
             experts: the indices of those of the smaller space, in its order.
-            journal: of the smaller space; individual 0 is its first expert.
+            journal: the journal of the smaller space; individual 0 is its first expert.
 
         Raises:
             InputError: the genomes of the smaller space have other shapes.

@@ -33,7 +33,7 @@ class TableRow:
     Attributes:
         make: makes the weights.
         donate: whether the weights belong to the evaluator, which may use their buffers up.
-        key: of a model that the search found; equal for equal weights. None for models that do not depend on the search.
+        key: identifies a model that the search found; equal for equal weights. None for models that no search found.
         error: why the row can't be evaluated; None if it can.
     """
 
@@ -68,7 +68,7 @@ def measure(context: Context, evolution: Evolution, isolation: str | None, *, ke
 
     The JSON files are in ``tables/``. Seconds are in ``usage.json`` only, so a run that was killed ends with the same results.
 
-    Rows of equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
+    Rows with equal weights are evaluated once. The transcripts are those of the first of them. Rows that do not depend on the
     search are taken over from ``context.shared``, with the record of their training. Transcripts of other rows, which an
     earlier measurement left, are removed.
 

@@ -96,7 +96,7 @@ class Run:
                 ``seed`` only. The experts' scores are taken over from it, and so are the rows of the results table that no
                 search found. Rows that depend on the seed are taken over from a run of the same seed only. Transcripts stay
                 there. Another seed is refused where models or problems depend on it.
-            mirror: of a distributed run, in process 0; see :func:`~cycleqd_jax.runs.follow.follow` for the others.
+            mirror: the mirror of a distributed run, in process 0; see :func:`~cycleqd_jax.runs.follow.follow` for the others.
         """
         self.config = config
         self.folder = config.folder

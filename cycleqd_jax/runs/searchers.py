@@ -72,7 +72,7 @@ def grid_of(config: RunConfig, scores: Scores) -> dict[str, Any]:
 
     Args:
         config: the config of a run.
-        scores: of the experts, Float ``[K, task]``.
+        scores: the scores of the experts, Float ``[K, task]``.
     """
     options, names = config.search, config.task_names
     bounds = expert_bounds(scores)
@@ -91,7 +91,7 @@ def write_grid(config: RunConfig, journal: Journal) -> None:
 
     Args:
         config: the config of the run.
-        journal: of the run; it has all experts.
+        journal: the journal of the run; it has all experts.
 
     Raises:
         InputError: the run has children already, in cells of other centroids than this version computes.

@@ -53,7 +53,7 @@ class Selection:
     """The outcome of :func:`select`.
 
     Attributes:
-        chosen: the candidate of the best average over tasks on the validation problems.
+        chosen: the candidate with the best average over tasks on the validation problems.
         soup: the greedy soup; an elite where no other elite was accepted.
         facts: see :func:`selection_facts`.
     """

@@ -103,7 +103,7 @@ class WeightsAndBiases:
         """Opens the run; its files are in the folder ``wandb`` of the run folder.
 
         Args:
-            config: of the run.
+            config: the config of the run.
             known: the individuals in the journal.
 
         Raises:
@@ -161,7 +161,7 @@ class MLflow:
         """Opens the run, in the experiment ``MLFLOW_EXPERIMENT_NAME`` or ``cycleqd``.
 
         Args:
-            config: of the run.
+            config: the config of the run.
             known: the individuals in the journal.
             log: called with a warning where the server does not answer.
 

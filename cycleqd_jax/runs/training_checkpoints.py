@@ -1,4 +1,4 @@
-"""Checkpoints of a training of a run, which lie in its cache until the model is saved."""
+"""Training checkpoints, which are in the cache of a run until the model is saved."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CachedTraining:
 
         Args:
             cache: the cache of the run.
-            name: of the training; it ends with a digest of all that the training depends on.
+            name: the name of the training; it ends with a digest of all that the training depends on.
             seed: the seed of the training.
             minutes: time between two checkpoints; the first one is written after this time.
             log: called with warnings, and with the step from which the training continues.

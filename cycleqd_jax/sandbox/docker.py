@@ -230,7 +230,7 @@ class DockerBox:
         """Whether the container is running.
 
         Raises:
-            InfraError: if the engine does not answer, which is no fault of the programs in the container.
+            InfraError: if the engine does not answer, which is not a fault of the programs in the container.
         """
         found = _call(["docker", "container", "inspect", "--format", "{{.State.Running}}", self.name])
         if found.returncode == 0:

@@ -52,9 +52,9 @@ class Carried:
         """Evaluates the experts on the new tasks, and records them.
 
         Args:
-            genomes: of all experts of the search, leading axis.
-            journal: of the search.
-            transcripts: of the search, or None.
+            genomes: the genomes of all experts of the search, leading axis.
+            journal: the journal of the search.
+            transcripts: the transcripts of the search, or None.
 
         Raises:
             FailuresError: an expert could not be evaluated because of a sandbox, the memory or the deadline.
@@ -82,8 +82,8 @@ class Carried:
             state: its first state.
             experts: genomes of the experts, leading axis.
             tasks: the tasks of the search, in the order of the scores.
-            journal: of the search.
-            transcripts: of the search, or None.
+            journal: the journal of the search.
+            transcripts: the transcripts of the search, or None.
             report: called with the id of every child, ascending.
             max_failures: see :func:`~cycleqd_jax.search.evolve`. Children that are only recorded do not count.
 

@@ -211,9 +211,9 @@ class Checkpoints:
     """A folder of atomically written checkpoints.
 
     A checkpoint holds the searcher's state, the raw data of the run's PRNG key, the schema version, and a digest of state and
-    key, because a flipped bit in an array is no error of the file format. A digest of its files finds damage before they are
-    read. Its step is the number of finished generations. They are written in another thread, one at a time, while the search
-    goes on.
+    key, because a flipped bit in an array is not an error of the file format. A digest of its files finds damage before they
+    are read. Its step is the number of finished generations. Checkpoints are written in another thread, one at a time, while
+    the search goes on.
 
     Attributes:
         folder: the folder.

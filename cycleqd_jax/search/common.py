@@ -87,7 +87,16 @@ def drafts_of(child: Individual, tasks: Sequence[str], journal: Journal, transcr
 
 
 def check_recorded(child: Individual, journal: Journal, check: DigestCheck) -> None:
-    """Checks that a child which the journal has is the one that the searcher makes."""
+    """Checks that a recorded child is the one that the searcher makes.
+
+    Args:
+        child: the child that the searcher makes.
+        journal: the journal of the search. A child that it does not have is not compared.
+        check: compares the digests of genomes.
+
+    Raises:
+        InputError: a field differs; the message names the first.
+    """
     recorded = journal.get(child.id)
     for name in ("generation", "active", "parents", "key", "omega", "coefficients"):
         if recorded is not None and getattr(recorded, name) != getattr(child, name):

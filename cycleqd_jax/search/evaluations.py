@@ -36,10 +36,10 @@ def evaluate_individuals(
 
     Args:
         evaluator: evaluates the genomes.
-        genomes: of the individuals, with a leading axis.
+        genomes: the genomes of the individuals, with a leading axis.
         individuals: with ascending ids, not evaluated yet. Scores that they have of other tasks are kept.
-        journal: of the search.
-        transcripts: of the search, or None.
+        journal: the journal of the search.
+        transcripts: the transcripts of the search, or None.
         on_recorded: gets the ids of all individuals, in order.
         relatives: transcripts for each individual, or empty.
         max_failures: see :func:`~cycleqd_jax.search.evolve`.

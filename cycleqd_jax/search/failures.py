@@ -35,7 +35,7 @@ def check_not_finite(individual: Individual, journal: Journal, most: int | None,
 
     Args:
         individual: the newest child in the journal; it has no finite logits.
-        journal: of the search.
+        journal: the journal of the search.
         most: number of such children in a row that stop the search; None is no limit.
         ignored: see :func:`check_row`.
 
@@ -62,7 +62,7 @@ def check_row(individual: Individual, journal: Journal, most: int | None, kept: 
 
     Args:
         individual: a child with a transient failure, not recorded yet.
-        journal: of the search; it has all individuals before the child.
+        journal: the journal of the search; it has all individuals before the child.
         most: number of failures in a row that stop the search; None is no limit.
         kept: individuals with ids below this stay in the journal.
         ignored: ids of individuals that this search does not evaluate. They stay, and neither count nor end the row.

@@ -29,13 +29,13 @@ class Journal:
     Opening the journal removes an incomplete last line, which a crash leaves; its individual is evaluated again.
 
     Attributes:
-        path: of the file.
+        path: the path of the file.
         torn: whether an incomplete last line was there.
     """
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         """Args:
-            path: of the file; it is created when the first individual is appended.
+            path: the path of the file; it is created when the first individual is appended.
             read_only: leave an incomplete last line in the file, which another process may be writing at this moment.
 
         Raises:

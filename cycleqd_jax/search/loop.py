@@ -69,14 +69,14 @@ def evolve(
         key: PRNG key of the run; generation t asks with ``fold_in(key, t)``.
         generations: number of generations; fewer if the budget ends the search.
         batch_size: children per generation.
-        journal: of the run.
-        checkpoints: of the run, or None.
-        transcripts: of the run, or None. Each is written before its individual is recorded. A child gets those of its
-            relatives as drafts (:func:`~cycleqd_jax.search.common.relatives_of`).
-        budget: the most individuals that are evaluated, the experts included, quarantined ones too; None is no limit. See
+        journal: the journal of the run.
+        checkpoints: the checkpoints of the run, or None.
+        transcripts: the transcripts of the run, or None. Each is written before its individual is recorded. A child gets the
+            transcripts of its relatives as drafts (:func:`~cycleqd_jax.search.common.relatives_of`).
+        budget: maximum number of evaluated individuals, experts and quarantined ones included; None is no limit. See
             :func:`individuals_within`.
         max_failures: number of children in a row with transient failures (a sandbox, memory, a deadline), after which the
-            search stops; None is no limit. The cause was common then, so the row is taken out of the journal, and a resumed
+            search stops; None is no limit. One cause is likely then, so the row is taken out of the journal, and a resumed
             search evaluates it again. Only children that a checkpoint covers stay, and those of earlier generations where a
             later child of this one has scores. As many children in a row whose logits are not finite stop it too. They neither
             count nor end a row of transient failures, and stay in the journal. Failures that the journal has do not stop a
@@ -172,7 +172,7 @@ def _check_covered(journal: Journal, restored: int, needed: int) -> None:
     """Raises where the journal lacks an individual that a checkpoint covers: no search evaluates it again.
 
     Args:
-        journal: of the search.
+        journal: the journal of the search.
         restored: the generation of the checkpoint.
         needed: the individuals with ids below this are in the state of the checkpoint.
     """
@@ -233,12 +233,12 @@ def evaluate_experts(
 
     Args:
         searcher: the algorithm.
-        genomes: of the experts, leading axis.
+        genomes: the genomes of the experts, leading axis.
         evaluator: evaluates the genomes.
         tasks: names of the tasks, in the order of the scores.
         names: names of the experts, those of the tasks first.
-        journal: of the run.
-        transcripts: of the run, or None.
+        journal: the journal of the run.
+        transcripts: the transcripts of the run, or None.
         report: called with the id of every expert.
 
     Raises:

@@ -58,12 +58,12 @@ class Racing:
         """What the children of a generation are evaluated on.
 
         Args:
-            children: of one generation.
-            journal: of the search; it has the experts and the parents of the children.
+            children: the children of one generation.
+            journal: the journal of the search; it has the experts and the parents of the children.
             tasks: names of the tasks.
             experts: number of experts, which have the first ids.
-            state: of the searcher, before the generation; an :class:`~cycleqd_jax.types.ArchiveState`.
-            key: of the run.
+            state: the state of the searcher, before the generation; an :class:`~cycleqd_jax.types.ArchiveState`.
+            key: the key of the run.
 
         Raises:
             InputError: the state has no archives, or the first subset needs more problems than there are.
@@ -138,8 +138,8 @@ def generation_ids(journal: Journal, experts: int, batch_size: int, total: int, 
     found when they are asked for, and end where the journal lacks an individual of an earlier generation.
 
     Args:
-        journal: of the search. An individual counts with the problems that it was evaluated on; one without any counts with
-            all.
+        journal: the journal of the search. An individual counts with the problems that it was evaluated on, or with all
+            problems if it was evaluated on none.
         experts: number of experts, which have the first ids.
         batch_size: children of a whole generation.
         total: the most individuals, the experts included.

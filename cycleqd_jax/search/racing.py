@@ -24,7 +24,7 @@ overstates the variance.
 
 **Decision.** The tasks are independent given the child. The probability of entry is an average over points of a lattice in the
 joint distribution of the scores (:func:`entry_probability`). The archives themselves say for each point whether an individual
-of these scores would enter (``ArchiveState.admits``): its cell is empty in some archive, or holds a worse elite. The archives
+with these scores would enter (``ArchiveState.admits``): its cell is empty in some archive, or holds a worse elite. The archives
 are those before the generation, so the decision depends neither on the order of evaluation nor on the number of workers.
 
 **Trust.** Archives hold only individuals that were evaluated on all train problems: an elite's scores are exact means, each
@@ -73,7 +73,7 @@ class Distribution(NamedTuple):
 
     Attributes:
         values: the scores, ascending, float64 ``[value]``.
-        probabilities: of the scores, float64 ``[value]``.
+        probabilities: the probabilities of the scores, float64 ``[value]``.
     """
 
     values: Float[np.ndarray, " value"]
@@ -201,8 +201,8 @@ def entry_probability(
     """The probability that a child enters an archive.
 
     Args:
-        distributions: of the score of each task, independent of each other.
-        admits: whether individuals of these scores would enter some archive.
+        distributions: the distributions of the score of each task, independent of each other.
+        admits: whether individuals with these scores would enter some archive.
 
     Returns:
         The probability, to about 1 / POINTS.

@@ -74,8 +74,8 @@ def evolve_steadily(
         names: see :func:`~cycleqd_jax.search.evolve`.
         key: PRNG key of the run; child number n that is asked for gets ``fold_in(key, n)``.
         children: number of children; fewer if the budget ends the search.
-        journal: of the run.
-        checkpoints: of the run, or None. Only the last state is written.
+        journal: the journal of the run.
+        checkpoints: the checkpoints of the run, or None. Only the last state is written.
         transcripts: see :func:`~cycleqd_jax.search.evolve`.
         budget: see :func:`~cycleqd_jax.search.evolve`.
         max_failures: see :func:`~cycleqd_jax.search.evolve`.

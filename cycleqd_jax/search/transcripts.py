@@ -22,7 +22,7 @@ class Transcripts:
     ignored.
 
     Args:
-        folder: of the transcripts; made with the first of them.
+        folder: the folder of the transcripts; made with the first of them.
         tokenizer: identifies the tokenizer; token ids of another one mean other texts.
         drafts: whether children get the transcripts of their relatives.
     """

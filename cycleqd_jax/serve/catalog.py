@@ -12,7 +12,7 @@ from cycleqd_jax import report
 from cycleqd_jax.engine import Engine, Model
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.runs.wanted import RunModels, Wanted, find_wanted
+from cycleqd_jax.runs.folder_models import ModelChoice, RunModels, find_ingredients
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError, Params
 
@@ -46,9 +46,9 @@ class Catalog(Protocol):
     """The models that a server offers.
 
     Attributes:
-        name: of the model or the run.
+        name: the name of the model or the run.
         run: the run folder, or None.
-        tokenizer: of all models.
+        tokenizer: the tokenizer of all models.
         config: the architecture of all models.
     """
 
@@ -100,7 +100,7 @@ class OneModel:
     """The :class:`Catalog` of a single model, whose weights the first call of :meth:`express` hands over.
 
     Args:
-        name: of the model in requests.
+        name: the name of the model in requests.
         model: the model.
     """
 
@@ -248,21 +248,21 @@ class RunCatalog:
         if kind == "expert" and rest in config.expert_names:
             return "expert", rest, None
         if name == "final":
-            wanted = Wanted(config.export.method)
+            choice = ModelChoice(config.export.method)
         elif kind == "elite":
-            wanted = Wanted.elite(rest)
+            choice = ModelChoice.elite(rest)
         elif kind == "child" and rest.isdecimal() and len(rest) < 20:
-            wanted = Wanted("child", id=int(rest))
+            choice = ModelChoice("child", id=int(rest))
         else:
             raise InputError(
                 "expected final, base, expert:TASK, elite:TASK/CELL or child:ID, got another name; choose one of them"
             )
-        if name not in ("final", f"child:{wanted.id}", f"elite:{wanted.task}/{','.join(map(str, wanted.cell))}"):
+        if name not in ("final", f"child:{choice.id}", f"elite:{choice.task}/{','.join(map(str, choice.cell))}"):
             # Names are kept: "child:007" and others would be without end.
             raise InputError(
                 f"expected numbers without other signs, as in child:7 or elite:TASK/3,7, got {name!r:.80}; correct them"
             )
-        found = find_wanted(seen.folder, config, seen.journal, wanted)
+        found = find_ingredients(seen.folder, config, seen.journal, choice)
         return "merge", found.ids, found.weights
 
 

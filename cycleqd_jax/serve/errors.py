@@ -11,8 +11,8 @@ class ApiError(Exception):
     """An answer that is an error.
 
     Attributes:
-        status: of HTTP.
-        headers: of the answer.
+        status: the HTTP status code.
+        headers: the HTTP headers of the answer.
     """
 
     def __init__(
@@ -26,12 +26,12 @@ class ApiError(Exception):
         headers: dict[str, str] | None = None,
     ) -> None:
         """Args:
-        status: of HTTP.
+        status: the HTTP status code.
         message: one sentence.
         type: OpenAI's class of errors.
         param: the key of the request that is wrong.
         code: for programs.
-        headers: of the answer.
+        headers: the HTTP headers of the answer.
         """  # noqa: D205
         super().__init__(message)
         self.status = status

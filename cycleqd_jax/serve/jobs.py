@@ -50,7 +50,7 @@ class Scored(NamedTuple):
 
     Attributes:
         ids: the tokens, the stop token included.
-        logprobs: of each token after those before it, at temperature 1; None for the first token of a prompt.
+        logprobs: the log-probability of each token given those before it, at temperature 1; None for a prompt's first token.
         top: for each token the likeliest ones at its place with their log-probabilities, the likeliest first.
         given: how many of the tokens are the prompt's.
     """
@@ -62,14 +62,14 @@ class Scored(NamedTuple):
 
 
 class News(NamedTuple):
-    """What is new of a reply since the last look.
+    """The part of a reply that is new since the last :meth:`Ticket.take`.
 
     Attributes:
-        text: follows the text of the looks before.
+        text: the new text; it follows that of earlier calls.
         tokens: the number of tokens of the reply so far, the stop token included.
         finish: ``"stop"`` or ``"length"`` once the reply is complete, otherwise None.
         error: why there will be no more of the reply, or None.
-        scored: the log-probabilities of a complete reply, where they were wanted.
+        scored: the log-probabilities of a complete reply, if the request asked for them.
     """
 
     text: str
@@ -139,7 +139,7 @@ class Ticket:
         self._on_change()
 
     def take(self) -> News:
-        """What is new since the last call."""
+        """The part of the reply that is new since the last call."""
         with self._changed:
             text, self._text = "".join(self._text), []
             return News(text, self._tokens, self._finish, self._error, self._scored)

@@ -32,7 +32,7 @@ def completion_logprobs(tokenizer: ChatTokenizer, scored: Scored, count: int, te
     """The object ``logprobs`` of a completion.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the tokenizer of the model.
         scored: the tokens; with those of the prompt if it is echoed.
         count: alternatives of each token. The token itself is among them, or follows them.
         text: what comes before the tokens of the reply in the text of the completion.

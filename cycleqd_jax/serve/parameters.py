@@ -44,7 +44,7 @@ class Sampling:
         max_tokens: the most tokens of a reply; None is as many as there is room for.
         temperature: 0 is greedy.
         top_p: draw from the likeliest tokens that together have this probability.
-        seed: of the first reply; those after it have the next seeds.
+        seed: the seed of the first reply; those after it have the next seeds.
         stop: strings that end a reply.
         stream: whether the reply is streamed.
         usage: whether a stream ends with the number of tokens.

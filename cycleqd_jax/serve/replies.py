@@ -24,14 +24,14 @@ class Answer:
     """What the objects of one answer have in common.
 
     Attributes:
-        kind: of the request.
-        id: of the answer.
+        kind: the kind of the request.
+        id: the id of the answer.
         created: seconds since 1970.
         model: the name that the request gave.
-        prompt_tokens: of the request.
+        prompt_tokens: the prompt tokens of the request.
         usage: whether a stream ends with the number of tokens.
         jobs: what the replies are to.
-        tokenizer: of the model.
+        tokenizer: the tokenizer of the model.
     """
 
     kind: Literal["chat", "completion"]

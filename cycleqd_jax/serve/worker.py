@@ -235,7 +235,7 @@ class EngineWorker:
         self._end(ended)
 
     def _end(self, ended: Sequence[_Ended]) -> None:
-        """Completes replies. Those whose log-probabilities are wanted are scored in the slots that they have left."""
+        """Completes replies. If a request asks for log-probabilities, its reply is scored in the slot that it has left."""
         wanted = [one for one in ended if one.ticket.job.logprobs is not None]
         scored: dict[int, Scored] = {}
         if wanted:

@@ -18,7 +18,7 @@ from cycleqd_jax.types import InputError
 __all__ = ["Row", "by_digest", "read_rows", "split_evenly", "validation_slice"]
 
 _LABELS = ("id", "task_id", "index")
-"""Fields that number the records of a file and are no part of a problem."""
+"""Fields that number the records of a file and are not part of a problem."""
 
 _TYPE_NAMES = {str: "a text", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
 

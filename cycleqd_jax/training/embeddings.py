@@ -48,7 +48,7 @@ class FrozenEncoder:
 
         Args:
             items: images with masks and boxes; each is read at most once.
-            draws: of all steps.
+            draws: the draws of all steps.
         """
         grid, dtype = self._config.vision.grid, np.dtype(self._config.dtype)
         size = grid * grid * self._config.vision.output_channels * dtype.itemsize

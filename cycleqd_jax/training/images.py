@@ -25,8 +25,8 @@ class Extent(NamedTuple):
     """The size of an item's image, and its prompt.
 
     Attributes:
-        height: of the image in pixels.
-        width: of the image in pixels.
+        height: the height of the image in pixels.
+        width: the width of the image in pixels.
         box: left, top, right, bottom in pixels of the image.
     """
 
@@ -104,7 +104,7 @@ def draw_items(
     """The items of every step, from consecutive random permutations, each with a random flip and a random box.
 
     Args:
-        extents: of the items, from :func:`check_items`.
+        extents: the extents of the items, from :func:`check_items`.
         steps: number of steps.
         batch_size: images per step.
         flips: a key of :data:`FLIPS`; all of its flips are equally likely.
@@ -149,7 +149,7 @@ def target(mask: Bool[np.ndarray, "height width"], config: sam.SamConfig) -> Tar
     """The target of a mask, as the image is resized and padded.
 
     Args:
-        mask: of the size of the image, flipped as the image is.
+        mask: the mask, which has the size of the image and is flipped with it.
         config: the model.
     """
     size, side = config.vision.image_size, 4 * config.vision.grid

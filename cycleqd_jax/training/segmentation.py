@@ -268,7 +268,7 @@ def finetune_mask_adapter(
         items: see :func:`finetune_masks`.
         options: see :func:`finetune_masks`.
         masks: ``trained`` says whether updates are for image encoder and mask decoder, or for the decoder alone.
-        rank: of every update.
+        rank: the rank of every update.
         seed: the seed of order, flips, boxes and first values.
         progress: see :func:`finetune_masks`.
         stage: see :func:`finetune_masks`.

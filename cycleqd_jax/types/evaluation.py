@@ -86,7 +86,7 @@ class ModelEvaluator(Protocol):
         """An evaluator of some of the tasks, on the same devices; only one of both may be used at a time.
 
         Args:
-            names: of the tasks.
+            names: the names of the tasks.
         """
         ...
 

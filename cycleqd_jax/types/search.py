@@ -91,10 +91,10 @@ class SearchState(Protocol):
     """What the states of all searchers of this package offer to a run, beside being pytrees."""
 
     def leading(self, count: int) -> tuple[Genome, Scores, Int[AnyArray, " individual"]]:
-        """The individuals of the highest averages over all tasks that the search holds, the experts included.
+        """The individuals with the highest averages over all tasks that the search holds, the experts included.
 
-        The final model is chosen among them. Each is there once; of equal averages the smallest id comes first. An individual
-        with a score of NaN is never there. The method does not work under ``jax.jit``.
+        The final model is chosen among them. Each is there once; ties are broken by the smallest id. An individual with a
+        score of NaN is never there. The method does not work under ``jax.jit``.
 
         Args:
             count: the most individuals; fewer are returned where the search holds fewer.
@@ -113,7 +113,7 @@ class ArchiveState(SearchState, Protocol):
     """The state of a searcher with archives of cells."""
 
     def admits(self, scores: Scores) -> Bool[Array, " batch"]:
-        """Whether an individual of these scores would enter some archive; each is asked for on its own.
+        """Whether an individual with these scores would enter some archive, if it were inserted alone.
 
         Args:
             scores: finite, ``[batch, K]``.

@@ -322,7 +322,7 @@ class LikelihoodTask(Task, Protocol):
 
         Args:
             question: the question.
-            likelihoods: of its choices, in order.
+            likelihoods: the likelihoods of its choices, in order.
         """
         ...
 

@@ -14,7 +14,7 @@ import cycleqd_jax as cq
 from cycleqd_jax.cli import main
 from cycleqd_jax.cli.export import names_a_run
 from cycleqd_jax.runs import export
-from cycleqd_jax.runs.wanted import Wanted
+from cycleqd_jax.runs.folder_models import ModelChoice
 from cycleqd_jax.types import InputError
 
 from .conftest import TASKS, history
@@ -120,10 +120,10 @@ def test_a_model_of_the_run_is_not_replaced(tmp_path, monkeypatch, name):
     opened = contextlib.nullcontext()
     opened.config, opened.journal, opened.models = None, dict, SimpleNamespace(folders=folders)
     monkeypatch.setattr(export, "RunModels", lambda *args: opened)
-    monkeypatch.setattr(export, "find_wanted", lambda *args: SimpleNamespace(ids=(), weights=None, facts={}))
+    monkeypatch.setattr(export, "find_ingredients", lambda *args: SimpleNamespace(ids=(), weights=None, facts={}))
     monkeypatch.setattr(export, "ancestors_of", lambda *args: ())
     monkeypatch.setattr(export.report, "open_run", lambda folder: None)
     with pytest.raises(
         InputError, match=f"expected a folder that is no model of the run, got {name} in {place}; choose another"
     ):
-        export.export_from_folder(tmp_path, Wanted("child", id=0), place, progress=print, log=print)
+        export.export_from_folder(tmp_path, ModelChoice("child", id=0), place, progress=print, log=print)

@@ -108,7 +108,7 @@ def test_after_ctrl_c_evaluations_in_hand_may_end(new_run, assert_identical, cou
             search()
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert lines == [f"the evaluations in hand have {grace:g} s to end; press Ctrl-C to cancel them"]
+    assert lines == [f"running evaluations have {grace:g} s to end; press Ctrl-C to cancel them"]
     first = evaluators[0]
     assert (first.begun, first.ended) == ((5, 5) if grace > seconds else (5, 4))  # and none begins after it
     assert len(run.lines()) >= first.ended

@@ -96,7 +96,7 @@ def kill_process(pid: int, started: int | None) -> None:
     """Kills a process of this machine, unless it has ended; a process that stands in a debugger or is stopped too.
 
     Args:
-        pid: of the process.
+        pid: the id of the process.
         started: its :func:`start_time`; None kills nothing.
     """
     if started is not None and start_time(pid) == started:

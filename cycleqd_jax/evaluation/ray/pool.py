@@ -34,7 +34,7 @@ LOST_MACHINES = 20
 """Machines that may be lost while they evaluate an individual; then it is treated as if it had ended too many workers."""
 
 TRACEBACK_LINES = 30
-"""Of the traceback of a worker's exception, so many last lines are logged."""
+"""Number of last lines of a worker's traceback that are logged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class RayPool:
             workers: the most workers.
             patience: see :class:`Patience`.
             device: the kind of devices that all workers must have; None takes that of the first.
-            grace: seconds that evaluations in hand may take to end after an interrupt (Ctrl-C). A second one ends them.
+            grace: seconds that running evaluations may take to end after an interrupt (Ctrl-C). A second one ends them.
             record: called with the records of all workers when they change.
             log: called with single lines.
         """
@@ -183,7 +183,7 @@ class RayPool:
             self._write_records()
 
     def _drain(self, jobs: Jobs) -> None:
-        """After an interrupt: none begins, and those in hand get the grace to end."""
+        """After an interrupt: no evaluation begins, and running ones may end within the grace period."""
         if jobs.delivering:
             return
         jobs.stopped = True
@@ -191,7 +191,7 @@ class RayPool:
             jobs.pass_on()
             if self._grace <= 0 or not any(slot.job for slot in self._slots):
                 return
-            self._log(f"the evaluations in hand have {self._grace:g} s to end; press Ctrl-C to cancel them")
+            self._log(f"running evaluations have {self._grace:g} s to end; press Ctrl-C to cancel them")
             end = time.monotonic() + self._grace
             while time.monotonic() < end and any(slot.job for slot in self._slots):
                 self._collect(jobs, True, end - time.monotonic())
@@ -363,7 +363,7 @@ class RayPool:
         self._write_records(now=True)
 
     def _check_any(self) -> None:
-        """Raises where no worker can be had any more; says so where none is there yet."""
+        """Raises if no further worker can start; logs a line if none has started yet."""
         if any(slot.record.state != "waiting" for slot in self._slots):
             self._alone_since = time.monotonic()
             return

@@ -20,7 +20,7 @@ class WorkerRecord:
         id: its number in this start of the run.
         state: see :data:`WorkerState`.
         host: name of its machine; None while it waits.
-        pid: of its process; None while it waits.
+        pid: the id of its process; None while it waits.
         device: kind of its devices; None before it has started.
         start_s: seconds in which it has loaded the models, after its process has started; None before.
         evaluated: individuals that it has evaluated.

@@ -1,4 +1,4 @@
-"""Workers that failed: which nodes get no more workers, and when no worker can be had any more."""
+"""Workers that failed: which nodes get no more workers, and when no further worker can start."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ class SuiteTable:
     """Scores on the tasks of a suite, with 95 % intervals over problems.
 
     Attributes:
-        title: of the table.
+        title: the title of the table.
         tasks: their names.
         problems: number of problems of every task.
         rows: the rows that have scores.
-        scores: of every row one interval for each task, and one for their average.
-        relative: the same of the scores divided by those of the base, paired by problem; None where the base has none, or its
-            score is zero in a bootstrap sample.
+        scores: for every row, one interval for each task, and one for their average.
+        relative: the same for the scores divided by those of the base, paired by problem; None where the base has no scores, or
+            a score of zero in a bootstrap sample.
     """
 
     title: str
@@ -100,7 +100,7 @@ def suite_table(folder: str | Path, name: str) -> SuiteTable:
 
     Args:
         folder: the run folder.
-        name: of the suite.
+        name: the name of the suite.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -139,7 +139,7 @@ def write_suite(folder: str | Path, name: str) -> SuiteTable:
 
     Args:
         folder: the run folder.
-        name: of the suite.
+        name: the name of the suite.
 
     Raises:
         InputError: see :func:`suite_table`.

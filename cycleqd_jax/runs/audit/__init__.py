@@ -26,7 +26,7 @@ def verify_run(folder: str | Path) -> Audit:
     with the digests in the journal.
 
     Raises:
-        InputError: the folder is no run folder.
+        InputError: the folder is not a run folder.
     """
     path, audit = report.open_run(folder).path, Audit()
     steps = checkpoint_steps(path / "checkpoints")  # before the journal, which may grow meanwhile
@@ -59,7 +59,7 @@ def run_digest(folder: str | Path) -> str:
     their time limit are an exception: their verdict depends on the load of the machine.
 
     Raises:
-        InputError: the folder is no run folder, or its journal or newest checkpoint is damaged.
+        InputError: the folder is not a run folder, or its journal or newest checkpoint is damaged.
     """
     path = report.open_run(folder).path
     steps = checkpoint_steps(path / "checkpoints")

@@ -16,7 +16,7 @@ class Audit:
 
     Attributes:
         checked: what was checked.
-        notes: what is no disagreement, but worth knowing.
+        notes: remarks that are not disagreements.
         problems: the disagreements: what was expected, what is there, in which file, and what to do.
     """
 

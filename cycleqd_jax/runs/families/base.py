@@ -62,7 +62,7 @@ class Family(Protocol):
             folder: the model.
             options: ``dtype`` and ``vocab_size`` are used.
             like: the base, whose form an expert gets where that changes nothing; None for the base itself.
-            shardings: of the weights; None is one device.
+            shardings: the shardings of the weights; None is one device.
             log: called with warnings.
 
         Raises:
@@ -103,10 +103,10 @@ class Family(Protocol):
         Args:
             params: the initial weights.
             config: the model.
-            examples: of :meth:`examples`.
+            examples: the result of :meth:`examples`.
             train: options of the training.
             run: the config of the run, for options that all trainings share.
-            seed: of the training.
+            seed: the seed of the training.
             progress: called while training.
             stage: the name of the training in progress and errors.
             key: the part of the config that ``train`` is, for errors.

@@ -125,7 +125,7 @@ def question(row: Row, context: str, choices: Sequence[str], answer: object, lab
         labels: the labels of all choices.
 
     Raises:
-        InputError: there are fewer than two choices, a choice is blank, or the answer is no label.
+        InputError: there are fewer than two choices, a choice is blank, or the answer is not a label.
     """
     if len(choices) < 2 or len(labels) != len(choices):
         raise row.error("at least two choices, and a label for each", f"{len(choices)} choices and {len(labels)} labels")

@@ -194,7 +194,7 @@ def _bound(tree: ast.Module, stubs: bool = True, values: bool = True) -> Iterabl
     Args:
         tree: the program.
         stubs: whether functions and classes without a body of their own count.
-        values: whether imports and variables that are no functions count.
+        values: whether imports and variables that are not functions count.
     """
     pending: list[ast.AST] = list(tree.body)
     functions = any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(tree))

@@ -87,9 +87,9 @@ def test_a_search_survives_its_workers_and_its_driver(local_cluster, tmp_path, c
     until(lambda: len(busy()) >= 2, process, folder)
     process.send_signal(signal.SIGINT)
     process.wait(120)
-    assert "the evaluations in hand have 60 s to end" in (folder / "log").read_text()
+    assert "running evaluations have 60 s to end" in (folder / "log").read_text()
     cut = [one for one in records() if one["error"] == "the run was stopped"]
-    assert not cut, (cut, (folder / "log").read_text())  # all in hand have ended
+    assert not cut, (cut, (folder / "log").read_text())  # all running evaluations have ended
     assert len(journal(folder)) >= done + 2
     (folder / "workers.json").unlink()
     process = driver(folder, started.address)

@@ -1,4 +1,4 @@
-"""Ctrl-C in the pool: evaluations in hand have a grace, and no result is lost or recorded twice."""
+"""Ctrl-C in the pool: running evaluations get a grace period, and no result is lost or recorded twice."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_evaluations_in_hand_have_a_grace_after_an_interrupt(grace, act, found):
     assert time.monotonic() - begin < 3.5
     assert results == {n: [doubled(n)] for n in found}
     assert all(numbers in ([0], [1]) for numbers in program.tried), "an evaluation began after the interrupt"
-    line = f"the evaluations in hand have {grace:g} s to end; press Ctrl-C to cancel them"
+    line = f"running evaluations have {grace:g} s to end; press Ctrl-C to cancel them"
     assert lines.count(line) == (grace > 0)
     assert all(one.state in ("idle", "ended") for one in one.records)
 

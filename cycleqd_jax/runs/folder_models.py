@@ -1,4 +1,4 @@
-"""Models that a run folder describes: which individuals they are made of, and their weights.
+"""The models of a run folder: their names, the individuals that they are made of, and their weights.
 
 The experts and the journal suffice; checkpoints are not needed.
 """
@@ -39,19 +39,19 @@ from cycleqd_jax.runs.selection import selection_facts
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import Genome, InputError, Params, Progress, stack_trees
 
-__all__ = ["Found", "RunModels", "Wanted", "config_of", "find_wanted", "recorded_folders"]
+__all__ = ["Ingredients", "ModelChoice", "RunModels", "config_of", "find_ingredients", "recorded_folders"]
 
 Kind = Literal["child", "elite", "selected", "aggregate", "best_elite", "soup"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """The model that is wanted of a run folder.
+class ModelChoice:
+    """Names one model of a run folder.
 
     Attributes:
-        kind: what it is.
-        id: of the individual (``child``).
-        task: of the archive (``elite``).
+        kind: ``child`` (an individual), ``elite`` (that of a cell), or a model that the search ends with, as ``export.method``.
+        id: the id of the individual (``child``).
+        task: the task of the archive (``elite``).
         cell: bins on the axes of the archive (``elite``).
     """
 
@@ -61,7 +61,7 @@ class Wanted:
     cell: tuple[int, ...] = ()
 
     @classmethod
-    def elite(cls, text: str) -> Wanted:
+    def elite(cls, text: str) -> ModelChoice:
         """The elite of a cell.
 
         Args:
@@ -88,13 +88,13 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What a model is made of.
+class Ingredients:
+    """The individuals that a model is merged from.
 
     Attributes:
-        ids: of the individuals.
-        weights: of each in the merge; None for one individual.
-        facts: for the model card.
+        ids: the ids of the individuals.
+        weights: the weight of each in the merge; None for a single individual.
+        facts: facts for the model card, JSON-ready.
     """
 
     ids: tuple[int, ...]
@@ -114,38 +114,38 @@ def config_of(folder: Path) -> RunConfig:
     return load_config(file)
 
 
-def find_wanted(run: report.RunFolder, config: RunConfig, journal: Journal, wanted: Wanted) -> Found:
+def find_ingredients(run: report.RunFolder, config: RunConfig, journal: Journal, choice: ModelChoice) -> Ingredients:
     """The individuals that a model is made of.
 
     Args:
         run: the run folder.
-        config: of the run.
-        journal: of the run.
-        wanted: the model.
+        config: the config of the run.
+        journal: the journal of the run.
+        choice: the model.
 
     Raises:
         InputError: the model is not there, or not yet.
     """
-    if wanted.kind == "child":
-        assert wanted.id is not None
-        ancestors_of(journal, [wanted.id])
-        return _individual(journal, wanted.id, "which was chosen by its id")
-    if wanted.kind == "elite":
-        assert wanted.task is not None
-        identity = _elite_of(run, wanted.task, wanted.cell)
-        cell = ", ".join(map(str, wanted.cell))
-        return _individual(journal, identity, f"the elite of cell {cell} in the archive of {wanted.task}")
-    if wanted.kind in ("selected", "soup"):
-        return _selected(run, config, journal, wanted.kind)
+    if choice.kind == "child":
+        assert choice.id is not None
+        ancestors_of(journal, [choice.id])
+        return _individual(journal, choice.id, "which was chosen by its id")
+    if choice.kind == "elite":
+        assert choice.task is not None
+        identity = _elite_of(run, choice.task, choice.cell)
+        cell = ", ".join(map(str, choice.cell))
+        return _individual(journal, identity, f"the elite of cell {cell} in the archive of {choice.task}")
+    if choice.kind in ("selected", "soup"):
+        return _selected(run, config, journal, choice.kind)
     state = replay(config, journal).state
-    if wanted.kind == "best_elite":
+    if choice.kind == "best_elite":
         identity = int(state.leading(1)[2][0])
-        return Found((identity,), None, {"id": identity})
+        return Ingredients((identity,), None, {"id": identity})
     return _aggregate(config, state)
 
 
-def _individual(journal: Journal, identity: int, origin: str) -> Found:
-    return Found((identity,), None, {"id": identity, "origin": origin, "train": journal[identity].scores})
+def _individual(journal: Journal, identity: int, origin: str) -> Ingredients:
+    return Ingredients((identity,), None, {"id": identity, "origin": origin, "train": journal[identity].scores})
 
 
 def _elite_of(run: report.RunFolder, task: str, cell: tuple[int, ...]) -> int:
@@ -161,7 +161,7 @@ def _elite_of(run: report.RunFolder, task: str, cell: tuple[int, ...]) -> int:
     return filled[cell]
 
 
-def _selected(run: report.RunFolder, config: RunConfig, journal: Journal, kind: str) -> Found:
+def _selected(run: report.RunFolder, config: RunConfig, journal: Journal, kind: str) -> Ingredients:
     found = load_selection(run.path)
     if found is None:
         raise InputError(
@@ -175,11 +175,11 @@ def _selected(run: report.RunFolder, config: RunConfig, journal: Journal, kind: 
         merge = _aggregate(config, replay(config, journal).state)
         return dataclasses.replace(merge, facts={**merge.facts, **facts})
     if len(ids) == 1:
-        return Found(ids, None, {"id": ids[0], **(facts or {"soup": {"problems": about["problems"]}})})
-    return Found(ids, (1 / len(ids),) * len(ids), {"ids": list(ids), **facts})
+        return Ingredients(ids, None, {"id": ids[0], **(facts or {"soup": {"problems": about["problems"]}})})
+    return Ingredients(ids, (1 / len(ids),) * len(ids), {"ids": list(ids), **facts})
 
 
-def _aggregate(config: RunConfig, state: Any) -> Found:
+def _aggregate(config: RunConfig, state: Any) -> Ingredients:
     """The merge of equation 5."""
     if config.search.method != "cycleqd":
         raise InputError(
@@ -188,7 +188,7 @@ def _aggregate(config: RunConfig, state: Any) -> Found:
         )
     _, beta, ids = aggregate(state.archives)  # its genomes are ids
     elites = tuple(ids.tolist())
-    return Found(elites, tuple(beta.tolist()), {"elites": list(elites), "beta": beta.tolist()})
+    return Ingredients(elites, tuple(beta.tolist()), {"elites": list(elites), "beta": beta.tolist()})
 
 
 def _on_these_devices(config: RunConfig, log: Callable[[str], None]) -> RunConfig:
@@ -208,7 +208,7 @@ class RunModels:
     It is a context manager: compiled programs are kept in the run's cache while it is open.
 
     Attributes:
-        config: of the run, with one group of the devices of this machine.
+        config: the config of the run, with one group of the devices of this machine.
     """
 
     def __init__(self, folder: str | Path, progress: Progress, log: Callable[[str], None]) -> None:
@@ -273,9 +273,9 @@ class RunModels:
         """The genome of a model, rebuilt from the experts and the journal.
 
         Args:
-            journal: of the run.
-            ids: of the individuals that it is made of (:class:`Found`).
-            weights: of each in the merge; None for one individual.
+            journal: the journal of the run.
+            ids: the ids of the individuals that it is made of (:class:`Ingredients`).
+            weights: the weight of each in the merge; None for a single individual.
 
         Raises:
             InputError: an expert has changed, or a genome is not the recorded one.
@@ -285,18 +285,18 @@ class RunModels:
             return genomes[ids[0]]
         return weighted_sum(stack_trees([genomes[identity] for identity in ids]), jnp.asarray(weights, jnp.float32))
 
-    def params(self, wanted: Wanted | None = None) -> Params:
+    def params(self, choice: ModelChoice | None = None) -> Params:
         """The weights of a model.
 
         Args:
-            wanted: the model; None is that of ``export.method``.
+            choice: the model; None is that of ``export.method``.
 
         Raises:
             InputError: the model is not there or not yet, or see :meth:`genome`.
         """
         journal = self.journal()
-        wanted = wanted or Wanted(self.config.export.method)
-        found = find_wanted(report.open_run(self.config.folder), self.config, journal, wanted)
+        choice = choice or ModelChoice(self.config.export.method)
+        found = find_ingredients(report.open_run(self.config.folder), self.config, journal, choice)
         return self.express(self.genome(journal, found.ids, found.weights))
 
     def express(self, genome: Genome) -> Params:

@@ -1,4 +1,4 @@
-"""What the documentation site adds to MkDocs: the table of configuration keys, and docstrings without Sphinx's roles."""
+"""What the documentation site adds to MkDocs: the table of configuration keys, and docstrings as Markdown."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ class PublicNames(griffe.Extension):
             module = parent.members[name]
             hidden = parent.imports.get(name) == f"{module.path}.{name}"
             if not module.is_alias and module.is_module and hidden and name in module.members:
+                for member in module.members.values():  # griffe does not come to what is hidden
+                    if not member.is_alias:
+                        self.on_object(obj=member)
                 parent.members[name] = griffe.Alias(name, module.members[name], parent=parent)
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Replaces Sphinx's roles, such as ``:func:`~a.b.c```, by code."""
+        """Replaces Sphinx's roles, such as ``:func:`~a.b.c```, by code, and puts doctests into code blocks."""
         del kwargs
         if obj.docstring is not None:
-            obj.docstring.value = plain(obj.docstring.value)
+            obj.docstring.value = fenced(plain(obj.docstring.value))
 
 
 def plain(text: str) -> str:
@@ -53,6 +56,21 @@ def plain(text: str) -> str:
         return f"`{full.removeprefix('~').rsplit('.', 1)[-1] if full.startswith('~') else full}`"
 
     return ROLE.sub(name, text)
+
+
+def fenced(text: str) -> str:
+    """``text`` with a code block around every doctest, which ends at an empty line. Markdown would make quotations of them."""
+    lines: list[str] = []
+    inside = False
+    for line in [*text.split("\n"), ""]:
+        if not inside and line.lstrip().startswith(">>> "):
+            indent, inside = line[: len(line) - len(line.lstrip())], True
+            lines.append(f"{indent}```pycon")
+        elif inside and not line.strip():
+            inside = False
+            lines.append(f"{indent}```")
+        lines.append(line)
+    return "\n".join(lines[:-1])
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:

@@ -33,7 +33,9 @@ export CYCLEQD_VISION="${CYCLEQD_VISION:-$(dirname "$PWD")/shared/vision}"
 .venv/bin/pyright --pythonpath .venv/bin/python &
 types=$!
 .venv/bin/python scripts/check_docs.py
-.venv/bin/mkdocs build --quiet --strict --site-dir build/site
+# With --quiet, mkdocs counts no warnings, and --strict has no effect.
+mkdir -p build
+.venv/bin/mkdocs build --strict --site-dir build/site >build/mkdocs.log 2>&1 || { cat build/mkdocs.log; exit 1; }
 wait "$types"
 # An idle worker takes tests from the end of the other's list, so that long tests at one end do not wait.
 pytest=(.venv/bin/pytest --dist worksteal)

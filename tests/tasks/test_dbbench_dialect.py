@@ -221,7 +221,7 @@ def test_having_sees_selected_and_grouped_columns(database, statement):
 @pytest.mark.parametrize("statement", [
     "SELECT 0x41 + 0", "SELECT b'1' & 1", "SELECT x'41' = 'a'", "SELECT CONCAT(X'FF', 'a')", "SELECT STR_TO_DATE(1, 2)",
     "SELECT GROUP_CONCAT(X'FF')", "SELECT 'a' REGEXP '[[:upper:]]'", "UPDATE pets SET age = DEFAULT", "UPDATE IGNORE pets SET age = 1",
-    "DO SLEEP(0)", "DESCRIBE pets name", "SHOW COLUMNS IN pets", "SELECT 1 FROM (pets a JOIN pets b)", "SELECT ROW(1, 2) = ROW(1, 2)",
+    "DO SLEEP(0)", "EXPLAIN SELECT name FROM pets", "SHOW COLUMNS IN pets WHERE 1", "SELECT 1 FROM (pets a JOIN pets b)", "SELECT ROW(1, 2) = ROW(1, 2)",
     "SELECT table_name FROM information_schema.tables", "SELECT DATE_ADD('2020-01-01', INTERVAL '1 2:3:4' DAY_SECOND)",
     "SELECT DATE_ADD('2020-01-01', INTERVAL 1.5 DAY)", "SELECT DATE(born) > '2020' FROM pets",
 ])  # fmt: skip

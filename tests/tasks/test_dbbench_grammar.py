@@ -23,6 +23,12 @@ WRONG = [
     "INSERT INTO pets AS new (name) VALUES ('x')",
     "DELETE pets",
     "CREATE TABLE q (a INT, b TEXT,)",
+    "CREATE TABEL q (a INT)",
+    "CREATE INDX i ON pets (age)",
+    "DROP TABEL pets",
+    "SELECT SUM(age) OVER FROM pets",
+    "SELECT name FROM pets AS s (a, b)",
+    "SELECT name FROM pets GROUP BY name DESC DESC",
     "SELECT name, FROM pets",
     "SELECT name FROM pets WHERE age IN (1,2,)",
     "SELECT name FROM pets ORDER BY name,",
@@ -79,6 +85,9 @@ ALLOWED = [
     "ALTER TABLE pets ADD COLUMN x INT NOT NULL, ADD y TEXT",
     "WITH c AS (SELECT name FROM pets), d AS (SELECT 1 AS x) SELECT c.name, d.x FROM c, d WHERE x = 1 LIMIT 1",
     "SELECT (SELECT COUNT(*) FROM pets b WHERE b.born = a.born ORDER BY 1 LIMIT 1) FROM pets a WHERE EXISTS (SELECT 1)",
+    "SELECT name FROM pets GROUP BY name DESC, age ASC HAVING COUNT(*) > 0 LIMIT 3",
+    "SELECT SUM(age) OVER (PARTITION BY born ORDER BY name ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) FROM pets",
+    "SELECT name FROM pets ORDER BY name OFFSET 1 ROW FETCH FIRST 2 ROWS ONLY",
     "SELECT name value, 1 `order` FROM pets ORDER BY value LIMIT 1",
 ]
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cycleqd_jax.sandbox import Limits
+from cycleqd_jax.sandbox import Killed, Limits
 from cycleqd_jax.tasks.dbbench.databases import Table
 from cycleqd_jax.tasks.dbbench.mysql import SQL_MODE, MySqlDatabase
 from cycleqd_jax.tasks.dbbench.statements import is_dynamic, refused
@@ -113,6 +113,21 @@ def test_episodes_do_not_see_the_locks_of_others(server, database):
         assert outcome(database, "SELECT IS_FREE_LOCK('gate')") == "[(1,)]"
         assert held.result() == "[(1, 0)]"
     other.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COMMIT RELEASE",
+        "ROLLBACK /* now */ RELEASE",
+        "SELECT 1; COMMIT WORK RELEASE",
+        "SET completion_type = 'RELEASE'; ROLLBACK; SELECT 1",
+        "EXECUTE IMMEDIATE CONCAT('COM', 'MIT REL', 'EASE')",
+    ],
+)
+def test_a_text_that_ends_its_session_ends_the_episode_at_most(database, sql):
+    ended = outcome(database, sql)  # an InfraError would end the run
+    assert isinstance(ended, Killed) or ended.startswith("Commands out of sync")
 
 
 @pytest.mark.parametrize("number", [1021, 1053, 1205, 2006, 2013, 2055, 1044, 1045, 1040])

@@ -38,7 +38,46 @@ TEXTS = {
     f"SET autocommit = ON; BEGIN; {ADD}": 3,
     f"SET autocommit = 0; {ADD}": 3,
     f"{ADD}; TRUNCATE races; {ADD}": 0,
+    f"SAVEPOINT a; {ADD}; ROLLBACK TO a; RELEASE SAVEPOINT a; COMMIT": 3,
+    f"{ADD}; SAVEPOINT a; {ADD}; ROLLBACK TO SAVEPOINT a; COMMIT": 4,
+    f"{ADD}; SAVEPOINT a; {ADD}; ROLLBACK WORK TO `A`; {ADD}; COMMIT": 5,
+    f"SAVEPOINT a; {ADD}; SAVEPOINT b; {ADD}; ROLLBACK TO b; ROLLBACK TO b; COMMIT": 4,
+    f"SAVEPOINT a; SAVEPOINT b; {ADD}; ROLLBACK TO a; {ADD}; ROLLBACK TO b; COMMIT": 3,
+    f"SAVEPOINT a; {ADD}; SAVEPOINT b; {ADD}; SAVEPOINT a; {ADD}; ROLLBACK TO a; COMMIT": 5,
+    f"SAVEPOINT a; {ADD}; SAVEPOINT b; SAVEPOINT A; RELEASE SAVEPOINT b; COMMIT; ROLLBACK TO a": 4,
+    f"SAVEPOINT a; RELEASE SAVEPOINT a; {ADD}; ROLLBACK TO a; COMMIT": 3,
+    f"SAVEPOINT é; {ADD}; ROLLBACK TO E; {ADD}; COMMIT": 4,
+    f"{ADD}; SAVEPOINT a; COMMIT; ROLLBACK TO a; {ADD}; COMMIT": 4,
+    f"{ADD}; SAVEPOINT a; CREATE TABLE x (n INT); ROLLBACK TO a; {ADD}; COMMIT": 4,
+    f"{ADD}; SAVEPOINT a; SET autocommit = 0; {ADD}; ROLLBACK TO a; COMMIT": 4,
+    f"SET autocommit = 1; SAVEPOINT a; {ADD}; ROLLBACK TO a; {ADD}": 4,
+    f"SET autocommit = 1; BEGIN; {ADD}; SAVEPOINT a; {ADD}; ROLLBACK TO a; COMMIT": 4,
+    f"SET autocommit = 1; BEGIN; {ADD}; SET autocommit = 1; ROLLBACK": 3,
+    f"SET autocommit = 1; SET autocommit = 0; {ADD}": 3,
+    f"SET autocommit = 1; COMMIT AND CHAIN; {ADD}": 3,
+    f"SET autocommit = 1; COMMIT AND NO CHAIN; {ADD}": 4,
+    f"{ADD}; GRANT SELECT ON races TO x; {ADD}": 4,
+    f"{ADD}; FLUSH TABLES": 4,
+    f"{ADD}; CREATE TEMPORARY TABLE x (n INT)": 3,
+    f"{ADD}; CREATE INDEX i ON races (runner(3)); {ADD}": 4,
+    f"{ADD}; SET PASSWORD FOR x = ''": 4,
+    f"{ADD}; SET GLOBAL max_connections = 5; COMMIT": 3,
+    f"{ADD}; SET foreign_key_checks = 0; COMMIT": 4,
+    f"SET @a = 1; {ADD}; COMMIT": 4,
+    f"SET NAMES utf8mb4; {ADD}; COMMIT": 4,
+    f"SET sql_mode = ''; {ADD}; COMMIT": 4,
 }
+# Texts that a server executes and may commit; here they are refused.
+UNTRANSLATED = [
+    f"{ADD}; ANALYZE TABLE races; {ADD}",
+    "SET sql_mode = 'ANSI_QUOTES'; INSERT INTO races VALUES (\"lap\", '9'); COMMIT",
+    "SET @a = '9'; INSERT INTO races VALUES ('Di', @a); COMMIT",
+    f"{ADD}; START TRANSACTION READ ONLY; {ADD}; COMMIT",
+    f"SET TRANSACTION READ ONLY; {ADD}; COMMIT",
+    f"{ADD}; UPDATE races SET lap = DEFAULT; COMMIT",
+    f"{ADD}; COMMIT RELEASE",
+    f"BEGIN NOT ATOMIC {ADD}; END",
+]
 OUTPUTS = {
     "-- nothing": "[]",
     "/* nothing */;": "[]",
@@ -51,6 +90,34 @@ OUTPUTS = {
     "SELECT runner FROM races LIMIT 1, 18446744073709551615": "[('Bo',), ('Cy',)]",
     "SELECT CHAR(65 USING utf8mb4), FROM_UNIXTIME(0, '%Y')": "[('A', '1970')]",
     "UNLOCK TABLES": "[]",
+    "SAVEPOINT a": "[]",
+    "SAVEPOINT `a b`": "[]",
+    "ROLLBACK TO a": "1305 (42000)",
+    "ROLLBACK WORK TO SAVEPOINT `a`": "1305 (42000)",
+    "RELEASE SAVEPOINT a": "1305 (42000)",
+    "SAVEPOINT select": "1064 (42000)",
+    "SAVEPOINT 12": "1064 (42000)",
+    "SAVEPOINT": "1064 (42000)",
+    "RELEASE a": "1064 (42000)",
+    "SET GLOBAL max_connections = 5": "1227 (42000)",
+    "SET @@global.sql_mode = ''": "1227 (42000)",
+    "SET @a = 1, GLOBAL sort_buffer_size = 5": "1227 (42000)",
+    "SET GLOBAL TRANSACTION ISOLATION LEVEL READ COMMITTED": "1227 (42000)",
+    "SET sql_log_bin = 0": "1227 (42000)",
+    "SET max_connections = 5": "1229 (HY000)",
+    "SET PASSWORD FOR root@localhost = PASSWORD('x')": "1044 (42000)",
+    "SET @a = nothing": "1054 (42S22)",
+    "SET @a = (SELECT lap FROM races)": "1242 (21000)",
+    "SET @a = COUNT(*)": "1111 (HY000)",
+    "SET races.lap = 5": "4081 (HY000)",
+    "SET @a": "1064 (42000)",
+    "SET x": "1064 (42000)",
+    "SET": "1064 (42000)",
+    "SET @a = 5, @`b c` := (SELECT MAX(lap) FROM races)": "[]",
+    "SET @@session.foreign_key_checks = OFF, unique_checks = 0": "[]",
+    "SET SESSION sql_mode = (SELECT REPLACE(@@sql_mode, 'ONLY_FULL_GROUP_BY', ''))": "[]",
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED": "[]",
+    "SET NAMES 'utf8mb4' COLLATE 'utf8mb4_unicode_ci'": "[]",
 }
 REFUSED = [
     "SELECT TIMEDIFF('10:00:00', lap) FROM races",
@@ -59,6 +126,10 @@ REFUSED = [
     "SELECT CAST('a' AS BINARY(3))",
     "SELECT runner FROM races USE INDEX (x)",
     "CREATE UNIQUE INDEX i ON races (runner(3))",
+    "SET nothing = 5",
+    "SET time_zone = 'Mars'",
+    "SET STATEMENT max_statement_time = 5 FOR SELECT 1",
+    "COMMIT RELEASE",
     "INSERT INTO races (races.runner) VALUES ('x')",
     "DELETE FROM r USING races r WHERE r.runner = 'Ann'",
     "ANALYZE TABLE races",
@@ -85,6 +156,21 @@ def test_outputs(database):
 def test_refused(database, text):
     assert database.run(text).output.startswith("1235 (42000)")
     assert database.run("SELECT COUNT(*) FROM races").output == "[(3,)]"
+
+
+@pytest.mark.parametrize("text", UNTRANSLATED)
+def test_untranslated_texts_change_nothing(database, text):
+    assert database.run(text).output.startswith("1235 (42000)")
+    assert database.run("SELECT COUNT(*) FROM races").output == "[(3,)]"
+
+
+def test_what_came_before_an_untranslated_statement_stays_committed(database):
+    assert database.run(f"SET autocommit = 1; {ADD}; UPDATE races SET lap = DEFAULT").output.startswith("1235 (42000)")
+    assert database.run("SELECT COUNT(*) FROM races").output == "[(4,)]"
+
+
+def test_the_password_can_not_be_set(database):
+    assert database.run("SET PASSWORD = PASSWORD('x')").output.startswith("1044 (42000)")
 
 
 @pytest.mark.exhaustive

@@ -78,7 +78,8 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
             except (SyntaxError, ValueError, RecursionError) as error:
                 raise row.error(f"valid Python in field {field!r}", str(error)) from error
         case = next((n for n in trees[1].body if isinstance(n, ast.ClassDef) and n.name == _CASE), None)
-        count = len({n.name for n in case.body if isinstance(n, ast.FunctionDef) and n.name.startswith("test")}) if case else 0
+        parts = [n for n in case.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)] if case else []
+        count = len({part.name for part in parts if part.name.startswith("test")})
         if not count:
             raise row.error(f"a class {_CASE} with tests in field 'test'", "none")
         identity, name = row.text("task_id"), row.text("entry_point")

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cycleqd_jax.tasks.dbbench.dialect_parser import ONLY_A_COMMENT, parse
 from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Column, Expr, Refusal, Relation, literal, quoted, text, unsupported
 
+if TYPE_CHECKING:
+    from cycleqd_jax.tasks.dbbench.dialect_sessions import Assigned
+
 __all__ = ["VERSION", "Statement", "fingerprint_sql", "table_relation", "translate"]
 
-VERSION = 5
+VERSION = 6
 """Part of the fingerprints of tasks. Raise it with each change of the results of statements."""
 
 _DENIED = re.compile(r"\s*(?:LOCK|GRANT|REVOKE|FLUSH|LOAD|KILL|SHUTDOWN|INSTALL)\b", re.IGNORECASE)
 _MAINTENANCE = re.compile(r"\s*(HANDLER|ANALYZE|OPTIMIZE|CHECK|REPAIR|CHECKSUM|HELP)\b", re.IGNORECASE)
-_QUIET = re.compile(
-    r"\s*(?:START\s+TRANSACTION(?:\s+(?:WITH\s+CONSISTENT\s+SNAPSHOT|READ\s+WRITE))?|BEGIN(?:\s+WORK)?|SAVEPOINT\s+\w+|DO\s+\d+|"
-    r"(?:COMMIT|ROLLBACK)(?:\s+WORK)?(?:\s+AND\s+NO\s+CHAIN|\s+AND\s+CHAIN)?(?:\s+NO\s+RELEASE)?|UNLOCK\s+TABLES?|"
-    r"SET\s+(?:SESSION\s+|LOCAL\s+|@@(?:session\.)?)?autocommit\s*=\s*(?:ON|OFF))\s*$",
-    re.IGNORECASE,
-)
+# What CREATE, ALTER and DROP may be followed by.
+_DEFINED = frozenset((
+    "AGGREGATE", "ALGORITHM", "DATABASE", "DEFINER", "EVENT", "FULLTEXT", "FUNCTION", "IGNORE", "INDEX", "LOGFILE", "ONLINE",
+    "OR", "PACKAGE", "PROCEDURE", "SCHEMA", "SEQUENCE", "SERVER", "SPATIAL", "SQL", "TABLE", "TABLESPACE", "TEMPORARY",
+    "TRIGGER", "UNIQUE", "VIEW",
+))  # fmt: skip
+_DO = re.compile(r"\s*DO\s+\d+\s*\Z", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +42,14 @@ class Statement:
         codes: for each column of the last one's result how it is shown; None if it has no result.
         rows: a result that needs no execution, or None.
         catalog: the tables after the statement, or None if it does not change them.
-        order: whether the order of the result's rows is given by the statement.
+        assigned: what SET changes, else None.
     """
 
     sql: tuple[str, ...] = ()
     codes: tuple[str, ...] | None = None
     rows: str | None = None
     catalog: Catalog | None = None
+    assigned: Assigned | None = None
 
 
 def table_relation(name: str, columns: tuple[str, ...]) -> Relation:
@@ -94,19 +99,28 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
     from sqlglot import exp
 
     from cycleqd_jax.tasks.dbbench.dialect_changes import delete, insert, update
+    from cycleqd_jax.tasks.dbbench.dialect_grammar import syntax_error
     from cycleqd_jax.tasks.dbbench.dialect_names import Scope
     from cycleqd_jax.tasks.dbbench.dialect_queries import query
-    from cycleqd_jax.tasks.dbbench.dialect_tables import alter, create, describe, show
+    from cycleqd_jax.tasks.dbbench.dialect_sessions import assignments, missing_savepoint, transaction
+    from cycleqd_jax.tasks.dbbench.dialect_show import describe, show
+    from cycleqd_jax.tasks.dbbench.dialect_tables import alter, create, drop_index
 
-    if sql == ONLY_A_COMMENT or _QUIET.match(sql):
+    if sql == ONLY_A_COMMENT or _DO.match(sql):
         return Statement(rows="[]")
+    change = transaction(sql)
+    if change is not None and change.kind in ("undo", "release"):
+        raise missing_savepoint(sql)  # each text has a session of its own
+    if change is not None and change.kind != "implicit":
+        return Statement(rows="[]")
+    if re.match(r"\s*SET\b", sql, re.IGNORECASE):
+        assigned = assignments(sql, Scope(catalog, database))
+        return Statement(assigned.sql, rows=None if assigned.sql else "[]", assigned=assigned)
     if _DENIED.match(sql):
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{database}'")
     maintenance = _MAINTENANCE.match(sql)
     if maintenance:
         raise unsupported(maintenance[1].upper())
-    if re.match(r"\s*ROLLBACK\s+TO\b", sql, re.IGNORECASE):
-        raise Refusal(f"1305 (42000): SAVEPOINT {sql.split()[-1]} does not exist")
     node: Any
     node, replaces = parse(sql)
     scope = Scope(catalog, database)
@@ -131,6 +145,9 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
     if isinstance(node, exp.Alter):
         statements, relation, old = alter(node, scope)
         return Statement(tuple(statements), catalog={**{n: r for n, r in catalog.items() if n != old}, relation.name: relation})
+    if isinstance(node, exp.Drop) and str(node.args.get("kind")).upper() == "INDEX":
+        statements, relation = drop_index(node, scope)
+        return Statement(tuple(statements), catalog={**catalog, relation.name: relation}, rows=None if statements else "[]")
     if isinstance(node, exp.Drop):
         return _drop(node, catalog, database)
     if isinstance(node, exp.TruncateTable):
@@ -146,23 +163,25 @@ def _translated(sql: str, catalog: Catalog, database: str) -> Statement:
         return Statement(rows=str(show(node, scope)))
     if isinstance(node, exp.Describe) and isinstance(node.this, exp.Table):
         return Statement(rows=str(describe(scope.relation(node.this))))
-    if isinstance(node, exp.Set):
-        return Statement(rows="[]")
     if isinstance(node, exp.Use):
         if node.this is not None and node.this.name == database:
             return Statement(rows="[]")
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{getattr(node.this, 'name', '')}'")
+    words = sql.upper().split(maxsplit=2)
+    if isinstance(node, exp.Command) and words[0] in ("CREATE", "ALTER", "DROP"):
+        if words[1:2] in (["USER"], ["ROLE"]):
+            raise Refusal(
+                "1227 (42000): Access denied; you need (at least one of) the CREATE USER privilege(s) for this operation"
+            )
+        if words[1:] and words[1] not in _DEFINED:
+            raise syntax_error(sql[len(words[0]) :].lstrip())
     if isinstance(node, exp.Command | exp.Describe):
         raise unsupported(sql.split()[0].upper() + (" of a query" if isinstance(node, exp.Describe) else ""))
-    from cycleqd_jax.tasks.dbbench.dialect_grammar import syntax_error
-
     raise syntax_error(sql)
 
 
 def _drop(node: Any, catalog: Catalog, database: str) -> Statement:
     kind = str(node.args.get("kind") or "").upper()
-    if kind == "INDEX":
-        raise unsupported("DROP INDEX")
     if kind not in ("TABLE", "VIEW"):
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{database}'")
     left, statements, missing = dict(catalog), [], []

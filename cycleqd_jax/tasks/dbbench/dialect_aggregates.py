@@ -20,8 +20,10 @@ def aggregates_in(node: Any) -> bool:
     from sqlglot import exp
 
     def visit(one: Any) -> bool:
-        if isinstance(one, exp.Query | exp.Window):
+        if isinstance(one, exp.Query):
             return False
+        if isinstance(one, exp.Window):  # the function itself belongs to the window
+            return any(map(visit, [*one.this.iter_expressions(), *(p for p in one.iter_expressions() if p is not one.this)]))
         if isinstance(one, exp.GroupConcat) or (isinstance(one, exp.Anonymous) and str(one.this).upper() in AGGREGATES):
             return True
         return any(visit(child) for child in one.iter_expressions())
@@ -54,6 +56,8 @@ def aggregate(name: str, args: list[Expr], distinct: int) -> Expr:
         return Expr(f"{name.lower()}({collated(arg)})", arg.type)
     kind = number_type(arg.type)
     if name in ("SUM", "AVG"):
+        if distinct and arg.type.kind in ("str", "bin") and kind.scale is not None:
+            raise unsupported(f"{name}(DISTINCT …) of CAST AS CHAR")  # a temporary table of the server rounds the numbers
         mode = "double" if kind.kind == "dbl" else "exact"
         mean = int(name == "AVG")
         sql = f"m_total({number(arg)}, '{mode}', {mean}, {distinct})"

@@ -38,6 +38,7 @@ class Calls(abc.ABC):
         scope: the names that they may use.
         query: translates the queries inside them.
         group: the expressions that the query groups by, as text of SQLite; None if it does not group.
+        sorts: whether it has an aggregate for which the server sorts the rows by group.
         database: name of the database.
     """
 
@@ -46,7 +47,11 @@ class Calls(abc.ABC):
         self.query = query
         self.database = scope.database
         self.group: set[str] | None = None
+        self.sorts = False
         self.aliases: dict[str, Expr] = {}
+        self.ambiguous: set[str] = set()  # names of several selected expressions
+        self.totals: set[str] = set()  # names of selected expressions with aggregates
+        self.nested = False  # whether a term of ORDER BY is more than a name
         self.visible: set[str] = set()  # columns that HAVING may use: text of SQLite
         self.values: dict[str, Expr] = {}  # VALUES(column) in ON DUPLICATE KEY UPDATE
         self.clause = "SELECT"
@@ -95,7 +100,7 @@ class Calls(abc.ABC):
 
     def _chr(self, node: exp.Chr) -> Expr:
         made = call("CHAR", [self(one) for one in node.expressions], compared, self.database)
-        if node.args.get("charset") is None:
+        if not node.args.get("charset"):
             return made
         if node.args["charset"].name.lower() not in ("utf8mb4", "utf8", "utf8mb3", "ascii"):
             raise unsupported(f"CHAR(… USING {node.args['charset'].name})")
@@ -145,6 +150,7 @@ class Calls(abc.ABC):
 
         inner, separator, keys, orders = node.this, node.args.get("separator"), [], []
         self._enter()
+        self.sorts = True
         if isinstance(inner, exp.Order):
             orders, inner = inner.expressions, inner.this
         distinct = isinstance(inner, exp.Distinct)
@@ -162,7 +168,7 @@ class Calls(abc.ABC):
         alike = "1" if distinct else "0"
         if distinct and len(shown) > 1:
             alike = f"m_concat({', char(0), '.join(f'm_key({one})' for one in shown)})"
-        return Expr(f"m_joined({', '.join([value, mark, alike, *keys])})", TEXT)
+        return Expr(f"m_joined({', '.join([value, mark, alike, *keys])})", TEXT._replace(scale=0))
 
     @staticmethod
     def _ordered(node: Any, items: list) -> Any:
@@ -187,11 +193,10 @@ class Calls(abc.ABC):
         items, distinct = list(node.expressions), 0
         if len(items) == 1 and isinstance(items[0], exp.Distinct):
             items, distinct = items[0].expressions, 1
+            self.sorts = True
         if name == "COUNT" and len(items) == 1 and isinstance(items[0], exp.Star) and not distinct:
             self._inside = False
             return Expr("count(*)", INT)
         args = [self(item) for item in items]
         self._inside = False
-        if self.group and args[0].cut and name[:3] in ("SUM", "AVG", "STD", "VAR"):
-            raise unsupported(f"{name} of CAST(… AS CHAR(…)) in groups")  # the server's temporary table rounds the numbers
         return aggregate(name, args, distinct)

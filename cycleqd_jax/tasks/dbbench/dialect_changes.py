@@ -91,6 +91,7 @@ def insert(node: Any, scope: Scope, replaces: bool) -> str:
     extra = [implicit(column) for column in missing]
     translate = Expressions(scope, query)
     translate.clause = "INSERT"
+    own = Source(relation.name, "new", list(relation.columns), True)
     source = node.expression
     if isinstance(source, exp.Values):
         rows = []
@@ -102,9 +103,13 @@ def insert(node: Any, scope: Scope, replaces: bool) -> str:
             if len(cells) != len(columns):
                 raise Refusal(f"1136 (21S01): Column count doesn't match value count at row {number}")
             one = len(source.expressions) == 1
-            rows.append(
-                [_value(cell, column, translate, one_row=one) for cell, column in zip(cells, columns, strict=True)] + extra
-            )
+            scope.sources[:] = [own]  # a value may be a column: what the row has there so far
+            scope.overrides = {own.expr(i).sql: Expr(implicit(c), c.type) for i, c in enumerate(relation.columns)}
+            values = []
+            for cell, column in zip(cells, columns, strict=True):
+                values.append(_value(cell, column, translate, one_row=one))
+                scope.overrides[own.expr(relation.columns.index(column)).sql] = Expr(f"({values[-1]})", column.type)
+            rows.append(values + extra)
         body = "VALUES " + ", ".join(f"({', '.join(row)})" for row in rows)
     elif source is not None:
         made = query(source, Scope(scope.catalog, scope.database))
@@ -129,7 +134,7 @@ def _on_duplicate(node: Any, scope: Scope, relation: Relation) -> str:
         return ""
     if not conflict.args.get("duplicate"):
         raise unsupported("ON CONFLICT")
-    if not relation.keys:
+    if not any(key.unique for key in relation.keys):
         return ""
     inner = Scope(scope.catalog, scope.database)
     inner.sources.append(Source(relation.name, quoted(relation.name), list(relation.columns), True))
@@ -142,10 +147,11 @@ def _on_duplicate(node: Any, scope: Scope, relation: Relation) -> str:
     return f" ON CONFLICT DO UPDATE SET {', '.join(pairs)}"
 
 
-def _from(node: Any, scope: Scope) -> tuple[str, Expressions]:
-    """The FROM of a change of one or several tables."""
+def _from(node: Any, scope: Scope) -> tuple[str, Expressions, dict[str, str]]:
+    """The FROM of a change of one or several tables, its expressions, and the numbers of the rows of each alias."""
     expressions = Expressions(scope, query)
-    return Joins(expressions)(node.this, []), expressions
+    joins = Joins(expressions, changes=True)
+    return joins(node.this, []), expressions, joins.rows
 
 
 def _chosen(node: Any, translate: Expressions, from_sql: str, selected: str) -> str:
@@ -166,10 +172,10 @@ def _chosen(node: Any, translate: Expressions, from_sql: str, selected: str) -> 
 def update(node: Any, scope: Scope) -> list[str]:
     """UPDATE of one table, or of one table of a join."""
     check_parts(node, {"this", "expressions", "where", "order", "limit"})
-    from_sql, translate = _from(node, scope)
+    from_sql, translate, numbers = _from(node, scope)
     targets: dict[str, Source] = {}
     pairs: list[tuple[Column, str]] = []
-    translate.clause = "SELECT"
+    translate.clause = "INSERT"
     plain = len(scope.sources) == 1
     for assignment in node.expressions:
         if type(assignment).__name__ != "EQ" or type(assignment.this).__name__ != "Column":
@@ -200,11 +206,11 @@ def update(node: Any, scope: Scope) -> list[str]:
         values = ", ".join(f"{value} AS v{i}" for i, (_, value) in enumerate(pairs))
         shown = ", ".join(f"{quoted(column.name)} = {_NEW}.v{i}" for i, (column, _) in enumerate(pairs))
         # The new values are computed before the first row is changed.
-        rows = _chosen(node, translate, from_sql, f"{values}, {target.alias}.{row} AS r")
+        rows = _chosen(node, translate, from_sql, f"{values}, {numbers[target.alias]} AS r")
         return [f"UPDATE {name} SET {shown} FROM ({rows}) AS {_NEW} WHERE {name}.{row} = {_NEW}.r"]
-    chosen = _chosen(node, translate, from_sql, f"{target.alias}.{row}")
+    chosen = _chosen(node, translate, from_sql, numbers[target.alias])
     shown = ", ".join(
-        f"{quoted(column.name)} = (SELECT {value} FROM {from_sql} WHERE {target.alias}.{row} = {_NEW}.{row}"
+        f"{quoted(column.name)} = (SELECT {value} FROM {from_sql} WHERE {numbers[target.alias]} = {_NEW}.{row}"
         + (f" AND {condition}" if condition else "")
         + " LIMIT 1)"
         for column, value in pairs
@@ -225,7 +231,7 @@ def delete(node: Any, scope: Scope) -> list[str]:
     check_parts(node, {"this", "tables", "where", "order", "limit", "cluster", "using"})
     if node.args.get("using"):
         raise unsupported("DELETE … USING")
-    from_sql, translate = _from(node, scope)
+    from_sql, translate, numbers = _from(node, scope)
     tables = node.args.get("tables") or []
     if not tables and len(scope.sources) != 1:
         raise unsupported("this DELETE")
@@ -239,5 +245,5 @@ def delete(node: Any, scope: Scope) -> list[str]:
     if relation.view:
         raise unsupported(f"changes to the view {relation.name}")
     row = row_name(relation)
-    chosen = _chosen(node, translate, from_sql, f"{target.alias}.{row}")
+    chosen = _chosen(node, translate, from_sql, numbers[target.alias])
     return [f"DELETE FROM {quoted(relation.name)} WHERE {row} IN ({chosen})"]

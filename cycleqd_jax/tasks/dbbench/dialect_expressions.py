@@ -29,6 +29,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     unsupported,
     whole,
 )
+from cycleqd_jax.tasks.dbbench.dialect_windows import window
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -110,19 +111,7 @@ class Expressions(Calls):
         return Expr(f"x'{value.to_bytes(-(-len(str(node.this)) // 8), 'big').hex()}'", BINARY)
 
     def _window(self, node: exp.Window) -> Expr:
-        name = str(getattr(node.this, "this", "")).upper()
-        if type(node.this).__name__ != "Anonymous" or name not in ("ROW_NUMBER", "RANK", "DENSE_RANK") or node.args.get("spec"):
-            raise unsupported(f"the window function {name}")
-        if self.group is not None or node.args.get("alias") or node.this.expressions:
-            raise unsupported("this window function")
-        parts = ", ".join(collated(self(one)) for one in node.args.get("partition_by") or [])
-        order = node.args.get("order")
-        terms = [
-            collated(self(t.this)) + " DESC" * bool(t.args.get("desc"))
-            for t in (order.expressions if order is not None else [])
-        ]
-        inside = f"PARTITION BY {parts} " * bool(parts) + f"ORDER BY {', '.join(terms)}" * bool(terms)
-        return Expr(f"{name.lower()}() OVER ({inside})", INT)
+        return window(node, self, self.clause)
 
     def _boolean(self, node: exp.Boolean) -> Expr:
         return Expr("1" if node.this else "0", INT, "1" if node.this else "0")
@@ -144,21 +133,29 @@ class Expressions(Calls):
             raise unsupported("* at this place")
         if node.args.get("db") is not None and node.args["db"].name != self.database:
             raise self.scope.unknown(node, self.clause)
-        if not node.table and node.name.lower() in self.aliases and self.clause == "ORDER":
-            return self.aliases[node.name.lower()]
+        if self.clause == "ORDER" and not self.nested and not node.table and node.name.lower() in self.aliases:
+            return self._alias(node.name)
         found = self.scope.find(node.name, node.table, self.clause)
         if found is None:
             if not node.table and node.name.lower() in self.aliases:
-                return self.aliases[node.name.lower()]
+                return self._alias(node.name)
             raise self.scope.unknown(node, self.clause)
         column, outer = found
         if self.clause == "HAVING" and not self._inside and not outer and column.sql not in self.visible:
             if not node.table and node.name.lower() in self.aliases:
-                return self.aliases[node.name.lower()]
+                return self._alias(node.name)
             raise self.scope.unknown(node, self.clause)
         if self.group is not None and not self._inside and not outer:
             return Expr(f"m_first({column.sql})", column.type)
         return column
+
+    def _alias(self, name: str) -> Expr:
+        """A selected expression, by its name."""
+        if self.clause == "ORDER" and name.lower() in self.ambiguous:
+            raise Refusal(f"1052 (23000): Column '{name}' in ORDER BY is ambiguous")
+        if self.clause == "ORDER" and self.nested and name.lower() in self.totals:
+            raise Refusal(f"1247 (42S22): Reference '{name}' not supported (reference to group function)")
+        return self.aliases[name.lower()]
 
     # -------------------------------------------------------------------------------------------- operators
 

@@ -181,6 +181,8 @@ def _extreme(name: str) -> Builder:
             raise _wrong_count(name)
         kinds = {arg.type.kind for arg in args} - {"null"}
         other = None
+        if kinds & {"date", "datetime", "time"} and not kinds <= {"date", "datetime"} and kinds != {"time"}:
+            raise unsupported(f"{name} of dates or times and other values")
         if kinds == {"str"}:
             other = f"{'max' if name == 'GREATEST' else 'min'}({', '.join(map(number, args))})"
         if kinds & {"int", "dec", "dbl"} and kinds & {"str"}:

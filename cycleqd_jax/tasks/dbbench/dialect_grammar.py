@@ -86,10 +86,8 @@ def check(statement: str, words: list[Word]) -> None:
     priorities = ("IGNORE", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "QUICK")
     if first in _CHANGES and second in priorities and (first, second) != ("INSERT", "IGNORE"):
         raise unsupported(f"{first} {second}")
-    if first == "DO" or (first in ("DESC", "DESCRIBE", "EXPLAIN") and len(words) == 3 and second != "SELECT"):
-        raise unsupported("DO" if first == "DO" else f"{first} of one column")
-    if first == "SHOW" and any(word.text == "IN" for word in words):
-        raise unsupported("SHOW … IN")
+    if first == "DO":
+        raise unsupported("DO")
     if first == "DELETE" and all(word.text != "FROM" for word in words):
         raise syntax_error("")
     levels, listing = [_Level()], first in ("INSERT", "REPLACE")
@@ -147,6 +145,7 @@ def _wrong_pair(text: str, before: str, after: str, later: str) -> bool:
         or (text in ("ISNULL", "NOTNULL") and after != "(" and before not in ("AS", ",", "SELECT"))
         or (text == "DISTINCT" and before in ("IS", "NOT") and after == "FROM")
         or (text, after) == ("BETWEEN", "SYMMETRIC")
+        or (text == "OVER" and before == ")" and after in ("", ")", ",", "FROM"))
         or (text == "INTERVAL" and (after == "'" or after[:1].isdigit()) and later in ("", ")", ","))
     )
 
@@ -160,7 +159,7 @@ def _wrong_clause(text: str, before: str, after: str, later: str, level: _Level)
         wrong, level.rank = level.rank >= _RANKS["ORDER"], -1
         return wrong
     if text == "OFFSET" and after.isdigit():
-        return level.rank < _RANKS["LIMIT"] and before not in ("AS", ",", "SELECT")
+        return level.rank < _RANKS["LIMIT"] and before not in ("AS", ",", "SELECT") and later not in ("ROW", "ROWS")
     if text == "LIMIT" and after.isdigit() and later not in _AFTER_LIMIT:
         return True
     if text == "USING" and level.rank == _RANKS["FROM"] and after != "(":

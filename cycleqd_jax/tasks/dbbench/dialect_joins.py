@@ -5,19 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
+from cycleqd_jax.tasks.dbbench.dialect_grammar import syntax_error
 from cycleqd_jax.tasks.dbbench.dialect_names import Scope, Source, check_parts
 from cycleqd_jax.tasks.dbbench.dialect_operators import checked_length, collated, compared
-from cycleqd_jax.tasks.dbbench.dialect_types import Expr, Refusal, quoted, truth, unsupported
+from cycleqd_jax.tasks.dbbench.dialect_types import Expr, Refusal, quoted, row_name, truth, unsupported
 
 __all__ = ["Joins"]
 
+_PLACE, _ROW = '"cycleqd place"', '"cycleqd row"'  # names that no column has
+
 
 class Joins:
-    """Adds the tables of one FROM to the scope of its expressions."""
+    """Adds the tables of one FROM to the scope of its expressions.
 
-    def __init__(self, expressions: Expressions) -> None:
+    Attributes:
+        position: the place of a row in the first table, as text of SQLite.
+        rows: for the alias of each table of a change SQLite's number of its rows, as text of SQLite.
+    """
+
+    def __init__(self, expressions: Expressions, *, numbered: bool = False, changes: bool = False) -> None:
+        """Stores the scope.
+
+        Args:
+            expressions: the expressions of the query.
+            numbered: whether :attr:`position` is needed.
+            changes: whether :attr:`rows` is needed.
+        """
         self.expressions = expressions
         self.scope = expressions.scope
+        self.position = ""
+        self.rows: dict[str, str] = {}
+        self._numbered, self._changes = numbered, changes
 
     def __call__(self, first: Any, joins: list) -> str:
         """The tables of FROM, as text of SQLite.
@@ -97,7 +115,7 @@ class Joins:
             if repeated is not None:
                 raise Refusal(f"1060 (42S21): Duplicate column name '{columns[seen.index(repeated)].name}'")
             scope.sources.append(Source(given, alias, columns, False))
-            return f"({made.sql}) AS {alias}"
+            return self._rows(f"({made.sql})", alias)
         if not isinstance(node, exp.Table) or not isinstance(node.this, exp.Identifier):
             raise unsupported("this table")
         check_parts(node, {"this", "db", "alias", "joins", "hints"})
@@ -110,11 +128,29 @@ class Joins:
             made = scope.common_tables[node.name]
             checked_length(Expr(made.sql, made.columns[0].type))
             scope.sources.append(Source(name, alias, made.columns, False))
-            return f"({made.sql}) AS {alias}"
+            return self._rows(f"({made.sql})", alias)
         relation = scope.relation(node)
         kinds = {column.name.lower(): column.type for column in relation.columns}
         scope.sources.append(Source(name, alias, list(relation.columns), not relation.view))
-        if relation.primary and not any(column.auto for column in relation.columns):  # the server reads it in this order
-            order = ", ".join(collated(Expr(quoted(name), kinds[name.lower()])) for name in relation.keys[0])
-            return f"(SELECT * FROM {quoted(relation.name)} ORDER BY {order} LIMIT -1) AS {alias}"
+        if node.args.get("alias") is not None and node.args["alias"].args.get("columns"):
+            raise syntax_error("(")
+        if self._changes and not relation.view:
+            self.rows[alias] = f"{alias}.{row_name(relation)}"
+        if relation.main is not None and not any(column.auto for column in relation.columns):
+            order = ", ".join(collated(Expr(quoted(name), kinds[name.lower()])) for name in relation.main.columns)
+            row = ""
+            if self._changes:
+                row, self.rows[alias] = f", {row_name(relation)} AS {_ROW}", f"{alias}.{_ROW}"
+            return self._rows(f"(SELECT *{row} FROM {quoted(relation.name)} ORDER BY {order} LIMIT -1)", alias)
+        if relation.view or self.position:
+            return self._rows(quoted(relation.name), alias)
+        if self._numbered:
+            self.position = f"{alias}.{row_name(relation)}"
         return f"{quoted(relation.name)} AS {alias}"
+
+    def _rows(self, sql: str, alias: str) -> str:
+        """The rows of a table or of a query under an alias."""
+        if not self._numbered or self.position:
+            return f"{sql} AS {alias}"
+        self.position = f"{alias}.{_PLACE}"
+        return f"(SELECT *, row_number() OVER () AS {_PLACE} FROM {sql}) AS {alias}"

@@ -135,13 +135,13 @@ def cast(made: Expr, kind: str, sizes: list[int]) -> Expr:
     if kind in ("DOUBLE", "FLOAT"):
         return Expr(f"CAST({number(made)} AS REAL)", DOUBLE)
     if kind in ("CHAR", "VARCHAR", "NCHAR"):
-        return Expr(f"m_cut({text(made)}, {sizes[0]})", TEXT, cut=True) if sizes else Expr(text(made), TEXT)
+        return Expr(f"m_cut({text(made)}, {sizes[0]})" if sizes else text(made), TEXT._replace(scale=0))
     if kind == "CHARACTER_SET":
         return Expr(text(made), TEXT)
     if kind == "BINARY" and sizes:
         raise unsupported("CAST AS BINARY with a length")
     if kind == "BINARY":
-        return Expr(f"CAST({text(made) if made.type.kind != 'bin' else made.sql} AS BLOB)", BINARY)
+        return Expr(f"CAST({text(made) if made.type.kind != 'bin' else made.sql} AS BLOB)", BINARY._replace(scale=0))
     if kind == "DATE":
         return cast_moment(made, DATE)
     if kind in ("DATETIME", "TIME", "TIMESTAMP"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import re
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from cycleqd_jax.tasks.dbbench.dialect_grammar import Word, check, syntax_error
 from cycleqd_jax.tasks.dbbench.dialect_types import Refusal, unsupported
 
-__all__ = ["ONLY_A_COMMENT", "parse", "split"]
+__all__ = ["ONLY_A_COMMENT", "RESERVED", "parse", "split", "words"]
 
 ONLY_A_COMMENT = "/**/"
 """A statement that is nothing but a comment."""
@@ -34,196 +35,21 @@ _SIGNS = frozenset(
      "~", "!", "(", ")", ",", ".")
 )  # fmt: skip
 _PREFIXES = frozenset(("NOT", "!", "-", "+", "~", "BINARY", "INTERVAL", "CASE", "EXPLAIN", "DESCRIBE", "DESC"))
-# Words that sqlglot reads as names and MySQL does not allow as names without quotes.
-_RESERVED = frozenset(
-    [
-        "ACCESSIBLE",
-        "ADD",
-        "ALL",
-        "ALTER",
-        "ANALYZE",
-        "AND",
-        "AS",
-        "ASC",
-        "ASENSITIVE",
-        "BEFORE",
-        "BETWEEN",
-        "BIGINT",
-        "BINARY",
-        "BLOB",
-        "BOTH",
-        "BY",
-        "CALL",
-        "CASCADE",
-        "CASE",
-        "CHANGE",
-        "CHAR",
-        "CHARACTER",
-        "CHECK",
-        "COLLATE",
-        "COLUMN",
-        "CONDITION",
-        "CONSTRAINT",
-        "CONTINUE",
-        "CONVERT",
-        "CREATE",
-        "CROSS",
-        "CURSOR",
-        "DATABASE",
-        "DATABASES",
-        "DEC",
-        "DECIMAL",
-        "DECLARE",
-        "DEFAULT",
-        "DELAYED",
-        "DELETE",
-        "DESC",
-        "DESCRIBE",
-        "DISTINCT",
-        "DISTINCTROW",
-        "DIV",
-        "DOUBLE",
-        "DROP",
-        "EACH",
-        "ELSE",
-        "ELSEIF",
-        "ENCLOSED",
-        "ESCAPED",
-        "EXCEPT",
-        "EXISTS",
-        "EXIT",
-        "EXPLAIN",
-        "FETCH",
-        "FLOAT",
-        "FOR",
-        "FORCE",
-        "FOREIGN",
-        "FROM",
-        "FULLTEXT",
-        "GRANT",
-        "GROUP",
-        "HAVING",
-        "IF",
-        "IGNORE",
-        "IN",
-        "INDEX",
-        "INFILE",
-        "INNER",
-        "INOUT",
-        "INSERT",
-        "INT",
-        "INTEGER",
-        "INTERSECT",
-        "INTERVAL",
-        "INTO",
-        "IS",
-        "ITERATE",
-        "JOIN",
-        "KEY",
-        "KEYS",
-        "KILL",
-        "LEADING",
-        "LEAVE",
-        "LEFT",
-        "LIKE",
-        "LIMIT",
-        "LINEAR",
-        "LINES",
-        "LOAD",
-        "LOCK",
-        "LONG",
-        "LONGBLOB",
-        "LONGTEXT",
-        "LOOP",
-        "MATCH",
-        "MEDIUMBLOB",
-        "MEDIUMINT",
-        "MEDIUMTEXT",
-        "MOD",
-        "NATURAL",
-        "NOT",
-        "NULL",
-        "NUMERIC",
-        "ON",
-        "OPTIMIZE",
-        "OPTION",
-        "OR",
-        "ORDER",
-        "OUT",
-        "OUTER",
-        "OUTFILE",
-        "OVER",
-        "PARTITION",
-        "PRECISION",
-        "PRIMARY",
-        "PROCEDURE",
-        "PURGE",
-        "RANGE",
-        "READ",
-        "READS",
-        "REAL",
-        "RECURSIVE",
-        "REFERENCES",
-        "REGEXP",
-        "RELEASE",
-        "RENAME",
-        "REPEAT",
-        "REPLACE",
-        "REQUIRE",
-        "RESTRICT",
-        "RETURN",
-        "RETURNING",
-        "REVOKE",
-        "RIGHT",
-        "RLIKE",
-        "ROWS",
-        "SCHEMA",
-        "SCHEMAS",
-        "SELECT",
-        "SENSITIVE",
-        "SEPARATOR",
-        "SET",
-        "SHOW",
-        "SIGNAL",
-        "SMALLINT",
-        "SPATIAL",
-        "SQL",
-        "STARTING",
-        "STRAIGHT_JOIN",
-        "TABLE",
-        "TERMINATED",
-        "THEN",
-        "TINYBLOB",
-        "TINYINT",
-        "TINYTEXT",
-        "TO",
-        "TRAILING",
-        "TRIGGER",
-        "TRUE",
-        "FALSE",
-        "UNDO",
-        "UNION",
-        "UNIQUE",
-        "UNLOCK",
-        "UNSIGNED",
-        "UPDATE",
-        "USAGE",
-        "USE",
-        "USING",
-        "VALUES",
-        "VARBINARY",
-        "VARCHAR",
-        "VARYING",
-        "WHEN",
-        "WHERE",
-        "WHILE",
-        "WINDOW",
-        "WITH",
-        "WRITE",
-        "XOR",
-        "ZEROFILL",
-    ]
-)
+_WORDS = """
+    ACCESSIBLE ADD ALL ALTER ANALYZE AND AS ASC ASENSITIVE BEFORE BETWEEN BIGINT BINARY BLOB BOTH BY CALL CASCADE CASE
+    CHANGE CHAR CHARACTER CHECK COLLATE COLUMN CONDITION CONSTRAINT CONTINUE CONVERT CREATE CROSS CURSOR DATABASE DATABASES
+    DEC DECIMAL DECLARE DEFAULT DELAYED DELETE DESC DESCRIBE DISTINCT DISTINCTROW DIV DOUBLE DROP EACH ELSE ELSEIF ENCLOSED
+    ESCAPED EXCEPT EXISTS EXIT EXPLAIN FETCH FLOAT FOR FORCE FOREIGN FROM FULLTEXT GRANT GROUP HAVING IF IGNORE IN INDEX
+    INFILE INNER INOUT INSERT INT INTEGER INTERSECT INTERVAL INTO IS ITERATE JOIN KEY KEYS KILL LEADING LEAVE LEFT LIKE
+    LIMIT LINEAR LINES LOAD LOCK LONG LONGBLOB LONGTEXT LOOP MATCH MEDIUMBLOB MEDIUMINT MEDIUMTEXT MOD NATURAL NOT NULL
+    NUMERIC ON OPTIMIZE OPTION OR ORDER OUT OUTER OUTFILE OVER PARTITION PRECISION PRIMARY PROCEDURE PURGE RANGE READ READS
+    REAL RECURSIVE REFERENCES REGEXP RELEASE RENAME REPEAT REPLACE REQUIRE RESTRICT RETURN RETURNING REVOKE RIGHT RLIKE ROWS
+    SCHEMA SCHEMAS SELECT SENSITIVE SEPARATOR SET SHOW SIGNAL SMALLINT SPATIAL SQL STARTING STRAIGHT_JOIN TABLE TERMINATED
+    THEN TINYBLOB TINYINT TINYTEXT TO TRAILING TRIGGER TRUE FALSE UNDO UNION UNIQUE UNLOCK UNSIGNED UPDATE USAGE USE USING
+    VALUES VARBINARY VARCHAR VARYING WHEN WHERE WHILE WINDOW WITH WRITE XOR ZEROFILL
+"""
+RESERVED = frozenset(_WORDS.split())
+"""Words that MySQL does not allow as names without quotes; sqlglot reads some of them as names."""
 _NAMED = re.compile(r"(?i)^(?:\s*)(REPLACE)\b")
 
 
@@ -294,21 +120,23 @@ def split(sql: str) -> list[str]:
     return joined
 
 
-def _words(statement: str) -> list[Word]:
-    words, spaced = [], False
+def words(statement: str) -> list[Word]:
+    """The words, signs, names and strings of a statement."""
+    found, spaced = [], False
     for match in _SCANNED.finditer(statement):
         if match.lastgroup in ("space", "comment"):
             spaced = True
             continue
         shown = {"string": "'", "name": "`"}.get(match.lastgroup or "", match.group().upper())
-        words.append(Word(shown, match.start(), spaced))
+        found.append(Word(shown, match.start(), spaced))
         spaced = False
-    return words
+    return found
 
 
 @functools.cache
 def _dialect() -> Any:
     """MySQL's dialect of sqlglot, which leaves all functions as they are written. Imported when it is first needed."""
+    from sqlglot import TokenType, exp
     from sqlglot.dialects.mysql import MySQL
     from sqlglot.parsers.mysql import MySQLParser
 
@@ -319,10 +147,48 @@ def _dialect() -> Any:
         FUNCTIONS = {}  # noqa: RUF012
         FUNCTION_PARSERS = {name: MySQLParser.FUNCTION_PARSERS[name] for name in kept}  # noqa: RUF012
 
+        def _parse_group(self, skip_group_by_token: bool = False) -> exp.Group | None:
+            if not skip_group_by_token and not self._match(TokenType.GROUP_BY):
+                return None
+            terms = self._parse_csv(self._group_term)
+            index = self._index
+            if self._match(TokenType.WITH) and self._match(TokenType.ROLLUP):
+                return exp.Group(expressions=terms, rollup=[exp.Rollup()])
+            self._retreat(index)
+            return exp.Group(expressions=terms)
+
+        def _group_term(self) -> exp.Expr | None:
+            """An expression, which may have a direction as those of ORDER BY."""
+            term = self._parse_disjunction()
+            if self._match(TokenType.DESC):
+                return exp.Ordered(this=term, desc=True)
+            return exp.Ordered(this=term, desc=False) if self._match(TokenType.ASC) else term
+
     class Verbatim(MySQL):
         Parser = Plain
 
     return Verbatim()
+
+
+def _plain_show(statement: str, found: list[Word]) -> str:
+    """SHOW and DESCRIBE with the words that sqlglot knows."""
+    texts = [word.text for word in found]
+    pieces = [statement[a.start : b.start].strip() for a, b in itertools.pairwise([*found, Word("", len(statement), False)])]
+    if texts[0] != "SHOW":
+        if len(texts) != 3 or texts[1] in ("SELECT", "EXTENDED", "PARTITIONS") or texts[1] == "'":
+            return statement
+        name = pieces[2][1:-1].replace("``", "`") if texts[2] == "`" else pieces[2]
+        pattern = name if texts[2] == "'" else "'" + name.replace("\\", "\\\\").replace("'", "''") + "'"
+        return f"SHOW COLUMNS FROM {pieces[1]} LIKE {pattern}"
+    if texts[1:2] == ["EXTENDED"] or texts[1:3] in (["FULL", "INDEX"], ["FULL", "INDEXES"], ["FULL", "KEYS"]):
+        raise syntax_error(pieces[1])
+    same = {"KEYS": "INDEX", "INDEXES": "INDEX", "FIELDS": "COLUMNS"}
+    for place in (1, 2):
+        if texts[place : place + 1] and (place == 1 or texts[1] == "FULL"):
+            pieces[place] = same.get(texts[place], pieces[place])
+    end = next((i for i, text in enumerate(texts) if text in ("LIKE", "WHERE")), len(texts))
+    pieces[:end] = ["FROM" if text == "IN" else piece for text, piece in zip(texts, pieces[:end], strict=False)]
+    return " ".join(pieces)
 
 
 def parse(statement: str) -> tuple[Any, bool]:
@@ -334,7 +200,10 @@ def parse(statement: str) -> tuple[Any, bool]:
     from sqlglot import exp
     from sqlglot.errors import SqlglotError
 
-    check(statement, _words(statement))
+    found = words(statement)
+    check(statement, found)
+    if found[:1] and found[0].text in ("SHOW", "DESC", "DESCRIBE", "EXPLAIN"):
+        statement = _plain_show(statement, found)
     replaces = _NAMED.match(statement)
     if replaces:
         statement = "INSERT" + statement[replaces.end() :]
@@ -357,7 +226,7 @@ def parse(statement: str) -> tuple[Any, bool]:
         place = node.parent
         if node.args.get("quoted") and node.name not in names and not isinstance(place, exp.Alias):
             raise syntax_error(f"'{node.name}'")  # a string, which names nothing but a column of a result
-        if not node.args.get("quoted") and node.name.upper() in _RESERVED:
+        if not node.args.get("quoted") and node.name.upper() in RESERVED:
             qualified = isinstance(place, exp.Column) and place.args.get("table") is not None and node.arg_key == "this"
             if not qualified:
                 raise syntax_error(node.name)

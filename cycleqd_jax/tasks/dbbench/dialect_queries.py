@@ -97,7 +97,10 @@ def _union(node: Any, scope: Scope, inner: bool) -> Query:
     if len({len(one.columns) for one in made}) > 1:
         raise Refusal("1222 (21000): The used SELECT statements have a different number of columns")
     types = [common([one.columns[i].type for one in made]) for i in range(len(made[0].columns))]
-    columns = [column._replace(type=kind) for column, kind in zip(made[0].columns, types, strict=True)]
+    columns = [
+        column._replace(type=kind, guessed=len({(one.columns[i].declared, one.columns[i].guessed) for one in made}) > 1)
+        for i, (column, kind) in enumerate(zip(made[0].columns, types, strict=True))
+    ]
     shown = [_as_types(one, columns) for one in made]
     text = shown[0]
     for distinct, one in zip(kinds, shown[1:], strict=True):
@@ -142,8 +145,15 @@ def _limited(node: Any, scope: Scope, made: Query, inner: bool) -> Query:
 
 
 def limit_clause(node: Any) -> str:
-    """The LIMIT of a statement as text of SQLite, empty if there is none."""
+    """The LIMIT or FETCH of a statement as text of SQLite, empty if there is none."""
+    from sqlglot import exp
+
     limit, offset = node.args.get("limit"), node.args.get("offset")
+    if type(limit).__name__ == "Fetch":
+        options = limit.args.get("limit_options")
+        if options is not None and any(options.args.get(part) for part in ("percent", "with_ties")):
+            raise unsupported("this FETCH")
+        limit = exp.Limit(expression=limit.args.get("count") or exp.Literal.number(1))
     values = []
     for part in (limit, offset):
         if part is None:
@@ -180,6 +190,7 @@ class _Select:
     def __init__(self, node: Any, scope: Scope, inner: bool) -> None:
         self.node, self.scope, self.inner = node, scope, inner
         self.expressions = Expressions(scope, query)
+        self.place = "0"  # of a row in the first table
 
     def made(self) -> Query:
         """The query.
@@ -215,8 +226,9 @@ class _Select:
             ]
         )
         aliases = {name.lower(): item for item, name in shown if name and not isinstance(item, Expr)}
-        terms = []
+        terms, directions = [], []
         if group is not None:
+            directions = [isinstance(one, exp.Ordered) and bool(one.args.get("desc")) for one in group.expressions]
             terms = self._group_terms(group, shown, aliases)
         if aggregated:
             translate.group = {one.sql for one in terms}
@@ -225,11 +237,16 @@ class _Select:
             (self._grouped(value) if isinstance(item, Expr) else value, name)
             for (value, name), (item, _) in zip(values, shown, strict=True)
         ]
+        named: dict[str, str] = {}
         for (item, name), (value, _) in zip(shown, values, strict=True):
+            if name and named.setdefault(name.lower(), value.sql) != value.sql:
+                translate.ambiguous.add(name.lower())
             if isinstance(item, exp.Expr) and name:
                 translate.aliases.setdefault(name.lower(), value)
+                if aggregates_in(item):
+                    translate.totals.add(name.lower())
         distinct = node.args.get("distinct") is not None
-        columns = [Column(name, value.type, _declared(value)) for value, name in values]
+        columns = self._columns(values)
         listed = ", ".join(f"{collated(value) if distinct else value.sql} AS c{i}" for i, (value, _) in enumerate(values))
         sql = f"SELECT {'DISTINCT ' if distinct else ''}{listed}{source}"
         if having is not None:
@@ -252,9 +269,24 @@ class _Select:
         sql += having_sql
         limit = limit_clause(node)
         if order is not None and (limit or not self.inner):
-            sql += self._order_clause(order, values)
+            sql += self._order_clause(order, values, terms, directions)
+        elif order is None and any(directions):
+            pairs = zip(terms, directions, strict=True)
+            sql += " ORDER BY " + ", ".join(collated(term) + " DESC" * down for term, down in pairs)
         single = (aggregated and group is None) or limit in (" LIMIT 1", " LIMIT 0") or node.args.get("from_") is None
         return Query(sql + limit, columns, single)
+
+    def _columns(self, values: list[tuple[Expr, str]]) -> list[Column]:
+        """The columns of the result. A column of a table stays as it is declared."""
+        known = {source.expr(i).sql: column for source in self.scope.sources for i, column in enumerate(source.columns)}
+        columns = []
+        for value, name in values:
+            column = known.get(value.sql.removeprefix("m_first(").removesuffix(")") if self.expressions.group else value.sql)
+            if column is None or column.type != value.type or not column.nullable:
+                columns.append(Column(name, value.type, _declared(value), guessed=True))
+            else:
+                columns.append(column._replace(name=name, default=None, auto=False))
+        return columns
 
     def _grouped(self, value: Expr) -> Expr:
         """A column of ``*`` in a query that groups."""
@@ -267,7 +299,11 @@ class _Select:
             node.this.name.lower() == "dual" and not node.this.args.get("joins") and type(node.this).__name__ == "Table"
         ):
             return ""
-        return " FROM " + Joins(self.expressions)(node.this, self.node.args.get("joins") or [])
+        numbered = self.node.args.get("group") is not None and self.node.args.get("order") is not None
+        joins = Joins(self.expressions, numbered=numbered)
+        tables = joins(node.this, self.node.args.get("joins") or [])
+        self.place = joins.position
+        return f" FROM {tables}"
 
     def _group_terms(self, group: Any, shown: list, aliases: dict) -> list[Expr]:
         from sqlglot import exp
@@ -276,6 +312,7 @@ class _Select:
         translate, terms = self.expressions, []
         translate.clause = "GROUP"
         for one in group.expressions:
+            one = one.this if isinstance(one, exp.Ordered) else one
             position = _position(one, len(shown), "group statement")
             if position is not None:
                 one = shown[position][0]
@@ -284,21 +321,42 @@ class _Select:
             if isinstance(one, Expr):
                 terms.append(one)
                 continue
+            for column in list(one.find_all(exp.Column)):
+                name = column.name.lower()
+                if (
+                    not column.table
+                    and name in aliases
+                    and self.scope.find(column.name, "", "GROUP") is None
+                    and column is not one
+                ):
+                    column.replace(exp.Paren(this=aliases[name].copy()))
             if aggregates_in(one):
                 raise Refusal("1056 (42000): Can't group on this column")
             terms.append(translate(one))
         translate.clause = "SELECT"
         return terms
 
-    def _order_clause(self, order: Any, values: list[tuple[Expr, str]]) -> str:
+    def _order_clause(self, order: Any, values: list[tuple[Expr, str]], groups: list[Expr], directions: list[bool]) -> str:
+        """ORDER BY; the server shows groups that are equal in it in the order of their first rows, or sorted."""
+        from sqlglot import exp
+
         self.expressions.clause = "ORDER"
-        terms = []
+        terms, kept = [], []
         for term in order.expressions:
             position = _position(term.this, len(values))
+            self.expressions.nested = not isinstance(term.this.unnest(), exp.Column)
             value = self.expressions(term.this) if position is None else values[position][0]
             if value.type.kind == "null" or value.value is not None:
                 continue
+            kept.append(value)
             terms.append(collated(value) + " DESC" * bool(term.args.get("desc")))
+        if groups and not terms:  # the server does not sort the groups then
+            raise unsupported("ORDER BY of a constant after GROUP BY")
+        begins = [one.sql for one in kept] == [self._grouped(one).sql for one in groups[: len(kept)]]
+        if groups and (self.expressions.sorts or begins):
+            terms += [collated(one) + " DESC" * down for one, down in zip(groups, directions, strict=True)]
+        elif groups:
+            terms.append(f"min({self.place})")
         return f" ORDER BY {', '.join(terms)}" if terms else ""
 
     def _selected(self) -> list[tuple[Any, str]]:

@@ -1,4 +1,4 @@
-"""Translates MySQL's definitions of tables and views for SQLite, and answers SHOW and DESCRIBE from the catalog."""
+"""Translates MySQL's definitions of tables, keys and views for SQLite."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import dataclasses
 from typing import Any
 
 from cycleqd_jax.tasks.dbbench.dialect_expressions import Expressions
-from cycleqd_jax.tasks.dbbench.dialect_names import Scope, check_parts
+from cycleqd_jax.tasks.dbbench.dialect_grammar import syntax_error
+from cycleqd_jax.tasks.dbbench.dialect_keys import arranged, create_index, is_auto_key, key_of, without_key
+from cycleqd_jax.tasks.dbbench.dialect_names import Scope
 from cycleqd_jax.tasks.dbbench.dialect_queries import query
 from cycleqd_jax.tasks.dbbench.dialect_types import (
     INT,
-    Catalog,
+    PRIMARY,
     Column,
     Expr,
+    Key,
     Refusal,
     Relation,
     Type,
@@ -23,7 +26,7 @@ from cycleqd_jax.tasks.dbbench.dialect_types import (
     unsupported,
 )
 
-__all__ = ["alter", "create", "create_table_sql", "describe", "show"]
+__all__ = ["alter", "create", "create_table_sql", "drop_index"]
 
 _WHOLE = {"TINYINT": "tinyint(4)", "SMALLINT": "smallint(6)", "MEDIUMINT": "mediumint(9)", "INT": "int(11)",
           "BIGINT": "bigint(20)", "UTINYINT": "tinyint(3) unsigned", "USMALLINT": "smallint(5) unsigned",
@@ -99,11 +102,11 @@ def stored_default(made: Expr, column: Column) -> str:
 def create_table_sql(relation: Relation, name: str | None = None) -> str:
     """The CREATE TABLE of SQLite for a table."""
     affinities = {"int": "INTEGER", "dec": "NUMERIC", "dbl": "REAL", "bin": "BLOB"}
-    parts, keys = [], list(relation.keys)
+    parts, keys = [], [key.columns for key in relation.keys if key.unique]
     for column in relation.columns:
         affinity = affinities.get(column.type.kind, "TEXT COLLATE mysql" if column.type.kind == "str" else "TEXT")
         part = f"{quoted(column.name)} {affinity}"
-        if column.auto and relation.primary and keys and keys[0] == (column.name,):
+        if column.auto and is_auto_key(column, relation.keys):
             part += " PRIMARY KEY AUTOINCREMENT"
             keys = keys[1:]
         elif not column.nullable:
@@ -127,10 +130,9 @@ def create(node: Any, scope: Scope) -> tuple[list[str], Relation | None]:
         if not isinstance(one, exp.EngineProperty | exp.CharacterSetProperty | exp.CollateProperty | exp.SchemaCommentProperty
                           | exp.AlgorithmProperty | exp.AutoIncrementProperty):  # fmt: skip
             raise unsupported(f"{one.key} of CREATE {kind}")
-    if kind == "INDEX" and node.args.get("unique"):
-        raise unsupported("CREATE UNIQUE INDEX")
     if kind == "INDEX":
-        return [], None
+        relation, keys, changed = create_index(node, scope)
+        return _with_keys(relation, keys) if changed else ([], None)
     if kind not in ("TABLE", "VIEW"):
         raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{scope.database}'")
     target = node.this.this if isinstance(node.this, exp.Schema) else node.this
@@ -153,26 +155,20 @@ def create(node: Any, scope: Scope) -> tuple[list[str], Relation | None]:
     source = node.expression
     made = query(source, Scope(scope.catalog, scope.database)) if source is not None else None
     columns: list[Column] = []
-    keys: list[tuple[str, ...]] = []
-    primary: tuple[str, ...] | None = None
+    keys: list[Key] = []
     for one in node.this.expressions if isinstance(node.this, exp.Schema) else []:
         if isinstance(one, exp.ColumnDef):
             column, key = _defined(one, scope)
             columns.append(column)
-            if key == "PRI":
-                primary = (column.name,)
-            elif key:
-                keys.append((column.name,))
-        elif isinstance(one, exp.PrimaryKey):
-            primary = tuple(part.name for part in one.expressions)
-        elif isinstance(one, exp.UniqueColumnConstraint):
-            keys.append(tuple(part.name for part in one.this.expressions))
-        elif isinstance(one, exp.IndexColumnConstraint):
-            continue
+            if key:
+                keys.append(Key(PRIMARY if key == "PRI" else "", (column.name,), True, (0,)))
         elif kind == "VIEW" and isinstance(one, exp.Identifier):
             columns.append(Column(one.name, Type("str")))
         else:
-            raise unsupported(f"{one.key} of CREATE TABLE")
+            defined = key_of(one)
+            if defined is None:
+                raise unsupported(f"{one.key} of CREATE TABLE")
+            keys.append(defined)
     seen = [column.name.lower() for column in [*columns, *(made.columns if made is not None and not columns else [])]]
     repeated = next((one for i, one in enumerate(seen) if one in seen[:i]), None)
     if repeated is not None:
@@ -185,24 +181,12 @@ def create(node: Any, scope: Scope) -> tuple[list[str], Relation | None]:
     if made is not None:
         if columns:
             raise unsupported("CREATE TABLE with columns and a SELECT")
-        columns = [column._replace(default=None, key="", auto=False) for column in made.columns]
+        columns = [column._replace(default=None, auto=False) for column in made.columns]
     if not columns:
         raise Refusal("1113 (42000): A table must have at least 1 column")
-    known = {column.name.lower(): column.name for column in columns}
-    if primary:
-        keys.insert(0, primary)
-    for key in keys:
-        for part in key:
-            if part.lower() not in known:
-                raise Refusal(f"1072 (42000): Key column '{part}' doesn't exist in table")
-    columns = [
-        column._replace(
-            nullable=column.nullable and column.name.lower() not in [part.lower() for part in primary or ()],
-            key="PRI" if primary and column.name in primary else "UNI" if (column.name,) in keys else "",
-        )
-        for column in columns
-    ]
-    relation = Relation(name, tuple(columns), keys=tuple(keys), primary=primary is not None)
+    primary = [part.lower() for key in keys if key.name == PRIMARY for part in key.columns]
+    columns = [column._replace(nullable=column.nullable and column.name.lower() not in primary) for column in columns]
+    relation = Relation(name, tuple(columns), keys=arranged(keys, columns))
     statements = [*before, create_table_sql(relation)]
     if made is not None:
         statements.append(f"INSERT INTO {quoted(name)} SELECT * FROM ({made.sql})")
@@ -217,7 +201,7 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
     if old.view:
         raise Refusal(f"1347 (HY000): '{scope.database}.{old.name}' is not of type 'BASE TABLE'")
     columns = [(column, quoted(column.name)) for column in old.columns]
-    keys, primary, name = list(old.keys), old.primary, old.name
+    keys, name = list(old.keys), old.name
 
     def place(wanted: str) -> int:
         index = next((i for i, (column, _) in enumerate(columns) if column.name.lower() == wanted.lower()), None)
@@ -248,7 +232,7 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
                     raise Refusal(f"1091 (42000): Can't DROP COLUMN `{dropped.name}`; check that it exists")
                 if len(columns) == 1:
                     raise Refusal("1090 (42000): You can't delete all columns with ALTER TABLE; use DROP TABLE instead")
-                if any(columns[index][0].name in key for key in keys):
+                if any(columns[index][0].name in key.columns for key in keys):
                     raise unsupported("DROP COLUMN of a key")
                 del columns[index]
         elif isinstance(action, exp.ModifyColumn):
@@ -256,7 +240,7 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
             column, key = _defined(action.this, scope)
             index = place(renamed.name if renamed is not None else column.name)
             before, value = columns.pop(index)
-            if key or column.auto or any(before.name in one for one in keys):
+            if key or column.auto or any(before.name in one.columns for one in keys):
                 raise unsupported("a change of a key column")
             if before.type.kind == "str" and column.type.kind == "int":  # unlike INSERT, this cuts fractions
                 value, before = f"m_int({value})", before._replace(type=INT)
@@ -265,7 +249,19 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
             index = place(action.this.name)
             column, value = columns[index]
             columns[index] = (column._replace(name=action.args["to"].name), value)
-            keys = [tuple(action.args["to"].name if part == column.name else part for part in key) for key in keys]
+            new_name = action.args["to"].name
+            keys = [
+                key._replace(columns=tuple(new_name if part == column.name else part for part in key.columns)) for key in keys
+            ]
+        elif isinstance(action, exp.AddConstraint):
+            for one in action.expressions:
+                key = key_of(one)
+                if key is None or key.name == PRIMARY:
+                    raise unsupported("this ADD")
+                keys.append(key)
+        elif isinstance(action, exp.Drop) and str(action.args.get("kind")).upper() == "INDEX":
+            for dropped in action.args.get("tables") or [action.this]:
+                keys = without_key(keys, dropped.name, exists=bool(action.args.get("exists")))
         elif isinstance(action, exp.AlterRename):
             name = action.this.name
             if name in scope.catalog and name != old.name:
@@ -274,99 +270,36 @@ def alter(node: Any, scope: Scope) -> tuple[list[str], Relation, str]:
             raise unsupported(f"{getattr(action, 'key', 'this')} of ALTER TABLE")
     if not node.args.get("actions"):
         raise unsupported("this ALTER TABLE")
-    new = Relation(name, tuple(column for column, _ in columns), keys=tuple(keys), primary=primary)
-    names = ", ".join(quoted(column.name) for column, _ in columns)
-    values = ", ".join(value for _, value in columns)
-    scratch = "cycleqd new table"
-    return (
-        [
-            create_table_sql(new, scratch),
-            f"INSERT INTO {quoted(scratch)} ({names}) SELECT {values} FROM {quoted(old.name)} ORDER BY {row_name(old)}",
-            f"DROP TABLE {quoted(old.name)}",
-            f"ALTER TABLE {quoted(scratch)} RENAME TO {quoted(name)}",
-        ],
-        new,
-        old.name,
-    )
+    kept = tuple(column for column, _ in columns)
+    new = Relation(name, kept, keys=arranged(keys, kept))
+    return _rebuilt(old, new, [value for _, value in columns]), new, old.name
 
 
-# ------------------------------------------------------------------------------------------------ SHOW and DESCRIBE
+def drop_index(node: Any, scope: Scope) -> tuple[list[str], Relation]:
+    """DROP INDEX: the statements of SQLite, and the table without the key."""
+    place = node.args.get("cluster")
+    if place is None:
+        raise syntax_error("")
+    old = scope.relation(place.this)
+    keys = without_key(list(old.keys), node.args["tables"][0].name, exists=bool(node.args.get("exists")))
+    return _with_keys(old, keys)
 
 
-def describe(relation: Relation, like: str | None = None, *, full: bool = False) -> list[tuple]:
-    """The rows of DESCRIBE and SHOW COLUMNS."""
-    rows = []
-    for column in relation.columns:
-        if like is not None and not _matches(column.name, like):
-            continue
-        default = column.default.strip("'").replace("''", "'") if column.default is not None else None
-        row = (
-            column.name,
-            column.declared,
-            "YES" if column.nullable else "NO",
-            column.key,
-            default,
-            "auto_increment" * column.auto,
-        )
-        if full:
-            collation = "utf8mb4_general_ci" if column.type.kind == "str" else None
-            row = (*row[:2], collation, *row[2:], "select,insert,update,references", "")
-        rows.append(row)
-    return rows
+def _with_keys(old: Relation, keys: list[Key]) -> tuple[list[str], Relation]:
+    """A table with other keys."""
+    new = dataclasses.replace(old, keys=arranged(keys, old.columns))
+    if [key for key in new.keys if key.unique] == [key for key in old.keys if key.unique]:
+        return [], new
+    return _rebuilt(old, new, [quoted(column.name) for column in old.columns]), new
 
 
-def show(node: Any, scope: Scope) -> list[tuple]:
-    """The rows of SHOW."""
-    what = str(node.this).upper()
-    like_node = node.args.get("like")
-    like = str(like_node.this) if like_node is not None else None
-    check_parts(node, {"this", "like", "target", "full", "db", "json"})
-    catalog: Catalog = scope.catalog
-    if node.args.get("db") is not None and node.args["db"].name != scope.database:
-        raise Refusal(f"1044 (42000): Access denied for user 'root'@'%' to database '{node.args['db'].name}'")
-    if what == "TABLES":
-        names = sorted(name for name in catalog if like is None or _matches(name, like, exact=True))
-        return [(name, "VIEW" if catalog[name].view else "BASE TABLE") if node.args.get("full") else (name,) for name in names]
-    if what == "DATABASES":
-        return [(name,) for name in (scope.database, "information_schema") if like is None or _matches(name, like, exact=True)]
-    if what in ("COLUMNS", "CREATE TABLE", "INDEX"):
-        target = node.args.get("target")
-        name = target.name if target is not None else ""
-        if name not in catalog:
-            raise Refusal(f"1146 (42S02): Table '{scope.database}.{name}' doesn't exist")
-        relation = catalog[name]
-        if what == "COLUMNS":
-            return describe(relation, like, full=bool(node.args.get("full")))
-        if what == "CREATE TABLE" and not relation.view:
-            return [(name, _shown_create(relation))]
-        if what == "INDEX" and not relation.keys:
-            return []
-    if what in ("WARNINGS", "ERRORS", "TRIGGERS", "EVENTS", "OPEN TABLES"):
-        return []
-    raise unsupported(f"SHOW {what}")
-
-
-def _shown_create(relation: Relation) -> str:
-    def name(text: str) -> str:
-        return "`" + text.replace("`", "``") + "`"
-
-    lines = []
-    for column in relation.columns:
-        line = f"  {name(column.name)} {column.declared}" + ("" if column.nullable else " NOT NULL")
-        if column.default is not None:
-            line += f" DEFAULT {column.default}"
-        elif column.nullable:
-            line += " DEFAULT NULL"
-        lines.append(line + " AUTO_INCREMENT" * column.auto)
-    for index, key in enumerate(relation.keys):
-        shown = ",".join(map(name, key))
-        first = index == 0 and relation.primary
-        lines.append(f"  PRIMARY KEY ({shown})" if first else f"  UNIQUE KEY {name(key[0])} ({shown})")
-    body = ",\n".join(lines)
-    return f"CREATE TABLE {name(relation.name)} (\n{body}\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_general_ci"
-
-
-def _matches(name: str, pattern: str, *, exact: bool = False) -> bool:
-    from cycleqd_jax.tasks.dbbench.sqlite_values import like
-
-    return bool(like(name, pattern, "\\", int(exact)))
+def _rebuilt(old: Relation, new: Relation, values: list[str]) -> list[str]:
+    """The statements that put a new table in the place of an old one; ``values`` are those of its columns."""
+    names = ", ".join(quoted(column.name) for column in new.columns)
+    listed, scratch = ", ".join(values), "cycleqd new table"
+    return [
+        create_table_sql(new, scratch),
+        f"INSERT INTO {quoted(scratch)} ({names}) SELECT {listed} FROM {quoted(old.name)} ORDER BY {row_name(old)}",
+        f"DROP TABLE {quoted(old.name)}",
+        f"ALTER TABLE {quoted(scratch)} RENAME TO {quoted(new.name)}",
+    ]

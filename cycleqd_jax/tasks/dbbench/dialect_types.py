@@ -6,7 +6,8 @@ import dataclasses
 from typing import NamedTuple
 
 __all__ = [
-    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "TEXT", "TIME", "Catalog", "Column", "Expr", "Refusal", "Relation",
+    "BINARY", "DATE", "DATETIME", "DOUBLE", "INT", "NULL", "PRIMARY", "TEXT", "TIME", "Catalog", "Column", "Expr", "Key",
+    "Refusal", "Relation",
     "Type", "cast_moment", "common", "converted", "decimal", "is_bytes_literal", "literal",
     "moment", "number", "number_type", "quoted", "row_name",
     "stored", "text", "truth", "unfixed", "unsupported", "whole",
@@ -77,7 +78,6 @@ class Expr(NamedTuple):
         number: the expression as a number, where MySQL does not convert its text; else None. Empty if that number is
             not known.
         instant: the expression in comparisons of dates and times, where a conversion that fails is no NULL; else None.
-        cut: whether it is a CAST to a text of a given length.
     """
 
     sql: str
@@ -85,7 +85,6 @@ class Expr(NamedTuple):
     value: str | None = None
     number: str | None = None
     instant: str | None = None
-    cut: bool = False
 
 
 class Column(NamedTuple):
@@ -97,8 +96,8 @@ class Column(NamedTuple):
         declared: the type as MySQL shows it.
         nullable: whether it may be NULL.
         default: its default as MySQL shows it, or None.
-        key: ``PRI``, ``UNI``, ``MUL`` or empty.
         auto: whether it is AUTO_INCREMENT.
+        guessed: whether the server declares it otherwise: a column that a query has computed.
     """
 
     name: str
@@ -106,8 +105,33 @@ class Column(NamedTuple):
     declared: str = "text"
     nullable: bool = True
     default: str | None = None
-    key: str = ""
     auto: bool = False
+    guessed: bool = False
+
+
+PRIMARY = "PRIMARY"
+"""The name of every primary key."""
+
+
+class Key(NamedTuple):
+    """A key of a table.
+
+    Attributes:
+        name: its name; :data:`PRIMARY` for the primary key.
+        columns: names of its columns.
+        unique: whether no two rows have the same values.
+        lengths: for each column the number of characters that the key contains; 0 for all.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    unique: bool
+    lengths: tuple[int, ...]
+
+    def hashed(self, columns: dict[str, Column]) -> bool:
+        """Whether it is a unique key of texts of any length, which the server shows last. Columns by name in small letters."""
+        texts = [columns[name.lower()] for name in self.columns if columns[name.lower()].type.kind in ("str", "bin")]
+        return self.unique and self.name != PRIMARY and any("(" not in column.declared for column in texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +142,22 @@ class Relation:
         name: its name.
         columns: its columns.
         view: whether it is a view.
-        keys: the unique keys: names of columns; the primary key first, if there is one.
-        primary: whether the first key is the primary key.
+        keys: the keys in the server's order: the primary key first, if there is one.
     """
 
     name: str
     columns: tuple[Column, ...]
     view: bool = False
-    keys: tuple[tuple[str, ...], ...] = ()
-    primary: bool = False
+    keys: tuple[Key, ...] = ()
+
+    @property
+    def main(self) -> Key | None:
+        """The key whose order the rows have on the server: the primary key, else the first unique one without NULLs."""
+        known = {column.name.lower(): column for column in self.columns}
+        first = self.keys[0] if self.keys else None
+        if first is None or not first.unique or first.hashed(known):
+            return None
+        return None if any(known[name.lower()].nullable for name in first.columns) else first
 
 
 Catalog = dict[str, Relation]
@@ -278,6 +309,8 @@ def stored(expr: Expr, column: Column) -> str:
     kind = column.type.kind
     if expr.type.kind == "null":
         return "NULL"
+    if column.guessed and kind in ("int", "dec", "str", "bin"):
+        raise unsupported("changes of a column that a query has made")
     if kind == "str":
         shown = unfixed(expr)
         length = column.declared.partition("(")[2].rstrip(")")

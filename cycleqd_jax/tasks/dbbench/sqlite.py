@@ -7,7 +7,6 @@ import functools
 import importlib
 import json
 import marshal
-import re
 import zlib
 from importlib import resources
 
@@ -15,17 +14,13 @@ from cycleqd_jax.sandbox import Limits, Sandbox
 from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
 from cycleqd_jax.tasks.dbbench.dialect import Statement, fingerprint_sql, table_relation, translate
 from cycleqd_jax.tasks.dbbench.dialect_parser import split
+from cycleqd_jax.tasks.dbbench.dialect_sessions import Assigned, Transaction, missing_savepoint, transaction, uses_variables
 from cycleqd_jax.tasks.dbbench.dialect_tables import create_table_sql
-from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Refusal, quoted
+from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Refusal, quoted, unsupported
 
 __all__ = ["SqliteDatabase"]
 
 _OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
-_ENDING = re.compile(
-    r"(?P<undo>ROLLBACK\b(?!\s+(?:WORK\s+)?TO\b))|(?P<begin>BEGIN|START\s+TRANSACTION)\b|(?P<table>CREATE|ALTER|DROP|TRUNCATE)\b|(?:COMMIT|LOCK)\b"
-    r"|(?P<automatic>SET\s+(?:SESSION\s+|LOCAL\s+|@@(?:session\.)?)?autocommit\s*=\s*(?:1|ON|TRUE)\b)",
-    re.IGNORECASE,
-)
 _PACKAGE = "cycleqd_jax.tasks.dbbench"
 _LIBRARY = (
     "sqlite_values",
@@ -154,31 +149,119 @@ class SqliteDatabase:
 
     def _execute_all(self, statements: list[str]) -> Ran:
         first: Ran | None = None
-        automatic = inside = False  # whether changes are committed one by one, and whether a transaction has begun
+        session = _Session()
         try:
-            for text in statements:
-                ending = _ENDING.match(text)
-                try:
-                    statement = _translation(text, self._key(), self._table.name)
-                except Refusal as refusal:
-                    if ending and not str(refusal).startswith(("1064 ", "1235 ")):  # the server understands it
-                        self._session.request({"commit": True})
-                    ran, failed = Ran(truncated(str(refusal)), False), True
-                else:
-                    if ending:  # it ends the transaction, whether it fails or not
-                        self._session.request({"rollback" if ending["undo"] else "commit": True})
-                        automatic, inside = automatic or ending["automatic"] is not None, ending["begin"] is not None
-                    ran, failed = self._execute(
-                        statement, commit=bool(ending and ending["table"]) or (automatic and not inside)
-                    )
+            for number, text in enumerate(statements):
+                ran, failed = self._step(text, session)
                 if ran.timed_out or (failed and first is None):
                     return ran
                 if failed:
+                    # What follows may be committed on a server, so the table may be another than there.
+                    if ran.output.startswith("1235 ") and (session.automatic or any(map(_commits, statements[number:]))):
+                        return ran
                     break
                 first = first or ran
         finally:
             self._session.request({"rollback": True})
         return Ran(_OUT_OF_SYNC, False)
+
+    def _step(self, text: str, session: _Session) -> tuple[Ran, bool]:
+        """The result of one of several statements of a text, and whether it failed."""
+        change: Transaction | None = None
+        try:
+            change = transaction(text)
+            if change is not None and change.kind in ("savepoint", "undo", "release"):
+                done = session.savepoint(change, text)
+                return self._execute(Statement((done,)) if done else Statement(rows="[]"), commit=False)
+            session.check(text, change)
+            statement = _translation(text, self._key(), self._table.name)
+        except Refusal as refusal:
+            if change is not None and change.kind == "implicit" and not str(refusal).startswith(("1064 ", "1235 ")):
+                self._end(session, "commit")  # the server understands it, so it commits first
+            return Ran(truncated(str(refusal)), False), True
+        if change is not None and change.kind != "unlock":  # it ends the transaction, whether it fails or not
+            self._end(session, "rollback" if change.kind == "rollback" else "commit")
+            session.inside = change.kind == "begin" or change.chained
+        if statement.assigned is not None:
+            if statement.assigned.automatic and not session.automatic:
+                self._end(session, "commit")
+            session.set(statement.assigned)
+        defines = change is not None and change.kind == "implicit"
+        return self._execute(statement, commit=defines or not session.open)
+
+    def _end(self, session: _Session, how: str) -> None:
+        """Commits or rolls back the transaction."""
+        self._session.request({how: True})
+        session.points.clear()
+        session.inside = False
+
+
+class _Session:
+    """The state of the session of a text of several statements.
+
+    Attributes:
+        automatic: whether every statement outside BEGIN and COMMIT is committed.
+        inside: whether a transaction was begun.
+        points: the savepoints: their names as they are compared, and in SQLite.
+    """
+
+    def __init__(self) -> None:
+        self.automatic = self.inside = False
+        self.points: list[tuple[str, str]] = []
+        self._count = 0
+        self._variables = self._settings = False
+
+    @property
+    def open(self) -> bool:
+        """Whether statements belong to a transaction."""
+        return self.inside or not self.automatic
+
+    def set(self, assigned: Assigned) -> None:
+        """Remembers what SET has changed."""
+        if assigned.automatic is not None:
+            self.automatic = assigned.automatic
+        self._variables |= assigned.variables
+        self._settings |= assigned.settings
+
+    def check(self, text: str, change: Transaction | None) -> None:
+        """Refuses a statement whose result depends on a SET before it."""
+        if self._settings and (change is None or change.kind == "implicit"):
+            raise unsupported("a statement after SET in one text")
+        if self._variables and uses_variables(text):
+            raise unsupported("variables that are set in the same text")
+
+    def savepoint(self, change: Transaction, text: str) -> str | None:
+        """The statement of SQLite for SAVEPOINT, ROLLBACK TO or RELEASE; None if it does nothing there.
+
+        Raises:
+            Refusal: there is no such savepoint.
+        """
+        names = [name for name, _ in self.points]
+        if change.kind == "savepoint":
+            if not self.open:
+                return None
+            if change.name in names:
+                del self.points[names.index(change.name)]
+            self._count += 1
+            self.points.append((change.name, f"point {self._count}"))
+            return f"SAVEPOINT {quoted(self.points[-1][1])}"
+        if change.name not in names:
+            raise missing_savepoint(text)
+        index = names.index(change.name)
+        if change.kind == "release":
+            del self.points[index:]
+            return None  # SQLite's own savepoint ends with the transaction
+        del self.points[index + 1 :]
+        return f"ROLLBACK TO {quoted(self.points[index][1])}"
+
+
+def _commits(text: str) -> bool:
+    """Whether a server may commit something when it executes a statement."""
+    try:
+        change = transaction(text)
+    except Refusal as refusal:
+        return str(refusal).startswith("1235 ")
+    return "autocommit" in text.lower() if change is None else change.kind in ("begin", "commit", "implicit")
 
 
 @functools.lru_cache(4096)

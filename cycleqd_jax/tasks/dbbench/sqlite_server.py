@@ -94,6 +94,11 @@ def aggregate(name):
                 FAULTS.append(str(fault))
                 raise
 
+        value = finalize  # of a window up to the current row
+
+        def inverse(self, *_):
+            raise NotImplementedError  # every window begins with the first row
+
     return Guarded
 
 
@@ -103,6 +108,7 @@ def extend(connection, functions, aggregates):
         connection.create_function(name, -1, guarded(name, module, aware), deterministic=not varying)
     for name in aggregates:
         connection.create_aggregate(name, -1, aggregate(name))
+    connection.create_window_function("m_running", -1, aggregate("m_total"))
     connection.create_collation("mysql", order)
     connection.create_collation("mysqlbin", lambda first, second: padded_order(first.rstrip(" "), second.rstrip(" ")))
 
@@ -202,7 +208,7 @@ def described(error):
         return FAULTS[-1] if FAULTS else unsupported("a function of these arguments")
     if message == "integer overflow":
         return "1690 (22003): BIGINT value is out of range"
-    if message.startswith(("Expression tree", "too many", "string or blob", "parser stack", "at most", "circular")):
+    if message.startswith(("Expression tree", "too many", "string or blob", "parser stack", "at most", "circular", "misuse")):
         return unsupported(message.replace("function m_", "function "))
     if isinstance(error, UnicodeError):
         return unsupported("texts that are not UTF-8")

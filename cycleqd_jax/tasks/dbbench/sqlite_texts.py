@@ -272,15 +272,13 @@ def soundex(text):
     """SOUNDEX."""
     groups = {**dict.fromkeys("BFPV", "1"), **dict.fromkeys("CGJKQSXZ", "2"), **dict.fromkeys("DT", "3"), "L": "4"}
     groups |= {**dict.fromkeys("MN", "5"), "R": "6", **dict.fromkeys("AEIOUYHW", "0")}
-    letters = [c for c in text.upper() if c.isalpha()]
+    letters = [c for c in upper(text) if c.isalpha()]
     if not letters:
         return ""
     shown, last = letters[0], groups.get(letters[0], "0")
     for letter in letters[1:]:
         code = groups.get(letter, "0")
-        if letter in "HW":
-            continue
-        if code not in ("0", last):
+        if code not in ("0", last):  # unlike in other algorithms, vowels do not separate letters of a group
             shown += code
-        last = code
+            last = code
     return shown.ljust(4, "0")

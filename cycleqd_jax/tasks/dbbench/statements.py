@@ -20,7 +20,7 @@ _KEY = re.compile(r"\b(?:XA|EXECUTE|PREPARE|PARTITIONS?|SUBPARTITIONS?)\b", re.I
 _MOST_PARTITIONS = 64
 # Settings that change where a string ends.
 _PARSING = re.compile(r"NO_BACKSLASH_ESCAPES|character_set|\bNAMES\b|\bCHARSET\b|CHARACTER\s+SET", re.IGNORECASE)
-_ENDS = re.compile(r"\bKILL\b|_timeout\b|\bSHUTDOWN\b", re.IGNORECASE)
+_ENDS = re.compile(r"\bKILL\b|_timeout\b|\bSHUTDOWN\b|\bRELEASE\b|\bcompletion_type\b", re.IGNORECASE)
 _TEXT = re.compile(r"'(?:[^'\\]|\\.|'')*'?" + r'|"(?:[^"\\]|\\.|"")*"?', re.DOTALL)
 _SPACE = re.compile(r"\s+|/\*M?!\d*|\*/")
 _WORD = re.compile(r"[\w$]+|`[^`]*`|.", re.DOTALL)
@@ -39,7 +39,7 @@ def refused(sql: str) -> str | None:
 
 def ends_session(sql: str) -> bool:
     """Whether a text may end its own session on the server."""
-    return _ENDS.search(sql) is not None
+    return _ENDS.search(sql) is not None or is_dynamic(sql)
 
 
 def uses_locks(sql: str) -> bool:

@@ -18,6 +18,7 @@ changes local variables of the frames above it; and one that changes other modul
 import ast
 import builtins
 import contextlib
+import contextvars
 import functools
 import importlib
 import inspect
@@ -41,11 +42,14 @@ _OF_OTHERS = ("assertRaises", "assertRaisesRegex", "assertWarns", "assertWarnsRe
 
 
 class Results(unittest.TestResult):
-    """Requests a token before each test, and returns it if the test has passed and ``is_forged`` returns False."""
+    """Requests a token before each test, and returns it if the test has passed.
 
-    def __init__(self, link, is_forged):
+    ``is_forged`` and ``is_unfinished`` must return False: for the test, and for its name.
+    """
+
+    def __init__(self, link, is_forged, is_unfinished):
         super().__init__()
-        self.link, self.is_forged = link, is_forged
+        self.link, self.is_forged, self.is_unfinished = link, is_forged, is_unfinished
         self.token, self.bad, self.functions = None, None, None
 
     def startTest(self, test):
@@ -60,6 +64,8 @@ class Results(unittest.TestResult):
         super().stopTest(test)
         if self.bad is None and (self.is_forged(test) or vars(test)["_type_equality_funcs"] != self.functions):
             self.bad = "Forged: unittest, the test class or the built-ins were changed"
+        if self.bad is None and self.is_unfinished(test.id().split(".")[-1]):
+            self.bad = "Forged: the test did not run to its end"
         self.link.send(self.token if self.bad is None else [test.id().split(".")[-1], self.bad])
 
     def addSuccess(self, test):
@@ -101,16 +107,38 @@ def guarded(function, check):
     return call
 
 
-def finished(test):
-    """A test that fails if it is ended by the exception with which ``unittest`` leaves a test without a result."""
-    stop = vars(unittest.case)["_ShouldStop"]
+def finished(test, runner, ended):
+    """A test that adds its name to ``ended`` after its last statement. If it is a coroutine, it is awaited.
 
-    @functools.wraps(test)
-    def run(*args, **kwargs):
+    ``unittest`` passes a test that returns a coroutine or a generator without running it. It leaves a test without a result
+    where a private exception ends it.
+    """
+    stop, name = vars(unittest.case)["_ShouldStop"], test.__name__
+
+    def end(result):
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise Forged("the test is a generator")
+        ended.add(name)
+
+    async def wait(result):
         try:
-            return test(*args, **kwargs)
+            end(await result)
         except stop:
             raise Forged("the test was stopped") from None
+
+    @functools.wraps(test)
+    def run(self, *args, **kwargs):
+        try:
+            result = test(self, *args, **kwargs)
+            if not inspect.isawaitable(result):
+                return end(result)
+        except stop:
+            raise Forged("the test was stopped") from None
+        its_own = vars(self).get("_asyncioRunner")  # of IsolatedAsyncioTestCase
+        if its_own is not None:
+            return its_own.run(wait(result), context=contextvars.copy_context())
+        with runner() as one:
+            return one.run(wait(result))
 
     return run
 
@@ -148,7 +176,13 @@ def program(link, job):
         for name in job["modules"]:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-        before, existing = snapshot([*map(vars, _OWNERS), vars(Results)]), Existing()
+        others, runner = [], None
+        if "async" in job["tests"].lower():
+            import asyncio
+
+            runner = asyncio.Runner
+            others = [unittest.IsolatedAsyncioTestCase, asyncio, asyncio.runners, runner, asyncio.Task, asyncio.Future]
+        before, existing = snapshot([*map(vars, _OWNERS), vars(Results), *map(vars, others)]), Existing()
         modules = dict(sys.modules)
         module = types.ModuleType("__test__")
         module.__dict__.update(__file__="__test__.py", sys=sys, os=os, environ=os.environ)
@@ -170,9 +204,12 @@ def program(link, job):
         exec(compile(tests, "__test__.py", "exec", optimize=0), module.__dict__)
         case = module.__dict__[job["case"]]
         kinds = case.__mro__[:-1]
+        ended, wrapped = set(), set()
         for name, test in [*vars(case).items()]:
-            if name.startswith("test") and type(test) is types.FunctionType and not inspect.iscoroutinefunction(test):
-                setattr(case, name, finished(test))
+            if name.startswith("test") and type(test) is types.FunctionType:
+                test.__name__ = name
+                setattr(case, name, finished(test, runner, ended))
+                wrapped.add(name)
         suite = unittest.TestLoader().loadTestsFromTestCase(case)
         ours, own = snapshot([*map(vars, kinds)]), [(kind, set(vars(kind))) for kind in kinds]
         inherited = {n for kind in kinds for n, m in vars(kind).items() if acting(m)} | {"__getattribute__", "__getattr__"}
@@ -191,7 +228,7 @@ def program(link, job):
 
         if is_forged():
             raise Forged("unittest, the test class or the built-ins were changed")
-        suite.run(Results(link, is_forged))
+        suite.run(Results(link, is_forged, lambda name: name in wrapped and name not in ended))
         link.send("?")
         link.send(link.receive())
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The persistent compilation cache of runs and commands."""
+"""The persistent compilation cache of runs and commands, and the kind of device that programs are compiled for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from cycleqd_jax.files import digest, make_folder
 from cycleqd_jax.machine import cpu_count
 
-__all__ = ["cpu_kind", "persistent_compilation"]
+__all__ = ["cpu_kind", "device_kind", "persistent_compilation"]
 
 
 @contextlib.contextmanager
@@ -58,6 +58,12 @@ def _configure(settings: dict[str, Any]) -> None:
 def cpu_kind() -> str:
     """Eight hexadecimal digits that identify the instruction set of this machine's CPU."""
     return digest(_cpu(), digits=8)
+
+
+def device_kind() -> str:
+    """The kind of this process's devices; of CPUs also a digest of their instruction set, on which the last bits depend."""
+    device = jax.local_devices()[0]
+    return f"cpu {cpu_kind()}" if device.platform == "cpu" else f"{device.platform} {device.device_kind}"
 
 
 def _cpu() -> str:

@@ -35,7 +35,7 @@ ARROWS = {
     "processes": {"types"},
     "genome": {"types", "operators", "sharding"},
     "algorithms": {"types", "operators"},
-    "models": {"types", "tool_calls", "files", "sharding", "version"},
+    "models": {"types", "compilation", "tool_calls", "files", "sharding", "version"},
     "merging": {"types", "files", "operators", "models", "version"},
     "training": {"types", "config", "operators", "genome", "models"},
     "engine": {"types", "models"},

@@ -74,7 +74,7 @@ class MaskConfig:
         iou_weight: weight of the squared error of the predicted intersection over union in the loss.
         batch_size: number of images segmented together in evaluations.
         cache_gib: disk space for embeddings by frozen image encoders, in GiB. Training and evaluation read them from the cache
-            of the run. 0 keeps none.
+            of the run. 0 neither reads nor keeps any.
     """
 
     trained: Literal["decoder", "all"] = "decoder"
@@ -83,7 +83,7 @@ class MaskConfig:
     jitter_fraction: float = field(0.0, minimum=0, below=0.5)
     iou_weight: float = field(0.0, minimum=0)
     batch_size: int = field(4, minimum=1)
-    cache_gib: float = field(8.0, minimum=0)
+    cache_gib: float = field(8.0, minimum=0, maximum=1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)

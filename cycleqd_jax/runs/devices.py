@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cycleqd_jax import sharding
-from cycleqd_jax.compilation import cpu_kind
+from cycleqd_jax.compilation import device_kind
 from cycleqd_jax.config import EngineConfig, RunConfig, idle_groups
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.engine.layout import WINDOW
@@ -21,18 +21,12 @@ from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.mirrored_engine import MirroredEngine
 from cycleqd_jax.types import Genome, Params
 
-__all__ = ["Architecture", "DeviceGroup", "Space", "device_groups", "device_kind"]
+__all__ = ["Architecture", "DeviceGroup", "Space", "device_groups"]
 
 Architecture = llama.LlamaConfig | sam.SamConfig
 """The config of a model."""
 
 Space = ExpertSpace | CoefficientSpace | DenseSpace
-
-
-def device_kind() -> str:
-    """The kind of this process's devices; of CPUs also a digest of their instruction set, on which the last bits depend."""
-    device = jax.local_devices()[0]
-    return f"cpu {cpu_kind()}" if device.platform == "cpu" else f"{device.platform} {device.device_kind}"
 
 
 class DeviceGroup:

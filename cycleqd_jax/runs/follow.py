@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
+from cycleqd_jax.compilation import device_kind
 from cycleqd_jax.config import RunConfig, to_dict
 from cycleqd_jax.processes import Processes
 from cycleqd_jax.runs.coefficients import Merges
-from cycleqd_jax.runs.devices import device_kind
 from cycleqd_jax.runs.folder import flat
 from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.runs.opening import open_context

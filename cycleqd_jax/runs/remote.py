@@ -14,13 +14,13 @@ from typing import Any
 import jax
 
 import cycleqd_jax
+from cycleqd_jax.compilation import device_kind
 from cycleqd_jax.config import RayConfig, RunConfig
 from cycleqd_jax.evaluation import StreamEvaluator, Worker
 from cycleqd_jax.evaluation.ray import Hosted, Patience, RayCluster, RayPool, WorkerRecord
 from cycleqd_jax.files import write_json
 from cycleqd_jax.report.read import load_workers
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.devices import device_kind
 from cycleqd_jax.runs.folder import versions
 from cycleqd_jax.runs.inputs import input_digests
 from cycleqd_jax.runs.opening import open_context

@@ -10,11 +10,11 @@ import types
 
 import pytest
 
+from cycleqd_jax.compilation import device_kind
 from cycleqd_jax.config import load_config
 from cycleqd_jax.evaluation.ray import Program, WorkerRecord
 from cycleqd_jax.report.read import load_workers
 from cycleqd_jax.runs import remote
-from cycleqd_jax.runs.devices import device_kind
 from cycleqd_jax.runs.folder import versions
 from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, software
 from cycleqd_jax.runs.run import Run

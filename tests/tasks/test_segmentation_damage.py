@@ -159,6 +159,28 @@ def test_pillow_must_not_accept_truncated_files(tmp_path, monkeypatch):
         check_undamaged(tmp_path / "a.jpg")
 
 
+def test_headers_that_do_not_fit_the_data(tmp_path):
+    """They ask for a division by zero, or for billions of restart intervals."""
+    content = jpeg(restart_marker_blocks=5)
+    frame = content.index(b"\xff\xc0")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content[: frame + 11] + b"\0" + content[frame + 12 :])
+    with pytest.raises(InputError, match=r"got malformed segments in .*a\.jpg;"):
+        check_undamaged(path)
+    path.write_bytes(content[: frame + 5] + b"\xff\0\xff\0" + content[frame + 9 :])
+    with pytest.raises(InputError, match=r"got missing or misplaced restart markers in .*a\.jpg;"):
+        check_undamaged(path)
+
+
+def test_an_image_above_the_limit_of_pillow_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    check_undamaged(path)
+    with pytest.raises(InputError, match=r"got an error \(.*decompression bomb.*\) in .*a\.jpg; replace or remove it"):
+        read_image(path)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("field", ["polyp", "skin", "leaf", "camouflage"])
 def test_real_files_pass(field):

@@ -139,6 +139,7 @@ class SegmentAnything:
 
 def _embedding_folder(run: RunConfig) -> EmbeddingFolder | None:
     """What runs that share a cache keep of frozen image encoders; processes of a distributed run keep nothing."""
-    if jax.process_count() > 1:
+    limit = int(run.mask_options.cache_gib * 2**30)
+    if not limit or jax.process_count() > 1:
         return None
-    return EmbeddingFolder(Path(run.cache) / "embeddings", limit_bytes=int(run.mask_options.cache_gib * 2**30))
+    return EmbeddingFolder(Path(run.cache) / "embeddings", limit_bytes=limit)

@@ -20,6 +20,7 @@ WebP).
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +99,10 @@ def check_undamaged(path: Path) -> None:
         raise InputError(f"expected a readable file, got {error.strerror or error} in {path}; check it") from error
     found = None
     if content.startswith(_START):
-        found = _jpeg_damage(content)
+        try:
+            found = _jpeg_damage(content)
+        except Image.DecompressionBombError:  # Pillow does not decode so many pixels
+            return
     elif content.startswith(_PNG):
         try:
             with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
@@ -116,7 +120,7 @@ def _jpeg_damage(content: bytes) -> str | None:
     try:
         jpeg = _parsed(content)
     except (IndexError, ValueError):
-        return "segments of a wrong length"
+        return "malformed segments"
     if not jpeg.scans or jpeg.process not in (*_SEQUENTIAL, _PROGRESSIVE):
         return None
     identifiers = {*jpeg.frame[6::3]}
@@ -138,7 +142,7 @@ def _interval_damage(jpeg: _Jpeg, scan: _Scan) -> str | None:
     """What is wrong with the restart intervals of a single scan."""
     intervals = _RESTART.split(scan.data)[::2]
     order = [marker[0] & 7 for marker in _RESTART.findall(scan.data)]
-    heads = [*_heads(jpeg, scan.head)]
+    heads = [*itertools.islice(_heads(jpeg, scan.head), len(intervals) + 1)]  # a wrong size could ask for billions
     if order != [i % 8 for i in range(len(heads) - 1)]:
         return "missing or misplaced restart markers"
     for head, data in zip(heads, intervals, strict=True):
@@ -181,16 +185,18 @@ def _data_damage(head: bytes, data: bytes) -> str | None:
 
 
 def _decoded(content: bytes) -> bytes | None:
-    """The pixels of a JPEG; None if data are missing or invalid."""
+    """The pixels of a JPEG; None if data are missing or invalid. Pillow's limit of pixels is an error."""
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             return image.tobytes()
+    except (Image.DecompressionBombError, MemoryError):
+        raise
     except Exception:  # Pillow raises many types for corrupt files
         return None
 
 
 def _parsed(content: bytes) -> _Jpeg:
-    """The parts of a JPEG, without descriptions."""
+    """The parts of a JPEG, without descriptions; raises ``IndexError`` or ``ValueError`` where a segment is malformed."""
     head, place, process, frame, interval = bytearray(_START), 2, 0, b"", 0
     symbols: dict[int, int] = {}
     scans: list[_Scan] = []
@@ -204,6 +210,8 @@ def _parsed(content: bytes) -> _Jpeg:
             head += b"\xff" + found[1] + content[start - 2 : place]
         if marker in _FRAMES:
             process, frame = marker, segment
+            if any(not factor & 15 or not factor >> 4 for factor in frame[7::3]):
+                raise ValueError("a sampling factor is 0")
         elif marker == _INTERVAL:
             interval = int.from_bytes(segment)
         elif marker == _TABLES:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cycleqd_jax.models.sam import embeddings
 from cycleqd_jax.models.sam import predictor as module
 from cycleqd_jax.models.sam.embeddings import EmbeddingFolder
 from cycleqd_jax.models.sam.predictor import SamPredictor, embed_images
@@ -72,8 +74,8 @@ def test_only_what_is_missing_is_computed(tmp_path, params, items, encoded):
     assert all(np.array_equal(a, whole[i]) for i, a in zip((1, 3), some, strict=True))
 
 
-@pytest.mark.parametrize("change", ["weight", "batch", "dtype", "image"])
-def test_whatever_changes_bits_is_stored_apart(tmp_path, params, items, encoded, change):
+@pytest.mark.parametrize("change", ["weight", "batch", "dtype", "image", "device", "version", "precision"])
+def test_whatever_changes_bits_is_stored_apart(tmp_path, params, items, encoded, monkeypatch, change):
     embedded(tmp_path, params["vision"], items[:2])
     vision, config, batch, images = params["vision"], CONFIG, 2, items[:2]
     if change == "weight":
@@ -84,9 +86,14 @@ def test_whatever_changes_bits_is_stored_apart(tmp_path, params, items, encoded,
         batch = 1
     elif change == "dtype":
         config = CONFIG.replace(dtype="bfloat16")
-    else:
+    elif change == "device":
+        monkeypatch.setattr(embeddings, "device_kind", lambda: "gpu NVIDIA H100")
+    elif change == "version":
+        monkeypatch.setattr(embeddings, "__version__", "0.0.0")
+    elif change == "image":
         images = items[2:4]
-    embedded(tmp_path, vision, images, config=config, batch_size=batch)
+    with jax.default_matmul_precision("highest" if change == "precision" else None):
+        embedded(tmp_path, vision, images, config=config, batch_size=batch)
     assert sum(encoded) == 4
     assert len(files(tmp_path)) == 4
 
@@ -125,6 +132,66 @@ def test_what_is_in_use_stays_where_there_is_no_room(tmp_path, params, items, en
     assert files(tmp_path) == before
     assert embedded(tmp_path / "none", params["vision"], items[:1], limit=0)
     assert not files(tmp_path / "none")
+
+
+@pytest.mark.parametrize("limit", [0, ONE - 1])
+def test_a_limit_below_one_file_removes_none(tmp_path, params, items, encoded, limit):
+    embedded(tmp_path, params["vision"], items[:2])
+    before = files(tmp_path)
+    embedded(tmp_path, params["vision"], items[2:], limit=limit)
+    assert files(tmp_path) == before
+
+
+def test_files_of_other_processes_count_and_their_uses_too(tmp_path):
+    """Those that were stored or used after an object was made."""
+    first = EmbeddingFolder(tmp_path, limit_bytes=30)
+    for age, name in enumerate("cba"):
+        first.write(f"e/{name}.bin", bytes(10))
+        os.utime(tmp_path / "e" / f"{name}.bin", (1e9 - age, 1e9 - age))
+    second = EmbeddingFolder(tmp_path, limit_bytes=35)
+    first.read("e/a.bin")
+    (tmp_path / "e" / "c.bin").unlink()
+    second.write("e/d.bin", bytes(10))
+    assert [file.name for file in files(tmp_path)] == ["a.bin", "b.bin", "d.bin"]
+    second.write("e/e.bin", bytes(10))
+    assert [file.name for file in files(tmp_path)] == ["a.bin", "d.bin", "e.bin"]
+
+
+def test_a_file_that_vanishes_does_not_hide_the_others(tmp_path):
+    EmbeddingFolder(tmp_path).write("e/a.bin", bytes(10))
+    (tmp_path / "e" / "b.bin").symlink_to(tmp_path / "nowhere")
+    EmbeddingFolder(tmp_path, limit_bytes=15).write("e/c.bin", bytes(10))
+    assert [file.name for file in files(tmp_path)] == ["c.bin"]
+
+
+def test_what_a_killed_writer_leaves_is_counted_and_then_removed(tmp_path):
+    EmbeddingFolder(tmp_path).write("e/a.bin", bytes(10))
+    left = tmp_path / "e" / ".b.bin.0123456789abcdef.tmp"
+    left.write_bytes(bytes(10))
+    EmbeddingFolder(tmp_path, limit_bytes=25).write("e/b.bin", bytes(10))
+    assert left.exists()
+    assert [file.name for file in files(tmp_path)] == ["b.bin"]
+    os.utime(left, (1e9, 1e9))
+    EmbeddingFolder(tmp_path)
+    assert not left.exists()
+
+
+def test_a_read_only_folder_is_read(tmp_path, params, items, encoded, monkeypatch):
+    embedded(tmp_path, params["vision"], items[:2])
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "utime", refuse)
+    embedded(tmp_path, params["vision"], items[:2])
+    assert encoded == [2]
+
+
+def test_the_last_of_the_disk_is_left_free(tmp_path, params, items, encoded, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 30))
+    embedded(tmp_path, params["vision"], items[:2])
+    assert not files(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, params, items, encoded):

@@ -101,8 +101,8 @@ class Individual:
             active task and its key determine.
         digest: the digest of the genome, 16 hexadecimal digits (:func:`~cycleqd_jax.search.tree_digest`). None, and absent in
             JSON, in journals of versions that did not record it.
-        asked: two counts for a child of a steady search: the children that had been inserted, and those that had been made,
-            before it was made. None, and absent in JSON, for others.
+        asked: for a child of a steady search, the number of children inserted and the number of children made before it.
+            None, and absent in JSON, for others.
         scores: f_k by task; None if the individual is quarantined, or was not evaluated on all problems: racing stopped it. A
             run that extends another one evaluates the elites of that run only.
         error: why the individual is quarantined, or None.

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cycleqd_jax.models.sam import predictor
+
 SIZES = {
     "plain": {},
     "other": {
@@ -83,3 +85,16 @@ def saved(peer, tmp_path_factory):
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The number of images of every call of the encoder."""
+    calls, encode = [], predictor._encode
+
+    def count(vision, config, pixels):
+        calls.append(len(pixels))
+        return encode(vision, config, pixels)
+
+    monkeypatch.setattr(predictor, "_encode", count)
+    return calls

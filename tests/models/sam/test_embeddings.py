@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.models.sam import embeddings
-from cycleqd_jax.models.sam import predictor as module
 from cycleqd_jax.models.sam.embeddings import EmbeddingFolder
 from cycleqd_jax.models.sam.predictor import SamPredictor, embed_images
 from cycleqd_jax.training import MaskOptions, TrainOptions, finetune_masks
@@ -30,19 +29,6 @@ def params():
 @pytest.fixture(scope="module")
 def items():
     return ellipses(5)
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """The number of images of every call of the encoder."""
-    calls, encode = [], module._encode
-
-    def count(vision, config, pixels):
-        calls.append(len(pixels))
-        return encode(vision, config, pixels)
-
-    monkeypatch.setattr(module, "_encode", count)
-    return calls
 
 
 def embedded(folder, vision, items, *, config=CONFIG, batch_size=2, limit=1 << 20):
@@ -143,7 +129,7 @@ def test_a_limit_below_one_file_removes_none(tmp_path, params, items, encoded, l
 
 
 def test_files_of_other_processes_count_and_their_uses_too(tmp_path):
-    """Those that were stored or used after an object was made."""
+    """The object counts files that another process stores or reads later."""
     first = EmbeddingFolder(tmp_path, limit_bytes=30)
     for age, name in enumerate("cba"):
         first.write(f"e/{name}.bin", bytes(10))

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import Mesh
 
 from cycleqd_jax.models import sam
-from cycleqd_jax.models.sam import predictor as module
 from cycleqd_jax.models.sam.images import masks_of, preprocess, to_model
 from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.types import InputError, MaskPredictor
@@ -38,19 +37,6 @@ def with_decoders(models, vision):
     """A population with one image encoder."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
     return {**stacked, "vision": vision}
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """The number of images of every call of the encoder."""
-    calls, encode = [], module._encode
-
-    def count(vision, config, pixels):
-        calls.append(len(pixels))
-        return encode(vision, config, pixels)
-
-    monkeypatch.setattr(module, "_encode", count)
-    return calls
 
 
 def test_masks_are_those_of_the_model(models, items):

@@ -141,12 +141,12 @@ def reference_problems() -> Iterator[str]:
 
 
 def public_modules(package_name: str) -> list[str]:
-    """The modules that users import by name: those of a subpackage that does not list other public names itself."""
+    """The modules that users import by name: those of a subpackage without ``__all__``, or with modules in it."""
     package = importlib.import_module(package_name)
     names = public_names(package_name)
     if package_name == "cycleqd_jax" or not hasattr(package, "__path__"):
         return []
-    if names and not any(isinstance(value_of(package_name, name), types.ModuleType) for name in names):
+    if hasattr(package, "__all__") and not any(isinstance(value_of(package_name, name), types.ModuleType) for name in names):
         return []
     found = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
     return [f"{package_name}.{name}" for name in found]

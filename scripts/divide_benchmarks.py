@@ -27,7 +27,7 @@ from typing import Any
 
 import cycleqd_jax as cq
 from cycleqd_jax.files import write_text
-from cycleqd_jax.runs.tasks import open_tasks, resolve_tasks
+from cycleqd_jax.runs.inputs.tasks import open_tasks, resolve_tasks
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.tasks.dbbench import DbBench, mysql
 from cycleqd_jax.tasks.dbbench.databases import Table

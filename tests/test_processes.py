@@ -13,7 +13,7 @@ import pytest
 from cycleqd_jax import processes as module
 from cycleqd_jax.cli import distributed
 from cycleqd_jax.processes import End, PeerError, Processes, check_shared, join
-from cycleqd_jax.runs.follow import agree_on_inputs
+from cycleqd_jax.runs.workers.follow import agree_on_inputs
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
 

@@ -11,7 +11,7 @@ from cycleqd_jax.config import load_config
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.report.history import load_grid
 from cycleqd_jax.report.read import load_config as load_text
-from cycleqd_jax.runs.folder import check_folder, compare_inputs
+from cycleqd_jax.runs.folder.run_folder import check_folder, compare_inputs
 from cycleqd_jax.schema import SCHEMA, check_schema
 from cycleqd_jax.types import InputError
 

@@ -12,7 +12,7 @@ def basis_text(facts: Mapping[str, Any], experts: Sequence[str]) -> str:
     """A table of the leaves, and the similarity of every pair of experts.
 
     Args:
-        facts: the content of ``basis.json`` (see :class:`~cycleqd_jax.runs.basis.StoredBasis`).
+        facts: the content of ``basis.json`` (see :class:`~cycleqd_jax.runs.basis.decomposition.StoredBasis`).
         experts: their names.
     """
     kept = "all directions" if facts["rank"] is None else f"{facts['rank']} directions"

@@ -23,7 +23,7 @@ from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError
 
 if TYPE_CHECKING:
-    from cycleqd_jax.runs.mirror import Mirror
+    from cycleqd_jax.runs.devices.mirror import Mirror
 
 __all__ = ["finish", "run_distributed"]
 
@@ -52,8 +52,8 @@ def run_distributed(args: argparse.Namespace, command: Sequence[str]) -> int:
     processes = join(args.coordinator, args.processes, args.process, wait=args.wait)
     # Imports of the rest compute with JAX, which settles its devices.
     from cycleqd_jax.cli.stages import run_config
-    from cycleqd_jax.runs.follow import agree_on_run, check_distributed
-    from cycleqd_jax.runs.mirror import Mirror
+    from cycleqd_jax.runs.devices.mirror import Mirror
+    from cycleqd_jax.runs.workers.follow import agree_on_run, check_distributed
 
     mirror, code = Mirror(processes), 1
     with _Watch(processes):
@@ -168,7 +168,7 @@ def _check_folders(config: RunConfig, processes: Processes) -> None:
 
 def _follow(config: RunConfig, mirror: Mirror) -> int:
     """Follows process 0; returns its exit code."""
-    from cycleqd_jax.runs.follow import follow
+    from cycleqd_jax.runs.workers.follow import follow
 
     with _passing_sigterm_on(mirror.processes):
         code = follow(config, mirror)

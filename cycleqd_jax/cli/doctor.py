@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from cycleqd_jax.machine import cpu_count
-from cycleqd_jax.runs.folder import versions
+from cycleqd_jax.runs.folder.run_folder import versions
 from cycleqd_jax.sandbox import detect
 
 __all__ = ["doctor"]

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cycleqd_jax.runs.export import export_from_folder
-from cycleqd_jax.runs.folder_models import ModelChoice
+from cycleqd_jax.runs.export.model_folders import export_from_folder
+from cycleqd_jax.runs.folder.models import ModelChoice
 from cycleqd_jax.types import InputError
 
 __all__ = ["export_from_run", "names_a_run"]
@@ -42,7 +42,7 @@ def export_from_run(args: argparse.Namespace, command: Sequence[str]) -> None:
         command: the arguments as they were given, for the model card.
 
     Raises:
-        InputError: see :func:`cycleqd_jax.runs.export.export_from_folder`.
+        InputError: see :func:`cycleqd_jax.runs.export.model_folders.export_from_folder`.
     """
     if args.overrides:
         raise InputError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cycleqd_jax.cli.stages import run_all
-from cycleqd_jax.runs.extension import extend
+from cycleqd_jax.runs.extension.extend import extend
 
 __all__ = ["extend_run"]
 
@@ -21,7 +21,7 @@ def extend_run(args: argparse.Namespace, command: Sequence[str]) -> None:
         command: the arguments as they were given, for the model card.
 
     Raises:
-        InputError: see :func:`cycleqd_jax.runs.extension.extend`.
+        InputError: see :func:`cycleqd_jax.runs.extension.extend.extend`.
     """
     folder = args.folder if args.folder.name not in ("", "..") else Path(os.path.abspath(args.folder))
     output = folder.parent / f"{folder.name}-extended" if args.output is None else args.output

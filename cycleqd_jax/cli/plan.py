@@ -10,8 +10,8 @@ from cycleqd_jax import plan
 from cycleqd_jax.config import RunConfig, load_config
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.sam import SamConfig
-from cycleqd_jax.runs.inputs import resolve, tiny_llama
-from cycleqd_jax.runs.tasks import TaskInput
+from cycleqd_jax.runs.inputs.resolve import resolve, tiny_llama
+from cycleqd_jax.runs.inputs.tasks import TaskInput
 from cycleqd_jax.types import SPLITS, InputError, Split
 
 __all__ = ["plan_run"]

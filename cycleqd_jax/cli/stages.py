@@ -13,8 +13,8 @@ from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.cli.export import export_from_run, names_a_run
 from cycleqd_jax.config import RayConfig, RunConfig, load_config, load_suite
 from cycleqd_jax.runs import Run
+from cycleqd_jax.runs.devices.mirror import Mirror
 from cycleqd_jax.runs.families import family_of
-from cycleqd_jax.runs.mirror import Mirror
 from cycleqd_jax.types import InputError
 
 __all__ = ["run_all", "run_stage"]

@@ -12,7 +12,7 @@ from typing import cast
 
 from cycleqd_jax.config import task_options
 from cycleqd_jax.machine import cpu_count
-from cycleqd_jax.runs.sandbox import open_sandbox
+from cycleqd_jax.runs.inputs.sandbox import open_sandbox
 from cycleqd_jax.tasks import TaskOptions, make_task, own_options, task_class
 from cycleqd_jax.tasks.replay import replay_solutions
 from cycleqd_jax.types import SPLITS, InputError, Split

@@ -73,7 +73,7 @@ def load(*, pretrained: str | None, run: str | None, child: int | None, dtype: s
 
 def _rebuilt(run: str, child: int | None, dtype: str | None) -> LoadedModel:
     # The stages of a run are imported where one is named: they take seconds.
-    from cycleqd_jax.runs.folder_models import ModelChoice, RunModels
+    from cycleqd_jax.runs.folder.models import ModelChoice, RunModels
 
     if dtype is not None:
         raise InputError(f"expected no dtype beside run={run}, whose genomes have that of the run, got {dtype}; leave it out")

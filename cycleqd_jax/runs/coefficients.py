@@ -9,7 +9,7 @@ import numpy as np
 from cycleqd_jax import operators
 from cycleqd_jax.genome import CoefficientGenome, CoefficientSpace
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.mirror import mirrored
+from cycleqd_jax.runs.devices.mirror import mirrored
 from cycleqd_jax.types import AnyArray, Float, Params
 
 __all__ = ["Merges", "express_coefficients", "host_space", "placed_space"]

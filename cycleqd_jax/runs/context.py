@@ -8,12 +8,12 @@ from pathlib import Path
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.machine import cpu_count
-from cycleqd_jax.runs.devices import Architecture, DeviceGroup
-from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.devices.groups import Architecture, DeviceGroup
+from cycleqd_jax.runs.devices.mirror import Mirror
 from cycleqd_jax.runs.families import Family, Processor, family_of
-from cycleqd_jax.runs.mirror import Mirror
-from cycleqd_jax.runs.models import Models
-from cycleqd_jax.runs.tasks import RunTask
+from cycleqd_jax.runs.inputs.examples import Examples
+from cycleqd_jax.runs.inputs.models import Models
+from cycleqd_jax.runs.inputs.tasks import RunTask
 from cycleqd_jax.types import ModelEvaluator, Params, Progress
 
 __all__ = ["Context", "workers"]

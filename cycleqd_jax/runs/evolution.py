@@ -16,17 +16,17 @@ from cycleqd_jax.algorithms import CycleQDState, aggregate
 from cycleqd_jax.evaluation import Evaluation, StreamEvaluator
 from cycleqd_jax.genome import CoefficientGenome, DenseSpace, ExpertGenome
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.folder import check_inputs, claim_folder, compare_inputs
-from cycleqd_jax.runs.gradient import GradientMerge
-from cycleqd_jax.runs.inputs import budget_of, digest_problems, input_digests, whole_expert
-from cycleqd_jax.runs.loggers import log_search
-from cycleqd_jax.runs.model_digests import tokenizer_digest
-from cycleqd_jax.runs.origin import take_origin
-from cycleqd_jax.runs.placement import Placement
-from cycleqd_jax.runs.replay import rebuild
+from cycleqd_jax.runs.extension.origin import take_origin
+from cycleqd_jax.runs.folder.replay import rebuild
+from cycleqd_jax.runs.folder.run_folder import check_inputs, claim_folder, compare_inputs
+from cycleqd_jax.runs.inputs.digests import tokenizer_digest
+from cycleqd_jax.runs.inputs.resolve import budget_of, digest_problems, input_digests, whole_expert
+from cycleqd_jax.runs.logs.loggers import log_search
+from cycleqd_jax.runs.results.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.searchers import make_searcher, racing_of, write_grid
-from cycleqd_jax.runs.selection import Candidate, Key, Selection, select
+from cycleqd_jax.runs.training.gradient import GradientMerge
 from cycleqd_jax.runs.usage import evaluation_usage, write_selection, write_usage
+from cycleqd_jax.runs.workers.placement import Placement
 from cycleqd_jax.types import Adapter, Genome, InputError, Searcher, SearchState, Split, stack_trees
 
 __all__ = ["Evolution", "Merged", "Remote", "mixing_of"]
@@ -52,7 +52,7 @@ class Merged:
 
 @runtime_checkable
 class Remote(Protocol):
-    """Evaluates individuals in other processes; see :class:`~cycleqd_jax.runs.remote.RemoteWorkers`."""
+    """Evaluates individuals in other processes; see :class:`~cycleqd_jax.runs.workers.remote.RemoteWorkers`."""
 
     def evaluator(self, split: Split, basis: str | None) -> StreamEvaluator:
         """Evaluates genomes on the problems of a split, with a basis of this checksum."""
@@ -265,7 +265,7 @@ class Evolution:
         aggregate of its archives.
 
         Raises:
-            InputError: see :func:`~cycleqd_jax.runs.selection.select`.
+            InputError: see :func:`~cycleqd_jax.runs.results.selection.select`.
             InfraError: a sandbox is broken; the same call continues.
         """
         if self._selection is None:

@@ -12,13 +12,13 @@ from cycleqd_jax.config import RunConfig
 from cycleqd_jax.files import make_folder
 from cycleqd_jax.operators import single_threaded_lapack
 from cycleqd_jax.runs.context import Context, workers
-from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.inputs import budget_of, check_resources, input_digests, resolve
-from cycleqd_jax.runs.mirror import Mirror
-from cycleqd_jax.runs.models import Models, model_folders
-from cycleqd_jax.runs.sandbox import open_sandbox
-from cycleqd_jax.runs.tasks import open_tasks
+from cycleqd_jax.runs.devices.groups import device_groups
+from cycleqd_jax.runs.devices.mirror import Mirror
+from cycleqd_jax.runs.inputs.examples import Examples
+from cycleqd_jax.runs.inputs.models import Models, model_folders
+from cycleqd_jax.runs.inputs.resolve import budget_of, check_resources, input_digests, resolve
+from cycleqd_jax.runs.inputs.sandbox import open_sandbox
+from cycleqd_jax.runs.inputs.tasks import open_tasks
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.types import Progress
 
@@ -61,7 +61,7 @@ def open_context(
         check: called with the digests of the inputs before weights are read; raises where they are others than expected.
         shared: see :class:`~cycleqd_jax.runs.context.Context`.
         read_only: see :class:`~cycleqd_jax.runs.context.Context`.
-        related: see :class:`~cycleqd_jax.runs.models.Models`.
+        related: see :class:`~cycleqd_jax.runs.inputs.models.Models`.
         mirror: the mirror of a distributed run. The processes that follow load the models when process 0 does.
 
     Raises:

@@ -16,22 +16,22 @@ from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.report.folder import RunFolder
 from cycleqd_jax.report.read import load_results
-from cycleqd_jax.runs.card import model_card
 from cycleqd_jax.runs.context import Context
+from cycleqd_jax.runs.devices.mirror import Mirror
 from cycleqd_jax.runs.evolution import Evolution, Merged
-from cycleqd_jax.runs.export import record_export
-from cycleqd_jax.runs.folder import check_folder, claim_folder, compare_inputs
-from cycleqd_jax.runs.follow import agree_on_inputs
-from cycleqd_jax.runs.inputs import problems_digest
-from cycleqd_jax.runs.loggers import check_loggers
-from cycleqd_jax.runs.mirror import Mirror
+from cycleqd_jax.runs.export.card import model_card
+from cycleqd_jax.runs.export.model_folders import record_export
+from cycleqd_jax.runs.extension.origin import compare_origin, open_origin
+from cycleqd_jax.runs.folder.run_folder import check_folder, claim_folder, compare_inputs
+from cycleqd_jax.runs.inputs.resolve import problems_digest
+from cycleqd_jax.runs.logs.loggers import check_loggers
 from cycleqd_jax.runs.opening import open_context
-from cycleqd_jax.runs.origin import compare_origin, open_origin
-from cycleqd_jax.runs.pictures import draw_pictures
-from cycleqd_jax.runs.remote import RemoteWorkers, connect
-from cycleqd_jax.runs.results import lacks_rows, measure
-from cycleqd_jax.runs.suite import measure_suite
-from cycleqd_jax.runs.trainer import Trainer
+from cycleqd_jax.runs.results.measurement import lacks_rows, measure
+from cycleqd_jax.runs.results.pictures import draw_pictures
+from cycleqd_jax.runs.results.suite import measure_suite
+from cycleqd_jax.runs.training.trainer import Trainer
+from cycleqd_jax.runs.workers.follow import agree_on_inputs
+from cycleqd_jax.runs.workers.remote import RemoteWorkers, connect
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.types import REPORTED, InputError, Progress, Split
 
@@ -96,7 +96,8 @@ class Run:
                 ``seed`` only. The experts' scores are taken over from it, and so are the rows of the results table that no
                 search found. Rows that depend on the seed are taken over from a run of the same seed only. Transcripts stay
                 there. Another seed is refused where models or problems depend on it.
-            mirror: the mirror of a distributed run, in process 0; see :func:`~cycleqd_jax.runs.follow.follow` for the others.
+            mirror: the mirror of a distributed run, in process 0; for the others see
+                :func:`~cycleqd_jax.runs.workers.follow.follow`.
         """
         self.config = config
         self.folder = config.folder
@@ -292,7 +293,7 @@ class Run:
             suite: a YAML file (:func:`~cycleqd_jax.config.load_suite`), or what it holds.
 
         Returns:
-            The table. The file has what :func:`~cycleqd_jax.runs.suite.measure_suite` returns.
+            The table. The file has what :func:`~cycleqd_jax.runs.results.suite.measure_suite` returns.
 
         Raises:
             InputError: a key of the suite is wrong, or a task can't be opened.

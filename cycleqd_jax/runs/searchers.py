@@ -22,7 +22,7 @@ from cycleqd_jax.algorithms import (
 from cycleqd_jax.algorithms.archive import bin_edges, cvt_centroids, expert_bounds
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.files import write_json
-from cycleqd_jax.runs.devices import Space
+from cycleqd_jax.runs.devices.groups import Space
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.search import Journal, Racing
 from cycleqd_jax.types import InputError, Scores, Searcher

@@ -13,7 +13,7 @@ from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import DenseSpace
 from cycleqd_jax.plan import DEVICES, UTILISATION, express_flops, mixed_flops
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.devices import Space
+from cycleqd_jax.runs.devices.groups import Space
 from cycleqd_jax.runs.families import family_of
 from cycleqd_jax.types import Split
 

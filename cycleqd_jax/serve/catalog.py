@@ -12,7 +12,7 @@ from cycleqd_jax import report
 from cycleqd_jax.engine import Engine, Model
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.runs.folder_models import ModelChoice, RunModels, find_ingredients
+from cycleqd_jax.runs.folder.models import ModelChoice, RunModels, find_ingredients
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError, Params
 

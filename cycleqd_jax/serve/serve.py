@@ -16,7 +16,7 @@ from cycleqd_jax.compilation import persistent_compilation
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.engine import load_model
 from cycleqd_jax.models.files.checkpoint import open_checkpoint
-from cycleqd_jax.runs.folder_models import RunModels
+from cycleqd_jax.runs.folder.models import RunModels
 from cycleqd_jax.serve.catalog import Catalog, OneModel, RunCatalog
 from cycleqd_jax.serve.weights import WeightCache
 from cycleqd_jax.serve.worker import EngineWorker

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from cycleqd_jax.cli import main, stages
 from cycleqd_jax.config import load_config
 from cycleqd_jax.files import locked
-from cycleqd_jax.runs.inputs import resolve
-from cycleqd_jax.runs.models import ModelFolders, model_folders
-from cycleqd_jax.runs.sandbox import open_sandbox
-from cycleqd_jax.runs.tasks import OpenTasks, open_tasks
+from cycleqd_jax.runs.inputs.models import ModelFolders, model_folders
+from cycleqd_jax.runs.inputs.resolve import resolve
+from cycleqd_jax.runs.inputs.sandbox import open_sandbox
+from cycleqd_jax.runs.inputs.tasks import OpenTasks, open_tasks
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import by_digest, read_rows
 from cycleqd_jax.types import InputError

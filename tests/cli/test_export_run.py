@@ -13,8 +13,8 @@ import pytest
 import cycleqd_jax as cq
 from cycleqd_jax.cli import main
 from cycleqd_jax.cli.export import names_a_run
-from cycleqd_jax.runs import export
-from cycleqd_jax.runs.folder_models import ModelChoice
+from cycleqd_jax.runs.export import model_folders as export
+from cycleqd_jax.runs.folder.models import ModelChoice
 from cycleqd_jax.types import InputError
 
 from .conftest import TASKS, history

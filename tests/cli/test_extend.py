@@ -10,7 +10,7 @@ import yaml
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.report import open_run
-from cycleqd_jax.runs.folder import versions
+from cycleqd_jax.runs.folder.run_folder import versions
 from cycleqd_jax.search import Journal
 
 from ..runs.searched import TASKS, write_run

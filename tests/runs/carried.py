@@ -15,9 +15,9 @@ from cycleqd_jax.config import load_config, to_dict
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import DenseSpace, ExpertSpace
-from cycleqd_jax.runs.folder import versions
-from cycleqd_jax.runs.origin import take_origin
-from cycleqd_jax.runs.replay import replay
+from cycleqd_jax.runs.extension.origin import take_origin
+from cycleqd_jax.runs.folder.replay import replay
+from cycleqd_jax.runs.folder.run_folder import versions
 from cycleqd_jax.runs.searchers import grid_of, make_searcher
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.search import Checkpoints, Journal, evolve, tree_digest

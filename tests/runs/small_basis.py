@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.genome.basis import dense_bases
-from cycleqd_jax.runs import basis_store
-from cycleqd_jax.runs.basis import load_basis
-from cycleqd_jax.runs.basis_store import Experts
+from cycleqd_jax.runs.basis import store as basis_store
+from cycleqd_jax.runs.basis.decomposition import load_basis
+from cycleqd_jax.runs.basis.store import Experts
 from cycleqd_jax.types import no_progress
 
 __all__ = ["MATRICES", "SHAPES", "Q", "decomposed", "experts", "make", "weights"]

@@ -16,7 +16,7 @@ import yaml
 from cycleqd_jax.cli import main
 from cycleqd_jax.files import write_json
 from cycleqd_jax.runs.audit import run_digest, verify_run
-from cycleqd_jax.runs.model_digests import folder_digest
+from cycleqd_jax.runs.inputs.digests import folder_digest
 from cycleqd_jax.search import Checkpoints, Journal, read_checkpoint
 from cycleqd_jax.types import InputError
 

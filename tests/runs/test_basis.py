@@ -18,8 +18,8 @@ import pytest
 
 from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.genome.basis import Basis, dense_bases
-from cycleqd_jax.runs import basis_store
-from cycleqd_jax.runs.basis_store import Experts
+from cycleqd_jax.runs.basis import store as basis_store
+from cycleqd_jax.runs.basis.store import Experts
 from cycleqd_jax.types import Adapter, InputError, LowRank
 
 from .small_basis import MATRICES, Q, experts, make, weights

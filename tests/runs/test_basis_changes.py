@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.runs.basis_store import Experts
+from cycleqd_jax.runs.basis.store import Experts
 
 from .small_basis import MATRICES, experts, make
 

@@ -11,8 +11,8 @@ import yaml
 
 from cycleqd_jax.cli import main
 from cycleqd_jax.config import load_config
-from cycleqd_jax.runs.basis import experts_of
-from cycleqd_jax.runs.models import ModelFolders, Models
+from cycleqd_jax.runs.basis.decomposition import experts_of
+from cycleqd_jax.runs.inputs.models import ModelFolders, Models
 from cycleqd_jax.types import InputError
 
 

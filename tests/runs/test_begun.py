@@ -9,8 +9,8 @@ import pytest
 from cycleqd_jax.config import load_config
 from cycleqd_jax.report.status import read_status
 from cycleqd_jax.runs import Run
-from cycleqd_jax.runs.folder import check_folder, check_inputs, compare_inputs
-from cycleqd_jax.runs.folder_models import recorded_folders
+from cycleqd_jax.runs.folder.models import recorded_folders
+from cycleqd_jax.runs.folder.run_folder import check_folder, check_inputs, compare_inputs
 from cycleqd_jax.types import InputError
 
 DEVICE = "cpu 12345678 (fsdp 1 × tensor 1, 24 slots)"

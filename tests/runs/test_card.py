@@ -10,7 +10,7 @@ import yaml
 
 from cycleqd_jax.config import load_config
 from cycleqd_jax.report import ResultsTable
-from cycleqd_jax.runs.card import model_card
+from cycleqd_jax.runs.export.card import model_card
 from cycleqd_jax.runs.families import SegmentAnything
 
 from ..shapes import CONFIGS

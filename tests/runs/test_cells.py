@@ -12,7 +12,7 @@ from cycleqd_jax import report
 from cycleqd_jax.config import load_config
 from cycleqd_jax.runs import searchers
 from cycleqd_jax.runs.audit import verify_run
-from cycleqd_jax.runs.replay import replay
+from cycleqd_jax.runs.folder.replay import replay
 from cycleqd_jax.runs.searchers import write_grid
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError

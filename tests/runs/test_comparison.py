@@ -17,8 +17,8 @@ import cycleqd_jax as cq
 from cycleqd_jax.config import RunConfig, load_config, to_yaml
 from cycleqd_jax.files import locked
 from cycleqd_jax.report import comparison_files
-from cycleqd_jax.runs import comparison
-from cycleqd_jax.runs.folder import compare_inputs
+from cycleqd_jax.runs.comparison import compare as comparison
+from cycleqd_jax.runs.folder.run_folder import compare_inputs
 from cycleqd_jax.statistics import resampled_means
 from cycleqd_jax.types import InputError
 

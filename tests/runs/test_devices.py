@@ -8,7 +8,7 @@ import pytest
 from cycleqd_jax.config import idle_groups, load_config
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
-from cycleqd_jax.runs.devices import device_groups
+from cycleqd_jax.runs.devices.groups import device_groups
 from cycleqd_jax.types import InputError
 
 pytestmark = pytest.mark.skipif(

@@ -13,10 +13,10 @@ from cycleqd_jax.cli import extend as command
 from cycleqd_jax.cli.parser import make_parser
 from cycleqd_jax.config import to_dict
 from cycleqd_jax.files import write_json
-from cycleqd_jax.runs import extension
-from cycleqd_jax.runs.extension import extend
-from cycleqd_jax.runs.folder import versions
-from cycleqd_jax.runs.origin import take_origin
+from cycleqd_jax.runs.extension import extend as extension
+from cycleqd_jax.runs.extension.extend import extend
+from cycleqd_jax.runs.extension.origin import take_origin
+from cycleqd_jax.runs.folder.run_folder import versions
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 

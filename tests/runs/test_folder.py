@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from cycleqd_jax.config import GradientConfig, PrepareConfig, RayConfig, load_config
-from cycleqd_jax.runs import folder as module
-from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs, versions
+from cycleqd_jax.runs.folder import run_folder as module
+from cycleqd_jax.runs.folder.run_folder import check_folder, check_inputs, claim_folder, compare_inputs, versions
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 
@@ -349,7 +349,7 @@ from pathlib import Path
 from cycleqd_jax.config import GradientConfig, PrepareConfig, RayConfig, load_config
 from cycleqd_jax.files import locked, make_folder, write_json
 from cycleqd_jax.individual import Individual
-from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs
+from cycleqd_jax.runs.folder.run_folder import check_folder, check_inputs, claim_folder, compare_inputs
 from cycleqd_jax.search import Checkpoints, Journal
 
 first = load_config(json.loads(sys.argv[1]))

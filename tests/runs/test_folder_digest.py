@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from cycleqd_jax.runs import model_digests as module
-from cycleqd_jax.runs.model_digests import folder_digest
+from cycleqd_jax.runs.inputs import digests as module
+from cycleqd_jax.runs.inputs.digests import folder_digest
 
 
 def write_large(file, blocks=3, changed=None):

@@ -15,12 +15,12 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.gradient import GradientMerge
-from cycleqd_jax.runs.inputs import resolve
-from cycleqd_jax.runs.models import Models, model_folders
-from cycleqd_jax.runs.tasks import TrainingData
+from cycleqd_jax.runs.devices.groups import device_groups
+from cycleqd_jax.runs.inputs.examples import Examples
+from cycleqd_jax.runs.inputs.models import Models, model_folders
+from cycleqd_jax.runs.inputs.resolve import resolve
+from cycleqd_jax.runs.inputs.tasks import TrainingData
+from cycleqd_jax.runs.training.gradient import GradientMerge
 from cycleqd_jax.types import InputError, no_progress, tree_paths
 
 

@@ -16,7 +16,7 @@ from cycleqd_jax.models.llama import LlamaConfig, init_params
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 from cycleqd_jax.runs import Run, resolve
 from cycleqd_jax.runs.families import family_of
-from cycleqd_jax.runs.tasks import resolve_tasks
+from cycleqd_jax.runs.inputs.tasks import resolve_tasks
 from cycleqd_jax.tasks.records import read_rows, split_evenly
 from cycleqd_jax.types import SPLITS, InputError
 

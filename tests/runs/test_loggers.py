@@ -15,7 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from cycleqd_jax.runs import Run
-from cycleqd_jax.runs.loggers import TensorBoard, log_search
+from cycleqd_jax.runs.logs.loggers import TensorBoard, log_search
 from cycleqd_jax.runs.searchers import make_searcher
 from cycleqd_jax.search import Journal, evolve
 from cycleqd_jax.types import InputError

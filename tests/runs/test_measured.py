@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.config import load_config, to_dict
-from cycleqd_jax.runs import results
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
-from cycleqd_jax.runs.placement import Placement
+from cycleqd_jax.runs.results import measurement as results
+from cycleqd_jax.runs.workers.placement import Placement
 from cycleqd_jax.types import REPORTED
 
 from ..compared_runs import TASKS, write_finished

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.config import load_config, to_dict
-from cycleqd_jax.runs.methods import SEARCH_METHODS, common_tree, found_rows, method_config, read_methods, shared_rows
+from cycleqd_jax.runs.comparison.methods import (
+    SEARCH_METHODS,
+    common_tree,
+    found_rows,
+    method_config,
+    read_methods,
+    shared_rows,
+)
 from cycleqd_jax.types import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -13,10 +13,10 @@ from cycleqd_jax.config import load_config
 from cycleqd_jax.report import open_run
 from cycleqd_jax.report.read import load_config as load_config_text
 from cycleqd_jax.report.status import read_status
-from cycleqd_jax.runs import migrations
 from cycleqd_jax.runs.audit import run_digest, verify_run
-from cycleqd_jax.runs.folder import check_folder, check_inputs, claim_folder, compare_inputs
-from cycleqd_jax.runs.migrations import migrate
+from cycleqd_jax.runs.folder import migrations
+from cycleqd_jax.runs.folder.migrations import migrate
+from cycleqd_jax.runs.folder.run_folder import check_folder, check_inputs, claim_folder, compare_inputs
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 

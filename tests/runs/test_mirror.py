@@ -13,8 +13,8 @@ import pytest
 
 from cycleqd_jax.genome import CoefficientGenome, ExpertGenome
 from cycleqd_jax.processes import Processes
-from cycleqd_jax.runs import mirror as module
-from cycleqd_jax.runs.mirror import Mirror, mirrored
+from cycleqd_jax.runs.devices import mirror as module
+from cycleqd_jax.runs.devices.mirror import Mirror, mirrored
 from cycleqd_jax.types import FailuresError, InputError
 
 

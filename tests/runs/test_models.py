@@ -17,10 +17,10 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
-from cycleqd_jax.runs import models as module
-from cycleqd_jax.runs.inputs import check_resources, input_digests, resolve
-from cycleqd_jax.runs.model_digests import folder_digest
-from cycleqd_jax.runs.models import Models, model_folders
+from cycleqd_jax.runs.inputs import models as module
+from cycleqd_jax.runs.inputs.digests import folder_digest
+from cycleqd_jax.runs.inputs.models import Models, model_folders
+from cycleqd_jax.runs.inputs.resolve import check_resources, input_digests, resolve
 from cycleqd_jax.types import Adapter, InputError, tree_paths
 
 TEXTS = ["What is the capital of France?", "Paris, of course. 1 + 1 = 2"] * 3

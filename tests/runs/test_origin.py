@@ -12,8 +12,8 @@ import yaml
 from cycleqd_jax.report import open_run
 from cycleqd_jax.report.status import read_status
 from cycleqd_jax.runs.audit import run_digest, verify_run
-from cycleqd_jax.runs.origin import compare_origin, open_origin
-from cycleqd_jax.runs.replay import rebuild
+from cycleqd_jax.runs.extension.origin import compare_origin, open_origin
+from cycleqd_jax.runs.folder.replay import rebuild
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
 

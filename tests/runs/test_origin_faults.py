@@ -12,7 +12,7 @@ from cycleqd_jax.config import load_config
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.runs.audit import verify_run
-from cycleqd_jax.runs.origin import open_origin, take_origin
+from cycleqd_jax.runs.extension.origin import open_origin, take_origin
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import Adapter, FailuresError, InputError, LowRank, Outcome, Score
 

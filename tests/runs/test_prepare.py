@@ -10,11 +10,11 @@ from cycleqd_jax.config import load_config
 from cycleqd_jax.models import llama
 from cycleqd_jax.models import tokenizer as chat
 from cycleqd_jax.models.files import hf
-from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.inputs import input_digests
-from cycleqd_jax.runs.models import Models, model_folders
-from cycleqd_jax.runs.tasks import TrainingData
-from cycleqd_jax.runs.trainer import Trainer
+from cycleqd_jax.runs.inputs.examples import Examples
+from cycleqd_jax.runs.inputs.models import Models, model_folders
+from cycleqd_jax.runs.inputs.resolve import input_digests
+from cycleqd_jax.runs.inputs.tasks import TrainingData
+from cycleqd_jax.runs.training.trainer import Trainer
 from cycleqd_jax.types import InputError, tree_paths
 
 TASKS = {"tasks": [{"name": "mbpp"}, {"name": "dbbench"}]}

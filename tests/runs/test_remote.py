@@ -14,10 +14,10 @@ from cycleqd_jax.compilation import device_kind
 from cycleqd_jax.config import load_config
 from cycleqd_jax.evaluation.ray import Program, WorkerRecord
 from cycleqd_jax.report.read import load_workers
-from cycleqd_jax.runs import remote
-from cycleqd_jax.runs.folder import versions
-from cycleqd_jax.runs.remote import RemoteWorkers, WorkerProgram, software
+from cycleqd_jax.runs.folder.run_folder import versions
 from cycleqd_jax.runs.run import Run
+from cycleqd_jax.runs.workers import remote
+from cycleqd_jax.runs.workers.remote import RemoteWorkers, WorkerProgram, software
 from cycleqd_jax.types import InputError
 
 

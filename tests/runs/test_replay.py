@@ -10,7 +10,7 @@ import pytest
 
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.individual import Individual
-from cycleqd_jax.runs.replay import ancestors_of, rebuild, replay, total_individuals
+from cycleqd_jax.runs.folder.replay import ancestors_of, rebuild, replay, total_individuals
 from cycleqd_jax.search import Journal, tree_digest
 from cycleqd_jax.types import InputError
 

@@ -14,16 +14,16 @@ from cycleqd_jax.evaluation import Evaluation, Evaluator
 from cycleqd_jax.files import write_json
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.models import llama
-from cycleqd_jax.runs import results as module
 from cycleqd_jax.runs import run as runs
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution, Merged
-from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.gradient import GradientMerge
-from cycleqd_jax.runs.models import ModelFolders, Models
-from cycleqd_jax.runs.placement import Placement
-from cycleqd_jax.runs.results import lacks_rows, measure
-from cycleqd_jax.runs.trainer import Trainer
+from cycleqd_jax.runs.inputs.examples import Examples
+from cycleqd_jax.runs.inputs.models import ModelFolders, Models
+from cycleqd_jax.runs.results import measurement as module
+from cycleqd_jax.runs.results.measurement import lacks_rows, measure
+from cycleqd_jax.runs.training.gradient import GradientMerge
+from cycleqd_jax.runs.training.trainer import Trainer
+from cycleqd_jax.runs.workers.placement import Placement
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.types import InputError, Outcome, Score, no_progress
 

@@ -17,14 +17,14 @@ from cycleqd_jax.config import RunConfig, TaskConfig, load_config
 from cycleqd_jax.files import write_json
 from cycleqd_jax.models import sam
 from cycleqd_jax.runs import Run
-from cycleqd_jax.runs.devices import device_groups
-from cycleqd_jax.runs.examples import Examples
+from cycleqd_jax.runs.devices.groups import device_groups
 from cycleqd_jax.runs.families import LanguageModels, SegmentAnything, family_of
-from cycleqd_jax.runs.images import FolderInput, resolve_sam
-from cycleqd_jax.runs.inputs import resolve
-from cycleqd_jax.runs.models import Models, model_folders
-from cycleqd_jax.runs.pictures import pictures_are_drawn
-from cycleqd_jax.runs.tasks import TrainingData
+from cycleqd_jax.runs.inputs.examples import Examples
+from cycleqd_jax.runs.inputs.images import FolderInput, resolve_sam
+from cycleqd_jax.runs.inputs.models import Models, model_folders
+from cycleqd_jax.runs.inputs.resolve import resolve
+from cycleqd_jax.runs.inputs.tasks import TrainingData
+from cycleqd_jax.runs.results.pictures import pictures_are_drawn
 from cycleqd_jax.tasks.segmentation import read_image
 from cycleqd_jax.tasks.segmentation import task as folder_task
 from cycleqd_jax.types import InputError, tree_paths

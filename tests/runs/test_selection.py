@@ -11,7 +11,7 @@ import pytest
 
 from cycleqd_jax.evaluation import Evaluation
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
-from cycleqd_jax.runs.selection import Candidate, select
+from cycleqd_jax.runs.results.selection import Candidate, select
 from cycleqd_jax.types import InputError, Outcome, Score
 
 TASKS = ("a", "b")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cycleqd_jax.config import load_config
-from cycleqd_jax.runs.tasks import open_tasks, resolve_tasks
+from cycleqd_jax.runs.inputs.tasks import open_tasks, resolve_tasks
 from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import by_digest, read_rows
 from cycleqd_jax.types import InputError

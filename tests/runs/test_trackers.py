@@ -10,8 +10,9 @@ import warnings
 
 import pytest
 
-from cycleqd_jax.runs import Run, trackers
-from cycleqd_jax.runs.loggers import log_search
+from cycleqd_jax.runs import Run
+from cycleqd_jax.runs.logs import trackers
+from cycleqd_jax.runs.logs.loggers import log_search
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
 

@@ -10,7 +10,7 @@ import pytest
 from cycleqd_jax import cli
 from cycleqd_jax.config import load_config, to_yaml
 from cycleqd_jax.runs import Run
-from cycleqd_jax.runs.folder import claim_folder
+from cycleqd_jax.runs.folder.run_folder import claim_folder
 from cycleqd_jax.types import InputError
 
 HOLDS = """

@@ -17,8 +17,8 @@ from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.models import llama
 from cycleqd_jax.plan import express_flops, mixed_flops
 from cycleqd_jax.runs.context import Context
-from cycleqd_jax.runs.examples import Examples
-from cycleqd_jax.runs.models import ModelFolders, Models
+from cycleqd_jax.runs.inputs.examples import Examples
+from cycleqd_jax.runs.inputs.models import ModelFolders, Models
 from cycleqd_jax.runs.usage import write_selection, write_training, write_usage
 from cycleqd_jax.types import Adapter, LowRank, no_progress
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cycleqd_jax as cq
-from cycleqd_jax.runs.folder_models import RunModels
+from cycleqd_jax.runs.folder.models import RunModels
 from cycleqd_jax.serve import Job, RunCatalog, UnknownModel, WeightCache
 from cycleqd_jax.types import InputError
 
@@ -91,8 +91,8 @@ def test_names_of_equal_weights_share_a_key(catalog, run):
 
 def test_replies_of_an_individual_equal_those_of_its_exported_model(catalog, run):
     identity = max(one["id"] for elites in cq.open_run(run).archives.values() for one in elites)
-    from cycleqd_jax.runs.export import export_from_folder
-    from cycleqd_jax.runs.folder_models import ModelChoice
+    from cycleqd_jax.runs.export.model_folders import export_from_folder
+    from cycleqd_jax.runs.folder.models import ModelChoice
 
     folder = export_from_folder(run, ModelChoice("child", id=identity), progress=silent, log=silent)
     messages = [{"role": "user", "content": "List the files"}]

@@ -12,7 +12,7 @@ import pytest
 from cycleqd_jax import sharding
 from cycleqd_jax.genome import CoefficientSpace
 from cycleqd_jax.models.llama import init_params, logical_axes
-from cycleqd_jax.runs.training_checkpoints import CachedTraining
+from cycleqd_jax.runs.training.checkpoints import CachedTraining
 from cycleqd_jax.training import TrainOptions, finetune, finetune_mask_adapter, finetune_masks, fit_coefficients
 from cycleqd_jax.training.interrupted import Loop
 from cycleqd_jax.types import InputError

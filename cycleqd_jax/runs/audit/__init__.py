@@ -12,7 +12,7 @@ from cycleqd_jax.runs.audit.checkpoints import check_checkpoints
 from cycleqd_jax.runs.audit.found import Audit
 from cycleqd_jax.runs.audit.journal import check_grid, check_journal, check_origin
 from cycleqd_jax.runs.audit.results import check_exports, check_models, check_tables
-from cycleqd_jax.runs.replay import replay
+from cycleqd_jax.runs.folder.replay import replay
 from cycleqd_jax.search import Journal, checkpoint_steps, read_checkpoint, tree_digest
 from cycleqd_jax.types import InputError
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.runs.audit.found import Audit
-from cycleqd_jax.runs.replay import replay
+from cycleqd_jax.runs.folder.replay import replay
 from cycleqd_jax.search import Journal, StoredState, read_checkpoint, tree_digest
 from cycleqd_jax.search.checkpoint import SCHEMA
 from cycleqd_jax.types import InputError

@@ -13,8 +13,8 @@ import numpy as np
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.runs.audit.found import ROUNDING, Audit
-from cycleqd_jax.runs.origin import Origin, differences, open_origin
-from cycleqd_jax.runs.replay import total_individuals
+from cycleqd_jax.runs.extension.origin import Origin, differences, open_origin
+from cycleqd_jax.runs.folder.replay import total_individuals
 from cycleqd_jax.runs.searchers import grid_of
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.search import Journal

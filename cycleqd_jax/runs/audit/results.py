@@ -14,8 +14,8 @@ from cycleqd_jax.config import RunConfig
 from cycleqd_jax.models.files import hub
 from cycleqd_jax.report.read import load_items, load_results, load_selection
 from cycleqd_jax.runs.audit.found import ROUNDING, Audit
-from cycleqd_jax.runs.folder_models import recorded_folders
-from cycleqd_jax.runs.model_digests import folder_digest
+from cycleqd_jax.runs.folder.models import recorded_folders
+from cycleqd_jax.runs.inputs.digests import folder_digest
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from cycleqd_jax.config import ModelConfig, RunConfig, TrainConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.runs.devices import Architecture, DeviceGroup
+from cycleqd_jax.runs.devices.groups import Architecture, DeviceGroup
 from cycleqd_jax.training import TrainingCheckpoints, TrainOptions
 from cycleqd_jax.types import ModelEvaluator, Params, Progress, Split
 

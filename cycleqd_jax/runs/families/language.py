@@ -16,7 +16,7 @@ from cycleqd_jax.models.files.checkpoint import check_tied, load_tokenizer, open
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.plan import ModelFlops
-from cycleqd_jax.runs.devices import Architecture, DeviceGroup
+from cycleqd_jax.runs.devices.groups import Architecture, DeviceGroup
 from cycleqd_jax.runs.families.base import Processor, sizes_of, train_options
 from cycleqd_jax.runs.faults import halve_slots, known_slots
 from cycleqd_jax.types import InputError, LikelihoodTask, Params, Progress

@@ -15,7 +15,7 @@ from cycleqd_jax.models import sam
 from cycleqd_jax.models.sam.embeddings import EmbeddingFolder
 from cycleqd_jax.models.sam.predictor import SamPredictor
 from cycleqd_jax.plan import decoder_flops, encoder_flops
-from cycleqd_jax.runs.devices import Architecture, DeviceGroup
+from cycleqd_jax.runs.devices.groups import Architecture, DeviceGroup
 from cycleqd_jax.runs.families.base import Processor, sizes_of, train_options
 from cycleqd_jax.runs.faults import halve_batch, known_slots
 from cycleqd_jax.types import Params, Progress

@@ -20,7 +20,7 @@ from cycleqd_jax.cli import main
 from cycleqd_jax.models.files import hf, hub, peft
 from cycleqd_jax.models.files.checkpoint import load_tokenizer, open_checkpoint
 from cycleqd_jax.models.preflight import local_folder, preflight
-from cycleqd_jax.runs.model_digests import folder_digest
+from cycleqd_jax.runs.inputs.digests import folder_digest
 from cycleqd_jax.types import InputError
 
 

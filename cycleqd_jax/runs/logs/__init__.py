@@ -1,0 +1,3 @@
+"""Logs of a search for other programs."""
+
+__all__: list[str] = []

@@ -66,7 +66,7 @@ WITHOUT_EXAMPLES = {
     "Run": "needs models; the tutorials run it",
     "RunFolder": "needs a run; the tests below read one",
     "__version__": "a text",
-    "compare": "needs runs; tests/runs/test_comparison.py compares some",
+    "compare": "needs runs; tests/runs/comparison/test_comparison.py compares some",
     "load_model": "needs a folder; the tests below load one",
     "open_run": "needs a run; the tests below read one",
 }

@@ -1,7 +1,7 @@
 """A small run, finished once for all workers of a test run."""
 
 from ..small_run import TASKS, finished, history, small_config, trained, write_config
-from .carried import old
-from .small_basis import decomposed
+from .basis.small_basis import decomposed
+from .extension.carried import old
 
 __all__ = ["TASKS", "decomposed", "finished", "history", "old", "small_config", "trained", "write_config"]

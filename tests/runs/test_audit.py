@@ -20,8 +20,8 @@ from cycleqd_jax.runs.inputs.digests import folder_digest
 from cycleqd_jax.search import Checkpoints, Journal, read_checkpoint
 from cycleqd_jax.types import InputError
 
+from .folder.test_replay import METHODS, QUICK
 from .searched import edit, write_run
-from .test_replay import METHODS, QUICK
 
 
 @pytest.fixture(scope="module")

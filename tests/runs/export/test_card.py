@@ -13,7 +13,7 @@ from cycleqd_jax.report import ResultsTable
 from cycleqd_jax.runs.export.card import model_card
 from cycleqd_jax.runs.families import SegmentAnything
 
-from ..shapes import CONFIGS
+from ...shapes import CONFIGS
 
 TASKS = [{"name": "mbpp"}, {"name": "dbbench"}]
 FOLDERS = {"base": Path("cache/base-1"), "expert/mbpp": Path("cache/a-2"), "expert/dbbench": Path("cache/b-3")}

@@ -22,8 +22,8 @@ from cycleqd_jax.runs.folder.run_folder import compare_inputs
 from cycleqd_jax.statistics import resampled_means
 from cycleqd_jax.types import InputError
 
-from ..compared_runs import TASKS, write_finished
-from .segmentation_run import image_folder
+from ...compared_runs import TASKS, write_finished
+from ..segmentation_run import image_folder
 
 
 def config_of(folder: Path, **changes) -> RunConfig:

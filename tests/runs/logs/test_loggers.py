@@ -20,7 +20,7 @@ from cycleqd_jax.runs.searchers import make_searcher
 from cycleqd_jax.search import Journal, evolve
 from cycleqd_jax.types import InputError
 
-from .searched import TASKS, FromGenome, config_of, space_of
+from ..searched import TASKS, FromGenome, config_of, space_of
 
 
 def scalars(folder):

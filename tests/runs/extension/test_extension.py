@@ -20,7 +20,7 @@ from cycleqd_jax.runs.folder.run_folder import versions
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import InputError
 
-from .searched import TASKS, write_run
+from ..searched import TASKS, write_run
 
 NEW = "humaneval"
 

@@ -17,7 +17,7 @@ from cycleqd_jax.runs.comparison.methods import (
 )
 from cycleqd_jax.types import InputError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def written(folder: Path, text: str) -> Path:

@@ -23,7 +23,7 @@ from cycleqd_jax.models import llama
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
 
-from .conftest import history
+from ..conftest import history
 
 SECONDS = 40
 """After the end of one process all others must have ended: 10 s without a sign of life, and the time of a busy machine."""

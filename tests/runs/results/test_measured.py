@@ -17,7 +17,7 @@ from cycleqd_jax.runs.results import measurement as results
 from cycleqd_jax.runs.workers.placement import Placement
 from cycleqd_jax.types import REPORTED
 
-from ..compared_runs import TASKS, write_finished
+from ...compared_runs import TASKS, write_finished
 
 
 class Measurement:

@@ -16,7 +16,7 @@ from cycleqd_jax.runs.logs.loggers import log_search
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
 
-from .searched import TASKS, config_of, searched, space_of
+from ..searched import TASKS, config_of, searched, space_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the clients
 

@@ -14,7 +14,7 @@ from cycleqd_jax.runs.folder.replay import ancestors_of, rebuild, replay, total_
 from cycleqd_jax.search import Journal, tree_digest
 from cycleqd_jax.types import InputError
 
-from .searched import TASKS, config_of, edit, searched, space_of
+from ..searched import TASKS, config_of, edit, searched, space_of
 
 METHODS = ("cycleqd", "qd", "dns", "random", "cmaes", "nsga2")
 QUICK = {"cycleqd"}

@@ -12,7 +12,7 @@ from cycleqd_jax.tasks import RecordTask
 from cycleqd_jax.tasks.records import by_digest, read_rows
 from cycleqd_jax.types import InputError
 
-from ..tasks.helpers import FakeSandbox
+from ...tasks.helpers import FakeSandbox
 
 
 def record(n):

@@ -16,7 +16,7 @@ from cycleqd_jax.runs.extension.origin import open_origin, take_origin
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import Adapter, FailuresError, InputError, LowRank, Outcome, Score
 
-from ..journals import lines_without_checksums
+from ...journals import lines_without_checksums
 from .carried import (
     ALL,
     FIRST,

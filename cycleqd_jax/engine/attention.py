@@ -114,7 +114,7 @@ class Attention:
         (of_k, _), (of_v, _) = self._axes
         verifies = rows.ends is not None
         write = _write_at_once if not self.paged else _write_windows if verifies else _write_in_turn
-        own = write(cache.k[layer], k, rows, of_k), write(cache.v[layer], v, rows, of_v)
+        own = write((cache.k[layer], cache.v[layer]), (k, v), rows, (of_k, of_v))
         cache = KVCache(_replaced(cache.k, layer, own[0]), _replaced(cache.v, layer, own[1]))
         common = None if shared is None else (shared.k[layer], shared.v[layer])
         if self.paged:
@@ -132,7 +132,7 @@ class Attention:
         columns = own[0].shape[1]
         # One token needs no mask. The kernels do not read the columns past a row's length.
         lengths = jnp.minimum(jnp.asarray(rows.columns) + time, columns)
-        seen = None if time == 1 else own_mask(rows, time, columns)[:, None]
+        seen = None if time == 1 else own_mask(rows, time, jnp.arange(columns))[:, None]
         attend = _xla if self.implementation == "xla" else _cudnn
         attend_own = _cudnn_windows if attend is _cudnn and rows.ends is not None else attend
         out, normaliser = attend_own(queries, *own, seen, lengths, residual=common is not None)
@@ -152,43 +152,54 @@ def _replaced(layers: tuple[Array, ...], layer: int, new: Array) -> tuple[Array,
     return (*layers[:layer], new, *layers[layer + 1 :])
 
 
-def _write_in_turn(x: Array, new: Array, rows: Rows, axis: int) -> Array:
-    """Writes ``new[row]`` into the row's page of ``x``, row by row: the fastest way on XLA's CPU backend."""
-    size = x.shape[axis]
-
-    def write(i: Array, x: Array) -> Array:
-        row = jax.lax.dynamic_slice_in_dim(new, i, 1, 0)
-        start: list[Any] = [rows.pages[i, rows.columns[i] // size], *[jnp.int32(0)] * 3]
-        start[axis] = rows.columns[i] % size
-        return jax.lax.dynamic_update_slice(x, row, start)
-
-    return jax.lax.fori_loop(0, new.shape[0], write, x)
+_Pair = tuple[Array, Array]
 
 
-def _write_windows(x: Array, new: Array, rows: Rows, axis: int) -> Array:
+def _write_in_turn(cache: _Pair, new: _Pair, rows: Rows, axes: tuple[int, int]) -> _Pair:
+    """Writes the keys and values ``new[·][row]`` into the row's page, row by row: the fastest way on XLA's CPU backend."""
+
+    def write(i: Array, cache: _Pair) -> _Pair:
+        def one(x: Array, new: Array, axis: int) -> Array:
+            size = x.shape[axis]
+            start: list[Any] = [rows.pages[i, rows.columns[i] // size], *[jnp.int32(0)] * 3]
+            start[axis] = rows.columns[i] % size
+            return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice_in_dim(new, i, 1, 0), start)
+
+        return one(cache[0], new[0], axes[0]), one(cache[1], new[1], axes[1])
+
+    return jax.lax.fori_loop(0, new[0].shape[0], write, cache)
+
+
+def _write_windows(cache: _Pair, new: _Pair, rows: Rows, axes: tuple[int, int]) -> _Pair:
     """The same token by token, since a window may begin in one page and end in the next; page 0 gets what no row may write."""
-    size, window = x.shape[axis], new.shape[axis]
+    window = new[0].shape[axes[0]]
     assert rows.ends is not None
     pages, columns, ends = jnp.asarray(rows.pages), jnp.asarray(rows.columns), jnp.asarray(rows.ends)
 
-    def write(n: Array, x: Array) -> Array:
+    def write(n: Array, cache: _Pair) -> _Pair:
         i, j = n // window, n % window
         column = columns[i] + j
-        begin, start = [[i, *[jnp.int32(0)] * 3] for _ in range(2)]
-        begin[axis], start[axis] = j, column % size
-        start[0] = jnp.where(column < ends[i], pages[i, column // size], 0)
-        shape = [1, *new.shape[1:]]
-        shape[axis] = 1
-        return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(new, begin, shape), start)
 
-    return jax.lax.fori_loop(0, new.shape[0] * window, write, x)
+        def one(x: Array, new: Array, axis: int) -> Array:
+            size = x.shape[axis]
+            begin, start = [[i, *[jnp.int32(0)] * 3] for _ in range(2)]
+            begin[axis], start[axis] = j, column % size
+            start[0] = jnp.where(column < ends[i], pages[i, column // size], 0)
+            shape = [1, *new.shape[1:]]
+            shape[axis] = 1
+            return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(new, begin, shape), start)
+
+        return one(cache[0], new[0], axes[0]), one(cache[1], new[1], axes[1])
+
+    return jax.lax.fori_loop(0, new[0].shape[0] * window, write, cache)
 
 
-def _write_at_once(x: Array, new: Array, rows: Rows, axis: int) -> Array:
-    """The same as one scatter, where columns are axis 1 and a row has one page."""
-    assert axis == 1
-    columns = jnp.asarray(rows.columns)[:, None] + jnp.arange(new.shape[1])[None]
-    return x.at[rows.pages[:, :1], columns].set(new)
+def _write_at_once(cache: _Pair, new: _Pair, rows: Rows, axes: tuple[int, int]) -> _Pair:
+    """The same as one scatter for keys and one for values, where columns are axis 1 and a row has one page."""
+    assert axes == (1, 1)
+    columns = jnp.asarray(rows.columns)[:, None] + jnp.arange(new[0].shape[1])[None]
+    k, v = (x.at[rows.pages[:, :1], columns].set(y) for x, y in zip(cache, new, strict=True))
+    return k, v
 
 
 def _cudnn(q: Array, k: Array, v: Array, seen: Array | None, lengths: Array | None, *, residual: bool) -> tuple[Array, Any]:

@@ -79,14 +79,13 @@ class Batches:
         return [list(chunks[start : start + most]) for start in range(0, len(chunks), most)]
 
     def prefill(
-        self, batch: Sequence[Chunk], *, size: int, width: int, shared_columns: int
+        self, batch: Sequence[Chunk], *, size: int, shared_columns: int
     ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests]:
         """Tokens and requests of a prefill with ``size`` rows; empty rows repeat the first chunk.
 
         Args:
             batch: a list of at most ``size`` chunks.
             size: rows.
-            width: pages per row.
             shared_columns: how many there are.
         """
         first = batch[0] if batch else Chunk(None, (), 0, 0, (0, 0), None, 0)
@@ -95,7 +94,7 @@ class Batches:
         for row, chunk in zip(tokens, batch, strict=True):
             row[: len(chunk.tokens)] = chunk.tokens
         rows = Rows(
-            self._tables([chunk.slot for chunk in batch], width),
+            self._tables([chunk.slot for chunk in batch]),
             _int32(chunk.first for chunk in batch),
             _int32(chunk.column for chunk in batch),
             _int32(chunk.shared for chunk in batch),
@@ -108,7 +107,7 @@ class Batches:
         )
 
     def score(
-        self, parts: Sequence[Part], batch: Sequence[Chunk], *, size: int, width: int, shared_columns: int
+        self, parts: Sequence[Part], batch: Sequence[Chunk], *, size: int, shared_columns: int
     ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests, likelihood.Targets]:
         """Tokens, requests and targets of a program that scores ``size`` rows; arguments as for :meth:`prefill`.
 
@@ -116,11 +115,10 @@ class Batches:
             parts: what each chunk of the batch holds.
             batch: a list of at most ``size`` chunks.
             size: rows.
-            width: pages per row.
             shared_columns: how many there are.
         """
         chunk = self._layout.chunk
-        tokens, requests = self.prefill(batch, size=size, width=width, shared_columns=shared_columns)
+        tokens, requests = self.prefill(batch, size=size, shared_columns=shared_columns)
         trunk, branch = np.zeros(size, np.int32), np.zeros((size, chunk), np.int32)
         for row, part in enumerate(parts):
             trunk[row] = part.trunk
@@ -137,22 +135,19 @@ class Batches:
         return tokens, requests, likelihood.Targets(at, token, blocks)
 
     def decode(
-        self, slots: Sequence[Slot], *, width: int, shared_columns: int, pages: int
+        self, slots: Sequence[Slot], *, shared_columns: int, pages: int
     ) -> tuple[Int[np.ndarray, " row"], programs.Requests]:
         """Last tokens and requests of a call of the decode program, a row per slot.
 
         Args:
             slots: some may have no request.
-            width: pages per row.
             shared_columns: how many there are.
             pages: the pages of the cache.
         """
         token = _int32(self._pad_id if slot.request is None else slot.request.ids[-1] for slot in slots)
-        return token, self._decoding(slots, 1, width=width, shared_columns=shared_columns, pages=pages)
+        return token, self._decoding(slots, 1, shared_columns=shared_columns, pages=pages)
 
-    def verify(
-        self, slots: Sequence[Slot], *, width: int, shared_columns: int, pages: int
-    ) -> tuple[drafts.Sources, programs.Requests]:
+    def verify(self, slots: Sequence[Slot], *, shared_columns: int, pages: int) -> tuple[drafts.Sources, programs.Requests]:
         """Sources and requests of a call of the program that verifies drafts; arguments as for :meth:`decode`."""
         layout, requests = self._layout, [slot.request for slot in slots]
         replies = [() if request is None else (*request.prompt, *request.ids) for request in requests]
@@ -162,14 +157,12 @@ class Batches:
             _int32(0 if request is None else request.at for request in requests),
             _int32((*pads, *reply)[-drafts.CONTEXT :] for reply in replies),
         )
-        found = self._decoding(slots, layout.window, width=width, shared_columns=shared_columns, pages=pages)
+        found = self._decoding(slots, layout.window, shared_columns=shared_columns, pages=pages)
         most = layout.verify_steps * layout.window
         ends = np.asarray(found.rows.columns) + np.minimum(found.count, most)
         return sources, found._replace(rows=found.rows._replace(ends=ends.astype(np.int32)))
 
-    def _decoding(
-        self, slots: Sequence[Slot], window: int, *, width: int, shared_columns: int, pages: int
-    ) -> programs.Requests:
+    def _decoding(self, slots: Sequence[Slot], window: int, *, shared_columns: int, pages: int) -> programs.Requests:
         """The requests of rows with ``window`` tokens each."""
         rows = Rows(
             _int32(range(len(slots)))[:, None],
@@ -185,7 +178,7 @@ class Batches:
                 starts[slot.pages] = np.arange(len(slot.pages)) * self._layout.page
             used = np.flatnonzero(owners >= 0)
             blocks = np.array(used[-1] // BLOCK + 1 if used.size else 0, np.int32)
-            rows = rows._replace(pages=self._tables(slots, width), owners=owners, starts=starts, blocks=blocks)
+            rows = rows._replace(pages=self._tables(slots), owners=owners, starts=starts, blocks=blocks)
         requests = [slot.request for slot in slots]
         return programs.Requests(
             self._with_near(rows, shared_columns, window),
@@ -194,16 +187,16 @@ class Batches:
             _sampling(requests),
         )
 
-    def _tables(self, slots: Sequence[Slot | None], width: int) -> Int[np.ndarray, "batch width"]:
+    def _tables(self, slots: Sequence[Slot | None]) -> Int[np.ndarray, "batch width"]:
         """The pages of each row."""
-        tables = np.zeros((len(slots), width), np.int32)
+        tables = np.zeros((len(slots), self._layout.width), np.int32)
         for row, slot in zip(tables, slots, strict=True):
             if slot is None:
                 continue
             if self._layout.attention.paged:
                 # A row with fewer pages repeats its own first: other pages are masked, but NaN in them would spread.
                 row[:] = slot.pages[0] if slot.pages else 0
-                row[: len(slot.pages)] = slot.pages[:width]
+                row[: len(slot.pages)] = slot.pages[: self._layout.width]
             else:
                 row[0] = slot.row
         return tables

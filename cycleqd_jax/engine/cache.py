@@ -21,7 +21,7 @@ from cycleqd_jax.types import AnyArray, Array, Bool, Int
 __all__ = ["BLOCK", "MASKED", "SHARED_BLOCK", "KVCache", "Rows", "own_mask", "shared_blocks", "shared_mask", "to_cache"]
 
 BLOCK = 64  # pages that one iteration of a decode step attends to
-SHARED_BLOCK = 256  # shared columns that one iteration attends to; prefixes begin at multiples, so that none affects another
+SHARED_BLOCK = 128  # shared columns that one iteration attends to; prefixes begin at multiples, so that none affects another
 MASKED = -1e30  # finite: where every column is masked, the weights are still numbers, and their result is not used
 
 
@@ -78,12 +78,12 @@ def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
         tokens: tokens per row.
         columns: shared columns.
     """
-    return math.gcd(batch, 64 if tokens == 1 else 8), math.gcd(columns, SHARED_BLOCK)
+    return math.gcd(batch, 128 if tokens == 1 else 8), math.gcd(columns, SHARED_BLOCK)
 
 
-def own_mask(rows: Rows, time: int, columns: int) -> Bool[Array, "batch time columns"]:
-    """Which of its own columns each of a row's ``time`` tokens sees. A branch sees the trunk and itself, no other branch."""
-    column = jnp.arange(columns)[None, None]
+def own_mask(rows: Rows, time: int, column: Int[Array, " column"]) -> Bool[Array, "batch time column"]:
+    """Which of these own columns each of a row's ``time`` tokens sees. A branch sees the trunk and itself, no other branch."""
+    column = column[None, None]
     last = jnp.asarray(rows.columns)[:, None] + jnp.arange(time)[None]
     seen = (column >= rows.first[:, None, None]) & (column <= last[:, :, None])
     if rows.trunk is None or rows.branch is None:

@@ -41,7 +41,7 @@ class EngineLayout:
         pages: pages of the cache at its largest: room for ``slots`` conversations of ``max_len`` tokens.
         batches: rows of the compiled prefill programs, smallest first.
         counts: rows of the compiled decode programs, smallest first.
-        widths: pages per row of the compiled programs, smallest first.
+        width: pages of the longest row.
         verify_counts: rows of the compiled programs that verify drafts, smallest first.
         window: tokens per row of these programs; 1 where drafts are ignored.
     """
@@ -56,7 +56,7 @@ class EngineLayout:
     pages: int
     batches: tuple[int, ...]
     counts: tuple[int, ...]
-    widths: tuple[int, ...]
+    width: int
     verify_counts: tuple[int, ...]
     window: int
 
@@ -107,14 +107,13 @@ class EngineLayout:
             if chunk == 1:
                 raise InputError("expected a chunk of at least 2 tokens where the cache has no pages, got 1; make it larger")
             page = max_len + max(chunk, steps, window)  # the last chunk of a prompt is written whole
-            return cls(config, attention, slots, max_len, steps, chunk, page, slots, batches, (slots,), (1,), (slots,), window)
+            return cls(config, attention, slots, max_len, steps, chunk, page, slots, batches, (slots,), 1, (slots,), window)
         width = -(-max_len // chunk)
         pages = whole_blocks(1 + slots * width)  # page 0 is where rows without a reply write
-        widths = (*(2**i for i in range(2, 32) if 2**i < width), width)
         # Products do not skip empty rows: only active ones are decoded, by a program for each of a few counts.
         counts = (*(count for count in _sizes(slots, smallest=min(8, slots)) if count < slots), slots)
         windows = (*(2**i for i in range(32) if 2**i < slots), slots)
-        return cls(config, attention, slots, max_len, steps, chunk, chunk, pages, batches, counts, widths, windows, window)
+        return cls(config, attention, slots, max_len, steps, chunk, chunk, pages, batches, counts, width, windows, window)
 
     @property
     def computed(self) -> LlamaConfig:
@@ -126,9 +125,14 @@ class EngineLayout:
         return self.config.replace(compute_dtype="float32") if narrow else self.config
 
     @property
+    def transposed(self) -> bool:
+        """Whether matrices are kept transposed: faster on CPUs, but not for products of bfloat16 numbers."""
+        return self.attention.paged and self.config.dtype == "float32"
+
+    @property
     def columns(self) -> int:
         """Columns of the longest conversation."""
-        return self.widths[-1] * self.page
+        return self.width * self.page
 
     @property
     def positions(self) -> int:
@@ -176,10 +180,6 @@ class EngineLayout:
     def verify_count_for(self, rows: int) -> int:
         """Rows of the smallest program that verifies drafts for this many."""
         return next(size for size in self.verify_counts if size >= rows)
-
-    def width_for(self, columns: int) -> int:
-        """Pages per row of the smallest program that takes rows of this many columns."""
-        return next((width for width in self.widths if width * self.page >= columns), self.widths[-1])
 
     def aligned(self, columns: int) -> int:
         """This many shared columns, rounded up to where another prefix may begin."""

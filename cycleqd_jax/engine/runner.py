@@ -71,7 +71,7 @@ class Runner:
 
     def load(self, params: Params, *, donate: bool) -> None:
         """Takes the weights apart layer by layer; see :meth:`cycleqd_jax.engine.Engine.load`."""
-        self.params = llama.unstack(params, donate=donate)
+        self.params = llama.unstack(params, donate=donate, transposed=self._layout.transposed)
         if self._layout.attention.paged:
             self.params |= llama.for_products(self.params, self._layout.config, self._layout.positions)
         self.individuals = llama.num_individuals(params)
@@ -124,19 +124,17 @@ class Runner:
         Returns:
             The token after each chunk and whether its logits are finite, on the device; rows past the batch repeat its first.
         """
-        width = self._layout.width_for(max(chunk.column for chunk in batch) + 1)
-        self.cache, *results = self._prefill(self.cache, self.shared, batch, self._layout.batch_for(len(batch)), width)
+        self.cache, *results = self._prefill(self.cache, self.shared, batch, self._layout.batch_for(len(batch)))
         return results[0], results[1]
 
     def prefill_shared(self, batch: Sequence[Chunk]) -> tuple[Array, Array]:
         """The same as :meth:`prefill`, into the shared columns."""
-        self.shared, *results = self._prefill(self.shared, None, batch, self._layout.batches[-1], 1)
+        self.shared, *results = self._prefill(self.shared, None, batch, self._layout.batches[-1])
         return results[0], results[1]
 
     def score(self, parts: Sequence[Part], batch: Sequence[Chunk], top: int) -> Scored:
         """Starts the scoring of a batch of chunks; the targets are those of the parts, in order, with ``top`` alternatives."""
-        width = self._layout.width_for(max(chunk.column for chunk in batch) + 1)
-        return self._score(parts, batch, self._layout.batch_for(len(batch)), width, self.shared, top)
+        return self._score(parts, batch, self._layout.batch_for(len(batch)), self.shared, top)
 
     def decode(self, slots: Sequence[Slot]) -> tuple[Array, Array, Array]:
         """Starts the decode steps of these slots, a row for each; some may have no request.
@@ -144,13 +142,11 @@ class Runner:
         Returns:
             The new tokens, how many of them are valid in each row, and whether the row's logits are finite; on the device.
         """
-        most = max(len(slot.tokens) for slot in slots if slot.request is not None)
-        return self._decode(slots, self._layout.width_for(most + self._layout.steps), self.shared)
+        return self._decode(slots, self.shared)
 
     def verify(self, slots: Sequence[Slot]) -> Verified:
         """Starts the verification of the drafts of these slots, a row for each; some may have no request."""
-        most = max(len(slot.tokens) for slot in slots if slot.request is not None)
-        return self._verify(slots, self._layout.width_for(most + self._layout.verify_steps * self._layout.window), self.shared)
+        return self._verify(slots, self.shared)
 
     def warm_up(self, shared_columns: Iterable[int], *, scoring: bool) -> bool:
         """Compiles all programs, without and with shared columns of these sizes; the cache must have its largest size.
@@ -168,35 +164,32 @@ class Runner:
         for columns in (0, *shared_columns):
             common = self._empty_shared(columns)
             if common is not None:
-                common, _, finite = self._prefill(common, None, [], self._layout.batches[-1], 1)
+                common, _, finite = self._prefill(common, None, [], self._layout.batches[-1])
                 found.append(finite)
-            for width in self._layout.widths:
-                for size in self._layout.batches:
-                    self.cache, _, finite = self._prefill(self.cache, common, [], size, width)
-                    found.append(finite)
-                    if scoring:
-                        found.append(self._score([], [], size, width, common, 0).finite)
-                for count in self._layout.counts:
-                    found.append(self._decode([Slot()] * count, width, common)[2])
-                for count in self._layout.verify_counts if self._layout.window > 1 else ():
-                    found.append(self._verify([Slot()] * count, width, common).finite)
+            for size in self._layout.batches:
+                self.cache, _, finite = self._prefill(self.cache, common, [], size)
+                found.append(finite)
+                if scoring:
+                    found.append(self._score([], [], size, common, 0).finite)
+            for count in self._layout.counts:
+                found.append(self._decode([Slot()] * count, common)[2])
+            for count in self._layout.verify_counts if self._layout.window > 1 else ():
+                found.append(self._verify([Slot()] * count, common).finite)
         return all(np.asarray(finite).all() for finite in found)
 
     def _prefill(
-        self, cache: KVCache | None, shared: KVCache | None, batch: Sequence[Chunk], size: int, width: int
+        self, cache: KVCache | None, shared: KVCache | None, batch: Sequence[Chunk], size: int
     ) -> tuple[KVCache, Array, Array]:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
-        tokens, requests = self._batches.prefill(batch, size=size, width=width, shared_columns=columns)
+        tokens, requests = self._batches.prefill(batch, size=size, shared_columns=columns)
         layout = self._layout
         return programs.prefill(
             self.params, cache, shared, tokens, requests, config=layout.computed, attention=layout.attention
         )
 
-    def _score(
-        self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, width: int, shared: KVCache | None, top: int
-    ) -> Scored:
+    def _score(self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, shared: KVCache | None, top: int) -> Scored:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
-        tokens, requests, targets = self._batches.score(parts, batch, size=size, width=width, shared_columns=columns)
+        tokens, requests, targets = self._batches.score(parts, batch, size=size, shared_columns=columns)
         layout = self._layout
         self.cache, scored = score(
             self.params,
@@ -211,9 +204,9 @@ class Runner:
         )
         return scored
 
-    def _decode(self, slots: Sequence[Slot], width: int, shared: KVCache | None) -> tuple[Array, Array, Array]:
+    def _decode(self, slots: Sequence[Slot], shared: KVCache | None) -> tuple[Array, Array, Array]:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
-        token, requests = self._batches.decode(slots, width=width, shared_columns=columns, pages=self.pages)
+        token, requests = self._batches.decode(slots, shared_columns=columns, pages=self.pages)
         self.cache, *results = programs.decode(
             self.params,
             self.cache,
@@ -227,9 +220,9 @@ class Runner:
         )
         return results[0], results[1], results[2]
 
-    def _verify(self, slots: Sequence[Slot], width: int, shared: KVCache | None) -> Verified:
+    def _verify(self, slots: Sequence[Slot], shared: KVCache | None) -> Verified:
         layout, columns = self._layout, 0 if shared is None else self._layout.attention.shape(shared)[1]
-        sources, requests = self._batches.verify(slots, width=width, shared_columns=columns, pages=self.pages)
+        sources, requests = self._batches.verify(slots, shared_columns=columns, pages=self.pages)
         self.cache, found = verify(
             self.params,
             self.cache,

@@ -231,7 +231,7 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
     """
     check_mesh(work.model, mesh)
     layout: EngineLayout = work.layout(mesh.devices.flat[0].platform)
-    attention, width, columns = layout.attention, layout.widths[-1], layout.shared_columns(1)
+    attention, width, columns = layout.attention, layout.width, layout.shared_columns(1)
     cache = attention.abstract(work.model, layout.pages, layout.page, mesh)
     shared = attention.abstract(work.model, 1, columns, mesh)
     everywhere = NamedSharding(mesh, P())
@@ -250,7 +250,12 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
         return Requests(rows, array(count), array(count), sampling)
 
     def apart(x: Any) -> Any:
-        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=NamedSharding(mesh, P(*x.sharding.spec[1:])))
+        shape, axes = x.shape[1:], x.sharding.spec[1:]
+        if not layout.transposed or len(shape) != 2:
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, P(*axes)))
+        turned = P(*reversed((*axes, *[None] * (2 - len(axes)))))
+        matrix: Any = jax.ShapeDtypeStruct(shape[::-1], x.dtype, sharding=NamedSharding(mesh, turned))
+        return llama.TransposedMatrix(matrix)
 
     layer = jax.tree.map(apart, params["layers"])
     params = params | {"layers": [layer] * work.model.num_hidden_layers}

@@ -80,7 +80,7 @@ def few(monkeypatch):
 
     def largest(*args, **options):
         layout = of(*args, **options)
-        sizes = {name: getattr(layout, name)[-1:] for name in ("batches", "counts", "widths", "verify_counts")}
+        sizes = {name: getattr(layout, name)[-1:] for name in ("batches", "counts", "verify_counts")}
         return dataclasses.replace(layout, **sizes)
 
     monkeypatch.setattr(EngineLayout, "of", largest)

@@ -22,7 +22,7 @@ def test_sizes_on_a_cpu():
     assert (layout.chunk, layout.page, layout.steps) == (64, 64, 16)
     assert layout.batches == (2, 8)
     assert layout.counts == (8, 12, 16, 24)
-    assert layout.widths == (4, 8, 16)
+    assert layout.width == 16
     assert layout.pages == 448  # 1 + 24 · 16, in whole blocks
     assert layout.columns == 1024
     assert layout.computed.compute_dtype == "float32"
@@ -32,7 +32,7 @@ def test_sizes_on_a_gpu():
     layout = EngineLayout.of(LLAMA_8B, slots=24, max_len=1000, platform="gpu")
     assert layout.attention == Attention("cudnn")
     assert (layout.chunk, layout.page, layout.pages) == (512, 1512, 24)
-    assert (layout.batches, layout.counts, layout.widths) == ((1, 8), (24,), (1,))
+    assert (layout.batches, layout.counts, layout.width) == ((1, 8), (24,), 1)
     assert layout.columns == 1512
     assert layout.computed == LLAMA_8B
     assert layout.column_bytes == 2 * 32 * 8 * 128 * 2
@@ -64,11 +64,10 @@ def test_every_batch_has_a_program(slots, max_len, chunk, implementation):
     assert layout.columns >= max_len
     if layout.attention.paged:
         assert layout.pages % BLOCK == 0
-        assert layout.pages > slots * layout.widths[-1]  # every slot can have its pages, and page 0 is free
-    for sizes in (layout.batches, layout.counts, layout.widths):
+        assert layout.pages > slots * layout.width  # every slot can have its pages, and page 0 is free
+    for sizes in (layout.batches, layout.counts):
         assert list(sizes) == sorted(set(sizes))
     assert all(layout.count_for(n) >= n for n in range(1, slots + 1))
-    assert all(layout.width_for(n) * layout.page >= n for n in range(1, max_len + 1))
     for columns in (1, chunk, 5 * chunk + 1):
         assert layout.aligned(columns) >= columns
         assert layout.shared_columns(layout.aligned(columns)) >= layout.aligned(columns)

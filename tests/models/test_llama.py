@@ -134,6 +134,24 @@ def test_where_a_model_breaks(make_config, make_params):
     assert llama.finite_layers(params, config, tokens).all()
 
 
+@pytest.mark.parametrize("rows", [3, 70])
+@pytest.mark.parametrize("tied", [False, True])
+def test_transposed_matrices(make_config, make_params, tied, rows):
+    config = make_config(tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
+    params = make_params(config)
+    tokens = tokens_of(config, rows, 1)
+    positions = np.zeros((rows, 1), np.int32)
+
+    def logits(params):
+        hidden, _ = llama.decoder(params, config, tokens, positions, lambda q, k, v, cache, layer: (q, cache), None)
+        return llama.unembed(params, config, hidden[:, 0])
+
+    transposed = llama.unstack(params, transposed=True)
+    assert all(isinstance(layer["attn"][name], llama.TransposedMatrix) for layer in transposed["layers"] for name in "qkvo")
+    transposed |= llama.for_products(transposed, config, 4)
+    np.testing.assert_allclose(jax.jit(logits)(transposed), jax.jit(logits)(llama.unstack(params)), atol=1e-5)
+
+
 def test_dtype_policy(make_config):
     config = make_config(dtype="bfloat16")
     params = llama.init_params(config, jax.random.key(0))

@@ -4,6 +4,7 @@ from cycleqd_jax.models.llama.config import Llama3RopeScaling, LlamaConfig
 from cycleqd_jax.models.llama.diagnose import finite_layers
 from cycleqd_jax.models.llama.forward import Attend, decoder, for_products, forward, hidden_states, matmul, unembed
 from cycleqd_jax.models.llama.params import (
+    TransposedMatrix,
     abstract_params,
     init_params,
     logical_axes,
@@ -17,6 +18,7 @@ __all__ = [
     "Attend",
     "Llama3RopeScaling",
     "LlamaConfig",
+    "TransposedMatrix",
     "abstract_params",
     "decoder",
     "finite_layers",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cycleqd_jax.models.llama.config import LlamaConfig
+from cycleqd_jax.models.llama.params import TransposedMatrix
 from cycleqd_jax.types import AnyArray, Array, Bool, Float, InputError, Int, MixedMatrix, Params
 
 __all__ = ["Attend", "decoder", "for_products", "forward", "hidden_states", "matmul", "unembed"]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "positions"))
 def for_products(params: Params, config: LlamaConfig, positions: int) -> Params:
     """Precomputed entries to add to the weights; without them the CPU backend recomputes or multiplies slowly.
 
@@ -31,12 +31,19 @@ def for_products(params: Params, config: LlamaConfig, positions: int) -> Params:
 
     Returns:
         ``rope``: cosines and sines of every position, ``[2, position, head_dim / 2]``, which every layer would compute anew.
-        ``lm_head``, where the head is tied: the transposed embedding. A product with the embedding as it is stored takes up to
-        three times as long.
+        ``lm_head``, where the head is tied: the embedding as a matrix to multiply with. In bfloat16 it is transposed in memory:
+        a product with the embedding as it is stored takes up to three times as long.
     """
-    rope = jnp.stack([x[0, 0] for x in rope_angles(config, jnp.arange(positions)[None])])
-    head = {"lm_head": params["embed_tokens"].T} if config.tie_word_embeddings else {}
-    return {"rope": rope} | head
+    if not config.tie_word_embeddings:
+        return {"rope": _rope_table(config, positions)}
+    embedding = params["embed_tokens"]
+    head = TransposedMatrix(embedding) if embedding.dtype == jnp.float32 else embedding.T
+    return {"rope": _rope_table(config, positions), "lm_head": head}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "positions"))
+def _rope_table(config: LlamaConfig, positions: int) -> Float[Array, "2 position half"]:
+    return jnp.stack([x[0, 0] for x in rope_angles(config, jnp.arange(positions)[None])])
 
 
 def _on_last_axis(vector: Array, ndim: int) -> Array:
@@ -106,14 +113,36 @@ def _product_backward(dtype: Any, residuals: tuple[Array, Array], dy: Array) -> 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _linear(x: Array, w: Array | MixedMatrix, dtype: DTypeLike | None = None) -> Array:
+def _linear(x: Array, w: Array | MixedMatrix | TransposedMatrix, dtype: DTypeLike | None = None) -> Array:
     if isinstance(w, MixedMatrix):
         scale = w.coefficients[:, None].astype(x.dtype)  # [batch, 1, r]
         return _linear(x, w.w, dtype) + _linear(_linear(x, w.u) * scale, w.vt, dtype)
+    if isinstance(w, TransposedMatrix):
+        # The barrier keeps the operands in this order.
+        columns = jax.lax.optimization_barrier(matmul(w.w, _columns(x), preferred_element_type=dtype or x.dtype))
+        return _from_columns(columns, x.shape[:-1])
     operands = jnp.bfloat16 if w.dtype == jnp.bfloat16 else x.dtype
     # Flat rows: XLA's CPU backend takes three times as long for the gradient where two axes are contracted.
     rows: Array = _product(x.reshape(-1, x.shape[-1]).astype(operands), w.astype(operands), dtype or x.dtype)
     return rows.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _columns(x: Array) -> Array:
+    """Rows as the columns of a matrix: ``[*batch, n]`` as ``[n, row]``."""
+    return x.reshape(-1, x.shape[-1]).T
+
+
+def _from_columns(columns: Array, shape: Sequence[int]) -> Array:
+    """The inverse of :func:`_columns`."""
+    return columns.T.reshape(*shape, columns.shape[0])
+
+
+def _gated(gate: Array, up: Array, transposed: bool) -> Array:
+    """``silu(gate) * up``, computed in the order of memory that products with transposed matrices write."""
+    if not transposed:
+        return jax.nn.silu(gate) * up
+    columns = jax.lax.optimization_barrier(jax.nn.silu(_columns(gate)) * _columns(up))
+    return _from_columns(columns, gate.shape[:-1])
 
 
 def _project(x: Array, weights: Mapping[str, Any], name: str) -> Array:
@@ -157,7 +186,8 @@ def block(
     a, cache = attend(_rotate(q, *rope), _rotate(k, *rope), v)
     x = x + _project(a.swapaxes(1, 2).reshape(batch, time, -1), layer["attn"], "o")
     h = _rms_norm(x, layer["post_norm"], config.rms_norm_eps)
-    h = jax.nn.silu(_project(h, layer["mlp"], "gate")) * _project(h, layer["mlp"], "up")
+    gate, up = (_project(h, layer["mlp"], name) for name in ("gate", "up"))
+    h = _gated(gate, up, isinstance(layer["mlp"]["gate"], TransposedMatrix))
     return x + _project(h, layer["mlp"], "down"), cache
 
 
@@ -260,7 +290,9 @@ def hidden_states(params: Params, config: LlamaConfig, tokens: Int[AnyArray, "ba
 
 def unembed(params: Params, config: LlamaConfig, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
     """The float32 logits of states from :func:`hidden_states` or :func:`decoder`."""
-    head = params["lm_head"] if "lm_head" in params else params["embed_tokens"].T
+    head: Any = params["lm_head"] if "lm_head" in params else params["embed_tokens"].T
+    if isinstance(head, TransposedMatrix) and x.size // x.shape[-1] >= 64:
+        head = head.w.T  # of so many rows, turning the logits round takes longer than the product gains
     return _linear(x, head, jnp.float32)
 
 

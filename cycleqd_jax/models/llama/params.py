@@ -20,6 +20,7 @@ Some families have more weights (see :class:`LlamaConfig`): ``layers/attn/q_bias
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -28,9 +29,31 @@ import jax.numpy as jnp
 
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.sharding import Axes
-from cycleqd_jax.types import Array, Int, MixedMatrix, Params, PRNGKeyArray, PyTree
+from cycleqd_jax.types import Array, Float, Int, MixedMatrix, Params, PRNGKeyArray, PyTree
 
-__all__ = ["abstract_params", "init_params", "logical_axes", "num_individuals", "num_params", "select", "unstack"]
+__all__ = [
+    "TransposedMatrix",
+    "abstract_params",
+    "init_params",
+    "logical_axes",
+    "num_individuals",
+    "num_params",
+    "select",
+    "unstack",
+]
+
+
+class TransposedMatrix(NamedTuple):
+    """A matrix of a single layer that is stored as ``[out, in]``.
+
+    XLA's CPU backend packs the right operand of a product anew each time. So it is faster to multiply ``w @ x.T``, where the
+    few rows of activations are packed, than ``x @ w``, where the matrix is: up to 1.4 times for 8 rows, and 1.1 times for 128.
+
+    Attributes:
+        w: ``[out, in]``.
+    """
+
+    w: Float[Array, "out in"]
 
 
 class _Weight(NamedTuple):
@@ -148,12 +171,12 @@ def select(params: Params, individuals: Int[Array, " batch"]) -> Params:
     return params | {"layers": jax.tree.map(leaf, params["layers"], is_leaf=_is_mixed)}
 
 
-@jax.jit
-def _split_layers(x: Array) -> tuple[Array, ...]:
-    return tuple(x[i] for i in range(x.shape[0]))
+@functools.partial(jax.jit, static_argnames=("transposed",))
+def _split_layers(x: Array, transposed: bool) -> tuple[Array, ...]:
+    return tuple(x[i].T if transposed else x[i] for i in range(x.shape[0]))
 
 
-def unstack(params: Params, *, donate: bool = False) -> Params:
+def unstack(params: Params, *, donate: bool = False, transposed: bool = False) -> Params:
     """Replaces stacked layers by a list of layers: :func:`decoder` then unrolls its loop.
 
     XLA copies a matrix that it slices out of a stack before it multiplies with it. A decode step is bound by reading the
@@ -162,14 +185,23 @@ def unstack(params: Params, *, donate: bool = False) -> Params:
     Args:
         params: stacked weights; weights whose layers are a list already are returned as they are.
         donate: delete each stacked array of ``layers`` once it has been split.
+        transposed: make every matrix of a layer a :class:`TransposedMatrix`.
     """
     if isinstance(params["layers"], list):
         return params
-    leaves, structure = jax.tree.flatten(params["layers"])
-    parts = []
-    for leaf in leaves:
-        parts.append(_split_layers(leaf))
+
+    def split(leaf: Any, transposed: bool) -> list[Any]:
+        layers = _split_layers(leaf, transposed)
         if donate:
-            jax.block_until_ready(parts[-1])
+            jax.block_until_ready(layers)
             leaf.delete()
-    return params | {"layers": [structure.unflatten(layer) for layer in zip(*parts, strict=True)]}
+        return [TransposedMatrix(layer) for layer in layers] if transposed else list(layers)
+
+    def parts(node: Any) -> list[Any]:
+        if not _is_mixed(node):
+            return split(node, transposed and node.ndim == 3)
+        matrices = (split(x, transposed) for x in (node.w, node.u, node.vt))
+        return [MixedMatrix(*layer) for layer in zip(*matrices, split(node.coefficients, False), strict=True)]
+
+    nodes, structure = jax.tree.flatten(params["layers"], is_leaf=_is_mixed)
+    return params | {"layers": [structure.unflatten(layer) for layer in zip(*map(parts, nodes), strict=True)]}

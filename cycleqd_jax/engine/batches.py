@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from cycleqd_jax.engine.scores import Part
 from cycleqd_jax.types import Int
 
 __all__ = ["Batches", "Chunk", "chunks_of"]
+
+_Row = TypeVar("_Row")
 
 
 class Chunk(NamedTuple):
@@ -73,21 +75,37 @@ class Batches:
         self._layout = layout
         self._pad_id = pad_id
 
-    def split(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-        """Consecutive batches of at most the largest prefill's rows."""
+    def split(self, rows: Iterable[_Row], chunk_of: Callable[[_Row], Chunk]) -> list[list[_Row]]:
+        """Consecutive batches of at most the rows and the tokens of the largest prefill.
+
+        Args:
+            rows: chunks, or what belongs to one each.
+            chunk_of: the chunk of each.
+        """
         most = self._layout.batches[-1]
-        return [list(chunks[start : start + most]) for start in range(0, len(chunks), most)]
+        batches: list[list[_Row]] = []
+        left = 0
+        for row in rows:
+            size = len(chunk_of(row).tokens)
+            if not batches or len(batches[-1]) == most or size > left:
+                batches.append([])
+                left = self._layout.batch_tokens(most)
+            batches[-1].append(row)
+            left -= size
+        return batches
 
     def prefill(
         self, batch: Sequence[Chunk], *, size: int, shared_columns: int
-    ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests]:
-        """Tokens and requests of a prefill with ``size`` rows; empty rows repeat the first chunk.
+    ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests, programs.Packing | None]:
+        """Tokens, requests and packing of a prefill with ``size`` rows; empty rows repeat the first chunk.
 
         Args:
             batch: a list of at most ``size`` chunks.
             size: rows.
             shared_columns: how many there are.
         """
+        packing = self._packing(batch, size)
+        filled = np.array(len(batch), np.int32) if packing else None
         first = batch[0] if batch else Chunk(None, (), 0, 0, (0, 0), None, 0)
         batch = [*batch, *[first] * (size - len(batch))]
         tokens = np.full((size, self._layout.chunk), self._pad_id, np.int32)
@@ -98,18 +116,36 @@ class Batches:
             _int32(chunk.first for chunk in batch),
             _int32(chunk.column for chunk in batch),
             _int32(chunk.shared for chunk in batch),
+            filled=filled,
         )
-        return tokens, programs.Requests(
+        requests = programs.Requests(
             self._with_near(rows, shared_columns, self._layout.chunk),
             _int32(chunk.individual for chunk in batch),
             _int32(len(chunk.tokens) for chunk in batch),
             _sampling(chunk.request for chunk in batch),
         )
+        return tokens, requests, packing
+
+    def _packing(self, batch: Sequence[Chunk], size: int) -> programs.Packing | None:
+        """How the tokens of a batch are packed, where the cache has pages; empty rows have the tokens of the first."""
+        if not self._layout.attention.paged:
+            return None
+        chunk = self._layout.chunk
+        counts = [len(one.tokens) for one in batch]
+        place = np.zeros(self._layout.batch_tokens(size), np.int32)
+        at = np.zeros((size, chunk), np.int32)
+        begin = 0
+        for row, count in enumerate(counts):
+            place[begin : begin + count] = row * chunk + np.arange(count)
+            at[row] = begin + np.minimum(np.arange(chunk), max(count, 1) - 1)
+            begin += count
+        at[len(counts) :] = at[0]
+        return programs.Packing(place, at)
 
     def score(
         self, parts: Sequence[Part], batch: Sequence[Chunk], *, size: int, shared_columns: int
-    ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests, likelihood.Targets]:
-        """Tokens, requests and targets of a program that scores ``size`` rows; arguments as for :meth:`prefill`.
+    ) -> tuple[Int[np.ndarray, "batch chunk"], programs.Requests, programs.Packing | None, likelihood.Targets]:
+        """Tokens, requests, packing and targets of a program that scores ``size`` rows; arguments as for :meth:`prefill`.
 
         Args:
             parts: what each chunk of the batch holds.
@@ -118,7 +154,7 @@ class Batches:
             shared_columns: how many there are.
         """
         chunk = self._layout.chunk
-        tokens, requests = self.prefill(batch, size=size, shared_columns=shared_columns)
+        tokens, requests, packing = self.prefill(batch, size=size, shared_columns=shared_columns)
         trunk, branch = np.zeros(size, np.int32), np.zeros((size, chunk), np.int32)
         for row, part in enumerate(parts):
             trunk[row] = part.trunk
@@ -132,7 +168,7 @@ class Batches:
             at[: len(wanted)], token[: len(wanted)] = np.asarray(wanted, np.int32).T
         blocks = np.array(-(-len(wanted) // likelihood.HEAD_BLOCK), np.int32)
         requests = requests._replace(rows=requests.rows._replace(trunk=trunk, branch=branch))
-        return tokens, requests, likelihood.Targets(at, token, blocks)
+        return tokens, requests, packing, likelihood.Targets(at, token, blocks)
 
     def decode(
         self, slots: Sequence[Slot], *, shared_columns: int, pages: int

@@ -52,6 +52,7 @@ class Rows(NamedTuple):
         ends: verification of drafts only: the column after the last that the row may write.
         trunk: scoring only: the columns of the row's context, which all branches see.
         branch: scoring only: the column with which the branch of each token begins; 0 for a token of the context.
+        filled: packed prefill and scoring only: the number of rows before those that repeat the first.
     """
 
     pages: Int[AnyArray, "batch width"]
@@ -66,6 +67,7 @@ class Rows(NamedTuple):
     ends: Int[AnyArray, " batch"] | None = None
     trunk: Int[AnyArray, " batch"] | None = None
     branch: Int[AnyArray, "batch time"] | None = None
+    filled: Int[AnyArray, ""] | None = None
 
 
 def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
@@ -78,7 +80,7 @@ def shared_blocks(batch: int, tokens: int, columns: int) -> tuple[int, int]:
         tokens: tokens per row.
         columns: shared columns.
     """
-    return math.gcd(batch, 128 if tokens == 1 else 8), math.gcd(columns, SHARED_BLOCK)
+    return math.gcd(batch, 128 if tokens == 1 else 4), math.gcd(columns, SHARED_BLOCK)
 
 
 def own_mask(rows: Rows, time: int, column: Int[Array, " column"]) -> Bool[Array, "batch time column"]:

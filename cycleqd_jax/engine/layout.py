@@ -100,20 +100,19 @@ class EngineLayout:
             )
         cpu = platform == "cpu"
         attention = attention or attention_for(config, platform)
-        # On a CPU 8 × 64 tokens keep the cores busy; a GPU needs thousands.
+        # On a CPU 512 tokens keep the cores busy; a GPU needs thousands.
         chunk = min(chunk or (64 if cpu else 512), max_len)
-        batches = (2, 8) if cpu else (1, 8)
         if not attention.paged:
             if chunk == 1:
                 raise InputError("expected a chunk of at least 2 tokens where the cache has no pages, got 1; make it larger")
             page = max_len + max(chunk, steps, window)  # the last chunk of a prompt is written whole
-            return cls(config, attention, slots, max_len, steps, chunk, page, slots, batches, (slots,), 1, (slots,), window)
+            return cls(config, attention, slots, max_len, steps, chunk, page, slots, (1, 8), (slots,), 1, (slots,), window)
         width = -(-max_len // chunk)
         pages = whole_blocks(1 + slots * width)  # page 0 is where rows without a reply write
         # Products do not skip empty rows: only active ones are decoded, by a program for each of a few counts.
         counts = (*(count for count in _sizes(slots, smallest=min(8, slots)) if count < slots), slots)
         windows = (*(2**i for i in range(32) if 2**i < slots), slots)
-        return cls(config, attention, slots, max_len, steps, chunk, chunk, pages, batches, counts, width, windows, window)
+        return cls(config, attention, slots, max_len, steps, chunk, chunk, pages, (4, 16), counts, width, windows, window)
 
     @property
     def computed(self) -> LlamaConfig:
@@ -169,9 +168,13 @@ class EngineLayout:
         """Bytes of the cache at its largest, without shared columns."""
         return self.pages * self.page * self.column_bytes
 
-    def batch_for(self, rows: int) -> int:
-        """Rows of the smallest prefill program that takes this many."""
-        return next(size for size in self.batches if size >= rows)
+    def batch_tokens(self, rows: int) -> int:
+        """Tokens of the prefill program with this many rows. Where the cache has pages, rows may be half empty on average."""
+        return rows * self.chunk // (2 if self.attention.paged else 1)
+
+    def batch_for(self, rows: int, tokens: int) -> int:
+        """Rows of the smallest prefill program that takes this many rows with this many tokens together."""
+        return next(size for size in self.batches if size >= rows and self.batch_tokens(size) >= tokens)
 
     def count_for(self, rows: int) -> int:
         """Rows of the smallest decode program that takes this many."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from cycleqd_jax.engine.attention import Attention
 from cycleqd_jax.engine.cache import KVCache
-from cycleqd_jax.engine.programs import Requests, likeliest, positions_of
+from cycleqd_jax.engine.programs import Packing, Requests, likeliest, positions_of, states
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import AnyArray, Array, Bool, Float, Int, Params
 
@@ -59,6 +59,7 @@ def score(
     shared: KVCache | None,
     tokens: Int[Array, "batch chunk"],
     requests: Requests,
+    packing: Packing | None,
     targets: Targets,
     *,
     config: llama.LlamaConfig,
@@ -75,7 +76,8 @@ def score(
         cache: donated.
         shared: the shared columns, if there are any.
         tokens: right-padded.
-        requests: rows with ``trunk`` and ``branch``; all tokens of a row go to one page. An empty row repeats another row.
+        requests: rows with ``trunk`` and ``branch``; all tokens of a row go to one page. An empty row repeats the first row.
+        packing: see :func:`cycleqd_jax.engine.programs.states`.
         targets: the wanted tokens; the size is a multiple of :data:`HEAD_BLOCK`.
         config: the model.
         attention: the implementation of attention.
@@ -87,11 +89,9 @@ def score(
     rows = requests.rows
     assert rows.trunk is not None
     assert rows.branch is not None
-    params = llama.select(params, jnp.asarray(requests.individual))
     skipped = jnp.maximum(rows.branch - rows.trunk[:, None], 0)  # columns of other branches
     positions = positions_of(rows)[:, None] + jnp.arange(tokens.shape[1])[None] - skipped
-    attend = functools.partial(attention, rows=rows, shared=shared)
-    hidden, cache = llama.decoder(params, config, tokens, positions, attend, cache)
+    hidden, cache = states(params, cache, shared, tokens, positions, requests, packing, config, attention)
     flat = hidden.reshape(-1, hidden.shape[-1])
     at, token = jnp.asarray(targets.at), jnp.asarray(targets.token)
 

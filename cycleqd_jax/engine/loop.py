@@ -143,8 +143,7 @@ class HostLoop:
             rows += [(chunk, part, bundle) for chunk, part in zip(chunks, parts, strict=True)]
         # Rows with the same prefix are next to each other, and no chunk comes before an earlier one of its slot.
         rows.sort(key=lambda row: (row[0].shared, row[0].column))
-        most = self._layout.batches[-1]
-        batches = [rows[start : start + most] for start in range(0, len(rows), most)]
+        batches = self._batches.split(rows, lambda row: row[0])
         pending = [
             self._runner.score([part for _, part, _ in batch], [chunk for chunk, _, _ in batch], top) for batch in batches
         ]
@@ -197,7 +196,7 @@ class HostLoop:
             self.reserve(slot, len(own))
             chunks += chunks_of(request, slot, own, size=self._layout.chunk, start=kept)
         chunks.sort(key=lambda chunk: chunk.shared)  # rows with the same prefix are next to each other
-        pending = [(batch, self._runner.prefill(batch)) for batch in self._batches.split(chunks)]
+        pending = [(batch, self._runner.prefill(batch)) for batch in self._batches.split(chunks, lambda chunk: chunk)]
         for chunk, token in self._last_tokens(pending):
             assert chunk.slot is not None
             self._append(chunk.slot, [token])
@@ -219,7 +218,7 @@ class HostLoop:
             chunks += chunks_of(prefix.request, None, prefix.tokens, size=self._layout.chunk, first=prefix.start)
         # One individual after the other: NaN in the columns of a broken one would spread to the others, though masked.
         for _, own in itertools.groupby(chunks, key=lambda chunk: chunk.individual):
-            batches = self._batches.split(list(own))
+            batches = self._batches.split(own, lambda chunk: chunk)
             self._last_tokens([(batch, self._runner.prefill_shared(batch)) for batch in batches])
 
     def _last_tokens(self, pending: Iterable[tuple[Sequence[Chunk], tuple[Array, Array]]]) -> list[tuple[Chunk, int]]:

@@ -18,6 +18,7 @@ from cycleqd_jax.types import Array, Float
 
 __all__ = ["attend"]
 
+ROWS = 4  # rows of a prefill that one iteration attends with
 MOSTLY = 0.6  # a pool with at least this share of its pages in use is read whole
 
 
@@ -98,20 +99,31 @@ def _merged(a: _Part, b: _Part) -> _Part:
 
 
 def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
-    """Prefill: attention over one page of every row after the other, up to the longest row."""
+    """Prefill: some rows at a time, attention over one page of each after the other, up to the longest of them."""
     kv_heads, size = pool[0].shape[1], pool[0].shape[3]
     batch, heads, time, dims = q.shape
     queries = _queries(q, kv_heads)
-    pages = jnp.asarray(rows.pages)
+    some = math.gcd(batch, ROWS)
 
-    def page(i: Array, done: _Part) -> _Part:
-        k, v = (x[pages[:, i]] for x in pool)  # [batch, kv_heads, …]
-        mask = jnp.tile(own_mask(rows, time, i * size + jnp.arange(size)), (1, heads // kv_heads, 1))
-        return _merged(done, _part(queries, k, v, mask[:, None]))
+    def block(j: Array, done: _Part) -> _Part:
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, j * some, some, 0)
+
+        kept = ((name, getattr(rows, name)) for name in ("pages", "first", "columns", "trunk", "branch"))
+        own = rows._replace(**{name: cut(jnp.asarray(x)) for name, x in kept if x is not None})
+
+        def page(i: Array, done: _Part) -> _Part:
+            k, v = (x[own.pages[:, i]] for x in pool)  # [batch, kv_heads, …]
+            mask = jnp.tile(own_mask(own, time, i * size + jnp.arange(size)), (1, heads // kv_heads, 1))
+            return _merged(done, _part(cut(queries), k, v, mask[:, None]))
+
+        part = jax.lax.fori_loop(0, jnp.asarray(own.columns).max() // size + 1, page, jax.tree.map(cut, empty))
+        return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, j * some, 0), done, part)
 
     sizes = (batch, kv_heads, queries.shape[2])
-    empty = _Part(jnp.zeros((*sizes, dims)), jnp.full((*sizes, 1), MASKED), jnp.zeros((*sizes, 1)))
-    return jax.lax.fori_loop(0, jnp.asarray(rows.columns).max() // size + 1, page, empty)
+    empty = _Part(jnp.zeros((*sizes, dims)), jnp.full((*sizes, 1), MASKED), jnp.ones((*sizes, 1)))
+    blocks = batch // some if rows.filled is None else (jnp.asarray(rows.filled) + some - 1) // some
+    return jax.lax.fori_loop(0, blocks, block, empty)
 
 
 def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:

@@ -17,7 +17,19 @@ from cycleqd_jax.engine.cache import KVCache, Rows
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import AnyArray, Array, Bool, Float, Int, Params, UInt32
 
-__all__ = ["Requests", "Sampling", "choose", "decode", "grow", "likeliest", "positions_of", "prefill", "swap"]
+__all__ = [
+    "Packing",
+    "Requests",
+    "Sampling",
+    "choose",
+    "decode",
+    "grow",
+    "likeliest",
+    "positions_of",
+    "prefill",
+    "states",
+    "swap",
+]
 
 
 class Sampling(NamedTuple):
@@ -49,6 +61,18 @@ class Requests(NamedTuple):
     individual: Int[AnyArray, " batch"]
     count: Int[AnyArray, " batch"]
     sampling: Sampling
+
+
+class Packing(NamedTuple):
+    """The tokens of a prefill's rows one after the other, without the padding of the rows.
+
+    Attributes:
+        place: the place of each token in the padded rows: row * chunk + column. Tokens past the last repeat place 0.
+        at: the token of each place; a place of padding has the last token of its row.
+    """
+
+    place: Int[AnyArray, " token"]
+    at: Int[AnyArray, "batch chunk"]
 
 
 def choose(
@@ -95,6 +119,49 @@ def positions_of(rows: Rows) -> Int[Array, " batch"]:
     return jnp.asarray(rows.columns) - rows.first + rows.shared[:, 1] - rows.shared[:, 0]
 
 
+def states(
+    params: Params,
+    cache: KVCache,
+    shared: KVCache | None,
+    tokens: Int[Array, "batch chunk"],
+    positions: Int[Array, "batch chunk"],
+    requests: Requests,
+    packing: Packing | None,
+    config: llama.LlamaConfig,
+    attention: Attention,
+) -> tuple[Float[Array, "batch chunk embed"], KVCache]:
+    """The states of a chunk of tokens per row, and the cache with their keys and values.
+
+    Args:
+        params: the weights.
+        cache: where keys and values are written.
+        shared: the shared columns, if there are any.
+        tokens: right-padded.
+        positions: RoPE positions.
+        requests: rows and individuals.
+        packing: computes everything but attention for packed tokens, without the padding; None computes whole rows.
+        config: the model.
+        attention: the implementation of attention.
+    """
+    attend = functools.partial(attention, rows=requests.rows, shared=shared)
+    individual = jnp.asarray(requests.individual)
+    if packing is None:
+        return llama.decoder(llama.select(params, individual), config, tokens, positions, attend, cache)
+    place, at = jnp.asarray(packing.place), jnp.asarray(packing.at)
+
+    def in_rows(x: Array) -> Array:  # [token, heads, 1, head_dim] → [batch, heads, chunk, head_dim]
+        return x[at[:, None], jnp.arange(x.shape[1])[None, :, None], 0]
+
+    def attend_packed(q: Array, k: Array, v: Array, cache: KVCache, layer: int) -> tuple[Array, KVCache]:
+        out, cache = attend(in_rows(q), in_rows(k), in_rows(v), cache, layer)
+        return out.swapaxes(1, 2).reshape(-1, 1, *q.shape[1::2])[place].swapaxes(1, 2), cache
+
+    params = llama.select(params, individual[place // tokens.shape[1]])
+    tokens, positions = tokens.reshape(-1, 1)[place], positions.reshape(-1, 1)[place]
+    hidden, cache = llama.decoder(params, config, tokens, positions, attend_packed, cache)
+    return hidden[at, 0], cache
+
+
 @functools.partial(jax.jit, static_argnames=("config", "attention"), donate_argnames=("cache",))
 def prefill(
     params: Params,
@@ -102,6 +169,7 @@ def prefill(
     shared: KVCache | None,
     tokens: Int[Array, "batch chunk"],
     requests: Requests,
+    packing: Packing | None,
     *,
     config: llama.LlamaConfig,
     attention: Attention,
@@ -115,18 +183,17 @@ def prefill(
         cache: donated. Columns past a row's last token, up to a whole chunk, have no meaning afterwards.
         shared: the shared columns, if there are any.
         tokens: right-padded.
-        requests: rows and counts; all tokens of a row go to one page. An empty row repeats another row.
+        requests: rows and counts; all tokens of a row go to one page. An empty row repeats the first row.
+        packing: see :func:`states`.
         config: the model.
         attention: the implementation of attention.
 
     Returns:
         The cache, the token that follows the last token of each row, and whether its logits are finite.
     """
-    params = llama.select(params, jnp.asarray(requests.individual))
     first = positions_of(requests.rows)
     positions = first[:, None] + jnp.arange(tokens.shape[1])[None]
-    attend = functools.partial(attention, rows=requests.rows, shared=shared)
-    hidden, cache = llama.decoder(params, config, tokens, positions, attend, cache)
+    hidden, cache = states(params, cache, shared, tokens, positions, requests, packing, config, attention)
     last = jnp.take_along_axis(hidden, jnp.maximum(requests.count, 1)[:, None, None] - 1, axis=1)[:, 0]
     token, finite = choose(llama.unembed(params, config, last), requests.sampling, first + requests.count)
     return cache, token, finite

@@ -124,7 +124,7 @@ class Runner:
         Returns:
             The token after each chunk and whether its logits are finite, on the device; rows past the batch repeat its first.
         """
-        self.cache, *results = self._prefill(self.cache, self.shared, batch, self._layout.batch_for(len(batch)))
+        self.cache, *results = self._prefill(self.cache, self.shared, batch, self._size_for(batch))
         return results[0], results[1]
 
     def prefill_shared(self, batch: Sequence[Chunk]) -> tuple[Array, Array]:
@@ -134,7 +134,7 @@ class Runner:
 
     def score(self, parts: Sequence[Part], batch: Sequence[Chunk], top: int) -> Scored:
         """Starts the scoring of a batch of chunks; the targets are those of the parts, in order, with ``top`` alternatives."""
-        return self._score(parts, batch, self._layout.batch_for(len(batch)), self.shared, top)
+        return self._score(parts, batch, self._size_for(batch), self.shared, top)
 
     def decode(self, slots: Sequence[Slot]) -> tuple[Array, Array, Array]:
         """Starts the decode steps of these slots, a row for each; some may have no request.
@@ -181,15 +181,18 @@ class Runner:
         self, cache: KVCache | None, shared: KVCache | None, batch: Sequence[Chunk], size: int
     ) -> tuple[KVCache, Array, Array]:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
-        tokens, requests = self._batches.prefill(batch, size=size, shared_columns=columns)
+        tokens, requests, packing = self._batches.prefill(batch, size=size, shared_columns=columns)
         layout = self._layout
         return programs.prefill(
-            self.params, cache, shared, tokens, requests, config=layout.computed, attention=layout.attention
+            self.params, cache, shared, tokens, requests, packing, config=layout.computed, attention=layout.attention
         )
+
+    def _size_for(self, batch: Sequence[Chunk]) -> int:
+        return self._layout.batch_for(len(batch), sum(len(chunk.tokens) for chunk in batch))
 
     def _score(self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, shared: KVCache | None, top: int) -> Scored:
         columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
-        tokens, requests, targets = self._batches.score(parts, batch, size=size, shared_columns=columns)
+        tokens, requests, packing, targets = self._batches.score(parts, batch, size=size, shared_columns=columns)
         layout = self._layout
         self.cache, scored = score(
             self.params,
@@ -197,6 +200,7 @@ class Runner:
             shared,
             tokens,
             requests,
+            packing,
             targets,
             config=layout.computed,
             attention=layout.attention,

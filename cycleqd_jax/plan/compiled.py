@@ -29,7 +29,7 @@ from cycleqd_jax.engine import EngineLayout
 from cycleqd_jax.engine.cache import Rows, shared_blocks
 from cycleqd_jax.engine.drafts import CONTEXT, Sources, text_columns
 from cycleqd_jax.engine.layout import check_mesh
-from cycleqd_jax.engine.programs import Requests, Sampling, decode, prefill
+from cycleqd_jax.engine.programs import Packing, Requests, Sampling, decode, prefill
 from cycleqd_jax.engine.verify import verify
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.genome.basis import Basis, basis_shapes, default_factor_dtype
@@ -243,6 +243,8 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
         rows = Rows(array(count, width), array(count), array(count), array(count, 2))
         if tokens < layout.chunk and attention.paged:
             rows = rows._replace(owners=array(layout.pages), starts=array(layout.pages), blocks=array())
+        if attention.paged and tokens == layout.chunk:
+            rows = rows._replace(filled=array())
         if attention.paged:
             size, cut = shared_blocks(count, tokens, columns)
             rows = rows._replace(near=array(count // size * (columns // cut), 2), nears=array())
@@ -264,9 +266,10 @@ def engine_programs(work: Workload, mesh: Mesh, params: Any) -> list[tuple[str, 
         params |= jax.eval_shape(extra, params)
     static = {"config": layout.computed, "attention": attention}
     most, chunk = layout.batches[-1], layout.chunk
+    packing = Packing(array(layout.batch_tokens(most)), array(most, chunk)) if attention.paged else None
     given = params, cache, shared
     found: list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]] = [
-        (f"prefill, {most} × {chunk}", prefill, (*given, array(most, chunk), requests(most, chunk)), static),
+        (f"prefill, {most} × {chunk}", prefill, (*given, array(most, chunk), requests(most, chunk), packing), static),
         (
             f"decode, {work.slots} × {work.max_len}",
             decode,

@@ -20,7 +20,7 @@ def test_sizes_on_a_cpu():
     layout = EngineLayout.of(LLAMA_8B, slots=24, max_len=1000, platform="cpu")
     assert layout.attention == Attention("products")
     assert (layout.chunk, layout.page, layout.steps) == (64, 64, 16)
-    assert layout.batches == (2, 8)
+    assert layout.batches == (4, 16)
     assert layout.counts == (8, 12, 16, 24)
     assert layout.width == 16
     assert layout.pages == 448  # 1 + 24 · 16, in whole blocks

@@ -19,6 +19,6 @@ for name in "$@"; do
   esac
   "$python" -m venv "$folder/$name"
   "$folder/$name/bin/pip" install -q "${packages[@]}"
-  "$folder/$name/bin/pip" uninstall -q -y torchvision # not needed, and often of another version than torch
+  "$folder/$name/bin/pip" uninstall -q -y torchvision torchaudio # not needed, and often of another version than torch
   echo "$name: $folder/$name/bin/python"
 done

@@ -167,7 +167,7 @@ class Engine(Scoring):
             params: the weights of a model with the engine's config; with :class:`~cycleqd_jax.types.MixedMatrix` leaves, those
                 of several individuals.
             donate: delete each stack of matrices once it is split into layers, so that the weights are never in memory twice,
-                except for one stack (and on CPUs a tied head); ``params`` can't be used afterwards.
+                except for one stack (and on CPUs a tied head in bfloat16); ``params`` can't be used afterwards.
 
         Raises:
             InputError: names, shapes or dtypes differ from the config's.

@@ -135,7 +135,7 @@ class EngineLayout:
 
     @property
     def positions(self) -> int:
-        """Positions that a program may compute: the last chunk of a prompt is computed whole."""
+        """Positions that a program may compute: a chunk of a prompt may have padding."""
         return self.max_len + max(self.chunk, self.window)
 
     @property

@@ -16,10 +16,10 @@ from cycleqd_jax.engine.cache import BLOCK, MASKED, Rows, own_mask, shared_block
 from cycleqd_jax.models.llama import matmul
 from cycleqd_jax.types import Array, Float
 
-__all__ = ["attend"]
+__all__ = ["ROWS", "attend"]
 
 ROWS = 4  # rows of a prefill that one iteration attends with
-MOSTLY = 0.6  # a pool with at least this share of its pages in use is read whole
+MOSTLY = 0.6  # a pool is read whole if its last page in use lies beyond this share of it
 
 
 class _Part(NamedTuple):
@@ -113,7 +113,7 @@ def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
         own = rows._replace(**{name: cut(jnp.asarray(x)) for name, x in kept if x is not None})
 
         def page(i: Array, done: _Part) -> _Part:
-            k, v = (x[own.pages[:, i]] for x in pool)  # [batch, kv_heads, …]
+            k, v = (x[own.pages[:, i]] for x in pool)  # [some, kv_heads, …]
             mask = jnp.tile(own_mask(own, time, i * size + jnp.arange(size)), (1, heads // kv_heads, 1))
             return _merged(done, _part(cut(queries), k, v, mask[:, None]))
 
@@ -129,8 +129,8 @@ def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     """Decoding over the pool in place: each page with the queries of its row, then the pages of every row combined.
 
-    Pages are not gathered. A pool that is mostly in use is read whole, which is up to twice as fast: XLA copies a block before
-    its product. A pool that is mostly free is read in blocks up to the last page in use.
+    Pages are not gathered. A pool whose last page in use lies near its end is read whole, which is up to twice as fast: XLA
+    copies a block before its product. Another one is read in blocks up to that page.
     """
     owners, starts, blocks = rows.owners, rows.starts, rows.blocks
     assert owners is not None

@@ -19,7 +19,7 @@ from cycleqd_jax.engine.scheduler import Slot
 from cycleqd_jax.engine.scores import Part
 from cycleqd_jax.engine.verify import Verified, verify
 from cycleqd_jax.models import llama
-from cycleqd_jax.types import Array, InputError, MixedMatrix, NonFiniteError, Params, PyTree, leaf_path, tree_paths
+from cycleqd_jax.types import Array, InputError, MixedMatrix, NonFiniteError, Params, PyTree, leaf_path
 
 __all__ = ["Runner"]
 
@@ -252,9 +252,11 @@ class Runner:
         params = llama.select(self.params, jnp.array([request.individual]))
         where = f" of individual {request.individual}" if self.individuals is not None else ""
         message = f"the model's logits{where} are not finite"
-        for path, leaf in tree_paths(params):
-            if not bool(jnp.isfinite(leaf).all()):
-                return NonFiniteError(f"{message}: its weight {path} is not", request.individual)
+        leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, llama.TransposedMatrix))[0]
+        for path, leaf in leaves:
+            weight = leaf.w if isinstance(leaf, llama.TransposedMatrix) else leaf
+            if not bool(jnp.isfinite(weight).all()):
+                return NonFiniteError(f"{message}: its weight {leaf_path(path)} is not", request.individual)
         tokens = jnp.asarray([*request.prompt, *request.ids, *ids], jnp.int32)[None]
         try:
             finite = np.asarray(llama.finite_layers(params, self._layout.computed, tokens))

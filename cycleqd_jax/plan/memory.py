@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
+from cycleqd_jax.engine.cache import SHARED_BLOCK
 from cycleqd_jax.engine.drafts import CONTEXT, text_columns
+from cycleqd_jax.engine.products import ROWS
 from cycleqd_jax.genome.basis import basis_bytes
 from cycleqd_jax.genome.express import block_shape
 from cycleqd_jax.operators.svd import OVERSAMPLING
@@ -161,9 +165,16 @@ class Memory(GenomeMemory):
         """Temporaries of a prefill: those of one layer."""
         c, layout = self.work.model, self.layout
         size, columns = layout.batches[-1], layout.columns
-        tokens = size * layout.chunk
+        tokens = layout.batch_tokens(size)
         states = 4 * tokens * c.hidden_size * self.compute
         units = 2 * tokens * c.intermediate_size / self.tensor * self.compute
+        if (
+            layout.attention.implementation == "products"
+        ):  # queries, keys, values and results of padded rows; scores of some rows
+            heads = c.num_attention_heads / self.tensor
+            padded = 2 * size * layout.chunk * (heads + c.num_key_value_heads / self.tensor) * c.head_dim * self.compute
+            scores = 8 * math.gcd(size, ROWS) * layout.chunk * heads * max(layout.page, SHARED_BLOCK)
+            return states + max(units, padded + scores)
         rows = self.cache(size, columns) / c.num_hidden_layers
         mask = tokens * columns * (1 + self.compute)
         scores = 0.0
@@ -174,14 +185,20 @@ class Memory(GenomeMemory):
         return max(states + units, states + rows + mask + scores)
 
     @property
+    def _pool_results(self) -> float:
+        """The results of one query for every page of the pool, with its scores and weights."""
+        c, layout = self.work.model, self.layout
+        return 4 * c.num_attention_heads / self.tensor * layout.pages * (c.head_dim + 2 + 2 * layout.page)
+
+    @property
     def decode_temporaries(self) -> float:
         """Temporaries of the decode steps."""
         c, layout, slots = self.work.model, self.layout, self.work.slots
         whole = 4 * slots * c.vocab_size
         found = 4 * whole / self.tensor + (whole if self.tensor > 1 else 0)
         heads = c.num_attention_heads / self.tensor
-        if layout.attention.implementation == "products":  # results of every page, and of the pages of every row
-            found += 4 * heads * (c.head_dim + 2) * (layout.pages + 2 * slots * layout.columns / layout.page)
+        if layout.attention.implementation == "products":
+            found += self._pool_results
         if layout.attention.implementation == "xla":  # a transposed copy of the whole cache, and scores
             found += self.kv_cache + slots * heads * layout.page * (4 + self.compute)
         return found
@@ -196,8 +213,7 @@ class Memory(GenomeMemory):
         whole = 4 * tokens * c.vocab_size
         found = whole / self.tensor + (whole if self.tensor > 1 else 0)
         if layout.attention.implementation == "products":
-            parts = layout.pages + 2 * self.work.slots * layout.columns / layout.page
-            found += 4 * heads * layout.window * (c.head_dim + 2) * parts
+            found += layout.window * self._pool_results
         if layout.attention.implementation == "xla":
             found += self.kv_cache + tokens * heads * layout.page * (4 + self.compute)
         return found

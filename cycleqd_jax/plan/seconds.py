@@ -77,11 +77,16 @@ class Seconds(GenomeSeconds):
         """Prefill of the prompt of every episode."""
         layout, prompt = self.memory.layout, self.work.prompt
         rows = self.work.rounds[0] * math.ceil(prompt / layout.chunk)
-        size = layout.batches[0] if rows <= layout.batches[0] else layout.batches[-1]
+        # Where the cache has pages, the padding of rows is not computed.
+        computed = self.work.rounds[0] * prompt if layout.attention.paged else rows * layout.chunk
+        smallest, largest = layout.batches[0], layout.batches[-1]
+        size = smallest if rows <= smallest and computed <= layout.batch_tokens(smallest) else largest
         columns = layout.page * math.ceil(prompt / layout.page)
-        tokens = size * layout.chunk
+        tokens = layout.batch_tokens(size)
         attention = self._attention_flops(tokens, columns)
-        return math.ceil(rows / size) * self._forward(tokens, size, attention, self.memory.cache(size, columns))
+        return math.ceil(max(rows / size, computed / tokens)) * self._forward(
+            tokens, size, attention, self.memory.cache(size, columns)
+        )
 
     def decode(self) -> float:
         """Decode steps of all replies."""

@@ -62,7 +62,8 @@ class LowRank(NamedTuple):
 class MixedMatrix(NamedTuple):
     """Matrices of several individuals with a shared part; that of individual i is ``w + u @ diag(coefficients[i]) @ vt``.
 
-    In the weights of a population it replaces the stacked matrix of one individual.
+    In the weights of a population it replaces the stacked matrix of one individual. An engine may keep ``w``, ``u`` and ``vt``
+    transposed (:class:`cycleqd_jax.models.llama.TransposedMatrix`).
 
     Attributes:
         w: the shared part, ``[layer, in, out]``.

@@ -21,7 +21,7 @@ from .small_model import groups_of, make, plain_loop, requests_of
         ("embed_tokens", "embed_tokens"),
         ("norm", "norm"),
         ("layers/attn/q", "layers/1/attn/q"),
-        ("layers/post_norm", "layers/1/"),
+        ("layers/post_norm", "layers/1/post_norm"),
     ],
 )
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
@@ -33,7 +33,7 @@ def test_weights_that_are_not_finite_are_named(params, attention, leaf, named, v
 
     engine = make(attention=attention, slots=2)
     engine.load(jax.tree_util.tree_map_with_path(broken, params))
-    with pytest.raises(NonFiniteError, match=f"its weight {named}"):
+    with pytest.raises(NonFiniteError, match=f"its weight {named} is not"):
         engine.generate([[1, 2]], [4])
     assert not engine.busy
     engine.load(params)

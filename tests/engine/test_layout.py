@@ -68,6 +68,11 @@ def test_every_batch_has_a_program(slots, max_len, chunk, implementation):
     for sizes in (layout.batches, layout.counts):
         assert list(sizes) == sorted(set(sizes))
     assert all(layout.count_for(n) >= n for n in range(1, slots + 1))
+    for rows in range(1, layout.batches[-1] + 1):
+        for tokens in range(rows, min(rows * layout.chunk, layout.batch_tokens(layout.batches[-1])) + 1, 7):
+            size = layout.batch_for(rows, tokens)
+            assert size >= rows
+            assert layout.batch_tokens(size) >= tokens
     for columns in (1, chunk, 5 * chunk + 1):
         assert layout.aligned(columns) >= columns
         assert layout.shared_columns(layout.aligned(columns)) >= layout.aligned(columns)

@@ -48,6 +48,8 @@ def test_states_without_and_with_padding(params, layout, counts):
         np.testing.assert_allclose(found[0][0][row, :count], found[1][0][row, :count], atol=1e-5)
         for packed, padded in zip(found[0][1].k, found[1][1].k, strict=True):
             np.testing.assert_allclose(packed[row + 1, :, :, :count], padded[row + 1, :, :, :count], atol=1e-5)
+        for packed, padded in zip(found[0][1].v, found[1][1].v, strict=True):
+            np.testing.assert_allclose(packed[row + 1, :, :count], padded[row + 1, :, :count], atol=1e-5)
 
 
 def test_batches_have_room(layout):

@@ -187,7 +187,8 @@ def block(
     x = x + _project(a.swapaxes(1, 2).reshape(batch, time, -1), layer["attn"], "o")
     h = _rms_norm(x, layer["post_norm"], config.rms_norm_eps)
     gate, up = (_project(h, layer["mlp"], name) for name in ("gate", "up"))
-    h = _gated(gate, up, isinstance(layer["mlp"]["gate"], TransposedMatrix))
+    matrix = layer["mlp"]["gate"]
+    h = _gated(gate, up, isinstance(matrix.w if isinstance(matrix, MixedMatrix) else matrix, TransposedMatrix))
     return x + _project(h, layer["mlp"], "down"), cache
 
 

@@ -99,7 +99,9 @@ def test_the_tokens_of_a_text_and_their_alternatives(engine, params, expected):
 
 
 @pytest.mark.exhaustive
-def test_the_batch_changes_the_last_bits_at_most(engine):
+def test_the_batch_changes_the_last_bits_at_most(params, attention):
+    engine = make(attention=attention)  # of its own, so that its programs do not depend on earlier tests
+    engine.load(params)
     pairs = items(2, count=9) + items(3, preamble=26, count=9)
     together = engine.score(pairs)
     alone = [engine.score([pair])[0] for pair in pairs]

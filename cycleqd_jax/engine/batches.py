@@ -118,9 +118,8 @@ class Batches:
             _int32(chunk.shared for chunk in batch),
             filled=filled,
         )
-        used = np.arange(size) < (size if filled is None else filled)
         requests = programs.Requests(
-            self._with_near(rows, shared_columns, self._layout.chunk, used),
+            self._with_near(rows, shared_columns, self._layout.chunk),
             _int32(chunk.individual for chunk in batch),
             _int32(len(chunk.tokens) for chunk in batch),
             _sampling(chunk.request for chunk in batch),
@@ -238,11 +237,13 @@ class Batches:
                 row[0] = slot.row
         return tables
 
-    def _with_near(self, rows: Rows, shared_columns: int, tokens: int, used: np.ndarray | None = None) -> Rows:
-        """The rows with the pairs of blocks of rows and of shared columns in which a row, one that is used, sees a column."""
+    def _with_near(self, rows: Rows, shared_columns: int, tokens: int) -> Rows:
+        """The rows with the pairs of blocks of rows and of shared columns in which a row sees a column."""
         if not shared_columns or not self._layout.attention.paged:
             return rows
-        intervals = np.asarray(rows.shared) if used is None else rows.shared * used[:, None]
+        intervals = np.array(rows.shared)
+        if rows.filled is not None:
+            intervals[int(rows.filled) :] = 0  # nothing is computed for rows without tokens of their own
         size, width = shared_blocks(len(intervals), tokens, shared_columns)
         starts = np.arange(0, shared_columns, width)[None]
         sees = (intervals[:, :1] < starts + width) & (intervals[:, 1:] > starts)

@@ -52,7 +52,8 @@ class Rows(NamedTuple):
         ends: verification of drafts only: the column after the last that the row may write.
         trunk: scoring only: the columns of the row's context, which all branches see.
         branch: scoring only: the column with which the branch of each token begins; 0 for a token of the context.
-        filled: packed prefill and scoring only: the number of rows before those that repeat the first.
+        filled: packed prefill and scoring only: the number of rows with tokens of their own. The rows after them repeat the
+            first row.
     """
 
     pages: Int[AnyArray, "batch width"]

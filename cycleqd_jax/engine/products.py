@@ -91,6 +91,11 @@ def _as_bfloat16(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
+def _put(whole: _Part, part: _Part, start: Array) -> _Part:
+    """``whole`` with ``part`` in its rows (or pages) from ``start`` on."""
+    return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, 0), whole, part)
+
+
 def _merged(a: _Part, b: _Part) -> _Part:
     """Attention to the columns of both."""
     top = jnp.maximum(a.top, b.top)
@@ -111,14 +116,15 @@ def _over_gathered(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 
         kept = ((name, getattr(rows, name)) for name in ("pages", "first", "columns", "trunk", "branch"))
         own = rows._replace(**{name: cut(jnp.asarray(x)) for name, x in kept if x is not None})
+        asked = cut(queries)
 
         def page(i: Array, done: _Part) -> _Part:
             k, v = (x[own.pages[:, i]] for x in pool)  # [some, kv_heads, …]
             mask = jnp.tile(own_mask(own, time, i * size + jnp.arange(size)), (1, heads // kv_heads, 1))
-            return _merged(done, _part(cut(queries), k, v, mask[:, None]))
+            return _merged(done, _part(asked, k, v, mask[:, None]))
 
         part = jax.lax.fori_loop(0, jnp.asarray(own.columns).max() // size + 1, page, jax.tree.map(cut, empty))
-        return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, j * some, 0), done, part)
+        return _put(done, part, j * some)
 
     sizes = (batch, kv_heads, queries.shape[2])
     empty = _Part(jnp.zeros((*sizes, dims)), jnp.full((*sizes, 1), MASKED), jnp.ones((*sizes, 1)))
@@ -151,7 +157,7 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
 
     def block(i: Array, done: _Part) -> _Part:
         part = over(lambda x: jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, 0))
-        return jax.tree.map(lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, i * BLOCK, 0), done, part)
+        return _put(done, part, i * BLOCK)
 
     def in_blocks() -> _Part:
         empty = _Part(*(jnp.zeros((pages, kv_heads, queries.shape[2], n), jnp.float32) for n in (dims, 1, 1)))
@@ -199,6 +205,6 @@ def _over_shared(q: Array, own: _Part, common: tuple[Array, Array], rows: Rows) 
         part = _part(flat, keys, values, mask)
         out, top, total = (x.reshape(kv_heads, size, per, -1).swapaxes(0, 1) for x in part)
         mixed = _merged(jax.tree.map(cut, done), _Part(out, top, total))
-        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, 0), done, mixed)
+        return _put(done, mixed, row)
 
     return jax.lax.fori_loop(0, rows.nears, step, own)

@@ -168,10 +168,9 @@ class Memory(GenomeMemory):
         tokens = layout.batch_tokens(size)
         states = 4 * tokens * c.hidden_size * self.compute
         units = 2 * tokens * c.intermediate_size / self.tensor * self.compute
-        if (
-            layout.attention.implementation == "products"
-        ):  # queries, keys, values and results of padded rows; scores of some rows
+        if layout.attention.implementation == "products":
             heads = c.num_attention_heads / self.tensor
+            # Queries, keys, values and results of padded rows, and the scores of some rows.
             padded = 2 * size * layout.chunk * (heads + c.num_key_value_heads / self.tensor) * c.head_dim * self.compute
             scores = 8 * math.gcd(size, ROWS) * layout.chunk * heads * max(layout.page, SHARED_BLOCK)
             return states + max(units, padded + scores)

@@ -79,8 +79,8 @@ class Seconds(GenomeSeconds):
         rows = self.work.rounds[0] * math.ceil(prompt / layout.chunk)
         # Where the cache has pages, the padding of rows is not computed.
         computed = self.work.rounds[0] * prompt if layout.attention.paged else rows * layout.chunk
-        smallest, largest = layout.batches[0], layout.batches[-1]
-        size = smallest if rows <= smallest and computed <= layout.batch_tokens(smallest) else largest
+        most = layout.batches[-1]
+        size = layout.batch_for(min(rows, most), min(computed, layout.batch_tokens(most)))
         columns = layout.page * math.ceil(prompt / layout.page)
         tokens = layout.batch_tokens(size)
         attention = self._attention_flops(tokens, columns)

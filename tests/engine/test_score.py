@@ -105,9 +105,12 @@ def test_the_batch_changes_the_last_bits_at_most(params, attention):
     pairs = items(2, count=9) + items(3, preamble=26, count=9)
     together = engine.score(pairs)
     alone = [engine.score([pair])[0] for pair in pairs]
-    for a, b in zip(together, alone, strict=True):
-        assert a.logprob == pytest.approx(b.logprob, abs=2e-5)
-        assert a[1:] == b[1:]
+    differences = np.array([a.logprob - b.logprob for a, b in zip(together, alone, strict=True)])
+    # One token's last bits are below 2e-5 here, and those of several tokens add up as a random walk does.
+    tokens = np.array([len(continuation) for _, continuation in pairs])
+    assert (np.abs(differences) <= 2e-5 * np.sqrt(tokens)).all()
+    assert np.sqrt(np.mean(differences**2)) <= 1e-5
+    assert [a[1:] for a in together] == [b[1:] for b in alone]
     assert engine.score(pairs) == together
 
 

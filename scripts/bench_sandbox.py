@@ -337,6 +337,8 @@ def main() -> None:
     parser.add_argument("--dsn", default="", help="address of a MySQL or MariaDB server")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
+    if options.against is not None and not (options.against / "cycleqd_jax").is_dir():
+        parser.error(f"expected a checkout of this repository in --against, got {options.against}")
     checkouts = {"after": ROOT} if options.against is None else {"before": options.against.resolve(), "after": ROOT}
     report: dict[str, Any] = {
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",

@@ -7,7 +7,8 @@
 MODEL is a Hugging Face folder (``cycleqd fetch smollm2 DIR``); DIR has the benchmarks' files (``mbpp/mbpp_full.visible.jsonl``,
 ``dbbench/dbbench_cycleqd.visible.jsonl``, ``os_interaction/os_cycleqd.visible.jsonl``). Everything runs in one process on one
 machine. The engine plays every workload twice, and the second time is reported: the first one compiles the programs. For
-transformers the best of the given dtypes and batch sizes counts; its prompts are sorted by length, and it needs torch.
+transformers the best of the given dtypes and batch sizes counts; its prompts are sorted by length, and it needs torch. Every
+row says how many conversations are, word for word, those of the first row of its workload.
 
 ``--peer`` compares with other engines, in float32 and on the same token ids: OpenVINO GenAI, vLLM for CPUs and CTranslate2,
 each in an environment of its own. They and our engine take turns, and the fastest of ``--rounds`` turns counts.
@@ -56,6 +57,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no conversation cache": {"keep_conversations": False},
     "no overlap": {"overlap": False},
     "static batches": {"static": True},
+    "bfloat16 cache": {"kv_cache_dtype": "bfloat16"},
+    "int8 cache": {"kv_cache_dtype": "int8"},
 }
 
 
@@ -299,6 +302,7 @@ def main() -> None:
     bounds = limits(config)
     print({name: round(value, 1) for name, value in bounds.items()}, flush=True)
     results: dict[str, Any] = {"limits": bounds, "rows": []}
+    conversations: dict[str, list[Any]] = {}  # of the first that played each workload
     with Sandbox(workers=4) as sandbox:
         tasks = {
             name: make_task(name, TaskOptions(sandbox, name, new[name], data=arguments.data / file, memo=False))
@@ -310,8 +314,14 @@ def main() -> None:
             seconds, outcomes = play(chosen[workload], sizes, generator, overlap, arguments.shuffle)
             tokens = sum(outcome.tokens for outcome in outcomes)
             score = sum(outcome.score.value for outcome in outcomes) / len(outcomes)
-            print(f"{workload:16} {name:32} {seconds:8.1f} s {tokens:7d} tokens {tokens / seconds:7.1f} tokens/s", flush=True)
-            found = {"workload": workload, "who": name, "seconds": seconds, "tokens": tokens, "score": score}
+            first = conversations.setdefault(workload, [outcome.messages for outcome in outcomes])
+            same = sum(outcome.messages == messages for outcome, messages in zip(outcomes, first, strict=True))
+            print(
+                f"{workload:16} {name:32} {seconds:8.1f} s {tokens:7d} tokens {tokens / seconds:7.1f} tokens/s, "
+                f"score {score:.3f}, {same} of {len(first)} conversations as the first",
+                flush=True,
+            )
+            found = {"workload": workload, "who": name, "seconds": seconds, "tokens": tokens, "score": score, "same": same}
             results["rows"].append(found)
             return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,49 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cycleqd_jax.engine import products
-from cycleqd_jax.engine.cache import MASKED, KVCache, Rows, own_mask, shared_mask, to_cache
+from cycleqd_jax.engine.cache import MASKED, SCALE_BYTES, KVCache, Rows, own_mask, shared_mask, to_cache
 from cycleqd_jax.models.llama.config import LlamaConfig
-from cycleqd_jax.types import Array, Float
+from cycleqd_jax.types import Array, Float, InputError
 
-__all__ = ["Attention", "attention_for"]
+__all__ = ["Attention", "KVCacheDtype", "attention_for", "check_kv_cache_dtype"]
 
 Implementation = Literal["products", "cudnn", "xla"]
+KVCacheDtype = Literal["auto", "bfloat16", "int8"]
 
 
-def attention_for(config: LlamaConfig, platform: str) -> Attention:
+def attention_for(config: LlamaConfig, platform: str, kv_cache_dtype: KVCacheDtype = "auto") -> Attention:
     """The fastest implementation: products on a CPU, cuDNN on NVIDIA GPUs, XLA's own attention elsewhere.
 
     Args:
         config: cuDNN needs 16-bit numbers and a head dimension of at most 128 that is a multiple of eight.
         platform: as in ``jax.Device.platform``.
+        kv_cache_dtype: see :class:`Attention`.
+
+    Raises:
+        InputError: see :func:`check_kv_cache_dtype`.
     """
+    check_kv_cache_dtype(kv_cache_dtype, platform)
     if platform == "cpu":
-        return Attention("products")
+        return Attention("products", kv_cache_dtype)
     dtype = jnp.dtype(config.compute_dtype or config.dtype)
     fused = platform in ("gpu", "cuda") and dtype.itemsize == 2 and config.head_dim <= 128 and config.head_dim % 8 == 0
     return Attention("cudnn" if fused else "xla")
+
+
+def check_kv_cache_dtype(dtype: str, platform: str) -> None:
+    """Checks that a platform has a dtype of keys and values.
+
+    Raises:
+        InputError: there is no such dtype, or the platform has keys and values in the compute dtype of the model only.
+    """
+    known = get_args(KVCacheDtype)
+    if dtype not in known:
+        raise InputError(f"expected engine.kv_cache_dtype to be one of {', '.join(known)}, got {dtype!r}; correct it")
+    if dtype != "auto" and platform != "cpu":
+        raise InputError(
+            f"expected engine.kv_cache_dtype to be auto on the platform {platform}, got {dtype!r}; only CPUs read keys and "
+            "values in another dtype than the model's"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +66,13 @@ class Attention:
             backend takes three times as long. bfloat16 numbers are stored as their bits, ``uint16``: that backend widens whole
             arrays of 16-bit floats wherever they pass through a loop. ``"cudnn"`` and ``"xla"``: keys and values
             ``[page, column, kv_heads, head_dim]``; in a decode step and in a verification of drafts row i has page i.
+        kv_cache_dtype: ``"auto"`` is the compute dtype of the model. ``"bfloat16"`` and ``"int8"`` are for ``"products"``
+            only. ``"int8"`` stores the keys, and the values, of one token and one head as whole numbers from -127 to 127 and a
+            float32 scale behind them: ``head_dim`` grows by four bytes.
     """
 
     implementation: Implementation
+    kv_cache_dtype: KVCacheDtype = "auto"
 
     @property
     def paged(self) -> bool:
@@ -59,18 +85,22 @@ class Attention:
         return ((3, 1), (2, 1)) if self.paged else ((1, 2), (1, 2))
 
     def init(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
-        """An empty cache in the compute dtype, its KV heads split over the mesh axis ``tensor``."""
+        """An empty cache, its KV heads split over the mesh axis ``tensor``."""
         shapes = self.abstract(config, pages, columns, mesh)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
 
     def abstract(self, config: LlamaConfig, pages: int, columns: int, mesh: Mesh | None = None) -> KVCache:
         """Shapes, dtypes and shardings of a cache (``jax.ShapeDtypeStruct``), without arrays."""
-        dtype = jnp.dtype(config.compute_dtype or config.dtype)
-        if self.paged and dtype == jnp.bfloat16:
+        named = self.kv_cache_dtype
+        dtype = jnp.dtype((config.compute_dtype or config.dtype) if named == "auto" else named)
+        dims = config.head_dim
+        if dtype == jnp.int8:
+            dtype, dims = jnp.dtype(jnp.uint8), dims + SCALE_BYTES
+        elif self.paged and dtype == jnp.bfloat16:
             dtype = jnp.dtype(jnp.uint16)
 
         def leaf(axes: tuple[int, int]) -> Any:
-            shape = [pages, *[config.head_dim] * 3]
+            shape = [pages, *[dims] * 3]
             shape[axes[0]], shape[axes[1]] = columns, config.num_key_value_heads
             place = None
             if mesh is not None:
@@ -110,7 +140,8 @@ class Attention:
         is a verification of drafts. Otherwise all tokens of a row are written to one page.
         """
         k, v = (k.swapaxes(2, 3), v) if self.paged else (k.swapaxes(1, 2), v.swapaxes(1, 2))
-        k, v = to_cache(k, cache.k[layer].dtype), to_cache(v, cache.v[layer].dtype)
+        k = to_cache(k, cache.k[layer].dtype, 2 if self.paged else 3)
+        v = to_cache(v, cache.v[layer].dtype, 3)
         (of_k, _), (of_v, _) = self._axes
         verifies = rows.ends is not None
         write = _write_at_once if not self.paged else _write_windows if verifies else _write_in_turn

@@ -18,10 +18,23 @@ import jax.numpy as jnp
 
 from cycleqd_jax.types import AnyArray, Array, Bool, Int
 
-__all__ = ["BLOCK", "MASKED", "SHARED_BLOCK", "KVCache", "Rows", "own_mask", "shared_blocks", "shared_mask", "to_cache"]
+__all__ = [
+    "BLOCK",
+    "MASKED",
+    "SCALE_BYTES",
+    "SHARED_BLOCK",
+    "KVCache",
+    "Rows",
+    "own_mask",
+    "quantized",
+    "shared_blocks",
+    "shared_mask",
+    "to_cache",
+]
 
 BLOCK = 64  # pages that one iteration of a decode step attends to
 SHARED_BLOCK = 128  # shared columns that one iteration attends to; prefixes begin at multiples, so that none affects another
+SCALE_BYTES = 4  # of a float32, behind the bytes of each vector of a cache of 8-bit numbers
 MASKED = -1e30  # finite: where every column is masked, the weights are still numbers, and their result is not used
 
 
@@ -99,8 +112,34 @@ def shared_mask(intervals: Int[AnyArray, "batch 2"], column: Int[Array, " column
     return (column[None] >= intervals[:, :1]) & (column[None] < intervals[:, 1:])
 
 
-def to_cache(x: Array, dtype: jax.typing.DTypeLike) -> Array:
-    """Numbers in the dtype of a cache; ``uint16`` stands for the bits of bfloat16."""
+def to_cache(x: Array, dtype: jax.typing.DTypeLike, axis: int = -1) -> Array:
+    """Numbers in the dtype of a cache.
+
+    Args:
+        x: keys or values.
+        dtype: ``uint16`` stands for the bits of bfloat16. ``uint8`` stands for vectors of 8-bit numbers, each followed by the
+            bytes of its scale: the axis of a vector grows by :data:`SCALE_BYTES`.
+        axis: the axis of a vector of one head.
+    """
     if dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
-    return x.astype(dtype)
+    if dtype != jnp.uint8:
+        return x.astype(dtype)
+    wide = jnp.moveaxis(x.astype(jnp.float32), axis, -1)
+    scale = jnp.abs(wide).max(-1, keepdims=True) / 127  # not finite if a number is not: no NaN is lost
+    whole = jnp.round(wide / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
+    parts = [jax.lax.bitcast_convert_type(part, jnp.uint8) for part in (whole, scale[..., 0])]
+    return jnp.moveaxis(jnp.concatenate(parts, -1), -1, axis)
+
+
+def quantized(x: Array, axis: int) -> tuple[Array, Array]:
+    """The whole numbers and the scales of 8-bit keys or values, as float32; a vector is their product.
+
+    Args:
+        x: ``uint8``, as :func:`to_cache` makes it.
+        axis: the axis of a vector of one head; the scales lack it.
+    """
+    dims = x.shape[axis] - SCALE_BYTES
+    whole = jax.lax.bitcast_convert_type(jax.lax.slice_in_dim(x, 0, dims, axis=axis), jnp.int8)
+    scale = jnp.moveaxis(jax.lax.slice_in_dim(x, dims, None, axis=axis), axis, -1)
+    return whole.astype(jnp.float32), jax.lax.bitcast_convert_type(scale, jnp.float32)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from cycleqd_jax.engine import drafts as sources
 from cycleqd_jax.engine import requests
-from cycleqd_jax.engine.attention import Attention
+from cycleqd_jax.engine.attention import Attention, KVCacheDtype
 from cycleqd_jax.engine.batches import Batches
 from cycleqd_jax.engine.layout import STEPS, EngineLayout, check_mesh
 from cycleqd_jax.engine.loop import HostLoop
@@ -58,13 +58,15 @@ class Engine(Scoring):
         window: tokens per slot of a step that verifies drafts (:meth:`submit`); 1 ignores drafts.
         overflow: ``"refuse"`` refuses a prompt that leaves no room for a token. ``"truncate"`` cuts the beginning of a prompt
             until its reply has room for the whole limit, or for half of ``max_len`` where the limit is more.
+        kv_cache_dtype: dtype of keys and values, where ``attention`` is None: ``"auto"`` is that of the model; CPUs have
+            ``"bfloat16"`` and ``"int8"`` too.
 
     Attributes:
         layout: all sizes.
 
     Raises:
         InputError: a size is below its least value, ``max_len`` is beyond the model's positions, an id is not in the
-            vocabulary, or the mesh does not divide the KV heads.
+            vocabulary, the mesh does not divide the KV heads, or the platform does not have ``kv_cache_dtype``.
 
     >>> import jax
     >>> from cycleqd_jax.engine import Engine
@@ -93,6 +95,7 @@ class Engine(Scoring):
         keep_conversations: bool = True,
         window: int = 1,
         overflow: str = "refuse",
+        kv_cache_dtype: KVCacheDtype = "auto",
     ) -> None:
         platform = (jax.devices() if mesh is None else mesh.devices.flat)[0].platform
         self._layout_of = functools.partial(
@@ -104,6 +107,7 @@ class Engine(Scoring):
             steps=steps,
             chunk=chunk,
             window=window,
+            kv_cache_dtype=kv_cache_dtype,
         )
         layout = self._layout_of(slots=slots)
         self.stop_ids, self.pad_id = requests.check_settings(stop_ids, pad_id, overflow, vocab_size=config.vocab_size)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from cycleqd_jax.engine.attention import Attention, attention_for
+from cycleqd_jax.engine.attention import Attention, KVCacheDtype, attention_for
 from cycleqd_jax.engine.cache import BLOCK, SHARED_BLOCK
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.types import InputError
@@ -72,6 +72,7 @@ class EngineLayout:
         steps: int = STEPS,
         chunk: int | None = None,
         window: int = 1,
+        kv_cache_dtype: KVCacheDtype = "auto",
     ) -> EngineLayout:
         """The sizes for a model, a workload and a platform.
 
@@ -84,9 +85,11 @@ class EngineLayout:
             steps: decode steps between two host syncs.
             chunk: tokens per row of a prefill; None takes the platform's.
             window: tokens per row of a step that verifies drafts; 1 ignores drafts.
+            kv_cache_dtype: of the fastest implementation; see :class:`Attention`.
 
         Raises:
-            InputError: a size is below its least value, or ``max_len`` is beyond the model's positions.
+            InputError: a size is below its least value, ``max_len`` is beyond the model's positions, or the platform does not
+                have ``kv_cache_dtype``.
         """
         if slots < 1 or steps < 1 or (chunk is not None and chunk < 1) or not 2 <= max_len <= config.context_length:
             raise InputError(
@@ -99,7 +102,7 @@ class EngineLayout:
                 f"expected a window of 1 to max_len = {max_len} tokens, got {window}; correct the engine's settings"
             )
         cpu = platform == "cpu"
-        attention = attention or attention_for(config, platform)
+        attention = attention or attention_for(config, platform, kv_cache_dtype)
         # On a CPU 512 tokens keep the cores busy; a GPU needs thousands.
         chunk = min(chunk or (64 if cpu else 512), max_len)
         if not attention.paged:

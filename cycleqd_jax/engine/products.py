@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cycleqd_jax.engine.cache import BLOCK, MASKED, Rows, own_mask, shared_blocks, shared_mask, to_cache
+from cycleqd_jax.engine.cache import BLOCK, MASKED, Rows, own_mask, quantized, shared_blocks, shared_mask, to_cache
 from cycleqd_jax.models.llama import matmul
 from cycleqd_jax.types import Array, Float
 
@@ -61,9 +61,12 @@ def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
     """Queries ``[batch, kv_heads, per, head_dim]`` over ``k`` ``[batch, kv_heads, head_dim, column]`` and ``v``.
 
     If keys and values are bits of bfloat16, queries and weights are rounded to bfloat16 as well. With few rows the products are
-    computed in float32, which is faster there and has the same operands.
+    computed in float32, which is faster there and has the same operands. Products with 8-bit numbers are computed in float32.
     """
     few = q.shape[-2] < 16
+    of_k = of_v = None  # the scales of 8-bit numbers, which the small operand of each product gets
+    if k.dtype == jnp.uint8:
+        (k, of_k), (v, of_v) = quantized(k, -2), quantized(v, -1)
 
     def number(x: Array) -> Array:
         return _widened(x) if few else _as_bfloat16(x)
@@ -72,10 +75,13 @@ def _part(q: Array, k: Array, v: Array, mask: Array) -> _Part:
         return number(to_cache(x, like.dtype))
 
     scores = matmul(rounded(q, k), number(k), preferred_element_type=jnp.float32)
+    if of_k is not None:
+        scores *= of_k[..., None, :]
     scores = jnp.where(mask, scores * (q.shape[-1] ** -0.5 / math.log(2)), MASKED)
     top = jnp.ceil(scores.max(-1, keepdims=True))
     weights = jnp.exp2(scores - top)
-    out = matmul(rounded(weights, v), number(v), preferred_element_type=jnp.float32)
+    scaled = weights if of_v is None else weights * of_v[..., None, :]
+    out = matmul(rounded(scaled, v), number(v), preferred_element_type=jnp.float32)
     return _Part(out, top, weights.sum(-1, keepdims=True))
 
 
@@ -144,7 +150,7 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
     assert blocks is not None
     owners, starts, columns = jnp.asarray(owners), jnp.asarray(starts), jnp.asarray(rows.columns)
     k, v = pool
-    pages, kv_heads, dims, size = k.shape
+    (pages, kv_heads, _, size), dims = k.shape, q.shape[-1]
     queries = _queries(q, kv_heads)
     last = columns[:, None] + jnp.tile(jnp.arange(q.shape[2]), q.shape[1] // kv_heads)[None]  # the column of each query
     column = jnp.arange(size)[None, None]
@@ -163,7 +169,7 @@ def _over_pages(q: Array, pool: tuple[Array, Array], rows: Rows) -> _Part:
         empty = _Part(*(jnp.zeros((pages, kv_heads, queries.shape[2], n), jnp.float32) for n in (dims, 1, 1)))
         return jax.lax.fori_loop(0, blocks, block, empty)
 
-    if k.dtype == jnp.uint16:  # a whole pool would be widened to float32 in memory
+    if k.dtype in (jnp.uint16, jnp.uint8):  # a whole pool would be widened to float32 in memory
         done = in_blocks()
     else:
         done = jax.lax.cond(blocks >= math.ceil(MOSTLY * pages / BLOCK), lambda: over(lambda x: x), in_blocks)

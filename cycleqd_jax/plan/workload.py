@@ -8,6 +8,7 @@ from typing import Any
 
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.engine import EngineLayout
+from cycleqd_jax.engine.attention import KVCacheDtype
 from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.llama import LlamaConfig
@@ -73,6 +74,7 @@ class Workload(GenomeWorkload):
         sandbox_memory: bytes of memory per sandbox.
         sandbox_disk: bytes of disk per sandbox.
         drafts: platforms on which the engine verifies drafts.
+        kv_cache_dtype: dtype of keys and values in the engine.
     """
 
     model: LlamaConfig
@@ -86,11 +88,19 @@ class Workload(GenomeWorkload):
     sandbox_memory: int
     sandbox_disk: int
     drafts: tuple[str, ...] = ()
+    kv_cache_dtype: KVCacheDtype = "auto"
 
     def layout(self, platform: str) -> EngineLayout:
         """The engine's sizes on a platform, ``"cpu"`` or ``"gpu"``."""
         window = min(WINDOW, self.max_len) if platform in self.drafts else 1
-        return EngineLayout.of(self.model, slots=self.slots, max_len=self.max_len, platform=platform, window=window)
+        return EngineLayout.of(
+            self.model,
+            slots=self.slots,
+            max_len=self.max_len,
+            platform=platform,
+            window=window,
+            kv_cache_dtype=self.kv_cache_dtype,
+        )
 
 
 def genome_fields(run: RunConfig) -> dict[str, Any]:
@@ -181,4 +191,5 @@ def workload_of(
         sandbox_disk=run.sandbox.disk_mb << 20,
         adapters=adapters,
         drafts=tuple(platform for platform in ("cpu", "gpu", "cuda") if run.engine.uses_drafts(platform)),
+        kv_cache_dtype=run.engine.kv_cache_dtype,
     )

@@ -13,6 +13,7 @@ from cycleqd_jax import sharding
 from cycleqd_jax.compilation import device_kind
 from cycleqd_jax.config import EngineConfig, RunConfig, idle_groups
 from cycleqd_jax.engine import Engine
+from cycleqd_jax.engine.attention import check_kv_cache_dtype
 from cycleqd_jax.engine.layout import WINDOW
 from cycleqd_jax.genome import CoefficientSpace, DenseSpace, ExpertSpace
 from cycleqd_jax.models import llama, sam
@@ -93,6 +94,7 @@ class DeviceGroup:
             mesh=self.mesh,
             window=min(WINDOW, options.max_len) if drafts else 1,
             overflow=options.overflow,
+            kv_cache_dtype=options.kv_cache_dtype,
         )
 
     @property
@@ -109,10 +111,11 @@ def device_groups(config: RunConfig, log: Callable[[str], None], mirror: Mirror 
         mirror: the mirror of a distributed run, whose group has the devices of all processes.
 
     Raises:
-        InputError: the devices of this process do not form the mesh of the config.
+        InputError: the devices of this process do not form the mesh of the config, or do not have its ``kv_cache_dtype``.
     """
     population, fsdp, tensor = config.mesh.sizes
     mesh = sharding.make_mesh(population=population, fsdp=fsdp, tensor=tensor)
+    check_kv_cache_dtype(config.engine.kv_cache_dtype, mesh.devices.flat[0].platform)
     found = [DeviceGroup(part, mirror) for part in sharding.device_groups(mesh)]
     if (note := idle_groups(config, len(found))) is not None:
         log(note)

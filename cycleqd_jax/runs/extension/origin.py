@@ -51,6 +51,7 @@ _SAME = (
     "model.vocab_size",
     "engine.max_len",
     "engine.overflow",
+    "engine.kv_cache_dtype",
     *(f"sandbox.{one.name}" for one in dataclasses.fields(SandboxConfig) if one.name != "workers"),
 )
 """Keys that decide about genomes, ids and scores: they are those of the old run."""

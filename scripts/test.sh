@@ -54,7 +54,7 @@ never="not slow and not gpu and not docker and not network"
 [ "$coverage" = no ] || last+=(--cov-append)
 code=0
 run() { # no tests (5) is no failure: the arguments may select tests of one kind
-  "${pytest[@]}" "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
+  "${pytest[@]}" --durations=25 --durations-min=5 "$@" || { local found=$?; [ "$found" -eq 5 ] || code=$found; }
 }
 run -n "$workers" "${first[@]}" -o timeout=900 -m "not e2e and not as_users and $never" "$@"
 run -n "$workers" "${last[@]}" -o timeout=900 -m "(e2e or as_users) and $never" "$@"

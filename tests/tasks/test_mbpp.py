@@ -300,6 +300,7 @@ def test_prompts(write, nowhere):
         ({"text": None}, "'text', got nothing"),
         ({"text": 5}, "'text', got 5"),
         ({"code": "def add(:"}, "valid Python in field 'code'"),
+        ({"prompt": "Add.", "test_imports": ["import ("]}, "valid Python in field 'test_imports'"),
         ({"test_list": []}, "at least one assert"),
         ({"test_list": "assert add(1, 2) == 3"}, "a list in field 'test_list'"),
         ({"test_list": ["add(1, 2)"]}, "assert statements"),

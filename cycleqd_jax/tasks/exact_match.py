@@ -117,7 +117,7 @@ class Gsm8k(ExactMatchTask):
         """Parses a record of OpenAI's files: ``question``, and ``answer`` that ends with ``#### number``."""
         solution = row.text("answer")
         answer = marked_number(solution)
-        if answer is None:
+        if answer is None or not re.search("[0-9]", answer):
             raise row.error("an answer that ends with '#### number'", repr(solution[-40:]))
         return ExactMatchRecord(f"Question: {row.text('question')}\nAnswer:", solution, answer)
 

@@ -104,6 +104,15 @@ FORGERIES = {
         "import unittest\nunittest.TestCase.assertEqual.__code__ = (lambda self, first, second, msg=None: None).__code__\n"
         "def task_func(n): return '[0, 0, 0, 0, 0]'"
     ),
+    "code of the check": _E
+    + "def task_func(n):\n  __plain__.__code__ = (lambda value, opened=None: value).__code__\n  return E('[7, 7]')",
+    "default of the check": _E + "def task_func(n):\n  __plain__.__defaults__ = (lambda item: [],)\n  return E('[7, 7]')",
+    "moved past the assertions": (
+        "import sys\ndef task_func(n):\n  test = sys._getframe()\n"
+        "  while not test.f_code.co_name.startswith('test_'): test = test.f_back\n"
+        "  def move(frame, event, _):\n    if event == 'line': frame.f_lineno = sys.maxsize\n    return move\n"
+        "  sys.settrace(move)\n  test.f_trace = move\n  return json.dumps([7] * n)"
+    ),
     "other len": "import builtins\ndef task_func(n):\n  builtins.len = lambda x: 5\n  return '[]' if n != 2 else '[7, 7]'",
     "other results": (
         "import unittest\nunittest.TestResult.addFailure = unittest.TestResult.addError = lambda *a: None\n"
@@ -122,6 +131,57 @@ def test_forgeries_do_not_pass(task, name):
     score = verdict(task, FORGERIES[name])
     assert score.value == 0.0
     assert score.reason
+
+
+UNIT = "import unittest\nclass Tests:\n  def test_z(self): self.assertEqual(task_func(3), 4)\n  def test_b(self): pass\n"
+MARKED = "    @unittest.{}\n    def test_x(self): self.assertEqual(1, 2)\n"
+
+
+def unit_record(*lines: str, cases: str = "unittest.TestCase") -> dict:
+    test = f"{UNIT}class TestCases({cases}):\n    def test_a(self): self.assertEqual(task_func(1), 2)\n{''.join(lines)}"
+    return LETTERS | {"test": test, "canonical_solution": "    return n + 1"}
+
+
+def unit_task(write, sandbox, record):
+    return make("bigcodebench", train=write(record), test=write(OTHER, name="t.jsonl"), sandbox=sandbox, memo=False, seconds=30)
+
+
+def test_inherited_tests_are_judged(write, sandbox):
+    task = unit_task(write, sandbox, unit_record(cases="Tests, unittest.TestCase"))
+    assert verdict(task, "def task_func(n): return n + 1").value == 1.0
+    score = verdict(task, "def task_func(n): return 2 if n == 1 else 0")
+    assert score == Score(0.0, "2 of 3 tests passed; test_z failed: AssertionError: 0 != 4")
+
+
+def test_tests_that_are_generated_are_judged(write, sandbox):
+    lines = [
+        f"    def make_{n}(n): return lambda self: self.assertEqual(task_func(n), n + 1)\n    test_{n} = make_{n}({n})\n"
+        for n in (2, 3)
+    ]
+    task = unit_task(write, sandbox, unit_record(*lines))
+    assert verdict(task, "def task_func(n): return n + 1").value == 1.0
+    assert verdict(task, "def task_func(n): return min(n, 2) + 1").reason.startswith("2 of 3 tests passed; test_3 failed: ")
+
+
+@pytest.mark.parametrize("mark", ["skip('later')", "expectedFailure"])
+def test_tests_that_are_decorated_as_skipped_or_failing(write, sandbox, mark):
+    task = unit_task(write, sandbox, unit_record(MARKED.format(mark)))
+    assert verdict(task, "def task_func(n): return n + 1").value == 1.0
+    assert verdict(task, "def task_func(n): return 0").value == 0.0
+    assert verdict(task, "import unittest\ndef task_func(n): raise unittest.SkipTest('no')").value == 0.0
+    with pytest.raises(InputError, match="got skipped tests only"):
+        unit_task(
+            write,
+            sandbox,
+            LETTERS | {"test": f"import unittest\nclass TestCases(unittest.TestCase):\n{MARKED.format('skip(1)')}"},
+        )
+
+
+def test_the_reason_of_a_failed_subtest(write, sandbox):
+    line = "    def test_s(self):\n        for n in (1, 2):\n            with self.subTest(n=n):\n"
+    line += "                self.assertEqual(task_func(n), n + 1)\n"
+    task = unit_task(write, sandbox, unit_record(line))
+    assert verdict(task, "def task_func(n): return 2").reason == "1 of 2 tests passed; test_s failed: AssertionError: 2 != 3"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,24 @@ REPLIES = {
         f"next turn {turn!r}": f"{block(RIGHT)}\n{turn}\nAdd them.\nASSISTANT:\n{WRONG}"
         for turn in ("### Instruction:", "Human: next", "<|im_start|>user", "<start_of_turn>user", "[INST] next [/INST]")
     },
+    **{
+        f"{opened} after the answer{rest!r}": f"{block(RIGHT)}\n{opened}\nPerhaps\n{WRONG}\n{closed}{rest}"
+        for opened, closed in (("<think>", "</think>"), ("<reasoning>", "</reasoning>"), ("[THINK]", "[/THINK]"))
+        for rest in ("", "\nThat is all.")
+    },
+    "question and answer after the answer": f"{block(RIGHT)}\nQ: Add them.\nA: {WRONG}",
+    "helpers of helpers elsewhere": "\nwith\n".join(
+        map(
+            block,
+            ("def low(x):\n    return max(x, 0)", "def side(w):\n    return low(w)", "def area(w, h):\n    return side(w) * h"),
+        )
+    ),
+    "helpers of helpers below": "\nwith\n".join(
+        map(
+            block,
+            ("def area(w, h):\n    return side(w) * h", "def side(w):\n    return low(w)", "def low(x):\n    return max(x, 0)"),
+        )
+    ),
     "question repeated first": f"### Instruction:\nThe area?\n### Response:\n{block(RIGHT)}",
     "cut in a repetition": f"{block(RIGHT)}\n\nAgain:\n{F}python\ndef area(w, h):\n    if w < 0:\n        return",
     "cut in a word": f"{block(RIGHT)}\n\nOr:\n{F}python\ndef area(w, h):\n    a = w\n    retur",

@@ -115,6 +115,11 @@ def test_solved_questions_stand_before_every_question(write, nowhere):
         ("arc", {"question": {"stem": "x", "choices": []}}, "at least two choices, and a label for each, got 0 choices"),
         ("arc", {"question": {"stem": "x"}}, "a list in field 'question/choices', got nothing"),
         ("arc", {"question": {"stem": "x", "choices": ["a", "b"]}}, "choices with a text and a label, got 'a'"),
+        (
+            "arc",
+            {"question": {"stem": "x", "choices": [{"label": "1", "text": "a"}, {"label": "1", "text": "b"}]}},
+            "a label of its own for each choice, got 1, 1 in .*train.jsonl, line 1",
+        ),
         ("boolq", {"label": "maybe"}, "one of the labels false, true as the answer, got 'maybe'"),
         ("boolq", {"label": [1]}, "one of the labels false, true as the answer, got "),
         (

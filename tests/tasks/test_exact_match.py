@@ -51,6 +51,8 @@ def test_gsm8k(write, nowhere):
     assert len(strict.demonstrations("train")) == 1
     with pytest.raises(InputError, match=r"an answer that ends with '#### number', got '.*7' in .*train.jsonl, line 1"):
         gsm8k(write, nowhere, {**ROBE, "answer": "7"})
+    with pytest.raises(InputError, match=r"an answer that ends with '#### number', got '.*#### \.'"):
+        gsm8k(write, nowhere, {**ROBE, "answer": "Nothing. #### ."})  # a reply that ends with "..." would be right
     shots = write(THIRD, name="shots.jsonl")
     task = gsm8k(write, nowhere, ROBE, shots=1, shots_file=str(shots), extraction="strict")
     assert task.episodes("train")[0].start()[0]["content"].startswith("Question: How many?\nAnswer: One.\n#### 1\n\nQuestion")

@@ -193,6 +193,31 @@ def test_overridden_test_module_does_not_pass(task):
     assert verdict(task, "import math\nmath.isclose = lambda *a, **k: True\ndef area(r): return 0", "test").value == 0.0
 
 
+# A call that gives the first assert what it wants, and changes what the second one sees. The asserts are in the prompt.
+IN_A_CALL = {
+    "a function of a module": "math.isclose = lambda *a, **k: True",
+    "a constant of a module": "math.pi = 7",
+    "a built-in of the asserts": "sys._getframe(1).f_builtins['sorted'] = lambda x: [3]",
+    "a name that hides a built-in": "sys._getframe(1).f_globals['sorted'] = lambda x: [3]",
+    "the check of results": "sys._getframe(1).f_globals['__plain__'] = lambda x: [3]",
+    "the code of the check": "sys._getframe(1).f_globals['__plain__'].__code__ = (lambda x: [3]).__code__",
+    "what the check trusts": "sys._getframe(1).f_globals['__plain__'].__globals__['NATIVE_IDS'] = {id(E)}",
+    "the asserts that follow": "sys._getframe(2).f_locals['compiled'][1] = compile('0', 'x', 'exec')",
+}
+
+
+@pytest.mark.parametrize("name", IN_A_CALL)
+def test_a_call_that_changes_what_later_asserts_see_does_not_pass(write, sandbox, name):
+    record = AREA | {
+        "code": "def f(x):\n    return x + 1",
+        "test_list": ["assert sorted([f(1)]) == [2] and math.isclose(f(1), 2)", "assert sorted([f(2)]) == [3]"],
+    }
+    task = make("mbpp", train=write(record), test=write(AREA, name="t.jsonl"), sandbox=sandbox, memo=False)
+    start = "import math, sys\nclass E(list):\n    __eq__ = lambda s, o: True\ndef f(x):\n"
+    assert verdict(task, f"{start}    math.log(2)\n    sys.stdout = None\n    return x + 1").value == 1.0
+    assert verdict(task, f"{start}    {IN_A_CALL[name]}\n    return 2").reason.startswith("assert 1 failed: ")
+
+
 def test_prints_and_replaced_streams_do_not_fail_a_correct_program(task):
     assert verdict(task, "import sys\nprint('x' * 10**6)\nsys.stdout = None\n" + GOLD).value == 1.0
 
@@ -275,6 +300,7 @@ def test_prompts(write, nowhere):
         ({"text": None}, "'text', got nothing"),
         ({"text": 5}, "'text', got 5"),
         ({"code": "def add(:"}, "valid Python in field 'code'"),
+        ({"prompt": "Add.", "test_imports": ["import ("]}, "valid Python in field 'test_imports'"),
         ({"test_list": []}, "at least one assert"),
         ({"test_list": "assert add(1, 2) == 3"}, "a list in field 'test_list'"),
         ({"test_list": ["add(1, 2)"]}, "assert statements"),

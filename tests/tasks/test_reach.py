@@ -30,6 +30,8 @@ PARTS = {
     "pool": "from concurrent.futures import ThreadPoolExecutor\nones = []\nwith ThreadPoolExecutor() as pool:\n"
     "    pool.submit(ones.append, 1)\ndef f(n): return n + ones[0]",
     "attribute in a loop": "def f(n): return n + f.ones[0]\nf.ones = []\nfor i in [1]: f.ones.append(i)",
+    "attribute by setattr": "def f(n): return n + f.one\nsetattr(f, 'one', 1)",
+    "attribute of another by an example": f"{RIGHT}\nclass A: pass\nsetattr(A, 'shown', f('text'))",
     "context by a star": "from decimal import *\ngetcontext().prec = 2\ndef f(n): return n + (len(str(Decimal(1) / 3)) == 4)",
     "context": "import decimal\nhere = decimal.getcontext()\nhere.prec = 2\n"
     "def f(n): return n + (len(str(decimal.Decimal(1) / 3)) == 4)",

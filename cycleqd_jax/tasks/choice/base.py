@@ -125,10 +125,12 @@ def question(row: Row, context: str, choices: Sequence[str], answer: object, lab
         labels: the labels of all choices.
 
     Raises:
-        InputError: there are fewer than two choices, a choice is blank, or the answer is not a label.
+        InputError: there are fewer than two choices, two have the same label, a choice is blank, or the answer is not a label.
     """
     if len(choices) < 2 or len(labels) != len(choices):
         raise row.error("at least two choices, and a label for each", f"{len(choices)} choices and {len(labels)} labels")
+    if len({*labels}) < len(labels):
+        raise row.error("a label of its own for each choice", ", ".join(map(str, labels)))
     if not all(choice.strip() for choice in choices):
         raise row.error("choices that are not blank", repr(list(choices)))
     if isinstance(answer, bool) or answer not in labels:  # true equals 1 in Python

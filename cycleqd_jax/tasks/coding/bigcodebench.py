@@ -16,6 +16,7 @@ from cycleqd_jax.types import Score
 __all__ = ["BigCodeBench", "BigCodeBenchRecord"]
 
 _CASE = "TestCases"
+_DECORATORS = ("skip", "expectedFailure")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,9 @@ class BigCodeBenchRecord(FunctionRecord):
         instruction: the problem in words.
         head: the imports and the first line of the function.
         test: source code of the test class.
-        count: number of its tests.
+        count: least number of its tests; there may be more that other classes define.
+        skipped: names of its tests that ``unittest.skip`` decorates.
+        failing: names of its tests that ``unittest.expectedFailure`` decorates.
         modules: modules that the gold program and the test class import.
     """
 
@@ -34,6 +37,8 @@ class BigCodeBenchRecord(FunctionRecord):
     head: str
     test: str
     count: int
+    skipped: tuple[str, ...]
+    failing: tuple[str, ...]
     modules: tuple[str, ...]
 
 
@@ -77,11 +82,10 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
                 trees.append(parse(code))
             except (SyntaxError, ValueError, RecursionError) as error:
                 raise row.error(f"valid Python in field {field!r}", str(error)) from error
-        case = next((n for n in trees[1].body if isinstance(n, ast.ClassDef) and n.name == _CASE), None)
-        parts = [n for n in case.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)] if case else []
-        count = len({part.name for part in parts if part.name.startswith("test")})
-        if not count:
-            raise row.error(f"a class {_CASE} with tests in field 'test'", "none")
+        tests = _tests(trees[1])
+        skipped, failing = (tuple(sorted(n for n, part in tests.items() if _decorated(part, by))) for by in _DECORATORS)
+        if len(tests) == len(skipped):
+            raise row.error(f"a class {_CASE} with tests in field 'test'", "none" if not tests else "skipped tests only")
         identity, name = row.text("task_id"), row.text("entry_point")
         return BigCodeBenchRecord(
             identity,
@@ -91,7 +95,9 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
             instruction=row.text("instruct_prompt"),
             head=head,
             test=test,
-            count=count,
+            count=len(tests),
+            skipped=skipped,
+            failing=failing,
             modules=tuple(sorted({name for tree in trees for name in _imported(tree)})),
         )
 
@@ -110,19 +116,47 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
             "tests": record.test,
             "name": record.name,
             "case": _CASE,
-            "count": record.count,
+            "skipped": record.skipped,
+            "failing": record.failing,
             "modules": record.modules,
         }
         judged = run_judge(self.sandbox, "cases", job, {}, self.limits)
         verdict = judged.verdict
         if verdict is None:
             return Score(0.0, judged.reason), False
-        if verdict["passed"] == record.count and verdict["over"]:
+        if verdict["error"] is None and verdict["over"] and verdict["passed"] >= record.count:
             return Score(1.0, "passed"), True
         if verdict["error"] is None:
             return Score(0.0, "the program ended before the verdict"), False
         where, error = verdict["error"]
-        return Score(0.0, f"{verdict['passed']} of {record.count} tests passed; {where} failed: {error}"), True
+        count = max(record.count, verdict["passed"] + (where not in ("program", "tests")))
+        return Score(0.0, f"{verdict['passed']} of {count} tests passed; {where} failed: {error}"), True
+
+
+def _tests(tree: ast.Module) -> dict[str, ast.AST]:
+    """The tests of the class, and of the classes of the same file from which it derives."""
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    tests: dict[str, ast.AST] = {}
+    pending, seen = [_CASE], set[str]()
+    while pending:
+        name = pending.pop()
+        if name in classes and name not in seen:
+            seen.add(name)
+            case = classes[name]
+            pending += [base.id for base in case.bases if isinstance(base, ast.Name)]
+            for part in case.body:
+                if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) and part.name.startswith("test"):
+                    tests.setdefault(part.name, part)
+    return tests
+
+
+def _decorated(test: ast.AST, name: str) -> bool:
+    """Whether ``@unittest.name``, ``@unittest.name(...)`` or one of them without the module decorates a test."""
+    for decorator in getattr(test, "decorator_list", ()):
+        function = decorator.func if isinstance(decorator, ast.Call) else decorator
+        if name == (function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")):
+            return True
+    return False
 
 
 def _imported(tree: ast.AST) -> set[str]:

@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from cycleqd_jax.tasks.coding.forms import as_session, is_session
 from cycleqd_jax.tasks.coding.syntax import parse
 
-__all__ = ["LONGEST_PROGRAM", "Block", "before_next_turn", "blocks", "code_regions", "leading_tree", "without_thoughts"]
+__all__ = [
+    "LONGEST_PROGRAM",
+    "Block",
+    "around_thoughts",
+    "before_next_turn",
+    "blocks",
+    "code_regions",
+    "leading_tree",
+    "without_thoughts",
+]
 
 LONGEST_PROGRAM = 200_000
 """Number of characters of the longest program that is executed."""
@@ -27,9 +36,10 @@ _PYTHON = re.compile(
 )
 _PYTHON_WORD = re.compile(r"\bi?py(?:thon)?[\d.]*\b", re.IGNORECASE)
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|end_of_thought\|>|\[/THINK\]")
+_BEGIN_OF_THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|begin_of_thought\|>|\[THINK\]")
 # A model that does not stop writes the next question too.
 _NEXT_TURN = re.compile(
-    r"^(?:#{2,} ?(?:Instruction|Input|User|Human|Question)\b|(?:Human|User|Instruction|Question) ?:)"
+    r"^(?:#{2,} ?(?:Instruction|Input|User|Human|Question)\b|(?:Human|User|Instruction|Question|Q) ?:)"
     r"|<\|im_start\|>\s*user|<\|start_header_id\|>\s*user|<start_of_turn>\s*user|<\|user\|>|\[INST\]",
     re.MULTILINE,
 )
@@ -70,9 +80,22 @@ class Block:
 
 
 def without_thoughts(reply: str) -> str:
-    """The part of a reply after the thoughts of a reasoning model; the whole reply if nothing follows them."""
+    """The part of a reply after the thoughts of a reasoning model; the text around them if nothing follows them."""
     ends = [match.end() for match in _THOUGHT.finditer(reply)]
-    return reply[ends[-1] :] if ends and reply[ends[-1] :].strip() else reply
+    return reply[ends[-1] :] if ends and reply[ends[-1] :].strip() else around_thoughts(reply)
+
+
+def around_thoughts(reply: str) -> str:
+    """A reply without its thoughts that have a begin and an end; the whole reply if it has nothing else."""
+    parts, position = [], 0
+    while begin := _BEGIN_OF_THOUGHT.search(reply, position):
+        end = _THOUGHT.search(reply, begin.end())
+        if end is None:
+            break
+        parts.append(reply[position : begin.start()])
+        position = end.end()
+    outside = "\n".join([*parts, reply[position:]])
+    return outside if parts and outside.strip() else reply
 
 
 def before_next_turn(reply: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from cycleqd_jax.tasks.coding.blocks import (
     LONGEST_PROGRAM,
     Block,
+    around_thoughts,
     before_next_turn,
     blocks,
     code_regions,
@@ -73,7 +74,8 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     answer = turn if turn is not answer and _defines(_from_text(turn, names), names) else answer
     code = _from_text(answer, names)
     if answer is not reply and not (_defines(code, names) if names else code.strip()):
-        whole = _from_text(reply, names)
+        around = _from_text(around_thoughts(reply), names)
+        whole = around if _defines(around, names) else _from_text(reply, names)
         code = whole if not code.strip() or _defines(whole, names) else code
     if names and not _defines(code, names):
         others = [other for other in itertools.islice(unfenced(answer), _MOST_UNFENCED) if _defines(other, names)]
@@ -164,16 +166,25 @@ def _completed(found: Sequence[Block], number: int, names: tuple[str, ...]) -> s
     tree = leading_tree(code)
     if tree is None or len(found) == 1:
         return code
-    loads = {node.id for node in ast.walk(tree[0]) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    missing = loads - set(_bound(tree[0]))
-    parts = []
-    for place, block in enumerate(found):
-        other = None if place == number or block.tag not in ("python", "") else leading_tree(block.code)
-        if place == number:
-            parts.append(code)
-        elif other is not None and missing & set(_bound(other[0])) and not _defines(block.code, names):
-            parts.append(other[1])
+    others = {place: part for place, block in enumerate(found) if place != number and (part := _part(block, names))}
+    missing, used = _missing(tree[0]), set[int]()
+    while more := {place for place, (_, bound, _) in others.items() if place not in used and not missing.isdisjoint(bound)}:
+        used |= more
+        missing = missing.union(*(others[place][2] for place in more))
+    parts = [code if place == number else others[place][0] for place in sorted(used | {number})]
     return "\n".join(parts)
+
+
+def _part(block: Block, names: tuple[str, ...]) -> tuple[str, set[str], set[str]] | None:
+    """The code of a block without the entry points, the names that it binds, and those that it needs."""
+    tree = None if block.tag not in ("python", "") or _defines(block.code, names) else leading_tree(block.code)
+    return None if tree is None else (tree[1], set(_bound(tree[0])), _missing(tree[0]))
+
+
+def _missing(tree: ast.Module) -> set[str]:
+    """The names that a program reads and does not bind."""
+    loads = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return loads - set(_bound(tree))
 
 
 def _mentions(code: str, names: tuple[str, ...]) -> bool:

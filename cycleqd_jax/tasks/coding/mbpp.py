@@ -81,6 +81,7 @@ class Mbpp(CodingTask[MbppRecord]):
         code = row.text("code").replace("\r\n", "\n")
         setup = "" if sanitized else row.text("test_setup_code", "")
         imports = "\n".join(row.texts("test_imports", ())) if sanitized else ""
+        _tree(row, "test_imports", imports)
         asserts = tuple(line.strip() for line in row.texts("test_list"))
         if not text.strip() or not asserts:
             raise row.error("a description and at least one assert", "none")

@@ -205,8 +205,11 @@ def _called(part: Statement, functions: dict[str, Statement]) -> tuple[set[str],
 def _calls_directly(node: ast.AST, entries: set[str]) -> bool:
     """Whether a statement calls an entry point itself, or passes one on, instead of using its attributes."""
     names = sum(isinstance(part, ast.Name) and part.id in entries for part in executed(node))
-    attributes = (part.value for part in executed(node) if isinstance(part, ast.Attribute))
-    return names > sum(isinstance(value, ast.Name) and value.id in entries for value in attributes)
+    owners = [part.value for part in executed(node) if isinstance(part, ast.Attribute)]
+    owners += [
+        part.args[0] for part in executed(node) if isinstance(part, ast.Call) and root(part.func) == "setattr" and part.args
+    ]
+    return names > sum(isinstance(value, ast.Name) and value.id in entries for value in owners)
 
 
 def _uses(called: set[str], entries: set[str], functions: dict[str, Statement]) -> bool:

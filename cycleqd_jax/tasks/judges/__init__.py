@@ -24,8 +24,9 @@ _MODULES = {
     "calls": ("inside", "values", "oracles"),
     "cases": ("inside", "equality", "classes"),
 }
-_EMPTY_JOB = {"code": "", "setup": "", "imports": "", "asserts": [], "names": [], "tests": "", "case": "", "count": 0} | {
+_EMPTY_JOB = {"code": "", "setup": "", "imports": "", "asserts": [], "names": [], "tests": "", "case": "", "skipped": []} | {
     "name": "f",
+    "failing": [],
     "modules": [],
 }
 _EMPTY_SECRET = {"mode": "check", "setup": "", "test": "def check(f): pass"}

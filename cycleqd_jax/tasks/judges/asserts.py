@@ -5,8 +5,10 @@ that the asserts may use). The verdict contains ``passed`` and ``error``.
 
 Before each assert, the judge sends the program's process a fresh token, which must be returned after the assert has held. A
 program that exits early, prints or kills processes can't return it. Asserts see only the original built-ins and the named
-functions. They call ``__plain__`` on their operands, which refuses values with an equality of their own. Not prevented: a
-program that knows this file, finds the socket among its open files and answers on it during an assert.
+functions. They call ``__plain__`` on their operands, which refuses values with an equality of their own. After each assert,
+what it sees must be the same as before: a call may change it through the frames above it, or in a module. Not prevented: a
+program that knows this file, and finds the socket among its open files and answers on it during an assert, or changes local
+variables of the frames above it.
 """
 
 import builtins
@@ -15,7 +17,7 @@ import os
 import sys
 import types
 
-from cycleqd_jax.tasks.judges.equality import plain
+from cycleqd_jax.tasks.judges.equality import Forged, plain
 from cycleqd_jax.tasks.judges.inside import Ended, describe, run_judge
 
 __all__ = []
@@ -27,7 +29,7 @@ def program(link, job):
     pristine = dict(vars(builtins))
     tests = {"__name__": "tests", "__builtins__": dict(pristine), "__plain__": plain}
     try:
-        compiled = [compile(text, f"<assert {n}>", "exec", optimize=0) for n, text in enumerate(job["asserts"], 1)]
+        compiled = tuple(compile(text, f"<assert {n}>", "exec", optimize=0) for n, text in enumerate(job["asserts"], 1))
         exec(compile(job["imports"], "<imports>", "exec"), tests)
         modules = [(vars(m), dict(vars(m))) for m in tests.values() if type(m) is type(builtins)]
         module = types.ModuleType("program")
@@ -39,15 +41,40 @@ def program(link, job):
         for current, before in [(vars(builtins), pristine), *modules]:
             current.update(before)
         tests.update((name, namespace[name]) for name in job["names"] if name in namespace)
+        seen = [tests, tests["__builtins__"], plain.__globals__, *(current for current, _ in modules)]
+        is_changed = watch(seen, pristine)
         for number, code in enumerate(compiled, 1):
             stage = f"assert {number}"
             link.send("?")
             token = link.receive()
             exec(code, tests)
+            if is_changed():
+                raise Forged("the built-ins, a module or the names of the asserts were changed")
             link.send(token)
     except BaseException as error:
         with contextlib.suppress(Ended):
             link.send([stage, describe(error)])
+
+
+def watch(spaces, hidden):
+    """A function that returns whether a name is bound to another value than now, or a new name hides one of ``hidden``.
+
+    Values that are neither callable nor numbers or texts may change, such as ``sys.stdout``.
+    """
+    values = (types.ModuleType, int, float, str)
+    known = [(space, dict(space)) for space in spaces]
+    held = [(s, n, v) for s, before in known for n, v in before.items() if callable(v) or isinstance(v, values)]
+    codes = [(v, v.__code__, v.__defaults__) for _, _, v in held if type(v) is types.FunctionType]
+
+    def is_changed():
+        if any(space.get(name) is not value for space, name, value in held):
+            return True
+        if any(v.__code__ is not code or v.__defaults__ is not defaults for v, code, defaults in codes):
+            return True
+        scope, before = known[0]
+        return any(name in hidden and name not in before for name in scope)
+
+    return is_changed
 
 
 def judge(link, job, secret):

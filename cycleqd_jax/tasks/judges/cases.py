@@ -1,15 +1,16 @@
 """Judges a program by a ``unittest`` class that runs in the program's process. Runs in the sandbox.
 
 The job contains ``code``, ``tests`` (source of the test class, which shares the program's names), ``name`` (of the tested
-function), ``case`` (name of the class), ``count`` (number of tests) and ``modules`` (that both use). The verdict contains
-``passed`` and ``failed`` (numbers of tests), ``error`` (of the first failure) and ``over`` (whether the run was complete).
+function), ``case`` (name of the class), ``skipped`` and ``failing`` (names of tests that are decorated so) and ``modules``
+(that both use). The verdict contains ``passed`` and ``failed`` (numbers of tests), ``error`` (of the first failure) and
+``over`` (whether the run was complete).
 
 The tests replace parts of modules while they run, so they must run in the program's process. Three checks protect the verdict.
 The process has to return a fresh token for every passed test and for the end of the run. After every test, ``unittest`` and the
-built-ins must be the same as before the program, and the test class as before its first test. A value with an equality of its
-own fails its test. The results of the function are checked, whatever kind of callable it is, and so are the operands of all
-comparisons and assertions of the tests. A class of the standard library may define equality if nothing that its operators use
-was changed.
+built-ins must be the same as before the program, and the test class as before its first test. A trace function, which may move
+a test past its assertions, must not have been set. A value with an equality of its own fails its test. The results of the
+function are checked, whatever kind of callable it is, and so are the operands of all comparisons and assertions of the tests. A
+class of the standard library may define equality if nothing that its operators use was changed.
 
 Not prevented: a program that knows this file, finds the socket among its open files and answers on it during a test; one that
 changes local variables of the frames above it; and one that changes other modules that the tests use.
@@ -38,25 +39,28 @@ _OWNERS = (
     builtins, unittest, unittest.case, unittest.TestCase, unittest.TestSuite, unittest.BaseTestSuite, unittest.TestResult,
     unittest.TestLoader, vars(unittest.case)["_Outcome"],
 )  # fmt: skip
+_NO_RESULT = "the test recorded no result"
 _OF_OTHERS = ("assertRaises", "assertRaisesRegex", "assertWarns", "assertWarnsRegex", "assertIsInstance", "assertIsNotNone")
 
 
 class Results(unittest.TestResult):
     """Requests a token before each test, and returns it if the test has passed.
 
-    ``is_forged`` and ``is_unfinished`` must return False: for the test, and for its name.
+    ``is_forged`` and ``is_unfinished`` must return False: for the test, and for its name. ``skipped`` and ``failing`` are the
+    names of tests that are decorated so.
     """
 
-    def __init__(self, link, is_forged, is_unfinished):
+    def __init__(self, link, is_forged, is_unfinished, skipped=(), failing=()):
         super().__init__()
         self.link, self.is_forged, self.is_unfinished = link, is_forged, is_unfinished
+        self.may_skip, self.may_fail = frozenset(skipped), frozenset(failing)
         self.token, self.bad, self.functions = None, None, None
 
     def startTest(self, test):
         """Requests the token."""
         super().startTest(test)
         self.link.send("?")
-        self.token, self.bad = self.link.receive(), "the test recorded no result"
+        self.token, self.bad = self.link.receive(), _NO_RESULT
         self.functions = dict(vars(test)["_type_equality_funcs"])
 
     def stopTest(self, test):
@@ -64,9 +68,10 @@ class Results(unittest.TestResult):
         super().stopTest(test)
         if self.bad is None and (self.is_forged(test) or vars(test)["_type_equality_funcs"] != self.functions):
             self.bad = "Forged: unittest, the test class or the built-ins were changed"
-        if self.bad is None and self.is_unfinished(test.id().split(".")[-1]):
+        name = test.id().split(".")[-1]
+        if self.bad is None and name not in self.may_skip | self.may_fail and self.is_unfinished(name):
             self.bad = "Forged: the test did not run to its end"
-        self.link.send(self.token if self.bad is None else [test.id().split(".")[-1], self.bad])
+        self.link.send(self.token if self.bad is None else [name, self.bad])
 
     def addSuccess(self, test):
         """Records that all parts of a test have passed."""
@@ -84,13 +89,21 @@ class Results(unittest.TestResult):
             raise RuntimeError(f"{test.id()}: {self.bad}")
 
     def addSkip(self, test, reason):
-        """Records a skipped test as failed: the program may have skipped it."""
-        self.bad = f"skipped: {reason}"[:200]
+        """Records a skipped test as failed, if it is not decorated so: the program may have skipped it."""
+        self.bad = None if test.id().split(".")[-1] in self.may_skip else f"skipped: {reason}"[:200]
+
+    def addExpectedFailure(self, test, err):
+        """Records the failure of a test that is decorated so as passed."""
+        self.bad = None if test.id().split(".")[-1] in self.may_fail else "a failure was expected"
+
+    def addUnexpectedSuccess(self, test):
+        """Records a test that is decorated as failing, and passes."""
+        self.bad = "a failure was expected"
 
     def addSubTest(self, test, subtest, err):
         """Records the failure of a subtest."""
         if err is not None:
-            self.bad = self.bad or describe(err[1])
+            self.bad = describe(err[1]) if self.bad in (None, _NO_RESULT) else self.bad
 
 
 def guarded(function, check):
@@ -168,6 +181,18 @@ def checked(node):
     return node if isinstance(node, ast.Constant) else ast.Call(ast.Name("__plain__", ast.Load()), [node], [])
 
 
+def watch_traces():
+    """A list that has an item as soon as a trace function has been set. The debugger of ``doctest`` sets none of its own."""
+    traced = []
+
+    def hook(event, _):
+        if event == "sys.settrace" and sys._getframe(1).f_globals.get("__name__") != "doctest":
+            traced.append(event)
+
+    sys.addaudithook(hook)
+    return traced
+
+
 def program(link, job):
     """Loads the program and the tests, and runs the tests."""
     stage = "program"
@@ -183,15 +208,15 @@ def program(link, job):
             runner = asyncio.Runner
             others = [unittest.IsolatedAsyncioTestCase, asyncio, asyncio.runners, runner, asyncio.Task, asyncio.Future]
         before, existing = snapshot([*map(vars, _OWNERS), vars(Results), *map(vars, others)]), Existing()
-        modules = dict(sys.modules)
+        modules, traced = dict(sys.modules), watch_traces()
         module = types.ModuleType("__test__")
         module.__dict__.update(__file__="__test__.py", sys=sys, os=os, environ=os.environ)
         sys.modules["__test__"] = module
         exec(compile(job["code"], "__test__.py", "exec", optimize=0), module.__dict__)
         function = module.__dict__.get(job["name"])
 
-        def check(value):
-            return plain(value, existing.opened)
+        def check(value, opened=existing.opened):
+            return plain(value, opened)
 
         if callable(function):
             module.__dict__[job["name"]] = guarded(function, check)
@@ -205,18 +230,20 @@ def program(link, job):
         case = module.__dict__[job["case"]]
         kinds = case.__mro__[:-1]
         ended, wrapped = set(), set()
-        for name, test in [*vars(case).items()]:
+        members = {name: member for kind in reversed(kinds) for name, member in vars(kind).items()}
+        for name, test in members.items():
             if name.startswith("test") and type(test) is types.FunctionType:
                 test.__name__ = name
                 setattr(case, name, finished(test, runner, ended))
                 wrapped.add(name)
         suite = unittest.TestLoader().loadTestsFromTestCase(case)
-        ours, own = snapshot([*map(vars, kinds)]), [(kind, set(vars(kind))) for kind in kinds]
+        judging = [{"check": check}, plain.__globals__, snapshot.__globals__, vars(Existing)]
+        ours, own = snapshot([*map(vars, kinds), *judging]), [(kind, set(vars(kind))) for kind in kinds]
         inherited = {n for kind in kinds for n, m in vars(kind).items() if acting(m)} | {"__getattribute__", "__getattr__"}
         names = {n: module.__dict__.get(n) for n in (*vars(builtins), "__plain__", "__builtins__", job["name"], job["case"])}
 
         def is_forged(test=None):
-            if type(test) not in (case, type(None)) or unittest.TestCase not in kinds or case.__mro__[:-1] != kinds:
+            if traced or type(test) not in (case, type(None)) or unittest.TestCase not in kinds or case.__mro__[:-1] != kinds:
                 return True
             if test is not None and not inherited.isdisjoint(vars(test)):
                 return True
@@ -228,8 +255,8 @@ def program(link, job):
 
         if is_forged():
             raise Forged("unittest, the test class or the built-ins were changed")
-        suite.run(Results(link, is_forged, lambda name: name in wrapped and name not in ended))
-        link.send("?")
+        suite.run(Results(link, is_forged, lambda name: name in wrapped and name not in ended, job["skipped"], job["failing"]))
+        link.send("over")
         link.send(link.receive())
     except BaseException as error:
         with contextlib.suppress(Ended):
@@ -240,23 +267,22 @@ def judge(link, job, secret):
     """Counts the passed and the failed tests; ``error`` is None if the program ended before the verdict."""
     passed, failed, error, over = 0, 0, None, False
     with contextlib.suppress(Ended, ValueError, TypeError):
-        for number in range(job["count"] + 1):
+        while not over:
             token = os.urandom(16).hex()
-            answer = link.receive()
-            asked = answer == "?"
-            if asked:
+            answer = asked = link.receive()
+            if asked in ("?", "over"):
                 link.send(token)
                 answer = link.receive()
             if answer != token:
                 stage, text = answer
                 error = error or [str(stage)[:80], str(text)[:200]]
                 failed += 1
-                if not asked:
+                if asked != "?":
                     break
-            elif number < job["count"]:
-                passed += 1
-            else:
+            elif asked == "over":
                 over = True
+            else:
+                passed += 1
     return {"passed": passed, "failed": failed, "error": error, "over": over}
 
 

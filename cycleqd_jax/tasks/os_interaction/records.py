@@ -99,7 +99,7 @@ def parse_record(row: Row) -> OsRecord:
         start=_script(row, "start", row.get("start", list, None)),
         match=answer,
         regex=regex,
-        strip=bool(match and match.get("strip", True)),
+        strip=match is not None and row.get("match/strip", bool, True),
         checks=tuple(checks),
         example=example,
     )

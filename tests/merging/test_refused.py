@@ -116,7 +116,8 @@ def test_slices(models, refused):
 def test_files(models, tmp_path, capsys):
     (tmp_path / "bad.yml").write_text("models: [")
     (tmp_path / "list.yml").write_text("- 1")
-    for name in ("missing.yml", "bad.yml", "list.yml"):
+    (tmp_path / "date.yml").write_text("merge_method: 2020-13-45")
+    for name in ("missing.yml", "bad.yml", "list.yml", "date.yml"):
         assert main(["merge", str(tmp_path / name), str(tmp_path / "out")]) == 2
         assert name in capsys.readouterr().err
 

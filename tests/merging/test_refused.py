@@ -35,6 +35,7 @@ BAD = {
     "no weight": ({"parameters": {"density": 0.5}}, "expected a weight"),
     "zero weights": ({"parameters": {"weight": 0}}, "other than zero"),
     "text as weight": ({"parameters": {"weight": "much"}}, "'much'"),
+    "an integer that no float holds": ({"parameters": {"weight": 10**400}}, "a number"),
     "NaN as weight": ({"parameters": {"weight": float("nan")}}, "nan"),
     "number as truth": ({"parameters": {"weight": 1, "normalize": 0.5}}, "true or false"),
     "density of zero": ({"parameters": {"weight": 1, "density": 0}}, "density"),

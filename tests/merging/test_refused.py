@@ -165,6 +165,8 @@ def test_models_that_differ(models, refused, tmp_path):
     config = json.loads((Path(kind) / "config.json").read_text())
     (Path(kind) / "config.json").write_text(json.dumps({**config, "model_type": "qwen3"}))
     refused(recipe_of(models, models=[{"model": kind}]), f"llama in {base} and qwen3 in {kind}")
+    (Path(kind) / "config.json").write_text(json.dumps({**config, "num_attention_heads": 8, "num_key_value_heads": 4}))
+    refused(recipe_of(models, models=[{"model": kind}]), f"num_attention_heads, got 4 in {base} and 8 in {kind}")
 
 
 def test_weights_that_are_not_finite(models, refused, tmp_path):
@@ -181,6 +183,11 @@ def test_quantised_weights(models, refused, tmp_path):
 
     bad = changed(models[1], tmp_path / "bad", quantise)
     refused(recipe_of(models, models=[{"model": bad}]), "I8", "model.norm.weight")
+    plain = changed(models[1], tmp_path / "plain", lambda tensors: None)
+    config = json.loads((Path(plain) / "config.json").read_text())
+    (Path(plain) / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
+    refused(recipe_of(models, base_model=plain), "quantization_config", plain)
+    refused(recipe_of(models, models=[{"model": plain}]), "quantization_config", plain)
 
 
 def test_files_that_cannot_be_copied_are_found_before_the_work(models, tmp_path, monkeypatch, capsys):

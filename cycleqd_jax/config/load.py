@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import os
 import re
@@ -140,6 +141,28 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _parse(source: Any, loader: type[yaml.SafeLoader]) -> Any:
+    """The value of a text in YAML.
+
+    Args:
+        source: the text, or an open file.
+        loader: the class that reads it.
+
+    Raises:
+        InputError: the loader refuses it.
+        yaml.YAMLError: it is not YAML; or nothing can be made of a value, such as a date with 13 months; or lists are nested
+            too deeply, or hold themselves.
+    """
+    try:
+        value = yaml.load(source, loader)
+        json.dumps(value, default=str, skipkeys=True)  # raises for aliases that stand for what they are in
+    except (InputError, OSError, yaml.YAMLError):
+        raise
+    except Exception as error:  # the constructors of PyYAML raise many types
+        raise yaml.YAMLError(str(error)) from error
+    return value
+
+
 def read_yaml(path: Path, what: str = "a config") -> dict[Any, Any]:
     """Reads a YAML file that holds a mapping.
 
@@ -152,12 +175,12 @@ def read_yaml(path: Path, what: str = "a config") -> dict[Any, Any]:
     """
     try:
         with path.open(encoding="utf-8") as stream:  # the loader takes its name for messages from the stream
-            tree = yaml.load(stream, _UniqueKeyLoader)
+            tree = _parse(stream, _UniqueKeyLoader)
     except OSError as error:
         raise InputError(f"expected {what} in {path}, got {error.strerror}; correct the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f" (line {mark.line + 1})"
+        line = f" ({' '.join(str(error).split())[:80]})" if mark is None else f" (line {mark.line + 1})"
         raise InputError(f"expected {what}, got text that is not YAML in {path}{line}; correct the file") from error
     if not isinstance(tree, dict):
         raise InputError(f"expected a mapping of keys, got {type(tree).__name__} in {path}; correct the file")
@@ -179,7 +202,7 @@ def _override(tree: Any, assignment: str) -> None:
     if not equals or not dotted:
         raise InputError(f"expected an override of the form key=value, got {assignment!r}; correct it")
     try:
-        value = yaml.safe_load(text)
+        value = _parse(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise InputError(f"expected YAML as the value, got {text!r} in the override {assignment!r}; correct it") from error
     names = dotted.split(".")

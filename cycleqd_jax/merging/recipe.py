@@ -137,7 +137,7 @@ def load_recipe(path: str | Path) -> Recipe:
         raw = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"expected a mergekit config, got {error.strerror or error} in {path}; correct the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except Exception as error:  # PyYAML raises many types, such as ValueError for a date with 13 months
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"expected YAML, got {reason} in {path}; correct the file") from error
     if not isinstance(raw, dict):

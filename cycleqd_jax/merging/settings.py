@@ -97,13 +97,13 @@ def _numbers(raw: Value, where: str, truth: bool) -> tuple[float, ...]:
 
 
 def _number(raw: Value, where: str, truth: bool) -> float:
-    if truth and isinstance(raw, (bool, int)) and raw in (0, 1):
+    if truth and isinstance(raw, (bool, int, float)) and raw in (0, 1):
         return float(raw)
     if not truth and not isinstance(raw, bool) and isinstance(raw, (int, float, str)):
         try:
             number = float(raw)  # YAML reads 1e-1 as a text
-        except ValueError:
+        except (ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number
-    raise InputError(f"expected {'true or false' if truth else 'a number'}, got {raw!r} in {where}; correct the value")
+    raise InputError(f"expected {'true or false' if truth else 'a number'}, got {raw!r:.80} in {where}; correct the value")

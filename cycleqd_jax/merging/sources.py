@@ -61,6 +61,11 @@ def _open(name: str) -> Source:
             f"expected a Hugging Face model folder or a repository owner/name, got {got}: {name}; correct the path"
         )
     config = read_json(folder / "config.json")
+    if config.get("quantization_config"):  # the result would have it too, and be quantised wherever it is loaded
+        raise InputError(
+            f"expected a model without quantization_config, got one in {folder / 'config.json'}; save the model in float32, "
+            "bfloat16 or float16"
+        )
     found = read_headers(folder) if tensors is None else tensors
     names = _plain_names(config, [key for key in found if not is_unused(key)])
     kept = {name: found[key] for key, name in names.items()}
@@ -107,6 +112,12 @@ def _fit(source: Source, first: Source) -> Source:
         raise InputError(
             f"expected models of one architecture, got {kinds[0]} in {first.name} and {kinds[1]} in {source.name}; merge "
             "fine-tunings of one base"
+        )
+    heads = [one.config.get("num_attention_heads") for one in (first, source)]  # shapes only have heads times their width
+    if None not in heads and heads[0] != heads[1]:
+        raise InputError(
+            f"expected models with one num_attention_heads, got {heads[0]} in {first.name} and {heads[1]} in {source.name}; "
+            "merge fine-tunings of one base"
         )
     known = recognise(source.tensors, first.tensors)
     tensors = {known[key]: tensor for key, tensor in source.tensors.items()}

@@ -126,6 +126,9 @@ def test_later_overrides_win():
         ("tasks.os.trainsize=2", r"tasks\.2\.trainsize; did you mean tasks\.2\.train_size"),
         ("name.x=3", r"expected name to be a mapping, got 'demo' for name\.x"),
         ("seed={a: [}", "expected YAML as the value, got '{a: \\[}' in the override"),
+        ("seed=2020-13-45", "expected YAML as the value, got '2020-13-45'"),
+        ("seed=&a [*a]", "expected YAML as the value"),
+        (f"seed={'[' * 2000}", "expected YAML as the value"),
         ("search=3", "expected search to be a mapping, got 3"),
         ("search.mu=fast", "expected search.mu to be of type float, got 'fast'"),
         ("tasks.os.name=mbpp", "unique task names, got 'mbpp' 2 times"),
@@ -151,6 +154,12 @@ def test_options_of_a_task_without_a_config():
         ("- a\n", "mapping of keys, got list"),
         ("a: [1\nb: 2\n", r"not YAML in .*config.yaml \(line 2\); correct the file"),
         ("\x00", "not YAML"),
+        ("seed: 2020-13-45\n", r"not YAML in .*config.yaml \(month must be in 1..12\); correct the file"),
+        ("seed: !!int x\n", "not YAML"),
+        ("seed: !!timestamp x\n", "not YAML"),
+        (f"seed: {'9' * 5000}\n", "not YAML"),
+        (f"seed: {'[' * 2000}{']' * 2000}\n", "not YAML"),
+        ("tasks: &a [*a]\n", "not YAML"),
     ],
 )
 def test_files_with_other_content(write, text, message):

@@ -148,6 +148,7 @@ def test_settings():
     assert gradient.at("x", 0.125) == 0.25
     truths = parse_setting([True, False], "normalize", truth=True)
     assert [truths.at("x", place) for place in (0, 0.9, 1)] == [1, 1, 0]
+    assert parse_setting(1.0, "normalize", truth=True) == parse_setting(True, "normalize", truth=True)
     assert parse_setting([{"filter": "mlp", "value": 1}], "weight").at("attn", 0) is None
     assert parse_setting([{"filter": "*", "value": "1e-1"}], "weight").at("attn", 0) == 0.1
 

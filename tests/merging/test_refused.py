@@ -35,6 +35,7 @@ BAD = {
     "no weight": ({"parameters": {"density": 0.5}}, "expected a weight"),
     "zero weights": ({"parameters": {"weight": 0}}, "other than zero"),
     "text as weight": ({"parameters": {"weight": "much"}}, "'much'"),
+    "an integer that no float holds": ({"parameters": {"weight": 10**400}}, "a number"),
     "NaN as weight": ({"parameters": {"weight": float("nan")}}, "nan"),
     "number as truth": ({"parameters": {"weight": 1, "normalize": 0.5}}, "true or false"),
     "density of zero": ({"parameters": {"weight": 1, "density": 0}}, "density"),
@@ -116,7 +117,8 @@ def test_slices(models, refused):
 def test_files(models, tmp_path, capsys):
     (tmp_path / "bad.yml").write_text("models: [")
     (tmp_path / "list.yml").write_text("- 1")
-    for name in ("missing.yml", "bad.yml", "list.yml"):
+    (tmp_path / "date.yml").write_text("merge_method: 2020-13-45")
+    for name in ("missing.yml", "bad.yml", "list.yml", "date.yml"):
         assert main(["merge", str(tmp_path / name), str(tmp_path / "out")]) == 2
         assert name in capsys.readouterr().err
 
@@ -163,6 +165,8 @@ def test_models_that_differ(models, refused, tmp_path):
     config = json.loads((Path(kind) / "config.json").read_text())
     (Path(kind) / "config.json").write_text(json.dumps({**config, "model_type": "qwen3"}))
     refused(recipe_of(models, models=[{"model": kind}]), f"llama in {base} and qwen3 in {kind}")
+    (Path(kind) / "config.json").write_text(json.dumps({**config, "num_attention_heads": 8, "num_key_value_heads": 4}))
+    refused(recipe_of(models, models=[{"model": kind}]), f"num_attention_heads, got 4 in {base} and 8 in {kind}")
 
 
 def test_weights_that_are_not_finite(models, refused, tmp_path):
@@ -179,6 +183,11 @@ def test_quantised_weights(models, refused, tmp_path):
 
     bad = changed(models[1], tmp_path / "bad", quantise)
     refused(recipe_of(models, models=[{"model": bad}]), "I8", "model.norm.weight")
+    plain = changed(models[1], tmp_path / "plain", lambda tensors: None)
+    config = json.loads((Path(plain) / "config.json").read_text())
+    (Path(plain) / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
+    refused(recipe_of(models, base_model=plain), "quantization_config", plain)
+    refused(recipe_of(models, models=[{"model": plain}]), "quantization_config", plain)
 
 
 def test_files_that_cannot_be_copied_are_found_before_the_work(models, tmp_path, monkeypatch, capsys):

@@ -291,18 +291,35 @@ def test_a_cut_vocabulary_loads_in_transformers(make_config):
     LlamaForCausalLM(LlamaConfig.from_dict(config.replace(vocab_size=96).to_hf()))
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("given", [{}, {"sliding_window": None}, {"sliding_window": 16}])
+@pytest.mark.parametrize(
+    "more", [{}, {"max_window_layers": 3}, {"max_window_layers": 2}, {"layer_types": ["full_attention"] * 3}]
+)
 @pytest.mark.parametrize("used", [True, False])
-def test_windows_are_those_of_transformers(make_config, family, given, used):
+def test_windows_are_those_of_transformers(make_config, family, given, more, used):
     from transformers import AutoConfig
 
     raw = {key: value for key, value in make_config().to_hf().items() if key not in ("model_type", "sliding_window")}
-    raw |= given | ({"use_sliding_window": used} if family.startswith("qwen") else {})
+    raw |= given | ({"use_sliding_window": used, **more} if family.startswith("qwen") else {})
     theirs = AutoConfig.for_model(family, **raw)
+    slides = family == "mistral" or (family != "llama" and "sliding_attention" in theirs.layer_types)  # Llama has no window
     ours = llama.LlamaConfig.from_hf(raw | {"model_type": family})
-    assert ours.sliding_window == theirs.sliding_window
-    assert llama.LlamaConfig.from_hf(ours.to_hf()).sliding_window == theirs.sliding_window
+    assert ours.sliding_window == (theirs.sliding_window if slides else None)
+    assert llama.LlamaConfig.from_hf(ours.to_hf()).sliding_window == ours.sliding_window
+
+
+@pytest.mark.parametrize("beside", [{}, {"original_max_position_embeddings": 16}])
+@pytest.mark.parametrize("inside", [{}, {"original_max_position_embeddings": 32}])
+def test_the_original_positions_of_a_rope_are_those_of_transformers(make_config, beside, inside):
+    from transformers import LlamaConfig
+
+    scaling = {key: value for key, value in rope()["rope_scaling"].items() if key != "original_max_position_embeddings"}
+    raw = make_config().to_hf() | {"rope_scaling": scaling | inside} | beside
+    theirs = LlamaConfig.from_dict(raw).rope_parameters
+    ours = llama.LlamaConfig.from_hf(raw)
+    assert ours.rope_scaling.original_max_position_embeddings == theirs["original_max_position_embeddings"]
+    assert LlamaConfig.from_dict(ours.to_hf()).rope_parameters == theirs
 
 
 def test_null_heads_are_those_of_transformers(make_config):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cycleqd_jax.types import InputError
@@ -23,7 +23,7 @@ class _Family(NamedTuple):
     context: int  # max_position_embeddings
     kv_heads: int | None  # None: as many as heads
     head_dim: int | None  # None: hidden_size / heads
-    window: int | None  # sliding_window; Qwen ignores it unless use_sliding_window is on
+    window: int | None  # sliding_window; Llama ignores it, and Qwen unless use_sliding_window is on
     bias: str | None = None  # the key that switches on the biases of q, k, v and o, if there is one
     qkv_bias: bool = False  # q, k and v always have a bias
     mlp_bias: bool = False  # there is a key that switches on the biases of the MLP
@@ -144,16 +144,16 @@ class LlamaConfig:
         for name in ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"):
             _check_switch(name, given(name, False), where)
 
-        theta, scaling = _read_rope(config, where, refuse)
-        window = config.get("sliding_window", family.window)
-        if kind.startswith("qwen") and not config.get("use_sliding_window"):
-            window = None  # present, but not used
+        theta, scaling = _read_rope(config, family.context, where, refuse)
         layers = given("layer_types", [])
         if not isinstance(layers, list):
             raise _refusal("layer_types", "a list", layers, where)
         for layer in layers:
             if layer not in ("full_attention", "sliding_attention"):
                 raise refuse("layer_types", "full_attention or sliding_attention", layer)
+        window = config.get("sliding_window", family.window)
+        if kind == "llama" or (kind.startswith("qwen") and not _slides(config, layers, where)):
+            window = None  # present, but not used
 
         heads = config["num_attention_heads"]
         bias = bool(family.bias and config.get(family.bias))
@@ -239,10 +239,22 @@ class LlamaConfig:
 # Reading and checking
 
 
+def _slides(config: Mapping[str, Any], layers: Sequence[str], where: str) -> bool:
+    """Whether any layer of a Qwen model has a window; without ``layer_types``, those from ``max_window_layers`` on have one."""
+    first = 28 if config.get("max_window_layers") is None else config["max_window_layers"]
+    if not isinstance(first, int):
+        raise _refusal("max_window_layers", "an integer", first, where)
+    slides = "sliding_attention" in layers if layers else first < config["num_hidden_layers"]
+    return bool(config.get("use_sliding_window")) and slides
+
+
 def _read_rope(
-    config: Mapping[str, Any], where: str, refuse: Callable[[str, str, Any], InputError]
+    config: Mapping[str, Any], context: int, where: str, refuse: Callable[[str, str, Any], InputError]
 ) -> tuple[float, Llama3RopeScaling | None]:
-    """The base of the RoPE frequencies and their scaling, in the layout of transformers 4 or 5."""
+    """The base of the RoPE frequencies and their scaling, in the layout of transformers 4 or 5.
+
+    ``context`` is the default of ``max_position_embeddings``.
+    """
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"  # transformers' precedence
     rope = config.get(key) or {}
     if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
@@ -258,6 +270,9 @@ def _read_rope(
     if kind == "default":
         return float(theta), None
     fields = [field.name for field in dataclasses.fields(Llama3RopeScaling)]
+    # transformers' default
+    positions = context if config.get("max_position_embeddings") is None else config["max_position_embeddings"]
+    rope = {"original_max_position_embeddings": positions, **rope}
     if any(name not in rope for name in fields):
         raise refuse(key, f"all of {', '.join(fields)}", rope)
     scaling = Llama3RopeScaling(**{name: rope[name] for name in fields})

@@ -40,7 +40,7 @@ Solution = Generator[str, str, None]
 the problem."""
 
 # Part of every fingerprint. Raise it with each change of prompts, parsing, verdicts or demonstrations.
-_VERSION = 10
+_VERSION = 11
 
 
 class RecordTask(abc.ABC, Generic[R]):

@@ -133,6 +133,16 @@ def test_answers_are_matched(task):
         assert play_replies(task, [f"Act: {wrong}"], "test")[-1].value == 0.0
 
 
+@pytest.mark.parametrize("pattern", ["^(a|a)*$", "(a+)+$"])
+def test_a_search_that_takes_exponential_time_ends(write, sandbox, monkeypatch, pattern):
+    monkeypatch.setattr(os_task, "_MATCH_SECONDS", 0.2)
+    files = {"train": write(MATCH | {"match": {"regex": pattern}}), "test": write(COUNT, name="t.jsonl")}
+    task = make("os_interaction", **files, sandbox=sandbox, memo=False)
+    assert play_replies(task, ["Act: answer(aaa)"])[-1].value == 1.0
+    score = play_replies(task, ["Act: answer(" + "a" * 4000 + "!)"])[-1]
+    assert (score.value, score.reason) == (0.0, "the search for the regex took too long")
+
+
 def test_states_are_checked(task):
     output, score = play_replies(task, [bash("rm ~/docs/list.txt"), FINISH], number=1)
     assert output == "The output of the OS is empty."

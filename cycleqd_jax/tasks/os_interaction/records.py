@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from typing import Any, Literal
+
+import regex
 
 from cycleqd_jax.tasks.os_interaction.checks import BUILTINS
 from cycleqd_jax.tasks.records import Row
@@ -45,7 +46,7 @@ class OsRecord:
         init: scripts that run one after another before the episode, each in its own process.
         start: script that is typed into the agent's shell before the episode, or None.
         match: the answer, or None.
-        regex: a pattern that the answer must contain, or None.
+        regex: a pattern that the answer must contain, or None; in the syntax of Python's ``re``.
         strip: whether blanks around the answer are ignored.
         checks: checks that run in order on the answer and the outputs of the earlier checks; all must succeed.
         example: the gold command, or None.
@@ -75,13 +76,13 @@ def parse_record(row: Row) -> OsRecord:
     raw = row.get("check", list, None)
     if (match is None) == (raw is None) or (raw is not None and not raw):
         raise row.error("either match or a list of checks", "both or neither")
-    answer, regex = (None, None) if match is None else (match.get("answer"), match.get("regex"))
-    if match is not None and isinstance(answer, str) == isinstance(regex, str):
+    answer, pattern = (None, None) if match is None else (match.get("answer"), match.get("regex"))
+    if match is not None and isinstance(answer, str) == isinstance(pattern, str):
         raise row.error("an answer or a regex in field 'match'", json.dumps(match)[:80])
-    if regex is not None:
+    if pattern is not None:
         try:
-            re.compile(regex)
-        except re.error as error:
+            regex.compile(pattern)
+        except regex.error as error:
             raise row.error("a regular expression in field 'match'", str(error)) from error
     checks: list[Script | Builtin] = []
     for item in raw or ():
@@ -98,7 +99,7 @@ def parse_record(row: Row) -> OsRecord:
         init=tuple(script for script in init if script is not None),
         start=_script(row, "start", row.get("start", list, None)),
         match=answer,
-        regex=regex,
+        regex=pattern,
         strip=match is not None and row.get("match/strip", bool, True),
         checks=tuple(checks),
         example=example,

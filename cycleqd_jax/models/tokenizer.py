@@ -84,8 +84,8 @@ class ChatTokenizer:
         The stop tokens are those of :func:`~cycleqd_jax.models.tokenizer_files.read_stop_tokens`.
 
         Raises:
-            InputError: there is no tokenizer, no chat template or no stop token, or ``generation_config.json`` is corrupt or
-                names a token that does not exist.
+            InputError: there is no tokenizer, no chat template or no stop token; ``generation_config.json`` is corrupt or
+                names a token that does not exist; or see :meth:`check_template`.
         """
         folder = Path(folder)
         if not (folder / "tokenizer_config.json").is_file():
@@ -125,7 +125,29 @@ class ChatTokenizer:
                 f"expected the id of a token as pad_token_id in {path}, got {shortened(json.dumps(pad))} where the tokenizer "
                 f"has {len(tokenizer)} tokens; correct or remove it"
             )
-        return cls(tokenizer, stop_ids, pad, folder)
+        found = cls(tokenizer, stop_ids, pad, folder)
+        found.check_template(str(folder))
+        return found
+
+    def check_template(self, where: str) -> None:
+        """Checks that the chat template renders the message of a user.
+
+        Args:
+            where: the folder or file, for messages.
+
+        Raises:
+            InputError: it raises an error, or renders nothing.
+        """
+        try:
+            ids = self._encode((message_key({"role": "user", "content": "hello"}),), True)
+        except InputError as error:
+            cause = error.__cause__ or error
+            raise InputError(
+                f"expected a chat template that renders a user's message, got {type(cause).__name__}: {shortened(str(cause))} "
+                f"in {where}; correct the template"
+            ) from error
+        if not ids:
+            raise InputError(f"expected a chat template that renders a user's message, got no tokens in {where}; correct it")
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer files, the chat template and ``generation_config.json`` to a folder, which may not exist yet.

@@ -148,6 +148,14 @@ def test_broken_folders(tmp_path, tokenizer, spoil, named):
         ChatTokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("template", ["{% for", "{{ raise_exception('no') }}", "{{ none.x.y }}", "{# nothing #}"])
+def test_a_template_that_renders_no_message_is_refused_when_it_is_loaded(tmp_path, tokenizer, template):
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(InputError, match=r"^expected a chat template that renders a user's message, got .*; correct"):
+        ChatTokenizer.load(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("saved")

@@ -161,8 +161,8 @@ def _fit(where: Path, name: str, config: LlamaConfig, tensors: Mapping[str, Tens
             )
         if info.dtype not in DTYPES:
             raise InputError(
-                f"expected dtype {', '.join(DTYPES)} for tensor {tensor_name} in {info.file}, got {info.dtype}; use an "
-                "unquantised checkpoint"
+                f"expected dtype {', '.join(DTYPES)} for tensor {tensor_name} in {info.file}, got {info.dtype}; save "
+                "the weights in one of these"
             )
     # The dtype of the model is that of most of its parameters.
     sizes: dict[str, int] = {}

@@ -232,4 +232,7 @@ def _wrap(
         model_max_length=header.get(f"{header.get('general.architecture', str)}.context_length", int),
         **{name: tokens[special[key]] for name, key in roles.items() if key in special},
     )
-    return ChatTokenizer(wrapped, stops, special.get("padding", min(stops)))
+    found = ChatTokenizer(wrapped, stops, special.get("padding", min(stops)))
+    if template is not None:
+        found.check_template(str(header.path))
+    return found

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cycleqd_jax.config import ExportConfig, ModelConfig, RunConfig, SearchConfig, to_dict
+from cycleqd_jax.config import EngineConfig, ExportConfig, ModelConfig, RunConfig, SearchConfig, to_dict
 from cycleqd_jax.files import check_writable, write_json, write_text
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.folder.migrations import migrate, read_inputs
@@ -70,6 +70,7 @@ LATER = (
             "racing",
         )
     ),
+    "engine.kv_cache_dtype",
     "export.elites",
     "model.prepare",
     "masks",
@@ -164,7 +165,13 @@ def _later_keys(config: RunConfig, here: Mapping[str, Any]) -> dict[str, Any]:
     Validation problems may be held out of a run that began without them if neither its search nor its experts have seen them:
     ``train_size`` is a number, and the experts are not fine-tuned on the train file.
     """
-    sections: dict[str, Any] = {"search": SearchConfig(), "export": ExportConfig(), "model": ModelConfig(), "masks": None}
+    sections: dict[str, Any] = {
+        "search": SearchConfig(),
+        "engine": EngineConfig(),
+        "export": ExportConfig(),
+        "model": ModelConfig(),
+        "masks": None,
+    }
     defaults = flat({name: to_dict(section) for name, section in sections.items()})
     values = {key: value for key, value in defaults.items() if key in LATER} | {"origin": None}
     for i, task in enumerate(config.tasks):

@@ -71,3 +71,33 @@ def test_a_box_works_after_its_background_processes_were_killed(sealed: Sandbox)
         assert box.exec(["bash", "-c", "echo x > /root/a; ls /proc/$$/comm"]).ok
         assert box.exec(["cat", "/root/a"], trusted=True).output == "x\n"
         assert box.shell().run("echo y").output == "y\n"
+
+
+def test_a_box_sees_its_own_processes_only(sealed: Sandbox) -> None:
+    numbers = "grep NSpid /proc/self/status | wc -w; test -d /proc/$$ && echo there"
+    with sealed.box() as box:
+        for _ in range(2):  # the numbers inside and outside differ after a trusted command
+            assert box.exec(["bash", "-c", numbers]).output == "2\nthere\n"  # the name, and one number
+            assert box.exec(["true"], trusted=True).ok
+        assert box.exec(["bash", "-c", "kill -9 -1"]) is not None  # a new namespace
+        assert box.exec(["bash", "-c", numbers]).output == "2\nthere\n"
+
+
+def test_programs_do_not_see_trusted_commands(sealed: Sandbox) -> None:
+    watch = (
+        "import glob, time\n"
+        "end = time.monotonic() + 20\n"
+        "while time.monotonic() < end:\n"
+        "    for name in glob.glob('/proc/[0-9]*/cmdline'):\n"
+        "        try:\n"
+        "            text = open(name).read()\n"
+        "        except OSError:\n"
+        "            continue\n"
+        "        if 'secret' in text:\n"
+        "            open('/tmp/seen', 'w').write(text)\n"
+    )
+    with sealed.box() as box:
+        start = 'python3 -c "$0" > /dev/null 2>&1 & sleep 0.3; echo started'
+        assert box.exec(["bash", "-c", start, watch.replace("'secret'", "'sec' + 'ret'")]).output == "started\n"
+        assert box.exec(["bash", "-c", "sleep 0.5; echo secret"], trusted=True).output == "secret\n"
+        assert box.exec(["bash", "-c", "sleep 0.2; cat /tmp/seen"]).output.startswith("cat: ")

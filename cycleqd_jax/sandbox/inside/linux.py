@@ -15,7 +15,7 @@ import platform
 import signal
 import socket
 import struct
-from typing import Any
+from collections.abc import Callable
 
 __all__ = [
     "BOX_CAPABILITIES",
@@ -43,6 +43,7 @@ __all__ = [
     "no_new_privs",
     "pivot_root",
     "read_only",
+    "run_in_child",
     "seccomp",
     "set_dumpable",
     "sethostname",
@@ -50,7 +51,6 @@ __all__ = [
     "start_sleeper",
     "umount",
     "unshare",
-    "write_in_child",
 ]
 
 CLONE_NEWNS = 0x00020000
@@ -62,7 +62,6 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _CLONE_ANY_NAMESPACE = 0x7E020000
 _CLONE_VM = 0x00000100
-_CLONE_VFORK = 0x00004000
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -90,9 +89,6 @@ _LAST_CAPABILITY = 63
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.syscall.restype = ctypes.c_long
-_libc.fdopen.restype = ctypes.c_void_p
-_libc.fwrite.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
-_libc.fclose.argtypes = [ctypes.c_void_p]
 
 
 def _check(result: int, what: str) -> int:
@@ -117,46 +113,49 @@ def start_sleeper(flags: int) -> int:
 
     It shares the memory of this process, so it costs no more than a thread. It runs no Python: signals must not have handlers.
     """
-    return _clone(_libc.pause, None, flags)
+    return _clone(ctypes.cast(_libc.pause, ctypes.c_void_p), flags)
 
 
-def write_in_child(path: str, data: bytes, folder: int) -> None:
-    """Writes a file in a child process: some files of /proc belong to the PID namespace of the process that writes.
-
-    The child shares the memory of this process, which waits for it, and runs no Python. There must be no other threads.
-
-    Args:
-        path: the file, below ``folder``.
-        data: at most a few kilobytes.
-        folder: a descriptor of a folder.
+def run_in_child(action: Callable[[], object]) -> None:
+    """Calls a function in a forked child of this process, and waits for its end. This process must have no other threads.
 
     Raises:
-        OSError: the file can't be opened or written.
+        OSError: the function raised an error, or the child was killed.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
-    stream = _libc.fdopen(fd, b"w")
-    _libc.fwrite(data, 1, len(data), stream)  # to the buffer of the stream
-    pid = _clone(_libc.fflush, stream, _CLONE_VFORK)
-    _stacks.pop()
-    _libc.fclose(stream)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode()[:4000])
+        finally:
+            os._exit(status)
+    os.close(writer)
+    try:
+        message = os.read(reader, 4096).decode("utf-8", "replace")
+    finally:
+        os.close(reader)
     with contextlib.suppress(ChildProcessError):  # reaped by the kernel
         _, status = os.waitpid(pid, 0)
-        if status:
-            raise OSError(f"{path}: a child process can't write it (status {status})")
+        if status and not message:
+            raise OSError(f"a child of the sandbox ended with status {status}")
+    if message:
+        raise OSError(message)
 
 
 _STACK = 1 << 19
 _stacks: list[mmap.mmap] = []  # of processes that still run
 
 
-def _clone(function: Any, argument: int | None, flags: int) -> int:
-    """Starts a process that calls a C function of one argument, on a stack of its own."""
+def _clone(function: object, flags: int) -> int:
     stack = mmap.mmap(-1, _STACK)
     top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + _STACK
     _stacks.append(stack)
     flags |= _CLONE_VM | signal.SIGCHLD
-    code = ctypes.cast(function, ctypes.c_void_p)
-    return _check(_libc.clone(code, ctypes.c_void_p(top), ctypes.c_int(flags), ctypes.c_void_p(argument)), "clone")
+    return _check(_libc.clone(function, ctypes.c_void_p(top), ctypes.c_int(flags), None), "clone")
 
 
 def sethostname(name: str) -> None:

@@ -88,7 +88,7 @@ def resize(disk_mb: int) -> None:
 
 
 def mount_inner_proc(root: str = f"{_BOX}/root") -> None:
-    """Mounts the /proc of the PID namespace of this process's children in the box whose ``/`` is ``root``."""
+    """Mounts the /proc of the PID namespace of this process in the box whose ``/`` is ``root``."""
     _mount_proc(f"{root}/proc")
 
 

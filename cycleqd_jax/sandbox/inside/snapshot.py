@@ -28,7 +28,7 @@ class Inner:
 
     Args:
         proc: a descriptor of a writable /proc.
-        begin: called when children of this process belong to the namespace.
+        begin: called in a process of the namespace.
 
     Attributes:
         pid: the first process, seen from outside.
@@ -46,9 +46,13 @@ class Inner:
             signal.signal(signal.SIGCHLD, before)
         self._inner = os.open(f"{self.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         linux.setns(self._inner, linux.CLONE_NEWPID)
+        linux.run_in_child(lambda: self._prepare(proc, begin))
+
+    def _prepare(self, proc: int, begin: Callable[[], None]) -> None:
         begin()
         with contextlib.suppress(OSError):  # the same numbers inside and outside: checks may read files with process ids
-            linux.write_in_child("sys/kernel/ns_last_pid", str(self.pid + 1).encode(), proc)
+            last = os.open("sys/kernel/ns_last_pid", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+            os.write(last, str(self.pid + 1).encode())
 
     def kill(self) -> None:
         """Kills the first process, with which the kernel ends all others. Later children are outside."""

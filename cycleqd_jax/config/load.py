@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import json
 import math
 import os
 import re
@@ -155,12 +154,25 @@ def _parse(source: Any, loader: type[yaml.SafeLoader]) -> Any:
     """
     try:
         value = yaml.load(source, loader)
-        json.dumps(value, default=str, skipkeys=True)  # raises for aliases that stand for what they are in
+        _refuse_cycles(value, set(), set())
     except (InputError, OSError, yaml.YAMLError):
         raise
     except Exception as error:  # the constructors of PyYAML raise many types
         raise yaml.YAMLError(str(error)) from error
     return value
+
+
+def _refuse_cycles(value: Any, above: set[int], done: set[int]) -> None:
+    """Raises ValueError where an alias stands for what it is in; every value is visited once, however many aliases it has."""
+    if not isinstance(value, list | dict) or id(value) in done:
+        return
+    if id(value) in above:
+        raise ValueError("an alias stands for what it is in")
+    above.add(id(value))
+    for part in value.values() if isinstance(value, dict) else value:
+        _refuse_cycles(part, above, done)
+    above.remove(id(value))
+    done.add(id(value))
 
 
 def read_yaml(path: Path, what: str = "a config") -> dict[Any, Any]:

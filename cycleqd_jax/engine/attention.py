@@ -74,6 +74,13 @@ class Attention:
     implementation: Implementation
     kv_cache_dtype: KVCacheDtype = "auto"
 
+    def __post_init__(self) -> None:
+        if self.kv_cache_dtype != "auto" and not self.paged:
+            raise InputError(
+                f"expected kv_cache_dtype 'auto' for the implementation {self.implementation!r}, got {self.kv_cache_dtype!r}; "
+                "only products read another dtype than the model's"
+            )
+
     @property
     def paged(self) -> bool:
         """Whether a conversation may have several pages."""

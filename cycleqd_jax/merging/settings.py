@@ -106,4 +106,5 @@ def _number(raw: Value, where: str, truth: bool) -> float:
             number = math.nan
         if math.isfinite(number):
             return number
-    raise InputError(f"expected {'true or false' if truth else 'a number'}, got {raw!r:.80} in {where}; correct the value")
+    shown = "an integer of many digits" if isinstance(raw, int) and raw.bit_length() > 256 else repr(raw)[:80]
+    raise InputError(f"expected {'true or false' if truth else 'a number'}, got {shown} in {where}; correct the value")

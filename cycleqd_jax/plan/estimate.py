@@ -14,8 +14,9 @@ The formulas. All are per device: a sum over leaves takes the part of each leaf 
   that of one matrix of every stack, which are computed at the same time.
 - The engine keeps its KV cache from child to child. The weights of a child are freed before the next child is made. While the
   engine takes a child apart into layers, one stack of matrices is in memory twice.
-- KV cache of N columns: 2 · layers · N · kv_heads · head_dim · itemsize. On a GPU each slot has a chunk more than its longest
-  conversation, on a CPU whole pages of a chunk. The shared columns come on top: four chunks in this estimate.
+- KV cache of N columns: 2 · layers · N · kv_heads · head_dim · itemsize; with int8 (head_dim + 4) bytes for every head. On a
+  GPU each slot has a chunk more than its longest conversation, on a CPU whole pages of a chunk. The shared columns come on top:
+  four chunks in this estimate.
 - Prefill computes R rows of a chunk of T tokens: 2 FLOPs per weight and token, and 4 · heads · head_dim · N per token for
   attention to the N columns of its row. It holds states and hidden units of its tokens, keys and values of its rows in one
   layer, mask and bias; without cuDNN also the scores, in float32 and as weights, R · heads · T · N · (4 + itemsize).

@@ -129,7 +129,7 @@ class Memory(GenomeMemory):
 
     Attributes:
         layout: the engine's sizes.
-        compute: bytes of each number of activations and of the cache.
+        compute: bytes of each number of activations.
     """
 
     work: Workload

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.engine import EngineLayout
+from cycleqd_jax.engine import Attention, EngineLayout
 from cycleqd_jax.engine.attention import check_kv_cache_dtype
 from cycleqd_jax.engine.cache import SCALE_BYTES, quantized, to_cache
 from cycleqd_jax.models import llama
@@ -143,3 +143,5 @@ def test_what_a_platform_does_not_have_is_refused():
         with pytest.raises(InputError, match=r"^expected engine\.kv_cache_dtype to be auto on the platform gpu, got "):
             EngineLayout.of(CONFIG, slots=4, max_len=48, platform="gpu", kv_cache_dtype=dtype)
     EngineLayout.of(CONFIG, slots=4, max_len=48, platform="gpu", kv_cache_dtype="auto")
+    with pytest.raises(InputError, match=r"^expected kv_cache_dtype 'auto' for the implementation 'xla', got 'int8'"):
+        Attention("xla", "int8")

@@ -107,6 +107,17 @@ FORGERIES = {
     "code of the check": _E
     + "def task_func(n):\n  __plain__.__code__ = (lambda value, opened=None: value).__code__\n  return E('[7, 7]')",
     "default of the check": _E + "def task_func(n):\n  __plain__.__defaults__ = (lambda item: [],)\n  return E('[7, 7]')",
+    "what the check looks for": _E
+    + "def task_func(n):\n  __plain__.__globals__['plain'].__globals__['DECIDING'] = ()\n  return E('[7, 7]')",
+    "what the check skips": _E
+    + "def task_func(n):\n  __plain__.__globals__['plain'].__globals__['LEAVES'] |= {id(E)}\n  return E('[7, 7]')",
+    "moved past the assertions by doctest": (
+        "import sys\ndef task_func(n):\n  test = sys._getframe()\n"
+        "  while not test.f_code.co_name.startswith('test_'): test = test.f_back\n"
+        "  def move(frame, event, _):\n    if event == 'line': frame.f_lineno = sys.maxsize\n    return move\n"
+        "  exec('sys.settrace(move)', {'__name__': 'doctest', 'sys': sys, 'move': move})\n  test.f_trace = move\n"
+        "  return json.dumps([7] * n)"
+    ),
     "moved past the assertions": (
         "import sys\ndef task_func(n):\n  test = sys._getframe()\n"
         "  while not test.f_code.co_name.startswith('test_'): test = test.f_back\n"

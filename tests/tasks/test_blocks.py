@@ -46,7 +46,6 @@ REPLIES = {
         for opened, closed in (("<think>", "</think>"), ("<reasoning>", "</reasoning>"), ("[THINK]", "[/THINK]"))
         for rest in ("", "\nThat is all.")
     },
-    "question and answer after the answer": f"{block(RIGHT)}\nQ: Add them.\nA: {WRONG}",
     "helpers of helpers elsewhere": "\nwith\n".join(
         map(
             block,

@@ -201,7 +201,11 @@ IN_A_CALL = {
     "a name that hides a built-in": "sys._getframe(1).f_globals['sorted'] = lambda x: [3]",
     "the check of results": "sys._getframe(1).f_globals['__plain__'] = lambda x: [3]",
     "the code of the check": "sys._getframe(1).f_globals['__plain__'].__code__ = (lambda x: [3]).__code__",
-    "what the check trusts": "sys._getframe(1).f_globals['__plain__'].__globals__['NATIVE_IDS'] = {id(E)}",
+    "what the check trusts": "g = sys._getframe(1).f_globals['__plain__'].__globals__; g['NATIVE_IDS'] |= {id(E)}",
+    "what the check skips": "g = sys._getframe(1).f_globals['__plain__'].__globals__; g['LEAVES'] |= {id(E)}",
+    "what the check looks for": "sys._getframe(1).f_globals['__plain__'].__globals__['DECIDING'] = ()",
+    "a table of the check": "sys._getframe(1).f_globals['__plain__'].__globals__['ITERATED'].clear()",
+    "a built-in of the check": "import builtins; k = id(int); builtins.id = lambda v: k",
     "the asserts that follow": "sys._getframe(2).f_locals['compiled'][1] = compile('0', 'x', 'exec')",
 }
 

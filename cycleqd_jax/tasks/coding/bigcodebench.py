@@ -139,11 +139,11 @@ def _tests(tree: ast.Module) -> dict[str, ast.AST]:
     tests: dict[str, ast.AST] = {}
     pending, seen = [_CASE], set[str]()
     while pending:
-        name = pending.pop()
+        name = pending.pop(0)  # in about the order in which Python looks for methods
         if name in classes and name not in seen:
             seen.add(name)
             case = classes[name]
-            pending += [base.id for base in case.bases if isinstance(base, ast.Name)]
+            pending = [*(base.id for base in case.bases if isinstance(base, ast.Name)), *pending]
             for part in case.body:
                 if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) and part.name.startswith("test"):
                     tests.setdefault(part.name, part)

@@ -39,7 +39,7 @@ _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning|reflection|scratch
 _BEGIN_OF_THOUGHT = re.compile(r"<(?:think|thinking|thought|reasoning|reflection|scratchpad)>|<\|begin_of_thought\|>|\[THINK\]")
 # A model that does not stop writes the next question too.
 _NEXT_TURN = re.compile(
-    r"^(?:#{2,} ?(?:Instruction|Input|User|Human|Question)\b|(?:Human|User|Instruction|Question|Q) ?:)"
+    r"^(?:#{2,} ?(?:Instruction|Input|User|Human|Question)\b|(?:Human|User|Instruction|Question) ?:)"
     r"|<\|im_start\|>\s*user|<\|start_header_id\|>\s*user|<start_of_turn>\s*user|<\|user\|>|\[INST\]",
     re.MULTILINE,
 )

@@ -7,8 +7,8 @@ Before each assert, the judge sends the program's process a fresh token, which m
 program that exits early, prints or kills processes can't return it. Asserts see only the original built-ins and the named
 functions. They call ``__plain__`` on their operands, which refuses values with an equality of their own. After each assert,
 what it sees must be the same as before: a call may change it through the frames above it, or in a module. Not prevented: a
-program that knows this file, and finds the socket among its open files and answers on it during an assert, or changes local
-variables of the frames above it.
+program that knows this file, and finds the socket among its open files and answers on it during an assert, changes local
+variables of the frames above it, or takes its changes back before the assert ends.
 """
 
 import builtins
@@ -41,8 +41,8 @@ def program(link, job):
         for current, before in [(vars(builtins), pristine), *modules]:
             current.update(before)
         tests.update((name, namespace[name]) for name in job["names"] if name in namespace)
-        seen = [tests, tests["__builtins__"], plain.__globals__, *(current for current, _ in modules)]
-        is_changed = watch(seen, pristine)
+        seen = [tests, tests["__builtins__"], vars(builtins), *(current for current, _ in modules)]
+        is_changed = watch(seen, pristine, plain.__globals__)
         for number, code in enumerate(compiled, 1):
             stage = f"assert {number}"
             link.send("?")
@@ -56,17 +56,20 @@ def program(link, job):
             link.send([stage, describe(error)])
 
 
-def watch(spaces, hidden):
+def watch(spaces, hidden, whole):
     """A function that returns whether a name is bound to another value than now, or a new name hides one of ``hidden``.
 
-    Values that are neither callable nor numbers or texts may change, such as ``sys.stdout``.
+    Values that are neither callable nor numbers or texts may change, such as ``sys.stdout``. Those of ``whole`` may not, and
+    neither may the items of its dictionaries.
     """
     values = (types.ModuleType, int, float, str)
     known = [(space, dict(space)) for space in spaces]
     held = [(s, n, v) for s, before in known for n, v in before.items() if callable(v) or isinstance(v, values)]
+    for space in (whole, *(value for value in whole.values() if type(value) is dict and value is not vars(builtins))):
+        held += [(space, name, value) for name, value in space.items()]
     codes = [(v, v.__code__, v.__defaults__) for _, _, v in held if type(v) is types.FunctionType]
 
-    def is_changed():
+    def is_changed(any=any):  # the built-ins may have been replaced
         if any(space.get(name) is not value for space, name, value in held):
             return True
         if any(v.__code__ is not code or v.__defaults__ is not defaults for v, code, defaults in codes):

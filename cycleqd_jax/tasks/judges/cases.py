@@ -181,12 +181,20 @@ def checked(node):
     return node if isinstance(node, ast.Constant) else ast.Call(ast.Name("__plain__", ast.Load()), [node], [])
 
 
-def watch_traces():
-    """A list that has an item as soon as a trace function has been set. The debugger of ``doctest`` sets none of its own."""
-    traced = []
+def watch_traces(doctests):
+    """A list that has an item as soon as a trace function has been set.
+
+    Args:
+        doctests: whether ``doctest`` may set the one that was there before it.
+    """
+    traced, allowed = [], None
+    if doctests:
+        import doctest
+
+        allowed = doctest.DocTestRunner.run.__code__
 
     def hook(event, _):
-        if event == "sys.settrace" and sys._getframe(1).f_globals.get("__name__") != "doctest":
+        if event == "sys.settrace" and (allowed is None or sys._getframe(1).f_code is not allowed):
             traced.append(event)
 
     sys.addaudithook(hook)
@@ -208,7 +216,8 @@ def program(link, job):
             runner = asyncio.Runner
             others = [unittest.IsolatedAsyncioTestCase, asyncio, asyncio.runners, runner, asyncio.Task, asyncio.Future]
         before, existing = snapshot([*map(vars, _OWNERS), vars(Results), *map(vars, others)]), Existing()
-        modules, traced = dict(sys.modules), watch_traces()
+        trusted = [(space, name, value) for space in (plain.__globals__, snapshot.__globals__) for name, value in space.items()]
+        modules, traced = dict(sys.modules), watch_traces("doctest" in job["modules"])
         module = types.ModuleType("__test__")
         module.__dict__.update(__file__="__test__.py", sys=sys, os=os, environ=os.environ)
         sys.modules["__test__"] = module
@@ -250,6 +259,8 @@ def program(link, job):
             if any(acting(vars(kind)[name]) for kind, known in own for name in inherited.intersection(vars(kind)) - known):
                 return True
             if any(module.__dict__.get(name) is not value for name, value in names.items()):
+                return True
+            if any(space.get(name) is not value for space, name, value in trusted):
                 return True
             return changed(before) or changed(existing.mocks) or changed(ours)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any, Literal
 
 import regex
@@ -81,8 +82,9 @@ def parse_record(row: Row) -> OsRecord:
         raise row.error("an answer or a regex in field 'match'", json.dumps(match)[:80])
     if pattern is not None:
         try:
+            re.compile(pattern)  # whose syntax docs and records follow; the other package takes more
             regex.compile(pattern)
-        except regex.error as error:
+        except (re.error, regex.error, OverflowError, RecursionError) as error:
             raise row.error("a regular expression in field 'match'", str(error)) from error
     checks: list[Script | Builtin] = []
     for item in raw or ():

@@ -139,7 +139,7 @@ class ChatTokenizer:
             InputError: it raises an error, or renders nothing.
         """
         try:
-            ids = self._encode((message_key({"role": "user", "content": "hello"}),), True)
+            ids = self.encode([{"role": "user", "content": "hello"}], remember=False)
         except InputError as error:
             cause = error.__cause__ or error
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,21 @@ def plain_loop(params, prompt, limit, max_len=48, config=CONFIG):
             return tuple(ids[len(prompt) :]), "stop", 0
         if len(ids) - len(prompt) == limit or len(ids) == max_len:
             return tuple(ids[len(prompt) :]), "length", 0
+
+
+def attend_rounded(of_cache, of_products):
+    """Causal attention without a cache. One function rounds keys and values, and the other one queries and weights."""
+
+    def attend(q, k, v, cache, _):
+        batch, _, time, dims = q.shape
+        grouped = of_products(q).reshape(batch, k.shape[1], -1, time, dims)
+        scores = jnp.einsum("bkgtd,bkcd->bkgtc", grouped, of_cache(k), precision="highest") * (dims**-0.5 / math.log(2))
+        scores = jnp.where(jnp.tri(time, dtype=bool)[None, None, None], scores, -jnp.inf)
+        weights = jnp.exp2(scores - jnp.ceil(scores.max(-1, keepdims=True)))
+        out = jnp.einsum("bkgtc,bkcd->bkgtd", of_products(weights), of_cache(v), precision="highest")
+        return (out / weights.sum(-1, keepdims=True)).reshape(q.shape), cache
+
+    return attend
 
 
 def converse(engine, turns, rng, *, edits=False, count=3):

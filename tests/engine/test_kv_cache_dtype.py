@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from cycleqd_jax.engine.cache import SCALE_BYTES, quantized, to_cache
 from cycleqd_jax.models import llama
 from cycleqd_jax.types import InputError, NonFiniteError
 
-from .small_model import CONFIG, converse, groups_of, make
+from .small_model import CONFIG, attend_rounded, converse, groups_of, make
 
 
 def as_int8(x):
@@ -53,15 +51,7 @@ def test_a_number_that_is_not_finite_is_not_lost(bad):
 def logits_by(params, rounded, rounded_product):
     """A function from tokens to logits, with attention over rounded keys and values."""
 
-    def attend(q, k, v, cache, _):
-        batch, _, time, dims = q.shape
-        k, v = rounded(k), rounded(v)
-        grouped = rounded_product(q).reshape(batch, k.shape[1], -1, time, dims)
-        scores = jnp.einsum("bkgtd,bkcd->bkgtc", grouped, k, precision="highest") * (dims**-0.5 / math.log(2))
-        scores = jnp.where(jnp.tri(time, dtype=bool)[None, None, None], scores, -jnp.inf)
-        weights = jnp.exp2(scores - jnp.ceil(scores.max(-1, keepdims=True)))
-        out = jnp.einsum("bkgtc,bkcd->bkgtd", rounded_product(weights), v, precision="highest")
-        return (out / weights.sum(-1, keepdims=True)).reshape(q.shape), cache
+    attend = attend_rounded(rounded, rounded_product)
 
     @jax.jit
     def compute(tokens):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from cycleqd_jax.models import llama
 
-from .small_model import CONFIG, groups_of, make, plain_loop, requests_of
+from .small_model import CONFIG, attend_rounded, groups_of, make, plain_loop, requests_of
 
 
 def test_equals_an_unbatched_uncached_loop(engine, expected):
@@ -100,14 +99,7 @@ def test_bfloat16_on_a_cpu(params):
     def rounded(x):
         return x.astype(jnp.bfloat16).astype(jnp.float32)
 
-    def attend(q, k, v, cache, _):
-        batch, _, time, dims = q.shape
-        grouped = rounded(q).reshape(batch, k.shape[1], -1, time, dims)
-        scores = jnp.einsum("bkgtd,bkcd->bkgtc", grouped, rounded(k), precision="highest") * (dims**-0.5 / math.log(2))
-        scores = jnp.where(jnp.tri(time, dtype=bool)[None, None, None], scores, -jnp.inf)
-        weights = jnp.exp2(scores - jnp.ceil(scores.max(-1, keepdims=True)))
-        out = jnp.einsum("bkgtc,bkcd->bkgtd", rounded(weights), rounded(v), precision="highest")
-        return (out / weights.sum(-1, keepdims=True)).reshape(q.shape), cache
+    attend = attend_rounded(rounded, rounded)
 
     @jax.jit
     def logits_of(tokens):

@@ -74,8 +74,9 @@ def extract_code(reply: str, names: Iterable[str] = ()) -> str:
     answer = turn if turn is not answer and _defines(_from_text(turn, names), names) else answer
     code = _from_text(answer, names)
     if answer is not reply and not (_defines(code, names) if names else code.strip()):
-        around = _from_text(around_thoughts(reply), names)
-        whole = around if _defines(around, names) else _from_text(reply, names)
+        around = around_thoughts(reply)
+        whole = _from_text(around, names)
+        whole = whole if around is reply or _defines(whole, names) else _from_text(reply, names)
         code = whole if not code.strip() or _defines(whole, names) else code
     if names and not _defines(code, names):
         others = [other for other in itertools.islice(unfenced(answer), _MOST_UNFENCED) if _defines(other, names)]
@@ -176,7 +177,7 @@ def _completed(found: Sequence[Block], number: int, names: tuple[str, ...]) -> s
 
 
 def _part(block: Block, names: tuple[str, ...]) -> tuple[str, set[str], set[str]] | None:
-    """The code of a block without the entry points, the names that it binds, and those that it needs."""
+    """A block's code, the names it binds and the names it lacks; None if it is not Python or defines an entry point."""
     tree = None if block.tag not in ("python", "") or _defines(block.code, names) else leading_tree(block.code)
     return None if tree is None else (tree[1], set(_bound(tree[0])), _missing(tree[0]))
 

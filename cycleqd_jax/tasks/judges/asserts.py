@@ -17,7 +17,7 @@ import os
 import sys
 import types
 
-from cycleqd_jax.tasks.judges.equality import Forged, plain
+from cycleqd_jax.tasks.judges.equality import Forged, changed, plain, remember, remember_check
 from cycleqd_jax.tasks.judges.inside import Ended, describe, run_judge
 
 __all__ = []
@@ -42,13 +42,14 @@ def program(link, job):
             current.update(before)
         tests.update((name, namespace[name]) for name in job["names"] if name in namespace)
         seen = [tests, tests["__builtins__"], vars(builtins), *(current for current, _ in modules)]
-        is_changed = watch(seen, pristine, plain.__globals__)
+        before, check, known = remember(seen, is_fixed), remember_check(), set(tests)
+        is_changed = changed  # a local name, which is not among the names of this file that frames show
         for number, code in enumerate(compiled, 1):
             stage = f"assert {number}"
             link.send("?")
             token = link.receive()
             exec(code, tests)
-            if is_changed():
+            if is_changed(before) or is_changed(check) or any(name in pristine and name not in known for name in tests):
                 raise Forged("the built-ins, a module or the names of the asserts were changed")
             link.send(token)
     except BaseException as error:
@@ -56,28 +57,9 @@ def program(link, job):
             link.send([stage, describe(error)])
 
 
-def watch(spaces, hidden, whole):
-    """A function that returns whether a name is bound to another value than now, or a new name hides one of ``hidden``.
-
-    Values that are neither callable nor numbers or texts may change, such as ``sys.stdout``. Those of ``whole`` may not, and
-    neither may the items of its dictionaries.
-    """
-    values = (types.ModuleType, int, float, str)
-    known = [(space, dict(space)) for space in spaces]
-    held = [(s, n, v) for s, before in known for n, v in before.items() if callable(v) or isinstance(v, values)]
-    for space in (whole, *(value for value in whole.values() if type(value) is dict and value is not vars(builtins))):
-        held += [(space, name, value) for name, value in space.items()]
-    codes = [(v, v.__code__, v.__defaults__) for _, _, v in held if type(v) is types.FunctionType]
-
-    def is_changed(any=any):  # the built-ins may have been replaced
-        if any(space.get(name) is not value for space, name, value in held):
-            return True
-        if any(v.__code__ is not code or v.__defaults__ is not defaults for v, code, defaults in codes):
-            return True
-        scope, before = known[0]
-        return any(name in hidden and name not in before for name in scope)
-
-    return is_changed
+def is_fixed(name, value):
+    """Whether a call must not bind the name to another value. Other values may change, such as ``sys.stdout``."""
+    return callable(value) or isinstance(value, (types.ModuleType, int, float, str))
 
 
 def judge(link, job, secret):

@@ -29,8 +29,8 @@ import types
 import unittest
 import unittest.mock
 
-from cycleqd_jax.tasks.judges.classes import Existing, acting, changed, snapshot
-from cycleqd_jax.tasks.judges.equality import Forged, plain
+from cycleqd_jax.tasks.judges.classes import Existing, acting, snapshot
+from cycleqd_jax.tasks.judges.equality import Forged, changed, plain, remember_check
 from cycleqd_jax.tasks.judges.inside import Ended, describe, run_judge
 
 __all__ = []
@@ -216,7 +216,7 @@ def program(link, job):
             runner = asyncio.Runner
             others = [unittest.IsolatedAsyncioTestCase, asyncio, asyncio.runners, runner, asyncio.Task, asyncio.Future]
         before, existing = snapshot([*map(vars, _OWNERS), vars(Results), *map(vars, others)]), Existing()
-        trusted = [(space, name, value) for space in (plain.__globals__, snapshot.__globals__) for name, value in space.items()]
+        trusted = remember_check(snapshot.__globals__)
         modules, traced = dict(sys.modules), watch_traces("doctest" in job["modules"])
         module = types.ModuleType("__test__")
         module.__dict__.update(__file__="__test__.py", sys=sys, os=os, environ=os.environ)
@@ -246,8 +246,7 @@ def program(link, job):
                 setattr(case, name, finished(test, runner, ended))
                 wrapped.add(name)
         suite = unittest.TestLoader().loadTestsFromTestCase(case)
-        judging = [{"check": check}, plain.__globals__, snapshot.__globals__, vars(Existing)]
-        ours, own = snapshot([*map(vars, kinds), *judging]), [(kind, set(vars(kind))) for kind in kinds]
+        ours, own = snapshot([*map(vars, kinds), {"check": check}, vars(Existing)]), [(kind, set(vars(kind))) for kind in kinds]
         inherited = {n for kind in kinds for n, m in vars(kind).items() if acting(m)} | {"__getattribute__", "__getattr__"}
         names = {n: module.__dict__.get(n) for n in (*vars(builtins), "__plain__", "__builtins__", job["name"], job["case"])}
 
@@ -260,9 +259,7 @@ def program(link, job):
                 return True
             if any(module.__dict__.get(name) is not value for name, value in names.items()):
                 return True
-            if any(space.get(name) is not value for space, name, value in trusted):
-                return True
-            return changed(before) or changed(existing.mocks) or changed(ours)
+            return changed(before) or changed(existing.mocks) or changed(ours) or changed(trusted)
 
         if is_forged():
             raise Forged("unittest, the test class or the built-ins were changed")

@@ -7,7 +7,6 @@ holds are checked in turn, because its operators may compare them.
 """
 
 import builtins
-import functools
 import gc
 import re
 import sys
@@ -16,9 +15,9 @@ import unittest
 import unittest.mock
 import weakref
 
-from cycleqd_jax.tasks.judges.equality import DECIDING, NATIVE_IDS
+from cycleqd_jax.tasks.judges.equality import DECIDING, NATIVE_IDS, changed, functions_of, remember
 
-__all__ = ["Existing", "acting", "changed", "functions_of", "snapshot"]
+__all__ = ["Existing", "acting", "snapshot"]
 
 # Classes in C whose operators compare values that they hold. A weakref.proxy is not one of them.
 _OPENED = (
@@ -47,20 +46,11 @@ _MOCK_NAMES = {
 }
 _MOCKS = [vars(unittest.mock)] + [vars(m) for m in vars(unittest.mock).values() if type(m) is type]
 _MOCKS += [m for m in vars(unittest.mock).values() if type(m) is dict and m is not vars(builtins)]
-_WRAPPERS = (property, classmethod, staticmethod, functools.cached_property)
 _bases_of = type.__dict__["__mro__"].__get__
 _parents_of = type.__dict__["__bases__"].__get__
 _members_of = type.__dict__["__dict__"].__get__
 _state_of = vars(unittest.mock.Base)["__dict__"].__get__
 _referents, _referent = gc.get_referents, weakref.ref.__call__
-
-
-def functions_of(member):
-    """The Python functions of a member of a class: itself, or those of a property, class method or cached property."""
-    if type(member) is types.FunctionType:
-        return [member]
-    parts = [getattr(member, name, None) for name in ("fget", "__func__", "func")] if type(member) in _WRAPPERS else []
-    return [part for part in parts if type(part) is types.FunctionType]
 
 
 def acting(member):
@@ -69,18 +59,8 @@ def acting(member):
 
 
 def snapshot(namespaces):
-    """The acting members of classes and modules, and the code of their functions."""
-    members = [{n: m for n, m in dict(space).items() if acting(m) and n not in _UNCHECKED} for space in namespaces]
-    functions = {id(f): f for group in members for m in group.values() for f in functions_of(m)}
-    return list(zip(namespaces, members, strict=True)), [(f, f.__code__, f.__defaults__) for f in functions.values()]
-
-
-def changed(before):
-    """Whether acting members or codes differ from a snapshot."""
-    members, codes = before
-    if any(space.get(name) is not member for space, group in members for name, member in group.items()):
-        return True
-    return any(f.__code__ is not code or f.__defaults__ is not defaults for f, code, defaults in codes)
+    """The acting members of classes and modules, and the code of their functions, for :func:`changed`."""
+    return remember(namespaces, lambda name, member: acting(member) and name not in _UNCHECKED)
 
 
 class Existing:

@@ -5,9 +5,10 @@ import collections
 import datetime
 import decimal
 import fractions
+import functools
 import types
 
-__all__ = ["DECIDING", "NATIVE_IDS", "Forged", "plain"]
+__all__ = ["DECIDING", "NATIVE_IDS", "Forged", "changed", "functions_of", "plain", "remember", "remember_check"]
 
 
 class Forged(Exception):
@@ -36,6 +37,7 @@ ITERATED = {
     id(kind): kind.__iter__ for kind in (list, tuple, set, frozenset, collections.deque, type({}.keys()), type({}.items()))
 }
 FRACTION = fractions.Fraction
+WRAPPERS = (property, classmethod, staticmethod, functools.cached_property)
 bases_of = type.__dict__["__mro__"].__get__
 members_of = type.__dict__["__dict__"].__get__
 
@@ -91,3 +93,42 @@ def contents(item, bases):
         if base is FRACTION:
             return [item._numerator, item._denominator]
     return ()
+
+
+def functions_of(member):
+    """The Python functions of a member of a class: itself, or those of a property, class method or cached property."""
+    if type(member) is types.FunctionType:
+        return [member]
+    parts = [getattr(member, name, None) for name in ("fget", "__func__", "func")] if type(member) in WRAPPERS else []
+    return [part for part in parts if type(part) is types.FunctionType]
+
+
+def remember(spaces, keeps):
+    """What names are bound to now, and the code of the functions among these values, for :func:`changed`.
+
+    Args:
+        spaces: dictionaries, or members of classes.
+        keeps: whether a name and its value are remembered.
+    """
+    members = [(space, {n: m for n, m in dict(space).items() if keeps(n, m)}) for space in spaces]
+    functions = {id(f): f for _, group in members for m in group.values() for f in functions_of(m)}
+    return members, [(f, f.__code__, f.__defaults__) for f in functions.values()]
+
+
+def remember_check(*spaces):
+    """Every value that :func:`plain` uses, with the items of its tables, and every value of ``spaces``."""
+    tables = [value for name, value in globals().items() if type(value) is dict and name != "__builtins__"]
+    return remember([globals(), *tables, *spaces], lambda name, value: True)
+
+
+def changed(before, any=any):
+    """Whether a remembered name is bound to another value, or a remembered function has other code.
+
+    Args:
+        before: of :func:`remember`.
+        any: the built-in, which a program may replace later.
+    """
+    members, codes = before
+    if any(space.get(name) is not member for space, group in members for name, member in group.items()):
+        return True
+    return any(f.__code__ is not code or f.__defaults__ is not defaults for f, code, defaults in codes)

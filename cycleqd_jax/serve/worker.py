@@ -231,6 +231,7 @@ class EngineWorker:
         for number, generation in done:
             with self._wake:
                 one = self._running.pop(number)
+            self._engine.release(one.ticket)  # no other turn follows
             ended.append(_Ended(one.ticket, one.text.end(), generation.ids, generation.finish))
         self._end(ended)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -45,6 +47,20 @@ def drain(worker):
             return
         worker.step()
     raise AssertionError("the worker does not end")
+
+
+def test_replies_that_have_ended_are_forgotten(catalog, tokenizer):
+    worker = make_worker(catalog)
+    complete, cancelled = worker.submit(jobs_of(tokenizer, 2, seed=9))
+    worker.step()
+    worker.cancel([cancelled])
+    drain(worker)
+    assert complete.done
+    assert not cancelled.done
+    left = [weakref.ref(complete), weakref.ref(cancelled)]
+    del complete, cancelled
+    gc.collect()
+    assert [ticket() for ticket in left] == [None, None]
 
 
 @pytest.mark.exhaustive

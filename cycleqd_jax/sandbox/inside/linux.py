@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
+from typing import Any
 
 __all__ = [
     "BOX_CAPABILITIES",
@@ -40,6 +41,7 @@ __all__ = [
     "idmapped",
     "loopback_up",
     "mount",
+    "mount_proc",
     "no_new_privs",
     "pivot_root",
     "read_only",
@@ -51,6 +53,7 @@ __all__ = [
     "start_sleeper",
     "umount",
     "unshare",
+    "write_in_child",
 ]
 
 CLONE_NEWNS = 0x00020000
@@ -62,6 +65,7 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _CLONE_ANY_NAMESPACE = 0x7E020000
 _CLONE_VM = 0x00000100
+_CLONE_VFORK = 0x00004000
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -89,6 +93,9 @@ _LAST_CAPABILITY = 63
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.syscall.restype = ctypes.c_long
+_libc.fdopen.restype = ctypes.c_void_p
+_libc.fwrite.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
+_libc.fclose.argtypes = [ctypes.c_void_p]
 
 
 def _check(result: int, what: str) -> int:
@@ -113,7 +120,7 @@ def start_sleeper(flags: int) -> int:
 
     It shares the memory of this process, so it costs no more than a thread. It runs no Python: signals must not have handlers.
     """
-    return _clone(ctypes.cast(_libc.pause, ctypes.c_void_p), flags)
+    return _clone(_libc.pause, None, flags)
 
 
 def run_in_child(action: Callable[[], object]) -> None:
@@ -146,16 +153,43 @@ def run_in_child(action: Callable[[], object]) -> None:
         raise OSError(message)
 
 
+def write_in_child(path: str, data: bytes, folder: int) -> None:
+    """Writes a file in a child process: some files of /proc belong to the PID namespace of the process that writes.
+
+    The child shares the memory of this process, which waits for it, and runs no Python. There must be no other threads.
+
+    Args:
+        path: the file, below ``folder``.
+        data: at most a few kilobytes.
+        folder: a descriptor of a folder.
+
+    Raises:
+        OSError: the file can't be opened or written.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+    stream = _libc.fdopen(fd, b"w")
+    _libc.fwrite(data, 1, len(data), stream)  # to the buffer of the stream
+    pid = _clone(_libc.fflush, stream, _CLONE_VFORK)
+    _stacks.pop()
+    _libc.fclose(stream)
+    with contextlib.suppress(ChildProcessError):  # reaped by the kernel
+        _, status = os.waitpid(pid, 0)
+        if status:
+            raise OSError(f"{path}: a child process can't write it (status {status})")
+
+
 _STACK = 1 << 19
 _stacks: list[mmap.mmap] = []  # of processes that still run
 
 
-def _clone(function: object, flags: int) -> int:
+def _clone(function: Any, argument: int | None, flags: int) -> int:
+    """Starts a process that calls a C function of one argument, on a stack of its own."""
     stack = mmap.mmap(-1, _STACK)
     top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + _STACK
     _stacks.append(stack)
     flags |= _CLONE_VM | signal.SIGCHLD
-    return _check(_libc.clone(function, ctypes.c_void_p(top), ctypes.c_int(flags), None), "clone")
+    code = ctypes.cast(function, ctypes.c_void_p)
+    return _check(_libc.clone(code, ctypes.c_void_p(top), ctypes.c_int(flags), ctypes.c_void_p(argument)), "clone")
 
 
 def sethostname(name: str) -> None:
@@ -249,6 +283,27 @@ def idmapped(source: str, target: str, userns: int) -> None:
         _check(_libc.syscall(_MOVE_MOUNT, fd, b"", -100, target.encode(), 4), f"move_mount {target}")
     finally:
         os.close(fd)
+
+
+def mount_proc(target: str, pidns: int) -> None:
+    """Mounts the /proc of the PID namespace behind ``pidns`` on ``target``. Users see only processes that they may trace.
+
+    Raises:
+        OSError: among others before Linux 6.17.
+    """
+    fd = _check(_libc.syscall(_number("fsopen"), b"proc", 1), "fsopen proc")
+    try:
+        configure = functools.partial(_libc.syscall, _number("fsconfig"), fd)
+        _check(configure(1, b"hidepid", b"2", 0), "fsconfig hidepid")
+        _check(configure(5, b"pidns", None, pidns), "fsconfig pidns")
+        _check(configure(6, None, None, 0), "fsconfig proc")
+        mounted = _check(_libc.syscall(_number("fsmount"), fd, 1, MS_NOSUID | MS_NODEV | MS_NOEXEC), "fsmount proc")
+    finally:
+        os.close(fd)
+    try:
+        _check(_libc.syscall(_MOVE_MOUNT, mounted, b"", -100, target.encode(), 4), f"move_mount {target}")
+    finally:
+        os.close(mounted)
 
 
 # --------------------------------------------------------------------------------------------------------------------

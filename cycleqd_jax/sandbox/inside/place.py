@@ -91,7 +91,7 @@ class Place:
         while self._exists(last) and time.monotonic() < end:
             reap()
             time.sleep(0.001)
-        self.inner = Inner(self.proc, functools.partial(rootfs.mount_inner_proc, ""))
+        self.inner = Inner(self.proc, functools.partial(rootfs.mount_inner_proc, root=""))
 
     def _exists(self, pid: int) -> bool:
         try:

@@ -87,9 +87,14 @@ def resize(disk_mb: int) -> None:
     linux.mount("none", _BOX, None, flags, _size(disk_mb))
 
 
-def mount_inner_proc(root: str = f"{_BOX}/root") -> None:
-    """Mounts the /proc of the PID namespace of this process in the box whose ``/`` is ``root``."""
-    _mount_proc(f"{root}/proc")
+def mount_inner_proc(pidns: int | None, root: str = f"{_BOX}/root") -> None:
+    """Mounts a /proc in the box whose ``/`` is ``root``.
+
+    Args:
+        pidns: a descriptor of its PID namespace, or None for that of this process.
+        root: the ``/`` of the box.
+    """
+    _mount_proc(f"{root}/proc", pidns)
 
 
 def enter_box() -> Guard:
@@ -162,9 +167,12 @@ def _overlay(target: str, lower: str, upper: str, work: str, notes: str) -> None
 _PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
-def _mount_proc(target: str) -> None:
+def _mount_proc(target: str, pidns: int | None = None) -> None:
     # What a box may not read (its supervisor, drivers) is absent, so that `find /` reports no errors.
-    linux.mount("proc", target, "proc", _PROC_FLAGS, "hidepid=2")
+    if pidns is None:
+        linux.mount("proc", target, "proc", _PROC_FLAGS, "hidepid=2")
+    else:
+        linux.mount_proc(target, pidns)
     linux.mount("tmpfs", f"{target}/tty", "tmpfs", _PROC_FLAGS | linux.MS_RDONLY, "mode=755,size=4k")
     linux.mount("none", target, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | _PROC_FLAGS)
 

@@ -28,7 +28,7 @@ class Inner:
 
     Args:
         proc: a descriptor of a writable /proc.
-        begin: called in a process of the namespace.
+        mount: mounts the /proc of the PID namespace behind a descriptor, or with None that of the process that calls it.
 
     Attributes:
         pid: the first process, seen from outside.
@@ -37,7 +37,7 @@ class Inner:
         OSError: if it does not start.
     """
 
-    def __init__(self, proc: int, begin: Callable[[], None]) -> None:
+    def __init__(self, proc: int, mount: Callable[[int | None], None]) -> None:
         self._outer = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # inherited, so that the kernel reaps orphans
         try:
@@ -46,13 +46,12 @@ class Inner:
             signal.signal(signal.SIGCHLD, before)
         self._inner = os.open(f"{self.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         linux.setns(self._inner, linux.CLONE_NEWPID)
-        linux.run_in_child(lambda: self._prepare(proc, begin))
-
-    def _prepare(self, proc: int, begin: Callable[[], None]) -> None:
-        begin()
+        try:
+            mount(self._inner)
+        except OSError:  # before Linux 6.17; a fork takes a millisecond
+            linux.run_in_child(lambda: mount(None))
         with contextlib.suppress(OSError):  # the same numbers inside and outside: checks may read files with process ids
-            last = os.open("sys/kernel/ns_last_pid", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
-            os.write(last, str(self.pid + 1).encode())
+            linux.write_in_child("sys/kernel/ns_last_pid", str(self.pid + 1).encode(), proc)
 
     def kill(self) -> None:
         """Kills the first process, with which the kernel ends all others. Later children are outside."""

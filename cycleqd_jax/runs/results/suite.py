@@ -65,7 +65,7 @@ def measure_suite(context: Context, evolution: Evolution, sandbox: Sandbox | Non
         tasks = [_open(task, context.config, sandbox, stack) for task in suite.tasks]
         config = dataclasses.replace(
             context.config,
-            tasks=tuple(TaskConfig(name=task.name, kind=task.kind) for task in suite.tasks),
+            tasks=tuple(TaskConfig(name=task.name, kind=task.kind, test_size=None) for task in suite.tasks),
             engine=dataclasses.replace(
                 context.config.engine, max_len=max_len, slots=suite.slots or context.config.engine.slots
             ),
@@ -77,7 +77,7 @@ def measure_suite(context: Context, evolution: Evolution, sandbox: Sandbox | Non
             for one, task in zip(suite.tasks, tasks, strict=True)
         }
         settings = digest([facts, to_dict(config.engine) | {"slots": None}])
-        known = _known(file, settings)
+        known = _known(file, settings, {name: task["problems"] for name, task in facts.items()})
         rows = table_rows(context, evolution, None)
         evolution.placement.ensure_evaluator().unload()  # to make room
         found: dict[str, Any] = {}
@@ -116,13 +116,17 @@ def _row(context: Context, name: str, evaluation: Evaluation, key: Any) -> dict[
     return {"key": key, "scores": dict(evaluation.scores), "items": {task: list(x) for task, x in evaluation.items.items()}}
 
 
-def _known(file: Path, settings: str) -> Mapping[str, Any]:
-    """The rows of an earlier measurement with the same problems and settings."""
+def _known(file: Path, settings: str, problems: Mapping[str, int]) -> Mapping[str, Any]:
+    """The rows of an earlier measurement with the same settings that have a score for each of the problems of every task."""
     try:
         tree = json.loads(file.read_text("utf-8"))
         if tree["settings"] != settings:
             return {}
-        return {name: row for name, row in tree["rows"].items() if row["items"] and row["scores"] and "key" in row}
+        return {
+            name: row
+            for name, row in tree["rows"].items()
+            if row["scores"] and "key" in row and {task: len(x) for task, x in row["items"].items()} == problems
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

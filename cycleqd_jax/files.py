@@ -34,6 +34,7 @@ __all__ = [
     "discard_output",
     "disk_error",
     "is_locked",
+    "load_json",
     "locked",
     "make_folder",
     "one_disk_error",
@@ -170,6 +171,20 @@ def write_json(path: str | Path, value: Any) -> None:
         ValueError: a number is NaN or infinite.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def load_json(path: str | Path) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        ValueError: it is not JSON as UTF-8, or brackets are nested too deeply.
+        OSError: it can't be read.
+    """
+    text = Path(path).read_text("utf-8")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets that are nested too deeply") from error
 
 
 def make_folder(path: str | Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.files import digest, load_json, write_json
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.folder import tokenizer_files
@@ -73,7 +72,7 @@ def _large_digest(file: Path, cache: Path | None, threads: concurrent.futures.Ex
     kept = None if cache is None else cache / "digests" / f"{digest(before['path'], digits=32)}.json"
     if kept is not None:
         try:
-            known = json.loads(kept.read_text("utf-8"))
+            known = load_json(kept)
             if known["file"] == before:
                 return bytes.fromhex(known["sha256"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import time
@@ -81,7 +82,8 @@ def _large_digest(file: Path, cache: Path | None, threads: concurrent.futures.Ex
     value = hashlib.sha256(b"".join(blocks))
     changed = max(before["mtime_ns"], before["ctime_ns"]) / 1e9
     if kept is not None and state() == before and time.time() - changed > SETTLED_S:
-        write_json(kept, {"file": before, "sha256": value.hexdigest()})
+        with contextlib.suppress(OSError):  # the file is read again where there is no place to keep its digest
+            write_json(kept, {"file": before, "sha256": value.hexdigest()})
     return value.digest()
 
 

@@ -210,9 +210,10 @@ def check_writable(path: str | Path, advice: str) -> None:
         InputError: it can't.
     """
     path = Path(os.path.abspath(path))
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    place = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        what = "a folder without permission to write, or a read-only disk" if place.is_dir() else "a file"
+        other = "a file" if place.exists() else "a link that leads nowhere"
+        what = "a folder without permission to write, or a read-only disk" if place.is_dir() else other
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
 
 

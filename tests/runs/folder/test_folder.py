@@ -331,6 +331,16 @@ def test_a_place_that_no_result_can_take_is_refused_before_the_run(config, name,
 
 
 @pytest.mark.parametrize("key", ["output", "cache"])
+def test_a_link_that_leads_nowhere_is_refused_before_the_run(config, key, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    config = dataclasses.replace(config, **{key: str(tmp_path / "link" / "x")})
+    with pytest.raises(InputError, match=f"got a link that leads nowhere in .*link; choose another {key}"):
+        check_folder(config)
+    (tmp_path / "gone").mkdir()
+    check_folder(config)
+
+
+@pytest.mark.parametrize("key", ["output", "cache"])
 def test_a_place_without_permission_is_refused_before_the_run(config, key, tmp_path, monkeypatch):
     config = dataclasses.replace(config, cache=str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()

@@ -34,6 +34,7 @@ __all__ = [
     "discard_output",
     "disk_error",
     "is_locked",
+    "load_json",
     "locked",
     "make_folder",
     "one_disk_error",
@@ -172,6 +173,20 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def load_json(path: str | Path) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        ValueError: it is not JSON as UTF-8, or brackets are nested too deeply.
+        OSError: it can't be read.
+    """
+    text = Path(path).read_text("utf-8")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets that are nested too deeply") from error
+
+
 def make_folder(path: str | Path) -> None:
     """Creates a folder and its parents, unless it exists.
 
@@ -195,9 +210,10 @@ def check_writable(path: str | Path, advice: str) -> None:
         InputError: it can't.
     """
     path = Path(os.path.abspath(path))
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    place = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        what = "a folder without permission to write, or a read-only disk" if place.is_dir() else "a file"
+        other = "a file" if place.exists() else "a link that leads nowhere"
+        what = "a folder without permission to write, or a read-only disk" if place.is_dir() else other
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
 
 

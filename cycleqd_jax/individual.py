@@ -188,7 +188,7 @@ class Individual:
         line = line.encode() if isinstance(line, str) else line
         try:
             raw = json.loads(line, object_pairs_hook=_without_repeats)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"expected a journal record in JSON, got {error} in {place}; restore the file") from error
         present = raw if isinstance(raw, dict) else {}
         check_schema(present, place)

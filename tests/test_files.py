@@ -13,7 +13,17 @@ import threading
 
 import pytest
 
-from cycleqd_jax.files import digest, locked, make_folder, replacing, replacing_folder, write_bytes, write_json, write_text
+from cycleqd_jax.files import (
+    digest,
+    load_json,
+    locked,
+    make_folder,
+    replacing,
+    replacing_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from cycleqd_jax.types import InputError
 
 
@@ -63,6 +73,13 @@ def test_numbers_that_json_does_not_have_are_not_written(tmp_path, value):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "file", value)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000])
+def test_what_is_no_json_is_one_kind_of_error(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        load_json(tmp_path / "a.json")
 
 
 def test_readers_see_the_old_or_the_new_file(tmp_path):

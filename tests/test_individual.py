@@ -149,6 +149,12 @@ def test_a_line_that_was_changed_is_refused(old, new):
         Individual.from_json(line.replace(old, new), "here")
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"id": ' * 100_000])
+def test_a_line_that_is_nested_too_deeply_is_refused(line):
+    with pytest.raises(InputError, match=r"^expected a journal record in JSON, got .* in here; restore the file$"):
+        Individual.from_json(line, "here")
+
+
 def test_lines_of_equal_individuals_differ_in_their_costs_only():
     one = Individual(2, 0, None, "mbpp", (0, 1), (0.1, 0.3), (1, 2), error="é", seconds={"express": 1.0})
     other = dataclasses.replace(one, seconds={"express": 2.0}, tokens={"prompt": 3})

@@ -29,5 +29,6 @@ def merge(config: Path, folder: Path, seed: int) -> None:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(InputError):  # without a folder that can be written, programs are compiled again
             stack.enter_context(persistent_compilation(Path(RunConfig.cache)))
-        merge_models(recipe, folder, seed=seed, progress=stack.enter_context(ProgressBar()))
+        bar = stack.enter_context(ProgressBar())
+        merge_models(recipe, folder, seed=seed, progress=bar, log=bar.log)
     print(f"model: {folder}")

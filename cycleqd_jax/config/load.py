@@ -320,6 +320,8 @@ def _build_scalar(kind: type, value: Any, key: str, limits: Range | None) -> Any
         raise _error(key, f"of type {kind.__name__}", value)
     if isinstance(value, float) and not math.isfinite(value):
         raise _error(key, "finite", value)
+    if isinstance(value, str) and "\0" in value:  # no path has one
+        raise _error(key, "a text without NUL", value)
     if limits is not None and isinstance(value, int | float) and not limits.accepts(value):
         raise _error(key, limits, value)
     return value

@@ -18,7 +18,19 @@ from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.models.llama.config import LlamaConfig
 from cycleqd_jax.types import InputError
 
-__all__ = ["Source", "check_heads", "check_tokenizers", "download", "layer_positions", "open_sources"]
+__all__ = [
+    "Source",
+    "check_heads",
+    "check_tokenizers",
+    "differing_settings",
+    "download",
+    "layer_positions",
+    "open_sources",
+]
+
+_SETTINGS = ("rope_theta", "rope_scaling", "rms_norm_eps")
+_OTHER_SETTINGS = (*_SETTINGS, "rope_parameters", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "hidden_act")
+"""Keys of configs that no tensor shows, and with which weights compute something else."""
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -187,6 +199,36 @@ def check_heads(source: Source) -> None:
             f"expected {HEAD} to equal {EMBEDDING} in {source.name}, whose config ties them, got different weights; set "
             "tie_word_embeddings to false or remove the head"
         )
+
+
+def differing_settings(sources: Sequence[Source]) -> list[str]:
+    """Warnings about models whose weights were trained with other settings than those that the result gets.
+
+    A merge is possible, and so it is with mergekit: the result has the settings of the first model. But weights that were
+    trained with another base of the RoPE frequencies, for example, are not weights of the same function.
+
+    Args:
+        sources: the models; the first one's config is that of the result.
+    """
+    first, warnings = sources[0], []
+    for source in sources[1:]:
+        ours, theirs = _settings(first, source)
+        warnings += [
+            f"warning: expected {key} {ours[key]} of {first.name}, which the result has, got {theirs[key]} in {source.name}; "
+            "check that they are fine-tunings of one base"
+            for key in ours
+            if ours[key] != theirs[key]
+        ]
+    return warnings
+
+
+def _settings(*sources: Source) -> list[dict[str, Any]]:
+    """The settings of models: those that are computed with where the architecture is known, else the keys of their configs."""
+    try:
+        shapes = [LlamaConfig.from_hf(source.config) for source in sources]
+        return [{key: getattr(shape, key) for key in _SETTINGS} for shape in shapes]
+    except InputError:
+        return [{key: source.config.get(key) for key in _OTHER_SETTINGS} for source in sources]
 
 
 def check_tokenizers(sources: Sequence[Source]) -> None:

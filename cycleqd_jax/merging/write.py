@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from cycleqd_jax.merging.sources import (
     Source,
     check_heads,
     check_tokenizers,
+    differing_settings,
     download,
     layer_positions,
     open_sources,
@@ -56,6 +57,7 @@ def merge_models(
     *,
     seed: int = 0,
     progress: Progress = no_progress,
+    log: Callable[[str], None] = lambda line: None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Merges models as a mergekit config says, and writes a Hugging Face folder.
@@ -68,6 +70,7 @@ def merge_models(
         folder: a new place, or a model folder to replace.
         seed: the seed of the random masks of DARE.
         progress: called after every tensor.
+        log: called with warnings.
         max_shard_bytes: the most bytes of a file, unless one tensor is larger.
 
     Returns:
@@ -89,6 +92,8 @@ def merge_models(
         if os.path.realpath(name) == str(target):
             raise InputError(f"expected a folder that is no model of the merge, got {folder}; choose another place")
     sources = open_sources(names)
+    for warning in differing_settings(sources):
+        log(warning)
     values = _plan(recipe, sources[0])
     if recipe.same_tokenizer:
         check_tokenizers(sources)

@@ -6,13 +6,13 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cycleqd_jax.files import load_json
 from cycleqd_jax.report.history import History, load_history
 from cycleqd_jax.report.labels import compared_label, method_label
 from cycleqd_jax.report.read import load_items, load_results, load_selection
@@ -372,11 +372,18 @@ def _number(value: float) -> float | None:
 
 
 def _crossed(folders: Sequence[Path], tasks: Sequence[str]) -> dict[str, bool]:
-    """Split → whether the problems of all runs are the same, by the digests that the runs recorded."""
+    """Split → whether the problems of all runs are the same, by the digests that the runs recorded.
+
+    Raises:
+        InputError: the digests of a run are damaged.
+    """
     inputs = []
     for folder in folders:
         path = folder / "inputs.json"
-        inputs.append(json.loads(path.read_text("utf-8")) if path.exists() else {})
+        try:
+            inputs.append(dict(load_json(path)) if path.exists() else {})
+        except (ValueError, TypeError) as error:
+            raise InputError(f"expected the digests of a run's inputs in {path}, got {error}; restore the file") from error
     return {
         split: all(len({one.get(f"{task}/{split}", str(i)) for i, one in enumerate(inputs)}) == 1 for task in tasks)
         for split in REPORTED

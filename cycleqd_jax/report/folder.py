@@ -15,7 +15,7 @@ from cycleqd_jax.report.costs import Costs, load_costs
 from cycleqd_jax.report.history import Archive, History, load_history, shares
 from cycleqd_jax.report.read import load_config, load_results, load_selection, load_transcripts
 from cycleqd_jax.schema import check_schema
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, first_line
 
 __all__ = ["Record", "RunFolder", "open_run"]
 
@@ -78,8 +78,9 @@ class RunFolder:
         path = self._existing("config.yaml", "restore the file from the run that wrote it")
         try:
             config = yaml.safe_load(path.read_text("utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"expected YAML in {path}, got {error}; restore the file from the run that wrote it") from error
+        except (ValueError, RecursionError, yaml.YAMLError) as error:  # such as a date with 13 months
+            what = f"{type(error).__name__} ({first_line(error, 80)})"
+            raise InputError(f"expected YAML in {path}, got {what}; restore the file from the run that wrote it") from error
         if not isinstance(config, dict):
             raise InputError(f"expected a mapping in {path}, got {type(config).__name__}; restore the file")
         check_schema(config, path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cycleqd_jax.files import load_json
 from cycleqd_jax.individual import Individual, still_checked
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
@@ -290,8 +290,8 @@ def shares(omega: Sequence[float]) -> tuple[float, float]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return load_json(path)
+    except ValueError as error:
         raise InputError(f"expected JSON in {path}, got {error}; restore the file from the run that wrote it") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from cycleqd_jax.files import load_json
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
@@ -122,11 +123,11 @@ def load_engine(folder: Path) -> dict[str, int] | None:
     if not path.exists():
         return None
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = load_json(path)
         found = {name: int(tree[name]) for name in ("configured", "slots")}
         if not 1 <= found["slots"] <= found["configured"]:
             raise ValueError("other slots")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(
             f"expected the numbers configured and slots in {path}, got {type(error).__name__} {error}; remove the file, and "
             "the run continues with the slots of its config"
@@ -149,7 +150,7 @@ def load_workers(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = load_json(path)
         found = [dict(one) for one in tree["workers"]]
         for one in found:
             _ = (
@@ -161,7 +162,7 @@ def load_workers(folder: Path) -> list[dict[str, Any]]:
                 int(one["lost"]),
             )
             _ = {name: one[name] for name in ("host", "pid", "device", "start_s", "per_hour", "error")}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(
             f"expected the records of workers in {path}, got {type(error).__name__} {error}; remove the file, and the run "
             "continues without them"
@@ -180,12 +181,12 @@ def load_results(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = load_json(path)
         for splits in raw["methods"].values():
             for scores in splits.values():
                 for score in scores.values():
                     _ = score is None or float(score)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
             f'expected {{"methods": method → split → task → score}} in {path}, got {type(error).__name__} {error}; '
             "run the evaluation again"
@@ -203,12 +204,12 @@ def load_items(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
     if not path.exists():
         return {}
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = load_json(path)
         items = {
             method: {split: {task: _finite(scores) for task, scores in tasks.items()} for split, tasks in splits.items()}
             for method, splits in raw.items()
         }
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"expected method → split → task → scores in {path}, got {type(error).__name__} {error}; run the evaluation again"
         ) from error
@@ -225,7 +226,7 @@ def load_selection(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = load_json(path)
         problems = raw["problems"].keys()
         for one in raw["candidates"]:
             _ = str(one["kind"]), tuple(map(int, one["ids"]))
@@ -236,7 +237,7 @@ def load_selection(folder: Path) -> dict[str, Any] | None:
             if not all(map(_finite, [*one["items"].values(), [*one["scores"].values(), one["average"]]])):
                 raise ValueError("a task without scores")
         finished = "chosen" in raw and _ids(raw["chosen"]) in [_ids(one) for one in raw["candidates"]]
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
             f"expected candidates with kind, ids, scores and items in {path}, got {type(error).__name__} {error}; remove the "
             "file and run the evaluation again"
@@ -258,7 +259,7 @@ def load_usage(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        raw = {"evaluation": {}, "selection": {}, **json.loads(path.read_text(encoding="utf-8"))}
+        raw = {"evaluation": {}, "selection": {}, **load_json(path)}
         numbers = [raw["flops"][name] for name in ("layers", "head", "pair", "express")]
         numbers += [raw["gpu"]["peak"], raw["gpu"]["utilisation"]["train"], raw["gpu"]["utilisation"]["evaluate"]]
         numbers += [*raw["selection"].values(), raw["flops"].get("mixed", 0)]
@@ -269,7 +270,7 @@ def load_usage(folder: Path) -> dict[str, Any] | None:
             for one in splits.values():
                 numbers += [one["seconds"], *([one["tokens"][name] for name in _TOKENS] if one["tokens"] is not None else [])]
         _finite(numbers)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
             f"expected flops, gpu and training in {path}, got {type(error).__name__} {error}; remove the file and run the "
             "evaluation again"
@@ -300,8 +301,8 @@ def load_pictures(folder: Path) -> list[Picture]:
     """The pictures of a run of models that segment images. Missing and damaged files are left out."""
     place, found = Path(folder) / "pictures", []
     try:
-        entries = [*json.loads((place / "pictures.json").read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError, RecursionError):
+        entries = [*load_json(place / "pictures.json")]
+    except (OSError, ValueError, TypeError):
         return []
     for one in entries:
         try:

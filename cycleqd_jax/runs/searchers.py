@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from cycleqd_jax.algorithms import (
 )
 from cycleqd_jax.algorithms.archive import bin_edges, cvt_centroids, expert_bounds
 from cycleqd_jax.config import RunConfig
-from cycleqd_jax.files import write_json
+from cycleqd_jax.files import load_json, write_json
 from cycleqd_jax.runs.devices.groups import Space
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.search import Journal, Racing
@@ -114,7 +113,7 @@ def write_grid(config: RunConfig, journal: Journal) -> None:
 def _centroids_in(file: Path) -> Any:
     """The centroids in a grid; None where it is damaged, and is written anew."""
     try:
-        tree = json.loads(file.read_text("utf-8"))
+        tree = load_json(file)
     except ValueError:
         return None
     return tree.get("centroids") if isinstance(tree, dict) else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.evaluation import Evaluation
-from cycleqd_jax.files import write_json
+from cycleqd_jax.files import load_json, write_json
 from cycleqd_jax.genome import DenseSpace
 from cycleqd_jax.plan import DEVICES, UTILISATION, express_flops, mixed_flops
 from cycleqd_jax.runs.context import Context
@@ -125,11 +124,11 @@ def read_usage(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = load_json(file)
         parts = [found.get(name, {}) for name in ("training", "evaluation", "selection")]
         if all(isinstance(part, dict) for part in parts):
             return found
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         pass
     log(f"warning: {file} is damaged; its tokens and seconds are unknown until `cycleqd evaluate` runs again")
     return {}
@@ -140,8 +139,8 @@ def _record(file: Path, log: Callable[[str], None]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        record = training_record(json.loads(file.read_text("utf-8")))
-    except (OSError, ValueError, RecursionError):
+        record = training_record(load_json(file))
+    except (OSError, ValueError):
         record = None
     if record is None:
         log(f"warning: the record of a training in {file} is damaged; its costs are unknown")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cycleqd_jax.files import one_disk_error, write_json
+from cycleqd_jax.files import load_json, one_disk_error, write_json
 from cycleqd_jax.search.digests import OLD_BASES, tree_digest
 from cycleqd_jax.types import InputError, PRNGKeyArray, first_line, tree_paths
 
@@ -127,7 +126,7 @@ def _check_files(place: Path) -> None:
     if not file.exists():
         return
     try:
-        stated = json.loads(file.read_text("utf-8"))
+        stated = load_json(file)
         expected, found = stated["digest"], _files_digest(place / "search")
         if found == expected and "meta" in stated:  # earlier versions had no digest of it
             expected, found = stated["meta"], _meta_digest(place)
@@ -146,7 +145,7 @@ def _read_meta(place: Path) -> Mapping[str, Any]:
         ValueError: it is damaged.
         OSError: it can't be read.
     """
-    meta = json.loads((place / "meta" / "metadata").read_text("utf-8"))
+    meta = load_json(place / "meta" / "metadata")
     if not isinstance(meta, dict) or not isinstance(meta.get("schema"), int) or not isinstance(meta.get("leaves"), dict):
         raise ValueError("no schema and leaves")
     if not isinstance(meta.get("digest", ""), str):

@@ -60,6 +60,8 @@ def test_keys_and_types(more, message):
         ({"search": {"sigma": float("inf")}}, "expected search.sigma to be finite, got inf"),
         ({"search": {"mu": float("nan")}}, "expected search.mu to be finite, got nan"),
         ({"search": {"mu": float("-inf")}}, "expected search.mu to be finite, got -inf"),
+        ({"output": "a\0b"}, r"expected output to be a text without NUL, got 'a\\x00b'"),
+        ({"model": {"experts": {"os": "\0"}}}, "expected model.experts.os to be a text without NUL"),
         (bounds(os=[0, float("nan")]), r"expected search.bounds.os.1 to be finite, got nan"),
         ({"finetune": {"warmup": 1}}, "expected finetune.warmup to be at least 0 and below 1, got 1.0"),
         ({"finetune": {"learning_rate": 0}}, "expected finetune.learning_rate to be above 0, got 0.0"),

@@ -103,6 +103,28 @@ def test_slerp_of_a_slice(models, write_recipe, tmp_path):
     equal(weights(merge_models(recipe, tmp_path / "out")), slerp(weights(base), [weights(base), weights(expert)], 0.25))
 
 
+@pytest.mark.parametrize(("key", "value"), [("rope_theta", 12345.0), ("rms_norm_eps", 0.125)])
+@pytest.mark.parametrize("known", [True, False])
+def test_settings_that_no_tensor_shows_get_a_warning(models, write_recipe, tmp_path, key, value, known):
+    """As with mergekit the result has those of the first model."""
+    folders = [str(shutil.copytree(model, tmp_path / Path(model).name)) for model in models[:3]]
+    for folder, changes in zip(folders, [{}, {key: value}, {}], strict=True):
+        file = Path(folder) / "config.json"
+        kind = {} if known else {"model_type": "another"}
+        file.write_text(json.dumps({**json.loads(file.read_text()), **kind, **changes}))
+    base, *experts = folders
+    recipe = write_recipe(
+        merge_method="task_arithmetic", base_model=base, models=[{"model": x} for x in experts], parameters={"weight": 1}
+    )
+    lines: list[str] = []
+    merge_models(recipe, tmp_path / "out", log=lines.append)
+    (line,) = lines
+    assert line.startswith(f"warning: expected {key} ")
+    assert f" of {base}, which the result has, got {value} in {experts[0]}; check" in line
+    result, ours = (json.loads((Path(folder) / "config.json").read_text()) for folder in (tmp_path / "out", base))
+    assert result[key] == ours[key]
+
+
 @pytest.mark.exhaustive
 def test_dare_depends_on_the_seed(models, write_recipe, tmp_path):
     base, *experts = models

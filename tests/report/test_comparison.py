@@ -87,6 +87,14 @@ def test_equal_problems_in_all_seeds_are_seen(tmp_path):
     assert same.interval("test", 4) != own.interval("test", 4)
 
 
+@pytest.mark.parametrize("content", ["", "3", "{"])
+def test_damaged_digests_of_problems_are_refused(tmp_path, content):
+    runs = runs_of(tmp_path / "own", "cmaes", "cmaes")
+    (runs.folders[0] / "inputs.json").write_text(content)
+    with pytest.raises(InputError, match=r"expected the digests of a run's inputs in .*inputs.json, got .*; restore the file"):
+        comparison_table([runs], title="T")
+
+
 def test_a_row_that_a_seed_lacks_has_no_interval(methods):
     path = methods[2].folders[3] / "tables" / "results.json"
     results = json.loads(path.read_text())

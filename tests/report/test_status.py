@@ -151,6 +151,12 @@ def test_halved_slots_are_named(under_way):
     (under_way / "engine.json").write_text('{"schema": 2, "configured": 64, "slots": 32}')
     with pytest.raises(InputError, match="expected a file of schema 1 or older, got schema 2"):
         read_status(under_way)
+    for damaged in ('{"configured": 1e999, "slots": 3}', "[" * 100_000):
+        (under_way / "engine.json").write_text(damaged)
+        with pytest.raises(
+            InputError, match=r"^expected the numbers configured and slots in .*engine.json, got .*; remove the"
+        ):
+            read_status(under_way)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,14 @@ def test_workers_of_a_cluster_are_shown(under_way):
     assert "0 on a: busy, 3 individuals, 3600.0 individuals per busy hour\n" in text
     assert "1 on a: refused, 0 individuals: expected version <of> jax\n" in text
     assert status_json(status)["workers"][0]["pid"] == 7
-    for damaged in ('{"workers": [{}]}', "{}", "[", '{"workers": 3}'):
+    for damaged in (
+        '{"workers": [{}]}',
+        "{}",
+        "[",
+        '{"workers": 3}',
+        json.dumps({"workers": [{**status.workers[0], "start": 1e999}]}),
+        "[" * 100_000,
+    ):
         (under_way / "workers.json").write_text(damaged)
         with pytest.raises(InputError, match=r"^expected the records of workers in .*workers.json, got .*; remove the file"):
             read_status(under_way)

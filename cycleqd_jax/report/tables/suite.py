@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cycleqd_jax.files import write_text
+from cycleqd_jax.files import load_json, write_text
 from cycleqd_jax.report.labels import method_label
 from cycleqd_jax.report.tables import formats
 from cycleqd_jax.statistics import Interval, intervals_by_task, resampled_means
@@ -107,7 +106,7 @@ def suite_table(folder: str | Path, name: str) -> SuiteTable:
     """
     file = Path(folder) / "tables" / f"suite-{name}.json"
     try:
-        record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        record: dict[str, Any] = load_json(file)
         tasks = tuple(record["tasks"])
         measured = {row: found["items"] for row, found in record["rows"].items() if found["scores"] is not None}
         scores = [np.asarray([[measured[row][task]] for row in measured], np.float64) for task in tasks]  # [row, 1, item]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.files import load_json
 from cycleqd_jax.runs.audit.found import ROUNDING, Audit
 from cycleqd_jax.runs.extension.origin import Origin, differences, open_origin
 from cycleqd_jax.runs.folder.replay import total_individuals
@@ -126,7 +127,7 @@ def check_grid(path: Path, config: RunConfig, journal: Journal, audit: Audit) ->
         return
     scores = np.asarray([journal.scores(k, names) for k in range(count)], np.float32)
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = load_json(file)
         if isinstance(found, dict) and check_schema(found, file) > 0:
             del found["schema"]
     except (OSError, ValueError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import statistics
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cycleqd_jax.config import RunConfig
+from cycleqd_jax.files import load_json
 from cycleqd_jax.models.files import hub
 from cycleqd_jax.report.read import load_items, load_results, load_selection
 from cycleqd_jax.runs.audit.found import ROUNDING, Audit
@@ -95,7 +95,7 @@ def check_exports(path: Path, individuals: int, audit: Audit) -> None:
     known = set()
     for file in sorted((path / "exports").glob("*.json")):
         try:
-            record = json.loads(file.read_text("utf-8"))
+            record = load_json(file)
             folder, expected = path / str(record["folder"]), str(record["digest"])
         except (ValueError, KeyError, TypeError) as error:
             audit.problems.append(

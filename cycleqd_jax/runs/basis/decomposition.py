@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cycleqd_jax.config import RunConfig
-from cycleqd_jax.files import digest, locked, make_folder, write_json
+from cycleqd_jax.files import digest, load_json, locked, make_folder, write_json
 from cycleqd_jax.genome.basis import Basis, basis_bytes, low_rank_bases, matrix_leaves
 from cycleqd_jax.genome.experts import check_experts
 from cycleqd_jax.genome.similarity import similarity
@@ -111,8 +111,10 @@ def load_basis(experts: Experts, cache: Path, progress: Progress, log: Callable[
 
 def write_facts(file: Path, facts: Facts, log: Callable[[str], None]) -> None:
     """Writes ``tables/basis.json`` of a run; warns where the basis is not the one that the run began with."""
-    before = json.loads(file.read_text("utf-8")) if file.exists() else facts
-    if before["digest"] == facts["digest"] and before["checksum"] != facts["checksum"]:
+    before = None
+    with contextlib.suppress(OSError, ValueError):  # it is not there yet, or damaged
+        before = load_json(file)
+    if isinstance(before, dict) and before.get("digest") == facts["digest"] and before.get("checksum") != facts["checksum"]:
         log("warning: the basis was rebuilt since this run began, and its last bits differ: the run may not continue exactly")
     write_json(file, facts)
 

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from cycleqd_jax.files import digest, one_disk_error, write_json
+from cycleqd_jax.files import digest, load_json, one_disk_error, write_json
 from cycleqd_jax.genome.basis import Basis, Sketch, basis_bytes, basis_shapes, dense_bases, sketch
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import Adapter, InputError, Params, Progress, tree_paths
@@ -98,7 +98,7 @@ class BasisStore:
     def read_report(self, leaves: Mapping[str, tuple[Basis, Facts]]) -> Facts | None:
         """``basis.json``, if it describes these leaves."""
         try:
-            facts = json.loads((self.folder / "basis.json").read_text("utf-8"))
+            facts = load_json(self.folder / "basis.json")
             return facts if (facts["digest"], facts["checksum"]) == (self.folder.name, checksum(leaves)) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -155,7 +155,7 @@ class BasisStore:
     def _meta(self) -> Any:
         """The identity that the store was built with; None where it can't be read."""
         try:
-            return json.loads((self.folder / "meta.json").read_text("utf-8"))
+            return load_json(self.folder / "meta.json")
         except (OSError, ValueError):
             return None
 
@@ -194,7 +194,7 @@ class BasisStore:
         fields = basis_shapes(self._leaves[path].shape, len(self._experts.experts), self._experts.rank)
         shapes = dict(zip(Basis._fields, fields, strict=True))
         try:
-            facts = json.loads(self._facts_file(path).read_text("utf-8"))
+            facts = load_json(self._facts_file(path))
             owner, files, _ = (facts["basis"], facts["path"]), facts["files"], facts["crc32"]
             stored = Sketch(*(np.asarray(facts[key], np.float64) for key in Sketch._fields))
             float(facts["seconds"])

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import json
 import operator
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from cycleqd_jax.algorithms.plain_qd import PlainQDState
 from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.config import RunConfig, SandboxConfig, load_config, to_dict
 from cycleqd_jax.evaluation import GenomeEvaluator
-from cycleqd_jax.files import make_folder, write_bytes, write_json
+from cycleqd_jax.files import load_json, make_folder, write_bytes, write_json
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.runs.devices.groups import Space
 from cycleqd_jax.runs.extension.restriction import Restriction
@@ -233,7 +232,7 @@ def open_origin(new: RunConfig, folder: Path) -> Origin | None:
 def _check_copy(place: Path) -> None:
     file = place / "origin.json"
     try:
-        tree = json.loads(file.read_text("utf-8"))
+        tree = load_json(file)
         check_schema(tree, file)
         expected = {name: str(tree["files"][name]) for name in _KEPT}
         found = {name: _sha256(place / name) for name in _KEPT}

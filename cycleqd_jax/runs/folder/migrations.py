@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cycleqd_jax.files import write_json, write_text
+from cycleqd_jax.files import load_json, write_json, write_text
 from cycleqd_jax.schema import SCHEMA, check_schema
 from cycleqd_jax.types import InputError
 
@@ -23,7 +22,7 @@ def read_inputs(file: Path) -> dict[str, Any]:
         InputError: the file is damaged, or of a newer version.
     """
     try:
-        tree = json.loads(file.read_text("utf-8"))
+        tree = load_json(file)
     except ValueError as error:
         raise InputError(
             f"expected the digests of a run's inputs in {file}, got an error ({error}); restore the file"
@@ -42,7 +41,7 @@ def _add_schemas(folder: Path) -> None:
         file = folder / name
         if not file.exists():
             continue
-        tree = read_inputs(file) if name == "inputs.json" else json.loads(file.read_text("utf-8"))
+        tree = read_inputs(file) if name == "inputs.json" else load_json(file)
         if not isinstance(tree, dict):
             raise InputError(f"expected a JSON object in {file}, got {type(tree).__name__}; restore the file")
         if check_schema(tree, file) == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cycleqd_jax.config import EngineConfig, ExportConfig, ModelConfig, RunConfig, SearchConfig, to_dict
+from cycleqd_jax.config import EngineConfig, ExportConfig, ModelConfig, RunConfig, SearchConfig, read_yaml, to_dict
 from cycleqd_jax.files import check_writable, write_json, write_text
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.folder.migrations import migrate, read_inputs
@@ -135,11 +134,9 @@ def check_folder(config: RunConfig) -> None:
     if not file.exists():
         return
     try:
-        other = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        other = None
-    if not isinstance(other, dict):
-        raise InputError(f"expected the config of a run in {file}, got something else; choose another output")
+        other = read_yaml(file, "the config of a run")
+    except InputError as error:
+        raise InputError(f"{error}, or choose another output") from error
     if not (folder / "history.jsonl").exists():
         return
     here, there = flat(to_dict(config)), flat(without_versions(other, file))
@@ -148,7 +145,8 @@ def check_folder(config: RunConfig) -> None:
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if key == "search.generations":
-            free = here[key] >= there.get(key, math.inf)  # no generation depends on how many follow
+            before = there.get(key)
+            free = isinstance(before, int) and here[key] >= before  # no generation depends on how many follow
         if PATHS.fullmatch(key) and (folder / "inputs.json").exists():
             free = all(isinstance(value_at(tree, key), str) for tree in (here, there))  # digests are compared later
         if not free and value_at(here, key) != value_at(there, key):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.files import digest, load_json, write_json
 from cycleqd_jax.machine import cpu_count
 from cycleqd_jax.models.files.safetensors import INDEX, weight_files
 from cycleqd_jax.models.folder import tokenizer_files
@@ -73,7 +73,7 @@ def _large_digest(file: Path, cache: Path | None, threads: concurrent.futures.Ex
     kept = None if cache is None else cache / "digests" / f"{digest(before['path'], digits=32)}.json"
     if kept is not None:
         try:
-            known = json.loads(kept.read_text("utf-8"))
+            known = load_json(kept)
             if known["file"] == before:
                 return bytes.fromhex(known["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -82,7 +82,8 @@ def _large_digest(file: Path, cache: Path | None, threads: concurrent.futures.Ex
     value = hashlib.sha256(b"".join(blocks))
     changed = max(before["mtime_ns"], before["ctime_ns"]) / 1e9
     if kept is not None and state() == before and time.time() - changed > SETTLED_S:
-        write_json(kept, {"file": before, "sha256": value.hexdigest()})
+        with contextlib.suppress(OSError):  # the file is read again where there is no place to keep its digest
+            write_json(kept, {"file": before, "sha256": value.hexdigest()})
     return value.digest()
 
 

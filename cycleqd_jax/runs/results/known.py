@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.config import to_dict
-from cycleqd_jax.files import write_json
+from cycleqd_jax.files import load_json, write_json
 from cycleqd_jax.report.read import load_items, load_results
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.results.selection import Key
@@ -92,6 +91,10 @@ def add_known(
             known.gradient = results.get("gradient")
 
 
+_ROW = {"key", "scores", "items", "usage"}
+"""What the file of a killed measurement has of every row."""
+
+
 class KilledMeasurement:
     """The rows that a measurement has evaluated, in ``tables/measured.json``, until all results are written."""
 
@@ -102,10 +105,10 @@ class KilledMeasurement:
         self._models = {"generations": config.search.generations, "gradient": to_dict(config.gradient)}
         self._known: dict[str, Any] = {}
         self.rows: set[str] = set()
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-            found = json.loads(self._file.read_text("utf-8"))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is damaged
+            found = load_json(self._file)
             if found["models"] == self._models:
-                self._known = dict(found["rows"])
+                self._known = {name: row for name, row in found["rows"].items() if row.keys() == _ROW}
 
     def ensure(self, name: str, key: Key | None, evaluate: Callable[[], RowResult]) -> RowResult:
         """What is known of a row; it is evaluated where that is nothing.

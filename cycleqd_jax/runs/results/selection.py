@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
-from cycleqd_jax.files import write_json
+from cycleqd_jax.files import load_json, write_json
 from cycleqd_jax.operators.merge import weighted_sum
 from cycleqd_jax.types import Genome, InputError, Progress, no_progress, stack_trees
 
@@ -165,7 +164,7 @@ class _Record:
 
     def _read(self) -> dict[Key, dict[str, Any]]:
         try:
-            tree = json.loads(self._file.read_text("utf-8"))
+            tree = load_json(self._file)
             entries = {(str(one["kind"]), tuple(map(int, one["ids"]))): one for one in tree["candidates"]}
             for entry in entries.values():
                 _average(entry)

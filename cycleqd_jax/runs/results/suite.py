@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.config import RunConfig, Suite, SuiteTask, TaskConfig, to_dict
 from cycleqd_jax.evaluation import Evaluation, in_less_memory
-from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.files import digest, load_json, write_json
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.runs.context import Context, workers
 from cycleqd_jax.runs.evolution import Evolution
@@ -119,7 +118,7 @@ def _row(context: Context, name: str, evaluation: Evaluation, key: Any) -> dict[
 def _known(file: Path, settings: str, problems: Mapping[str, int]) -> Mapping[str, Any]:
     """The rows of an earlier measurement with the same settings that have a score for each of the problems of every task."""
     try:
-        tree = json.loads(file.read_text("utf-8"))
+        tree = load_json(file)
         if tree["settings"] != settings:
             return {}
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from cycleqd_jax import training
 from cycleqd_jax.config import GradientConfig
-from cycleqd_jax.files import digest, write_json
+from cycleqd_jax.files import digest, load_json, write_json
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.plan import express_flops
 from cycleqd_jax.report.read import load_results
@@ -163,7 +162,7 @@ class GradientMerge:
         if not self.file.exists():
             return None
         try:
-            known = json.loads(self.file.read_text("utf-8"))
+            known = load_json(self.file)
             shape = np.asarray(known["coefficients"], np.float32).shape
             if known["digest"] != identity:
                 return None

@@ -19,6 +19,7 @@ import pytest
 from cycleqd_jax.cli.basis import basis_text
 from cycleqd_jax.genome.basis import Basis, dense_bases
 from cycleqd_jax.runs.basis import store as basis_store
+from cycleqd_jax.runs.basis.decomposition import write_facts
 from cycleqd_jax.runs.basis.store import Experts
 from cycleqd_jax.types import Adapter, InputError, LowRank
 
@@ -40,6 +41,17 @@ def test_bases_from_a_store_are_those_in_memory(tmp_path, decomposed, assert_ide
     assert again.facts == made.facts
     assert json.loads((made.folder / "basis.json").read_text()) == made.facts
     assert not list(tmp_path.rglob("*tmp*"))
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", "[" * 100_000])
+def test_facts_that_are_damaged_are_written_anew(tmp_path, content):
+    file, facts = tmp_path / "basis.json", {"digest": "a", "checksum": "b"}
+    file.write_text(content)
+    lines = []
+    write_facts(file, facts, lines.append)
+    assert (json.loads(file.read_text()), lines) == (facts, [])
+    write_facts(file, {**facts, "checksum": "c"}, lines.append)
+    assert [line.split(",")[0] for line in lines] == ["warning: the basis was rebuilt since this run began"]
 
 
 @pytest.mark.parametrize("count", [1, 2])

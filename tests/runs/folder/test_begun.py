@@ -46,7 +46,7 @@ def test_scores_without_digests_of_models_and_problems_are_refused(config, tmp_p
     assert not (tmp_path / "inputs.json").exists()
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{"])
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{", "[" * 100_000])
 def test_damaged_digests_are_one_sentence(config, content):
     config.folder.mkdir()
     (config.folder / "inputs.json").write_text(content)

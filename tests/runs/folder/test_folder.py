@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cycleqd_jax.config import GradientConfig, PrepareConfig, RayConfig, load_config
+from cycleqd_jax.report.folder import RunFolder
 from cycleqd_jax.runs.folder import run_folder as module
 from cycleqd_jax.runs.folder.run_folder import check_folder, check_inputs, claim_folder, compare_inputs, versions
 from cycleqd_jax.schema import SCHEMA
@@ -196,6 +197,26 @@ def test_a_folder_from_before_there_was_validation(tmp_path, task, experts, harm
         check_folder(load_config(tree, ["export.method=aggregate", "export.elites=3"]))
 
 
+@pytest.mark.parametrize("content", [b"[" * 5000, b"a: 2020-13-45", b"? [1]\n: 2", b"\xff", b"a: [", b"- 1", b""])
+def test_a_config_that_can_not_be_read_is_one_sentence(config, content):
+    begin(config)
+    (config.folder / "config.yaml").write_bytes(content)
+    for refused in (lambda: check_folder(config), lambda: RunFolder(config.folder).config):
+        with pytest.raises(InputError, match=r"config.yaml") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["x", "null", "[5]", "9.5"])
+def test_generations_that_are_no_number_are_another_config(config, value):
+    begin(config)
+    file = config.folder / "config.yaml"
+    file.write_text(file.read_text().replace("generations: 5", f"generations: {value}"))
+    with pytest.raises(InputError, match=r"expected search\.generations .*, as in the run in .*, got 5; choose another output"):
+        check_folder(config)
+
+
 def test_the_method_of_export_may_change(config):
     begin(config)
     check_folder(dataclasses.replace(config, export=dataclasses.replace(config.export, method="soup")))
@@ -307,6 +328,16 @@ def test_a_place_that_no_result_can_take_is_refused_before_the_run(config, name,
         (config.folder / "model" / "config.json").touch()
     with pytest.raises(InputError, match=named):
         check_folder(config)
+
+
+@pytest.mark.parametrize("key", ["output", "cache"])
+def test_a_link_that_leads_nowhere_is_refused_before_the_run(config, key, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    config = dataclasses.replace(config, **{key: str(tmp_path / "link" / "x")})
+    with pytest.raises(InputError, match=f"got a link that leads nowhere in .*link; choose another {key}"):
+        check_folder(config)
+    (tmp_path / "gone").mkdir()
+    check_folder(config)
 
 
 @pytest.mark.parametrize("key", ["output", "cache"])

@@ -60,6 +60,13 @@ def test_a_file_that_has_just_changed_is_not_kept(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_cache_that_can_not_be_written_is_no_error(tmp_path, small_blocks):
+    write_large(tmp_path / "model.safetensors")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "digests").touch()  # no folder can be made in this place
+    assert folder_digest(tmp_path, tmp_path / "cache") == folder_digest(tmp_path)
+
+
 def test_templates_beside_the_default_count(tmp_path):
     (tmp_path / "additional_chat_templates").mkdir()
     before = folder_digest(tmp_path)

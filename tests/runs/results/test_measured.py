@@ -91,7 +91,7 @@ def test_a_killed_measurement_continues_with_the_next_row(measurement):
     assert (measurement.folder / "tables" / "items.json").read_bytes() == items
 
 
-@pytest.mark.parametrize("change", ["key", "config", "damage"])
+@pytest.mark.parametrize("change", ["key", "config", "damage", "rows"])
 def test_a_killed_measurement_of_other_models_is_not_continued(measurement, change):
     measurement.fail_at = "random_selected"
     measurement.keys["random_selected"] = ("soup", (4, 5))
@@ -102,8 +102,12 @@ def test_a_killed_measurement_of_other_models_is_not_continued(measurement, chan
         measurement.keys["random"] = ("elite", (9,))
     elif change == "config":
         measurement.config = load_config(to_dict(measurement.config), ["search.generations=9"])
-    else:
+    elif change == "damage":
         (measurement.folder / "tables" / "measured.json").write_text('{"models": ')
+    else:
+        file = measurement.folder / "tables" / "measured.json"
+        known = json.loads(file.read_text())
+        file.write_text(json.dumps({**known, "rows": {row: {} for row in known["rows"]}}))
     measurement.run()
     assert measurement.evaluated == (["random", "random_selected"] if change == "key" else [*measurement.keys])
 

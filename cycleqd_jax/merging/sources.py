@@ -202,10 +202,10 @@ def check_heads(source: Source) -> None:
 
 
 def differing_settings(sources: Sequence[Source]) -> list[str]:
-    """Warnings about models whose weights were trained with other settings than those that the result gets.
+    """Compares settings of the models' configs that no tensor shows; returns one warning for each difference.
 
-    A merge is possible, and so it is with mergekit: the result has the settings of the first model. But weights that were
-    trained with another base of the RoPE frequencies, for example, are not weights of the same function.
+    The result has the config of the first model, as with mergekit. Weights that were trained with another ``rope_theta``, for
+    example, compute another function under it.
 
     Args:
         sources: the models; the first one's config is that of the result.
@@ -223,7 +223,10 @@ def differing_settings(sources: Sequence[Source]) -> list[str]:
 
 
 def _settings(*sources: Source) -> list[dict[str, Any]]:
-    """The settings of models: those that are computed with where the architecture is known, else the keys of their configs."""
+    """The compared settings of each model.
+
+    They are those of :class:`LlamaConfig`, with its defaults, where it supports all models, else the raw keys of the configs.
+    """
     try:
         shapes = [LlamaConfig.from_hf(source.config) for source in sources]
         return [{key: getattr(shape, key) for key in _SETTINGS} for shape in shapes]

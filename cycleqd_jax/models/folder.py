@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from cycleqd_jax.files import load_json
 from cycleqd_jax.types import InputError
 
 __all__ = ["PROCESSOR_FILES", "TEMPLATE_FOLDER", "TOKENIZER_FILES", "is_tokenizer_file", "read_json", "tokenizer_files"]
@@ -54,12 +54,12 @@ def read_json(path: Path) -> dict[str, Any]:
             f"expected a Hugging Face model folder with {path.name}, got no such file in {path.parent}; correct the path"
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except OSError as error:
         raise InputError(
             f"expected to read {path}, got {error.strerror or error}; correct its permissions or restore the file"
         ) from error
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
+    except ValueError as error:
         raise InputError(f"expected JSON in {path}, got {error}; restore the file") from error
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object in {path}, got {type(value).__name__}; restore the file")

@@ -280,7 +280,7 @@ def idmapped(source: str, target: str, userns: int) -> None:
     try:
         attributes = struct.pack("=QQQQ", 0x00100000, 0, 0, userns)
         _check(_libc.syscall(_MOUNT_SETATTR, fd, b"", 0x1000, attributes, len(attributes)), "mount_setattr(IDMAP)")
-        _check(_libc.syscall(_MOVE_MOUNT, fd, b"", -100, target.encode(), 4), f"move_mount {target}")
+        _move_mount(fd, target)
     finally:
         os.close(fd)
 
@@ -294,16 +294,21 @@ def mount_proc(target: str, pidns: int) -> None:
     fd = _check(_libc.syscall(_number("fsopen"), b"proc", 1), "fsopen proc")
     try:
         configure = functools.partial(_libc.syscall, _number("fsconfig"), fd)
-        _check(configure(1, b"hidepid", b"2", 0), "fsconfig hidepid")
-        _check(configure(5, b"pidns", None, pidns), "fsconfig pidns")
-        _check(configure(6, None, None, 0), "fsconfig proc")
+        _check(configure(1, b"hidepid", b"2", 0), "fsconfig hidepid")  # FSCONFIG_SET_STRING
+        _check(configure(5, b"pidns", None, pidns), "fsconfig pidns")  # FSCONFIG_SET_FD
+        _check(configure(6, None, None, 0), "fsconfig proc")  # FSCONFIG_CMD_CREATE
         mounted = _check(_libc.syscall(_number("fsmount"), fd, 1, MS_NOSUID | MS_NODEV | MS_NOEXEC), "fsmount proc")
     finally:
         os.close(fd)
     try:
-        _check(_libc.syscall(_MOVE_MOUNT, mounted, b"", -100, target.encode(), 4), f"move_mount {target}")
+        _move_mount(mounted, target)
     finally:
         os.close(mounted)
+
+
+def _move_mount(fd: int, target: str) -> None:
+    """Puts the mount behind ``fd`` on ``target``."""
+    _check(_libc.syscall(_MOVE_MOUNT, fd, b"", -100, target.encode(), 4), f"move_mount {target}")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -6,11 +6,14 @@ not installed there.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import functools
 import json
+import marshal
 import secrets
+import types
 from importlib import resources
 from typing import Any, Literal
 
@@ -30,13 +33,15 @@ _EMPTY_JOB = {"code": "", "setup": "", "imports": "", "asserts": [], "names": []
     "modules": [],
 }
 _EMPTY_SECRET = {"mode": "check", "setup": "", "test": "def check(f): pass"}
+# Only this process writes the script, and the same Python executes it, so the compiled form of its modules is valid there.
 _LOADER = """\
-import sys, types
-for name, text in {modules!r}.items():
+import base64, marshal, sys, types
+*modules, judge = marshal.loads(base64.b64decode({data!r}))
+for name, code in modules:
     module = types.ModuleType(name)
-    exec(compile(text, name, "exec"), module.__dict__)
+    exec(code, module.__dict__)
     sys.modules[name] = module
-exec(compile({script!r}, "judge", "exec"), {{"__name__": "judge"}})
+exec(judge, {{"__name__": "judge"}})
 """
 
 
@@ -110,8 +115,10 @@ def _run(
 def _script(judge: str) -> str:
     folder = resources.files("cycleqd_jax.tasks.judges")
 
-    def source(name: str) -> str:
-        return folder.joinpath(f"{name}.py").read_text(encoding="utf-8")
+    def compiled(module: str, name: str) -> types.CodeType:
+        source = folder.joinpath(f"{module}.py").read_text(encoding="utf-8")
+        return compile(source, name, "exec", dont_inherit=True, optimize=0)
 
-    modules = {f"{__name__}.{name}": source(name) for name in _MODULES[judge]}
-    return _LOADER.format(modules=modules, script=source(judge))
+    names = {module: f"{__name__}.{module}" for module in _MODULES[judge]}
+    codes = [*((name, compiled(module, name)) for module, name in names.items()), compiled(judge, "judge")]
+    return _LOADER.format(data=base64.b64encode(marshal.dumps(codes)).decode())

@@ -1,4 +1,4 @@
-"""CycleQD in JAX: evolve fine-tuned experts that share a base model into one model with all their skills.
+"""CycleQD in JAX: evolve fine-tuned experts that share a base model into one model that combines their skills.
 
 The names below are imported from their subpackages when they are first used::
 

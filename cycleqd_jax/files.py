@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, locks between processes, and digests of values.
+"""Atomic writes of files and folders, JSON, locks between processes, and digests of values.
 
 The sandbox does not use this module, because the sandbox imports the standard library only.
 """
@@ -9,17 +9,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import json
-import logging
 import math
 import os
-import re
 import secrets
 import shutil
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,14 +26,10 @@ __all__ = [
     "check_space",
     "check_writable",
     "digest",
-    "discard_output",
-    "disk_error",
     "is_locked",
     "load_json",
     "locked",
     "make_folder",
-    "one_disk_error",
-    "print_disk_error",
     "replacing",
     "replacing_folder",
     "sync_folder",
@@ -49,10 +40,6 @@ __all__ = [
 ]
 
 _ATTEMPTS, _PAUSE_S = 5, 0.02
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
-_PLACE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors of a path that can't hold what is read or written there, such as a folder where a file should be."""
-
 
 _NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 """Errors of file systems that do not synchronise folders, or not for this user."""
@@ -215,6 +202,10 @@ def check_writable(path: str | Path, advice: str) -> None:
         other = "a file" if place.exists() else "a link that leads nowhere"
         what = "a folder without permission to write, or a read-only disk" if place.is_dir() else other
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
+    longest = os.pathconf(place, "PC_NAME_MAX")
+    name = max(path.parts, key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(name)) > longest:
+        raise InputError(f"expected names of at most {longest} bytes, got {len(os.fsencode(name))} in {path}; {advice}")
 
 
 def check_space(path: str | Path, nbytes: int, what: str) -> None:
@@ -235,128 +226,6 @@ def check_space(path: str | Path, nbytes: int, what: str) -> None:
             f"expected {nbytes / 1e9:.3g} GB of space for {what} in {path}, got {free / 1e9:.3g} GB; free some space or choose "
             "another folder"
         )
-
-
-def discard_output() -> None:
-    """Discards what is still to be printed: it must not fail once more when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def print_disk_error(program: str, error: OSError, advice: str) -> None:
-    """Prints one sentence about an error that :func:`disk_error` has found, as the end of a command.
-
-    Args:
-        program: what the sentence begins with.
-        error: the error of the operating system.
-        advice: what to do after space was freed, or permissions or the path were corrected.
-    """
-    what = " ".join(str(error.strerror or error).split())
-    path = error.filename if error.filename2 is None else error.filename2  # what was to be replaced
-    where = f" in {path}" if path is not None else ""
-    mend = (
-        "correct the path, or move what is there away"
-        if error.errno in _PLACE
-        else "free some space or correct the permissions"
-    )
-    print(f"{program}: expected to read and write files, got {what}{where}; {mend}{advice}", file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        discard_output()
-
-
-def disk_error(error: BaseException) -> OSError | None:
-    """The error of the operating system behind an exception.
-
-    Libraries hide such errors in exceptions of their own, which only quote the operating system.
-
-    Args:
-        error: any exception.
-
-    Returns:
-        The exception itself if it is an ``OSError`` of files, else the one among its causes that says why a file was refused,
-        or one of the same meaning; None if there is none.
-    """
-    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
-        return error
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        if isinstance(cause, OSError) and cause.errno in _DISK:
-            return cause
-        seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    for cause in seen:
-        for number in _DISK:
-            if os.strerror(number).lower() in str(cause).lower():
-                path = next(iter(re.findall(r"/[^\s'\":,;\]]+", str(cause))), None)
-                return OSError(number, os.strerror(number), path)
-    return None
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
-
-
-_one_writer = threading.RLock()
-
-
-class _NewThreads(io.StringIO):
-    """Keeps what threads write that start later; what the present threads write goes to a stream."""
-
-    def __init__(self, stream: Any) -> None:  # of any class that has the methods of text streams
-        super().__init__()
-        self._stream = stream
-        self._present = set(threading.enumerate())
-
-    def write(self, text: str) -> int:
-        """Writes text to the stream, or keeps it."""
-        return self._stream.write(text) if threading.current_thread() in self._present else super().write(text)
-
-    def flush(self) -> None:
-        """Flushes the stream."""
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        """Whether the stream is a terminal."""
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        """The descriptor of the stream."""
-        return self._stream.fileno()
-
-
-@contextlib.contextmanager
-def one_disk_error(path: str | Path) -> Iterator[None]:
-    """Makes one ``OSError`` of what the block raises because of the disk, and drops what new threads print about it.
-
-    Orbax writes with many threads, each of which prints a traceback of its own, and with many tasks. It raises the error of
-    one task; asyncio logs those of the others when they are collected, so they are dropped from then on.
-
-    Args:
-        path: path of what is written, for the error.
-
-    Raises:
-        OSError: the operating system refuses.
-    """
-    with _one_writer:  # it replaces what the whole process has once
-        absl, printed, refused = logging.getLogger("absl"), _NewThreads(sys.stderr), None
-        level = absl.level
-        absl.setLevel(logging.CRITICAL)
-        try:
-            with contextlib.redirect_stderr(printed):
-                yield
-        except Exception as error:
-            refused = disk_error(error)
-            if refused is None:
-                raise
-            logging.getLogger("asyncio").addFilter(_not_of_orbax)  # a second time changes nothing
-            raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
-        finally:
-            absl.setLevel(level)
-            if refused is None:
-                sys.stderr.write(printed.getvalue())
 
 
 def _refused(path: str | Path, error: OSError) -> InputError:

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 cat <<'TEXT'
-The quickstart takes about 6 minutes on two fast cores, 10 on slow ones, and needs no GPU:
+The quickstart takes 4 to 6 minutes on two fast cores, 10 on slow ones, and needs no GPU:
   1. install cycleqd_jax and its dependencies into .venv                about 1 minute, the first time only
   2. train a tiny base model, 3 experts and a model for comparison      about 2 minutes
   3. evolve merges of the experts with CycleQD                           about 1 minute

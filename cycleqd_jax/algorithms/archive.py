@@ -26,7 +26,16 @@ from cycleqd_jax.algorithms.leaders import leading_of
 from cycleqd_jax.algorithms.selection import extra_scores
 from cycleqd_jax.types import MAX_CELLS, AnyArray, Array, ArrayLeaf, Bool, Float, Genome, InputError, Int, Scores, stack_trees
 
-__all__ = ["Archives", "bin_edges", "bin_indices", "cell_winners", "cvt_centroids", "expert_bounds", "grid_cells"]
+__all__ = [
+    "Archives",
+    "bin_edges",
+    "bin_indices",
+    "cell_winners",
+    "cvt_centroids",
+    "expert_bounds",
+    "given_bounds",
+    "grid_cells",
+]
 
 _SAMPLES = 25
 """Random points for each cell of a CVT, at least 25,000 in all."""
@@ -49,6 +58,52 @@ def expert_bounds(scores: Scores, low: float = 0.85, high: float = 1.15) -> np.n
     bounds = np.stack([low * table.min(0), high * table.max(0)], axis=1)
     bounds[bounds[:, 1] <= bounds[:, 0]] = (0.0, 1.0)
     return bounds.astype(np.float32)
+
+
+def given_bounds(bounds: tuple[tuple[float, float], ...] | None, scores: Scores, name: str) -> np.ndarray:
+    """The bounds that a searcher was given, float32 ``[task, 2]``; without them :func:`expert_bounds`.
+
+    Args:
+        bounds: a ``(low, high)`` pair for each task, or None.
+        scores: scores of the experts, ``[K, task]``.
+        name: the class of the searcher, for messages.
+
+    Raises:
+        InputError: they are not a tuple, there are not as many as tasks, or an axis is empty.
+    """
+    if bounds is None:
+        return expert_bounds(scores)
+    if not isinstance(bounds, tuple):
+        raise InputError(
+            f"expected a tuple of (low, high) tuples, got a {type(bounds).__name__} in {name}.bounds; pass a tuple, which is "
+            "hashable"
+        )
+    tasks = scores.shape[1]
+    if len(bounds) != tasks:
+        raise InputError(
+            f"expected a (low, high) pair for each of {tasks} tasks, got {len(bounds)} in {name}.bounds; pass as many, or None"
+        )
+    return check_bounds(bounds).astype(np.float32)
+
+
+def check_bounds(bounds: Any) -> np.ndarray:
+    """Checks the bounds of the axes of archives, and returns them as float64 ``[K, 2]``.
+
+    Raises:
+        InputError: there are fewer than two axes, or one is empty.
+    """
+    ends = np.asarray(bounds, np.float64)
+    if ends.ndim != 2 or ends.shape[1] != 2 or len(ends) < 2:
+        raise InputError(
+            f"expected a lower and an upper bound for each of at least two tasks, got shape {ends.shape} in the bounds of "
+            "the archives; pass an array of shape [tasks, 2]"
+        )
+    if not (np.isfinite(ends).all() and (ends[:, 0] < ends[:, 1]).all()):
+        raise InputError(
+            f"expected a finite lower bound below a finite upper bound for every task, got {ends.tolist()} in the bounds "
+            "of the archives; correct them"
+        )
+    return ends
 
 
 def cell_winners(cells: Int[Array, " batch"], fitness: Float[Array, " batch"]) -> Bool[Array, " batch"]:
@@ -162,18 +217,8 @@ class Archives(flax.struct.PyTreeNode):
         Raises:
             InputError: there are fewer than two tasks, an axis is empty, or an archive has no cells or more than ``MAX_CELLS``.
         """
-        ends = np.asarray(bounds, np.float64)
+        ends = check_bounds(bounds)
         tasks = len(ends)
-        if ends.ndim != 2 or ends.shape[1] != 2 or tasks < 2:
-            raise InputError(
-                f"expected a lower and an upper bound for each of at least two tasks, got shape {ends.shape} in the bounds of "
-                "the archives; pass an array of shape [tasks, 2]"
-            )
-        if not (np.isfinite(ends).all() and (ends[:, 0] < ends[:, 1]).all()):
-            raise InputError(
-                f"expected a finite lower bound below a finite upper bound for every task, got {ends.tolist()} in the bounds "
-                "of the archives; correct them"
-            )
         if cells is not None and not 2 <= cells <= MAX_CELLS:
             raise InputError(f"expected 2 to {MAX_CELLS} cells per archive, got {cells}; choose another number of cells")
         if cells is None and (bins < 1 or bins ** (tasks - 1) > MAX_CELLS):

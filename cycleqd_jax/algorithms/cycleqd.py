@@ -7,9 +7,8 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cycleqd_jax.algorithms.archive import Archives, expert_bounds
+from cycleqd_jax.algorithms.archive import Archives, given_bounds
 from cycleqd_jax.algorithms.common import breed, check_children, check_experts, check_key, one_genome
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector
 from cycleqd_jax.types import (
@@ -20,7 +19,6 @@ from cycleqd_jax.types import (
     Float,
     Genome,
     GenomeSpace,
-    InputError,
     Int,
     Lineage,
     PRNGKeyArray,
@@ -111,17 +109,7 @@ class CycleQD(flax.struct.PyTreeNode):
         """
         del items
         table = check_experts(genomes, scores, "CycleQD")
-        bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
-        if self.bounds is not None and not isinstance(self.bounds, tuple):
-            raise InputError(
-                f"expected a tuple of (low, high) tuples, got a {type(self.bounds).__name__} in CycleQD.bounds; pass a tuple, "
-                "which is hashable"
-            )
-        if len(bounds) != table.shape[1]:
-            raise InputError(
-                f"expected a (low, high) pair for each of {table.shape[1]} tasks, got {len(bounds)} in CycleQD.bounds; pass as "
-                "many, or None"
-            )
+        bounds = given_bounds(self.bounds, table, "CycleQD")
         archives = Archives.create(one_genome(genomes), bounds, self.bins, self.cells)
         return _insert(CycleQDState(archives, jnp.int32(-1), jnp.int32(0)), genomes, jnp.asarray(table))
 

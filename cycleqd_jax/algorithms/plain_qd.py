@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
 
-from cycleqd_jax.algorithms.archive import bin_edges, bin_indices, cell_winners, expert_bounds, grid_cells
+from cycleqd_jax.algorithms.archive import bin_edges, bin_indices, cell_winners, given_bounds, grid_cells
 from cycleqd_jax.algorithms.common import (
     breed_without_task,
     check_children,
@@ -123,12 +123,7 @@ class PlainQD(flax.struct.PyTreeNode):
         del items
         table = check_experts(genomes, scores, "PlainQD")
         tasks = table.shape[1]
-        bounds = expert_bounds(table) if self.bounds is None else np.asarray(self.bounds, np.float32)
-        if bounds.shape != (tasks, 2):
-            raise InputError(
-                f"expected a (low, high) pair for each of {tasks} tasks, got {len(bounds)} in PlainQD.bounds; pass as many, or "
-                "None"
-            )
+        bounds = given_bounds(self.bounds, table, "PlainQD")
         if self.bins < 1 or self.bins**tasks > MAX_CELLS:
             raise InputError(
                 f"expected 1 to {MAX_CELLS} cells in the archive, got {self.bins**tasks} of {self.bins} bins on {tasks} axes "

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from cycleqd_jax.cli.signals import STOPPED, Stopped
 from cycleqd_jax.cli.supervise import tell_code
 from cycleqd_jax.config import RunConfig, load_config
-from cycleqd_jax.files import disk_error, make_folder
+from cycleqd_jax.disk_errors import disk_error
+from cycleqd_jax.files import make_folder
 from cycleqd_jax.processes import HEARTBEAT_S, End, PeerError, Processes, check_shared, join, leave
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError, InputError

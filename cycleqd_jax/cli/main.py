@@ -58,6 +58,7 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
     from cycleqd_jax.types import FailuresError, InputError
 
     try:
+        _check_working_directory()
         code = _dispatch(args, command)
         sys.stdout.flush()
         return code
@@ -67,7 +68,8 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"cycleqd: {error}", file=sys.stderr)
         return 2
     except InfraError as error:
-        print(f"cycleqd: {error}\nNo score was recorded; run the same command to continue.", file=sys.stderr)
+        again = "\nFinished scores are kept; run the same command to continue." if args.command in RESUMABLE else ""
+        print(f"cycleqd: {error}{again}", file=sys.stderr)
         return 3
     except FailuresError as error:
         print(f"cycleqd: {error}", file=sys.stderr)
@@ -77,12 +79,12 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"\ncycleqd: interrupted{advice}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        from cycleqd_jax.files import discard_output
+        from cycleqd_jax.disk_errors import discard_output
 
         discard_output()
         return 1
     except Exception as error:
-        from cycleqd_jax.files import disk_error, print_disk_error
+        from cycleqd_jax.disk_errors import disk_error, print_disk_error
 
         if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
             what = " ".join(str(error).split())
@@ -95,6 +97,15 @@ def _run(args: argparse.Namespace, command: Sequence[str]) -> int:
         again = " and run the same command to continue" if resumable else ", then run the same command again"
         print_disk_error("cycleqd", refused, again)
         return 3 if resumable else 2
+
+
+def _check_working_directory() -> None:
+    from cycleqd_jax.types import InputError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError("expected a working directory, got one that was deleted; change to another one") from error
 
 
 def _dispatch(args: argparse.Namespace, command: Sequence[str]) -> int:

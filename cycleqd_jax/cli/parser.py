@@ -11,7 +11,7 @@ from cycleqd_jax.version import __version__
 __all__ = ["RESUMABLE", "STAGES", "make_parser"]
 
 DESCRIPTION = """\
-CycleQD: evolve fine-tuned experts that share a base model into one model with all their skills.
+CycleQD: evolve fine-tuned experts that share a base model into one model that combines their skills.
 
   cycleqd run configs/quickstart.yaml            all stages, from training to the report; run it again to continue
   cycleqd run my.yaml seed=1 search.generations=400 output=runs/seed1
@@ -20,9 +20,10 @@ Every command that takes a CONFIG takes overrides after it: dotted keys with YAM
 (tasks.mbpp.train_size=8). A run folder holds config.yaml, inputs.json, history.jsonl, checkpoints/, grid.json, tables/,
 transcripts/, model/, figures/ and report.html; with export --best-elite also best_elite/, and exports/.
 
-exit codes: 0 done · 1 a gold solution failed (verify-task), or files of a run disagree (verify)
-            2 bad input, nothing was overwritten; or an error of the disk in a command that is not a stage
-            3 the sandbox is broken, too many children in a row failed, or the disk has an error: run again to continue
+exit codes: 0 done · 1 a gold solution failed or a stub scored (verify-task), files of a run disagree (verify), the output was
+              closed, or an unexpected error
+            2 bad input, nothing was overwritten; or a disk error in a command that can't be continued
+            3 the sandbox is broken, too many children in a row failed, or a disk error: run again to continue
             75 stopped by SIGTERM, 130 interrupted by Ctrl-C: a stage keeps what is finished, run again to continue
 """
 
@@ -96,7 +97,7 @@ def _add_stages(add: Add) -> None:
 
 
 def _add_distributed(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("models that several machines share")
+    group = command.add_argument_group("models that are sharded over several machines")
     group.add_argument(
         "--distributed",
         action="store_true",
@@ -257,7 +258,7 @@ def _add_serve(add: Add) -> None:
     command.add_argument(
         "--api-key",
         metavar="KEY",
-        help="key that clients must give; better set it as CYCLEQD_API_KEY in the environment, which other users can't see",
+        help="key that clients must give; the list of processes shows it, the environment variable CYCLEQD_API_KEY does not",
     )
     command.add_argument("--slots", type=int, default=8, metavar="N", help="replies that are decoded at the same time (8)")
     command.add_argument(
@@ -284,7 +285,7 @@ def _add_serve(add: Add) -> None:
 
 
 def _add_plan(add: Add) -> None:
-    command = add("plan", "print the memory, disk and time that each stage of a run needs, and whether it fits the devices")
+    command = add("plan", "estimate memory, disk and time of search, evaluation and export, and whether they fit the devices")
     _add_config(command, "configs/llama3_8b_cs.yaml")
     command.add_argument(
         "--devices", type=int, metavar="N", help="number of devices (default: that of the config's mesh, or 1)"
@@ -321,7 +322,7 @@ def _add_verify(add: Add) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="option of the task; sandbox.key=value of the sandbox"
     )
-    command.add_argument("--data", required=True, metavar="FILE", help="the benchmark's records, or their address")
+    command.add_argument("--data", required=True, metavar="FILE", help="the benchmark's records, or their URL")
     command.add_argument("--split", choices=("all", "train", "test"), default="all", help="half of the file (all)")
     command.add_argument(
         "--backend",

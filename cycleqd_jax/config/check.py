@@ -212,7 +212,7 @@ def _check_search(config: RunConfig) -> None:
         )
     _check_method(config)
     cells = search.bins ** (len(names) if search.method == "qd" else len(names) - 1)
-    if search.cells is None and cells > MAX_CELLS:
+    if search.method in ("cycleqd", "qd") and search.cells is None and cells > MAX_CELLS:
         advice = ", or set search.cells" if search.method == "cycleqd" else ""
         raise InputError(
             f"expected at most {MAX_CELLS} cells per archive, got {cells} from search.bins {search.bins}; decrease it{advice}"

@@ -15,8 +15,8 @@ class MeshConfig:
 
     Attributes:
         population: number of device groups. Each group holds the experts and evaluates its own children.
-        fsdp: number of devices in a group that share the slices of every weight.
-        tensor: number of devices in a group that share the heads and hidden units of every layer.
+        fsdp: number of devices over which every weight of a model is sharded.
+        tensor: number of devices over which the heads and hidden units of every layer are sharded (tensor parallelism).
     """
 
     population: int = field(1, minimum=1, special=-1)

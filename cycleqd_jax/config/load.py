@@ -25,6 +25,7 @@ from cycleqd_jax.config.fields import Range, range_of
 from cycleqd_jax.config.schema import RunConfig, SandboxConfig
 from cycleqd_jax.schema import without_versions
 from cycleqd_jax.types import InputError
+from cycleqd_jax.yaml_files import load_yaml, parse_yaml
 
 __all__ = ["check_config", "from_tree", "load_config", "read_yaml", "task_options", "to_dict", "to_yaml"]
 
@@ -128,53 +129,6 @@ def to_yaml(config: RunConfig) -> str:
 # YAML and overrides
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys; the standard one keeps the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                line = node.value[i][0].start_mark.line + 1
-                raise InputError(f"expected unique keys, got {key!r} twice in {self.name} (line {line}); remove one")
-        return super().construct_mapping(node, deep)
-
-
-def _parse(source: Any, loader: type[yaml.SafeLoader]) -> Any:
-    """The value of a text in YAML.
-
-    Args:
-        source: the text, or an open file.
-        loader: the class that reads it.
-
-    Raises:
-        InputError: the loader refuses it.
-        yaml.YAMLError: it is not YAML; or nothing can be made of a value, such as a date with 13 months; or lists are nested
-            too deeply, or hold themselves.
-    """
-    try:
-        value = yaml.load(source, loader)
-        _refuse_cycles(value, set(), set())
-    except (InputError, OSError, yaml.YAMLError):
-        raise
-    except Exception as error:  # the constructors of PyYAML raise many types
-        raise yaml.YAMLError(str(error)) from error
-    return value
-
-
-def _refuse_cycles(value: Any, above: set[int], done: set[int]) -> None:
-    """Raises ValueError where an alias stands for what it is in; every value is visited once, however many aliases it has."""
-    if not isinstance(value, list | dict) or id(value) in done:
-        return
-    if id(value) in above:
-        raise ValueError("an alias stands for what it is in")
-    above.add(id(value))
-    for part in value.values() if isinstance(value, dict) else value:
-        _refuse_cycles(part, above, done)
-    above.remove(id(value))
-    done.add(id(value))
-
-
 def read_yaml(path: Path, what: str = "a config") -> dict[Any, Any]:
     """Reads a YAML file that holds a mapping.
 
@@ -186,14 +140,11 @@ def read_yaml(path: Path, what: str = "a config") -> dict[Any, Any]:
         InputError: the file can't be read, is not YAML, holds something other than a mapping, or has a key twice.
     """
     try:
-        with path.open(encoding="utf-8") as stream:  # the loader takes its name for messages from the stream
-            tree = _parse(stream, _UniqueKeyLoader)
+        tree = load_yaml(path)
     except OSError as error:
         raise InputError(f"expected {what} in {path}, got {error.strerror}; correct the path") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" ({' '.join(str(error).split())[:80]})" if mark is None else f" (line {mark.line + 1})"
-        raise InputError(f"expected {what}, got text that is not YAML in {path}{line}; correct the file") from error
+    except ValueError as error:
+        raise InputError(f"expected {what}, got text that is not YAML in {path} ({error}); correct the file") from error
     if not isinstance(tree, dict):
         raise InputError(f"expected a mapping of keys, got {type(tree).__name__} in {path}; correct the file")
     return tree
@@ -214,8 +165,8 @@ def _override(tree: Any, assignment: str) -> None:
     if not equals or not dotted:
         raise InputError(f"expected an override of the form key=value, got {assignment!r}; correct it")
     try:
-        value = _parse(text, yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise InputError(f"expected YAML as the value, got {text!r} in the override {assignment!r}; correct it") from error
     names = dotted.split(".")
     for depth, name in enumerate(names):

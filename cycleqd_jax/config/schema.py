@@ -99,9 +99,10 @@ class TaskConfig:
 
     Attributes:
         name: name of the task in the journal and in tables, unique within a run.
-        kind: ``mbpp``, ``evalplus``, ``humaneval``, ``bigcodebench``, ``dbbench``, ``os_interaction``, ``segmentation``, or
-            ``package.module:Class`` for a task of your own. Empty means the task's name.
-        train: file with the problems that the search may use, or its address (``https://…/file.jsonl.gz#sha256=DIGEST`` or
+        kind: ``mbpp``, ``evalplus``, ``humaneval``, ``bigcodebench``, ``dbbench``, ``os_interaction``, ``arc``, ``boolq``,
+            ``commonsenseqa``, ``hellaswag``, ``mmlu``, ``gsm8k``, ``bbh``, ``segmentation``, or ``package.module:Class`` for a
+            task of your own. Empty means the task's name.
+        train: file with the problems that the search may use, or its URL (``https://…/file.jsonl.gz#sha256=DIGEST`` or
             ``hf://datasets/owner/name@commit/file``). Null generates miniature problems. Of ``segmentation``: the folder with
             all images and masks.
         test: file with the problems for the reported scores. Null splits the ``train`` file into two halves by a hash.
@@ -244,7 +245,7 @@ class RunConfig:
 
     Attributes:
         name: name of the run.
-        tasks: the tasks to score. Expert k belongs to task k.
+        tasks: the tasks to score, each with an expert.
         output: the run folder. Null is ``runs/<name>``.
         origin: the folder of the finished run that this run extends; ``cycleqd extend`` sets this key. The search begins with
             the individuals of that run. Null begins with the experts alone.

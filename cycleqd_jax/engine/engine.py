@@ -267,6 +267,11 @@ class Engine(Scoring):
         if conversation is not None:
             self._loop.free(self._loop.scheduler.release(conversation))
 
+    def cancel(self) -> None:
+        """Drops all requests, also those that are complete; conversations keep their caches."""
+        self._loop.done = []
+        self._loop.free(self._loop.scheduler.drop_requests())
+
     @property
     def busy(self) -> bool:
         """Whether a request is waiting, being decoded, or complete and not yet returned."""
@@ -323,8 +328,7 @@ class Engine(Scoring):
             while self.busy:
                 replies |= dict(self.advance())
         except BaseException:
-            self._loop.done = []
-            self._loop.free(self._loop.scheduler.drop_requests())
+            self.cancel()
             raise
         return [replies[number] for number in numbers]
 

@@ -147,18 +147,22 @@ class TextScorer:
         for context in contexts:
             seeds.append((seed + seen[context]) % 2**32 if seen[context] else seed)
             seen[context] += 1
-        numbers = [
-            self.engine.submit(
-                (self.encode(context) or [self.prefix])[-room:],
-                max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=own,
-                stop_when=self._ends_at(stop),
-            )
-            for context, own in zip(contexts, seeds, strict=True)
-        ]
         replies: dict[int, Generation] = {}
-        while self.engine.busy:
-            replies |= dict(self.engine.advance())
+        try:
+            numbers = [
+                self.engine.submit(
+                    (self.encode(context) or [self.prefix])[-room:],
+                    max_new_tokens,
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=own,
+                    stop_when=self._ends_at(stop),
+                )
+                for context, own in zip(contexts, seeds, strict=True)
+            ]
+            while self.engine.busy:
+                replies |= dict(self.engine.advance())
+        except BaseException:
+            self.engine.cancel()
+            raise
         return [text_of(self, replies[number].ids, self.engine.stop_ids, stop) for number in numbers]

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import jax
 
+from cycleqd_jax.disk_errors import disk_error
 from cycleqd_jax.evaluation.evaluator import EvaluationCancelled
 from cycleqd_jax.evaluation.workers import Relatives, Stages, Worker, given
-from cycleqd_jax.files import disk_error
 from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import Evaluation, Genome, first_line
 

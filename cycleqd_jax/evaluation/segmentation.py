@@ -74,6 +74,14 @@ class _Work(Sequence[SegmentationItem]):
         return item
 
 
+@dataclasses.dataclass
+class _Kept:
+    """Images and masks in memory, which an evaluator and those of some of its tasks have in common."""
+
+    bytes_left: int
+    items: dict[tuple[str, Split, int], SegmentationItem] = dataclasses.field(default_factory=dict)
+
+
 class SegmentationEvaluator:
     """Scores models that segment images; a :class:`~cycleqd_jax.types.ModelEvaluator`. Not thread-safe.
 
@@ -110,8 +118,7 @@ class SegmentationEvaluator:
         self._sizes = sizes or {}
         self._workers = workers
         self._items: dict[tuple[str, Split], Sequence[SegmentationItem]] = {}
-        self._kept: dict[tuple[str, Split, int], SegmentationItem] = {}
-        self._bytes_left = cache_bytes
+        self._kept = _Kept(cache_bytes)
 
     def unload(self) -> None:
         """Frees the weights of the last model."""
@@ -155,13 +162,13 @@ class SegmentationEvaluator:
     def _item(self, task: SegmentationTask, split: Split, index: int) -> SegmentationItem:
         """An item of a split, which is kept while there is room."""
         key = (task.name, split, index)
-        if key in self._kept:
-            return self._kept[key]
+        if key in self._kept.items:
+            return self._kept.items[key]
         item = self.items(task, split)[index]
         size = item.image.nbytes + item.mask.nbytes
-        if size <= self._bytes_left:
-            self._bytes_left -= size
-            self._kept[key] = item
+        if size <= self._kept.bytes_left:
+            self._kept.bytes_left -= size
+            self._kept.items[key] = item
         return item
 
     def __call__(

@@ -321,9 +321,13 @@ def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Seq
         yield path, basis_of([padded(f, rank) for f in factors])
 
 
-@jax.jit
-def _leading(tau: Array, u: Array, vt: Array) -> Array:
-    return jnp.einsum("...m,...mn,...n->...", u, tau, vt, precision=jax.lax.Precision.HIGHEST)
+@functools.partial(jax.jit, static_argnames="weights")
+def _leading(
+    base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool, u: Array, vt: Array
+) -> Array:
+    """u_1ᵀ τ v_1 of one matrix of a leaf."""
+    tau = change_at(base, change, at, weights)
+    return jnp.einsum("m,mn,n->", u[at][:, 0], tau, vt[at][0], precision=HIGHEST)
 
 
 def check_bases(
@@ -358,9 +362,12 @@ def check_bases(
             )
         for k, (change, whole) in enumerate(changes_of(path, experts)):
             u, s, vt = basis.of(k)
-            tau = change_at(leaves[path], change, (), whole)
-            error = np.abs(to_host(_leading(tau, u[..., 0], vt[..., 0, :])) - np.asarray(s[..., 0]))
-            if not all(are_finite([u, s, vt])) or not np.all(error <= 1e-3 * np.asarray(s[..., 0])):
+            largest = to_host(s[..., 0])
+            error = np.empty_like(largest)
+            for i in np.ndindex(largest.shape):  # one matrix at a time: the task vectors of a leaf may not fit
+                one = _leading(leaves[path], change, tuple(map(np.int32, i)), whole, u, vt)
+                error[i] = abs(to_host(one) - largest[i])
+            if not all(are_finite([u, s, vt])) or not np.all(error <= 1e-3 * largest):
                 raise InputError(
                     f"expected the finite basis of expert {k} for {path!r}, got another basis; decompose these experts"
                 )

@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 
-from cycleqd_jax.files import discard_output, disk_error, print_disk_error
+from cycleqd_jax.disk_errors import discard_output, disk_error, print_disk_error
 from cycleqd_jax.lm_eval.loading import NAME, LoadedModel, load, make_engine
 from cycleqd_jax.lm_eval.model import HarnessModel
 from cycleqd_jax.types import InputError

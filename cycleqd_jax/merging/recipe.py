@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from cycleqd_jax.merging.settings import Setting, Value, parse_setting
 from cycleqd_jax.types import InputError
+from cycleqd_jax.yaml_files import parse_yaml
 
 __all__ = ["METHODS", "Method", "Model", "Recipe", "load_recipe"]
 
@@ -134,12 +133,11 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(text)
     except OSError as error:
         raise InputError(f"expected a mergekit config, got {error.strerror or error} in {path}; correct the path") from error
-    except Exception as error:  # PyYAML raises many types, such as ValueError for a date with 13 months
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"expected YAML, got {reason} in {path}; correct the file") from error
+    except ValueError as error:
+        raise InputError(f"expected YAML, got text that is not YAML in {path} ({error}); correct the file") from error
     if not isinstance(raw, dict):
         raise InputError(f"expected the keys of a mergekit config, got {type(raw).__name__} in {path}; correct the file")
     return _Reader(path, raw).recipe(text)

@@ -202,10 +202,6 @@ class ChatTokenizer:
         template = self._tokenizer.chat_template
         return template["default"] if isinstance(template, dict) else template
 
-    def backend_json(self) -> dict[str, Any]:
-        """The contents of ``tokenizer.json``, also where the checkpoint has no such file."""
-        return json.loads(self._tokenizer.backend_tokenizer.to_str())
-
     @property
     def bos_id(self) -> int | None:
         """The id of the bos token, if there is one."""

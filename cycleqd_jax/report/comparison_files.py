@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from cycleqd_jax.files import write_bytes, write_json
 from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
 from cycleqd_jax.report.comparison_costs import write_comparison_costs
 from cycleqd_jax.types import InputError
+from cycleqd_jax.yaml_files import load_yaml
 
 __all__ = ["draw_comparison", "write_comparison"]
 
@@ -32,13 +32,13 @@ def draw_comparison(folder: Path) -> ComparisonTable:
     """
     file = Path(folder) / "comparison.yaml"
     try:
-        found = dict(yaml.safe_load(file.read_text("utf-8"))["table"])
+        found = dict(load_yaml(file)["table"])
         seeds = found.pop("seeds")
         runs = [
             MethodRuns(**one, folders={seed: file.parent / f"seed-{seed}" / one["name"] for seed in seeds})
             for one in found.pop("methods")
         ]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"expected a comparison in {file}, got {type(error).__name__} {error}; run `cycleqd compare` again"
         ) from error

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cycleqd_jax.report.costs import Costs, load_costs
 from cycleqd_jax.report.history import Archive, History, load_history, shares
 from cycleqd_jax.report.read import load_config, load_results, load_selection, load_transcripts
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError, first_line
+from cycleqd_jax.yaml_files import load_yaml
 
 __all__ = ["Record", "RunFolder", "open_run"]
 
@@ -77,8 +76,8 @@ class RunFolder:
         """The resolved configuration of the run, as nested mappings; ``versions`` holds the versions of the packages."""
         path = self._existing("config.yaml", "restore the file from the run that wrote it")
         try:
-            config = yaml.safe_load(path.read_text("utf-8"))
-        except (ValueError, RecursionError, yaml.YAMLError) as error:  # such as a date with 13 months
+            config = load_yaml(path)
+        except ValueError as error:
             what = f"{type(error).__name__} ({first_line(error, 80)})"
             raise InputError(f"expected YAML in {path}, got {what}; restore the file from the run that wrote it") from error
         if not isinstance(config, dict):

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cycleqd_jax.files import load_json
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
+from cycleqd_jax.yaml_files import parse_yaml
 
 __all__ = [
     "Config",
@@ -103,8 +102,8 @@ def load_config(folder: Path) -> Config | None:
 def _mapping_in(line: str) -> Mapping[str, Any]:
     """The mapping of a line of YAML; the schema of a line that can't be read is its text, which is not a version."""
     try:
-        return yaml.safe_load(line)
-    except yaml.YAMLError:
+        return parse_yaml(line)
+    except ValueError:
         return {"schema": line}
 
 

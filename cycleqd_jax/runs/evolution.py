@@ -118,11 +118,13 @@ class Evolution:
         checkpoints = search.Checkpoints(
             context.folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
         )
-        journal = search.Journal(context.folder / "history.jsonl")
-        if context.shared is not None:
-            compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
-            self._take_experts(journal, context.shared)
-        with contextlib.closing(checkpoints), log_search(config, journal, context.progress, context.log) as progress:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(checkpoints))
+            journal = search.Journal(context.folder / "history.jsonl")
+            if context.shared is not None:
+                compare_inputs(context.shared, inputs)  # the experts may have been trained since the run was opened
+                self._take_experts(journal, context.shared)
+            progress = stack.enter_context(log_search(config, journal, context.progress, context.log))
             options: dict[str, Any] = {
                 "tasks": config.task_names,
                 "names": config.expert_names,

@@ -263,7 +263,7 @@ class Run:
         self._ensure_open("evolve").evolution.ensure_evolved()
 
     def evaluate_individual(self, identity: int, split: Split = "test") -> Evaluation:
-        """Scores an individual of the search on the problems of a split; writes nothing into the run folder.
+        """Scores an individual of the search on the problems of a split; writes no score into the run folder.
 
         Args:
             identity: its id in the journal.

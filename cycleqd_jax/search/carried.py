@@ -38,7 +38,7 @@ class Carried:
         generations: the number of generations that the children are of.
         batch_size: children per generation.
         experts: the experts that both searches have, ascending ids.
-        children: yields the children, ascending ids without gaps, with their genomes and the digests of these.
+        children: yields the children, ascending ids without gaps, with their genomes. Their records have the digests.
         evaluator: scores genomes on the tasks that only the new search has; None where there are none.
     """
 

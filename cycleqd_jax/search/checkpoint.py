@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cycleqd_jax.files import load_json, one_disk_error, write_json
+from cycleqd_jax.disk_errors import one_disk_error
+from cycleqd_jax.files import load_json, write_json
 from cycleqd_jax.search.digests import OLD_BASES, tree_digest
 from cycleqd_jax.types import InputError, PRNGKeyArray, first_line, tree_paths
 
@@ -343,7 +344,6 @@ class Checkpoints:
                 f"expected a checkpoint with the leaves and shapes of this run's state, got others in {self.folder}; use the "
                 f"config and the version of that run ({OLD_BASES}), or another folder"
             )
-        _check_files(place)
         contents = _contents(like, key)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, contents)
         try:

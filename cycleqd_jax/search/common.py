@@ -41,8 +41,8 @@ class Reporter:
         self._progress("evolve", identity + 1, self._total, {"best average": self._best})
 
 
-def children_of(genomes: Genome, lineage: Lineage, generation: int, first_id: int, tasks: Sequence[str]) -> list[Individual]:
-    """The children of a generation, not yet evaluated."""
+def children_of(genomes: Genome, lineage: Lineage, generation: int, first_id: int, names: Sequence[str]) -> list[Individual]:
+    """The children of a generation, not yet evaluated; ``names`` are those of the experts."""
     host = jax.tree.map(np.asarray, lineage)
     digests = tree_digests(genomes)
     return [
@@ -50,7 +50,7 @@ def children_of(genomes: Genome, lineage: Lineage, generation: int, first_id: in
             id=first_id + j,
             generation=generation,
             expert=None,
-            active=tasks[int(host.active[j])] if host.active[j] >= 0 else None,
+            active=names[int(host.active[j])] if host.active[j] >= 0 else None,
             parents=tuple(host.parents[j].tolist()),
             omega=tuple(host.omega[j].tolist()) if host.coefficients is None else None,
             key=tuple(host.key[j].tolist()),
@@ -61,14 +61,15 @@ def children_of(genomes: Genome, lineage: Lineage, generation: int, first_id: in
     ]
 
 
-def relatives_of(child: Individual, tasks: Sequence[str], journal: Journal) -> list[int]:
+def relatives_of(child: Individual, names: Sequence[str], journal: Journal) -> list[int]:
     """The ids of individuals whose replies are likely those of the child, the closest first.
 
-    These are its parents, and the expert of its active task; or, of a child that is given by its coefficients, the individuals
-    with the nearest coefficients among the experts and the latest children. An expert has coefficient 1 for itself.
+    These are its parents, and the expert along whose directions it was mutated; or, of a child that is given by its
+    coefficients, the individuals with the nearest coefficients among the experts and the latest children. An expert has
+    coefficient 1 for itself. ``names`` are those of the experts.
     """
     if child.coefficients is None:
-        return [*child.parents, *([] if child.active is None else [tasks.index(child.active)])]
+        return [*child.parents, *([] if child.active is None else [names.index(child.active)])]
     own = np.asarray(child.coefficients)
     count = own.shape[1]
     points = dict(enumerate(np.broadcast_to(np.eye(count)[:, None], (count, *own.shape))))
@@ -79,11 +80,11 @@ def relatives_of(child: Individual, tasks: Sequence[str], journal: Journal) -> l
     return sorted(points, key=lambda identity: (float(np.square(points[identity] - own).sum()), identity))[:NEAREST]
 
 
-def drafts_of(child: Individual, tasks: Sequence[str], journal: Journal, transcripts: Transcripts | None) -> list[Transcript]:
+def drafts_of(child: Individual, names: Sequence[str], journal: Journal, transcripts: Transcripts | None) -> list[Transcript]:
     """The transcripts of a child's relatives (:func:`relatives_of`); they are not looked for where children get no drafts."""
     if transcripts is None or not transcripts.drafts:
         return []
-    return transcripts.of(relatives_of(child, tasks, journal))
+    return transcripts.of(relatives_of(child, names, journal))
 
 
 def check_recorded(child: Individual, journal: Journal, check: DigestCheck) -> None:

@@ -10,7 +10,7 @@ import flax.serialization
 import jax
 import numpy as np
 
-__all__ = ["OLD_BASES", "tree_digest", "tree_digests"]
+__all__ = ["OLD_BASES", "leaves_of", "tree_digest", "tree_digests"]
 
 OLD_BASES = "older versions also kept coefficients of matrices that no expert changes"
 """Why genomes and checkpoints of the same experts may differ between versions; part of error messages."""
@@ -31,7 +31,7 @@ def tree_digest(tree: Any, *, digits: int = 16) -> str:
     True
     """
     total = hashlib.sha256()
-    for path, leaf in sorted(_leaves(flax.serialization.to_state_dict(tree), ""), key=lambda one: one[0]):
+    for path, leaf in sorted(leaves_of(flax.serialization.to_state_dict(tree)), key=lambda one: one[0]):
         array = np.asarray(jax.device_get(leaf))
         total.update(f"{path}\0{array.dtype}\0{array.shape}\0".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # copies only what is not contiguous
@@ -49,9 +49,15 @@ def tree_digests(trees: Any) -> list[str]:
     return [tree_digest(jax.tree.map(lambda leaf, j=j: leaf[j], host)) for j in range(count)]
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves_of(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a state dictionary with their paths, such as ``/archives/edges``.
+
+    Args:
+        node: the dictionary, or a leaf.
+        path: the path of the node.
+    """
     if isinstance(node, Mapping):
         for name, item in node.items():
-            yield from _leaves(flax.serialization.to_state_dict(item), f"{path}/{name}")
+            yield from leaves_of(flax.serialization.to_state_dict(item), f"{path}/{name}")
     elif node is not None:
         yield path, node

@@ -137,10 +137,10 @@ def evolve(
     try:
         for t, ids in itertools.islice(enumerate(generation_ids(*plan)), first, None):
             genomes, lineage, state = searcher.ask(state, jax.random.fold_in(key, t), len(ids))
-            children = children_of(genomes, lineage, t, ids.start, tasks)
+            children = children_of(genomes, lineage, t, ids.start, names)
             for child in children:
                 check_recorded(child, journal, check)
-            relatives = [drafts_of(child, tasks, journal, transcripts) for child in children]
+            relatives = [drafts_of(child, names, journal, transcripts) for child in children]
             covered = count + (0 if checkpoints is None else checkpoints.newest()) * batch_size
             stages = [] if racing is None else racing.stages(children, journal, tasks, count, state, key)
             evaluate_individuals(

@@ -95,7 +95,8 @@ def evolve_steadily(
         raise InputError(f"expected a budget above {count}, the number of experts, got {budget}; increase search.budget")
     total = count + children if budget is None else min(count + children, budget)
     report = Reporter(journal, tasks, total, progress)
-    state = evaluate_experts(searcher, experts, evaluator, tasks, names or tasks, journal, transcripts, report)
+    names = tasks if names is None else names
+    state = evaluate_experts(searcher, experts, evaluator, tasks, names, journal, transcripts, report)
     on_start(state)
     check = DigestCheck(journal, log)
     for k, digest in enumerate(tree_digests(experts)):
@@ -104,7 +105,7 @@ def evolve_steadily(
 
     def ask(serial: int, state: Any) -> _Child:
         genomes, lineage, _ = searcher.ask(state, jax.random.fold_in(key, serial), 1)
-        return _Child(children_of(genomes, lineage, inserted, count + inserted, tasks)[0], genomes, lineage)
+        return _Child(children_of(genomes, lineage, inserted, count + inserted, names)[0], genomes, lineage)
 
     def tell(child: _Child) -> None:
         nonlocal state, inserted
@@ -133,7 +134,7 @@ def evolve_steadily(
         serial, made = made, made + 1
         child = ask(serial, state)
         flying[serial] = child._replace(record=replace(child.record, asked=(inserted, serial)))
-        relatives = drafts_of(child.record, tasks, journal, transcripts)
+        relatives = drafts_of(child.record, names, journal, transcripts)
         return serial, [row_of(child.genomes, 0)], [relatives] if relatives else ()
 
     def on_result(serial: int, evaluations: list[Evaluation]) -> None:

@@ -93,6 +93,7 @@ def learning_rates(options: TrainOptions) -> Float[np.ndarray, " steps"]:
         end_value=options.final_ratio * options.learning_rate,
     )
     # Step n uses the rate of the schedule's step n + 1, so that the first rate is not 0.
+    # One call for all steps would give other last bits, and other trained models.
     return np.asarray([schedule(step + 1) for step in range(options.steps)], np.float32)
 
 

@@ -18,7 +18,8 @@ class Lineage(NamedTuple):
 
     Attributes:
         parents: ids of the two parents, Int ``[batch, 2]``; -1 for no parent.
-        active: index of the active task, whose expert gives the directions of the mutation, Int ``[batch]``; -1 for no task.
+        active: index of the expert whose directions the mutation follows, Int ``[batch]``; -1 for none. In CycleQD it
+            is that of the active task.
         key: raw data of each child's PRNG key, UInt32 ``[batch, 2]``.
         omega: raw crossover weights ω1, ω2, Float ``[batch, 2]``; zero for a child without parents.
         coefficients: the genomes of children without parents, merging coefficients of G groups of layers and K experts, Float
@@ -42,7 +43,7 @@ class GenomeSpace(Protocol):
 
     @property
     def num_experts(self) -> int:
-        """The number K of experts. Expert k is fine-tuned for task k."""
+        """The number K of experts: those of the tasks, in their order, then others."""
         ...
 
     def expert(self, k: int) -> Genome:
@@ -54,7 +55,7 @@ class GenomeSpace(Protocol):
         ...
 
     def mutate(self, key: PRNGKeyArray, genome: Genome, active: Int[Array, ""]) -> Genome:
-        """The mutation of a child when task ``active`` provides quality; the key is consumed."""
+        """The mutation of a child along the directions of expert ``active``; the key is consumed."""
         ...
 
     def express(self, genome: Genome) -> Params:

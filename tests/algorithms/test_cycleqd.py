@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.algorithms import CycleQD, EliteSelector, UniformSelector
+from cycleqd_jax.algorithms import CycleQD, EliteSelector, PlainQD, UniformSelector
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.operators import crossover_weights, linear_crossover
 from cycleqd_jax.types import InputError, Lineage
@@ -185,9 +185,19 @@ def test_bad_initial_individuals(count, scores, message):
         algorithm.init(algorithm.space.experts[:count], scores)
 
 
-def test_bounds_for_too_few_tasks():
-    with pytest.raises(InputError, match="each of 3 tasks, got 2"):
-        started(searcher(3, bounds=((0.0, 1.0), (0.0, 1.0))))
+@pytest.mark.parametrize("method", [CycleQD, PlainQD])
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (((0.0, 1.0), (0.0, 1.0)), "each of 3 tasks, got 2"),
+        (((0.0, 1.0), (0.5, 0.5), (0.0, 1.0)), "finite lower bound below a finite upper bound"),
+        (((0.0, 1.0), (0.0, np.inf), (0.0, 1.0)), "finite lower bound below a finite upper bound"),
+    ],
+)
+def test_bad_bounds(method, bounds, message):
+    algorithm = method(searcher(3).space, bounds=bounds)
+    with pytest.raises(InputError, match=message):
+        started(algorithm)
 
 
 @pytest.mark.exhaustive

@@ -68,6 +68,17 @@ def test_a_path_that_is_no_place_for_a_file(monkeypatch, capsys, number):
     )
 
 
+def test_a_working_directory_that_was_deleted(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert cli.main(["run", "config.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "cycleqd: expected a working directory, got one that was deleted; change to another one\n"
+    )
+
+
 def test_devices_that_are_not_there(monkeypatch, capsys):
     error = RuntimeError("Unable to initialize backend 'foo': it is not known")
     monkeypatch.setattr(main, "_dispatch", failing(error))

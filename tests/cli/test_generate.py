@@ -66,7 +66,6 @@ def test_bad_requests(tmp_path, capsys):
     assert "shorten it" in capsys.readouterr().err
 
 
-@pytest.mark.exhaustive
 def test_compiled_programs_are_kept(tmp_path, capsys):
     model = write(tmp_path / "m.gguf", GGMLQuantizationType.F32)
     before = jax.config.values["jax_compilation_cache_dir"]

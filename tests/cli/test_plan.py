@@ -242,7 +242,6 @@ def test_plans_of_images_that_are_refused(capsys, tmp_path, arguments, words):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.exhaustive
 def test_the_shape_of_a_model_of_images_from_a_file(capsys, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "sam", "vision_config": {"hidden_size": 384, "num_attention_heads": 6}}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import yaml
 
 from cycleqd_jax.cli import main
@@ -10,7 +9,6 @@ from cycleqd_jax.cli import main
 from ..compared_runs import write_finished
 
 
-@pytest.mark.exhaustive
 def test_a_comparison_is_drawn_again(tmp_path, capsys):
     for method in ("cmaes", "random"):
         write_finished(tmp_path / "seed-3" / method, method, 3)

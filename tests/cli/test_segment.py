@@ -29,7 +29,6 @@ def run(folder, *options, image="image.png"):
     return main(["segment", str(folder / "model"), str(folder / image), "--output", str(folder / "out.png"), *options])
 
 
-@pytest.mark.exhaustive
 def test_the_mask_is_that_of_the_predictor(folder, capsys):
     (item,) = ellipses(1)
     box = [str(round(edge)) for edge in item.box.tolist()]

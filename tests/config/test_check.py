@@ -333,6 +333,12 @@ def test_search_methods(search, message):
         load_config(MINIMAL | {"search": search})
 
 
+@pytest.mark.parametrize("method", ["dns", "random", "nsga2"])
+def test_a_method_without_archives_has_no_cells(method):
+    tasks = [{"name": f"t{k}"} for k in range(7)]  # 15⁶ cells
+    assert load_config({"name": "x", "tasks": tasks, "search": {"method": method}}).search.method == method
+
+
 def test_coefficients_of_a_dense_genome():
     with pytest.raises(
         InputError, match=r"expected genome.space: expert with search.method random, .*, got dense; leave it out"

@@ -169,7 +169,7 @@ def test_files_with_other_content(write, text, message):
 
 def test_a_duplicate_key_is_an_error(write):
     text = yaml.safe_dump(MINIMAL) + "seed: 1\nseed: 2\n"
-    with pytest.raises(InputError, match=r"unique keys, got 'seed' twice in .*\.yaml \(line \d+\); remove one"):
+    with pytest.raises(InputError, match=r"not YAML in .*\.yaml \(the key 'seed' twice, line \d+\); correct the file"):
         load_config(write(text))
 
 

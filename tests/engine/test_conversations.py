@@ -27,6 +27,7 @@ def test_conversations_equal_the_uncached_loop(engine, params, count, edits):
         assert engine.statistics.reused == before  # the first page has changed
 
 
+@pytest.mark.exhaustive
 def test_release_frees_the_cache_of_a_conversation(engine):
     def reused(release):
         before = engine.statistics.reused

@@ -113,6 +113,7 @@ def test_no_incomplete_characters_and_no_stop_token(tokenizer, scripted, hello, 
     assert pieces == wanted[steps]
 
 
+@pytest.mark.exhaustive
 def test_a_reply_cut_within_a_character(tokenizer, scripted, hello, reply_of_engine):
     config, params = scripted(tokenizer, "aé€😀b")
     pieces = [piece.text for piece in streamed(params, config, tokenizer, hello, 8, 1)]

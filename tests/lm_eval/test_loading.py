@@ -71,6 +71,17 @@ def test_a_stop_string_that_is_a_special_token_ends_the_text(folder):
 
 
 @pytest.mark.exhaustive
+def test_a_context_that_is_refused_leaves_no_request(folder, monkeypatch):
+    scorer = scorer_of(folder)
+    whole = scorer.generate(["which animal"], 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer, "encode", lambda text: [2] if text == "a" else [10**6])
+        with pytest.raises(InputError, match="1000000"):
+            scorer.generate(["a", "b"], 4)
+    assert not scorer.engine.busy
+    assert scorer.generate(["which animal"], 4) == whole
+
+
 def test_repeats_of_a_sampled_context_differ(folder):
     scorer = scorer_of(folder)
     texts = scorer.generate(["which animal"] * 4 + ["Question"], 12, temperature=2.0, seed=2**32 - 1)

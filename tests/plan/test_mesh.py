@@ -12,8 +12,7 @@ from cycleqd_jax import plan
 from .workloads import H100, LLAMA_8B, workload
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_every_alternative_fits(devices):
     config = LLAMA_8B.replace(dtype="float32")
     work = workload(config, rank=256, slots=64, max_len=4096, new=512, prompt=3584, reply=512)

@@ -17,6 +17,8 @@ from cycleqd_jax.engine import TextScorer
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+from cycleqd_jax.runs.folder.models import RunModels
+from cycleqd_jax.serve import RunCatalog, UnknownModel
 from cycleqd_jax.tasks import TaskOptions, make_task
 
 from ..tasks.helpers import FakeSandbox
@@ -52,7 +54,7 @@ def run(tmp_path_factory):
     tokenizer = train_tiny_tokenizer([f"Question: What is {word}?\nAnswer: #### 3" for word in WORDS] * 4, 320)
     config = llama.LlamaConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 8, max_position_embeddings=256, initializer_range=0.3)
     base = llama.init_params(config, jax.random.key(0))
-    for number, name in enumerate(("base", "arc", "words", "sums")):
+    for number, name in enumerate(("base", "arc", "words", "sums", "later")):
         other = llama.init_params(config, jax.random.key(number))
         params = jax.tree.map(lambda a, b, n=number: a + jnp.float32(0.3 * (n > 0)) * (b - a), base, other)
         hf.save(folder / name, config, params, tokenizer=tokenizer)
@@ -78,7 +80,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.e2e
 def test_the_scores_are_those_of_the_harness_s_rule(run):
     journal = [json.loads(line) for line in (run / "run" / "history.jsonl").read_text("utf-8").splitlines()]
     assert {len(one["items"]["arc"]) for one in journal} == {6}
@@ -95,6 +96,64 @@ def test_the_scores_are_those_of_the_harness_s_rule(run):
     for question in task.questions("train")[:6]:
         found.append(task.outcome(question, scorer.score([(question.context, choice) for choice in question.choices])))
     assert [one.score.value for one in found] == journal[-1]["items"]["arc"]
+
+
+def test_the_server_offers_the_models_of_the_run(run):
+    with RunModels(run / "run", lambda *_: None, lambda *_: None) as models:
+        models.prepare()
+        catalog = RunCatalog(models)
+        elites = cq.open_run(run / "run").archives["arc"]
+        named = {one.id for one in catalog.entries()}
+        assert {"final", "base", "expert:arc", "expert:words", "expert:sums"} <= named
+        assert {f"child:{elite['id']}" for elite in elites} <= named
+        cell = ",".join(map(str, elites[-1]["cell"]))
+        assert catalog.resolve(f"elite:arc/{cell}") == catalog.resolve(f"child:{elites[-1]['id']}")
+        for name in ("nothing", "child:99999", "child:x", "expert:x", "elite:arc/99,99", "elite:arc", "child:00"):
+            with pytest.raises(UnknownModel, match="expected"):
+                catalog.resolve(name)
+        for name, folder in (("final", "run/model"), ("base", "base"), ("expert:words", "words")):
+            served = jax.tree.leaves(catalog.express(catalog.resolve(name))[0])
+            for ours, theirs in zip(served, jax.tree.leaves(hf.load(run / folder)[1]), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_suite_scores_all_rows(run, tmp_path, capsys):
+    tasks = [{"name": "other", "kind": "commonsenseqa", "data": write(tmp_path / "other.jsonl", [arc(n) for n in range(70)])}]
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"name": "others", "tasks": tasks}), encoding="utf-8")
+    command = ["evaluate", str(run / "config.yaml"), "--suite", str(suite)]
+    assert main(command) == 0
+    assert "share of the base model's score" in capsys.readouterr().out
+    file = run / "run" / "tables" / "suite-others.json"
+    record = json.loads(file.read_text("utf-8"))
+    assert [*record["rows"]] == [*json.loads((run / "run" / "tables" / "results.json").read_text("utf-8"))["methods"]]
+    assert {len(row["items"]["other"]) for row in record["rows"].values()} == {70}
+    # Rows that are there are not scored again.
+    record["rows"]["base"]["scores"]["other"] = 0.125
+    del record["rows"]["uniform_merge"]
+    file.write_text(json.dumps(record), encoding="utf-8")
+    assert main(command) == 0
+    again = json.loads(file.read_text("utf-8"))["rows"]
+    assert again["base"]["scores"]["other"] == 0.125
+    assert again["uniform_merge"]["scores"]
+
+
+def test_a_fourth_task_extends_the_run(run, tmp_path):
+    new, data = tmp_path / "new", write(tmp_path / "later.jsonl", [arc(n) for n in range(200, 224)])
+    given = ["kind=arc", f"train={data}", "train_size=6", "validation_size=4", "test_size=6"]
+    command = ["extend", str(run / "run"), "--task", "later", "--expert", str(run / "later"), "--generations", "1"]
+    assert main([*command, "--output", str(new), *(f"tasks.later.{one}" for one in given)]) == 0
+    old = {one["id"]: one for one in cq.open_run(run / "run").individuals}
+    found = {one["id"]: one for one in cq.open_run(new).individuals}
+    assert len(found) == len(old) + 1 + 2  # the new expert, and two children
+    scored = 0
+    for identity, one in old.items():
+        mine = found[identity if identity < 3 else identity + 1]
+        if mine["arc"] == mine["arc"]:  # not NaN
+            scored += 1
+            assert [mine[task] for task in ("arc", "words", "sums")] == [one[task] for task in ("arc", "words", "sums")]
+    assert scored >= 3
+    assert main(["verify", str(new)]) == 0
 
 
 @pytest.mark.e2e

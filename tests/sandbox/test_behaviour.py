@@ -244,6 +244,7 @@ def test_limits_are_positive(field: str) -> None:
         Limits(**{field: zero})
 
 
+@pytest.mark.exhaustive
 def test_deep_folders_are_removed(tmp_path) -> None:
     with Sandbox("none", workers=2) as sandbox:
         source = "import os\nos.chdir(os.environ['HOME'])\nfor n in range(3000): os.mkdir('d'); os.chdir('d')\n"

@@ -254,7 +254,7 @@ def test_nothing_is_left(state: Path) -> None:
     boxes[0].close()
     docker.close()
     assert sorted(os.listdir(state)) == ["calls"]
-    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _belongs(pid, "CYCLEQD_FAKE=cycleqd-")]
+    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _belongs(pid, f"HOME={state}/")]
 
 
 def _belongs(pid: str, mark: str) -> bool:

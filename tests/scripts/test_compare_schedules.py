@@ -19,6 +19,7 @@ def test_with_one_worker_both_find_the_same(tmp_path):
         assert {row["busy"] for row in rows["steady"]} == {1.0}
 
 
+@pytest.mark.exhaustive
 def test_steady_workers_wait_less(capsys):
     bench = load_script("compare_schedules")
     found = bench.main(["--workers", "4", "--children", "24", "--seeds", "2"])

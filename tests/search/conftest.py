@@ -60,7 +60,7 @@ class Run:
 
     @property
     def experts(self):
-        return jax.tree.map(lambda *x: jnp.stack(x), *(self.space.expert(k) for k in range(COUNT)))
+        return jax.tree.map(lambda *x: jnp.stack(x), *(self.space.expert(k) for k in range(self.space.num_experts)))
 
     def evolve(
         self,
@@ -115,7 +115,7 @@ def space():
 
 @pytest.fixture
 def new_run(space, tmp_path):
-    def new(name="run") -> Run:
+    def new(name="run", space=space) -> Run:
         return Run(space, tmp_path / name)
 
     vars(new).update(Killed=Killed, Evaluator=FakeEvaluator, tasks=TASKS)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.algorithms import CycleQD, UniformSelector, aggregate
-from cycleqd_jax.genome import DenseSpace
+from cycleqd_jax.algorithms import CycleQD, DominatedNovelty, PlainQD, UniformSelector, aggregate
+from cycleqd_jax.genome import DenseSpace, ExpertSpace
 from cycleqd_jax.search import Transcripts
 from cycleqd_jax.types import InputError
 
@@ -368,6 +368,21 @@ def test_children_get_the_transcripts_of_their_parents(new_run):
     without.evolve(talking(new_run)[0])
     assert without.lines() == lines
     assert not (without.folder / "transcripts").exists()
+
+
+@pytest.mark.parametrize("method", [PlainQD, lambda space: DominatedNovelty(space, population=4)], ids=["qd", "dns"])
+def test_children_mutate_along_the_directions_of_experts_without_a_task(new_run, method):
+    rng = np.random.default_rng(1)
+    models = [{"w": jnp.asarray(rng.normal(size=(3, 4, 3)) * 0.5, jnp.float32)} for _ in range(5)]
+    run = new_run(space=ExpertSpace.from_experts(models[0], models[1:]))
+    evaluator, seen = talking(new_run)
+    options = {"names": (*new_run.tasks, "other"), "transcripts": Transcripts(run.folder / "transcripts", "t")}
+    run.evolve(evaluator, searcher=method(run.space), generations=8, **options)
+    lines = run.lines()
+    assert [line["expert"] for line in lines[:4]] == [*new_run.tasks, "other"]
+    assert "other" in {line["active"] for line in lines[4:]}
+    for line, found in zip(lines[4:], seen[4:], strict=True):
+        assert found == list(dict.fromkeys([*line["parents"], options["names"].index(line["active"])]))
 
 
 def test_transcripts_that_are_missing_change_nothing(new_run):

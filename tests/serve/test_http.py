@@ -51,7 +51,6 @@ def body(**changes):
     return {"model": "one", "messages": HELLO, "temperature": 0, "max_tokens": 5, **changes}
 
 
-@pytest.mark.exhaustive
 def test_models(client):
     assert [one.id for one in client.models.list()] == list(NAMES)
     assert client.models.retrieve("two").id == "two"

@@ -50,7 +50,6 @@ def test_the_report_is_built_again_when_the_journal_has_grown(models, make_run, 
         assert httpx.get(f"{server.address}/report", timeout=WAIT_S).text != first.text
 
 
-@pytest.mark.exhaustive
 def test_the_version_is_not_ahead_of_the_report(models, make_run, undrawn, monkeypatch):
     run = make_run()
     with serving(SeveralModels(models, run)) as server:

@@ -15,6 +15,7 @@ from cycleqd_jax.runs.audit.found import Audit
 from cycleqd_jax.runs.folder.replay import replay
 from cycleqd_jax.search import Journal, StoredState, read_checkpoint, tree_digest
 from cycleqd_jax.search.checkpoint import SCHEMA
+from cycleqd_jax.search.digests import leaves_of
 from cycleqd_jax.types import InputError
 
 __all__ = ["check_checkpoints"]
@@ -57,8 +58,10 @@ def _problems_in(stored: StoredState, step: int, config: RunConfig, journal: Jou
     if found.generations < step:
         yield f"expected at most the {found.generations} generations of the journal, got a checkpoint of generation {step}"
         return
-    ours = dict(_leaves(flax.serialization.to_state_dict(found.state)))
-    theirs = dict(_leaves(stored.state))
+    ours, theirs = (
+        {path.lstrip("/"): np.asarray(leaf) for path, leaf in leaves_of(state)}
+        for state in (flax.serialization.to_state_dict(found.state), stored.state)
+    )
     skipped = () if found.exact else ("genotypes", "genomes")
     for name in sorted(ours.keys() | theirs.keys()):
         if set(name.split("/")) & set(skipped):
@@ -67,14 +70,6 @@ def _problems_in(stored: StoredState, step: int, config: RunConfig, journal: Jou
             yield f"expected the archives and the state that the journal gives, got another {name}"
             return
     yield from _genome_problems(stored.state, journal)
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    if isinstance(node, Mapping):
-        for name, item in node.items():
-            yield from _leaves(flax.serialization.to_state_dict(item), f"{path}/{name}" if path else str(name))
-    elif node is not None:
-        yield path, np.asarray(node)
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:

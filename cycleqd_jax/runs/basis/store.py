@@ -19,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from cycleqd_jax.files import digest, load_json, one_disk_error, write_json
+from cycleqd_jax.disk_errors import one_disk_error
+from cycleqd_jax.files import digest, load_json, write_json
 from cycleqd_jax.genome.basis import Basis, Sketch, basis_bytes, basis_shapes, dense_bases, sketch
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.types import Adapter, InputError, Params, Progress, tree_paths

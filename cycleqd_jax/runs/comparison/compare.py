@@ -325,7 +325,7 @@ def _record(folder: Path, here: dict[str, Any]) -> dict[str, Any]:
 def _digests(config: RunConfig) -> dict[str, str]:
     """Digests of the files, image folders and model folders that a config names and this machine has, by key."""
     given: dict[str, str | None] = {"model.base": config.model.base, "model.tokenizer": config.model.tokenizer}
-    given |= {f"model.experts.{name}": path for name, path in (config.model.experts or {}).items()}
+    given |= {f"model.experts.{name}": path for name, path in config.given_experts.items()}
     for task in config.tasks:
         given |= {f"tasks.{task.name}.{key}": getattr(task, key) for key in ("train", "test", "finetune")}
     cache = Path(config.cache)

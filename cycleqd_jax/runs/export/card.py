@@ -56,7 +56,7 @@ def _of_individuals(config: RunConfig, chosen: Mapping[str, Any]) -> str:
     return f"those of individual {chosen['id']}, the {kind} with the highest average on the train problems."
 
 
-def _choice(config: RunConfig, chosen: Mapping[str, Any]) -> str:
+def _choice(chosen: Mapping[str, Any]) -> str:
     """On what a model was selected; empty for one that was not."""
     if "selection" not in chosen:
         return ""
@@ -177,7 +177,7 @@ def model_card(
 Evolved with cycleqd_jax {__version__} from experts for {", ".join(config.expert_names)}:
 {_length(config, evaluated)}, seed {config.seed}.
 The experts were fine-tuned from {base}. The weights are
-{weights}{_choice(config, chosen)}
+{weights}{_choice(chosen)}
 
 | model | from |
 |---|---|

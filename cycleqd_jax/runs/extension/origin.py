@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from cycleqd_jax.algorithms.cycleqd import CycleQDState
 from cycleqd_jax.algorithms.plain_qd import PlainQDState
 from cycleqd_jax.algorithms.selection import extra_scores
-from cycleqd_jax.config import RunConfig, SandboxConfig, load_config, to_dict
+from cycleqd_jax.config import RunConfig, SandboxConfig, load_config, read_yaml, to_dict
 from cycleqd_jax.evaluation import GenomeEvaluator
 from cycleqd_jax.files import load_json, make_folder, write_bytes, write_json
 from cycleqd_jax.individual import Individual
@@ -183,8 +182,8 @@ def read_finished(folder: Path) -> tuple[RunConfig, Journal]:
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / "history.jsonl").is_file():
         raise InputError(f"expected the folder of a finished run with config.yaml and history.jsonl, got {folder}; correct it")
-    tree = yaml.safe_load(file.read_text("utf-8"))
-    schema = check_schema(tree if isinstance(tree, dict) else {}, file)
+    tree = read_yaml(file, "the config of a run")
+    schema = check_schema(tree, file)
     config = load_config(file)
     version = (tree.get("versions") or {}).get("cycleqd_jax")
     if schema != SCHEMA or version != __version__:

@@ -33,7 +33,8 @@ class Restriction:
             changed = {path: np.asarray(basis.s)[self._experts].any() for path, basis in space.bases.items()}
             choices = [frozenset(path for path, found in changed.items() if found), frozenset(changed)]
         expected = journal[0].digest
-        for self._paths in choices:
+        for paths in choices:
+            self._paths = paths
             if expected in (None, self(space.expert(experts[0]))):
                 return
         raise InputError(

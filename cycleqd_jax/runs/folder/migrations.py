@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from cycleqd_jax.config import read_yaml
 from cycleqd_jax.files import load_json, write_json, write_text
 from cycleqd_jax.schema import SCHEMA, check_schema
 from cycleqd_jax.types import InputError
@@ -63,7 +64,7 @@ def migrate(folder: Path) -> None:
         OSError: the disk refuses.
     """
     file = folder / "config.yaml"
-    tree = yaml.safe_load(file.read_text("utf-8"))
+    tree = read_yaml(file, "the config of a run")
     for schema in range(check_schema(tree, file), SCHEMA):
         try:
             MIGRATIONS[schema](folder)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from cycleqd_jax.config import EngineConfig, ExportConfig, ModelConfig, RunConfig, SearchConfig, read_yaml, to_dict
-from cycleqd_jax.files import check_writable, write_json, write_text
+from cycleqd_jax.files import check_writable, load_json, write_json, write_text
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.folder.migrations import migrate, read_inputs
 from cycleqd_jax.schema import SCHEMA, without_versions
@@ -87,6 +87,7 @@ FOLDERS = (
     "checkpoints",
     "tables",
     "transcripts",
+    "replies",
     "figures",
     "model",
     "best_elite",
@@ -225,7 +226,7 @@ def claim_folder(config: RunConfig) -> None:
     here = {**to_dict(config), "schema": SCHEMA, "versions": versions()}
     if (config.folder / "history.jsonl").exists():
         migrate(config.folder)
-        there = yaml.safe_load(file.read_text("utf-8"))
+        there = read_yaml(file, "the config of a run")
         more = there["search"]["generations"] != config.search.generations
         now = {**there, **{key: here[key] for key in STATED}}
         now["search"] = {**there["search"], "generations": config.search.generations}
@@ -256,8 +257,24 @@ def _remove_results(folder: Path) -> None:
             file.unlink()
     for name in ("items", "selection", "usage", "measured"):
         (folder / "tables" / f"{name}.json").unlink(missing_ok=True)
+    for file in folder.glob("tables/suite-*"):
+        if file.suffix == ".json":
+            _keep_rows_of_inputs(file)
+        else:
+            file.unlink()
     for name in ("transcripts", "figures", "pictures"):
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _keep_rows_of_inputs(file: Path) -> None:
+    """Removes the rows of a suite that the search has found; those of base and experts stay."""
+    try:
+        tree = load_json(file)
+        rows = {name: row for name, row in tree["rows"].items() if row["key"] is None}
+    except (ValueError, KeyError, TypeError, AttributeError):  # damaged
+        file.unlink()
+        return
+    write_json(file, {**tree, "rows": rows})
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, Any], device: str, log: Callable[[str], None]) -> None:

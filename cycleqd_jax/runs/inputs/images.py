@@ -159,8 +159,8 @@ def resolve_sam(config: RunConfig) -> sam.SamConfig:
     model = config.model
     assert model.base is not None
     base = sam.read_config(_folder("the base", model.base))
-    for name in config.task_names if model.experts else ():
-        folder = _folder(f"the expert of task {name!r}", (model.experts or {})[name])
+    for name, path in config.given_experts.items():
+        folder = _folder(f"the expert of task {name!r}", path)
         found = sam.read_config(folder)
         for field in dataclasses.fields(sam.SamConfig):
             ours, theirs = getattr(base, field.name), getattr(found, field.name)

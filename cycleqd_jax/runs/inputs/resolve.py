@@ -227,7 +227,7 @@ def _check_population(config: RunConfig, adapters: Sequence[AdapterRanks | None]
 def budget_of(config: RunConfig, tasks: Sequence[ProblemSet]) -> int | None:
     """The most individuals that a run may evaluate, from both of its budgets; None is no limit.
 
-    With racing the budget of problems limits no number of individuals: :func:`~cycleqd_jax.search.affordable` counts them.
+    With racing the budget of problems limits no number of individuals: :func:`~cycleqd_jax.search.generation_ids` counts them.
 
     Raises:
         InputError: the budgets do not suffice for the experts and the first population, or the first subset of racing needs

@@ -93,7 +93,7 @@ def measure(context: Context, evolution: Evolution, isolation: str | None, *, ke
     own = {*known.scores}
     if context.shared is not None:
         add_known(known, context.shared, merge, context.log, searched=False, seed=context.config.seed)
-    rows = table_rows(context, evolution, None if merge is None else _gradient_row(context, evolution, merge, known))
+    rows = table_rows(context, evolution, None if merge is None else _gradient_row(evolution, merge, known))
     found = Measured(keys={name: row.key for name, row in rows.items() if row.key is not None})
     if merge is not None and "gradient" not in known.scores:
         found.training["gradient"] = merge.usage() if rows["gradient"].error is None else None
@@ -157,7 +157,7 @@ def _transcripts(folder: Path, method: str, split: Split) -> Path:
     return folder / "transcripts" / f"{method.replace('/', '-')}-{split}.jsonl"
 
 
-def _gradient_row(context: Context, evolution: Evolution, merge: GradientMerge, known: Measured) -> TableRow:
+def _gradient_row(evolution: Evolution, merge: GradientMerge, known: Measured) -> TableRow:
     """The row of gradient descent; the coefficients are found now, before anything is evaluated, unless the row is known."""
     row = TableRow(merge.express, donate=True)
     if "gradient" in known.scores:

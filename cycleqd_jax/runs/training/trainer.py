@@ -48,19 +48,16 @@ class Trainer:
         self._log = log
         self._cache = Path(config.cache)
 
-    def train(self, *, baselines: bool = True) -> None:
+    def train(self) -> None:
         """Trains every model that has no folder yet.
 
         Another process that trains the same model is waited for.
-
-        Args:
-            baselines: train those of the config too.
 
         Raises:
             InputError: no gold solution of a task scores in the sandbox, or the disk refuses.
         """
         folders = self._models.folders
-        wanted = {**folders.search, **(folders.baselines if baselines else {})}
+        wanted = {**folders.search, **folders.baselines}
         if all(folder.exists() for folder in wanted.values()):
             for folder in wanted.values():
                 remove_unfinished(self._cache, folder.name)

@@ -164,7 +164,7 @@ class Placement:
         return jax.tree.unflatten(jax.tree.structure(params), found)
 
     def expert_genomes(self) -> list[Genome]:
-        """The genomes of the experts, in the order of the tasks."""
+        """The genomes of the experts: those of the tasks, in their order, then others."""
         space = self.genetic_space()
         return [space.expert(k) for k in range(len(self._config.expert_names))]
 

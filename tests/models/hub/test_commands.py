@@ -23,6 +23,7 @@ def test_inspect(server, publish, online, models):
     assert "stop_tokens" in facts["tokenizer"]
 
 
+@pytest.mark.exhaustive
 def test_inspect_against_a_base(server, publish, online, models):
     for name in ("base", "expert", "lora"):
         publish(f"distance/{name}", name)

@@ -162,7 +162,7 @@ def test_an_export_that_only_cycleqd_has_is_left_out(tmp_path):
             "expected every display name once, got 'CycleQD, selected' for the method 'cycleqd' and the method 'random' in",
         ),
         ("{methods: {qd: {export.elites: 50}}}", "expected an equal budget .* got export.elites .*; remove it, and give it in"),
-        ("{methods: {x: {}, x: {}}}", r"expected unique keys, got 'x' twice in .*methods\.yaml \(line"),
+        ("{methods: {x: {}, x: {}}}", r"got text that is not YAML in .*methods\.yaml \(the key 'x' twice, line 1\)"),
         ("methods: {", "expected a file of methods, got text that is not YAML in"),
     ],
 )

@@ -62,7 +62,6 @@ def test_what_differs_is_found_before_an_expert_is_trained(finished, tmp_path):
     assert trained == [NEW]
 
 
-@pytest.mark.exhaustive
 def test_the_same_call_continues_without_the_old_folder(finished, tmp_path):
     folder, trained = finished
     config = extend(folder, tmp_path / "new", task=NEW)

@@ -72,7 +72,10 @@ def test_more_generations_remove_the_results_and_change_nothing_else(config, mon
 
 def test_more_generations_remove_what_was_drawn_of_fewer(config):
     begin(config)
-    stale = ("transcripts/cycleqd-test.jsonl", "figures/curves.svg", "report.html", "tables/results.md", "tables/costs.json")
+    stale = (
+        "transcripts/cycleqd-test.jsonl", "figures/curves.svg", "report.html", "tables/results.md", "tables/costs.json",
+        "tables/suite-s.md", "tables/suite-damaged.json",
+    )  # fmt: skip
     kept = ("model/README.md", "tables/basis.json", "checkpoints/3/x", "history.jsonl")
     for name in (*stale, *kept):
         (config.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +85,16 @@ def test_more_generations_remove_what_was_drawn_of_fewer(config):
     claim_folder(changed(config, generations=9))
     assert not any((config.folder / name).exists() for name in stale)
     assert all((config.folder / name).exists() for name in kept)
+
+
+def test_more_generations_keep_the_rows_of_a_suite_that_do_not_depend_on_the_search(config):
+    begin(config)
+    rows = {"base": {"key": None, "scores": {"arc": 0.5}}, "cycleqd_selected": {"key": ["elite", [4]], "scores": {"arc": 0.6}}}
+    file = config.folder / "tables" / "suite-s.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"title": "s", "rows": rows}))
+    claim_folder(changed(config, generations=9))
+    assert json.loads(file.read_text()) == {"title": "s", "rows": {"base": rows["base"]}}
 
 
 def test_config_yaml_has_the_rows_and_the_export_of_the_last_command(config):
@@ -188,7 +201,9 @@ def test_a_folder_from_before_there_was_validation(tmp_path, task, experts, harm
         check_folder(load_config(tree, ["export.method=aggregate", "export.elites=3"]))
 
 
-@pytest.mark.parametrize("content", [b"[" * 5000, b"a: 2020-13-45", b"? [1]\n: 2", b"\xff", b"a: [", b"- 1", b""])
+@pytest.mark.parametrize(
+    "content", [b"[" * 5000, b"a: 2020-13-45", b"? [1]\n: 2", b"\xff", b"a: [", b"- 1", b"a: &a [*a]", b"a: 1\na: 2", b""]
+)
 def test_a_config_that_can_not_be_read_is_one_sentence(config, content):
     begin(config)
     (config.folder / "config.yaml").write_bytes(content)

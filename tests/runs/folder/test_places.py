@@ -53,3 +53,10 @@ def test_a_place_without_permission_is_refused_before_the_run(config, key, tmp_p
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != place)
     with pytest.raises(InputError, match=rf"expected to write into {place}, got a folder without .*; choose another {key}"):
         check_folder(config)
+
+
+@pytest.mark.parametrize("key", ["output", "cache"])
+def test_a_name_that_is_too_long_is_refused_before_the_run(config, key, tmp_path):
+    config = dataclasses.replace(config, **{key: str(tmp_path / "no" / ("é" * 128) / "x")})
+    with pytest.raises(InputError, match=rf"expected names of at most 255 bytes, got 256 in .*; choose another {key}"):
+        check_folder(config)

@@ -160,8 +160,7 @@ def test_tensors_of_another_dtype_are_named(folder):
     assert not lines
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.exhaustive), False])
 def test_an_expert_that_stores_the_embedding_as_its_head(folder, tied):
     """Base tied and expert untied, or the other way round, where the head is the embedding in both."""
     config, params = hf.load(folder / "base")

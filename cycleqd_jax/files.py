@@ -202,10 +202,10 @@ def check_writable(path: str | Path, advice: str) -> None:
         other = "a file" if place.exists() else "a link that leads nowhere"
         what = "a folder without permission to write, or a read-only disk" if place.is_dir() else other
         raise InputError(f"expected to write into {path}, got {what} in {place}; {advice}")
-    longest = os.pathconf(place, "PC_NAME_MAX")
-    name = max(path.parts, key=lambda part: len(os.fsencode(part)))
-    if len(os.fsencode(name)) > longest:
-        raise InputError(f"expected names of at most {longest} bytes, got {len(os.fsencode(name))} in {path}; {advice}")
+    longest = os.pathconf(place, "PC_NAME_MAX")  # -1 is no limit
+    size = max((len(os.fsencode(name)) for name in path.relative_to(place).parts), default=0)
+    if 0 <= longest < size:
+        raise InputError(f"expected names of at most {longest} bytes, got {size} in {path}; {advice}")
 
 
 def check_space(path: str | Path, nbytes: int, what: str) -> None:

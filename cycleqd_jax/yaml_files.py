@@ -43,7 +43,8 @@ def parse_yaml(source: str | IO[str]) -> Any:
         raise
     except Exception as error:  # the constructors of PyYAML raise many types
         mark = getattr(error, "problem_mark", None)
-        raise ValueError(" ".join(str(error).split())[:80] if mark is None else f"line {mark.line + 1}") from error
+        reason = " ".join(str(error if mark is None else getattr(error, "problem", error)).split())[:80]
+        raise ValueError(reason if mark is None else f"line {mark.line + 1}: {reason}") from error
     return value
 
 

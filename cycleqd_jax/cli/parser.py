@@ -23,7 +23,8 @@ transcripts/, model/, figures/ and report.html; with export --best-elite also be
 exit codes: 0 done · 1 a gold solution failed or a stub scored (verify-task), files of a run disagree (verify), the output was
               closed, or an unexpected error
             2 bad input, nothing was overwritten; or a disk error in a command that can't be continued
-            3 the sandbox is broken, too many children in a row failed, or a disk error: run again to continue
+            3 the sandbox is broken, too many children in a row failed, or a disk error: run a stage, extend or compare again to
+              continue
             75 stopped by SIGTERM, 130 interrupted by Ctrl-C: a stage keeps what is finished, run again to continue
 """
 

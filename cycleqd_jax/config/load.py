@@ -167,7 +167,9 @@ def _override(tree: Any, assignment: str) -> None:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise InputError(f"expected YAML as the value, got {text!r} in the override {assignment!r}; correct it") from error
+        raise InputError(
+            f"expected YAML as the value, got {text!r} ({error}) in the override {assignment!r}; correct it"
+        ) from error
     names = dotted.split(".")
     for depth, name in enumerate(names):
         place = _place(tree, name, ".".join(names[: depth + 1]), assignment)

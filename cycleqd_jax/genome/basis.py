@@ -323,11 +323,11 @@ def low_rank_bases(base: Params, experts: Sequence[Params | Adapter], paths: Seq
 
 @functools.partial(jax.jit, static_argnames="weights")
 def _leading(
-    base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool, u: Array, vt: Array
+    base: Array, change: LowRank | Array | None, at: tuple[Int[Array, ""], ...], weights: bool, u: Array, v: Array
 ) -> Array:
-    """u_1ᵀ τ v_1 of one matrix of a leaf."""
+    """u_1ᵀ τ v_1 of one matrix of a leaf; ``u`` and ``v`` have the leading directions of all its matrices."""
     tau = change_at(base, change, at, weights)
-    return jnp.einsum("m,mn,n->", u[at][:, 0], tau, vt[at][0], precision=HIGHEST)
+    return jnp.einsum("m,mn,n->", u[at], tau, v[at], precision=HIGHEST)
 
 
 def check_bases(
@@ -363,10 +363,10 @@ def check_bases(
         for k, (change, whole) in enumerate(changes_of(path, experts)):
             u, s, vt = basis.of(k)
             largest = to_host(s[..., 0])
-            error = np.empty_like(largest)
-            for i in np.ndindex(largest.shape):  # one matrix at a time: the task vectors of a leaf may not fit
-                one = _leading(leaves[path], change, tuple(map(np.int32, i)), whole, u, vt)
-                error[i] = abs(to_host(one) - largest[i])
+            # One matrix at a time, because the task vectors of a leaf may not fit. Factors may be on the host, and large.
+            leaf, change, u1, v1 = jax.tree.map(jnp.asarray, (leaves[path], change, u[..., 0], vt[..., 0, :]))
+            ones = [_leading(leaf, change, tuple(map(np.int32, i)), whole, u1, v1) for i in np.ndindex(largest.shape)]
+            error = np.abs(to_host(jnp.stack(ones)).reshape(largest.shape) - largest)
             if not all(are_finite([u, s, vt])) or not np.all(error <= 1e-3 * largest):
                 raise InputError(
                     f"expected the finite basis of expert {k} for {path!r}, got another basis; decompose these experts"

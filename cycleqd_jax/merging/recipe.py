@@ -137,7 +137,9 @@ def load_recipe(path: str | Path) -> Recipe:
     except OSError as error:
         raise InputError(f"expected a mergekit config, got {error.strerror or error} in {path}; correct the path") from error
     except ValueError as error:
-        raise InputError(f"expected YAML, got text that is not YAML in {path} ({error}); correct the file") from error
+        raise InputError(
+            f"expected a mergekit config, got text that is not YAML in {path} ({error}); correct the file"
+        ) from error
     if not isinstance(raw, dict):
         raise InputError(f"expected the keys of a mergekit config, got {type(raw).__name__} in {path}; correct the file")
     return _Reader(path, raw).recipe(text)

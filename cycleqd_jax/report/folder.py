@@ -13,7 +13,7 @@ from cycleqd_jax.report.costs import Costs, load_costs
 from cycleqd_jax.report.history import Archive, History, load_history, shares
 from cycleqd_jax.report.read import load_config, load_results, load_selection, load_transcripts
 from cycleqd_jax.schema import check_schema
-from cycleqd_jax.types import InputError, first_line
+from cycleqd_jax.types import InputError
 from cycleqd_jax.yaml_files import load_yaml
 
 __all__ = ["Record", "RunFolder", "open_run"]
@@ -78,8 +78,7 @@ class RunFolder:
         try:
             config = load_yaml(path)
         except ValueError as error:
-            what = f"{type(error).__name__} ({first_line(error, 80)})"
-            raise InputError(f"expected YAML in {path}, got {what}; restore the file from the run that wrote it") from error
+            raise InputError(f"expected YAML in {path}, got other text ({error}); restore the file of the run") from error
         if not isinstance(config, dict):
             raise InputError(f"expected a mapping in {path}, got {type(config).__name__}; restore the file")
         check_schema(config, path)

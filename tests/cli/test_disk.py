@@ -16,6 +16,7 @@ from cycleqd_jax.engine import load_model
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+from cycleqd_jax.sandbox import InfraError
 from cycleqd_jax.types import FailuresError
 
 main = sys.modules[f"{cli.__name__}.main"]
@@ -66,6 +67,16 @@ def test_a_path_that_is_no_place_for_a_file(monkeypatch, capsys, number):
         f"cycleqd: expected to read and write files, got {os.strerror(number)} in x/y; correct the path, or move what is there "
         "away, then run the same command again\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "continues"), [(["run", "config.yaml"], True), (["verify-task", "mbpp", "--data", "x"], False)]
+)
+def test_a_broken_sandbox(monkeypatch, capsys, argv, continues):
+    monkeypatch.setattr(main, "_dispatch", failing(InfraError("expected a sandbox, got none")))
+    assert cli.main(argv) == 3
+    advice = "Finished scores are kept; run the same command to continue.\n" if continues else ""
+    assert capsys.readouterr().err == f"cycleqd: expected a sandbox, got none\n{advice}"
 
 
 def test_a_working_directory_that_was_deleted(monkeypatch, capsys, tmp_path):

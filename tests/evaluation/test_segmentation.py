@@ -147,6 +147,15 @@ def test_items_are_kept_up_to_a_limit(predictor, kept, again):
     assert len(task.reads) == 5 + again
 
 
+def test_an_evaluator_of_some_tasks_shares_the_limit(predictor):
+    tasks = [DiskTask("polyp", 5), DiskTask("skin", 5)]
+    whole = SegmentationEvaluator(predictor, tasks, cache_bytes=3 * 24 * 32 * 4)
+    part = whole.only(["skin"])
+    for evaluator in (part, whole, part, whole):
+        evaluator(model(0.6))
+    assert [len(task.reads) for task in tasks] == [2 * 5, 4 * 5 - 3 * 3]  # three items of skin are kept, and no others
+
+
 def test_items_are_read_when_the_predictor_needs_them(predictor, monkeypatch):
     stop, task = threading.Event(), DiskTask("polyp", 300)
     monkeypatch.setattr(task, "score", lambda mask, item: stop.set() or iou(mask, item))

@@ -70,7 +70,6 @@ def test_a_stop_string_that_is_a_special_token_ends_the_text(folder):
     assert scorer._ends_at(["header"])([first, special]) is None  # the name of another token is no text
 
 
-@pytest.mark.exhaustive
 def test_a_context_that_is_refused_leaves_no_request(folder, monkeypatch):
     scorer = scorer_of(folder)
     whole = scorer.generate(["which animal"], 4)

@@ -134,6 +134,8 @@ def test_a_suite_scores_all_rows(run, tmp_path, capsys):
     file.write_text(json.dumps(record), encoding="utf-8")
     assert main(command) == 0
     again = json.loads(file.read_text("utf-8"))["rows"]
+    for other in file.parent.glob("suite-*"):  # the run belongs to all tests
+        other.unlink()
     assert again["base"]["scores"]["other"] == 0.125
     assert again["uniform_merge"]["scores"]
 
@@ -152,7 +154,7 @@ def test_a_fourth_task_extends_the_run(run, tmp_path):
         if mine["arc"] == mine["arc"]:  # not NaN
             scored += 1
             assert [mine[task] for task in ("arc", "words", "sums")] == [one[task] for task in ("arc", "words", "sums")]
-    assert scored >= 3
+    assert scored > 3  # experts, and elites
     assert main(["verify", str(new)]) == 0
 
 

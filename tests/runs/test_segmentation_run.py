@@ -186,6 +186,13 @@ def test_experts_of_another_architecture_are_refused(folder, tmp_path):
     ):
         resolve(config)
     assert resolve_sam(load_config(sam_tree(folder))) == CONFIGS["tiny_vit"]
+    experts = {
+        "base": str(folder / "base"),
+        "experts": dict.fromkeys(experts, str(folder / "base")),
+        "others": {"x": str(other)},
+    }
+    with pytest.raises(InputError, match=r"got VitConfig.* in the expert .*vit"):
+        resolve_sam(load_config(sam_tree(folder, model=experts)))
     (other / "adapter_config.json").write_text("{}")
     with pytest.raises(
         InputError, match="expected the expert of task 'leaf' to be a whole model of Segment Anything, got the ad"

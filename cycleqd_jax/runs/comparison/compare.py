@@ -312,7 +312,7 @@ def _record(folder: Path, here: dict[str, Any]) -> dict[str, Any]:
     pairs = [(key, value_at(before, key), value_at(now, key)) for key in sorted(before.keys() | now.keys())]
     pairs = [pair for pair in pairs if not any(pair[0] == name or pair[0].startswith(f"{name}.") for name in _PLACES)]
     pairs += [(f"the method {name}", named.get(name, one), one) for name, one in here["methods"].items()]
-    pairs += [(f"the digest of {name}", digests.get(name), one) for name, one in here["inputs"].items()]
+    pairs += [(f"the digest of {name}", digests.get(name, one), one) for name, one in here["inputs"].items()]
     for what, old, new in pairs:
         if old != new:
             raise InputError(

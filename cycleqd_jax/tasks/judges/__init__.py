@@ -1,6 +1,6 @@
 """Judges: scripts that run in the sandbox and decide whether a program is correct.
 
-A judge is sent to the sandbox as source text, together with the modules of this folder that it imports; the package itself is
+A judge is sent to the sandbox as compiled code, together with the modules of this folder that it imports; the package itself is
 not installed there.
 """
 

@@ -399,3 +399,16 @@ def test_problems_that_changed_since_another_seed_are_refused(runs, tmp_path):
     with pytest.raises(InputError, match=r"expected a/test with digest one, as when the run in .* began, got two; restore"):
         compare(config_of(tmp_path), seeds=[0, 1])
     assert runs.made == []
+
+
+def test_models_that_a_config_gives_have_digests(tmp_path):
+    for name in ("base", "one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    model = {"base": str(tmp_path / "base"), "experts": dict.fromkeys(TASKS, str(tmp_path / "one"))}
+    config = config_of(tmp_path, model={**model, "others": {"more": str(tmp_path / "other")}})
+    before = comparison._digests(config)
+    assert {*before} == {"model.base", *(f"model.experts.{name}" for name in (*TASKS, "more"))}
+    (tmp_path / "other" / "model.safetensors").write_text("changed")
+    after = comparison._digests(config)
+    assert {name for name in before if before[name] != after[name]} == {"model.experts.more"}

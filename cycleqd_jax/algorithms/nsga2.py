@@ -151,10 +151,10 @@ class NSGA2State(flax.struct.PyTreeNode):
 class NSGA2(flax.struct.PyTreeNode):
     """NSGA-II over merging coefficients, a :class:`~cycleqd_jax.types.Searcher` over a ``CoefficientSpace``.
 
-    Every score is an objective. The first ``population`` individuals, those that could not be evaluated included, are the
-    experts and children that are drawn uniformly. Then parents win binary tournaments by front and crowding distance. A child
-    is made by simulated binary crossover with probability 0.9, and by polynomial mutation, which changes one coefficient on
-    average.
+    Every score is an objective. The initial population has ``population`` individuals: the experts, and children whose
+    coefficients are drawn uniformly. Quarantined individuals count towards it. After that, parents win binary tournaments by
+    front and crowding distance. A child is made by simulated binary crossover with probability 0.9, and by polynomial mutation,
+    which changes one coefficient on average.
 
     Attributes:
         population: number of members.

@@ -268,7 +268,7 @@ class Engine(Scoring):
             self._loop.free(self._loop.scheduler.release(conversation))
 
     def cancel(self) -> None:
-        """Drops all requests, also those that are complete; conversations keep their caches."""
+        """Drops all requests, including replies that were not returned yet. Idle conversations keep their KV caches."""
         self._loop.done = []
         self._loop.free(self._loop.scheduler.drop_requests())
 

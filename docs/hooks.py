@@ -1,7 +1,8 @@
-"""What the documentation site adds to MkDocs: the table of configuration keys, and docstrings as Markdown."""
+"""What the documentation site adds to MkDocs: tables of configuration keys and of commands, and docstrings as Markdown."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import griffe
 import yaml
 
+from cycleqd_jax.cli.parser import make_parser
 from cycleqd_jax.config import describe
 
-MARKER = "<!-- configuration keys -->"
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
 
 
@@ -74,9 +75,12 @@ def fenced(text: str) -> str:
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Puts the tables in the place of the marker; MkDocs calls it for every page."""
+    """Puts tables in the place of markers; MkDocs calls it for every page."""
     del kwargs
-    return markdown.replace(MARKER, config_tables()) if MARKER in markdown else markdown
+    for marker, tables in (("<!-- configuration keys -->", config_tables), ("<!-- options of commands -->", command_tables)):
+        if marker in markdown:
+            markdown = markdown.replace(marker, tables())
+    return markdown
 
 
 def config_tables() -> str:
@@ -99,6 +103,33 @@ def config_tables() -> str:
             lines.append(f"| `{doc.key}` | {doc.type}{limits} | {default} | {_cell(doc.text)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def command_tables() -> str:
+    """What every command does, its arguments and its options, from the parser of the command line."""
+    lines: list[str] = []
+    subparsers = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in subparsers.choices.items():
+        lines += [f"### `cycleqd {name}`", "", *filter(None, (command.description, command.epilog)), ""]
+        rows = [action for action in command._actions if action.dest != "help"]
+        if rows:
+            lines += ["| argument | meaning |", "|---|---|"]
+            lines += [f"| {_argument(action)} | {_cell(action.help or '')} |" for action in rows]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _argument(action: argparse.Action) -> str:
+    """The names of an argument and of its values, as code."""
+    choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest
+    metavar = action.metavar or choices
+    values = metavar if isinstance(metavar, str) else " ".join(metavar)
+    if action.nargs in ("+", "*"):
+        values += " …"
+    if action.nargs == 0:
+        values = ""
+    names = [f"{option} {values}".strip() for option in action.option_strings] or [values]
+    return ", ".join(f"`{name}`" for name in names).replace("|", "\\|")
 
 
 def _yaml(value: Any) -> str:

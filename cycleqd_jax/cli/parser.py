@@ -153,7 +153,9 @@ def _add_folders(add: Add) -> None:
     report = add(
         "report", "write the figures, tables and report.html of a run folder, or the tables and figures of a comparison"
     )
-    report.add_argument("folder", type=Path, nargs="+", help="run folders (several are averaged into one table) or comparisons")
+    report.add_argument(
+        "folder", metavar="RUN", type=Path, nargs="+", help="run folders (several are averaged into one table) or comparisons"
+    )
     status = add("status", "show the stage, progress, archives and quarantined individuals of a run, also while it goes on")
     status.add_argument("folder", metavar="RUN", type=Path, help="run folder")
     status.add_argument("--json", action="store_true", help="print one JSON object, with --watch one a line")
@@ -254,7 +256,9 @@ def _add_serve(add: Add) -> None:
         "SIGTERM or Ctrl-C finishes the accepted requests and exits with 0. Needs the extra serve."
     )
     command.add_argument("model", metavar="MODEL|RUN", help=f"{MODEL}; or a run folder, such as runs/quickstart")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    command.add_argument(
+        "--host", default="127.0.0.1", metavar="HOST", help="address to listen on (127.0.0.1: this machine only)"
+    )
     command.add_argument("--port", type=int, default=8000, metavar="N", help="port; 0 takes a free one (8000)")
     command.add_argument(
         "--api-key",

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
 
 
+class _WithoutClosedLoops:
+    """An exception hook without the errors of threads that write an array and report to an event loop which has ended.
+
+    Such threads are those of TensorStore. It prints what Python raises in them with ``sys.excepthook``.
+    """
+
+    def __init__(self, hook: Any) -> None:  # of the type of ``sys.excepthook``
+        self._hook = hook
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread() or str(error) != "Event loop is closed":
+            self._hook(kind, error, trace)
+
+
 _one_writer = threading.RLock()
 
 
@@ -119,7 +134,8 @@ def one_disk_error(path: str | Path) -> Iterator[None]:
     """Makes one ``OSError`` of what the block raises because of the disk, and drops what new threads print about it.
 
     Orbax writes with many threads, each of which prints a traceback of its own, and with many tasks. It raises the error of
-    one task; asyncio logs those of the others when they are collected, so they are dropped from then on.
+    one task. Asyncio logs those of the others when they are collected, and TensorStore prints those of arrays whose writing
+    ends later, so both are dropped from then on.
 
     Args:
         path: path of what is written, for the error.
@@ -139,6 +155,8 @@ def one_disk_error(path: str | Path) -> Iterator[None]:
             if refused is None:
                 raise
             logging.getLogger("asyncio").addFilter(_not_of_orbax)  # a second time changes nothing
+            if not isinstance(sys.excepthook, _WithoutClosedLoops):
+                sys.excepthook = _WithoutClosedLoops(sys.excepthook)
             raise OSError(refused.errno, refused.strerror or str(refused), str(path)) from error
         finally:
             absl.setLevel(level)

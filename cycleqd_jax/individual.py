@@ -13,7 +13,7 @@ from typing import Any
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
-__all__ = ["Individual", "still_checked"]
+__all__ = ["Individual", "check_torn", "still_checked"]
 
 _CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{16})"')
 """Within a line: the first digits of the SHA-256 of what is before it. No string in JSON has these characters."""
@@ -37,6 +37,23 @@ def still_checked(line: bytes, checked: bool, place: str) -> bool:
     if checked and not found:
         raise InputError(f"expected a checksum, as in the line before, got none in {place}; restore the file")
     return found
+
+
+def check_torn(line: bytes, place: str) -> None:
+    """Checks that the end of a journal, without a newline, is the beginning of a line.
+
+    A crash leaves the first bytes of a line, and zeros where the disk did not get the rest. Anything else is not the journal's.
+
+    Args:
+        line: what follows the last newline.
+        place: where it is, for the error.
+
+    Raises:
+        InputError: it is something else.
+    """
+    written, first = line.rstrip(b"\0"), b'{"id":'
+    if not (written.startswith(first) or first.startswith(written)):
+        raise InputError(f"expected a line of a journal, got {line[:40]!r} in {place}; restore the file")
 
 
 def _checksum(line: bytes) -> str:

@@ -8,7 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from cycleqd_jax.algorithms.archive import Archives, given_bounds
+from cycleqd_jax.algorithms.archive import Archives
+from cycleqd_jax.algorithms.cells import given_bounds
 from cycleqd_jax.algorithms.common import breed, check_children, check_experts, check_key, one_genome
 from cycleqd_jax.algorithms.selection import DistinctSelector, EliteSelector
 from cycleqd_jax.types import (

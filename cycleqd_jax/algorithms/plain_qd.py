@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
 
 import flax.struct
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire, compute_euclidean_centroids
 
-from cycleqd_jax.algorithms.archive import bin_edges, bin_indices, cell_winners, given_bounds, grid_cells
+from cycleqd_jax.algorithms.cells import add_to_cells, bin_centres, bin_edges, bin_indices, given_bounds, grid_cells
 from cycleqd_jax.algorithms.common import (
     breed_without_task,
     check_children,
@@ -178,16 +177,11 @@ class PlainQD(flax.struct.PyTreeNode):
 @jax.jit
 def _insert(state: PlainQDState, genomes: Genome, scores: Float[Array, "batch task"]) -> PlainQDState:
     ids = state.next_id + jnp.arange(scores.shape[0], dtype=jnp.int32)
-    bins = state.edges.shape[1] - 1
     quality = mean_scores(scores)
     scores = jnp.where(jnp.isfinite(quality)[:, None], scores, 0.0)
     place = bin_indices(state.edges, scores)
-    low, high = state.edges[None, :, 0], state.edges[None, :, -1]
-    centres = low + (place.astype(jnp.float32) + 0.5) / bins * (high - low)
-    cells = grid_cells(place, bins)
-    quality = jnp.where(cell_winners(cells, quality), quality, -jnp.inf)
-    with default_promotion():
-        added = state.repertoire.add(genomes, centres, quality, cast(Any, {"scores": scores, "id": ids}))
+    cells, centres = grid_cells(place, state.edges.shape[1] - 1), bin_centres(state.edges, place)
+    added = add_to_cells(state.repertoire, genomes, cells, centres, quality, {"scores": scores, "id": ids})
     return PlainQDState(
         repertoire=added.replace(descriptors=extra_scores(added)["scores"]),
         edges=state.edges,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cycleqd_jax.files import load_json
-from cycleqd_jax.individual import Individual, still_checked
+from cycleqd_jax.individual import Individual, check_torn, still_checked
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
@@ -378,7 +378,8 @@ def load_individuals(folder: Path, tasks: tuple[str, ...]) -> tuple[tuple[Indivi
         The individuals in the order of the file, and whether an incomplete last line was left out.
 
     Raises:
-        InputError: if a line is not a record or was changed, or if an id occurs twice.
+        InputError: if a line is not a record or was changed, if an id occurs twice, or if the end of the file is not the
+            beginning of a line.
     """
     path = Path(folder) / "history.jsonl"
     if not path.exists():
@@ -397,4 +398,5 @@ def load_individuals(folder: Path, tasks: tuple[str, ...]) -> tuple[tuple[Indivi
             )
         seen[one.id] = number
         individuals.append(one)
+    check_torn(incomplete, f"line {len(lines) + 1} of {path}")
     return tuple(individuals), bool(incomplete)

@@ -18,7 +18,7 @@ from cycleqd_jax.algorithms import (
     RandomSearch,
     UniformSelector,
 )
-from cycleqd_jax.algorithms.archive import bin_edges, cvt_centroids, expert_bounds
+from cycleqd_jax.algorithms.cells import bin_edges, cvt_centroids, expert_bounds
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.files import load_json, write_json
 from cycleqd_jax.runs.devices.groups import Space
@@ -67,7 +67,7 @@ def racing_of(config: RunConfig) -> Racing | None:
 
 
 def grid_of(config: RunConfig, scores: Scores) -> dict[str, Any]:
-    """The grid of Algorithm 1, JSON-ready; see :func:`~cycleqd_jax.algorithms.archive.expert_bounds`.
+    """The grid of Algorithm 1, JSON-ready; see :func:`~cycleqd_jax.algorithms.cells.expert_bounds`.
 
     Args:
         config: the config of a run.

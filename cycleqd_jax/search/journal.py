@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from cycleqd_jax.files import replacing, sync_folder
-from cycleqd_jax.individual import Individual, still_checked
+from cycleqd_jax.individual import Individual, check_torn, still_checked
 from cycleqd_jax.types import Float, InputError
 
 __all__ = ["Journal"]
@@ -39,7 +39,8 @@ class Journal:
             read_only: leave an incomplete last line in the file, which another process may be writing at this moment.
 
         Raises:
-            InputError: a line other than an incomplete last one is not a record, or was changed, or an id comes twice.
+            InputError: a line other than an incomplete last one is not a record, or was changed, or an id comes twice; or the
+                end of the file is not the beginning of a line.
         """  # noqa: D205
         self.path = Path(path)
         self._lock = threading.Lock()
@@ -70,10 +71,11 @@ class Journal:
         assert self._file is not None, "an open file"
         checked = False
         for number, line in enumerate(self._file, 1):
+            place = f"line {number} of {self.path}"
             if not line.endswith(b"\n"):
+                check_torn(line, place)
                 self.torn = True
                 break
-            place = f"line {number} of {self.path}"
             individual = Individual.from_json(line[:-1], place)
             if individual.id in self:
                 raise InputError(f"expected distinct ids, got id {individual.id} again in {place}; restore the file")

@@ -14,6 +14,7 @@ from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.folder.models import ModelChoice, RunModels, find_ingredients
 from cycleqd_jax.search import Journal
+from cycleqd_jax.serve.weights import Ownership
 from cycleqd_jax.types import InputError, Params
 
 __all__ = ["Catalog", "Entry", "OneModel", "RunCatalog", "UnknownModel"]
@@ -69,8 +70,8 @@ class Catalog(Protocol):
         """
         ...
 
-    def express(self, key: Hashable) -> tuple[Params, bool]:
-        """The weights of a key, where the engine expects them, and whether they are arrays of their own, which may be donated.
+    def express(self, key: Hashable) -> tuple[Params, Ownership]:
+        """The weights of a key, where the engine expects them, and whose arrays they are.
 
         Only one thread at a time calls it.
         """
@@ -121,11 +122,11 @@ class OneModel:
             raise UnknownModel(f"expected the model {self.name!r}, got {name!r}; GET /v1/models lists the names")
         return self.name
 
-    def express(self, key: Hashable) -> tuple[Params, bool]:
+    def express(self, key: Hashable) -> tuple[Params, Ownership]:
         """The weights, which belong to the caller from now on."""
         params, self._params = self._params, None
         assert params is not None
-        return params, True
+        return params, "own"
 
     def engine(self, slots: int, max_len: int) -> Engine:
         """An engine for the model."""
@@ -194,15 +195,19 @@ class RunCatalog:
                     raise UnknownModel(f"{error} (model {name!r}; GET /v1/models lists the names)") from error
             return seen.keys[name]
 
-    def express(self, key: Hashable) -> tuple[Params, bool]:
-        """The weights of a key: those of base and experts as they were read, all others from their genomes."""
+    def express(self, key: Hashable) -> tuple[Params, Ownership]:
+        """The weights of a key: those of base and experts as they were read, all others from their genomes.
+
+        An expert that is an adapter is merged with the base, whose other arrays it shares.
+        """
         kind, what, weights = key  # type: ignore[misc]
         models = self._models
         if kind == "base":
-            return models.group.place(models.models.base, self.config), False
+            return models.group.place(models.models.base, self.config), "kept"
         if kind == "expert":
-            return models.group.place(models.models.expert_params(what), self.config), False
-        return models.express(models.genome(models.journal(), what, weights)), True
+            merged = models.models.is_adapter(what)
+            return models.group.place(models.models.expert_params(what), self.config), "shared" if merged else "kept"
+        return models.express(models.genome(models.journal(), what, weights)), "own"
 
     def engine(self, slots: int, max_len: int) -> Engine:
         """An engine on the devices of the run's models."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.algorithms import Archives
-from cycleqd_jax.algorithms.archive import cell_winners, cvt_centroids, expert_bounds
+from cycleqd_jax.algorithms.cells import cell_winners, cvt_centroids, expert_bounds
 from cycleqd_jax.types import InputError
 
 WIDTH = 3  # of a genotype

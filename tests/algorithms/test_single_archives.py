@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.algorithms import DominatedNovelty, PlainQD
-from cycleqd_jax.algorithms.archive import expert_bounds
+from cycleqd_jax.algorithms.cells import expert_bounds
 from cycleqd_jax.algorithms.dns import dominated_novelty
 from cycleqd_jax.genome import ExpertSpace
 from cycleqd_jax.types import InputError

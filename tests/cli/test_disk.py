@@ -6,12 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
 
 from cycleqd_jax import cli
 from cycleqd_jax.cli.parser import STAGES
+from cycleqd_jax.disk_errors import one_disk_error
 from cycleqd_jax.engine import load_model
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.files import hf
@@ -157,6 +159,24 @@ def test_a_checkpoint_that_does_not_fit_is_one_error(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "c")], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [f"File too large {tmp_path / 'c'}", "2"]
+
+
+def test_late_errors_of_other_threads_are_dropped_after_a_disk_error(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: printed.append(str(error)))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"), one_disk_error(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def report(message):
+        sys.excepthook(RuntimeError, RuntimeError(message), None)
+
+    for message in ("Event loop is closed", "another"):
+        thread = threading.Thread(target=report, args=(message,))
+        thread.start()
+        thread.join()
+    report("Event loop is closed")
+    assert printed == ["another", "Event loop is closed"]
 
 
 def test_too_many_failures_can_be_continued(monkeypatch, capsys):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cycleqd_jax.algorithms import Archives
+from cycleqd_jax.algorithms.cells import expert_bounds
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.report.history import Grid, load_history, load_individuals
 from cycleqd_jax.report.metrics import compute_metrics, milestones
@@ -123,13 +125,12 @@ def test_an_axis_of_zero_width_has_two_bins():
 
 
 def test_bins_agree_with_the_searchers_archives():
-    archive = pytest.importorskip("cycleqd_jax.algorithms.archive")
     rng = np.random.default_rng(0)
-    bounds = archive.expert_bounds(jnp.asarray(rng.integers(0, 41, (3, 3)) / 40, jnp.float32))
+    bounds = expert_bounds(jnp.asarray(rng.integers(0, 41, (3, 3)) / 40, jnp.float32))
     ours = Grid.of_bounds(("a", "b", "c"), 15, np.array(json.loads(json.dumps(bounds.tolist()))))
     edges = np.linspace(bounds[:, 0], bounds[:, 1], 16).astype(np.float64)
     scores = np.concatenate([rng.uniform(0, 1, (2000, 3)), rng.integers(0, 41, (2000, 3)) / 40, edges])
-    empty = archive.Archives.create({"x": jnp.zeros(1)}, jnp.asarray(bounds), 15)
+    empty = Archives.create({"x": jnp.zeros(1)}, jnp.asarray(bounds), 15)
     theirs = empty.bin_indices(jnp.asarray(scores, jnp.float32))
     np.testing.assert_array_equal(ours.bin(scores), theirs)
 
@@ -184,6 +185,18 @@ def test_torn_last_line_is_left_out(make_run, tail):
     assert torn.torn
     assert not whole.torn
     assert torn.individuals == whole.individuals
+
+
+@pytest.mark.parametrize("content", ["not a journal", "[1, 2]", "\x00{", '{"name": "another file"}'])
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_end_that_is_no_beginning_of_a_line_is_an_error(make_run, content, whole):
+    path = make_run(generations=5) / "history.jsonl"
+    before = path.read_bytes() if whole else b""
+    path.write_bytes(before + content.encode())
+    for read in (lambda: load_history(path.parent), lambda: Journal(path), lambda: Journal(path, read_only=True)):
+        with pytest.raises(InputError, match=rf"expected a line of a journal, got .* in line {9 if whole else 1} of"):
+            read()
+    assert path.read_bytes() == before + content.encode()
 
 
 def test_a_damaged_last_line_with_its_newline_is_an_error(make_run):

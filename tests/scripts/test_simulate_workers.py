@@ -70,7 +70,7 @@ def test_a_worker_is_not_lost_before_it_has_loaded():
 )
 def test_a_run_without_children_is_refused(tmp_path, capsys, lines, message):
     if lines is not None:
-        (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+        (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"id": 9')
     with pytest.raises(SystemExit):
         simulation.main([str(tmp_path)])
     assert message in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import jax
@@ -81,6 +82,22 @@ def test_weights_are_those_of_the_folders(catalog, run):
     loaded = catalog._models.models
     assert equal(catalog.express(catalog.resolve("base"))[0], loaded.base)
     assert equal(catalog.express(catalog.resolve("expert:mbpp"))[0], loaded.expert_params("mbpp"))
+
+
+def test_a_merged_adapter_is_kept_and_shares_arrays_with_the_base(catalog, monkeypatch):
+    loaded = catalog._models.models
+    base, whole = loaded.base["layers"]["attn"]["q"], loaded.expert_params("mbpp")
+    rows, columns = base.shape[-2:]
+    factors = np.full((len(base), rows, 1), 0.01, np.float32), np.ones((len(base), 1, columns), np.float32)
+    adapter = cq.Adapter({"layers/attn/q": cq.LowRank(*factors)})
+    monkeypatch.setattr(loaded, "_loaded", dataclasses.replace(loaded._loaded, experts=[adapter, *loaded.experts[1:]]))
+    cache = WeightCache(catalog.express, 2**30)
+    first, second = (cache.get(catalog.resolve("expert:mbpp")) for _ in range(2))
+    assert first[0] is second[0]
+    assert not any((first[1], second[1]))  # the base would be freed with them
+    assert np.allclose(first[0]["layers"]["attn"]["q"] - base, 0.01, atol=1e-6)
+    assert not equal(first[0], whole)
+    assert first[0]["embed_tokens"] is loaded.base["embed_tokens"]
 
 
 def test_names_of_equal_weights_share_a_key(catalog, run):

@@ -280,8 +280,15 @@ class Models:
     @mirrored("models", makes=True)
     def expert_params(self, task: str) -> Params:
         """The weights of the expert of a task; those of an adapter are merged anew at every call."""
-        expert = self.experts[self._config.expert_names.index(task)]
+        expert = self._expert(task)
         return operators.apply_adapter(self.base, expert) if isinstance(expert, Adapter) else expert
+
+    def is_adapter(self, task: str) -> bool:
+        """Whether the expert of a task is an adapter."""
+        return isinstance(self._expert(task), Adapter)
+
+    def _expert(self, task: str) -> Params | Adapter:
+        return self.experts[self._config.expert_names.index(task)]
 
     @mirrored("models", makes=True)
     def load_original(self) -> Params:

@@ -84,7 +84,7 @@ def apply_adapter(base: Params, adapter: Adapter) -> Params:
         adapter: the updates to add.
 
     Returns:
-        Weights with the dtypes of ``base``; leaves without an update are those of the base.
+        Weights with the dtypes of ``base``, in arrays of their own; leaves without an update equal those of the base.
 
     Raises:
         InputError: see :func:`check_updates`.

@@ -14,7 +14,6 @@ from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.runs.folder.models import ModelChoice, RunModels, find_ingredients
 from cycleqd_jax.search import Journal
-from cycleqd_jax.serve.weights import Ownership
 from cycleqd_jax.types import InputError, Params
 
 __all__ = ["Catalog", "Entry", "OneModel", "RunCatalog", "UnknownModel"]
@@ -70,8 +69,8 @@ class Catalog(Protocol):
         """
         ...
 
-    def express(self, key: Hashable) -> tuple[Params, Ownership]:
-        """The weights of a key, where the engine expects them, and whose arrays they are.
+    def express(self, key: Hashable) -> tuple[Params, bool]:
+        """The weights of a key, where the engine expects them, and whether they are arrays of their own, which may be donated.
 
         Only one thread at a time calls it.
         """
@@ -122,11 +121,11 @@ class OneModel:
             raise UnknownModel(f"expected the model {self.name!r}, got {name!r}; GET /v1/models lists the names")
         return self.name
 
-    def express(self, key: Hashable) -> tuple[Params, Ownership]:
+    def express(self, key: Hashable) -> tuple[Params, bool]:
         """The weights, which belong to the caller from now on."""
         params, self._params = self._params, None
         assert params is not None
-        return params, "own"
+        return params, True
 
     def engine(self, slots: int, max_len: int) -> Engine:
         """An engine for the model."""
@@ -195,19 +194,19 @@ class RunCatalog:
                     raise UnknownModel(f"{error} (model {name!r}; GET /v1/models lists the names)") from error
             return seen.keys[name]
 
-    def express(self, key: Hashable) -> tuple[Params, Ownership]:
+    def express(self, key: Hashable) -> tuple[Params, bool]:
         """The weights of a key: those of base and experts as they were read, all others from their genomes.
 
-        An expert that is an adapter is merged with the base, whose other arrays it shares.
+        An expert that is an adapter is merged with the base, into new arrays.
         """
         kind, what, weights = key  # type: ignore[misc]
         models = self._models
         if kind == "base":
-            return models.group.place(models.models.base, self.config), "kept"
+            return models.group.place(models.models.base, self.config), False
         if kind == "expert":
             merged = models.models.is_adapter(what)
-            return models.group.place(models.models.expert_params(what), self.config), "shared" if merged else "kept"
-        return models.express(models.genome(models.journal(), what, weights)), "own"
+            return models.group.place(models.models.expert_params(what), self.config), merged
+        return models.express(models.genome(models.journal(), what, weights)), True
 
     def engine(self, slots: int, max_len: int) -> Engine:
         """An engine on the devices of the run's models."""

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Literal
 
 import jax
 
 from cycleqd_jax.types import Params
 
-__all__ = ["Ownership", "WeightCache", "weight_bytes"]
-
-Ownership = Literal["own", "shared", "kept"]
-"""Whose arrays expressed weights are.
-
-``own``: new ones, which may be donated. ``shared``: new ones, and some of another model, such as those of a merged adapter
-and its base. ``kept``: all of them someone else's, who keeps them.
-"""
+__all__ = ["WeightCache", "weight_bytes"]
 
 
 def weight_bytes(params: Params) -> int:
@@ -29,7 +21,8 @@ class WeightCache:
     """Keeps the expressed weights of models, and drops those that were used least recently. Not thread-safe.
 
     Args:
-        express: makes the weights of a key, and says whose arrays they are. Weights that someone else keeps are not kept here.
+        express: makes the weights of a key, and says whether they are new arrays. Others are not kept here, because someone
+            else keeps them.
         limit: the most bytes that are kept. A model that is larger is expressed anew every time.
 
     Attributes:
@@ -38,7 +31,7 @@ class WeightCache:
         misses: how often they were not.
     """
 
-    def __init__(self, express: Callable[[Hashable], tuple[Params, Ownership]], limit: int) -> None:
+    def __init__(self, express: Callable[[Hashable], tuple[Params, bool]], limit: int) -> None:
         self._express = express
         self._limit = limit
         self._kept: OrderedDict[Hashable, tuple[Params, int]] = OrderedDict()
@@ -60,10 +53,10 @@ class WeightCache:
             self._kept.move_to_end(key)
             return self._kept[key][0], False
         self.misses += 1
-        params, ownership = self._express(key)
+        params, new = self._express(key)
         size = weight_bytes(params)
-        if ownership == "kept" or size > self._limit:
-            return params, ownership == "own"
+        if not new or size > self._limit:
+            return params, new
         while self.bytes + size > self._limit:
             self.bytes -= self._kept.popitem(last=False)[1][1]
         self._kept[key] = params, size

@@ -96,6 +96,8 @@ def test_merged_is_summed_in_float32_and_cast_once(assert_identical, dtype):
     np.testing.assert_allclose(merged["layers"]["q"].astype(jnp.float32), want.astype(jnp.float32), tolerance, 2e-6)
     assert_identical(merged["layers"]["norm"], (base["layers"]["norm"].astype(jnp.float32) + whole).astype(dtype))
     assert_identical(merged["untouched"], base["untouched"])
+    jax.tree.map(lambda leaf: leaf.delete(), merged)  # as a donation does: no array is the base's
+    assert all(np.isfinite(leaf.astype(jnp.float32)).all() for leaf in jax.tree.leaves(base))
 
 
 def test_numpy_updates_of_any_float_are_taken(assert_close):

@@ -58,7 +58,7 @@ class SeveralModels:
         if key == "broken":
             raise ValueError("no such weights")
         self.expressed.append(key)
-        return self._models.get(key, self._models["one"]).params, "kept"
+        return self._models.get(key, self._models["one"]).params, False
 
     def engine(self, slots: int, max_len: int) -> Engine:
         return OneModel("one", self._models["one"]).engine(slots, max_len)

@@ -98,19 +98,21 @@ def sync_folder(path: str | Path) -> None:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Makes an empty folder, which takes the place of ``path`` if the block ends without an exception.
 
-    A folder that is there is removed. If the process is killed, a hidden folder may remain beside it.
+    A folder that is there is removed. If the process is killed, a hidden folder ``.NAME.….partial`` may remain beside it. It
+    holds the old folder where the kill came between two renames, and ``path`` is absent then. A link is followed.
 
     Args:
         path: path of the folder; missing parent folders are created.
 
     Yields:
-        The new folder; it has the name of ``path`` and another parent.
+        The new folder; it has the name of ``path``, or of what the link leads to, and another parent.
 
     Raises:
         InputError: the operating system refuses.
     """
     path = Path(path)
     try:
+        path = path.resolve() if path.is_symlink() else path
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     except OSError as error:

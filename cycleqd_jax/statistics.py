@@ -76,10 +76,8 @@ def mean_interval(
         raise InputError(f"expected scores of at least one problem for every task, got shapes {shapes}; evaluate the tasks")
     if not all(np.isfinite(task).all() for task in tasks):
         raise InputError("expected finite scores, got NaN or infinity; leave methods out that could not be evaluated")
-    if not 0 < confidence < 1:
-        raise InputError(f"expected a confidence above 0 and below 1, got {confidence}; correct it")
-    if resamples < 1:
-        raise InputError(f"expected at least one bootstrap sample, got {resamples}; correct resamples")
+    _check_confidence(confidence)
+    _check_resamples(resamples)
     mean = float(np.mean([task.mean() for task in tasks]))
     count = sum(task.size for task in tasks)
     if all(task.min() == task.max() for task in tasks):
@@ -157,8 +155,7 @@ def over_seeds(values: Float[AnyArray, " run"], *, confidence: float = 0.95) -> 
     runs = np.asarray(values, np.float64)
     if runs.ndim != 1 or not runs.size or not np.isfinite(runs).all():
         raise InputError(f"expected a finite value for each of one run or more, got {runs.tolist()}; leave failed runs out")
-    if not 0 < confidence < 1:
-        raise InputError(f"expected a confidence above 0 and below 1, got {confidence}; correct it")
+    _check_confidence(confidence)
     mean = float(runs.mean())
     if runs.size == 1:
         return Interval(mean, -np.inf, np.inf, 1)
@@ -186,7 +183,7 @@ def interval_over_runs(
         confidence: share of the intervals that contain the true value, above 0 and below 1.
 
     Raises:
-        InputError: a value is not finite.
+        InputError: a value is not finite, or ``confidence`` is out of its range.
 
     >>> import numpy as np
     >>> from cycleqd_jax.statistics import interval_over_runs
@@ -197,6 +194,7 @@ def interval_over_runs(
     runs = np.asarray(runs, np.float64)
     if not runs.size or not np.isfinite(runs).all() or not np.isfinite(resampled).all():
         raise InputError(f"expected finite values of one run or more, got {runs.tolist()}; leave failed runs out")
+    _check_confidence(confidence)
     mean = float(runs.mean())
     if runs.size == 1:
         low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -256,7 +254,7 @@ def resampled_means(
         means.
 
     Raises:
-        InputError: there is no task, run or problem, or the tasks do not have the same rows and runs.
+        InputError: there is no task, run or problem, the tasks do not have the same rows and runs, or ``resamples`` is below 1.
 
     >>> import numpy as np
     >>> from cycleqd_jax.statistics import resampled_means
@@ -267,6 +265,7 @@ def resampled_means(
     shapes = [np.shape(task) for task in scores]
     if len({shape[:2] for shape in shapes}) != 1 or any(0 in shape for shape in shapes):
         raise InputError(f"expected scores of the same rows and runs for every task, got shapes {shapes}; evaluate the tasks")
+    _check_resamples(resamples)
     rng = np.random.default_rng(seed)
     runs, chunks = shapes[0][1], []
     for start in range(0, resamples, CHUNK):
@@ -274,6 +273,16 @@ def resampled_means(
         drawn = rng.integers(runs, size=(size, runs))
         chunks.append(np.stack([_resampled(task, drawn, crossed, rng) for task in scores], axis=-1))
     return np.concatenate(chunks, axis=1).round(12)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"expected a confidence above 0 and below 1, got {confidence}; correct it")
+
+
+def _check_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise InputError(f"expected at least one bootstrap sample, got {resamples}; correct resamples")
 
 
 def _resampled(

@@ -143,6 +143,19 @@ def test_after_an_exception_the_old_folder_remains(tmp_path, error):
     assert names(tmp_path) == ["folder"]
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_a_folder_stays_a_link(tmp_path, exists):
+    there = tmp_path / "disk" / "folder"
+    if exists:
+        there.mkdir(parents=True)
+        (there / "old").touch()
+    (tmp_path / "link").symlink_to(there)
+    with replacing_folder(tmp_path / "link") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert (names(there), names(there.parent)) == (["new"], ["folder"])
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with (

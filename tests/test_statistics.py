@@ -140,6 +140,8 @@ def test_rows_are_paired_by_run_and_problem():
 
 @pytest.mark.parametrize("shapes", [[], [(2, 1, 0)], [(2, 1, 3), (2, 2, 3)]])
 def test_scores_of_other_runs_are_not_resampled(shapes):
+    with pytest.raises(InputError, match="expected at least one bootstrap sample, got 0"):
+        resampled_means([np.ones((1, 1, 2))], crossed=True, resamples=0)
     with pytest.raises(InputError, match="expected scores of the same rows and runs"):
         resampled_means([np.zeros(shape) for shape in shapes], crossed=True)
 
@@ -193,3 +195,6 @@ def test_an_interval_over_runs_knows_what_the_problems_say():
     assert interval_over_runs(np.full(9, 0.5), np.array([0.5, 0.5]), 9).low == 0.5
     with pytest.raises(InputError, match="expected finite values of one run or more"):
         interval_over_runs(resampled, np.array([np.nan]), 9)
+    for values in (np.array([0.5]), runs):
+        with pytest.raises(InputError, match="expected a confidence above 0 and below 1, got 95"):
+            interval_over_runs(resampled, values, 9, confidence=95)

@@ -89,7 +89,8 @@ def check_bounds(bounds: Any) -> np.ndarray:
             f"expected a lower and an upper bound for each of at least two tasks, got shape {ends.shape} in the bounds of "
             "the archives; pass an array of shape [tasks, 2]"
         )
-    if not (np.isfinite(ends).all() and (ends[:, 0] < ends[:, 1]).all()):
+    single = ends.astype(np.float32)  # as the edges are
+    if not (np.isfinite(ends).all() and (single[:, 0] < single[:, 1]).all()):
         raise InputError(
             f"expected a finite lower bound below a finite upper bound for every task, got {ends.tolist()} in the bounds "
             "of the archives; correct them"

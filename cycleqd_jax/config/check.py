@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cycleqd_jax.config.check_models import check_models, check_task_names
 from cycleqd_jax.config.schema import SEGMENTATION, RunConfig
 from cycleqd_jax.config.search import SearchConfig
@@ -33,6 +35,39 @@ _METHODS = {
 
 _SMALLEST_CMAES = 4
 """The smallest population of CMA-ES."""
+
+
+RESERVED_NAMES = frozenset(
+    [
+        "active",
+        "asked",
+        "average",
+        "cell",
+        "chosen",
+        "coefficients",
+        "depth",
+        "descriptors",
+        "digest",
+        "error",
+        "evaluated",
+        "expert",
+        "generation",
+        "id",
+        "ids",
+        "items",
+        "key",
+        "kind",
+        "mixing",
+        "omega",
+        "parents",
+        "quality",
+        "scores",
+        "seconds",
+        "shares",
+        "tokens",
+    ]
+)
+"""What no task can be called: the fields that :class:`cycleqd_jax.report.RunFolder` puts beside the scores of tasks."""
 
 
 def check_keys_together(config: RunConfig) -> None:
@@ -82,8 +117,12 @@ def _check_names(config: RunConfig) -> None:
     for key, name in [("name", config.name), *((f"tasks.{i}.name", name) for i, name in enumerate(names))]:
         if not name or name != Path(name).name or name.startswith("."):
             raise InputError(f"expected {key} to be a plain file name, got {name!r}; rename it")
-    if "average" in names:
-        raise InputError("expected task names other than 'average', which is a column of the tables, got 'average'; rename it")
+    for name in names:
+        if name in RESERVED_NAMES:
+            raise InputError(
+                f"expected task names other than {name!r}, which is a column of the tables or a field of their records, got "
+                f"{name!r}; rename it"
+            )
     for key, given in (("baselines", config.baselines), ("merges", config.merges), ("loggers", config.loggers)):
         for name in given:
             if given.count(name) > 1:
@@ -199,7 +238,7 @@ def _check_search(config: RunConfig) -> None:
     if search.bounds is not None:
         for name in names:
             bounds = search.bounds.get(name)
-            if bounds is None or len(bounds) != 2 or not bounds[0] < bounds[1]:
+            if bounds is None or len(bounds) != 2 or not np.float32(bounds[0]) < np.float32(bounds[1]):
                 raise InputError(
                     f"expected search.bounds to give [low, high] with low < high for the task {name!r}, got {bounds}; "
                     "correct the config"

@@ -121,7 +121,7 @@ def to_dict(config: Any) -> Any:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """A config as YAML that :func:`load_config` reads back equal."""
+    """A config as YAML that :func:`load_config` reads back equal, unless a text has ``${NAME}``, which it would replace."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 

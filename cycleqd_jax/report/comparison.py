@@ -353,7 +353,7 @@ def _load(folder: Path) -> dict[str, Any]:
     if results is None or "found" not in results or "tasks" not in results:
         raise InputError(
             f"expected results that name the rows found by the search in {folder / 'tables' / 'results.json'}, got none; "
-            "evaluate the run again"
+            "evaluate the run again, or repeat cycleqd compare where it has not finished"
         )
     return results
 

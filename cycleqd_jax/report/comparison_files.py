@@ -43,12 +43,14 @@ def draw_comparison(folder: Path) -> ComparisonTable:
             f"expected a comparison in {file}, got {type(error).__name__} {error}; run `cycleqd compare` again"
         ) from error
     table = comparison_table(runs, **found)
-    write_comparison(file.parent, table, {one.name: best_so_far(one) for one in runs})
+    first = [one for history in runs[0].histories.values() if history is not None for one in history.individuals]
+    experts = 1 + max(one.id for one in first if one.expert is not None)  # of the tasks, and those without a task
+    write_comparison(file.parent, table, {one.name: best_so_far(one) for one in runs}, experts)
     write_comparison_costs(file.parent, table, runs)
     return table
 
 
-def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, np.ndarray]) -> list[Path]:
+def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, np.ndarray], experts: int) -> list[Path]:
     """Writes ``tables/comparison.md|tex|csv|json``, ``tables/items.json.gz``, and figures as SVG and PNG.
 
     ``figures/scores`` shows the scores of all rows with their intervals, ``figures/curves`` the best average so far against the
@@ -58,6 +60,7 @@ def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, 
         folder: the folder of the comparison.
         table: its table.
         curves: method → the best average so far, Float ``[run, individual]``.
+        experts: number of experts, with which every run begins.
 
     Returns:
         The written files.
@@ -76,7 +79,7 @@ def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, 
     written.append(tables / "items.json.gz")
     write_bytes(written[-1], gzip.compress(json.dumps(items, allow_nan=False).encode(), mtime=0))
     shown = {table.labels.get(name, name): curve for name, curve in curves.items()}
-    for name, figure in (("scores", plot_scores(table)), ("curves", plot_best_so_far(shown, len(table.columns) - 1))):
+    for name, figure in (("scores", plot_scores(table)), ("curves", plot_best_so_far(shown, experts))):
         for kind in ("svg", "png"):
             written.append(folder / "figures" / f"{name}.{kind}")
             write_bytes(written[-1], render(figure, kind))

@@ -50,6 +50,7 @@ def compute_metrics(history: History) -> Metrics:
     slot = history.clock + 1  # of each individual: the position of its generation in ``generations``
     averages = history.averages
     failed = np.array([one.error is not None for one in history.individuals], bool)
+    raced = np.array([one.evaluated is not None for one in history.individuals], bool)  # perhaps without all scores
     best, coverage, qd_score, elites_average = _archive_metrics(history, generations, averages)
     best_average, best_average_id = _best_so_far(history, averages, slot, size)
     return Metrics(
@@ -60,7 +61,7 @@ def compute_metrics(history: History) -> Metrics:
         best_average=best_average,
         best_average_id=best_average_id,
         elites_average=elites_average,
-        evaluated=np.cumsum(np.bincount(slot[failed | np.isfinite(averages)], minlength=size)[:size]),
+        evaluated=np.cumsum(np.bincount(slot[failed | raced | np.isfinite(averages)], minlength=size)[:size]),
         quarantined=np.cumsum(np.bincount(slot[failed], minlength=size)[:size]),
         seconds=_seconds(history, slot, size),
     )

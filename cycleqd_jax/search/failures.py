@@ -58,7 +58,8 @@ def check_not_finite(individual: Individual, journal: Journal, most: int | None,
 def check_row(individual: Individual, journal: Journal, most: int | None, kept: int, ignored: Collection[int] = ()) -> None:
     """Stops a search where a child has the last of too many transient failures in a row.
 
-    Children without finite logits neither count nor end the row. The row is removed from the journal.
+    Children without finite logits neither count nor end the row. The row is removed from the journal, with all that lies
+    between its first and its last failure: a journal has no gaps.
 
     Args:
         individual: a child with a transient failure, not recorded yet.

@@ -79,8 +79,8 @@ def evolve(
             search stops; None is no limit. One cause is likely then, so the row is taken out of the journal, and a resumed
             search evaluates it again. Only children that a checkpoint covers stay, and those of earlier generations where a
             later child of this one has scores. As many children in a row whose logits are not finite stop it too. They neither
-            count nor end a row of transient failures, and stay in the journal. Failures that the journal has do not stop a
-            search.
+            count nor end a row of transient failures, and stay in the journal unless they lie between the failures of a row
+            that is taken out. Failures that the journal has do not stop a search.
         carried: the individuals of another search with which this one begins, instead of its first generations; or None.
         racing: how children are evaluated in stages, until they are unlikely to enter an archive. It needs a
             :class:`~cycleqd_jax.evaluation.WorkerPool` as the evaluator. None evaluates all children on all problems.

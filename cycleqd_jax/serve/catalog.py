@@ -227,7 +227,7 @@ class RunCatalog:
         started = all(journal.get(k) is not None for k in range(len(config.expert_names)))
         if not started or not (config.folder / "grid.json").exists():
             return found
-        if config.export.method in ("aggregate", "best_elite") or (config.folder / "tables" / "selection.json").exists():
+        if config.export.method in ("aggregate", "best_elite") or run.selection:
             found.insert(0, Entry("final", "final", {"method": config.export.method}))
         children: dict[int, Entry] = {}
         for task, elites in run.archives.items():

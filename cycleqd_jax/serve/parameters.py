@@ -124,7 +124,7 @@ def completion_parameters(body: Mapping[str, Any]) -> Sampling:
         raise unsupported("suffix", "expected no suffix, got one, which this server does not support; leave the key out")
     limit = 16 if body.get("max_tokens") is None else _limit(body, "max_tokens", least=0 if echo else 1)
     found = _sampling(body, limit=limit, logprobs=logprobs, echo=echo)
-    if body.get("best_of") not in (None, found.n):
+    if body.get("best_of") is not None and (isinstance(body["best_of"], bool) or body["best_of"] != found.n):
         raise unsupported("best_of", "expected best_of to equal n, got another value; this server returns all replies")
     return found
 
@@ -258,7 +258,7 @@ def _number(body: Mapping[str, Any], key: str, low: float, high: float, *, above
 
 def _flag(body: Mapping[str, Any], key: str) -> bool:
     value = body.get(key)
-    if value not in (None, True, False) or (isinstance(value, int) and not isinstance(value, bool)):
+    if value is not None and not isinstance(value, bool):
         raise invalid(key, f"expected {key} to be true or false, got {_shown(value)}; correct it")
     return bool(value)
 

@@ -104,6 +104,8 @@ def test_ranges(more, message):
         ({"tasks": [{"name": "a/b"}, {"name": "c"}]}, r"tasks\.0\.name to be a plain file name, got 'a/b'; rename it"),
         ({"tasks": [{"name": ".."}, {"name": "c"}]}, r"tasks\.0\.name to be a plain file name, got '\.\.'"),
         ({"tasks": [{"name": "a"}, {"name": "average"}]}, "other than 'average'"),
+        ({"tasks": [{"name": "a"}, {"name": "cell"}]}, "other than 'cell', which is a column of the tables or a field"),
+        (bounds(os=[0.5, 0.50000001]), "low < high for the task 'os'"),
         (
             {"tasks": [{"name": name} for name in "abc"], "merges": ["slerp"]},
             "two tasks with merges: slerp, which merges two experts, got 3; remove slerp",

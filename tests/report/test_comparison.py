@@ -168,14 +168,14 @@ def test_curves_are_the_best_so_far(methods):
 def test_files(tmp_path, methods):
     table = comparison_table(methods, title="100 % & more")
     curves = {one.name: best_so_far(one) for one in methods}
-    written = write_comparison(tmp_path / "out", table, curves)
+    written = write_comparison(tmp_path / "out", table, curves, 3)
     assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {
         *(f"tables/comparison.{suffix}" for suffix in ("md", "tex", "csv", "json")),
         "tables/items.json.gz",
         *(f"figures/{name}.{kind}" for name in ("scores", "curves") for kind in ("svg", "png")),
     }
     before = {path: path.read_bytes() for path in written}
-    again = write_comparison(tmp_path / "out", comparison_table(methods, title="100 % & more"), curves)
+    again = write_comparison(tmp_path / "out", comparison_table(methods, title="100 % & more"), curves, 3)
     assert {path: path.read_bytes() for path in again} == before  # nothing depends on the time
 
     tables = tmp_path / "out" / "tables"

@@ -118,6 +118,14 @@ def test_bins_are_clipped_per_axis_and_an_edge_belongs_above():
     ]  # fmt: skip
 
 
+def test_children_that_racing_stopped_count_as_evaluated(make_run):
+    folder = make_run(generations=3)
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    lines[-1] |= {"scores": None, "error": None, "evaluated": {"mbpp": [0, 1]}}
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compute_metrics(load_history(folder)).evaluated[-1] == len(lines)
+
+
 def test_an_axis_of_zero_width_has_two_bins():
     grid = Grid.of_bounds(("a", "b"), 3, np.array([[0.0, 0.0], [0.0, 1.0]]))
     low, high = grid.bin(np.array([[-0.1, 0.0], [0.5, 0.0]]))[:, 0].tolist()

@@ -64,6 +64,7 @@ def test_values_are_taken():
         ({"stop": {}}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream": 1}, "stream"),
+        ({"stream": 1.0}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": 3}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 3}}, "include_usage"),

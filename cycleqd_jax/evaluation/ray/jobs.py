@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ class Job:
         ends: why workers ended while they evaluated this job.
         machines: number of machines that were lost meanwhile.
         lost_s: seconds of the attempts that were lost.
+        child: number of the group that no other group has, as long as the process runs. Each source counts its own from 0.
     """
 
     group: int
@@ -35,6 +37,7 @@ class Job:
     ends: list[str] = dataclasses.field(default_factory=list)
     machines: int = 0
     lost_s: float = 0.0
+    child: int = dataclasses.field(default_factory=itertools.count().__next__)
 
 
 class _Partial(NamedTuple):

@@ -317,7 +317,7 @@ class RayPool:
             for line in note.splitlines()[-TRACEBACK_LINES:]:
                 self._log(f"worker {slot.record.id}: {line}")
         if slot.job is not None:
-            self._starts.raised(slot.node, slot.job.group, f"worker {slot.record.id} on {slot.record.host}: {reason}")
+            self._starts.raised(slot.node, slot.job.child, f"worker {slot.record.id} on {slot.record.host}: {reason}")
         self._lose(slot, reason, True, jobs, quarantine)
 
     def _lose(self, slot: _Slot, reason: str, process: bool, jobs: Jobs, quarantine: bool) -> None:
@@ -348,7 +348,7 @@ class RayPool:
             share = job.lost_s / len(job.members)
             known = job.relatives or [()] * len(job.members)
             for member, genome, one in zip(job.members, job.genomes, known, strict=True):
-                jobs.waiting.append(Job(job.group, (member,), [genome], [one], lost_s=share))
+                jobs.waiting.append(Job(job.group, (member,), [genome], [one], lost_s=share, child=job.child))
         else:
             error = ended_workers(len(job.ends) + job.machines, reason)
             if not quarantine:

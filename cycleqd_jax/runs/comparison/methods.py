@@ -118,6 +118,8 @@ def read_methods(source: str | Path | Sequence[str]) -> Methods:
     if isinstance(source, Path) or (isinstance(source, str) and source.endswith((".yaml", ".yml"))):
         return _read(Path(source))
     names = [name.strip() for name in source.split(",")] if isinstance(source, str) else list(source)
+    if not names:
+        raise InputError("expected at least one method, got none in --methods; name one")
     for name in names:
         if name not in SEARCH_METHODS:
             raise InputError(_unknown(f"expected names of search methods ({', '.join(SEARCH_METHODS)})", name, SEARCH_METHODS))

@@ -162,6 +162,15 @@ def test_a_machine_on_which_several_children_raise_gets_no_more_workers():
     assert len(cluster.workers) == 4  # one child three times, another one once
 
 
+def test_children_of_several_generations_count_one_by_one():
+    cluster = FakeCluster("a")
+    one = pool_of(cluster, Doubler(acts={n: raise_error() for n in range(9)}), workers=1)
+    assert results_of(one, [0])[0].error  # the only group of its generation, with number 0, as in the next one
+    with pytest.raises(FailuresError, match="in the cluster"):
+        results_of(one, [1])
+    assert one._starts.avoid == {"a"}
+
+
 def test_a_run_that_is_stopped_ends_all_busy_workers():
     hung = threading.Event()
     cluster = FakeCluster("a", "b", "c")

@@ -33,6 +33,8 @@ def config_of(**changes):
 def test_names_of_search_methods_need_no_file():
     found = read_methods("cycleqd, cmaes,nsga2")
     assert found == read_methods(["cycleqd", "cmaes", "nsga2"])
+    with pytest.raises(InputError, match="expected at least one method, got none"):
+        read_methods([])
     assert [(one.name, one.search, one.label, one.overrides) for one in found.methods] == [
         (name, name, None, {}) for name in ("cycleqd", "cmaes", "nsga2")
     ]

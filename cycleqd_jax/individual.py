@@ -7,53 +7,23 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
-__all__ = ["Individual", "check_torn", "still_checked"]
+__all__ = ["Individual", "read_lines"]
 
 _CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{16})"')
 """Within a line: the first digits of the SHA-256 of what is before it. No string in JSON has these characters."""
 
+_FIRST = b'{"id":'
+"""The first bytes of a line."""
+
 _COSTS = ("seconds", "tokens")
 """Fields that follow the checksum: they differ between equal runs."""
-
-
-def still_checked(line: bytes, checked: bool, place: str) -> bool:
-    """Whether a line of the journal has a checksum.
-
-    Args:
-        line: the line.
-        checked: whether the line before has one. No version that writes checksums leaves one out.
-        place: where the line is, for the error.
-
-    Raises:
-        InputError: the line has no checksum, and the one before has.
-    """
-    found = _CHECKSUM.search(line) is not None
-    if checked and not found:
-        raise InputError(f"expected a checksum, as in the line before, got none in {place}; restore the file")
-    return found
-
-
-def check_torn(line: bytes, place: str) -> None:
-    """Checks that the end of a journal, without a newline, is the beginning of a line.
-
-    A crash leaves the first bytes of a line, and zeros where the disk did not get the rest. Anything else is not the journal's.
-
-    Args:
-        line: what follows the last newline.
-        place: where it is, for the error.
-
-    Raises:
-        InputError: it is something else.
-    """
-    written, first = line.rstrip(b"\0"), b'{"id":'
-    if not (written.startswith(first) or first.startswith(written)):
-        raise InputError(f"expected a line of a journal, got {line[:40]!r} in {place}; restore the file")
 
 
 def _checksum(line: bytes) -> str:
@@ -232,3 +202,42 @@ class Individual:
         found: dict[str, Any] = {field.name: raw[field.name] for field in fields}
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
         return cls(**values)
+
+
+def read_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[Individual | None, bytes]]:
+    """The individuals of a journal.
+
+    A crash leaves the first bytes of a last line without its newline, and zeros where the disk did not get the rest.
+
+    Args:
+        lines: the lines with their newlines, as a binary file gives them.
+        path: path of the journal, for errors.
+
+    Yields:
+        An individual and its line. Of an incomplete last line, None in its place.
+
+    Raises:
+        InputError: a line is not a record or was changed, an id comes twice, or the end is not the beginning of a line.
+    """
+    numbers: dict[int, int] = {}
+    checked = False
+    for number, line in enumerate(lines, 1):
+        place = f"line {number} of {path}"
+        if not line.endswith(b"\n"):
+            written = line.rstrip(b"\0")
+            if not (written.startswith(_FIRST) or _FIRST.startswith(written)):
+                raise InputError(f"expected a line of a journal, got {line[:40]!r} in {place}; restore the file")
+            yield None, line
+            return
+        individual = Individual.from_json(line[:-1], place)
+        if individual.id in numbers:
+            raise InputError(
+                f"expected distinct ids, got id {individual.id} of line {numbers[individual.id]} again in {place}; restore "
+                "the file"
+            )
+        numbers[individual.id] = number
+        found = _CHECKSUM.search(line) is not None
+        if checked and not found:  # no version that writes checksums leaves one out
+            raise InputError(f"expected a checksum, as in the line before, got none in {place}; restore the file")
+        checked = found
+        yield individual, line

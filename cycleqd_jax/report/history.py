@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cycleqd_jax.files import load_json
-from cycleqd_jax.individual import Individual, check_torn, still_checked
+from cycleqd_jax.individual import Individual, read_lines
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
@@ -342,16 +343,6 @@ def load_grid(folder: Path) -> Grid | None:
     return dataclasses.replace(grid, method=str(raw.get("method", grid.method)))
 
 
-def _individual(line: bytes, place: str, tasks: tuple[str, ...]) -> Individual:
-    """Reads a line of the journal; raises an InputError if it is not a record with scores of the tasks."""
-    one = Individual.from_json(line, place)
-    if one.scores is not None and not one.scores.keys() >= set(tasks):
-        raise InputError(
-            f"expected scores of {', '.join(tasks)}, got scores of {', '.join(one.scores)} in {place}; restore the file"
-        )
-    return one
-
-
 def load_history(folder: Path) -> History | None:
     """Reads the journal of a run folder; None if ``history.jsonl`` or ``grid.json`` is missing.
 
@@ -384,19 +375,12 @@ def load_individuals(folder: Path, tasks: tuple[str, ...]) -> tuple[tuple[Indivi
     path = Path(folder) / "history.jsonl"
     if not path.exists():
         return (), False
-    *lines, incomplete = path.read_bytes().split(b"\n")
-    individuals: list[Individual] = []
-    seen: dict[int, int] = {}
-    checked = False
-    for number, line in enumerate(lines, 1):
-        one = _individual(line, f"line {number} of {path}", tasks)
-        checked = still_checked(line, checked, f"line {number} of {path}")
-        if one.id in seen:
+    found = [one for one, _ in read_lines(io.BytesIO(path.read_bytes()), path)]
+    individuals = [one for one in found if one is not None]
+    for one in individuals:
+        if one.scores is not None and not one.scores.keys() >= {*tasks}:
             raise InputError(
-                f"expected distinct ids in {path}, got id {one.id} in line {seen[one.id]} and in line {number}; "
-                "remove the line of the other run"
+                f"expected scores of {', '.join(tasks)}, got scores of {', '.join(one.scores)} of individual {one.id} in "
+                f"{path}; restore the file"
             )
-        seen[one.id] = number
-        individuals.append(one)
-    check_torn(incomplete, f"line {len(lines) + 1} of {path}")
-    return tuple(individuals), bool(incomplete)
+    return tuple(individuals), len(individuals) < len(found)

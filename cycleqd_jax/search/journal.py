@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from cycleqd_jax.files import replacing, sync_folder
-from cycleqd_jax.individual import Individual, check_torn, still_checked
+from cycleqd_jax.individual import Individual, read_lines
 from cycleqd_jax.types import Float, InputError
 
 __all__ = ["Journal"]
@@ -69,18 +69,11 @@ class Journal:
 
     def _read_all(self) -> None:
         assert self._file is not None, "an open file"
-        checked = False
-        for number, line in enumerate(self._file, 1):
-            place = f"line {number} of {self.path}"
-            if not line.endswith(b"\n"):
-                check_torn(line, place)
+        for individual, line in read_lines(self._file, self.path):
+            if individual is None:
                 self.torn = True
-                break
-            individual = Individual.from_json(line[:-1], place)
-            if individual.id in self:
-                raise InputError(f"expected distinct ids, got id {individual.id} again in {place}; restore the file")
-            checked = still_checked(line[:-1], checked, place)
-            self._add(individual, len(line))
+            else:
+                self._add(individual, len(line))
         if self.torn and not self._read_only:
             os.truncate(self.path, self._end)
 

@@ -251,7 +251,7 @@ def test_repeated_id_is_an_error(make_run):
     folder = make_run(generations=5)
     text = (folder / "history.jsonl").read_text()
     (folder / "history.jsonl").write_text(text + text.splitlines()[1] + "\n")
-    with pytest.raises(InputError, match="id 1 in line 2 and in line 9"):
+    with pytest.raises(InputError, match="got id 1 of line 2 again in line 9 of"):
         load_history(folder)
 
 

@@ -127,7 +127,7 @@ JOURNALS = {
         lambda lines: [*lines, lines[-1] | {"id": 15, "generation": 4}],
         "expected at most 15 individuals, as config",
     ),
-    "twice": (lambda lines: [*lines, lines[-1]], "expected distinct ids, got id 14 again"),
+    "twice": (lambda lines: [*lines, lines[-1]], "expected distinct ids, got id 14 of line 15 again"),
     "no record": (lambda lines: [{}], "expected a journal record"),
 }
 

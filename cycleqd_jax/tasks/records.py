@@ -37,10 +37,11 @@ class Row:
 
     @property
     def id(self) -> str:
-        """The record's ``id`` or ``task_id``; a digest of its content if it has neither."""
+        """The record's ``id`` or ``task_id``; a digest of its content if it has neither, or empty ones."""
         for name in ("id", "task_id"):
-            if isinstance(self.fields.get(name), str | int):
-                return str(self.fields[name])
+            found = self.fields.get(name)
+            if isinstance(found, str | int) and found != "":
+                return str(found)
         return self.fingerprint
 
     @property

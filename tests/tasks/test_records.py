@@ -110,6 +110,13 @@ def test_equal_problems_are_in_one_half(label, texts, copies, train):
     assert by_digest(rows) == by_digest(rows[::-1])
 
 
+def test_an_empty_id_is_none(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"id": "", "task_id": "b/1"}\n{"id": "", "text": "x"}\n{"id": 0}\n')
+    rows = read_rows(path)
+    assert [row.id for row in rows] == ["b/1", rows[1].fingerprint, "0"]
+
+
 def test_a_split_of_different_problems_is_by_the_digests_of_ids():
     rows = [Row({"id": f"x/{n}", "text": f"{n}"}, "here") for n in range(31)]
     order = sorted(rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())

@@ -301,8 +301,8 @@ def test_tied_head_that_is_there_twice(tmp_path, make_config, make_params, asser
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda p: p.pop("norm"), "expected the leaf 'norm' of the config, got no such leaf in the weights to save"),
-        (lambda p: p.update(extra=p["norm"]), "expected the leaves of the config, got another leaf 'extra'"),
+        (lambda p: p.pop("norm"), "expected the leaves of the config, got no such leaf, 'norm', in the weights to save"),
+        (lambda p: p.update(extra=p["norm"]), "got one that the config does not have, 'extra', in the weights"),
         (lambda p: p["layers"]["attn"].update(q=p["layers"]["attn"]["q"][:1]), "of the config for leaf 'layers/attn/q', got"),
     ],
 )

@@ -31,7 +31,6 @@ from cycleqd_jax.models.files.safetensors import (
 from cycleqd_jax.models.folder import PROCESSOR_FILES, TEMPLATE_FOLDER, code_files, is_tokenizer_file, read_json
 from cycleqd_jax.models.llama.config import DTYPES, LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.operators.task_vector import check_same_shapes
 from cycleqd_jax.sharding import Shardings
 from cycleqd_jax.types import AnyArray, InputError, Params, tree_paths
 
@@ -148,7 +147,18 @@ def _check_params(config: LlamaConfig, params: Params) -> None:
     """Checks that weights are those of a config; a tied model may have a head too, if it equals the embedding."""
     found, expected = dict(tree_paths(params)), dict(tree_paths(llama.abstract_params(config)))
     head = found.pop("lm_head") if config.tie_word_embeddings and "lm_head" in found else None
-    check_same_shapes(found, expected, "the weights to save", "config")
+    for path in {**expected, **found}:
+        if path not in found or path not in expected:
+            what = "no such leaf" if path not in found else "one that the config does not have"
+            raise InputError(
+                f"expected the leaves of the config, got {what}, {path!r}, in the weights to save; correct the config or the "
+                "weights"
+            )
+        if tuple(found[path].shape) != expected[path].shape:
+            raise InputError(
+                f"expected shape {expected[path].shape} of the config for leaf {path!r}, got {tuple(found[path].shape)} in the "
+                "weights to save; correct the config or the weights"
+            )
     if head is not None and not np.array_equal(np.asarray(head).T, np.asarray(found["embed_tokens"])):
         raise InputError(
             "expected lm_head to equal embed_tokens, which the config ties, got different weights to save; set "

@@ -89,12 +89,12 @@ class CoefficientSpace(flax.struct.PyTreeNode):
 
         Raises:
             InputError: see :meth:`ExpertSpace.from_experts`; also for fewer groups than one, more groups than layers, several
-                groups of a model without leaves below ``layers/``, or a negative ``sigma``.
+                groups of a model without leaves below ``layers/`` or with a list of layers there, or a negative ``sigma``.
         """
         if not 0 <= sigma < math.inf:
             raise InputError(f"expected sigma to be zero or positive, got {sigma} in CoefficientSpace; correct it")
         if groups != 1:
-            check_groups(groups, _num_layers(base))
+            check_groups(groups, _num_layers(base), "groups")
         space = ExpertSpace.from_experts(base, experts, w_max=0.0, predicate=lambda path, leaf: False, densify=densify)
         return cls(space, groups=groups, sigma=sigma)
 
@@ -153,8 +153,10 @@ class CoefficientSpace(flax.struct.PyTreeNode):
             out: expressed weights that are not needed any more; their buffers are overwritten.
 
         Raises:
-            InputError: ``out`` is not like the base, lies elsewhere, or is still needed by this space.
+            InputError: ``out`` is not like the base, lies elsewhere, or is still needed by this space; or the space holds no
+                weights.
         """
+        self.experts.check_weights()
         if out is None:
             return _express(self, genome)
         check_out(out, self.experts.base, self)
@@ -167,7 +169,8 @@ class CoefficientSpace(flax.struct.PyTreeNode):
             genomes: genomes with a leading axis of individuals.
 
         Raises:
-            InputError: an expert changes a leaf as a whole, or changes a leaf that is not a stack of matrices.
+            InputError: an expert changes a leaf as a whole, changes a leaf that is not a stack of matrices, or the space holds
+                no weights.
         """
         self.experts.check_mixed()
         return _express_mixed(self, genomes)
@@ -175,11 +178,14 @@ class CoefficientSpace(flax.struct.PyTreeNode):
     def coefficient_gradient(self, gradient: PyTree[Array]) -> CoefficientGenome:
         """∂L/∂c of a loss L, from its gradient with respect to the weights: the products ⟨∂L/∂θ, τ_k⟩, group by group.
 
-        The weights are affine in the coefficients, so nothing else is needed, and no τ_k is held in memory. Do not
-        differentiate :meth:`express`: on a CPU it writes 16-bit weights as integers, which have no gradient.
+        The weights are affine in the coefficients, so nothing else is needed, and no τ_k is held in memory. To differentiate
+        :meth:`express` gives the same to rounding, and takes more memory.
 
         Args:
             gradient: ∂L/∂θ, a tree like the base. Products are summed in float32.
+
+        Raises:
+            InputError: the space holds no weights.
 
         >>> import jax.numpy as jnp
         >>> from cycleqd_jax.genome import CoefficientSpace
@@ -188,6 +194,7 @@ class CoefficientSpace(flax.struct.PyTreeNode):
         >>> space.coefficient_gradient({"w": jnp.array([1.0, 3.0])}).coefficients.tolist()
         [[7.0, 3.0]]
         """
+        self.experts.check_weights()
         total = jnp.zeros((self.groups, self.num_experts), jnp.float32)
         for path, leaf in tree_paths(gradient):
             products = self._products(path, leaf)
@@ -286,6 +293,12 @@ def check_groups(groups: int, layers: int, key: str = "search.groups") -> None:
 
 
 def _num_layers(base: Params) -> int:
+    for path, _ in tree_paths(base):
+        if path.startswith(_LAYERS) and path.split("/")[1].isdecimal():
+            raise InputError(
+                f"expected leaves below {_LAYERS!r} that stack the layers on their first axis, got the leaf {path!r} of one "
+                "layer in the base; stack the layers, or use one group"
+            )
     counts = {leaf.shape[0] for path, leaf in tree_paths(base) if path.startswith(_LAYERS) and leaf.ndim > 0}
     if len(counts) != 1:
         raise InputError(

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import flax.struct
 import jax
+import numpy as np
 
 from cycleqd_jax.genome.experts import Index, check_expert, check_experts, check_rank, stacked_task_vectors
 from cycleqd_jax.operators import crossover, mutation
@@ -54,7 +55,7 @@ class DenseSpace(flax.struct.PyTreeNode):
         *,
         mutation: Literal["svd", "gaussian", "none"] = "svd",
         strength: float = 0.3,
-        rank: int | None = None,
+        rank: int | np.integer | None = None,
         method: Method = "svd",
     ) -> DenseSpace:
         """The space around fine-tuned experts that share a base.
@@ -73,7 +74,7 @@ class DenseSpace(flax.struct.PyTreeNode):
         """
         if mutation not in ("svd", "gaussian", "none"):
             raise InputError(f"expected mutation to be svd, gaussian or none, got {mutation!r}; correct the config")
-        check_rank(rank)
+        rank = check_rank(rank)
         if method not in get_args(Method):
             raise InputError(f"expected method to be one of {', '.join(get_args(Method))}, got {method!r}; correct the config")
         if not 0 <= strength < math.inf:

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -113,7 +114,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         base: Params,
         experts: Sequence[Params | Adapter],
         *,
-        rank: int | None = None,
+        rank: int | np.integer | None = None,
         w_max: float = 0.3,
         predicate: MatrixPredicate = is_matrix,
         densify: bool = False,
@@ -149,7 +150,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         """
         if not 0 <= w_max < math.inf:
             raise InputError(f"expected w_max to be zero or positive, got {w_max}; correct the config")
-        check_rank(rank)
+        rank = check_rank(rank)
         if factor_dtype not in (None, "float32", "bfloat16"):
             raise InputError(
                 f"expected factor_dtype float32, bfloat16 or null, got {factor_dtype}; correct the config or leave it out"
@@ -202,7 +203,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
         )
 
     def without_weights(self) -> ExpertSpace:
-        """A space with the same genomes that holds no weights: everything works but :meth:`express` and its relatives."""
+        """A space with the same genomes that holds no weights: :meth:`express` and its relatives raise ``InputError``."""
 
         def shapes(basis: Basis) -> Basis:
             nothing = jnp.zeros((0,), basis.s.dtype)
@@ -212,7 +213,12 @@ class ExpertSpace(flax.struct.PyTreeNode):
         return self.replace(base={}, experts={}, updates={}, bases=bases, remainders={}, mesh=None, specs=())
 
     def task_vector(self, k: int) -> dict[str, Array]:
-        """τ_k of every leaf that experts change, in float32, by path; low-rank updates are multiplied out."""
+        """τ_k of every leaf that experts change, in float32, by path; low-rank updates are multiplied out.
+
+        Raises:
+            InputError: there is no such expert, or the space holds no weights.
+        """
+        self.check_weights()
         genome = self.expert(k)
         leaves = dict(tree_paths(self.base))
         found = {}
@@ -265,8 +271,10 @@ class ExpertSpace(flax.struct.PyTreeNode):
             out: expressed weights that are not needed any more; their buffers are overwritten.
 
         Raises:
-            InputError: ``out`` is not like the base, lies elsewhere, or is still needed by this space.
+            InputError: ``out`` is not like the base, lies elsewhere, or is still needed by this space; or the space holds no
+                weights.
         """
+        self.check_weights()
         if out is None:
             return _express(self, genome)
         check_out(out, self.base, self)
@@ -283,8 +291,10 @@ class ExpertSpace(flax.struct.PyTreeNode):
             Leaves ``[individual, *shape]``; with ``share``, leaves that no expert changes are the arrays of the base.
 
         Raises:
-            InputError: the mesh has no such axis, or its size does not divide the number of individuals.
+            InputError: the mesh has no such axis, or its size does not divide the number of individuals; or the space holds no
+                weights.
         """
+        self.check_weights()
         if self.mesh is not None:
             count, size = genomes.mixing.shape[0], dict(self.mesh.shape).get("population")
             if size is None or count % size:
@@ -309,17 +319,32 @@ class ExpertSpace(flax.struct.PyTreeNode):
             The base, with a :class:`~cycleqd_jax.types.MixedMatrix` for every stacked matrix that experts change.
 
         Raises:
-            InputError: an expert changes a leaf as a whole, or changes a leaf that is not a stack of matrices.
+            InputError: an expert changes a leaf as a whole, changes a leaf that is not a stack of matrices, or the space holds
+                no weights.
         """
         self.check_mixed()
         return _express_mixed(self, genomes)
+
+    def check_weights(self) -> None:
+        """Checks that the space holds weights.
+
+        Raises:
+            InputError: it was made by :meth:`without_weights`.
+        """
+        if not jax.tree.leaves(self.base):
+            raise InputError(
+                "expected a space with weights to express a genome, got one without them, of without_weights; use the space "
+                "that it was made from"
+            )
 
     def check_mixed(self) -> None:
         """Checks that several individuals can share the base of their weights.
 
         Raises:
-            InputError: an expert changes a leaf as a whole, or changes a leaf that is not a stack of matrices.
+            InputError: an expert changes a leaf as a whole, changes a leaf that is not a stack of matrices, or the space holds
+                no weights.
         """
+        self.check_weights()
         for path, leaf in tree_paths(self.base):
             changed = path in self.bases or path in self.remainders
             if path in self.experts or path in self.updates or (changed and jnp.ndim(leaf) != 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,14 +31,27 @@ def check_expert(k: Index, count: int) -> None:
         raise InputError(f"expected one of the experts 0 to {count - 1}, got {k}; correct the index")
 
 
-def check_rank(rank: object) -> None:
+def check_rank(rank: Any) -> int | None:
     """Checks the rank of an operator.
+
+    Args:
+        rank: an integer, also one of NumPy, or None.
+
+    Returns:
+        The rank as Python's int, or None.
 
     Raises:
         InputError: it is not a positive integer or None.
     """
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
+    if rank is None:
+        return None
+    try:
+        number = 0 if isinstance(rank, bool | np.bool_) else operator.index(rank)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise InputError(f"expected rank to be a positive integer, or null for full rank, got {rank}; correct the config")
+    return number
 
 
 def check_experts(base: Params, experts: Sequence[Params | Adapter]) -> None:

@@ -164,7 +164,7 @@ def _fill(steps: int, leaves: list[_Matrices], mixing: Array, outs: list[Array])
         def step(j: _Step, outs: list[Array]) -> list[Array]:
             here, j = jax.lax.optimization_barrier((operands, j))
             found = [_block(leaf._replace(**x), mixing, j) for leaf, x in zip(leaves, here, strict=True)]
-            return [_write_bits(x, theta, place) for x, (theta, place) in zip(outs, found, strict=True)]
+            return [_write_bits(x, theta, *place) for x, (theta, place) in zip(outs, found, strict=True)]
 
         return jax.lax.fori_loop(0, steps, step, outs)
 
@@ -173,11 +173,18 @@ def _fill(steps: int, leaves: list[_Matrices], mixing: Array, outs: list[Array])
     return jax.lax.platform_dependent(outs, cpu=loop_with_bits, default=loop)
 
 
-def _write_bits(x: Array, theta: Array, place: tuple[Any, Any, Any]) -> Array:
+@jax.custom_jvp
+def _write_bits(x: Array, theta: Array, *place: Any) -> Array:
     if x.dtype.itemsize != 2:
         return jax.lax.dynamic_update_slice(x, theta, place)
     bits, written = (jax.lax.bitcast_convert_type(y, jnp.uint16) for y in (x, theta))
     return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice(bits, written, place), x.dtype)
+
+
+@_write_bits.defjvp
+def _write_bits_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    """Integers have no derivative: that of the values which they stand for is written as they are."""
+    return _write_bits(*primals), jax.lax.dynamic_update_slice(tangents[0], tangents[1], primals[2:])
 
 
 def _block(leaf: _Matrices, mixing: Array, j: _Step) -> tuple[Array, tuple[Any, Any, Any]]:

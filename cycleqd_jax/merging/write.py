@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from cycleqd_jax.merging.sources import (
 )
 from cycleqd_jax.models.files.hf import check_target
 from cycleqd_jax.models.files.safetensors import DTYPES, Entry, Tensor, all_finite, read_finite, write_shards
-from cycleqd_jax.models.folder import tokenizer_files
+from cycleqd_jax.models.folder import PROCESSOR_FILES, code_files, read_json, tokenizer_files
 from cycleqd_jax.operators.by_leaf import keep_counts
 from cycleqd_jax.operators.mix import linear_leaf, mix_leaf, slerp_leaf
 from cycleqd_jax.operators.select import Cut, Drop, find_cut, leaf_key, norm_ratio
@@ -62,8 +63,9 @@ def merge_models(
 ) -> Path:
     """Merges models as a mergekit config says, and writes a Hugging Face folder.
 
-    Tokenizer and ``config.json`` are those of the base, or of the first model where there is none. The arithmetic is in
-    float32 whatever the dtype of the files; the result is cast once. The folder appears when it is complete.
+    Tokenizer, processor, ``config.json`` and the code that they name are those of the base, or of the first model where there
+    is none. The arithmetic is in float32 whatever the dtype of the files; the result is cast once. The folder appears when it
+    is complete.
 
     Args:
         config: the path of the config, or what :func:`~.recipe.load_recipe` returned for it.
@@ -119,10 +121,7 @@ def merge_models(
         return Entry(name, sources[0].tensors[name].shape, read)
 
     with replacing_folder(target) as new:
-        _write_config(sources[0], new, dtype.name)
-        for file in tokenizer_files(sources[0].folder):  # before the work: some may be unreadable
-            (new / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(sources[0].folder / file, new / file)
+        _copy_files(sources[0], new, dtype.name, log)  # before the work: some may be unreadable
         write_shards(new, (entry(i + 1, name) for i, name in enumerate(values)), dtype, max_shard_bytes)
         (new / "mergekit_config.yml").write_text(recipe.text, encoding="utf-8")
         (new / "README.md").write_text(merge_card(recipe, target.name, names), encoding="utf-8")
@@ -184,10 +183,38 @@ def _main_dtype(source: Source) -> np.dtype:
     return DTYPES[max(sizes, key=lambda kind: sizes[kind])]
 
 
-def _write_config(source: Source, folder: Path, dtype: str) -> None:
-    """The config of the base, with the dtype of the result under the key that the base uses."""
-    config = dict(source.config)
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+def _copy_files(source: Source, folder: Path, dtype: str, log: Callable[[str], None]) -> None:
+    """Copies the small files of the base: its config, tokenizer, processor, and the code that they name."""
+    files = [*tokenizer_files(source.folder), *(name for name in PROCESSOR_FILES if (source.folder / name).is_file())]
+    config, code = dict(source.config), set()
+    for name in ("config.json", *(name for name in files if name in ("tokenizer_config.json", *PROCESSOR_FILES))):
+        there, missing = code_files(source.folder, config if name == "config.json" else read_json(source.folder / name))
+        if missing and name == "config.json":
+            del config["auto_map"]
+        if missing:
+            effect = "the result has no auto_map" if name == "config.json" else "the result lacks it too"
+            log(f"warning: expected the code {', '.join(missing)} that {name} of {source.name} names, got none; {effect}")
+        else:
+            code |= set(there)
+    _write_config(config, folder, dtype)
+    for file in (*files, *sorted(code)):
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source.folder / file, folder / file)
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A config with another dtype wherever it has one, also in the configs of parts, such as ``text_config``."""
+    parts = {
+        key: _with_dtype(part, dtype) for key, part in config.items() if key.endswith("_config") and isinstance(part, dict)
+    }
+    return {**config, **parts, **{key: dtype for key in ("dtype", "torch_dtype") if key in config}}
+
+
+def _write_config(config: Mapping[str, Any], folder: Path, dtype: str) -> None:
+    """The config of the base, with the dtype of the result under the keys that the base uses."""
+    config = _with_dtype(config, dtype)
+    if "dtype" not in config:
+        config["torch_dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

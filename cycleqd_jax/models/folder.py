@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.files import load_json
 from cycleqd_jax.types import InputError
 
-__all__ = ["PROCESSOR_FILES", "TEMPLATE_FOLDER", "TOKENIZER_FILES", "is_tokenizer_file", "read_json", "tokenizer_files"]
+__all__ = [
+    "PROCESSOR_FILES",
+    "TEMPLATE_FOLDER",
+    "TOKENIZER_FILES",
+    "code_files",
+    "is_tokenizer_file",
+    "read_json",
+    "tokenizer_files",
+]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -16,7 +26,10 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
@@ -41,6 +54,35 @@ def tokenizer_files(folder: Path) -> list[str]:
     """The paths of a folder's tokenizer files, relative to it and sorted."""
     names = [*TOKENIZER_FILES, *(f"{TEMPLATE_FOLDER}/{path.name}" for path in (folder / TEMPLATE_FOLDER).glob("*.jinja"))]
     return sorted(name for name in names if (folder / name).is_file())
+
+
+def code_files(folder: Path, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The files of a model's own code: those that the ``auto_map`` of a config names, and what they import beside them.
+
+    Args:
+        folder: the folder of the model.
+        config: the contents of ``config.json``, or of another of its JSON files.
+
+    Returns:
+        The names of the files that are there, and of those that are not, sorted. Code of other repositories is in neither.
+    """
+    entries = config.get("auto_map")
+    values = entries.values() if isinstance(entries, dict) else ()
+    references = [name for entry in values for name in (entry if isinstance(entry, list) else [entry])]
+    modules = [name.partition(".")[0] for name in references if isinstance(name, str) and "--" not in name]
+    there, missing = set(), set()
+    while modules:
+        module = modules.pop()
+        name = f"{module}.py"
+        if not re.fullmatch(r"\w+", module) or name in there:
+            continue
+        if not (folder / name).is_file():
+            missing.add(name)
+            continue
+        there.add(name)
+        code = (folder / name).read_text(encoding="utf-8", errors="replace")
+        modules += re.findall(r"^\s*from\s+\.(\w+)\s+import\b", code, re.MULTILINE)
+    return sorted(there), sorted(missing)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ One leaf is merged at a time, so memory beside inputs and output is that of one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from cycleqd_jax.operators.adapter import check_updates
 from cycleqd_jax.operators.mix import mix_leaf
 from cycleqd_jax.operators.select import Drop, Mask, Update, check_density, find_cut, leaf_key, norm_ratio
-from cycleqd_jax.operators.svd import is_matrix
+from cycleqd_jax.operators.svd import is_matrix, is_norm_or_bias
 from cycleqd_jax.operators.task_vector import check_same_shapes
 from cycleqd_jax.types import Adapter, AnyArray, Array, Float, InputError, Params, PRNGKeyArray, PyTree, tree_paths
 
@@ -33,7 +33,7 @@ __all__ = [
     "value_at",
 ]
 
-PerExpert = float | Sequence[PyTree]
+PerExpert = float | np.number | Float[AnyArray, ""] | Sequence[PyTree]
 """One number for all experts, or one entry for each: a number, or a tree like the base. A leaf of the tree is a number, or an
 array with a number for every tensor that the base's leaf stacks."""
 
@@ -44,6 +44,8 @@ Rescale = Literal["none", "density", "l1"]
 def stack_axes(path: str, leaf: AnyArray | jax.ShapeDtypeStruct) -> int:
     """The number of leading axes of a leaf that stack tensors: all except two of a matrix, all except one of others.
 
+    A matrix of one column is one tensor too, unless the leaf is called a norm or a bias.
+
     Args:
         path: the path of the leaf.
         leaf: an array or ``ShapeDtypeStruct``.
@@ -53,7 +55,8 @@ def stack_axes(path: str, leaf: AnyArray | jax.ShapeDtypeStruct) -> int:
     >>> stack_axes("layers/attn/q", jnp.zeros((2, 8, 8))), stack_axes("layers/input_norm", jnp.zeros((2, 8)))
     (1, 1)
     """
-    return max(leaf.ndim - (2 if is_matrix(path, leaf) else 1), 0)
+    one_column = leaf.ndim >= 2 and leaf.shape[-1] == 1 and not is_norm_or_bias(path)
+    return max(leaf.ndim - (2 if one_column or is_matrix(path, leaf) else 1), 0)
 
 
 def keep_counts(density: float | np.ndarray, size: int) -> np.ndarray:
@@ -79,12 +82,22 @@ def entries(values: PerExpert, count: int, what: str) -> list[PyTree]:
         what: the name of the values, for the error.
 
     Raises:
-        InputError: the numbers differ.
+        InputError: the numbers differ, or there is a mapping, such as one tree for all experts.
     """
-    found = [values] * count if isinstance(values, (int, float)) else list(values)
+    if isinstance(values, Mapping):
+        raise InputError(
+            f"expected one number, or a list with one {what} for each of {count} experts, got a mapping for the {what}; make a "
+            "list with a tree like the base for each expert"
+        )
+    each: Any = values
+    found = [each] * count if _is_number(each) else list(each)
     if len(found) != count:
         raise InputError(f"expected one {what} for each of {count} experts, got {len(found)}; correct the list")
     return found
+
+
+def _is_number(value: PyTree) -> bool:
+    return isinstance(value, (int, float, np.number)) or getattr(value, "ndim", None) == 0
 
 
 def value_at(entry: PyTree, path: str) -> PyTree:
@@ -97,7 +110,7 @@ def value_at(entry: PyTree, path: str) -> PyTree:
     Raises:
         InputError: the tree has no such leaf.
     """
-    if isinstance(entry, (int, float, np.number)) or getattr(entry, "ndim", None) == 0:
+    if _is_number(entry):
         return entry
     leaves = dict(tree_paths(entry))
     if path not in leaves:
@@ -175,8 +188,11 @@ def mix(
         Weights with the dtypes of ``base``.
 
     Raises:
-        InputError: see :func:`check_experts` and :func:`check_density`; or a list has another length than the experts.
+        InputError: see :func:`check_experts` and :func:`check_density`; or a list has another length than the experts,
+            ``rescale`` is unknown, or a mask lacks a leaf or has another shape than it.
     """
+    if rescale not in get_args(Rescale):
+        raise InputError(f"expected rescale to be one of {', '.join(get_args(Rescale))}, got {rescale!r}; choose one of them")
     check_experts(base, experts)
     each_weight, each_density = (entries(v, len(experts), n) for v, n in ((weights, "weight"), (densities, "density")))
     given = None if masks is None else [dict(tree_paths(mask)) for mask in entries(masks, len(experts), "mask")]
@@ -194,7 +210,13 @@ def mix(
                 check_density(float(value), f"the leaf {path!r} of expert {k}")
             mask: Mask | None = None
             if part is not None and given is not None:
-                mask = given[k][path]
+                one = given[k].get(path)
+                if one is None or jnp.shape(one) != tuple(leaf.shape):
+                    raise InputError(
+                        f"expected a mask of shape {tuple(leaf.shape)} for the leaf {path!r} of expert {k}, got "
+                        f"{'none' if one is None else jnp.shape(one)} in masks; use trees of bool like the base"
+                    )
+                mask = one
             elif part is not None and key is not None and density.min(initial=1) < 1:
                 mask = Drop(leaf_key(key, path, k), jnp.asarray(density, jnp.float32))
             elif part is not None and key is None and density.min(initial=1) < 1:

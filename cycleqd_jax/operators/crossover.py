@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.operators.task_vector import check_same_shapes
-from cycleqd_jax.types import Array, Float, PRNGKeyArray, PyTree
+from cycleqd_jax.types import Array, Float, InputError, PRNGKeyArray, PyTree
 
 __all__ = ["crossover_weights", "linear_crossover", "normalize_weights"]
 
@@ -38,11 +38,19 @@ def normalize_weights(omega: Float[Array, 2]) -> Float[Array, 2]:
     Args:
         omega: raw weights.
 
+    Raises:
+        InputError: there are not two weights.
+
     >>> import jax.numpy as jnp
     >>> from cycleqd_jax.operators import normalize_weights
     >>> normalize_weights(jnp.array([3.0, 1.0])).tolist()
     [0.75, 0.25]
     """
+    if jnp.shape(omega) != (2,):
+        raise InputError(
+            f"expected the weights of two parents, of shape (2,), got shape {jnp.shape(omega)} in omega; pass two numbers, and "
+            "use jax.vmap for several pairs of parents"
+        )
     total = jnp.sum(omega)
     safe = ~(jnp.abs(total) < MIN_WEIGHT_SUM)  # NaN stays NaN
     return jnp.where(safe, omega / jnp.where(safe, total, 1.0), 0.5)
@@ -64,7 +72,7 @@ def linear_crossover(parent1: PyTree[Array], parent2: PyTree[Array], omega: Floa
         The child, float32.
 
     Raises:
-        InputError: the trees differ; the message names the leaf.
+        InputError: the trees differ, and the message names the leaf; or there are not two weights.
 
     >>> import jax.numpy as jnp
     >>> from cycleqd_jax.operators import linear_crossover

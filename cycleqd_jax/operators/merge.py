@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cycleqd_jax.operators.task_vector import apply_task_vector, check_same_shapes
-from cycleqd_jax.types import Array, Float, InputError, Params, PyTree, stack_trees
+from cycleqd_jax.types import Array, Float, InputError, Params, PyTree
 
 __all__ = ["merge", "softmax_weights", "weighted_sum"]
 
@@ -75,4 +75,11 @@ def merge(base: Params, task_vectors: Sequence[PyTree[Array]], weights: Sequence
         )
     for k, tau in enumerate(task_vectors):
         check_same_shapes(tau, base, f"task vector {k}")
-    return apply_task_vector(base, weighted_sum(stack_trees(task_vectors), jnp.asarray(weights, jnp.float32)))
+    leaves, tree = jax.tree.flatten(base)
+    w = jnp.asarray(weights, jnp.float32)
+    # Leaf by leaf: no more than the task vectors of one leaf are copied to be stacked.
+    found = [
+        apply_task_vector(leaf, weighted_sum(jnp.stack(taus), w))
+        for leaf, *taus in zip(leaves, *map(jax.tree.leaves, task_vectors), strict=True)
+    ]
+    return tree.unflatten(found)

@@ -75,7 +75,7 @@ def svd_mutation(
         The mutated task vector.
 
     Raises:
-        InputError: there are factors of a leaf that ``tau`` does not have.
+        InputError: there are factors of a leaf that ``tau`` does not have, or of a leaf of another shape.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -97,6 +97,13 @@ def svd_mutation(
         if name not in factors:
             return leaf
         f = factors[name]
+        *stack, rank = f.s.shape
+        matrices = (*stack, f.u.shape[-2], f.vt.shape[-1])
+        if (leaf.shape, f.u.shape, f.vt.shape) != (matrices, (*matrices[:-1], rank), (*stack, rank, matrices[-1])):
+            raise InputError(
+                f"expected factors of matrices of shape {leaf.shape} for leaf {name!r}, got u {f.u.shape}, s {f.s.shape} and "
+                f"vt {f.vt.shape}; factorize a tree like the task vector"
+            )
         w = mutation_coefficients(key, name, f.s.shape[:-1], f.s.shape[-1], w_max)
         return leaf + compose(f, w)
 

@@ -66,13 +66,20 @@ def uniform(base: Params, experts: Sequence[Params | Adapter]) -> Params:
     return mix(base, experts, weights=1.0, scale=1.0, normalize=True, elect=False)
 
 
-def linear(models: Sequence[Params], weights: PerExpert = 1.0, *, normalize: bool = True) -> Params:
+def linear(
+    models: Sequence[Params],
+    weights: PerExpert = 1.0,
+    *,
+    normalize: bool = True,
+    stack: Callable[[str, AnyArray], int] = stack_axes,
+) -> Params:
     """Σ_k w_k θ_k / Σ_k w_k, without a base (model soups).
 
     Args:
         models: weights θ_k, of one architecture.
         weights: w_k.
         normalize: divide by the sum of the weights.
+        stack: the number of leading axes of a leaf that stack tensors, each of which may have a weight of its own.
 
     Returns:
         Weights with the dtypes of the first model.
@@ -92,7 +99,7 @@ def linear(models: Sequence[Params], weights: PerExpert = 1.0, *, normalize: boo
     found = [dict(tree_paths(model)) for model in models]
     leaves = []
     for path, leaf in tree_paths(models[0]):
-        shape = tuple(leaf.shape[: stack_axes(path, leaf)])
+        shape = tuple(leaf.shape[: stack(path, leaf)])
         each = [fill(value_at(weight, path), shape) for weight in values]
         if normalize and not isinstance(each[0], Tracer) and bool(jnp.any(sum(each, jnp.zeros(shape)) == 0)):
             raise InputError(f"expected weights with a sum other than zero, got zero for the leaf {path!r}; correct them")
@@ -107,6 +114,7 @@ def task_arithmetic(
     *,
     scale: PyTree = 0.4,
     normalize: bool = False,
+    stack: Callable[[str, AnyArray], int] = stack_axes,
 ) -> Params:
     """Task arithmetic: θ_base + λ Σ_k w_k τ_k (Ilharco et al., 2023).
 
@@ -116,6 +124,7 @@ def task_arithmetic(
         weights: w_k.
         scale: λ, a number or a tree like the base. 0.4 is the value for the case without validation data.
         normalize: divide the sum by that of the weights.
+        stack: the number of leading axes of a leaf that stack tensors, each of which may have a weight of its own.
 
     Returns:
         Weights with the dtypes of ``base``.
@@ -128,7 +137,7 @@ def task_arithmetic(
     >>> task_arithmetic({"w": jnp.ones(2)}, [{"w": jnp.array([3.0, 1.0])}], scale=0.5)["w"].tolist()
     [2.0, 1.0]
     """
-    return mix(base, experts, weights=weights, scale=scale, normalize=normalize, elect=False)
+    return mix(base, experts, weights=weights, scale=scale, normalize=normalize, elect=False, stack=stack)
 
 
 def ties(
@@ -158,7 +167,7 @@ def ties(
         Weights with the dtypes of ``base``.
 
     Raises:
-        InputError: see :func:`task_arithmetic`; also if a density is not above 0 and at most 1.
+        InputError: see :func:`task_arithmetic`; also if a density is not above 0 and at most 1, or ``rescale`` is unknown.
 
     >>> import jax.numpy as jnp
     >>> from cycleqd_jax.operators import ties
@@ -205,7 +214,7 @@ def dare(
         Weights with the dtypes of ``base``.
 
     Raises:
-        InputError: see :func:`ties`.
+        InputError: see :func:`ties`; also if a mask lacks a leaf, or has another shape than it.
 
     >>> import jax, jax.numpy as jnp
     >>> from cycleqd_jax.operators import dare
@@ -250,7 +259,7 @@ def dare_ties(
         Weights with the dtypes of ``base``.
 
     Raises:
-        InputError: see :func:`ties`.
+        InputError: see :func:`dare`.
 
     >>> import jax, jax.numpy as jnp
     >>> from cycleqd_jax.operators import dare_ties
@@ -264,13 +273,20 @@ def dare_ties(
     )  # fmt: skip
 
 
-def slerp(base: Params, experts: Sequence[Params | Adapter], t: PyTree = 0.5) -> Params:
+def slerp(
+    base: Params,
+    experts: Sequence[Params | Adapter],
+    t: PyTree = 0.5,
+    *,
+    stack: Callable[[str, AnyArray], int] = stack_axes,
+) -> Params:
     """SLERP: interpolates two models on the sphere, tensor by tensor. Nearly collinear tensors are interpolated linearly.
 
     Args:
         base: weights θ_base, for adapters and dtypes. It has no other part in the result.
         experts: the model at t = 0, and that at t = 1.
         t: the position, a number or a tree like the base.
+        stack: the number of leading axes of a leaf that stack tensors.
 
     Returns:
         Weights with the dtypes of ``base``.
@@ -290,7 +306,7 @@ def slerp(base: Params, experts: Sequence[Params | Adapter], t: PyTree = 0.5) ->
     first, second = (by_path(expert) for expert in experts)
     leaves = []
     for path, leaf in tree_paths(base):
-        place = fill(value_at(t, path), tuple(leaf.shape[: stack_axes(path, leaf)]))
+        place = fill(value_at(t, path), tuple(leaf.shape[: stack(path, leaf)]))
         leaves.append(slerp_leaf(leaf, leaf_of(first, path), leaf_of(second, path), place))
     return jax.tree.unflatten(jax.tree.structure(base), leaves)
 

@@ -15,7 +15,17 @@ from jax.sharding import PartitionSpec as P
 from cycleqd_jax.operators.threads import single_threaded_lapack
 from cycleqd_jax.types import AnyArray, Array, Float, InputError, LowRank, PyTree, tree_paths
 
-__all__ = ["Factors", "MatrixPredicate", "Method", "compose", "decompose", "factorize", "factorize_low_rank", "is_matrix"]
+__all__ = [
+    "Factors",
+    "MatrixPredicate",
+    "Method",
+    "compose",
+    "decompose",
+    "factorize",
+    "factorize_low_rank",
+    "is_matrix",
+    "is_norm_or_bias",
+]
 
 MatrixPredicate = Callable[[str, Array | jax.ShapeDtypeStruct], bool]
 """``predicate(path, leaf)``: whether SVD mutation acts on this leaf; paths have the form ``"layers/attn/q"``."""
@@ -61,8 +71,13 @@ def is_matrix(path: str, leaf: AnyArray | jax.ShapeDtypeStruct) -> bool:
     >>> is_matrix("layers/attn/q", jnp.zeros((2, 8, 8))), is_matrix("layers/norm", jnp.zeros((2, 8)))
     (True, False)
     """
+    return leaf.ndim >= 2 and min(leaf.shape[-2:]) > 1 and not is_norm_or_bias(path)
+
+
+def is_norm_or_bias(path: str) -> bool:
+    """Whether a leaf with this path is called a norm or a bias, and so has vectors, however many axes it has."""
     name = path.lower()
-    return leaf.ndim >= 2 and min(leaf.shape[-2:]) > 1 and "norm" not in name and "bias" not in name
+    return "norm" in name or "bias" in name
 
 
 _product = functools.partial(jnp.matmul, precision=HIGHEST)

@@ -130,10 +130,16 @@ def apply_task_vector(base: Params, tau: PyTree[Array], scale: float | Array = 1
     Returns:
         Weights with the dtypes of ``base``.
 
+    Raises:
+        InputError: the trees differ, and the message names the leaf; or there are several factors.
+
     >>> import jax.numpy as jnp
     >>> from cycleqd_jax.operators import apply_task_vector
     >>> apply_task_vector({"w": jnp.array([1.0, 1.0])}, {"w": jnp.array([2.0, 4.0])}, 0.5)["w"].tolist()
     [2.0, 3.0]
     """
+    check_same_shapes(tau, base, "the task vector")
     scale = jnp.asarray(scale, jnp.float32)
+    if scale.ndim:
+        raise InputError(f"expected one factor for the whole model, got shape {scale.shape} in scale; pass a number")
     return jax.tree.map(lambda b, t: (b.astype(jnp.float32) + scale * t).astype(b.dtype), base, tau)

@@ -163,6 +163,44 @@ def test_a_population_shares_the_base():
         space("whole").express_mixed(genomes)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_16_bit_weights_can_be_differentiated(dtype):
+    """Also in the loop over layers, which writes them as integers on a CPU."""
+    rng = np.random.default_rng(4)
+    shape = (2, 6, 5)
+    here = {"layers": {"w": jnp.asarray(rng.normal(size=shape), dtype)}}
+    pairs = [((*shape[:2], 2), (2, 2, shape[2])), ((*shape[:2], 1), (2, 1, shape[2]))]
+    updates = [LowRank(*(rng.normal(size=s).astype(np.float32) for s in pair)) for pair in pairs]
+    two = CoefficientSpace.from_experts(here, [Adapter({"layers/w": update}) for update in updates], groups=2)
+    gradient = {"layers": {"w": jnp.asarray(rng.normal(size=shape), jnp.float32).astype(dtype).astype(jnp.float32)}}
+
+    def loss(one):
+        return jnp.sum(two.express(one)["layers"]["w"].astype(jnp.float32) * gradient["layers"]["w"])
+
+    one = CoefficientGenome(jnp.asarray(rng.normal(size=(2, 2)), jnp.float32))
+    expected = two.coefficient_gradient(gradient).coefficients
+    assert float(jnp.abs(expected).min()) > 0.01
+    for differentiate in (jax.grad(loss), jax.jit(jax.grad(loss))):
+        np.testing.assert_allclose(differentiate(one).coefficients, expected, rtol=2e-2, atol=2e-2)
+    both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), one)
+    np.testing.assert_allclose(jax.vmap(jax.grad(loss))(both).coefficients, jnp.stack([expected] * 2), rtol=2e-2, atol=2e-2)
+
+
+def test_a_space_without_weights_expresses_nothing():
+    for here, one in ((space("adapters"), genome(2)), (space("adapters").experts, space("adapters").experts.expert(0))):
+        bare = here.without_weights()
+        some = jax.tree.map(lambda x: x[None], one)
+        for call in (lambda: bare.express(one), lambda: bare.express_mixed(some)):
+            with pytest.raises(InputError, match="expected a space with weights to express a genome, got one without them"):
+                call()
+    with pytest.raises(InputError, match="expected a space with weights"):
+        bare.express_population(some)
+    with pytest.raises(InputError, match="expected a space with weights"):
+        bare.task_vector(0)
+    with pytest.raises(InputError, match="expected a space with weights"):
+        space("adapters").without_weights().coefficient_gradient(base())
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [pytest.param("whole", marks=pytest.mark.exhaustive), "adapters"])
 def test_a_mesh_gives_the_same_weights(kind, assert_close):
@@ -174,7 +212,7 @@ def test_a_mesh_gives_the_same_weights(kind, assert_close):
 
 @pytest.mark.parametrize("groups", [0, 6, -1])
 def test_more_groups_than_layers(groups):
-    with pytest.raises(InputError, match=f"expected 1 to 5 groups of layers, .*got {groups} in search.groups; correct"):
+    with pytest.raises(InputError, match=f"expected 1 to 5 groups of layers, .*got {groups} in groups; correct"):
         CoefficientSpace.from_experts(base(), experts("whole"), groups=groups)
 
 
@@ -183,3 +221,14 @@ def test_groups_need_layers():
         CoefficientSpace.from_experts({"w": jnp.ones((2, 2))}, [{"w": jnp.ones((2, 2))}] * 2, groups=2)
     with pytest.raises(InputError, match=r"expected sigma to be zero or positive, got -1\.0"):
         CoefficientSpace.from_experts({"w": jnp.ones((2, 2))}, [{"w": jnp.ones((2, 2))}] * 2, sigma=-1.0)
+
+
+@pytest.mark.parametrize("kind", [list, lambda layers: {str(i): layer for i, layer in enumerate(layers)}])
+def test_groups_need_stacked_layers(kind):
+    """The first axis of a layer's own matrix is no axis of layers."""
+    models = [{"layers": kind([{"kernel": x * jnp.ones((4, 3))} for _ in range(4)])} for x in (1.0, 2.0, 3.0)]
+    with pytest.raises(InputError, match=r"got the leaf 'layers/0/kernel' of one layer in the base; stack the layers, or use"):
+        CoefficientSpace.from_experts(models[0], models[1:], groups=2)
+    one = CoefficientSpace.from_experts(models[0], models[1:])
+    expressed = one.express(CoefficientGenome(jnp.array([[1.0, 1.0]])))
+    np.testing.assert_array_equal(jax.tree.leaves(expressed), np.full((4, 4, 3), 4.0))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.genome import DenseSpace, ExpertSpace
+from cycleqd_jax.genome.experts import check_rank
 from cycleqd_jax.types import InputError
 
 SPACES = [ExpertSpace, DenseSpace]
@@ -62,6 +63,18 @@ def test_a_tree_of_other_containers_is_refused_as_input():
     as_list, as_tuple = {"w": [jnp.zeros((3, 3))]}, {"w": (jnp.zeros((3, 3)),)}
     with pytest.raises(InputError, match="in expert 0"):
         ExpertSpace.from_experts(as_list, [as_tuple, as_tuple])
+
+
+def test_ranks():
+    assert [check_rank(rank) for rank in (None, 2, np.int64(2), np.uint8(3))] == [None, 2, 2, 3]
+    for rank in (True, np.True_, 0, -1, 2.0, "2"):
+        with pytest.raises(InputError, match=f"rank to be a positive integer, or null for full rank, got {rank}"):
+            check_rank(rank)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_numpys_integers_are_ranks(space):
+    assert space.from_experts(model(0), [model(1), model(2)], rank=np.int64(2)).num_experts == 2
 
 
 @pytest.mark.parametrize("w_max", [-0.1, float("nan")])

@@ -262,3 +262,60 @@ def test_the_result_has_the_names_of_transformers(models, tmp_path, write_recipe
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == known
     if "lm_head.weight" not in known:
         equal(weights(tmp_path / "out"), linear([weights(base), weights(expert)]))
+
+
+def small_files(folder, changes, names):
+    """A copy of a model with other settings and more files."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    for name, text in names.items():
+        (folder / name).write_text(text)
+
+
+def test_what_the_users_of_a_base_need_is_copied(models, write_recipe, tmp_path):
+    base, expert = (shutil.copytree(model, tmp_path / Path(model).name) for model in models[:2])
+    code = {
+        "modeling_x.py": "from .helper import nothing\n",
+        "helper.py": "import os\n",
+        "processing_x.py": "",
+        "unrelated.py": "raise SystemExit\n",
+    }
+    more = {"vocab.txt": "a", "spiece.model": "b", "sentencepiece.bpe.model": "c", "preprocessor_config.json": "{}"}
+    more["processor_config.json"] = json.dumps({"auto_map": {"AutoProcessor": ["processing_x.X", None]}})
+    small_files(base, {"auto_map": {"AutoModel": "modeling_x.X", "AutoConfig": "owner/other--configuration_y.Y"}}, more | code)
+    recipe = write_recipe(
+        merge_method="linear", models=[{"model": str(base)}, {"model": str(expert)}], parameters={"weight": 1}
+    )
+    lines: list[str] = []
+    for _ in range(2):  # a result with code can be replaced
+        merge_models(recipe, tmp_path / "out", log=lines.append)
+    assert lines == []
+    for name in [*more, *code]:
+        copied = tmp_path / "out" / name
+        assert copied.exists() == (name != "unrelated.py"), name
+        assert not copied.exists() or copied.read_text() == (base / name).read_text()
+    assert "auto_map" in json.loads((tmp_path / "out" / "config.json").read_text())
+    (base / "helper.py").unlink()
+    merge_models(recipe, tmp_path / "out", log=lines.append)
+    assert lines == [
+        f"warning: expected the code helper.py that config.json of {base} names, got none; the result has no auto_map"
+    ]
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not (tmp_path / "out" / "modeling_x.py").exists()
+
+
+def test_every_dtype_of_the_config_is_that_of_the_result(models, write_recipe, tmp_path):
+    base, expert = (shutil.copytree(model, tmp_path / Path(model).name) for model in models[:2])
+    text = {"torch_dtype": "float32", "hidden_size": 32}
+    small_files(base, {"model_type": "x", "dtype": "float32", "torch_dtype": "float32", "text_config": text}, {})
+    small_files(expert, {"model_type": "x"}, {})
+    recipe = write_recipe(
+        merge_method="linear",
+        models=[{"model": str(base)}, {"model": str(expert)}],
+        parameters={"weight": 1},
+        dtype="bfloat16",
+    )
+    merge_models(recipe, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
+    assert config["text_config"] == {"torch_dtype": "bfloat16", "hidden_size": 32}

@@ -215,3 +215,10 @@ def test_a_name_that_is_far_too_long(capsys):
     for name in ("x" * 5000, "x" * 5000 + ".gguf"):
         assert main(["inspect", name]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "C64"])
+def test_a_dtype_that_is_unknown_is_named(single, dtype):
+    set_header(single / "model.safetensors", lambda h: h["model.norm.weight"].update(dtype=dtype))
+    with pytest.raises(InputError, match=f"expected dtype F32, BF16, F16 for tensor model.norm.weight in .*, got {dtype};"):
+        open_checkpoint(single)

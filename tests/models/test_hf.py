@@ -296,3 +296,52 @@ def test_tied_head_that_is_there_twice(tmp_path, make_config, make_params, asser
     edit_weights(tmp_path / "m", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
     with pytest.raises(InputError, match="ties them"):
         hf.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda p: p.pop("norm"), "expected the leaves of the config, got no such leaf, 'norm', in the weights to save"),
+        (lambda p: p.update(extra=p["norm"]), "got one that the config does not have, 'extra', in the weights"),
+        (lambda p: p["layers"]["attn"].update(q=p["layers"]["attn"]["q"][:1]), "of the config for leaf 'layers/attn/q', got"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_not_written(folder, change, named):
+    config, params = hf.load(folder)
+    change(params)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=named):
+        hf.save(folder, config, params)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_layers_beyond_the_config_are_not_dropped(tmp_path, make_config, make_params):
+    config = make_config(num_hidden_layers=2)
+    with pytest.raises(InputError, match="of the config for leaf 'layers/"):
+        hf.save(tmp_path / "m", config.replace(num_hidden_layers=1), make_params(config))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_tied_config_with_a_head(tmp_path, make_config, make_params, assert_identical):
+    config = make_config(tie_word_embeddings=True)
+    params = make_params(config)
+    head = params["embed_tokens"].T
+    hf.save(tmp_path / "m", config, {**params, "lm_head": head})
+    assert_identical(hf.load(tmp_path / "m")[1], params)
+    with pytest.raises(InputError, match="expected lm_head to equal embed_tokens, which the config ties"):
+        hf.save(tmp_path / "m", config, {**params, "lm_head": head + 1})
+    assert_identical(hf.load(tmp_path / "m")[1], params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.dtype(jnp.bfloat16), "bfloat16"])
+def test_dtypes_are_names_or_objects(tmp_path, make_config, make_params, dtype):
+    config = make_config()
+    hf.save(tmp_path / "m", config, make_params(config), dtype=dtype)
+    assert hf.load(tmp_path / "m")[0].dtype == "bfloat16"
+    got, params = hf.load(tmp_path / "m", dtype=dtype)
+    assert (got.dtype, params["norm"].dtype) == ("bfloat16", jnp.bfloat16)
+    for bad in ("float63", jnp.float64):
+        with pytest.raises(InputError, match=r"dtype to be one of float32, bfloat16, float16, got .* as the argument dtype"):
+            hf.load(tmp_path / "m", dtype=bad)
+        with pytest.raises(InputError, match="as the argument dtype"):
+            hf.save(tmp_path / "m", config, make_params(config), dtype=bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import jax
 import numpy as np
@@ -170,3 +171,11 @@ def test_names_that_stand_for_nothing_stay():
         "norm.weight": "model.norm.weight",
         "score.weight": "score.weight",
     }
+
+
+def test_many_names_are_recognised_in_one_pass():
+    names = [f"model.layers.{i}.weight" for i in range(40_000)]
+    start = time.process_time()
+    found = recognise([f"module.{name}" for name in names], names)
+    assert time.process_time() - start < 5
+    assert list(found.values()) == names

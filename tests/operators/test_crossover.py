@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cycleqd_jax.operators import crossover_weights, linear_crossover, normalize_weights
+from cycleqd_jax.operators import crossover, crossover_weights, linear_crossover, normalize_weights
+from cycleqd_jax.types import InputError
 
 seeds = st.integers(0, 2**32 - 1)
 weights = st.floats(-2, 2, width=32)
@@ -140,3 +143,10 @@ def test_weights_that_are_no_numbers_make_no_child():
     for omega in ([jnp.nan, 1.0], [1.0, jnp.nan]):
         child = linear_crossover({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, jnp.asarray(omega))
         assert not jnp.isfinite(child["w"]).any()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 2)])
+def test_there_are_two_weights(shape, monkeypatch):
+    monkeypatch.setattr(crossover, "normalize_weights", inspect.unwrap(normalize_weights))  # the tests' own check is first
+    with pytest.raises(InputError, match=r"weights of two parents, of shape \(2,\), got shape .* in omega; pass two numbers"):
+        inspect.unwrap(linear_crossover)({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, jnp.ones(shape))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +117,19 @@ def test_no_recompilation(compilations):
     base, *taus = trees(0, 3)
     merge(base, taus, [0.5, 0.5])
     assert compilations(lambda: merge(base, taus, [0.4, 0.7])) == 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_only_the_task_vectors_of_one_leaf_are_stacked(count, monkeypatch, assert_identical):
+    base, *taus = trees(0, count + 1, jnp.bfloat16)
+    w = jnp.linspace(-0.5, 1.0, count)
+    whole = apply_task_vector(base, weighted_sum(jax.tree.map(lambda *x: jnp.stack(x), *taus), w))
+    stacked = []
+
+    def counted(x, w):
+        stacked.append(len(jax.tree.leaves(x)))
+        return weighted_sum(x, w)
+
+    monkeypatch.setattr(sys.modules["cycleqd_jax.operators.merge"], "weighted_sum", counted)
+    assert_identical(merge(base, taus, w), whole)
+    assert stacked == [1, 1]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cycleqd_jax.operators import factorize, gaussian_mutation, mutation_coefficients, svd_mutation
 from cycleqd_jax.operators.mutation import matrix_keys
+from cycleqd_jax.types import InputError
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -200,3 +201,11 @@ def test_gaussian_mutation_takes_a_predicate(assert_identical):
 
 def only_embed(path, leaf):
     return path == "embed"
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 4), (1, 4, 3), (4, 1), (2, 2, 4, 3)])
+def test_factors_of_another_shape(shape):
+    """They would broadcast, or fail inside of JAX."""
+    factors = factorize({"w": jax.random.normal(jax.random.key(1), shape)}, predicate=lambda path, leaf: True)
+    with pytest.raises(InputError, match=r"expected factors of matrices of shape \(2, 4, 3\) for leaf 'w', got u .*; fact"):
+        svd_mutation(jax.random.key(0), {"w": jnp.ones((2, 4, 3))}, factors)

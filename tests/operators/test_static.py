@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,7 @@ from cycleqd_jax.operators import (
     ties,
     uniform,
 )
+from cycleqd_jax.operators.by_leaf import entries, mix
 from cycleqd_jax.operators.select import find_cut, largest
 from cycleqd_jax.types import Adapter, InputError, LowRank, tree_paths
 
@@ -297,3 +300,58 @@ def test_refused():
         ties(base, [experts[0], {"w": jnp.ones(2)}])
     with pytest.raises(InputError, match="no value for the leaf"):
         ties(base, experts, [{"embed": 1.0}, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("rescale", ["L1", False, None])
+def test_rescale_must_be_known(rescale):
+    base, *experts = trees(0, 2)
+    with pytest.raises(InputError, match=f"rescale to be one of none, density, l1, got {rescale!r}; choose one of them"):
+        inspect.unwrap(mix)(base, experts, weights=1.0, scale=1.0, normalize=True, elect=True, rescale=rescale)
+
+
+def test_numbers_of_numpy_and_jax(assert_identical):
+    base, *experts = trees(0, 2)
+    for half in (np.float32(0.5), np.float64(0.5), np.asarray(0.5), jnp.asarray(0.5)):
+        assert_identical(ties(base, experts, half, half), ties(base, experts, 0.5, 0.5))
+
+
+def test_one_tree_for_all_experts_is_refused():
+    with pytest.raises(InputError, match="list with one density for each of 2 experts, got a mapping for the density; make"):
+        inspect.unwrap(entries)({"w": 0.5}, 2, "density")
+
+
+@pytest.mark.parametrize(
+    ("change", "got"), [(lambda m: m.pop("bias"), "none"), (lambda m: m.update(bias=np.ones(1, bool)), r"\(1,\)")]
+)
+def test_masks_must_be_like_the_base(change, got):
+    base, *experts = trees(0, 2)
+    masks = [jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), base) for _ in experts]
+    change(masks[1])
+    with pytest.raises(InputError, match=rf"mask of shape \(16,\) for the leaf 'bias' of expert 1, got {got} in masks"):
+        dare(KEY, base, experts, masks=masks)
+
+
+def test_a_matrix_of_one_column_is_one_tensor(assert_identical):
+    shapes = {"head": (16, 1), "layers/kernel": (2, 16, 1), "layers/norm": (2, 1), "layers/q_bias": (2, 4, 1)}
+    assert [stack_axes(path, jnp.zeros(shape)) for path, shape in shapes.items()] == [0, 1, 1, 2]
+    base, *experts = [{"head": tree["bias"][:, None]} for tree in trees(0, 3)]
+    as_vectors = [{"head": tree["head"][:, 0]} for tree in (base, *experts)]
+    for merge in (lambda b, e: ties(b, e, densities=0.25), lambda b, e: slerp(b, e[:2], 0.3)):
+        assert_identical(merge(base, experts)["head"][:, 0], merge(as_vectors[0], as_vectors[1:])["head"])
+
+
+def test_the_tensors_of_a_leaf_may_be_chosen(assert_identical):
+    """A leaf that is called a norm stacks vectors, unless ``stack`` says that it is one tensor."""
+    base, *experts = [{"norm": tree["layers"]["norm"]} for tree in trees(0, 2)]
+    flat = [{"norm": tree["norm"].reshape(-1)} for tree in (base, *experts)]
+    whole = slerp(base, experts, 0.3, stack=lambda path, leaf: 0)["norm"]
+    assert_identical(whole.reshape(-1), slerp(flat[0], flat[1:], 0.3)["norm"])
+    assert not np.array_equal(whole, slerp(base, experts, 0.3)["norm"])
+    values = [{"norm": np.linspace(0.1, 1, 24).reshape(3, 8)}, 1.0]
+
+    def each(path, leaf):
+        return leaf.ndim
+
+    summed = linear(experts, values, normalize=False, stack=each)["norm"]
+    assert_identical(summed[2, 7], (experts[0]["norm"] + experts[1]["norm"])[2, 7])
+    assert task_arithmetic(base, experts, values, stack=each)["norm"].shape == (3, 8)

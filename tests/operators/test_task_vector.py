@@ -95,3 +95,15 @@ def test_relative_norm():
     assert relative_norm(base, base) == 0
     with pytest.raises(InputError, match="leaf 'norm' of the base, got no such leaf in params"):
         relative_norm({"w": base["w"]}, base)
+
+
+def test_what_is_applied_must_be_like_the_base():
+    base = model(np.random.default_rng(0))
+    tau = task_vector(base, base)
+    with pytest.raises(InputError, match=r"\(7, 4\) of the base for leaf 'embed', got \(4,\) in the task vector"):
+        apply_task_vector(base, {**tau, "embed": jnp.zeros(4)})
+    with pytest.raises(InputError, match=r"expected one factor for the whole model, got shape \(4,\) in scale"):
+        apply_task_vector(base, tau, jnp.ones(4))
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), tau)
+    found = jax.jit(jax.vmap(apply_task_vector, in_axes=(None, 0, 0)))(base, both, jnp.asarray([0.5, 1.0]))
+    assert found["embed"].shape == (2, 7, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from cycleqd_jax.files import replacing_folder
 from cycleqd_jax.models import llama
@@ -25,8 +28,8 @@ from cycleqd_jax.models.files.safetensors import (
     transpose,
     write_shards,
 )
-from cycleqd_jax.models.folder import PROCESSOR_FILES, TEMPLATE_FOLDER, is_tokenizer_file
-from cycleqd_jax.models.llama.config import LlamaConfig
+from cycleqd_jax.models.folder import PROCESSOR_FILES, TEMPLATE_FOLDER, code_files, is_tokenizer_file, read_json
+from cycleqd_jax.models.llama.config import DTYPES, LlamaConfig
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.sharding import Shardings
 from cycleqd_jax.types import AnyArray, InputError, Params, tree_paths
@@ -41,7 +44,7 @@ _WRITTEN = re.compile(
 def load(
     model: str | Path | Checkpoint,
     *,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     vocab_size: int | None = None,
     shardings: Shardings = None,
 ) -> tuple[LlamaConfig, Params]:
@@ -51,8 +54,9 @@ def load(
 
     Args:
         model: see :func:`~cycleqd_jax.models.files.checkpoint.open_checkpoint`.
-        dtype: cast the weights to this dtype. By default they keep the dtype of the files, bit for bit; where files have
-            several dtypes, all weights get the one of most parameters (a 16-bit GGUF file has its norms in float32).
+        dtype: cast the weights to this dtype, such as ``"bfloat16"`` or ``jnp.bfloat16``. By default they keep the dtype of the
+            files, bit for bit; where files have several dtypes, all weights get the one of most parameters (a 16-bit GGUF file
+            has its norms in float32).
         vocab_size: keep this many rows of the embedding and the head, for padded vocabularies; all by default.
         shardings: a tree of ``jax.sharding.Sharding`` like the weights (:func:`cycleqd_jax.sharding.shardings`), or a function
             from the config to such a tree; JAX's default device by default.
@@ -62,8 +66,9 @@ def load(
 
     Raises:
         InputError: see :func:`~.checkpoint.open_checkpoint`; also if weights are NaN or infinite (after the cast), or
-            ``vocab_size`` is larger than the model's.
+            ``vocab_size`` is larger than the model's, or ``dtype`` is unknown.
     """
+    dtype = _dtype_name(dtype)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     config, tensors = checkpoint.config, checkpoint.tensors
     if vocab_size is not None and not 0 < vocab_size <= config.vocab_size:
@@ -85,7 +90,7 @@ def save(
     config: LlamaConfig,
     params: Params,
     *,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     tokenizer: ChatTokenizer | None = None,
     card: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -105,11 +110,12 @@ def save(
         max_shard_bytes: the most bytes of a file, unless one tensor is larger.
 
     Raises:
-        InputError: ``folder`` can't be made or is something other than a model folder, or weights are NaN or infinite (after
-            the cast).
+        InputError: ``folder`` can't be made or is something other than a model folder, the weights are not those of the
+            config, ``dtype`` is unknown, or weights are NaN or infinite (after the cast).
     """
     folder = check_target(folder)
-    config = config.replace(dtype=dtype or config.dtype)
+    config = config.replace(dtype=_dtype_name(dtype) or config.dtype)
+    _check_params(config, params)
     if tokenizer is not None:
         # Not the padding token: in the config it would disable the gradient of its embedding, and it may be a stop token.
         defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.stop_ids}
@@ -122,6 +128,42 @@ def save(
             tokenizer.save(new)
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
+
+
+def _dtype_name(dtype: DTypeLike | None) -> str | None:
+    """The name of a dtype that weights may have."""
+    if dtype is None:
+        return None
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = None
+    if name not in DTYPES:
+        raise InputError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r} as the argument dtype; choose one")
+    return name
+
+
+def _check_params(config: LlamaConfig, params: Params) -> None:
+    """Checks that weights are those of a config; a tied model may have a head too, if it equals the embedding."""
+    found, expected = dict(tree_paths(params)), dict(tree_paths(llama.abstract_params(config)))
+    head = found.pop("lm_head") if config.tie_word_embeddings and "lm_head" in found else None
+    for path in {**expected, **found}:
+        if path not in found or path not in expected:
+            what = "no such leaf" if path not in found else "one that the config does not have"
+            raise InputError(
+                f"expected the leaves of the config, got {what}, {path!r}, in the weights to save; correct the config or the "
+                "weights"
+            )
+        if tuple(found[path].shape) != expected[path].shape:
+            raise InputError(
+                f"expected shape {expected[path].shape} of the config for leaf {path!r}, got {tuple(found[path].shape)} in the "
+                "weights to save; correct the config or the weights"
+            )
+    if head is not None and not np.array_equal(np.asarray(head).T, np.asarray(found["embed_tokens"])):
+        raise InputError(
+            "expected lm_head to equal embed_tokens, which the config ties, got different weights to save; set "
+            "tie_word_embeddings to false or remove the head"
+        )
 
 
 def check_target(folder: str | Path) -> Path:
@@ -139,6 +181,9 @@ def check_target(folder: str | Path) -> Path:
         if not place.is_dir():
             raise InputError(f"expected a folder to write a model to, got the file {folder}; choose another place")
         known = {name for name in entries if _WRITTEN.fullmatch(name) or is_tokenizer_file(name) or name in PROCESSOR_FILES}
+        for name in known & {"config.json", "tokenizer_config.json", *PROCESSOR_FILES}:
+            with contextlib.suppress(InputError):  # a file that is none names no code
+                known |= set(code_files(place, read_json(place / name))[0])
         foreign = [name for name in entries if name not in known]
         if foreign or (entries and "config.json" not in entries):
             raise InputError(

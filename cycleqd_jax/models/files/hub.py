@@ -29,7 +29,7 @@ from cycleqd_jax.models.files.safetensors import (
     read_index,
     weight_files,
 )
-from cycleqd_jax.models.folder import TEMPLATE_FOLDER, TOKENIZER_FILES
+from cycleqd_jax.models.folder import PROCESSOR_FILES, TEMPLATE_FOLDER, TOKENIZER_FILES
 from cycleqd_jax.types import InputError
 
 __all__ = ["download", "download_weights", "forget", "headers", "is_repository", "is_snapshot", "repository_name"]
@@ -37,7 +37,7 @@ __all__ = ["download", "download_weights", "forget", "headers", "is_repository",
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?", re.ASCII)
 
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_SMALL = ["config.json", _ADAPTER, INDEX, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja"]
+_SMALL = ["config.json", _ADAPTER, INDEX, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja", *PROCESSOR_FILES, "*.py"]
 _FIRST = 1 << 15  # bytes; almost every header is shorter
 
 _NO_SAFETENSORS = (

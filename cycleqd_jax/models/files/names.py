@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -112,10 +113,11 @@ def recognise(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
         shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))
         plain = {name: plain_name(".".join(name.split(".")[shared:])) for name in names}
     wanted = {name: known.get(plain[name], name) for name in names}
-    found = {name: name for name in names if name in known.values()}
+    counts, targets = collections.Counter(wanted.values()), set(known.values())
+    found = {name: name for name in names if name in targets}
     taken = set(found)
     for name, target in wanted.items():
-        alone = sum(other == target for other in wanted.values()) == 1 if target != name else True
+        alone = counts[target] == 1 if target != name else True
         if name not in found:
             found[name] = target if alone and target not in taken else name
     return {name: found[name] for name in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -227,7 +228,7 @@ def parse_header(path: Path, header: bytes, size: int) -> dict[str, SafeTensor]:
         size: the size of the file, in bytes.
 
     Raises:
-        InputError: the header is invalid or does not match the size.
+        InputError: the header is invalid, does not match the size, or has a dtype whose size is unknown.
     """
     try:
         entries = json.loads(header)
@@ -244,6 +245,10 @@ def parse_header(path: Path, header: bytes, size: int) -> dict[str, SafeTensor]:
         raise _broken(path, f"{size} bytes instead of the {data + end} of its header")
     result, last = {}, 0
     for name, (dtype, shape, offsets) in sorted(tensors.items(), key=lambda item: item[1][2]):
+        if dtype not in _ITEM_BYTES and re.fullmatch(r"[A-Z][A-Z0-9_]{0,19}", dtype):
+            raise InputError(
+                f"expected dtype {', '.join(DTYPES)} for tensor {name} in {path}, got {dtype}; save the weights in one of these"
+            )
         begin, stop = offsets if len(offsets) == 2 else (-1, -1)
         if begin != last or min(shape, default=0) < 0 or stop - begin != math.prod(shape) * _ITEM_BYTES.get(dtype, -1):
             raise _broken(path, f"a tensor {name} at bytes {begin} to {stop} for {dtype} {list(shape)} after byte {last}")

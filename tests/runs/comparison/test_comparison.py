@@ -88,7 +88,8 @@ def runs(monkeypatch):
             )
 
     monkeypatch.setattr(comparison, "Run", FakeRun)
-    monkeypatch.setattr(comparison_files, "write_comparison", lambda folder, table, curves, experts: [])  # figures take a second
+    # figures take a second
+    monkeypatch.setattr(comparison_files, "write_comparison", lambda folder, table, curves, experts: [])
     few = functools.partial(resampled_means, resamples=100)  # of 10,000: no test here is about the length of intervals
     monkeypatch.setattr("cycleqd_jax.report.comparison.resampled_means", few)
     return record

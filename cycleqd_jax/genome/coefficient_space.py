@@ -169,8 +169,7 @@ class CoefficientSpace(flax.struct.PyTreeNode):
             genomes: genomes with a leading axis of individuals.
 
         Raises:
-            InputError: an expert changes a leaf as a whole, changes a leaf that is not a stack of matrices, or the space holds
-                no weights.
+            InputError: see :meth:`ExpertSpace.check_mixed`.
         """
         self.experts.check_mixed()
         return _express_mixed(self, genomes)

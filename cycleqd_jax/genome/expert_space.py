@@ -319,8 +319,7 @@ class ExpertSpace(flax.struct.PyTreeNode):
             The base, with a :class:`~cycleqd_jax.types.MixedMatrix` for every stacked matrix that experts change.
 
         Raises:
-            InputError: an expert changes a leaf as a whole, changes a leaf that is not a stack of matrices, or the space holds
-                no weights.
+            InputError: see :meth:`check_mixed`.
         """
         self.check_mixed()
         return _express_mixed(self, genomes)

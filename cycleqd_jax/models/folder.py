@@ -57,14 +57,14 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def code_files(folder: Path, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The files of a model's own code: those that the ``auto_map`` of a config names, and what they import beside them.
+    """The Python files that a model brings: those that ``auto_map`` names, and the files of the folder that they import.
 
     Args:
         folder: the folder of the model.
         config: the contents of ``config.json``, or of another of its JSON files.
 
     Returns:
-        The names of the files that are there, and of those that are not, sorted. Code of other repositories is in neither.
+        The sorted names of the files that exist, and of those that are missing. Both leave out code of other repositories.
     """
     entries = config.get("auto_map")
     values = entries.values() if isinstance(entries, dict) else ()

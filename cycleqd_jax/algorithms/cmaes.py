@@ -23,12 +23,21 @@ from cycleqd_jax.algorithms.common import (
     with_coefficients,
 )
 from cycleqd_jax.algorithms.leaders import Leaders
-from cycleqd_jax.types import AnyArray, Array, ArrayLeaf, Float, Genome, InputError, Int, Lineage, PRNGKeyArray, Scores
+from cycleqd_jax.types import (
+    MIN_CMAES_POPULATION,
+    AnyArray,
+    Array,
+    ArrayLeaf,
+    Float,
+    Genome,
+    InputError,
+    Int,
+    Lineage,
+    PRNGKeyArray,
+    Scores,
+)
 
 __all__ = ["CMAES", "CMAESState"]
-
-_SMALLEST = 4
-"""The smallest population: half of it are parents, and with fewer the weights of the others are not defined."""
 
 
 class CMAESState(flax.struct.PyTreeNode):
@@ -91,9 +100,10 @@ class CMAES(flax.struct.PyTreeNode):
                 that is not positive.
         """
         del items
-        if self.population < _SMALLEST or not 0 < self.sigma < np.inf:
+        if self.population < MIN_CMAES_POPULATION or not 0 < self.sigma < np.inf:
             raise InputError(
-                f"expected a population of at least {_SMALLEST} and a positive sigma, got {self.population} and {self.sigma} "
+                f"expected a population of at least {MIN_CMAES_POPULATION} and a positive sigma, got {self.population} and "
+                f"{self.sigma} "
                 "in CMAES; correct them"
             )
         shape = coefficients_of(genomes, "CMAES").shape[1:]

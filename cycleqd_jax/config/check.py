@@ -10,7 +10,7 @@ import numpy as np
 from cycleqd_jax.config.check_models import check_models, check_task_names
 from cycleqd_jax.config.schema import SEGMENTATION, RunConfig
 from cycleqd_jax.config.search import SearchConfig
-from cycleqd_jax.types import MAX_CELLS, InputError
+from cycleqd_jax.types import MAX_CELLS, MIN_CMAES_POPULATION, InputError
 
 __all__ = ["check_keys_together", "idle_groups", "unused_keys"]
 
@@ -32,9 +32,6 @@ _METHODS = {
     "sigma": ("cycleqd", "qd", "dns"),
 }
 """The methods that use a key of ``search``; all methods use the others."""
-
-_SMALLEST_CMAES = 4
-"""The smallest population of CMA-ES."""
 
 
 RESERVED_NAMES = frozenset(
@@ -318,9 +315,9 @@ def _check_method(config: RunConfig) -> None:
         )
     if not search.low < search.high:
         raise InputError(f"expected search.low below search.high ({search.high}), got {search.low}; correct one of them")
-    if search.method == "cmaes" and search.batch_size < _SMALLEST_CMAES:
+    if search.method == "cmaes" and search.batch_size < MIN_CMAES_POPULATION:
         raise InputError(
-            f"expected search.batch_size of at least {_SMALLEST_CMAES}, the smallest population of CMA-ES, got "
+            f"expected search.batch_size of at least {MIN_CMAES_POPULATION}, the smallest population of CMA-ES, got "
             f"{search.batch_size}; increase it"
         )
     if search.coefficients and config.genome.space != "expert":

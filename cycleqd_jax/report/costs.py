@@ -14,6 +14,7 @@ from typing import Any
 
 from cycleqd_jax.individual import Individual
 from cycleqd_jax.report.history import History, load_history
+from cycleqd_jax.report.labels import candidate_label
 from cycleqd_jax.report.read import load_selection, load_usage
 from cycleqd_jax.report.tables import results_table
 
@@ -242,14 +243,9 @@ def _training(name: str, rows: Sequence[str], usage: Mapping[str, Any] | None) -
 def _selecting(selection: Mapping[str, Any], usage: Mapping[str, Any] | None) -> Cost:
     seconds = {} if usage is None else usage["selection"]
     return Cost.total(
-        _decoding(one.get("tokens"), seconds.get(_label(one)), usage, search=True) for one in selection["candidates"]
+        _decoding(one.get("tokens"), seconds.get(candidate_label(one["kind"], one["ids"])), usage, search=True)
+        for one in selection["candidates"]
     )
-
-
-def _label(candidate: Mapping[str, Any]) -> str:
-    """The name of a candidate in ``usage.json``."""
-    kind = candidate["kind"]
-    return kind if kind == "aggregate" else f"{kind} {' + '.join(map(str, candidate['ids']))}"
 
 
 def _measuring(name: str, usage: Mapping[str, Any] | None) -> Cost:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["SEARCHES", "SEARCH_METHODS", "compared_label", "method_label"]
+from collections.abc import Iterable
+
+__all__ = ["SEARCHES", "SEARCH_METHODS", "candidate_label", "compared_label", "method_label"]
 
 SEARCH_METHODS = {
     "random": "random search",
@@ -62,3 +64,13 @@ def compared_label(name: str, search: str | None, label: str | None) -> str:
         label: the label that a file of methods gives it; None is that of the search method if that is its name, or its name.
     """
     return label or (method_label(name) if name == search else name)
+
+
+def candidate_label(kind: str, ids: Iterable[int]) -> str:
+    """The label of a candidate of the selection: ``"aggregate"``, ``"elite 12"`` or ``"soup 12 + 40"``.
+
+    Args:
+        kind: ``aggregate``, ``elite`` or ``soup``.
+        ids: the ids of its individuals.
+    """
+    return kind if kind == "aggregate" else f"{kind} {' + '.join(map(str, ids))}"

@@ -1,7 +1,14 @@
 """Search: the loops, its journal, its checkpoints, and digests of genomes and states."""
 
 from cycleqd_jax.search.carried import Carried
-from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError, StoredState, checkpoint_steps, read_checkpoint
+from cycleqd_jax.search.checkpoint import (
+    Checkpoints,
+    DamagedCheckpointError,
+    StoredState,
+    checkpoint_steps,
+    one_process,
+    read_checkpoint,
+)
 from cycleqd_jax.search.digests import tree_digest
 from cycleqd_jax.search.journal import Journal
 from cycleqd_jax.search.loop import evolve, individuals_within
@@ -22,6 +29,7 @@ __all__ = [
     "evolve_steadily",
     "generation_ids",
     "individuals_within",
+    "one_process",
     "read_checkpoint",
     "tree_digest",
 ]

@@ -61,8 +61,8 @@ def _copy(state: Any, key: PRNGKeyArray) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), _contents(state, key))
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax waits for no other process of a distributed run."""
+def one_process() -> ocp.options.MultiprocessingOptions:
+    """Options of orbax with which it waits for no other process of a distributed run."""
     here = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"{here}")
 
@@ -231,7 +231,7 @@ class Checkpoints:
         options: dict[str, Any] = {}
         if jax.process_count() > 1:  # of a distributed run this process alone has checkpoints
             self.folder.mkdir(parents=True, exist_ok=True)
-            options = {"create": False, "multiprocessing_options": _alone()}
+            options = {"create": False, "multiprocessing_options": one_process()}
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, **options),

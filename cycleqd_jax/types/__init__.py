@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from cycleqd_jax.types.arrays import (
     MAX_CELLS,
+    MIN_CMAES_POPULATION,
     Adapter,
     AdapterRanks,
     AnyArray,
@@ -53,6 +54,7 @@ from cycleqd_jax.types.tasks import (
 
 __all__ = [
     "MAX_CELLS",
+    "MIN_CMAES_POPULATION",
     "REPORTED",
     "SPLITS",
     "Adapter",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 __all__ = [
     "MAX_CELLS",
+    "MIN_CMAES_POPULATION",
     "Adapter",
     "AdapterRanks",
     "AnyArray",
@@ -112,6 +113,9 @@ second, and so on. A row of NaN is a quarantined individual."""
 
 MAX_CELLS = 1_000_000
 """The most cells of an archive."""
+
+MIN_CMAES_POPULATION = 4
+"""The smallest population of CMA-ES: half of it are parents, and with fewer the weights of the others are not defined."""
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:

@@ -23,6 +23,7 @@ from cycleqd_jax.disk_errors import one_disk_error
 from cycleqd_jax.files import digest, load_json, write_json
 from cycleqd_jax.genome.basis import Basis, Sketch, basis_bytes, basis_shapes, dense_bases, sketch
 from cycleqd_jax.operators.svd import Method
+from cycleqd_jax.search import one_process
 from cycleqd_jax.types import Adapter, InputError, Params, Progress, tree_paths
 
 __all__ = ["BasisStore", "Experts", "Facts", "Leaves", "checksum"]
@@ -240,8 +241,7 @@ def checkpointer() -> ocp.Checkpointer:
     """Writes arrays uncompressed: of random mantissas compression saves 5 % of the space, for two thirds of the speed."""
     if jax.process_count() == 1:
         return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
-    here = jax.process_index()  # of a distributed run process 0 writes alone, and every process reads alone
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"{here}")
+    alone = one_process()  # of a distributed run process 0 writes alone, and every process reads alone
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 

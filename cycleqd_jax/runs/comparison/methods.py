@@ -7,18 +7,17 @@ import difflib
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.config import RunConfig, SearchConfig, load_config, read_yaml, to_dict, unused_keys
-from cycleqd_jax.report.labels import compared_label, method_label
+from cycleqd_jax.report.labels import SEARCH_METHODS, compared_label, method_label
 from cycleqd_jax.runs.inputs.resolve import resolve
 from cycleqd_jax.search import individuals_within
 from cycleqd_jax.types import InputError, with_place
 
 __all__ = [
-    "SEARCH_METHODS",
     "SHARED_ROWS",
     "Method",
     "Methods",
@@ -36,8 +35,6 @@ def _names_of(key: str) -> tuple[str, ...]:
     """The values that a list of names in a config may have."""
     return typing.get_args(typing.get_args(typing.get_type_hints(RunConfig)[key])[0])
 
-
-SEARCH_METHODS: tuple[str, ...] = typing.get_args(typing.get_type_hints(SearchConfig)["method"])
 
 SHARED_ROWS = ("baselines", "merges", "gradient")
 """The keys of the config that add rows which do not depend on the search."""
@@ -241,7 +238,7 @@ def _paper(tree: Any, methods: Sequence[Method], path: Path) -> Paper:
     return paper
 
 
-def _unknown(expected: str, name: str, known: Sequence[str]) -> str:
+def _unknown(expected: str, name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"{expected}, got {name!r}; {f'did you mean {close[0]}?' if close else 'correct it'}"
 

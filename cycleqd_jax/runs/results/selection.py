@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from cycleqd_jax.evaluation import Evaluation, GenomeEvaluator
 from cycleqd_jax.files import load_json, write_json
 from cycleqd_jax.operators.merge import weighted_sum
+from cycleqd_jax.report.labels import candidate_label
 from cycleqd_jax.types import Genome, InputError, Progress, no_progress, stack_trees
 
 __all__ = ["Candidate", "Selection", "select", "selection_facts"]
@@ -44,7 +45,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """Its name in messages, such as ``"elite 12"``."""
-        return self.kind if self.kind == "aggregate" else f"{self.kind} {' + '.join(map(str, self.ids))}"
+        return candidate_label(self.kind, self.ids)
 
 
 @dataclasses.dataclass(frozen=True)

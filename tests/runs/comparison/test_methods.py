@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
 
-from cycleqd_jax.config import load_config, to_dict
+from cycleqd_jax.config import SearchConfig, load_config, to_dict
+from cycleqd_jax.report.labels import SEARCH_METHODS
 from cycleqd_jax.runs.comparison.methods import (
-    SEARCH_METHODS,
     common_tree,
     found_rows,
     method_config,
@@ -18,6 +19,10 @@ from cycleqd_jax.runs.comparison.methods import (
 from cycleqd_jax.types import InputError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def test_every_search_has_a_name():
+    assert set(SEARCH_METHODS) == set(typing.get_args(typing.get_type_hints(SearchConfig)["method"]))
 
 
 def written(folder: Path, text: str) -> Path:
@@ -176,7 +181,7 @@ def test_bad_files_are_refused_in_a_sentence(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("cycleqd,nsga", r"expected names of search methods \(cycleqd, .*\), got 'nsga'; did you mean nsga2\?"),
+        ("cycleqd,nsga", r"expected names of search methods \(random, .*\), got 'nsga'; did you mean nsga2\?"),
         ("cycleqd,cycleqd", "expected every method once, got 'cycleqd' 2 times"),
         ("", "got ''; correct it"),
         (Path("nowhere.yaml"), "expected a file of methods in nowhere.yaml, got No such file"),

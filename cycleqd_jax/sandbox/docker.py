@@ -19,12 +19,13 @@ from collections.abc import Mapping
 from typing import IO
 
 from .base import Completed, InfraError, Killed, Limits
+from .inside.output import FLOOD, QUIET
 
 __all__ = ["IMAGE", "Docker", "DockerBox", "DockerShell"]
 
 IMAGE = "local-os/default"
 _CALL_SECONDS = 60.0  # most time for an answer of the engine
-_FLOOD = 64  # a program that prints this many times the output limit is killed
+_LONGEST_ARGUMENT = 1 << 17  # bytes of an argument that Linux passes to a program, with its final NUL
 # Docker's default capabilities, named so that an engine with other settings grants no more.
 _CAPABILITIES = (
     "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "NET_RAW",
@@ -33,7 +34,6 @@ _CAPABILITIES = (
 _ATTEND = "echo up; cat > /dev/null"  # runs until its input ends
 # Runs a command with both streams merged and a timeout inside the container. `timeout` exits with code 137.
 _RUN = 'exec 2>&1; exec timeout --signal=KILL "$@"'
-_QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
 
 
 class Docker:
@@ -153,6 +153,8 @@ class DockerBox:
             command = ["docker", "exec", "--interactive", "--workdir", cwd, self.name]
             command += ["sh", "-c", _RUN, "sh", f"{timeout:.3f}s"]
             begin = time.monotonic()
+            if any(len(argument.encode("utf-8", "surrogatepass")) >= _LONGEST_ARGUMENT for argument in argv):
+                return Completed("argument list too long\n", 127, False, False, 0.0)
             process = self._start([*command, *argv])
             try:
                 data, why = _exchange(process, stdin.encode("utf-8", "surrogatepass"), timeout, self.limits.output_bytes)
@@ -271,7 +273,7 @@ class DockerShell:
             if self._process is None:
                 argv = ["bash", "--login", "--noediting", "-i"]
                 self._process = box._start(["docker", "exec", "--interactive", "--workdir", "/", box.name, *argv])
-                greeting = self._type(f"exec 2>&1; {_QUIET}", 10.0)
+                greeting = self._type(f"exec 2>&1; {QUIET}", 10.0)
                 if greeting.exit_code != 0:
                     if box._runs():
                         box.close()
@@ -354,7 +356,7 @@ def _exchange(
             at = -1 if until is None else last.rfind(b"\n" + until)
             if at >= 0 and last.endswith(b"\n") and len(last) > at + 2 + len(until or b""):
                 return bytes(data if total <= limit else data + last[at:]), ""
-            if total > _FLOOD * limit:
+            if total > FLOOD * limit:
                 return bytes(data), "output"
 
 

@@ -116,7 +116,7 @@ class Sandbox:
         message = {"kind": "python", "source": source}
         with self._turn:
             try:
-                channel, answer = self._start(b"p", message, limits, limits.wall_s + _GRACE_SECONDS, stdin)
+                _, channel, answer = self._start(b"p", message, limits, limits.wall_s + _GRACE_SECONDS, stdin)
             except Killed:
                 return Completed("", -9, False, False, 0.0)
         channel.close()
@@ -167,14 +167,16 @@ class Sandbox:
 
     def _long_lived(self, kind: bytes, message: dict, limits: Limits | None) -> tuple[Worker, socket.socket, Limits]:
         limits = limits or self.limits
-        worker = self._worker
-        channel, _ = self._start(kind, message, limits, _GRACE_SECONDS)
+        worker, channel, _ = self._start(kind, message, limits, _GRACE_SECONDS)
         return worker, channel, limits
 
     def _start(
         self, kind: bytes, message: dict, limits: Limits, timeout: float, stdin: str | None = None
-    ) -> tuple[socket.socket, Any]:
-        """Makes a box and returns its channel and first answer. If the fork server has died, tries once more with a new one.
+    ) -> tuple[Worker, socket.socket, Any]:
+        """Makes a box. If the fork server has died, tries once more with a new one.
+
+        Returns:
+            The fork server of the box, the channel to the box, and its first answer.
 
         Raises:
             Killed: if a program ended its own box.
@@ -187,7 +189,7 @@ class Sandbox:
             channel = None
             try:
                 channel = worker.open(kind)
-                return channel, ask(channel, message, timeout, stdin)
+                return worker, channel, ask(channel, message, timeout, stdin)
             except (InfraError, EOFError, OSError) as error:
                 if channel is not None:
                     channel.close()

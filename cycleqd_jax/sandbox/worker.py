@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import subprocess
 import tempfile
@@ -126,7 +127,8 @@ def _stop(control: socket.socket, process: subprocess.Popen[bytes], owner: int, 
     try:
         process.wait(5)
     except subprocess.TimeoutExpired:
-        process.kill()
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)  # also the fork server that it has started, and the boxes
         process.wait()
     if process.stderr is not None:
         process.stderr.close()

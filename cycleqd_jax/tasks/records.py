@@ -15,7 +15,7 @@ from typing import Any
 from cycleqd_jax.files import digest
 from cycleqd_jax.types import InputError
 
-__all__ = ["Row", "by_digest", "read_rows", "split_evenly", "validation_slice"]
+__all__ = ["Row", "by_digest", "checked_row", "read_rows", "split_evenly", "validation_slice"]
 
 _LABELS = ("id", "task_id", "index")
 """Fields that number the records of a file and are not part of a problem."""
@@ -206,12 +206,12 @@ def _parse_lines(path: Path, content: str) -> list[Row]:
     rows = []
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
-            rows.append(_row(f"{path}, line {number}", _loads(line, f"{path}, line {number}")))
+            rows.append(checked_row(f"{path}, line {number}", _loads(line, f"{path}, line {number}")))
     return rows
 
 
 def _parse_list(path: Path, content: str) -> list[Row]:
-    return [_row(f"{path}, item {n}", item) for n, item in enumerate(_loads(content, str(path)), start=1)]
+    return [checked_row(f"{path}, item {n}", item) for n, item in enumerate(_loads(content, str(path)), start=1)]
 
 
 def _loads(text: str, where: str) -> Any:
@@ -221,7 +221,16 @@ def _loads(text: str, where: str) -> Any:
         raise InputError(f"expected valid JSON, got {error or 'too deep nesting'} in {where}; correct it") from error
 
 
-def _row(where: str, value: Any) -> Row:
+def checked_row(where: str, value: Any) -> Row:
+    """A record that was read from JSON.
+
+    Args:
+        where: its place, for messages.
+        value: the value.
+
+    Raises:
+        InputError: it is no object, is nested too deeply, or has a text that UTF-8 can't encode.
+    """
     if not isinstance(value, dict):
         raise InputError(f"expected a record (a JSON object), got {_shown(value)} in {where}; correct or remove it")
     row = Row(value, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -154,6 +155,7 @@ def test_trusted_commands_are_refused_after_changes_to_programs(sealed: Sandbox,
     "attack",
     [
         "for m in json re os usercustomize sitecustomize; do echo 'raise SystemExit(0)' > /$m.py; done",
+        "mkdir /json; echo 'raise SystemExit(0)' > /json/__init__.py",
         "d=$(python3 -m site --user-site); mkdir -p $d; echo 'raise SystemExit' | tee $d/usercustomize.py > $d/x.py; "
         "echo 'import os; os._exit(0)' > $d/x.pth",
         "echo 'exit 0' | tee -a ~/.bashrc ~/.profile ~/.bash_profile ~/.bash_env /etc/profile > /etc/bash.bashrc",
@@ -176,7 +178,8 @@ def test_trusted_commands_do_not_load_files_of_users(sealed: Sandbox, attack: st
         assert box.exec(["python3", "-c", "import json, re, os, sys; sys.exit(5)"], trusted=True).exit_code == 5
         assert box.exec(["bash", "-c", "exit 5"], trusted=True).exit_code == 5
         nested = "python3 -c 'import json, sys; sys.exit(5)'"
-        assert box.exec(["bash", "-c", nested], cwd="/usr", trusted=True).exit_code == 5
+        for cwd in ("/", "/usr"):
+            assert box.exec(["bash", "-c", nested], cwd=cwd, trusted=True).exit_code == 5
 
 
 def test_changes_by_a_trusted_command_are_detected(sealed: Sandbox) -> None:
@@ -300,3 +303,21 @@ def test_changes_are_measured_from_the_seal(sealed: Sandbox) -> None:
         assert box.exec(["true"], trusted=True, allowed=changes).ok
         with pytest.raises(Killed, match=r"x\.conf was changed"):
             box.exec(["true"], trusted=True, allowed=changes | {"/etc/ld.so.conf.d/x.conf": "new"})
+
+
+def test_trusted_commands_leave_no_open_files(sealed: Sandbox) -> None:
+    def open_files() -> int:
+        found = [sealed._worker.process.pid]
+        for pid in found:
+            children = Path(f"/proc/{pid}/task/{pid}/children")
+            found += map(int, children.read_text().split() if children.exists() else ())
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in found if Path(f"/proc/{pid}/fd").exists())
+
+    with sealed.box() as box:
+        counts = []
+        for _ in range(3):
+            for _ in range(4):
+                assert box.exec(["true"]).ok
+                assert box.exec(["true"], trusted=True).ok
+            counts.append(open_files())
+        assert counts[2] == counts[1], counts

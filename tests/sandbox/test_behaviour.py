@@ -34,6 +34,8 @@ def test_program_output_and_exit_code(sandbox: Sandbox) -> None:
     assert not done.ok
     assert 0 < done.seconds < 5
     assert sandbox.run_python("print(1)").ok
+    silent = "import sys\nclass Reason:\n    def __str__(self): raise ValueError\nsys.exit(Reason())"
+    assert sandbox.run_python(silent).exit_code == 1
 
 
 def test_program_is_an_ordinary_main_module(sandbox: Sandbox) -> None:
@@ -162,6 +164,8 @@ def test_box_exec(sandbox: Sandbox) -> None:
         assert box.exec(["cat", "kept"]).output == "x\n"
         assert box.exec(["no-such-program"]).exit_code == 127
         assert box.exec(["true"], cwd="/no/such/folder").exit_code == 126
+        assert box.exec(["true"], cwd="/a\0b").exit_code == 126
+        assert box.exec([]).exit_code == 1
         assert box.exec(["pwd"], cwd="/usr").output == "/usr\n"
         slow = box.exec(["sleep", "60"], timeout=0.2)
         assert (slow.timed_out, slow.exit_code) == (True, None)

@@ -177,6 +177,7 @@ def test_commands(box: DockerBox) -> None:
     assert box.exec(["true"], cwd="/no/such/folder").exit_code == 126
     assert box.exec(["pwd"], cwd="/usr").output == "/usr\n"
     assert box.exec(["echo", "a\0b"]).exit_code == 127
+    assert box.exec(["bash", "-c", "#" * (1 << 17)]).exit_code == 127
     big = "y" * 300_000
     assert box.exec(["wc", "-c"], stdin=big).output.strip() == "300000"
 

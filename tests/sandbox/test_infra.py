@@ -100,8 +100,10 @@ def test_a_fork_server_that_is_killed_is_restarted_once(sandbox: Sandbox) -> Non
                 call()
         box.close()
         session.close()
+        _kill_from_outside(victim)
         with victim.box() as fresh:
             assert fresh.exec(["true"]).ok
+            assert fresh._worker is victim._worker  # so that faults of its programs are told from those of the sandbox
     assert _folders() <= before
 
 
@@ -124,6 +126,22 @@ def test_use_after_close(sandbox: Sandbox) -> None:
         closed.run_python("print(1)")
     with pytest.raises(InfraError):
         box.exec(["true"])
+    box.close()
+
+
+def test_a_fork_server_that_hangs_is_ended_with_its_boxes(sandbox: Sandbox) -> None:
+    if sandbox.isolation.name == "none":
+        pytest.skip("without isolation nothing ends the programs of a fork server that hangs")
+    victim = Sandbox(sandbox.isolation.name)
+    box = victim.box()
+    box.exec(["sh", "-c", "sleep 300 > /dev/null 2>&1 &"])
+    family = _family(victim._worker.process.pid)
+    os.kill(family[-1] if len(family) == 1 else family[1], signal.SIGSTOP)
+    victim.close()
+    deadline = time.monotonic() + 5
+    while any(map(_network, family)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [pid for pid in family if _network(pid)] == []
     box.close()
 
 

@@ -90,11 +90,11 @@ def server(mysql_dsn) -> Iterator[MySqlServer]:
 
 @pytest.fixture
 def make_mysql(write, mysql_dsn, nowhere):
-    """Makes tasks on the server; the train records are ASK and INSERT, the test record is UPDATE."""
+    """Makes tasks on the server; the train records are ASK and INSERT unless others are given, the test record is UPDATE."""
     tasks = []
 
-    def make_task(**options):
-        files = {"train": write(ASK, INSERT), "test": write(UPDATE, name="t.jsonl")}
+    def make_task(records=(ASK, INSERT), **options):
+        files = {"train": write(*records), "test": write(UPDATE, name="t.jsonl")}
         options = {"dsn": mysql_dsn, "memo": False, "seconds": 2.0} | options
         tasks.append(make("dbbench", sandbox=nowhere, backend="mysql", **files, **options))
         return tasks[-1]

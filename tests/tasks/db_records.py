@@ -117,6 +117,24 @@ def execute(task, *statements, number=0):
     return play_replies(task, [sql(statement) for statement in statements], number=number)
 
 
+def check_cells(make_task) -> None:
+    """Cells of other types than text are what MySQL's driver makes of them.
+
+    Args:
+        make_task: makes a task from the train records.
+    """
+    cells = [[None, "x", "y"], [True, 5, 1.5], ["None", "", False]]
+    table = TABLE | {"table_info": {"columns": COLUMNS, "rows": cells}}
+    task = make_task(ASK | {"table": table}, INSERT)
+    assert execute(
+        task,
+        f"SELECT * FROM {NAME} WHERE name IS NULL",
+        f"SELECT * FROM {NAME} WHERE age = 5",
+        f"SELECT COUNT(name) FROM {NAME}",
+    ) == ["[(None, 'x', 'y')]", "[('1', '5', '1.5')]", "[(2,)]"]
+    assert execute(task, f"SELECT `home city` FROM {NAME} WHERE name = 'None'") == ["[('0',)]"]
+
+
 def leftovers(admin) -> set[str]:
     """The names of the temporary schemas and users on a server."""
     rows = admin("SELECT schema_name FROM information_schema.schemata UNION SELECT user FROM mysql.user")

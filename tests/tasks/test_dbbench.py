@@ -9,7 +9,7 @@ import pytest
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.types import InputError
 
-from .db_records import ASK, INSERT, NAME, NONE, UPDATE, answer, check_questions_and_changes, play_32_at_once, sql
+from .db_records import ASK, INSERT, NAME, NONE, UPDATE, answer, check_cells, check_questions_and_changes, play_32_at_once, sql
 from .helpers import make, play_replies
 
 
@@ -17,6 +17,14 @@ from .helpers import make, play_replies
 def task(write, sandbox):
     files = {"train": write(ASK, INSERT), "test": write(NONE, UPDATE, name="t.jsonl")}
     return make("dbbench", **files, sandbox=sandbox, memo=False, seconds=1)
+
+
+def test_cells_of_other_types(write, sandbox):
+    def make_task(*records):
+        files = {"train": write(*records), "test": write(NONE, UPDATE, name="t.jsonl")}
+        return make("dbbench", **files, sandbox=sandbox, memo=False, seconds=1)
+
+    check_cells(make_task)
 
 
 def test_a_number_with_too_many_digits_is_wrong(task):
@@ -184,6 +192,10 @@ def test_prompts(write, nowhere):
         (
             {"table": {"table_name": "t", "table_info": {"columns": [{"name": "a"}, {"name": "A"}], "rows": []}}},
             "different names",
+        ),
+        (
+            {"table": {"table_name": "t", "table_info": {"columns": [{"name": "a"}], "rows": [["x"], [["y"]]]}}},
+            r"texts, numbers, true, false or null, got \[\"y\"\]",
         ),
         ({"description": None}, "'description', got nothing"),
     ],

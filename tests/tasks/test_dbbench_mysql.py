@@ -18,6 +18,7 @@ from .db_records import (
     OUT_OF_SYNC,
     UPDATE,
     answer,
+    check_cells,
     check_questions_and_changes,
     execute,
     leftovers,
@@ -35,6 +36,10 @@ def test_questions_and_changes(make_mysql):
     check_questions_and_changes(lambda replies, problem: play_replies(task, replies, *PROBLEMS[problem]))
     view = f"CREATE VIEW {NAME} AS SELECT SLEEP(100) AS name, 1 AS age, 1 AS `home city`"
     assert play_replies(task, [sql(f"DROP TABLE {NAME}"), sql(view), ""], number=1)[-1].value == 0.0
+
+
+def test_cells_of_other_types(make_mysql):
+    check_cells(lambda *records: make_mysql(records=records))
 
 
 def test_demonstrations(make_mysql):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cycleqd_jax.sandbox import Completed, InfraError
+from cycleqd_jax.tasks.base import is_unprepared
 from cycleqd_jax.tasks.coding.evalplus_inputs import typed_inputs
 from cycleqd_jax.types import InputError, Score
 
@@ -160,11 +161,16 @@ def test_each_call_has_a_time_limit(write, sandbox):
     assert verdict(task, slow).value == 1.0
 
 
-def test_a_failing_gold_program_is_an_error_of_the_record(write, sandbox):
+def test_a_failing_gold_program_is_a_fault_of_the_record(write, sandbox, monkeypatch):
     bad = ADD | {"canonical_solution": "    return 1 / a\n"}
     task = make("evalplus", train=write(bad), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox)
-    with pytest.raises(InputError, match=r"HumanEval/900 to return for all inputs .* got: input 2 ZeroDivisionError"):
-        verdict(task, GOLD)
+    score = verdict(task, GOLD)
+    assert is_unprepared(score)
+    assert "HumanEval/900 can't be prepared: its gold program does not return for all inputs" in score.reason
+    assert "input 2 ZeroDivisionError" in score.reason
+    monkeypatch.setattr(task, "sandbox", None)  # the gold program is not run again
+    assert verdict(task, GOLD) == score
+    assert task.demonstrations("train") == []
 
 
 def test_a_judge_that_does_not_start_is_no_score(write):

@@ -127,6 +127,27 @@ def test_values_that_can_not_be_written_anew_are_no_error(first, value):
     assert PROGRAM.partition(":")[0] in only_program(code, "f")
 
 
+@pytest.mark.parametrize(
+    "raised", ["-" * 1200 + "x", "x" + ".a" * 1500, "+".join("1" * 1200), "0x" + "f" * 5000, "lambda: " * 300 + "1"]
+)
+def test_what_a_function_raises_is_no_error(raised):
+    assert "def f" in only_program(f"def f(x):\n    raise ValueError({raised})\nprint(f(1))", "f")
+
+
+@pytest.mark.parametrize("depth", [60, 99, 100, 101, 150])
+def test_parentheses_that_are_doubled_when_a_program_is_written_anew(depth):
+    nested = "sum(" * depth + "x" + " for i in x)" * depth
+    code = f"import os\nfrom __future__ import annotations\ndef f(x):\n    return {nested}\n"
+    assert "def f(x):" in only_program(code, "f")
+
+
+def test_a_fence_of_many_backquotes_ends_the_code_and_is_quick():
+    assert extract_code(f"```python\n{PROGRAM}\n`````", ("f",)).rstrip() == PROGRAM
+    began = time.process_time()
+    extract_code(f"```python\n{PROGRAM} {'`' * 50_000}a", ("f",))
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "piece",

@@ -14,7 +14,6 @@ from cycleqd_jax.tasks.base import clean_text, play_solution
 from cycleqd_jax.tasks.coding.blocks import blocks, code_regions, leading_tree
 from cycleqd_jax.tasks.coding.extraction import extract_code, may_vary, only_program
 from cycleqd_jax.tasks.coding.reach import reached
-from cycleqd_jax.tasks.coding.syntax import future_first
 from cycleqd_jax.tasks.dbbench import replies as protocol
 from cycleqd_jax.tasks.dbbench import statements
 from cycleqd_jax.tasks.dbbench.answers import parse_answer, same_answer
@@ -22,6 +21,7 @@ from cycleqd_jax.tasks.dbbench.databases import Ran, truncated, unqualified
 from cycleqd_jax.tasks.exact_match import last_number, marked_number, stated_answer
 from cycleqd_jax.tasks.os_interaction.checks import BUILTINS
 from cycleqd_jax.tasks.os_interaction.replies import TERSE, TEXT, command_and_end, parse_act
+from cycleqd_jax.tasks.syntax import future_first
 from cycleqd_jax.types import Score
 
 from ..fuzz import NAMES, fuzzed, json_values, replies

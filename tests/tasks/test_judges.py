@@ -6,6 +6,9 @@ import collections
 import json
 import math
 import re
+import socket
+import threading
+import time
 from decimal import Decimal
 from fractions import Fraction
 
@@ -14,9 +17,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cycleqd_jax.tasks.judges import values
+from cycleqd_jax.tasks.judges import inside, values
 from cycleqd_jax.tasks.judges.oracles import agrees, close
 from cycleqd_jax.tasks.judges.values import Opaque, decode, encode
+
+
+def test_a_call_has_its_own_limit_for_its_arguments():
+    ours, theirs = socket.socketpair()
+    judge, program = inside.Link(ours), inside.Link(theirs)
+    program.send(1)
+    assert judge.receive(time.monotonic() + 0.3) == 1
+
+    def answer():
+        time.sleep(0.6)  # longer than the limit of the call before
+        program.receive()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    judge.send("x" * 5_000_000, time.monotonic() + 30)
+    thread.join()
+    with pytest.raises(inside.Late):
+        judge.send("x" * 5_000_000, time.monotonic() + 0.1)
+    ours.close()
+    theirs.close()
+
 
 LEAVES = (
     st.none()

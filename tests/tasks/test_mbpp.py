@@ -309,6 +309,7 @@ def test_prompts(write, nowhere):
         ({"test_list": "assert add(1, 2) == 3"}, "a list in field 'test_list'"),
         ({"test_list": ["add(1, 2)"]}, "assert statements"),
         ({"test_list": ["assert 1 +"]}, "valid Python"),
+        ({"test_list": [f"assert add(1, 2) == {'+'.join(['1'] * 3000)}"]}, "(a shorter assert|valid Python) in field"),
         ({"test_list": ["assert other(1) == 2"]}, "what the gold code defines"),
     ],
 )

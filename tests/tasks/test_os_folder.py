@@ -109,6 +109,7 @@ def test_episodes(folder, sandbox):
         ({"create": {"init": {"file": "/etc/passwd"}}}, "a script in the folder"),
         ({"create": {"init": 3}}, "a script as a text or an object"),
         ({"start": {"language": "bash"}}, "a script as a text or an object"),
+        ({"start": {"file": "a\0b"}}, "readable script 'a\\\\x00b'"),
         ({"evaluation": []}, "an object in field 'evaluation'"),
         ({"description": None}, "'description'"),
     ],

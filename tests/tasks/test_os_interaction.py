@@ -344,6 +344,8 @@ def test_the_prompt_equals_the_published_one(data_dir):
         ({"match": {"answer": "x"}}, "either match or a list of checks"),
         ({"check": None, "match": {}}, "an answer or a regex"),
         ({"check": None, "match": {"regex": "("}}, "a regular expression"),
+        ({"check": None, "match": {"answer": 5, "regex": "^5$"}}, "an answer or a regex"),
+        ({"check": None, "match": {"answer": "5", "regex": ["5"]}}, "an answer or a regex"),
         ({"check": None, "match": {"answer": "5", "strip": "no"}}, "true or false in field 'match/strip', got \"no\""),
         ({"check": [{"builtin": "other"}]}, "one of integer-match"),
         ({"check": [{"builtin": "integer-match"}]}, "a script before a builtin"),

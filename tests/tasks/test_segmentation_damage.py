@@ -167,6 +167,16 @@ def test_headers_that_do_not_fit_the_data(tmp_path):
     path.write_bytes(content[: frame + 11] + b"\0" + content[frame + 12 :])
     with pytest.raises(InputError, match=r"got malformed segments in .*a\.jpg;"):
         check_undamaged(path)
+    for empty in (5, 7):  # the height, and the width
+        path.write_bytes(content[: frame + empty] + b"\0\0" + content[frame + empty + 2 :])
+        with pytest.raises(InputError, match=r"got (malformed segments|missing or misplaced restart markers) in .*a\.jpg;"):
+            check_undamaged(path)
+    one = jpeg()
+    frame_of_one, scan = one.index(b"\xff\xc0"), one.index(b"\xff\xda")
+    flat = one[: frame_of_one + 5] + b"\0\0" + one[frame_of_one + 7 : scan]
+    path.write_bytes(flat + b"\xff\xdd\0\x04\x03\xe8" + one[scan:])  # an interval of 1,000 units, and a height of 0
+    with pytest.raises(InputError, match=r"got malformed segments in .*a\.jpg;"):
+        check_undamaged(path)
     path.write_bytes(content[: frame + 5] + b"\xff\0\xff\0" + content[frame + 9 :])
     with pytest.raises(InputError, match=r"got missing or misplaced restart markers in .*a\.jpg;"):
         check_undamaged(path)

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from cycleqd_jax.tasks.coding.syntax import parse
+from cycleqd_jax.tasks.dbbench.answers import parse_answer
+from cycleqd_jax.tasks.syntax import literal, parse
 
 CODE = "\n".join(f"def f{n}(a, b=(1, [2, {{3: 4}}])): return [x + (y * (z - 1)) for x in a for y in b if x]" for n in range(5))
 
@@ -31,14 +32,19 @@ def frequent_switches():
 def test_threads_parse_at_the_same_time(frequent_switches):
     errors = []
 
-    def work():
+    def work(function, text):
         try:
             for _ in range(30):
-                parse(CODE)
+                function(text)
         except SystemError as error:  # of Python before 3.13
             errors.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    calls = [
+        (parse, CODE),
+        (literal, str([[n, [str(n)]] for n in range(200)])),
+        (parse_answer, str([str(n) for n in range(900)])),
+    ]
+    threads = [threading.Thread(target=work, args=call) for call in [*calls, (parse, CODE)]]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -122,10 +122,14 @@ class Entry:
         os.close(_SYNC_FD)
         try:
             os.chdir(cwd)
-        except OSError as error:
-            os.write(2, f"{cwd}: {error.strerror}\n".encode("utf-8", "replace"))
+        except (OSError, ValueError) as error:
+            os.write(2, f"{cwd}: {getattr(error, 'strerror', error)}\n".encode("utf-8", "replace"))
             os._exit(126)
-        action()
+        try:
+            action()
+        except BaseException as error:  # this is a copy of the supervisor, whose own code must not continue here
+            os.write(2, f"{error!r}\n".encode("utf-8", "replace"))
+            os._exit(1)
         os._exit(0)
 
     def _enter_user_namespace(self, sync: socket.socket) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["Gone", "Output"]
+__all__ = ["FLOOD", "QUIET", "Gone", "Output"]
 
-_FLOOD = 64  # a program that prints this many times the output limit is killed
+FLOOD = 64  # a program that prints this many times the output limit is killed
+QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"  # a shell without prompts and history
 
 
 class Gone(Exception):
@@ -31,12 +32,12 @@ class Output:
         self.total += len(chunk)
         if len(self.data) < self.limit:
             self.data += chunk[: self.limit - len(self.data)]
-        return self.total <= _FLOOD * self.limit
+        return self.total <= FLOOD * self.limit
 
     def drain(self) -> None:
         """Reads what is still in the pipe, without waiting for more."""
         before = -1
-        while not self.ended and self.total != before and self.total <= _FLOOD * self.limit:
+        while not self.ended and self.total != before and self.total <= FLOOD * self.limit:
             before = self.total
             self.read()
 

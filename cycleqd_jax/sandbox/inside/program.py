@@ -89,7 +89,8 @@ def _exit_code(code: object) -> int:
         return 0
     if isinstance(code, int):
         return code & 0xFF
-    print(code, file=sys.stderr)
+    with contextlib.suppress(BaseException):  # its text is made by the program, and so is sys.stderr
+        print(code, file=sys.stderr)
     return 1
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .output import Gone, Output
+from .output import QUIET, Gone, Output
 from .usage import refill_cpu
 
 __all__ = ["BASH_FD", "Server", "Shell", "execute"]
@@ -24,7 +24,6 @@ _REPLY = 16  # the longest answer of a server, in output limits
 BASH_FD = 9  # the pipe for markers, as bash inherits it; bash hides this descriptor from its children
 _MARKER_FD = 8  # the same pipe opened again, which the children of bash inherit
 _EXIT_CODE = re.compile("[0-9]{1,3}")
-_QUIET = "PS1= PS2= PROMPT_COMMAND=; set +H +o history; unset HISTFILE"
 _WATCH_SECONDS = 0.05
 
 
@@ -125,7 +124,7 @@ class Shell:
         begin = time.monotonic()
         if self.pid < 0:
             self._start()
-            greeting = self._type(f"exec {_MARKER_FD}>/proc/self/fd/{BASH_FD}; {_QUIET}", 10.0)
+            greeting = self._type(f"exec {_MARKER_FD}>/proc/self/fd/{BASH_FD}; {QUIET}", 10.0)
             if greeting["exit_code"] != 0:
                 raise OSError(f"the shell does not start: {greeting['output'][-500:]}")
             self.box.used = True

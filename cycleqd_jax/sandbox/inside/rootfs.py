@@ -114,12 +114,14 @@ def mount_copy(owner: int, disk_mb: int) -> list[int]:
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", _COPY, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _tmpfs(owner, disk_mb + 8, "755"))
     _make_layers(_COPY, owner)
-    uppers = _open_uppers(_COPY)
+    uppers, sources = _open_uppers(_COPY), _open_uppers(_BOX)
     sockets = [
         f"{where}/{path}"
-        for where, source, target in zip(("", "/usr"), _open_uppers(_BOX), uppers, strict=True)
+        for where, source, target in zip(("", "/usr"), sources, uppers, strict=True)
         for path in copy_layer(source, target)
     ]
+    for source in sources:
+        os.close(source)
     _mount_view(_COPY, owner)
     _mount_proc(f"{_COPY}/root/proc")
     for path in sockets:  # so that the servers behind them answer

@@ -290,7 +290,8 @@ class Box:
         status, cpu = self.dead.pop(pid)
         code = os.waitstatus_to_exitcode(status)
         # The kernel's limit counts whole timer ticks, so it may be reached before the exact CPU time.
-        timed_out = why == "time" or (code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu >= 0.5 * self.limits["cpu_s"])
+        by_cpu = not why and code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu >= 0.5 * self.limits["cpu_s"]
+        timed_out = why == "time" or by_cpu
         return output.result(None if timed_out else code, timed_out, seconds)
 
     def pipe(self) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 
-from cycleqd_jax.tasks.coding.syntax import parse
+from cycleqd_jax.tasks.syntax import parse
 
 __all__ = ["guarded"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import ast
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
@@ -11,9 +12,20 @@ from cycleqd_jax.tasks.base import RecordTask, Solution, clean_text, fixed_repli
 from cycleqd_jax.tasks.coding.extraction import LONGEST_PROGRAM, extract_code, may_vary, only_program
 from cycleqd_jax.tasks.memo import Environment
 from cycleqd_jax.tasks.one_reply import OneReplyEpisode
+from cycleqd_jax.tasks.records import Row
+from cycleqd_jax.tasks.syntax import parse
 from cycleqd_jax.types import Score
 
-__all__ = ["CONSTANTS", "INSTRUCTION", "CodingEpisode", "CodingTask", "FunctionRecord", "FunctionTask", "fenced"]
+__all__ = [
+    "CONSTANTS",
+    "INSTRUCTION",
+    "CodingEpisode",
+    "CodingTask",
+    "FunctionRecord",
+    "FunctionTask",
+    "fenced",
+    "program_tree",
+]
 
 INSTRUCTION = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
 """The prompt of EvalPlus and BigCodeBench for chat models; the problem follows."""
@@ -109,3 +121,15 @@ class CodingEpisode(OneReplyEpisode):
 def fenced(code: str) -> str:
     """A program as a Markdown code block, the way chat models write it."""
     return f"```python\n{code.strip(chr(10))}\n```"
+
+
+def program_tree(row: Row, field: str, code: str) -> ast.Module:
+    """The syntax tree of a program in a record.
+
+    Raises:
+        InputError: the program is not Python; the message names the record and the field.
+    """
+    try:
+        return parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise row.error(f"valid Python in field {field!r}", str(error)) from error

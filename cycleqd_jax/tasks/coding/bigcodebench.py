@@ -6,11 +6,11 @@ import ast
 import dataclasses
 from typing import Any, Literal
 
-from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
-from cycleqd_jax.tasks.coding.syntax import future_first, parse
+from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask, program_tree
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
+from cycleqd_jax.tasks.syntax import future_first
 from cycleqd_jax.types import Score
 
 __all__ = ["BigCodeBench", "BigCodeBenchRecord"]
@@ -76,12 +76,7 @@ class BigCodeBench(FunctionTask[BigCodeBenchRecord]):
         """Parses a record in the published format."""
         head, test = row.text("code_prompt"), row.text("test")
         gold = head + row.text("canonical_solution")
-        trees = []
-        for field, code in (("canonical_solution", gold), ("test", test)):
-            try:
-                trees.append(parse(code))
-            except (SyntaxError, ValueError, RecursionError) as error:
-                raise row.error(f"valid Python in field {field!r}", str(error)) from error
+        trees = [program_tree(row, field, code) for field, code in (("canonical_solution", gold), ("test", test))]
         tests = _tests(trees[1])
         skipped, failing = (tuple(sorted(n for n, part in tests.items() if _decorated(part, by))) for by in _DECORATORS)
         if len(tests) == len(skipped):

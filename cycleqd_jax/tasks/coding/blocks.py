@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 
 from cycleqd_jax.tasks.coding.forms import as_session, is_session
-from cycleqd_jax.tasks.coding.syntax import parse
+from cycleqd_jax.tasks.syntax import parse
 
 __all__ = [
     "LONGEST_PROGRAM",
@@ -50,7 +50,7 @@ _MARK = re.compile(r"[ \t]*(?:\[/?[A-Z]{2,}\]|</?[a-z_]+>|<\|[\w ]+\|>)[ \t]*")
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async|@|if|for|while|with|try|[A-Za-z_]\w* *=)", re.MULTILINE)
 # Code in the line of the opening fence, and a closing fence in the last line of the code.
 _FIRST_LINE = re.compile(r"(?:^|\s)((?:def|class|import|from|async def|@\w)\b.*)$")
-_LATE_END = re.compile(r"(?<=\S)`{3,}[^`]*\Z")
+_LATE_END = re.compile(r"(?<=[^\s`])`{3,}[^`]*\Z")
 _HEADING = re.compile(r"^(?:#+ .*|\*\*.*\*\*:?)\Z", re.MULTILINE)
 # Lines for a notebook: commands, and the options of a cell.
 _NOTEBOOK = re.compile(r"^(?:(?:%{1,2}|!)[a-z].*|:[\w-]+:.*|(?:pip3?|conda) install .*)$", re.MULTILINE)

@@ -21,7 +21,7 @@ from cycleqd_jax.tasks.coding.blocks import (
 )
 from cycleqd_jax.tasks.coding.forms import other_forms, unfenced
 from cycleqd_jax.tasks.coding.reach import reached
-from cycleqd_jax.tasks.coding.syntax import future_first, parse
+from cycleqd_jax.tasks.syntax import future_first, parse
 
 __all__ = ["LONGEST_PROGRAM", "extract_code", "may_vary", "only_program"]
 
@@ -246,12 +246,22 @@ def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> boo
             continue
         if isinstance(part, ast.Expr) and _says_nothing(part.value):
             continue
-        if isinstance(part, ast.Raise) and "NotImplemented" in ast.dump(part):
+        if isinstance(part, ast.Raise) and _says_not_implemented(part):
             continue
         if isinstance(node, ast.ClassDef) and isinstance(part, ast.FunctionDef) and _is_stub(part):
             continue
         return False
     return True
+
+
+def _says_not_implemented(node: ast.Raise) -> bool:
+    for part in ast.walk(node):  # deep trees are walked too; ast.dump and ast.unparse would raise RecursionError
+        found = part.id if isinstance(part, ast.Name) else part.attr if isinstance(part, ast.Attribute) else ""
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            found = part.value
+        if "NotImplemented" in found:
+            return True
+    return False
 
 
 def _is_none(node: ast.expr | None) -> bool:

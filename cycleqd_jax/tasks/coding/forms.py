@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import html
 import itertools
 import json
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator
+
+from cycleqd_jax.tasks.syntax import literal
 
 __all__ = ["as_session", "is_session", "other_forms", "unfenced"]
 
@@ -121,8 +121,6 @@ def _value(text: str) -> object:
     except (ValueError, RecursionError):
         pass
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return literal(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask
+from cycleqd_jax.tasks.coding.base import INSTRUCTION, FunctionRecord, FunctionTask, program_tree
 from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
-from cycleqd_jax.tasks.coding.syntax import parse
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
@@ -56,10 +55,7 @@ class HumanEval(FunctionTask[HumanEvalRecord]):
         prompt, test = row.text("prompt"), row.text("test")
         gold = prompt + row.text("canonical_solution")
         for field, code in (("canonical_solution", gold), ("test", test)):
-            try:
-                parse(code)
-            except (SyntaxError, ValueError, RecursionError) as error:
-                raise row.error(f"valid Python in field {field!r}", str(error)) from error
+            program_tree(row, field, code)
         if "def check(" not in test:
             raise row.error("a function check in field 'test'", "none")
         return HumanEvalRecord(row.text("task_id"), prompt, row.text("entry_point"), gold, test)

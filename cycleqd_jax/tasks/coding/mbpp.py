@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from cycleqd_jax.tasks.base import Solution, fixed_replies
 from cycleqd_jax.tasks.coding.asserts import guarded
-from cycleqd_jax.tasks.coding.base import CONSTANTS, CodingTask, fenced
+from cycleqd_jax.tasks.coding.base import CONSTANTS, CodingTask, fenced, program_tree
 from cycleqd_jax.tasks.coding.extraction import extract_code, only_program
-from cycleqd_jax.tasks.coding.syntax import parse
 from cycleqd_jax.tasks.judges import run_judge
 from cycleqd_jax.tasks.options import TaskOptions
 from cycleqd_jax.tasks.records import Row
@@ -81,16 +80,16 @@ class Mbpp(CodingTask[MbppRecord]):
         code = row.text("code").replace("\r\n", "\n")
         setup = "" if sanitized else row.text("test_setup_code", "")
         imports = "\n".join(row.texts("test_imports", ())) if sanitized else ""
-        _tree(row, "test_imports", imports)
+        program_tree(row, "test_imports", imports)
         asserts = tuple(line.strip() for line in row.texts("test_list"))
         if not text.strip() or not asserts:
             raise row.error("a description and at least one assert", "none")
-        gold = _tree(row, "code", code).body
-        prepared = _tree(row, "test_setup_code", setup)
+        gold = program_tree(row, "code", code).body
+        prepared = program_tree(row, "test_setup_code", setup)
         bound = {*_names(gold), *_names(prepared.body)}
         used: set[str] = set()
         for number, line in enumerate(asserts):
-            tree = _tree(row, f"test_list[{number}]", line)
+            tree = program_tree(row, f"test_list[{number}]", line)
             if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
                 raise row.error("assert statements in field 'test_list'", repr(line[:80]))
             used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -101,6 +100,11 @@ class Mbpp(CodingTask[MbppRecord]):
         imports = "\n".join([imports, *map(ast.unparse, modules)])
         names = (bound & used) - {*_names(modules)}
         needs = {node.id for node in ast.walk(prepared) if isinstance(node, ast.Name)}
+        for number, line in enumerate(asserts):
+            try:
+                guarded(line, tuple(sorted(names)))
+            except (ValueError, RecursionError) as error:  # they walk the tree, where parse only builds it
+                raise row.error(f"a shorter assert in field 'test_list[{number}]'", str(error)) from error
         return MbppRecord(text, asserts, code, setup, imports, tuple(sorted(names)), tuple(sorted(needs)))
 
     def solutions(self, record: MbppRecord) -> Iterable[Solution]:
@@ -147,13 +151,6 @@ class Mbpp(CodingTask[MbppRecord]):
             return Score(0.0, "the program ended before the verdict"), False
         stage, error = verdict["error"]
         return Score(0.0, f"{stage} failed: {error}"), True
-
-
-def _tree(row: Row, field: str, code: str) -> ast.Module:
-    try:
-        return parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise row.error(f"valid Python in field {field!r}", str(error)) from error
 
 
 def _names(body: Iterable[ast.stmt]) -> Iterator[str]:

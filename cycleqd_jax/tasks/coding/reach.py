@@ -20,7 +20,7 @@ from cycleqd_jax.tasks.coding.statements import (
     root,
     statements,
 )
-from cycleqd_jax.tasks.coding.syntax import parse
+from cycleqd_jax.tasks.syntax import parse
 
 __all__ = ["reached"]
 

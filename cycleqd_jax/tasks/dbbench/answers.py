@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Sequence
+
+from cycleqd_jax.tasks.syntax import literal
 
 __all__ = ["parse_answer", "same_answer", "same_cells"]
 
@@ -19,7 +20,7 @@ def parse_answer(answer: str) -> list[str]:
     if not (answer.startswith("[") and answer.endswith("]")):
         return [answer]
     if answer.count("[") + answer.count("(") + answer.count("{") < 50:  # deep nesting could overflow the stack of the parsers
-        for parser in (json.loads, ast.literal_eval):
+        for parser in (json.loads, literal):
             try:
                 values = parser(answer)
                 if isinstance(values, list):  # str() of a very long number raises ValueError

@@ -6,10 +6,13 @@ import dataclasses
 import re
 from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["LONGEST_OUTPUT", "Database", "Ran", "Table", "truncated", "unqualified"]
+__all__ = ["LONGEST_OUTPUT", "OUT_OF_SYNC", "Database", "Ran", "Table", "truncated", "unqualified"]
 
 LONGEST_OUTPUT = 800
 """Number of characters of an output that the model sees."""
+
+OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
+"""What MySQL's driver says after several statements in one, unless all rows of the first are read."""
 
 _TOKENS = re.compile(
     r"'(?:[^'\\]|\\.|'')*'?"  # without the "?" a missing closing quote would cost quadratic time
@@ -28,12 +31,12 @@ class Table:
     Attributes:
         name: name of the table.
         columns: names of the columns.
-        rows: the cells as text.
+        rows: the cells as text; None is NULL.
     """
 
     name: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str | None, ...], ...]
 
 
 class Ran(NamedTuple):

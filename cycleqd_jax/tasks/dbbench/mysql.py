@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from cycleqd_jax.sandbox import InfraError, Killed, Limits
-from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
+from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, OUT_OF_SYNC, Ran, Table, truncated, unqualified
 from cycleqd_jax.tasks.dbbench.mysql_server import MySqlServer, TemporaryAccount
 from cycleqd_jax.tasks.dbbench.statements import ends_session, is_dynamic, refused, uses_locks
 
@@ -18,7 +18,6 @@ __all__ = ["SQL_MODE", "MySqlDatabase"]
 SQL_MODE = "NO_ENGINE_SUBSTITUTION"
 """The default SQL mode. It is not strict, so that changes may compare texts with numbers."""
 
-_OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
 # Errors of tables that can't be created: names (1059, 1103, 1166), columns (1060, 1113, 1117, 1118), ragged rows (1136), cells
 # (1366, 1406).
 _TABLE_ERRORS = (1059, 1060, 1103, 1113, 1117, 1118, 1136, 1166, 1366, 1406)
@@ -218,17 +217,17 @@ class _Session:
             if not complete:
                 return text, None
             while cursor.nextset():
-                done = _OUT_OF_SYNC
+                done = OUT_OF_SYNC
                 if not _shown(cursor)[1]:
                     break
-            if done is not _OUT_OF_SYNC:
+            if done is not OUT_OF_SYNC:
                 self._connection.commit()
             return done, None
         except MySQLError as error:
             self.lost = not self._connection.open
             code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
             if done is not None and not self.lost and code not in _TIMEOUTS:
-                return _OUT_OF_SYNC, None  # a later one of several statements failed
+                return OUT_OF_SYNC, None  # a later one of several statements failed
             return _described(error), code
         except (
             Exception
@@ -292,8 +291,10 @@ def quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-def _literal(cell: str) -> str:
+def _literal(cell: str | None) -> str:
     """A cell as an expression with the same value in every SQL mode."""
+    if cell is None:
+        return "NULL"
     return f"_utf8mb4 x'{cell.encode().hex()}'" if cell else "''"
 
 

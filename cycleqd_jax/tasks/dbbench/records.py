@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from typing import Any
 
 from cycleqd_jax.tasks.dbbench.databases import Table
 from cycleqd_jax.tasks.records import Row
@@ -58,6 +59,9 @@ def parse_record(row: Row) -> DbRecord:
     rows = row.get("table/table_info/rows", list)
     if not columns or not all(isinstance(cells, list) for cells in rows):
         raise row.error("columns, and rows that are lists, in field 'table/table_info'", "other values")
+    nested = next((cell for cells in rows for cell in cells if isinstance(cell, list | dict)), None)
+    if nested is not None:
+        raise row.error("cells that are texts, numbers, true, false or null", json.dumps(nested)[:80])
     labels = row.texts("label")
     md5 = None
     if kind in CHANGES:
@@ -79,5 +83,10 @@ def parse_record(row: Row) -> DbRecord:
         labels=labels,
         md5=md5,
         query=None if kind in CHANGES else row.get("sql/query", str, None),
-        table=Table(row.text("table/table_name"), tuple(columns), tuple(tuple(map(str, cells)) for cells in rows)),
+        table=Table(row.text("table/table_name"), tuple(columns), tuple(tuple(map(_cell, cells)) for cells in rows)),
     )
+
+
+def _cell(value: Any) -> str | None:
+    """A cell as MySQL's driver passes it to a column of texts, where AgentBench's tables have only such columns."""
+    return None if value is None else str(int(value)) if isinstance(value, bool) else str(value)

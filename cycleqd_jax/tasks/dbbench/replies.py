@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cycleqd_jax.tasks.base import Solution
 from cycleqd_jax.tasks.dbbench.answers import same_answer
+from cycleqd_jax.tasks.syntax import literal
 
 __all__ = [
     "TEXT",
@@ -93,9 +93,9 @@ def query_and_answer(sql: str, labels: Sequence[str], write: Writer = TEXT) -> S
     """A solution that executes a query and answers if the result is the label. Otherwise it returns early."""
     output = yield write.operation(sql)
     try:
-        rows = ast.literal_eval(output)
+        rows = literal(output)
         values = json.dumps([str(row[0]) for row in rows])
-    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, RecursionError, MemoryError):
         return
     if same_answer(values, labels):
         yield write.answer(labels)

@@ -11,7 +11,7 @@ import zlib
 from importlib import resources
 
 from cycleqd_jax.sandbox import Limits, Sandbox
-from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, Ran, Table, truncated, unqualified
+from cycleqd_jax.tasks.dbbench.databases import LONGEST_OUTPUT, OUT_OF_SYNC, Ran, Table, truncated, unqualified
 from cycleqd_jax.tasks.dbbench.dialect import Statement, fingerprint_sql, table_relation, translate
 from cycleqd_jax.tasks.dbbench.dialect_parser import split
 from cycleqd_jax.tasks.dbbench.dialect_sessions import Assigned, Transaction, missing_savepoint, transaction, uses_variables
@@ -20,7 +20,6 @@ from cycleqd_jax.tasks.dbbench.dialect_types import Catalog, Refusal, quoted, un
 
 __all__ = ["SqliteDatabase"]
 
-_OUT_OF_SYNC = "Commands out of sync; you can't run this command now"
 _PACKAGE = "cycleqd_jax.tasks.dbbench"
 _LIBRARY = (
     "sqlite_values",
@@ -163,7 +162,7 @@ class SqliteDatabase:
                 first = first or ran
         finally:
             self._session.request({"rollback": True})
-        return Ran(_OUT_OF_SYNC, False)
+        return Ran(OUT_OF_SYNC, False)
 
     def _step(self, text: str, session: _Session) -> tuple[Ran, bool]:
         """The result of one of several statements of a text, and whether it failed."""

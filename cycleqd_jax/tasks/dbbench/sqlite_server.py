@@ -7,7 +7,7 @@ Every request and every answer is one line:
 - ``{"sql": [text, …], "codes": […] or null, "seconds": s, "characters": n, "commit": bool}`` → ``{"output": text, "timed_out":
   bool, "failed": bool}``: the rows of the last statement as ``str()`` of the ``fetchall()`` of MySQL's driver, or the text of
   the error; at most n + 1 characters. The codes are the types of the columns
-- ``{"rollback": true}`` → ``{}``
+- ``{"commit": true}`` and ``{"rollback": true}`` → ``{}``: end a transaction that statements without ``commit`` have begun
 - ``{"md5": text}`` → ``{"md5": text}``: the fingerprint of the rows of a query, null if it fails or has no rows
 """
 
@@ -163,7 +163,7 @@ def shown(value, code):
 
 
 def run(connection, sql, codes, seconds, characters, commit):
-    """Executes statements as if in a session of their own: commits them, and drops temporary objects.
+    """Executes statements; with ``commit`` as if in a session of their own: commits them, and drops temporary objects.
 
     Rows are fetched until their text has the length that is shown.
     """

@@ -71,7 +71,7 @@ def program(link, job):
 def ask(link, end, arguments=None, named=None) -> Any:
     """The encoded result of a call; without arguments, waits until the program is loaded."""
     if arguments is not None:
-        link.send([arguments, named or ["d"]])
+        link.send([arguments, named or ["d"]], end)
     answer = link.receive(end)
     if not isinstance(answer, dict):
         raise Ended

@@ -34,17 +34,22 @@ class Link:
     def __init__(self, connection):
         self.connection = connection
 
-    def send(self, message):
+    def send(self, message, end=None):
         """Sends a message.
+
+        Args:
+            message: a JSON value.
+            end: deadline on the monotonic clock, or None.
 
         Raises:
             Ended: the other process has ended.
-            Late: the other process does not read its messages.
+            Late: the deadline has passed, because the other process does not read its messages.
         """
         data = json.dumps(message).encode()
         if len(data) > _LONGEST_FRAME:
             raise ValueError("the value is too large")
         try:
+            self.connection.settimeout(None if end is None else max(end - time.monotonic(), 0.001))
             self.connection.sendall(len(data).to_bytes(8, "big") + data)
         except TimeoutError as error:
             raise Late from error

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cycleqd_jax.tasks.records import Row, read_rows
+from cycleqd_jax.tasks.records import Row, checked_row, read_rows
 from cycleqd_jax.types import InputError
 
 __all__ = ["read_os_rows"]
@@ -37,7 +37,7 @@ def read_os_rows(path: str | Path) -> list[Row]:
     if path.is_dir():
         return _read_folder(path)
     fields = _single(path)
-    rows = read_rows(path) if fields is None else [Row(fields, str(path))]
+    rows = read_rows(path) if fields is None else [checked_row(str(path), fields)]
     if "evaluation" not in rows[0].fields:
         return rows
     return _convert_file(path.resolve(), rows)
@@ -115,10 +115,10 @@ def _script(row: Row, value: Any, scripts: Path) -> list[str] | None:
     language = value.get("language", "bash")
     if "file" not in value:
         return [language, value["code"]]
-    file = (scripts / value["file"]).resolve()
-    if not file.is_relative_to(scripts.resolve()):
-        raise row.error(f"a script in the folder {scripts}", repr(value["file"]))
     try:
+        file = (scripts / value["file"]).resolve()
+        if not file.is_relative_to(scripts.resolve()):
+            raise row.error(f"a script in the folder {scripts}", repr(value["file"]))
         return [language, file.read_text(encoding="utf-8")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise row.error(f"a readable script {file}", str(error)) from error
+    except (OSError, ValueError) as error:
+        raise row.error(f"a readable script {value['file']!r} in {scripts}", str(error)) from error

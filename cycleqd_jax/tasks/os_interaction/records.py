@@ -78,7 +78,8 @@ def parse_record(row: Row) -> OsRecord:
     if (match is None) == (raw is None) or (raw is not None and not raw):
         raise row.error("either match or a list of checks", "both or neither")
     answer, pattern = (None, None) if match is None else (match.get("answer"), match.get("regex"))
-    if match is not None and isinstance(answer, str) == isinstance(pattern, str):
+    known = all(text is None or isinstance(text, str) for text in (answer, pattern))
+    if match is not None and (not known or (answer is None) == (pattern is None)):
         raise row.error("an answer or a regex in field 'match'", json.dumps(match)[:80])
     if pattern is not None:
         try:

@@ -118,9 +118,17 @@ def check_undamaged(path: Path) -> None:
 def _jpeg_damage(content: bytes) -> str | None:
     """What is wrong with a JPEG; None if nothing is found."""
     try:
-        jpeg = _parsed(content)
-    except (IndexError, ValueError):
+        return _image_damage(_parsed(content))
+    except (IndexError, ValueError, ZeroDivisionError):
         return "malformed segments"
+
+
+def _image_damage(jpeg: _Jpeg) -> str | None:
+    """What is wrong with the image data.
+
+    Raises:
+        IndexError, ValueError, ZeroDivisionError: the header is wrong, such as a height of 0.
+    """
     if not jpeg.scans or jpeg.process not in (*_SEQUENTIAL, _PROGRESSIVE):
         return None
     identifiers = {*jpeg.frame[6::3]}

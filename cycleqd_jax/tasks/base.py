@@ -40,7 +40,7 @@ Solution = Generator[str, str, None]
 the problem."""
 
 # Part of every fingerprint. Raise it with each change of prompts, parsing, verdicts or demonstrations.
-_VERSION = 11
+_VERSION = 12
 
 
 class RecordTask(abc.ABC, Generic[R]):

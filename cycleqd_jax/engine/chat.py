@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol, runtime_checkable
 
+from cycleqd_jax.engine.detokenizer import reply_text, stops_at
 from cycleqd_jax.engine.engine import Engine
-from cycleqd_jax.engine.requests import Generation, StopWhen
+from cycleqd_jax.engine.requests import Generation
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError, Message, Reply
 
-__all__ = ["ChatGenerator", "Decoder", "stops_at", "text_of"]
-
-
-@runtime_checkable
-class Decoder(Protocol):
-    """Turns token ids into text."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        ...
+__all__ = ["ChatGenerator"]
 
 
 class ChatGenerator:
@@ -99,7 +90,7 @@ class ChatGenerator:
             conversation=conversation,
             individual=individual,
             drafts=drafts,
-            stop_when=stops_at(self.tokenizer, self._stop) if self._stop else None,
+            stop_when=stops_at(self.tokenizer.decode, self._stop) if self._stop else None,
             **self._options,
         )
         self._names[number] = conversation
@@ -156,30 +147,5 @@ class ChatGenerator:
         return [replies[name] for name in names]
 
     def _reply(self, generation: Generation) -> Reply:
-        text = text_of(self.tokenizer, generation.ids, self.engine.stop_ids, self._stop)
+        text = reply_text(self.tokenizer.decode, generation.ids, self._stop, self.engine.stop_ids)
         return Reply(text, len(generation.ids), generation.finish, generation.dropped, generation.ids)
-
-
-def text_of(tokenizer: Decoder, ids: Sequence[int], stop_ids: Sequence[int], stop: Sequence[str]) -> str:
-    """The text of a reply, without its stop token, up to the first stop string."""
-    text = tokenizer.decode(ids[:-1] if ids and ids[-1] in stop_ids else ids)
-    return text[: min((at for at in (text.find(s) for s in stop) if at >= 0), default=len(text))]
-
-
-def stops_at(tokenizer: Decoder, stop: Sequence[str]) -> StopWhen:
-    """The ``stop_when`` of one request: ends it with the token that completes the first stop string."""
-
-    def stop_when(ids: Sequence[int]) -> int | None:
-        text = tokenizer.decode(ids)
-        if not any(s in text for s in stop):
-            return None
-        low, high = 1, len(ids)  # bisect for the fewest tokens whose text has a stop string
-        while low < high:
-            middle = (low + high) // 2
-            if any(s in tokenizer.decode(ids[:middle]) for s in stop):
-                high = middle
-            else:
-                low = middle + 1
-        return low
-
-    return stop_when

@@ -133,6 +133,8 @@ class Model:
         Raises:
             InputError: the prompt does not fit the model's context.
         """
+        if type(max_new_tokens) is not int:
+            raise InputError(f"expected max_new_tokens to be a whole number, got {max_new_tokens!r}; correct it")
         tokens, most = len(self.tokenizer.encode(messages)), self.config.context_length
         if tokens >= most:
             raise InputError(
@@ -147,7 +149,7 @@ class Model:
                 slots=1,
                 max_len=length,
                 stop_ids=self.tokenizer.stop_ids,
-                pad_id=self.tokenizer.pad_id,
+                pad_id=self.tokenizer.pad_below(self.config.vocab_size),
                 steps=STEPS,
             )
             engine.load(self.params)

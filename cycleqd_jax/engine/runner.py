@@ -86,7 +86,7 @@ class Runner:
     @property
     def shared_columns(self) -> int:
         """How many there are."""
-        return 0 if self.shared is None else self._layout.attention.shape(self.shared)[1]
+        return self._columns_of(self.shared)
 
     def lose(self) -> None:
         """Deletes the cache and the shared columns."""
@@ -177,10 +177,13 @@ class Runner:
                 found.append(self._verify([Slot()] * count, common).finite)
         return all(np.asarray(finite).all() for finite in found)
 
+    def _columns_of(self, shared: KVCache | None) -> int:
+        return 0 if shared is None else self._layout.attention.shape(shared)[1]
+
     def _prefill(
         self, cache: KVCache | None, shared: KVCache | None, batch: Sequence[Chunk], size: int
     ) -> tuple[KVCache, Array, Array]:
-        columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
+        columns = self._columns_of(shared)
         tokens, requests, packing = self._batches.prefill(batch, size=size, shared_columns=columns)
         layout = self._layout
         return programs.prefill(
@@ -191,7 +194,7 @@ class Runner:
         return self._layout.batch_for(len(batch), sum(len(chunk.tokens) for chunk in batch))
 
     def _score(self, parts: Sequence[Part], batch: Sequence[Chunk], size: int, shared: KVCache | None, top: int) -> Scored:
-        columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
+        columns = self._columns_of(shared)
         tokens, requests, packing, targets = self._batches.score(parts, batch, size=size, shared_columns=columns)
         layout = self._layout
         self.cache, scored = score(
@@ -209,7 +212,7 @@ class Runner:
         return scored
 
     def _decode(self, slots: Sequence[Slot], shared: KVCache | None) -> tuple[Array, Array, Array]:
-        columns = 0 if shared is None else self._layout.attention.shape(shared)[1]
+        columns = self._columns_of(shared)
         token, requests = self._batches.decode(slots, shared_columns=columns, pages=self.pages)
         self.cache, *results = programs.decode(
             self.params,
@@ -225,7 +228,7 @@ class Runner:
         return results[0], results[1], results[2]
 
     def _verify(self, slots: Sequence[Slot], shared: KVCache | None) -> Verified:
-        layout, columns = self._layout, 0 if shared is None else self._layout.attention.shape(shared)[1]
+        layout, columns = self._layout, self._columns_of(shared)
         sources, requests = self._batches.verify(slots, shared_columns=columns, pages=self.pages)
         self.cache, found = verify(
             self.params,

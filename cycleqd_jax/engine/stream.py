@@ -5,16 +5,15 @@ The engine should have a single slot and few steps between two host syncs; the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from cycleqd_jax.engine.detokenizer import Detokenizer
 from cycleqd_jax.engine.engine import Engine
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.types import InputError, Message, NonFiniteError
 
-__all__ = ["Detokenizer", "Piece", "stream_reply", "stream_tokens"]
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # the decoder's text for bytes that are not a (complete) character
+__all__ = ["Piece", "stream_reply", "stream_tokens"]
 
 
 def stream_tokens(engine: Engine, prompt_ids: Sequence[int], *, max_new_tokens: int) -> Iterator[list[int]]:
@@ -54,41 +53,6 @@ def stream_tokens(engine: Engine, prompt_ids: Sequence[int], *, max_new_tokens: 
             new.clear()
 
     return blocks()
-
-
-class Detokenizer:
-    """The text of a growing list of tokens, in pieces that never end within a character and are never changed.
-
-    Text that ends with U+FFFD is held back: that is how a decoder shows the first bytes of a character whose other bytes
-    are in the next tokens. Only the tokens of the last piece and the ones after it are decoded. The last piece is included
-    because some decoders drop a space at the beginning of a text.
-
-    Args:
-        decode: the text of token ids, such as :meth:`cycleqd_jax.models.tokenizer.ChatTokenizer.decode`.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self._decode = decode
-        self._last: list[int] = []  # tokens of the last piece
-        self._held: list[int] = []  # tokens after it
-
-    def add(self, ids: Sequence[int]) -> str:
-        """The new text after these tokens; it may be empty."""
-        new = ""
-        for i in ids:  # one at a time: text before an incomplete character at the end of the list is not held back
-            self._held.append(i)
-            text = self._held_text()
-            if text and not text.endswith(REPLACEMENT):
-                new += text
-                self._last, self._held = self._held, []
-        return new
-
-    def end(self) -> str:
-        """The text that is held back, when no more tokens will come."""
-        return self._held_text()
-
-    def _held_text(self) -> str:
-        return self._decode(self._last + self._held)[len(self._decode(self._last)) :]
 
 
 class Piece(NamedTuple):

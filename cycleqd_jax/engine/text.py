@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from cycleqd_jax.engine.chat import stops_at, text_of
+from cycleqd_jax.engine.detokenizer import stops_at, until
 from cycleqd_jax.engine.engine import Engine
 from cycleqd_jax.engine.requests import Generation, StopWhen
 from cycleqd_jax.types import InputError, Likelihood
@@ -65,12 +65,16 @@ class TextScorer:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def _whole(self, ids: Sequence[int]) -> str:
+        """The same with all spaces: some tokenizers remove those before punctuation marks."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
     def _ends_at(self, stop: Sequence[str]) -> StopWhen | None:
         """Ends a continuation at a stop string. It may be a special token, which :meth:`decode` leaves out."""
         if not stop:
             return None
         added = self.tokenizer.get_added_vocab()
-        special, plain = {added[text] for text in stop if text in added}, stops_at(self, stop)
+        special, plain = {added[text] for text in stop if text in added}, stops_at(self._whole, stop)
 
         def stop_when(ids: Sequence[int]) -> int | None:
             found = next((place for place, i in enumerate(ids, 1) if i in special), None)
@@ -165,4 +169,6 @@ class TextScorer:
         except BaseException:
             self.engine.cancel()
             raise
-        return [text_of(self, replies[number].ids, self.engine.stop_ids, stop) for number in numbers]
+        stop_ids = self.engine.stop_ids
+        found = [replies[number].ids for number in numbers]
+        return [until(self.decode(ids[:-1] if ids and ids[-1] in stop_ids else ids), stop) for ids in found]

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from cycleqd_jax.engine import Engine
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.models.files.checkpoint import load_tokenizer
+from cycleqd_jax.models.files.gguf_tokenizer import gguf_tokenizer
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.models.tokenizer_files import open_tokenizer, read_stop_tokens
+from cycleqd_jax.models.tokenizer_files import open_tokenizer, read_stop_tokens, stop_ids_of
 from cycleqd_jax.types import InputError, Params, no_progress
 
 __all__ = ["NAME", "SLOTS", "LoadedModel", "check_arguments", "load", "make_engine", "parameters_of"]
@@ -88,13 +89,16 @@ def _rebuilt(run: str, child: int | None, dtype: str | None) -> LoadedModel:
 def _tokenizer(model: str) -> tuple[Any, tuple[int, ...]]:
     """The tokenizer of a model, and the tokens that end a reply. A chat template is not needed."""
     folder = local_folder(model, weights=False)
-    if folder.suffix != ".gguf" and (folder / "tokenizer_config.json").is_file():
+    if folder.suffix == ".gguf":
+        found = gguf_tokenizer(folder, template_required=False)
+        return found.transformers_tokenizer, found.stop_ids
+    if (folder / "tokenizer_config.json").is_file():
         plain = open_tokenizer(folder)
         if not plain.chat_template:
             stops, where = read_stop_tokens(folder, plain)
             if stops is None:
                 raise InputError(f"expected a token that ends a reply, got none in {where}; name it as eos_token_id")
-            return plain, tuple(stops) if isinstance(stops, list) else (stops,)
+            return plain, stop_ids_of(stops, plain, str(where))
     found = load_tokenizer(folder)
     return found.transformers_tokenizer, found.stop_ids
 
@@ -111,12 +115,14 @@ def make_engine(model: LoadedModel, *, slots: int | None, max_length: int | None
         InputError: ``max_length`` is beyond the model's positions.
     """
     pad = model.tokenizer.pad_token_id
+    if pad is None or pad >= model.config.vocab_size:  # a token that was added without a row of weights
+        pad = model.stop_ids[0]
     engine = Engine(
         model.config,
         slots=slots or SLOTS,
         max_len=model.config.context_length if max_length is None else max_length,
         stop_ids=model.stop_ids,
-        pad_id=model.stop_ids[0] if pad is None else pad,
+        pad_id=pad,
     )
     engine.load(model.params, donate=True)
     return engine

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from cycleqd_jax.engine import TextScorer
 from cycleqd_jax.lm_eval import loading as ours
@@ -12,6 +15,8 @@ from cycleqd_jax.types import InputError
 
 __all__ = ["HarnessModel"]
 
+
+_LOG = logging.getLogger(__name__)
 
 _NEW_TOKENS = 256
 """The most new tokens, where neither the arguments nor a task say, as in lm-eval."""
@@ -84,8 +89,8 @@ class HarnessModel:
         self._name = str(pretrained) if pretrained is not None else f"{run}#{'export' if individual is None else individual}"
 
     @property
-    def eot_token_id(self) -> int:
-        """The eos token."""
+    def eot_token_id(self) -> int | None:
+        """The eos token; None if the tokenizer has none."""
         return self.tokenizer.eos_token_id
 
     @property
@@ -141,7 +146,7 @@ class HarnessModel:
         results: dict[int, str] = {}
         for numbers in groups.values():
             options = _generation(requests[numbers[0]].args[1], self.max_gen_toks)
-            eos = self.tokenizer.decode([self.eot_token_id])
+            eos = "" if self.eot_token_id is None else self.tokenizer.decode([self.eot_token_id])
             options["stop"] = [*options["stop"], *([eos] if eos and eos not in options["stop"] else [])]
             texts = self._scorer.generate([requests[i].args[0] for i in numbers], options.pop("max_new_tokens"), **options)
             for number, text in zip(numbers, texts, strict=True):
@@ -150,13 +155,16 @@ class HarnessModel:
         return [results[i] for i in range(len(requests))]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text, by the tokenizer's template."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        """A conversation as text, by the tokenizer's template; without system messages if the template refuses them."""
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options)
+        except jinja2.TemplateError as error:
+            others = [message for message in chat_history if message["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise InputError(f"expected a chat template that renders the conversations, got {error}; correct it") from error
+            _LOG.warning("the chat template refuses a conversation (%s); its system messages are left out", error)
+        return self.tokenizer.apply_chat_template(others, tokenize=False, **options)
 
 
 def _number(name: str, value: object) -> int | None:
@@ -177,13 +185,23 @@ def _slots(batch_size: int | str | None) -> int | None:
 
 def _generation(options: Mapping[str, Any], most: int) -> dict[str, Any]:
     """The options of :meth:`TextScorer.generate` for lm-eval's ``gen_kwargs``; without ``do_sample`` replies are greedy."""
-    given = dict(options)
-    until = given.pop("until", None) or []
-    lengths = [given.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")]
-    limit = next((int(length) for length in lengths if length is not None), most)
-    temperature = float(given.pop("temperature", 0.0) or 0.0)
-    sample = given.pop("do_sample", temperature > 0)
-    found = {"top_p": float(given.pop("top_p", 1.0)), "seed": int(given.pop("seed", 0))}
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def take(name: str, kinds: tuple[type, ...], expected: str, default: Any) -> Any:
+        value = given.pop(name, default)
+        if value is not None and type(value) not in kinds:
+            raise InputError(f"expected {expected} as {name}, got {value!r} in generation_kwargs; correct it")
+        return value
+
+    until = take("until", (str, list, tuple), "a text or a list of texts", [])
+    if not all(isinstance(text, str) for text in until):
+        raise InputError(f"expected a text or a list of texts as until, got {until!r} in generation_kwargs; correct it")
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    lengths = [take(name, (int,), "a whole number", None) for name in names]
+    limit = next((length for length in lengths if length is not None), most)
+    temperature = float(take("temperature", (int, float), "a number", 0.0))
+    sample = take("do_sample", (bool,), "true or false", temperature > 0)
+    found = {"top_p": float(take("top_p", (int, float), "a number", 1.0)), "seed": take("seed", (int,), "a whole number", 0)}
     if given:
         raise InputError(
             "expected generation options until, max_gen_toks, do_sample, temperature, top_p and seed, got "

@@ -208,7 +208,7 @@ def _probe(ours: UsedTokenizer, theirs: UsedTokenizer, shared: Mapping[str, int]
     encoded = ours.encode(probe), theirs.encode(probe)
     for text, here, there in zip(probe, *encoded, strict=True):
         if here != there and not any(token in text for token in unshared):
-            start = next((k for k, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there)))
+            start = _first_difference(here, there)
             shown = [f"{ids[max(0, start - 1) : start + 5]}" for ids in (here, there)]
             yield Difference("ids", f"as ids in the text {text[:80]!r}", shown[0], shown[1])
             return
@@ -268,7 +268,12 @@ def _stops(ours: UsedTokenizer, theirs: UsedTokenizer) -> Iterator[Difference]:
         yield Difference("stops", "stop tokens", str(sorted(here)), str(sorted(there)))
 
 
+def _first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """The first place where two sequences differ; the length of the shorter one if it begins the other."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _difference(ours: str, theirs: str) -> tuple[str, str]:
     """Short quotations from two texts around their first difference."""
-    start = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    start = _first_difference(ours, theirs)
     return repr(ours[max(0, start - 20) : start + 40]), repr(theirs[max(0, start - 20) : start + 40])

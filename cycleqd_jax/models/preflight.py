@@ -230,8 +230,10 @@ class _Tokenizers:
         """The tokenizer of a model or adapter; None for one without tokenizer files."""
         folder = local_folder(model, weights=False)
         if folder.suffix == ".gguf":
-            opened = gguf_tokenizer(folder, template_required=False)  # another tokenizer may be chosen
-            return UsedTokenizer(opened.transformers_tokenizer, None)
+            if folder not in self.opened:
+                opened = gguf_tokenizer(folder, template_required=False)  # another tokenizer may be chosen
+                self.opened[folder] = UsedTokenizer(opened.transformers_tokenizer, None)
+            return self.opened[folder]
         if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             return None
         files = {name: hashlib.sha256((folder / name).read_bytes()).digest() for name in tokenizer_files(folder)}

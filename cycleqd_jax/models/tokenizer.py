@@ -20,6 +20,7 @@ from cycleqd_jax.models.tokenizer_files import (
     read_stop_tokens,
     set_parts,
     shortened,
+    stop_ids_of,
     transformers,
 )
 from cycleqd_jax.models.tool_templates import (
@@ -112,12 +113,7 @@ class ChatTokenizer:
                 f"expected eos_token_id in {path} or config.json, or an eos_token in tokenizer_config.json, got none; name the "
                 "token that ends a reply"
             )
-        stop_ids = eos if isinstance(eos, list) else [eos]
-        if not stop_ids or not all(is_token(tokenizer, i) for i in stop_ids):
-            raise InputError(
-                f"expected the id of a token, or a list of ids, as eos_token_id in {source}, got {shortened(json.dumps(eos))} "
-                f"where the tokenizer has {len(tokenizer)} tokens; name the token that ends a reply"
-            )
+        stop_ids = stop_ids_of(eos, tokenizer, str(source))
         pads = (tokenizer.pad_token_id, generation.get("pad_token_id"), stop_ids[0])
         pad = next(pad for pad in pads if pad is not None)
         if not is_token(tokenizer, pad):
@@ -128,6 +124,14 @@ class ChatTokenizer:
         found = cls(tokenizer, stop_ids, pad, folder)
         found.check_template(str(folder))
         return found
+
+    def pad_below(self, rows: int) -> int:
+        """The pad token; the first stop token if the pad token was added to the tokenizer without a row of weights.
+
+        Args:
+            rows: the number of rows of the embedding.
+        """
+        return self.pad_id if self.pad_id < rows else self.stop_ids[0]
 
     def check_template(self, where: str) -> None:
         """Checks that the chat template renders the message of a user.

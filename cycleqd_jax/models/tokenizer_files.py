@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.types import InputError
 
-__all__ = ["is_token", "open_tokenizer", "read_stop_tokens", "set_parts", "shortened", "transformers"]
+__all__ = ["is_token", "open_tokenizer", "read_stop_tokens", "set_parts", "shortened", "stop_ids_of", "transformers"]
 
 
 def open_tokenizer(folder: Path, *, plain: bool = False) -> Any:
@@ -90,6 +91,26 @@ def _tokenizer_class(folder: Path) -> Any:
 def transformers() -> Any:
     """The package, imported when it is needed: an import statement would cost type checkers half a minute."""
     return importlib.import_module("transformers")
+
+
+def stop_ids_of(eos: Any, tokenizer: Any, where: str) -> tuple[int, ...]:
+    """The ids of :func:`read_stop_tokens`, checked.
+
+    Args:
+        eos: an id, or a list of ids.
+        tokenizer: the transformers tokenizer.
+        where: the file that names them, for messages.
+
+    Raises:
+        InputError: there is none, or one is not the id of a token.
+    """
+    stop_ids = eos if isinstance(eos, list) else [eos]
+    if not stop_ids or not all(is_token(tokenizer, i) for i in stop_ids):
+        raise InputError(
+            f"expected the id of a token, or a list of ids, as eos_token_id in {where}, got {shortened(json.dumps(eos))} "
+            f"where the tokenizer has {len(tokenizer)} tokens; name the token that ends a reply"
+        )
+    return tuple(stop_ids)
 
 
 def is_token(tokenizer: Any, i: Any) -> bool:

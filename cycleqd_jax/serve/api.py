@@ -90,13 +90,13 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         """All models."""
-        return Json({"object": "list", "data": [self._model(one) for one in await asyncio.to_thread(self.catalog.entries)]})
+        return Json({"object": "list", "data": [self._model(one) for one in await self._entries()]})
 
     async def model(self, request: Request) -> Response:
         """One model."""
         name = request.path_params["name"]
         await self._resolve(name)
-        listed = {one.id: one for one in await asyncio.to_thread(self.catalog.entries)}
+        listed = {one.id: one for one in await self._entries()}
         return Json(self._model(listed.get(name, Entry(name, "child"))))
 
     async def chat(self, request: Request) -> Response:
@@ -140,9 +140,17 @@ class Api:
         facts = {"kind": one.kind, **one.about}
         return {"id": one.id, "object": "model", "created": self._created, "owned_by": "cycleqd_jax", "cycleqd": facts}
 
+    async def _entries(self) -> Sequence[Entry]:
+        try:
+            return await asyncio.to_thread(self.catalog.entries)
+        except InputError as error:  # the run's folder was damaged meanwhile
+            raise unavailable(str(error)) from error
+
     async def _resolve(self, name: str) -> Any:
         try:
             return await asyncio.to_thread(self.catalog.resolve, name)
+        except InputError as error:
+            raise unavailable(str(error)) from error
         except UnknownModel as error:
             raise ApiError(404, str(error), param="model", code="model_not_found") from error
 
@@ -155,7 +163,7 @@ class Api:
         sampling: Sampling,
         echoes: Sequence[str | None],
     ) -> Response:
-        jobs = self._jobs(key, prompts, sampling, echoes)
+        jobs = self._jobs(key, prompts, sampling, echoes, continues=kind == "completion")
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
         try:
             tickets = self.worker.submit(jobs, lambda: _wake(loop, changed))
@@ -214,8 +222,10 @@ class Api:
         """Refuses ids outside the vocabulary, and prompts that leave no room for the reply."""
         most, vocabulary = self._limits.max_len, self.catalog.config.vocab_size
         for prompt in prompts:
-            if not prompt or not 0 <= min(prompt) <= max(prompt) < vocabulary:
-                raise invalid(where, f"expected one or more token ids below {vocabulary} in {where}, got others; correct them")
+            if not prompt:
+                raise invalid(where, f"expected a prompt with at least one token, got none in {where}; give a text")
+            if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+                raise invalid(where, f"expected token ids below {vocabulary} in {where}, got others; correct them")
             if len(prompt) + (sampling.max_tokens != 0) > most:
                 raise invalid(
                     where,
@@ -224,7 +234,9 @@ class Api:
                     "context_length_exceeded",
                 )
 
-    def _jobs(self, key: Any, prompts: Sequence[list[int]], sampling: Sampling, echoes: Sequence[str | None]) -> list[Job]:
+    def _jobs(
+        self, key: Any, prompts: Sequence[list[int]], sampling: Sampling, echoes: Sequence[str | None], *, continues: bool
+    ) -> list[Job]:
         return [
             Job(
                 key,
@@ -235,6 +247,7 @@ class Api:
                 (sampling.seed + i) % SEEDS,
                 sampling.stop,
                 sampling.logprobs,
+                continues,
                 echo,
             )
             for prompt, echo in zip(prompts, echoes, strict=True)

@@ -88,7 +88,7 @@ def _engine(config: LlamaConfig, tokenizer: ChatTokenizer, slots: int, max_len: 
         slots=slots,
         max_len=max_len,
         stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
+        pad_id=tokenizer.pad_below(config.vocab_size),
         steps=STEPS,
         share_prefixes=False,
         keep_conversations=False,

@@ -54,7 +54,10 @@ class Json(Response):
 def error_response(error: Exception) -> Json:
     """The answer for an exception."""
     if isinstance(error, HTTPException):  # of the router
-        error = ApiError(error.status_code, f"expected a known path and method, got {error.detail}; see the documentation")
+        headers = dict(error.headers or {})  # of 405 the methods that the path has
+        error = ApiError(
+            error.status_code, f"expected a known path and method, got {error.detail}; see the documentation", headers=headers
+        )
     if not isinstance(error, ApiError):
         error = internal_error()
     return Json(error.body(), error.status, error.headers)

@@ -31,6 +31,7 @@ class Job:
         seed: the seed of the draws, a 32-bit number.
         stop: strings that end the reply and are not part of it.
         logprobs: how many alternatives of each token to return with its log-probability; None returns neither.
+        continues: whether the reply is read as the continuation of the prompt, and may begin with a space.
         echo: the text of the prompt, which then precedes the reply; None leaves the prompt out.
     """
 
@@ -42,6 +43,7 @@ class Job:
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    continues: bool = False
     echo: str | None = None
 
 

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cycleqd_jax.engine import Detokenizer
+from cycleqd_jax.engine import REPLACEMENT, Detokenizer
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.serve.jobs import Scored
 
 __all__ = ["chat_logprobs", "completion_logprobs", "token_text"]
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @functools.lru_cache(2**16)
 def token_text(tokenizer: ChatTokenizer, token: int) -> str:
     r"""A token as a text: a special one by its name, and bytes that are not a character as ``bytes:\xf0\x9f``."""
     name, text = tokenizer.token(token), tokenizer.decode([token])
-    if not text:
-        return name or ""
     if name and name.startswith("\u2581"):  # SentencePiece's sign for a space, which decoders drop at the beginning
         return name.replace("\u2581", " ")
+    if not text:
+        return name or ""
     if REPLACEMENT in text and (found := _bytes(name)) is not None:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
     return text
 
 
-def completion_logprobs(tokenizer: ChatTokenizer, scored: Scored, count: int, text: str) -> dict[str, Any]:
+def completion_logprobs(
+    tokenizer: ChatTokenizer, scored: Scored, count: int, text: str, before: Sequence[int] = ()
+) -> dict[str, Any]:
     """The object ``logprobs`` of a completion.
 
     Args:
@@ -36,6 +36,7 @@ def completion_logprobs(tokenizer: ChatTokenizer, scored: Scored, count: int, te
         scored: the tokens; with those of the prompt if it is echoed.
         count: alternatives of each token. The token itself is among them, or follows them.
         text: what comes before the tokens of the reply in the text of the completion.
+        before: the tokens of the prompt.
     """
     tops: list[dict[str, float] | None] = []
     for token, logprob, top in zip(scored.ids, scored.logprobs, scored.top, strict=True):
@@ -44,8 +45,8 @@ def completion_logprobs(tokenizer: ChatTokenizer, scored: Scored, count: int, te
             found.setdefault(token_text(tokenizer, other), value)  # of two tokens with the same text the likelier one
         tops.append(None if logprob is None else found)
     offsets = [
-        *_offsets(tokenizer, scored.ids[: scored.given], 0),
-        *_offsets(tokenizer, scored.ids[scored.given :], len(text)),
+        *_offsets(tokenizer, scored.ids[: scored.given], text),
+        *(len(text) + place for place in _offsets(tokenizer, scored.ids[scored.given :], "", before)),
     ]
     return {
         "tokens": [token_text(tokenizer, token) for token in scored.ids],
@@ -59,13 +60,11 @@ def chat_logprobs(tokenizer: ChatTokenizer, scored: Scored, count: int) -> dict[
     """The object ``logprobs`` of a chat completion, with ``count`` alternatives of each token."""
 
     def one(token: int, logprob: float | None) -> dict[str, Any]:
-        text = tokenizer.decode([token])
+        text, shown = tokenizer.decode([token]), token_text(tokenizer, token)
         raw = _bytes(tokenizer.token(token)) if REPLACEMENT in text else None
-        return {
-            "token": token_text(tokenizer, token),
-            "logprob": logprob,
-            "bytes": list(text.encode() if raw is None else raw),
-        }
+        if raw is None:  # a special token has no text
+            raw = shown.encode() if text or shown.startswith(" ") else b""
+        return {"token": shown, "logprob": logprob, "bytes": list(raw)}
 
     content = [
         one(token, logprob) | {"top_logprobs": [one(*other) for other in top[:count]]}
@@ -74,12 +73,16 @@ def chat_logprobs(tokenizer: ChatTokenizer, scored: Scored, count: int) -> dict[
     return {"content": content, "refusal": None}
 
 
-def _offsets(tokenizer: ChatTokenizer, ids: Sequence[int], start: int) -> Iterable[int]:
-    """Where the text of each token begins."""
-    detokenizer = Detokenizer(tokenizer.decode)
+def _offsets(tokenizer: ChatTokenizer, ids: Sequence[int], text: str, before: Sequence[int] = ()) -> Iterator[int]:
+    """Where each token begins in their text. Special tokens are in it where ``text`` has their names."""
+    detokenizer, start = Detokenizer(tokenizer.decode, before), 0
     for token in ids:
         yield start
-        start += len(detokenizer.add([token]))
+        name = tokenizer.token(token)
+        if name and text.startswith(name, start) and not tokenizer.decode([token]):
+            start += len(name)
+        else:
+            start += len(detokenizer.add([token]))
 
 
 def _bytes_of_characters() -> dict[str, int]:

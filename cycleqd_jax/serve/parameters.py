@@ -200,12 +200,13 @@ def _sampling(body: Mapping[str, Any], *, limit: int | None, logprobs: int | Non
     stream = _flag(body, "stream")
     if options and not stream:
         raise invalid("stream_options", "expected stream_options with stream true only, got it without; leave it out")
+    top_p = _number(body, "top_p", 0.0, 1.0)  # 0 leaves the likeliest token only
     return Sampling(
         model,
         _whole(body, "n", 1, MOST_CHOICES, default=1),
         limit,
-        _number(body, "temperature", 0.0, 2.0),
-        _number(body, "top_p", 0.0, 1.0, above=True),
+        _number(body, "temperature", 0.0, 2.0) if top_p else 0.0,
+        top_p or 1.0,
         _whole({"seed": seed}, "seed", 0, SEEDS - 1, default=0),
         _stops(body.get("stop")),
         stream,
@@ -245,14 +246,12 @@ def _whole(body: Mapping[str, Any], key: str, low: int, high: int, *, default: i
     return value
 
 
-def _number(body: Mapping[str, Any], key: str, low: float, high: float, *, above: bool = False) -> float:
+def _number(body: Mapping[str, Any], key: str, low: float, high: float) -> float:
     value = body.get(key)
     if value is None:
         return 1.0
-    fits = type(value) in (int, float) and low <= value <= high and not (above and value == low)
-    if not fits:
-        least = f"above {low:g}" if above else f"from {low:g}"
-        raise invalid(key, f"expected {key} to be a number {least} to {high:g}, got {_shown(value)}; correct it")
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise invalid(key, f"expected {key} to be a number from {low:g} to {high:g}, got {_shown(value)}; correct it")
     return float(value)
 
 

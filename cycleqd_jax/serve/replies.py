@@ -83,7 +83,7 @@ class Answer:
             return None
         if self.kind == "chat":
             return chat_logprobs(self.tokenizer, news.scored, job.logprobs)
-        return completion_logprobs(self.tokenizer, news.scored, job.logprobs, job.echo or "")
+        return completion_logprobs(self.tokenizer, news.scored, job.logprobs, job.echo or "", job.prompt)
 
     def _chunk(
         self, i: int, delta: dict[str, Any], finish: str | None, logprobs: dict[str, Any] | None = None

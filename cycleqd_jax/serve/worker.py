@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from cycleqd_jax.engine import Engine, TokenLogprobs
+from cycleqd_jax.engine import Engine, ReplyText, TokenLogprobs
 from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.serve.jobs import Job, QueueFull, Scored, ServerClosed, Ticket
-from cycleqd_jax.serve.text import ReplyText
 from cycleqd_jax.serve.turns import Turns
 
 __all__ = ["TURN", "EngineWorker", "Load", "WorkerState"]
@@ -300,7 +299,7 @@ class EngineWorker:
 
     def _begin(self, ticket: Ticket) -> None:
         job = ticket.job
-        text = ReplyText(self._tokenizer.decode, job.stop, self._engine.stop_ids)
+        text = ReplyText(self._tokenizer.decode, job.stop, self._engine.stop_ids, job.prompt if job.continues else ())
 
         def stop_when(ids: Sequence[int]) -> int | None:
             new, kept = text.take(ids)

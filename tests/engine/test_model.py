@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -108,3 +109,13 @@ def test_a_prompt_beyond_the_context(model):
             ask("x" * 400)
         with pytest.raises(InputError, match=r"a limit of at least 1, got .* limit 0"):
             ask("hi", max_new_tokens=0)
+
+
+def test_a_pad_token_without_a_row_is_not_used(folder, tmp_path, model):
+    shutil.copytree(folder, tmp_path / "padded")
+    tokenizer = model.tokenizer.transformers_tokenizer.__class__.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path / "padded")
+    padded = load_model(tmp_path / "padded")
+    assert padded.tokenizer.pad_id == padded.config.vocab_size
+    assert padded.generate("hi", max_new_tokens=4) == load_model(folder).generate("hi", max_new_tokens=4)

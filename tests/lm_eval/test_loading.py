@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import sys
 import types
 
@@ -11,13 +13,12 @@ import pytest
 
 from cycleqd_jax import lm_eval
 from cycleqd_jax.engine import TextScorer
+from cycleqd_jax.lm_eval.model import _generation as generation_options
 from cycleqd_jax.types import InputError
 
 
 @pytest.mark.exhaustive
 def test_a_folder_with_and_without_a_chat_template(folder, tmp_path):
-    import shutil
-
     plain = tmp_path / "plain"
     shutil.copytree(folder, plain)
     (plain / "chat_template.jinja").unlink(missing_ok=True)
@@ -132,3 +133,68 @@ def test_a_full_standard_output(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", full)
         assert lm_eval.main() == 2
     assert "got No space left on device; free" in capsys.readouterr().err
+
+
+class Wanted:
+    def __init__(self, *args):
+        self.args = args
+
+
+def harness_model(folder):
+    model = lm_eval.HarnessModel(pretrained=str(folder), max_length=64)
+    model.cache_hook = types.SimpleNamespace(add_partial=lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_gen_toks": "abc"},
+        {"max_gen_toks": 2.5},
+        {"temperature": "x"},
+        {"top_p": "x"},
+        {"seed": "x"},
+        {"do_sample": "false", "temperature": 0.5},
+        {"until": ["a", 3]},
+        {"until": {"a": 1}},
+    ],
+)
+def test_generation_options_of_other_types_are_named(options):
+    with pytest.raises(InputError, match=f"as {next(iter(options))}, got .* in generation_kwargs; correct it"):
+        generation_options(options, 8)
+    empty = dict.fromkeys(("until", "max_gen_toks", "temperature", "top_p", "seed", "do_sample"))
+    assert generation_options(empty, 8) == {"stop": [], "max_new_tokens": 8, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+
+
+def test_a_template_that_refuses_system_messages_gets_the_others(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "model")
+    refusing = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (tmp_path / "model/chat_template.jinja").write_text(refusing + "[{{ m['content'] }}]{% endfor %}")
+    model = harness_model(tmp_path / "model")
+    conversation = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
+    assert model.apply_chat_template(conversation) == "[u]"
+    assert "no system" in caplog.text
+
+
+def test_a_tokenizer_without_eos_generates(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("eos_token")
+    path.write_text(json.dumps(config))
+    (tmp_path / "model/special_tokens_map.json").unlink(missing_ok=True)
+    model = harness_model(tmp_path / "model")
+    assert model.eot_token_id is None
+    request = Wanted("Question: which animal?", {"until": ["zz"], "max_gen_toks": 4})
+    assert model.generate_until([request]) == harness_model(folder).generate_until([request])
+
+
+def test_a_gguf_file_without_a_chat_template(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf", reason="the gguf package, which writes the test file, is not installed")
+    from ..tiny_gguf import write
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_chat_template", lambda self, template: None)
+    file = write(tmp_path / "plain.gguf", gguf.GGMLQuantizationType.F32)
+    found = lm_eval.load(pretrained=str(file), run=None, child=None, dtype=None)
+    assert found.tokenizer.chat_template is None
+    assert found.stop_ids == (2,)

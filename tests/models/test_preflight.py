@@ -394,3 +394,17 @@ def test_templates_without_a_default_are_refused(pair):
     with pytest.raises(InputError, match=r"chat template of .* with none, got"):
         preflight(base, [expert])
     assert ChatTokenizer.load(expert).chat_template == template
+
+
+def test_every_tokenizer_of_gguf_files_is_compared(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf", reason="the gguf package, which writes the test files, is not installed")
+    from .. import tiny_gguf
+
+    kind = gguf.GGMLQuantizationType.F32
+    base, same = (tiny_gguf.write(tmp_path / f"{name}.gguf", kind) for name in ("base", "same"))
+    monkeypatch.setattr(tiny_gguf, "BYTES", [*tiny_gguf.BYTES[1::-1], *tiny_gguf.BYTES[2:]])
+    other = tiny_gguf.write(tmp_path / "other.gguf", kind)
+    assert preflight(base, [same, same]).warnings == ()
+    for experts in ([other], [same, other], [same, same, other]):  # one that is opened may get the memory of one before
+        with pytest.raises(InputError, match="expected id 3 for the token"):
+            preflight(base, experts)

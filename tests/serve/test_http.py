@@ -17,6 +17,7 @@ from starlette.requests import Request
 from cycleqd_jax.serve import Job
 from cycleqd_jax.serve.errors import ApiError
 from cycleqd_jax.serve.http import Access, EventStream, read_body
+from cycleqd_jax.types import InputError
 
 from .small_server import MAX_LEN, NAMES, SeveralModels, serving
 
@@ -167,7 +168,19 @@ def test_errors_have_the_form_of_the_api(server):
         assert set(error) == {"message", "type", "param", "code"}
         assert isinstance(error["message"], str)
         assert answer.headers["x-content-type-options"] == "nosniff"
+    assert httpx.get(f"{server.address}/v1/completions").headers["allow"] == "POST"
     assert post(server, json=body()).status_code == 200  # the server goes on
+
+
+def test_a_run_that_is_damaged_meanwhile_is_named(server, monkeypatch):
+    def damaged(*_):
+        raise InputError("expected a line of the journal, got other text in history.jsonl; restore the file")
+
+    monkeypatch.setattr(SeveralModels, "entries", damaged)
+    monkeypatch.setattr(SeveralModels, "resolve", damaged)
+    for answer in (httpx.get(f"{server.address}/v1/models"), post(server, json=body())):
+        assert answer.status_code == 503
+        assert "got other text in history.jsonl" in answer.json()["error"]["message"]
 
 
 def test_a_body_that_breaks_off_is_no_fault_of_the_server():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import openai
 import pytest
 
+from cycleqd_jax.engine import ReplyText
+from cycleqd_jax.models.tokenizer import ChatTokenizer
 from cycleqd_jax.serve.jobs import Scored
 from cycleqd_jax.serve.logprobs import chat_logprobs, completion_logprobs, token_text
 
@@ -119,3 +121,46 @@ def test_tokens_that_are_no_text(tokenizer):
     assert completion_logprobs(tokenizer, scored, 0, "€")["top_logprobs"] is None
     content = chat_logprobs(tokenizer, scored, 0)["content"]
     assert [one["bytes"] for one in content[:3]] == [[0xE2], [0x82], [0xAC]]
+
+
+@pytest.fixture(scope="module")
+def with_spaces():
+    """A tokenizer as in Llama 2: a token may begin with a space, which decoders drop at the beginning of a text."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁The", "▁cat", "s"]
+    inner = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    inner.decoder = decoders.Sequence(steps)
+    inner.add_special_tokens(["<s>", "</s>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return ChatTokenizer(fast, [1], 1, None), {token: i for i, token in enumerate(tokens)}
+
+
+def test_spaces_of_sentencepiece_tokens(with_spaces):
+    tokenizer, ids = with_spaces
+    reply = (ids["▁cat"], ids["s"], ids["▁"], ids["</s>"])
+    scored = Scored(reply, (-1.0,) * 4, ((),) * 4, 0)
+    content = chat_logprobs(tokenizer, scored, 0)["content"]
+    assert [one["token"] for one in content] == [" cat", "s", " ", "</s>"]
+    assert [bytes(one["bytes"]) for one in content] == [b" cat", b"s", b" ", b""]
+    found = completion_logprobs(tokenizer, scored, 0, "", [ids["<s>"], ids["▁The"]])
+    assert found["text_offset"] == [0, 4, 5, 6]
+    text = ReplyText(tokenizer.decode, (), (1,), [ids["<s>"], ids["▁The"]])
+    assert text.take(reply)[0] + text.end() == " cats "
+
+
+def test_offsets_in_an_echo_with_special_tokens(tokenizer):
+    stop = tokenizer.token(tokenizer.stop_ids[0])
+    prompt = f"hello{stop}a€b"
+    ids = tokenizer.encode_text(prompt)
+    scored = Scored((*ids, 40), (None, *[-1.0] * len(ids)), ((),) * (len(ids) + 1), len(ids))
+    found = completion_logprobs(tokenizer, scored, 0, prompt)
+    whole = prompt + tokenizer.decode([40])
+    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        if not token.startswith("bytes:") and token in prompt:
+            assert whole[offset:].startswith(token), (token, offset)
+    assert found["text_offset"][-1] == len(prompt)
+    assert found["text_offset"][found["tokens"].index(stop)] == len("hello")

@@ -28,6 +28,11 @@ def test_defaults_are_those_of_openai():
     assert completion_parameters({"model": "m", "prompt": "x"}).max_tokens == 16
 
 
+def test_a_top_p_of_0_is_greedy():
+    found = chat_parameters({**CHAT, "temperature": 1.5, "top_p": 0})
+    assert (found.temperature, found.top_p) == (0.0, 1.0)
+
+
 def test_values_are_taken():
     body = {**CHAT, "n": 3, "max_completion_tokens": 7, "temperature": 0, "top_p": 0.5, "seed": 4, "stop": "x", "stream": True}
     found = chat_parameters({**body, "stream_options": {"include_usage": True}})
@@ -52,7 +57,7 @@ def test_values_are_taken():
         ({"temperature": True}, "temperature"),
         ({"temperature": "0"}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),

@@ -70,7 +70,7 @@ class LoraConfig:
             return raw.get(name)
 
         def number(value: Any) -> bool:
-            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
         def positive(value: Any) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -98,9 +98,9 @@ class TinyVitConfig:
     @property
     def grid(self) -> int:
         """Positions of a side of the image embedding."""
-        side = self.image_size // 4
-        for stride in self.strides:
-            side //= stride
+        side = -(-self.image_size // 4)
+        for stride in self.strides:  # as convolutions with these strides round
+            side = -(-side // stride)
         return side
 
 

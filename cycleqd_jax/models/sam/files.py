@@ -76,7 +76,7 @@ def _open(folder: Path) -> tuple[SamConfig, dict[str, SafeTensor]]:
     """The config of a folder, with the dtype of most parameters, and its tensors by name; processor files are checked."""
     config = SamConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
     for name in processor_files(folder):
-        check_processor(read_json(folder / name), str(folder / name))
+        check_processor(read_json(folder / name), str(folder / name), config.vision.image_size)
     tensors = read_headers(folder)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:

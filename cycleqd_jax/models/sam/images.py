@@ -56,20 +56,22 @@ _FIXED = ("image_mean", "image_std", "rescale_factor", "resample", "do_normalize
 """The entries of :data:`PROCESSOR` that change pixels, and that :func:`preprocess` does not read from a file."""
 
 
-def check_processor(values: Mapping[str, Any], where: str) -> None:
+def check_processor(values: Mapping[str, Any], where: str, image_size: int) -> None:
     """Checks that a folder's processor file asks for what :func:`preprocess` does; entries that it leaves out are not checked.
 
     Args:
         values: the parsed JSON of ``preprocessor_config.json``, or of ``processor_config.json``, which nests the same entries.
         where: the name of the file in messages.
+        image_size: pixels of a side of the model's images.
 
     Raises:
         InputError: an entry has another value, so that masks would be predicted from pixels unlike those of the training.
     """
     nested = values.get("image_processor")
     found = nested if isinstance(nested, Mapping) else values
-    for name in _FIXED:
-        got, wanted = found.get(name), PROCESSOR[name]
+    sizes = {"size": {"longest_edge": image_size}, "pad_size": {"height": image_size, "width": image_size}}
+    for name, wanted in {**{name: PROCESSOR[name] for name in _FIXED}, **sizes}.items():
+        got = found.get(name)
         if got is None or got == wanted:
             continue
         try:

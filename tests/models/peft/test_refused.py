@@ -45,6 +45,7 @@ Q0, DOWN2 = "base_model.model.model.layers.0.self_attn.q_proj", "base_model.mode
         ({"rank_pattern": {"down_proj": 0}}, "'rank_pattern'"),
         ({"rank_pattern": {"(": 2}}, r"regular expressions.*'\('"),
         ({"lora_alpha": None}, "number for 'lora_alpha'"),
+        ({"lora_alpha": 10**400}, "number for 'lora_alpha'"),
         ({"target_modules": None}, "'target_modules'.*None"),
         ({"target_modules": "("}, r"regular expressions.*'\('"),
         ({"target_modules": ["q_proj"]}, r"unknown .*down_proj\.lora_A.*unknown tensors: 6"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -223,3 +224,15 @@ def test_a_file_may_leave_defaults_out():
         "architectures": ["SamModel"],
         "vision_config": {"hidden_size": 384, "num_attention_heads": 6},
     }
+
+
+@pytest.mark.parametrize("size", [32, 36, 40])
+def test_the_grid_is_that_of_the_embedding(size):
+    usual = CONFIGS["tiny_vit"]
+    vision, prompt = (dataclasses.replace(part, image_size=size) for part in (usual.vision, usual.prompt))
+    prompt = dataclasses.replace(prompt, patch_size=size // vision.grid)
+    config = dataclasses.replace(usual, vision=vision, prompt=prompt)
+    params = jax.eval_shape(lambda: sam.init_params(config, jax.random.key(0)))
+    images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    found = jax.eval_shape(lambda p, x: sam.encode_images(p, config, x), params, images)
+    assert found.shape[1:3] == (config.vision.grid, config.vision.grid)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import importlib.util
 import json
 import os
-import random
 import subprocess
 import tarfile
 from pathlib import Path
@@ -193,14 +193,8 @@ def test_bad_sources_are_named(tmp_path):
         pass
     (tmp_path / "text.tar.gz").write_text("text")
     (tmp_path / "folder.tar.gz").mkdir()
-    (tmp_path / "mobile_sam.pt").write_bytes(bytes(range(256)) * 4000 + random.Random(0).randbytes(300_000))
-    for name in ("damaged", "changed"):
-        level = 6 if name == "damaged" else 0  # where nothing is compressed, only the checksum finds a changed byte
-        with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz", compresslevel=level) as archive:
-            archive.add(tmp_path / "mobile_sam.pt", "mobile_sam.pt")
-        content = bytearray((tmp_path / f"{name}.tar.gz").read_bytes())
-        content[3000 if name == "damaged" else len(content) // 2] ^= 0xFF
-        (tmp_path / f"{name}.tar.gz").write_bytes(content)
+    packed = gzip.compress(b"".join(bytes([n % 256]) * (n % 37) for n in range(100_000)), 6)
+    (tmp_path / "damaged.tar.gz").write_bytes(packed[:40] + b"\xff" * 40 + packed[80:])
     for name, message in {
         "other.pt": "expected the .* tensors of the config, got no mask_decoder.*other.pt",
         "none.pt": "No such file",
@@ -208,7 +202,6 @@ def test_bad_sources_are_named(tmp_path):
         "text.tar.gz": "expected a source package",
         "folder.tar.gz": "expected a source package, got .*folder.tar.gz; download it again",
         "damaged.tar.gz": "expected a source package, got .*damaged.tar.gz; download it again",
-        "changed.tar.gz": "expected a source package, got CRC check failed.*changed.tar.gz; download it again",
         "none.tar.gz": "expected a source package",
     }.items():
         with pytest.raises(InputError, match=message):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +151,32 @@ def test_slots_that_an_earlier_start_without_scores_halved_are_forgotten(tmp_pat
         run._lock(stack)
     (tmp_path / "history.jsonl").touch()
     assert known_slots(tmp_path, 4) == (2 if scored else 4)
+
+
+def test_evaluating_another_model_records_no_slots(monkeypatch):
+    """Its memory says nothing about that of the search."""
+    read_only = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Shared:
+        """Stands for the context of a run."""
+
+        family: Any
+        groups: tuple[Any, ...] = (SimpleNamespace(single=True),)
+        read_only: bool = False
+
+        def evaluator(self, *args):
+            read_only.append(self.read_only)
+            return lambda params, split: Evaluation({}, None, {})
+
+    family = SimpleNamespace(
+        check_model=lambda *args: None, processor=lambda model: None, load=lambda *args, **options: (None, None)
+    )
+    opened = SimpleNamespace(context=Shared(family))
+    monkeypatch.setattr(Run, "_ensure_open", lambda *args, **options: opened)
+    config = load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]})
+    Run(config).evaluate_model("model")
+    assert read_only == [True]
 
 
 @pytest.mark.exhaustive

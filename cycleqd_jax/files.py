@@ -210,13 +210,14 @@ def check_writable(path: str | Path, advice: str) -> None:
         raise InputError(f"expected names of at most {longest} bytes, got {size} in {path}; {advice}")
 
 
-def check_space(path: str | Path, nbytes: int, what: str) -> None:
+def check_space(path: str | Path, nbytes: int, what: str, advice: str = "choose another folder") -> None:
     """Checks that a disk has space for a folder, which may not exist yet.
 
     Args:
         path: path of the folder.
         nbytes: bytes to be written.
         what: what is to be written, for the message.
+        advice: what to do beside freeing space.
 
     Raises:
         InputError: it has less.
@@ -225,8 +226,8 @@ def check_space(path: str | Path, nbytes: int, what: str) -> None:
     free = shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
     if free < nbytes:
         raise InputError(
-            f"expected {nbytes / 1e9:.3g} GB of space for {what} in {path}, got {free / 1e9:.3g} GB; free some space or choose "
-            "another folder"
+            f"expected {nbytes / 1e9:.3g} GB of space for {what} in {path}, got {free / 1e9:.3g} GB; free some space, or "
+            f"{advice}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from cycleqd_jax.schema import check_schema
 from cycleqd_jax.types import InputError
 
-__all__ = ["Individual", "read_lines"]
+__all__ = ["Individual", "expected_individuals", "read_lines"]
 
 _CHECKSUM = re.compile(rb',"checksum":"([0-9a-f]{16})"')
 """Within a line: the first digits of the SHA-256 of what is before it. No string in JSON has these characters."""
@@ -35,6 +35,27 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name that comes twice in an object")
     return found
+
+
+def expected_individuals(items: int, used: Sequence[int], experts: int, batch_size: int) -> int:
+    """How many individuals a search with racing evaluates within a limit of problems, if no further child stops early.
+
+    Args:
+        items: the most problems, those of the experts included.
+        used: the problems of the first n individuals together, for every n; one or more individuals.
+        experts: number of experts.
+        batch_size: children of a whole generation.
+    """
+
+    def rest(done: int) -> int:
+        """How many individuals fit after so many."""
+        return max(items - used[done], 0) // used[1]
+
+    count = len(used) - 1
+    first = count - max(count - experts, 0) % batch_size  # of the generation that goes on
+    if rest(first) < batch_size:
+        return first + rest(first)  # it has fewer children, and is the last one
+    return max(first + batch_size, count + rest(count))
 
 
 def _dump(record: Mapping[str, Any]) -> str:

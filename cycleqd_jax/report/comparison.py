@@ -350,12 +350,17 @@ def effort(runs: MethodRuns) -> dict[str, Any]:
 
 def _load(folder: Path) -> dict[str, Any]:
     results = load_results(folder)
-    if results is None or "found" not in results or "tasks" not in results:
+    if results is None or not all(_is_names(results.get(key)) for key in ("found", "tasks")):
         raise InputError(
-            f"expected results that name the rows found by the search in {folder / 'tables' / 'results.json'}, got none; "
-            "evaluate the run again, or repeat cycleqd compare where it has not finished"
+            "expected results that name the tasks and the rows found by the search in "
+            f"{folder / 'tables' / 'results.json'}, got none; evaluate the run again, or repeat cycleqd compare where it has "
+            "not finished"
         )
     return results
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
 def _renamed(rows: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -396,12 +401,12 @@ def best_so_far(runs: MethodRuns) -> np.ndarray:
     Runs that evaluated fewer individuals than others end the curves of all.
 
     Raises:
-        InputError: a run has no journal.
+        InputError: a run has no journal, or an empty one.
     """
     curves = []
     for folder, history in runs.histories.items():
-        if history is None:
-            raise InputError(f"expected history.jsonl and grid.json, got none in {folder}; run the search first")
+        if history is None or not history.individuals:
+            raise InputError(f"expected grid.json and individuals in history.jsonl, got none in {folder}; run the search first")
         curves.append(np.fmax.accumulate(history.averages))
     shortest = min(map(len, curves))
     return np.stack([curve[:shortest] for curve in curves])

@@ -68,7 +68,7 @@ def write_comparison_costs(folder: Path, table: ComparisonTable, methods: Sequen
     sheet = Sheet("Costs", "method", totals(unit), rows, unmarked=len(totals(unit)))
     write_bytes(written[0], f"# {table.title}: costs\n\n{formats.markdown([sheet], _caption(table, gpu, unit))}".encode())
     records = {row: {"label": names[row], **dataclasses.asdict(mean)} for row, mean in means.items()}
-    write_json(written[1], {"seeds": list(table.seeds), "gpu": gpu, "rows": records})
+    write_json(written[1], {"seeds": list(table.seeds), "unit": unit, "gpu": gpu, "rows": records})
     return written
 
 

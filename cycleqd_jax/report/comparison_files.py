@@ -7,16 +7,31 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cycleqd_jax.files import write_bytes, write_json
 from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
 from cycleqd_jax.report.comparison_costs import write_comparison_costs
+from cycleqd_jax.report.labels import SEARCH_METHODS
 from cycleqd_jax.types import InputError
 from cycleqd_jax.yaml_files import load_yaml
 
 __all__ = ["draw_comparison", "write_comparison"]
+
+
+_KINDS: Mapping[str, Any] = {
+    "title": str,
+    "methods": list,
+    "seeds": list,
+    "reference": str | None,
+    "rows": list | None,
+    "paper": dict | None,
+    "setting": str | None,
+    "budgets": dict | None,
+}
+"""The keys of ``table`` in ``comparison.yaml``, and what their values are."""
 
 
 def draw_comparison(folder: Path) -> ComparisonTable:
@@ -28,26 +43,40 @@ def draw_comparison(folder: Path) -> ComparisonTable:
             :func:`~cycleqd_jax.report.comparison.comparison_table`.
 
     Raises:
-        InputError: the file is damaged, or a run is not finished.
+        InputError: the file is damaged; or a run is not finished, or has a damaged file.
     """
     file = Path(folder) / "comparison.yaml"
     try:
-        found = dict(load_yaml(file)["table"])
-        seeds = found.pop("seeds")
-        runs = [
-            MethodRuns(**one, folders={seed: file.parent / f"seed-{seed}" / one["name"] for seed in seeds})
-            for one in found.pop("methods")
-        ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        runs, found = _read_table(file)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"expected a comparison in {file}, got {type(error).__name__} {error}; run `cycleqd compare` again"
         ) from error
-    table = comparison_table(runs, **found)
+    table, curves = comparison_table(runs, **found), {one.name: best_so_far(one) for one in runs}
     first = [one for history in runs[0].histories.values() if history is not None for one in history.individuals]
-    experts = 1 + max(one.id for one in first if one.expert is not None)  # of the tasks, and those without a task
-    write_comparison(file.parent, table, {one.name: best_so_far(one) for one in runs}, experts)
+    experts = 1 + max((one.id for one in first if one.expert is not None), default=-1)  # also those without a task
+    write_comparison(file.parent, table, curves, experts)
     write_comparison_costs(file.parent, table, runs)
     return table
+
+
+def _read_table(file: Path) -> tuple[list[MethodRuns], dict[str, Any]]:
+    """The methods and the other arguments of the table; raises one of many errors where they are damaged."""
+    found = dict(load_yaml(file)["table"])
+    for key, value in found.items():
+        if not isinstance(value, _KINDS[key]):
+            raise TypeError(f"{value!r} as {key}")
+    methods, seeds, _ = found.pop("methods"), found.pop("seeds"), found["title"]
+    if not methods or not seeds:
+        raise ValueError(f"{len(methods)} methods and {len(seeds)} seeds")
+    for one in methods:
+        if not isinstance(one["name"], str) or one["search"] not in SEARCH_METHODS or not isinstance(one["label"], str | None):
+            raise TypeError(f"{one!r} as a method")
+    for row, figures in (found.get("paper") or {}).items():
+        if not all(math.isfinite(figure) for figure in figures.values()):
+            raise ValueError(f"figures that are not finite for {row}")
+    places = {one["name"]: {seed: file.parent / f"seed-{seed}" / one["name"] for seed in seeds} for one in methods}
+    return [MethodRuns(**one, folders=places[one["name"]]) for one in methods], found
 
 
 def write_comparison(folder: Path, table: ComparisonTable, curves: Mapping[str, np.ndarray], experts: int) -> list[Path]:

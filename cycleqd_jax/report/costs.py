@@ -113,7 +113,7 @@ class Costs:
             }
             for generation, (count, stages) in self.generations.items()
         ]
-        return {"gpu": self.gpu, "methods": methods, "generations": generations}
+        return {"unit": self.unit, "gpu": self.gpu, "methods": methods, "generations": generations}
 
 
 def load_costs(folder: Path, history: History | None = None) -> Costs | None:

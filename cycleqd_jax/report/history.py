@@ -10,7 +10,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -241,9 +241,9 @@ class History:
     def expert_cells(self, archive: Archive, pair: tuple[int, int]) -> dict[tuple[int, int], list[str]]:
         """The cells of the experts on a projection: (vertical, horizontal) bin → tasks of the experts in it."""
         found: dict[tuple[int, int], list[str]] = {}
-        for row in self.experts:
-            bins = self.grid.bin(self.scores[row])
-            x, y = (int(bins[archive.axes[i]]) for i in pair)
+        cells = self.grid.cells(archive.task, self.scores[list(self.experts)])
+        for row, cell in zip(self.experts, cells, strict=True):
+            x, y = (cell[i] for i in pair)
             found.setdefault((0 if pair[0] == pair[1] else y, x), []).append(str(self.individuals[row].expert))
         return found
 
@@ -296,6 +296,19 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"expected JSON in {path}, got {error}; restore the file from the run that wrote it") from error
 
 
+def _floats(read: Callable[[], Any], shape: tuple[int, ...], expected: str, path: Path) -> np.ndarray:
+    """Finite numbers of a grid, one or more, as float32; an InputError otherwise."""
+    try:
+        found = np.array(read(), np.float32).reshape(shape)
+        if not found.size or not np.isfinite(found).all():
+            raise ValueError(f"{found.tolist()}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"expected {expected} in {path}, got {type(error).__name__} {error}; run the search again or restore the file"
+        ) from error
+    return found
+
+
 def load_grid(folder: Path) -> Grid | None:
     """Reads the grid of a run folder (``grid.json``); None if there is no such file yet.
 
@@ -311,7 +324,7 @@ def load_grid(folder: Path) -> Grid | None:
         tasks = tuple(str(task) for task in raw["tasks"])
         bins = int(raw["bins"])
         bounds = np.array([raw["bounds"][task] for task in tasks], np.float64).reshape(len(tasks), 2)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"expected tasks, bins and [low, high] bounds for every task in {path}, got {type(error).__name__} {error}; "
             "run the search again or restore the file"
@@ -323,23 +336,12 @@ def load_grid(folder: Path) -> Grid | None:
         )
     grid = Grid.of_bounds(tasks, bins, bounds)
     if "edges" in raw:  # those of the searcher, bit for bit
-        try:
-            edges = np.array([raw["edges"][task] for task in tasks], np.float32).reshape(grid.edges.shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"expected {bins + 1} edges for every task in {path}, got {type(error).__name__} {error}; "
-                "run the search again or restore the file"
-            ) from error
+        expected = f"{bins + 1} finite edges for every task"
+        edges = _floats(lambda: [raw["edges"][task] for task in tasks], grid.edges.shape, expected, path)
         grid = dataclasses.replace(grid, edges=edges)
     if "centroids" in raw:
-        try:
-            centroids = np.array(raw["centroids"], np.float32).reshape(-1, len(tasks) - 1)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"expected centroids of {len(tasks) - 1} coordinates in {path}, got {type(error).__name__} {error}; run the "
-                "search again or restore the file"
-            ) from error
-        grid = dataclasses.replace(grid, centroids=centroids)
+        expected = f"centroids of {len(tasks) - 1} finite coordinates"
+        grid = dataclasses.replace(grid, centroids=_floats(lambda: raw["centroids"], (-1, len(tasks) - 1), expected, path))
     return dataclasses.replace(grid, method=str(raw.get("method", grid.method)))
 
 

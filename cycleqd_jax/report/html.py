@@ -19,12 +19,13 @@ import numpy as np
 from cycleqd_jax.report.costs import Costs
 from cycleqd_jax.report.history import History
 from cycleqd_jax.report.labels import SEARCHES, method_label
-from cycleqd_jax.report.maps import CELL, archive_maps, percent
+from cycleqd_jax.report.maps import CELL, archive_maps
 from cycleqd_jax.report.metrics import Metrics
 from cycleqd_jax.report.read import Config, Picture, Transcript
 from cycleqd_jax.report.style import EXPERT, ramp, task_color
 from cycleqd_jax.report.tables import ResultsTable
 from cycleqd_jax.report.tables.costs import cost_caption, cost_sheets
+from cycleqd_jax.report.tables.formats import percent
 from cycleqd_jax.report.tables.suite import SuiteTable
 from cycleqd_jax.statistics import mean_interval
 

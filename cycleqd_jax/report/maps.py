@@ -8,18 +8,14 @@ import numpy as np
 
 from cycleqd_jax.report.history import Archive, History
 from cycleqd_jax.report.style import place_labels, ramp
+from cycleqd_jax.report.tables.formats import percent
 
-__all__ = ["CELL", "archive_maps", "percent"]
+__all__ = ["CELL", "archive_maps"]
 
 CELL = 20
 """Side of a cell."""
 
 _LEFT, _TOP, _RIGHT, _BOTTOM = 48.0, 24.0, 12.0, 44.0  # margins of a map
-
-
-def percent(value: float) -> str:
-    """A share as ``"52.4"``, or a dash if it is not finite."""
-    return "–" if not np.isfinite(value) else f"{100 * value:.1f}"
 
 
 def archive_maps(history: History) -> list[dict[str, Any]]:
@@ -75,7 +71,9 @@ def _tooltip(history: History, row: int) -> str:
     """Scores and origin of an individual in one line."""
     one = history.individuals[row]
     scores = ", ".join(f"{task} {percent(score)}" for task, score in zip(history.grid.tasks, history.scores[row], strict=True))
-    origin = f"{one.expert} expert" if one.expert else f"generation {one.generation}, parents {one.parents}"
+    parents = " and ".join(f"#{parent}" for parent in one.parents if parent >= 0)
+    child = f"generation {one.generation}{f', parents {parents}' if parents else ''}"
+    origin = f"{one.expert} expert" if one.expert else child
     return f"#{one.id}: {scores}; {origin}"
 
 

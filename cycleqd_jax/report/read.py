@@ -152,15 +152,9 @@ def load_workers(folder: Path) -> list[dict[str, Any]]:
         tree = load_json(path)
         found = [dict(one) for one in tree["workers"]]
         for one in found:
-            _ = (
-                int(one["start"]),
-                int(one["id"]),
-                str(one["state"]),
-                int(one["evaluated"]),
-                float(one["busy_s"]),
-                int(one["lost"]),
-            )
-            _ = {name: one[name] for name in ("host", "pid", "device", "start_s", "per_hour", "error")}
+            _ = str(one["state"]), [_number(one[name]) for name in ("start", "id", "evaluated", "busy_s", "lost")]
+            _ = [one[name] is None or _number(one[name]) for name in ("start_s", "per_hour")]
+            _ = [one[name] for name in ("host", "pid", "device", "error")]
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(
             f"expected the records of workers in {path}, got {type(error).__name__} {error}; remove the file, and the run "
@@ -174,7 +168,8 @@ def load_results(folder: Path) -> dict[str, Any] | None:
     """Reads ``tables/results.json`` of a run folder; None if there is no such file.
 
     Raises:
-        InputError: if the file does not map ``methods`` to method → split → task → score.
+        InputError: if the file does not map ``methods`` to method → split → task → score; or the seed, or the id of an
+            individual, is no number.
     """
     path = Path(folder) / "tables" / "results.json"
     if not path.exists():
@@ -184,11 +179,13 @@ def load_results(folder: Path) -> dict[str, Any] | None:
         for splits in raw["methods"].values():
             for scores in splits.values():
                 for score in scores.values():
-                    _ = score is None or float(score)
+                    _ = score is None or _number(score)
+        chosen = raw.get("best_elite"), raw.get("selected", {}).get("id"), *raw.get("aggregate", {}).get("elites", ())
+        _ = [one is None or int(_number(one)) for one in (raw.get("seed"), *chosen)]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
-            f'expected {{"methods": method → split → task → score}} in {path}, got {type(error).__name__} {error}; '
-            "run the evaluation again"
+            f'expected {{"methods": method → split → task → score}}, a seed and ids in {path}, got {type(error).__name__} '
+            f"{error}; run the evaluation again"
         ) from error
     return raw
 
@@ -219,7 +216,7 @@ def load_selection(folder: Path) -> dict[str, Any] | None:
     """Reads ``tables/selection.json`` of a run folder; None if there is no such file, or the selection is not finished.
 
     Raises:
-        InputError: if the file does not hold candidates with kind, ids and scores.
+        InputError: if the file does not hold candidates with kind, ids and scores, or a finished selection has no soup.
     """
     path = Path(folder) / "tables" / "selection.json"
     if not path.exists():
@@ -236,10 +233,11 @@ def load_selection(folder: Path) -> dict[str, Any] | None:
             if not all(map(_finite, [*one["items"].values(), [*one["scores"].values(), one["average"]]])):
                 raise ValueError("a task without scores")
         finished = "chosen" in raw and _ids(raw["chosen"]) in [_ids(one) for one in raw["candidates"]]
+        _ = finished and tuple(map(int, raw["soup"]))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
-            f"expected candidates with kind, ids, scores and items in {path}, got {type(error).__name__} {error}; remove the "
-            "file and run the evaluation again"
+            f"expected candidates with kind, ids, scores and items, and a soup of them, in {path}, got {type(error).__name__} "
+            f"{error}; remove the file and run the evaluation again"
         ) from error
     return raw if finished else None
 
@@ -260,7 +258,9 @@ def load_usage(folder: Path) -> dict[str, Any] | None:
     try:
         raw = {"evaluation": {}, "selection": {}, **load_json(path)}
         numbers = [raw["flops"][name] for name in ("layers", "head", "pair", "express")]
-        numbers += [raw["gpu"]["peak"], raw["gpu"]["utilisation"]["train"], raw["gpu"]["utilisation"]["evaluate"]]
+        gpu = [raw["gpu"]["peak"], raw["gpu"]["utilisation"]["train"], raw["gpu"]["utilisation"]["evaluate"]]
+        if not raw["gpu"]["name"] or min(_finite(gpu)) <= 0:
+            raise ValueError("a GPU without a name, or a peak or utilisation that is not above 0")
         numbers += [*raw["selection"].values(), raw["flops"].get("mixed", 0)]
         for one in raw["training"].values():
             numbers += [one[name] for name in ("tokens", "attended", "seconds")] if one is not None else []
@@ -308,7 +308,7 @@ def load_pictures(folder: Path) -> list[Picture]:
             png = (place / Path(str(one["file"])).name).read_bytes()
             rows, scores = tuple(map(str, one["rows"])), tuple(_finite(one["scores"]))
             found.append(Picture(png, str(one["task"]), str(one["item"]), rows, scores))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
             continue
     return found
 
@@ -319,10 +319,16 @@ def _ids(candidate: Any) -> tuple[str, list[int]]:
 
 def _finite(scores: Any) -> list[float]:
     """Scores of problems; raises ValueError or TypeError if one is not a finite number."""
-    numbers = [float(score) for score in scores]
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError("a score that is not finite")
-    return numbers
+    return [_number(score) for score in scores]
+
+
+def _number(value: Any) -> float:
+    """A finite number of a file; raises ValueError or TypeError for anything else."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} in the place of a number")
+    if not math.isfinite(value):
+        raise ValueError("a number that is not finite")
+    return float(value)
 
 
 def load_transcripts(folder: Path) -> Iterator[Transcript]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cycleqd_jax.files import is_locked, without_nan
-from cycleqd_jax.individual import Individual
+from cycleqd_jax.individual import Individual, expected_individuals
 from cycleqd_jax.report.folder import RunFolder
 from cycleqd_jax.report.history import load_grid, load_history, load_individuals
 from cycleqd_jax.report.metrics import compute_metrics
@@ -49,10 +50,10 @@ class Status:
         quarantined: ``id``, ``generation`` and ``error`` of every quarantined individual.
         halved: ``configured`` and ``slots`` where the memory has run out and the slots were halved; else None.
         slots_key: the key of the config that gives the slots: ``engine.slots``, or ``masks.batch_size`` of a run of images.
-        workers: the records of the workers on a cluster (``workers.json``), those of the newest start of the run; empty where
-            individuals are evaluated in the process of the run.
+        workers: the records of the workers on a cluster (``workers.json``), those of the newest start with a cluster; empty
+            where no start had one.
         per_hour: individuals per hour, from the seconds of the last ones and the number of device groups, or of workers that
-            evaluate; NaN while unknown.
+            evaluate while a process is running it; NaN while unknown.
         seconds_left: the seconds that the search still needs at this pace; NaN while unknown.
         idle_seconds: seconds since the journal has changed; NaN without a journal.
     """
@@ -101,7 +102,8 @@ def read_status(folder: str | Path) -> Status:
     leader = int(np.argmax(averages)) if averages else -1
     seconds = [sum(one.seconds.values()) for one in individuals[-RECENT:] if one.seconds]
     workers = newest_start(load_workers(path))
-    population = sum(one["state"] in ("idle", "busy") for one in workers) or population
+    if running:
+        population = sum(one["state"] in ("idle", "busy") for one in workers) or population
     pace = population / float(np.mean(seconds)) if seconds and sum(seconds) > 0 else math.nan
     journal = path / "history.jsonl"
     return Status(
@@ -141,7 +143,12 @@ def _sizes(config: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int,
         size, generations = int(search["batch_size"]), int(search["generations"])
         groups = int(config.get("mesh", {}).get("population", 1))
         together = int(config.get("engine", {}).get("population", 1))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if not tasks or size < 1 or generations < 0:
+            raise ValueError(f"{len(tasks)} tasks, batch_size {size} and {generations} generations")
+        for name in ("budget", "budget_items"):
+            if search.get(name) is not None and not (type(search[name]) is int and search[name] > 0):
+                raise ValueError(f"{name} {search[name]!r}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"expected tasks and search of a run in {path / 'config.yaml'}, got {type(error).__name__} {error}; restore the "
             "file from the run that wrote it"
@@ -156,19 +163,12 @@ def _total(config: Mapping[str, Any], experts: int, generations: int, size: int,
     limits = [experts + generations * size]
     limits += [search["budget"]] if search.get("budget") is not None else []
     if search.get("budget_items") is not None and individuals and individuals[0].items:
-        counts = [one.problem_count for one in individuals]
-        each = counts[0]
+        each = individuals[0].problem_count
         if search.get("racing") is None:
             limits.append(search["budget_items"] // each)
         else:
-
-            def rest(done: int) -> int:
-                """How many individuals fit after so many."""
-                return max(search["budget_items"] - sum(count or each for count in counts[:done]), 0) // each
-
-            done = len(counts) - max(len(counts) - experts, 0) % size
-            is_last = rest(done) < size  # the generation that goes on has fewer children
-            limits.append(done + rest(done) if is_last else max(done + size, len(counts) + rest(len(counts))))
+            used = [0, *itertools.accumulate(one.problem_count or each for one in individuals)]
+            limits.append(expected_individuals(search["budget_items"], used, experts, size))
     return min(limits)
 
 

@@ -106,7 +106,7 @@ def write_report(run_folder: Path) -> list[Path]:
     seed = results.get("seed") if results else None
     page = Page(
         title=folder.resolve().name,
-        seed=int(seed) if isinstance(seed, (int, float)) else None,
+        seed=None if seed is None else int(seed),
         history=history,
         metrics=metrics,
         table=table,

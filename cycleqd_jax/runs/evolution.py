@@ -22,6 +22,7 @@ from cycleqd_jax.runs.folder.run_folder import check_inputs, claim_folder, compa
 from cycleqd_jax.runs.inputs.digests import tokenizer_digest
 from cycleqd_jax.runs.inputs.resolve import budget_of, digest_problems, input_digests, whole_expert
 from cycleqd_jax.runs.logs.loggers import log_search
+from cycleqd_jax.runs.results.rows import FoundModel
 from cycleqd_jax.runs.results.selection import Candidate, Key, Selection, select
 from cycleqd_jax.runs.searchers import make_searcher, racing_of, write_grid
 from cycleqd_jax.runs.training.gradient import GradientMerge
@@ -202,8 +203,12 @@ class Evolution:
 
     def final(self) -> Merged:
         """The model of ``export.method``."""
+        return self.model(self._config.export.method)
+
+    def model(self, name: FoundModel) -> Merged:
+        """A model that the search ends with; see the method of its name."""
         models = {"aggregate": self.aggregate, "best_elite": self.best_elite, "soup": self.soup, "selected": self.selected}
-        return models[self._config.export.method]()
+        return models[name]()
 
     @property
     def is_cycleqd(self) -> bool:

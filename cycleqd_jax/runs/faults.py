@@ -13,7 +13,7 @@ from cycleqd_jax.report.read import load_engine
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import ModelEvaluator, Split
 
-__all__ = ["guarded", "halve_batch", "halve_slots", "known_slots"]
+__all__ = ["forget_slots", "guarded", "halve_batch", "halve_slots", "known_slots"]
 
 FILE = "engine.json"
 """The file in a run folder that says that slots were halved."""
@@ -37,6 +37,16 @@ def guarded(
     train = split == "train"
     policy = FaultPolicy(options.retries, deadline=options.deadline if train else None, quarantine=train)
     return GuardedWorker(worker, policy, shrink=evaluator.shrink, log=log)
+
+
+def forget_slots(folder: Path) -> None:
+    """Removes ``engine.json`` of a folder without scores, which an earlier start left; the next scores are of all slots.
+
+    Args:
+        folder: the run folder, when a run is opened. A later attempt of this run has the slots that it halved.
+    """
+    if not (folder / "history.jsonl").exists():
+        (folder / FILE).unlink(missing_ok=True)
 
 
 def known_slots(folder: Path, configured: int) -> int:

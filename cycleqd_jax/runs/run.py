@@ -22,6 +22,7 @@ from cycleqd_jax.runs.evolution import Evolution, Merged
 from cycleqd_jax.runs.export.card import model_card
 from cycleqd_jax.runs.export.model_folders import record_export
 from cycleqd_jax.runs.extension.origin import compare_origin, open_origin
+from cycleqd_jax.runs.faults import forget_slots
 from cycleqd_jax.runs.folder.run_folder import check_folder, claim_folder, compare_inputs
 from cycleqd_jax.runs.inputs.resolve import problems_digest
 from cycleqd_jax.runs.logs.loggers import check_loggers
@@ -31,7 +32,7 @@ from cycleqd_jax.runs.results.pictures import draw_pictures
 from cycleqd_jax.runs.results.suite import measure_suite
 from cycleqd_jax.runs.training.trainer import Trainer
 from cycleqd_jax.runs.workers.follow import agree_on_inputs
-from cycleqd_jax.runs.workers.remote import RemoteWorkers, connect
+from cycleqd_jax.runs.workers.remote import RemoteWorkers, connect, end_workers
 from cycleqd_jax.sandbox import Sandbox
 from cycleqd_jax.types import REPORTED, InputError, Progress, Split
 
@@ -193,6 +194,8 @@ class Run:
 
     def _lock(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(locked(self.folder / ".lock", wait=False))
+        forget_slots(self.folder)
+        end_workers(self.folder)
 
     def _output(self, stack: contextlib.ExitStack) -> tuple[Progress, Callable[[str], None]]:
         if self._progress is not None and self._log is not None:
@@ -368,5 +371,6 @@ class Run:
         family.check_model(model, self.config)
         processor = family.processor(model)  # before gigabytes are read
         config, params = family.load(model, ModelConfig(), shardings=None if group.single else group.weight_shardings)
-        evaluator = context.evaluator(config, processor, group, lambda: params)
+        measured = dataclasses.replace(context, read_only=True)  # slots that it halves are not those of the search
+        evaluator = measured.evaluator(config, processor, group, lambda: params)
         return {split: evaluator(params, split) for split in REPORTED}

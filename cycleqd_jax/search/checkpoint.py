@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "checkpoint_steps",
     "leaf_shapes",
     "read_checkpoint",
+    "remove_partial",
 ]
 
 SCHEMA = 1
@@ -37,11 +39,14 @@ SCHEMA = 1
 _FILES = "files.json"
 """Beside the items of a checkpoint: the digest of its files of arrays."""
 
+_DAMAGES = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""Errors of the disk that come again: a file of a checkpoint is not there, or something else is in its place."""
+
 _REMOVE = "remove it, and the run continues from the checkpoint before it or from the journal"
 
 
 class DamagedCheckpointError(InputError):
-    """A checkpoint can't be read, or the digest of its arrays differs."""
+    """A checkpoint lacks files or has others, can't be parsed, or the digest of its arrays differs."""
 
 
 def leaf_shapes(tree: Any) -> dict[str, str]:
@@ -108,7 +113,13 @@ def _meta_digest(place: Path) -> str:
     return hashlib.sha256((place / "meta" / "metadata").read_bytes()).hexdigest()
 
 
-def _unreadable(place: Path, error: Exception) -> DamagedCheckpointError:
+def _unreadable(place: Path, error: Exception) -> InputError:
+    """The error of a checkpoint that can't be read: it is damaged, or the disk or the memory has refused for now."""
+    if isinstance(error, (OSError, MemoryError)) and not isinstance(error, _DAMAGES):
+        return InputError(
+            f"expected to read a checkpoint, got {type(error).__name__} ({first_line(error, 120)}) in {place}; correct the "
+            "cause, and run the same command to continue"
+        )
     return DamagedCheckpointError(
         f"expected a readable checkpoint, got {type(error).__name__} ({first_line(error, 120)}) in {place}; {_REMOVE}"
     )
@@ -121,7 +132,8 @@ def _check_files(place: Path) -> None:
     reach it. Checkpoints of older versions have no digest of files, nor has one whose writer was killed just after orbax.
 
     Raises:
-        DamagedCheckpointError: they differ, or can't be read.
+        DamagedCheckpointError: they differ, or are not there.
+        InputError: the disk refuses.
     """
     file = place / _FILES
     if not file.exists():
@@ -131,7 +143,7 @@ def _check_files(place: Path) -> None:
         expected, found = stated["digest"], _files_digest(place / "search")
         if found == expected and "meta" in stated:  # earlier versions had no digest of it
             expected, found = stated["meta"], _meta_digest(place)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, MemoryError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(place, error) from error
     if found != expected:
         raise DamagedCheckpointError(
@@ -169,6 +181,12 @@ class StoredState:
     key_data: np.ndarray
 
 
+def remove_partial(folder: Path) -> None:
+    """Removes what a process has left in a folder that was killed, or found the disk full, while it wrote a checkpoint."""
+    for partial in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def checkpoint_steps(folder: str | Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, ascending; writes nothing and takes no lock."""
     folder = Path(folder)
@@ -183,7 +201,8 @@ def read_checkpoint(folder: str | Path, step: int) -> StoredState:
         step: one of :func:`checkpoint_steps`.
 
     Raises:
-        InputError: the checkpoint can't be read.
+        DamagedCheckpointError: the checkpoint is damaged.
+        InputError: the disk or the memory refuses.
     """
     place = Path(folder).resolve() / str(step)
     absl = logging.getLogger("absl")
@@ -197,7 +216,7 @@ def read_checkpoint(folder: str | Path, step: int) -> StoredState:
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
             found = checkpointer.restore(place / "search", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         stored = StoredState(meta["schema"], found["state"], np.asarray(found["key_data"]))
-    except DamagedCheckpointError:
+    except InputError:
         raise
     except Exception as error:  # orbax and tensorstore do not document what they raise
         raise _unreadable(place, error) from error
@@ -222,12 +241,13 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, *, every: int = 10, keep: int = 2) -> None:
         """Args:
-        folder: created if it is missing.
+        folder: created if it is missing. No other process may write checkpoints into it: partial ones are removed.
         every: generations between two checkpoints.
         keep: how many checkpoints are kept, the newest ones.
         """  # noqa: D205
         self.every = every
         self.folder = Path(folder).resolve()
+        remove_partial(self.folder)
         options: dict[str, Any] = {}
         if jax.process_count() > 1:  # of a distributed run this process alone has checkpoints
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -322,8 +342,8 @@ class Checkpoints:
             The step and the state.
 
         Raises:
-            DamagedCheckpointError: the checkpoint can't be read, or is damaged.
-            InputError: it has another schema, other leaves or another key.
+            DamagedCheckpointError: the checkpoint is damaged.
+            InputError: the disk or the memory refuses; or it has another schema, other leaves or another key.
         """
         self.wait()
         step = self._manager.latest_step()
@@ -332,7 +352,7 @@ class Checkpoints:
         _check_files(place)
         try:
             meta = _read_meta(place)
-        except (OSError, ValueError) as error:
+        except (OSError, MemoryError, ValueError) as error:
             raise _unreadable(place, error) from error
         if meta["schema"] != SCHEMA:
             raise InputError(

@@ -26,19 +26,55 @@ NEAREST = 3
 
 
 class Reporter:
-    """Reports an individual of the journal as progress, with the best average score so far."""
+    """Reports an individual of the journal as progress, with the best average score of all up to it."""
 
-    def __init__(self, journal: Journal, tasks: Sequence[str], total: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        tasks: Sequence[str],
+        total: int,
+        progress: Progress,
+        expected: Callable[[Sequence[int]], int] | None = None,
+    ) -> None:
+        """Args:
+        journal: the journal of the search.
+        tasks: the tasks, in the order of the scores.
+        total: the most individuals.
+        progress: called with every individual.
+        expected: where a limit of problems may end the search before: the number of individuals, from the problems of the
+            first n individuals together, for every n.
+        """  # noqa: D205
         self._journal = journal
         self._tasks = tasks
         self._total = total
         self._progress = progress
+        self._expected = expected
         self._best = -np.inf
+        self._used = [0]
+        self._shown = (0, 0)
 
     def __call__(self, identity: int) -> None:
         """Reports the individual of an id, which the journal has."""
-        self._best = float(np.fmax(self._best, np.mean(self._journal.scores(identity, self._tasks))))
-        self._progress("evolve", identity + 1, self._total, {"best average": self._best})
+        self._read(identity)
+        expected = self._total if self._expected is None else min(self._total, self._expected(self._used))
+        self._show(identity + 1, expected)
+
+    def end(self) -> None:
+        """Reports the last individual as the end of the search, where that has not been done."""
+        count = len(self._journal)
+        if self._shown != (count, count):
+            self._read(count - 1)
+            self._show(count, count)
+
+    def _read(self, identity: int) -> None:
+        """Reads the individuals up to one; a checkpoint may cover some, which are not reported."""
+        for one in range(len(self._used) - 1, identity + 1):
+            self._best = float(np.fmax(self._best, np.mean(self._journal.scores(one, self._tasks))))
+            self._used.append(self._used[-1] + (self._journal[one].problem_count or self._journal[0].problem_count))
+
+    def _show(self, done: int, total: int) -> None:
+        self._shown = (done, total)
+        self._progress("evolve", done, total, {"best average": self._best})
 
 
 def children_of(genomes: Genome, lineage: Lineage, generation: int, first_id: int, names: Sequence[str]) -> list[Individual]:

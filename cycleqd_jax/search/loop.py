@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cycleqd_jax.evaluation import GenomeEvaluator, WorkerPool
-from cycleqd_jax.individual import Individual
+from cycleqd_jax.individual import Individual, expected_individuals
 from cycleqd_jax.search.carried import Carried
 from cycleqd_jax.search.checkpoint import Checkpoints, DamagedCheckpointError
 from cycleqd_jax.search.common import DigestCheck, Reporter, check_recorded, children_of, drafts_of
@@ -118,7 +119,10 @@ def evolve(
         needed = done[-1].stop  # the last generation may have fewer children
     if restored:
         _check_covered(journal, restored, needed)
-    report = Reporter(journal, tasks, total, progress)
+    expected = None
+    if racing is not None and racing.items is not None:
+        expected = functools.partial(expected_individuals, racing.items, experts=count, batch_size=batch_size)
+    report = Reporter(journal, tasks, total, progress, expected)
     names = tasks if names is None else names
     if carried is not None:
         carried.record_experts(experts, journal, transcripts)
@@ -159,6 +163,7 @@ def evolve(
             if racing is not None and (checkpoints.latest() or 0) < complete[0]:
                 checkpoints.save(*complete, key)  # the budget of problems has ended the search
                 checkpoints.wait()
+        report.end()
     except KeyboardInterrupt:
         if checkpoints is not None and complete[0] > 0:
             with contextlib.suppress(Exception):  # a full disk, or a checkpoint that was interrupted: the journal suffices

@@ -216,7 +216,8 @@ def test_the_effort_of_a_selection(tmp_path, methods):
         {"kind": kind, "ids": ids, "error": None, "scores": dict.fromkeys(TASKS, 2 / 3), "items": items, "average": 2 / 3}
         for kind, ids in (("elite", [2]), ("elite", [3]), ("soup", [2, 3]))
     ]
-    selection = {"problems": dict.fromkeys(TASKS, "x"), "candidates": candidates, "chosen": {"kind": "elite", "ids": [2]}}
+    selection = {"problems": dict.fromkeys(TASKS, "x"), "candidates": candidates, "soup": [2, 3]}
+    selection["chosen"] = {"kind": "elite", "ids": [2]}
     (methods[0].folders[3] / "tables" / "selection.json").write_text(json.dumps(selection))
     found = effort(methods[0])
     assert (found["search"], found["candidates"], found["validation_items"]) == ("cycleqd", [0, 3, 0], [0, 18, 0])
@@ -228,7 +229,46 @@ def test_only_the_rows_of_the_comparison_are_shown(methods):
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
-    for text in ("{}", "{table: 3}", "table: {seeds: [0], methods: [{name: x}]}"):
+    method = "{name: a, search: cycleqd, label: null}"
+    for text in (
+        "{}",
+        "{table: 3}",
+        "table: {seeds: [0], methods: [{name: x}]}",
+        f"table: {{seeds: [0], methods: [{method}]}}",
+        f"table: {{title: x, more: 1, seeds: [0], methods: [{method}]}}",
+        "table: {title: x, seeds: [0], methods: []}",
+        f"table: {{title: x, seeds: [], methods: [{method}]}}",
+        f"table: {{title: x, seeds: 3, methods: [{method}]}}",
+        "table: {title: x, seeds: [0], methods: [{name: a, search: other, label: null}]}",
+        f"table: {{title: x, seeds: [0], methods: [{method}], paper: {{base: {{a: .nan}}}}}}",
+        f"table: {{title: x, seeds: [0], methods: [{method}], budgets: 3}}",
+    ):
         (tmp_path / "comparison.yaml").write_text(text)
         with pytest.raises(InputError, match=r"expected a comparison in .*; run `cycleqd compare` again"):
             draw_comparison(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("history.jsonl", None, "expected grid.json and individuals in history.jsonl, got none in"),
+        ("history.jsonl", "", "expected grid.json and individuals in history.jsonl, got none in"),
+        *(
+            (
+                "tables/results.json",
+                json.dumps({"methods": {"cmaes": {}}, "tasks": TASKS, **changes}),
+                "expected results that name",
+            )
+            for changes in ({}, {"found": 3}, {"found": []}, {"found": [3]}, {"found": ["cmaes"], "tasks": 3})
+        ),
+    ],
+)
+def test_a_run_of_a_comparison_with_a_damaged_file_is_named(tmp_path, name, content, message):
+    folder = write_finished(tmp_path / "seed-0" / "cmaes", "cmaes", 0)
+    methods = "[{name: cmaes, search: cmaes, label: null}]"
+    (tmp_path / "comparison.yaml").write_text(f"table: {{title: x, seeds: [0], methods: {methods}}}")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        draw_comparison(tmp_path)

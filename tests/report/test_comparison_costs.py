@@ -36,7 +36,7 @@ def test_means_over_seeds(tmp_path):
     written = write_comparison_costs(tmp_path, table, methods)
     assert [path.name for path in written] == ["costs.md", "costs.json"]
     tree = json.loads(written[1].read_text())
-    assert (tree["seeds"], tree["gpu"]) == ([0, 3], GPU)
+    assert (tree["seeds"], tree["unit"], tree["gpu"]) == ([0, 3], "tokens", GPU)
     assert [*tree["rows"]] == [*table.methods]
     hours = {"train": 2 * 3 * 1000 / 0.5e6 / 3600}
     assert tree["rows"]["expert/a"] == {

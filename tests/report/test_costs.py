@@ -99,6 +99,12 @@ def test_generations_add_up_to_the_search(folder):
     assert sum(record["individuals"] for record in records if record["stage"] == "express") == 15
 
 
+@pytest.mark.parametrize("unit", ["tokens", "images"])
+def test_the_record_says_what_tokens_count(folder, unit):
+    change(folder, "usage", unit=unit)
+    assert load_costs(folder).record()["unit"] == unit
+
+
 @pytest.mark.exhaustive
 def test_files_and_tables(folder, undrawn):
     write_report(folder)
@@ -211,6 +217,9 @@ def test_nothing_is_known_of_results_alone(make_run):
         {"flops": {}},
         {"flops": None},
         {"gpu": {"peak": 1}},
+        {"gpu": {name: value for name, value in GPU.items() if name != "name"}},
+        {"gpu": {**GPU, "peak": 0}},
+        {"gpu": {**GPU, "utilisation": {"train": 0.0, "evaluate": 0.5}}},
         {"training": {"base": 3}},
         {"training": {"base": {"tokens": "x"}}},
         {"evaluation": {"base": {"test": {"tokens": {}, "seconds": 1}}}},

@@ -213,9 +213,11 @@ def test_the_selection(make_run, undrawn):
     assert "Candidates for the final model" not in write_report(folder)[-1].read_text()
 
 
-@pytest.mark.parametrize("changes", [{"candidates": [3]}, {"candidates": None}, {"problems": {"other": ""}}, {"chosen": 3}])
+@pytest.mark.parametrize(
+    "changes", [{"candidates": [3]}, {"candidates": None}, {"problems": {"other": ""}}, {"chosen": 3}, {"soup": 3}]
+)
 def test_a_damaged_selection_is_named(make_run, changes):
     folder = make_run()
     write_selection(folder, **changes)
-    with pytest.raises(InputError, match=r"expected candidates with kind, ids, scores and items in .*selection\.json, got"):
+    with pytest.raises(InputError, match=r"expected candidates with kind, ids, scores and items, .* in .*selection\.json, got"):
         _ = open_run(folder).selection

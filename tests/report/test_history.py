@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -8,7 +9,7 @@ import pytest
 from cycleqd_jax.algorithms import Archives
 from cycleqd_jax.algorithms.cells import expert_bounds
 from cycleqd_jax.individual import Individual
-from cycleqd_jax.report.history import Grid, load_history, load_individuals
+from cycleqd_jax.report.history import Grid, History, load_history, load_individuals
 from cycleqd_jax.report.metrics import compute_metrics, milestones
 from cycleqd_jax.search import Journal
 from cycleqd_jax.types import InputError
@@ -143,6 +144,17 @@ def test_bins_agree_with_the_searchers_archives():
     np.testing.assert_array_equal(ours.bin(scores), theirs)
 
 
+def test_frames_of_experts_are_around_the_cells_that_have_them():
+    """With centroids, an elite is drawn at the bin of the centroid that is nearest to its scores."""
+    grid = Grid.of_bounds(("a", "b", "c"), 5, np.array([[0, 1.0]] * 3))
+    for one in (grid, dataclasses.replace(grid, centroids=np.array([[0.3, 0.5], [0.7, 0.7]], np.float32))):
+        expert = Individual(0, -1, "a", None, (-1, -1), None, None, scores={"a": 0.5, "b": 0.05, "c": 0.25})
+        history = History(one, (expert,))
+        for archive in history.archives():
+            rows = archive.project((0, 1))
+            assert list(history.expert_cells(archive, (0, 1))) == [(int(y), int(x)) for y, x in np.argwhere(rows == 0)]
+
+
 def test_edges_of_the_searcher_are_used(make_run):
     folder = make_run(generations=5, bins=2, tasks=TASKS[:2])
     grid = json.loads((folder / "grid.json").read_text())
@@ -151,7 +163,7 @@ def test_edges_of_the_searcher_are_used(make_run):
     history = load_history(folder)
     assert history.grid.bin(history.scores[0])[0] == 0  # best at its task, and still below the shifted edge
     (folder / "grid.json").write_text(json.dumps(grid | {"edges": {"mbpp": [0, 1]}}))
-    with pytest.raises(InputError, match="expected 3 edges"):
+    with pytest.raises(InputError, match="expected 3 finite edges"):
         load_history(folder)
 
 
@@ -257,7 +269,16 @@ def test_repeated_id_is_an_error(make_run):
 
 @pytest.mark.parametrize(
     "grid",
-    ["{", "[]", '{"tasks": ["a"], "bins": 3, "bounds": {"a": [0, 1]}}', '{"tasks": ["a", "b"], "bins": 3, "bounds": {}}'],
+    [
+        "{",
+        "[]",
+        '{"tasks": ["a"], "bins": 3, "bounds": {"a": [0, 1]}}',
+        '{"tasks": ["a", "b"], "bins": 3, "bounds": {}}',
+        '{"tasks": ["a", "b"], "bins": Infinity, "bounds": {"a": [0, 1], "b": [0, 1]}}',
+        '{"tasks": ["a", "b"], "bins": 1, "bounds": {"a": [0, 1], "b": [0, 1]}, "edges": {"a": [0, 1], "b": [0, NaN]}}',
+        '{"tasks": ["a", "b"], "bins": 3, "bounds": {"a": [0, 1], "b": [0, 1]}, "centroids": []}',
+        '{"tasks": ["a", "b"], "bins": 3, "bounds": {"a": [0, 1], "b": [0, 1]}, "centroids": [[0.5], [Infinity]]}',
+    ],
 )
 def test_damaged_grid_is_an_error(make_run, grid):
     folder = make_run(generations=1)

@@ -5,13 +5,18 @@ import itertools
 import json
 import math
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cycleqd_jax.individual import Individual
+from cycleqd_jax.report import html as html_module
 from cycleqd_jax.report import write_report
-from cycleqd_jax.report.history import load_history
+from cycleqd_jax.report.history import Grid, History, load_history
 from cycleqd_jax.report.maps import archive_maps
 from cycleqd_jax.report.metrics import milestones
 from cycleqd_jax.report.plots import plot_archives, plot_archives_over_generations, render
@@ -187,6 +192,33 @@ def test_everything_quarantined_still_reports(undrawn, make_run):
     names = {path.name for path in write_report(folder)}
     assert "archives.png" not in names
     assert "6 individuals" in "".join(read(folder).text)
+
+
+ORIGINS = {
+    "random": ({"active": None, "parents": (-1, -1)}, "generation 3", "generation 3"),
+    "qd": ({"active": None, "parents": (4, 5)}, "generation 3, parents #4 and #5", "generation 3, parents #4 and #5"),
+    "cycleqd": (
+        {"active": "b", "parents": (4, 5)},
+        "generation 3, parents #4 and #5",
+        "generation 3, b active, parents #4 and #5",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ORIGINS)
+def test_the_origin_of_a_child_has_what_there_is(method, tmp_path):
+    facts, in_map, in_page = ORIGINS[method]
+    child = Individual(7, 3, None, omega=None, key=(1, 2), scores={"a": 0.5, "b": 0.25}, **facts)
+    grid = Grid.of_bounds(("a", "b"), 5, np.array([[0, 1.0]] * 2))
+    (cell,) = [one for one in archive_maps(History(grid, (child,)))[0]["cells"] if one["title"]]
+    assert cell["title"] == f"#7: a 50.0, b 25.0; {in_map}"
+    if (node := shutil.which("node")) is None:
+        pytest.skip("node is not there, which runs the script of the page")
+    script = (Path(html_module.__file__).parent / "page" / "page.js").read_text()
+    function = re.search(r"function origin\(id\) \{.*?\n  \}", script, re.DOTALL).group()
+    one = {"expert": None, "generation": 3, "active": child.active, "parents": [p for p in child.parents if p >= 0]}
+    program = f"const data = {{individuals: [{json.dumps(one)}]}};\n{function}\nconsole.log(origin(0));"
+    assert subprocess.run([node, "-e", program], capture_output=True, text=True, check=True).stdout.strip() == in_page
 
 
 def test_empty_folder_is_an_error(tmp_path):

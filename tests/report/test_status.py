@@ -97,7 +97,7 @@ def test_the_stages_in_order(make_run, tmp_path):
     assert stage() == "select"
     config_of(folder, 4)
     chosen = {"kind": "elite", "ids": [0]}
-    selection = {"problems": {"mbpp": "0"}, "candidates": [{**chosen, "scores": None}], "chosen": chosen}
+    selection = {"problems": {"mbpp": "0"}, "candidates": [{**chosen, "scores": None}], "soup": [0], "chosen": chosen}
     (folder / "tables" / "selection.json").write_text(json.dumps(selection))
     assert stage() == "evaluate"
     (folder / "tables" / "results.json").write_text(contents["tables/results.json"])
@@ -160,7 +160,26 @@ def test_halved_slots_are_named(under_way):
 
 
 @pytest.mark.parametrize(
-    "text", ["search: {}\ntasks: []\n", "tasks: 3\nsearch: {batch_size: 1, generations: 2}\n", "- 1\n", "{"]
+    "text",
+    [
+        "search: {}\ntasks: []\n",
+        "tasks: 3\nsearch: {batch_size: 1, generations: 2}\n",
+        "- 1\n",
+        "{",
+        "tasks: []\nsearch: {batch_size: 1, generations: 2}\n",
+        *(
+            f"tasks: [{{name: mbpp}}, {{name: dbbench}}, {{name: os_interaction}}]\nsearch: {{{search}}}\n"
+            for search in (
+                "batch_size: 1, generations: .inf",
+                "batch_size: 1, generations: -1",
+                "batch_size: 0, generations: 2, budget_items: 5, racing: {}",
+                "batch_size: 1, generations: 2, budget: x",
+                "batch_size: 1, generations: 2, budget: 0",
+                "batch_size: 1, generations: 2, budget_items: [3]",
+                "batch_size: 1, generations: 2, budget_items: .inf",
+            )
+        ),
+    ],
 )
 def test_a_damaged_config(under_way, text):
     (under_way / "config.yaml").write_text(text)
@@ -194,7 +213,9 @@ def test_workers_of_a_cluster_are_shown(under_way):
     assert read_status(under_way).workers == []
     pace = read_status(under_way).per_hour
     with_workers(under_way)
-    status = read_status(under_way)
+    assert read_status(under_way).per_hour == pytest.approx(pace)  # no process: a start that was killed has left them
+    with locked(under_way / ".lock", wait=False):
+        status = read_status(under_way)
     assert [one["state"] for one in status.workers] == ["busy", "refused"]  # of the second start
     assert status.per_hour == pytest.approx(pace / 2)  # one worker in the place of two groups of devices
     text = status_text(status)
@@ -207,7 +228,10 @@ def test_workers_of_a_cluster_are_shown(under_way):
         "{}",
         "[",
         '{"workers": 3}',
-        json.dumps({"workers": [{**status.workers[0], "start": 1e999}]}),
+        *(
+            json.dumps({"workers": [{**status.workers[0], **changes}]})
+            for changes in ({"start": 1e999}, {"start_s": "x"}, {"per_hour": "3600"}, {"evaluated": "3"}, {"busy_s": None})
+        ),
         "[" * 100_000,
     ):
         (under_way / "workers.json").write_text(damaged)

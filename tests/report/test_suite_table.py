@@ -85,7 +85,24 @@ def test_a_base_without_points_has_no_shares(folder):
     assert "–" in report.suite_table(path, "three").text()
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"title": "x", "tasks": {"a": {}}, "rows": {"base": 3}}'])
+def suite_of(problems="1", items="[0.5]"):
+    row = f'{{"key": null, "scores": {{"a": 1}}, "items": {{"a": {items}}}}}'
+    return f'{{"title": "x", "tasks": {{"a": {{"problems": {problems}}}}}, "rows": {{"base": {row}}}}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "[]",
+        "{}",
+        '{"title": "x", "tasks": {"a": {}}, "rows": {"base": 3}}',
+        '{"title": "x", "tasks": {}, "rows": {"base": {"key": null, "scores": {}, "items": {}}}}',
+        suite_of(problems="Infinity"),
+        *(suite_of(items=items) for items in ("0.5", "[]", "[NaN]", "[[0.5]]", '["x"]', "[1" + "0" * 400 + "]")),
+    ],
+)
 def test_damaged_results_are_refused(folder, content):
     path, _ = folder
     file = path / "tables" / "suite-three.json"

@@ -71,6 +71,17 @@ def test_order_marks_and_missing_entries(tmp_path):
     assert "\x1b[1m" in table.text(color=True)
 
 
+@pytest.mark.parametrize("value", [0.0005, 0.0015, 0.0045, 0.0105, 0.2345, 0.4325])
+def test_the_highest_is_the_highest_as_printed(tmp_path, value):
+    """Scores that are printed as equal are marked alike, and a lower one is not."""
+    for other in (np.nextafter(value, 0), np.nextafter(value, 1), value - 5e-4, value + 5e-4):
+        methods = {"base": {"test": scores(value, value)}, "cycleqd": {"test": scores(other, other)}}
+        table = results_table(write(tmp_path / str(other), methods))
+        printed = [float(table.cell("test", row, 0)) for row in (0, 1)]
+        expected = [one == max(printed) > min(printed) for one in printed]
+        assert table.best("test")[:, 0].tolist() == expected
+
+
 def test_mean_and_deviation_over_seeds(tmp_path):
     base = {"base": {"test": scores(0.1, 0.1)}}  # of the first run only
     folders = [
@@ -103,7 +114,26 @@ def test_runs_of_other_tasks_or_without_results_are_errors(tmp_path):
         results_table([])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"methods": {"base": 3}}', '{"methods": {"base": {"test": {"a": "x"}}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"methods": {"base": 3}}',
+        *(f'{{"methods": {{"base": {{"test": {{"a": {score}}}}}}}}}' for score in ('"x"', '"0.5"', "Infinity", "[]")),
+        *(
+            f'{{"methods": {{}}, {more}}}'
+            for more in (
+                '"seed": Infinity',
+                '"seed": "x"',
+                '"selected": null',
+                '"selected": {"id": []}',
+                '"aggregate": {"elites": 3}',
+                '"best_elite": "x"',
+            )
+        ),
+    ],
+)
 def test_damaged_results_are_an_error(tmp_path, text):
     folder = write(tmp_path / "run", {})
     (folder / "tables" / "results.json").write_text(text)

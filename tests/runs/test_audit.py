@@ -16,6 +16,7 @@ import yaml
 from cycleqd_jax.cli import main
 from cycleqd_jax.files import write_json
 from cycleqd_jax.runs.audit import run_digest, verify_run
+from cycleqd_jax.runs.export.model_folders import record_export
 from cycleqd_jax.runs.inputs.digests import folder_digest
 from cycleqd_jax.search import Checkpoints, Journal, read_checkpoint
 from cycleqd_jax.types import InputError
@@ -235,6 +236,14 @@ def test_tables_that_were_edited(run, name, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("changes", [{"selected": None}, {"methods": {"cycleqd": {"test": {"mbpp": "0.75"}}}}])
+def test_a_table_of_another_form_is_a_problem(run, changes):
+    path = run / "tables" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (problem,) = verify_run(run).problems
+    assert str(path) in problem
+
+
 @pytest.mark.exhaustive
 def test_averages_that_were_edited(run):
     """The average decides which candidate is chosen, and is what a reader looks at first."""
@@ -280,6 +289,50 @@ def test_an_exported_model(run, capsys):
     assert main(["verify", str(run)]) == 0
     (run / "exports" / "model.json").write_text("3")
     assert main(["verify", str(run)]) == 1
+
+
+@pytest.mark.parametrize(
+    "names", [("best_elite", "exports/best_elite"), ("exports/a/b", "exports/a-b"), ("exports/a%2Fb", "exports/a/b")]
+)
+def test_every_exported_model_has_a_record_of_its_own(run, names):
+    for name in names:
+        (run / name).mkdir(parents=True)
+        (run / name / "config.json").write_text(name)
+        record_export(run, run / name, {}, 15)
+    assert {f"{(run / name).name}/" for name in names} <= set(verify_run(run).checked)
+    for name in names:
+        (run / name / "config.json").write_text("damaged")
+    assert len(verify_run(run).problems) == 2
+
+
+def test_records_of_earlier_versions_are_renamed_and_kept(run):
+    old, new = run / "exports" / "best_elite", run / "best_elite"
+    for model in (old, new):
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(str(model))
+    write_json(run / "exports" / "best_elite.json", {"folder": "exports/best_elite", "digest": folder_digest(old)})
+    (run / "exports" / "child-3.json").write_text("damaged")
+    record_export(run, new, {}, 15)
+    assert sorted(file.name for file in (run / "exports").glob("*.json")) == [
+        "best_elite.json", "child-3.json", "exports%2Fbest_elite.json"
+    ]  # fmt: skip
+    (problem,) = verify_run(run).problems
+    assert "child-3.json; remove it" in problem
+    (old / "config.json").write_text("{}")
+    record_export(run, old, {}, 15)  # no record of its earlier content stays
+    assert len(verify_run(run).problems) == 1
+
+
+def test_a_journal_is_not_accused_where_the_copy_of_the_other_run_is_damaged(run):
+    """Which of its individuals are those of the other run is not known then."""
+    edit(run, lambda lines: [line | {"active": "mbpp"} if line["id"] >= 3 else line for line in lines])
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"] = {"base": "/gone/base", "experts": {task["name"]: f"/gone/{task['name']}" for task in config["tasks"]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"origin": "/gone"}))
+    (run / "origin").mkdir()
+    (run / "origin" / "origin.json").write_text("damaged")
+    (problem,) = verify_run(run).problems
+    assert "expected the digests of a run in" in problem
 
 
 def test_experts_that_are_gone(run):

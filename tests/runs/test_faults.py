@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cycleqd_jax.config import SearchConfig
+from cycleqd_jax.config import SearchConfig, load_config
 from cycleqd_jax.engine import ChatGenerator, Engine, programs
 from cycleqd_jax.evaluation import Evaluation, Evaluator, SerialWorker
 from cycleqd_jax.models import llama
 from cycleqd_jax.models.tokenizer import train_tiny_tokenizer
+from cycleqd_jax.runs import Run
 from cycleqd_jax.runs.faults import guarded, halve_slots, known_slots
 from cycleqd_jax.sandbox import InfraError, Sandbox
 from cycleqd_jax.types import InputError, Outcome, Score
@@ -134,6 +138,45 @@ def test_a_run_that_continues_has_the_slots_that_it_had(tmp_path):
     (tmp_path / "engine.json").write_text('{"configured": 4, "slots": 9}')
     with pytest.raises(InputError, match=r"expected the numbers configured and slots in .*engine\.json, got .*; remove the"):
         known_slots(tmp_path, 4)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_slots_that_an_earlier_start_without_scores_halved_are_forgotten(tmp_path, scored):
+    """Its scores are those of all slots; a folder with scores keeps the slots that they were made with."""
+    (tmp_path / "engine.json").write_text('{"schema": 1, "configured": 4, "slots": 2}')
+    if scored:
+        (tmp_path / "history.jsonl").touch()
+    run = Run(load_config({"name": "demo", "output": str(tmp_path), "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]}))
+    with contextlib.ExitStack() as stack:
+        run._lock(stack)
+    (tmp_path / "history.jsonl").touch()
+    assert known_slots(tmp_path, 4) == (2 if scored else 4)
+
+
+def test_evaluating_another_model_records_no_slots(monkeypatch):
+    """Its memory says nothing about that of the search."""
+    read_only = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Shared:
+        """Stands for the context of a run."""
+
+        family: Any
+        groups: tuple[Any, ...] = (SimpleNamespace(single=True),)
+        read_only: bool = False
+
+        def evaluator(self, *args):
+            read_only.append(self.read_only)
+            return lambda params, split: Evaluation({}, None, {})
+
+    family = SimpleNamespace(
+        check_model=lambda *args: None, processor=lambda model: None, load=lambda *args, **options: (None, None)
+    )
+    opened = SimpleNamespace(context=Shared(family))
+    monkeypatch.setattr(Run, "_ensure_open", lambda *args, **options: opened)
+    config = load_config({"name": "demo", "tasks": [{"name": "mbpp"}, {"name": "dbbench"}]})
+    Run(config).evaluate_model("model")
+    assert read_only == [True]
 
 
 @pytest.mark.exhaustive

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from cycleqd_jax.individual import Individual
-from cycleqd_jax.search import Checkpoints, Journal, read_checkpoint
+from cycleqd_jax.search import Checkpoints, Journal, checkpoint, checkpoint_steps, read_checkpoint
 from cycleqd_jax.search.checkpoint import DamagedCheckpointError
+from cycleqd_jax.search.loop import _restore
 from cycleqd_jax.types import InputError
 
 
@@ -290,6 +291,35 @@ def test_a_search_goes_on_without_its_damaged_checkpoints(new_run, assert_identi
         f"warning: the checkpoint of generation {step}" for step in (3, 2)[:gone]
     ]
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir())[-1] == "4"
+
+
+@pytest.mark.parametrize("refused", ["_files_digest", "_read_meta"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "files"), OSError(errno.EIO, "disk"), PermissionError(errno.EACCES, "no"), MemoryError()]
+)
+def test_a_checkpoint_that_can_not_be_read_for_now_is_kept(stored, tmp_path, monkeypatch, assert_identical, refused, error):
+    folder, first, second = stored
+    copy = shutil.copytree(folder, tmp_path / "c")
+
+    def refuse(place):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, refused, refuse)
+        checkpoints, lines = Checkpoints(copy), []
+        with pytest.raises(InputError, match=r"^expected to read a checkpoint, got .* in .*/2; correct the cause, and run"):
+            _restore(checkpoints, first, KEY, lines.append)
+        checkpoints.close()
+    assert (checkpoint_steps(copy), lines) == ([1, 2], [])
+    assert_identical(restored(copy, first)[1], second)
+
+
+def test_partial_checkpoints_of_killed_writes_are_removed(stored, tmp_path):
+    copy = shutil.copytree(stored[0], tmp_path / "c")
+    for name in ("3.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-17"):
+        shutil.copytree(copy / "2", copy / name)
+    Checkpoints(copy).close()
+    assert sorted(path.name for path in copy.iterdir()) == ["1", "2"]
 
 
 # -------------------------------------------------------------------------------------------------------------- clock

@@ -184,6 +184,21 @@ def test_progress_after_a_restart_includes_earlier_scores(new_run):
     assert seen[-1] >= before - 1e-12
 
 
+def test_progress_after_a_checkpoint_is_that_of_a_search_without_a_restart(new_run, space):
+    """Individuals that a checkpoint covers are not reported again, and count."""
+    searcher = CycleQD(space, bins=5, mu=1.0, sigma=2.0)
+    seen, again = [], []
+    new_run("whole").evolve(generations=5, searcher=searcher, progress=lambda *args: seen.append(args))
+    run = new_run()
+    run.evolve(generations=4, every=2, searcher=searcher)
+    run.evolve(generations=5, every=2, searcher=searcher, progress=lambda *args: again.append(args))
+    assert len(again) < len(seen)
+    assert again == [*seen[:3], *seen[-2:]]
+    again.clear()
+    run.evolve(generations=5, every=2, searcher=searcher, progress=lambda *args: again.append(args))
+    assert again == [*seen[:3], seen[-1]]  # a finished search, whose stage ends too
+
+
 # ------------------------------------------------------------------------------------------------ folders of other runs
 
 

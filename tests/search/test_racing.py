@@ -234,7 +234,15 @@ def test_the_budget_of_problems_counts_what_was_evaluated(race):
     assert len(ids[-1]) < 3
     assert ids[-1].stop == len(lines)
     # Nothing is evaluated after the end, and a checkpoint whose last individual is gone is refused.
-    assert race("budget", Items(dies_at=0), racing=racing, every=2)[1] == lines
+    seen = []
+    options = {"racing": racing, "progress": lambda stage, done, total, figures: seen.append((done, total))}
+    assert race("budget", Items(dies_at=0), every=2, **options)[1] == lines
+    assert seen[-1] == (len(lines), len(lines))
+    seen.clear()
+    assert race("reported", every=2, **options)[1] == lines
+    assert seen[-1] == (len(lines), len(lines))
+    assert all(done < total <= 33 for done, total in seen[:-1])
+    assert seen[0][1] == items // each  # as if no child stopped
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(InputError, match=f"expected at least {len(lines)} individuals for the checkpoint"):
         race("budget", racing=racing, every=2)

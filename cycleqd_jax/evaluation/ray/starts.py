@@ -93,7 +93,8 @@ class Starts:
             nodes: ids of the nodes that are alive. Where there are none, others may join.
 
         Raises:
-            InputError: every failure was a refusal, and all nodes are avoided; or no worker has ever started.
+            InputError: all nodes are avoided, or more starts have failed than there may be workers and no worker has ever
+                started; and every failure was a refusal.
             FailuresError: the same, where another failure was among them.
         """
         avoided = bool(nodes) and self.avoid.issuperset(nodes)

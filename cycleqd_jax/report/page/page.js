@@ -80,7 +80,10 @@
   function origin(id) {
     const one = data.individuals[id];
     if (one.expert !== null) return "initial expert";
-    return `generation ${one.generation}, ${one.active} active, parents ${one.parents.map((parent) => "#" + parent).join(" and ")}`;
+    const parts = [`generation ${one.generation}`];
+    if (one.active !== null) parts.push(`${one.active} active`);
+    if (one.parents.length) parts.push(`parents ${one.parents.map((parent) => "#" + parent).join(" and ")}`);
+    return parts.join(", ");
   }
 
   function meters(parent, values, text, names = data.tasks) {

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Cell", "Sheet", "latex", "markdown", "text"]
+__all__ = ["Cell", "Sheet", "latex", "markdown", "percent", "text"]
+
+
+def percent(value: float) -> str:
+    """A share as ``"52.4"``, or a dash if it is not finite."""
+    return "–" if not math.isfinite(value) else f"{100 * value:.1f}"
 
 
 class Cell(NamedTuple):

@@ -73,7 +73,9 @@ class ResultsTable:
         difference has no interval. Methods with the same results on every problem count as one: they may have the same
         weights. Without intervals ties are all marked.
         """
-        shown = np.round(self.mean(split) * 100, 1)
+        means = self.mean(split)
+        printed = [float(formats.percent(mean)) if np.isfinite(mean) else np.nan for mean in means.flat]
+        shown = np.array(printed).reshape(means.shape)
         if not len(shown):
             return np.zeros(shown.shape, bool)
         rows = range(len(shown))
@@ -155,9 +157,7 @@ class ResultsTable:
     def cell(self, split: str, method: int, column: int) -> str:
         """A score in percent as printed: ``"52.4"``, ``"52.4 ± 0.8"`` over several runs, ``"–"`` if missing."""
         mean, std = self.mean(split)[method, column], self.std(split)[method, column]
-        if np.isnan(mean):
-            return "–"
-        return f"{mean * 100:.1f}" + (f" ± {std * 100:.1f}" if np.isfinite(std) else "")
+        return formats.percent(mean) + (f" ± {formats.percent(std)}" if np.isfinite(std) else "")
 
     def caption(self) -> str:
         """One line that explains the numbers."""

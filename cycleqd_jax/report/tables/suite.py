@@ -112,7 +112,9 @@ def suite_table(folder: str | Path, name: str) -> SuiteTable:
         scores = [np.asarray([[measured[row][task]] for row in measured], np.float64) for task in tasks]  # [row, 1, item]
         problems = tuple(int(found["problems"]) for found in record["tasks"].values())
         title = str(record["title"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not tasks or (measured and not all(one.ndim == 3 and one.size and np.isfinite(one).all() for one in scores)):
+            raise ValueError("no tasks, or a task without finite scores of problems")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"expected the results of a suite in {file}, got {type(error).__name__} ({error}); run cycleqd evaluate --suite"
         ) from error

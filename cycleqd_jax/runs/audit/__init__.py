@@ -41,8 +41,9 @@ def verify_run(folder: str | Path) -> Audit:
             f"note: {journal.path} ends with an incomplete line, which a process writes or a crash has left; the next start "
             "removes it"
         )
-    origin = check_origin(path, config, journal, audit)
-    check_journal(config, journal, audit, 0 if origin is None else origin.generations)
+    carried = check_origin(path, config, journal, audit)
+    if carried is not None:
+        check_journal(config, journal, audit, carried)
     if not audit.problems:  # nothing else can be compared with a damaged journal
         check_grid(path, config, journal, audit)
         check_checkpoints(path, config, journal, steps, audit)

@@ -14,7 +14,7 @@ import numpy as np
 from cycleqd_jax.config import RunConfig
 from cycleqd_jax.files import load_json
 from cycleqd_jax.runs.audit.found import ROUNDING, Audit
-from cycleqd_jax.runs.extension.origin import Origin, differences, open_origin
+from cycleqd_jax.runs.extension.origin import differences, open_origin
 from cycleqd_jax.runs.folder.replay import total_individuals
 from cycleqd_jax.runs.searchers import grid_of
 from cycleqd_jax.schema import check_schema
@@ -24,18 +24,22 @@ from cycleqd_jax.types import InputError
 __all__ = ["check_grid", "check_journal", "check_origin"]
 
 
-def check_origin(path: Path, config: RunConfig, journal: Journal, audit: Audit) -> Origin | None:
-    """Compares the individuals of another run, with which this one begins, with the copy of its journal."""
+def check_origin(path: Path, config: RunConfig, journal: Journal, audit: Audit) -> int | None:
+    """Compares the individuals of another run, with which this one begins, with the copy of its journal.
+
+    Returns:
+        The number of generations that are those of the other run; None where its copy can't be read.
+    """
     try:
         origin = open_origin(config, path)
     except (InputError, OSError) as error:
         audit.problems.append(str(error))
         return None
     if origin is None:
-        return None
+        return 0
     audit.checked.append(f"the individuals of {config.origin}")
     audit.problems += differences(origin, journal)
-    return origin
+    return origin.generations
 
 
 def check_journal(config: RunConfig, journal: Journal, audit: Audit, carried: int) -> None:

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from cycleqd_jax.disk_errors import one_disk_error
-from cycleqd_jax.files import digest, load_json, write_json
+from cycleqd_jax.files import check_space, digest, load_json, write_json
 from cycleqd_jax.genome.basis import Basis, Sketch, basis_bytes, basis_shapes, dense_bases, sketch
 from cycleqd_jax.operators.svd import Method
 from cycleqd_jax.search import one_process
@@ -86,10 +86,11 @@ class BasisStore:
         if found == expected:
             return
         if isinstance(found, dict):
-            key = next(key for key in [*expected, *found] if expected.get(key) != found.get(key))
+            pairs = {key: (expected.get(key, "<absent>"), found.get(key, "<absent>")) for key in [*expected, *found]}
+            key, (wanted, got) = next((key, pair) for key, pair in pairs.items() if pair[0] != pair[1])
             raise InputError(
-                f"expected {key} {expected.get(key)!r} in the basis {self.folder}, got {found.get(key)!r}, so it was built for "
-                "other experts than its name says; remove it, or choose another cache"
+                f"expected {key} {wanted!r} in the basis {self.folder}, got {got!r}, so it was built for other experts than "
+                "its name says; remove it, or choose another cache"
             )
         if any((self.folder / "leaves").iterdir()):
             log(f"warning: {self.folder / 'meta.json'} can't be read, so the basis beside it is rebuilt")
@@ -139,12 +140,7 @@ class BasisStore:
         experts = self._experts
         missing = [path for path in paths if path not in leaves]
         nbytes = sum(basis_bytes(self._leaves[path].shape, len(experts.experts), experts.rank) for path in missing)
-        free = shutil.disk_usage(self.folder).free
-        if free < nbytes:
-            raise InputError(
-                f"expected {nbytes / 1e9:.1f} GB of space for the basis in {self.folder}, got {free / 1e9:.1f} GB; free "
-                "some space, choose another cache, or set genome.rank"
-            )
+        check_space(self.folder, nbytes, "the basis", "choose another cache, or set genome.rank")
         devices = jax.local_devices()
         mesh = Mesh(np.asarray(devices), ("device",)) if len(devices) > 1 else None
         started = time.perf_counter()

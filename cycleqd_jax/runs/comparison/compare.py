@@ -23,7 +23,6 @@ from cycleqd_jax.runs.comparison.methods import (
     Methods,
     check_methods,
     common_tree,
-    found_rows,
     method_config,
     read_methods,
     shared_rows,
@@ -31,6 +30,7 @@ from cycleqd_jax.runs.comparison.methods import (
 from cycleqd_jax.runs.folder.run_folder import FREE, check_folder, flat, value_at
 from cycleqd_jax.runs.inputs.digests import folder_digest
 from cycleqd_jax.runs.inputs.images import images_digest
+from cycleqd_jax.runs.results.rows import found_rows
 from cycleqd_jax.runs.run import Run
 from cycleqd_jax.types import InputError, Progress
 
@@ -245,7 +245,7 @@ def _table(methods: Methods, configs: Mapping[str, RunConfig], seeds: Sequence[i
     """
     config = next(iter(configs.values()))
     shared, paper = shared_rows(config), methods.paper
-    rows = [*shared, *(row for name, one in configs.items() for row in found_rows(name, one))]
+    rows = [*shared, *(row for name, one in configs.items() for row in found_rows(one, name))]
     if reference is not None and reference not in rows:
         raise InputError(
             f"expected the reference to be a row of the table ({', '.join(rows)}), got {reference!r}; correct --reference"

@@ -24,7 +24,6 @@ __all__ = [
     "Paper",
     "check_methods",
     "common_tree",
-    "found_rows",
     "method_config",
     "read_methods",
     "shared_rows",
@@ -150,12 +149,13 @@ def _check_labels(methods: Sequence[Method], path: Path) -> None:
     for method in methods:
         shown = compared_label(method.name, method.search, method.label)
         owner = f"the method {method.name!r}"
-        for label in (shown, *(f"{shown}, {end}" for end in ("best elite", "soup", "soup of elites", "selected"))):
+        labels = (shown, *(f"{shown}, {end}" for end in ("best elite", "soup", "soup of elites", "selected")))
+        for label in labels:
             if label in owners:
                 raise InputError(
                     f"expected every display name once, got {label!r} for {owners[label]} and {owner} in {path}; change a label"
                 )
-        owners |= dict.fromkeys((shown, *(f"{shown}, {end}" for end in ("best elite", "soup", "selected"))), owner)
+        owners |= dict.fromkeys(labels, owner)
 
 
 def _method(name: str, overrides: Any, path: Path) -> Method:
@@ -212,16 +212,23 @@ def _check_own_name(name: str, overrides: Mapping[str, Any], path: Path) -> None
         )
 
 
+def _finite(figure: Any) -> float:
+    """A figure of a paper; raises ValueError where it is not finite."""
+    if not math.isfinite(number := float(figure)):
+        raise ValueError(f"the figure {figure}")
+    return number
+
+
 def _paper(tree: Any, methods: Sequence[Method], path: Path) -> Paper:
     try:
         rows = {
-            str(row): {str(column): float(figure) for column, figure in figures.items()}
+            str(row): {str(column): _finite(figure) for column, figure in figures.items()}
             for row, figures in tree["rows"].items()
         }
         paper = Paper(str(tree["setting"]), tuple(map(str, tree["tasks"])), rows)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"expected paper to have a setting, tasks and rows (row → task or average → percent) in {path}, got "
+            f"expected paper to have a setting, tasks and rows (row → task or average → finite percent) in {path}, got "
             f"{type(error).__name__} {error}; correct it"
         ) from error
     known = [*_ROWS, *(f"expert/{task}" for task in paper.tasks)]
@@ -276,17 +283,6 @@ def shared_rows(config: RunConfig) -> list[str]:
     gradient = [] if config.gradient is None else ["gradient"]
     experts = [f"expert/{task}" for task in config.expert_names]
     return ["base", *prepared, *experts, *config.baselines, "uniform_merge", *config.merges, *gradient]
-
-
-def found_rows(name: str, config: RunConfig) -> list[str]:
-    """The rows of a method in a comparison.
-
-    Args:
-        name: the name of the method.
-        config: the config of one of its runs.
-    """
-    best = [f"{name}_best_elite"] if config.search.method == "cycleqd" else []
-    return [*best, name, *([f"{name}_soup", f"{name}_selected"] if config.selects else [])]
 
 
 def method_config(common: Mapping[str, Any], method: Method, seed: int, folder: Path) -> RunConfig:

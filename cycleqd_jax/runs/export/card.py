@@ -85,8 +85,8 @@ def _train_scores(chosen: Mapping[str, Any]) -> str:
 
 
 def _test_scores(table: ResultsTable | None) -> str:
-    """The results table, as a section."""
-    if table is None:
+    """The results table, as a section; nothing where no row has test scores."""
+    if table is None or "test" not in table.splits:
         return ""
     details = table.details("test")
     names = [*table.columns, *details]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cycleqd_jax import report
-from cycleqd_jax.files import check_writable, write_json
+from cycleqd_jax.files import check_writable, load_json, write_json
 from cycleqd_jax.models.files import hf
 from cycleqd_jax.runs.evolution import mixing_of
 from cycleqd_jax.runs.export.card import model_card
@@ -97,4 +97,21 @@ def record_export(folder: Path, target: Path, facts: Mapping[str, Any], individu
     if place.is_relative_to(home):
         name = place.relative_to(home).as_posix()
         record = {"folder": name, "digest": folder_digest(target), "individuals": individuals, "model": dict(facts)}
-        write_json(folder / "exports" / f"{name.removeprefix('exports/').replace('/', '-')}.json", record)
+        _rename_records(folder)
+        write_json(_record_of(folder, name), record)
+
+
+def _record_of(folder: Path, name: str) -> Path:
+    """The file of the record of a model; each has its own."""
+    return folder / "exports" / f"{name.replace('%', '%25').replace('/', '%2F')}.json"
+
+
+def _rename_records(folder: Path) -> None:
+    """Renames records of earlier versions, in which two models could have one name."""
+    for file in sorted((folder / "exports").glob("*.json")):
+        try:
+            place = _record_of(folder, str(load_json(file)["folder"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # ``cycleqd verify`` names it
+        if file != place:
+            file.replace(place)

@@ -66,7 +66,11 @@ class _Memory:
             found = [int(line) for line in whole.split()]
         except ValueError as error:
             raise self._damaged(f"an individual in each line of {self._file}", str(error)) from error
-        if self.id == "":
+        try:
+            is_empty = self.id == ""
+        except ValueError as error:
+            raise self._damaged(f"the id of the tracked run in {folder / 'id.txt'}", str(error)) from error
+        if is_empty:
             raise self._damaged(f"the id of the tracked run in {folder / 'id.txt'}", "an empty file")
         self.steps = {*found} & {*known}
         kept = "".join(f"{step}\n" for step in found if step in self.steps)

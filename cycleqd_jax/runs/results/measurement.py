@@ -18,6 +18,7 @@ from cycleqd_jax.runs.coefficients import Merges
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
 from cycleqd_jax.runs.results.known import KilledMeasurement, Measured, RowResult, add_known
+from cycleqd_jax.runs.results.rows import found_rows
 from cycleqd_jax.runs.results.selection import Key
 from cycleqd_jax.runs.training.gradient import GradientMerge
 from cycleqd_jax.runs.usage import evaluation_usage, write_usage
@@ -198,14 +199,8 @@ def table_rows(context: Context, evolution: Evolution, gradient: TableRow | None
         rows[name] = TableRow(functools.partial(merges.static, name), donate=True)
     if gradient is not None:
         rows["gradient"] = gradient
-    method = context.config.search.method
-    found = {method: evolution.best_elite}
-    if evolution.is_cycleqd:
-        found = {f"{method}_best_elite": evolution.best_elite, method: evolution.aggregate}
-    if context.config.selects:
-        found |= {f"{method}_soup": evolution.soup, f"{method}_selected": evolution.selected}
-    for name, model in found.items():
-        merged = model()
+    for name, model in found_rows(context.config).items():
+        merged = evolution.model(model)
         rows[name] = expressed(merged.genome, merged.key)
     return rows
 

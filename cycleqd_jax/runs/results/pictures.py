@@ -14,6 +14,7 @@ from cycleqd_jax.files import make_folder, write_json
 from cycleqd_jax.report.read import load_items, load_pictures
 from cycleqd_jax.runs.context import Context
 from cycleqd_jax.runs.evolution import Evolution
+from cycleqd_jax.runs.results.rows import found_rows
 from cycleqd_jax.tasks.segmentation import SegmentationFolder, overlay
 from cycleqd_jax.types import Params, ProblemSet
 
@@ -90,12 +91,9 @@ def pictures_are_drawn(folder: Path, rows: Sequence[str], tasks: Sequence[Proble
 
 def _rows(context: Context) -> list[str]:
     """The rows of the results table that are drawn; the last is the exported model."""
-    method, export = context.config.search.method, context.config.export.method
-    if export in ("selected", "soup"):
-        method = f"{method}_{export}"
-    elif method == "cycleqd" and export == "best_elite":
-        method = f"{method}_best_elite"
-    return ["base", *(f"expert/{name}" for name in context.config.task_names), method]
+    config = context.config
+    exported = next(row for row, model in found_rows(config).items() if model == config.export.method)
+    return ["base", *(f"expert/{name}" for name in config.task_names), exported]
 
 
 def _beside(parts: Sequence[Image.Image]) -> Image.Image:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cycleqd_jax.files import locked, make_folder
 from cycleqd_jax.search import Checkpoints, DamagedCheckpointError, checkpoint_steps, read_checkpoint
-from cycleqd_jax.search.checkpoint import SCHEMA, leaf_shapes
+from cycleqd_jax.search.checkpoint import SCHEMA, leaf_shapes, remove_partial
 from cycleqd_jax.types import InputError, first_line
 
 __all__ = ["CachedTraining", "claimed", "remove_unfinished"]
@@ -80,9 +80,6 @@ class CachedTraining:
             try:
                 stored = read_checkpoint(self._folder, step)
             except DamagedCheckpointError as error:
-                cause = error.__cause__
-                if isinstance(cause, (OSError, MemoryError)) and not isinstance(cause, FileNotFoundError):
-                    raise
                 self._log(
                     f"warning: the checkpoint {place} of a training is damaged, and is removed ({first_line(error, 160)})"
                 )
@@ -142,7 +139,6 @@ class CachedTraining:
 
     def _checkpoints(self) -> Checkpoints:
         if self._open is None:
-            self._remove_partial()
             self._open = Checkpoints(self._folder, keep=1)
         return self._open
 
@@ -152,9 +148,4 @@ class CachedTraining:
             f"warning: a checkpoint of a training can't be written to {self._folder} ({first_line(error, 160)}); an "
             "interrupted training continues from an older one, or begins again"
         )
-        self._remove_partial()
-
-    def _remove_partial(self) -> None:
-        """Removes what a process has left that was killed, or found the disk full, while it wrote."""
-        for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(partial, ignore_errors=True)
+        remove_partial(self._folder)

@@ -28,7 +28,7 @@ from cycleqd_jax.runs.workers.placement import Placement
 from cycleqd_jax.schema import SCHEMA
 from cycleqd_jax.types import SPLITS, InputError, Split, no_progress
 
-__all__ = ["RemoteWorkers", "WorkerProgram", "connect", "software"]
+__all__ = ["RemoteWorkers", "WorkerProgram", "connect", "end_workers", "software"]
 
 FILE = "workers.json"
 """The file in a run folder with the records of the workers."""
@@ -167,6 +167,22 @@ class RemoteWorkers:
     def _start(self) -> int:
         """The number of this start of the run, from 0."""
         return max((one["start"] for one in self._earlier), default=-1) + 1
+
+
+def end_workers(folder: Path) -> None:
+    """Records that the workers of earlier starts have ended; a start that was killed could not.
+
+    Args:
+        folder: the run folder, when a run is opened.
+
+    Raises:
+        InputError: ``workers.json`` is damaged.
+        OSError: the disk refuses.
+    """
+    found = load_workers(folder)
+    ended = [one if one["state"] in ("ended", "refused") else {**one, "state": "ended"} for one in found]
+    if ended != found:
+        write_json(folder / FILE, {"schema": SCHEMA, "workers": ended})
 
 
 def connect(config: RunConfig) -> RayCluster:

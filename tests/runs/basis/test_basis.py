@@ -299,6 +299,22 @@ def test_a_store_without_its_identity_is_rebuilt(tmp_path, decomposed, assert_id
     assert_identical(again.bases, made.bases)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda identity: identity.pop("rank"), "expected rank None in the basis .*, got '<absent>', so"),
+        (lambda identity: identity.update(more=None), "expected more '<absent>' in the basis .*, got None, so"),
+    ],
+)
+def test_an_identity_that_lacks_a_key_is_another(tmp_path, decomposed, change, message):
+    made, _ = make(experts(1, 2), tmp_path)
+    identity = json.loads((made.folder / "meta.json").read_text())
+    change(identity)
+    (made.folder / "meta.json").write_text(json.dumps(identity))
+    with pytest.raises(InputError, match=message):
+        make(experts(1, 2), tmp_path)
+
+
 def test_facts_that_are_lost_are_found_again(tmp_path, decomposed):
     made, _ = make(experts(1, 2), tmp_path)
     (made.folder / "basis.json").write_text("{}")
@@ -308,7 +324,7 @@ def test_facts_that_are_lost_are_found_again(tmp_path, decomposed):
 
 def test_a_disk_without_space_is_refused_before_anything_is_decomposed(tmp_path, decomposed, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(InputError, match="GB of space for the basis"):
+    with pytest.raises(InputError, match=r"GB of space for the basis in .*; free some space, or choose .* set genome\.rank$"):
         make(experts(1, 2), tmp_path)
     assert decomposed == []
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from cycleqd_jax.config import SearchConfig, load_config, to_dict
-from cycleqd_jax.report.labels import SEARCH_METHODS
+from cycleqd_jax.report.labels import SEARCH_METHODS, method_label
 from cycleqd_jax.runs.comparison.methods import (
     common_tree,
-    found_rows,
     method_config,
     read_methods,
     shared_rows,
 )
+from cycleqd_jax.runs.results.rows import found_rows
 from cycleqd_jax.types import InputError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -109,11 +109,28 @@ def test_the_rows_of_a_comparison(tmp_path):
         *config.baselines,
         *("uniform_merge", "ties", "gradient"),
     ]
-    assert found_rows("mine", config) == ["mine_best_elite", "mine", "mine_soup", "mine_selected"]
+    assert [*found_rows(config, "mine")] == ["mine_best_elite", "mine", "mine_soup", "mine_selected"]
     plain = config_of(search={"method": "random"}, export={"method": "best_elite"})
-    rows = found_rows("mine", plain)
+    rows = [*found_rows(plain, "mine")]
     assert rows[0] == "mine"
     assert ("mine_selected" in rows) == plain.selects
+
+
+@pytest.mark.parametrize(
+    ("search", "export", "row"),
+    [
+        ("cycleqd", "aggregate", "cycleqd"),
+        ("cycleqd", "best_elite", "cycleqd_best_elite"),
+        ("cycleqd", "selected", "cycleqd_selected"),
+        ("cmaes", "best_elite", "cmaes"),
+        ("cmaes", "soup", "cmaes_soup"),
+    ],
+)
+def test_every_exported_model_has_a_row(search, export, row):
+    """Pictures and the comparison name the rows as the results table does."""
+    found = found_rows(config_of(search={"method": search}, export={"method": export}))
+    assert [name for name, model in found.items() if model == export] == [row]
+    assert all(method_label(name) != name for name in found)
 
 
 def test_an_export_that_only_cycleqd_has_is_left_out(tmp_path):
@@ -167,6 +184,17 @@ def test_an_export_that_only_cycleqd_has_is_left_out(tmp_path):
         (
             '{methods: {cycleqd: {}, random: {label: "CycleQD, selected"}}}',
             "expected every display name once, got 'CycleQD, selected' for the method 'cycleqd' and the method 'random' in",
+        ),
+        (
+            '{methods: {a: {search.method: cycleqd, label: X}, b: {search.bins: 5, label: "X, soup of elites"}}}',
+            "expected every display name once, got 'X, soup of elites' for the method 'a' and the method 'b' in",
+        ),
+        *(
+            (
+                f"{{methods: {{qd: {{}}}}, paper: {{setting: s, tasks: [a], rows: {{base: {{a: {figure}}}}}}}}}",
+                "expected paper to have a setting, tasks and rows .* finite percent",
+            )
+            for figure in (".nan", ".inf", "1" + "0" * 400)
         ),
         ("{methods: {qd: {export.elites: 50}}}", "expected an equal budget .* got export.elites .*; remove it, and give it in"),
         ("{methods: {x: {}, x: {}}}", r"got text that is not YAML in .*methods\.yaml \(the key 'x' twice, line 1\)"),

@@ -46,6 +46,11 @@ def test_the_aggregate():
     assert "Made by" not in body
 
 
+def test_without_test_scores_there_is_no_section_of_them():
+    table = ResultsTable(("base",), ("train",), ("mbpp", "dbbench", "average"), {"train": VALUES[:, :1]})
+    assert "Scores on the test problems" not in card_of(table=table)
+
+
 def test_the_length_of_a_search_with_a_budget_is_that_of_what_it_evaluated():
     assert "3000 generations of 4, seed 0." in " ".join(card_of(search={"generations": 3000}).split())
     card = " ".join(card_of(search={"generations": 3000, "budget": 60, "budget_items": 9000}).split())

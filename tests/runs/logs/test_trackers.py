@@ -198,6 +198,7 @@ def test_an_individual_that_was_taken_back_is_logged_again(tmp_path):
         ("logged.txt", b"0\nx1\n", "expected an individual in each line of"),
         ("logged.txt", b"0\n\xff\n", "expected an individual in each line of"),
         ("id.txt", b"\n", "expected the id of the tracked run in"),
+        ("id.txt", b"\xff\xfe", "expected the id of the tracked run in"),
     ],
 )
 def test_damaged_files_of_a_tracker_are_named(tmp_path, name, content, words):

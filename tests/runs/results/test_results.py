@@ -77,6 +77,7 @@ def open_of(tmp_path, monkeypatch):
         evaluator.unload = lambda: None
         evolution = mock.create_autospec(Evolution, instance=True)
         evolution.is_cycleqd = True
+        evolution.model.side_effect = lambda name: getattr(evolution, name)()
         evolution.ensure_evolved.side_effect = lambda: calls.append("evolve")
         evolution.placement = placement = mock.create_autospec(Placement, instance=True)
         placement.ensure_evaluator.return_value, placement.ensure_space.return_value = evaluator, space

@@ -13,6 +13,7 @@ import pytest
 from cycleqd_jax.compilation import device_kind
 from cycleqd_jax.config import load_config
 from cycleqd_jax.evaluation.ray import Program, WorkerRecord
+from cycleqd_jax.files import write_json
 from cycleqd_jax.report.read import load_workers
 from cycleqd_jax.runs.folder.run_folder import versions
 from cycleqd_jax.runs.run import Run
@@ -156,6 +157,17 @@ def test_the_settings_of_a_process_stay_while_it_evaluates(config, kept_folder, 
 def test_the_kind_of_a_cpu_has_its_instruction_set():
     assert device_kind().startswith("cpu ")
     assert len(device_kind()) == 4 + 8
+
+
+def test_workers_of_a_start_that_was_killed_have_ended(config):
+    """Otherwise they would count for the pace of a start without a cluster."""
+    config.folder.mkdir()
+    states = ("busy", "idle", "refused", "waiting")
+    workers = [{"start": 0, **WorkerRecord(i, state).to_json()} for i, state in enumerate(states)]
+    write_json(config.folder / "workers.json", {"schema": 1, "workers": workers})
+    with contextlib.ExitStack() as stack:
+        Run(config)._lock(stack)
+    assert [one["state"] for one in load_workers(config.folder)] == ["ended", "ended", "refused", "ended"]
 
 
 def test_records_of_all_starts_are_kept(config):

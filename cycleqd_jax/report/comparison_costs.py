@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.files import write_bytes, write_json
-from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns
+from cycleqd_jax.report.comparison import ComparisonTable
 from cycleqd_jax.report.costs import load_costs
+from cycleqd_jax.report.method_runs import MethodRuns
 from cycleqd_jax.report.read import load_results
 from cycleqd_jax.report.tables import formats
 from cycleqd_jax.report.tables.costs import hours_caption, total_cells, totals

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from cycleqd_jax.files import write_bytes, write_json
-from cycleqd_jax.report.comparison import ComparisonTable, MethodRuns, best_so_far, comparison_table
+from cycleqd_jax.report.comparison import ComparisonTable, comparison_table
 from cycleqd_jax.report.comparison_costs import write_comparison_costs
 from cycleqd_jax.report.labels import SEARCH_METHODS
+from cycleqd_jax.report.method_runs import MethodRuns, best_so_far
 from cycleqd_jax.types import InputError
 from cycleqd_jax.yaml_files import load_yaml
 

@@ -8,8 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from cycleqd_jax.report.comparison import MethodRuns, best_so_far, comparison_table, effort
+from cycleqd_jax.report.comparison import comparison_table
 from cycleqd_jax.report.comparison_files import draw_comparison, write_comparison
+from cycleqd_jax.report.method_runs import MethodRuns, best_so_far, effort
 from cycleqd_jax.statistics import difference, mean_interval
 from cycleqd_jax.types import InputError
 

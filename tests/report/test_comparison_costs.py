@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from cycleqd_jax.report.comparison import MethodRuns, comparison_table
+from cycleqd_jax.report.comparison import comparison_table
 from cycleqd_jax.report.comparison_costs import write_comparison_costs
+from cycleqd_jax.report.method_runs import MethodRuns
 
 from ..compared_runs import write_finished
 

@@ -23,7 +23,8 @@ from cycleqd_jax.engine.likelihood import HEAD_BLOCK, Targets, score
 from cycleqd_jax.engine.programs import grow, swap
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.plan import Workload
-from cycleqd_jax.plan.compiled import abstract_space, collectives, engine_programs
+from cycleqd_jax.plan.collectives import collectives
+from cycleqd_jax.plan.compiled import abstract_space, engine_programs
 from cycleqd_jax.sharding import make_mesh
 
 DEVICES = 8

@@ -1,6 +1,7 @@
 """What a run needs before it starts: memory, disk and time by stage, from shapes or from compiled programs."""
 
-from cycleqd_jax.plan.compiled import Collective, Program, compile_programs, topology
+from cycleqd_jax.plan.collectives import Collective
+from cycleqd_jax.plan.compiled import Program, compile_programs, topology
 from cycleqd_jax.plan.device import DEVICES, Device, this_machine
 from cycleqd_jax.plan.estimate import Stage, estimate
 from cycleqd_jax.plan.evaluations import Evaluations, evaluations_of

@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import math
 import os
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +34,7 @@ from cycleqd_jax.genome.expert_space import ExpertGenome
 from cycleqd_jax.genome.placement import part_specs
 from cycleqd_jax.models import llama
 from cycleqd_jax.operators import decompose, is_matrix
+from cycleqd_jax.plan.collectives import Collective, collectives
 from cycleqd_jax.plan.device import Device
 from cycleqd_jax.plan.estimate import Stage
 from cycleqd_jax.plan.leaves import changes, declared, matrix_shapes
@@ -46,10 +44,8 @@ from cycleqd_jax.sharding import make_mesh, shardings
 from cycleqd_jax.types import InputError, tree_paths
 
 __all__ = [
-    "Collective",
     "Program",
     "abstract_space",
-    "collectives",
     "compile_program",
     "compile_programs",
     "engine_programs",
@@ -57,22 +53,6 @@ __all__ = [
     "replace_estimates",
     "topology",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """Messages between devices, as they are written in a program; those in the body of a loop are counted once.
-
-    Attributes:
-        kind: ``all-reduce``, ``all-gather``, ``reduce-scatter``, ``all-to-all``, ``ragged-all-to-all``,
-            ``collective-permute`` or ``collective-broadcast``.
-        bytes: the size of one result on one device.
-        count: the number of collectives of this kind and size.
-    """
-
-    kind: str
-    bytes: int
-    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,46 +321,6 @@ def abstract_space(work: GenomeWorkload, mesh: Mesh) -> tuple[ExpertSpace, Exper
     )
     coefficients = {path: place(basis.s, P()) for path, basis in bases.items()}
     return placed, ExpertGenome(place(numbers(work.experts), P()), coefficients)
-
-
-_COLLECTIVE = re.compile(
-    r"^\s*(?:ROOT )?%?\S+ = (?P<result>.*?) "
-    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)"
-    r"(?P<start>-start)?\(",
-    re.MULTILINE,
-)
-_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
-
-
-def collectives(text: str) -> tuple[Collective, ...]:
-    """The collectives of a compiled program.
-
-    Args:
-        text: HLO, as ``as_text()`` gives it.
-    """
-    found: Counter[tuple[str, int]] = Counter()
-    for match in _COLLECTIVE.finditer(text):
-        result = match["result"]
-        if match["start"] and match["kind"] != "all-reduce":  # (operands, results, then numbers of the transport)
-            result = _elements(result)[1]
-        sizes = [
-            math.prod(map(int, filter(None, dims.split(",")))) * max(int(bits or 8), 8) // 8
-            for _, bits, dims in _ARRAY.findall(result)
-        ]
-        found[match["kind"], sum(sizes)] += 1
-    return tuple(Collective(kind, size, count) for (kind, size), count in sorted(found.items()))
-
-
-def _elements(shape: str) -> list[str]:
-    """The elements of a tuple's shape."""
-    found, depth = [""], 0
-    for character in shape.strip()[1:-1]:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            found.append("")
-        else:
-            found[-1] += character
-    return found
 
 
 def replace_estimates(stages: Sequence[Stage], programs: Sequence[Program]) -> list[Stage]:

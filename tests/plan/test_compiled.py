@@ -11,7 +11,8 @@ import pytest
 from cycleqd_jax import plan
 from cycleqd_jax.engine import Engine, programs
 from cycleqd_jax.models import llama
-from cycleqd_jax.plan.compiled import abstract_space, collectives, engine_programs, replace_estimates
+from cycleqd_jax.plan.collectives import collectives
+from cycleqd_jax.plan.compiled import abstract_space, engine_programs, replace_estimates
 from cycleqd_jax.plan.estimate import estimate
 from cycleqd_jax.plan.leaves import matrix_shapes
 from cycleqd_jax.sharding import make_mesh

@@ -33,7 +33,9 @@ def image_folder(folder: Path, *, train: int = 10, validation: int = 0, test: in
 def sam_base(folder: Path, kind: str = "tiny_vit") -> Path:
     """A folder of Segment Anything with random weights and processor files."""
     folder.mkdir(parents=True)
-    write_json(folder / "preprocessor_config.json", PROCESSOR)
+    side = CONFIGS[kind].vision.image_size
+    sizes = {"size": {"longest_edge": side}, "pad_size": {"height": side, "width": side}}
+    write_json(folder / "preprocessor_config.json", PROCESSOR | sizes)
     sam.save(folder.parent / "made", CONFIGS[kind], random_params(kind), processor=folder)
     (folder / "preprocessor_config.json").unlink()
     folder.rmdir()

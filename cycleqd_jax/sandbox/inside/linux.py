@@ -11,12 +11,13 @@ import fcntl
 import functools
 import mmap
 import os
-import platform
 import signal
 import socket
 import struct
 from collections.abc import Callable
 from typing import Any
+
+from . import system_calls
 
 __all__ = [
     "BOX_CAPABILITIES",
@@ -35,7 +36,6 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "become_subreaper",
-    "build_filter",
     "die_with_parent",
     "drop_capabilities",
     "idmapped",
@@ -62,7 +62,6 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-_CLONE_ANY_NAMESPACE = 0x7E020000
 _CLONE_VM = 0x00000100
 _CLONE_VFORK = 0x00004000
 
@@ -82,6 +81,7 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 
 # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD AUDIT_WRITE SETFCAP:
 # Docker's default set; and SYS_PTRACE, without which root would not see the processes of other users. They apply only in the
@@ -213,7 +213,7 @@ def umount(target: str) -> None:
 def pivot_root(root: str, old: str = "") -> None:
     """Makes the mount point ``root`` the ``/`` of this mount namespace. The old root is unmounted, or moved to ``old``."""
     os.chdir(root)
-    _check(_libc.syscall(_number("pivot_root"), b".", old.encode() or b"."), "pivot_root")
+    _check(_libc.syscall(system_calls.number("pivot_root"), b".", old.encode() or b"."), "pivot_root")
     if not old:
         umount(".")
     os.chdir("/")
@@ -290,13 +290,13 @@ def mount_proc(target: str, pidns: int) -> None:
     Raises:
         OSError: among others before Linux 6.17.
     """
-    fd = _check(_libc.syscall(_number("fsopen"), b"proc", 1), "fsopen proc")
+    fd = _check(_libc.syscall(system_calls.number("fsopen"), b"proc", 1), "fsopen proc")
     try:
-        configure = functools.partial(_libc.syscall, _number("fsconfig"), fd)
+        configure = functools.partial(_libc.syscall, system_calls.number("fsconfig"), fd)
         _check(configure(1, b"hidepid", b"2", 0), "fsconfig hidepid")  # FSCONFIG_SET_STRING
         _check(configure(5, b"pidns", None, pidns), "fsconfig pidns")  # FSCONFIG_SET_FD
         _check(configure(6, None, None, 0), "fsconfig proc")  # FSCONFIG_CMD_CREATE
-        mounted = _check(_libc.syscall(_number("fsmount"), fd, 1, MS_NOSUID | MS_NODEV | MS_NOEXEC), "fsmount proc")
+        mounted = _check(_libc.syscall(system_calls.number("fsmount"), fd, 1, MS_NOSUID | MS_NODEV | MS_NOEXEC), "fsmount proc")
     finally:
         os.close(fd)
     try:
@@ -310,106 +310,12 @@ def _move_mount(fd: int, target: str) -> None:
     _check(_libc.syscall(_MOVE_MOUNT, fd, b"", -100, target.encode(), 4), f"move_mount {target}")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# System call filter
-
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
-_ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-# name: (x86_64, aarch64). Programs in boxes need none of these. Each evades a limit or exposes a large part of the kernel.
-_DENIED = {
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "memfd_create": (319, 279),
-    "memfd_secret": (447, 447),
-    "ptrace": (101, 117),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "open_by_handle_at": (304, 265),
-    "quotactl": (179, 60),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "reboot": (169, 142),
-    "swapon": (167, 224),
-    "swapoff": (168, 225),
-    "acct": (163, 89),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "prlimit64": (302, 261),
-    "io_setup": (206, 0),  # its quota is that of the whole machine
-    "fanotify_init": (300, 262),
-}
-_CLONE = (56, 220)
-_CLONE3 = (435, 435)
-_SOCKET = (41, 198)
-_SOCKETPAIR = (53, 199)
-_FAMILIES = (1, 2, 10)  # unix, inet, inet6; not netlink, packet, alg, nor vsock, which ignores network namespaces
-
-
-def _number(name: str) -> int:
-    return _DENIED[name][_architecture()[1]]
-
-
-def _architecture() -> tuple[int, int]:
-    try:
-        return _ARCHITECTURES[platform.machine()]
-    except KeyError:
-        raise OSError(38, f"no system call table for machines of type {platform.machine()!r}") from None
-
-
-@functools.cache
-def build_filter() -> bytes:
-    """The filter of :func:`seccomp`. It is built once, before any fork."""
-    audit, column = _architecture()
-    errno = 0x00050000
-    allow, eperm, enosys, eafnosupport, kill = 0x7FFF0000, errno | 1, errno | 38, errno | 97, 0x80000000
-    load = lambda offset: (0x20, 0, 0, offset)  # noqa: E731
-    equal = lambda value, yes, no: (0x15, yes, no, value)  # noqa: E731
-    ret = lambda value: (0x06, 0, 0, value)  # noqa: E731
-    program = [load(4), equal(audit, 1, 0), ret(kill), load(0), (0x35, 0, 1, 0x40000000), ret(enosys)]
-    for name, numbers in _DENIED.items():
-        if name == "prlimit64":  # allowed for the process itself, refused for other processes
-            continue
-        program += [equal(numbers[column], 0, 1), ret(eperm)]
-    program += [
-        equal(_CLONE3[column], 0, 1),
-        ret(enosys),
-    ]  # its flags are behind a pointer; libc falls back to clone
-    program += [equal(_CLONE[column], 0, 4), load(16), (0x45, 0, 1, _CLONE_ANY_NAMESPACE), ret(eperm), load(0)]
-    program += [equal(_DENIED["prlimit64"][column], 0, 4), load(16), equal(0, 1, 0), ret(eperm), load(0)]
-    for numbers in (_SOCKET, _SOCKETPAIR):
-        program += [equal(numbers[column], 0, 6), load(16)]
-        program += [equal(family, 2 - i, int(i == 2)) for i, family in enumerate(_FAMILIES)]
-        program += [ret(allow), ret(eafnosupport)]
-    program += [ret(allow)]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-
-
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
 def seccomp() -> None:
     """Refuses the system calls that programs in boxes do not need, for this process and its children."""
-    code = build_filter()
+    code = system_calls.build_filter()
     program = _Program(len(code) // 8, code)
     _check(_libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0), "prctl(SECCOMP)")

@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from . import entry, frames, linux, program, rootfs, supervisor
+from . import entry, frames, linux, program, rootfs, skeleton, supervisor, system_calls
 from .folders import remove_tree
 
 __all__ = ["main"]
@@ -54,7 +54,7 @@ def main() -> None:
         os.dup2(null, fd)
     program.preload()
     if setup.isolated:
-        linux.build_filter()
+        system_calls.build_filter()
     sys.path[:] = [path for path in sys.path if path and path != plan["library"]]
     gc.collect()
     gc.freeze()
@@ -114,7 +114,7 @@ class _Setup(supervisor.Setup):
             return
         userns = self._example_userns() if self.owner else None
         try:
-            rootfs.build_skeleton(self.owner, userns)
+            skeleton.build_skeleton(self.owner, userns)
         finally:
             if userns is not None:
                 os.close(userns)

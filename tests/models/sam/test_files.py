@@ -28,7 +28,8 @@ def folder(saved, tmp_path):
 @pytest.mark.parametrize("variant", SIZES)
 def test_what_transformers_wrote_is_written_again_byte_for_byte(saved, tmp_path, variant):
     source = saved(variant)[1]
-    (source / "preprocessor_config.json").write_text('{"size":\t{"longest_edge": 1024}}')
+    side = json.loads((source / "config.json").read_text())["vision_config"]["image_size"]
+    (source / "preprocessor_config.json").write_text(f'{{"size":\t{{"longest_edge": {side}}}}}')
     config, params = sam.load(source)
     sam.save(tmp_path / "copy", config, params, processor=source)
     assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in (tmp_path / "copy").iterdir())

@@ -103,8 +103,7 @@ class CMAES(flax.struct.PyTreeNode):
         if self.population < MIN_CMAES_POPULATION or not 0 < self.sigma < np.inf:
             raise InputError(
                 f"expected a population of at least {MIN_CMAES_POPULATION} and a positive sigma, got {self.population} and "
-                f"{self.sigma} "
-                "in CMAES; correct them"
+                f"{self.sigma} in CMAES; correct them"
             )
         shape = coefficients_of(genomes, "CMAES").shape[1:]
         table = check_experts(genomes, scores, "CMAES")

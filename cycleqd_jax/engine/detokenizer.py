@@ -58,12 +58,19 @@ class Detokenizer:
     Args:
         decode: the text of token ids, such as :meth:`cycleqd_jax.models.tokenizer.ChatTokenizer.decode`.
         before: tokens before the first one, whose text is not included; some decoders drop a space at the beginning of a text.
+            A character that they leave incomplete is included.
     """
 
     def __init__(self, decode: Decode, before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._last = list(before[-_CONTEXT:])  # tokens of the last piece
-        self._held: list[int] = []  # tokens after it
+        start = max(0, len(before) - _CONTEXT)
+        while start and decode(before[start:]).startswith(REPLACEMENT):  # not within the bytes of a character
+            start = max(0, 2 * start - len(before))
+        end = len(before)
+        while end > start and decode(before[start:end]).endswith(REPLACEMENT):
+            end -= 1
+        self._last = list(before[start:end])  # tokens of the last piece
+        self._held = list(before[end:])  # tokens after it: here those of a character that the first tokens complete
 
     def add(self, ids: Sequence[int]) -> str:
         """The new text after these tokens; it may be empty."""

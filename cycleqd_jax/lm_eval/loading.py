@@ -14,7 +14,7 @@ from cycleqd_jax.models.files.gguf_tokenizer import gguf_tokenizer
 from cycleqd_jax.models.llama import LlamaConfig
 from cycleqd_jax.models.preflight import local_folder
 from cycleqd_jax.models.tokenizer import ChatTokenizer
-from cycleqd_jax.models.tokenizer_files import open_tokenizer, read_stop_tokens, stop_ids_of
+from cycleqd_jax.models.tokenizer_files import open_tokenizer, pad_below, read_stop_tokens, stop_ids_of
 from cycleqd_jax.types import InputError, Params, no_progress
 
 __all__ = ["NAME", "SLOTS", "LoadedModel", "check_arguments", "load", "make_engine", "parameters_of"]
@@ -114,15 +114,12 @@ def make_engine(model: LoadedModel, *, slots: int | None, max_length: int | None
     Raises:
         InputError: ``max_length`` is beyond the model's positions.
     """
-    pad = model.tokenizer.pad_token_id
-    if pad is None or pad >= model.config.vocab_size:  # a token that was added without a row of weights
-        pad = model.stop_ids[0]
     engine = Engine(
         model.config,
         slots=slots or SLOTS,
         max_len=model.config.context_length if max_length is None else max_length,
         stop_ids=model.stop_ids,
-        pad_id=pad,
+        pad_id=pad_below(model.tokenizer.pad_token_id, model.stop_ids, model.config.vocab_size),
     )
     engine.load(model.params, donate=True)
     return engine

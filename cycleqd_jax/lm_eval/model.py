@@ -85,6 +85,7 @@ class HarnessModel:
         self.max_gen_toks = _NEW_TOKENS if new_tokens is None else new_tokens
         self.tokenizer = model.tokenizer
         engine = ours.make_engine(model, slots=slots, max_length=longest)
+        self._refuses_system = False  # whether it was said that the template does
         self._scorer = TextScorer(engine, model.tokenizer, special=special, prefix=prefix)
         self._name = str(pretrained) if pretrained is not None else f"{run}#{'export' if individual is None else individual}"
 
@@ -157,14 +158,19 @@ class HarnessModel:
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text, by the tokenizer's template; without system messages if the template refuses them."""
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        try:
-            return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options)
-        except jinja2.TemplateError as error:
-            others = [message for message in chat_history if message["role"] != "system"]
-            if len(others) == len(chat_history):
-                raise InputError(f"expected a chat template that renders the conversations, got {error}; correct it") from error
-            _LOG.warning("the chat template refuses a conversation (%s); its system messages are left out", error)
-        return self.tokenizer.apply_chat_template(others, tokenize=False, **options)
+        others = [message for message in chat_history if message["role"] != "system"]
+        for messages in (chat_history, others):
+            try:
+                return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            except jinja2.TemplateError as error:
+                if messages is others or len(others) == len(chat_history):
+                    raise InputError(
+                        f"expected a chat template that renders the conversations, got {error}; correct it"
+                    ) from error
+                if not self._refuses_system:
+                    self._refuses_system = True
+                    _LOG.warning("the chat template refuses a conversation (%s); system messages are left out", error)
+        raise AssertionError
 
 
 def _number(name: str, value: object) -> int | None:
@@ -189,7 +195,9 @@ def _generation(options: Mapping[str, Any], most: int) -> dict[str, Any]:
 
     def take(name: str, kinds: tuple[type, ...], expected: str, default: Any) -> Any:
         value = given.pop(name, default)
-        if value is not None and type(value) not in kinds:
+        if type(value) is float and value.is_integer() and kinds == (int,):
+            value = int(value)
+        if value is not None and (type(value) not in kinds or (float in kinds and not abs(value) < 1e300)):
             raise InputError(f"expected {expected} as {name}, got {value!r} in generation_kwargs; correct it")
         return value
 

@@ -17,6 +17,7 @@ from cycleqd_jax.models.folder import read_json, tokenizer_files
 from cycleqd_jax.models.tokenizer_files import (
     is_token,
     open_tokenizer,
+    pad_below,
     read_stop_tokens,
     set_parts,
     shortened,
@@ -126,12 +127,8 @@ class ChatTokenizer:
         return found
 
     def pad_below(self, rows: int) -> int:
-        """The pad token; the first stop token if the pad token was added to the tokenizer without a row of weights.
-
-        Args:
-            rows: the number of rows of the embedding.
-        """
-        return self.pad_id if self.pad_id < rows else self.stop_ids[0]
+        """The pad token; see :func:`~cycleqd_jax.models.tokenizer_files.pad_below`."""
+        return pad_below(self.pad_id, self.stop_ids, rows)
 
     def check_template(self, where: str) -> None:
         """Checks that the chat template renders the message of a user.

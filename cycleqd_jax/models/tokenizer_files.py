@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cycleqd_jax.models.folder import read_json
 from cycleqd_jax.types import InputError
 
-__all__ = ["is_token", "open_tokenizer", "read_stop_tokens", "set_parts", "shortened", "stop_ids_of", "transformers"]
+__all__ = [
+    "is_token",
+    "open_tokenizer",
+    "pad_below",
+    "read_stop_tokens",
+    "set_parts",
+    "shortened",
+    "stop_ids_of",
+    "transformers",
+]
 
 
 def open_tokenizer(folder: Path, *, plain: bool = False) -> Any:
@@ -111,6 +121,17 @@ def stop_ids_of(eos: Any, tokenizer: Any, where: str) -> tuple[int, ...]:
             f"where the tokenizer has {len(tokenizer)} tokens; name the token that ends a reply"
         )
     return tuple(stop_ids)
+
+
+def pad_below(pad: int | None, stop_ids: Sequence[int], rows: int) -> int:
+    """A token to pad with: the pad token, or else a stop token.
+
+    Args:
+        pad: the tokenizer's pad token. It may have been added without a row of weights.
+        stop_ids: the tokens that end a reply.
+        rows: the number of rows of the embedding.
+    """
+    return next((i for i in (pad, *stop_ids) if i is not None and i < rows), 0)
 
 
 def is_token(tokenizer: Any, i: Any) -> bool:

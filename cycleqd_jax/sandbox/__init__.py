@@ -28,9 +28,8 @@ Not guaranteed:
   load, memory and CPU model. /usr is that of the host. In boxes without a root file system (``rootfs``, see
   :func:`build_rootfs`), the world-readable files of /etc are those of the host too.
 * Memory is measured every 50 ms while a command runs, and every second between commands. A box may exceed its limit for that
-  long. Kernel buffers of sockets are estimated from
-  their number; those of pipes are limited only by the number of descriptors. Each execution may take ``memory_mb + disk_mb``,
-  and a trusted command ``disk_mb`` more.
+  long. Kernel buffers of sockets are estimated from their number; those of pipes are limited only by the number of descriptors.
+  Each execution may take ``memory_mb + disk_mb``, and a trusted command ``disk_mb`` more.
 * A program controls its own output. A task must not treat printed text as proof that a test passed.
 * A trusted command that runs or reads what users wrote (their scripts, /etc/passwd, programs that the system did not have) can
   be deceived by it.

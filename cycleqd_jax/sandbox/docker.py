@@ -26,6 +26,7 @@ __all__ = ["IMAGE", "Docker", "DockerBox", "DockerShell"]
 IMAGE = "local-os/default"
 _CALL_SECONDS = 60.0  # most time for an answer of the engine
 _LONGEST_ARGUMENT = 1 << 17  # bytes of an argument that Linux passes to a program, with its final NUL
+_LONGEST_ARGUMENTS = 1 << 20  # of all arguments together; the usual limit is twice that, and the environment counts too
 # Docker's default capabilities, named so that an engine with other settings grants no more.
 _CAPABILITIES = (
     "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "NET_RAW",
@@ -147,14 +148,15 @@ class DockerBox:
         timeout = timeout or self.limits.wall_s
         with self._lock, self._turn:
             self._refuse_closed()
-            # No program can receive an argument with a NUL.
-            if any("\0" in argument for argument in argv):
-                return Completed("embedded null byte\n", 127, False, False, 0.0)
+            # No program can receive an argument with a NUL, or one that is too long.
+            if any("\0" in argument for argument in (cwd, *argv)):
+                return Completed("embedded null byte\n", 126 if "\0" in cwd else 127, False, False, 0.0)
+            sizes = [len(argument.encode("utf-8", "surrogatepass")) + 1 for argument in argv]
+            if max(sizes, default=0) > _LONGEST_ARGUMENT or sum(sizes) > _LONGEST_ARGUMENTS:
+                return Completed("argument list too long\n", 127, False, False, 0.0)
             command = ["docker", "exec", "--interactive", "--workdir", cwd, self.name]
             command += ["sh", "-c", _RUN, "sh", f"{timeout:.3f}s"]
             begin = time.monotonic()
-            if any(len(argument.encode("utf-8", "surrogatepass")) >= _LONGEST_ARGUMENT for argument in argv):
-                return Completed("argument list too long\n", 127, False, False, 0.0)
             process = self._start([*command, *argv])
             try:
                 data, why = _exchange(process, stdin.encode("utf-8", "surrogatepass"), timeout, self.limits.output_bytes)

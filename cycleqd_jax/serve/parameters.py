@@ -200,12 +200,13 @@ def _sampling(body: Mapping[str, Any], *, limit: int | None, logprobs: int | Non
     stream = _flag(body, "stream")
     if options and not stream:
         raise invalid("stream_options", "expected stream_options with stream true only, got it without; leave it out")
+    temperature = _number(body, "temperature", 0.0, 2.0)
     top_p = _number(body, "top_p", 0.0, 1.0)  # 0 leaves the likeliest token only
     return Sampling(
         model,
         _whole(body, "n", 1, MOST_CHOICES, default=1),
         limit,
-        _number(body, "temperature", 0.0, 2.0) if top_p else 0.0,
+        temperature if top_p else 0.0,
         top_p or 1.0,
         _whole({"seed": seed}, "seed", 0, SEEDS - 1, default=0),
         _stops(body.get("stop")),

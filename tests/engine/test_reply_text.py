@@ -98,6 +98,17 @@ def test_a_reply_depends_on_its_tokens_alone(parts, stop, steps):
     assert shown_text + arriving.end() == reply_text(decode, ids[:kept], stop)
 
 
+@pytest.mark.parametrize("cut", range(1, 13))
+def test_a_continuation_after_bytes(cut):
+    """The context may begin or end within a character, or within a run of bytes that the decoder takes as one."""
+    ids = byte_ids("c", *"ሰላምነ".encode(), "a")
+    reply = ReplyText(sentencepiece_like().decode, before=ids[:cut])
+    shown_text = reply.take(ids[cut:])[0] + reply.end()
+    whole = "cሰላምነa"
+    begun = (cut - 1) // 3  # whole characters of three bytes before the cut
+    assert shown_text == whole[1 + begun :]
+
+
 def test_a_continuation_keeps_its_first_space():
     ids = byte_ids("▁", "c", "a")
     reply = ReplyText(sentencepiece_like().decode, before=byte_ids("▁", "b"))

@@ -152,6 +152,7 @@ def harness_model(folder):
         {"max_gen_toks": "abc"},
         {"max_gen_toks": 2.5},
         {"temperature": "x"},
+        {"temperature": 10**400},
         {"top_p": "x"},
         {"seed": "x"},
         {"do_sample": "false", "temperature": 0.5},
@@ -162,6 +163,7 @@ def harness_model(folder):
 def test_generation_options_of_other_types_are_named(options):
     with pytest.raises(InputError, match=f"as {next(iter(options))}, got .* in generation_kwargs; correct it"):
         generation_options(options, 8)
+    assert generation_options({"max_gen_toks": 64.0}, 8)["max_new_tokens"] == 64
     empty = dict.fromkeys(("until", "max_gen_toks", "temperature", "top_p", "seed", "do_sample"))
     assert generation_options(empty, 8) == {"stop": [], "max_new_tokens": 8, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 
@@ -173,7 +175,12 @@ def test_a_template_that_refuses_system_messages_gets_the_others(folder, tmp_pat
     model = harness_model(tmp_path / "model")
     conversation = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
     assert model.apply_chat_template(conversation) == "[u]"
-    assert "no system" in caplog.text
+    assert model.apply_chat_template(conversation) == "[u]"
+    assert caplog.text.count("no system") == 1
+    two = "{% if messages | length > 1 %}{{ raise_exception('two') }}{% endif %}{{ messages[0]['content'] }}"
+    (tmp_path / "model/chat_template.jinja").write_text(two)
+    with pytest.raises(InputError, match="renders the conversations, got two; correct it"):
+        harness_model(tmp_path / "model").apply_chat_template([*conversation, conversation[-1]])
 
 
 def test_a_tokenizer_without_eos_generates(folder, tmp_path):

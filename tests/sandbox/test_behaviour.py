@@ -36,6 +36,7 @@ def test_program_output_and_exit_code(sandbox: Sandbox) -> None:
     assert sandbox.run_python("print(1)").ok
     silent = "import sys\nclass Reason:\n    def __str__(self): raise ValueError\nsys.exit(Reason())"
     assert sandbox.run_python(silent).exit_code == 1
+    assert sandbox.run_python("import os\nos._exit = None\nprint(1)").output == "1\n"
 
 
 def test_program_is_an_ordinary_main_module(sandbox: Sandbox) -> None:

@@ -178,6 +178,8 @@ def test_commands(box: DockerBox) -> None:
     assert box.exec(["pwd"], cwd="/usr").output == "/usr\n"
     assert box.exec(["echo", "a\0b"]).exit_code == 127
     assert box.exec(["bash", "-c", "#" * (1 << 17)]).exit_code == 127
+    assert box.exec(["echo", *["#" * 100_000] * 30]).exit_code == 127
+    assert box.exec(["true"], cwd="/a\0b").exit_code == 126
     big = "y" * 300_000
     assert box.exec(["wc", "-c"], stdin=big).output.strip() == "300000"
 

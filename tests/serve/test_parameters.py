@@ -58,6 +58,7 @@ def test_values_are_taken():
         ({"temperature": "0"}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
+        ({"top_p": 0, "temperature": 99}, "temperature"),
         ({"top_p": 1.1}, "top_p"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),

@@ -4,7 +4,9 @@ import pytest
 
 from cycleqd_jax.sandbox import Completed, InfraError
 from cycleqd_jax.tasks.base import is_unprepared
+from cycleqd_jax.tasks.coding import evalplus
 from cycleqd_jax.tasks.coding.evalplus_inputs import typed_inputs
+from cycleqd_jax.tasks.judges import JudgeResult
 from cycleqd_jax.types import InputError, Score
 
 from .helpers import FakeSandbox, make
@@ -171,6 +173,19 @@ def test_a_failing_gold_program_is_a_fault_of_the_record(write, sandbox, monkeyp
     monkeypatch.setattr(task, "sandbox", None)  # the gold program is not run again
     assert verdict(task, GOLD) == score
     assert task.demonstrations("train") == []
+
+
+def test_a_gold_program_that_a_busy_machine_has_slowed_is_run_again(write, sandbox, monkeypatch):
+    task = make("evalplus", train=write(ADD), test=write(SIMILAR, name="t.jsonl"), sandbox=sandbox)
+    judges, run = [], evalplus.run_judge
+
+    def once_late(*args):
+        judges.append(args)
+        return JudgeResult(None, "timed out") if len(judges) == 1 else run(*args)
+
+    monkeypatch.setattr(evalplus, "run_judge", once_late)
+    assert verdict(task, GOLD).value == 1.0
+    assert len(judges) == 3  # the gold program twice, and the reply
 
 
 def test_a_judge_that_does_not_start_is_no_score(write):

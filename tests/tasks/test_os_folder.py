@@ -105,8 +105,8 @@ def test_episodes(folder, sandbox):
     ("change", "words"),
     [
         ({"create": {"init": {"file": "init/none.sh"}}}, "readable script"),
-        ({"create": {"init": {"file": "../../../../secret"}}}, "a script in the folder"),
-        ({"create": {"init": {"file": "/etc/passwd"}}}, "a script in the folder"),
+        ({"create": {"init": {"file": "../../../../secret"}}}, "expected a script in the folder"),
+        ({"create": {"init": {"file": "/etc/passwd"}}}, "^expected a script in the folder"),
         ({"create": {"init": 3}}, "a script as a text or an object"),
         ({"start": {"language": "bash"}}, "a script as a text or an object"),
         ({"start": {"file": "a\0b"}}, "readable script 'a\\\\x00b'"),

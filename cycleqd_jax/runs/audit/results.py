@@ -93,11 +93,11 @@ def _is_average(average: float | None, scores: Sequence[float]) -> bool:
 def check_exports(path: Path, individuals: int, audit: Audit) -> None:
     """Compares exported models with the digests that were recorded of them."""
     known = set()
-    for file in sorted((path / "exports").glob("*.json")):
+    for file in sorted(filter(Path.is_file, (path / "exports").glob("*.json"))):
         try:
             record = load_json(file)
             folder, expected = path / str(record["folder"]), str(record["digest"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             audit.problems.append(
                 f"expected folder and digest of an exported model, got {type(error).__name__} {error} in {file}; remove it, "
                 "and export the model again"

@@ -110,8 +110,9 @@ def _rename_records(folder: Path) -> None:
     """Renames records of earlier versions, in which two models could have one name."""
     for file in sorted((folder / "exports").glob("*.json")):
         try:
-            place = _record_of(folder, str(load_json(file)["folder"]))
-        except (ValueError, KeyError, TypeError):
+            found = load_json(file)
+            place = _record_of(folder, str(found["folder"]))
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # ``cycleqd verify`` names it
-        if file != place:
+        if "digest" in found and not place.exists():
             file.replace(place)

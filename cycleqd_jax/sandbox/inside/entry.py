@@ -16,6 +16,7 @@ from .residents import BASH_FD
 __all__ = ["Entry", "write_maps"]
 
 _OPEN_FILES = 256
+_exit = os._exit  # a program may replace that of the module
 _STACK = 8 << 20
 _SYNC_FD = 10
 _SECONDS = 10.0  # for the few system calls between the fork and the program
@@ -125,12 +126,12 @@ class Entry:
         except (OSError, ValueError) as error:
             os.write(2, f"{cwd}: {getattr(error, 'strerror', error)}\n".encode("utf-8", "replace"))
             os._exit(126)
+        code = 1
         try:
             action()
-        except BaseException as error:  # this is a copy of the supervisor, whose own code must not continue here
-            os.write(2, f"{error!r}\n".encode("utf-8", "replace"))
-            os._exit(1)
-        os._exit(0)
+            code = 0
+        finally:  # this is a copy of the supervisor, whose own code must not continue here
+            _exit(code)
 
     def _enter_user_namespace(self, sync: socket.socket) -> None:
         if self.userns is None:

@@ -24,6 +24,7 @@ _LOADED = re.compile(
 )
 _SETTINGS = re.compile(r"(usr|s?bin|lib(32|64|x32)?)(/|$)|etc$|etc/(ld\.so|alternatives|nsswitch\.conf|python|perl)")
 _NO_FOLDER = "/proc/none"
+# Python before 3.11 does not know PYTHONSAFEPATH: one that a shell starts finds modules of users in its working directory.
 # Bytecode is not read, because users may have written it; so changes to it do not matter.
 _ENV = {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "PYTHONPYCACHEPREFIX": _NO_FOLDER}
 

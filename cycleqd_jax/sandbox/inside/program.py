@@ -14,6 +14,8 @@ import types
 
 __all__ = ["preload", "run"]
 
+_exit = os._exit  # a program may replace that of the module
+
 # fmt: off
 _PRELOADED = (
     "argparse", "ast", "base64", "bisect", "cmath", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime",
@@ -71,7 +73,7 @@ def run(source: str, path: str) -> None:
             stream.flush()
         except BaseException:
             code = code or 120  # as in the interpreter
-    os._exit(code)
+    _exit(code)
 
 
 def _open_streams() -> None:
@@ -89,8 +91,10 @@ def _exit_code(code: object) -> int:
         return 0
     if isinstance(code, int):
         return code & 0xFF
-    with contextlib.suppress(BaseException):  # its text is made by the program, and so is sys.stderr
+    try:
         print(code, file=sys.stderr)
+    except BaseException:  # its text is made by the program, and sys.stderr may be
+        return 1
     return 1
 
 

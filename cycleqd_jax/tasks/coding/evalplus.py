@@ -26,6 +26,7 @@ __all__ = ["EvalPlus", "EvalPlusRecord"]
 
 _TIME_FACTOR = 4.0  # times the duration of the gold program's call
 _MOST_SECONDS = 60.0  # of all calls with base inputs, and of all calls with plus inputs
+_GOLD_TRIES = 2
 _GOLD_SECONDS = 300.0
 _GOLD_MEMORY_MB = 4096
 _MEMORY_FACTOR = 2  # times the memory of the gold program
@@ -204,7 +205,10 @@ class EvalPlus(FunctionTask[EvalPlusRecord]):
     def _replay(self, record: EvalPlusRecord) -> _Reference | str:
         limits = dataclasses.replace(self._limits(_GOLD_SECONDS, _GOLD_MEMORY_MB), output_bytes=_REFERENCE_BYTES)
         secret = {"mode": "reference", "groups": [record.base, record.plus], "seconds": _GOLD_SECONDS}
-        judged = run_judge(self.sandbox, "calls", {"code": record.gold, "name": record.name}, secret, limits)
+        for _ in range(_GOLD_TRIES):
+            judged = run_judge(self.sandbox, "calls", {"code": record.gold, "name": record.name}, secret, limits)
+            if judged.verdict is not None and not judged.verdict["late"]:  # otherwise a busy machine may be the reason
+                break
         if judged.verdict is None or judged.verdict["failed"] is not None:
             reason = judged.reason if judged.verdict is None else " ".join(map(str, judged.verdict["failed"]))
             return f"its gold program does not return for all inputs within {_GOLD_SECONDS:g} s: {reason}"

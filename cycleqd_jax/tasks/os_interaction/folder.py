@@ -117,8 +117,9 @@ def _script(row: Row, value: Any, scripts: Path) -> list[str] | None:
         return [language, value["code"]]
     try:
         file = (scripts / value["file"]).resolve()
-        if not file.is_relative_to(scripts.resolve()):
-            raise row.error(f"a script in the folder {scripts}", repr(value["file"]))
-        return [language, file.read_text(encoding="utf-8")]
+        code = file.read_text(encoding="utf-8") if (inside := file.is_relative_to(scripts.resolve())) else ""
     except (OSError, ValueError) as error:
         raise row.error(f"a readable script {value['file']!r} in {scripts}", str(error)) from error
+    if not inside:
+        raise row.error(f"a script in the folder {scripts}", repr(value["file"]))
+    return [language, code]

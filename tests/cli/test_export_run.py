@@ -49,10 +49,10 @@ def test_the_selected_model_is_rebuilt_bit_by_bit(finished, bare, capsys):
 def test_every_individual_can_be_rebuilt(finished, bare, trained, capsys):
     results = json.loads((bare / "tables" / "results.json").read_text())
     assert main(["export", str(bare), "--aggregate"]) == 0
-    record = json.loads((bare / "exports" / "aggregate.json").read_text())
+    record = json.loads((bare / "exports" / "exports%2Faggregate.json").read_text())
     assert record["model"] == results["aggregate"]
     assert main(["export", str(bare), "--best-elite"]) == 0
-    best = json.loads((bare / "exports" / "best_elite.json").read_text())["model"]["id"]
+    best = json.loads((bare / "exports" / "exports%2Fbest_elite.json").read_text())["model"]["id"]
     assert best == results["best_elite"]
     assert main(["export", str(bare), "--child", str(best)]) == 0
     assert weights(bare / "exports" / f"child-{best}") == weights(bare / "exports" / "best_elite")
@@ -63,7 +63,7 @@ def test_every_individual_can_be_rebuilt(finished, bare, trained, capsys):
     cell = ",".join(map(str, elite["cell"]))
     assert main(["export", str(bare), "--elite", f"dbbench/{cell}"]) == 0
     assert (
-        json.loads((bare / "exports" / f"elite-dbbench-{cell.replace(',', '-')}.json").read_text())["model"]["id"]
+        json.loads((bare / "exports" / f"exports%2Felite-dbbench-{cell.replace(',', '-')}.json").read_text())["model"]["id"]
         == elite["id"]
     )
     last = history(bare)[-1]
